@@ -1,0 +1,280 @@
+"""The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the saga was aborted.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from sagastream.broker import Broker
+
+_STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sagastream")
+def cli() -> None:
+    """Sagas over Redis streams.
+
+    The broker is REDIS_URL or, where that is not set, an embedded Valkey whose data live in SAGASTREAM_HOME (by
+    default .sagastream in the current folder). Commands that share a home share its server.
+    """
+
+
+def main() -> NoReturn:
+    """The command `sagastream`."""
+    if "NO_COLOR" in os.environ:
+        cli(color=False)
+    cli()
+    raise AssertionError("click exits")
+
+
+@cli.command()
+@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+def worker(until_eof: bool) -> None:
+    """Run an orchestrator worker. Any number of them may run side by side."""
+    with _opened() as broker:
+        from sagastream.orchestrator import Orchestrator
+
+        Orchestrator(broker, _stop_event(until_eof)).run()
+
+
+@cli.command()
+@click.argument("where", metavar="MODULE:NAME")
+@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+def service(where: str, until_eof: bool) -> None:
+    """Run a service, like shop.payment:service. Any number of processes may share its work."""
+    with _opened() as broker:
+        from sagastream.service import load_service
+        from sagastream.service_runner import ServiceRunner
+
+        sys.path.insert(0, str(Path.cwd()))
+        os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
+        ServiceRunner(broker, load_service(where), _stop_event(until_eof)).run()
+
+
+@cli.command()
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Orchestrator workers.")
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="A service to run; may be given several times. By default the three sample services.",
+)
+def up(workers: int, services: tuple[str, ...]) -> None:
+    """Run everything: the broker, workers, services. What dies is started again."""
+    stop = _stop_event()
+    with _opened() as broker:
+        from sagastream_bridge.stack import SAMPLES, Stack
+
+        stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()))
+        click.echo(f"broker   {broker.url}")
+        if broker.embedded is not None:
+            click.echo(f"look     redis-cli -p {broker.embedded.port}")
+        click.echo("stop     Ctrl-C")
+        try:
+            while not stop.is_set():
+                broker.restore()
+                stack.tend()
+                stop.wait(0.2)
+        finally:
+            stack.stop()
+
+
+@cli.command()
+@click.option("--outcomes/--no-outcomes", default=None, help="Tell how each saga ended [default: on a terminal].")
+@click.option("--trace", is_flag=True, help="Write out every command and reply too.")
+@click.option("--serve", default="", metavar="A,B", help="Services that standard input plays.")
+@click.option(
+    "--drain-timeout",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long to wait at the end of input for the sagas that were begun.",
+)
+def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float) -> None:
+    """Speak the stdin protocol: one JSON object a line, in and out.
+
+    Without REDIS_URL, and where nothing runs in the home yet, the bridge brings up the broker, a worker and the
+    sample services for as long as it lives.
+    """
+    from sagastream.messages import is_id
+
+    names = [name.strip() for name in serve.split(",") if name.strip()]
+    for name in names:
+        if not is_id(name):
+            raise click.BadParameter(f"{name!a} cannot be the name of a service", param_hint="--serve")
+    signal.signal(signal.SIGTERM, _terminated)
+    with _opened() as broker:
+        from sagastream_bridge.stdin_bridge import StdinBridge
+
+        if outcomes is None:
+            outcomes = sys.stdin.isatty()
+        run = StdinBridge(broker, outcomes=outcomes, trace=trace, serve=names, drain_timeout_s=drain_timeout)
+        code = run.run(sys.stdin.fileno())
+    sys.exit(code)
+
+
+@cli.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--wait", is_flag=True, help="Wait for the end; exit code 3 if the saga was aborted.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: how long at the most.")
+def begin(file: Any, wait: bool, timeout: float | None) -> None:
+    """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
+    from sagastream.errors import MalformedMessage, RequestRefused
+    from sagastream.messages import decode
+
+    try:
+        body = decode(file.read())
+    except MalformedMessage as error:
+        raise click.ClickException(f"{file.name}: {error}") from None
+    with _opened() as broker:
+        from sagastream.client import SagaClient
+        from sagastream.messages import parse_begin
+
+        broker.check()
+        client = SagaClient(broker)
+        try:
+            accepted = client.begin_request(parse_begin(body, request_id=_request_id()))
+            if not wait:
+                click.echo(f"{accepted.begin.saga_id} accepted")
+                _warn_without_worker(broker)
+                return
+            _warn_without_worker(broker)
+            state = client.wait(accepted, timeout)
+        except MalformedMessage as error:
+            raise click.ClickException(f"{file.name}: {error}") from None
+        except (RequestRefused, TimeoutError) as error:
+            raise click.ClickException(f"{error}") from None
+        click.echo(f"{state.saga_id} {state.status}" + (f": {_safe(state.reason)}" if state.reason else ""))
+    sys.exit(3 if state.status == "ABORTED" else 0)
+
+
+@cli.command()
+@click.argument("saga_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="The SagaState of the protocol, with what else is known.")
+def show(saga_id: str, as_json: bool) -> None:
+    """Show where a saga is, and why."""
+    from sagastream.messages import is_id
+
+    if not is_id(saga_id):
+        raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
+    with _opened() as broker:
+        from sagastream_bridge import inspect, views
+
+        found = inspect.saga(broker.client, saga_id)
+        if found.state is None:
+            raise click.ClickException(f"there is no saga {saga_id} in this store{found.hint}")
+        if as_json:
+            click.echo(inspect.as_json(found))
+        else:
+            for line in views.saga(found.state, found.now_ms, found.notes):
+                click.echo(line)
+
+
+@cli.command("list")
+@click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only these.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at the most.")
+def list_sagas(status: str | None, limit: int) -> None:
+    """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
+    with _opened() as broker:
+        from sagastream_bridge import inspect, views
+
+        listing = inspect.listing(broker.client, status.upper() if status else None, limit)
+        for state in listing.states:
+            click.echo(views.row(state, listing.now_ms))
+        for problem in listing.damaged:
+            click.echo(f"DAMAGED       {_safe(problem)}")
+        shown = len(listing.states)
+        of = "that many or more" if shown == limit else str(shown)
+        click.echo(f"{of} shown; {listing.live} live and {listing.ended} ended in the store", err=True)
+
+
+@cli.command()
+def demo() -> None:
+    """Run three sagas on an embedded broker, and show every message."""
+    stop = _stop_event()
+    with _faults_on_one_line():
+        from sagastream_bridge.demo import run
+
+        run(stop)
+
+
+@contextmanager
+def _opened() -> "Iterator[Broker]":
+    """The broker of the environment, open for as long as a command runs."""
+    with _faults_on_one_line():
+        from sagastream.broker import Broker
+
+        broker = Broker()
+        try:
+            yield broker
+        finally:
+            broker.close()
+
+
+@contextmanager
+def _faults_on_one_line() -> Iterator[None]:
+    """What a user can cause or mend is told on one line of stderr, with exit code 1."""
+    import redis
+
+    from sagastream.errors import SagastreamError
+
+    try:
+        yield
+    except (SagastreamError, redis.RedisError) as error:
+        raise click.ClickException(_safe(str(error) or type(error).__name__)) from None
+
+
+def _stop_event(until_eof: bool = False) -> threading.Event:
+    """Set by SIGTERM and SIGINT, and by the end of standard input where that is asked for."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if until_eof:
+
+        def watch() -> None:
+            while os.read(0, 4096):
+                pass
+            stop.set()
+
+        threading.Thread(target=watch, daemon=True).start()
+    return stop
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _request_id() -> str:
+    import uuid
+
+    return uuid.uuid4().hex
+
+
+def _warn_without_worker(broker: "Broker") -> None:
+    from sagastream_bridge import inspect
+
+    if not inspect.worker_is_alive(broker.client):
+        click.echo("no worker is running; the saga waits for one: sagastream up, or sagastream worker", err=True)
+
+
+def _safe(text: str) -> str:
+    from sagastream.console import printable
+
+    return printable(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The demonstration: three sagas on a broker of their own, every message shown as it happens."""
+
+import os
+import shutil
+import threading
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from sagastream import keys
+from sagastream.broker import Broker
+from sagastream.client import Accepted, SagaClient, read_events
+from sagastream.console import printable
+from sagastream.errors import SagastreamError
+from sagastream.messages import decode, parse_begin
+from sagastream.saga import SagaStatus
+from sagastream_bridge import views
+from sagastream_bridge.stack import SAMPLES, Stack
+
+#: How long a saga of the demonstration may take, in seconds; it takes a few milliseconds.
+_TIMEOUT_S: Final = 10.0
+
+
+def _saga(saga_id: str, user_id: str, amount: float, order_id: str) -> dict[str, object]:
+    return {
+        "saga_id": saga_id,
+        "steps": [
+            {
+                "transaction": "ReserveInventory",
+                "service": "inventory",
+                "params": {"sku": "abc123", "quantity": 1},
+            },
+            {
+                "transaction": "ChargePayment",
+                "service": "payment",
+                "params": {"user_id": user_id, "amount": amount},
+            },
+            {"transaction": "CreateShipment", "service": "shipping", "params": {"order_id": order_id}},
+        ],
+    }
+
+
+_SAGAS: Final = (
+    ("all goes well", _saga("saga42", "u42", 50, "o123")),
+    ("a user without the money", _saga("saga43", "u999", 99999, "o124")),
+    ("the money is spent: what was reserved is released", _saga("saga44", "u42", 99.99, "o125")),
+)
+
+
+def run(stop: threading.Event) -> None:
+    """Run it in `demo` below the home, from scratch each time; the data stay there to be looked at."""
+    home = Path(os.environ.get("SAGASTREAM_HOME") or ".sagastream") / "demo"
+    broker = _fresh(home)
+    stack = Stack(broker, workers=1, services=tuple(SAMPLES.values()), log_dir=home)
+    try:
+        stack.tend()
+        client = SagaClient(broker)
+        for title, body in _SAGAS:
+            if stop.is_set():
+                raise SagastreamError("interrupted")
+            begin = parse_begin(body, request_id=uuid.uuid4().hex, trace=True)
+            click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
+            _watch(client, broker, client.begin_request(begin), stop)
+            click.echo()
+        _show_hash(broker, "saga44")
+    finally:
+        stack.stop()
+        broker.close()
+    click.echo("See for yourself:")
+    click.echo(f"  SAGASTREAM_HOME={home} sagastream show saga44")
+    click.echo(f"  SAGASTREAM_HOME={home} sagastream up       # and in another terminal:")
+    click.echo(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
+
+
+def _fresh(home: Path) -> Broker:
+    """A broker in an empty home. A server that still runs there belongs to another demonstration."""
+    broker = Broker(home=home)
+    assert broker.embedded is not None
+    if not broker.embedded.owned:
+        raise SagastreamError(f"another demonstration is running in {home}")
+    broker.close()
+    shutil.rmtree(home)
+    return Broker(home=home)
+
+
+def _watch(client: SagaClient, broker: Broker, accepted: Accepted, stop: threading.Event) -> None:
+    """Print the messages of one saga until it has ended."""
+    after = accepted.after
+    ended = False
+    while not ended and not stop.is_set():
+        events = read_events(broker.client, after, 500)
+        for event in events:
+            after = event.id
+            kind, body = event.fields[b"kind"].decode(), decode(event.fields[b"body"])
+            if kind == "outcome":
+                ended = True
+            else:
+                click.echo("  " + views.message(body, event.fields[b"service"].decode(), kind))
+    state = client.wait(accepted, _TIMEOUT_S)
+    reason = f"  {printable(state.reason)}" if state.reason else ""
+    mark = "=" if state.status is SagaStatus.COMPLETED else "x"
+    click.echo(f"  {mark}  {views.status(state.status)}{reason}")
+
+
+def _show_hash(broker: Broker, saga_id: str) -> None:
+    key = keys.saga(saga_id)
+    click.echo(click.style(f"HGETALL {key}", bold=True))
+    fields: Any = broker.client.hgetall(key)
+    for name, value in fields.items():
+        click.echo(f"  {printable(name.decode()):<28} {printable(value.decode())}")
+    click.echo()
+
+
+def _redis_cli(broker: Broker) -> str:
+    assert broker.embedded is not None
+    path = broker.embedded.socket_path
+    short = os.path.relpath(path)
+    return f"redis-cli -s {short if len(short) < len(str(path)) else path}"

@@ -1,0 +1,150 @@
+"""Looks into the store for people: one saga with all that explains it, or many on a line each."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import redis
+
+from sagastream import keys
+from sagastream.errors import CorruptSaga
+from sagastream.messages import decode
+from sagastream.saga import SagaState, Step, protocol_view
+from sagastream.saga_hash import iso
+from sagastream.store import Store
+
+#: A reader that has not asked for news for this long, in milliseconds, is dead or hangs.
+ALIVE_MS: Final = 5_000
+_PAGE: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One saga, and what explains that it is where it is."""
+
+    state: SagaState | None
+    now_ms: int
+    notes: list[str]
+    hint: str = ""  # where there is no such saga: why that may be
+
+
+@dataclass(slots=True, kw_only=True)
+class Listing:
+    now_ms: int
+    live: int
+    ended: int
+    states: list[SagaState] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def saga(client: "redis.Redis", saga_id: str) -> Found:
+    """Look one saga up. Raises CorruptSaga."""
+    states, now_ms = Store(client).load([saga_id])
+    state = states[saga_id]
+    if isinstance(state, CorruptSaga):
+        raise state
+    if state is None:
+        unread = client.xlen(keys.REQUESTS)
+        hint = f"; {unread} requests were not read yet" if unread else ""
+        return Found(state=None, now_ms=now_ms, notes=[], hint=hint + _no_worker(client, bool(unread)))
+    notes = []
+    if not state.ended and not state.parked:
+        service = state.step.definition.service
+        consumers = _consumers(client, keys.commands(service), service)
+        if not consumers:
+            notes.append(f"no process of service {service} has ever listened")
+        elif min(consumers) > ALIVE_MS:
+            notes.append(f"no process of service {service} has been heard of for {min(consumers) // 1000} s")
+        if not worker_is_alive(client):
+            notes.append("no worker is running")
+    return Found(state=state, now_ms=now_ms, notes=notes)
+
+
+def as_json(found: Found) -> str:
+    """The SagaState of the protocol, and beside it what else is known; one JSON object."""
+    state = found.state
+    assert state is not None
+    view = protocol_view(state)
+    view |= {
+        "reason": state.reason,
+        "parked": state.parked,
+        "waiting_for": None if state.ended else state.waiting_for,
+        "notes": found.notes,
+        "begun_at": iso(state.begun_ms),
+        "updated_at": iso(state.updated_ms),
+        "duplicates": state.duplicates,
+        "version": state.version,
+    }
+    view["steps"] = [step | _step_details(known) for step, known in zip(view["steps"], state.steps, strict=True)]
+    return json.dumps(view, indent=2)  # plain ASCII: nothing in it can act on a terminal
+
+
+def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
+    """Sagas for a list: parked first, then live, then ended, the newest first; `status` may be PARKED."""
+    store = Store(client)
+    found = Listing(now_ms=store.load([])[1], live=client.zcard(keys.TIMERS), ended=client.zcard(keys.ENDED))
+    parked: list[SagaState] = []
+    others: list[SagaState] = []
+    for state in _states(client, store, found):
+        name = "PARKED" if state.parked else str(state.status)
+        if status is None or status == name or status == str(state.status):
+            (parked if state.parked else others).append(state)
+        if len(others) >= limit and state.ended:
+            break
+    found.states = (parked + others)[:limit]
+    return found
+
+
+def worker_is_alive(client: "redis.Redis") -> bool:
+    """Whether a worker has asked for requests a moment ago."""
+    consumers = _consumers(client, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    return bool(consumers) and min(consumers) <= ALIVE_MS
+
+
+def _no_worker(client: "redis.Redis", matters: bool) -> str:
+    return ", and no worker is running: sagastream worker" if matters and not worker_is_alive(client) else ""
+
+
+def _states(client: "redis.Redis", store: Store, found: Listing) -> Iterator[SagaState]:
+    ids = (saga_id.decode() for saga_id in _ids(client))
+    while page := list(islice(ids, _PAGE)):
+        for state in store.load(page)[0].values():
+            if isinstance(state, SagaState):
+                yield state
+            elif state is not None:
+                found.damaged.append(str(state))
+
+
+def _ids(client: "redis.Redis") -> Iterator[bytes]:
+    """The ids of all live sagas, then of the ended ones, the newest first."""
+    for key, newest_first in ((keys.TIMERS, False), (keys.ENDED, True)):
+        start = 0
+        page: Any
+        while page := client.zrange(key, start, start + _PAGE - 1, desc=newest_first):
+            yield from page
+            start += _PAGE
+
+
+def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
+    """How long ago each reader of a group last asked, in milliseconds."""
+    try:
+        return [int(consumer["idle"]) for consumer in client.xinfo_consumers(stream, group)]
+    except redis.ResponseError as error:
+        if str(error).startswith(("NOGROUP", "no such key", "ERR no such key")):
+            return []
+        raise
+
+
+def _step_details(step: Step) -> dict[str, Any]:
+    return {
+        "service": step.definition.service,
+        "error": decode(step.error) if step.error is not None else None,
+        "unknown": step.unknown,
+        "sent_at": step.sent_ms and iso(step.sent_ms),
+        "answered_at": step.answered_ms and iso(step.answered_ms),
+        "compensation": step.compensation or step.definition.compensation or None,
+        "compensation_sent_at": step.compensation_sent_ms and iso(step.compensation_sent_ms),
+        "compensation_answered_at": step.compensation_answered_ms and iso(step.compensation_answered_ms),
+    }

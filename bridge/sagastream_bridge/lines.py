@@ -1,0 +1,120 @@
+"""The lines of the stdin protocol: one JSON object each, {"src": …, "dest": …, "body": {"type": …, …}}."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sagastream.errors import MalformedMessage
+from sagastream.messages import MAX_BODY_BYTES, decode
+
+#: What the orchestrator is called in `src` and `dest`.
+ORCHESTRATOR: Final = "orchestrator"
+#: The longest line that is read, in bytes: a body of full size, as one string of escapes at worst.
+MAX_LINE_BYTES: Final = MAX_BODY_BYTES
+_CHUNK_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who is to be answered: the `src` of a line and the `msg_id` of its body, None where it gave none."""
+
+    src: str
+    msg_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    caller: Caller
+    dest: str
+    body: dict[str, Any]
+
+    @property
+    def type(self) -> str:
+        return str(self.body["type"])
+
+
+class BadLine(Exception):
+    """A line that is none; `caller` is there if somebody can be told."""
+
+    def __init__(self, text: str, caller: Caller | None = None) -> None:
+        super().__init__(text)
+        self.caller = caller
+
+
+def read_lines(fd: int) -> Iterator[list[bytes]]:
+    """The lines of a file descriptor as they come, as many at once as there are; without the ends of lines.
+
+    A line over MAX_LINE_BYTES comes cut to one byte more, so that whoever parses it sees that it is too long.
+    """
+    rest = b""
+    while chunk := os.read(fd, _CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[: MAX_LINE_BYTES + 1]
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+def parse(line: bytes) -> Line:
+    """One line, checked; raises BadLine."""
+    if len(line) > MAX_LINE_BYTES:
+        raise BadLine(f"too long: over {MAX_LINE_BYTES} bytes")
+    try:
+        value = decode(line)
+    except MalformedMessage as error:
+        raise BadLine(str(error)) from None
+    if not isinstance(value, dict) or not isinstance(value.get("body"), dict):
+        raise BadLine("not an object with src, dest and body")
+    src, dest, body = value.get("src"), value.get("dest"), value["body"]
+    if not isinstance(src, str):
+        raise BadLine("src must be a string")
+    msg_id = body.get("msg_id")
+    caller = Caller(src=src, msg_id=msg_id if type(msg_id) is int else None)
+    if not isinstance(dest, str) or not isinstance(body.get("type"), str):
+        raise BadLine("dest and body.type must be strings", caller)
+    return Line(caller=caller, dest=dest, body=body)
+
+
+class LineWriter:
+    """Writes lines to standard output, whole ones, from any thread. `gone`: nobody reads them any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next_id = 0
+        self.gone = False
+
+    def answer(self, caller: Caller, kind: str, members: dict[str, Any] | None = None) -> None:
+        """A message of the orchestrator's own, numbered, in reply to the caller's."""
+        body: dict[str, Any] = {"type": kind}
+        if caller.msg_id is not None:
+            body["in_reply_to"] = caller.msg_id
+        with self._lock:
+            body["msg_id"] = self._next_id
+            self._next_id += 1
+            self._write(ORCHESTRATOR, caller.src, body | (members or {}))
+
+    def error(self, caller: Caller, code: int, text: str) -> None:
+        """An error line. Its shape is fixed, so it carries no number."""
+        body = {"type": "error", "in_reply_to": caller.msg_id, "code": code, "text": text}
+        with self._lock:
+            self._write(ORCHESTRATOR, caller.src, body)
+
+    def message(self, src: str, dest: str, body: dict[str, Any]) -> None:
+        """A message between the orchestrator and a service, as it is."""
+        with self._lock:
+            self._write(src, dest, body)
+
+    def _write(self, src: str, dest: str, body: dict[str, Any]) -> None:
+        if self.gone:
+            return
+        try:
+            # Plain ASCII: whatever strangers put into it, a terminal sees escapes.
+            print(json.dumps({"src": src, "dest": dest, "body": body}), flush=True)
+        except BrokenPipeError:
+            self.gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

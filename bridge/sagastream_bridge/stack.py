@@ -1,0 +1,88 @@
+"""The processes of a whole installation on one machine: workers and services, restarted when they die."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from sagastream.backoff import delay
+from sagastream.broker import Broker
+from sagastream.console import say
+
+#: The sample services, by name. Named, not imported: they are run as any other service is.
+SAMPLES: Final[Mapping[str, str]] = {
+    name: f"sagastream_stubs.{name}:service" for name in ("inventory", "payment", "shipping")
+}
+#: How long a process may take to finish what it has in hand before it is killed, in seconds.
+STOP_TIMEOUT_S: Final = 10.0
+#: A process that lived this long, in seconds, is restarted at once when it dies; one that did not, ever later.
+_HEALTHY_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class _Child:
+    name: str
+    arguments: list[str]
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+    failures: int = 0
+    not_before: float = field(default=0.0)
+
+
+class Stack:
+    """Workers and services as child processes. They live as long as their parent: a child stops when its standard
+    input ends, which it does however the parent dies."""
+
+    def __init__(self, broker: Broker, *, workers: int, services: Sequence[str], log_dir: Path | None = None) -> None:
+        """`services`: MODULE:NAME each. `log_dir`: where the children's stderr goes, by default to ours."""
+        self._broker = broker
+        self._log_dir = log_dir
+        self._children = [_Child(f"worker-{n}", ["worker"]) for n in range(1, workers + 1)]
+        self._children += [_Child(where.replace(":", "-"), ["service", where]) for where in services]
+
+    def tend(self) -> None:
+        """Start what is not running. To be called again and again."""
+        for child in self._children:
+            if child.process is not None and (code := child.process.poll()) is not None:
+                lived = time.monotonic() - child.started
+                child.failures = 1 if lived > _HEALTHY_S else child.failures + 1
+                child.not_before = time.monotonic() + delay(child.failures, longest_s=10.0)
+                child.process = None
+                ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                say("sagastream", f"{' '.join(child.arguments)} {ended}; starting it again")
+            if child.process is None and time.monotonic() >= child.not_before:
+                self._start(child)
+
+    def stop(self) -> None:
+        """Let all finish what they have in hand, and wait for them."""
+        running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.close()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()  # what it held is taken over when somebody runs again
+                process.wait()
+
+    def _start(self, child: _Child) -> None:
+        child.started = time.monotonic()
+        log = None if self._log_dir is None else (self._log_dir / f"{child.name}.log").open("ab")
+        try:
+            child.process = subprocess.Popen(
+                [sys.executable, "-m", "sagastream_bridge.cli", *child.arguments, "--until-eof"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=os.environ | {"REDIS_URL": self._broker.url},
+                start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
+            )
+        finally:
+            if log is not None:
+                log.close()

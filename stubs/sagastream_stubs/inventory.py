@@ -1,0 +1,29 @@
+"""The sample inventory service: reserves stock."""
+
+from typing import Any
+
+from sagastream import Context, Reject, Service
+from sagastream_stubs.ledger import Ledger
+
+#: What is in stock at first, in pieces; of anything else there is plenty.
+STOCK = {"sold_out": 0}
+PLENTY = 1_000_000
+
+service = Service("inventory")
+ledger = Ledger("inventory", "r")
+
+
+@service.command("ReserveInventory", compensation="ReleaseReservation")
+def reserve(params: Any, context: Context) -> dict[str, str]:
+    try:
+        sku, quantity = str(params["sku"]), int(params["quantity"])
+    except (KeyError, TypeError, ValueError):
+        raise Reject("malformed_params: needs sku and quantity") from None
+    if quantity < 1:
+        raise Reject("quantity_below_one")
+    return {"reservation_id": ledger.take(context.key, sku, quantity, STOCK.get(sku, PLENTY), "out_of_stock")}
+
+
+@service.compensation("ReleaseReservation")
+def release(_params: Any, context: Context) -> None:
+    ledger.give_back(context.transaction_key)

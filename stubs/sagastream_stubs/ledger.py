@@ -1,0 +1,51 @@
+"""What the sample services keep: how much there is of each thing, and who took what. In Redis, idempotently.
+
+stubs:{<service>}:left     hash  thing -> how much is left of it, once somebody took some
+stubs:{<service>}:taken    hash  idempotency key -> <id> <thing> <amount>; "void": given back
+stubs:{<service>}:counter  string  the last number that was given out
+"""
+
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+from sagastream import Reject, connect
+
+
+class Ledger:
+    """One service's books. `prefix` begins its ids: r1, r2, …"""
+
+    def __init__(self, service: str, prefix: str) -> None:
+        self._keys = [f"stubs:{{{service}}}:{name}" for name in ("left", "taken", "counter")]
+        self._prefix = prefix
+
+    def take(self, key: str, thing: str, amount: int, at_first: int, refusal: str) -> str:
+        """Take `amount` of `thing`, of which there were `at_first`; the id of what was taken.
+
+        Called again with the same `key`, it takes nothing more and returns the same id. Raises Reject(refusal)
+        where too little is left, and Reject("cancelled") where the same key was given back before.
+        """
+        answer = self._script("take")(keys=self._keys, args=[key, thing, amount, at_first, self._prefix])
+        if answer == b"void":
+            raise Reject("cancelled")
+        if not answer:
+            raise Reject(refusal)
+        return str(answer.decode())
+
+    def give_back(self, key: str) -> None:
+        """Undo the `take` with this key, once; if it has not happened yet, it never will."""
+        self._script("give_back")(keys=self._keys, args=[key])
+
+    def _script(self, name: str) -> Any:
+        if name not in self._scripts:
+            text = resources.files(__package__).joinpath("scripts", f"{name}.lua").read_text()
+            self._scripts[name] = self._client.register_script(text)
+        return self._scripts[name]
+
+    @cached_property
+    def _scripts(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def _client(self) -> Any:
+        return connect()

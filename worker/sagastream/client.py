@@ -1,0 +1,143 @@
+"""The client: begin sagas, look at them, wait for their end."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import redis
+
+from sagastream import keys
+from sagastream.broker import Broker
+from sagastream.decision import begun_with
+from sagastream.errors import CorruptSaga, RequestRefused
+from sagastream.messages import Begin, Code, parse_begin
+from sagastream.saga import SagaState
+from sagastream.store import Store
+from sagastream.streams import Entry
+
+#: How long one wait for news blocks before the state itself is looked at, in milliseconds.
+_LOOK_MS: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A saga_begin that the broker has: durable, and sure to be run or refused."""
+
+    begin: Begin
+    after: bytes  # the last entry of the events stream before it: all news of it come later
+
+
+class SagaClient:
+    """One connection to the sagas of a store. Close it, or use it as a context manager."""
+
+    def __init__(self, broker: Broker | None = None) -> None:
+        """With no broker given, opens the one of the environment (see Broker)."""
+        self._owns_broker = broker is None
+        self._broker = broker or Broker()
+        self._redis: redis.Redis = self._broker.client
+        self._store = Store(self._redis)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owns_broker:
+            self._broker.close()
+
+    def begin(self, saga_id: str, steps: list[dict[str, Any]]) -> Accepted:
+        """Ask for a saga to be run. `steps`: as in the protocol, each with transaction, service, params.
+
+        Returns as soon as the request is durable. Begun again with the same id and steps, nothing is done twice;
+        with other steps, `wait` raises RequestRefused.
+
+        Raises:
+            MalformedMessage: says what is wrong, and where; nothing was sent.
+            redis.RedisError: the broker is away; whether the request arrived is open, so call again with the
+                same id.
+        """
+        body = {"saga_id": saga_id, "steps": steps}
+        return self.begin_request(parse_begin(body, request_id=uuid.uuid4().hex))
+
+    def begin_request(self, begin: Begin) -> Accepted:
+        """As `begin`, for a request that was parsed already."""
+        after = last_event(self._redis)
+        append_begins(self._redis, [begin])
+        return Accepted(begin=begin, after=after)
+
+    def get(self, saga_id: str) -> SagaState | None:
+        """The saga as it stands; None: the orchestrator knows no such saga (or has not read its request yet).
+
+        Raises CorruptSaga if what stands at its key cannot be read.
+        """
+        state = self._store.load([saga_id])[0][saga_id]
+        if isinstance(state, CorruptSaga):
+            raise state
+        return state
+
+    def wait(self, accepted: Accepted, timeout_s: float | None = None) -> SagaState:
+        """Wait until the saga has ended, and return it as it ended.
+
+        Raises:
+            RequestRefused: another saga has its id.
+            TimeoutError: it has not ended in time; it goes on by itself.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        after = accepted.after
+        saga_id = accepted.begin.saga_id
+        while True:
+            # The hash is the truth; the events only say when to look again.
+            state = self.get(saga_id)
+            if state is not None and not begun_with(state, accepted.begin):
+                text = f"another saga has the id {saga_id}: it began with other steps"
+                raise RequestRefused(Code.PRECONDITION_FAILED, text)
+            if state is not None and state.ended:
+                return state
+            left_ms = _LOOK_MS
+            if deadline is not None:
+                left_ms = min(left_ms, int((deadline - time.monotonic()) * 1000))
+                if left_ms <= 0:
+                    raise TimeoutError(f"saga {saga_id} has not ended within {timeout_s:g} s")
+            after = self._await_news(saga_id, after, left_ms)
+
+    def _await_news(self, saga_id: str, after: bytes, block_ms: int) -> bytes:
+        """Block until the events tell of this saga, at most `block_ms`; the last entry that was seen."""
+        deadline = time.monotonic() + block_ms / 1000
+        while (left_ms := int((deadline - time.monotonic()) * 1000)) > 0:
+            for entry in read_events(self._redis, after, left_ms):
+                after = entry.id
+                if entry.fields.get(b"saga_id") == saga_id.encode():
+                    return after
+        return after
+
+
+def append_begins(client: "redis.Redis", begins: Sequence[Begin]) -> None:
+    """Append requests, durable when this returns. To be called again with the same ones where it raised: a
+    request that arrived twice is known by its request_id."""
+    pipeline = client.pipeline(transaction=False)
+    for begin in begins:
+        fields: dict[Any, Any] = {"body": begin.body()}
+        if begin.request_id is not None:
+            fields["request_id"] = begin.request_id
+        if begin.trace:
+            fields["trace"] = 1
+        pipeline.xadd(keys.REQUESTS, fields)
+    pipeline.execute()
+
+
+def last_event(client: "redis.Redis") -> bytes:
+    """The id of the newest entry of the events stream, to read on from."""
+    newest: Any = client.xrevrange(keys.EVENTS, count=1)
+    return bytes(newest[0][0]) if newest else b"0-0"
+
+
+def read_events(client: "redis.Redis", after: bytes, block_ms: int, count: int = 1000) -> list[Entry]:
+    """The events after one, waiting up to `block_ms` for them."""
+    answer: Any = client.xread({keys.EVENTS: after}, count=count, block=block_ms)
+    return [
+        Entry(stream=keys.EVENTS, id=entry_id, fields=fields) for _, page in answer or () for entry_id, fields in page
+    ]

@@ -1,0 +1,58 @@
+"""Every key name of the store. Nothing else, no Lua script either, puts one together.
+
+One partition's keys share the hash tag {p}, so that one script may change them all, on a cluster too.
+
+    key                          type    written by              lives
+    saga:{p}:requests            stream  clients, bridges        an entry: until the orchestrator took it
+    saga:{p}:replies             stream  services                likewise
+    saga:{p}:commands:<service>  stream  orchestrator            an entry: until the service answered it
+    saga:{p}:saga:<saga_id>      hash    orchestrator            for good (retention is to come)
+    saga:{p}:timers              zset    orchestrator            a member: while its saga is live
+    saga:{p}:ended               zset    orchestrator            for good (retention is to come)
+    saga:{p}:events              stream  orchestrator            capped at EVENTS_KEPT entries, about
+    saga:{p}:quarantine          stream  orchestrator, services  until a person deals with it
+    saga:{p}:done:<service>:<d>  hash    services                DONE_KEPT_S after its last write; d: day of the saga
+    saga:services:<service>      hash    services                for good: published commands -> compensations
+    saga:store                   hash    whoever comes first     for good: the number of partitions
+"""
+
+from typing import Final
+
+#: Partitions that this release runs. The names allow for more; the store remembers what it was laid out for.
+PARTITIONS: Final = 1
+
+#: The consumer group of the orchestrator's workers; a service's group has the service's name.
+ORCHESTRATOR_GROUP: Final = "orchestrator"
+
+#: About how many entries the events stream keeps; who falls further behind reads the states instead.
+EVENTS_KEPT: Final = 100_000
+
+#: How long a service's record of what it did outlives the last write to its day, in seconds: 30 days.
+DONE_KEPT_S: Final = 30 * 24 * 3600
+
+_DAY_MS: Final = 24 * 3600 * 1000
+
+REQUESTS: Final = "saga:{0}:requests"
+REPLIES: Final = "saga:{0}:replies"
+TIMERS: Final = "saga:{0}:timers"
+ENDED: Final = "saga:{0}:ended"
+EVENTS: Final = "saga:{0}:events"
+QUARANTINE: Final = "saga:{0}:quarantine"
+STORE: Final = "saga:store"
+
+
+def saga(saga_id: str) -> str:
+    return f"saga:{{0}}:saga:{saga_id}"
+
+
+def commands(service: str) -> str:
+    return f"saga:{{0}}:commands:{service}"
+
+
+def done(service: str, begun_ms: int) -> str:
+    """Where `service` records what it did for a saga begun then: the same key for every attempt of every step."""
+    return f"saga:{{0}}:done:{service}:{begun_ms // _DAY_MS}"
+
+
+def published(service: str) -> str:
+    return f"saga:services:{service}"

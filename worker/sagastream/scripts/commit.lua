@@ -1,0 +1,102 @@
+#!lua
+-- Commit one turn of the orchestrator: for every saga in it compare the version, then write all that was decided.
+--
+-- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
+--       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
+-- ARGV  1 the group of the acknowledged streams
+--       2 about how many entries the events stream keeps
+--       3 how many of KEYS are timers, ended or streams (the hashes follow)
+--       4 how many changes follow; each is, in this order:
+--           length of the rest of the change, in arguments
+--           key index of its saga (0: no saga, nothing to compare)
+--           the version that the hash must have ("": there must be none)
+--           when it next needs attention, ms or "+inf" ("": no change; "ended": it has ended now)
+--           the time now, ms
+--           the member of timers and ended: the saga's id
+--           number of hash arguments, then field, value, ...
+--           number of appends; each: key index, number of arguments, field, value, ...
+--           the entries to acknowledge and delete: key index, entry id, ... (to the end of the change)
+-- RETURNS  for every change 1: committed, or 0: lost the comparison (nothing of it was written)
+--
+-- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
+
+local group, events_kept = ARGV[1], ARGV[2]
+local fixed = tonumber(ARGV[3])
+
+for i = 1, fixed do
+  local found = redis.call('TYPE', KEYS[i]).ok
+  local wanted = i <= 2 and 'zset' or 'stream'
+  if found ~= wanted and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
+  end
+end
+
+local results, starts = {}, {}
+local cursor = 5
+for change = 1, tonumber(ARGV[4]) do
+  starts[change] = cursor + 1
+  local key = tonumber(ARGV[cursor + 1])
+  results[change] = 1
+  if key > 0 then
+    -- pcall: at this key may stand something that is no hash; its reader will say so
+    local version = redis.pcall('HGET', KEYS[key], 'version')
+    if version == false then
+      -- a hash without a version is not ours to write to
+      version = redis.call('EXISTS', KEYS[key]) == 0 and '' or nil
+    end
+    if version ~= ARGV[cursor + 2] then
+      results[change] = 0
+    end
+  end
+  cursor = cursor + 1 + tonumber(ARGV[cursor])
+end
+
+local acknowledged, waiting, ended, ended_ids = {}, {}, {}, {}
+for change = 1, #results do
+  if results[change] == 1 then
+    local at = starts[change]
+    local last = at - 1 + tonumber(ARGV[at - 1])
+    local key, timer, now, id = tonumber(ARGV[at]), ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
+    local n = tonumber(ARGV[at + 5])
+    at = at + 6
+    if n > 0 then
+      redis.call('HSET', KEYS[key], unpack(ARGV, at, at + n - 1))
+      at = at + n
+    end
+    if timer == 'ended' then
+      ended[#ended + 1], ended[#ended + 2] = now, id
+      ended_ids[#ended_ids + 1] = id
+    elseif timer ~= '' then
+      waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
+    end
+    local appends = tonumber(ARGV[at])
+    at = at + 1
+    for _ = 1, appends do
+      local stream = tonumber(ARGV[at])
+      n = tonumber(ARGV[at + 1])
+      if stream == 3 then
+        redis.call('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(ARGV, at + 2, at + 1 + n))
+      else
+        redis.call('XADD', KEYS[stream], '*', unpack(ARGV, at + 2, at + 1 + n))
+      end
+      at = at + 2 + n
+    end
+    for i = at, last, 2 do
+      local stream = tonumber(ARGV[i])
+      local ids = acknowledged[stream] or {}
+      ids[#ids + 1] = ARGV[i + 1]
+      acknowledged[stream] = ids
+    end
+  end
+end
+
+if #waiting > 0 then redis.call('ZADD', KEYS[1], unpack(waiting)) end
+if #ended > 0 then
+  redis.call('ZREM', KEYS[1], unpack(ended_ids))
+  redis.call('ZADD', KEYS[2], unpack(ended))
+end
+for stream, ids in pairs(acknowledged) do
+  redis.call('XACK', KEYS[stream], group, unpack(ids))
+  redis.call('XDEL', KEYS[stream], unpack(ids))
+end
+return results

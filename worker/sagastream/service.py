@@ -1,0 +1,134 @@
+"""What services are written with.
+
+    service = Service("payment")
+
+    @service.command("ChargePayment", compensation="RefundPayment")
+    def charge(params, context):
+        if too_much(params["amount"]):
+            raise Reject("insufficient_funds")
+        return {"payment_id": ...}
+
+A handler may be called more than once for one command: when a process dies between the effect and its record, or when
+it raised and is tried again. `context.key` is the same each time; a handler puts it into the same transaction as its
+effect, and so has it once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+import orjson
+import redis
+
+from sagastream import keys
+from sagastream.errors import ServiceError
+from sagastream.messages import Command, is_id
+
+#: A handler: (params, context) -> any JSON value. For a compensation: the params of the step that it undoes.
+Handler = Callable[[Any, "Context"], Any]
+_H = TypeVar("_H", bound=Handler)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a handler may know of its command beyond the params."""
+
+    saga_id: str
+    step: int  # counts from 1
+    key: str  # the idempotency key
+    transaction_key: str  # of a compensation: the key of what it undoes; else the same as `key`
+    attempt: int  # how often the orchestrator has sent this command, this time included
+    result: Any = None  # of a compensation: what the step returned, if that is known
+
+
+class Service:
+    """The commands of one service and their handlers."""
+
+    def __init__(self, name: str) -> None:
+        if not is_id(name):
+            raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ : -")
+        self.name = name
+        self._commands: dict[str, tuple[Handler, str | None]] = {}
+        self._compensations: dict[str, Handler] = {}
+
+    def command(self, name: str, *, compensation: str | None) -> Callable[[_H], _H]:
+        """Declare a command's handler, and the name of the compensation that undoes it; None: it needs none."""
+        self._check_new(name)
+        if compensation == name:
+            raise ServiceError(f"service {self.name}: {name} cannot be its own compensation")
+
+        def declare(handler: _H) -> _H:
+            self._commands[name] = (handler, compensation)
+            return handler
+
+        return declare
+
+    def compensation(self, name: str) -> Callable[[_H], _H]:
+        """Declare the handler of a compensation."""
+        self._check_new(name)
+
+        def declare(handler: _H) -> _H:
+            self._compensations[name] = handler
+            return handler
+
+        return declare
+
+    def handler(self, command: Command) -> Handler | None:
+        """The handler for a command, None where the service has none."""
+        if command.compensating:
+            return self._compensations.get(command.type)
+        return self._commands.get(command.type, (None, None))[0]
+
+    def publish(self, client: "redis.Redis") -> None:
+        """Tell the orchestrators which commands there are and what undoes them.
+
+        Raises ServiceError where a compensation has no handler. What an older release published stays: sagas that
+        began with it may still have to be undone.
+        """
+        for name, (_, compensation) in self._commands.items():
+            if compensation is not None and compensation not in self._compensations:
+                raise ServiceError(
+                    f"service {self.name}: {name} is undone by {compensation}, which has no handler; "
+                    f'declare one with @service.compensation("{compensation}")'
+                )
+        if not self._commands:
+            raise ServiceError(f"service {self.name} declares no command")
+        client.hset(
+            keys.published(self.name),
+            mapping={name: compensation or "" for name, (_, compensation) in self._commands.items()},
+        )
+
+    def _check_new(self, name: str) -> None:
+        if not is_id(name):
+            raise ServiceError(f"service {self.name}: {name!r} cannot be the name of a command")
+        if name in self._commands or name in self._compensations:
+            raise ServiceError(f"service {self.name} declares {name} twice")
+
+
+def context_of(command: Command) -> Context:
+    """What a handler is told of this command."""
+    transaction_key = f"{command.saga_id}/{command.step}/transaction"
+    return Context(
+        saga_id=command.saga_id,
+        step=command.step,
+        key=command.key,
+        transaction_key=transaction_key,
+        attempt=command.attempt,
+        result=orjson.loads(command.result) if command.result is not None else None,
+    )
+
+
+def load_service(where: str) -> Service:
+    """The Service that MODULE:NAME names. Raises ServiceError with what to do about it."""
+    module_name, _, name = where.partition(":")
+    if not module_name or not name:
+        raise ServiceError(f"{where!r} is not MODULE:NAME, like shop.payment:service")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ServiceError(f"cannot import {module_name}: {error}; run it where the module is found") from None
+    service = getattr(module, name, None)
+    if not isinstance(service, Service):
+        raise ServiceError(f"{name} in {module_name} is not a sagastream.Service")
+    return service
