@@ -197,8 +197,8 @@ def list_sagas(status: str | None, limit: int) -> None:
         for problem in listing.damaged:
             click.echo(f"DAMAGED       {_safe(problem)}")
         shown = len(listing.states)
-        of = "that many or more" if shown == limit else str(shown)
-        click.echo(f"{of} shown; {listing.live} live and {listing.ended} ended in the store", err=True)
+        more = " (--limit shows more)" if shown == limit else ""
+        click.echo(f"{shown} shown{more}; {listing.live} live and {listing.ended} ended in the store", err=True)
 
 
 @cli.command()

@@ -121,10 +121,14 @@ def _ids(client: "redis.Redis") -> Iterator[bytes]:
     """The ids of all live sagas, then of the ended ones, the newest first."""
     for key, newest_first in ((keys.TIMERS, False), (keys.ENDED, True)):
         start = 0
-        page: Any
-        while page := client.zrange(key, start, start + _PAGE - 1, desc=newest_first):
+        while page := _page(client, key, start, newest_first):
             yield from page
             start += _PAGE
+
+
+def _page(client: "redis.Redis", key: str, start: int, newest_first: bool) -> list[bytes]:
+    page: Any = client.zrange(key, start, start + _PAGE - 1, desc=newest_first)
+    return list(page)
 
 
 def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:

@@ -12,7 +12,7 @@ from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.errors import MalformedMessage
 from sagastream.messages import Command, Reply, decode, ok, parse_command, parse_reply
-from sagastream.service_runner import LEASE_MS
+from sagastream.service import LEASE_MS
 from sagastream.streams import Entry, GroupReader, consumer_name
 from sagastream_bridge.lines import ORCHESTRATOR, LineWriter
 

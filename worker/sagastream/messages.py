@@ -207,6 +207,12 @@ def decode(data: bytes) -> Any:
     return value
 
 
+def type_of(body: Any) -> str:
+    """The type of a decoded body, checked."""
+    _object(body, "the body", None)
+    return _name(body, "type", "the body", REPLY_PATTERN)
+
+
 def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False) -> Begin:
     """A decoded saga_begin body, checked; MalformedMessage says what is wrong and where."""
     _object(body, "the body", {"type", "msg_id", "saga_id", "steps"})
@@ -245,9 +251,8 @@ def parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> 
 def parse_reply(body: Any, *, unknown: bool = False) -> Reply:
     """A decoded reply body, checked. Members that the protocol does not name are ignored: the effect has happened
     whatever else a service likes to add."""
-    _object(body, "the body", None)
     return Reply(
-        type=_name(body, "type", "the body", REPLY_PATTERN),
+        type=type_of(body),
         saga_id=_name(body, "saga_id", "the body"),
         step=_step_number(body),
         result=encode(body["result"]) if "result" in body else None,

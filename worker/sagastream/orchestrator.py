@@ -17,7 +17,7 @@ from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Decision, Published, decide, refuse
 from sagastream.errors import CorruptSaga, MalformedMessage
-from sagastream.messages import Begin, Code, Reply, decode, is_id, parse_begin, parse_reply
+from sagastream.messages import Begin, Code, Reply, decode, is_id, parse_begin, parse_reply, type_of
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.store import Change, Store
 from sagastream.streams import BATCH, Entry, GroupReader, consumer_name
@@ -109,8 +109,9 @@ def _open(entry: Entry) -> Letter:
             return Letter(entry=entry, message=parse_reply(body, unknown=b"unknown" in fields))
         request_id = _request_id(fields)
         body = decode(fields.get(b"body", b""))
-        if isinstance(body, dict) and body.get("type") != "saga_begin":
-            text = f"the orchestrator knows no request {str(body.get('type'))[:128]!a}"
+        kind = type_of(body)
+        if kind != "saga_begin":
+            text = f"the orchestrator knows no request {kind}"
             return Letter(entry=entry, verdict=refuse(None, request_id, Code.NOT_SUPPORTED, text))
         begin = parse_begin(body, request_id=request_id, trace=b"trace" in fields)
         return Letter(entry=entry, message=begin)

@@ -16,7 +16,8 @@ effect, and so has it once.
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from traceback import extract_tb
+from typing import Any, Final, TypeVar
 
 import orjson
 import redis
@@ -24,6 +25,9 @@ import redis
 from sagastream import keys
 from sagastream.errors import ServiceError
 from sagastream.messages import Command, is_id
+
+#: How long a process may hold a command before others take it over, in milliseconds, unless a service says otherwise.
+LEASE_MS: Final = 30_000
 
 #: A handler: (params, context) -> any JSON value. For a compensation: the params of the step that it undoes.
 Handler = Callable[[Any, "Context"], Any]
@@ -45,10 +49,19 @@ class Context:
 class Service:
     """The commands of one service and their handlers."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, lease_ms: int = LEASE_MS) -> None:
+        """
+        Args:
+            name: what sagas call the service.
+            lease_ms: how long a process may hold a command before another takes it over. Longer than any handler
+                takes: one that takes longer may run twice at once, kept apart only by its idempotency key.
+
+        Raises ServiceError if the name cannot be one.
+        """
         if not is_id(name):
             raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ : -")
         self.name = name
+        self.lease_ms = lease_ms
         self._commands: dict[str, tuple[Handler, str | None]] = {}
         self._compensations: dict[str, Handler] = {}
 
@@ -128,6 +141,10 @@ def load_service(where: str) -> Service:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         raise ServiceError(f"cannot import {module_name}: {error}; run it where the module is found") from None
+    except Exception as error:  # whatever the module raises
+        at = extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error} (raised in {at.filename}, line {at.lineno})"
+        raise ServiceError(f"cannot import {module_name}: {why}") from error
     service = getattr(module, name, None)
     if not isinstance(service, Service):
         raise ServiceError(f"{name} in {module_name} is not a sagastream.Service")

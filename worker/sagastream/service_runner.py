@@ -17,8 +17,6 @@ from sagastream.messages import Command, Reply, encode, encode_payload, failed, 
 from sagastream.service import Handler, Service, context_of
 from sagastream.streams import Entry, GroupReader, consumer_name
 
-#: How long a process may hold a command before others take it over, in milliseconds: longer than any handler takes.
-LEASE_MS: Final = 30_000
 #: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
 #: How long a finished answer may wait for the rest of its batch, in seconds.
@@ -35,7 +33,7 @@ class ServiceRunner:
         self._stop = stop
         self._answers = Answers(broker.client, service.name)
         stream = keys.commands(service.name)
-        self._inbox = GroupReader(broker.client, [stream], service.name, self.name.split()[-1], LEASE_MS)
+        self._inbox = GroupReader(broker.client, [stream], service.name, self.name.split()[-1], service.lease_ms)
 
     def run(self) -> None:
         """Work until `stop` is set. Raises what waiting cannot mend (ServiceError, BrokerError …)."""
@@ -65,7 +63,7 @@ class ServiceRunner:
             if now - sent > _LINGER_S:
                 self._answers.send()
                 sent = now
-            if now - began > LEASE_MS / 4000:
+            if now - began > self._service.lease_ms / 4000:
                 # The rest waits for longer than others may think we live. Reading it again renews the lease, on
                 # what is still ours.
                 self._inbox.recover()

@@ -1,0 +1,318 @@
+"""The stdin bridge, spoken to as a harness would."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import SAMPLES, Commands, Talk
+from sagastream import keys
+from sagastream.broker import Broker
+from sagastream.client import SagaClient
+from sagastream.saga import SagaStatus
+from scenes import do
+from servers import Server
+from waiting import until
+
+
+def begin(saga_id: str, *steps: dict[str, Any], msg_id: int | None = 1) -> dict[str, Any]:
+    body = {"type": "saga_begin", "saga_id": saga_id, "steps": list(steps)}
+    return body if msg_id is None else body | {"msg_id": msg_id}
+
+
+def reserve(sku: str = "abc123") -> dict[str, Any]:
+    return do({"sku": sku, "quantity": 1}, "ReserveInventory", "inventory")
+
+
+def charge(amount: float) -> dict[str, Any]:
+    return do({"user_id": "u7", "amount": amount}, "ChargePayment", "payment")
+
+
+@pytest.fixture
+def talk(commands: Commands) -> Talk:
+    """A cold bridge with outcomes, in an empty folder."""
+    return Talk(commands.start("bridge", "--outcomes"))
+
+
+def test_outcomes_go_to_whoever_began_the_saga(talk: Talk) -> None:
+    talk.say("alice", begin("a", reserve(), charge(5), msg_id=7))
+    assert talk.hear() == (
+        "orchestrator",
+        "alice",
+        {"type": "saga_completed", "in_reply_to": 7, "msg_id": 0, "saga_id": "a", "status": "COMPLETED"},
+    )
+    talk.say("bob", begin("b", reserve(), charge(1e9), msg_id=8))
+    assert talk.hear() == (
+        "orchestrator",
+        "bob",
+        {
+            "type": "saga_aborted", "in_reply_to": 8, "msg_id": 1, "saga_id": "b", "status": "ABORTED",
+            "reason": "Step 2 failed: insufficient_funds",
+        },
+    )  # fmt: skip
+    assert talk.finish() == (0, "", "")
+
+
+def test_status_is_the_saga_state_of_the_protocol(talk: Talk) -> None:
+    talk.say("c", begin("a", reserve(), charge(1e9)))
+    talk.hear()
+    talk.say("c", {"type": "saga_status", "msg_id": 2, "saga_id": "a"})
+    assert talk.hear()[2] == {
+        "type": "saga_status_ok",
+        "in_reply_to": 2,
+        "msg_id": 1,
+        "state": {
+            "saga_id": "a",
+            "status": "ABORTED",
+            "current_step": 1,
+            "completed_steps": [1],
+            "compensating_steps": [1],
+            "steps": [
+                {
+                    "transaction": "ReserveInventory",
+                    "params": {"sku": "abc123", "quantity": 1},
+                    "status": "COMPENSATED",
+                    "result": {"reservation_id": "r1"},
+                },
+                {"transaction": "ChargePayment", "params": {"user_id": "u7", "amount": 1e9}, "status": "FAILED"},
+            ],
+        },
+    }
+    assert talk.finish()[0] == 0
+
+
+def test_status_of_a_saga_that_no_worker_has_read_of_is_pending(server: Server, commands: Commands) -> None:
+    talk = Talk(commands.start("bridge", "--drain-timeout", "0", env={"REDIS_URL": server.url}))
+    talk.say("c", begin("a", reserve()))
+    talk.say("c", {"type": "saga_status", "msg_id": 2, "saga_id": "a"})
+    state = talk.hear()[2]["state"]
+    assert (state["status"], state["current_step"], state["completed_steps"]) == ("PENDING", 1, [])
+    code, rest, errors = talk.finish()
+    assert (code, rest) == (0, "")
+    assert errors.startswith("sagastream bridge: 1 sagas have not ended within 0 s: a; they are safe in the store")
+    assert server.broker().client.xlen(keys.REQUESTS) == 1
+
+
+def test_await_answers_when_the_saga_has_ended(talk: Talk) -> None:
+    talk.say("c", begin("a", reserve()))
+    talk.say("d", {"type": "saga_await", "msg_id": 5, "saga_id": "a"})
+    heard = [talk.hear(), talk.hear()]
+    assert sorted((dest, body["type"]) for _, dest, body in heard) == [("c", "saga_completed"), ("d", "saga_await_ok")]
+    talk.say("d", {"type": "saga_await", "msg_id": 6, "saga_id": "a"})
+    body = talk.hear()[2]
+    assert (body["in_reply_to"], body["state"]["status"]) == (6, "COMPLETED")
+    assert talk.finish() == (0, "", "")
+
+
+def test_a_saga_that_nobody_knows_is_an_error_20(talk: Talk) -> None:
+    for msg_id, kind in enumerate(("saga_status", "saga_await")):
+        talk.say("c", {"type": kind, "msg_id": msg_id, "saga_id": "nobody"})
+        assert talk.hear() == (
+            "orchestrator",
+            "c",
+            {"type": "error", "in_reply_to": msg_id, "code": 20, "text": "there is no saga nobody"},
+        )
+    assert talk.finish() == (1, "", "")
+
+
+def test_the_same_saga_again_changes_nothing_and_is_told_its_outcome(talk: Talk) -> None:
+    for msg_id in (1, 2, 3):
+        talk.say("c", begin("a", reserve(), msg_id=msg_id))
+    assert sorted(talk.hear()[2]["in_reply_to"] for _ in range(3)) == [1, 2, 3]
+    talk.say("c", begin("a", reserve(), msg_id=4))
+    assert talk.hear()[2]["in_reply_to"] == 4
+    talk.say("c", begin("a", reserve("other"), msg_id=5))
+    assert talk.hear()[2] == {
+        "type": "error",
+        "in_reply_to": 5,
+        "code": 22,
+        "text": "another saga has the id a: it began with other steps",
+    }
+    talk.say("c", {"type": "saga_status", "msg_id": 6, "saga_id": "a"})
+    assert talk.hear()[2]["state"]["steps"][0]["result"] == {"reservation_id": "r1"}
+    assert talk.finish() == (1, "", "")
+
+
+BAD_BODIES = [
+    ({"type": "fly", "msg_id": 3}, 10, "the orchestrator knows no 'fly'"),
+    ({"type": "saga_begin", "msg_id": 3}, 12, "the body: saga_id is missing"),
+    ({"type": "saga_begin", "msg_id": 3, "saga_id": "a", "steps": []}, 12, "steps must be a list of 1 to 100"),
+    ({"type": "saga_begin", "msg_id": 3, "saga_id": "a b", "steps": [reserve()]}, 12, "the body: saga_id must be 1 to"),
+    (
+        {"type": "saga_begin", "msg_id": 3, "saga_id": "a", "steps": [reserve(), {"transaction": "X"}]},
+        12,
+        "steps[1]: service is missing",
+    ),
+    (
+        {"type": "saga_begin", "msg_id": 3, "saga_id": "a", "steps": [reserve() | {"compensate": "Y"}]},
+        12,
+        "steps[0] has an unknown member 'compensate'",
+    ),
+    ({"type": "saga_status", "msg_id": 3, "saga_id": 4}, 12, "saga_id must be 1 to 128"),
+]
+
+
+def test_bad_lines_are_answered_where_somebody_asked_and_the_good_ones_done(talk: Talk) -> None:
+    for body, code, text in BAD_BODIES:
+        talk.say("c", body)
+        heard = talk.hear()
+        assert heard[:2] == ("orchestrator", "c")
+        assert list(heard[2]) == ["type", "in_reply_to", "code", "text"]
+        assert (heard[2]["in_reply_to"], heard[2]["code"]) == (3, code)
+        assert text in heard[2]["text"]
+    talk.say("c", {"type": "init", "msg_id": 1}, dest="somebody")
+    assert talk.hear()[2]["code"] == 10
+    unanswerable = [
+        b"{", b"[]", b"\xff", b"NaN", b"[" * 50_000, b'{"src":"c","dest":"orchestrator","body":{}}',
+        b'{"src":"c","dest":"orchestrator","body":{"type":"fly"}}', b'{"src":1,"dest":"o","body":{"type":"init"}}',
+        b'{"src":"c","src":"d","dest":"orchestrator","body":{"type":"init"}}', b'"\x1b[31m"', b"x" * 3_000_000,
+    ]  # fmt: skip
+    for line in unanswerable:
+        talk.say_raw(line)
+    talk.say_raw(b"")
+    talk.say("c", begin("a", reserve()))
+    assert talk.hear()[2]["type"] == "saga_completed"
+    code, rest, errors = talk.finish()
+    assert (code, rest) == (1, "")
+    complaints = errors.splitlines()
+    assert len(complaints) == len(unanswerable)
+    first = len(BAD_BODIES) + 2
+    assert [c.split(":")[1] for c in complaints] == [f" line {first + n}" for n in range(len(unanswerable))]
+    assert "\x1b" not in errors
+
+
+def test_a_last_line_without_an_end_counts(commands: Commands) -> None:
+    line = json.dumps({"src": "c", "dest": "orchestrator", "body": {"type": "init", "msg_id": 9}})
+    done = commands.run("bridge", given=line)
+    assert json.loads(done.stdout)["body"]["in_reply_to"] == 9
+
+
+def test_served_services_are_played_by_the_lines(commands: Commands) -> None:
+    talk = Talk(commands.start("bridge", "--outcomes", "--serve", "inventory,hotel"))
+    book = do({"night": 1}, "BookRoom", "hotel", compensation="CancelRoom")
+    talk.say("c", begin("a", reserve(), book, charge(1e9)))
+    reserved = ("orchestrator", "inventory", {
+        "type": "ReserveInventory", "saga_id": "a", "step": 1, "params": {"sku": "abc123", "quantity": 1},
+    })  # fmt: skip
+    assert talk.hear() == reserved
+    talk.say("inventory", {"type": "ReserveInventory_ok", "saga_id": "a", "step": 1, "result": {"mine": True}})
+    assert talk.hear() == ("orchestrator", "hotel", {
+        "type": "BookRoom", "saga_id": "a", "step": 2, "params": {"night": 1},
+    })  # fmt: skip
+    talk.say("hotel", {"type": "BookRoom_ok", "saga_id": "a", "step": 2, "msg_id": 3})
+    # The payment is a real one, and fails. What hotel does is undone as the step says, inventory as it publishes.
+    undo = {"saga_id": "a", "step": 2, "compensating": True}
+    assert talk.hear() == ("orchestrator", "hotel", {"type": "CancelRoom"} | undo)
+    talk.say("hotel", {"type": "CancelRoom_ok", "saga_id": "a", "step": 2})
+    assert talk.hear()[2] == {"type": "ReleaseReservation", "saga_id": "a", "step": 1, "compensating": True}
+    talk.say("inventory", {"type": "ReleaseReservation_ok", "saga_id": "a", "step": 1})
+    assert talk.hear()[2]["type"] == "saga_aborted"
+    # What nobody asked for is the orchestrator's to judge.
+    talk.say("inventory", {"type": "ReserveInventory_ok", "saga_id": "a", "step": 1})
+    talk.say("inventory", {"type": "ReserveInventory_ok", "saga_id": "strange", "step": 1})
+    assert talk.finish() == (0, "", "")
+
+
+def test_a_command_that_was_not_answered_is_given_out_again_by_the_next(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--serve", "work", env=env))
+    talk.say("c", begin("a", do(1, compensation=None)))
+    assert talk.hear()[2]["type"] == "Do"
+    talk.process.kill()
+    client = server.broker().client
+    held: Any = client.xpending_range(keys.commands("work"), "work", "-", "+", 1)
+    entry = held[0]
+    # Let time pass for the lease of the dead one.
+    client.xclaim(keys.commands("work"), "work", entry["consumer"], 0, [entry["message_id"]], idle=60_000, justid=True)
+    talk = Talk(commands.start("bridge", "--serve", "work", "--outcomes", env=env))
+    assert talk.hear()[2]["type"] == "Do"
+    talk.say("work", {"type": "Do_ok", "saga_id": "a", "step": 1})
+    until(lambda: client.zscore(keys.ENDED, "a"), what="the saga has ended")
+    assert talk.finish()[0] == 0
+
+
+def test_a_bridge_holds_its_input_back_while_the_broker_is_away(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    for where in SAMPLES:
+        commands.quiet("service", where, env=env)
+    talk = Talk(commands.start("bridge", "--outcomes", "--drain-timeout", "20", env=env))
+    talk.say("c", begin("a", reserve()))
+    talk.hear()
+    server.kill()
+    assert talk.process.stderr is not None
+    assert b"the broker is away" in talk.process.stderr.readline()
+    for n in range(50):
+        talk.say("c", begin(f"b{n}", reserve(), msg_id=n))
+    server.start()
+    assert sorted(talk.hear()[2]["in_reply_to"] for _ in range(50)) == list(range(50))
+    code, rest, errors = talk.finish()
+    assert (code, rest) == (0, "")
+    assert errors == "sagastream bridge: the broker is back\n"
+    client = SagaClient(server.broker())
+    assert client._redis.zcard(keys.ENDED) == 51
+    assert client._redis.hget("stubs:{inventory}:left", "abc123") == str(1_000_000 - 51).encode()
+
+
+def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) -> None:
+    talk = Talk(commands.start("bridge"))
+    talk.say("c", {"type": "init", "msg_id": 1})
+    talk.hear()
+    home = commands.folder / ".sagastream"
+    server = int((home / "valkey.pid").read_text())
+    talk.process.send_signal(signal.SIGTERM)
+    assert talk.process.wait(10) == 0
+    assert not Path(f"/proc/{server}").exists()
+
+
+def test_a_killed_bridge_leaves_a_home_that_the_next_one_goes_on_with(commands: Commands) -> None:
+    talk = Talk(commands.start("bridge", "--serve", "hotel"))
+    talk.say("c", begin("a", do(None, "Book", "hotel", compensation=None)))
+    assert talk.hear()[2]["type"] == "Book"
+    talk.process.kill()
+    talk.process.wait()
+    # Its children notice that it is gone, and end.
+    talk = Talk(commands.start("bridge", "--outcomes"))
+    talk.say("c", begin("b", reserve()))
+    assert talk.hear()[2]["type"] == "saga_completed"
+    talk.say("c", {"type": "saga_status", "msg_id": 2, "saga_id": "a"})
+    assert talk.hear()[2]["state"]["status"] == "PENDING"
+    assert talk.finish() == (0, "", "")
+
+
+def test_when_the_owner_of_a_home_ends_another_bridge_takes_over(commands: Commands) -> None:
+    owner = Talk(commands.start("bridge", "--outcomes"))
+    owner.say("c", begin("a", reserve()))
+    owner.hear()
+    guest = Talk(commands.start("bridge", "--outcomes", "--drain-timeout", "20"))
+    guest.say("c", begin("b", reserve()))
+    assert guest.hear()[2]["saga_id"] == "b"
+    assert owner.finish() == (0, "", "")
+    guest.say("c", begin("d", reserve(), msg_id=3))
+    assert guest.hear(20)[2]["saga_id"] == "d"
+    code, rest, errors = guest.finish()
+    assert (code, rest) == (0, "")
+    assert errors.count("the broker is away") <= 1
+    broker = Broker(home=commands.folder / ".sagastream")
+    try:
+        for saga_id in "abd":
+            state = SagaClient(broker).get(saga_id)
+            assert state is not None
+            assert state.status is SagaStatus.COMPLETED
+    finally:
+        broker.close()
+
+
+def test_nobody_reading_the_output_ends_the_bridge(commands: Commands) -> None:
+    talk = Talk(commands.start("bridge"))
+    talk.say("c", {"type": "init", "msg_id": 1})
+    talk.hear()
+    assert talk.process.stdout is not None
+    talk.process.stdout.close()
+    talk.say("c", {"type": "init", "msg_id": 2})
+    assert talk.process.wait(10) == 1
+    assert talk.process.stderr is not None
+    assert talk.process.stderr.read() == b"sagastream bridge: nobody reads the output any more\n"

@@ -1,0 +1,380 @@
+"""Workers on real servers: sagas of every shape, crashes, races, garbage."""
+
+import json
+import signal
+from typing import Any
+
+import pytest
+import redis
+
+from processes import SAMPLES, Commands
+from sagastream import keys, orchestrator
+from sagastream.client import SagaClient, last_event, read_events
+from sagastream.decision import decide
+from sagastream.errors import CorruptSaga, RequestRefused
+from sagastream.messages import Reply, ok
+from sagastream.saga import SagaState, SagaStatus
+from sagastream.store import Change, Store
+from sagastream.streams import Entry
+from scenes import Scene, do
+from servers import Server
+from waiting import until
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def pending(scene: Scene, stream: str, group: str) -> int:
+    summary: Any = scene.redis.xpending(stream, group)
+    return int(summary["pending"])
+
+
+def nothing_is_left_over(scene: Scene) -> None:
+    """No entry waits anywhere, and the index says what the hashes say."""
+    for stream, group in (
+        (keys.REQUESTS, "orchestrator"),
+        (keys.REPLIES, "orchestrator"),
+        (keys.commands("work"), "work"),
+    ):
+        assert scene.redis.xlen(stream) == 0, stream
+        assert pending(scene, stream, group) == 0, stream
+    assert scene.redis.zcard(keys.TIMERS) == 0
+
+
+@pytest.mark.parametrize("length", [1, 3, 20])
+def test_a_saga_completes_each_step_once(scene: Scene, length: int) -> None:
+    scene.begin("s1", *[do(n) for n in range(length)])
+    state = scene.play("s1")
+    assert state.status is SagaStatus.COMPLETED
+    assert scene.effects.done == [f"s1/{n}/transaction" for n in range(1, length + 1)]
+    assert scene.effects.undone == []
+    assert [step.result for step in state.steps] == [b"%d" % n for n in range(length)]
+    nothing_is_left_over(scene)
+
+
+@pytest.mark.parametrize(("length", "failing"), [(1, 1), (3, 1), (3, 2), (20, 20)])
+def test_a_failed_step_undoes_those_before_it_in_reverse(scene: Scene, length: int, failing: int) -> None:
+    scene.begin("s1", *[do("fail" if n == failing else n) for n in range(1, length + 1)])
+    state = scene.play("s1")
+    assert state.status is SagaStatus.ABORTED
+    assert state.reason == f"Step {failing} failed: as asked"
+    assert scene.effects.undone == [f"s1/{n}/transaction" for n in range(failing - 1, 0, -1)]
+    assert state.compensating_steps == tuple(range(failing - 1, 0, -1))
+    nothing_is_left_over(scene)
+
+
+def test_a_step_without_compensation_is_skipped_in_the_undo(scene: Scene) -> None:
+    scene.begin("s1", do(1), do(2, "DoForGood"), do(3, compensation=None), do("fail"))
+    assert scene.play("s1").status is SagaStatus.ABORTED
+    assert scene.effects.undone == ["s1/1/transaction"]
+
+
+def test_a_compensation_that_nobody_knows_parks_the_saga(scene: Scene) -> None:
+    scene.redis.hdel(keys.published("work"), "Do")
+    scene.begin("s1", do(1), do("fail"))
+    state = scene.play("s1")
+    assert state.status is SagaStatus.COMPENSATING
+    assert state.parked is not None
+    assert "nobody knows what undoes Do of step 1" in state.parked
+    assert scene.redis.zscore(keys.TIMERS, "s1") == float("inf")
+
+
+def test_a_service_that_starts_later_finds_its_commands(scene: Scene) -> None:
+    scene.begin("s1", do(1))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_begun_again_with_the_same_body_nothing_is_done_twice(scene: Scene) -> None:
+    scene.begin("s1", do({"a": 1, "b": 2}))
+    scene.play("s1")
+    before: Any = scene.redis.hgetall(keys.saga("s1"))
+    after = last_event(scene.redis)
+    again = scene.begin("s1", do({"b": 2, "a": 1}))
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    [event] = read_events(scene.redis, after, 1)
+    assert event.fields[b"kind"] == b"outcome"
+    assert event.fields[b"request_id"] == again.encode()
+    assert scene.redis.hgetall(keys.saga("s1")) == before
+    assert scene.effects.done == ["s1/1/transaction"]
+
+
+def test_begun_again_with_another_body_it_is_refused_and_nothing_changes(scene: Scene) -> None:
+    scene.begin("s1", do(1))
+    scene.play("s1")
+    before: Any = scene.redis.hgetall(keys.saga("s1"))
+    accepted = scene.client.begin("s1", [do(2)])
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    [event] = read_events(scene.redis, accepted.after, 1)
+    assert event.fields[b"kind"] == b"refused"
+    assert json.loads(event.fields[b"body"])["code"] == 22
+    with pytest.raises(RequestRefused):
+        scene.client.wait(accepted, 1)
+    assert scene.redis.hgetall(keys.saga("s1")) == before
+
+
+def test_a_request_delivered_twice_is_one_request(scene: Scene) -> None:
+    scene.begin("s1", do(1), request_id="r")
+    scene.begin("s1", do(1), request_id="r")
+    scene.play("s1")
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    assert scene.effects.done == ["s1/1/transaction"]
+    kinds = [event.fields[b"kind"] for event in read_events(scene.redis, b"0-0", 1)]
+    assert kinds == [b"outcome"]
+
+
+def test_a_commit_decided_on_an_old_version_is_refused_whole(scene: Scene) -> None:
+    scene.begin("s1", do(1), do(2))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    store = Store(scene.redis)
+    states, now_ms = store.load(["s1"])
+    state = states["s1"]
+    assert isinstance(state, SagaState)
+    # Both the worker and a slower one decide on the same state.
+    reply = Reply(type=ok("Do"), saga_id="s1", step=1, result=b"1")
+    zombie = Change(saga_id="s1", before=state, after=state)
+    entry = Entry(stream=keys.REPLIES, id=b"1-1", fields={})
+    zombie.add(entry, decide(state, reply, now_ms, {}))
+    scene.redis.xadd(keys.REPLIES, {"body": reply.body()})
+    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
+    everything = dump(scene)
+    assert store.commit([zombie], now_ms) == [zombie]
+    assert dump(scene) == everything
+
+
+def dump(scene: Scene) -> dict[bytes, Any]:
+    """All that is stored, but for who read a stream when."""
+    found: dict[bytes, Any] = {}
+    keys_there: Any = scene.redis.keys()
+    for key in keys_there:
+        is_stream = scene.redis.type(key) == b"stream"
+        found[key] = scene.redis.xrange(key) if is_stream else scene.redis.dump(key)
+    return found
+
+
+def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: Scene) -> None:
+    for saga_id in ("s1", "s2"):
+        scene.begin(saga_id, do(1), do(2))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)
+    store = Store(scene.redis)
+    states, now_ms = store.load(["s1", "s2"])
+    changes = []
+    for saga_id, state in states.items():
+        assert isinstance(state, SagaState)
+        change = Change(saga_id=saga_id, before=state, after=state)
+        reply = Reply(type=ok("Do"), saga_id=saga_id, step=1)
+        change.add(Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decide(state, reply, now_ms, {}))
+        changes.append(change)
+    scene.redis.hset(keys.saga("s2"), "version", 99)
+    assert store.commit(changes, now_ms) == changes[1:]
+    assert scene.redis.hget(keys.saga("s1"), "current_step") == b"2"
+    assert scene.redis.hget(keys.saga("s2"), "current_step") == b"1"
+    assert scene.redis.xlen(keys.commands("work")) == 3
+
+
+def test_a_dead_workers_entries_are_taken_over(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orchestrator, "LEASE_MS", 50)
+    dead, heir = scene.another_worker(), scene.another_worker()
+    scene.begin("s1", do(1))
+    assert len(dead._inbox.read(1)) == 1  # and here it dies
+    scene.turns_until(lambda: scene.client.get("s1") is not None, heir)
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+    nothing_is_left_over(scene)
+
+
+def test_entries_whose_delivery_got_lost_are_read_again(scene: Scene) -> None:
+    scene.begin("s1", do(1))
+    assert len(scene.worker._inbox.read(1)) == 1  # the answer never arrives
+    scene.worker._inbox.recover()
+    scene.worker.turn(block_ms=1)
+    assert scene.client.get("s1") is not None
+
+
+def test_a_deleted_group_or_stream_is_made_anew(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.redis.xgroup_destroy(keys.REQUESTS, "orchestrator")
+    scene.redis.delete(keys.REPLIES)
+    scene.begin("s1", do(1))
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+    assert "made it anew" in capsys.readouterr().err
+
+
+GARBAGE = [
+    b"", b"{", b"[]", b"null", b'"text"', b"NaN", b'{"type":1}', b"\xff\xfe", b"[" * 100_000,
+    b'{"type":"ReserveInventory_ok"}', b'{"type":"Do_ok","saga_id":"nobody","step":1}',
+    b'{"type":"Do_ok","saga_id":"s1","step":2}', b'{"type":"Do_ok","saga_id":"s1","step":true}',
+    b'{"type":"Do_ok","type":"Do_ok","saga_id":"s1","step":1}', b'{"type":"Other_ok","saga_id":"s1","step":1}',
+    b'{"type":"saga_begin","saga_id":"s\\n1","steps":[]}', b'{"type":"saga_begin","saga_id":"s2","steps":[]}',
+    b'{"type":"saga_delete","saga_id":"s1"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [keys.REQUESTS, keys.REPLIES])
+def test_garbage_is_quarantined_with_a_reason_and_stops_nobody(scene: Scene, stream: str) -> None:
+    scene.begin("s1", do(1), do(2), do(3))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    for body in GARBAGE:
+        scene.redis.xadd(stream, {"body": body})
+    scene.redis.xadd(stream, {"no": "body"})
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+    nothing_is_left_over(scene)
+    quarantined: Any = scene.redis.xrange(keys.QUARANTINE)
+    bodies = [fields.get(b"entry.body", b"(none)") for _, fields in quarantined]
+    assert sorted(bodies) == sorted([*GARBAGE, b"(none)"])
+    assert all(fields[b"reason"] and fields[b"stream"] == stream.encode() for _, fields in quarantined)
+    assert scene.effects.done == [f"s1/{n}/transaction" for n in (1, 2, 3)]
+
+
+def test_a_refused_request_is_answered_where_somebody_asked(scene: Scene) -> None:
+    scene.redis.xadd(keys.REQUESTS, {"body": b'{"type":"saga_begin"}', "request_id": "r1"})
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    [event] = read_events(scene.redis, b"0-0", 1)
+    assert event.fields[b"request_id"] == b"r1"
+    assert json.loads(event.fields[b"body"]) == {
+        "type": "error", "code": 12, "text": "the body: saga_id is missing"
+    }  # fmt: skip
+    assert scene.redis.xlen(keys.QUARANTINE) == 0
+
+
+def test_a_damaged_saga_is_told_of_and_stops_nobody(scene: Scene) -> None:
+    scene.redis.set(keys.saga("s1"), "not a hash")
+    scene.redis.hset(keys.saga("s2"), "status", "ODD")
+    for saga_id in ("s1", "s2", "s3"):
+        scene.begin(saga_id, do(1))
+    assert scene.play("s3").status is SagaStatus.COMPLETED
+    nothing_is_left_over(scene)
+    assert scene.redis.get(keys.saga("s1")) == b"not a hash"
+    assert scene.redis.hgetall(keys.saga("s2")) == {b"status": b"ODD"}
+    assert scene.redis.xlen(keys.QUARANTINE) == 2
+    for saga_id in ("s1", "s2"):
+        with pytest.raises(CorruptSaga, match=saga_id):
+            scene.client.get(saga_id)
+
+
+@pytest.mark.parametrize("key", [keys.TIMERS, keys.ENDED, keys.EVENTS, keys.commands("work")])
+def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin("s1", do(1))
+    scene.redis.delete(key)
+    scene.redis.set(key, "in the way")
+    before = dump(scene)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        scene.worker.turn(block_ms=1)
+    assert dump(scene) == before
+    assert pending(scene, keys.REQUESTS, "orchestrator") == 1
+    scene.redis.delete(key)
+    scene.worker._inbox.recover()
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_a_full_store_writes_nothing_and_goes_on_when_there_is_room(scene: Scene) -> None:
+    scene.begin("s1", do(1))
+    scene.worker._inbox.read(1)
+    before = dump(scene)
+    scene.redis.config_set("maxmemory", 1)
+    scene.worker._inbox.recover()
+    with pytest.raises(redis.OutOfMemoryError):
+        scene.worker.turn(block_ms=1)
+    scene.redis.config_set("maxmemory", 0)
+    assert dump(scene) == before
+    assert pending(scene, keys.REQUESTS, "orchestrator") == 1
+    scene.worker._inbox.recover()
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_scripts_that_the_server_forgot_are_loaded_again(scene: Scene) -> None:
+    scene.begin("s1", do(1), do(2))
+    scene.worker.turn(block_ms=1)
+    scene.redis.script_flush()
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+    assert scene.effects.done == ["s1/1/transaction", "s1/2/transaction"]
+
+
+def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> None:
+    worker = commands.start("worker", env={"REDIS_URL": server.url})
+    assert worker.stderr is not None
+    assert b"ready" in worker.stderr.readline()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    assert worker.stderr.read() == b""
+
+
+def test_5000_sagas_end_right_though_two_of_four_workers_are_killed(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    workers = [commands.quiet("worker", env=env) for _ in range(4)]
+    for where in SAMPLES:
+        commands.quiet("service", where, env=env)
+    client = SagaClient(server.broker())
+    count = 5000
+    with client._redis.pipeline(transaction=False) as pipeline:
+        for n in range(count):
+            pipeline.xadd(
+                keys.REQUESTS, {"body": json.dumps({"type": "saga_begin", "saga_id": f"s{n}", "steps": order(n)})}
+            )
+        pipeline.execute()
+    until(lambda: client._redis.zcard(keys.ENDED) > count / 10, what="some have ended")
+    for worker in workers[:2]:
+        worker.kill()
+    assert client._redis.zcard(keys.ENDED) < count / 2, "the kills came too late to matter"
+    until(lambda: client._redis.zcard(keys.ENDED) == count, what="all have ended", timeout_s=60)
+    assert client._redis.zcard(keys.TIMERS) == 0
+    charged = 0
+    for n in range(count):
+        state = client.get(f"s{n}")
+        assert state is not None
+        assert state.status is (SagaStatus.ABORTED if n % 3 == 0 else SagaStatus.COMPLETED)
+        charged += n % 3 != 0
+    # What the services keep agrees: every charge once, every reservation of an aborted saga given back.
+    left: Any = client._redis.hgetall("stubs:{payment}:left")
+    assert len(left) == charged
+    assert set(left.values()) == {b"999500"}
+    assert client._redis.hget("stubs:{inventory}:left", "abc123") == str(1_000_000 - charged).encode()
+
+
+def order(n: int) -> list[dict[str, Any]]:
+    amount = 99999 if n % 3 == 0 else 5
+    return [
+        do({"sku": "abc123", "quantity": 1}, "ReserveInventory", "inventory"),
+        do({"user_id": f"user{n}", "amount": amount}, "ChargePayment", "payment"),
+        do({"order_id": f"o{n}"}, "CreateShipment", "shipping"),
+    ]
+
+
+def test_a_worker_waits_for_a_broker_that_restarts(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    worker = commands.start("worker", env=env)
+    assert worker.stderr is not None
+    worker.stderr.readline()
+    server.kill()
+    assert b"the broker is away" in worker.stderr.readline()
+    server.start()
+    assert b"the broker is back" in worker.stderr.readline()
+    client = SagaClient(server.broker())
+    client.begin("s1", [do(1)])
+    until(lambda: client.get("s1"), what="the saga is begun")
+
+
+def test_a_store_of_another_layout_is_refused_in_one_line(server: Server, commands: Commands) -> None:
+    server.broker().client.hset(keys.STORE, "partitions", 8)
+    done = commands.run("worker", REDIS_URL=server.url)
+    assert done.returncode == 1
+    assert done.stderr == "Error: the store was laid out for 8 partitions; this release runs 1\n"
+
+
+def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hold the same reply, as after a pause longer than the lease."""
+    monkeypatch.setattr(orchestrator, "LEASE_MS", 1)
+    slow, quick = scene.another_worker(), scene.another_worker()
+    scene.begin("s1", do(1), do(2))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.runner.turn(block_ms=1)
+    held = until(lambda: slow._inbox.read(1), what="the slow one holds the reply")
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, quick)
+    monkeypatch.setattr(slow._inbox, "read", lambda *args, **kwargs: held)
+    slow.turn(block_ms=1)
+    assert scene.redis.xlen(keys.commands("work")) == 1
+    state = scene.client.get("s1")
+    assert state is not None
+    assert (state.current_step, state.duplicates) == (2, 1)

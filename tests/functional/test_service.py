@@ -1,0 +1,233 @@
+"""Services on real servers: what is done once, what is done again, and what is said about it."""
+
+import json
+import signal
+import textwrap
+import threading
+from typing import Any
+
+import pytest
+
+from processes import Commands
+from sagastream import Context, Service, keys, service_runner
+from sagastream.client import SagaClient
+from sagastream.errors import ServiceError
+from sagastream.saga import SagaStatus
+from sagastream.service_runner import ServiceRunner
+from scenes import Scene, do
+from servers import Server
+from waiting import until
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def sent(scene: Scene, saga_id: str, *steps: dict[str, Any]) -> None:
+    """Begin a saga, and have its first command wait for the service."""
+    scene.begin(saga_id, *steps)
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) >= 1)
+
+
+def replies(scene: Scene) -> list[dict[str, Any]]:
+    entries: Any = scene.redis.xrange(keys.REPLIES)
+    return [json.loads(fields[b"body"]) for _, fields in entries]
+
+
+def runner(scene: Scene, service: Service) -> ServiceRunner:
+    return ServiceRunner(scene.broker, service, threading.Event())
+
+
+def test_a_command_sent_again_is_answered_from_the_record(scene: Scene) -> None:
+    sent(scene, "s1", do("a"))
+    [(_, fields)] = scene.redis.xrange(keys.commands("work"))  # type: ignore[misc]
+    scene.runner.turn(block_ms=1)
+    scene.redis.xadd(keys.commands("work"), fields | {b"attempt": b"2"})
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == ["s1/1/transaction"]
+    assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "a"}] * 2
+
+
+def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
+    """Two processes hold the same command, as after a pause longer than the lease."""
+    sent(scene, "s1", do("a"))
+    [held] = scene.runner._inbox.read(1)
+    other = Service("work", lease_ms=1)
+    other.command("Do", compensation=None)(lambda params, context: "other")
+    heir = runner(scene, other)
+    until(lambda: (heir.turn(block_ms=1), scene.redis.xlen(keys.REPLIES))[1], what="the heir answers")
+    scene.runner._work(held)
+    scene.runner._answers.send()
+    assert [reply["result"] for reply in replies(scene)] == ["other", "other"]
+    assert scene.play("s1").steps[0].result == b'"other"'
+
+
+def test_an_exception_is_tried_again_and_the_effect_counts(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    service = Service("work")
+    calls: list[str] = []
+
+    @service.command("Do", compensation=None)
+    def flaky(params: Any, context: Context) -> str:
+        calls.append(context.key)
+        if len(calls) < 3:
+            raise ValueError("no luck \x1b[31m")
+        return "done"
+
+    sent(scene, "s1", do())
+    runner(scene, service).turn(block_ms=1)
+    assert calls == ["s1/1/transaction"] * 3
+    assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "done"}]
+    said = capsys.readouterr().err
+    assert "Do of saga s1, step 1, raised ValueError: no luck \\x1b[31m (try 1 of 3; will be tried again)" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "result", [float("nan"), 2**64, object(), "x" * 2_000_000], ids=["nan", "big", "object", "long"]
+)
+def test_a_step_whose_outcome_is_unknown_is_undone_first(scene: Scene, result: object) -> None:
+    """The handler had its effect and then gave no JSON back: whether it happened is not ours to guess."""
+    service = scene.effects.service
+    service.command("Odd", compensation="Undo")(lambda params, context: result)
+    service.publish(scene.redis)
+    scene.begin("s1", do(1), do(2, "Odd"), do(3))
+    state = scene.play("s1")
+    assert state.status is SagaStatus.ABORTED
+    assert scene.effects.undone == ["s1/2/transaction", "s1/1/transaction"]
+    assert state.steps[1].unknown
+    assert (state.reason or "").startswith("Step 2 failed: MalformedMessage")
+
+
+def test_a_command_that_the_service_does_not_know_fails(scene: Scene) -> None:
+    scene.begin("s1", do(1), do(2, "Fly"))
+    state = scene.play("s1")
+    assert state.status is SagaStatus.ABORTED
+    assert state.reason == "Step 2 failed: unknown_command: service work has no command Fly"
+
+
+def test_a_compensation_is_told_the_params_and_the_result(scene: Scene) -> None:
+    told: list[Any] = []
+    service = Service("work")
+    service.command("Do", compensation="Undo")(lambda params, context: {"id": 7})
+    service.command("Fail", compensation=None)(lambda params, context: 1 / 0)
+    service.compensation("Undo")(lambda params, context: told.append((params, context.result, context.key)))
+    service.publish(scene.redis)
+    scene.runner = runner(scene, service)
+    scene.begin("s1", do({"a": [1]}), do(None, "Fail"))
+    scene.play("s1")
+    assert told == [({"a": [1]}, {"id": 7}, "s1/1/compensation")]
+
+
+def test_malformed_commands_are_quarantined_and_the_others_answered(scene: Scene) -> None:
+    sent(scene, "s1", do(1))
+    for body in (b"", b"{", b'{"type":"Do"}', b'{"type":"Do","saga_id":"s","step":0}'):
+        scene.redis.xadd(keys.commands("work"), {"body": body})
+    scene.redis.xadd(keys.commands("work"), {"body": b'{"type":"Do","saga_id":"s","step":1}', "attempt": "x"})
+    scene.runner.turn(block_ms=1)
+    assert scene.redis.xlen(keys.QUARANTINE) == 5
+    assert scene.redis.xlen(keys.commands("work")) == 0
+    assert scene.effects.done == ["s1/1/transaction"]
+
+
+def test_a_batch_that_takes_long_is_read_again_rather_than_held(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise others would take over, and run, commands that are still to be run here."""
+    clock = [0.0]
+    monkeypatch.setattr(service_runner.time, "monotonic", lambda: clock[0])
+    service = Service("work", lease_ms=4000)
+    held: list[int] = []
+
+    @service.command("Do", compensation=None)
+    def slow(params: Any, context: Context) -> None:
+        clock[0] += 1.5
+        held.append(params)
+
+    for n in range(3):
+        scene.redis.xadd(
+            keys.commands("work"), {"body": json.dumps({"type": "Do", "saga_id": f"s{n}", "step": 1, "params": n})}
+        )
+    slow_runner = runner(scene, service)
+    slow_runner.turn(block_ms=1)
+    assert held == [0]
+    for _ in range(2):
+        slow_runner.turn(block_ms=1)
+    assert held == [0, 1, 2]
+    assert scene.redis.xlen(keys.commands("work")) == 0
+
+
+def test_a_compensation_without_a_handler_is_told_of_at_the_start(scene: Scene) -> None:
+    service = Service("work")
+    service.command("Do", compensation="Undo")(lambda params, context: None)
+    with pytest.raises(ServiceError, match=r'@service\.compensation\("Undo"\)'):
+        service.publish(scene.redis)
+
+
+SHOP = textwrap.dedent("""
+    import os, signal
+    from sagastream import Service, connect
+
+    service = Service("work", lease_ms=300)
+
+    @service.command("Do", compensation=None)
+    def do(params, context):
+        redis = connect()
+        if redis.incr("calls:" + context.key) == 1 and params == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        redis.sadd("effects", context.key)
+""")
+
+
+def test_a_killed_services_commands_are_taken_over(server: Server, commands: Commands) -> None:
+    (commands.folder / "shop.py").write_text(SHOP)
+    env = {"REDIS_URL": server.url}
+    services = [commands.quiet("service", "shop:service", env=env) for _ in range(2)]
+    commands.quiet("worker", env=env)
+    client = SagaClient(server.broker())
+    accepted = client.begin("s1", [do(1), do("die"), do(3)])
+    assert client.wait(accepted, 20).status is SagaStatus.COMPLETED
+    assert client._redis.get("calls:s1/2/transaction") == b"2"
+    assert [client._redis.get(f"calls:s1/{n}/transaction") for n in (1, 3)] == [b"1", b"1"]
+    until(lambda: -signal.SIGKILL in [s.poll() for s in services], what="one of them was killed")
+
+
+def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, commands: Commands) -> None:
+    (commands.folder / "slow.py").write_text(
+        textwrap.dedent("""
+        from sagastream import Service, connect
+
+        service = Service("work")
+
+        @service.command("Do", compensation=None)
+        def do(params, context):
+            connect().rpush("started", context.key)
+            connect().blpop("go on", 4)
+    """)
+    )
+    process = commands.start("service", "slow:service", env={"REDIS_URL": server.url})
+    client = server.broker().client
+    client.xadd(keys.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}'})
+    until(lambda: client.llen("started"), what="the handler runs")
+    process.send_signal(signal.SIGTERM)
+    client.rpush("go on", 1)
+    assert process.wait(10) == 0
+    assert client.xlen(keys.REPLIES) == 1
+    assert client.xlen(keys.commands("work")) == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "complaint"),
+    [
+        ("nowhere", "'nowhere' is not MODULE:NAME"),
+        ("no_such_module:service", "cannot import no_such_module"),
+        ("json:loads", "loads in json is not a sagastream.Service"),
+        ("broken:service", "cannot import broken: SyntaxError"),
+    ],
+)
+def test_a_service_that_cannot_be_loaded_is_told_of_in_one_line(
+    server: Server, commands: Commands, where: str, complaint: str
+) -> None:
+    (commands.folder / "broken.py").write_text("def\n")
+    done = commands.run("service", where, REDIS_URL=server.url)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,111 @@
+"""Processes for tests: the command line as a user runs it."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+#: The command `sagastream` of the environment that the tests run in.
+SAGASTREAM = str(Path(sys.executable).with_name("sagastream"))
+
+#: Sample services; see stubs/.
+SAMPLES = tuple(f"sagastream_stubs.{name}:service" for name in ("inventory", "payment", "shipping"))
+
+
+class Commands:
+    """Starts processes in an empty folder of their own and ends whatever is left of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "cwd"
+        self.folder.mkdir()
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "SAGASTREAM_HOME", "NO_COLOR")}
+        return env | changes
+
+    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start `sagastream ARGUMENTS`; `env` are changes of the environment."""
+        env = self.environment(**options.pop("env", {}))
+        for name in ("stdin", "stdout", "stderr"):
+            options.setdefault(name, subprocess.PIPE)
+        process = subprocess.Popen([SAGASTREAM, *arguments], cwd=self.folder, env=env, **options)
+        self.running.append(process)
+        return process
+
+    def quiet(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start one whose output nobody reads."""
+        devnull = subprocess.DEVNULL
+        return self.start(*arguments, stdin=devnull, stdout=devnull, stderr=devnull, **options)
+
+    def run(self, *arguments: str, given: str | bytes = b"", **env: str) -> "subprocess.CompletedProcess[str]":
+        """Run `sagastream ARGUMENTS` to its end."""
+        data = given.encode() if isinstance(given, str) else given
+        done = subprocess.run(
+            [SAGASTREAM, *arguments],
+            cwd=self.folder,
+            env=self.environment(**env),
+            input=data,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def end(self) -> None:
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+
+
+class Talk:
+    """A bridge that is spoken to, line by line."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self._rest = b""
+
+    def say(self, src: str, body: Any, dest: str = "orchestrator") -> None:
+        self.say_raw(json.dumps({"src": src, "dest": dest, "body": body}).encode())
+
+    def say_raw(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self, timeout_s: float = 10.0) -> tuple[str, str, dict[str, Any]]:
+        """The next line: (src, dest, body)."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._rest:
+            ready = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]
+            assert ready, f"no line within {timeout_s:g} s"
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            assert chunk, "the bridge said its last"
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        value = json.loads(line)
+        return value["src"], value["dest"], value["body"]
+
+    def finish(self) -> tuple[int, str, str]:
+        """End its input: (exit code, what else it says, stderr)."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdin.close()
+        rest = self._rest + self.process.stdout.read()
+        errors = self.process.stderr.read()
+        return self.process.wait(30), rest.decode(), errors.decode()
