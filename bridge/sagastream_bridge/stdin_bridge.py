@@ -256,6 +256,7 @@ class StdinBridge:
     def _tend(self) -> None:
         """Whoever owns the home's server runs its worker and services too; that may come later, when an owner
         has gone."""
+        self._broker.restore()
         if self._broker.embedded is None or not self._broker.embedded.owned:
             return
         if self._stack is None:

@@ -372,7 +372,7 @@ def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkey
     scene.runner.turn(block_ms=1)
     held = until(lambda: slow._inbox.read(1), what="the slow one holds the reply")
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, quick)
-    monkeypatch.setattr(slow._inbox, "read", lambda *args, **kwargs: held)
+    monkeypatch.setattr(slow._inbox, "read", lambda *_, **__: held)
     slow.turn(block_ms=1)
     assert scene.redis.xlen(keys.commands("work")) == 1
     state = scene.client.get("s1")

@@ -12,7 +12,7 @@ from processes import Commands
 from waiting import until
 
 RESERVE = {"transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1}}
-INIT = {"src": "c0", "dest": "orchestrator", "body": {"type": "init", "msg_id": 1}}
+INIT: dict[str, object] = {"src": "c0", "dest": "orchestrator", "body": {"type": "init", "msg_id": 1}}
 INIT_OK = '{"src": "orchestrator", "dest": "c0", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}\n'
 
 
@@ -90,7 +90,9 @@ def test_the_run_of_the_protocol_comes_out_message_by_message(commands: Commands
     release = {"type": "ReleaseReservation", "saga_id": "saga42", "step": 1}
     assert [(line["src"], line["dest"], line["body"]) for line in lines] == [
         ("orchestrator", "inventory", reservation | {"params": {"sku": "abc123", "quantity": 1}}),
-        ("inventory", "orchestrator", reservation | {"type": "ReserveInventory_ok", "result": {"reservation_id": "r1"}}),
+        ("inventory", "orchestrator", reservation | {
+            "type": "ReserveInventory_ok", "result": {"reservation_id": "r1"},
+        }),
         ("orchestrator", "payment", charge | {"params": {"user_id": "u42", "amount": 99.99}}),
         ("payment", "orchestrator", charge | {"type": "ChargePayment_failed", "error": "insufficient_funds"}),
         ("orchestrator", "inventory", release | {"compensating": True}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from processes import Commands
-from sagastream import Context, Service, keys, service_runner
+from sagastream import Context, Service, keys
 from sagastream.client import SagaClient
 from sagastream.errors import ServiceError
 from sagastream.saga import SagaStatus
@@ -41,9 +41,9 @@ def runner(scene: Scene, service: Service) -> ServiceRunner:
 
 def test_a_command_sent_again_is_answered_from_the_record(scene: Scene) -> None:
     sent(scene, "s1", do("a"))
-    [(_, fields)] = scene.redis.xrange(keys.commands("work"))  # type: ignore[misc]
+    sent_entries: Any = scene.redis.xrange(keys.commands("work"))
     scene.runner.turn(block_ms=1)
-    scene.redis.xadd(keys.commands("work"), fields | {b"attempt": b"2"})
+    scene.redis.xadd(keys.commands("work"), sent_entries[0][1] | {b"attempt": b"2"})
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
     assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "a"}] * 2
@@ -56,7 +56,12 @@ def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
     other = Service("work", lease_ms=1)
     other.command("Do", compensation=None)(lambda params, context: "other")
     heir = runner(scene, other)
-    until(lambda: (heir.turn(block_ms=1), scene.redis.xlen(keys.REPLIES))[1], what="the heir answers")
+
+    def heir_answers() -> bool:
+        heir.turn(block_ms=1)
+        return scene.redis.xlen(keys.REPLIES) > 0
+
+    until(heir_answers, what="the heir answers")
     scene.runner._work(held)
     scene.runner._answers.send()
     assert [reply["result"] for reply in replies(scene)] == ["other", "other"]
@@ -133,7 +138,7 @@ def test_malformed_commands_are_quarantined_and_the_others_answered(scene: Scene
 def test_a_batch_that_takes_long_is_read_again_rather_than_held(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise others would take over, and run, commands that are still to be run here."""
     clock = [0.0]
-    monkeypatch.setattr(service_runner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("sagastream.service_runner.time.monotonic", lambda: clock[0])
     service = Service("work", lease_ms=4000)
     held: list[int] = []
 

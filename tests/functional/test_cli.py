@@ -1,0 +1,210 @@
+"""The command line, as a user in an empty folder meets it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from processes import SAGASTREAM, SAMPLES, Commands
+from sagastream import keys
+from sagastream.client import SagaClient
+from scenes import do
+from servers import Server, alive
+from waiting import until
+
+GOOD: dict[str, Any] = {"saga_id": "good", "steps": [do({"sku": "a", "quantity": 1}, "ReserveInventory", "inventory")]}
+BAD: dict[str, Any] = {
+    "saga_id": "bad",
+    "steps": [do({"sku": "sold_out", "quantity": 1}, "ReserveInventory", "inventory")],
+}
+
+
+@pytest.fixture
+def running(server: Server, commands: Commands) -> dict[str, str]:
+    """A worker and the sample services; the environment that reaches them."""
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    for where in SAMPLES:
+        commands.quiet("service", where, env=env)
+    return env
+
+
+def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str], commands: Commands) -> None:
+    (commands.folder / "good.json").write_text(json.dumps(GOOD))
+    done = commands.run("begin", "good.json", "--wait", **running)
+    assert (done.returncode, done.stdout) == (0, "good COMPLETED\n")
+    done = commands.run("begin", "-", "--wait", given=json.dumps(BAD), **running)
+    assert (done.returncode, done.stdout) == (3, "bad ABORTED: Step 1 failed: out_of_stock\n")
+    # Once more, nothing is done twice; another body is another saga.
+    assert commands.run("begin", "good.json", "--wait", **running).returncode == 0
+    done = commands.run("begin", "-", "--wait", given=json.dumps(GOOD | {"steps": BAD["steps"]}), **running)
+    assert (done.returncode, done.stderr) == (1, "Error: another saga has the id good: it began with other steps\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("{", "Error: <stdin>: not JSON: "),
+        ("[]", "Error: <stdin>: the body is not a JSON object"),
+        ('{"steps": []}', "Error: <stdin>: the body: saga_id is missing"),
+        ('{"saga_id": "a", "steps": [1]}', "Error: <stdin>: steps[0] is not a JSON object"),
+        ('{"saga_id": "a", "saga_id": "b"}', "Error: <stdin>: the key 'saga_id' stands twice"),
+        ('{"saga_id": "a", "steps": [{"transaction": "\\u202e"}]}', "Error: <stdin>: steps[0]: transaction must be"),
+    ],
+)
+def test_begin_says_what_is_wrong_with_a_saga(commands: Commands, given: str, complaint: str) -> None:
+    done = commands.run("begin", "-", given=given)
+    assert done.returncode == 1
+    assert done.stderr.startswith(complaint)
+    assert done.stderr.count("\n") == 1
+
+
+def test_begin_without_a_worker_is_durable_and_says_so(commands: Commands) -> None:
+    done = commands.run("begin", "-", given=json.dumps(GOOD))
+    assert (done.returncode, done.stdout) == (0, "good accepted\n")
+    assert "no worker is running" in done.stderr
+    done = commands.run("show", "good")
+    assert done.returncode == 1
+    assert "there is no saga good in this store; 1 requests were not read yet, and no worker is running" in done.stderr
+    done = commands.run("begin", "-", "--wait", "--timeout", "0.3", given=json.dumps(GOOD))
+    assert done.returncode == 1
+    assert "saga good has not ended within 0.3 s" in done.stderr
+
+
+def test_show_explains_a_saga_that_waits(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    client = SagaClient(server.broker())
+    client.begin("s1", [do({"text": "\x1b[2J\u202e"}, "Fly", "airline")])
+    until(lambda: client.get("s1"), what="the saga is begun")
+    shown = commands.run("show", "s1", **env)
+    assert shown.returncode == 0
+    assert "s1  PENDING" in shown.stdout
+    assert "waits    for airline to answer Fly, step 1" in shown.stdout
+    assert "no process of service airline has ever listened" in shown.stdout
+    assert '{"text": "\\u001b[2J\\u202e"}' in shown.stdout
+    assert "\x1b" not in shown.stdout
+    # redis-cli tells the same.
+    stored: Any = client._redis.hgetall(keys.saga("s1"))
+    assert stored[b"waiting_for"] == b"airline to answer Fly, step 1"
+    assert re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stored[b"step1.sent_at"])
+
+
+def test_show_json_is_the_saga_state_and_more(running: dict[str, str], commands: Commands) -> None:
+    commands.run("begin", "-", "--wait", given=json.dumps(BAD), **running)
+    shown = json.loads(commands.run("show", "bad", "--json", **running).stdout)
+    assert shown["status"] == "ABORTED"
+    assert shown["reason"] == "Step 1 failed: out_of_stock"
+    assert shown["steps"][0]["error"] == "out_of_stock"
+    assert shown["steps"][0]["answered_at"] >= shown["steps"][0]["sent_at"] >= shown["begun_at"]
+
+
+def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, commands: Commands) -> None:
+    client = SagaClient(server.broker())
+    # A step that nobody serves is answered by hand, as one may with redis-cli; nobody knows how to undo it.
+    client.begin("parked", [do(1, "Odd", "nobody"), BAD["steps"][0]])
+    until(lambda: client._redis.xlen(keys.commands("nobody")), what="the command is sent")
+    client._redis.xadd(keys.REPLIES, {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
+    client.begin("waits", [do(1, "Fly", "airline")])
+    for body in (GOOD, BAD):
+        assert commands.run("begin", "-", "--wait", given=json.dumps(body), **running).returncode in (0, 3)
+    until(lambda: (s := client.get("parked")) and s.parked, what="it is parked")
+    listed = commands.run("list", **running)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["PARKED", "PENDING", "ABORTED", "COMPLETED"]
+    assert "nobody knows what undoes Odd of step 1" in listed.stdout
+    assert listed.stderr == "4 shown; 2 live and 2 ended in the store\n"
+    for status, ids in {
+        "parked": ["parked"], "compensating": ["parked"], "pending": ["waits"], "COMPLETED": ["good"],
+    }.items():  # fmt: skip
+        rows = commands.run("list", "--status", status, **running).stdout.splitlines()
+        assert [re.split(r"\s{2,}", row)[2] for row in rows] == ids
+    shown = commands.run("show", "parked", **running).stdout
+    assert "PARKED" in shown
+    assert "parked   nobody knows what undoes Odd of step 1" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("fly",), ("show",), ("show", "a b"), ("list", "--status", "ODD"), ("begin", "no such file"),
+     ("bridge", "--serve", "a b"), ("bridge", "--drain-timeout", "-1"), ("up", "--workers", "0")],
+)  # fmt: skip
+def test_wrong_usage_is_exit_code_2(commands: Commands, arguments: tuple[str, ...]) -> None:
+    done = commands.run(*arguments)
+    assert done.returncode == 2
+    assert "Error: " in done.stderr
+    assert not (commands.folder / ".sagastream").exists()
+
+
+def test_a_broker_that_is_not_there_is_told_of_in_one_line(commands: Commands) -> None:
+    done = commands.run("list", REDIS_URL="redis://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "Error" in done.stderr
+    assert "127.0.0.1:1" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_starts_in_half_a_second(commands: Commands) -> None:
+    took = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert commands.run("--help").returncode == 0
+        took.append(time.monotonic() - began)
+    assert sorted(took)[2] < 0.5
+
+
+def test_up_runs_everything_and_restarts_what_dies(commands: Commands) -> None:
+    up = commands.start("up", "--workers", "2")
+    assert up.stderr is not None
+    ready = [up.stderr.readline().split()[0] for _ in range(5)]
+    assert sorted(ready) == [b"service"] * 3 + [b"worker"] * 2
+    home = commands.folder / ".sagastream"
+    given = json.dumps(GOOD)
+    assert commands.run("begin", "-", "--wait", given=given).returncode == 0
+
+    children = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(up.pid)]).split()]
+    server = int((home / "valkey.pid").read_text())
+    assert server in children
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    done = commands.run("begin", "-", "--wait", given=json.dumps(GOOD | {"saga_id": "after"}))
+    assert (done.returncode, done.stdout) == (0, "after COMPLETED\n")
+    up.send_signal(signal.SIGINT)
+    assert up.wait(15) == 0
+    assert not alive(int((home / "valkey.pid").read_text())) if (home / "valkey.pid").exists() else True
+
+
+def test_the_demonstration_shows_every_message_and_can_be_repeated(commands: Commands) -> None:
+    for _ in range(2):
+        began = time.monotonic()
+        done = commands.run("demo")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert time.monotonic() - began < 10
+        lines = done.stdout.splitlines()
+        assert "\x1b" not in done.stdout
+        assert sum("->" in line for line in lines) == 9
+        assert sum("<-" in line for line in lines) == 9
+        assert '  <- payment    step 2  ChargePayment_ok         result {"payment_id": "p1"}' in lines
+        assert "  step1.status                 COMPENSATED" in lines
+    shown = commands.run("show", "saga44", SAGASTREAM_HOME=".sagastream/demo")
+    assert "saga44  ABORTED" in shown.stdout
+
+
+def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
+    main, side = pty.openpty()
+    process = subprocess.Popen([SAGASTREAM, "demo"], cwd=commands.folder, env=commands.environment(), stdout=side)
+    os.close(side)
+    said = b""
+    try:
+        while chunk := os.read(main, 65536):
+            said += chunk
+    except OSError:  # how a terminal's end reads on Linux
+        pass
+    assert process.wait(20) == 0
+    assert b"\x1b[32mCOMPLETED" in said
+    os.close(main)

@@ -1,0 +1,161 @@
+"""The embedded server of a home: shared, owned by one, never lost."""
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import redis
+
+from sagastream.broker import Broker
+from sagastream.embedded import EmbeddedServer
+from sagastream.errors import BrokerError
+from servers import alive
+from waiting import until
+
+
+def pid_of(home: Path) -> int:
+    return int((home / "valkey.pid").read_text())
+
+
+def test_it_is_set_up_to_lose_nothing(home: Path) -> None:
+    broker = Broker(home=home)
+    try:
+        for name, value in {
+            "appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "bind": "127.0.0.1",
+        }.items():  # fmt: skip
+            assert broker.client.config_get(name) == {name: value}
+        assert broker.embedded is not None
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        assert stat.S_IMODE(broker.embedded.socket_path.stat().st_mode) == 0o700
+        with redis.Redis(port=broker.embedded.port or 0) as by_port:
+            assert by_port.ping()
+    finally:
+        broker.close()
+
+
+def test_a_guest_leaves_without_stopping_it(home: Path) -> None:
+    owner, guest = Broker(home=home), Broker(home=home)
+    pid = pid_of(home)
+    assert owner.embedded is not None
+    assert guest.embedded is not None
+    assert (owner.embedded.owned, guest.embedded.owned) == (True, False)
+    guest.close()
+    assert owner.client.ping()
+    owner.close()
+    assert not alive(pid)
+
+
+def test_the_last_process_to_leave_stops_it(home: Path) -> None:
+    owner = Broker(home=home)
+    pid = pid_of(home)
+    code = f"""
+import sys
+from sagastream.broker import Broker
+broker = Broker(home={str(home)!r})
+print(broker.client.ping(), flush=True)
+sys.stdin.readline()
+broker.restore()
+print(broker.embedded.owned, flush=True)
+sys.stdin.readline()
+broker.close()
+"""
+    guest = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert guest.stdin is not None
+    assert guest.stdout is not None
+    assert guest.stdout.readline() == b"True\n"
+    with redis.Redis(unix_socket_path=str(home / "valkey.sock")) as bystander:
+        assert bystander.ping()
+        owner.close()
+        assert alive(pid)
+        guest.stdin.write(b"\n")
+        guest.stdin.flush()
+        assert guest.stdout.readline() == b"True\n"
+        guest.communicate(b"\n")
+        assert not alive(pid)
+
+
+def test_after_a_crash_of_the_server_its_data_are_found(home: Path) -> None:
+    broker = Broker(home=home)
+    broker.client.set("kept", "yes")
+    os.kill(pid_of(home), 9)
+    until(lambda: not answers(broker), what="the server is gone")
+    broker.restore()
+    assert broker.client.get("kept") == b"yes"
+    broker.close()
+
+
+def answers(broker: Broker) -> bool:
+    try:
+        return bool(broker.client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def test_a_crashed_owners_server_is_adopted_and_stopped_in_the_end(home: Path) -> None:
+    code = f"from sagastream.broker import Broker; import os; Broker(home={str(home)!r}); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    pid = pid_of(home)
+    assert alive(pid)
+    broker = Broker(home=home)
+    assert pid_of(home) == pid
+    assert broker.embedded is not None
+    assert broker.embedded.owned
+    broker.close()
+    assert not alive(pid)
+
+
+def test_many_that_start_at_once_share_one_server(home: Path) -> None:
+    code = textwrap.dedent(f"""
+        import sys
+        from sagastream.broker import Broker
+        broker = Broker(home={str(home)!r})
+        print(broker.client.info("server")["process_id"], broker.client.incr("count"), flush=True)
+        sys.stdin.read()
+        broker.close()
+    """)
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)
+    ]
+    said = []
+    for process in started:
+        assert process.stdout is not None
+        said.append(process.stdout.readline().split())
+    assert len({pid for pid, _ in said}) == 1
+    assert sorted(int(count) for _, count in said) == [1, 2, 3, 4, 5, 6]
+    for process in started:
+        process.communicate()
+        assert process.returncode == 0
+    assert not alive(int(said[0][0]))
+
+
+def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
+    home = tmp_path / ("long" * 30) / "with space" / "home"
+    broker = Broker(home=home)
+    broker.client.set("kept", "yes")
+    broker.close()
+    broker = Broker(home=home)
+    assert broker.client.get("kept") == b"yes"
+    broker.close()
+
+
+def test_a_server_that_cannot_start_says_why(home: Path) -> None:
+    (home / "appendonlydir").mkdir(parents=True)
+    (home / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
+    with pytest.raises(BrokerError, match=r"stopped with exit code 1: .*AOF manifest"):
+        Broker(home=home)
+
+
+def test_a_home_that_is_no_folder_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BrokerError, match=r"cannot use .*file/home as SAGASTREAM_HOME: Not a directory"):
+        EmbeddedServer(tmp_path / "file" / "home").ensure()
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis://localhost:port"])
+def test_an_unusable_url_is_told_of(url: str) -> None:
+    with pytest.raises(BrokerError, match="REDIS_URL is not usable"):
+        Broker(url)
