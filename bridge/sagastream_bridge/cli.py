@@ -75,8 +75,10 @@ def up(workers: int, services: tuple[str, ...]) -> None:
     """Run everything: the broker, workers, services. What dies is started again."""
     stop = _stop_event()
     with _opened() as broker:
+        from sagastream.broker import Outage
         from sagastream_bridge.stack import SAMPLES, Stack
 
+        outage = Outage(broker, "sagastream up", stop)
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()))
         click.echo(f"broker   {broker.url}")
         if broker.embedded is not None:
@@ -84,7 +86,7 @@ def up(workers: int, services: tuple[str, ...]) -> None:
         click.echo("stop     Ctrl-C")
         try:
             while not stop.is_set():
-                broker.restore()
+                outage.restore()
                 stack.tend()
                 stop.wait(0.2)
         finally:
@@ -132,31 +134,31 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: how long at the most.")
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
-    from sagastream.errors import MalformedMessage, RequestRefused
-    from sagastream.messages import decode
+    from sagastream.errors import MalformedMessage
+    from sagastream.messages import decode, parse_begin
 
     try:
-        body = decode(file.read())
+        request = parse_begin(decode(file.read()), request_id=_request_id())
     except MalformedMessage as error:
         raise click.ClickException(f"{file.name}: {error}") from None
     with _opened() as broker:
+        from sagastream.broker import Outage
         from sagastream.client import SagaClient
-        from sagastream.messages import parse_begin
+        from sagastream_bridge import inspect
 
-        broker.check()
+        outage = Outage(broker, "sagastream begin", threading.Event())
         client = SagaClient(broker)
+        broker.check()
+        accepted = outage.patiently(lambda: client.begin_request(request))
+        if not outage.patiently(lambda: inspect.worker_is_alive(broker.client)):
+            click.echo("no worker is running; the saga waits for one: sagastream up", err=True)
+        if not wait:
+            click.echo(f"{request.saga_id} accepted")
+            return
         try:
-            accepted = client.begin_request(parse_begin(body, request_id=_request_id()))
-            if not wait:
-                click.echo(f"{accepted.begin.saga_id} accepted")
-                _warn_without_worker(broker)
-                return
-            _warn_without_worker(broker)
-            state = client.wait(accepted, timeout)
-        except MalformedMessage as error:
-            raise click.ClickException(f"{file.name}: {error}") from None
-        except (RequestRefused, TimeoutError) as error:
-            raise click.ClickException(f"{error}") from None
+            state = outage.patiently(lambda: client.wait(accepted, timeout))
+        except TimeoutError as error:
+            raise click.ClickException(str(error)) from None
         click.echo(f"{state.saga_id} {state.status}" + (f": {_safe(state.reason)}" if state.reason else ""))
     sys.exit(3 if state.status == "ABORTED" else 0)
 
@@ -261,13 +263,6 @@ def _request_id() -> str:
     import uuid
 
     return uuid.uuid4().hex
-
-
-def _warn_without_worker(broker: "Broker") -> None:
-    from sagastream_bridge import inspect
-
-    if not inspect.worker_is_alive(broker.client):
-        click.echo("no worker is running; the saga waits for one: sagastream up, or sagastream worker", err=True)
 
 
 def _safe(text: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Final
@@ -62,7 +63,7 @@ def run(stop: threading.Event) -> None:
                 raise SagastreamError("interrupted")
             begin = parse_begin(body, request_id=uuid.uuid4().hex, trace=True)
             click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
-            _watch(client, broker, client.begin_request(begin), stop)
+            _watch(client, broker, client.begin_request(begin))
             click.echo()
         _show_hash(broker, "saga44")
     finally:
@@ -85,11 +86,15 @@ def _fresh(home: Path) -> Broker:
     return Broker(home=home)
 
 
-def _watch(client: SagaClient, broker: Broker, accepted: Accepted, stop: threading.Event) -> None:
+def _watch(client: SagaClient, broker: Broker, accepted: Accepted) -> None:
     """Print the messages of one saga until it has ended."""
     after = accepted.after
     ended = False
-    while not ended and not stop.is_set():
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not ended:
+        if time.monotonic() > deadline:
+            assert broker.embedded is not None
+            raise SagastreamError(f"the saga does not end; see the logs in {broker.embedded.home}")
         events = read_events(broker.client, after, 500)
         for event in events:
             after = event.id
@@ -98,7 +103,7 @@ def _watch(client: SagaClient, broker: Broker, accepted: Accepted, stop: threadi
                 ended = True
             else:
                 click.echo("  " + views.message(body, event.fields[b"service"].decode(), kind))
-    state = client.wait(accepted, _TIMEOUT_S)
+    state = client.wait(accepted)
     reason = f"  {printable(state.reason)}" if state.reason else ""
     mark = "=" if state.status is SagaStatus.COMPLETED else "x"
     click.echo(f"  {mark}  {views.status(state.status)}{reason}")

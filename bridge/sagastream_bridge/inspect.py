@@ -1,7 +1,7 @@
 """Looks into the store for people: one saga with all that explains it, or many on a line each."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -82,18 +82,18 @@ def as_json(found: Found) -> str:
 
 
 def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
-    """Sagas for a list: parked first, then live, then ended, the newest first; `status` may be PARKED."""
+    """Sagas for a list: parked ones first, then live ones, the one that waits longest first, then ended ones, the
+    newest first. `status` may be PARKED."""
     store = Store(client)
     found = Listing(now_ms=store.load([])[1], live=client.zcard(keys.TIMERS), ended=client.zcard(keys.ENDED))
-    parked: list[SagaState] = []
-    others: list[SagaState] = []
-    for state in _states(client, store, found):
-        name = "PARKED" if state.parked else str(state.status)
-        if status is None or status == name or status == str(state.status):
-            (parked if state.parked else others).append(state)
-        if len(others) >= limit and state.ended:
-            break
-    found.states = (parked + others)[:limit]
+    ids = _ids(client)
+    while len(found.states) < limit and (page := list(islice(ids, _PAGE))):
+        for state in store.load(page)[0].values():
+            if isinstance(state, CorruptSaga):
+                found.damaged.append(str(state))
+            elif state is not None and status in (None, str(state.status), "PARKED" if state.parked else None):
+                found.states.append(state)
+    del found.states[limit:]
     return found
 
 
@@ -107,28 +107,18 @@ def _no_worker(client: "redis.Redis", matters: bool) -> str:
     return ", and no worker is running: sagastream worker" if matters and not worker_is_alive(client) else ""
 
 
-def _states(client: "redis.Redis", store: Store, found: Listing) -> Iterator[SagaState]:
-    ids = (saga_id.decode() for saga_id in _ids(client))
-    while page := list(islice(ids, _PAGE)):
-        for state in store.load(page)[0].values():
-            if isinstance(state, SagaState):
-                yield state
-            elif state is not None:
-                found.damaged.append(str(state))
-
-
-def _ids(client: "redis.Redis") -> Iterator[bytes]:
-    """The ids of all live sagas, then of the ended ones, the newest first."""
-    for key, newest_first in ((keys.TIMERS, False), (keys.ENDED, True)):
+def _ids(client: "redis.Redis") -> Iterator[str]:
+    """The ids of all sagas, in the order of a list. One that moves meanwhile may come twice or not at all."""
+    pages: tuple[Callable[[int], Any], ...] = (
+        lambda start: client.zrangebyscore(keys.TIMERS, "+inf", "+inf", start, _PAGE),
+        lambda start: client.zrangebyscore(keys.TIMERS, "-inf", "(+inf", start, _PAGE),
+        lambda start: client.zrevrange(keys.ENDED, start, start + _PAGE - 1),
+    )
+    for page_from in pages:
         start = 0
-        while page := _page(client, key, start, newest_first):
-            yield from page
+        while page := page_from(start):
+            yield from (saga_id.decode() for saga_id in page)
             start += _PAGE
-
-
-def _page(client: "redis.Redis", key: str, start: int, newest_first: bool) -> list[bytes]:
-    page: Any = client.zrange(key, start, start + _PAGE - 1, desc=newest_first)
-    return list(page)
 
 
 def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import redis
 
@@ -30,7 +30,6 @@ from sagastream_bridge.watch import Watch, Watches
 
 #: How long the follower waits for events before it looks at the states themselves, in milliseconds.
 _LOOK_MS: Final = 500
-_T = TypeVar("_T")
 
 
 class StdinBridge:
@@ -72,9 +71,9 @@ class StdinBridge:
         """Bridge until the lines of `fd` end; the exit code."""
         threads: list[threading.Thread] = []
         try:
-            self._patiently(self._broker.check)
-            self._patiently(self._publish_served)
-            self._after = self._patiently(lambda: last_event(self._broker.client))
+            self._outage.patiently(self._broker.check)
+            self._outage.patiently(self._publish_served)
+            self._after = self._outage.patiently(lambda: last_event(self._broker.client))
             self._tend()
             for target in (self._follow, *(served.run for served in self._served.values())):
                 threads.append(threading.Thread(target=self._guard, args=[target], daemon=True))
@@ -91,7 +90,7 @@ class StdinBridge:
                 thread.join()
             if self._stack is not None:
                 self._stack.stop()
-            if self._fault is not None:
+            if self._fault is not None:  # in place of the SystemExit that it led to
                 raise self._fault
         return 1 if self._bad_lines else 0
 
@@ -123,7 +122,7 @@ class StdinBridge:
 
     def _append(self, begins: list[Begin]) -> None:
         if begins:
-            self._patiently(lambda: append_begins(self._broker.client, begins))
+            self._outage.patiently(lambda: append_begins(self._broker.client, begins))
             begins.clear()
 
     def _answer(self, line: Line) -> None:
@@ -131,7 +130,7 @@ class StdinBridge:
             self._complain(line.caller, Code.NOT_SUPPORTED, f"dest must be {ORCHESTRATOR}, not {line.dest[:128]!a}")
         elif line.caller.src in self._served:
             self._served[line.caller.src].reply(line.body)
-            self._patiently(self._served[line.caller.src].send)
+            self._outage.patiently(self._served[line.caller.src].send)
         elif line.type == "init":
             self._out.answer(line.caller, "init_ok")
         elif line.type == "saga_status":
@@ -153,7 +152,7 @@ class StdinBridge:
         saga_id = line.body["saga_id"]
         self._watches.add(Watch(caller=line.caller, saga_id=saga_id))
         # Only now: had it ended in between, nobody would tell.
-        state = self._patiently(lambda: self._load(saga_id))
+        state = self._outage.patiently(lambda: self._load(saga_id))
         if state is not None and state.ended:
             self._ended(state)
 
@@ -163,7 +162,7 @@ class StdinBridge:
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         assert isinstance(saga_id, str)
-        state = self._patiently(lambda: self._load(saga_id))
+        state = self._outage.patiently(lambda: self._load(saga_id))
         if state is None and (begin := self._watches.begin_of(saga_id)) is not None:
             # It was accepted, and a worker has yet to read of it.
             state = decide(None, begin, int(time.time() * 1000), {}).state
@@ -256,7 +255,7 @@ class StdinBridge:
     def _tend(self) -> None:
         """Whoever owns the home's server runs its worker and services too; that may come later, when an owner
         has gone."""
-        self._broker.restore()
+        self._outage.restore()
         if self._broker.embedded is None or not self._broker.embedded.owned:
             return
         if self._stack is None:
@@ -282,11 +281,3 @@ class StdinBridge:
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self._fault = error
             signal.raise_signal(signal.SIGTERM)
-
-    def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Call until the broker answers; what `call` does may happen twice, and must allow for it."""
-        while True:
-            try:
-                return call()
-            except redis.RedisError as error:
-                self._outage.wait(error)

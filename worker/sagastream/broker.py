@@ -2,8 +2,9 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import redis
@@ -20,7 +21,10 @@ BLOCK_MS: Final = 500
 #: How long an answer may take, in seconds, over and above a blocking read.
 ANSWER_TIMEOUT_S: Final = 5.0
 
+#: What our connections are called in CLIENT LIST, with the pid behind it.
 _CLIENT_NAME: Final = "sagastream-"
+
+_T = TypeVar("_T")
 
 #: The beginnings of errors that pass: the server loads, fails over, is full or cannot write.
 _PASSING: Final = (
@@ -143,6 +147,7 @@ class Outage:
         self._who = who
         self._stop = stop
         self._tries = 0
+        self._said = ""
 
     def wait(self, error: redis.RedisError) -> None:
         """After a failed call: wait until it may be tried again. Raises the error if it is not an outage."""
@@ -153,10 +158,32 @@ class Outage:
             say(self._who, f"the broker is away ({error}); waiting, nothing is lost")
         self._stop.wait(backoff.delay(self._tries))
         if not self._stop.is_set():
+            self.restore()
+
+    def restore(self) -> None:
+        """Bring an embedded server back that has gone. One that does not start is told of, and tried again later:
+        its disk may be full for a while."""
+        try:
             self._broker.restore()
+        except BrokerError as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                say(self._who, self._said)
 
     def over(self) -> None:
         """After a call that succeeded."""
         if self._tries:
             say(self._who, "the broker is back")
             self._tries = 0
+            self._said = ""
+
+    def patiently(self, call: Callable[[], _T]) -> _T:
+        """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it."""
+        while True:
+            try:
+                answer = call()
+            except redis.RedisError as error:
+                self.wait(error)
+            else:
+                self.over()
+                return answer

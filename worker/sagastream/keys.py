@@ -14,6 +14,8 @@ One partition's keys share the hash tag {p}, so that one script may change them 
     saga:{p}:done:<service>:<d>  hash    services                DONE_KEPT_S after its last write; d: day of the saga
     saga:services:<service>      hash    services                for good: published commands -> compensations
     saga:store                   hash    whoever comes first     for good: the number of partitions
+
+The score of a live saga in timers is when it last moved, in ms by the broker's clock; +inf where it is parked.
 """
 
 from typing import Final

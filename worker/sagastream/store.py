@@ -94,7 +94,7 @@ class _CommitArguments:
         fields = saga_hash.changed_fields(change.before, change.after)
         timer = ""
         if fields and change.after is not None:
-            timer = "ended" if change.after.ended else "+inf"
+            timer = "ended" if change.after.ended else "+inf" if change.after.parked else str(change.after.updated_ms)
         packed: list[str | bytes | int] = [
             str(change.before.version) if change.before else "",
             timer,

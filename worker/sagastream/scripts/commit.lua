@@ -10,7 +10,7 @@
 --           length of the rest of the change, in arguments
 --           key index of its saga (0: no saga, nothing to compare)
 --           the version that the hash must have ("": there must be none)
---           when it next needs attention, ms or "+inf" ("": no change; "ended": it has ended now)
+--           its score in timers, ms or "+inf" ("": no change; "ended": it has ended now)
 --           the time now, ms
 --           the member of timers and ended: the saga's id
 --           number of hash arguments, then field, value, ...
