@@ -48,7 +48,7 @@ class BadLine(Exception):
 def read_lines(fd: int) -> Iterator[list[bytes]]:
     """The lines of a file descriptor as they come, as many at once as there are; without the ends of lines.
 
-    A line over MAX_LINE_BYTES comes cut to one byte more, so that whoever parses it sees that it is too long.
+    Of a line that is far over MAX_LINE_BYTES only the beginning comes; it is still too long to be parsed.
     """
     rest = b""
     while chunk := os.read(fd, _CHUNK_BYTES):

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
@@ -200,21 +200,28 @@ class StdinBridge:
 
     def _tell(self, events: Sequence[Entry]) -> None:
         """Answer with these events, in order."""
-        ended = {e.fields[b"saga_id"].decode() for e in events if e.fields.get(b"kind") == b"outcome"}
+        outcomes = [event.fields.get(b"saga_id", b"") for event in events if event.fields.get(b"kind") == b"outcome"]
+        ended = {saga_id.decode(errors="replace") for saga_id in outcomes}
         states = self._store.load([saga_id for saga_id in ended if self._watches.has(saga_id)])[0]
-        for fields in (event.fields for event in events):
-            kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode()
-            if kind == b"refused":
-                watch = self._watches.take_request(fields.get(b"request_id", b"").decode())
-                if watch is not None:
-                    error = decode(fields[b"body"])
-                    self._refused(watch, error["code"], error["text"])
-            elif kind == b"outcome" and isinstance(state := states.get(saga_id), SagaState):
-                self._ended(state)
-            elif kind in (b"command", b"reply") and self._trace and self._watches.begin_of(saga_id):
-                ends = (ORCHESTRATOR, fields[b"service"].decode())
-                src, dest = ends if kind == b"command" else ends[::-1]
-                self._out.message(src, dest, decode(fields[b"body"]))
+        for event in events:
+            try:
+                self._tell_one(event.fields, states)
+            except (KeyError, TypeError, MalformedMessage) as error:
+                say("sagastream bridge", f"the event {event.id.decode()} makes no sense: {error!r}")
+
+    def _tell_one(self, fields: dict[bytes, bytes], states: Mapping[str, SagaState | CorruptSaga | None]) -> None:
+        kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode(errors="replace")
+        if kind == b"refused":
+            error = decode(fields[b"body"])
+            watch = self._watches.take_request(fields[b"request_id"].decode(errors="replace"))
+            if watch is not None:
+                self._refused(watch, error["code"], error["text"])
+        elif kind == b"outcome" and isinstance(state := states.get(saga_id), SagaState):
+            self._ended(state)
+        elif kind in (b"command", b"reply") and self._trace and self._watches.begin_of(saga_id):
+            ends = (ORCHESTRATOR, fields[b"service"].decode(errors="replace"))
+            src, dest = ends if kind == b"command" else ends[::-1]
+            self._out.message(src, dest, decode(fields[b"body"]))
 
     def _check_states(self) -> None:
         """Look at the sagas that are watched: the hashes are the truth, an event may have been missed."""

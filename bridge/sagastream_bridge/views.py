@@ -43,13 +43,13 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
 def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     """All that is known of a saga. `notes`: what else explains why it is where it is."""
     parked = click.style("  PARKED", fg="red", bold=True) if state.parked else ""
-    yield f"{click.style(state.saga_id, bold=True)}  {status(state.status)}{parked}"
+    yield f"{click.style(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
     yield f"  began    {_when(state.begun_ms, now_ms)}"
     yield f"  {'ended ' if state.ended else 'moved '}   {_when(state.updated_ms, now_ms)}"
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
     if not state.ended:
-        yield f"  waits    for {state.waiting_for}"
+        yield f"  waits    for {printable(state.waiting_for)}"
     if state.parked:
         yield f"  parked   {printable(state.parked)}"
     for note in notes:
@@ -63,16 +63,16 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
 def row(state: SagaState, now_ms: int) -> str:
     """A saga on one line of a list."""
     why = state.parked and f"parked: {state.parked}"
-    why = why or (state.reason if state.ended else f"waits for {state.waiting_for}") or ""
+    why = why or (state.reason if state.ended else f"waits for {printable(state.waiting_for)}") or ""
     name = "PARKED" if state.parked else str(state.status)
     shown = click.style(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
-    return f"{shown}  {_age(now_ms - state.updated_ms):>6}  {state.saga_id}  {printable(why)}".rstrip()
+    return f"{shown}  {_age(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
 
 
 def _step(number: int, step: Step) -> Iterator[str]:
     definition = step.definition
     yield (
-        f"  {number:>3}  {definition.transaction:<24} {definition.service:<14} "
+        f"  {number:>3}  {printable(definition.transaction):<24} {printable(definition.service):<14} "
         + status(step.status, 12)
         + _times(step.sent_ms, step.answered_ms)
     ).rstrip()
@@ -84,7 +84,7 @@ def _step(number: int, step: Step) -> Iterator[str]:
         yield f"       error  {_json(decode(step.error))}{unknown}"
     if step.compensation is not None:
         times = _times(step.compensation_sent_ms, step.compensation_answered_ms)
-        yield f"       undone by {step.compensation}  {times}"
+        yield f"       undone by {printable(step.compensation)}  {times}"
 
 
 def _times(sent_ms: int | None, answered_ms: int | None) -> str:

@@ -122,7 +122,10 @@ def _answers_current(state: SagaState, reply: Reply) -> bool:
     if state.ended or reply.step != state.current_step:
         return False
     name = state.step.definition.transaction if state.status is SagaStatus.PENDING else state.step.compensation
-    return name is not None and reply.type in (ok(name), failed(name))
+    if name is None:
+        return False
+    # A parked saga has heard that its compensation failed; that it went well after all is still news.
+    return reply.type == ok(name) or (reply.type == failed(name) and not state.parked)
 
 
 def _answered_before(step: Step, reply: Reply) -> bool:
@@ -130,10 +133,11 @@ def _answered_before(step: Step, reply: Reply) -> bool:
     if reply.type == ok(step.definition.transaction):
         return step.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not step.unknown
     if reply.type == failed(step.definition.transaction):
-        return step.status is StepStatus.FAILED
-    return (
-        step.compensation is not None and reply.type == ok(step.compensation) and step.status is StepStatus.COMPENSATED
-    )
+        return step.status is StepStatus.FAILED or step.unknown
+    if step.compensation is None or step.compensation_answered_ms is None:
+        return False
+    done = step.status is StepStatus.COMPENSATED
+    return reply.type == (ok(step.compensation) if done else failed(step.compensation))
 
 
 def _why_unfit(state: SagaState, reply: Reply) -> str:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any, Final
 
 import orjson
@@ -169,11 +169,11 @@ def encode(value: object) -> bytes:
 def encode_payload(value: object) -> bytes:
     """A value that a user's code gave (params, result, error) as compact JSON.
 
-    Raises MalformedMessage for what JSON cannot say (NaN and infinities, integers over 64 bits, other types) and
-    for what no message could carry.
+    Raises MalformedMessage for what JSON cannot say (NaN and infinities, integers over 64 bits, other types; a UUID
+    and the value of an Enum are let pass) and for what no message could carry.
     """
     try:
-        data = orjson.dumps(value)
+        data = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
     except orjson.JSONEncodeError as error:
         raise MalformedMessage(f"not JSON: {error}") from None
     # orjson writes NaN as null, which would change a payload in silence.
@@ -230,7 +230,9 @@ def parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> 
     """The entry of a service's commands stream, checked. `sent_ms`: when it was added, for entries made by hand."""
     body = decode(fields.get(b"body", b""))
     _object(body, "the body", None)
-    compensating = body.get("compensating") is True
+    compensating = body.get("compensating", False)
+    if not isinstance(compensating, bool):
+        raise MalformedMessage("compensating must be true or false")
     try:
         attempt, begun_ms = int(fields.get(b"attempt", 1)), int(fields.get(b"begun_ms", sent_ms))
     except ValueError:
@@ -277,7 +279,7 @@ def _parse_step(step: Any, where: str) -> StepDefinition:
     return StepDefinition(
         transaction=transaction,
         service=_name(step, "service", where),
-        params=encode(step.get("params")),
+        params=encode_payload(step.get("params")),
         compensation=compensation,
     )
 
@@ -286,13 +288,13 @@ def _object(value: Any, where: str, known: set[str] | None) -> None:
     if not isinstance(value, dict):
         raise MalformedMessage(f"{where} is not a JSON object")
     if known is not None and (strange := sorted(value.keys() - known)):
-        raise MalformedMessage(f"{where} has an unknown member {strange[0]!a}")
+        raise MalformedMessage(f"{where} has an unknown member {strange[0][:128]!a}")
 
 
 def _name(value: dict[str, Any], key: str, where: str, pattern: re.Pattern[str] = ID_PATTERN) -> str:
     name = value.get(key)
     if not isinstance(name, str) or not pattern.fullmatch(name):
-        allowed = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
+        allowed = f"1 to {135 if pattern is REPLY_PATTERN else 128} characters of A-Z a-z 0-9 . _ : -"
         raise MalformedMessage(f"{where}: {key} " + (f"must be {allowed}" if key in value else "is missing"))
     return name
 
@@ -320,6 +322,8 @@ def _too_deep(data: bytes, value: object, levels: int) -> bool:
 def _is_finite(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
+    if isinstance(value, Enum):
+        return _is_finite(value.value)
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     return all(map(_is_finite, value)) if isinstance(value, list | tuple) else True

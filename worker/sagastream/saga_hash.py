@@ -5,6 +5,7 @@ UTC with milliseconds. Fields are only ever added or overwritten, so a hash in i
 order in which they came.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Final
 import orjson
 
 from sagastream.errors import CorruptSaga
-from sagastream.messages import AS_PUBLISHED, StepDefinition
+from sagastream.messages import AS_PUBLISHED, MAX_STEPS, StepDefinition
 from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
 
 #: In a hash: the step was declared to need no compensation. No name may contain parentheses.
@@ -21,6 +22,8 @@ _NO_COMPENSATION: Final = "(none)"
 
 #: The times of a step: field `stepN.<name>_at`, attribute `<name>_ms`.
 _STEP_TIMES: Final = ("sent", "answered", "compensation_sent", "compensation_answered")
+
+_STEP_FIELD: Final = re.compile(r"step([1-9]\d{0,2})\.")
 
 
 @lru_cache(maxsize=4096)
@@ -96,15 +99,18 @@ def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | CorruptSaga
 
 
 def _decode(fields: dict[str, bytes], saga_id: str) -> SagaState:
-    steps: list[Step] = []
-    while f"step{len(steps) + 1}.transaction" in fields:
-        steps.append(_decode_step(fields, f"step{len(steps) + 1}."))
+    # Counted by its highest number, so that a step with a hole in it is missed rather than the ones behind it.
+    count = max((int(m[1]) for m in map(_STEP_FIELD.match, fields) if m), default=0)
+    steps = [_decode_step(fields, f"step{number}.") for number in range(1, min(count, MAX_STEPS) + 1)]
+    undone = orjson.loads(fields["compensating_steps"])
+    if not isinstance(undone, list) or not all(type(n) is int and 1 <= n <= count for n in undone):
+        raise ValueError(f"compensating_steps {undone!a}")
     state = SagaState(
         saga_id=saga_id,
         status=SagaStatus(fields["status"].decode()),
         current_step=int(fields["current_step"]),
         steps=tuple(steps),
-        compensating_steps=tuple(orjson.loads(fields["compensating_steps"])),
+        compensating_steps=tuple(undone),
         reason=fields["reason"].decode() or None,
         parked=fields["parked"].decode() or None,
         duplicates=int(fields["duplicates"]),
@@ -128,21 +134,31 @@ def _decode_step(fields: dict[str, bytes], prefix: str) -> Step:
         value = text(f"{name}_at")
         return None if value is None else _ms(value)
 
+    def payload(name: str) -> bytes | None:
+        value = fields.get(prefix + name)
+        return None if value is None else _json(value)
+
     compensation = text("compensation") or AS_PUBLISHED
     return Step(
         definition=StepDefinition(
             transaction=fields[prefix + "transaction"].decode(),
             service=fields[prefix + "service"].decode(),
-            params=fields[prefix + "params"],
+            params=_json(fields[prefix + "params"]),
             compensation=None if compensation == _NO_COMPENSATION else compensation,
         ),
         status=StepStatus(fields[prefix + "status"].decode()),
         sent_ms=ms("sent"),
         answered_ms=ms("answered"),
-        result=fields.get(prefix + "result"),
-        error=fields.get(prefix + "error"),
+        result=payload("result"),
+        error=payload("error"),
         unknown=text("unknown") is not None,
         compensation=text("undone_by"),
         compensation_sent_ms=ms("compensation_sent"),
         compensation_answered_ms=ms("compensation_answered"),
     )
+
+
+def _json(payload: bytes) -> bytes:
+    """The payload, seen to be JSON: it is put into messages as it is."""
+    orjson.loads(payload)
+    return payload

@@ -11,7 +11,7 @@ import redis
 from sagastream import backoff, keys
 from sagastream.answers import Answers
 from sagastream.broker import BLOCK_MS, Broker, Outage
-from sagastream.console import say
+from sagastream.console import printable, say
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.messages import Command, Reply, encode, encode_payload, failed, ok, parse_command
 from sagastream.service import Handler, Service, context_of
@@ -96,7 +96,7 @@ class ServiceRunner:
             except Exception as error:  # noqa: BLE001 - whatever a handler raises, its command is answered
                 self._report(command, error, attempt)
                 if attempt == TRIES:
-                    text = encode(f"{type(error).__name__}: {error}"[:500])
+                    text = encode(printable(f"{type(error).__name__}: {error}"[:500]))
                     return _reply(command, failed(command.type), error=text, unknown=True)
                 self._stop.wait(backoff.delay(attempt))
         raise AssertionError("unreachable")
@@ -121,7 +121,7 @@ def _call(handler: Handler, command: Command) -> Reply:
         try:
             error = encode_payload(rejection.error)
         except MalformedMessage:
-            error = encode(repr(rejection.error)[:500])
+            error = encode(printable(repr(rejection.error)[:500]))
         return _reply(command, failed(command.type), error=error)
     if command.compensating or result is None:
         return _reply(command, ok(command.type))

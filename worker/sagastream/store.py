@@ -9,7 +9,7 @@ import redis
 from sagastream import keys, saga_hash, scripts
 from sagastream.decision import Decision, Published
 from sagastream.errors import CorruptSaga
-from sagastream.messages import Command, Notice
+from sagastream.messages import Command, Notice, is_id
 from sagastream.saga import SagaState
 from sagastream.streams import Entry
 
@@ -59,12 +59,17 @@ class Store:
         return states, seconds * 1000 + micros // 1000
 
     def published(self, services: Collection[str]) -> Published:
-        """What these services publish; a service that published nothing is left out."""
+        """What these services publish; a service that published nothing is left out, and so is a compensation whose
+        name no command could carry."""
         pipeline = self._client.pipeline(transaction=False)
         for service in services:
             pipeline.hgetall(keys.published(service))
         return {
-            service: {command.decode(): undo.decode() or None for command, undo in commands.items()}
+            service: {
+                command.decode(errors="replace"): undo.decode() or None
+                for command, undo in commands.items()
+                if not undo or is_id(undo.decode(errors="replace"))
+            }
             for service, commands in zip(services, pipeline.execute(), strict=True)
             if commands
         }
@@ -93,7 +98,7 @@ class _CommitArguments:
         appends += [self._quarantine(entry, reason) for entry, reason in change.quarantined]
         fields = saga_hash.changed_fields(change.before, change.after)
         timer = ""
-        if fields and change.after is not None:
+        if fields and change.after is not None and not (change.before and change.before.ended):
             timer = "ended" if change.after.ended else "+inf" if change.after.parked else str(change.after.updated_ms)
         packed: list[str | bytes | int] = [
             str(change.before.version) if change.before else "",

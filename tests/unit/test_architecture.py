@@ -1,0 +1,168 @@
+"""How the modules may depend on each other, and what may stand where; read from the sources."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "sagastream": ROOT / "worker" / "sagastream",
+    "sagastream_bridge": ROOT / "bridge" / "sagastream_bridge",
+    "sagastream_stubs": ROOT / "stubs" / "sagastream_stubs",
+}
+#: What a pure module does without: the broker, clocks, chance, the machine.
+IMPURE = {
+    "redis",
+    "time",
+    "datetime",
+    "random",
+    "secrets",
+    "uuid",
+    "os",
+    "socket",
+    "threading",
+    "subprocess",
+    "asyncio",
+}
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = _modules()
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+SCRIPTS = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.lua"))
+
+
+def _imports(name: str) -> Iterator[str]:
+    """All that a module imports, wherever in it: also inside functions, and for type checkers alone."""
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                submodule = f"{base}.{alias.name}"
+                yield submodule if submodule in MODULES else base
+
+
+IMPORTS = {name: set(_imports(name)) for name in MODULES}
+EDGES = {name: imported & MODULES.keys() for name, imported in IMPORTS.items()}
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _reached(name: str) -> set[str]:
+    """A module, and all that it imports of the project, directly or not."""
+    reached, rest = set(), [name]
+    while rest:
+        module = rest.pop()
+        if module not in reached:
+            reached.add(module)
+            rest += EDGES[module]
+    return reached
+
+
+def _docstrings(tree: ast.Module) -> set[ast.Constant]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                found.add(first.value)
+    return found
+
+
+def _strings(name: str) -> list[str]:
+    """The strings in a module's code; those of f-strings with {0} for what is filled in, as keys are written."""
+    tree = TREES[name]
+    skipped = _docstrings(tree)
+    strings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            strings.append("".join(str(v.value) if isinstance(v, ast.Constant) else "{0}" for v in node.values))
+        elif isinstance(node, ast.Constant) and node not in skipped and isinstance(node.value, str | bytes):
+            strings.append(node.value if isinstance(node.value, str) else node.value.decode(errors="replace"))
+    return strings
+
+
+def test_the_sources_are_found() -> None:
+    assert {"sagastream.decision", "sagastream.scripts", "sagastream_bridge.cli"} <= MODULES.keys()
+    assert {"commit.lua", "answer.lua"} <= {path.name for path in SCRIPTS}
+    assert "sagastream.messages" in EDGES["sagastream.decision"]
+    assert "sagastream_bridge.views" in EDGES["sagastream_bridge.cli"]  # a lazy one
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_imports_itself_in_a_circle(name: str) -> None:
+    # What the front door offers lazily is not imported by those who merely stand behind it.
+    circle = [module for module in EDGES[name] if name in _reached(module)]
+    assert circle == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if _top(name) == "sagastream"])
+def test_the_library_imports_neither_the_bridge_nor_the_stubs(name: str) -> None:
+    assert {_top(module) for module in IMPORTS[name]} & {"sagastream_bridge", "sagastream_stubs"} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if _top(name) != "sagastream"])
+def test_bridge_and_stubs_never_import_each_other(name: str) -> None:
+    other = {"sagastream_bridge": "sagastream_stubs", "sagastream_stubs": "sagastream_bridge"}[_top(name)]
+    assert other not in {_top(module) for module in IMPORTS[name]}
+
+
+@pytest.mark.parametrize("name", sorted(_reached("sagastream.decision")))
+def test_the_decision_core_and_all_below_it_are_pure(name: str) -> None:
+    assert {_top(module) for module in IMPORTS[name]} & IMPURE == set()
+
+
+def test_the_errors_import_nothing() -> None:
+    assert IMPORTS["sagastream.errors"] == set()
+
+
+def test_at_most_one_module_imports_rq() -> None:
+    assert len([name for name, imported in IMPORTS.items() if "rq" in map(_top, imported)]) <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "sagastream.keys"])
+def test_only_keys_puts_key_names_together(name: str) -> None:
+    for text in _strings(name):
+        assert not re.search(r"saga:(\{|services|store)", text), text
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_script_names_a_key(path: Path) -> None:
+    assert "saga:" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_begins_with_its_contract(path: Path) -> None:
+    first, *lines = path.read_text().splitlines()
+    assert first == "#!lua"
+    header = []
+    for line in lines:
+        if not line.startswith("--"):
+            break
+        header.append(line)
+    for part in ("KEYS", "ARGV", "RETURNS"):
+        assert any(re.match(rf"-- {part}\b", line) for line in header), part
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_is_for(name: str) -> None:
+    assert ast.get_docstring(TREES[name])

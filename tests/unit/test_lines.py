@@ -1,0 +1,187 @@
+"""Lines of the stdin protocol, read and written."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagastream_bridge.lines import MAX_LINE_BYTES, BadLine, Caller, Line, LineWriter, parse, read_lines
+
+CALLER = Caller(src="c1", msg_id=7)
+
+
+def a_line(**members: Any) -> bytes:
+    body = {"type": "saga_begin", "msg_id": 1}
+    return json.dumps({"src": "c1", "dest": "orchestrator", "body": body} | members).encode()
+
+
+def complaint(line: bytes) -> BadLine:
+    with pytest.raises(BadLine) as caught:
+        parse(line)
+    return caught.value
+
+
+# --- lines as they come
+
+
+def lines_of(path: Path, content: bytes) -> list[bytes]:
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        return [line for lines in read_lines(file.fileno()) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"one\n", [b"one"]),
+        (b"one\ntwo", [b"one", b"two"]),
+        (b"one\n\n\ntwo\n", [b"one", b"", b"", b"two"]),
+        (b"one\r\ntwo\r\n", [b"one\r", b"two\r"]),
+        (b"\n", [b""]),
+    ],
+)
+def test_lines_end_with_a_newline_or_with_the_input(tmp_path: Path, content: bytes, lines: list[bytes]) -> None:
+    assert lines_of(tmp_path / "in", content) == lines
+
+
+def test_lines_over_the_borders_of_a_reading_are_put_together(tmp_path: Path) -> None:
+    lines = [bytes([65 + n % 26]) * (n * 997 % 100_000) for n in range(30)]
+    assert lines_of(tmp_path / "in", b"".join(line + b"\n" for line in lines)) == lines
+
+
+def test_a_line_of_full_size_is_read_whole(tmp_path: Path) -> None:
+    assert lines_of(tmp_path / "in", b"x" * MAX_LINE_BYTES + b"\ny\n") == [b"x" * MAX_LINE_BYTES, b"y"]
+
+
+@pytest.mark.parametrize("size", [MAX_LINE_BYTES + 1, MAX_LINE_BYTES + 70_000, 5 * MAX_LINE_BYTES])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_is_known_as_such_and_the_next_one_is_read(
+    tmp_path: Path, size: int, end: bytes
+) -> None:
+    long, *others = lines_of(tmp_path / "in", b"x" * size + end + (b"y\n" if end else b""))
+    assert str(complaint(long)) == f"too long: over {MAX_LINE_BYTES} bytes"
+    assert others == ([b"y"] if end else [])
+
+
+@pytest.mark.xfail(strict=True, reason="what ends within the last reading is not cut")
+def test_a_line_that_is_too_long_comes_cut_to_one_byte_more(tmp_path: Path) -> None:
+    assert [len(line) for line in lines_of(tmp_path / "in", b"x" * (MAX_LINE_BYTES + 50_000) + b"\n")] == [
+        MAX_LINE_BYTES + 1
+    ]
+
+
+# --- one line
+
+
+def test_a_line_of_the_protocol_is_understood() -> None:
+    line = parse(b'{"src": "c1", "dest": "orchestrator", "body": {"type": "saga_status", "msg_id": 7, "saga_id": "x"}}')
+    assert line == Line(caller=CALLER, dest="orchestrator", body={"type": "saga_status", "msg_id": 7, "saga_id": "x"})
+    assert line.type == "saga_status"
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"NaN", b'{"src":"a","src":"b"}', b"\xff", b"hello", b"[" * 100_000])
+def test_a_line_that_is_no_json_is_bad_and_nobody_can_be_told(line: bytes) -> None:
+    assert complaint(line).caller is None
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [], {}, {"src": "c1"}, {"src": "c1", "dest": "x", "body": "y"}])
+def test_a_line_that_is_no_object_with_a_body_is_bad_and_nobody_can_be_told(value: Any) -> None:
+    error = complaint(json.dumps(value).encode())
+    assert str(error) == "not an object with src, dest and body"
+    assert error.caller is None
+
+
+@pytest.mark.parametrize("src", [None, 1, True, ["c1"]])
+def test_a_line_whose_src_is_no_string_is_bad_and_nobody_can_be_told(src: Any) -> None:
+    error = complaint(a_line(src=src))
+    assert str(error) == "src must be a string"
+    assert error.caller is None
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"dest": None},
+        {"dest": 1},
+        {"body": {"msg_id": 1}},
+        {"body": {"type": 1, "msg_id": 1}},
+        {"body": {"type": None, "msg_id": 1}},
+    ],
+)
+def test_a_line_without_dest_or_type_is_bad_and_its_sender_can_be_told(members: dict[str, Any]) -> None:
+    error = complaint(a_line(**members))
+    assert str(error) == "dest and body.type must be strings"
+    assert error.caller == Caller(src="c1", msg_id=1)
+
+
+@pytest.mark.parametrize("msg_id", [None, True, 1.0, "1", [1]])
+def test_a_msg_id_that_is_no_whole_number_is_none(msg_id: Any) -> None:
+    assert parse(a_line(body={"type": "init", "msg_id": msg_id})).caller == Caller(src="c1", msg_id=None)
+    assert parse(a_line(body={"type": "init"})).caller == Caller(src="c1", msg_id=None)
+
+
+def test_white_space_around_a_line_is_nothing() -> None:
+    assert parse(b"  " + a_line() + b"\r") == parse(a_line())
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_a_line_or_a_bad_one(text: bytes) -> None:
+    with suppress(BadLine):
+        parse(text)
+
+
+# --- what is written
+
+
+def test_answers_are_numbered_from_0_and_say_what_they_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    out = LineWriter()
+    out.answer(CALLER, "init_ok")
+    out.answer(Caller(src="c2", msg_id=None), "saga_completed", {"saga_id": "x"})
+    assert capsys.readouterr().out == (
+        '{"src": "orchestrator", "dest": "c1", "body": {"type": "init_ok", "in_reply_to": 7, "msg_id": 0}}\n'
+        '{"src": "orchestrator", "dest": "c2", "body": {"type": "saga_completed", "msg_id": 1, "saga_id": "x"}}\n'
+    )
+
+
+def test_an_error_has_the_shape_of_the_protocol_and_takes_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    out = LineWriter()
+    out.error(CALLER, 12, "steps must be a list of 1 to 100")
+    out.answer(CALLER, "init_ok")
+    error, answer = capsys.readouterr().out.splitlines()
+    assert error == (
+        '{"src": "orchestrator", "dest": "c1", "body": {"type": "error", "in_reply_to": 7, "code": 12, '
+        '"text": "steps must be a list of 1 to 100"}}'
+    )
+    assert json.loads(answer)["body"]["msg_id"] == 0
+
+
+def test_a_message_between_others_is_passed_on_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2, "params": {"amount": 99.99}}
+    LineWriter().message("orchestrator", "payment", body)
+    assert capsys.readouterr().out == (
+        '{"src": "orchestrator", "dest": "payment", "body": {"type": "ChargePayment", "saga_id": "saga42", '
+        '"step": 2, "params": {"amount": 99.99}}}\n'
+    )
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\u202e", "ü", "\u2028", "\x9b"])
+def test_whatever_strangers_write_a_line_is_one_line_of_plain_ascii(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    LineWriter().error(Caller(src=text, msg_id=1), 10, text)
+    written = capsys.readouterr().out
+    assert written.isascii()
+    assert written.removesuffix("\n").isprintable()
+    assert json.loads(written)["dest"] == text
+
+
+def test_nothing_is_written_once_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    out = LineWriter()
+    out.gone = True
+    out.answer(CALLER, "init_ok")
+    assert capsys.readouterr().out == ""

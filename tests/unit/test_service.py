@@ -1,0 +1,145 @@
+"""What services are written with: declarations, and what a handler is told."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagastream.errors import ServiceError
+from sagastream.messages import Command
+from sagastream.service import Context, Service, context_of, load_service
+
+
+def a_command(kind: str = "Charge", *, compensating: bool = False, result: bytes | None = None) -> Command:
+    return Command(
+        service="payment",
+        type=kind,
+        saga_id="saga42",
+        step=2,
+        params=b'{"amount":1}',
+        result=result,
+        compensating=compensating,
+        attempt=3,
+        begun_ms=5,
+    )
+
+
+def handle(params: Any, context: Context) -> None:
+    """A handler that does nothing."""
+
+
+def told(call: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(ServiceError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 129, "payment\n", "💳", "{0}"])
+def test_names_that_no_message_can_carry_are_refused_where_they_are_declared(name: str) -> None:
+    service = Service("payment")
+    assert "cannot be the name of a service" in told(Service, name)
+    assert "cannot be the name of a command" in told(service.command, name, compensation=None)
+    assert "cannot be the name of a command" in told(service.compensation, name)
+
+
+def test_a_command_is_handled_by_the_handler_that_was_declared_for_it() -> None:
+    service = Service("payment")
+    decorated = service.command("Charge", compensation="Refund")(handle)
+    assert decorated is handle  # the function stays usable by itself
+    assert service.handler(a_command("Charge")) is handle
+    assert service.handler(a_command("Refund")) is None
+
+
+def test_commands_and_compensations_are_told_apart() -> None:
+    def undo(params: Any, context: Context) -> None: ...
+
+    service = Service("payment")
+    service.command("Charge", compensation="Refund")(handle)
+    service.compensation("Refund")(undo)
+    assert service.handler(a_command("Refund", compensating=True)) is undo
+    assert service.handler(a_command("Refund")) is None
+    assert service.handler(a_command("Charge", compensating=True)) is None
+
+
+def test_a_name_cannot_be_declared_twice() -> None:
+    service = Service("payment")
+    service.command("Charge", compensation="Refund")(handle)
+    service.compensation("Refund")(handle)
+    assert told(service.command, "Charge", compensation=None) == "service payment declares Charge twice"
+    assert told(service.compensation, "Charge") == "service payment declares Charge twice"
+    assert told(service.command, "Refund", compensation=None) == "service payment declares Refund twice"
+    assert told(service.compensation, "Refund") == "service payment declares Refund twice"
+
+
+def test_a_command_cannot_be_its_own_compensation() -> None:
+    assert "its own compensation" in told(Service("payment").command, "Charge", compensation="Charge")
+
+
+def test_a_compensation_without_a_handler_is_told_before_anything_is_published() -> None:
+    service = Service("payment")
+    service.command("Charge", compensation="Refund")(handle)
+    text = told(service.publish, None)  # no client: it must not come to that
+    assert "Charge is undone by Refund, which has no handler" in text
+    assert '@service.compensation("Refund")' in text
+
+
+def test_a_service_without_commands_is_told_before_anything_is_published() -> None:
+    assert told(Service("payment").publish, None) == "service payment declares no command"
+
+
+def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
+    assert context_of(a_command()) == Context(
+        saga_id="saga42",
+        step=2,
+        key="saga42/2/transaction",
+        transaction_key="saga42/2/transaction",
+        attempt=3,
+        result=None,
+    )
+
+
+def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> None:
+    context = context_of(a_command("Refund", compensating=True, result=b'{"payment_id":"p1"}'))
+    assert context.key == "saga42/2/compensation"
+    assert context.transaction_key == context_of(a_command()).key
+    assert context.result == {"payment_id": "p1"}
+
+
+def test_a_service_is_loaded_by_module_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("shop_payment")
+    vars(module).update(service=Service("payment"), other="not one")
+    monkeypatch.setitem(sys.modules, "shop_payment", module)
+    assert load_service("shop_payment:service") is vars(module)["service"]
+    assert told(load_service, "shop_payment:other") == "other in shop_payment is not a sagastream.Service"
+    assert told(load_service, "shop_payment:nothing") == "nothing in shop_payment is not a sagastream.Service"
+
+
+@pytest.mark.parametrize("where", ["", "payment", "payment:", ":service", ":"])
+def test_what_is_no_module_and_name_is_told_with_an_example(where: str) -> None:
+    assert told(load_service, where) == f"{where!r} is not MODULE:NAME, like shop.payment:service"
+
+
+def test_a_module_that_is_not_found_is_told_with_what_to_do() -> None:
+    text = told(load_service, "no_such_module_anywhere:service")
+    assert text.startswith("cannot import no_such_module_anywhere: ")
+    assert text.endswith("; run it where the module is found")
+
+
+def test_a_module_that_raises_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_broken.py").write_text("\nraise KeyError('no configuration')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = told(load_service, "shop_broken:service")
+    assert text.startswith("cannot import shop_broken: KeyError: 'no configuration' (raised in ")
+    assert text.endswith("shop_broken.py, line 2)")
+
+
+@pytest.mark.parametrize("name", ["inventory", "payment", "shipping"])
+def test_each_sample_service_is_named_like_its_module_and_can_undo_what_it_does(name: str) -> None:
+    service = load_service(f"sagastream_stubs.{name}:service")
+    assert service.name == name
+    for command, (_, compensation) in service._commands.items():
+        assert service.handler(a_command(command)) is not None
+        assert compensation is not None
+        assert service.handler(a_command(compensation, compensating=True)) is not None

@@ -1,0 +1,323 @@
+"""How a turn's changes are packed for the script that commits them, read as the script's header says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from sagastream import keys
+from sagastream.decision import Decision, decide
+from sagastream.messages import Begin, Reply, StepDefinition
+from sagastream.saga import SagaState
+from sagastream.saga_hash import changed_fields
+from sagastream.store import Change, _CommitArguments
+from sagastream.streams import Entry
+
+NOW_MS = 1_700_000_000_000
+EARLIER_MS = NOW_MS - 60_000
+PUBLISHED = {"inventory": {"Reserve": "Release"}, "payment": {"Charge": "Refund"}}
+
+Word = str | bytes | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """An entry that the script adds to a stream."""
+
+    stream: str
+    fields: dict[Word, Word]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpacked:
+    """One change as the script sees it."""
+
+    key: str | None
+    version: Word
+    timer: Word
+    now_ms: Word
+    member: Word
+    hash: list[Word]
+    appends: list[Append]
+    acknowledged: list[tuple[str, Word]]
+
+
+class Reader:
+    """Takes one argument after the other."""
+
+    def __init__(self, words: Sequence[Word]) -> None:
+        self.words = list(words)
+
+    def take(self) -> Word:
+        return self.words.pop(0)
+
+    def number(self) -> int:
+        word = self.take()
+        assert isinstance(word, int)
+        return word
+
+    def many(self, count: int) -> list[Word]:
+        taken, self.words = self.words[:count], self.words[count:]
+        assert len(taken) == count
+        return taken
+
+
+def pairs(words: Sequence[Word]) -> dict[Word, Word]:
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def packed(*changes: Change) -> _CommitArguments:
+    arguments = _CommitArguments(NOW_MS)
+    for change in changes:
+        arguments.add(change)
+    return arguments
+
+
+def unpacked(*changes: Change) -> list[Unpacked]:
+    """The changes, read from the keys and arguments in the order that the header of commit.lua gives."""
+    arguments = packed(*changes)
+    names, words = arguments.keys, Reader(arguments.args)
+    assert names[:3] == [keys.TIMERS, keys.ENDED, keys.EVENTS]
+    assert len(set(names)) == len(names)
+    assert words.many(2) == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT]
+    fixed = words.number()
+    read = []
+    for _ in range(words.number()):
+        change = Reader(words.many(words.number()))
+        read.append(_unpacked(names, fixed, change))
+        assert not change.words
+    assert not words.words
+    return read
+
+
+def _unpacked(names: list[str], fixed: int, words: Reader) -> Unpacked:
+    def stream() -> str:
+        index = words.number()
+        assert 3 <= index <= fixed
+        return names[index - 1]
+
+    key = words.number()
+    assert key == 0 or fixed < key <= len(names)
+    version, timer, now_ms, member = words.many(4)
+    hash_words = words.many(words.number())
+    appends = []
+    for _ in range(words.number()):
+        target = stream()
+        appends.append(Append(stream=target, fields=pairs(words.many(words.number()))))
+    acknowledged = []
+    while words.words:
+        acknowledged.append((stream(), words.take()))
+    return Unpacked(
+        key=names[key - 1] if key else None,
+        version=version,
+        timer=timer,
+        now_ms=now_ms,
+        member=member,
+        hash=hash_words,
+        appends=appends,
+        acknowledged=acknowledged,
+    )
+
+
+def a_begin(saga_id: str = "saga42", *, request_id: str | None = None, trace: bool = False) -> Begin:
+    steps = (
+        StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}'),
+        StepDefinition(transaction="Charge", service="payment", params=b"7"),
+    )
+    return Begin(saga_id=saga_id, steps=steps, request_id=request_id, trace=trace)
+
+
+def an_entry(entry_id: bytes, stream: str = keys.REPLIES, body: bytes = b"{}") -> Entry:
+    return Entry(stream=stream, id=entry_id, fields={b"body": body, b"unknown": b"1"})
+
+
+def a_reply(kind: str, step: int, saga_id: str = "saga42") -> Reply:
+    result = b'{"id":"r1"}' if kind.endswith("_ok") else None
+    return Reply(type=kind, saga_id=saga_id, step=step, result=result)
+
+
+def a_change(before: SagaState | None, *events: Begin | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS) -> Change:
+    """What these events, which came as the entries 1-0, 2-0 and so on, do to a saga."""
+    change = Change(saga_id=saga_id, before=before, after=before)
+    for number, event in enumerate(events, 1):
+        stream = keys.REQUESTS if isinstance(event, Begin) else keys.REPLIES
+        change.add(an_entry(b"%d-0" % number, stream), decide(change.after, event, now_ms, PUBLISHED))
+    return change
+
+
+def a_saga(*events: Reply, version: int = 3, request_id: str | None = None, trace: bool = False) -> SagaState:
+    """A saga after these replies, as it was loaded."""
+    after = a_change(None, a_begin(request_id=request_id, trace=trace), *events, now_ms=EARLIER_MS).after
+    assert after is not None
+    return replace(after, version=version)
+
+
+def test_a_turn_with_nothing_in_it_packs_no_change() -> None:
+    assert unpacked() == []
+
+
+def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_command() -> None:
+    change = a_change(None, a_begin())
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer) == ("saga:{0}:saga:saga42", "", str(NOW_MS))
+    assert (read.now_ms, read.member) == (NOW_MS, "saga42")
+    assert read.hash == changed_fields(None, change.after)
+    assert read.appends == [
+        Append(
+            stream="saga:{0}:commands:inventory",
+            fields={
+                "body": b'{"type":"Reserve","saga_id":"saga42","step":1,"params":{"sku":"abc123"}}',
+                "attempt": 1,
+                "begun_ms": NOW_MS,
+            },
+        )
+    ]
+    assert read.acknowledged == [(keys.REQUESTS, b"1-0")]
+
+
+def test_a_saga_that_moves_names_the_version_it_was_loaded_with_and_writes_the_next() -> None:
+    (read,) = unpacked(a_change(a_saga(version=3), a_reply("Reserve_ok", 1)))
+    assert read.version == "3"
+    assert pairs(read.hash)["version"] == 4
+    assert read.timer == str(NOW_MS)
+    assert read.acknowledged == [(keys.REPLIES, b"1-0")]
+
+
+def test_a_duplicate_does_not_make_a_saga_look_as_if_it_had_moved() -> None:
+    (read,) = unpacked(a_change(a_saga(a_reply("Reserve_ok", 1)), a_reply("Reserve_ok", 1)))
+    assert pairs(read.hash) == {"duplicates": 1, "version": 4}
+    assert read.timer in ("", str(EARLIER_MS))
+
+
+@pytest.mark.xfail(strict=True, reason="any write to an ended saga dates its end anew")
+def test_a_duplicate_does_not_make_a_saga_end_once_more() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_ok", 2))
+    (read,) = unpacked(a_change(saga, a_reply("Charge_ok", 2)))
+    assert pairs(read.hash) == {"duplicates": 1, "version": 4}
+    assert read.timer == ""
+
+
+def test_a_parked_saga_needs_no_attention_until_a_person_acts() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_failed", 2))
+    (read,) = unpacked(a_change(saga, a_reply("Release_failed", 1)))
+    assert read.timer == "+inf"
+
+
+def test_several_messages_for_one_saga_are_one_change_and_one_version() -> None:
+    (read,) = unpacked(a_change(a_saga(), a_reply("Reserve_ok", 1), a_reply("Charge_ok", 2)))
+    assert pairs(read.hash)["version"] == 4
+    assert pairs(read.hash)["status"] == "COMPLETED"
+    assert [append.stream for append in read.appends] == ["saga:{0}:commands:payment", keys.EVENTS]
+    assert read.acknowledged == [(keys.REPLIES, b"1-0"), (keys.REPLIES, b"2-0")]
+
+
+def test_a_saga_that_ends_leaves_the_timers_and_tells_its_outcome() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), request_id="me-1")
+    (read,) = unpacked(a_change(saga, a_reply("Charge_ok", 2)))
+    assert read.timer == "ended"
+    assert read.appends == [
+        Append(
+            stream=keys.EVENTS,
+            fields={
+                "kind": "outcome",
+                "body": b'{"type":"saga_completed","saga_id":"saga42","status":"COMPLETED"}',
+                "saga_id": "saga42",
+                "request_id": "me-1",
+            },
+        )
+    ]
+
+
+def test_a_compensation_carries_the_params_and_the_result_of_its_step_beside_its_body() -> None:
+    (read,) = unpacked(a_change(a_saga(a_reply("Reserve_ok", 1)), a_reply("Charge_failed", 2)))
+    assert read.appends == [
+        Append(
+            stream="saga:{0}:commands:inventory",
+            fields={
+                "body": b'{"type":"Release","saga_id":"saga42","step":1,"compensating":true}',
+                "attempt": 1,
+                "begun_ms": EARLIER_MS,
+                "params": b'{"sku":"abc123"}',
+                "result": b'{"id":"r1"}',
+            },
+        )
+    ]
+
+
+def test_a_compensation_of_a_step_without_a_result_carries_none() -> None:
+    saga = a_saga(Reply(type="Reserve_ok", saga_id="saga42", step=1))
+    (read,) = unpacked(a_change(saga, a_reply("Charge_failed", 2)))
+    assert "result" not in read.appends[0].fields
+
+
+def test_traced_commands_and_replies_name_their_service() -> None:
+    (read,) = unpacked(a_change(a_saga(trace=True), a_reply("Reserve_ok", 1)))
+    events = [append.fields for append in read.appends if append.stream == keys.EVENTS]
+    assert [(event["kind"], event["service"]) for event in events] == [("reply", "inventory"), ("command", "payment")]
+
+
+def test_a_message_that_changes_nothing_is_acknowledged_and_the_saga_must_still_be_the_same() -> None:
+    (read,) = unpacked(a_change(a_saga(version=3), a_begin()))
+    assert (read.version, read.timer, read.hash, read.appends) == ("3", "", [], [])
+    assert read.acknowledged == [(keys.REQUESTS, b"1-0")]
+
+
+def test_a_reply_for_no_saga_is_quarantined_as_long_as_there_is_none() -> None:
+    (read,) = unpacked(a_change(None, a_reply("Reserve_ok", 1)))
+    assert (read.key, read.version, read.timer, read.hash) == ("saga:{0}:saga:saga42", "", "", [])
+    assert read.appends == [
+        Append(
+            stream=keys.QUARANTINE,
+            fields={
+                "reason": "there is no saga saga42",
+                "stream": keys.REPLIES,
+                "entry_id": b"1-0",
+                b"entry.body": b"{}",
+                b"entry.unknown": b"1",
+            },
+        )
+    ]
+    assert read.acknowledged == [(keys.REPLIES, b"1-0")]
+
+
+def test_an_entry_that_names_no_saga_is_compared_with_none() -> None:
+    change = Change(saga_id=None, before=None, after=None)
+    change.add(an_entry(b"5-1", keys.REQUESTS), Decision(state=None, quarantine="not JSON"))
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.member, read.hash) == (None, "", "", "", [])
+    assert [append.fields["reason"] for append in read.appends] == ["not JSON"]
+    assert read.acknowledged == [(keys.REQUESTS, b"5-1")]
+
+
+def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
+    change = Change(saga_id="saga42", before=None, after=None, compare=False)
+    change.add(an_entry(b"5-1"), Decision(state=None, quarantine="damaged"))
+    (read,) = unpacked(change)
+    assert (read.key, read.hash) == (None, [])
+    assert packed(change).keys == [keys.TIMERS, keys.ENDED, keys.EVENTS, keys.QUARANTINE, keys.REPLIES]
+
+
+def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
+    nameless = Change(saga_id=None, before=None, after=None)
+    nameless.add(an_entry(b"9-0"), Decision(state=None, quarantine="not JSON"))
+    damaged = Change(saga_id="damaged", before=None, after=None, compare=False)
+    damaged.add(an_entry(b"9-1"), Decision(state=None, quarantine="damaged"))
+    begins = [a_change(None, a_begin(f"saga{n}"), saga_id=f"saga{n}") for n in range(3)]
+    read = unpacked(begins[0], nameless, begins[1], damaged, begins[2])
+    assert [change.key for change in read] == [keys.saga("saga0"), None, keys.saga("saga1"), None, keys.saga("saga2")]
+    for change in (read[0], read[2], read[4]):
+        assert [append.stream for append in change.appends] == [keys.commands("inventory")]
+    assert packed(*begins).keys == [
+        keys.TIMERS,
+        keys.ENDED,
+        keys.EVENTS,
+        keys.commands("inventory"),
+        keys.REQUESTS,
+        *(keys.saga(f"saga{n}") for n in range(3)),
+    ]
+
+
+def test_the_arguments_are_the_same_however_often_they_are_asked_for() -> None:
+    arguments = packed(a_change(None, a_begin()), a_change(None, a_begin("saga7"), saga_id="saga7"))
+    assert arguments.args == arguments.args
+    assert arguments.keys == arguments.keys
