@@ -5,9 +5,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from sagastream import Context, Reject, Service
+from sagastream import Context, Reject, Service, published
 from sagastream.broker import Broker
-from sagastream.client import SagaClient
+from sagastream.client import SagaClient, append_begins
 from sagastream.messages import parse_begin
 from sagastream.orchestrator import Orchestrator
 from sagastream.saga import SagaState
@@ -46,7 +46,7 @@ class Scene:
         self.client = SagaClient(broker)
         self.stop = threading.Event()
         self.worker = Orchestrator(broker, self.stop)
-        self.effects.service.publish(broker.client)
+        published.publish(broker.client, "work", self.effects.service.publishes())
         self.runner = ServiceRunner(broker, self.effects.service, self.stop)
 
     def another_worker(self) -> Orchestrator:
@@ -55,7 +55,7 @@ class Scene:
     def begin(self, saga_id: str, *steps: dict[str, Any], **options: Any) -> str:
         """Ask for a saga; the request's id."""
         options = {"request_id": uuid.uuid4().hex} | options
-        self.client.begin_request(parse_begin({"saga_id": saga_id, "steps": list(steps)}, **options))
+        append_begins(self.redis, [parse_begin({"saga_id": saga_id, "steps": list(steps)}, **options)])
         return str(options["request_id"])
 
     def play(self, saga_id: str) -> SagaState:

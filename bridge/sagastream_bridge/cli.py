@@ -1,12 +1,11 @@
-"""The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the saga was aborted.
-"""
+"""The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant."""
 
 import os
 import signal
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from sagastream.broker import Broker
 
 _STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
+#: How long `begin` waits for a worker to show up before it says that there is none, in seconds.
+_WORKER_GRACE_S = 1.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,8 +26,10 @@ _STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 def cli() -> None:
     """Sagas over Redis streams.
 
-    The broker is REDIS_URL or, where that is not set, an embedded Valkey whose data live in SAGASTREAM_HOME (by
-    default .sagastream in the current folder). Commands that share a home share its server.
+    The broker is REDIS_URL or, where that is not set, an embedded Valkey whose data live in SAGASTREAM_HOME (by default
+    .sagastream in the current folder). Commands that share a home share its server.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the saga was aborted or is parked.
     """
 
 
@@ -42,10 +45,11 @@ def main() -> NoReturn:
 @click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
 def worker(until_eof: bool) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
+    stop = _stop_event(until_eof)
     with _opened() as broker:
         from sagastream.orchestrator import Orchestrator
 
-        Orchestrator(broker, _stop_event(until_eof)).run()
+        Orchestrator(broker, stop).run()
 
 
 @cli.command()
@@ -53,13 +57,15 @@ def worker(until_eof: bool) -> None:
 @click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
 def service(where: str, until_eof: bool) -> None:
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
+    _check_where(where)
+    stop = _stop_event(until_eof)
     with _opened() as broker:
         from sagastream.service import load_service
         from sagastream.service_runner import ServiceRunner
 
         sys.path.insert(0, str(Path.cwd()))
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
-        ServiceRunner(broker, load_service(where), _stop_event(until_eof)).run()
+        ServiceRunner(broker, load_service(where), stop).run()
 
 
 @cli.command()
@@ -73,14 +79,22 @@ def service(where: str, until_eof: bool) -> None:
 )
 def up(workers: int, services: tuple[str, ...]) -> None:
     """Run everything: the broker, workers, services. What dies is started again."""
+    for where in services:
+        _check_where(where)
     stop = _stop_event()
     with _opened() as broker:
         from sagastream.broker import Outage
+        from sagastream.service import load_service
         from sagastream_bridge.stack import SAMPLES, Stack
 
+        # What no restart can mend is told at once.
+        broker.check()
+        sys.path.insert(0, str(Path.cwd()))
+        for where in services:
+            load_service(where).publishes()
         outage = Outage(broker, "sagastream up", stop)
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()))
-        click.echo(f"broker   {broker.url}")
+        click.echo(f"broker   {broker.shown_url}")
         if broker.embedded is not None:
             click.echo(f"look     redis-cli -p {broker.embedded.port}")
         click.echo("stop     Ctrl-C")
@@ -108,8 +122,8 @@ def up(workers: int, services: tuple[str, ...]) -> None:
 def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float) -> None:
     """Speak the stdin protocol: one JSON object a line, in and out.
 
-    Without REDIS_URL, and where nothing runs in the home yet, the bridge brings up the broker, a worker and the
-    sample services for as long as it lives.
+    Without REDIS_URL, and where nothing runs in the home yet, the bridge brings up the broker, a worker and the sample
+    services for as long as it lives.
     """
     from sagastream.messages import is_id
 
@@ -117,7 +131,6 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
     for name in names:
         if not is_id(name):
             raise click.BadParameter(f"{name!a} cannot be the name of a service", param_hint="--serve")
-    signal.signal(signal.SIGTERM, _terminated)
     with _opened() as broker:
         from sagastream_bridge.stdin_bridge import StdinBridge
 
@@ -130,27 +143,29 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 
 @cli.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--wait", is_flag=True, help="Wait for the end; exit code 3 if the saga was aborted.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit code 3 if the saga was aborted or is parked.")
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: how long at the most.")
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
     from sagastream.errors import MalformedMessage
-    from sagastream.messages import decode, parse_begin
+    from sagastream.messages import parse_begin
+    from sagastream.strict_json import decode
 
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
     try:
-        request = parse_begin(decode(file.read()), request_id=_request_id())
+        request = parse_begin(decode(file.read()), request_id=uuid.uuid4().hex)
     except MalformedMessage as error:
         raise click.ClickException(f"{file.name}: {error}") from None
     with _opened() as broker:
         from sagastream.broker import Outage
         from sagastream.client import SagaClient
-        from sagastream_bridge import inspect
 
         outage = Outage(broker, "sagastream begin", threading.Event())
         client = SagaClient(broker)
         broker.check()
         accepted = outage.patiently(lambda: client.begin_request(request))
-        if not outage.patiently(lambda: inspect.worker_is_alive(broker.client)):
+        if not outage.patiently(lambda: _worker_shows_up(broker)):
             click.echo("no worker is running; the saga waits for one: sagastream up", err=True)
         if not wait:
             click.echo(f"{request.saga_id} accepted")
@@ -159,8 +174,9 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
             state = outage.patiently(lambda: client.wait(accepted, timeout))
         except TimeoutError as error:
             raise click.ClickException(str(error)) from None
-        click.echo(f"{state.saga_id} {state.status}" + (f": {_safe(state.reason)}" if state.reason else ""))
-    sys.exit(3 if state.status == "ABORTED" else 0)
+        why = f"parked: {state.parked}" if state.parked else state.reason
+        click.echo(f"{state.saga_id} {state.status}" + (f": {_safe(why)}" if why else ""))
+    sys.exit(0 if state.status == "COMPLETED" else 3)
 
 
 @cli.command()
@@ -173,13 +189,13 @@ def show(saga_id: str, as_json: bool) -> None:
     if not is_id(saga_id):
         raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
     with _opened() as broker:
-        from sagastream_bridge import inspect, views
+        from sagastream_bridge import lookup, views
 
-        found = inspect.saga(broker.client, saga_id)
+        found = lookup.saga(broker.client, saga_id)
         if found.state is None:
             raise click.ClickException(f"there is no saga {saga_id} in this store{found.hint}")
         if as_json:
-            click.echo(inspect.as_json(found))
+            click.echo(lookup.as_json(found))
         else:
             for line in views.saga(found.state, found.now_ms, found.notes):
                 click.echo(line)
@@ -191,32 +207,35 @@ def show(saga_id: str, as_json: bool) -> None:
 def list_sagas(status: str | None, limit: int) -> None:
     """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
     with _opened() as broker:
-        from sagastream_bridge import inspect, views
+        from sagastream_bridge import lookup, views
 
-        listing = inspect.listing(broker.client, status.upper() if status else None, limit)
+        listing = lookup.listing(broker.client, status.upper() if status else None, limit)
         for state in listing.states:
             click.echo(views.row(state, listing.now_ms))
         for problem in listing.damaged:
             click.echo(f"DAMAGED       {_safe(problem)}")
         shown = len(listing.states)
         more = " (--limit shows more)" if shown == limit else ""
-        click.echo(f"{shown} shown{more}; {listing.live} live and {listing.ended} ended in the store", err=True)
+        unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
+        click.echo(f"{shown} shown{more}; {listing.live} live and {listing.ended} ended in the store{unread}", err=True)
 
 
 @cli.command()
 def demo() -> None:
-    """Run three sagas on an embedded broker, and show every message."""
-    stop = _stop_event()
-    with _faults_on_one_line():
+    """Run three sagas on an embedded broker, and show every message.
+
+    The broker is one of its own, in `demo` below the home; what an earlier demonstration left in it is erased.
+    """
+    with _orderly():
         from sagastream_bridge.demo import run
 
-        run(stop)
+        run()
 
 
 @contextmanager
 def _opened() -> "Iterator[Broker]":
     """The broker of the environment, open for as long as a command runs."""
-    with _faults_on_one_line():
+    with _orderly():
         from sagastream.broker import Broker
 
         broker = Broker()
@@ -227,16 +246,23 @@ def _opened() -> "Iterator[Broker]":
 
 
 @contextmanager
-def _faults_on_one_line() -> Iterator[None]:
-    """What a user can cause or mend is told on one line of stderr, with exit code 1."""
+def _orderly() -> Iterator[None]:
+    """A command's frame: a signal ends it in order, so that nothing is left running; what a user can cause or mend is
+    told on one line of stderr, with exit code 1."""
     import redis
 
     from sagastream.errors import SagastreamError
 
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
-    except (SagastreamError, redis.RedisError) as error:
+    except (SagastreamError, redis.RedisError, OSError) as error:
         raise click.ClickException(_safe(str(error) or type(error).__name__)) from None
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _stop_event(until_eof: bool = False) -> threading.Event:
@@ -255,14 +281,19 @@ def _stop_event(until_eof: bool = False) -> threading.Event:
     return stop
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(0)
+def _check_where(where: str) -> None:
+    module, _, name = where.partition(":")
+    if not module or not name:
+        raise click.BadParameter(f"{where!a} is not MODULE:NAME, like shop.payment:service")
 
 
-def _request_id() -> str:
-    import uuid
+def _worker_shows_up(broker: "Broker") -> bool:
+    from sagastream_bridge import lookup
 
-    return uuid.uuid4().hex
+    deadline = time.monotonic() + _WORKER_GRACE_S
+    while not (alive := lookup.worker_is_alive(broker.client)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
 
 
 def _safe(text: str) -> str:

@@ -1,8 +1,6 @@
 """The demonstration: three sagas on a broker of their own, every message shown as it happens."""
 
 import os
-import shutil
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -14,9 +12,10 @@ from sagastream import keys
 from sagastream.broker import Broker
 from sagastream.client import Accepted, SagaClient, read_events
 from sagastream.console import printable
+from sagastream.embedded import EmbeddedServer
 from sagastream.errors import SagastreamError
-from sagastream.messages import decode, parse_begin
-from sagastream.saga import SagaStatus
+from sagastream.messages import parse_begin
+from sagastream.strict_json import decode
 from sagastream_bridge import views
 from sagastream_bridge.stack import SAMPLES, Stack
 
@@ -50,20 +49,17 @@ _SAGAS: Final = (
 )
 
 
-def run(stop: threading.Event) -> None:
+def run() -> None:
     """Run it in `demo` below the home, from scratch each time; the data stay there to be looked at."""
     home = Path(os.environ.get("SAGASTREAM_HOME") or ".sagastream") / "demo"
-    broker = _fresh(home)
+    EmbeddedServer(home).erase()
+    broker = Broker(home=home)
     stack = Stack(broker, workers=1, services=tuple(SAMPLES.values()), log_dir=home)
     try:
-        stack.tend()
-        client = SagaClient(broker)
         for title, body in _SAGAS:
-            if stop.is_set():
-                raise SagastreamError("interrupted")
             begin = parse_begin(body, request_id=uuid.uuid4().hex, trace=True)
             click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
-            _watch(client, broker, client.begin_request(begin))
+            _watch(broker, stack, SagaClient(broker).begin_request(begin))
             click.echo()
         _show_hash(broker, "saga44")
     finally:
@@ -75,38 +71,25 @@ def run(stop: threading.Event) -> None:
     click.echo(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
 
 
-def _fresh(home: Path) -> Broker:
-    """A broker in an empty home. A server that still runs there belongs to another demonstration."""
-    broker = Broker(home=home)
-    assert broker.embedded is not None
-    if not broker.embedded.owned:
-        raise SagastreamError(f"another demonstration is running in {home}")
-    broker.close()
-    shutil.rmtree(home)
-    return Broker(home=home)
-
-
-def _watch(client: SagaClient, broker: Broker, accepted: Accepted) -> None:
+def _watch(broker: Broker, stack: Stack, accepted: Accepted) -> None:
     """Print the messages of one saga until it has ended."""
     after = accepted.after
-    ended = False
+    saga_id = accepted.begin.saga_id.encode()
     deadline = time.monotonic() + _TIMEOUT_S
-    while not ended:
-        if time.monotonic() > deadline:
-            assert broker.embedded is not None
-            raise SagastreamError(f"the saga does not end; see the logs in {broker.embedded.home}")
-        events = read_events(broker.client, after, 500)
-        for event in events:
+    while time.monotonic() < deadline:
+        stack.tend()
+        for event in read_events(broker.client, after, 500):
             after = event.id
-            kind, body = event.fields[b"kind"].decode(), decode(event.fields[b"body"])
-            if kind == "outcome":
-                ended = True
-            else:
-                click.echo("  " + views.message(body, event.fields[b"service"].decode(), kind))
-    state = client.wait(accepted)
-    reason = f"  {printable(state.reason)}" if state.reason else ""
-    mark = "=" if state.status is SagaStatus.COMPLETED else "x"
-    click.echo(f"  {mark}  {views.status(state.status)}{reason}")
+            if event.fields.get(b"saga_id") != saga_id:
+                continue
+            body = decode(event.fields[b"body"])
+            if (kind := event.fields[b"kind"].decode()) == "outcome":
+                mark = "=" if body["status"] == "COMPLETED" else "x"
+                click.echo(f"  {mark}  {views.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
+                return
+            click.echo("  " + views.message(body, event.fields[b"service"].decode(), kind))
+    assert broker.embedded is not None
+    raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
 
 
 def _show_hash(broker: Broker, saga_id: str) -> None:

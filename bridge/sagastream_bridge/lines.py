@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sagastream.errors import MalformedMessage
-from sagastream.messages import MAX_BODY_BYTES, decode
+from sagastream.strict_json import MAX_BYTES, decode
 
 #: What the orchestrator is called in `src` and `dest`.
 ORCHESTRATOR: Final = "orchestrator"
-#: The longest line that is read, in bytes: a body of full size, as one string of escapes at worst.
-MAX_LINE_BYTES: Final = MAX_BODY_BYTES
+#: The longest line that is read, in bytes.
+MAX_LINE_BYTES: Final = MAX_BYTES
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -74,7 +74,9 @@ def parse(line: bytes) -> Line:
     if not isinstance(src, str):
         raise BadLine("src must be a string")
     msg_id = body.get("msg_id")
-    caller = Caller(src=src, msg_id=msg_id if type(msg_id) is int else None)
+    if msg_id is not None and type(msg_id) is not int:
+        raise BadLine("msg_id must be a whole number")
+    caller = Caller(src=src, msg_id=msg_id)
     if not isinstance(dest, str) or not isinstance(body.get("type"), str):
         raise BadLine("dest and body.type must be strings", caller)
     return Line(caller=caller, dest=dest, body=body)

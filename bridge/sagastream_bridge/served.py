@@ -1,4 +1,4 @@
-"""A service that is played by whoever holds the bridge's stdin: its commands go out as lines, lines are its replies."""
+"""A service that is played by whoever holds the bridge's stdin: commands go out as lines, lines are replies."""
 
 import threading
 import time
@@ -6,84 +6,94 @@ from typing import Any
 
 import redis
 
-from sagastream import keys
-from sagastream.answers import Answers
+from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
-from sagastream.console import say
-from sagastream.errors import MalformedMessage
-from sagastream.messages import Command, Reply, decode, ok, parse_command, parse_reply
-from sagastream.service import LEASE_MS
-from sagastream.streams import Entry, GroupReader, consumer_name
+from sagastream.command_inbox import CommandInbox, Delivery
+from sagastream.messages import Reply, failed, ok, parse_reply
+from sagastream.service import LEASE_MS, load_service
+from sagastream.streams import consumer_name
+from sagastream.strict_json import decode
 from sagastream_bridge.lines import ORCHESTRATOR, LineWriter
+from sagastream_bridge.stack import SAMPLES
 
 
 class ServedService:
     """One such service. A command is held, and its lease renewed, until its reply comes."""
 
-    def __init__(self, broker: Broker, name: str, out: LineWriter, outage: Outage, stop: threading.Event) -> None:
+    def __init__(self, broker: Broker, name: str, out: LineWriter, outage: Outage) -> None:
         self.name = name
-        self._client = broker.client
+        self._client: redis.Redis = broker.client
         self._out = out
         self._outage = outage
-        self._stop = stop
-        self._inbox = GroupReader(broker.client, [keys.commands(name)], name, consumer_name(), LEASE_MS)
         self._lock = threading.Lock()
-        self._answers = Answers(broker.client, name)
-        self._held: dict[tuple[str, int, str], tuple[Entry, Command]] = {}
-        self._held_ids: set[bytes] = set()
+        self._inbox = CommandInbox(
+            broker.client,
+            name,
+            consumer=consumer_name(),
+            lease_ms=LEASE_MS,
+            on_join=self._publish,
+            max_deliveries=None,  # a person may take long to reply, and renewing counts
+        )
+        self._renew_at = 0.0
+        self._held: dict[bytes, Delivery] = {}  # by entry id
+        self._by_reply: dict[tuple[str, int, str], bytes] = {}  # (saga, step, type of the reply) -> entry id
         self._unasked: list[Reply] = []
 
     def run(self) -> None:
-        """Write commands out until `stop` is set."""
-        renew_at = time.monotonic()
-        while not self._stop.is_set():
-            try:
-                if time.monotonic() >= renew_at:
-                    self._inbox.recover()  # reading what is held again renews the lease on it
-                    renew_at = time.monotonic() + LEASE_MS / 3000
-                for entry in self._inbox.read(BLOCK_MS):
-                    self._give_out(entry)
-                self.send()
-                self._outage.over()
-            except redis.RedisError as error:
-                self._outage.wait(error)
-                self._inbox.recover()
+        """Write commands out until the bridge stops; then hand back what was not answered."""
+        self._outage.keep(self._turn, self._inbox.reader.recover)
+        self._outage.once(self._inbox.reader.leave)
 
     def reply(self, body: dict[str, Any]) -> None:
-        """Take a reply that came as a line; `send` sends it on. One that answers no command in hand is sent all the
-        same: what to think of it is the orchestrator's business. Raises MalformedMessage."""
+        """Take a reply that came as a line; `send` sends it on. One that answers no command in hand is sent all
+        the same: what to think of it is the orchestrator's business. Raises MalformedMessage."""
         reply = parse_reply(body)
-        held = (reply.saga_id, reply.step, reply.type.removesuffix("_ok").removesuffix("_failed"))
         with self._lock:
-            if held in self._held:
-                entry, command = self._held.pop(held)
-                self._held_ids.discard(entry.id)
-                self._answers.reply(entry, command, reply)
-            else:
+            entry_id = self._by_reply.get((reply.saga_id, reply.step, reply.type))
+            if entry_id is None:
                 self._unasked.append(reply)
+            else:
+                self._inbox.reply(self._release(entry_id), reply)
 
     def send(self) -> None:
         """Send what was taken. To be called again where it raised redis.RedisError."""
         with self._lock:
-            self._answers.send()
+            self._inbox.send()
             while self._unasked:
-                self._client.xadd(keys.REPLIES, {"body": self._unasked[0].body()})
+                fields: dict[Any, Any] = self._unasked[0].fields()
+                self._client.xadd(keys.REPLIES, fields)
                 self._unasked.pop(0)
 
-    def _give_out(self, entry: Entry) -> None:
+    def _turn(self) -> None:
+        if time.monotonic() >= self._renew_at:
+            self._inbox.reader.renew()
+            self._renew_at = time.monotonic() + LEASE_MS / 3000
+        # The lock is not held while waiting for commands: replies come in meanwhile.
+        deliveries = self._inbox.read(BLOCK_MS)
+        for delivery in deliveries:
+            self._give_out(delivery)
+        self.send()
+
+    def _give_out(self, delivery: Delivery) -> None:
         with self._lock:
-            if entry.id in self._held_ids:
+            if delivery.entry.id in self._held:
                 return
-            try:
-                command = parse_command(self.name, entry.fields, int(entry.id.split(b"-")[0]))
-            except MalformedMessage as error:
-                say(f"service {self.name}", f"quarantined the entry {entry.id.decode()}: {error}")
-                self._answers.quarantine(entry, str(error))
-                return
-            if entry.redelivered and self._answers.recorded(command) is not None:
-                done = Reply(type=ok(command.type), saga_id=command.saga_id, step=command.step)
-                self._answers.reply(entry, command, done)  # the script sends the recorded one in its place
-                return
-            self._held_ids.add(entry.id)
-            self._held[command.saga_id, command.step, command.type] = (entry, command)
-        self._out.message(ORCHESTRATOR, self.name, decode(command.body()))
+            self._held[delivery.entry.id] = delivery
+            for kind in (ok, failed):
+                self._by_reply[_reply_key(delivery, kind(delivery.command.type))] = delivery.entry.id
+        self._out.message(ORCHESTRATOR, self.name, decode(delivery.command.body()))
+
+    def _release(self, entry_id: bytes) -> Delivery:
+        delivery = self._held.pop(entry_id)
+        for kind in (ok, failed):
+            self._by_reply.pop(_reply_key(delivery, kind(delivery.command.type)), None)
+        return delivery
+
+    def _publish(self) -> None:
+        """A service that the samples know keeps the compensations that it publishes."""
+        if self.name in SAMPLES:
+            published.publish(self._client, self.name, load_service(SAMPLES[self.name]).publishes())
+
+
+def _reply_key(delivery: Delivery, kind: str) -> tuple[str, int, str]:
+    return delivery.command.saga_id, delivery.command.step, kind

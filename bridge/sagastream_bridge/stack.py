@@ -38,7 +38,7 @@ class Stack:
     input ends, which it does however the parent dies."""
 
     def __init__(self, broker: Broker, *, workers: int, services: Sequence[str], log_dir: Path | None = None) -> None:
-        """`services`: MODULE:NAME each. `log_dir`: where the children's stderr goes, by default to ours."""
+        """`services`: MODULE:NAME each. `log_dir`: where what the children say goes, by default to our stderr."""
         self._broker = broker
         self._log_dir = log_dir
         self._children = [_Child(f"worker-{n}", ["worker"]) for n in range(1, workers + 1)]
@@ -74,13 +74,14 @@ class Stack:
     def _start(self, child: _Child) -> None:
         child.started = time.monotonic()
         log = None if self._log_dir is None else (self._log_dir / f"{child.name}.log").open("ab")
+        said = log or sys.stderr
         try:
             child.process = subprocess.Popen(
                 [sys.executable, "-m", "sagastream_bridge.cli", *child.arguments, "--until-eof"],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=os.environ | {"REDIS_URL": self._broker.url},
+                stdout=said,
+                stderr=said,
+                env=os.environ | {"REDIS_URL": self._broker.url, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
             )
         finally:

@@ -1,13 +1,14 @@
 """How sagas and messages look to a person. Everything that strangers wrote goes through `printable`."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
+import orjson
 
 from sagastream.console import printable
-from sagastream.messages import decode
 from sagastream.saga import SagaState, Step
 from sagastream.saga_hash import iso
 
@@ -76,12 +77,12 @@ def _step(number: int, step: Step) -> Iterator[str]:
         + status(step.status, 12)
         + _times(step.sent_ms, step.answered_ms)
     ).rstrip()
-    yield f"       params {_json(decode(definition.params))}"
+    yield f"       params {_json(orjson.loads(definition.params))}"
     if step.result is not None:
-        yield f"       result {_json(decode(step.result))}"
+        yield f"       result {_json(orjson.loads(step.result))}"
     if step.error is not None:
         unknown = ", and whether it had an effect is unknown" if step.unknown else ""
-        yield f"       error  {_json(decode(step.error))}{unknown}"
+        yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
     if step.compensation is not None:
         times = _times(step.compensation_sent_ms, step.compensation_answered_ms)
         yield f"       undone by {printable(step.compensation)}  {times}"
@@ -111,7 +112,5 @@ def _age(ms: int) -> str:
 
 
 def _json(value: Any) -> str:
-    import json
-
     text = json.dumps(value)  # plain ASCII: nothing in it can act on a terminal
     return text if len(text) <= 300 else text[:300] + "…"

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
 
 from sagastream.messages import Begin
 from sagastream_bridge.lines import Caller
@@ -23,10 +24,13 @@ class Watches:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._by_saga: dict[str, list[Watch]] = {}
+        self._traced: set[str] = set()
 
     def add(self, watch: Watch) -> None:
         with self._changed:
             self._by_saga.setdefault(watch.saga_id, []).append(watch)
+            if watch.begin is not None and watch.begin.trace:
+                self._traced.add(watch.saga_id)
 
     def take(self, saga_id: str) -> list[Watch]:
         """All who wait for this saga; they are answered now, and wait no more."""
@@ -35,32 +39,44 @@ class Watches:
             self._changed.notify_all()
             return watches
 
-    def take_request(self, request_id: str) -> Watch | None:
-        """The one whose saga_begin had this request id."""
+    def take_one(self, watch: Watch) -> bool:
+        """Whether this one still waits; it waits no more."""
         with self._changed:
-            for saga_id, watches in self._by_saga.items():
-                for watch in watches:
-                    if watch.begin is not None and watch.begin.request_id == request_id:
-                        watches.remove(watch)
-                        if not watches:
-                            del self._by_saga[saga_id]
-                        self._changed.notify_all()
-                        return watch
-        return None
+            watches = self._by_saga.get(watch.saga_id, [])
+            if watch not in watches:
+                return False
+            watches.remove(watch)
+            if not watches:
+                del self._by_saga[watch.saga_id]
+            self._changed.notify_all()
+            return True
 
-    def has(self, saga_id: str) -> bool:
+    def of(self, saga_id: str) -> list[Watch]:
+        """All who wait for this saga, and go on waiting."""
         with self._changed:
-            return saga_id in self._by_saga
+            return list(self._by_saga.get(saga_id, ()))
 
     def begin_of(self, saga_id: str) -> Begin | None:
         """The saga_begin that somebody sent and that has not led to an end yet."""
-        with self._changed:
-            begins = [watch.begin for watch in self._by_saga.get(saga_id, []) if watch.begin is not None]
-            return begins[0] if begins else None
+        return next((watch.begin for watch in self.of(saga_id) if watch.begin is not None), None)
 
-    def saga_ids(self) -> list[str]:
+    def traces(self, saga_id: str) -> bool:
+        """Whether the messages of the saga are to be told."""
         with self._changed:
-            return list(self._by_saga)
+            return saga_id in self._traced
+
+    def end_trace(self, saga_id: str) -> None:
+        """The last message of the saga was told."""
+        with self._changed:
+            self._traced.discard(saga_id)
+
+    def some(self, count: int) -> list[str]:
+        """Up to `count` of the sagas that are waited for; others the next time."""
+        with self._changed:
+            saga_ids = list(islice(self._by_saga, count))
+            for saga_id in saga_ids:
+                self._by_saga[saga_id] = self._by_saga.pop(saga_id)
+            return saga_ids
 
     def wait_until_empty(self, timeout_s: float) -> list[str]:
         """Wait until nobody waits any more, at the most this long; the sagas that are still waited for."""

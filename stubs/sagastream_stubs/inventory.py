@@ -16,11 +16,11 @@ ledger = Ledger("inventory", "r")
 @service.command("ReserveInventory", compensation="ReleaseReservation")
 def reserve(params: Any, context: Context) -> dict[str, str]:
     try:
-        sku, quantity = str(params["sku"]), int(params["quantity"])
-    except (KeyError, TypeError, ValueError):
+        sku, quantity = str(params["sku"]), params["quantity"]
+    except (KeyError, TypeError):
         raise Reject("malformed_params: needs sku and quantity") from None
-    if quantity < 1:
-        raise Reject("quantity_below_one")
+    if type(quantity) is not int or quantity < 1:
+        raise Reject("malformed_params: quantity must be a whole number from 1")
     return {"reservation_id": ledger.take(context.key, sku, quantity, STOCK.get(sku, PLENTY), "out_of_stock")}
 
 

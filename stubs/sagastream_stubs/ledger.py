@@ -5,7 +5,7 @@ stubs:{<service>}:taken    hash  idempotency key -> <id> <thing> <amount>; "void
 stubs:{<service>}:counter  string  the last number that was given out
 """
 
-from functools import cached_property
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -25,7 +25,9 @@ class Ledger:
         Called again with the same `key`, it takes nothing more and returns the same id. Raises Reject(refusal)
         where too little is left, and Reject("cancelled") where the same key was given back before.
         """
-        answer = self._script("take")(keys=self._keys, args=[key, thing, amount, at_first, self._prefix])
+        if amount > at_first:  # also keeps numbers within what Lua can count
+            raise Reject(refusal)
+        answer = _script("take")(keys=self._keys, args=[key, thing, amount, at_first, self._prefix])
         if answer == b"void":
             raise Reject("cancelled")
         if not answer:
@@ -34,18 +36,10 @@ class Ledger:
 
     def give_back(self, key: str) -> None:
         """Undo the `take` with this key, once; if it has not happened yet, it never will."""
-        self._script("give_back")(keys=self._keys, args=[key])
+        _script("give_back")(keys=self._keys, args=[key])
 
-    def _script(self, name: str) -> Any:
-        if name not in self._scripts:
-            text = resources.files(__package__).joinpath("scripts", f"{name}.lua").read_text()
-            self._scripts[name] = self._client.register_script(text)
-        return self._scripts[name]
 
-    @cached_property
-    def _scripts(self) -> dict[str, Any]:
-        return {}
-
-    @cached_property
-    def _client(self) -> Any:
-        return connect()
+@cache
+def _script(name: str) -> Any:
+    """A script, on a connection that is made when it is first needed."""
+    return connect().register_script(resources.files(__package__).joinpath("scripts", f"{name}.lua").read_text())

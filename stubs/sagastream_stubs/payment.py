@@ -1,6 +1,6 @@
 """The sample payment service: charges users."""
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from sagastream import Context, Reject, Service
@@ -9,6 +9,8 @@ from sagastream_stubs.ledger import Ledger
 #: What users have at first, in cents; anybody else has PLENTY.
 BALANCE = {"u42": 75_00}
 PLENTY = 10_000_00
+#: More than anybody has, in whole units: what is asked beyond it need not be counted.
+MOST = Decimal(1_000_000_000)
 
 service = Service("payment")
 ledger = Ledger("payment", "p")
@@ -17,11 +19,12 @@ ledger = Ledger("payment", "p")
 @service.command("ChargePayment", compensation="RefundPayment")
 def charge(params: Any, context: Context) -> dict[str, str]:
     try:
-        user, cents = str(params["user_id"]), int(Decimal(str(params["amount"])) * 100)
-    except (KeyError, TypeError, InvalidOperation, ValueError, OverflowError):
+        user, amount = str(params["user_id"]), Decimal(str(params["amount"]))
+        cents = int(min(amount, MOST) * 100)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise Reject("malformed_params: needs user_id and amount") from None
     if cents < 1:
-        raise Reject("amount_below_one_cent")
+        raise Reject("malformed_params: amount must be a cent or more")
     return {"payment_id": ledger.take(context.key, user, cents, BALANCE.get(user, PLENTY), "insufficient_funds")}
 
 

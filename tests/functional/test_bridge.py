@@ -1,7 +1,10 @@
 """The stdin bridge, spoken to as a harness would."""
 
+import fcntl
 import json
 import signal
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +94,10 @@ def test_status_of_a_saga_that_no_worker_has_read_of_is_pending(server: Server, 
     assert (state["status"], state["current_step"], state["completed_steps"]) == ("PENDING", 1, [])
     code, rest, errors = talk.finish()
     assert (code, rest) == (0, "")
-    assert errors.startswith("sagastream bridge: 1 sagas have not ended within 0 s: a; they are safe in the store")
+    assert errors == (
+        "sagastream bridge: not ended within 0 s, and safe in the store: a "
+        "(no worker is running; they wait for one: sagastream worker)\n"
+    )
     assert server.broker().client.xlen(keys.REQUESTS) == 1
 
 
@@ -255,6 +261,106 @@ def test_a_bridge_holds_its_input_back_while_the_broker_is_away(server: Server, 
     client = SagaClient(server.broker())
     assert client._redis.zcard(keys.ENDED) == 51
     assert client._redis.hget("stubs:{inventory}:left", "abc123") == str(1_000_000 - 51).encode()
+
+
+def test_sigterm_says_what_was_not_done(server: Server, commands: Commands) -> None:
+    server.kill()
+    talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
+    assert talk.process.stderr is not None
+    assert b"the broker is away" in talk.process.stderr.readline()
+    server.start()
+    assert b"the broker is back" in talk.process.stderr.readline()
+    talk.say("c", {"type": "init", "msg_id": 1})
+    talk.hear()
+    server.kill()
+    assert b"the broker is away" in talk.process.stderr.readline()
+    talk.say_raw(b"\n".join(json.dumps(
+        {"src": "c", "dest": "orchestrator", "body": begin(f"a{n}", reserve())}).encode() for n in range(3)
+    ))  # fmt: skip
+    until(lambda: talk.process.stdin and unread(talk.process.stdin) == 0, what="the lines are read")
+    talk.process.send_signal(signal.SIGTERM)
+    assert talk.process.wait(10) == 1
+    assert (
+        talk.process.stderr.read() == b"sagastream bridge: stopped with 3 lines in hand; they may not have been done\n"
+    )
+
+
+def unread(pipe: Any) -> int:
+    """How much of a pipe its reader has not taken yet."""
+    size = bytearray(4)
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, size)
+    return int.from_bytes(size, sys.byteorder)
+
+
+def test_a_full_store_is_said_once(server: Server, commands: Commands) -> None:
+    """The bridge's reading goes on while its writing fails."""
+    env = {"REDIS_URL": server.url}
+    talk = Talk(commands.start("bridge", "--drain-timeout", "0", env=env))
+    talk.say("c", {"type": "init", "msg_id": 1})
+    talk.hear()
+    client = server.broker().client
+    client.config_set("maxmemory", 1)
+    talk.say("c", begin("a", reserve()))
+    assert talk.process.stderr is not None
+    assert b"the broker is away" in talk.process.stderr.readline()
+    # The follower reads on for three rounds.
+    first = reads(client)
+    until(lambda: reads(client) >= first + 3, what="the follower reads on")
+    client.config_set("maxmemory", 0)
+    assert talk.process.stderr.readline() == b"sagastream bridge: the broker is back\n"
+    assert talk.finish()[0] == 0
+    assert client.xlen(keys.REQUESTS) == 1
+
+
+def reads(client: Any) -> int:
+    """How often the events were read."""
+    return int(client.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
+
+
+def test_a_traced_saga_is_told_whole_whoever_awaits_it(talk: Talk, commands: Commands) -> None:
+    talk.finish()
+    talk = Talk(commands.start("bridge", "--trace", "--outcomes"))
+    for n in range(60):
+        talk.say("c", begin(f"a{n}", reserve(), charge(1), msg_id=n))
+        talk.say("d", {"type": "saga_await", "msg_id": n, "saga_id": f"a{n}"})
+    code, rest, errors = talk.finish()
+    assert (code, errors) == (0, "")
+    told: dict[str, list[str]] = {}
+    for line in map(json.loads, rest.splitlines()):
+        body = line["body"]
+        told.setdefault(body.get("saga_id") or body["state"]["saga_id"], []).append(body["type"])
+    messages = ["ReserveInventory", "ReserveInventory_ok", "ChargePayment", "ChargePayment_ok", "saga_completed"]
+    assert len(told) == 60
+    for types in told.values():
+        assert [kind for kind in types if kind != "saga_await_ok"] == messages
+        assert types.count("saga_await_ok") == 1
+
+
+def test_a_parked_saga_is_told_of_at_the_end(commands: Commands) -> None:
+    talk = Talk(commands.start("bridge", "--serve", "hotel", "--drain-timeout", "1"))
+    talk.say("c", begin("a", do(1, "Book", "hotel"), reserve("sold_out")))
+    assert talk.hear()[2]["type"] == "Book"
+    talk.say("hotel", {"type": "Book_ok", "saga_id": "a", "step": 1})
+    code, rest, errors = talk.finish()
+    assert (code, rest) == (0, "")
+    assert errors.startswith(
+        "sagastream bridge: saga a is parked, and waits for a person: nobody knows what undoes Book"
+    )
+
+
+def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
+    server: Server, commands: Commands
+) -> None:
+    """A thread of it meets what no waiting mends."""
+    talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
+    talk.say("c", {"type": "init", "msg_id": 1})
+    talk.hear()
+    client = server.broker().client
+    client.delete(keys.EVENTS)
+    client.set(keys.EVENTS, "in the way")
+    assert talk.process.wait(10) == 1
+    assert talk.process.stderr is not None
+    assert talk.process.stderr.read().startswith(b"Error: ")
 
 
 def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) -> None:

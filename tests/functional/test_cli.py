@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_show_explains_a_saga_that_waits(server: Server, commands: Commands) -> 
     assert shown.returncode == 0
     assert "s1  PENDING" in shown.stdout
     assert "waits    for airline to answer Fly, step 1" in shown.stdout
-    assert "no process of service airline has ever listened" in shown.stdout
+    assert "no process of service airline is listening" in shown.stdout
     assert '{"text": "\\u001b[2J\\u202e"}' in shown.stdout
     assert "\x1b" not in shown.stdout
     # redis-cli tells the same.
@@ -129,11 +130,22 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     assert "parked   nobody knows what undoes Odd of step 1" in shown
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("fly",), ("show",), ("show", "a b"), ("list", "--status", "ODD"), ("begin", "no such file"),
-     ("bridge", "--serve", "a b"), ("bridge", "--drain-timeout", "-1"), ("up", "--workers", "0")],
-)  # fmt: skip
+WRONG = [
+    ("fly",),
+    ("show",),
+    ("show", "a b"),
+    ("list", "--status", "ODD"),
+    ("begin", "no such file"),
+    ("begin", "-", "--timeout", "1"),
+    ("bridge", "--serve", "a b"),
+    ("bridge", "--drain-timeout", "-1"),
+    ("service", "nowhere"),
+    ("up", "--workers", "0"),
+    ("up", "--service", "a:"),
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_usage_is_exit_code_2(commands: Commands, arguments: tuple[str, ...]) -> None:
     done = commands.run(*arguments)
     assert done.returncode == 2
@@ -177,6 +189,89 @@ def test_up_runs_everything_and_restarts_what_dies(commands: Commands) -> None:
     up.send_signal(signal.SIGINT)
     assert up.wait(15) == 0
     assert not alive(int((home / "valkey.pid").read_text())) if (home / "valkey.pid").exists() else True
+
+
+def test_up_says_at_once_what_no_restart_can_mend(server: Server, commands: Commands) -> None:
+    done = commands.run("up", "--service", "nowhere:service", REDIS_URL=server.url)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot import nowhere" in done.stderr
+
+
+def test_up_does_not_show_a_password(server: Server, commands: Commands) -> None:
+    server.broker().client.acl_setuser("me", enabled=True, passwords="+sekrit", keys="*", categories=["+@all"])
+    url = server.url.replace("unix://", "unix://me:sekrit@")
+    up = commands.start("up", env={"REDIS_URL": url})
+    assert up.stdout is not None
+    assert b"me:***@" in up.stdout.readline()
+
+
+def test_what_a_service_prints_is_seen(commands: Commands) -> None:
+    (commands.folder / "loud.py").write_text(
+        "from sagastream import Service\n"
+        "service = Service('loud')\n"
+        "@service.command('Cry', compensation=None)\n"
+        "def cry(params, context):\n"
+        "    print('crying', params)\n"
+    )
+    up = commands.start("up", "--service", "loud:service")
+    assert up.stderr is not None
+    commands.run("begin", "-", given=json.dumps({"saga_id": "s", "steps": [do("a lot", "Cry", "loud")]}))
+    until(lambda: b"crying a lot" in up.stderr.readline(), what="it is heard")  # type: ignore[union-attr]
+
+
+def test_a_parked_saga_ends_the_waiting(running: dict[str, str], server: Server, commands: Commands) -> None:
+    steps = [do(1, "Odd", "nobody"), BAD["steps"][0]]
+    waiting = commands.start("begin", "-", "--wait", env=running)
+    assert waiting.stdin is not None
+    assert waiting.stdout is not None
+    waiting.stdin.write(json.dumps({"saga_id": "parked", "steps": steps}).encode())
+    waiting.stdin.close()
+    client = server.broker().client
+    until(lambda: client.xlen(keys.commands("nobody")), what="the command is sent")
+    client.xadd(keys.REPLIES, {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
+    assert waiting.wait(10) == 3
+    assert waiting.stdout.read().startswith(b"parked COMPENSATING: parked: nobody knows what undoes Odd")
+
+
+@pytest.mark.parametrize("arguments", [("begin", "-", "--wait"), ("bridge",), ("worker",), ("up",)])
+def test_sigterm_leaves_no_server_behind(commands: Commands, arguments: tuple[str, ...]) -> None:
+    process = commands.start(*arguments)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(GOOD).encode())
+    if arguments[0] == "begin":
+        process.stdin.close()
+    home = commands.folder / ".sagastream"
+    until(lambda: (home / "valkey.pid").exists() and (home / "valkey.pid").read_text().strip(), what="the server runs")
+    pid = int((home / "valkey.pid").read_text())
+    process.send_signal(signal.SIGTERM)
+    process.wait(15)
+    assert not alive(pid)
+
+
+def test_the_demonstration_erases_nothing_of_the_users(commands: Commands) -> None:
+    (commands.folder / "demo").mkdir()
+    (commands.folder / "demo" / "thesis.txt").write_text("precious")
+    assert commands.run("demo", SAGASTREAM_HOME=".").returncode == 0
+    assert (commands.folder / "demo" / "thesis.txt").read_text() == "precious"
+    assert not (commands.folder / ".gitignore").exists()
+
+
+def test_the_demonstration_leaves_a_store_in_use_alone(commands: Commands) -> None:
+    up = commands.start("up", env={"SAGASTREAM_HOME": ".sagastream/demo"})
+    assert up.stdout is not None
+    up.stdout.readline()
+    done = commands.run("demo")
+    assert done.returncode == 1
+    assert "is in use" in done.stderr
+
+
+def test_a_full_disk_of_the_reader_is_one_line(commands: Commands) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = commands.start("list", "--limit", "1", stdout=full, stderr=subprocess.PIPE)
+        commands.run("begin", "-", given=json.dumps(GOOD))
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
 
 
 def test_the_demonstration_shows_every_message_and_can_be_repeated(commands: Commands) -> None:

@@ -11,43 +11,31 @@ import pytest
 from processes import Commands
 from waiting import until
 
-RESERVE = {"transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1}}
-INIT: dict[str, object] = {"src": "c0", "dest": "orchestrator", "body": {"type": "init", "msg_id": 1}}
-INIT_OK = '{"src": "orchestrator", "dest": "c0", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}\n'
+SAMPLES = Path(__file__).parent / "samples"
+CASES = [("completes", "saga42", "COMPLETED"), ("compensates", "saga43", "ABORTED")]
 
 
-def begin(saga_id: str, user: str, amount: float, order: str) -> dict[str, object]:
-    steps = [
-        RESERVE,
-        {"transaction": "ChargePayment", "service": "payment", "params": {"user_id": user, "amount": amount}},
-        {"transaction": "CreateShipment", "service": "shipping", "params": {"order_id": order}},
-    ]
-    body = {"type": "saga_begin", "msg_id": 2, "saga_id": saga_id, "steps": steps}
-    return {"src": "c1", "dest": "orchestrator", "body": body}
+def sample(name: str) -> tuple[str, str]:
+    """What is given to the bridge, and what must come out."""
+    return (SAMPLES / f"{name}.in.jsonl").read_text(), (SAMPLES / f"{name}.out.jsonl").read_text()
 
 
-def jsonl(*lines: dict[str, object]) -> str:
-    return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-
-
-COMPLETES = (jsonl(INIT, begin("saga42", "u42", 50, "o123")), "saga42", "COMPLETED")
-COMPENSATES = (jsonl(INIT, begin("saga43", "u999", 99999, "o124")), "saga43", "ABORTED")
-
-
-@pytest.mark.parametrize(("given", "saga_id", "status"), [COMPLETES, COMPENSATES], ids=["completes", "compensates"])
+@pytest.mark.parametrize(("name", "saga_id", "status"), CASES)
 def test_a_sample_comes_out_byte_for_byte_when_input_ends_at_once(
-    commands: Commands, given: str, saga_id: str, status: str
+    commands: Commands, name: str, saga_id: str, status: str
 ) -> None:
+    given, expected = sample(name)
     began = time.monotonic()
     done = commands.run("bridge", given=given)
     took = time.monotonic() - began
-    assert (done.stdout, done.returncode, done.stderr) == (INIT_OK, 0, "")
+    assert (done.stdout, done.returncode, done.stderr) == (expected, 0, "")
     assert took < 5
     assert json.loads(commands.run("show", "--json", saga_id).stdout)["status"] == status
 
 
-@pytest.mark.parametrize(("given", "saga_id", "status"), [COMPLETES, COMPENSATES], ids=["completes", "compensates"])
-def test_a_sample_comes_out_while_input_is_held_open(commands: Commands, given: str, saga_id: str, status: str) -> None:
+@pytest.mark.parametrize(("name", "saga_id", "status"), CASES)
+def test_a_sample_comes_out_while_input_is_held_open(commands: Commands, name: str, saga_id: str, status: str) -> None:
+    given, expected = sample(name)
     env = commands.environment()
     bridge = subprocess.Popen(
         [sys.executable, "-m", "sagastream_bridge"],
@@ -59,7 +47,7 @@ def test_a_sample_comes_out_while_input_is_held_open(commands: Commands, given: 
     began = time.monotonic()
     bridge.stdin.write(given.encode())
     bridge.stdin.flush()
-    assert bridge.stdout.readline().decode() == INIT_OK
+    assert bridge.stdout.readline().decode() == expected
 
     def ended() -> bool:
         shown = commands.run("show", "--json", saga_id)
@@ -72,17 +60,8 @@ def test_a_sample_comes_out_while_input_is_held_open(commands: Commands, given: 
     assert bridge.wait(10) == 0
 
 
-def test_the_shared_samples_are_the_ones_tested_here() -> None:
-    folder = Path(__file__).parents[3] / "shared" / "samples"
-    if not folder.is_dir():
-        pytest.skip("the samples are not beside the checkout")
-    for name, given in (("completes", COMPLETES[0]), ("compensates", COMPENSATES[0])):
-        assert (folder / f"{name}.in.jsonl").read_text() == given
-        assert (folder / f"{name}.out.jsonl").read_text() == INIT_OK
-
-
 def test_the_run_of_the_protocol_comes_out_message_by_message(commands: Commands) -> None:
-    given = jsonl(begin("saga42", "u42", 99.99, "o123"))
+    given = sample("completes")[0].splitlines()[1].replace('"amount":50', '"amount":99.99')
     done = commands.run("bridge", "--trace", "--outcomes", given=given)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     reservation = {"type": "ReserveInventory", "saga_id": "saga42", "step": 1}
@@ -105,6 +84,6 @@ def test_the_run_of_the_protocol_comes_out_message_by_message(commands: Commands
 
 
 def test_a_fresh_store_numbers_payments_and_shipments_from_one(commands: Commands) -> None:
-    done = commands.run("bridge", "--trace", given=COMPLETES[0])
+    done = commands.run("bridge", "--trace", given=sample("completes")[0])
     results = [line["body"].get("result") for line in map(json.loads, done.stdout.splitlines())]
     assert [r for r in results if r] == [{"reservation_id": "r1"}, {"payment_id": "p1"}, {"shipment_id": "s1"}]

@@ -7,11 +7,14 @@ import threading
 from typing import Any
 
 import pytest
+import redis
 
 from processes import Commands
-from sagastream import Context, Service, keys
+from sagastream import Context, Reject, Service, keys
 from sagastream.client import SagaClient
+from sagastream.command_inbox import MAX_DELIVERIES
 from sagastream.errors import ServiceError
+from sagastream.messages import ok, reply_to
 from sagastream.saga import SagaStatus
 from sagastream.service_runner import ServiceRunner
 from scenes import Scene, do
@@ -62,8 +65,8 @@ def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
         return scene.redis.xlen(keys.REPLIES) > 0
 
     until(heir_answers, what="the heir answers")
-    scene.runner._work(held)
-    scene.runner._answers.send()
+    scene.runner._inbox.reply(held, reply_to(held.command, ok("Do"), result=b'"late"'))
+    scene.runner._inbox.send()
     assert [reply["result"] for reply in replies(scene)] == ["other", "other"]
     assert scene.play("s1").steps[0].result == b'"other"'
 
@@ -95,7 +98,7 @@ def test_a_step_whose_outcome_is_unknown_is_undone_first(scene: Scene, result: o
     """The handler had its effect and then gave no JSON back: whether it happened is not ours to guess."""
     service = scene.effects.service
     service.command("Odd", compensation="Undo")(lambda params, context: result)
-    service.publish(scene.redis)
+    scene.runner = runner(scene, service)
     scene.begin("s1", do(1), do(2, "Odd"), do(3))
     state = scene.play("s1")
     assert state.status is SagaStatus.ABORTED
@@ -117,7 +120,6 @@ def test_a_compensation_is_told_the_params_and_the_result(scene: Scene) -> None:
     service.command("Do", compensation="Undo")(lambda params, context: {"id": 7})
     service.command("Fail", compensation=None)(lambda params, context: 1 / 0)
     service.compensation("Undo")(lambda params, context: told.append((params, context.result, context.key)))
-    service.publish(scene.redis)
     scene.runner = runner(scene, service)
     scene.begin("s1", do({"a": [1]}), do(None, "Fail"))
     scene.play("s1")
@@ -129,7 +131,8 @@ def test_malformed_commands_are_quarantined_and_the_others_answered(scene: Scene
     for body in (b"", b"{", b'{"type":"Do"}', b'{"type":"Do","saga_id":"s","step":0}'):
         scene.redis.xadd(keys.commands("work"), {"body": body})
     scene.redis.xadd(keys.commands("work"), {"body": b'{"type":"Do","saga_id":"s","step":1}', "attempt": "x"})
-    scene.runner.turn(block_ms=1)
+    while scene.redis.xlen(keys.commands("work")):
+        scene.runner.turn(block_ms=1)
     assert scene.redis.xlen(keys.QUARANTINE) == 5
     assert scene.redis.xlen(keys.commands("work")) == 0
     assert scene.effects.done == ["s1/1/transaction"]
@@ -152,6 +155,7 @@ def test_a_batch_that_takes_long_is_read_again_rather_than_held(scene: Scene, mo
             keys.commands("work"), {"body": json.dumps({"type": "Do", "saga_id": f"s{n}", "step": 1, "params": n})}
         )
     slow_runner = runner(scene, service)
+    slow_runner._pace_s = 0.01
     slow_runner.turn(block_ms=1)
     assert held == [0]
     for _ in range(2):
@@ -164,7 +168,7 @@ def test_a_compensation_without_a_handler_is_told_of_at_the_start(scene: Scene) 
     service = Service("work")
     service.command("Do", compensation="Undo")(lambda params, context: None)
     with pytest.raises(ServiceError, match=r'@service\.compensation\("Undo"\)'):
-        service.publish(scene.redis)
+        runner(scene, service)
 
 
 SHOP = textwrap.dedent("""
@@ -195,6 +199,93 @@ def test_a_killed_services_commands_are_taken_over(server: Server, commands: Com
     until(lambda: -signal.SIGKILL in [s.poll() for s in services], what="one of them was killed")
 
 
+def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> None:
+    service = Service("work", lease_ms=1)
+    service.command("Do", compensation=None)(lambda params, context: None)
+    sent(scene, "s1", do(1))
+    for _ in range(MAX_DELIVERIES):
+        victim = runner(scene, service)
+        until(lambda victim=victim: victim._inbox.read(1), what="it takes the command, and dies")  # type: ignore[misc]
+    heir = runner(scene, service)
+
+    def answered() -> bool:
+        heir.turn(block_ms=1)
+        return scene.redis.xlen(keys.REPLIES) == 1
+
+    until(answered, what="the next one answers")
+    state = scene.play("s1")
+    assert state.status is SagaStatus.ABORTED
+    assert state.steps[0].unknown
+    assert state.reason == "Step 1 failed: 10 processes took Do and did not live to answer it"
+
+
+def test_a_handler_that_cannot_reach_its_data_waits_for_them(scene: Scene) -> None:
+    """The service's own Redis is away: that says nothing about the step."""
+    service = Service("work")
+    away = [redis.ConnectionError("away"), redis.ConnectionError("away")]
+
+    @service.command("Do", compensation=None)
+    def handle(params: Any, context: Context) -> str:
+        if away:
+            raise away.pop()
+        return "done"
+
+    sent(scene, "s1", do(1))
+    waiting = runner(scene, service)
+    for _ in range(2):
+        with pytest.raises(redis.ConnectionError):
+            waiting.turn(block_ms=1)
+        waiting._inbox.reader.recover()
+    waiting.turn(block_ms=1)
+    assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "done"}]
+
+
+def test_a_recorded_failure_does_not_answer_a_later_attempt(scene: Scene) -> None:
+    service = Service("work")
+    outcomes: list[Any] = [Reject("no"), "yes"]
+
+    @service.command("Do", compensation=None)
+    def handle(params: Any, context: Context) -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Reject):
+            raise outcome
+        return outcome
+
+    body = '{"type":"Do","saga_id":"s1","step":1}'
+    process = runner(scene, service)
+    for attempt in (1, 1, 2, 3, 1):
+        scene.redis.xadd(keys.commands("work"), {"body": body, "attempt": attempt, "begun_ms": 1}, id="*")
+        if attempt == 1 and len(replies(scene)) in (1, 4):
+            # A first attempt is believed to be new; one that was delivered before is looked up.
+            process._inbox.reader._claim = list  # type: ignore[method-assign]
+            scene.redis.xreadgroup("work", process.name.split()[-1], {keys.commands("work"): ">"})
+            process._inbox.reader.renew()
+        process.turn(block_ms=1)
+    assert [reply.get("result", reply.get("error")) for reply in replies(scene)] == ["no", "no", "yes", "yes", "yes"]
+
+
+def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
+    sent(scene, "s1", do(1))
+    leaver = runner(scene, scene.effects.service)
+    assert leaver._inbox.read(1)
+    leaver._inbox.reader.leave()
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == ["s1/1/transaction"]
+    consumers: Any = scene.redis.xinfo_consumers(keys.commands("work"), "work")
+    assert sorted(c["pending"] for c in consumers) == [0, 0]
+    leaver._inbox.reader.leave()
+    consumers = scene.redis.xinfo_consumers(keys.commands("work"), "work")
+    assert [c["name"].decode() for c in consumers] == [scene.runner.name.split()[-1]]
+
+
+def test_after_the_store_was_emptied_a_service_publishes_again(scene: Scene) -> None:
+    scene.runner.turn(block_ms=1)
+    scene.redis.flushall()
+    scene.begin("s1", do(1), do("fail"))
+    assert scene.play("s1").status is SagaStatus.ABORTED
+    assert scene.effects.undone == ["s1/1/transaction"]
+
+
 def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, commands: Commands) -> None:
     (commands.folder / "slow.py").write_text(
         textwrap.dedent("""
@@ -222,7 +313,6 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, comma
 @pytest.mark.parametrize(
     ("where", "complaint"),
     [
-        ("nowhere", "'nowhere' is not MODULE:NAME"),
         ("no_such_module:service", "cannot import no_such_module"),
         ("json:loads", "loads in json is not a sagastream.Service"),
         ("broken:service", "cannot import broken: SyntaxError"),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sagastream.decision import TRANSITIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "sagastream": ROOT / "worker" / "sagastream",
@@ -40,6 +42,7 @@ def _modules() -> dict[str, Path]:
 
 MODULES = _modules()
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 SCRIPTS = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.lua"))
 
 
@@ -126,6 +129,52 @@ def test_bridge_and_stubs_never_import_each_other(name: str) -> None:
     assert other not in {_top(module) for module in IMPORTS[name]}
 
 
+#: The design's order of imports: each module, and those below it that it may import; nothing else of the project.
+MAY_IMPORT = {
+    "errors": set(),
+    "console": set(),
+    "backoff": set(),
+    "keys": set(),
+    "strict_json": {"errors"},
+    "messages": {"strict_json", "errors"},
+    "saga": {"messages", "strict_json", "errors"},
+    "decision": {"saga", "backoff", "messages", "strict_json", "errors"},
+}
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_the_core_imports_only_what_stands_below_it(name: str) -> None:
+    assert EDGES[f"sagastream.{name}"] <= {f"sagastream.{below}" for below in MAY_IMPORT[name]}
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower"),
+    [
+        ("orchestrator", "store"),
+        ("orchestrator", "streams"),
+        ("orchestrator", "decision"),
+        ("orchestrator", "keys"),
+        ("store", "decision"),
+        ("store", "scripts"),
+        ("store", "keys"),
+        ("streams", "scripts"),
+        ("decision", "saga"),
+        ("saga", "messages"),
+        ("messages", "strict_json"),
+        ("strict_json", "errors"),
+    ],
+)
+def test_imports_point_from_the_orchestrator_down_to_the_errors(upper: str, lower: str) -> None:
+    above, below = f"sagastream.{upper}", f"sagastream.{lower}"
+    assert below in EDGES[above]
+    assert above not in _reached(below)
+
+
+@pytest.mark.parametrize("name", ["scripts", "keys"])
+def test_what_streams_and_store_rest_on_imports_nothing_of_the_project(name: str) -> None:
+    assert EDGES[f"sagastream.{name}"] == set()
+
+
 @pytest.mark.parametrize("name", sorted(_reached("sagastream.decision")))
 def test_the_decision_core_and_all_below_it_are_pure(name: str) -> None:
     assert {_top(module) for module in IMPORTS[name]} & IMPURE == set()
@@ -166,3 +215,57 @@ def test_every_script_begins_with_its_contract(path: Path) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_says_what_it_is_for(name: str) -> None:
     assert ast.get_docstring(TREES[name])
+
+
+# --- ARCHITECTURE.md
+
+
+def _drawn_edges() -> list[tuple[str | None, str, str]]:
+    """The edges of the state diagram: from, label, to; None for [*]."""
+    (diagram,) = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+    edges = []
+    for line in diagram.strip().splitlines():
+        found = re.fullmatch(r" *(\S+) --> (\S+): (.+)", line)
+        assert found, line
+        before, after, label = found.groups()
+        edges.append((None if before == "[*]" else before, label, after))
+    return edges
+
+
+def test_the_picture_of_the_states_has_exactly_the_edges_of_the_state_machine() -> None:
+    edges = [(None if before is None else str(before), label, str(after))
+             for (before, label), after in TRANSITIONS.items()]  # fmt: skip
+    assert sorted(_drawn_edges(), key=str) == sorted(edges, key=str)
+
+
+def _listed_files() -> dict[str, list[str]]:
+    """The files of each package, in the order of the list of where things live."""
+    folders = {str(path.relative_to(ROOT)): package for package, path in PACKAGES.items()}
+    listed: dict[str, list[str]] = {package: [] for package in PACKAGES}
+    package = None
+    for line in ARCHITECTURE.splitlines():
+        if found := re.match(r" {4}(\S+)/ ", line):
+            package = folders.get(found[1])
+        elif package is not None and (found := re.match(r" {6}(\S+\.py(?:, \S+\.py)*)", line)):
+            listed[package] += found[1].split(", ")
+    return listed
+
+
+@pytest.mark.parametrize("package", ["sagastream", "sagastream_bridge"])
+def test_every_module_that_there_is_and_no_other_stands_in_the_list(package: str) -> None:
+    there = [path.name for path in PACKAGES[package].glob("*.py") if not path.name.startswith("__")]
+    assert sorted(_listed_files()[package]) == sorted(there)
+
+
+def test_every_sample_service_stands_in_the_list() -> None:
+    (line,) = re.findall(r"stubs/sagastream_stubs/ .*", ARCHITECTURE)
+    for name in ("inventory", "payment", "shipping"):
+        assert name in line
+        assert f"sagastream_stubs.{name}" in MODULES
+
+
+def test_the_list_of_the_library_has_each_module_above_those_that_import_it() -> None:
+    names = [f"sagastream.{name.removesuffix('.py')}" for name in _listed_files()["sagastream"]]
+    order = {name: place for place, name in enumerate(names)}
+    for name in order.keys() & EDGES.keys():
+        assert {below for below in EDGES[name] & order.keys() if order[below] > order[name]} == set(), name

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sagastream import keys
 
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
-DAY_MS = 24 * 3600 * 1000
+HOUR_MS = 3600 * 1000
 OF_A_PARTITION = [keys.REQUESTS, keys.REPLIES, keys.TIMERS, keys.ENDED, keys.EVENTS, keys.QUARANTINE]
 
 
@@ -45,9 +45,9 @@ def test_keys_of_different_things_are_different(one: str, other: str, begun_ms: 
     assert len(set(made)) == len(made)
 
 
-def test_what_was_done_for_a_saga_is_recorded_under_the_day_it_began() -> None:
-    assert keys.done("payment", 5 * DAY_MS) == keys.done("payment", 6 * DAY_MS - 1)
-    assert keys.done("payment", 6 * DAY_MS - 1) != keys.done("payment", 6 * DAY_MS)
+def test_what_was_done_for_a_saga_is_recorded_under_the_hour_it_began() -> None:
+    assert keys.done("payment", 5 * HOUR_MS) == keys.done("payment", 6 * HOUR_MS - 1)
+    assert keys.done("payment", 6 * HOUR_MS - 1) != keys.done("payment", 6 * HOUR_MS)
 
 
 def test_the_catalogue_tells_of_every_key() -> None:
@@ -59,4 +59,4 @@ def test_the_catalogue_tells_of_every_key() -> None:
         keys.commands("<service>"),
         keys.published("<service>"),
     ]
-    assert catalogue == {key.replace("{0}", "{p}") for key in made} | {"saga:{p}:done:<service>:<d>"}
+    assert catalogue == {key.replace("{0}", "{p}") for key in made} | {"saga:{p}:done:<service>:<h>"}

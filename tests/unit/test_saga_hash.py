@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastream.errors import CorruptSaga
-from sagastream.messages import AS_PUBLISHED, StepDefinition, encode
+from sagastream.messages import AS_PUBLISHED, StepDefinition
 from sagastream.saga import SagaState, SagaStatus, Step, StepStatus, protocol_view
 from sagastream.saga_hash import changed_fields, iso, read
+from sagastream.strict_json import encode
 
 NAMES = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
 #: From 1970 to 2096, in milliseconds.
@@ -224,7 +225,6 @@ def test_a_hash_without_a_field_that_it_needs_is_corrupt(name: bytes) -> None:
     assert str(found).startswith("the hash of saga saga42 is damaged: ")
 
 
-@pytest.mark.xfail(strict=True, reason="the steps are counted up to the first gap; the rest of them is lost in silence")
 @pytest.mark.parametrize("name", [b"step2.transaction", b"step3.transaction"])
 def test_a_hash_that_lacks_the_name_of_a_later_step_is_corrupt(name: bytes) -> None:
     found = read("saga42", {key: value for key, value in HASH.items() if key != name})
@@ -274,13 +274,11 @@ def test_a_hash_with_a_garbled_field_is_corrupt(name: str, value: bytes) -> None
     assert str(found).isprintable()
 
 
-@pytest.mark.xfail(strict=True, reason="what is JSON and no list of step numbers is taken, or raises TypeError")
 @pytest.mark.parametrize("value", [b"1", b"null", b"true", b'["1"]', b'{"1":2}', b"[9]", b"[0]", b'"21"', b"[null]"])
 def test_a_hash_whose_compensated_steps_are_no_list_of_them_is_corrupt(value: bytes) -> None:
     assert isinstance(read("saga42", HASH | {b"compensating_steps": value}), CorruptSaga)
 
 
-@pytest.mark.xfail(strict=True, reason="payloads are not looked into; decide, show and list then raise JSONDecodeError")
 @pytest.mark.parametrize("name", ["step1.params", "step1.result", "step2.error"])
 @pytest.mark.parametrize("value", [b"", b"\xff", b"{", b"NaN"])
 def test_a_hash_with_a_payload_that_is_no_json_is_corrupt(name: str, value: bytes) -> None:

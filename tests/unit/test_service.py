@@ -1,5 +1,6 @@
 """What services are written with: declarations, and what a handler is told."""
 
+import functools
 import sys
 import types
 from pathlib import Path
@@ -77,16 +78,84 @@ def test_a_command_cannot_be_its_own_compensation() -> None:
     assert "its own compensation" in told(Service("payment").command, "Charge", compensation="Charge")
 
 
-def test_a_compensation_without_a_handler_is_told_before_anything_is_published() -> None:
+def test_a_service_publishes_its_commands_and_what_undoes_each() -> None:
+    service = Service("payment")
+    service.compensation("Refund")(handle)
+    service.command("Charge", compensation="Refund")(handle)
+    service.command("Remind", compensation=None)(handle)
+    assert service.publishes() == {"Charge": "Refund", "Remind": None}
+
+
+def test_a_compensation_without_a_handler_is_told_when_it_is_to_be_published() -> None:
     service = Service("payment")
     service.command("Charge", compensation="Refund")(handle)
-    text = told(service.publish, None)  # no client: it must not come to that
+    text = told(service.publishes)
     assert "Charge is undone by Refund, which has no handler" in text
     assert '@service.compensation("Refund")' in text
 
 
-def test_a_service_without_commands_is_told_before_anything_is_published() -> None:
-    assert told(Service("payment").publish, None) == "service payment declares no command"
+def test_a_service_without_commands_is_told_when_it_is_to_be_published() -> None:
+    service = Service("payment")
+    service.compensation("Refund")(handle)
+    assert told(service.publishes) == "service payment declares no command"
+
+
+async def handle_async(params: Any, context: Context) -> None:
+    """A handler that nobody would await."""
+
+
+class Handlers:
+    """Handlers that are methods."""
+
+    def charge(self, params: Any, context: Context) -> None: ...
+
+    async def refund(self, params: Any, context: Context) -> None: ...
+
+    def __call__(self, params: Any, context: Context) -> None: ...
+
+
+def named(*, params: Any, context: Context) -> None:
+    """A handler that takes what it is not given."""
+
+
+@pytest.mark.parametrize("handler", [handle_async, Handlers().refund, functools.partial(handle_async)])
+def test_an_async_handler_is_refused_where_it_is_declared(handler: Any) -> None:
+    service = Service("payment")
+    text = "service payment: the handler of {} is async; handlers are plain functions"
+    assert told(service.command("Charge", compensation=None), handler) == text.format("Charge")
+    assert told(service.compensation("Refund"), handler) == text.format("Refund")
+    assert service.handler(a_command("Charge")) is None
+    assert service.handler(a_command("Refund", compensating=True)) is None
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [lambda: None, lambda params: None, lambda params, context, more: None, named, functools.partial(handle, 1)],
+    ids=["no argument", "one argument", "three arguments", "arguments by name", "one argument left"],
+)
+def test_a_handler_that_does_not_take_params_and_context_is_refused_where_it_is_declared(handler: Any) -> None:
+    service = Service("payment")
+    for declare, name in ((service.command("Charge", compensation=None), "Charge"), (service.compensation("B"), "B")):
+        assert told(declare, handler).startswith(f"service payment: a handler takes (params, context); {name}: ")
+    assert service.handler(a_command("Charge")) is None
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        handle,
+        Handlers().charge,
+        Handlers(),
+        lambda *args: None,
+        lambda params, context, more=None: None,
+        functools.partial(lambda first, params, context: None, 1),
+    ],
+    ids=["a function", "a method", "an object", "any arguments", "a default", "a partial"],
+)
+def test_whatever_can_be_called_with_params_and_context_is_a_handler(handler: Any) -> None:
+    service = Service("payment")
+    service.command("Charge", compensation=None)(handler)
+    assert service.handler(a_command("Charge")) is handler
 
 
 def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
@@ -135,11 +204,17 @@ def test_a_module_that_raises_is_told_with_the_place(tmp_path: Path, monkeypatch
     assert text.endswith("shop_broken.py, line 2)")
 
 
+def test_a_module_that_exits_when_it_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_exits.py").write_text("raise SystemExit('no configuration')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert told(load_service, "shop_exits:service").startswith("cannot import shop_exits: SystemExit: no configuration")
+
+
 @pytest.mark.parametrize("name", ["inventory", "payment", "shipping"])
 def test_each_sample_service_is_named_like_its_module_and_can_undo_what_it_does(name: str) -> None:
     service = load_service(f"sagastream_stubs.{name}:service")
     assert service.name == name
-    for command, (_, compensation) in service._commands.items():
+    for command, compensation in service.publishes().items():
         assert service.handler(a_command(command)) is not None
         assert compensation is not None
         assert service.handler(a_command(compensation, compensating=True)) is not None

@@ -10,20 +10,42 @@ if TYPE_CHECKING:
     from sagastream.broker import Broker as Broker
     from sagastream.broker import connect as connect
     from sagastream.client import SagaClient as SagaClient
+    from sagastream.errors import CorruptSaga as CorruptSaga
+    from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import Reject as Reject
+    from sagastream.errors import RequestRefused as RequestRefused
+    from sagastream.saga import SagaState as SagaState
+    from sagastream.saga import SagaStatus as SagaStatus
     from sagastream.service import Context as Context
     from sagastream.service import Service as Service
 
 _WHERE = {
     "Broker": "broker",
     "Context": "service",
+    "CorruptSaga": "errors",
+    "MalformedMessage": "errors",
     "Reject": "errors",
+    "RequestRefused": "errors",
     "SagaClient": "client",
+    "SagaState": "saga",
+    "SagaStatus": "saga",
     "Service": "service",
     "connect": "broker",
 }
 
-__all__ = ["Broker", "Context", "Reject", "SagaClient", "Service", "connect"]
+__all__ = [
+    "Broker",
+    "Context",
+    "CorruptSaga",
+    "MalformedMessage",
+    "Reject",
+    "RequestRefused",
+    "SagaClient",
+    "SagaState",
+    "SagaStatus",
+    "Service",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> object:

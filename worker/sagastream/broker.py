@@ -1,6 +1,8 @@
 """The way to the broker: REDIS_URL or the embedded Valkey, one client factory, and what to do while it is away."""
 
+import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
 from redis.retry import Retry
 
 from sagastream import backoff, keys
@@ -21,15 +24,20 @@ BLOCK_MS: Final = 500
 #: How long an answer may take, in seconds, over and above a blocking read.
 ANSWER_TIMEOUT_S: Final = 5.0
 
-#: What our connections are called in CLIENT LIST, with the pid behind it.
-_CLIENT_NAME: Final = "sagastream-"
-
 _T = TypeVar("_T")
 
-#: The beginnings of errors that pass: the server loads, fails over, is full or cannot write.
-_PASSING: Final = (
-    "LOADING", "READONLY", "OOM", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY",
-)  # fmt: skip
+#: Errors that pass: the server is gone, loads, fails over, is full …
+_AWAY: Final = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+#: … cannot write to its disk, has no replicas, runs a long script; redis-py has no classes for these.
+_PASSING: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
 
 
 class Broker:
@@ -53,22 +61,38 @@ class Broker:
         url = url or (os.environ.get("REDIS_URL") if home is None else None)
         self.embedded: EmbeddedServer | None = None
         self._restoring = threading.Lock()
+        self._warned = False
         if not url:
             folder = home or os.environ.get("SAGASTREAM_HOME") or ".sagastream"
             self.embedded = EmbeddedServer(Path(folder))
-            self.embedded.ensure()
+            try:
+                self.embedded.ensure()
+            except BaseException:  # a signal, too, must not leave a server behind
+                self.embedded.leave()
+                raise
             url = f"unix://{quote(str(self.embedded.socket_path))}"
         self.url = url
         self.client = connect(url)
+
+    @property
+    def shown_url(self) -> str:
+        """The url, fit to be shown: without the password."""
+        url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", self.url)
+        return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
     def check(self) -> None:
         """Check that the server is new enough and that the store is laid out as this release expects.
 
         Raises BrokerError or StoreMismatch; a redis.RedisError where the server is away.
         """
-        version = str(self.client.info("server")["redis_version"])
+        info: Any = self.client.info("server")
+        version = str(info["redis_version"])
         if int(version.split(".", maxsplit=1)[0]) < 7:
             raise BrokerError(f"sagastream needs Redis 7.0 or Valkey 8 or later; this server is {version}")
+        memory: Any = self.client.info("memory")
+        if memory["maxmemory_policy"] != "noeviction" and not self._warned:
+            self._warned = True
+            say("broker", f"maxmemory-policy is {memory['maxmemory_policy']}: it may drop sagas; set noeviction")
         self.client.hsetnx(keys.STORE, "partitions", str(keys.PARTITIONS))
         partitions = int(self.client.hget(keys.STORE, "partitions") or 0)
         if partitions != keys.PARTITIONS:
@@ -83,19 +107,10 @@ class Broker:
                 self.embedded.ensure()
 
     def close(self) -> None:
-        """Let go of the connections; the last of ours to leave an embedded server stops it."""
-        alone = self.embedded is not None and self._is_alone()
+        """Let go of the connections; the last to leave an embedded server stops it."""
         self.client.close()
         if self.embedded is not None:
-            self.embedded.leave(stop=alone)
-
-    def _is_alone(self) -> bool:
-        """Whether no other process of ours is connected. A redis-cli that somebody left open does not count."""
-        try:
-            names = {str(client["name"]) for client in self.client.client_list()}
-        except redis.RedisError:
-            return True
-        return not any(name.startswith(_CLIENT_NAME) and name != _client_name() for name in names)
+            self.embedded.leave()
 
 
 def connect(url: str | None = None) -> redis.Redis:
@@ -111,7 +126,6 @@ def connect(url: str | None = None) -> redis.Redis:
         "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
         "socket_connect_timeout": ANSWER_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
-        "client_name": _client_name(),
         "protocol": 2,  # one shape of answers from every server
     }
     try:
@@ -120,43 +134,79 @@ def connect(url: str | None = None) -> redis.Redis:
         raise BrokerError(f"REDIS_URL is not usable: {error}") from None
 
 
-def _client_name() -> str:
-    return f"{_CLIENT_NAME}{os.getpid()}"
+def execute(pipeline: Pipeline) -> list[Any]:
+    """A pipeline's answers; the first error among them is raised as the server gave it.
+
+    redis-py would put the whole command before it, payloads and all, and hide what kind of error it is.
+    """
+    return [or_raise(answer) for answer in pipeline.execute(raise_on_error=False)]
+
+
+def or_raise(answer: Any) -> Any:
+    """An answer of a pipeline, raised if it is an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def is_outage(error: redis.RedisError) -> bool:
     """Whether the broker is away for a while: such an error is waited out, any other is a fault."""
     if isinstance(error, redis.AuthenticationError):
         return False
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return True
-    return isinstance(error, redis.ResponseError) and (
-        str(error).startswith(_PASSING)
-        or isinstance(error, redis.ReadOnlyError | redis.OutOfMemoryError | redis.exceptions.MasterDownError)
-    )
+    return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and str(error).startswith(_PASSING))
 
 
 class Outage:
     """Waits while the broker is away, and says so on stderr: once when it goes, once when it is back.
 
-    Threads of one process share one, so that the process says it once.
+    The threads of a process share one, so that the process says it once; each is away and back by itself.
     """
 
     def __init__(self, broker: Broker, who: str, stop: threading.Event) -> None:
         self._broker = broker
         self._who = who
         self._stop = stop
-        self._tries = 0
+        self._lock = threading.Lock()
+        self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker
         self._said = ""
+
+    def keep(self, turn: Callable[[], object], recover: Callable[[], None]) -> None:
+        """Call `turn` again and again until the process is to stop; after each outage call `recover` first."""
+        while not self._stop.is_set():
+            try:
+                turn()
+                self._succeeded()
+            except redis.RedisError as error:
+                self.wait(error)
+                recover()
+
+    def patiently(self, call: Callable[[], _T]) -> _T:
+        """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it."""
+        while True:
+            try:
+                answer = call()
+            except redis.RedisError as error:
+                self.wait(error)
+            else:
+                self._succeeded()
+                return answer
+
+    def once(self, call: Callable[[], object]) -> None:
+        """Call, and let it be if the broker is away: for what is only tidy."""
+        with contextlib.suppress(redis.RedisError):
+            call()
 
     def wait(self, error: redis.RedisError) -> None:
         """After a failed call: wait until it may be tried again. Raises the error if it is not an outage."""
         if not is_outage(error):
             raise error
-        self._tries += 1
-        if self._tries == 1:
+        me = threading.get_ident()
+        with self._lock:
+            tries = self._tries[me] = self._tries.get(me, 0) + 1
+            is_news = tries == 1 and len(self._tries) == 1
+        if is_news:
             say(self._who, f"the broker is away ({error}); waiting, nothing is lost")
-        self._stop.wait(backoff.delay(self._tries))
+        self._stop.wait(backoff.delay(tries))
         if not self._stop.is_set():
             self.restore()
 
@@ -170,20 +220,11 @@ class Outage:
                 self._said = str(error)
                 say(self._who, self._said)
 
-    def over(self) -> None:
-        """After a call that succeeded."""
-        if self._tries:
-            say(self._who, "the broker is back")
-            self._tries = 0
+    def _succeeded(self) -> None:
+        if not self._tries:
+            return
+        with self._lock:
+            is_news = self._tries.pop(threading.get_ident(), None) is not None and not self._tries
+        if is_news:
             self._said = ""
-
-    def patiently(self, call: Callable[[], _T]) -> _T:
-        """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it."""
-        while True:
-            try:
-                answer = call()
-            except redis.RedisError as error:
-                self.wait(error)
-            else:
-                self.over()
-                return answer
+            say(self._who, "the broker is back")

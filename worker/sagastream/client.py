@@ -9,8 +9,8 @@ from typing import Any, Final, Self
 import redis
 
 from sagastream import keys
-from sagastream.broker import Broker
-from sagastream.decision import begun_with
+from sagastream.broker import Broker, execute
+from sagastream.decision import begun_with, conflict
 from sagastream.errors import CorruptSaga, RequestRefused
 from sagastream.messages import Begin, Code, parse_begin
 from sagastream.saga import SagaState
@@ -52,11 +52,11 @@ class SagaClient:
     def begin(self, saga_id: str, steps: list[dict[str, Any]]) -> Accepted:
         """Ask for a saga to be run. `steps`: as in the protocol, each with transaction, service, params.
 
-        Returns as soon as the request is durable. Begun again with the same id and steps, nothing is done twice;
-        with other steps, `wait` raises RequestRefused.
+        Returns as soon as the request is durable. Begun again with the same id and steps, nothing is done twice.
 
         Raises:
             MalformedMessage: says what is wrong, and where; nothing was sent.
+            RequestRefused: another saga has the id; nothing was sent.
             redis.RedisError: the broker is away; whether the request arrived is open, so call again with the
                 same id.
         """
@@ -65,6 +65,7 @@ class SagaClient:
 
     def begin_request(self, begin: Begin) -> Accepted:
         """As `begin`, for a request that was parsed already."""
+        _check_same(self.get(begin.saga_id), begin)
         after = last_event(self._redis)
         append_begins(self._redis, [begin])
         return Accepted(begin=begin, after=after)
@@ -79,23 +80,24 @@ class SagaClient:
             raise state
         return state
 
-    def wait(self, accepted: Accepted, timeout_s: float | None = None) -> SagaState:
-        """Wait until the saga has ended, and return it as it ended.
+    def wait(self, saga: Accepted | str, timeout_s: float | None = None) -> SagaState:
+        """Wait until the saga has ended, or is parked and waits for a person, and return it as it is then.
+
+        `saga`: what `begin` returned, or an id; one that nobody knows yet is waited for.
 
         Raises:
-            RequestRefused: another saga has its id.
+            RequestRefused: another saga has the id.
             TimeoutError: it has not ended in time; it goes on by itself.
         """
+        saga_id, begin = (saga, None) if isinstance(saga, str) else (saga.begin.saga_id, saga.begin)
+        after = last_event(self._redis) if isinstance(saga, str) else saga.after
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        after = accepted.after
-        saga_id = accepted.begin.saga_id
         while True:
             # The hash is the truth; the events only say when to look again.
             state = self.get(saga_id)
-            if state is not None and not begun_with(state, accepted.begin):
-                text = f"another saga has the id {saga_id}: it began with other steps"
-                raise RequestRefused(Code.PRECONDITION_FAILED, text)
-            if state is not None and state.ended:
+            if begin is not None:
+                _check_same(state, begin)
+            if state is not None and (state.ended or state.parked):
                 return state
             left_ms = _LOOK_MS
             if deadline is not None:
@@ -115,18 +117,19 @@ class SagaClient:
         return after
 
 
+def _check_same(state: SagaState | None, begin: Begin) -> None:
+    if state is not None and not begun_with(state, begin):
+        raise RequestRefused(Code.PRECONDITION_FAILED, conflict(begin.saga_id))
+
+
 def append_begins(client: "redis.Redis", begins: Sequence[Begin]) -> None:
     """Append requests, durable when this returns. To be called again with the same ones where it raised: a
     request that arrived twice is known by its request_id."""
     pipeline = client.pipeline(transaction=False)
     for begin in begins:
-        fields: dict[Any, Any] = {"body": begin.body()}
-        if begin.request_id is not None:
-            fields["request_id"] = begin.request_id
-        if begin.trace:
-            fields["trace"] = 1
+        fields: dict[Any, Any] = begin.fields()
         pipeline.xadd(keys.REQUESTS, fields)
-    pipeline.execute()
+    execute(pipeline)
 
 
 def last_event(client: "redis.Redis") -> bytes:

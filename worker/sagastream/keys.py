@@ -11,7 +11,7 @@ One partition's keys share the hash tag {p}, so that one script may change them 
     saga:{p}:ended               zset    orchestrator            for good (retention is to come)
     saga:{p}:events              stream  orchestrator            capped at EVENTS_KEPT entries, about
     saga:{p}:quarantine          stream  orchestrator, services  until a person deals with it
-    saga:{p}:done:<service>:<d>  hash    services                DONE_KEPT_S after its last write; d: day of the saga
+    saga:{p}:done:<service>:<h>  hash    services                DONE_KEPT_S after its last write; h: hour of the saga
     saga:services:<service>      hash    services                for good: published commands -> compensations
     saga:store                   hash    whoever comes first     for good: the number of partitions
 
@@ -29,10 +29,10 @@ ORCHESTRATOR_GROUP: Final = "orchestrator"
 #: About how many entries the events stream keeps; who falls further behind reads the states instead.
 EVENTS_KEPT: Final = 100_000
 
-#: How long a service's record of what it did outlives the last write to its day, in seconds: 30 days.
+#: How long a service's record of what it did outlives the last write to its hash, in seconds: 30 days.
 DONE_KEPT_S: Final = 30 * 24 * 3600
 
-_DAY_MS: Final = 24 * 3600 * 1000
+_HOUR_MS: Final = 3600 * 1000
 
 REQUESTS: Final = "saga:{0}:requests"
 REPLIES: Final = "saga:{0}:replies"
@@ -53,7 +53,7 @@ def commands(service: str) -> str:
 
 def done(service: str, begun_ms: int) -> str:
     """Where `service` records what it did for a saga begun then: the same key for every attempt of every step."""
-    return f"saga:{{0}}:done:{service}:{begun_ms // _DAY_MS}"
+    return f"saga:{{0}}:done:{service}:{begun_ms // _HOUR_MS}"
 
 
 def published(service: str) -> str:

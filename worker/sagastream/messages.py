@@ -1,28 +1,21 @@
-"""The messages of the protocol, and the one strict decoder and encoder for them.
+"""The messages of the protocol: what each says, how it is written into a stream entry and read out of one.
 
-Bodies are exact JSON objects. What the engine needs besides (attempt, request id, trace) travels as fields of
-the stream entry next to `body`. Payloads (params, result, error) stay JSON *bytes* from end to end: nothing here
-looks into them, so nothing here can change them.
+Bodies are exact JSON objects, in the field `body`. What the engine needs besides (attempt, request id, trace) travels
+as fields of the entry next to it. Payloads (params, result, error) are kept as JSON bytes and put into messages as they
+are; what an entry holds was read and written once, by `strict_json`, where it came in.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum
-from typing import Any, Final
+from enum import IntEnum
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from sagastream.errors import MalformedMessage
+from sagastream.strict_json import MAX_BYTES, decode, encode, encode_payload
 
-#: The largest body accepted, in bytes.
-MAX_BODY_BYTES: Final = 1 << 20
-#: The largest params, result or error that fits into a body with the rest of it.
-MAX_PAYLOAD_BYTES: Final = MAX_BODY_BYTES - 1024
-#: How deep a body may nest arrays and objects.
-MAX_DEPTH: Final = 64
 #: The most steps that one saga may have.
 MAX_STEPS: Final = 100
 #: What saga ids and the names of transactions, compensations and services are made of.
@@ -34,11 +27,18 @@ REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
 AS_PUBLISHED: Final = ""
 
 
+_D = TypeVar("_D", None, bytes)
+
+#: The fields of an entry that is to be written.
+Fields = dict[str, str | bytes | int]
+
+
 class Code(IntEnum):
     """The error codes of the protocol that are in use (Maelstrom's)."""
 
     NOT_SUPPORTED = 10
     MALFORMED = 12
+    CRASH = 13
     NO_SUCH_SAGA = 20
     PRECONDITION_FAILED = 22
 
@@ -80,6 +80,14 @@ class Begin:
             steps.append(members)
         return encode({"type": "saga_begin", "saga_id": self.saga_id, "steps": steps})
 
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.request_id is not None:
+            fields["request_id"] = self.request_id
+        if self.trace:
+            fields["trace"] = 1
+        return fields
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
@@ -108,6 +116,14 @@ class Command:
             members["params"] = orjson.Fragment(self.params)
         return encode(members)
 
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body(), "attempt": self.attempt, "begun_ms": self.begun_ms}
+        if self.compensating:
+            fields["params"] = self.params
+            if self.result is not None:
+                fields["result"] = self.result
+        return fields
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
@@ -128,6 +144,22 @@ class Reply:
             members["error"] = orjson.Fragment(self.error)
         return encode(members)
 
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.unknown:
+            fields["unknown"] = 1
+        return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An entry that is no message, or none that its reader knows."""
+
+    code: Code
+    text: str
+    request_id: str | None = None  # who asked, if that could be read
+    saga_id: None = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
@@ -138,6 +170,13 @@ class Notice:
     saga_id: str | None = None
     service: str | None = None  # of command and reply
     request_id: str | None = None  # of the request that it answers
+
+    def fields(self) -> Fields:
+        fields: Fields = {"kind": self.kind, "body": self.body}
+        for name in ("saga_id", "service", "request_id"):
+            if (value := getattr(self, name)) is not None:
+                fields[name] = value
+        return fields
 
 
 def ok(name: str) -> str:
@@ -150,6 +189,18 @@ def failed(name: str) -> str:
     return f"{name}_failed"
 
 
+def reply_to(
+    command: Command,
+    kind: str,
+    *,
+    result: bytes | None = None,
+    error: bytes | None = None,
+    unknown: bool = False,
+) -> Reply:
+    """The reply of this type to a command."""
+    return Reply(type=kind, saga_id=command.saga_id, step=command.step, result=result, error=error, unknown=unknown)
+
+
 def outcome_body(saga_id: str, status: str, reason: str | None) -> bytes:
     members = {"type": f"saga_{status.lower()}", "saga_id": saga_id, "status": status}
     if reason is not None:
@@ -159,52 +210,6 @@ def outcome_body(saga_id: str, status: str, reason: str | None) -> bytes:
 
 def error_body(code: int, text: str) -> bytes:
     return encode({"type": "error", "code": code, "text": text})
-
-
-def encode(value: object) -> bytes:
-    """A message, or a value that was decoded, as compact JSON."""
-    return orjson.dumps(value)
-
-
-def encode_payload(value: object) -> bytes:
-    """A value that a user's code gave (params, result, error) as compact JSON.
-
-    Raises MalformedMessage for what JSON cannot say (NaN and infinities, integers over 64 bits, other types; a UUID
-    and the value of an Enum are let pass) and for what no message could carry.
-    """
-    try:
-        data = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
-    except orjson.JSONEncodeError as error:
-        raise MalformedMessage(f"not JSON: {error}") from None
-    # orjson writes NaN as null, which would change a payload in silence.
-    if b"null" in data and not _is_finite(value):
-        raise MalformedMessage("not JSON: NaN and infinities have no place in it")
-    if len(data) > MAX_PAYLOAD_BYTES:
-        raise MalformedMessage(f"too large: {len(data)} bytes, at most {MAX_PAYLOAD_BYTES}")
-    if _too_deep(data, value, MAX_DEPTH - 3):
-        raise MalformedMessage(f"nested deeper than {MAX_DEPTH - 3} levels")
-    return data
-
-
-def decode(data: bytes) -> Any:
-    """The value of a JSON text, or MalformedMessage with what is wrong and where.
-
-    Stricter than its parser: no duplicate keys, no integers outside 64 bits, no more than MAX_DEPTH levels and
-    MAX_BODY_BYTES bytes.
-    """
-    if len(data) > MAX_BODY_BYTES:
-        raise MalformedMessage(f"too large: {len(data)} bytes, at most {MAX_BODY_BYTES}")
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise MalformedMessage(f"not JSON: {error}") from None
-    if _too_deep(data, value, MAX_DEPTH):
-        raise MalformedMessage(f"nested deeper than {MAX_DEPTH} levels")
-    # A text that is written back the same has lost nothing in reading. Our own services write such texts, so the
-    # slow, careful reading is for strangers.
-    if orjson.dumps(value) != data:
-        json.loads(data, object_pairs_hook=_unique, parse_int=_int64)
-    return value
 
 
 def type_of(body: Any) -> str:
@@ -223,31 +228,11 @@ def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
     definitions = tuple(_parse_step(step, f"steps[{index}]") for index, step in enumerate(steps))
-    return Begin(saga_id=saga_id, steps=definitions, request_id=request_id, trace=trace)
-
-
-def parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> Command:
-    """The entry of a service's commands stream, checked. `sent_ms`: when it was added, for entries made by hand."""
-    body = decode(fields.get(b"body", b""))
-    _object(body, "the body", None)
-    compensating = body.get("compensating", False)
-    if not isinstance(compensating, bool):
-        raise MalformedMessage("compensating must be true or false")
-    try:
-        attempt, begun_ms = int(fields.get(b"attempt", 1)), int(fields.get(b"begun_ms", sent_ms))
-    except ValueError:
-        raise MalformedMessage("attempt and begun_ms must be whole numbers") from None
-    return Command(
-        service=service,
-        type=_name(body, "type", "the body"),
-        saga_id=_name(body, "saga_id", "the body"),
-        step=_step_number(body),
-        params=fields.get(b"params", b"null") if compensating else encode(body.get("params")),
-        result=fields.get(b"result"),
-        compensating=compensating,
-        attempt=attempt,
-        begun_ms=begun_ms,
-    )
+    begin = Begin(saga_id=saga_id, steps=definitions, request_id=request_id, trace=trace)
+    if sum(len(step.params) for step in definitions) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
+        # A number may be longer in the one way in which we write it.
+        raise MalformedMessage(f"too large: {len(begin.body())} bytes, at most {MAX_BYTES}")
+    return begin
 
 
 def parse_reply(body: Any, *, unknown: bool = False) -> Reply:
@@ -263,9 +248,82 @@ def parse_reply(body: Any, *, unknown: bool = False) -> Reply:
     )
 
 
+def read_request(fields: Mapping[bytes, bytes]) -> Begin | Unreadable:
+    """The entry of the requests stream."""
+    request_id = None
+    try:
+        request_id = _request_id(fields)
+        body = decode(fields.get(b"body", b""))
+        if (kind := type_of(body)) != "saga_begin":
+            text = f"the orchestrator knows no request {kind}"
+            return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
+        return parse_begin(body, request_id=request_id, trace=b"trace" in fields)
+    except MalformedMessage as error:
+        return Unreadable(code=Code.MALFORMED, text=str(error), request_id=request_id)
+
+
+def read_reply(fields: Mapping[bytes, bytes]) -> Reply | Unreadable:
+    """The entry of the replies stream."""
+    try:
+        return parse_reply(decode(fields.get(b"body", b"")), unknown=b"unknown" in fields)
+    except MalformedMessage as error:
+        return Unreadable(code=Code.MALFORMED, text=str(error))
+
+
+def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> Command | Unreadable:
+    """The entry of a service's commands stream. `sent_ms`: when it was added, for entries made by hand."""
+    try:
+        return _parse_command(service, fields, sent_ms)
+    except MalformedMessage as error:
+        return Unreadable(code=Code.MALFORMED, text=str(error))
+
+
 def is_id(text: object) -> bool:
     """Whether this can be a saga id, or the name of a service, transaction or compensation."""
     return isinstance(text, str) and ID_PATTERN.fullmatch(text) is not None
+
+
+def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> Command:
+    body = decode(fields.get(b"body", b""))
+    _object(body, "the body", None)
+    compensating = body.get("compensating", False)
+    if not isinstance(compensating, bool):
+        raise MalformedMessage("compensating must be true or false")
+    try:
+        attempt, begun_ms = int(fields.get(b"attempt", 1)), int(fields.get(b"begun_ms", sent_ms))
+    except ValueError:
+        raise MalformedMessage("attempt and begun_ms must be whole numbers") from None
+    return Command(
+        service=service,
+        type=_name(body, "type", "the body"),
+        saga_id=_name(body, "saga_id", "the body"),
+        step=_step_number(body),
+        params=_payload(fields, b"params", b"null") if compensating else encode(body.get("params")),
+        result=_payload(fields, b"result", None),
+        compensating=compensating,
+        attempt=attempt,
+        begun_ms=begun_ms,
+    )
+
+
+def _payload(fields: Mapping[bytes, bytes], name: bytes, default: _D) -> bytes | _D:
+    if name not in fields:
+        return default
+    try:
+        # Not the strict way: the orchestrator wrote it, and it may be longer than what came in.
+        orjson.loads(fields[name])
+    except orjson.JSONDecodeError as error:
+        raise MalformedMessage(f"{name.decode()} is not JSON: {error}") from None
+    return fields[name]
+
+
+def _request_id(fields: Mapping[bytes, bytes]) -> str | None:
+    if b"request_id" not in fields:
+        return None
+    request_id = fields[b"request_id"].decode(errors="replace")
+    if not is_id(request_id):
+        raise MalformedMessage("request_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+    return request_id
 
 
 def _parse_step(step: Any, where: str) -> StepDefinition:
@@ -304,41 +362,3 @@ def _step_number(body: dict[str, Any]) -> int:
     if type(step) is not int or not 1 <= step <= MAX_STEPS:
         raise MalformedMessage(f"step must be a whole number from 1 to {MAX_STEPS}")
     return step
-
-
-def _too_deep(data: bytes, value: object, levels: int) -> bool:
-    if data.count(b"[") + data.count(b"{") <= levels:
-        return False
-    rest = [(value, 1)]
-    while rest:
-        item, depth = rest.pop()
-        if isinstance(item, dict | list | tuple):
-            if depth > levels:
-                return True
-            rest.extend((child, depth + 1) for child in (item.values() if isinstance(item, dict) else item))
-    return False
-
-
-def _is_finite(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Enum):
-        return _is_finite(value.value)
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    return all(map(_is_finite, value)) if isinstance(value, list | tuple) else True
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise MalformedMessage(f"the key {twice[:128]!a} stands twice in one object")
-    return members
-
-
-def _int64(digits: str) -> int:
-    if len(digits) <= 20 and -(1 << 63) <= (number := int(digits)) < (1 << 64):
-        return number
-    raise MalformedMessage(f"the integer {digits[:24]}{'…' if len(digits) > 24 else ''} does not fit into 64 bits")

@@ -13,6 +13,7 @@ it raised and is tried again. `context.key` is the same each time; a handler put
 effect, and so has it once.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,9 +21,7 @@ from traceback import extract_tb
 from typing import Any, Final, TypeVar
 
 import orjson
-import redis
 
-from sagastream import keys
 from sagastream.errors import ServiceError
 from sagastream.messages import Command, is_id
 
@@ -72,6 +71,7 @@ class Service:
             raise ServiceError(f"service {self.name}: {name} cannot be its own compensation")
 
         def declare(handler: _H) -> _H:
+            self._check_handler(name, handler)
             self._commands[name] = (handler, compensation)
             return handler
 
@@ -82,6 +82,7 @@ class Service:
         self._check_new(name)
 
         def declare(handler: _H) -> _H:
+            self._check_handler(name, handler)
             self._compensations[name] = handler
             return handler
 
@@ -93,12 +94,8 @@ class Service:
             return self._compensations.get(command.type)
         return self._commands.get(command.type, (None, None))[0]
 
-    def publish(self, client: "redis.Redis") -> None:
-        """Tell the orchestrators which commands there are and what undoes them.
-
-        Raises ServiceError where a compensation has no handler. What an older release published stays: sagas that
-        began with it may still have to be undone.
-        """
+    def publishes(self) -> dict[str, str | None]:
+        """The commands and what undoes each (None: it needs nothing). Raises ServiceError where that has no handler."""
         for name, (_, compensation) in self._commands.items():
             if compensation is not None and compensation not in self._compensations:
                 raise ServiceError(
@@ -107,16 +104,21 @@ class Service:
                 )
         if not self._commands:
             raise ServiceError(f"service {self.name} declares no command")
-        client.hset(
-            keys.published(self.name),
-            mapping={name: compensation or "" for name, (_, compensation) in self._commands.items()},
-        )
+        return {name: compensation for name, (_, compensation) in self._commands.items()}
 
     def _check_new(self, name: str) -> None:
         if not is_id(name):
             raise ServiceError(f"service {self.name}: {name!r} cannot be the name of a command")
         if name in self._commands or name in self._compensations:
             raise ServiceError(f"service {self.name} declares {name} twice")
+
+    def _check_handler(self, name: str, handler: Handler) -> None:
+        if inspect.iscoroutinefunction(handler):
+            raise ServiceError(f"service {self.name}: the handler of {name} is async; handlers are plain functions")
+        try:
+            inspect.signature(handler).bind(None, None)
+        except TypeError as error:
+            raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
 
 
 def context_of(command: Command) -> Context:
@@ -141,7 +143,7 @@ def load_service(where: str) -> Service:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         raise ServiceError(f"cannot import {module_name}: {error}; run it where the module is found") from None
-    except Exception as error:  # whatever the module raises
+    except (Exception, SystemExit) as error:
         at = extract_tb(error.__traceback__)[-1]
         why = f"{type(error).__name__}: {error} (raised in {at.filename}, line {at.lineno})"
         raise ServiceError(f"cannot import {module_name}: {why}") from error

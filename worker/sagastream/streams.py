@@ -1,24 +1,30 @@
-"""Reading a stream as a member of a consumer group, so that no entry is lost and a dead reader's are taken over.
+"""Reading streams as a member of a consumer group, so that no entry is lost and a dead reader's are taken over.
 
 An entry that was delivered stays *pending* until it is acknowledged, which only the scripts that commit its effect
 do. A reader therefore looks in three places: at entries of its own that it was given but may not have received (the
 answer was lost with a connection), at those of readers that have held them for too long, and at new ones.
 """
 
+import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
 
+from sagastream import scripts
 from sagastream.console import say
 
-#: Entries of one stream that one reading takes at the most.
+#: Entries of one stream that one reading takes at the most. What a script gets is bounded by it.
 BATCH: Final = 128
+#: How often abandoned entries are looked for, in seconds, at the least.
+_CLAIM_EVERY_S: Final = 2.0
+#: How much is kept of the fields of a quarantined entry other than its body, in characters.
+_OTHER_FIELDS_KEPT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +36,22 @@ class Entry:
     fields: dict[bytes, bytes]
     redelivered: bool = False  # it was delivered before, to whomever: its effect may have happened
 
-    def quarantined(self, reason: str) -> list[str | bytes | int]:
-        """The fields and values of this entry in the quarantine."""
-        fields: list[str | bytes | int] = ["reason", reason, "stream", self.stream, "entry_id", self.id]
-        for name, value in self.fields.items():
-            fields += (b"entry." + name, value)
-        return fields
+    @property
+    def added_ms(self) -> int:
+        """When it was added, by the broker's clock."""
+        return int(self.id.split(b"-")[0])
+
+    def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
+        """The fields of this entry in the quarantine: few, however many it has."""
+        others = {n.decode(errors="backslashreplace"): v.decode(errors="backslashreplace")
+                  for n, v in self.fields.items() if n != b"body"}  # fmt: skip
+        return {
+            "reason": reason,
+            "stream": self.stream,
+            "entry_id": self.id,
+            "body": self.fields.get(b"body", b""),
+            "fields": json.dumps(others)[:_OTHER_FIELDS_KEPT],
+        }
 
 
 def consumer_name() -> str:
@@ -44,51 +60,84 @@ def consumer_name() -> str:
 
 
 class GroupReader:
-    """Reads streams as one consumer of a group. `lease_ms`: how long others may hold an entry before it is ours."""
+    """Reads streams as one consumer of a group."""
 
-    def __init__(self, client: "redis.Redis", streams: Sequence[str], group: str, consumer: str, lease_ms: int) -> None:
+    def __init__(
+        self,
+        client: "redis.Redis",
+        *,
+        streams: Sequence[str],
+        group: str,
+        consumer: str,
+        lease_ms: int,
+        on_join: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            lease_ms: how long others may hold an entry before it is taken over.
+            on_join: called before the first reading, and before the first one after an outage or after the group
+                was deleted: the store may be another one by then.
+        """
         self.streams = list(streams)
         self._client = client
         self._group = group
         self._consumer = consumer
         self._lease_ms = lease_ms
-        self._recovering = True
+        self._on_join = on_join
+        self._leave = scripts.load(client, "leave")
+        # Where the reading of own pending and of abandoned entries goes on, by stream; nothing: it is through.
+        self._own: dict[str, bytes | str] = {}
+        self._abandoned: dict[str, bytes | str] = {}
         self._next_claim = 0.0
+        self._joined = False
 
     def recover(self) -> None:
-        """Have the next reading begin with the own pending entries: an answer may have been lost."""
-        self._recovering = True
+        """Have the next reading begin anew: an answer may have been lost, the store may have changed."""
+        self._joined = False
+
+    def renew(self) -> None:
+        """Have the next readings bring what this consumer holds already, which renews the lease on it."""
+        self._own = dict.fromkeys(self.streams, "0")
 
     def read(self, block_ms: int, *, count: int = BATCH, only: str | None = None) -> list[Entry]:
-        """The entries that are to be worked on now: own pending ones, abandoned ones, or new ones.
+        """The entries that are to be worked on now, at most BATCH a stream: own pending ones, abandoned ones, or new
+        ones.
 
         Args:
             block_ms: how long to wait for new ones where there are none.
-            count: how many of each stream at the most.
-            only: read new entries of this stream alone.
+            count: how many new ones of each stream at the most.
+            only: read new entries of this stream alone, and do not wait for them.
         """
         try:
-            if self._recovering:
-                self._create_groups()
-                entries = self._own_pending()
-                self._recovering = False
-                if entries:
+            if not self._joined:
+                self._join()
+            while self._own:
+                if entries := self._read_own():
                     return entries
             if time.monotonic() >= self._next_claim:
-                self._next_claim = time.monotonic() + self._lease_ms / 2000
-                if entries := self._claim_abandoned():
+                self._next_claim = time.monotonic() + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
+                self._abandoned = dict.fromkeys(self.streams, "0-0")
+            while self._abandoned:
+                if entries := self._claim():
                     return entries
             wanted: dict[Any, Any] = dict.fromkeys([only] if only else self.streams, ">")
-            answer = self._client.xreadgroup(self._group, self._consumer, wanted, count=count, block=block_ms)
+            block = None if only else block_ms
+            answer = self._client.xreadgroup(self._group, self._consumer, wanted, count=count, block=block)
             return _entries(answer, redelivered=False)
         except redis.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
             say(self._consumer, f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
-            self._recovering = True
+            self.recover()
             return []
 
-    def _create_groups(self) -> None:
+    def leave(self) -> None:
+        """Leave the group, and what is still held to others."""
+        for stream in self.streams:
+            self._leave(keys=[stream], args=[self._group, self._consumer])
+
+    def _join(self) -> None:
+        self._on_join()
         for stream in self.streams:
             try:
                 # From 0: what was sent before anybody listened is for this group too.
@@ -96,38 +145,38 @@ class GroupReader:
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
+        self.renew()
+        self._joined = True
 
-    def _own_pending(self) -> list[Entry]:
-        """Everything this consumer holds. Reading it also renews the lease on it."""
-        entries: list[Entry] = []
-        for stream in self.streams:
-            after: bytes | str = "0"
-            while True:
-                answer: Any = self._client.xreadgroup(self._group, self._consumer, {stream: after}, count=BATCH)
-                page = answer[0][1] if answer else []
-                if not page:
-                    break
-                after = page[-1][0]
-                deleted = [entry_id for entry_id, fields in page if not fields]
-                if deleted:
+    def _read_own(self) -> list[Entry]:
+        """The next page of what this consumer holds."""
+        wanted: dict[Any, Any] = dict(self._own)
+        answer: Any = self._client.xreadgroup(self._group, self._consumer, wanted, count=BATCH)
+        entries = _entries(answer, redelivered=True)
+        self._own = {}
+        for name, page in answer or ():
+            if page:
+                stream = name.decode()
+                self._own[stream] = page[-1][0]
+                if deleted := [entry_id for entry_id, fields in page if not fields]:
                     self._report_deleted(stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
-                entries += _entries([(stream.encode(), page)], redelivered=True)
         return entries
 
-    def _claim_abandoned(self) -> list[Entry]:
+    def _claim(self) -> list[Entry]:
+        """The next page of what others have held for longer than the lease."""
         entries: list[Entry] = []
-        for stream in self.streams:
-            cursor: bytes | str = "0-0"
-            while True:
-                cursor, page, *deleted = self._client.xautoclaim(
-                    stream, self._group, self._consumer, self._lease_ms, cursor, count=BATCH
-                )
-                if deleted and deleted[0]:
-                    self._report_deleted(stream, deleted[0])
-                entries += _entries([(stream.encode(), page)], redelivered=True)
-                if cursor == b"0-0":  # only this is the end: a page may be empty before it
-                    break
+        for stream, cursor in list(self._abandoned.items()):
+            following, page, *deleted = self._client.xautoclaim(
+                stream, self._group, self._consumer, self._lease_ms, cursor, count=BATCH
+            )
+            if deleted and deleted[0]:
+                self._report_deleted(stream, deleted[0])
+            entries += _entries([(stream.encode(), page)], redelivered=True)
+            if following == b"0-0":  # only this is the end: a page may be empty before it
+                del self._abandoned[stream]
+            else:
+                self._abandoned[stream] = following
         return entries
 
     def _report_deleted(self, stream: str, ids: Sequence[bytes]) -> None:

@@ -7,14 +7,18 @@
 --       2 how long a record is kept after the last write to its hash, in seconds
 --       3.. one group of arguments a command:
 --           the command's entry id
---           key index of its record (0: nothing is recorded)
---           field of the record
 --           key index of the stream that the answer goes to
---           number of arguments of the answer, then field, value, ...: the second argument is what is recorded
--- RETURNS  the number of commands whose recorded answer was sent again instead of the one given
+--           key index of its record (0: it has none)
+--           field of the record
+--           kind: ok, failed; or unknown, which is not recorded
+--           attempt of the command
+--           number of arguments of the answer, then field, value, ...; the first value is what is recorded
+-- RETURNS  the number of commands that were answered from the record instead
+--          error WRONGTYPE: one of the keys is not what it should be; nothing was written
 --
--- What was recorded first stays the answer, whoever comes later: a second process that worked on the same
--- command, or the same command sent again.
+-- A record is "<kind> <attempt> <body>". What was done stays done: whoever answers the command later, another process
+-- or a later attempt, sends the recorded reply in place of its own (of which only the first field is sent). A failure
+-- is recorded for its attempt and those before it; a later attempt may succeed.
 
 local group, kept = ARGV[1], ARGV[2]
 
@@ -26,25 +30,51 @@ for i = 1, #KEYS do
   end
 end
 
+-- The recorded reply that stands for this attempt; nil: there is none.
+local function recorded(key, field, attempt)
+  local record = redis.call('HGET', key, field)
+  if not record then
+    return nil
+  end
+  local kind, before, body = string.match(record, '^(%a+) (%d+) (.*)$')
+  if kind == 'ok' or (kind == 'failed' and tonumber(before) >= attempt) then
+    return body
+  end
+  return nil
+end
+
 local again, ids, records = 0, {}, {}
 local at = 3
 while at <= #ARGV do
-  local key, field = tonumber(ARGV[at + 1]), ARGV[at + 2]
-  local target, n = KEYS[tonumber(ARGV[at + 3])], tonumber(ARGV[at + 4])
-  local first, last = at + 5, at + 4 + n
+  local target, key, field = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3]
+  local kind, attempt, n = ARGV[at + 4], tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+  local first, last = at + 7, at + 6 + n
   ids[#ids + 1] = ARGV[at]
-  if key == 0 or redis.call('HSETNX', KEYS[key], field, ARGV[first + 1]) == 1 then
-    redis.call('XADD', target, '*', unpack(ARGV, first, last))
-  else
-    redis.call('XADD', target, '*', ARGV[first], redis.call('HGET', KEYS[key], field))
-    again = again + 1
+  local before = nil
+  if key > 0 then
+    local record = kind .. ' ' .. ARGV[at + 5] .. ' ' .. ARGV[first + 1]
+    if kind == 'unknown' then
+      before = recorded(KEYS[key], field, attempt)
+    elseif redis.call('HSETNX', KEYS[key], field, record) == 0 then
+      before = recorded(KEYS[key], field, attempt)
+      if not before then
+        redis.call('HSET', KEYS[key], field, record)
+      end
+    end
+    records[key] = true
   end
-  if key > 0 then records[key] = true end
+  if before then
+    redis.call('XADD', target, '*', ARGV[first], before)
+    again = again + 1
+  else
+    redis.call('XADD', target, '*', unpack(ARGV, first, last))
+  end
   at = last + 1
 end
 for key in pairs(records) do
   redis.call('EXPIRE', KEYS[key], kept)
 end
+-- At most one reading's worth of ids, far below what one call can take.
 if #ids > 0 then
   redis.call('XACK', KEYS[1], group, unpack(ids))
   redis.call('XDEL', KEYS[1], unpack(ids))

@@ -5,23 +5,31 @@
 --       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
 -- ARGV  1 the group of the acknowledged streams
 --       2 about how many entries the events stream keeps
---       3 how many of KEYS are timers, ended or streams (the hashes follow)
---       4 how many changes follow; each is, in this order:
+--       3 the time now, ms
+--       4 how many of KEYS are timers, ended or streams (the hashes follow)
+--       5 how many changes follow; each is, in this order:
 --           length of the rest of the change, in arguments
 --           key index of its saga (0: no saga, nothing to compare)
 --           the version that the hash must have ("": there must be none)
 --           its score in timers, ms or "+inf" ("": no change; "ended": it has ended now)
---           the time now, ms
 --           the member of timers and ended: the saga's id
 --           number of hash arguments, then field, value, ...
 --           number of appends; each: key index, number of arguments, field, value, ...
 --           the entries to acknowledge and delete: key index, entry id, ... (to the end of the change)
--- RETURNS  for every change 1: committed, or 0: lost the comparison (nothing of it was written)
+-- RETURNS  for every change 1: committed, or 0: the hash has another version, or is none of ours; nothing was written
+--          error WRONGTYPE: one of the fixed keys is not what it should be; nothing was written
 --
 -- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
 
-local group, events_kept = ARGV[1], ARGV[2]
-local fixed = tonumber(ARGV[3])
+local group, events_kept, now = ARGV[1], ARGV[2], ARGV[3]
+local fixed = tonumber(ARGV[4])
+
+-- Lua hands over some 8,000 values in one call at the most.
+local function in_slices(list, call)
+  for first = 1, #list, 1000 do
+    call(unpack(list, first, math.min(first + 999, #list)))
+  end
+end
 
 for i = 1, fixed do
   local found = redis.call('TYPE', KEYS[i]).ok
@@ -32,8 +40,8 @@ for i = 1, fixed do
 end
 
 local results, starts = {}, {}
-local cursor = 5
-for change = 1, tonumber(ARGV[4]) do
+local cursor = 6
+for change = 1, tonumber(ARGV[5]) do
   starts[change] = cursor + 1
   local key = tonumber(ARGV[cursor + 1])
   results[change] = 1
@@ -56,9 +64,9 @@ for change = 1, #results do
   if results[change] == 1 then
     local at = starts[change]
     local last = at - 1 + tonumber(ARGV[at - 1])
-    local key, timer, now, id = tonumber(ARGV[at]), ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-    local n = tonumber(ARGV[at + 5])
-    at = at + 6
+    local key, timer, id = tonumber(ARGV[at]), ARGV[at + 2], ARGV[at + 3]
+    local n = tonumber(ARGV[at + 4])
+    at = at + 5
     if n > 0 then
       redis.call('HSET', KEYS[key], unpack(ARGV, at, at + n - 1))
       at = at + n
@@ -90,13 +98,13 @@ for change = 1, #results do
   end
 end
 
-if #waiting > 0 then redis.call('ZADD', KEYS[1], unpack(waiting)) end
-if #ended > 0 then
-  redis.call('ZREM', KEYS[1], unpack(ended_ids))
-  redis.call('ZADD', KEYS[2], unpack(ended))
-end
+in_slices(waiting, function(...) redis.call('ZADD', KEYS[1], ...) end)
+in_slices(ended_ids, function(...) redis.call('ZREM', KEYS[1], ...) end)
+in_slices(ended, function(...) redis.call('ZADD', KEYS[2], ...) end)
 for stream, ids in pairs(acknowledged) do
-  redis.call('XACK', KEYS[stream], group, unpack(ids))
-  redis.call('XDEL', KEYS[stream], unpack(ids))
+  in_slices(ids, function(...)
+    redis.call('XACK', KEYS[stream], group, ...)
+    redis.call('XDEL', KEYS[stream], ...)
+  end)
 end
 return results

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+import orjson
 import redis
 
 from sagastream import keys
 from sagastream.errors import CorruptSaga
-from sagastream.messages import decode
 from sagastream.saga import SagaState, Step, protocol_view
 from sagastream.saga_hash import iso
 from sagastream.store import Store
@@ -35,6 +35,7 @@ class Listing:
     now_ms: int
     live: int
     ended: int
+    unread: int  # requests that no worker has read yet
     states: list[SagaState] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
@@ -54,9 +55,10 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
         service = state.step.definition.service
         consumers = _consumers(client, keys.commands(service), service)
         if not consumers:
-            notes.append(f"no process of service {service} has ever listened")
+            notes.append(f"no process of service {service} is listening")
         elif min(consumers) > ALIVE_MS:
-            notes.append(f"no process of service {service} has been heard of for {min(consumers) // 1000} s")
+            seconds = min(consumers) // 1000
+            notes.append(f"no process of service {service} has asked for work for {seconds} s: busy, hung or dead")
         if not worker_is_alive(client):
             notes.append("no worker is running")
     return Found(state=state, now_ms=now_ms, notes=notes)
@@ -85,8 +87,13 @@ def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
     """Sagas for a list: parked ones first, then live ones, the one that waits longest first, then ended ones, the
     newest first. `status` may be PARKED."""
     store = Store(client)
-    found = Listing(now_ms=store.load([])[1], live=client.zcard(keys.TIMERS), ended=client.zcard(keys.ENDED))
-    ids = _ids(client)
+    found = Listing(
+        now_ms=store.load([])[1],
+        live=client.zcard(keys.TIMERS),
+        ended=client.zcard(keys.ENDED),
+        unread=client.xlen(keys.REQUESTS),
+    )
+    ids = _ids(client, status)
     while len(found.states) < limit and (page := list(islice(ids, _PAGE))):
         for state in store.load(page)[0].values():
             if isinstance(state, CorruptSaga):
@@ -107,14 +114,21 @@ def _no_worker(client: "redis.Redis", matters: bool) -> str:
     return ", and no worker is running: sagastream worker" if matters and not worker_is_alive(client) else ""
 
 
-def _ids(client: "redis.Redis") -> Iterator[str]:
-    """The ids of all sagas, in the order of a list. One that moves meanwhile may come twice or not at all."""
-    pages: tuple[Callable[[int], Any], ...] = (
+def _ids(client: "redis.Redis", status: str | None) -> Iterator[str]:
+    """The ids of the sagas that may have this status, in the order of a list. One that moves meanwhile may come twice
+    or not at all."""
+    parked, live, ended = (
         lambda start: client.zrangebyscore(keys.TIMERS, "+inf", "+inf", start, _PAGE),
         lambda start: client.zrangebyscore(keys.TIMERS, "-inf", "(+inf", start, _PAGE),
         lambda start: client.zrevrange(keys.ENDED, start, start + _PAGE - 1),
     )
-    for page_from in pages:
+    places: dict[str | None, list[Callable[[int], Any]]] = {
+        None: [parked, live, ended],
+        "PARKED": [parked],
+        "PENDING": [live],
+        "COMPENSATING": [parked, live],
+    }
+    for page_from in places.get(status, [ended]):
         start = 0
         while page := page_from(start):
             yield from (saga_id.decode() for saga_id in page)
@@ -134,7 +148,7 @@ def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
 def _step_details(step: Step) -> dict[str, Any]:
     return {
         "service": step.definition.service,
-        "error": decode(step.error) if step.error is not None else None,
+        "error": orjson.loads(step.error) if step.error is not None else None,
         "unknown": step.unknown,
         "sent_at": step.sent_ms and iso(step.sent_ms),
         "answered_at": step.answered_ms and iso(step.answered_ms),

@@ -1,0 +1,112 @@
+"""Follows the events stream and answers those who wait for sagas."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from sagastream.broker import Broker
+from sagastream.client import last_event, read_events
+from sagastream.console import say
+from sagastream.decision import Found, begun_with, conflict
+from sagastream.errors import MalformedMessage
+from sagastream.messages import Code
+from sagastream.saga import SagaState, protocol_view
+from sagastream.store import Store
+from sagastream.streams import Entry
+from sagastream.strict_json import decode
+from sagastream_bridge.lines import ORCHESTRATOR, LineWriter
+from sagastream_bridge.watch import Watch, Watches
+
+#: How long one reading waits for events, in milliseconds.
+_BLOCK_MS: Final = 500
+#: How often the states of sagas that are waited for are looked at, in seconds, and of how many.
+_CHECK_EVERY_S: Final = 1.0
+_CHECK_COUNT: Final = 500
+
+
+class Follower:
+    """Answers with the events after `after`, in their order. The hashes are the truth, though: events are capped, so
+    now and then it looks at the hashes themselves."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        watches: Watches,
+        out: LineWriter,
+        *,
+        outcomes: bool,
+        refused: Callable[[Watch, int, str], None],
+    ) -> None:
+        """`outcomes`: tell the end of every saga to who began it. `refused`: told of a saga_begin that was refused."""
+        self.after = b"0-0"
+        self._client = broker.client
+        self._store = Store(broker.client)
+        self._watches = watches
+        self._out = out
+        self._outcomes = outcomes
+        self._refused = refused
+        # Sagas that were seen to have ended, and the newest event of that moment: once that was read, their own were.
+        self._seen: list[SagaState] = []
+        self._seen_at = b"0-0"
+        self._check_at = 0.0
+
+    def turn(self) -> None:
+        """Read events and answer with them."""
+        events = read_events(self._client, self.after, _BLOCK_MS)
+        if events:
+            self._tell(events)
+            self.after = events[-1].id
+        if self._seen and (not events or _order(self.after) >= _order(self._seen_at)):
+            for state in self._seen:
+                self._watches.end_trace(state.saga_id)
+                self._ended(state)
+            self._seen = []
+        if not self._seen and time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _CHECK_EVERY_S
+            states = self._store.load(self._watches.some(_CHECK_COUNT))[0].values()
+            self._seen = [state for state in states if isinstance(state, SagaState) and state.ended]
+            self._seen_at = last_event(self._client)
+
+    def _tell(self, events: Sequence[Entry]) -> None:
+        outcomes = [event.fields.get(b"saga_id", b"") for event in events if event.fields.get(b"kind") == b"outcome"]
+        ended = {saga_id.decode(errors="replace") for saga_id in outcomes}
+        states = self._store.load([saga_id for saga_id in ended if self._watches.of(saga_id)])[0]
+        for event in events:
+            try:
+                self._tell_one(event.fields, states)
+            except (KeyError, TypeError, MalformedMessage) as error:
+                say("sagastream bridge", f"the event {event.id.decode()} makes no sense: {error!r}")
+
+    def _tell_one(self, fields: dict[bytes, bytes], states: Mapping[str, Found]) -> None:
+        kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode(errors="replace")
+        if kind == b"refused":
+            error, request_id = decode(fields[b"body"]), fields[b"request_id"].decode(errors="replace")
+            for watch in self._watches.of(saga_id):
+                if watch.begin and watch.begin.request_id == request_id and self._watches.take_one(watch):
+                    self._refused(watch, error["code"], error["text"])
+        elif kind == b"outcome":
+            self._watches.end_trace(saga_id)
+            if isinstance(state := states.get(saga_id), SagaState):
+                self._ended(state)
+        elif kind in (b"command", b"reply") and self._watches.traces(saga_id):
+            ends = (ORCHESTRATOR, fields[b"service"].decode(errors="replace"))
+            src, dest = ends if kind == b"command" else ends[::-1]
+            self._out.message(src, dest, decode(fields[b"body"]))
+
+    def _ended(self, state: SagaState) -> None:
+        """Answer everybody who waited for the end of this saga."""
+        for watch in self._watches.take(state.saga_id):
+            if watch.begin is not None and not begun_with(state, watch.begin):
+                self._refused(watch, Code.PRECONDITION_FAILED, conflict(state.saga_id))
+            elif watch.begin is None:
+                self._out.answer(watch.caller, "saga_await_ok", {"state": protocol_view(state)})
+            elif self._outcomes:
+                outcome: dict[str, Any] = {"saga_id": state.saga_id, "status": str(state.status)}
+                if state.reason is not None:
+                    outcome["reason"] = state.reason
+                self._out.answer(watch.caller, f"saga_{state.status.lower()}", outcome)
+
+
+def _order(event_id: bytes) -> tuple[int, int]:
+    ms, _, number = event_id.partition(b"-")
+    return int(ms), int(number)
