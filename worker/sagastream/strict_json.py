@@ -11,6 +11,8 @@ from sagastream.errors import MalformedMessage
 
 #: The largest text that is read, in bytes.
 MAX_BYTES: Final = 1 << 20
+#: The largest text that it may become when it is written again: 1e15 is written as 1000000000000000.0.
+MAX_REWRITTEN_BYTES: Final = 4 * MAX_BYTES
 #: The largest params, result or error, so that it fits into a body with the rest of it, in bytes.
 MAX_PAYLOAD_BYTES: Final = MAX_BYTES - 1024
 #: How deep arrays and objects may nest.
@@ -42,14 +44,14 @@ def encode_payload(value: object) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
     """The value of a JSON text, or MalformedMessage with what is wrong and where.
 
     Stricter than its parser: no duplicate keys, no integers outside 64 bits, no more than MAX_DEPTH levels and
-    MAX_BYTES bytes.
+    `max_bytes` bytes.
     """
-    if len(data) > MAX_BYTES:
-        raise MalformedMessage(f"too large: {len(data)} bytes, at most {MAX_BYTES}")
+    if len(data) > max_bytes:
+        raise MalformedMessage(f"too large: {len(data)} bytes, at most {max_bytes}")
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
