@@ -238,11 +238,13 @@ def _opened() -> "Iterator[Broker]":
     with _orderly():
         from sagastream.broker import Broker
 
-        broker = Broker()
+        broker = None
         try:
+            broker = Broker()
             yield broker
         finally:
-            broker.close()
+            if broker is not None:
+                broker.close()
 
 
 @contextmanager

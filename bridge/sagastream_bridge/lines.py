@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sagastream.errors import MalformedMessage
+from sagastream.messages import Code
 from sagastream.strict_json import MAX_BYTES, decode
 
 #: What the orchestrator is called in `src` and `dest`.
@@ -38,11 +39,12 @@ class Line:
 
 
 class BadLine(Exception):
-    """A line that is none; `caller` is there if somebody can be told."""
+    """A line that cannot be done; `caller` is there if somebody can be told, with this error code."""
 
-    def __init__(self, text: str, caller: Caller | None = None) -> None:
+    def __init__(self, text: str, caller: Caller | None = None, code: Code = Code.MALFORMED) -> None:
         super().__init__(text)
         self.caller = caller
+        self.code = code
 
 
 def read_lines(fd: int) -> Iterator[list[bytes]]:

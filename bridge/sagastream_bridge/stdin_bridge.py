@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from sagastream.broker import Broker, Outage
 from sagastream.client import append_begins, last_event
 from sagastream.console import say
-from sagastream.decision import decide
+from sagastream.decision import Found, decide
 from sagastream.errors import CorruptSaga, MalformedMessage
 from sagastream.messages import Begin, Code, is_id, parse_begin
 from sagastream.saga import SagaState, protocol_view
@@ -60,7 +60,8 @@ class StdinBridge:
         self._stack: Stack | None = None
         self._fault: Exception | None = None
         self._line_number = 0
-        self._in_hand = 0  # lines that were read and are not done
+        self._read = self._settled = 0  # lines that were read; those of them whose effect the broker has
+        self._begins: list[Begin] = []  # of the lines between
         self._bad_lines = 0
         self._run_id = uuid.uuid4().hex
 
@@ -81,8 +82,8 @@ class StdinBridge:
                     return 1
             self._drain()
         except (SystemExit, KeyboardInterrupt):  # SIGTERM, Ctrl-C, or a thread that cannot go on
-            if self._in_hand and self._fault is None:
-                say(_WHO, f"stopped with {self._in_hand} lines in hand; they may not have been done")
+            if self._read > self._settled and self._fault is None:
+                say(_WHO, f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
                 return 1
         finally:
             self._stop.set()
@@ -96,27 +97,38 @@ class StdinBridge:
 
     def _take(self, lines: Sequence[bytes]) -> None:
         """Do what these lines ask for, in order; begins next to each other go to the broker together."""
-        self._in_hand = len(lines)
-        begins: list[Begin] = []
+        self._read += len(lines)
         for text in lines:
             self._line_number += 1
-            if not text.strip():
-                continue
             try:
-                line = parse(text)
-                if line.dest == ORCHESTRATOR and line.type == "saga_begin":
-                    begins.append(self._prepare_begin(line))
-                    continue
-                self._append(begins)
-                self._answer(line)
+                self._take_line(text)
             except BadLine as error:
-                self._complain(error.caller, Code.MALFORMED, str(error))
-            except MalformedMessage as error:
-                self._complain(line.caller, Code.MALFORMED, str(error))
-            except CorruptSaga as error:
-                self._complain(line.caller, Code.CRASH, str(error))
-        self._append(begins)
-        self._in_hand = 0
+                self._settle()
+                self._complain(error.caller, error.code, str(error))
+        self._settle()
+
+    def _take_line(self, text: bytes) -> None:
+        if not text.strip():
+            return
+        line = parse(text)
+        try:
+            if line.dest != ORCHESTRATOR:
+                text_of_it = f"dest must be {ORCHESTRATOR}, not {line.dest[:128]!a}"
+                raise BadLine(text_of_it, line.caller, Code.NOT_SUPPORTED)
+            if line.type == "saga_begin":
+                self._begins.append(self._prepare_begin(line))
+            elif line.caller.src in self._served and line.type.endswith(("_ok", "_failed")):
+                self._append()
+                served = self._served[line.caller.src]
+                served.reply(line.body)
+                self._outage.patiently(served.send)
+            else:
+                self._settle()
+                self._answer(line)
+        except MalformedMessage as error:
+            raise BadLine(str(error), line.caller) from None
+        except CorruptSaga as error:
+            raise BadLine(str(error), line.caller, Code.CRASH) from None
 
     def _prepare_begin(self, line: Line) -> Begin:
         request_id = f"{self._run_id}-{self._line_number}"
@@ -124,51 +136,47 @@ class StdinBridge:
         self._watches.add(Watch(caller=line.caller, saga_id=begin.saga_id, begin=begin))
         return begin
 
-    def _append(self, begins: list[Begin]) -> None:
-        if begins:
-            self._outage.patiently(lambda: append_begins(self._broker.client, begins))
-            begins.clear()
+    def _append(self) -> None:
+        if self._begins:
+            self._outage.patiently(lambda: append_begins(self._broker.client, self._begins))
+            self._begins.clear()
+
+    def _settle(self) -> None:
+        """See to it that the broker has the effect of every line up to this one."""
+        self._append()
+        self._settled = self._line_number
 
     def _answer(self, line: Line) -> None:
-        served = self._served.get(line.caller.src)
-        if line.dest != ORCHESTRATOR:
-            self._complain(line.caller, Code.NOT_SUPPORTED, f"dest must be {ORCHESTRATOR}, not {line.dest[:128]!a}")
-        elif served is not None and line.type.endswith(("_ok", "_failed")):
-            served.reply(line.body)
-            self._outage.patiently(served.send)
-        elif line.type == "init":
+        if line.type == "init":
             self._out.answer(line.caller, "init_ok")
         elif line.type == "saga_status":
-            if (state := self._look(line)) is not None:
-                self._out.answer(line.caller, "saga_status_ok", {"state": protocol_view(state)})
+            self._out.answer(line.caller, "saga_status_ok", {"state": protocol_view(self._look(line))})
         elif line.type == "saga_await":
             self._await(line)
         else:
-            self._complain(line.caller, Code.NOT_SUPPORTED, f"the orchestrator knows no {line.type[:128]!a}")
+            text = f"the orchestrator knows no {line.type[:128]!a}"
+            raise BadLine(text, line.caller, Code.NOT_SUPPORTED)
 
     def _await(self, line: Line) -> None:
-        if self._look(line) is None:
-            return
-        watch = Watch(caller=line.caller, saga_id=line.body["saga_id"])
+        watch = Watch(caller=line.caller, saga_id=self._look(line).saga_id)
         self._watches.add(watch)
         # Only now: had it ended in between, nobody would tell.
         state = self._outage.patiently(lambda: self._load(watch.saga_id))
         if state is not None and state.ended and self._watches.take_one(watch):
             self._out.answer(watch.caller, "saga_await_ok", {"state": protocol_view(state)})
 
-    def _look(self, line: Line) -> SagaState | None:
-        """The saga that a line asks about; None: the caller was told that there is none."""
+    def _look(self, line: Line) -> SagaState:
+        """The saga that a line asks about."""
         saga_id = line.body.get("saga_id")
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         assert isinstance(saga_id, str)
-        state = self._outage.patiently(lambda: self._load(saga_id))
+        state: Found = self._outage.patiently(lambda: self._load(saga_id))
         if state is None and (begin := self._watches.begin_of(saga_id)) is not None:
             # It was accepted, and a worker has yet to read of it.
-            begun = decide(None, begin, int(time.time() * 1000), {}).state
-            state = begun if isinstance(begun, SagaState) else None
-        if state is None:
-            self._complain(line.caller, Code.NO_SUCH_SAGA, f"there is no saga {saga_id}")
+            state = decide(None, begin, int(time.time() * 1000), {}).state
+        if not isinstance(state, SagaState):
+            raise BadLine(f"there is no saga {saga_id}", line.caller, Code.NO_SUCH_SAGA)
         return state
 
     def _load(self, saga_id: str) -> SagaState | None:

@@ -65,14 +65,15 @@ class Broker:
         if not url:
             folder = home or os.environ.get("SAGASTREAM_HOME") or ".sagastream"
             self.embedded = EmbeddedServer(Path(folder))
-            try:
-                self.embedded.ensure()
-            except BaseException:  # a signal, too, must not leave a server behind
-                self.embedded.leave()
-                raise
             url = f"unix://{quote(str(self.embedded.socket_path))}"
         self.url = url
-        self.client = connect(url)
+        try:
+            self.restore()
+            self.client = connect(url)
+        except BaseException:  # a signal, too, must not leave a server behind
+            if self.embedded is not None:
+                self.embedded.leave()
+            raise
 
     @property
     def shown_url(self) -> str:
