@@ -6,9 +6,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -135,9 +136,10 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
         from sagastream_bridge.stdin_bridge import StdinBridge
 
         if outcomes is None:
-            outcomes = sys.stdin.isatty()
+            outcomes = os.isatty(0)
         run = StdinBridge(broker, outcomes=outcomes, trace=trace, serve=names, drain_timeout_s=drain_timeout)
-        code = run.run(sys.stdin.fileno())
+        _on_signals(lambda *_: run.stop())
+        code = run.run(0)
     sys.exit(code)
 
 
@@ -256,22 +258,28 @@ def _orderly() -> Iterator[None]:
     from sagastream.errors import SagastreamError
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)
+        _on_signals(_terminated)
     try:
         yield
     except (SagastreamError, redis.RedisError, OSError) as error:
         raise click.ClickException(_safe(str(error) or type(error).__name__)) from None
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """What is to be done when the process is to end: asked, interrupted, or its terminal gone."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
+def _terminated(number: int, _: FrameType | None) -> NoReturn:
+    _on_signals(lambda *_: None)  # once is enough: a second one must not break off the tidying up
+    raise SystemExit(128 + number)
 
 
 def _stop_event(until_eof: bool = False) -> threading.Event:
-    """Set by SIGTERM and SIGINT, and by the end of standard input where that is asked for."""
+    """Set by the signals that end a process, and by the end of standard input where that is asked for."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    _on_signals(lambda *_: stop.set())
     if until_eof:
 
         def watch() -> None:

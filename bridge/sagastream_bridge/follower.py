@@ -85,8 +85,11 @@ class Follower:
                 if watch.begin and watch.begin.request_id == request_id and self._watches.take_one(watch):
                     self._refused(watch, error["code"], error["text"])
         elif kind == b"outcome":
+            state = states.get(saga_id)
+            if isinstance(state, SagaState) and not state.ended:
+                return  # whoever wrote that, it is not true
             self._watches.end_trace(saga_id)
-            if isinstance(state := states.get(saga_id), SagaState):
+            if isinstance(state, SagaState):
                 self._ended(state)
         elif kind in (b"command", b"reply") and self._watches.traces(saga_id):
             ends = (ORCHESTRATOR, fields[b"service"].decode(errors="replace"))

@@ -2,7 +2,7 @@
 
 import json
 import os
-import sys
+import select
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,19 +47,23 @@ class BadLine(Exception):
         self.code = code
 
 
-def read_lines(fd: int) -> Iterator[list[bytes]]:
-    """The lines of a file descriptor as they come, as many at once as there are; without the ends of lines.
+def read_lines(fd: int, wake_fd: int) -> Iterator[list[bytes]]:
+    """The lines of a file descriptor as they come, as many at once as there are, without the ends of lines; until it
+    ends, or until `wake_fd` has something to be read.
 
     Of a line that is far over MAX_LINE_BYTES only the beginning comes; it is still too long to be parsed.
     """
     rest = b""
-    while chunk := os.read(fd, _CHUNK_BYTES):
+    while wake_fd not in (ready := select.select([fd, wake_fd], [], [])[0]):
+        assert ready
+        if not (chunk := os.read(fd, _CHUNK_BYTES)):
+            if rest:
+                yield [rest]
+            return
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[: MAX_LINE_BYTES + 1]
         if lines:
             yield lines
-    if rest:
-        yield [rest]
 
 
 def parse(line: bytes) -> Line:
@@ -116,9 +120,11 @@ class LineWriter:
     def _write(self, src: str, dest: str, body: dict[str, Any]) -> None:
         if self.gone:
             return
+        # Plain ASCII: whatever strangers put into it, a terminal sees escapes.
+        line = json.dumps({"src": src, "dest": dest, "body": body}).encode() + b"\n"
         try:
-            # Plain ASCII: whatever strangers put into it, a terminal sees escapes.
-            print(json.dumps({"src": src, "dest": dest, "body": body}), flush=True)
-        except BrokenPipeError:
+            # Not through sys.stdout: a thread that is stuck in it, because nobody reads, would keep the process.
+            while line:
+                line = line[os.write(1, line) :]
+        except OSError:
             self.gone = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,11 +4,14 @@ Three kinds of threads: the main one reads lines and appends what they ask for; 
 and answers; one a served service writes its commands out.
 """
 
-import signal
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Final
+
+import redis
 
 from sagastream.broker import Broker, Outage
 from sagastream.client import append_begins, last_event
@@ -26,6 +29,12 @@ from sagastream_bridge.stack import SAMPLES, Stack
 from sagastream_bridge.watch import Watch, Watches
 
 _WHO = "sagastream bridge"
+#: How long the threads may take to come to an end, in seconds: longer than any answer of the broker. One that is stuck
+#: because nobody reads what it writes ends with the process.
+_JOIN_S: Final = 6.0
+#: How long no worker may be about before the bridge of an embedded server runs its own, in seconds: whoever has just
+#: started the server may be starting one.
+_LONELY_S: Final = 2.0
 
 
 class StdinBridge:
@@ -51,6 +60,7 @@ class StdinBridge:
         self._trace = trace
         self._drain_timeout_s = drain_timeout_s
         self._stop = threading.Event()
+        self._wake = os.pipe()
         self._outage = Outage(broker, _WHO, self._stop)
         self._out = LineWriter()
         self._store = Store(broker.client)
@@ -58,6 +68,7 @@ class StdinBridge:
         self._follower = Follower(broker, self._watches, self._out, outcomes=outcomes, refused=self._refused)
         self._served = {name: ServedService(broker, name, self._out, self._outage) for name in serve}
         self._stack: Stack | None = None
+        self._lonely_since = time.monotonic()
         self._fault: Exception | None = None
         self._line_number = 0
         self._read = self._settled = 0  # lines that were read; those of them whose effect the broker has
@@ -66,34 +77,46 @@ class StdinBridge:
         self._run_id = uuid.uuid4().hex
 
     def run(self, fd: int) -> int:
-        """Bridge until the lines of `fd` end; the exit code."""
+        """Bridge until the lines of `fd` end, or `stop` is called; the exit code."""
         threads: list[threading.Thread] = []
+        finished = False
         try:
-            self._outage.patiently(self._broker.check)
-            self._follower.after = self._outage.patiently(lambda: last_event(self._broker.client))
-            self._tend()
-            for target in (self._follow, *(served.run for served in self._served.values())):
-                threads.append(threading.Thread(target=self._guard, args=[target], daemon=True))
-                threads[-1].start()
-            for lines in read_lines(fd):
+            self._start(threads)
+            for lines in read_lines(fd, self._wake[0]):
                 self._take(lines)
-                if self._out.gone:
-                    say(_WHO, "nobody reads the output any more")
-                    return 1
             self._drain()
-        except (SystemExit, KeyboardInterrupt):  # SIGTERM, Ctrl-C, or a thread that cannot go on
-            if self._read > self._settled and self._fault is None:
-                say(_WHO, f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
-                return 1
+            finished = True
+        except redis.RedisError:
+            if not self._stop.is_set():
+                raise
+            # Stopped while the broker was away.
         finally:
             self._stop.set()
+            deadline = time.monotonic() + _JOIN_S
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
             if self._stack is not None:
                 self._stack.stop()
-            if self._fault is not None:
-                raise self._fault
-        return 1 if self._bad_lines else 0
+        if self._fault is not None:
+            raise self._fault
+        if self._out.gone:
+            say(_WHO, "nobody reads the output any more")
+        if self._read > self._settled:
+            say(_WHO, f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
+        return 0 if finished and not self._bad_lines and not self._out.gone else 1
+
+    def _start(self, threads: list[threading.Thread]) -> None:
+        self._outage.patiently(self._broker.check)
+        self._follower.after = self._outage.patiently(lambda: last_event(self._broker.client))
+        self._tend()
+        for target in (self._follow, *(served.run for served in self._served.values())):
+            threads.append(threading.Thread(target=self._guard, args=[target], daemon=True))
+            threads[-1].start()
+
+    def stop(self) -> None:
+        """End the bridge after the lines that it has read. To be called from anywhere, signal handlers included."""
+        self._stop.set()
+        os.write(self._wake[1], b"!")
 
     def _take(self, lines: Sequence[bytes]) -> None:
         """Do what these lines ask for, in order; begins next to each other go to the broker together."""
@@ -203,24 +226,34 @@ class StdinBridge:
         def turn() -> None:
             self._follower.turn()
             self._tend()
+            if self._out.gone:
+                self.stop()
 
         self._outage.keep(turn, self._tend)
 
     def _tend(self) -> None:
-        """Whoever owns the home's server runs its worker and services too; that may come later, when an owner
-        has gone."""
+        """Run a worker and the sample services where an embedded server has none: because it is ours, or because
+        whoever ran them has gone."""
         self._outage.restore()
-        if self._broker.embedded is None or not self._broker.embedded.owned:
+        if self._broker.embedded is None:
             return
         if self._stack is None:
+            if not self._broker.embedded.owned and not self._is_lonely():
+                return
             services = [where for name, where in SAMPLES.items() if name not in self._served]
             self._stack = Stack(self._broker, workers=1, services=services, log_dir=self._broker.embedded.home)
         self._stack.tend()
 
+    def _is_lonely(self) -> bool:
+        """Whether no worker has been about for a while."""
+        if lookup.worker_is_alive(self._broker.client):
+            self._lonely_since = time.monotonic()
+        return time.monotonic() - self._lonely_since > _LONELY_S
+
     def _drain(self) -> None:
         """Wait for the end of what was begun here, for as long as is allowed, and tell what has not ended."""
-        left = self._watches.wait_until_empty(self._drain_timeout_s)
-        if not left:
+        left = self._watches.wait_until_empty(self._drain_timeout_s, self._stop)
+        if not left or self._stop.is_set() or self._out.gone:
             return
         states = self._outage.patiently(lambda: self._store.load(left)[0])
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
@@ -239,6 +272,4 @@ class StdinBridge:
             target()
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self._fault = error
-            main = threading.main_thread().ident
-            assert main is not None
-            signal.pthread_kill(main, signal.SIGTERM)
+            self.stop()

@@ -4,9 +4,13 @@ import threading
 import time
 from dataclasses import dataclass
 from itertools import islice
+from typing import Final
 
 from sagastream.messages import Begin
 from sagastream_bridge.lines import Caller
+
+#: How soon a waiting is given up that is to stop, in seconds.
+_STOP_CHECK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +82,10 @@ class Watches:
                 self._by_saga[saga_id] = self._by_saga.pop(saga_id)
             return saga_ids
 
-    def wait_until_empty(self, timeout_s: float) -> list[str]:
-        """Wait until nobody waits any more, at the most this long; the sagas that are still waited for."""
+    def wait_until_empty(self, timeout_s: float, stop: threading.Event) -> list[str]:
+        """Wait until nobody waits any more, at the most this long and until `stop`; the sagas still waited for."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while self._by_saga and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(left)
+            while self._by_saga and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, _STOP_CHECK_S))
             return list(self._by_saga)

@@ -1,10 +1,12 @@
 """The stdin bridge, spoken to as a harness would."""
 
+import contextlib
 import fcntl
 import json
 import signal
 import sys
 import termios
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +363,87 @@ def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
     assert talk.process.wait(10) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read().startswith(b"Error: ")
+
+
+def test_sigterm_stores_what_was_read(server: Server, commands: Commands) -> None:
+    """A flood that is broken off: of every line that left the pipe the broker has the effect."""
+    talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
+    talk.say("c", {"type": "init", "msg_id": 1})
+    talk.hear()
+    lines = [json.dumps({"src": "c", "dest": "orchestrator", "body": begin(f"s{n}", reserve())}) for n in range(5000)]
+    assert talk.process.stdin is not None
+    writer = threading.Thread(target=write_all, args=[talk.process.stdin, "\n".join([*lines, ""]).encode()])
+    writer.start()
+    client = server.broker().client
+    until(lambda: client.xlen(keys.REQUESTS) > 100, what="some are stored")
+    talk.process.send_signal(signal.SIGTERM)
+    assert talk.process.stderr is not None
+    assert talk.process.wait(10) == 0
+    assert talk.process.stderr.read() == b""
+    writer.join()
+    assert client.xlen(keys.REQUESTS) < 5000
+
+
+def write_all(pipe: Any, data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        pipe.write(data)
+        pipe.flush()
+
+
+def test_a_reader_that_does_not_read_does_not_keep_the_bridge(server: Server, commands: Commands) -> None:
+    """Its output is full; it is ended all the same."""
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--trace", "--serve", "work", env=env))
+    for n in range(200):
+        talk.say("c", begin(f"s{n}", do("x" * 1000)))
+    client = server.broker().client
+    until(lambda: client.zcard(keys.TIMERS) == 200, what="the commands are there to be written out")
+    assert talk.process.stdout is not None
+    until(lambda: unread(talk.process.stdout) > 50_000, what="the pipe is full")
+    talk.process.send_signal(signal.SIGTERM)
+    assert talk.process.wait(30) is not None
+
+
+def test_a_bridge_that_joins_a_lonely_server_runs_what_it_needs(commands: Commands) -> None:
+    """Somebody waits for a saga in a home where nothing runs, and owns its server."""
+    waiting = commands.start("begin", "-", "--wait")
+    assert waiting.stdin is not None
+    assert waiting.stderr is not None
+    waiting.stdin.write(json.dumps({"saga_id": "a", "steps": [reserve()]}).encode())
+    waiting.stdin.close()
+    assert b"no worker is running" in waiting.stderr.readline()
+    talk = Talk(commands.start("bridge", "--outcomes"))
+    talk.say("c", begin("b", reserve()))
+    assert talk.hear(20)[2]["type"] == "saga_completed"
+    assert waiting.wait(20) == 0
+    assert talk.finish() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"kind": "outcome"},
+        {"kind": "outcome", "saga_id": b"\xff"},
+        {"kind": "refused"},
+        {"kind": "refused", "saga_id": "a", "request_id": "r", "body": "{"},
+        {"kind": "command", "saga_id": "a", "body": "{", "service": "work"},
+        {"kind": "reply", "saga_id": "a"},
+        {"kind": "outcome", "saga_id": "a", "body": "[]"},
+        {"odd": "one"},
+    ],
+)
+def test_a_stray_event_ends_nothing(server: Server, commands: Commands, event: dict[Any, Any]) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--trace", "--outcomes", "--serve", "work", env=env))
+    talk.say("c", begin("a", do(1)))
+    assert talk.hear()[2]["type"] == "Do"
+    assert talk.hear()[2]["type"] == "Do"  # once as a command, once as trace
+    server.broker().client.xadd(keys.EVENTS, event)
+    talk.say("work", {"type": "Do_ok", "saga_id": "a", "step": 1})
+    assert [talk.hear()[2]["type"], talk.hear()[2]["type"]] == ["Do_ok", "saga_completed"]
+    assert talk.finish()[0] == 0
 
 
 def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) -> None:

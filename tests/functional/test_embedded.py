@@ -1,6 +1,7 @@
 """The embedded server of a home: shared, owned by one, never lost."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -130,6 +131,50 @@ def test_many_that_start_at_once_share_one_server(home: Path) -> None:
         process.communicate()
         assert process.returncode == 0
     assert not alive(int(said[0][0]))
+
+
+def test_of_many_that_leave_at_once_the_last_stops_it(home: Path) -> None:
+    code = textwrap.dedent(f"""
+        import sys
+        from sagastream.broker import Broker
+        broker = Broker(home={str(home)!r})
+        print(broker.client.ping(), flush=True)
+        sys.stdin.read()
+        broker.close()
+    """)
+    for _ in range(5):
+        read, write = os.pipe()
+        started = [subprocess.Popen([sys.executable, "-c", code], stdin=read, stdout=subprocess.PIPE) for _ in range(5)]
+        os.close(read)
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"True\n"
+        pid = pid_of(home)
+        os.close(write)  # the same moment for all
+        for process in started:
+            process.communicate()
+            assert process.returncode == 0
+        assert not alive(pid)
+
+
+def test_two_of_one_process_leave_one_after_the_other(home: Path) -> None:
+    first, second = Broker(home=home), Broker(home=home)
+    first.close()
+    assert second.client.ping()
+    pid = pid_of(home)
+    second.close()
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV])
+def test_however_the_server_dies_it_is_started_again(home: Path, number: signal.Signals) -> None:
+    broker = Broker(home=home)
+    broker.client.set("kept", "yes")
+    os.kill(pid_of(home), number)
+    until(lambda: not answers(broker), what="the server is gone")
+    until(lambda: broker.restore() or answers(broker), what="it is back")  # type: ignore[func-returns-value]
+    assert broker.client.get("kept") == b"yes"
+    broker.close()
 
 
 def test_a_path_too_long_for_a_socket_works_all_the_same(tmp_path: Path) -> None:

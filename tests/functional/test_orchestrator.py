@@ -145,7 +145,7 @@ def test_a_commit_decided_on_an_old_version_is_refused_whole(scene: Scene) -> No
     scene.redis.xadd(keys.REPLIES, {"body": reply.body()})
     scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
     everything = dump(scene)
-    assert store.commit([zombie], now_ms) == [zombie]
+    assert store.commit([zombie], now_ms) == ([zombie], [])
     assert dump(scene) == everything
 
 
@@ -173,7 +173,7 @@ def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: S
         change.add(Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decide(state, reply, now_ms, {}))
         changes.append(change)
     scene.redis.hset(keys.saga("s2"), "version", 99)
-    assert store.commit(changes, now_ms) == changes[1:]
+    assert store.commit(changes, now_ms) == (changes[1:], [])
     assert scene.redis.hget(keys.saga("s1"), "current_step") == b"2"
     assert scene.redis.hget(keys.saga("s2"), "current_step") == b"1"
     assert scene.redis.xlen(keys.commands("work")) == 3
@@ -293,7 +293,7 @@ def test_a_damaged_saga_is_told_of_and_stops_nobody(scene: Scene) -> None:
             scene.client.get(saga_id)
 
 
-@pytest.mark.parametrize("key", [keys.TIMERS, keys.ENDED, keys.EVENTS, keys.commands("work")])
+@pytest.mark.parametrize("key", [keys.TIMERS, keys.ENDED, keys.EVENTS])
 def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) -> None:
     scene.worker.turn(block_ms=1)
     scene.begin("s1", do(1))
@@ -307,6 +307,58 @@ def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) ->
     scene.redis.delete(key)
     scene.worker._inbox.recover()
     assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_a_stream_that_is_none_holds_up_its_own_sagas_only(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(orchestrator, "LEASE_MS", 1)
+    scene.redis.set(keys.commands("void"), "in the way")
+    scene.begin("s1", do(1, service="void"))
+    scene.begin("s2", do(1))
+    assert scene.play("s2").status is SagaStatus.COMPLETED
+    assert scene.client.get("s1") is None
+    assert "cannot go on with saga s1: saga:{0}:commands:void is no stream" in capsys.readouterr().err
+    scene.redis.delete(keys.commands("void"))
+    heir = scene.another_worker()
+    scene.turns_until(lambda: scene.client.get("s1") is not None, heir)
+    assert scene.redis.xlen(keys.commands("void")) == 1
+
+
+def test_what_is_published_wrongly_parks_a_saga_and_stops_nobody(scene: Scene) -> None:
+    scene.runner.turn(block_ms=1)
+    for n, value in enumerate((b"\xff", b"a b", b"\x1b[2J")):
+        scene.redis.hset(keys.published("work"), "Do", value)
+        scene.begin(f"s{n}", do(1), do("fail"))
+        assert scene.play(f"s{n}").parked
+    scene.redis.delete(keys.published("work"))
+    scene.redis.set(keys.published("work"), "in the way")
+    scene.begin("s9", do(1), do("fail"))
+    assert scene.play("s9").parked
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", "01"),
+        ("version", " 1"),
+        ("compensating_steps", "5"),
+        ("begun_at", "9999-12-31T23:59:59-12:00"),
+        ("step1.sent_at", "0001-01-01T00:00:00+12:00"),
+        ("step1.params", "{"),
+        ("step1.service", "a b"),
+    ],
+)
+def test_a_hash_damaged_in_one_field_stops_nobody(scene: Scene, field: str, value: str) -> None:
+    scene.begin("s1", do(1), do(2))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.redis.hset(keys.saga("s1"), field, value)
+    scene.begin("s1", do(1), do(2))
+    scene.begin("s2", do(1), do("fail"))
+    assert scene.play("s2").status is SagaStatus.ABORTED
+    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
+    quarantined: Any = scene.redis.xrange(keys.QUARANTINE)
+    assert b"the hash of saga s1 is damaged" in quarantined[0][1][b"reason"]
 
 
 def test_a_full_store_writes_nothing_and_goes_on_when_there_is_room(scene: Scene) -> None:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from processes import Commands
-from sagastream import Context, Reject, Service, keys
+from sagastream import Context, Reject, Service, keys, published
 from sagastream.client import SagaClient
 from sagastream.command_inbox import MAX_DELIVERIES
 from sagastream.errors import ServiceError
@@ -254,14 +254,37 @@ def test_a_recorded_failure_does_not_answer_a_later_attempt(scene: Scene) -> Non
     body = '{"type":"Do","saga_id":"s1","step":1}'
     process = runner(scene, service)
     for attempt in (1, 1, 2, 3, 1):
-        scene.redis.xadd(keys.commands("work"), {"body": body, "attempt": attempt, "begun_ms": 1}, id="*")
-        if attempt == 1 and len(replies(scene)) in (1, 4):
-            # A first attempt is believed to be new; one that was delivered before is looked up.
-            process._inbox.reader._claim = list  # type: ignore[method-assign]
-            scene.redis.xreadgroup("work", process.name.split()[-1], {keys.commands("work"): ">"})
-            process._inbox.reader.renew()
+        scene.redis.xadd(keys.commands("work"), {"body": body, "attempt": attempt, "begun_ms": 1})
         process.turn(block_ms=1)
     assert [reply.get("result", reply.get("error")) for reply in replies(scene)] == ["no", "no", "yes", "yes", "yes"]
+
+
+def test_a_refusal_stands_though_its_command_comes_again_and_could_be_done_now(scene: Scene) -> None:
+    service = Service("work")
+    outcomes: list[Any] = [Reject("no money"), "paid", "paid"]
+
+    @service.command("Do", compensation=None)
+    def handle(params: Any, context: Context) -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Reject):
+            raise outcome
+        return outcome
+
+    process = runner(scene, service)
+    process._pace_s = 0.01
+    for _ in range(2):  # first in one batch, then in another
+        for _ in range(2):
+            scene.redis.xadd(keys.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}', "begun_ms": 1})
+        process.turn(block_ms=1)
+    assert [reply["error"] for reply in replies(scene)] == ["no money"] * 4
+    assert len(outcomes) == 2
+
+
+def test_a_stray_command_does_not_answer_for_the_real_one(scene: Scene) -> None:
+    scene.redis.xadd(keys.commands("work"), {"body": '{"type":"Nope","saga_id":"s1","step":1}'})
+    scene.runner.turn(block_ms=1)
+    scene.begin("s1", do(1))
+    assert scene.play("s1").status is SagaStatus.COMPLETED
 
 
 def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
@@ -276,6 +299,12 @@ def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
     leaver._inbox.reader.leave()
     consumers = scene.redis.xinfo_consumers(keys.commands("work"), "work")
     assert [c["name"].decode() for c in consumers] == [scene.runner.name.split()[-1]]
+
+
+def test_what_an_older_release_published_stays(scene: Scene) -> None:
+    published.publish(scene.redis, "till", {"Charge": "Refund", "Old": "UndoOld"})
+    published.publish(scene.redis, "till", {"Charge": "Refund2", "Remind": None})
+    assert published.read(scene.redis, ["till"]) == {"till": {"Charge": "Refund2", "Old": "UndoOld", "Remind": None}}
 
 
 def test_after_the_store_was_emptied_a_service_publishes_again(scene: Scene) -> None:

@@ -1,6 +1,7 @@
 """Lines of the stdin protocol, read and written."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ def complaint(line: bytes) -> BadLine:
 
 def lines_of(path: Path, content: bytes) -> list[bytes]:
     path.write_bytes(content)
-    with path.open("rb") as file:
-        return [line for lines in read_lines(file.fileno()) for line in lines]
+    wake, waker = os.pipe()
+    try:
+        with path.open("rb") as file:
+            return [line for lines in read_lines(file.fileno(), wake) for line in lines]
+    finally:
+        os.close(wake)
+        os.close(waker)
 
 
 @pytest.mark.parametrize(
@@ -147,21 +153,21 @@ def test_any_bytes_are_a_line_or_a_bad_one(text: bytes) -> None:
 # --- what is written
 
 
-def test_answers_are_numbered_from_0_and_say_what_they_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_are_numbered_from_0_and_say_what_they_answer(capfd: pytest.CaptureFixture[str]) -> None:
     out = LineWriter()
     out.answer(CALLER, "init_ok")
     out.answer(Caller(src="c2", msg_id=None), "saga_completed", {"saga_id": "x"})
-    assert capsys.readouterr().out == (
+    assert capfd.readouterr().out == (
         '{"src": "orchestrator", "dest": "c1", "body": {"type": "init_ok", "in_reply_to": 7, "msg_id": 0}}\n'
         '{"src": "orchestrator", "dest": "c2", "body": {"type": "saga_completed", "msg_id": 1, "saga_id": "x"}}\n'
     )
 
 
-def test_an_error_has_the_shape_of_the_protocol_and_takes_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_has_the_shape_of_the_protocol_and_takes_no_number(capfd: pytest.CaptureFixture[str]) -> None:
     out = LineWriter()
     out.error(CALLER, 12, "steps must be a list of 1 to 100")
     out.answer(CALLER, "init_ok")
-    error, answer = capsys.readouterr().out.splitlines()
+    error, answer = capfd.readouterr().out.splitlines()
     assert error == (
         '{"src": "orchestrator", "dest": "c1", "body": {"type": "error", "in_reply_to": 7, "code": 12, '
         '"text": "steps must be a list of 1 to 100"}}'
@@ -169,10 +175,10 @@ def test_an_error_has_the_shape_of_the_protocol_and_takes_no_number(capsys: pyte
     assert json.loads(answer)["body"]["msg_id"] == 0
 
 
-def test_a_message_between_others_is_passed_on_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_between_others_is_passed_on_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2, "params": {"amount": 99.99}}
     LineWriter().message("orchestrator", "payment", body)
-    assert capsys.readouterr().out == (
+    assert capfd.readouterr().out == (
         '{"src": "orchestrator", "dest": "payment", "body": {"type": "ChargePayment", "saga_id": "saga42", '
         '"step": 2, "params": {"amount": 99.99}}}\n'
     )
@@ -180,17 +186,17 @@ def test_a_message_between_others_is_passed_on_as_it_is(capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\u202e", "ü", "\u2028", "\x9b"])
 def test_whatever_strangers_write_a_line_is_one_line_of_plain_ascii(
-    capsys: pytest.CaptureFixture[str], text: str
+    capfd: pytest.CaptureFixture[str], text: str
 ) -> None:
     LineWriter().error(Caller(src=text, msg_id=1), 10, text)
-    written = capsys.readouterr().out
+    written = capfd.readouterr().out
     assert written.isascii()
     assert written.removesuffix("\n").isprintable()
     assert json.loads(written)["dest"] == text
 
 
-def test_nothing_is_written_once_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_written_once_nobody_reads(capfd: pytest.CaptureFixture[str]) -> None:
     out = LineWriter()
     out.gone = True
     out.answer(CALLER, "init_ok")
-    assert capsys.readouterr().out == ""
+    assert capfd.readouterr().out == ""

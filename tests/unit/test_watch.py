@@ -75,7 +75,7 @@ def test_a_saga_whose_only_watch_was_taken_is_watched_no_more() -> None:
     assert watches.take_one(watch)
     assert watches.of("saga1") == []
     assert watches.some(9) == []
-    assert watches.wait_until_empty(0) == []
+    assert watches.wait_until_empty(0, threading.Event()) == []
 
 
 def test_somebody_who_does_not_wait_cannot_be_taken() -> None:
@@ -124,7 +124,15 @@ def test_waiting_ends_with_the_time_and_tells_what_is_still_waited_for() -> None
     watches = Watches()
     watches.add(an_await("saga1"))
     watches.add(an_await("saga2"))
-    assert watches.wait_until_empty(0) == ["saga1", "saga2"]
+    assert watches.wait_until_empty(0, threading.Event()) == ["saga1", "saga2"]
+
+
+def test_waiting_ends_when_it_is_to_stop() -> None:
+    watches = Watches()
+    watches.add(an_await("saga1"))
+    stop = threading.Event()
+    stop.set()
+    assert watches.wait_until_empty(60, stop) == ["saga1"]
 
 
 @pytest.mark.parametrize("last", ["an answer", "a refusal"])
@@ -132,7 +140,7 @@ def test_waiting_ends_when_the_last_one_was_told(last: str) -> None:
     watches = Watches()
     watches.add(watch := a_begin("saga1", "r1"))
     left: list[list[str]] = []
-    waiter = threading.Thread(target=lambda: left.append(watches.wait_until_empty(60)), daemon=True)
+    waiter = threading.Thread(target=lambda: left.append(watches.wait_until_empty(60, threading.Event())), daemon=True)
     waiter.start()
     if last == "an answer":
         watches.take("saga1")

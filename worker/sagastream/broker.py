@@ -68,7 +68,8 @@ class Broker:
             url = f"unix://{quote(str(self.embedded.socket_path))}"
         self.url = url
         try:
-            self.restore()
+            if self.embedded is not None:
+                self.embedded.ensure()
             self.client = connect(url)
         except BaseException:  # a signal, too, must not leave a server behind
             if self.embedded is not None:
@@ -95,17 +96,21 @@ class Broker:
             self._warned = True
             say("broker", f"maxmemory-policy is {memory['maxmemory_policy']}: it may drop sagas; set noeviction")
         self.client.hsetnx(keys.STORE, "partitions", str(keys.PARTITIONS))
-        partitions = int(self.client.hget(keys.STORE, "partitions") or 0)
-        if partitions != keys.PARTITIONS:
+        laid_out: Any = self.client.hget(keys.STORE, "partitions")
+        if laid_out != str(keys.PARTITIONS).encode():
+            partitions = (laid_out or b"no").decode(errors="replace")
             raise StoreMismatch(
                 f"the store was laid out for {partitions} partitions; this release runs {keys.PARTITIONS}"
             )
 
     def restore(self) -> None:
-        """Bring an embedded server back that has gone; with REDIS_URL there is nothing we could do."""
+        """Bring an embedded server back that has gone; with REDIS_URL there is nothing we could do.
+
+        Raises BrokerError if it does not answer at once; to be called again.
+        """
         if self.embedded is not None:
             with self._restoring:
-                self.embedded.ensure()
+                self.embedded.ensure(patience_s=1.0)
 
     def close(self) -> None:
         """Let go of the connections; the last to leave an embedded server stops it."""
@@ -182,12 +187,17 @@ class Outage:
                 recover()
 
     def patiently(self, call: Callable[[], _T]) -> _T:
-        """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it."""
+        """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it.
+
+        Raises redis.RedisError if the process is to stop before the broker is back.
+        """
         while True:
             try:
                 answer = call()
             except redis.RedisError as error:
                 self.wait(error)
+                if self._stop.is_set():
+                    raise
             else:
                 self._succeeded()
                 return answer

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import redis
@@ -9,7 +10,7 @@ import redis
 from sagastream import keys, scripts
 from sagastream.broker import execute
 from sagastream.console import say
-from sagastream.messages import Command, Fields, Reply, Unreadable, failed, ok, read_command, reply_to
+from sagastream.messages import Command, Fields, Reply, Unreadable, failed, ok, read_command, read_reply, reply_to
 from sagastream.streams import BATCH, Entry, GroupReader
 from sagastream.strict_json import encode
 
@@ -64,11 +65,7 @@ class CommandInbox:
                 self._answer(entry, keys.QUARANTINE, entry.quarantined(command.text))
             else:
                 deliveries.append(Delivery(entry=entry, command=command))
-        # A first delivery of a first attempt cannot have been done before; anything else may have been.
-        doubtful = [delivery for delivery in deliveries if delivery.entry.redelivered or delivery.command.attempt > 1]
-        if not doubtful:
-            return deliveries
-        settled = self._settle(doubtful)
+        settled = self._settle(deliveries) if deliveries else set()
         return [delivery for delivery in deliveries if delivery.entry.id not in settled]
 
     def reply(self, delivery: Delivery, reply: Reply) -> None:
@@ -84,28 +81,43 @@ class CommandInbox:
             self._clear()
 
     def _settle(self, deliveries: list[Delivery]) -> set[bytes]:
-        """Answer those that were done before, and those that no process has lived to answer; their entry ids."""
+        """Answer those that were done before, and those that no process has lived to answer; their entry ids.
+
+        Every command is looked up, also one that comes for the first time: its twin may have been answered, and a
+        handler that refused it then may do it now.
+        """
         pipeline = self._client.pipeline(transaction=False)
-        for entry, command in ((delivery.entry, delivery.command) for delivery in deliveries):
-            pipeline.hget(keys.done(self._service, command.begun_ms), command.key)
+        fields: dict[str, list[str]] = {}
+        for delivery in deliveries:
+            done = keys.done(self._service, delivery.command.begun_ms)
+            fields.setdefault(done, []).append(delivery.command.record)
+        for done, names in fields.items():
+            pipeline.hmget(done, names)
+        again = [delivery.entry for delivery in deliveries if delivery.entry.redelivered]
+        for entry in again:
             pipeline.xpending_range(entry.stream, self._service, entry.id, entry.id, 1)
-        answers = iter(execute(pipeline))
+        answers = execute(pipeline)
+        records = dict(zip(chain(*fields.values()), chain(*answers[: len(fields)]), strict=True))
+        times = {
+            entry.id: pending[0]["times_delivered"]
+            for entry, pending in zip(again, answers[len(fields) :], strict=True)
+            if pending
+        }
         settled = set()
-        for delivery, record, pending in zip(deliveries, answers, answers, strict=True):
-            command = delivery.command
-            times = pending[0]["times_delivered"] if pending else 0
-            if _stands(record, command.attempt):
-                reply = reply_to(command, ok(command.type), unknown=True)
-                # The script sends the recorded reply in the place of this one.
-            elif self._max_deliveries and times > self._max_deliveries:
-                text = f"{times - 1} processes took {command.type} and did not live to answer it"
-                say(f"service {self._service}", f"gave up on step {command.step} of saga {command.saga_id}: {text}")
-                reply = reply_to(command, failed(command.type), error=encode(text), unknown=True)
-            else:
-                continue
-            self.reply(delivery, reply)
-            settled.add(delivery.entry.id)
+        for delivery in deliveries:
+            reply = _recorded(records[delivery.command.record], delivery.command.attempt)
+            reply = reply or self._given_up(delivery.command, times.get(delivery.entry.id, 1))
+            if reply is not None:
+                self.reply(delivery, reply)
+                settled.add(delivery.entry.id)
         return settled
+
+    def _given_up(self, command: Command, times: int) -> Reply | None:
+        if self._max_deliveries is None or times <= self._max_deliveries:
+            return None
+        text = f"{times - 1} processes took {command.type} and did not live to answer it"
+        say(f"service {self._service}", f"gave up on step {command.step} of saga {command.saga_id}: {text}")
+        return reply_to(command, failed(command.type), error=encode(text), unknown=True)
 
     def _clear(self) -> None:
         self._keys = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
@@ -118,13 +130,16 @@ class CommandInbox:
         if command is not None:
             record = self._keys.setdefault(keys.done(self._service, command.begun_ms), len(self._keys) + 1)
         words = [word for field in fields.items() for word in field]
-        field, attempt = (command.key, command.attempt) if command else ("", 0)
+        field, attempt = (command.record, command.attempt) if command else ("", 0)
         self._args += (entry.id, self._keys[target], record, field, kind, attempt, len(words), *words)
 
 
-def _stands(record: bytes | None, attempt: int) -> bool:
-    """Whether a record answers this attempt; answer.lua has the same rule."""
+def _recorded(record: bytes | None, attempt: int) -> Reply | None:
+    """The recorded reply that answers this attempt; answer.lua has the same rule."""
     if record is None:
-        return False
-    kind, before, _ = record.split(b" ", 2)
-    return kind == b"ok" or (kind == b"failed" and int(before) >= attempt)
+        return None
+    kind, before, body = record.split(b" ", 2)
+    if kind != b"ok" and (kind != b"failed" or int(before) < attempt):
+        return None
+    reply = read_reply({b"body": body})
+    return reply if isinstance(reply, Reply) else None

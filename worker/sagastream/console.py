@@ -1,5 +1,6 @@
 """What a person sees: text of strangers made harmless, and the one way to say a line on stderr."""
 
+import contextlib
 import sys
 
 
@@ -9,6 +10,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def describe(error: BaseException) -> str:
+    """The kind and text of an error, whatever its text is like."""
+    try:
+        return printable(f"{type(error).__name__}: {error}"[:500])
+    except Exception:  # noqa: BLE001 - it is the user's class, and its __str__ may do anything
+        return type(error).__name__
+
+
 def say(who: str, what: str) -> None:
-    """One line on stderr."""
-    print(printable(f"{who}: {what}"), file=sys.stderr, flush=True)
+    """One line on stderr. Whether anybody reads it changes nothing."""
+    if sys.stderr is None:  # it was closed before we came
+        return
+    with contextlib.suppress(OSError):
+        # In one piece: the lines of several processes must not run into each other.
+        sys.stderr.write(printable(f"{who}: {what}") + "\n")
+        sys.stderr.flush()

@@ -58,23 +58,25 @@ class EmbeddedServer:
             return int((self.home / "port").read_text())
         return None
 
-    def ensure(self) -> None:
+    def ensure(self, patience_s: float = START_TIMEOUT_S) -> None:
         """See to it that the server answers: find it, adopt it, or start it. Safe to call at any time.
 
-        Raises BrokerError with the server's own last words if it does not start.
+        Returns also when it still reads its data back after `patience_s`: it will answer. Raises BrokerError, with the
+        server's own last words if it has stopped.
         """
         self._make_home()
         if self._users_fd is None:
             # Waits for one who is just stopping the server.
             self._users_fd = self._open("users.lock")
             fcntl.flock(self._users_fd, fcntl.LOCK_SH)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + patience_s
         while not (answer := self._ping()).startswith(b"+PONG"):
-            if answer.startswith(b"-LOADING"):
-                deadline = time.monotonic() + START_TIMEOUT_S
-            elif self._take_ownership():
+            loading = answer.startswith(b"-LOADING")
+            if not loading and self._take_ownership():
                 self._start()
             if time.monotonic() > deadline:
+                if loading:
+                    break
                 raise BrokerError(f"the Valkey of {self.home} does not answer; see {self.home / 'valkey.log'}")
             time.sleep(_POLL_S)
         self._has_answered = True

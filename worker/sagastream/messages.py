@@ -108,6 +108,11 @@ class Command:
         """The idempotency key: the same for every attempt."""
         return f"{self.saga_id}/{self.step}/{'compensation' if self.compensating else 'transaction'}"
 
+    @property
+    def record(self) -> str:
+        """What the service files its answer under: a stray command of another name has a record of its own."""
+        return f"{self.key}/{self.type}"
+
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
         if self.compensating:

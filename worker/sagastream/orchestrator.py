@@ -58,8 +58,16 @@ class Orchestrator:
         while letters:
             states, now_ms = self._store.load({event.saga_id for _, event in letters if event.saga_id is not None})
             changes = _fold(letters, states, now_ms, self._published(letters, states))
-            lost = {id(entry) for change in self._store.commit(changes, now_ms) for entry in change.entries}
-            letters = [letter for letter in letters if id(letter[0]) in lost]
+            lost, stuck = self._store.commit(changes, now_ms)
+            for change in stuck:
+                what = f"saga {change.saga_id}" if change.saga_id else "unreadable entries"
+                streams = ", ".join(sorted({keys.commands(command.service) for command in change.commands}))
+                say(
+                    self.name,
+                    f"cannot go on with {what}: {streams or keys.QUARANTINE} is no stream; will be tried again",
+                )
+            again = {id(entry) for change in lost for entry in change.entries}
+            letters = [letter for letter in letters if id(letter[0]) in again]
         return len(entries)
 
     def _read(self, block_ms: int) -> list[Entry]:

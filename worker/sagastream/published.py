@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import redis
 
 from sagastream import keys
-from sagastream.broker import execute
+from sagastream.broker import or_raise
 from sagastream.decision import Published
 from sagastream.messages import is_id
 
@@ -17,17 +17,17 @@ def publish(client: "redis.Redis", service: str, commands: Mapping[str, str | No
 
 
 def read(client: "redis.Redis", services: Collection[str]) -> Published:
-    """What these services publish. A service that published nothing is left out, and so is a compensation whose name
-    no command could carry."""
+    """What these services publish. A compensation whose name no command could carry is left out."""
     pipeline = client.pipeline(transaction=False)
     for service in services:
         pipeline.hgetall(keys.published(service))
-    return {
-        service: {
+    found: dict[str, dict[str, str | None]] = {}
+    for service, answer in zip(services, pipeline.execute(raise_on_error=False), strict=True):
+        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+            continue  # something else stands at its key
+        found[service] = {
             command.decode(errors="replace"): undo.decode() or None
-            for command, undo in commands.items()
+            for command, undo in or_raise(answer).items()
             if not undo or is_id(undo.decode(errors="replace"))
         }
-        for service, commands in zip(services, execute(pipeline), strict=True)
-        if commands
-    }
+    return found

@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 
 from sagastream.errors import CorruptSaga
-from sagastream.messages import AS_PUBLISHED, MAX_STEPS, StepDefinition
+from sagastream.messages import AS_PUBLISHED, MAX_STEPS, StepDefinition, is_id
 from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
 
 #: In a hash: the step was declared to need no compensation. No name may contain parentheses.
@@ -33,7 +33,10 @@ def iso(ms: int) -> str:
 
 
 def _ms(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1000)
+    ms = round(datetime.fromisoformat(text).timestamp() * 1000)
+    if iso(ms) != text:
+        raise ValueError(f"the time {text!a} is not as we write times")
+    return ms
 
 
 def changed_fields(before: SagaState | None, after: SagaState | None) -> list[str | bytes | int]:
@@ -94,7 +97,7 @@ def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | CorruptSaga
         return None
     try:
         return _decode({name.decode(): value for name, value in fields.items()}, saga_id)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         return CorruptSaga(f"the hash of saga {saga_id} is damaged: {error!r}")
 
 
@@ -120,6 +123,8 @@ def _decode(fields: dict[str, bytes], saga_id: str) -> SagaState:
         trace="trace" in fields,
         version=int(fields["version"]),
     )
+    if str(state.version).encode() != fields["version"]:
+        raise ValueError(f"version {fields['version']!a}")  # the commit compares it as text
     if not 1 <= state.current_step <= len(steps):
         raise ValueError(f"current_step {state.current_step} of {len(steps)}")
     return state
@@ -141,10 +146,10 @@ def _decode_step(fields: dict[str, bytes], prefix: str) -> Step:
     compensation = text("compensation") or AS_PUBLISHED
     return Step(
         definition=StepDefinition(
-            transaction=fields[prefix + "transaction"].decode(),
-            service=fields[prefix + "service"].decode(),
+            transaction=_id(fields[prefix + "transaction"].decode()),
+            service=_id(fields[prefix + "service"].decode()),
             params=_json(fields[prefix + "params"]),
-            compensation=None if compensation == _NO_COMPENSATION else compensation,
+            compensation=None if compensation == _NO_COMPENSATION else compensation and _id(compensation),
         ),
         status=StepStatus(fields[prefix + "status"].decode()),
         sent_ms=ms("sent"),
@@ -152,10 +157,16 @@ def _decode_step(fields: dict[str, bytes], prefix: str) -> Step:
         result=payload("result"),
         error=payload("error"),
         unknown=text("unknown") is not None,
-        compensation=text("undone_by"),
+        compensation=None if (undone_by := text("undone_by")) is None else _id(undone_by),
         compensation_sent_ms=ms("compensation_sent"),
         compensation_answered_ms=ms("compensation_answered"),
     )
+
+
+def _id(name: str) -> str:
+    if not is_id(name):
+        raise ValueError(f"the name {name[:128]!a}")
+    return name
 
 
 def _json(payload: bytes) -> bytes:

@@ -11,7 +11,7 @@ import redis
 from sagastream import backoff, published
 from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
 from sagastream.command_inbox import CommandInbox
-from sagastream.console import printable, say
+from sagastream.console import describe, printable, say
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.service import Handler, Service, context_of
@@ -53,10 +53,13 @@ class ServiceRunner:
         self._inbox.send()  # what an outage left over
         deliveries = self._inbox.read(block_ms, count=max(1, min(BATCH, int(_BATCH_S / self._pace_s))))
         began = sent = time.monotonic()
+        replies: dict[str, Reply] = {}
         for done, delivery in enumerate(deliveries, 1):
-            reply = self._handle(delivery.command)
+            command = delivery.command
+            reply = replies.get(command.record) or self._handle(command)
             if reply is None:
                 break  # the rest stays pending: others take it over
+            replies[command.record] = reply
             self._inbox.reply(delivery, reply)
             now = time.monotonic()
             self._pace_s = 0.8 * self._pace_s + 0.2 * max((now - began) / done, 1e-6)
@@ -94,7 +97,7 @@ class ServiceRunner:
                 last = attempt == TRIES or isinstance(error, MalformedMessage)
                 self._report(command, error, attempt, last=last)
                 if last:
-                    text = encode(printable(f"{type(error).__name__}: {error}"[:500]))
+                    text = encode(describe(error))
                     return reply_to(command, failed(command.type), error=text, unknown=True)
                 if self._stop.wait(backoff.delay(attempt)):
                     break
@@ -104,8 +107,8 @@ class ServiceRunner:
         then = "gave up; its outcome is unknown" if last else "will be tried again"
         say(
             self.name,
-            f"{command.type} of saga {command.saga_id}, step {command.step}, raised {type(error).__name__}: "
-            f"{error} (try {attempt} of {TRIES}; {then})",
+            f"{command.type} of saga {command.saga_id}, step {command.step}, raised {describe(error)} "
+            f"(try {attempt} of {TRIES}; {then})",
         )
         if last:
             for line in "".join(traceback.format_exception(error)).splitlines():

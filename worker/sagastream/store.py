@@ -62,13 +62,19 @@ class Store:
         seconds, micros = or_raise(time)
         return states, seconds * 1000 + micros // 1000
 
-    def commit(self, changes: Sequence[Change], now_ms: int) -> list[Change]:
-        """Write these changes, all in one script call; the ones that lost the comparison are returned."""
+    def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
+        """Write these changes, all in one script call.
+
+        Returns those that lost the comparison, and those that cannot be written for what stands where one of their
+        streams should be.
+        """
         arguments = _CommitArguments(now_ms)
         for change in changes:
             arguments.add(change)
         results = self._commit(keys=arguments.keys, args=arguments.args)
-        return [change for change, result in zip(changes, results, strict=True) if not result]
+        lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
+        stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
+        return lost, stuck
 
 
 class _CommitArguments:

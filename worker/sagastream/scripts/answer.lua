@@ -9,7 +9,7 @@
 --           the command's entry id
 --           key index of the stream that the answer goes to
 --           key index of its record (0: it has none)
---           field of the record
+--           field of the record: the idempotency key and the type of the command
 --           kind: ok, failed; or unknown, which is not recorded
 --           attempt of the command
 --           number of arguments of the answer, then field, value, ...; the first value is what is recorded

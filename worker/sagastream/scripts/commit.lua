@@ -16,8 +16,9 @@
 --           number of hash arguments, then field, value, ...
 --           number of appends; each: key index, number of arguments, field, value, ...
 --           the entries to acknowledge and delete: key index, entry id, ... (to the end of the change)
--- RETURNS  for every change 1: committed, or 0: the hash has another version, or is none of ours; nothing was written
---          error WRONGTYPE: one of the fixed keys is not what it should be; nothing was written
+-- RETURNS  for every change 1: committed; or, with nothing of it written, 0: the hash has another version, or is none
+--          of ours, 2: where it appends to stands something that is no stream
+--          error WRONGTYPE: timers, ended or events is not what it should be; nothing was written
 --
 -- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
 
@@ -31,12 +32,30 @@ local function in_slices(list, call)
   end
 end
 
+local unusable = {}
 for i = 1, fixed do
   local found = redis.call('TYPE', KEYS[i]).ok
   local wanted = i <= 2 and 'zset' or 'stream'
   if found ~= wanted and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
+    if i <= 3 then
+      return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
+    end
+    unusable[i] = true
   end
+end
+
+-- Whether a change appends to something unusable; `at` is its number of hash arguments.
+local function is_stuck(at)
+  at = at + 1 + tonumber(ARGV[at])
+  local appends = tonumber(ARGV[at])
+  at = at + 1
+  for _ = 1, appends do
+    if unusable[tonumber(ARGV[at])] then
+      return true
+    end
+    at = at + 2 + tonumber(ARGV[at + 1])
+  end
+  return false
 end
 
 local results, starts = {}, {}
@@ -55,6 +74,9 @@ for change = 1, tonumber(ARGV[5]) do
     if version ~= ARGV[cursor + 2] then
       results[change] = 0
     end
+  end
+  if next(unusable) and results[change] == 1 and is_stuck(cursor + 5) then
+    results[change] = 2
   end
   cursor = cursor + 1 + tonumber(ARGV[cursor])
 end
