@@ -8,8 +8,8 @@ from typing import Any
 from sagastream import Context, Reject, Service, published
 from sagastream.broker import Broker
 from sagastream.client import SagaClient, append_begins
-from sagastream.messages import parse_begin
 from sagastream.orchestrator import Orchestrator
+from sagastream.parsing import parse_begin
 from sagastream.saga import SagaState
 from sagastream.service_runner import ServiceRunner
 from waiting import until

@@ -150,7 +150,7 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
     from sagastream.errors import MalformedMessage
-    from sagastream.messages import parse_begin
+    from sagastream.parsing import parse_begin
     from sagastream.strict_json import decode
 
     if timeout is not None and not wait:

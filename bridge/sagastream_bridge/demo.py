@@ -14,7 +14,7 @@ from sagastream.client import Accepted, SagaClient, read_events
 from sagastream.console import printable
 from sagastream.embedded import EmbeddedServer
 from sagastream.errors import SagastreamError
-from sagastream.messages import parse_begin
+from sagastream.parsing import parse_begin
 from sagastream.strict_json import decode
 from sagastream_bridge import views
 from sagastream_bridge.stack import SAMPLES, Stack

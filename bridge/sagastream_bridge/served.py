@@ -9,7 +9,8 @@ import redis
 from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.command_inbox import CommandInbox, Delivery
-from sagastream.messages import Reply, failed, ok, parse_reply
+from sagastream.messages import Reply, failed, ok
+from sagastream.parsing import parse_reply
 from sagastream.service import LEASE_MS, load_service
 from sagastream.streams import consumer_name
 from sagastream.strict_json import decode

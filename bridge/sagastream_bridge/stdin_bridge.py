@@ -18,7 +18,8 @@ from sagastream.client import append_begins, last_event
 from sagastream.console import say
 from sagastream.decision import Found, decide
 from sagastream.errors import CorruptSaga, MalformedMessage
-from sagastream.messages import Begin, Code, is_id, parse_begin
+from sagastream.messages import Begin, Code, is_id
+from sagastream.parsing import parse_begin
 from sagastream.saga import SagaState, protocol_view
 from sagastream.store import Store
 from sagastream_bridge import lookup

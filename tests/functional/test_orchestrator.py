@@ -12,7 +12,8 @@ from sagastream import keys, orchestrator
 from sagastream.client import Accepted, SagaClient, append_begins, last_event, read_events
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga, RequestRefused
-from sagastream.messages import Reply, ok, parse_begin
+from sagastream.messages import Reply, ok
+from sagastream.parsing import parse_begin
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.store import Change, Store
 from sagastream.streams import Entry

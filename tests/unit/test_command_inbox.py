@@ -37,4 +37,5 @@ def test_where_nothing_is_recorded_nothing_is_answered() -> None:
 
 @given(garbage=st.binary(max_size=40))
 def test_a_garbled_record_answers_nothing(garbage: bytes) -> None:
+    assert _recorded(garbage, 1) is None
     assert _recorded(b"ok 1 " + garbage, 1) is None

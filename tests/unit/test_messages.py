@@ -27,14 +27,9 @@ from sagastream.messages import (
     is_id,
     ok,
     outcome_body,
-    parse_begin,
-    parse_reply,
-    read_command,
-    read_reply,
-    read_request,
     reply_to,
-    type_of,
 )
+from sagastream.parsing import _type_of, parse_begin, parse_reply, read_command, read_reply, read_request
 from sagastream.strict_json import MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode, encode_payload
 from unit.values import JSON_VALUES, complaint, nested_value
 
@@ -535,9 +530,9 @@ def test_an_unknown_outcome_is_no_part_of_the_body() -> None:
 
 
 def test_a_body_of_another_type_has_one_all_the_same() -> None:
-    assert type_of({"type": "saga_dance", "x": 1}) == "saga_dance"
-    assert complaint(type_of, {}) == "the body: type is missing"
-    assert complaint(type_of, []) == "the body is not a JSON object"
+    assert _type_of({"type": "saga_dance", "x": 1}) == "saga_dance"
+    assert complaint(_type_of, {}) == "the body: type is missing"
+    assert complaint(_type_of, []) == "the body is not a JSON object"
 
 
 # --- outcomes and errors

@@ -12,7 +12,8 @@ from sagastream import keys
 from sagastream.broker import Broker, execute
 from sagastream.decision import begun_with, conflict
 from sagastream.errors import CorruptSaga, RequestRefused
-from sagastream.messages import Begin, Code, parse_begin
+from sagastream.messages import Begin, Code
+from sagastream.parsing import parse_begin
 from sagastream.saga import SagaState
 from sagastream.store import Store
 from sagastream.streams import Entry

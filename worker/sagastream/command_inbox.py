@@ -1,5 +1,6 @@
 """A service's commands: what is to be done, and the answers; record, reply and acknowledgement in one script call."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -10,13 +11,16 @@ import redis
 from sagastream import keys, scripts
 from sagastream.broker import execute
 from sagastream.console import say
-from sagastream.messages import Command, Fields, Reply, Unreadable, failed, ok, read_command, read_reply, reply_to
+from sagastream.messages import Command, Fields, Reply, Unreadable, failed, ok, reply_to
+from sagastream.parsing import read_command, read_reply
 from sagastream.streams import BATCH, Entry, GroupReader
 from sagastream.strict_json import encode
 
 #: How many processes may take a command and die, or hang for longer than the lease, before its outcome is said to be
 #: unknown: a command that kills whoever works on it must not do so for ever.
 MAX_DELIVERIES: Final = 10
+
+_RECORD: Final = re.compile(rb"(?P<kind>ok|failed) (?P<attempt>\d{1,18}) (?P<body>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +140,8 @@ class CommandInbox:
 
 def _recorded(record: bytes | None, attempt: int) -> Reply | None:
     """The recorded reply that answers this attempt; answer.lua has the same rule."""
-    if record is None:
+    match = _RECORD.fullmatch(record or b"")
+    if match is None or (match["kind"] == b"failed" and int(match["attempt"]) < attempt):
         return None
-    kind, before, body = record.split(b" ", 2)
-    if kind != b"ok" and (kind != b"failed" or int(before) < attempt):
-        return None
-    reply = read_reply({b"body": body})
+    reply = read_reply({b"body": match["body"]})
     return reply if isinstance(reply, Reply) else None

@@ -13,7 +13,8 @@ from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Event, Found, Published, decide
-from sagastream.messages import Reply, read_reply, read_request
+from sagastream.messages import Reply
+from sagastream.parsing import read_reply, read_request
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.store import Change, Store
 from sagastream.streams import BATCH, Entry, GroupReader, consumer_name
