@@ -1,4 +1,4 @@
-"""JSON values for the tests, and what is said of malformed ones."""
+"""Values for the tests: JSON, names that are none, a command; and what is said of what is malformed."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sagastream.errors import MalformedMessage
+from sagastream.messages import Command
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -33,3 +34,34 @@ def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(MalformedMessage) as caught:
         call(*args, **kwargs)
     return str(caught.value)
+
+
+BAD_IDS = {
+    "empty": "",
+    "too long": "x" * 129,
+    "a space": "a b",
+    "a newline at the end": "saga42\n",
+    "a slash": "a/b",
+    "a brace": "{0}",
+    "a bidirectional override": "saga\u202e24",
+    "an emoji": "saga😀",
+    "a letter that only looks like one": "s\u0430ga",
+    "a digit of another script": "saga\u0664",
+}
+
+
+OTHER_TYPES = {"null": None, "true": True, "a number": 1, "a list": ["a"], "an object": {"a": "b"}}
+
+
+def a_command(*, compensating: bool = False, attempt: int = 1) -> Command:
+    return Command(
+        service="payment",
+        type="RefundPayment" if compensating else "ChargePayment",
+        saga_id="saga42",
+        step=2,
+        params=b'{"amount":99.99}',
+        result=b'{"payment_id":"p1"}' if compensating else None,
+        compensating=compensating,
+        attempt=attempt,
+        begun_ms=1_700_000_000_000,
+    )
