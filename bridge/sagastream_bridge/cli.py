@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -76,7 +77,7 @@ def service(where: str, until_eof: bool) -> None:
     "services",
     multiple=True,
     metavar="MODULE:NAME",
-    help="A service to run; may be given several times. By default the three sample services.",
+    help="A service to run in place of the three samples; may be given several times.",
 )
 def up(workers: int, services: tuple[str, ...]) -> None:
     """Run everything: the broker, workers, services. What dies is started again."""
@@ -130,7 +131,7 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 
     names = [name.strip() for name in serve.split(",") if name.strip()]
     for name in names:
-        if not is_id(name):
+        if not is_id(name) or name == "orchestrator":
             raise click.BadParameter(f"{name!a} cannot be the name of a service", param_hint="--serve")
     with _opened() as broker:
         from sagastream_bridge.stdin_bridge import StdinBridge
@@ -138,7 +139,7 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
         if outcomes is None:
             outcomes = os.isatty(0)
         run = StdinBridge(broker, outcomes=outcomes, trace=trace, serve=names, drain_timeout_s=drain_timeout)
-        _on_signals(lambda *_: run.stop())
+        _call_on_signals(run.stop)
         code = run.run(0)
     sys.exit(code)
 
@@ -155,8 +156,10 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
+    with _orderly():
+        body = file.read()
     try:
-        request = parse_begin(decode(file.read()), request_id=uuid.uuid4().hex)
+        request = parse_begin(decode(body), request_id=uuid.uuid4().hex)
     except MalformedMessage as error:
         raise click.ClickException(f"{file.name}: {error}") from None
     with _opened() as broker:
@@ -219,7 +222,9 @@ def list_sagas(status: str | None, limit: int) -> None:
         shown = len(listing.states)
         more = " (--limit shows more)" if shown == limit else ""
         unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
-        click.echo(f"{shown} shown{more}; {listing.live} live and {listing.ended} ended in the store{unread}", err=True)
+        aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
+        counts = f"{listing.live} live and {listing.ended} ended in the store{unread}{aside}"
+        click.echo(f"{shown} shown{more}; {counts}", err=True)
 
 
 @cli.command()
@@ -253,6 +258,11 @@ def _opened() -> "Iterator[Broker]":
 def _orderly() -> Iterator[None]:
     """A command's frame: a signal ends it in order, so that nothing is left running; what a user can cause or mend is
     told on one line of stderr, with exit code 1."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:  # it was closed, and the next file that we open would take its place
+            os.open(os.devnull, os.O_RDWR)
     import redis
 
     from sagastream.errors import SagastreamError
@@ -261,6 +271,8 @@ def _orderly() -> Iterator[None]:
         _on_signals(_terminated)
     try:
         yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise click.ClickException(_safe(f"the broker does not answer: {error}")) from None
     except (SagastreamError, redis.RedisError, OSError) as error:
         raise click.ClickException(_safe(str(error) or type(error).__name__)) from None
 
@@ -268,7 +280,8 @@ def _orderly() -> Iterator[None]:
 def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
     """What is to be done when the process is to end: asked, interrupted, or its terminal gone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, handler)
 
 
 def _terminated(number: int, _: FrameType | None) -> NoReturn:
@@ -276,18 +289,31 @@ def _terminated(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _call_on_signals(stop: Callable[[], object], until_eof: bool = False) -> None:
+    """Have a thread call `stop` when the process is to end, and when standard input ends where that is asked for.
+
+    Not the handler: it runs between any two statements of the main thread, and would wait for ever for a lock that
+    those hold. And it runs only when that thread comes round to it, whereas the pipe is written at once.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    _on_signals(lambda *_: None)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while True:
+            ready = select.select([read, 0] if until_eof else [read], [], [])[0]
+            if read in ready or not os.read(0, 4096):
+                break
+        stop()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _stop_event(until_eof: bool = False) -> threading.Event:
-    """Set by the signals that end a process, and by the end of standard input where that is asked for."""
+    """Set when the process is to end."""
     stop = threading.Event()
-    _on_signals(lambda *_: stop.set())
-    if until_eof:
-
-        def watch() -> None:
-            while os.read(0, 4096):
-                pass
-            stop.set()
-
-        threading.Thread(target=watch, daemon=True).start()
+    _call_on_signals(stop.set, until_eof)
     return stop
 
 

@@ -1,7 +1,7 @@
 """Follows the events stream and answers those who wait for sagas."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sagastream.broker import Broker
@@ -35,15 +35,22 @@ class Follower:
         out: LineWriter,
         *,
         outcomes: bool,
+        served: Collection[str],
         refused: Callable[[Watch, int, str], None],
     ) -> None:
-        """`outcomes`: tell the end of every saga to who began it. `refused`: told of a saga_begin that was refused."""
+        """
+        Args:
+            outcomes: tell the end of every saga to who began it.
+            served: services that are played here; their commands are written where they are handed out.
+            refused: told of a saga_begin that was refused.
+        """
         self.after = b"0-0"
         self._client = broker.client
         self._store = Store(broker.client)
         self._watches = watches
         self._out = out
         self._outcomes = outcomes
+        self._served = served
         self._refused = refused
         # Sagas that were seen to have ended, and the newest event of that moment: once that was read, their own were.
         self._seen: list[SagaState] = []
@@ -92,9 +99,11 @@ class Follower:
             if isinstance(state, SagaState):
                 self._ended(state)
         elif kind in (b"command", b"reply") and self._watches.traces(saga_id):
-            ends = (ORCHESTRATOR, fields[b"service"].decode(errors="replace"))
-            src, dest = ends if kind == b"command" else ends[::-1]
-            self._out.message(src, dest, decode(fields[b"body"]))
+            service = fields[b"service"].decode(errors="replace")
+            if kind == b"reply":
+                self._out.message(service, ORCHESTRATOR, decode(fields[b"body"]))
+            elif service not in self._served:
+                self._out.message(ORCHESTRATOR, service, decode(fields[b"body"]))
 
     def _ended(self, state: SagaState) -> None:
         """Answer everybody who waited for the end of this saga."""

@@ -17,6 +17,8 @@ ORCHESTRATOR: Final = "orchestrator"
 #: The longest line that is read, in bytes.
 MAX_LINE_BYTES: Final = MAX_BYTES
 _CHUNK_BYTES: Final = 1 << 16
+#: How soon a writing is given up that nobody reads, once the process is to stop, in seconds.
+_STOP_CHECK_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,9 @@ def parse(line: bytes) -> Line:
 class LineWriter:
     """Writes lines to standard output, whole ones, from any thread. `gone`: nobody reads them any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event) -> None:
+        """`stop`: once it is set, nothing waits any longer for a reader that does not read."""
+        self._stop = stop
         self._lock = threading.Lock()
         self._next_id = 0
         self.gone = False
@@ -125,6 +129,10 @@ class LineWriter:
         try:
             # Not through sys.stdout: a thread that is stuck in it, because nobody reads, would keep the process.
             while line:
-                line = line[os.write(1, line) :]
+                if select.select([], [1], [], _STOP_CHECK_S)[1]:
+                    line = line[os.write(1, line[: select.PIPE_BUF]) :]
+                elif self._stop.is_set():
+                    self.gone = True
+                    return
         except OSError:
             self.gone = True

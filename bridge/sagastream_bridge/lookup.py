@@ -18,6 +18,8 @@ from sagastream.store import Store
 #: A reader that has not asked for news for this long, in milliseconds, is dead or hangs.
 ALIVE_MS: Final = 5_000
 _PAGE: Final = 200
+#: How many of the newest quarantined entries are looked through for a saga.
+_QUARANTINE_LOOK: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Listing:
     live: int
     ended: int
     unread: int  # requests that no worker has read yet
+    quarantined: int
     states: list[SagaState] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
@@ -61,6 +64,8 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
             notes.append(f"no process of service {service} has asked for work for {seconds} s: busy, hung or dead")
         if not worker_is_alive(client):
             notes.append("no worker is running")
+    if not state.ended:
+        notes += _quarantined(client, saga_id)
     return Found(state=state, now_ms=now_ms, notes=notes)
 
 
@@ -92,6 +97,7 @@ def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
         live=client.zcard(keys.TIMERS),
         ended=client.zcard(keys.ENDED),
         unread=client.xlen(keys.REQUESTS),
+        quarantined=client.xlen(keys.QUARANTINE),
     )
     ids = _ids(client, status)
     while len(found.states) < limit and (page := list(islice(ids, _PAGE))):
@@ -131,8 +137,23 @@ def _ids(client: "redis.Redis", status: str | None) -> Iterator[str]:
     for page_from in places.get(status, [ended]):
         start = 0
         while page := page_from(start):
-            yield from (saga_id.decode() for saga_id in page)
+            yield from (saga_id.decode(errors="backslashreplace") for saga_id in page)
             start += _PAGE
+
+
+def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
+    """Why messages that name this saga were set aside, of the newest that were."""
+    entries: Any = client.xrevrange(keys.QUARANTINE, count=_QUARANTINE_LOOK)
+    notes = []
+    for entry_id, fields in entries:
+        try:
+            body = orjson.loads(fields[b"body"])
+        except (KeyError, orjson.JSONDecodeError):
+            continue
+        if isinstance(body, dict) and body.get("saga_id") == saga_id:
+            reason = fields.get(b"reason", b"").decode(errors="replace")
+            notes.append(f"{str(body.get('type'))[:135]} was quarantined as {entry_id.decode()}: {reason}")
+    return notes[:5]
 
 
 def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:

@@ -63,10 +63,12 @@ class StdinBridge:
         self._stop = threading.Event()
         self._wake = os.pipe()
         self._outage = Outage(broker, _WHO, self._stop)
-        self._out = LineWriter()
+        self._out = LineWriter(self._stop)
         self._store = Store(broker.client)
         self._watches = Watches()
-        self._follower = Follower(broker, self._watches, self._out, outcomes=outcomes, refused=self._refused)
+        self._follower = Follower(
+            broker, self._watches, self._out, outcomes=outcomes, served=serve, refused=self._refused
+        )
         self._served = {name: ServedService(broker, name, self._out, self._outage) for name in serve}
         self._stack: Stack | None = None
         self._lonely_since = time.monotonic()
@@ -109,7 +111,7 @@ class StdinBridge:
     def _start(self, threads: list[threading.Thread]) -> None:
         self._outage.patiently(self._broker.check)
         self._follower.after = self._outage.patiently(lambda: last_event(self._broker.client))
-        self._tend()
+        self._outage.patiently(self._tend)
         for target in (self._follow, *(served.run for served in self._served.values())):
             threads.append(threading.Thread(target=self._guard, args=[target], daemon=True))
             threads[-1].start()
@@ -191,6 +193,8 @@ class StdinBridge:
 
     def _look(self, line: Line) -> SagaState:
         """The saga that a line asks about."""
+        if line.caller.msg_id is None:
+            raise BadLine(f"{line.type} needs a msg_id, to be answered")
         saga_id = line.body.get("saga_id")
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
@@ -262,9 +266,9 @@ class StdinBridge:
             say(_WHO, f"saga {state.saga_id} is parked, and waits for a person: {state.parked}")
         going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
         if going:
-            alive = self._outage.patiently(lambda: lookup.worker_is_alive(self._broker.client))
+            alive = self._stack is None and self._outage.patiently(lambda: lookup.worker_is_alive(self._broker.client))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
-            then = "they go on by themselves" if alive else "no worker is running; they wait for one: sagastream worker"
+            then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream up"
             say(_WHO, f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
 
     def _guard(self, target: Callable[[], None]) -> None:

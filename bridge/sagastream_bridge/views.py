@@ -9,7 +9,7 @@ import click
 import orjson
 
 from sagastream.console import printable
-from sagastream.saga import SagaState, Step
+from sagastream.saga import SagaState, Step, StepStatus
 from sagastream.saga_hash import iso
 
 _COLOURS: Final = {
@@ -85,7 +85,9 @@ def _step(number: int, step: Step) -> Iterator[str]:
         yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
     if step.compensation is not None:
         times = _times(step.compensation_sent_ms, step.compensation_answered_ms)
-        yield f"       undone by {printable(step.compensation)}  {times}"
+        done = step.status is StepStatus.COMPENSATED
+        how = "undone by" if done else "undo failed:" if step.compensation_answered_ms is not None else "undo by"
+        yield f"       {how} {printable(step.compensation)}  {times}"
 
 
 def _times(sent_ms: int | None, answered_ms: int | None) -> str:

@@ -249,6 +249,38 @@ def test_sigterm_leaves_no_server_behind(commands: Commands, arguments: tuple[st
     assert not alive(pid)
 
 
+@pytest.mark.parametrize("command", ["worker", "bridge", "up"])
+def test_nohup_is_heeded(commands: Commands, command: str) -> None:
+    process = commands.start(command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    home = commands.folder / ".sagastream"
+    until((home / "valkey.pid").exists, what="the server runs")
+    process.send_signal(signal.SIGHUP)
+    for _ in range(3):
+        assert commands.run("list").returncode == 0
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("command", ["worker", "bridge", "up"])
+def test_a_burst_of_signals_ends_a_process(commands: Commands, command: str) -> None:
+    process = commands.start(command)
+    home = commands.folder / ".sagastream"
+    until(lambda: (home / "valkey.pid").exists() and (home / "valkey.pid").read_text().strip(), what="the server runs")
+    pid = int((home / "valkey.pid").read_text())
+    for _ in range(10):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            process.send_signal(number)
+    process.wait(20)
+    assert not alive(pid)
+
+
+def test_a_bridge_whose_input_was_closed_before_it_came_ends(commands: Commands) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"exec {SAGASTREAM} bridge <&-"],
+        cwd=commands.folder, env=commands.environment(), capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_the_demonstration_erases_nothing_of_the_users(commands: Commands) -> None:
     (commands.folder / "demo").mkdir()
     (commands.folder / "demo" / "thesis.txt").write_text("precious")
@@ -303,3 +335,17 @@ def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
     assert process.wait(20) == 0
     assert b"\x1b[32mCOMPLETED" in said
     os.close(main)
+
+
+def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    client = SagaClient(server.broker())
+    client.begin("s1", [do(1, "Fly", "airline"), do(2, "Fly", "airline")])
+    until(lambda: client.get("s1"), what="the saga is begun")
+    client._redis.xadd(keys.REPLIES, {"body": '{"type":"Fly_ok","saga_id":"s1","step":2}'})
+    until(lambda: client._redis.xlen(keys.QUARANTINE), what="the reply is set aside")
+    assert re.search(
+        r"note +Fly_ok was quarantined as \S+: step 2 was not sent yet", commands.run("show", "s1", **env).stdout
+    )
+    assert commands.run("list", **env).stderr.endswith(", 1 messages quarantined\n")

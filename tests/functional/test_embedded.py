@@ -157,6 +157,39 @@ def test_of_many_that_leave_at_once_the_last_stops_it(home: Path) -> None:
         assert not alive(pid)
 
 
+def test_a_forked_child_does_not_keep_the_home(home: Path) -> None:
+    broker = Broker(home=home)
+    pid = pid_of(home)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)  # until the parent lets go
+        os._exit(0)
+    os.close(read)
+    try:
+        broker.close()
+        assert not alive(pid)
+        again = Broker(home=home)
+        assert again.embedded is not None
+        assert again.embedded.owned
+        again.close()
+    finally:
+        os.close(write)
+        os.waitpid(child, 0)
+
+
+def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(home: Path) -> None:
+    Broker(home=home).close()
+    stranger = subprocess.Popen(["sleep", "60"])
+    (home / "valkey.pid").write_text(f"{stranger.pid}\n")
+    broker = Broker(home=home)
+    broker.close()
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
 def test_two_of_one_process_leave_one_after_the_other(home: Path) -> None:
     first, second = Broker(home=home), Broker(home=home)
     first.close()

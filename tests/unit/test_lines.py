@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def test_any_bytes_are_a_line_or_a_bad_one(text: bytes) -> None:
 
 
 def test_answers_are_numbered_from_0_and_say_what_they_answer(capfd: pytest.CaptureFixture[str]) -> None:
-    out = LineWriter()
+    out = LineWriter(threading.Event())
     out.answer(CALLER, "init_ok")
     out.answer(Caller(src="c2", msg_id=None), "saga_completed", {"saga_id": "x"})
     assert capfd.readouterr().out == (
@@ -164,7 +165,7 @@ def test_answers_are_numbered_from_0_and_say_what_they_answer(capfd: pytest.Capt
 
 
 def test_an_error_has_the_shape_of_the_protocol_and_takes_no_number(capfd: pytest.CaptureFixture[str]) -> None:
-    out = LineWriter()
+    out = LineWriter(threading.Event())
     out.error(CALLER, 12, "steps must be a list of 1 to 100")
     out.answer(CALLER, "init_ok")
     error, answer = capfd.readouterr().out.splitlines()
@@ -177,7 +178,7 @@ def test_an_error_has_the_shape_of_the_protocol_and_takes_no_number(capfd: pytes
 
 def test_a_message_between_others_is_passed_on_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2, "params": {"amount": 99.99}}
-    LineWriter().message("orchestrator", "payment", body)
+    LineWriter(threading.Event()).message("orchestrator", "payment", body)
     assert capfd.readouterr().out == (
         '{"src": "orchestrator", "dest": "payment", "body": {"type": "ChargePayment", "saga_id": "saga42", '
         '"step": 2, "params": {"amount": 99.99}}}\n'
@@ -188,7 +189,7 @@ def test_a_message_between_others_is_passed_on_as_it_is(capfd: pytest.CaptureFix
 def test_whatever_strangers_write_a_line_is_one_line_of_plain_ascii(
     capfd: pytest.CaptureFixture[str], text: str
 ) -> None:
-    LineWriter().error(Caller(src=text, msg_id=1), 10, text)
+    LineWriter(threading.Event()).error(Caller(src=text, msg_id=1), 10, text)
     written = capfd.readouterr().out
     assert written.isascii()
     assert written.removesuffix("\n").isprintable()
@@ -196,7 +197,7 @@ def test_whatever_strangers_write_a_line_is_one_line_of_plain_ascii(
 
 
 def test_nothing_is_written_once_nobody_reads(capfd: pytest.CaptureFixture[str]) -> None:
-    out = LineWriter()
+    out = LineWriter(threading.Event())
     out.gone = True
     out.answer(CALLER, "init_ok")
     assert capfd.readouterr().out == ""

@@ -204,8 +204,8 @@ def test_a_handler_whose_result_is_no_json_is_not_called_again(
 
     reply = handled(a_runner(handle))
     assert (reply.type, reply.unknown, len(calls)) == ("Charge_failed", True, 1)
-    assert orjson.loads(reply.error or b"").startswith("MalformedMessage: ")
-    assert "gave up; its outcome is unknown" in capsys.readouterr().err
+    assert orjson.loads(reply.error or b"").startswith("the result of Charge is unusable: ")
+    assert "the outcome of step" in capsys.readouterr().err
 
 
 def test_a_rejection_is_final() -> None:

@@ -178,13 +178,17 @@ class Outage:
 
     def keep(self, turn: Callable[[], object], recover: Callable[[], None]) -> None:
         """Call `turn` again and again until the process is to stop; after each outage call `recover` first."""
+        interrupted = False
         while not self._stop.is_set():
             try:
+                if interrupted:
+                    recover()
+                    interrupted = False
                 turn()
                 self._succeeded()
             except redis.RedisError as error:
                 self.wait(error)
-                recover()
+                interrupted = True
 
     def patiently(self, call: Callable[[], _T]) -> _T:
         """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it.

@@ -1,6 +1,7 @@
 """A service's commands: what is to be done, and the answers; record, reply and acknowledgement in one script call."""
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +19,7 @@ from sagastream.strict_json import encode
 
 #: How many processes may take a command and die, or hang for longer than the lease, before its outcome is said to be
 #: unknown: a command that kills whoever works on it must not do so for ever.
-MAX_DELIVERIES: Final = 10
+MAX_TAKEOVERS: Final = 10
 
 _RECORD: Final = re.compile(rb"(?P<kind>ok|failed) (?P<attempt>\d{1,18}) (?P<body>.*)", re.DOTALL)
 
@@ -42,11 +43,11 @@ class CommandInbox:
         consumer: str,
         lease_ms: int,
         on_join: Callable[[], None],
-        max_deliveries: int | None = MAX_DELIVERIES,
+        max_takeovers: int | None = MAX_TAKEOVERS,
     ) -> None:
         self._client = client
         self._service = service
-        self._max_deliveries = max_deliveries
+        self._max_takeovers = max_takeovers
         self.reader = GroupReader(
             client,
             streams=[keys.commands(service)],
@@ -56,6 +57,7 @@ class CommandInbox:
             on_join=on_join,
         )
         self._script = scripts.load(client, "answer")
+        self._lock = threading.Lock()  # one thread may read while another answers
         self._clear()
 
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
@@ -80,9 +82,10 @@ class CommandInbox:
 
     def send(self) -> None:
         """Send the answers that are ready; none is forgotten before the broker has it."""
-        if len(self._args) > 2:
-            self._script(keys=list(self._keys), args=self._args)
-            self._clear()
+        with self._lock:
+            if len(self._args) > 2:
+                self._script(keys=list(self._keys), args=self._args)
+                self._clear()
 
     def _settle(self, deliveries: list[Delivery]) -> set[bytes]:
         """Answer those that were done before, and those that no process has lived to answer; their entry ids.
@@ -93,33 +96,36 @@ class CommandInbox:
         pipeline = self._client.pipeline(transaction=False)
         fields: dict[str, list[str]] = {}
         for delivery in deliveries:
-            done = keys.done(self._service, delivery.command.begun_ms)
-            fields.setdefault(done, []).append(delivery.command.record)
+            fields.setdefault(self._done(delivery.command), []).append(delivery.command.record)
         for done, names in fields.items():
             pipeline.hmget(done, names)
-        again = [delivery.entry for delivery in deliveries if delivery.entry.redelivered]
-        for entry in again:
-            pipeline.xpending_range(entry.stream, self._service, entry.id, entry.id, 1)
+        orphans = [delivery for delivery in deliveries if delivery.entry.taken_over]
+        for delivery in orphans:
+            # Not the broker's own count of deliveries: that counts every renewal of a lease, too.
+            pipeline.hincrby(self._done(delivery.command), f"{delivery.command.record}/takeovers", 1)
         answers = execute(pipeline)
-        records = dict(zip(chain(*fields.values()), chain(*answers[: len(fields)]), strict=True))
-        times = {
-            entry.id: pending[0]["times_delivered"]
-            for entry, pending in zip(again, answers[len(fields) :], strict=True)
-            if pending
+        places = ((done, name) for done, names in fields.items() for name in names)
+        records = dict(zip(places, chain(*answers[: len(fields)]), strict=True))
+        takeovers = {
+            delivery.entry.id: int(times) for delivery, times in zip(orphans, answers[len(fields) :], strict=True)
         }
         settled = set()
         for delivery in deliveries:
-            reply = _recorded(records[delivery.command.record], delivery.command.attempt)
-            reply = reply or self._given_up(delivery.command, times.get(delivery.entry.id, 1))
+            command = delivery.command
+            reply = _recorded(records[self._done(command), command.record], command.attempt)
+            reply = reply or self._given_up(command, takeovers.get(delivery.entry.id, 0))
             if reply is not None:
                 self.reply(delivery, reply)
                 settled.add(delivery.entry.id)
         return settled
 
-    def _given_up(self, command: Command, times: int) -> Reply | None:
-        if self._max_deliveries is None or times <= self._max_deliveries:
+    def _done(self, command: Command) -> str:
+        return keys.done(self._service, command.begun_ms)
+
+    def _given_up(self, command: Command, takeovers: int) -> Reply | None:
+        if self._max_takeovers is None or takeovers < self._max_takeovers:
             return None
-        text = f"{times - 1} processes took {command.type} and did not live to answer it"
+        text = f"{takeovers} processes took {command.type} and did not live to answer it"
         say(f"service {self._service}", f"gave up on step {command.step} of saga {command.saga_id}: {text}")
         return reply_to(command, failed(command.type), error=encode(text), unknown=True)
 
@@ -130,12 +136,13 @@ class CommandInbox:
     def _answer(
         self, entry: Entry, target: str, fields: Fields, command: Command | None = None, kind: str = "unknown"
     ) -> None:
-        record = 0
-        if command is not None:
-            record = self._keys.setdefault(keys.done(self._service, command.begun_ms), len(self._keys) + 1)
         words = [word for field in fields.items() for word in field]
         field, attempt = (command.record, command.attempt) if command else ("", 0)
-        self._args += (entry.id, self._keys[target], record, field, kind, attempt, len(words), *words)
+        with self._lock:
+            record = 0
+            if command is not None:
+                record = self._keys.setdefault(self._done(command), len(self._keys) + 1)
+            self._args += (entry.id, self._keys[target], record, field, kind, attempt, len(words), *words)
 
 
 def _recorded(record: bytes | None, attempt: int) -> Reply | None:

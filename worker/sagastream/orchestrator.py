@@ -6,6 +6,7 @@ anywhere: what it held is claimed by another.
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -22,6 +23,8 @@ from sagastream.streams import BATCH, Entry, GroupReader, consumer_name
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
 #: only slow loses the comparison and nothing else.
 LEASE_MS: Final = 5_000
+#: How often a worker says that a stream holds sagas up, in seconds.
+_REPORT_EVERY_S: Final = 60.0
 
 #: An entry, and what it says.
 Letter = tuple[Entry, Event]
@@ -45,6 +48,7 @@ class Orchestrator:
             on_join=broker.check,
         )
         self._replies_only = False
+        self._report_at: dict[str, float] = {}
 
     def run(self) -> None:
         """Work until `stop` is set. Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …)."""
@@ -60,16 +64,20 @@ class Orchestrator:
             states, now_ms = self._store.load({event.saga_id for _, event in letters if event.saga_id is not None})
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
-            for change in stuck:
-                what = f"saga {change.saga_id}" if change.saga_id else "unreadable entries"
-                streams = ", ".join(sorted({keys.commands(command.service) for command in change.commands}))
-                say(
-                    self.name,
-                    f"cannot go on with {what}: {streams or keys.QUARANTINE} is no stream; will be tried again",
-                )
+            self._report(stuck)
             again = {id(entry) for change in lost for entry in change.entries}
             letters = [letter for letter in letters if id(letter[0]) in again]
         return len(entries)
+
+    def _report(self, stuck: Sequence[Change]) -> None:
+        """Say which streams hold sagas up, once a while each. Their entries stay pending, and are tried again."""
+        streams = {keys.commands(command.service) for change in stuck for command in change.commands}
+        if any(change.quarantined for change in stuck):
+            streams.add(keys.QUARANTINE)
+        for stream in sorted(streams):
+            if time.monotonic() >= self._report_at.get(stream, 0.0):
+                self._report_at[stream] = time.monotonic() + _REPORT_EVERY_S
+                say(self.name, f"{stream} is no stream: sagas that need it stand still, until it is one or is gone")
 
     def _read(self, block_ms: int) -> list[Entry]:
         entries = self._inbox.read(block_ms, only=keys.REPLIES if self._replies_only else None)

@@ -94,25 +94,28 @@ class ServiceRunner:
             except (Exception, SystemExit) as error:
                 if isinstance(error, redis.RedisError) and is_outage(error):
                     raise
-                last = attempt == TRIES or isinstance(error, MalformedMessage)
-                self._report(command, error, attempt, last=last)
-                if last:
-                    text = encode(describe(error))
-                    return reply_to(command, failed(command.type), error=text, unknown=True)
+                if isinstance(error, MalformedMessage):
+                    return self._give_up(command, f"the result of {command.type} is unusable: {error}")
+                self._report(command, error, attempt)
+                if attempt == TRIES:
+                    for line in "".join(traceback.format_exception(error)).splitlines():
+                        say(self.name, line)
+                    return self._give_up(command, describe(error))
                 if self._stop.wait(backoff.delay(attempt)):
                     break
         return None
 
-    def _report(self, command: Command, error: BaseException, attempt: int, *, last: bool) -> None:
-        then = "gave up; its outcome is unknown" if last else "will be tried again"
+    def _report(self, command: Command, error: BaseException, attempt: int) -> None:
         say(
             self.name,
             f"{command.type} of saga {command.saga_id}, step {command.step}, raised {describe(error)} "
-            f"(try {attempt} of {TRIES}; {then})",
+            f"(try {attempt} of {TRIES})",
         )
-        if last:
-            for line in "".join(traceback.format_exception(error)).splitlines():
-                say(self.name, line)
+
+    def _give_up(self, command: Command, why: str) -> Reply:
+        """The reply that says that nobody knows whether the step had its effect."""
+        say(self.name, f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}")
+        return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True)
 
 
 def _call(handler: Handler, command: Command) -> Reply:

@@ -34,7 +34,7 @@ class Entry:
     stream: str
     id: bytes
     fields: dict[bytes, bytes]
-    redelivered: bool = False  # it was delivered before, to whomever: its effect may have happened
+    taken_over: bool = False  # from a reader that held it for too long, or handed it back
 
     @property
     def added_ms(self) -> int:
@@ -123,7 +123,7 @@ class GroupReader:
             wanted: dict[Any, Any] = dict.fromkeys([only] if only else self.streams, ">")
             block = None if only else block_ms
             answer = self._client.xreadgroup(self._group, self._consumer, wanted, count=count, block=block)
-            return _entries(answer, redelivered=False)
+            return _entries(answer, taken_over=False)
         except redis.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
@@ -152,7 +152,7 @@ class GroupReader:
         """The next page of what this consumer holds."""
         wanted: dict[Any, Any] = dict(self._own)
         answer: Any = self._client.xreadgroup(self._group, self._consumer, wanted, count=BATCH)
-        entries = _entries(answer, redelivered=True)
+        entries = _entries(answer, taken_over=False)
         self._own = {}
         for name, page in answer or ():
             if page:
@@ -172,7 +172,7 @@ class GroupReader:
             )
             if deleted and deleted[0]:
                 self._report_deleted(stream, deleted[0])
-            entries += _entries([(stream.encode(), page)], redelivered=True)
+            entries += _entries([(stream.encode(), page)], taken_over=True)
             if following == b"0-0":  # only this is the end: a page may be empty before it
                 del self._abandoned[stream]
             else:
@@ -184,9 +184,9 @@ class GroupReader:
         say(self._consumer, f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
 
 
-def _entries(answer: Any, *, redelivered: bool) -> list[Entry]:
+def _entries(answer: Any, *, taken_over: bool) -> list[Entry]:
     return [
-        Entry(stream=stream.decode(), id=entry_id, fields=fields, redelivered=redelivered)
+        Entry(stream=stream.decode(), id=entry_id, fields=fields, taken_over=taken_over)
         for stream, page in answer or ()
         for entry_id, fields in page
         if fields
