@@ -117,7 +117,7 @@ def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
         'result {"payment_id": "p1"}',
         'error  "no address", and whether it had an effect is unknown',
         "answered after 123 ms",
-        "undone by RefundPayment  sent 22:13:15.000",
+        "undo by RefundPayment  sent 22:13:15.000",
     ):
         assert part in text
     assert "PARKED" not in text
