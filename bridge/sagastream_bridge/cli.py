@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant."""
 
+import math
 import os
 import select
 import signal
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 _STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to show up before it says that there is none, in seconds.
 _WORKER_GRACE_S = 1.0
+
+
+def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("must be a number of seconds")
+    return value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,6 +125,7 @@ def up(workers: int, services: tuple[str, ...]) -> None:
     default=4.0,
     show_default=True,
     type=click.FloatRange(0),
+    callback=_finite,
     metavar="SECONDS",
     help="How long to wait at the end of input for the sagas that were begun.",
 )
@@ -147,7 +155,13 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 @cli.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--wait", is_flag=True, help="Wait for the end; exit code 3 if the saga was aborted or is parked.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="With --wait: how long at the most.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    callback=_finite,
+    metavar="SECONDS",
+    help="With --wait: how long at the most.",
+)
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
     from sagastream.errors import MalformedMessage
