@@ -14,7 +14,7 @@ from typing import Final
 import redis
 
 from sagastream.broker import Broker, Outage
-from sagastream.client import append_begins, last_event
+from sagastream.client import SagaClient, append_begins, last_event
 from sagastream.console import say
 from sagastream.decision import Found, decide
 from sagastream.errors import CorruptSaga, MalformedMessage
@@ -64,7 +64,7 @@ class StdinBridge:
         self._wake = os.pipe()
         self._outage = Outage(broker, _WHO, self._stop)
         self._out = LineWriter(self._stop)
-        self._store = Store(broker.client)
+        self._client = SagaClient(broker)
         self._watches = Watches()
         self._follower = Follower(
             broker, self._watches, self._out, outcomes=outcomes, served=serve, refused=self._refused
@@ -187,7 +187,7 @@ class StdinBridge:
         watch = Watch(caller=line.caller, saga_id=self._look(line).saga_id)
         self._watches.add(watch)
         # Only now: had it ended in between, nobody would tell.
-        state = self._outage.patiently(lambda: self._load(watch.saga_id))
+        state = self._outage.patiently(lambda: self._client.get(watch.saga_id))
         if state is not None and state.ended and self._watches.take_one(watch):
             self._out.answer(watch.caller, "saga_await_ok", {"state": protocol_view(state)})
 
@@ -199,18 +199,12 @@ class StdinBridge:
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         assert isinstance(saga_id, str)
-        state: Found = self._outage.patiently(lambda: self._load(saga_id))
+        state: Found = self._outage.patiently(lambda: self._client.get(saga_id))
         if state is None and (begin := self._watches.begin_of(saga_id)) is not None:
             # It was accepted, and a worker has yet to read of it.
             state = decide(None, begin, int(time.time() * 1000), {}).state
         if not isinstance(state, SagaState):
             raise BadLine(f"there is no saga {saga_id}", line.caller, Code.NO_SUCH_SAGA)
-        return state
-
-    def _load(self, saga_id: str) -> SagaState | None:
-        state = self._store.load([saga_id])[0][saga_id]
-        if isinstance(state, CorruptSaga):
-            raise state
         return state
 
     def _complain(self, caller: Caller | None, code: Code, text: str) -> None:
@@ -260,7 +254,7 @@ class StdinBridge:
         left = self._watches.wait_until_empty(self._drain_timeout_s, self._stop)
         if not left or self._stop.is_set() or self._out.gone:
             return
-        states = self._outage.patiently(lambda: self._store.load(left)[0])
+        states = self._outage.patiently(lambda: Store(self._broker.client).load(left)[0])
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
         for state in parked[:5]:
             say(_WHO, f"saga {state.saga_id} is parked, and waits for a person: {state.parked}")

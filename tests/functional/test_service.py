@@ -252,9 +252,9 @@ def test_a_handler_that_cannot_reach_its_data_waits_for_them(scene: Scene) -> No
     assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "done"}]
 
 
-def test_a_recorded_failure_does_not_answer_a_later_attempt(scene: Scene) -> None:
+def a_service_that_answers(outcomes: list[Any]) -> Service:
+    """Its command Do has these outcomes, one after the other."""
     service = Service("work")
-    outcomes: list[Any] = [Reject("no"), "yes"]
 
     @service.command("Do", compensation=None)
     def handle(params: Any, context: Context) -> Any:
@@ -263,6 +263,11 @@ def test_a_recorded_failure_does_not_answer_a_later_attempt(scene: Scene) -> Non
             raise outcome
         return outcome
 
+    return service
+
+
+def test_a_recorded_failure_does_not_answer_a_later_attempt(scene: Scene) -> None:
+    service = a_service_that_answers([Reject("no"), "yes"])
     body = '{"type":"Do","saga_id":"s1","step":1}'
     process = runner(scene, service)
     for attempt in (1, 1, 2, 3, 1):
@@ -272,16 +277,7 @@ def test_a_recorded_failure_does_not_answer_a_later_attempt(scene: Scene) -> Non
 
 
 def test_a_refusal_stands_though_its_command_comes_again_and_could_be_done_now(scene: Scene) -> None:
-    service = Service("work")
-    outcomes: list[Any] = [Reject("no money"), "paid", "paid"]
-
-    @service.command("Do", compensation=None)
-    def handle(params: Any, context: Context) -> Any:
-        outcome = outcomes.pop(0)
-        if isinstance(outcome, Reject):
-            raise outcome
-        return outcome
-
+    service = a_service_that_answers(outcomes := [Reject("no money"), "paid", "paid"])
     process = runner(scene, service)
     process._pace_s = 0.01
     for _ in range(2):  # first in one batch, then in another

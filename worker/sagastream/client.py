@@ -20,6 +20,8 @@ from sagastream.streams import Entry
 
 #: How long one wait for news blocks before the state itself is looked at, in milliseconds.
 _LOOK_MS: Final = 500
+#: How many events one reading takes at the most.
+_EVENTS_AT_ONCE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +141,9 @@ def last_event(client: "redis.Redis") -> bytes:
     return bytes(newest[0][0]) if newest else b"0-0"
 
 
-def read_events(client: "redis.Redis", after: bytes, block_ms: int, count: int = 1000) -> list[Entry]:
+def read_events(client: "redis.Redis", after: bytes, block_ms: int) -> list[Entry]:
     """The events after one, waiting up to `block_ms` for them."""
-    answer: Any = client.xread({keys.EVENTS: after}, count=count, block=block_ms)
+    answer: Any = client.xread({keys.EVENTS: after}, count=_EVENTS_AT_ONCE, block=block_ms)
     return [
         Entry(stream=keys.EVENTS, id=entry_id, fields=fields) for _, page in answer or () for entry_id, fields in page
     ]

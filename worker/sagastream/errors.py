@@ -10,9 +10,9 @@ class MalformedMessage(SagastreamError):
 
 
 class RequestRefused(SagastreamError):
-    """The orchestrator refused a request: another saga has the id, or the body was malformed.
+    """A saga_begin is not accepted, because another saga has its id.
 
-    `code` is the protocol's error code (12 malformed, 22 precondition failed, 10 not supported).
+    `code` is the protocol's error code (22 precondition failed).
     """
 
     def __init__(self, code: int, text: str) -> None:

@@ -70,7 +70,7 @@ class GroupReader:
         group: str,
         consumer: str,
         lease_ms: int,
-        on_join: Callable[[], None] = lambda: None,
+        on_join: Callable[[], None],
     ) -> None:
         """
         Args:
