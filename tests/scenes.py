@@ -7,7 +7,7 @@ from typing import Any
 
 from sagastream import Context, Reject, Service, published
 from sagastream.broker import Broker
-from sagastream.client import SagaClient, append_begins
+from sagastream.client import SagaClient, append_requests
 from sagastream.orchestrator import Orchestrator
 from sagastream.parsing import parse_begin
 from sagastream.saga import SagaState
@@ -55,7 +55,7 @@ class Scene:
     def begin(self, saga_id: str, *steps: dict[str, Any], **options: Any) -> str:
         """Ask for a saga; the request's id."""
         options = {"request_id": uuid.uuid4().hex} | options
-        append_begins(self.redis, [parse_begin({"saga_id": saga_id, "steps": list(steps)}, **options)])
+        append_requests(self.redis, [parse_begin({"saga_id": saga_id, "steps": list(steps)}, **options)])
         return str(options["request_id"])
 
     def play(self, saga_id: str) -> SagaState:

@@ -7,9 +7,10 @@ from typing import Any, Final
 from sagastream.broker import Broker
 from sagastream.client import last_event, read_events
 from sagastream.console import say
-from sagastream.decision import Found, begun_with, conflict
+from sagastream.decision import begun_with, conflict
 from sagastream.errors import MalformedMessage
-from sagastream.messages import Code
+from sagastream.messages import Code, Intervene
+from sagastream.moves import Found
 from sagastream.saga import SagaState, protocol_view
 from sagastream.store import Store
 from sagastream.streams import Entry
@@ -22,6 +23,8 @@ _BLOCK_MS: Final = 500
 #: How often the states of sagas that are waited for are looked at, in seconds, and of how many.
 _CHECK_EVERY_S: Final = 1.0
 _CHECK_COUNT: Final = 500
+#: Events after which the saga itself is looked at.
+_LOOK_AT: Final = (b"outcome", b"done")
 
 
 class Follower:
@@ -70,14 +73,17 @@ class Follower:
             self._seen = []
         if not self._seen and time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + _CHECK_EVERY_S
-            states = self._store.load(self._watches.some(_CHECK_COUNT))[0].values()
-            self._seen = [state for state in states if isinstance(state, SagaState) and state.ended]
+            found = self._store.load(self._watches.some(_CHECK_COUNT))[0].values()
+            states = [state for state in found if isinstance(state, SagaState)]
+            for state in states:
+                self._intervened(state)
+            self._seen = [state for state in states if state.ended]
             self._seen_at = last_event(self._client)
 
     def _tell(self, events: Sequence[Entry]) -> None:
-        outcomes = [event.fields.get(b"saga_id", b"") for event in events if event.fields.get(b"kind") == b"outcome"]
-        ended = {saga_id.decode(errors="replace") for saga_id in outcomes}
-        states = self._store.load([saga_id for saga_id in ended if self._watches.of(saga_id)])[0]
+        news = [event.fields.get(b"saga_id", b"") for event in events if event.fields.get(b"kind") in _LOOK_AT]
+        saga_ids = {saga_id.decode(errors="replace") for saga_id in news}
+        states = self._store.load([saga_id for saga_id in saga_ids if self._watches.of(saga_id)])[0]
         for event in events:
             try:
                 self._tell_one(event.fields, states)
@@ -89,8 +95,13 @@ class Follower:
         if kind == b"refused":
             error, request_id = decode(fields[b"body"]), fields[b"request_id"].decode(errors="replace")
             for watch in self._watches.of(saga_id):
-                if watch.begin and watch.begin.request_id == request_id and self._watches.take_one(watch):
+                if watch.request and watch.request.request_id == request_id and self._watches.take_one(watch):
                     self._refused(watch, error["code"], error["text"])
+        elif kind == b"done" and isinstance(state := states.get(saga_id), SagaState):
+            self._intervened(state)
+        elif kind == b"parked" and self._watches.of(saga_id):
+            reason = decode(fields[b"body"])["reason"]
+            say("sagastream bridge", f"saga {saga_id} is parked, and waits for a person: {reason}")
         elif kind == b"outcome":
             state = states.get(saga_id)
             if isinstance(state, SagaState) and not state.ended:
@@ -104,6 +115,14 @@ class Follower:
                 self._out.message(service, ORCHESTRATOR, decode(fields[b"body"]))
             elif service not in self._served:
                 self._out.message(ORCHESTRATOR, service, decode(fields[b"body"]))
+
+    def _intervened(self, state: SagaState) -> None:
+        """Answer those whose requests about this saga were done."""
+        done = {intervention.request_id for intervention in state.interventions}
+        for watch in self._watches.of(state.saga_id):
+            if isinstance(watch.request, Intervene) and watch.request.request_id in done:
+                if self._watches.take_one(watch):
+                    self._out.answer(watch.caller, f"saga_{watch.request.verb}_ok", {"state": protocol_view(state)})
 
     def _ended(self, state: SagaState) -> None:
         """Answer everybody who waited for the end of this saga."""

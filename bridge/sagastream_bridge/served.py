@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -54,12 +55,16 @@ class ServedService:
             if entry_id is None:
                 self._unasked.append(reply)
             else:
-                self._inbox.reply(self._release(entry_id), reply)
+                delivery = self._release(entry_id)
+                self._inbox.reply(delivery, replace(reply, attempt=delivery.command.attempt))
 
     def send(self) -> None:
         """Send what was taken. To be called again where it raised redis.RedisError."""
         with self._lock:
-            self._inbox.send()
+            while overruled := self._inbox.send():
+                # Its step was undone meanwhile. Whoever plays the service has seen both lines, and knows what it did.
+                for delivery, reply in overruled:
+                    self._inbox.reply(delivery, reply, final=True)
             while self._unasked:
                 fields: dict[Any, Any] = self._unasked[0].fields()
                 self._client.xadd(keys.REPLIES, fields)
@@ -72,7 +77,10 @@ class ServedService:
         # The lock is not held while waiting for commands: replies come in meanwhile.
         deliveries = self._inbox.read(BLOCK_MS)
         for delivery in deliveries:
-            self._give_out(delivery)
+            if delivery.refusal is not None:
+                self._inbox.reply(delivery, delivery.refusal, final=True)
+            else:
+                self._give_out(delivery)
         self.send()
 
     def _give_out(self, delivery: Delivery) -> None:

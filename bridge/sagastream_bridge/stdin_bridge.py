@@ -14,12 +14,13 @@ from typing import Final
 import redis
 
 from sagastream.broker import Broker, Outage
-from sagastream.client import SagaClient, append_begins, last_event
+from sagastream.client import SagaClient, append_requests, last_event
 from sagastream.console import say
-from sagastream.decision import Found, decide
+from sagastream.decision import decide
 from sagastream.errors import CorruptSaga, MalformedMessage
-from sagastream.messages import Begin, Code, is_id
-from sagastream.parsing import parse_begin
+from sagastream.messages import Begin, Code, Intervene, is_id
+from sagastream.moves import Found, Moment
+from sagastream.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.saga import SagaState, protocol_view
 from sagastream.store import Store
 from sagastream_bridge import lookup
@@ -75,7 +76,7 @@ class StdinBridge:
         self._fault: Exception | None = None
         self._line_number = 0
         self._read = self._settled = 0  # lines that were read; those of them whose effect the broker has
-        self._begins: list[Begin] = []  # of the lines between
+        self._requests: list[Begin | Intervene] = []  # of the lines between
         self._bad_lines = 0
         self._run_id = uuid.uuid4().hex
 
@@ -141,8 +142,8 @@ class StdinBridge:
             if line.dest != ORCHESTRATOR:
                 text_of_it = f"dest must be {ORCHESTRATOR}, not {line.dest[:128]!a}"
                 raise BadLine(text_of_it, line.caller, Code.NOT_SUPPORTED)
-            if line.type == "saga_begin":
-                self._begins.append(self._prepare_begin(line))
+            if line.type == "saga_begin" or line.type in VERBS:
+                self._requests.append(self._prepare(line))
             elif line.caller.src in self._served and line.type.endswith(("_ok", "_failed")):
                 self._append()
                 served = self._served[line.caller.src]
@@ -156,16 +157,21 @@ class StdinBridge:
         except CorruptSaga as error:
             raise BadLine(str(error), line.caller, Code.CRASH) from None
 
-    def _prepare_begin(self, line: Line) -> Begin:
+    def _prepare(self, line: Line) -> Begin | Intervene:
+        """The request that a line makes, with somebody to wait for what becomes of it."""
         request_id = f"{self._run_id}-{self._line_number}"
-        begin = parse_begin(line.body, request_id=request_id, trace=self._trace)
-        self._watches.add(Watch(caller=line.caller, saga_id=begin.saga_id, begin=begin))
-        return begin
+        request: Begin | Intervene
+        if line.type in VERBS:
+            request = parse_intervene(line.body, request_id=request_id)
+        else:
+            request = parse_begin(line.body, request_id=request_id, trace=self._trace)
+        self._watches.add(Watch(caller=line.caller, saga_id=request.saga_id, request=request))
+        return request
 
     def _append(self) -> None:
-        if self._begins:
-            self._outage.patiently(lambda: append_begins(self._broker.client, self._begins))
-            self._begins.clear()
+        if self._requests:
+            self._outage.patiently(lambda: append_requests(self._broker.client, self._requests))
+            self._requests.clear()
 
     def _settle(self) -> None:
         """See to it that the broker has the effect of every line up to this one."""
@@ -202,7 +208,7 @@ class StdinBridge:
         state: Found = self._outage.patiently(lambda: self._client.get(saga_id))
         if state is None and (begin := self._watches.begin_of(saga_id)) is not None:
             # It was accepted, and a worker has yet to read of it.
-            state = decide(None, begin, int(time.time() * 1000), {}).state
+            state = decide(None, begin, Moment(now_ms=int(time.time() * 1000), published={})).state
         if not isinstance(state, SagaState):
             raise BadLine(f"there is no saga {saga_id}", line.caller, Code.NO_SUCH_SAGA)
         return state
@@ -219,7 +225,8 @@ class StdinBridge:
         if watch.caller.msg_id is not None:
             self._out.error(watch.caller, code, text)
         else:
-            say(_WHO, f"saga_begin of {watch.saga_id} was refused: {text}")
+            verb = watch.request.verb if isinstance(watch.request, Intervene) else "begin"
+            say(_WHO, f"saga_{verb} of {watch.saga_id} was refused: {text}")
 
     def _follow(self) -> None:
         def turn() -> None:
@@ -256,8 +263,6 @@ class StdinBridge:
             return
         states = self._outage.patiently(lambda: Store(self._broker.client).load(left)[0])
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
-        for state in parked[:5]:
-            say(_WHO, f"saga {state.saga_id} is parked, and waits for a person: {state.parked}")
         going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
         if going:
             alive = self._stack is None and self._outage.patiently(lambda: lookup.worker_is_alive(self._broker.client))

@@ -1,4 +1,4 @@
-"""Who waits for the end of which saga."""
+"""Who waits for which saga."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from sagastream.messages import Begin
+from sagastream.messages import Begin, Intervene
 from sagastream_bridge.lines import Caller
 
 #: How soon a waiting is given up that is to stop, in seconds.
@@ -15,11 +15,16 @@ _STOP_CHECK_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Somebody waits for the end of a saga: because of having begun it, or having asked for its end."""
+    """Somebody waits: for what becomes of a request or, without one, for the end of a saga."""
 
     caller: Caller
     saga_id: str
-    begin: Begin | None = None
+    request: Begin | Intervene | None = None
+
+    @property
+    def begin(self) -> Begin | None:
+        """The request, if it is one to begin the saga: what becomes of that is its end."""
+        return self.request if isinstance(self.request, Begin) else None
 
 
 class Watches:
@@ -37,11 +42,13 @@ class Watches:
                 self._traced.add(watch.saga_id)
 
     def take(self, saga_id: str) -> list[Watch]:
-        """All who wait for this saga; they are answered now, and wait no more."""
+        """All who wait for the end of this saga; they are answered now, and wait no more."""
         with self._changed:
             watches = self._by_saga.pop(saga_id, [])
+            if asked := [watch for watch in watches if isinstance(watch.request, Intervene)]:
+                self._by_saga[saga_id] = asked
             self._changed.notify_all()
-            return watches
+            return [watch for watch in watches if watch not in asked]
 
     def take_one(self, watch: Watch) -> bool:
         """Whether this one still waits; it waits no more."""

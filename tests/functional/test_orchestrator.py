@@ -9,10 +9,11 @@ import redis
 
 from processes import SAMPLES, Commands
 from sagastream import keys, orchestrator
-from sagastream.client import Accepted, SagaClient, append_begins, last_event, read_events
+from sagastream.client import Accepted, SagaClient, append_requests, last_event, read_events
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga, RequestRefused
 from sagastream.messages import Reply, ok
+from sagastream.moves import Moment
 from sagastream.parsing import parse_begin
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.store import Change, Store
@@ -111,7 +112,7 @@ def test_begun_again_with_another_body_it_is_refused_and_nothing_changes(scene: 
         scene.client.begin("s1", [do(2)])
     after = last_event(scene.redis)
     other = parse_begin({"saga_id": "s1", "steps": [do(2)]}, request_id="r2")
-    append_begins(scene.redis, [other])
+    append_requests(scene.redis, [other])
     scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
     [event] = read_events(scene.redis, after, 1)
     assert (event.fields[b"kind"], event.fields[b"saga_id"], event.fields[b"request_id"]) == (b"refused", b"s1", b"r2")
@@ -142,7 +143,7 @@ def test_a_commit_decided_on_an_old_version_is_refused_whole(scene: Scene) -> No
     reply = Reply(type=ok("Do"), saga_id="s1", step=1, result=b"1")
     zombie = Change(saga_id="s1", before=state, after=state)
     entry = Entry(stream=keys.REPLIES, id=b"1-1", fields={})
-    zombie.add(entry, decide(state, reply, now_ms, {}))
+    zombie.add(entry, decide(state, reply, Moment(now_ms=now_ms, published={})))
     scene.redis.xadd(keys.REPLIES, {"body": reply.body()})
     scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
     everything = dump(scene)
@@ -171,7 +172,9 @@ def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: S
         assert isinstance(state, SagaState)
         change = Change(saga_id=saga_id, before=state, after=state)
         reply = Reply(type=ok("Do"), saga_id=saga_id, step=1)
-        change.add(Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decide(state, reply, now_ms, {}))
+        change.add(
+            Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decide(state, reply, Moment(now_ms=now_ms, published={}))
+        )
         changes.append(change)
     scene.redis.hset(keys.saga("s2"), "version", 99)
     assert store.commit(changes, now_ms) == (changes[1:], [])
@@ -232,7 +235,7 @@ def test_what_many_dead_workers_held_is_taken_over_in_turns(scene: Scene, monkey
     monkeypatch.setattr(orchestrator, "LEASE_MS", 1)
     count = 5000
     begins = [parse_begin({"saga_id": f"s{n}", "steps": [do(n)]}, request_id=f"r{n}") for n in range(count)]
-    append_begins(scene.redis, begins)
+    append_requests(scene.redis, begins)
     scene.worker.turn(block_ms=1)
     while scene.redis.xreadgroup("orchestrator", "the dead", {keys.REQUESTS: ">"}, count=1000):
         pass

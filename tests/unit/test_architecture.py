@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastream.decision import TRANSITIONS
+from sagastream.moves import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -138,7 +138,8 @@ MAY_IMPORT = {
     "strict_json": {"errors"},
     "messages": {"strict_json", "errors"},
     "saga": {"messages", "strict_json", "errors"},
-    "decision": {"saga", "backoff", "messages", "strict_json", "errors"},
+    "moves": {"saga", "backoff", "messages", "strict_json", "errors"},
+    "decision": {"moves", "saga", "backoff", "messages", "strict_json", "errors"},
 }
 
 
@@ -158,7 +159,8 @@ def test_the_core_imports_only_what_stands_below_it(name: str) -> None:
         ("store", "scripts"),
         ("store", "keys"),
         ("streams", "scripts"),
-        ("decision", "saga"),
+        ("decision", "moves"),
+        ("moves", "saga"),
         ("saga", "messages"),
         ("messages", "strict_json"),
         ("strict_json", "errors"),

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream import decision
-from sagastream.decision import REASON_CHARS, TRANSITIONS, Decision, Event, Found, Published, conflict, decide
+from sagastream import moves
+from sagastream.decision import Event, conflict, decide
 from sagastream.errors import CorruptSaga
 from sagastream.messages import AS_PUBLISHED, Begin, Code, Command, Notice, Reply, StepDefinition, Unreadable
+from sagastream.moves import REASON_CHARS, TRANSITIONS, Decision, Found, Moment, Published
 from sagastream.saga import SagaState, SagaStatus, StepStatus, protocol_view
 from sagastream.strict_json import encode
 
@@ -56,7 +57,7 @@ class Story:
 
     def when(self, kind: str, number: int, *, unknown: bool = False, **payload: object) -> Self:
         """A reply comes; `payload`: its result or error."""
-        members = {name: encode(value) for name, value in payload.items()}
+        members: dict[str, Any] = {name: encode(value) for name, value in payload.items()}
         return self._when(Reply(type=kind, saga_id="saga42", step=number, unknown=unknown, **members))
 
     def expect_command(self, service: str, body: str) -> Self:
@@ -118,7 +119,7 @@ class Story:
     def _when(self, event: Begin | Reply) -> Self:
         self.before = self.state
         self.now_ms += 1000
-        self.decision = decide(self.state, event, self.now_ms, self.published)
+        self.decision = decide(self.state, event, Moment(now_ms=self.now_ms, published=self.published))
         self.state = readable(self.decision.state)
         return self
 
@@ -522,7 +523,9 @@ def test_a_reply_of_an_earlier_step_with_the_same_transaction_is_not_taken_for_o
 
 def test_a_reply_for_a_saga_that_there_is_not_is_quarantined() -> None:
     reply = Reply(type="ChargePayment_ok", saga_id="saga7", step=1)
-    assert decide(None, reply, BEGUN_MS, PUBLISHED) == Decision(state=None, quarantine="there is no saga saga7")
+    assert decide(None, reply, Moment(now_ms=BEGUN_MS, published=PUBLISHED)) == Decision(
+        state=None, quarantine="there is no saga saga7"
+    )
 
 
 def test_a_reply_for_a_step_that_there_is_not_is_quarantined() -> None:
@@ -633,19 +636,25 @@ def test_the_text_of_a_conflict_is_the_one_that_a_refusal_gives() -> None:
 
 @pytest.mark.parametrize("code", [Code.MALFORMED, Code.NOT_SUPPORTED])
 def test_what_is_unreadable_is_refused_to_whoever_asked(code: Code) -> None:
-    decided = decide(None, Unreadable(code=code, text="why", request_id="me-1"), BEGUN_MS, PUBLISHED)
+    decided = decide(
+        None, Unreadable(code=code, text="why", request_id="me-1"), Moment(now_ms=BEGUN_MS, published=PUBLISHED)
+    )
     body = encode({"type": "error", "code": code, "text": "why"})
     assert decided == Decision(state=None, notices=(Notice(kind="refused", request_id="me-1", body=body),))
 
 
 def test_what_is_unreadable_and_of_nobody_is_quarantined() -> None:
-    decided = decide(None, Unreadable(code=Code.MALFORMED, text="why"), BEGUN_MS, PUBLISHED)
+    decided = decide(None, Unreadable(code=Code.MALFORMED, text="why"), Moment(now_ms=BEGUN_MS, published=PUBLISHED))
     assert decided == Decision(state=None, quarantine="why")
 
 
 def test_a_begin_of_a_saga_that_cannot_be_read_is_refused_and_it_is_not_touched() -> None:
     damaged = CorruptSaga("the hash of saga saga42 is damaged")
-    decided = decide(damaged, Begin(saga_id="saga42", steps=(SHIP,), request_id="me-1"), BEGUN_MS, PUBLISHED)
+    decided = decide(
+        damaged,
+        Begin(saga_id="saga42", steps=(SHIP,), request_id="me-1"),
+        Moment(now_ms=BEGUN_MS, published=PUBLISHED),
+    )
     body = encode({"type": "error", "code": Code.CRASH, "text": "the hash of saga saga42 is damaged"})
     told = Notice(kind="refused", saga_id="saga42", request_id="me-1", body=body)
     assert decided == Decision(state=damaged, notices=(told,))
@@ -657,7 +666,9 @@ def test_a_begin_of_a_saga_that_cannot_be_read_is_refused_and_it_is_not_touched(
 )
 def test_what_comes_for_a_saga_that_cannot_be_read_and_of_nobody_is_quarantined(event: Event) -> None:
     damaged = CorruptSaga("damaged")
-    assert decide(damaged, event, BEGUN_MS, PUBLISHED) == Decision(state=damaged, quarantine="damaged")
+    assert decide(damaged, event, Moment(now_ms=BEGUN_MS, published=PUBLISHED)) == Decision(
+        state=damaged, quarantine="damaged"
+    )
 
 
 # --- trace
@@ -715,7 +726,7 @@ class Footprints(dict[Edge, SagaStatus]):
 @pytest.fixture
 def footprints(monkeypatch: pytest.MonkeyPatch) -> Footprints:
     prints = Footprints()
-    monkeypatch.setattr(decision, "TRANSITIONS", prints)
+    monkeypatch.setattr(moves, "TRANSITIONS", prints)
     return prints
 
 
@@ -816,15 +827,15 @@ class Run:
         else:
             number, done = self.last.step, chance.kind not in ("failed", "unknown")
             kind = f"{self.last.type}_{'ok' if done else 'failed'}"
-            payload = {"result": b"7"} if done else {"error": b'"no"'}
+            payload: dict[str, Any] = {"result": b"7"} if done else {"error": b'"no"'}
             self.happens(Reply(type=kind, saga_id="saga42", step=number, unknown=chance.kind == "unknown", **payload))
 
     def happens(self, event: Begin | Reply) -> None:
         before = self.state
         walked = len(self.prints.walked)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decision, "TRANSITIONS", self.prints)
-            decided = decide(before, event, BEGUN_MS + walked, self.published)
+            patch.setattr(moves, "TRANSITIONS", self.prints)
+            decided = decide(before, event, Moment(now_ms=BEGUN_MS + walked, published=self.published))
         after = readable(decided.state)
         assert after is not None
         if isinstance(event, Reply):

@@ -6,9 +6,10 @@ import orjson
 import pytest
 
 from sagastream import keys
-from sagastream.decision import Event, Found
+from sagastream.decision import Event
 from sagastream.errors import CorruptSaga
 from sagastream.messages import Begin, Code, Reply, Unreadable
+from sagastream.moves import Found
 from sagastream.orchestrator import _fold, _open
 from sagastream.streams import Entry
 from sagastream.strict_json import encode

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sagastream import keys
-from sagastream.decision import Decision, Found, decide
+from sagastream.decision import decide
 from sagastream.errors import CorruptSaga
 from sagastream.messages import Begin, Reply, StepDefinition
+from sagastream.moves import Decision, Found, Moment
 from sagastream.saga import SagaState
 from sagastream.saga_hash import changed_fields
 from sagastream.store import Change, _CommitArguments
 from sagastream.streams import Entry
 
+KEPT_MS = 1_000_000
 NOW_MS = 1_700_000_000_000
 EARLIER_MS = NOW_MS - 60_000
 PUBLISHED = {"inventory": {"Reserve": "Release"}, "payment": {"Charge": "Refund"}}
@@ -65,7 +67,7 @@ def pairs(words: Sequence[Word]) -> dict[Word, Word]:
 
 
 def packed(*changes: Change) -> _CommitArguments:
-    arguments = _CommitArguments(NOW_MS)
+    arguments = _CommitArguments(NOW_MS, KEPT_MS)
     for change in changes:
         arguments.add(change)
     return arguments
@@ -79,6 +81,7 @@ def unpacked(*changes: Change) -> list[Unpacked]:
     assert len(set(names)) == len(names)
     assert words.many(3) == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, NOW_MS]
     fixed = words.number()
+    assert words.number() == KEPT_MS
     read = []
     for _ in range(words.number()):
         change = Reader(words.many(words.number()))
@@ -138,7 +141,9 @@ def a_change(before: Found, *events: Begin | Reply, saga_id: str = "saga42", now
     change = Change(saga_id=saga_id, before=before, after=before)
     for number, event in enumerate(events, 1):
         stream = keys.REQUESTS if isinstance(event, Begin) else keys.REPLIES
-        change.add(an_entry(b"%d-0" % number, stream), decide(change.after, event, now_ms, PUBLISHED))
+        change.add(
+            an_entry(b"%d-0" % number, stream), decide(change.after, event, Moment(now_ms=now_ms, published=PUBLISHED))
+        )
     return change
 
 

@@ -13,7 +13,7 @@ def a_begin(saga_id: str, request_id: str, *, trace: bool = False) -> Watch:
     """Somebody who began a saga."""
     steps = (StepDefinition(transaction="A", service="s", params=b"null"),)
     begin = Begin(saga_id=saga_id, steps=steps, request_id=request_id, trace=trace)
-    return Watch(caller=Caller(src="c1", msg_id=1), saga_id=saga_id, begin=begin)
+    return Watch(caller=Caller(src="c1", msg_id=1), saga_id=saga_id, request=begin)
 
 
 def an_await(saga_id: str, msg_id: int = 2) -> Watch:

@@ -1,4 +1,4 @@
-"""The client: begin sagas, look at them, wait for their end."""
+"""The client: begin sagas, look at them, wait for their end, have them cancelled or go on."""
 
 import time
 import uuid
@@ -12,11 +12,12 @@ from sagastream import keys
 from sagastream.broker import Broker, execute
 from sagastream.decision import begun_with, conflict
 from sagastream.errors import CorruptSaga, RequestRefused
-from sagastream.messages import Begin, Code
-from sagastream.parsing import parse_begin
+from sagastream.messages import Begin, Code, Intervene, Verb
+from sagastream.parsing import parse_begin, parse_intervene
 from sagastream.saga import SagaState
 from sagastream.store import Store
 from sagastream.streams import Entry
+from sagastream.strict_json import decode
 
 #: How long one wait for news blocks before the state itself is looked at, in milliseconds.
 _LOOK_MS: Final = 500
@@ -70,7 +71,7 @@ class SagaClient:
         """As `begin`, for a request that was parsed already."""
         _check_same(self.get(begin.saga_id), begin)
         after = last_event(self._redis)
-        append_begins(self._redis, [begin])
+        append_requests(self._redis, [begin])
         return Accepted(begin=begin, after=after)
 
     def get(self, saga_id: str) -> SagaState | None:
@@ -107,17 +108,64 @@ class SagaClient:
                 left_ms = min(left_ms, int((deadline - time.monotonic()) * 1000))
                 if left_ms <= 0:
                     raise TimeoutError(f"saga {saga_id} has not ended within {timeout_s:g} s")
-            after = self._await_news(saga_id, after, left_ms)
+            _, after = self._news(saga_id, after, left_ms)
 
-    def _await_news(self, saga_id: str, after: bytes, block_ms: int) -> bytes:
-        """Block until the events tell of this saga, at most `block_ms`; the last entry that was seen."""
+    def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Have a saga go back: at its next step boundary, before its pivot. See `intervene`."""
+        return self._intervene(Verb.CANCEL, saga_id, reason, timeout_s)
+
+    def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Have a parked saga try anew what it is parked at. See `intervene`."""
+        return self._intervene(Verb.RETRY, saga_id, reason, timeout_s)
+
+    def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Have a parked saga go on as if the step or compensation that it is parked at were done. See `intervene`."""
+        return self._intervene(Verb.SKIP, saga_id, reason, timeout_s)
+
+    def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Have a parked saga end as it stands, ABORTED. See `intervene`."""
+        return self._intervene(Verb.ABANDON, saga_id, reason, timeout_s)
+
+    def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
+        """Send an operator's request, and wait until a worker has done it; the saga as it is then.
+
+        `request` needs a request_id; sent again with the same one, it is done once.
+
+        Raises:
+            RequestRefused: there is no such saga, or it is not in a state in which this can be done.
+            TimeoutError: no worker has taken it in time; it is in the store, and one will.
+            redis.RedisError: the broker is away; whether the request arrived is open.
+        """
+        after = last_event(self._redis)
+        append_requests(self._redis, [request])
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while deadline is None or time.monotonic() < deadline:
+            news, after = self._news(request.saga_id, after, _LOOK_MS)
+            for event in news:
+                if event.get(b"kind") == b"refused" and event.get(b"request_id") == str(request.request_id).encode():
+                    refused = decode(event[b"body"])
+                    raise RequestRefused(refused["code"], refused["text"])
+            state = self.get(request.saga_id)
+            if state is not None and request.request_id in [done.request_id for done in state.interventions]:
+                return state
+        raise TimeoutError(
+            f"no worker has taken the {request.verb} of saga {request.saga_id} within {timeout_s:g} s; "
+            "it is in the store, and the next one will"
+        )
+
+    def _intervene(self, verb: Verb, saga_id: str, reason: str, timeout_s: float | None) -> SagaState:
+        body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
+        return self.intervene(parse_intervene(body, request_id=uuid.uuid4().hex), timeout_s)
+
+    def _news(self, saga_id: str, after: bytes, block_ms: int) -> tuple[list[dict[bytes, bytes]], bytes]:
+        """The next events that tell of this saga, none if there are none within `block_ms`; the last that was read."""
         deadline = time.monotonic() + block_ms / 1000
         while (left_ms := int((deadline - time.monotonic()) * 1000)) > 0:
-            for entry in read_events(self._redis, after, left_ms):
-                after = entry.id
-                if entry.fields.get(b"saga_id") == saga_id.encode():
-                    return after
-        return after
+            entries = read_events(self._redis, after, left_ms)
+            after = entries[-1].id if entries else after
+            if news := [entry.fields for entry in entries if entry.fields.get(b"saga_id") == saga_id.encode()]:
+                return news, after
+        return [], after
 
 
 def _check_same(state: SagaState | None, begin: Begin) -> None:
@@ -125,12 +173,12 @@ def _check_same(state: SagaState | None, begin: Begin) -> None:
         raise RequestRefused(Code.PRECONDITION_FAILED, conflict(begin.saga_id))
 
 
-def append_begins(client: "redis.Redis", begins: Sequence[Begin]) -> None:
+def append_requests(client: "redis.Redis", requests: Sequence[Begin | Intervene]) -> None:
     """Append requests, durable when this returns. To be called again with the same ones where it raised: a
     request that arrived twice is known by its request_id."""
     pipeline = client.pipeline(transaction=False)
-    for begin in begins:
-        fields: dict[Any, Any] = begin.fields()
+    for request in requests:
+        fields: dict[Any, Any] = request.fields()
         pipeline.xadd(keys.REQUESTS, fields)
     execute(pipeline)
 

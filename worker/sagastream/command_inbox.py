@@ -1,27 +1,22 @@
 """A service's commands: what is to be done, and the answers; record, reply and acknowledgement in one script call."""
 
-import re
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import redis
 
-from sagastream import keys, scripts
-from sagastream.broker import execute
+from sagastream import dedupe, keys, scripts
 from sagastream.console import say
-from sagastream.messages import Command, Fields, Reply, Unreadable, failed, ok, reply_to
-from sagastream.parsing import read_command, read_reply
+from sagastream.messages import Command, Fields, Reply, Unreadable
+from sagastream.parsing import read_command
 from sagastream.streams import BATCH, Entry, GroupReader
-from sagastream.strict_json import encode
 
 #: How many processes may take a command and die, or hang for longer than the lease, before its outcome is said to be
 #: unknown: a command that kills whoever works on it must not do so for ever.
 MAX_TAKEOVERS: Final = 10
-
-_RECORD: Final = re.compile(rb"(?P<kind>ok|failed) (?P<attempt>\d{1,18}) (?P<body>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +25,19 @@ class Delivery:
 
     entry: Entry
     command: Command
+    refusal: Reply | None = None  # not to be done: undo what an earlier delivery may have done, then answer this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What one entry is answered with. `kind`: as answer.lua has it."""
+
+    entry: Entry
+    target: str
+    fields: Fields
+    delivery: Delivery | None = None
+    reply: Reply | None = None
+    kind: str = "final"
 
 
 class CommandInbox:
@@ -56,99 +64,124 @@ class CommandInbox:
             lease_ms=lease_ms,
             on_join=on_join,
         )
-        self._script = scripts.load(client, "answer")
+        self._recall = scripts.load(client, "recall")
+        self._answer = scripts.load(client, "answer")
         self._lock = threading.Lock()  # one thread may read while another answers
-        self._clear()
+        self._answers: list[_Answer] = []
+        self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
+
+    @property
+    def now_ms(self) -> int:
+        """The time by the broker's clock, as this process reckons it since it last looked something up."""
+        return round(time.monotonic() * 1000 + self._ahead_ms)
 
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
-        """The commands that are to be done now. What is none is quarantined; what was done before is answered from
-        its record."""
+        """The commands that are to be done now, or undone. What is none is quarantined; what was done before is
+        answered from its record."""
         deliveries = []
         for entry in self.reader.read(block_ms, count=count):
             command = read_command(self._service, entry.fields, entry.added_ms)
             if isinstance(command, Unreadable):
-                say(f"service {self._service}", f"quarantined the entry {entry.id.decode()}: {command.text}")
-                self._answer(entry, keys.QUARANTINE, entry.quarantined(command.text))
+                self._quarantine(entry, command.text)
             else:
                 deliveries.append(Delivery(entry=entry, command=command))
-        settled = self._settle(deliveries) if deliveries else set()
-        return [delivery for delivery in deliveries if delivery.entry.id not in settled]
+        return self._settle(deliveries) if deliveries else []
 
-    def reply(self, delivery: Delivery, reply: Reply) -> None:
-        """Answer a command. An answer that leaves open what happened is not recorded: it may be tried again."""
-        command = delivery.command
-        kind = "unknown" if reply.unknown else "ok" if reply.type == ok(command.type) else "failed"
-        self._answer(delivery.entry, keys.REPLIES, reply.fields(), command, kind)
+    def reply(self, delivery: Delivery, reply: Reply, *, final: bool = False) -> None:
+        """Answer a command. What leaves open what happened is not recorded: it may be tried again.
 
-    def send(self) -> None:
-        """Send the answers that are ready; none is forgotten before the broker has it."""
+        `final`: the answer is no handler's, and stands whatever is recorded.
+        """
+        kind = "final" if final else dedupe.kind(delivery.command, reply)
+        self._add(
+            _Answer(
+                entry=delivery.entry,
+                target=keys.REPLIES,
+                fields=reply.fields(),
+                delivery=delivery,
+                reply=reply,
+                kind=kind,
+            )
+        )
+
+    def send(self) -> list[tuple[Delivery, Reply]]:
+        """Send the answers that are ready; none is forgotten before the broker has it.
+
+        Returns those that were overruled: their step has failed, or was undone, while the handler was at it. What they
+        may have done is to be undone, and then they are to be answered, for good.
+        """
         with self._lock:
-            if len(self._args) > 2:
-                self._script(keys=list(self._keys), args=self._args)
-                self._clear()
+            if not self._answers:
+                return []
+            streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
+            args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
+            for answer in self._answers:
+                record, field, tombstone = 0, "", ""
+                if answer.delivery is not None:
+                    command = answer.delivery.command
+                    record = streams.setdefault(keys.done(self._service, command.begun_ms), len(streams) + 1)
+                    field, tombstone = command.record, "" if command.compensating else command.tombstone
+                words = [word for pair in answer.fields.items() for word in pair]
+                args += (answer.entry.id, streams[answer.target], record, field, tombstone, answer.kind)
+                args += (len(words), *words)
+            overruled = [self._answers[number - 1] for number in self._answer(keys=list(streams), args=args)]
+            self._answers = []
+            return [
+                (one.delivery, one.reply) for one in overruled if one.delivery is not None and one.reply is not None
+            ]
 
-    def _settle(self, deliveries: list[Delivery]) -> set[bytes]:
-        """Answer those that were done before, and those that no process has lived to answer; their entry ids.
+    def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Answer those that need no handler; those that are left.
 
         Every command is looked up, also one that comes for the first time: its twin may have been answered, and a
         handler that refused it then may do it now.
         """
-        pipeline = self._client.pipeline(transaction=False)
-        fields: dict[str, list[str]] = {}
-        for delivery in deliveries:
-            fields.setdefault(self._done(delivery.command), []).append(delivery.command.record)
-        for done, names in fields.items():
-            pipeline.hmget(done, names)
-        orphans = [delivery for delivery in deliveries if delivery.entry.taken_over]
-        for delivery in orphans:
-            # Not the broker's own count of deliveries: that counts every renewal of a lease, too.
-            pipeline.hincrby(self._done(delivery.command), f"{delivery.command.record}/takeovers", 1)
-        answers = execute(pipeline)
-        places = ((done, name) for done, names in fields.items() for name in names)
-        records = dict(zip(places, chain(*answers[: len(fields)]), strict=True))
-        takeovers = {
-            delivery.entry.id: int(times) for delivery, times in zip(orphans, answers[len(fields) :], strict=True)
-        }
-        settled = set()
+        left = []
+        for delivery, (record, tombstone, takeovers) in zip(deliveries, self._look_up(deliveries), strict=True):
+            verdict = dedupe.verdict(
+                delivery.command,
+                record=record,
+                tombstone=bool(tombstone),
+                again=delivery.entry.again,
+                takeovers=takeovers,
+                max_takeovers=self._max_takeovers,
+            )
+            if verdict.quarantine is not None:
+                self._quarantine(delivery.entry, verdict.quarantine)
+            elif verdict.undo:
+                left.append(replace(delivery, refusal=verdict.reply))
+            elif verdict.reply is None:
+                left.append(delivery)
+            else:
+                if verdict.reply.unknown:
+                    self._say(
+                        f"gave up on step {verdict.reply.step} of saga {verdict.reply.saga_id}: it kills processes"
+                    )
+                self.reply(delivery, verdict.reply, final=not verdict.reply.unknown)
+        return left
+
+    def _look_up(self, deliveries: list[Delivery]) -> list[tuple[bytes | None, int, int]]:
+        """Of each: its record, whether its step has a tombstone, how often it was taken over."""
+        hashes: dict[str, int] = {}
+        args: list[str | int] = [keys.DONE_KEPT_S]
         for delivery in deliveries:
             command = delivery.command
-            reply = _recorded(records[self._done(command), command.record], command.attempt)
-            reply = reply or self._given_up(command, takeovers.get(delivery.entry.id, 0))
-            if reply is not None:
-                self.reply(delivery, reply)
-                settled.add(delivery.entry.id)
-        return settled
+            key = hashes.setdefault(keys.done(self._service, command.begun_ms), len(hashes) + 1)
+            # Not the broker's own count of deliveries: that counts every renewal of a lease, too.
+            takeovers = f"{command.record}/takeovers" if delivery.entry.taken_over else ""
+            args += (key, command.record, command.tombstone, int(command.compensating), takeovers)
+        answer: list[Any] = self._recall(keys=list(hashes), args=args)
+        now_ms, *found = answer
+        self._ahead_ms = now_ms - time.monotonic() * 1000
+        return found
 
-    def _done(self, command: Command) -> str:
-        return keys.done(self._service, command.begun_ms)
+    def _quarantine(self, entry: Entry, reason: str) -> None:
+        self._say(f"quarantined the entry {entry.id.decode()}: {reason}")
+        self._add(_Answer(entry=entry, target=keys.QUARANTINE, fields=entry.quarantined(reason)))
 
-    def _given_up(self, command: Command, takeovers: int) -> Reply | None:
-        if self._max_takeovers is None or takeovers < self._max_takeovers:
-            return None
-        text = f"{takeovers} processes took {command.type} and did not live to answer it"
-        say(f"service {self._service}", f"gave up on step {command.step} of saga {command.saga_id}: {text}")
-        return reply_to(command, failed(command.type), error=encode(text), unknown=True)
-
-    def _clear(self) -> None:
-        self._keys = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
-        self._args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
-
-    def _answer(
-        self, entry: Entry, target: str, fields: Fields, command: Command | None = None, kind: str = "unknown"
-    ) -> None:
-        words = [word for field in fields.items() for word in field]
-        field, attempt = (command.record, command.attempt) if command else ("", 0)
+    def _add(self, answer: _Answer) -> None:
         with self._lock:
-            record = 0
-            if command is not None:
-                record = self._keys.setdefault(self._done(command), len(self._keys) + 1)
-            self._args += (entry.id, self._keys[target], record, field, kind, attempt, len(words), *words)
+            self._answers.append(answer)
 
-
-def _recorded(record: bytes | None, attempt: int) -> Reply | None:
-    """The recorded reply that answers this attempt; answer.lua has the same rule."""
-    match = _RECORD.fullmatch(record or b"")
-    if match is None or (match["kind"] == b"failed" and int(match["attempt"]) < attempt):
-        return None
-    reply = read_reply({b"body": match["body"]})
-    return reply if isinstance(reply, Reply) else None
+    def _say(self, what: str) -> None:
+        say(f"service {self._service}", what)

@@ -1,89 +1,69 @@
-"""The decision core: what a message does to a saga. Pure: no Redis, no clock, no randomness.
+"""The decision core: what happens to a saga, and what comes of it. Pure: no Redis, no clock, no randomness.
 
-`decide(state, event, now_ms, published)` returns a Decision, a value that says everything that is to be written and
-sent; store.py commits it in one piece. Everything that can change a saga's status stands in TRANSITIONS.
+`decide(state, event, moment)` returns a Decision, a value that says everything that is to be written and sent;
+store.py commits it in one piece. This module reads what an event means for a saga; moves.py has what a saga can do.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
 
-import orjson
-
+from sagastream import moves
 from sagastream.errors import CorruptSaga
 from sagastream.messages import (
-    AS_PUBLISHED,
     Begin,
     Code,
-    Command,
+    Due,
+    Intervene,
     Notice,
     Reply,
+    StepKind,
     Unreadable,
+    Verb,
+    done_body,
     error_body,
     failed,
     ok,
-    outcome_body,
 )
-from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.moves import Decision, Found, Moment
+from sagastream.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 
-#: What services publish: service -> command -> the compensation that undoes it (None: it needs none).
-Published = Mapping[str, Mapping[str, str | None]]
-
-#: (status before, what happened) -> status after. All that can happen to a saga; ARCHITECTURE.md draws it.
-TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
-    (None, "begun"): SagaStatus.PENDING,
-    (SagaStatus.PENDING, "step completed"): SagaStatus.PENDING,
-    (SagaStatus.PENDING, "last step completed"): SagaStatus.COMPLETED,
-    (SagaStatus.PENDING, "step failed"): SagaStatus.COMPENSATING,
-    (SagaStatus.COMPENSATING, "compensation sent"): SagaStatus.COMPENSATING,
-    (SagaStatus.COMPENSATING, "step compensated"): SagaStatus.COMPENSATING,
-    (SagaStatus.COMPENSATING, "parked"): SagaStatus.COMPENSATING,
-    (SagaStatus.COMPENSATING, "nothing left to undo"): SagaStatus.ABORTED,
-}
-
-#: The longest text that a saga's reason quotes of an error; the whole error stays with the step.
-REASON_CHARS: Final = 500
+#: What may happen: a request, a reply, an entry that is neither; or that the time has come.
+Event = Begin | Intervene | Reply | Due | Unreadable
 
 
-#: What may come: a request, a reply, or an entry that is neither.
-Event = Begin | Reply | Unreadable
-#: What a saga may be found to be; None: there is none.
-Found = SagaState | CorruptSaga | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What an event leads to. `state` is the saga after it: the very same object where nothing changed."""
-
-    state: Found
-    commands: tuple[Command, ...] = ()
-    notices: tuple[Notice, ...] = ()
-    quarantine: str | None = None  # why the event's entry is set aside
-
-
-def decide(state: Found, event: Event, now_ms: int, published: Published) -> Decision:
+def decide(state: Found, event: Event, moment: Moment) -> Decision:
     """What `event` does to the saga `state`.
 
-    `published` must know the services of the saga's steps when the event is a reply; what it does not know
-    parks the saga rather than skip an undo.
+    Where `may_undo` says so, the moment must know what the services of the saga's steps publish.
     """
     if isinstance(event, Unreadable):
         return _refuse(state, event, event.code, event.text)
+    if isinstance(event, Due):
+        return _due(state, moment) if isinstance(state, SagaState) else Decision(state=state)
     if isinstance(state, CorruptSaga):
-        if isinstance(event, Begin):
-            return _refuse(state, event, Code.CRASH, str(state))
-        return Decision(state=state, quarantine=str(state))
+        if isinstance(event, Reply):
+            return Decision(state=state, quarantine=str(state))
+        return _refuse(state, event, Code.CRASH, str(state))
     if isinstance(event, Begin):
-        return _begin_again(state, event) if state else _begin(event, now_ms)
+        return _begin_again(state, event) if state else moves.begin(event, moment)
+    if isinstance(event, Intervene):
+        return _intervene(state, event, moment)
     if state is None:
         return Decision(state=None, quarantine=f"there is no saga {event.saga_id}")
-    return _reply(state, event, now_ms, published)
+    return _reply(state, event, moment)
+
+
+def may_undo(state: SagaState, event: Event) -> bool:
+    """Whether the event may lead to a compensation, and so to what services publish."""
+    if isinstance(event, Reply) and state.status is SagaStatus.PENDING:
+        return state.cancelling is not None or event.type.endswith("_failed")
+    return isinstance(event, Reply | Due | Intervene)
 
 
 def begun_with(state: SagaState, begin: Begin) -> bool:
     """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
+    deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
     before = [step.definition.canonical() for step in state.steps]
-    return before == [definition.canonical() for definition in begin.steps]
+    return deadline_ms == begin.deadline_ms and before == [definition.canonical() for definition in begin.steps]
 
 
 def conflict(saga_id: str) -> str:
@@ -91,7 +71,10 @@ def conflict(saga_id: str) -> str:
     return f"another saga has the id {saga_id}: it began with other steps"
 
 
-def _refuse(state: Found, event: Begin | Unreadable, code: Code, text: str) -> Decision:
+# --- requests
+
+
+def _refuse(state: Found, event: Begin | Intervene | Unreadable, code: Code, text: str) -> Decision:
     """A request is turned down: its sender is told or, where nobody is named, it is quarantined."""
     if event.request_id is None:
         return Decision(state=state, quarantine=text)
@@ -100,64 +83,142 @@ def _refuse(state: Found, event: Begin | Unreadable, code: Code, text: str) -> D
     return Decision(state=state, notices=(notice,))
 
 
-def _begin(event: Begin, now_ms: int) -> Decision:
-    steps = tuple(Step(definition=definition) for definition in event.steps)
-    state = SagaState(
-        saga_id=event.saga_id,
-        status=TRANSITIONS[None, "begun"],
-        current_step=1,
-        steps=steps,
-        begun_ms=now_ms,
-        updated_ms=now_ms,
-        request_id=event.request_id,
-        trace=event.trace,
-    )
-    return _send_transaction(state, 1, now_ms)
-
-
 def _begin_again(state: SagaState, event: Begin) -> Decision:
     if event.request_id is not None and event.request_id == state.request_id:
         return Decision(state=state)  # the very same request, delivered again
     if not begun_with(state, event):
         return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
     # Its outcome is still to come, or is told once more to whoever asks again.
-    return Decision(state=state, notices=(_outcome(state, event.request_id),) if state.ended else ())
+    return Decision(state=state, notices=(moves.outcome(state, event.request_id),) if state.ended else ())
 
 
-def _reply(state: SagaState, reply: Reply, now_ms: int, published: Published) -> Decision:
+def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Decision:
+    if state is None:
+        return _refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
+    done = Notice(
+        kind="done", saga_id=state.saga_id, request_id=event.request_id, body=done_body(event.verb, state.saga_id)
+    )
+    if event.request_id is not None and event.request_id in [done.request_id for done in state.interventions]:
+        return Decision(state=state, notices=(done,))  # the very same request, delivered again
+    if (why_not := _why_not(state, event.verb)) is not None:
+        return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
+    state = state.with_intervention(
+        Intervention(verb=event.verb, reason=event.reason, at_ms=moment.now_ms, request_id=event.request_id)
+    )
+    decision = _VERBS[event.verb](state, event.reason, moment)
+    return replace(decision, notices=((done,) if event.request_id is not None else ()) + decision.notices)
+
+
+def _why_not(state: SagaState, verb: Verb) -> str | None:
+    """Why an operator's request cannot be done; None: it can."""
+    if state.ended:
+        return f"has ended, {state.status}"
+    if verb is not Verb.CANCEL:
+        return None if state.parked is not None else f"is not parked, it waits for {state.waiting_for}"
+    if state.status is SagaStatus.COMPENSATING:
+        return "is being undone already; its compensation cannot be cancelled"
+    if state.past_pivot:
+        return "is past its pivot: there is no way back"
+    return "is being cancelled already" if state.cancelling is not None else None
+
+
+def _skip(state: SagaState, _reason: str, moment: Moment) -> Decision:
+    going_back = state.status is SagaStatus.COMPENSATING
+    return moves.skip_compensation(state, moment) if going_back else moves.skip_step(state, moment)
+
+
+_VERBS = {
+    Verb.CANCEL: lambda state, reason, moment: moves.cancel(state, f"Cancelled: {reason}", moment),
+    Verb.RETRY: lambda state, _reason, moment: moves.retry(state, moment),
+    Verb.SKIP: _skip,
+    Verb.ABANDON: moves.abandon,
+}
+
+
+# --- time
+
+
+def _due(state: SagaState, moment: Moment) -> Decision:
+    """Do what is due by now. Nothing, where something else has moved the saga since its time was looked at."""
+    if state.due_ms is None or state.due_ms > moment.now_ms:
+        return Decision(state=state)
+    if state.may_be_cancelled and state.deadline_ms is not None and state.deadline_ms <= moment.now_ms:
+        # Where the current step is due as well, the saga stays due, and the next look at it sees to that.
+        why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
+        return moves.cancel(state, why, moment)
+    if state.times_out_ms is not None:
+        return moves.fail_attempt(state, moves.no_answer(state), moment, unknown=True)
+    return moves.send_again(state, moment)
+
+
+# --- replies
+
+
+def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
     if _answers_current(state, reply):
-        if state.status is SagaStatus.PENDING:
-            decision = _transaction_answered(state, reply, now_ms, published)
-        else:
-            decision = _compensation_answered(state, reply, now_ms, published)
+        answered = _compensation_answered if state.status is SagaStatus.COMPENSATING else _transaction_answered
+        decision = answered(state, reply, moment)
         return replace(decision, notices=_traced_reply(state, reply) + decision.notices)
-    if _answered_before(state.steps[reply.step - 1], reply):
+    step = state.steps[reply.step - 1]
+    if _is_late(step, reply):
+        late = replace(step, late_ms=moment.now_ms, result=reply.result)
+        steps = (*state.steps[: reply.step - 1], late, *state.steps[reply.step :])
+        return Decision(state=replace(state, steps=steps), notices=_traced_reply(state, reply))
+    if _answered_before(state, reply):
         return Decision(state=replace(state, duplicates=state.duplicates + 1))
     return Decision(state=state, quarantine=_why_unfit(state, reply))
 
 
 def _answers_current(state: SagaState, reply: Reply) -> bool:
-    if state.ended or reply.step != state.current_step:
+    """Whether the reply is news of the command that the saga is at. That it was done is, whichever attempt did it;
+    that an attempt has failed is news as long as that attempt is out."""
+    if state.ended or reply.step != state.current_step or state.attempt == 0:
         return False
-    name = state.step.definition.transaction if state.status is SagaStatus.PENDING else state.step.compensation
-    if name is None:
+    if reply.type == ok(state.command):
+        return True
+    if reply.type != failed(state.command):
         return False
-    # A parked saga has heard that its compensation failed; that it went well after all is still news.
-    return reply.type == ok(name) or (reply.type == failed(name) and not state.parked)
+    if state.status is SagaStatus.PENDING and not reply.unknown and not state.step.definition.retried:
+        return True  # nothing of it remains, of no attempt
+    return state.times_out_ms is not None and reply.attempt in (None, state.attempt)
 
 
-def _answered_before(step: Step, reply: Reply) -> bool:
-    """Whether the reply says what an earlier one has said."""
+def _transaction_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
+    if reply.type == ok(state.command):
+        return moves.complete_step(state, reply.result, moment)
+    if reply.unknown or state.step.definition.retried:
+        return moves.fail_attempt(state, reply.error or b"null", moment, unknown=reply.unknown)
+    return moves.fail_step(state, replace(state.step, error=reply.error, unknown=False), moment)
+
+
+def _compensation_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
+    if reply.type == ok(state.command):
+        return moves.compensate_step(state, moment)
+    return moves.fail_attempt(state, reply.error or b"null", moment, unknown=reply.unknown)
+
+
+def _is_late(step: Step, reply: Reply) -> bool:
+    """Whether the reply tells that the transaction was done after all, of a step that was given up for unknown."""
+    given_up = step.status in (StepStatus.FAILED, StepStatus.COMPENSATED) and (step.unknown or step.skipped)
+    return given_up and step.late_ms is None and reply.type == ok(step.definition.transaction)
+
+
+def _answered_before(state: SagaState, reply: Reply) -> bool:
+    """Whether the reply says what is known, or is of an attempt that is not waited for any more."""
+    step = state.steps[reply.step - 1]
     if reply.type == ok(step.definition.transaction):
-        return step.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not step.unknown
+        return step.completed
     if reply.type == failed(step.definition.transaction):
-        return step.status is StepStatus.FAILED or step.unknown
-    if step.compensation is None or step.compensation_answered_ms is None:
+        was_done = step.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not step.unknown
+        return step.attempt > 0 and (not was_done or reply.unknown or step.definition.retried)
+    if step.compensation is None:
         return False
-    done = step.status is StepStatus.COMPENSATED
-    return reply.type == (ok(step.compensation) if done else failed(step.compensation))
+    is_undone = step.status is StepStatus.COMPENSATED
+    if reply.type == failed(step.compensation):
+        return not is_undone or step.compensation_attempt > 1
+    return is_undone and reply.type == ok(step.compensation)
 
 
 def _why_unfit(state: SagaState, reply: Reply) -> str:
@@ -171,133 +232,8 @@ def _why_unfit(state: SagaState, reply: Reply) -> str:
     return f"too late: step {reply.step} is {step.status}, the saga {state.status}"
 
 
-def _transaction_answered(state: SagaState, reply: Reply, now_ms: int, published: Published) -> Decision:
-    if reply.type == ok(state.step.definition.transaction):
-        step = replace(state.step, status=StepStatus.COMPLETED, answered_ms=now_ms, result=reply.result)
-        if state.current_step < len(state.steps):
-            state = _moved(state, "step completed", now_ms, step)
-            return _send_transaction(state, state.current_step + 1, now_ms)
-        return _end(_moved(state, "last step completed", now_ms, step))
-    step = replace(
-        state.step,
-        status=StepStatus.FAILED,
-        answered_ms=now_ms,
-        error=reply.error,
-        unknown=reply.unknown,
-    )
-    reason = f"Step {state.current_step} failed: {_quote(step.error)}"
-    return _undo_next(_moved(state, "step failed", now_ms, step, reason=reason), now_ms, published)
-
-
-def _compensation_answered(state: SagaState, reply: Reply, now_ms: int, published: Published) -> Decision:
-    step = replace(state.step, compensation_answered_ms=now_ms)
-    if reply.type == failed(step.compensation or ""):
-        why = f"{step.compensation} of step {state.current_step} failed: {_quote(reply.error)}"
-        return Decision(state=_moved(state, "parked", now_ms, step, parked=why))
-    step = replace(step, status=StepStatus.COMPENSATED)
-    return _undo_next(_moved(state, "step compensated", now_ms, step, parked=None), now_ms, published)
-
-
-def _undo_next(state: SagaState, now_ms: int, published: Published) -> Decision:
-    """Compensate the last step that may have had an effect, or end the saga."""
-    for number in range(state.current_step, 0, -1):
-        step = state.steps[number - 1]
-        if not step.may_have_effect:
-            continue
-        definition = step.definition
-        name = definition.compensation
-        if name == AS_PUBLISHED:
-            commands = published.get(definition.service, {})
-            if definition.transaction not in commands:
-                why = (
-                    f"nobody knows what undoes {definition.transaction} of step {number}: "
-                    f"service {definition.service} published no such command, and the step names no compensation"
-                )
-                return Decision(state=_moved(state, "parked", now_ms, step, current_step=number, parked=why))
-            name = commands[definition.transaction]
-        if name is not None:
-            return _send_compensation(state, number, name, now_ms)
-    return _end(_moved(state, "nothing left to undo", now_ms, state.step))
-
-
-def _send_transaction(state: SagaState, number: int, now_ms: int) -> Decision:
-    step = replace(state.steps[number - 1], sent_ms=now_ms)
-    command = Command(
-        service=step.definition.service,
-        type=step.definition.transaction,
-        saga_id=state.saga_id,
-        step=number,
-        params=step.definition.params,
-        begun_ms=state.begun_ms,
-    )
-    state = replace(state, current_step=number, steps=_with_step(state, number, step))
-    return _sent(state, command)
-
-
-def _send_compensation(state: SagaState, number: int, name: str, now_ms: int) -> Decision:
-    step = replace(state.steps[number - 1], compensation=name, compensation_sent_ms=now_ms)
-    command = Command(
-        service=step.definition.service,
-        type=name,
-        saga_id=state.saga_id,
-        step=number,
-        params=step.definition.params,
-        result=step.result,
-        compensating=True,
-        begun_ms=state.begun_ms,
-    )
-    state = _moved(
-        state,
-        "compensation sent",
-        now_ms,
-        step,
-        current_step=number,
-        compensating_steps=(*state.compensating_steps, number),
-    )
-    return _sent(state, command)
-
-
-def _sent(state: SagaState, command: Command) -> Decision:
-    traced = Notice(kind="command", saga_id=state.saga_id, service=command.service, body=command.body())
-    return Decision(state=state, commands=(command,), notices=(traced,) if state.trace else ())
-
-
-def _end(state: SagaState) -> Decision:
-    return Decision(state=state, notices=(_outcome(state, state.request_id),))
-
-
-def _moved(state: SagaState, happening: str, now_ms: int, step: Step, **changes: Any) -> SagaState:
-    """The saga after `happening`, with `step` in the place of its current one (as `changes` leave it)."""
-    number = changes.get("current_step", state.current_step)
-    return replace(
-        state,
-        status=TRANSITIONS[state.status, happening],
-        updated_ms=now_ms,
-        steps=_with_step(state, number, step),
-        **changes,
-    )
-
-
-def _with_step(state: SagaState, number: int, step: Step) -> tuple[Step, ...]:
-    return (*state.steps[: number - 1], step, *state.steps[number:])
-
-
-def _outcome(state: SagaState, request_id: str | None) -> Notice:
-    body = outcome_body(state.saga_id, state.status, state.reason)
-    return Notice(kind="outcome", saga_id=state.saga_id, request_id=request_id, body=body)
-
-
 def _traced_reply(state: SagaState, reply: Reply) -> tuple[Notice, ...]:
     if not state.trace:
         return ()
     service = state.steps[reply.step - 1].definition.service
     return (Notice(kind="reply", saga_id=state.saga_id, service=service, body=reply.body()),)
-
-
-def _quote(error: bytes | None) -> str:
-    """An error for people: a string as it is, any other JSON value as its text."""
-    if error is None:
-        return "no reason given"
-    value = orjson.loads(error)
-    text = value if isinstance(value, str) else error.decode()
-    return text if len(text) <= REASON_CHARS else text[:REASON_CHARS] + "…"

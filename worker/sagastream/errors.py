@@ -10,9 +10,10 @@ class MalformedMessage(SagastreamError):
 
 
 class RequestRefused(SagastreamError):
-    """A saga_begin is not accepted, because another saga has its id.
+    """A request is not accepted: a saga_begin because another saga has its id, an operator's because the saga is not in a
+    state in which that can be done.
 
-    `code` is the protocol's error code (22 precondition failed).
+    `code` is the protocol's error code (22 precondition failed, 20 no such saga, 13 the saga's hash is damaged).
     """
 
     def __init__(self, code: int, text: str) -> None:

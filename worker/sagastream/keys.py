@@ -6,16 +6,17 @@ One partition's keys share the hash tag {p}, so that one script may change them 
     saga:{p}:requests            stream  clients, bridges        an entry: until the orchestrator took it
     saga:{p}:replies             stream  services                likewise
     saga:{p}:commands:<service>  stream  orchestrator            an entry: until the service answered it
-    saga:{p}:saga:<saga_id>      hash    orchestrator            for good (retention is to come)
+    saga:{p}:saga:<saga_id>      hash    orchestrator            while the saga is live, and ENDED_KEPT_MS after it
     saga:{p}:timers              zset    orchestrator            a member: while its saga is live
-    saga:{p}:ended               zset    orchestrator            for good (retention is to come)
+    saga:{p}:ended               zset    orchestrator            a member: as long as its saga's hash
     saga:{p}:events              stream  orchestrator            capped at EVENTS_KEPT entries, about
     saga:{p}:quarantine          stream  orchestrator, services  until a person deals with it
     saga:{p}:done:<service>:<h>  hash    services                DONE_KEPT_S after its last write; h: hour of the saga
     saga:services:<service>      hash    services                for good: published commands -> compensations
     saga:store                   hash    whoever comes first     for good: the number of partitions
 
-The score of a live saga in timers is when it last moved, in ms by the broker's clock; +inf where it is parked.
+The score of a live saga in timers is when it needs attention next, in ms by the broker's clock; +inf where it is
+parked. The score in ended is when it ended.
 """
 
 from typing import Final
@@ -28,6 +29,9 @@ ORCHESTRATOR_GROUP: Final = "orchestrator"
 
 #: About how many entries the events stream keeps; who falls further behind reads the states instead.
 EVENTS_KEPT: Final = 100_000
+
+#: How long a saga is kept once it has ended, unless a worker is told otherwise, in milliseconds: 7 days.
+ENDED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 
 #: How long a service's record of what it did outlives the last write to its hash, in seconds: 30 days.
 DONE_KEPT_S: Final = 30 * 24 * 3600

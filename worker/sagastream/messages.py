@@ -6,8 +6,9 @@ are; `parsing` read and wrote them once, where they came in.
 """
 
 import re
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import MISSING, dataclass
+from dataclasses import fields as fields_of
+from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 import orjson
@@ -24,6 +25,20 @@ REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
 #: In `StepDefinition.compensation`: the step is undone by whatever its service publishes.
 AS_PUBLISHED: Final = ""
 
+#: What holds for a step that does not say otherwise. A service may be away for some minutes before its sagas fail …
+TIMEOUT_MS: Final = 60_000
+ATTEMPTS: Final = 3
+BACKOFF_MS: Final = 1_000
+#: … and for a quarter of an hour before what has to be done, undone above all, is left to a person.
+PERSISTENT_ATTEMPTS: Final = 10
+#: The longest times that a request may ask for: 7 days, 1 day, 365 days. Services remember for longer what they did.
+MAX_TIMEOUT_MS: Final = 7 * 24 * 3600 * 1000
+MAX_BACKOFF_MS: Final = 24 * 3600 * 1000
+MAX_DEADLINE_MS: Final = 365 * 24 * 3600 * 1000
+MAX_ATTEMPTS: Final = 1000
+#: The longest reason that an operator may give, in characters.
+MAX_REASON_CHARS: Final = 500
+
 
 #: The fields of an entry that is to be written.
 Fields = dict[str, str | bytes | int]
@@ -39,6 +54,28 @@ class Code(IntEnum):
     PRECONDITION_FAILED = 22
 
 
+class StepKind(StrEnum):
+    """How a step takes failure. Steps come in this order, with one pivot at the most, and retriable ones only after it.
+
+    compensatable: it can be undone.
+    pivot: once it has completed there is no way back.
+    retriable: it cannot fail for good, and is tried until it is done.
+    """
+
+    COMPENSATABLE = "compensatable"
+    PIVOT = "pivot"
+    RETRIABLE = "retriable"
+
+
+class Verb(StrEnum):
+    """What an operator may say about a saga; the request is `saga_<verb>`."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
+    SKIP = "skip"
+    ABANDON = "abandon"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDefinition:
     """What a saga_begin says of one step."""
@@ -47,11 +84,42 @@ class StepDefinition:
     service: str
     params: bytes  # JSON
     compensation: str | None = AS_PUBLISHED  # None: declared to need none
+    kind: StepKind = StepKind.COMPENSATABLE
+    timeout_ms: int = TIMEOUT_MS  # how long an answer may take, of the compensation too
+    attempts: int = ATTEMPTS  # how often its command is sent at the most
+    compensation_attempts: int = PERSISTENT_ATTEMPTS  # … and its compensation, before the saga is parked
+    backoff_ms: int = BACKOFF_MS  # how long to wait before the second attempt; doubles with each
+    retry_failed: bool = False  # a `_failed` is tried again too
+
+    @property
+    def retried(self) -> bool:
+        """Whether a `_failed` is no last word."""
+        return self.retry_failed or self.kind is StepKind.RETRIABLE
 
     def canonical(self) -> tuple[object, ...]:
         """What two definitions are compared by: the order of keys and white space do not count."""
         params = orjson.dumps(orjson.loads(self.params), option=orjson.OPT_SORT_KEYS)
-        return (self.transaction, self.service, params, self.compensation)
+        return (self.transaction, self.service, params, *(getattr(self, name) for name in OPTIONS))
+
+    def body(self) -> dict[str, Any]:
+        """The members of a step in a saga_begin; what is as usual is left out."""
+        members: dict[str, Any] = {
+            "transaction": self.transaction,
+            "service": self.service,
+            "params": orjson.Fragment(self.params),
+        }
+        return members | {name: getattr(self, name) for name in self.unusual_options()}
+
+    def unusual_options(self) -> list[str]:
+        """The names of the options in which this step differs from one that says nothing."""
+        usual = {"attempts": PERSISTENT_ATTEMPTS} if self.kind is StepKind.RETRIABLE else {}
+        return [name for name, value in OPTIONS.items() if getattr(self, name) != usual.get(name, value)]
+
+
+#: What a step may say besides transaction, service and params, and what holds where it does not.
+OPTIONS: Final[dict[str, Any]] = {
+    field.name: field.default for field in fields_of(StepDefinition) if field.default is not MISSING
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,21 +128,15 @@ class Begin:
 
     saga_id: str
     steps: tuple[StepDefinition, ...]
+    deadline_ms: int | None = None  # how long after its begin it is cancelled
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
     trace: bool = False  # of the stream entry: report every command and reply on the events stream
 
     def body(self) -> bytes:
-        steps = []
-        for step in self.steps:
-            members: dict[str, Any] = {
-                "transaction": step.transaction,
-                "service": step.service,
-                "params": orjson.Fragment(step.params),
-            }
-            if step.compensation != AS_PUBLISHED:
-                members["compensation"] = step.compensation
-            steps.append(members)
-        return encode({"type": "saga_begin", "saga_id": self.saga_id, "steps": steps})
+        members: dict[str, Any] = {"type": "saga_begin", "saga_id": self.saga_id}
+        if self.deadline_ms is not None:
+            members["deadline_ms"] = self.deadline_ms
+        return encode(members | {"steps": [step.body() for step in self.steps]})
 
     def fields(self) -> Fields:
         fields: Fields = {"body": self.body()}
@@ -83,6 +145,32 @@ class Begin:
         if self.trace:
             fields["trace"] = 1
         return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervene:
+    """A request of an operator: cancel a saga, or have one that is parked go on in some way."""
+
+    verb: Verb
+    saga_id: str
+    reason: str  # why; it stays with the saga
+    request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
+
+    def body(self) -> bytes:
+        return encode({"type": f"saga_{self.verb}", "saga_id": self.saga_id, "reason": self.reason})
+
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.request_id is not None:
+            fields["request_id"] = self.request_id
+        return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """The time of a saga has come: something that it waits for has not happened, or is to be done now."""
+
+    saga_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +186,8 @@ class Command:
     compensating: bool = False
     attempt: int = 1
     begun_ms: int  # when the saga began; services file their dedupe records by it
+    not_after_ms: int | None = None  # by the broker's clock: nobody waits for it any more, it must not be started
+    retried: bool = False  # its failure is no last word, and is not recorded
 
     @property
     def key(self) -> str:
@@ -105,9 +195,19 @@ class Command:
         return f"{self.saga_id}/{self.step}/{'compensation' if self.compensating else 'transaction'}"
 
     @property
+    def transaction_key(self) -> str:
+        """The idempotency key of the step's transaction: of what a compensation undoes."""
+        return f"{self.saga_id}/{self.step}/transaction"
+
+    @property
     def record(self) -> str:
         """What the service files its answer under: a stray command of another name has a record of its own."""
         return f"{self.key}/{self.type}"
+
+    @property
+    def tombstone(self) -> str:
+        """What a compensation leaves behind for the transaction of its step. No command can be called so."""
+        return f"{self.transaction_key}/(void)"
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
@@ -119,6 +219,10 @@ class Command:
 
     def fields(self) -> Fields:
         fields: Fields = {"body": self.body(), "attempt": self.attempt, "begun_ms": self.begun_ms}
+        if self.not_after_ms is not None:
+            fields["not_after_ms"] = self.not_after_ms
+        if self.retried:
+            fields["retried"] = 1
         if self.compensating:
             fields["params"] = self.params
             if self.result is not None:
@@ -136,6 +240,7 @@ class Reply:
     result: bytes | None = None  # JSON
     error: bytes | None = None  # JSON
     unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
+    attempt: int | None = None  # of the stream entry: which sending of the command it answers; None: the last one
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
@@ -147,6 +252,8 @@ class Reply:
 
     def fields(self) -> Fields:
         fields: Fields = {"body": self.body()}
+        if self.attempt is not None:
+            fields["attempt"] = self.attempt
         if self.unknown:
             fields["unknown"] = 1
         return fields
@@ -166,7 +273,7 @@ class Unreadable:
 class Notice:
     """One entry of the events stream: what the orchestrator tells whoever follows it."""
 
-    kind: str  # outcome, refused, command, reply
+    kind: str  # outcome, parked, done, refused, command, reply
     body: bytes  # the message itself, JSON
     saga_id: str | None = None
     service: str | None = None  # of command and reply
@@ -199,7 +306,15 @@ def reply_to(
     unknown: bool = False,
 ) -> Reply:
     """The reply of this type to a command."""
-    return Reply(type=kind, saga_id=command.saga_id, step=command.step, result=result, error=error, unknown=unknown)
+    return Reply(
+        type=kind,
+        saga_id=command.saga_id,
+        step=command.step,
+        result=result,
+        error=error,
+        unknown=unknown,
+        attempt=command.attempt,
+    )
 
 
 def outcome_body(saga_id: str, status: str, reason: str | None) -> bytes:
@@ -207,6 +322,15 @@ def outcome_body(saga_id: str, status: str, reason: str | None) -> bytes:
     if reason is not None:
         members["reason"] = reason
     return encode(members)
+
+
+def parked_body(saga_id: str, status: str, reason: str) -> bytes:
+    return encode({"type": "saga_parked", "saga_id": saga_id, "status": status, "reason": reason})
+
+
+def done_body(verb: Verb, saga_id: str) -> bytes:
+    """The answer to an operator's request that was accepted."""
+    return encode({"type": f"saga_{verb}_ok", "saga_id": saga_id})
 
 
 def error_body(code: int, text: str) -> bytes:

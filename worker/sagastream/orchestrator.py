@@ -1,10 +1,12 @@
-"""The orchestrator's worker: reads requests and replies, decides, commits. Any number of them run side by side.
+"""The orchestrator's worker: reads requests, replies and what is due, decides, commits. Any number of them run side by
+side.
 
 Two workers never undo each other's work: a commit names the version of the saga that it was decided on, and is
 refused if another has moved the saga since. An entry is acknowledged in the commit of its effect, so a worker may die
 anywhere: what it held is claimed by another.
 """
 
+import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,31 +15,37 @@ from typing import Final
 from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
-from sagastream.decision import Event, Found, Published, decide
-from sagastream.messages import Reply
+from sagastream.decision import Event, decide, may_undo
+from sagastream.messages import Due
+from sagastream.moves import Found, Moment, Published
 from sagastream.parsing import read_reply, read_request
-from sagastream.saga import SagaState, SagaStatus
+from sagastream.saga import SagaState
 from sagastream.store import Change, Store
 from sagastream.streams import BATCH, Entry, GroupReader, consumer_name
 
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
 #: only slow loses the comparison and nothing else.
 LEASE_MS: Final = 5_000
+#: How often a worker looks for what is due, in seconds, at the most: a timeout is late by no more than a turn and this.
+_LOOK_EVERY_S: Final = 0.02
+#: How often it strikes the sagas off the index that are kept no longer, in seconds.
+_TIDY_EVERY_S: Final = 10.0
 #: How often a worker says that a stream holds sagas up, in seconds.
 _REPORT_EVERY_S: Final = 60.0
 
-#: An entry, and what it says.
-Letter = tuple[Entry, Event]
+#: An entry, and what it says. No entry: the time of a saga has come.
+Letter = tuple[Entry | None, Event]
 
 
 class Orchestrator:
     """One worker. `stop` may be set from anywhere: the running turn is finished, then `run` returns."""
 
-    def __init__(self, broker: Broker, stop: threading.Event) -> None:
+    def __init__(self, broker: Broker, stop: threading.Event, *, retention_ms: int = keys.ENDED_KEPT_MS) -> None:
+        """`retention_ms`: how long a saga is kept once it has ended."""
         self.name = f"worker {(consumer := consumer_name())}"
         self._broker = broker
         self._outage = Outage(broker, self.name, stop)
-        self._store = Store(broker.client)
+        self._store = Store(broker.client, retention_ms=retention_ms)
         # Replies first: what is begun is finished before more is begun.
         self._inbox = GroupReader(
             broker.client,
@@ -48,6 +56,7 @@ class Orchestrator:
             on_join=broker.check,
         )
         self._replies_only = False
+        self._look_at = self._tidy_at = 0.0
         self._report_at: dict[str, float] = {}
 
     def run(self) -> None:
@@ -59,14 +68,14 @@ class Orchestrator:
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit; the number of entries that were read."""
         entries = self._read(block_ms)
-        letters = [_open(entry) for entry in entries]
+        letters = [_open(entry) for entry in entries] + self._due(entries)
         while letters:
             states, now_ms = self._store.load({event.saga_id for _, event in letters if event.saga_id is not None})
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
             self._report(stuck)
-            again = {id(entry) for change in lost for entry in change.entries}
-            letters = [letter for letter in letters if id(letter[0]) in again]
+            again = {change.saga_id for change in lost}
+            letters = [letter for letter in letters if letter[1].saga_id in again]
         return len(entries)
 
     def _report(self, stuck: Sequence[Change]) -> None:
@@ -80,9 +89,23 @@ class Orchestrator:
                 say(self.name, f"{stream} is no stream: sagas that need it stand still, until it is one or is gone")
 
     def _read(self, block_ms: int) -> list[Entry]:
-        entries = self._inbox.read(block_ms, only=keys.REPLIES if self._replies_only else None)
+        wait_ms = int((self._look_at - time.monotonic()) * 1000)
+        entries = self._inbox.read(max(1, min(block_ms, wait_ms)), only=keys.REPLIES if self._replies_only else None)
         self._replies_only = sum(entry.stream == keys.REPLIES for entry in entries) >= BATCH
         return entries
+
+    def _due(self, entries: Sequence[Entry]) -> list[Letter]:
+        """The sagas whose time has come. None while there are replies that nobody has read: after a time in which no
+        worker ran they may be just what is waited for."""
+        if self._replies_only or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
+            return []
+        saga_ids, wait_ms = self._store.due(BATCH, LEASE_MS)
+        wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
+        self._look_at = time.monotonic() + (0.0 if len(saga_ids) == BATCH else max(wait_s, _LOOK_EVERY_S))
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + _TIDY_EVERY_S
+            self._store.forget_ended()
+        return [(None, Due(saga_id=saga_id)) for saga_id in saga_ids]
 
     def _published(self, letters: Sequence[Letter], states: Mapping[str, Found]) -> Published:
         """What the services publish that this turn may have to undo. Asked for anew each time it is needed:
@@ -90,9 +113,7 @@ class Orchestrator:
         services: set[str] = set()
         for _, event in letters:
             state = states.get(event.saga_id or "")
-            if not isinstance(event, Reply) or not isinstance(state, SagaState):
-                continue
-            if state.status is SagaStatus.COMPENSATING or event.type.endswith("_failed"):
+            if isinstance(state, SagaState) and may_undo(state, event):
                 services |= {step.definition.service for step in state.steps}
         return published.read(self._broker.client, services) if services else {}
 
@@ -110,5 +131,6 @@ def _fold(letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int, p
             before = None if saga_id is None else states[saga_id]
             changes[saga_id] = Change(saga_id=saga_id, before=before, after=before)
         change = changes[saga_id]
-        change.add(entry, decide(change.after, event, now_ms, published))
-    return list(changes.values())
+        moment = Moment(now_ms=now_ms, published=published, jitter=random.random())  # noqa: S311 - no secret
+        change.add(entry, decide(change.after, event, moment))
+    return [change for change in changes.values() if not change.is_empty]

@@ -5,35 +5,58 @@ and where.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from sagastream.errors import MalformedMessage
 from sagastream.messages import (
     AS_PUBLISHED,
+    ATTEMPTS,
+    BACKOFF_MS,
     ID_PATTERN,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_DEADLINE_MS,
+    MAX_REASON_CHARS,
     MAX_STEPS,
+    MAX_TIMEOUT_MS,
+    OPTIONS,
+    PERSISTENT_ATTEMPTS,
     REPLY_PATTERN,
+    TIMEOUT_MS,
     Begin,
     Code,
     Command,
+    Intervene,
     Reply,
     StepDefinition,
+    StepKind,
     Unreadable,
+    Verb,
     is_id,
 )
 from sagastream.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload
 
 _D = TypeVar("_D", None, bytes)
+_L = TypeVar("_L", None, int)
+
+_STEP_MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
 
 
-def read_request(fields: Mapping[bytes, bytes]) -> Begin | Unreadable:
+#: The requests of operators, by the type of their body.
+VERBS: Final = {f"saga_{verb}": verb for verb in Verb}
+
+
+def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Unreadable:
     """The entry of the requests stream."""
     request_id = None
     try:
         request_id = _request_id(fields)
         body = decode(fields.get(b"body", b""))
-        if (kind := _type_of(body)) != "saga_begin":
+        kind = _type_of(body)
+        if kind in VERBS:
+            return parse_intervene(body, request_id=request_id)
+        if kind != "saga_begin":
             text = f"the orchestrator knows no request {kind}"
             return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
         return parse_begin(body, request_id=request_id, trace=b"trace" in fields)
@@ -44,7 +67,8 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | Unreadable:
 def read_reply(fields: Mapping[bytes, bytes]) -> Reply | Unreadable:
     """The entry of the replies stream."""
     try:
-        return parse_reply(decode(fields.get(b"body", b"")), unknown=b"unknown" in fields)
+        attempt = _number(fields, b"attempt") if b"attempt" in fields else None
+        return parse_reply(decode(fields.get(b"body", b"")), unknown=b"unknown" in fields, attempt=attempt)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
@@ -59,7 +83,7 @@ def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> C
 
 def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False) -> Begin:
     """A decoded saga_begin body, checked; MalformedMessage says what is wrong and where."""
-    _object(body, "the body", {"type", "msg_id", "saga_id", "steps"})
+    _object(body, "the body", {"type", "msg_id", "saga_id", "steps", "deadline_ms"})
     if body.get("type", "saga_begin") != "saga_begin":
         raise MalformedMessage("type is not saga_begin")
     saga_id = _name(body, "saga_id", "the body")
@@ -67,14 +91,40 @@ def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
     definitions = tuple(_parse_step(step, f"steps[{index}]") for index, step in enumerate(steps))
-    begin = Begin(saga_id=saga_id, steps=definitions, request_id=request_id, trace=trace)
+    _check_order(definitions)
+    begin = Begin(
+        saga_id=saga_id,
+        steps=definitions,
+        deadline_ms=_limit(body, "deadline_ms", "the body", None, MAX_DEADLINE_MS),
+        request_id=request_id,
+        trace=trace,
+    )
     if sum(len(step.params) for step in definitions) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
         # A number may be longer in the one way in which we write it.
         raise MalformedMessage(f"too large: {len(begin.body())} bytes, at most {MAX_BYTES}")
     return begin
 
 
-def parse_reply(body: Any, *, unknown: bool = False) -> Reply:
+def parse_intervene(body: Any, *, request_id: str | None = None) -> Intervene:
+    """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon, checked."""
+    verb = VERBS[_type_of(body)]
+    _object(body, "the body", {"type", "msg_id", "saga_id", "reason"})
+    return Intervene(
+        verb=verb,
+        saga_id=_name(body, "saga_id", "the body"),
+        reason=parse_reason(body.get("reason")),
+        request_id=request_id,
+    )
+
+
+def parse_reason(reason: object) -> str:
+    """The reason that an operator gives, checked."""
+    if not isinstance(reason, str) or not reason.strip() or len(reason) > MAX_REASON_CHARS:
+        raise MalformedMessage(f"reason must be a text of 1 to {MAX_REASON_CHARS} characters: it stays with the saga")
+    return reason
+
+
+def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None) -> Reply:
     """A decoded reply body, checked. Members that the protocol does not name are ignored: the effect has happened
     whatever else a service likes to add."""
     return Reply(
@@ -84,6 +134,7 @@ def parse_reply(body: Any, *, unknown: bool = False) -> Reply:
         result=encode(body["result"]) if "result" in body else None,
         error=encode(body["error"]) if "error" in body else None,
         unknown=unknown,
+        attempt=attempt,
     )
 
 
@@ -93,10 +144,6 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
     compensating = body.get("compensating", False)
     if not isinstance(compensating, bool):
         raise MalformedMessage("compensating must be true or false")
-    try:
-        attempt, begun_ms = int(fields.get(b"attempt", 1)), int(fields.get(b"begun_ms", sent_ms))
-    except ValueError:
-        raise MalformedMessage("attempt and begun_ms must be whole numbers") from None
     return Command(
         service=service,
         type=_name(body, "type", "the body"),
@@ -105,9 +152,19 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         params=_payload(fields, b"params", b"null") if compensating else encode(body.get("params")),
         result=_payload(fields, b"result", None),
         compensating=compensating,
-        attempt=attempt,
-        begun_ms=begun_ms,
+        attempt=_number(fields, b"attempt", 1),
+        begun_ms=_number(fields, b"begun_ms", sent_ms),
+        not_after_ms=_number(fields, b"not_after_ms") if b"not_after_ms" in fields else None,
+        retried=b"retried" in fields,
     )
+
+
+def _number(fields: Mapping[bytes, bytes], name: bytes, default: int = 0) -> int:
+    """A field of an entry that is a whole number, at most what a time in milliseconds needs."""
+    digits = fields.get(name, b"%d" % default)
+    if not digits.isdigit() or len(digits) > 15:
+        raise MalformedMessage(f"the field {name.decode()} must be a whole number")
+    return int(digits)
 
 
 def _payload(fields: Mapping[bytes, bytes], name: bytes, default: _D) -> bytes | _D:
@@ -127,19 +184,59 @@ def _request_id(fields: Mapping[bytes, bytes]) -> str | None:
 
 
 def _parse_step(step: Any, where: str) -> StepDefinition:
-    _object(step, where, {"transaction", "service", "params", "compensation"})
+    _object(step, where, _STEP_MEMBERS)
     transaction = _name(step, "transaction", where)
     compensation: str | None = AS_PUBLISHED
     if "compensation" in step:
         compensation = None if step["compensation"] is None else _name(step, "compensation", where)
         if compensation == transaction:
             raise MalformedMessage(f"{where}: a transaction cannot be its own compensation")
+    try:
+        kind = StepKind(step.get("kind", StepKind.COMPENSATABLE))
+    except ValueError:
+        raise MalformedMessage(f"{where}: kind must be one of {', '.join(StepKind)}") from None
+    retry_failed = step.get("retry_failed", False)
+    if not isinstance(retry_failed, bool):
+        raise MalformedMessage(f"{where}: retry_failed must be true or false")
+    attempts = PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
     return StepDefinition(
         transaction=transaction,
         service=_name(step, "service", where),
         params=encode_payload(step.get("params")),
         compensation=compensation,
+        kind=kind,
+        timeout_ms=_limit(step, "timeout_ms", where, TIMEOUT_MS, MAX_TIMEOUT_MS),
+        attempts=_limit(step, "attempts", where, attempts, MAX_ATTEMPTS),
+        compensation_attempts=_limit(step, "compensation_attempts", where, PERSISTENT_ATTEMPTS, MAX_ATTEMPTS),
+        backoff_ms=_limit(step, "backoff_ms", where, BACKOFF_MS, MAX_BACKOFF_MS),
+        retry_failed=retry_failed,
     )
+
+
+def _check_order(steps: Sequence[StepDefinition]) -> None:
+    """What can be undone comes first, then the pivot, then what is sure to be done in the end."""
+    pivot = next((index for index, step in enumerate(steps) if step.kind is StepKind.PIVOT), None)
+    for index, step in enumerate(steps):
+        before = pivot is None or index < pivot
+        if step.kind is StepKind.RETRIABLE and before:
+            raise MalformedMessage(f"steps[{index}]: a retriable step needs a pivot before it")
+        if step.kind is StepKind.RETRIABLE and step.compensation:
+            raise MalformedMessage(f"steps[{index}]: a retriable step is never undone, and names no compensation")
+        if not before and index != pivot and step.kind is not StepKind.RETRIABLE:
+            what = (
+                "there is one pivot at the most" if step.kind is StepKind.PIVOT else "after the pivot comes no way back"
+            )
+            raise MalformedMessage(f"steps[{index}]: {what}: the steps after it must be retriable")
+
+
+def _limit(value: dict[str, Any], key: str, where: str, default: _L, most: int) -> int | _L:
+    """A whole number from 1 to `most`, or the default where there is none."""
+    if key not in value:
+        return default
+    number = value[key]
+    if type(number) is not int or not 1 <= number <= most:
+        raise MalformedMessage(f"{where}: {key} must be a whole number from 1 to {most}")
+    return number
 
 
 def _object(value: Any, where: str, known: set[str] | None) -> None:

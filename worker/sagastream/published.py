@@ -6,8 +6,8 @@ import redis
 
 from sagastream import keys
 from sagastream.broker import or_raise
-from sagastream.decision import Published
 from sagastream.messages import is_id
+from sagastream.moves import Published
 
 
 def publish(client: "redis.Redis", service: str, commands: Mapping[str, str | None]) -> None:

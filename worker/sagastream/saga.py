@@ -1,12 +1,15 @@
 """A saga as it stands: its status, its steps, and what happened to each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-from sagastream.messages import StepDefinition
+from sagastream.messages import StepDefinition, StepKind
+
+#: How many interventions a saga keeps, the newest ones.
+MAX_INTERVENTIONS: Final = 100
 
 
 class SagaStatus(StrEnum):
@@ -29,24 +32,51 @@ class Step:
 
     definition: StepDefinition
     status: StepStatus = StepStatus.PENDING
-    sent_ms: int | None = None
+    attempt: int = 0  # how often its command was sent
+    sent_ms: int | None = None  # the last of them
     answered_ms: int | None = None
     result: bytes | None = None  # JSON, of a completed step
-    error: bytes | None = None  # JSON, of a failed one
-    unknown: bool = False  # failed, but its effect may have happened: it is compensated too
+    error: bytes | None = None  # JSON, of the last attempt that failed
+    unknown: bool = False  # an attempt's outcome is unknown: it may have had its effect
+    late_ms: int | None = None  # when it was heard, too late, that the transaction had its effect
     compensation: str | None = None  # the command that undoes it, once that was sent
+    compensation_attempt: int = 0  # how often that was sent
     compensation_sent_ms: int | None = None
     compensation_answered_ms: int | None = None
+    compensation_error: bytes | None = None  # JSON, of the last attempt that failed
+    retries: int = 0  # how often an operator had it tried anew, each time with as many attempts
+    skipped: bool = False  # by an operator: nothing is done about it any more
+
+    @property
+    def completed(self) -> bool:
+        """Whether its transaction is known to have completed, undone since or not."""
+        done = self.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not self.unknown
+        return done or self.late_ms is not None
 
     @property
     def may_have_effect(self) -> bool:
         """Whether there is something to undo."""
+        if self.skipped:
+            return False
         return self.status is StepStatus.COMPLETED or (self.status is StepStatus.FAILED and self.unknown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Intervention:
+    """What was done about a saga from outside of it, and why."""
+
+    verb: str  # cancel, retry, skip, abandon; or what became of that
+    reason: str
+    at_ms: int
+    request_id: str | None = None  # of the request, so that it is done once however often it arrives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SagaState:
-    """The whole of a saga, as the decision core sees it and the store keeps it."""
+    """The whole of a saga, as the decision core sees it and the store keeps it.
+
+    A live saga always has a reason to move: it is parked, or one of `times_out_ms` and `send_again_ms` is set.
+    """
 
     saga_id: str
     status: SagaStatus
@@ -55,6 +85,11 @@ class SagaState:
     compensating_steps: tuple[int, ...] = ()  # in the order in which their compensation was sent
     reason: str | None = None  # why it compensates
     parked: str | None = None  # why it stands still until a person acts
+    cancelling: str | None = None  # why it is to go back as soon as the current step is answered
+    times_out_ms: int | None = None  # a command is out: when its answer is no longer waited for
+    send_again_ms: int | None = None  # it failed: when the next attempt is sent
+    deadline_ms: int | None = None  # when the saga is cancelled
+    interventions: tuple[Intervention, ...] = ()
     duplicates: int = 0  # replies that came more than once, and were ignored
     begun_ms: int
     updated_ms: int
@@ -72,21 +107,67 @@ class SagaState:
         return self.steps[self.current_step - 1]
 
     @property
+    def past_pivot(self) -> bool:
+        """Whether there is no way back any more."""
+        pivots = (step for step in self.steps if step.definition.kind is StepKind.PIVOT)
+        return any(step.status is StepStatus.COMPLETED or step.skipped for step in pivots)
+
+    @property
+    def may_be_cancelled(self) -> bool:
+        return self.status is SagaStatus.PENDING and self.cancelling is None and not self.past_pivot
+
+    @property
+    def due_ms(self) -> int | None:
+        """When it needs attention next, whatever comes or does not come; None: not before a person acts, or ever."""
+        if self.ended or self.parked is not None:
+            return None
+        deadline_ms = self.deadline_ms if self.may_be_cancelled else None
+        return min((ms for ms in (self.times_out_ms, self.send_again_ms, deadline_ms) if ms is not None), default=0)
+
+    @property
+    def command(self) -> str:
+        """The command that the saga is at: the transaction of the current step or, once it was sent, what undoes it."""
+        name = self.step.definition.transaction
+        return self.step.compensation or name if self.status is SagaStatus.COMPENSATING else name
+
+    @property
+    def attempt(self) -> int:
+        """How often that command was sent."""
+        compensating = self.status is SagaStatus.COMPENSATING
+        return self.step.compensation_attempt if compensating else self.step.attempt
+
+    @property
+    def attempts(self) -> int:
+        """How often it is sent at the most."""
+        definition = self.step.definition
+        compensating = self.status is SagaStatus.COMPENSATING
+        return (definition.compensation_attempts if compensating else definition.attempts) * (1 + self.step.retries)
+
+    @property
+    def attempt_of_round(self) -> int:
+        """The same, counted anew where an operator had it tried anew; from 1."""
+        return max(1, self.attempt - self.attempts // (1 + self.step.retries) * self.step.retries)
+
+    @property
     def waiting_for(self) -> str:
         """What must happen for the saga to go on, in words."""
         if self.ended:
             return "nothing, it has ended"
         if self.parked is not None:
             return "a person, it is parked"
-        name = self.step.definition.transaction
-        if self.status is SagaStatus.COMPENSATING:
-            name = self.step.compensation or name
-        return f"{self.step.definition.service} to answer {name}, step {self.current_step}"
+        what = f"{self.command}, step {self.current_step}"
+        then = ", to be cancelled then" if self.cancelling is not None else ""
+        if self.send_again_ms is not None:
+            return f"the time to send {what} again (attempt {self.attempt + 1} of {self.attempts}){then}"
+        which = f" (attempt {self.attempt} of {self.attempts})" if self.attempt > 1 else ""
+        return f"{self.step.definition.service} to answer {what}{which}{then}"
+
+    def with_intervention(self, intervention: Intervention) -> "SagaState":
+        return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
 
 
 def protocol_view(state: SagaState) -> dict[str, Any]:
     """The SagaState of the wire protocol, as JSON values."""
-    done = (StepStatus.COMPLETED, StepStatus.COMPENSATED)
     steps = []
     for step in state.steps:
         view: dict[str, Any] = {
@@ -101,7 +182,7 @@ def protocol_view(state: SagaState) -> dict[str, Any]:
         "saga_id": state.saga_id,
         "status": str(state.status),
         "current_step": state.current_step,
-        "completed_steps": [n for n, s in enumerate(state.steps, 1) if s.status in done and not s.unknown],
+        "completed_steps": [number for number, step in enumerate(state.steps, 1) if step.completed],
         "compensating_steps": list(state.compensating_steps),
         "steps": steps,
     }

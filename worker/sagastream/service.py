@@ -11,6 +11,9 @@
 A handler may be called more than once for one command: when a process dies between the effect and its record, or when
 it raised and is tried again. `context.key` is the same each time; a handler puts it into the same transaction as its
 effect, and so has it once.
+
+A compensation may be called for a step that had no effect, or before it has it, or more than once: it undoes what it
+finds under `context.transaction_key`, and sees to it that nothing more can be done under that key.
 """
 
 import inspect
@@ -94,6 +97,11 @@ class Service:
             return self._compensations.get(command.type)
         return self._commands.get(command.type, (None, None))[0]
 
+    def undo_of(self, command: Command) -> Handler | None:
+        """The handler that undoes a transaction, None where nothing does, or needs to."""
+        _, compensation = self._commands.get(command.type, (None, None))
+        return self._compensations.get(compensation) if compensation is not None else None
+
     def publishes(self) -> dict[str, str | None]:
         """The commands and what undoes each (None: it needs nothing). Raises ServiceError where that has no handler."""
         for name, (_, compensation) in self._commands.items():
@@ -123,12 +131,11 @@ class Service:
 
 def context_of(command: Command) -> Context:
     """What a handler is told of this command."""
-    transaction_key = f"{command.saga_id}/{command.step}/transaction"
     return Context(
         saga_id=command.saga_id,
         step=command.step,
         key=command.key,
-        transaction_key=transaction_key,
+        transaction_key=command.transaction_key,
         attempt=command.attempt,
         result=orjson.loads(command.result) if command.result is not None else None,
     )

@@ -3,14 +3,15 @@
 import threading
 import time
 import traceback
+from dataclasses import replace
 from typing import Final
 
 import orjson
 import redis
 
-from sagastream import backoff, published
+from sagastream import backoff, dedupe, published
 from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
-from sagastream.command_inbox import CommandInbox
+from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.console import describe, printable, say
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.messages import Command, Reply, failed, ok, reply_to
@@ -50,28 +51,48 @@ class ServiceRunner:
 
     def turn(self, block_ms: int = BLOCK_MS) -> None:
         """Read a batch of commands, call their handlers, answer."""
-        self._inbox.send()  # what an outage left over
+        self._send()  # what an outage left over
         deliveries = self._inbox.read(block_ms, count=max(1, min(BATCH, int(_BATCH_S / self._pace_s))))
         began = sent = time.monotonic()
         replies: dict[str, Reply] = {}
         for done, delivery in enumerate(deliveries, 1):
+            if delivery.refusal is not None:
+                self._overrule(delivery, None, delivery.refusal)
+                continue
             command = delivery.command
             reply = replies.get(command.record) or self._handle(command)
             if reply is None:
                 break  # the rest stays pending: others take it over
             replies[command.record] = reply
-            self._inbox.reply(delivery, reply)
+            self._inbox.reply(delivery, replace(reply, attempt=command.attempt))
             now = time.monotonic()
             self._pace_s = 0.8 * self._pace_s + 0.2 * max((now - began) / done, 1e-6)
             if now - sent > _LINGER_S:
-                self._inbox.send()
+                self._send()
                 sent = now
             if now - began > self._service.lease_ms / 4000:
                 # The rest waits for longer than others may think we live. Reading it again renews the lease, on
                 # what is still ours.
                 self._inbox.reader.renew()
                 break
-        self._inbox.send()
+        self._send()
+
+    def _send(self) -> None:
+        """Send the answers that are ready. What was overruled meanwhile is undone first, then answered."""
+        while overruled := self._inbox.send():
+            for delivery, reply in overruled:
+                self._overrule(delivery, reply.result, dedupe.refusal(delivery.command))
+
+    def _overrule(self, delivery: Delivery, result: bytes | None, refusal: Reply) -> None:
+        """Undo what may have come of a command that must not be done any more, and answer it. Where that does not
+        succeed it stays pending, to be undone by whoever takes it over."""
+        command = delivery.command
+        say(self.name, f"{command.type} of saga {command.saga_id}, step {command.step}, must not be done: undoing it")
+        if (undo := self._service.undo_of(command)) is not None:
+            undone = self._try(undo, replace(command, compensating=True, result=result))
+            if undone is None or undone.type != ok(command.type):
+                return
+        self._inbox.reply(delivery, refusal, final=True)
 
     def _join(self) -> None:
         self._broker.check()
@@ -83,11 +104,17 @@ class ServiceRunner:
         Raises redis.RedisError where the handler could not reach its data: that is an outage like any other, no
         fault of the handler's, and no verdict on the step.
         """
+        if (reply := dedupe.stale(command, self._inbox.now_ms)) is not None:
+            return reply
         handler = self._service.handler(command)
         if handler is None:
             known = "compensation" if command.compensating else "command"
             error = f"unknown_command: service {self._service.name} has no {known} {command.type}"
             return reply_to(command, failed(command.type), error=encode(error))
+        return self._try(handler, command)
+
+    def _try(self, handler: Handler, command: Command) -> Reply | None:
+        """Call the handler, more than once if need be; None: the process is to stop."""
         for attempt in range(1, TRIES + 1):
             try:
                 return _call(handler, command)

@@ -7,9 +7,9 @@ import redis
 
 from sagastream import keys, saga_hash, scripts
 from sagastream.broker import or_raise
-from sagastream.decision import Decision, Found
 from sagastream.errors import CorruptSaga
 from sagastream.messages import Command, Fields, Notice
+from sagastream.moves import Decision, Found
 from sagastream.saga import SagaState
 from sagastream.streams import Entry
 
@@ -26,14 +26,21 @@ class Change:
     quarantined: list[tuple[Entry, str]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)  # to be acknowledged
 
-    def add(self, entry: Entry, decision: Decision) -> None:
-        """Fold one more decision over those before it."""
+    def add(self, entry: Entry | None, decision: Decision) -> None:
+        """Fold one more decision over those before it. `entry`: what it answers; None: its time had come."""
         self.after = decision.state
         self.commands += decision.commands
         self.notices += decision.notices
+        if entry is None:
+            return
         self.entries.append(entry)
         if decision.quarantine is not None:
             self.quarantined.append((entry, decision.quarantine))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        return self.after is self.before and not self.entries and not self.notices
 
     @property
     def key(self) -> str | None:
@@ -42,9 +49,12 @@ class Change:
 
 
 class Store:
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", *, retention_ms: int = keys.ENDED_KEPT_MS) -> None:
+        """`retention_ms`: how long a saga is kept once it has ended."""
         self._client = client
+        self._retention_ms = retention_ms
         self._commit = scripts.load(client, "commit")
+        self._due = scripts.load(client, "due")
 
     def load(self, saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
         """The states of these sagas (None: there is none), and the broker's time in ms; one round trip."""
@@ -62,13 +72,26 @@ class Store:
         seconds, micros = or_raise(time)
         return states, seconds * 1000 + micros // 1000
 
+    def due(self, count: int, lease_ms: int) -> tuple[list[str], int | None]:
+        """Lease up to `count` sagas whose time has come, by the broker's clock; how long it is until the next one, in
+        ms, None: nothing waits for a time. What is leased comes up again where nothing is done about it."""
+        wait_ms, *saga_ids = self._due(keys=[keys.TIMERS], args=[count, lease_ms])
+        return [saga_id.decode(errors="backslashreplace") for saga_id in saga_ids], None if wait_ms < 0 else wait_ms
+
+    def forget_ended(self) -> None:
+        """Strike the sagas off the list of ended ones that are kept no longer."""
+        _, now_ms = self.load([])
+        self._client.zremrangebyscore(keys.ENDED, "-inf", now_ms - self._retention_ms)
+
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
         """Write these changes, all in one script call.
 
         Returns those that lost the comparison, and those that cannot be written for what stands where one of their
         streams should be.
         """
-        arguments = _CommitArguments(now_ms)
+        if not changes:
+            return [], []
+        arguments = _CommitArguments(now_ms, self._retention_ms)
         for change in changes:
             arguments.add(change)
         results = self._commit(keys=arguments.keys, args=arguments.args)
@@ -80,8 +103,9 @@ class Store:
 class _CommitArguments:
     """Packs changes as commit.lua takes them; its header has the order."""
 
-    def __init__(self, now_ms: int) -> None:
+    def __init__(self, now_ms: int, retention_ms: int) -> None:
         self._now_ms = now_ms
+        self._retention_ms = retention_ms
         self._streams = {keys.TIMERS: 1, keys.ENDED: 2, keys.EVENTS: 3}
         self._changes: list[tuple[str | None, list[str | bytes | int]]] = []
 
@@ -115,7 +139,7 @@ class _CommitArguments:
     def args(self) -> list[str | bytes | int]:
         index = len(self._streams)
         args: list[str | bytes | int] = [
-            keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, self._now_ms, index, len(self._changes)
+            keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, self._now_ms, index, self._retention_ms, len(self._changes)
         ]  # fmt: skip
         for key, packed in self._changes:
             if key is not None:
@@ -134,4 +158,4 @@ def _score(before: SagaState | None, after: SagaState | None) -> str:
     """What becomes of the saga's score in timers."""
     if after is None or (before is not None and before.ended):
         return ""
-    return "ended" if after.ended else "+inf" if after.parked else str(after.updated_ms)
+    return "ended" if after.ended else "+inf" if after.due_ms is None else str(after.due_ms)

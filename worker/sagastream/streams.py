@@ -23,6 +23,11 @@ from sagastream.console import say
 BATCH: Final = 128
 #: How often abandoned entries are looked for, in seconds, at the least.
 _CLAIM_EVERY_S: Final = 2.0
+#: How often consumers that are gone are forgotten, in seconds, and how long one must not have asked for that, in ms.
+_FORGET_EVERY_S: Final = 30.0
+_GONE_MS: Final = 60_000
+#: A field of entries that were put back from the quarantine: somebody may have worked on them before.
+REPLAYED: Final = b"replayed"
 #: How much is kept of the fields of a quarantined entry other than its body, in characters.
 _OTHER_FIELDS_KEPT: Final = 4096
 
@@ -34,7 +39,8 @@ class Entry:
     stream: str
     id: bytes
     fields: dict[bytes, bytes]
-    taken_over: bool = False  # from a reader that held it for too long, or handed it back
+    again: bool = False  # it was delivered before: somebody may have worked on it
+    taken_over: bool = False  # … from a reader that held it for too long, or handed it back
 
     @property
     def added_ms(self) -> int:
@@ -85,10 +91,12 @@ class GroupReader:
         self._lease_ms = lease_ms
         self._on_join = on_join
         self._leave = scripts.load(client, "leave")
+        self._forget = scripts.load(client, "forget")
         # Where the reading of own pending and of abandoned entries goes on, by stream; nothing: it is through.
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
         self._next_claim = 0.0
+        self._next_forget = 0.0
         self._joined = False
 
     def recover(self) -> None:
@@ -120,10 +128,13 @@ class GroupReader:
             while self._abandoned:
                 if entries := self._claim():
                     return entries
+            if time.monotonic() >= self._next_forget:
+                self._next_forget = time.monotonic() + _FORGET_EVERY_S
+                self._forget_gone()
             wanted: dict[Any, Any] = dict.fromkeys([only] if only else self.streams, ">")
             block = None if only else block_ms
             answer = self._client.xreadgroup(self._group, self._consumer, wanted, count=count, block=block)
-            return _entries(answer, taken_over=False)
+            return _entries(answer)
         except redis.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
@@ -152,7 +163,7 @@ class GroupReader:
         """The next page of what this consumer holds."""
         wanted: dict[Any, Any] = dict(self._own)
         answer: Any = self._client.xreadgroup(self._group, self._consumer, wanted, count=BATCH)
-        entries = _entries(answer, taken_over=False)
+        entries = _entries(answer, again=True)
         self._own = {}
         for name, page in answer or ():
             if page:
@@ -172,21 +183,32 @@ class GroupReader:
             )
             if deleted and deleted[0]:
                 self._report_deleted(stream, deleted[0])
-            entries += _entries([(stream.encode(), page)], taken_over=True)
+            entries += _entries([(stream.encode(), page)], again=True, taken_over=True)
             if following == b"0-0":  # only this is the end: a page may be empty before it
                 del self._abandoned[stream]
             else:
                 self._abandoned[stream] = following
         return entries
 
+    def _forget_gone(self) -> None:
+        """Take consumers out of the group that are gone, now that what they held was taken over."""
+        for stream in self.streams:
+            self._forget(keys=[stream], args=[self._group, _GONE_MS])
+
     def _report_deleted(self, stream: str, ids: Sequence[bytes]) -> None:
         names = ", ".join(entry_id.decode() for entry_id in ids[:5])
         say(self._consumer, f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
 
 
-def _entries(answer: Any, *, taken_over: bool) -> list[Entry]:
+def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:
     return [
-        Entry(stream=stream.decode(), id=entry_id, fields=fields, taken_over=taken_over)
+        Entry(
+            stream=stream.decode(),
+            id=entry_id,
+            fields=fields,
+            again=again or REPLAYED in fields,
+            taken_over=taken_over,
+        )
         for stream, page in answer or ()
         for entry_id, fields in page
         if fields

@@ -10,15 +10,15 @@
 --           key index of the stream that the answer goes to
 --           key index of its record (0: it has none)
 --           field of the record: the idempotency key and the type of the command
---           kind: ok, failed; or unknown, which is not recorded
---           attempt of the command
+--           field of the tombstone of its step ("": it is a compensation)
+--           kind: ok, failed: recorded; unknown: not recorded; final: nor compared with what is recorded
 --           number of arguments of the answer, then field, value, ...; the first value is what is recorded
--- RETURNS  the number of commands that were answered from the record instead
+-- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
+--          their step has failed or was undone meanwhile; of these nothing was written
 --          error WRONGTYPE: one of the keys is not what it should be; nothing was written
 --
--- A record is "<kind> <attempt> <body>". What was done stays done: whoever answers the command later, another process
--- or a later attempt, sends the recorded reply in place of its own (of which only the first field is sent). A failure
--- is recorded for its attempt and those before it; a later attempt may succeed.
+-- A record is "<kind> <body>", and the first one stands: whoever answers the command later, another process or a later
+-- attempt, sends the recorded reply in place of its own (of whose fields all but the first are sent as they are).
 
 local group, kept = ARGV[1], ARGV[2]
 
@@ -30,44 +30,41 @@ for i = 1, #KEYS do
   end
 end
 
--- The recorded reply that stands for this attempt; nil: there is none.
-local function recorded(key, field, attempt)
+-- What is recorded of a command: ok or failed, and the body of the reply; 'void': only that its step was undone.
+local function recorded(key, field, tombstone)
   local record = redis.call('HGET', key, field)
-  if not record then
-    return nil
+  local kind, body = string.match(record or '', '^(%a+) (.*)$')
+  if kind == 'ok' or kind == 'failed' then
+    return kind, body
   end
-  local kind, before, body = string.match(record, '^(%a+) (%d+) (.*)$')
-  if kind == 'ok' or (kind == 'failed' and tonumber(before) >= attempt) then
-    return body
+  if tombstone ~= '' and redis.call('HEXISTS', key, tombstone) == 1 then
+    return 'void', nil
   end
-  return nil
+  return nil, nil
 end
 
-local again, ids, records = 0, {}, {}
-local at = 3
+local overruled, ids, records = {}, {}, {}
+local number, at = 0, 3
 while at <= #ARGV do
-  local target, key, field = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3]
-  local kind, attempt, n = ARGV[at + 4], tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+  local target, key, field, tombstone = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
+  local kind, n = ARGV[at + 5], tonumber(ARGV[at + 6])
   local first, last = at + 7, at + 6 + n
-  ids[#ids + 1] = ARGV[at]
-  local before = nil
-  if key > 0 then
-    local record = kind .. ' ' .. ARGV[at + 5] .. ' ' .. ARGV[first + 1]
-    if kind == 'unknown' then
-      before = recorded(KEYS[key], field, attempt)
-    elseif redis.call('HSETNX', KEYS[key], field, record) == 0 then
-      before = recorded(KEYS[key], field, attempt)
-      if not before then
-        redis.call('HSET', KEYS[key], field, record)
-      end
-    end
-    records[key] = true
+  number = number + 1
+  local before, body = nil, nil
+  if key > 0 and kind ~= 'final' then
+    before, body = recorded(KEYS[key], field, tombstone)
   end
-  if before then
-    redis.call('XADD', target, '*', ARGV[first], before)
-    again = again + 1
+  if tombstone ~= '' and kind ~= 'failed' and (before == 'failed' or before == 'void') then
+    overruled[#overruled + 1] = number
   else
+    if body then
+      ARGV[first + 1] = body
+    elseif kind == 'ok' or kind == 'failed' then
+      redis.call('HSET', KEYS[key], field, kind .. ' ' .. ARGV[first + 1])
+      records[key] = true
+    end
     redis.call('XADD', target, '*', unpack(ARGV, first, last))
+    ids[#ids + 1] = ARGV[at]
   end
   at = last + 1
 end
@@ -79,4 +76,4 @@ if #ids > 0 then
   redis.call('XACK', KEYS[1], group, unpack(ids))
   redis.call('XDEL', KEYS[1], unpack(ids))
 end
-return again
+return overruled

@@ -7,11 +7,12 @@
 --       2 about how many entries the events stream keeps
 --       3 the time now, ms
 --       4 how many of KEYS are timers, ended or streams (the hashes follow)
---       5 how many changes follow; each is, in this order:
+--       5 how long the hash of a saga is kept once it has ended, ms
+--       6 how many changes follow; each is, in this order:
 --           length of the rest of the change, in arguments
 --           key index of its saga (0: no saga, nothing to compare)
 --           the version that the hash must have ("": there must be none)
---           its score in timers, ms or "+inf" ("": no change; "ended": it has ended now)
+--           its score in timers, ms or "+inf" ("": no change; "ended": it has ended now; "gone": there is no such saga)
 --           the member of timers and ended: the saga's id
 --           number of hash arguments, then field, value, ...
 --           number of appends; each: key index, number of arguments, field, value, ...
@@ -23,7 +24,7 @@
 -- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
 
 local group, events_kept, now = ARGV[1], ARGV[2], ARGV[3]
-local fixed = tonumber(ARGV[4])
+local fixed, kept_ms = tonumber(ARGV[4]), ARGV[5]
 
 -- Lua hands over some 8,000 values in one call at the most.
 local function in_slices(list, call)
@@ -59,8 +60,8 @@ local function is_stuck(at)
 end
 
 local results, starts = {}, {}
-local cursor = 6
-for change = 1, tonumber(ARGV[5]) do
+local cursor = 7
+for change = 1, tonumber(ARGV[6]) do
   starts[change] = cursor + 1
   local key = tonumber(ARGV[cursor + 1])
   results[change] = 1
@@ -81,7 +82,7 @@ for change = 1, tonumber(ARGV[5]) do
   cursor = cursor + 1 + tonumber(ARGV[cursor])
 end
 
-local acknowledged, waiting, ended, ended_ids = {}, {}, {}, {}
+local acknowledged, waiting, ended, done_with = {}, {}, {}, {}
 for change = 1, #results do
   if results[change] == 1 then
     local at = starts[change]
@@ -94,8 +95,11 @@ for change = 1, #results do
       at = at + n
     end
     if timer == 'ended' then
+      redis.call('PEXPIRE', KEYS[key], kept_ms)
       ended[#ended + 1], ended[#ended + 2] = now, id
-      ended_ids[#ended_ids + 1] = id
+      done_with[#done_with + 1] = id
+    elseif timer == 'gone' then
+      done_with[#done_with + 1] = id
     elseif timer ~= '' then
       waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
     end
@@ -121,7 +125,7 @@ for change = 1, #results do
 end
 
 in_slices(waiting, function(...) redis.call('ZADD', KEYS[1], ...) end)
-in_slices(ended_ids, function(...) redis.call('ZREM', KEYS[1], ...) end)
+in_slices(done_with, function(...) redis.call('ZREM', KEYS[1], ...) end)
 in_slices(ended, function(...) redis.call('ZADD', KEYS[2], ...) end)
 for stream, ids in pairs(acknowledged) do
   in_slices(ids, function(...)

@@ -1,0 +1,89 @@
+"""What a service does with a command that it may have seen before, or that was undone before it came. Pure.
+
+A service keeps, by idempotency key and type of the command, a *record* of the answer that it gave: `ok <body>` or
+`failed <body>`. Before it undoes a step it leaves a *tombstone* for the step's transaction: from then on that is
+refused, and whoever was at it meanwhile has to undo what came of it. answer.lua has the same rules for the moment in
+which an answer is given.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sagastream.messages import Command, Reply, failed, ok, reply_to
+from sagastream.parsing import read_reply
+from sagastream.strict_json import encode
+
+_RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is to be done with a command that was delivered: with neither reply nor quarantine, call its handler."""
+
+    reply: Reply | None = None  # the answer, without the handler …
+    undo: bool = False  # … once what an earlier delivery may have done is undone
+    quarantine: str | None = None  # why it is left to a person
+
+
+def verdict(
+    command: Command,
+    *,
+    record: bytes | None,
+    tombstone: bool,
+    again: bool,
+    takeovers: int = 0,
+    max_takeovers: int | None = None,
+) -> Verdict:
+    """What is to be done with a command.
+
+    Args:
+        record: what is recorded under `command.record`.
+        tombstone: whether the step's compensation has come already.
+        again: whether it was delivered before: somebody may have been at it.
+        takeovers: how many processes took it and did not live to answer it.
+        max_takeovers: after how many that is given up; None: never.
+    """
+    given_up = max_takeovers is not None and takeovers >= max_takeovers
+    reply = _recorded(command, record)
+    if reply is None and tombstone and not command.compensating:
+        reply = refusal(command)
+    if reply is not None:
+        undo = again and not command.compensating and reply.type == failed(command.type)
+        if undo and given_up:
+            text = (
+                f"{command.type} may have been done after it was refused; it could not be undone in {takeovers} tries"
+            )
+            return Verdict(quarantine=text)
+        return Verdict(reply=reply, undo=undo)
+    if given_up:
+        text = f"{takeovers} processes took {command.type} and did not live to answer it"
+        return Verdict(reply=reply_to(command, failed(command.type), error=encode(text), unknown=True))
+    return Verdict()
+
+
+def stale(command: Command, now_ms: int) -> Reply | None:
+    """The reply to a command that nobody waits for any more, by the broker's clock; None: it is in time."""
+    if command.not_after_ms is None or now_ms <= command.not_after_ms:
+        return None
+    text = f"{command.type} came {now_ms - command.not_after_ms} ms too late, and was not begun"
+    return reply_to(command, failed(command.type), error=encode(text), unknown=True)
+
+
+def refusal(command: Command) -> Reply:
+    """The reply to a command whose step was undone before it came."""
+    text = f"cancelled: {command.type} came after its compensation"
+    return reply_to(command, failed(command.type), error=encode(text))
+
+
+def kind(command: Command, reply: Reply) -> str:
+    """What answer.lua makes of a handler's reply: what is recorded is the last word."""
+    if reply.type == ok(command.type):
+        return "ok"
+    return "unknown" if reply.unknown or command.retried else "failed"
+
+
+def _recorded(command: Command, record: bytes | None) -> Reply | None:
+    match = _RECORD.fullmatch(record or b"")
+    reply = read_reply({b"body": match[2]}) if match else None
+    return replace(reply, attempt=command.attempt) if isinstance(reply, Reply) else None
