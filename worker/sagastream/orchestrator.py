@@ -74,6 +74,7 @@ class Orchestrator:
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
             self._report(stuck)
+            self._look_again(changes, now_ms)
             again = {change.saga_id for change in lost}
             letters = [letter for letter in letters if letter[1].saga_id in again]
         return len(entries)
@@ -106,6 +107,13 @@ class Orchestrator:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._store.forget_ended()
         return [(None, Due(saga_id=saga_id)) for saga_id in saga_ids]
+
+    def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
+        """Look for what is due when the first of these sagas is. Of one that another worker moves we learn at the next
+        look, half a second later at the most."""
+        states = [change.after for change in changes if isinstance(change.after, SagaState)]
+        if times := [state.due_ms for state in states if state.due_ms is not None]:
+            self._look_at = min(self._look_at, time.monotonic() + max((min(times) - now_ms) / 1000, _LOOK_EVERY_S))
 
     def _published(self, letters: Sequence[Letter], states: Mapping[str, Found]) -> Published:
         """What the services publish that this turn may have to undo. Asked for anew each time it is needed:
