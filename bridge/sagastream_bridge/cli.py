@@ -2,19 +2,17 @@
 
 import math
 import os
-import select
-import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from sagastream_bridge import operations
+from sagastream_bridge.frame import call_on_signals, opened, orderly, safe, stop_event
 
 if TYPE_CHECKING:
     from sagastream.broker import Broker
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 _STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to show up before it says that there is none, in seconds.
 _WORKER_GRACE_S = 1.0
+_DAY_MS = 24 * 3600 * 1000
 
 
 def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
@@ -42,6 +41,21 @@ def cli() -> None:
     """
 
 
+for command in operations.COMMANDS:
+    cli.add_command(command)
+
+_RETENTION = click.option(
+    "--retention-days",
+    default=7.0,
+    show_default=True,
+    type=click.FloatRange(0, 3650, min_open=True),
+    envvar="SAGASTREAM_RETENTION_DAYS",
+    show_envvar=True,
+    callback=_finite,
+    help="How long a saga is kept once it has ended.",
+)
+
+
 def main() -> NoReturn:
     """The command `sagastream`."""
     if "NO_COLOR" in os.environ:
@@ -51,14 +65,15 @@ def main() -> NoReturn:
 
 
 @cli.command()
+@_RETENTION
 @click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
-def worker(until_eof: bool) -> None:
+def worker(retention_days: float, until_eof: bool) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
-    stop = _stop_event(until_eof)
-    with _opened() as broker:
+    stop = stop_event(until_eof)
+    with opened() as broker:
         from sagastream.orchestrator import Orchestrator
 
-        Orchestrator(broker, stop).run()
+        Orchestrator(broker, stop, retention_ms=max(1, int(retention_days * _DAY_MS))).run()
 
 
 @cli.command()
@@ -67,8 +82,8 @@ def worker(until_eof: bool) -> None:
 def service(where: str, until_eof: bool) -> None:
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
     _check_where(where)
-    stop = _stop_event(until_eof)
-    with _opened() as broker:
+    stop = stop_event(until_eof)
+    with opened() as broker:
         from sagastream.service import load_service
         from sagastream.service_runner import ServiceRunner
 
@@ -86,12 +101,13 @@ def service(where: str, until_eof: bool) -> None:
     metavar="MODULE:NAME",
     help="A service to run in place of the three samples; may be given several times.",
 )
-def up(workers: int, services: tuple[str, ...]) -> None:
+@_RETENTION
+def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     """Run everything: the broker, workers, services. What dies is started again."""
     for where in services:
         _check_where(where)
-    stop = _stop_event()
-    with _opened() as broker:
+    stop = stop_event()
+    with opened() as broker:
         from sagastream.broker import Outage
         from sagastream.service import load_service
         from sagastream_bridge.stack import SAMPLES, Stack
@@ -101,6 +117,7 @@ def up(workers: int, services: tuple[str, ...]) -> None:
         sys.path.insert(0, str(Path.cwd()))
         for where in services:
             load_service(where).publishes()
+        os.environ["SAGASTREAM_RETENTION_DAYS"] = str(retention_days)  # for the workers
         outage = Outage(broker, "sagastream up", stop)
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()))
         click.echo(f"broker   {broker.shown_url}")
@@ -141,13 +158,13 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
     for name in names:
         if not is_id(name) or name == "orchestrator":
             raise click.BadParameter(f"{name!a} cannot be the name of a service", param_hint="--serve")
-    with _opened() as broker:
+    with opened() as broker:
         from sagastream_bridge.stdin_bridge import StdinBridge
 
         if outcomes is None:
             outcomes = os.isatty(0)
         run = StdinBridge(broker, outcomes=outcomes, trace=trace, serve=names, drain_timeout_s=drain_timeout)
-        _call_on_signals(run.stop)
+        call_on_signals(run.stop)
         code = run.run(0)
     sys.exit(code)
 
@@ -170,13 +187,13 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
-    with _orderly():
+    with orderly():
         body = file.read()
     try:
         request = parse_begin(decode(body), request_id=uuid.uuid4().hex)
     except MalformedMessage as error:
         raise click.ClickException(f"{file.name}: {error}") from None
-    with _opened() as broker:
+    with opened() as broker:
         from sagastream.broker import Outage
         from sagastream.client import SagaClient
 
@@ -194,7 +211,7 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
         except TimeoutError as error:
             raise click.ClickException(str(error)) from None
         why = f"parked: {state.parked}" if state.parked else state.reason
-        click.echo(f"{state.saga_id} {state.status}" + (f": {_safe(why)}" if why else ""))
+        click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
     sys.exit(0 if state.status == "COMPLETED" else 3)
 
 
@@ -207,7 +224,7 @@ def show(saga_id: str, as_json: bool) -> None:
 
     if not is_id(saga_id):
         raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
-    with _opened() as broker:
+    with opened() as broker:
         from sagastream_bridge import lookup, views
 
         found = lookup.saga(broker.client, saga_id)
@@ -225,14 +242,14 @@ def show(saga_id: str, as_json: bool) -> None:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at the most.")
 def list_sagas(status: str | None, limit: int) -> None:
     """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
-    with _opened() as broker:
+    with opened() as broker:
         from sagastream_bridge import lookup, views
 
         listing = lookup.listing(broker.client, status.upper() if status else None, limit)
         for state in listing.states:
             click.echo(views.row(state, listing.now_ms))
         for problem in listing.damaged:
-            click.echo(f"DAMAGED       {_safe(problem)}")
+            click.echo(f"DAMAGED       {safe(problem)}")
         shown = len(listing.states)
         more = " (--limit shows more)" if shown == limit else ""
         unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
@@ -247,88 +264,10 @@ def demo() -> None:
 
     The broker is one of its own, in `demo` below the home; what an earlier demonstration left in it is erased.
     """
-    with _orderly():
+    with orderly():
         from sagastream_bridge.demo import run
 
         run()
-
-
-@contextmanager
-def _opened() -> "Iterator[Broker]":
-    """The broker of the environment, open for as long as a command runs."""
-    with _orderly():
-        from sagastream.broker import Broker
-
-        broker = None
-        try:
-            broker = Broker()
-            yield broker
-        finally:
-            if broker is not None:
-                broker.close()
-
-
-@contextmanager
-def _orderly() -> Iterator[None]:
-    """A command's frame: a signal ends it in order, so that nothing is left running; what a user can cause or mend is
-    told on one line of stderr, with exit code 1."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:  # it was closed, and the next file that we open would take its place
-            os.open(os.devnull, os.O_RDWR)
-    import redis
-
-    from sagastream.errors import SagastreamError
-
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        _on_signals(_terminated)
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise click.ClickException(_safe(f"the broker does not answer: {error}")) from None
-    except (SagastreamError, redis.RedisError, OSError) as error:
-        raise click.ClickException(_safe(str(error) or type(error).__name__)) from None
-
-
-def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
-    """What is to be done when the process is to end: asked, interrupted, or its terminal gone."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, handler)
-
-
-def _terminated(number: int, _: FrameType | None) -> NoReturn:
-    _on_signals(lambda *_: None)  # once is enough: a second one must not break off the tidying up
-    raise SystemExit(128 + number)
-
-
-def _call_on_signals(stop: Callable[[], object], until_eof: bool = False) -> None:
-    """Have a thread call `stop` when the process is to end, and when standard input ends where that is asked for.
-
-    Not the handler: it runs between any two statements of the main thread, and would wait for ever for a lock that
-    those hold. And it runs only when that thread comes round to it, whereas the pipe is written at once.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    _on_signals(lambda *_: None)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while True:
-            ready = select.select([read, 0] if until_eof else [read], [], [])[0]
-            if read in ready or not os.read(0, 4096):
-                break
-        stop()
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _stop_event(until_eof: bool = False) -> threading.Event:
-    """Set when the process is to end."""
-    stop = threading.Event()
-    _call_on_signals(stop.set, until_eof)
-    return stop
 
 
 def _check_where(where: str) -> None:
@@ -344,12 +283,6 @@ def _worker_shows_up(broker: "Broker") -> bool:
     while not (alive := lookup.worker_is_alive(broker.client)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return alive
-
-
-def _safe(text: str) -> str:
-    from sagastream.console import printable
-
-    return printable(text)
 
 
 if __name__ == "__main__":

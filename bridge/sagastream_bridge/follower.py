@@ -92,16 +92,15 @@ class Follower:
 
     def _tell_one(self, fields: dict[bytes, bytes], states: Mapping[str, Found]) -> None:
         kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode(errors="replace")
-        if kind == b"refused":
-            error, request_id = decode(fields[b"body"]), fields[b"request_id"].decode(errors="replace")
-            for watch in self._watches.of(saga_id):
-                if watch.request and watch.request.request_id == request_id and self._watches.take_one(watch):
-                    self._refused(watch, error["code"], error["text"])
-        elif kind == b"done" and isinstance(state := states.get(saga_id), SagaState):
-            self._intervened(state)
+        if kind in (b"command", b"reply") and self._watches.traces(saga_id):
+            self._tell_message(fields, is_reply=kind == b"reply")
+        elif kind == b"refused":
+            self._tell_refusal(saga_id, fields)
         elif kind == b"parked" and self._watches.of(saga_id):
             reason = decode(fields[b"body"])["reason"]
             say("sagastream bridge", f"saga {saga_id} is parked, and waits for a person: {reason}")
+        elif kind == b"done" and isinstance(state := states.get(saga_id), SagaState):
+            self._intervened(state)
         elif kind == b"outcome":
             state = states.get(saga_id)
             if isinstance(state, SagaState) and not state.ended:
@@ -109,20 +108,27 @@ class Follower:
             self._watches.end_trace(saga_id)
             if isinstance(state, SagaState):
                 self._ended(state)
-        elif kind in (b"command", b"reply") and self._watches.traces(saga_id):
-            service = fields[b"service"].decode(errors="replace")
-            if kind == b"reply":
-                self._out.message(service, ORCHESTRATOR, decode(fields[b"body"]))
-            elif service not in self._served:
-                self._out.message(ORCHESTRATOR, service, decode(fields[b"body"]))
+
+    def _tell_message(self, fields: dict[bytes, bytes], *, is_reply: bool) -> None:
+        service, body = fields[b"service"].decode(errors="replace"), decode(fields[b"body"])
+        if is_reply:
+            self._out.message(service, ORCHESTRATOR, body)
+        elif service not in self._served:
+            self._out.message(ORCHESTRATOR, service, body)
+
+    def _tell_refusal(self, saga_id: str, fields: dict[bytes, bytes]) -> None:
+        error, request_id = decode(fields[b"body"]), fields[b"request_id"].decode(errors="replace")
+        for watch in self._watches.of(saga_id):
+            if watch.request and watch.request.request_id == request_id and self._watches.take_one(watch):
+                self._refused(watch, error["code"], error["text"])
 
     def _intervened(self, state: SagaState) -> None:
         """Answer those whose requests about this saga were done."""
         done = {intervention.request_id for intervention in state.interventions}
         for watch in self._watches.of(state.saga_id):
-            if isinstance(watch.request, Intervene) and watch.request.request_id in done:
-                if self._watches.take_one(watch):
-                    self._out.answer(watch.caller, f"saga_{watch.request.verb}_ok", {"state": protocol_view(state)})
+            request = watch.request
+            if isinstance(request, Intervene) and request.request_id in done and self._watches.take_one(watch):
+                self._out.answer(watch.caller, f"saga_{request.verb}_ok", {"state": protocol_view(state)})
 
     def _ended(self, state: SagaState) -> None:
         """Answer everybody who waited for the end of this saga."""

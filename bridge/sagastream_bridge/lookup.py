@@ -11,6 +11,7 @@ import redis
 
 from sagastream import keys
 from sagastream.errors import CorruptSaga
+from sagastream.quarantine import Quarantine
 from sagastream.saga import SagaState, Step, protocol_view
 from sagastream.saga_hash import iso
 from sagastream.store import Store
@@ -56,11 +57,11 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
     notes = []
     if not state.ended and not state.parked:
         service = state.step.definition.service
-        consumers = _consumers(client, keys.commands(service), service)
-        if not consumers:
+        idle = consumers(client, keys.commands(service), service)
+        if not idle:
             notes.append(f"no process of service {service} is listening")
-        elif min(consumers) > ALIVE_MS:
-            seconds = min(consumers) // 1000
+        elif min(idle) > ALIVE_MS:
+            seconds = min(idle) // 1000
             notes.append(f"no process of service {service} has asked for work for {seconds} s: busy, hung or dead")
         if not worker_is_alive(client):
             notes.append("no worker is running")
@@ -77,10 +78,17 @@ def as_json(found: Found) -> str:
     view |= {
         "reason": state.reason,
         "parked": state.parked,
+        "cancelling": state.cancelling,
         "waiting_for": None if state.ended else state.waiting_for,
         "notes": found.notes,
         "begun_at": iso(state.begun_ms),
         "updated_at": iso(state.updated_ms),
+        "times_out_at": _iso(state.times_out_ms),
+        "send_again_at": _iso(state.send_again_ms),
+        "deadline_at": _iso(state.deadline_ms),
+        "interventions": [
+            {"verb": done.verb, "reason": done.reason, "at": iso(done.at_ms)} for done in state.interventions
+        ],
         "duplicates": state.duplicates,
         "version": state.version,
     }
@@ -112,8 +120,8 @@ def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
 
 def worker_is_alive(client: "redis.Redis") -> bool:
     """Whether a worker has asked for requests a moment ago."""
-    consumers = _consumers(client, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
-    return bool(consumers) and min(consumers) <= ALIVE_MS
+    idle = consumers(client, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    return bool(idle) and min(idle) <= ALIVE_MS
 
 
 def _no_worker(client: "redis.Redis", matters: bool) -> str:
@@ -143,20 +151,15 @@ def _ids(client: "redis.Redis", status: str | None) -> Iterator[str]:
 
 def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
     """Why messages that name this saga were set aside, of the newest that were."""
-    entries: Any = client.xrevrange(keys.QUARANTINE, count=_QUARANTINE_LOOK)
-    notes = []
-    for entry_id, fields in entries:
-        try:
-            body = orjson.loads(fields[b"body"])
-        except (KeyError, orjson.JSONDecodeError):
-            continue
-        if isinstance(body, dict) and body.get("saga_id") == saga_id:
-            reason = fields.get(b"reason", b"").decode(errors="replace")
-            notes.append(f"{str(body.get('type'))[:135]} was quarantined as {entry_id.decode()}: {reason}")
-    return notes[:5]
+    newest = islice(Quarantine(client).newest_first(), _QUARANTINE_LOOK)
+    about = (message for message in newest if message.message.get("saga_id") == saga_id)
+    return [
+        f"{str(message.message.get('type'))[:135]} was quarantined as {message.id}: {message.reason}"
+        for message in islice(about, 5)
+    ]
 
 
-def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
+def consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
     """How long ago each reader of a group last asked, in milliseconds."""
     try:
         return [int(consumer["idle"]) for consumer in client.xinfo_consumers(stream, group)]
@@ -169,11 +172,25 @@ def _consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
 def _step_details(step: Step) -> dict[str, Any]:
     return {
         "service": step.definition.service,
-        "error": orjson.loads(step.error) if step.error is not None else None,
+        "kind": str(step.definition.kind),
+        "attempt": step.attempt,
+        "error": _value(step.error),
         "unknown": step.unknown,
-        "sent_at": step.sent_ms and iso(step.sent_ms),
-        "answered_at": step.answered_ms and iso(step.answered_ms),
+        "skipped": step.skipped,
+        "sent_at": _iso(step.sent_ms),
+        "answered_at": _iso(step.answered_ms),
+        "late_at": _iso(step.late_ms),
         "compensation": step.compensation or step.definition.compensation or None,
-        "compensation_sent_at": step.compensation_sent_ms and iso(step.compensation_sent_ms),
-        "compensation_answered_at": step.compensation_answered_ms and iso(step.compensation_answered_ms),
+        "compensation_attempt": step.compensation_attempt,
+        "compensation_error": _value(step.compensation_error),
+        "compensation_sent_at": _iso(step.compensation_sent_ms),
+        "compensation_answered_at": _iso(step.compensation_answered_ms),
     }
+
+
+def _value(payload: bytes | None) -> Any:
+    return None if payload is None else orjson.loads(payload)
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)

@@ -9,6 +9,8 @@ import click
 import orjson
 
 from sagastream.console import printable
+from sagastream.messages import StepKind
+from sagastream.quarantine import Quarantined
 from sagastream.saga import SagaState, Step, StepStatus
 from sagastream.saga_hash import iso
 
@@ -20,6 +22,8 @@ _COLOURS: Final = {
     "ABORTED": "red",
     "FAILED": "red",
 }
+
+_LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaired": "cyan"}
 
 
 def status(text: str, width: int = 0) -> str:
@@ -50,9 +54,16 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
     if not state.ended:
-        yield f"  waits    for {printable(state.waiting_for)}"
+        yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
     if state.parked:
         yield f"  parked   {printable(state.parked)}"
+        yield f"  you can  sagastream retry|skip|abandon {printable(state.saga_id)} --reason TEXT"
+    if state.cancelling:
+        yield f"  cancel   {printable(state.cancelling)}"
+    if state.deadline_ms is not None:
+        yield f"  deadline {iso(state.deadline_ms)}"
+    for done in state.interventions:
+        yield f"  {done.verb:<8} {iso(done.at_ms)}  {printable(done.reason)}"
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:
@@ -70,12 +81,27 @@ def row(state: SagaState, now_ms: int) -> str:
     return f"{shown}  {_age(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
 
 
+def quarantined(message: Quarantined) -> str:
+    """A message that was set aside, on one line."""
+    about = message.message
+    what = " ".join(printable(str(about.get(name, "")))[:135] for name in ("type", "saga_id")).strip() or "no message"
+    return f"{message.id}  {iso(message.at_ms)}  {printable(what)}: {printable(message.reason)}"
+
+
+def finding(level: str, about: str, text: str) -> str:
+    """A finding of the doctor, on one line."""
+    return f"{click.style(level.ljust(8), fg=_LEVELS.get(level))}  {printable(about):<12}  {printable(text)}"
+
+
 def _step(number: int, step: Step) -> Iterator[str]:
     definition = step.definition
+    kind = "" if definition.kind is StepKind.COMPENSATABLE else f"  {definition.kind}"
     yield (
         f"  {number:>3}  {printable(definition.transaction):<24} {printable(definition.service):<14} "
         + status(step.status, 12)
-        + _times(step.sent_ms, step.answered_ms)
+        + _times(step.sent_ms, step.answered_ms, step.attempt, unknown=step.unknown)
+        + kind
+        + ("  skipped" if step.skipped else "")
     ).rstrip()
     yield f"       params {_json(orjson.loads(definition.params))}"
     if step.result is not None:
@@ -83,18 +109,32 @@ def _step(number: int, step: Step) -> Iterator[str]:
     if step.error is not None:
         unknown = ", and whether it had an effect is unknown" if step.unknown else ""
         yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
+    if step.late_ms is not None:
+        yield f"       late   it was done after all, as was heard at {_clock(step.late_ms)}"
     if step.compensation is not None:
-        times = _times(step.compensation_sent_ms, step.compensation_answered_ms)
-        done = step.status is StepStatus.COMPENSATED
-        how = "undone by" if done else "undo failed:" if step.compensation_answered_ms is not None else "undo by"
+        times = _times(
+            step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, unknown=False
+        )
+        how = "undone by" if step.status is StepStatus.COMPENSATED else "undo by"
         yield f"       {how} {printable(step.compensation)}  {times}"
+    if step.compensation_error is not None:
+        yield f"       error of the undo  {_json(orjson.loads(step.compensation_error))}"
 
 
-def _times(sent_ms: int | None, answered_ms: int | None) -> str:
+def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, *, unknown: bool) -> str:
     if sent_ms is None:
         return ""
-    sent = f"sent {_clock(sent_ms)}"
-    return sent if answered_ms is None else f"{sent}, answered after {answered_ms - sent_ms} ms"
+    sent = f"sent {_clock(sent_ms)}" + (f" (attempt {attempt})" if attempt > 1 else "")
+    how = "given up" if unknown else "answered"
+    return sent if answered_ms is None else f"{sent}, {how} after {answered_ms - sent_ms} ms"
+
+
+def _until(state: SagaState, now_ms: int) -> str:
+    """Until when a saga waits for what it waits for."""
+    if state.due_ms is None:
+        return ""
+    until = f"{_clock(state.due_ms)}, in {_age(state.due_ms - now_ms)}"
+    return f", at {until}" if state.send_again_ms is not None else f", until {until}"
 
 
 def _when(ms: int, now_ms: int) -> str:

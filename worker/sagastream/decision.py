@@ -15,7 +15,6 @@ from sagastream.messages import (
     Intervene,
     Notice,
     Reply,
-    StepKind,
     Unreadable,
     Verb,
     done_body,

@@ -10,8 +10,8 @@ class MalformedMessage(SagastreamError):
 
 
 class RequestRefused(SagastreamError):
-    """A request is not accepted: a saga_begin because another saga has its id, an operator's because the saga is not in a
-    state in which that can be done.
+    """A request is not accepted: a saga_begin because another saga has its id, an operator's because the saga is not in
+    a state in which that can be done.
 
     `code` is the protocol's error code (22 precondition failed, 20 no such saga, 13 the saga's hash is damaged).
     """
@@ -31,6 +31,10 @@ class BrokerError(SagastreamError):
 
 class StoreMismatch(BrokerError):
     """The store was laid out for another number of partitions than this release runs."""
+
+
+class QuarantineError(SagastreamError):
+    """A quarantined message is not there, or cannot be put back."""
 
 
 class ServiceError(SagastreamError):

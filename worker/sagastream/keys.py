@@ -55,6 +55,16 @@ def commands(service: str) -> str:
     return f"saga:{{0}}:commands:{service}"
 
 
+def is_inbox(stream: str) -> bool:
+    """Whether this is a stream whose entries somebody reads and acknowledges: requests, replies, commands."""
+    return stream in (REQUESTS, REPLIES) or stream.startswith(commands(""))
+
+
+def saga_id(key: str) -> str:
+    """The saga whose hash stands at this key."""
+    return key.removeprefix(saga(""))
+
+
 def done(service: str, begun_ms: int) -> str:
     """Where `service` records what it did for a saga begun then: the same key for every attempt of every step."""
     return f"saga:{{0}}:done:{service}:{begun_ms // _HOUR_MS}"

@@ -25,6 +25,7 @@ class Change:
     notices: list[Notice] = field(default_factory=list)
     quarantined: list[tuple[Entry, str]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)  # to be acknowledged
+    rearm: bool = False  # set its place in timers and ended right, whether it moves or not
 
     def add(self, entry: Entry | None, decision: Decision) -> None:
         """Fold one more decision over those before it. `entry`: what it answers; None: its time had come."""
@@ -115,7 +116,7 @@ class _CommitArguments:
         fields = saga_hash.changed_fields(before, after)
         packed: list[str | bytes | int] = [
             before.version if before else "",
-            _score(before, after) if fields else "",
+            _score(before, after) if fields or change.rearm else "",
             change.saga_id or "",
             len(fields),
             *fields,
@@ -156,6 +157,8 @@ class _CommitArguments:
 
 def _score(before: SagaState | None, after: SagaState | None) -> str:
     """What becomes of the saga's score in timers."""
-    if after is None or (before is not None and before.ended):
-        return ""
+    if after is None:
+        return "gone"
+    if before is not None and before.ended and before is not after:
+        return ""  # it ended long ago, and hears of a late reply
     return "ended" if after.ended else "+inf" if after.due_ms is None else str(after.due_ms)
