@@ -33,8 +33,8 @@ EVENTS_KEPT: Final = 100_000
 #: How long a saga is kept once it has ended, unless a worker is told otherwise, in milliseconds: 7 days.
 ENDED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 
-#: How long a service's record of what it did outlives the last write to its hash, in seconds: 30 days.
-DONE_KEPT_S: Final = 30 * 24 * 3600
+#: How long a service's record of what it did outlives the last write to its hash, in seconds: 2 days.
+DONE_KEPT_S: Final = 2 * 24 * 3600
 
 _HOUR_MS: Final = 3600 * 1000
 

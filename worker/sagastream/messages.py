@@ -31,8 +31,8 @@ ATTEMPTS: Final = 3
 BACKOFF_MS: Final = 1_000
 #: … and for a quarter of an hour before what has to be done, undone above all, is left to a person.
 PERSISTENT_ATTEMPTS: Final = 10
-#: The longest times that a request may ask for: 7 days, 1 day, 365 days. Services remember for longer what they did.
-MAX_TIMEOUT_MS: Final = 7 * 24 * 3600 * 1000
+#: The longest times that a request may ask for: 1 day, 1 day, 365 days. Services remember for longer what they did.
+MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 MAX_BACKOFF_MS: Final = 24 * 3600 * 1000
 MAX_DEADLINE_MS: Final = 365 * 24 * 3600 * 1000
 MAX_ATTEMPTS: Final = 1000
