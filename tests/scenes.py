@@ -52,10 +52,11 @@ class Scene:
     def another_worker(self) -> Orchestrator:
         return Orchestrator(self.broker, self.stop)
 
-    def begin(self, saga_id: str, *steps: dict[str, Any], **options: Any) -> str:
+    def begin(self, saga_id: str, *steps: dict[str, Any], deadline_ms: int | None = None, **options: Any) -> str:
         """Ask for a saga; the request's id."""
         options = {"request_id": uuid.uuid4().hex} | options
-        append_requests(self.redis, [parse_begin({"saga_id": saga_id, "steps": list(steps)}, **options)])
+        body = {"saga_id": saga_id, "steps": list(steps)} | ({"deadline_ms": deadline_ms} if deadline_ms else {})
+        append_requests(self.redis, [parse_begin(body, **options)])
         return str(options["request_id"])
 
     def play(self, saga_id: str) -> SagaState:

@@ -4,6 +4,7 @@ import json
 import signal
 import textwrap
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sagastream.client import SagaClient
 from sagastream.command_inbox import MAX_TAKEOVERS
 from sagastream.errors import ServiceError
 from sagastream.messages import ok, reply_to
+from sagastream.quarantine import Quarantine
 from sagastream.saga import SagaStatus
 from sagastream.service_runner import ServiceRunner
 from scenes import Scene, do
@@ -294,6 +296,141 @@ def test_a_stray_command_does_not_answer_for_the_real_one(scene: Scene) -> None:
     scene.runner.turn(block_ms=1)
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+# --- undone before, or while, it is done
+
+
+def deliver(scene: Scene, name: str, *, attempt: int = 1, compensating: bool = False) -> None:
+    """A command for step 1 of the saga s1."""
+    body = {"type": name, "saga_id": "s1", "step": 1} | ({"compensating": True} if compensating else {})
+    fields: dict[Any, Any] = {"body": json.dumps(body), "attempt": attempt, "begun_ms": 1}
+    scene.redis.xadd(keys.commands("work"), fields)
+
+
+def answers(scene: Scene) -> list[str]:
+    return [f"{reply['type']} {reply.get('error', '')}".rstrip() for reply in replies(scene)]
+
+
+def nothing_is_pending(scene: Scene) -> bool:
+    summary: Any = scene.redis.xpending(keys.commands("work"), "work")
+    return summary["pending"] == 0 and scene.redis.xlen(keys.commands("work")) == 0
+
+
+def works_until(process: ServiceRunner, condition: Callable[[], bool]) -> None:
+    def turned() -> bool:
+        process.turn(block_ms=1)
+        return condition()
+
+    until(turned, what="the service gets there")
+
+
+REFUSED = "Do_failed cancelled: Do came after its compensation"
+
+
+def test_a_command_that_comes_after_its_compensation_is_refused(scene: Scene) -> None:
+    deliver(scene, "Undo", compensating=True)
+    scene.runner.turn(block_ms=1)
+    deliver(scene, "Do")
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == []
+    assert answers(scene) == ["Undo_ok", REFUSED]
+    assert nothing_is_pending(scene)
+
+
+@pytest.mark.parametrize("outcome", ["an answer", "an exception"])
+def test_a_handler_that_was_at_it_when_its_step_was_undone_is_undone_itself(scene: Scene, outcome: str) -> None:
+    events: list[str] = []
+    service = Service("work")
+
+    @service.command("Do", compensation="Undo")
+    def do_it(params: Any, context: Context) -> None:
+        if not events:
+            # Another process undoes the step meanwhile.
+            deliver(scene, "Undo", compensating=True)
+            other.turn(block_ms=1)
+        events.append("done")
+        if outcome == "an exception":
+            raise RuntimeError("after the effect")
+
+    @service.compensation("Undo")
+    def undo_it(params: Any, context: Context) -> None:
+        events.append(f"undone {context.transaction_key}")
+
+    slow, other = runner(scene, service), runner(scene, service)
+    deliver(scene, "Do")
+    slow.turn(block_ms=1)
+    times = 1 if outcome == "an answer" else 3
+    assert events == ["undone s1/1/transaction", *["done"] * times, "undone s1/1/transaction"]
+    assert answers(scene) == ["Undo_ok", REFUSED]
+    assert nothing_is_pending(scene)
+
+
+def test_a_handler_that_was_at_it_when_another_attempt_failed_is_undone(scene: Scene) -> None:
+    events: list[str] = []
+    service = Service("work")
+
+    @service.command("Do", compensation="Undo")
+    def do_it(params: Any, context: Context) -> None:
+        if context.attempt == 2:
+            raise Reject("no")
+        deliver(scene, "Do", attempt=2)
+        other.turn(block_ms=1)
+        events.append("done")
+
+    service.compensation("Undo")(lambda params, context: events.append("undone"))
+    slow, other = runner(scene, service), runner(scene, service)
+    deliver(scene, "Do")
+    slow.turn(block_ms=1)
+    assert events == ["done", "undone"]
+    assert answers(scene) == ["Do_failed no", REFUSED]
+    assert nothing_is_pending(scene)
+
+
+def a_victim_of_its_own_effect(scene: Scene) -> Service:
+    """Its process has died after the effect; the step was undone before anybody noticed."""
+    service = Service("work", lease_ms=1)
+    service.command("Do", compensation="Undo")(scene.effects._do)
+    service.compensation("Undo")(scene.effects._undo)
+    deliver(scene, "Do")
+    assert runner(scene, service)._inbox.read(1)  # its effect happens, and here it dies
+    deliver(scene, "Undo", compensating=True)
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.undone == ["s1/1/transaction"]
+    return service
+
+
+def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(scene: Scene) -> None:
+    service = a_victim_of_its_own_effect(scene)
+    heir = runner(scene, service)
+    works_until(heir, lambda: nothing_is_pending(scene))
+    assert scene.effects.done == []
+    assert scene.effects.undone == ["s1/1/transaction"] * 2
+    assert answers(scene) == ["Undo_ok", REFUSED]
+
+
+def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_person(scene: Scene) -> None:
+    service = a_victim_of_its_own_effect(scene)
+    broken = Service("work", lease_ms=1)
+    broken.command("Do", compensation="Undo")(scene.effects._do)
+    tries: list[str] = []
+
+    @broken.compensation("Undo")
+    def undo(params: Any, context: Context) -> None:
+        tries.append(context.key)
+        raise Reject("bank is closed")
+
+    heir = runner(scene, broken)
+    works_until(heir, lambda: nothing_is_pending(scene))
+    assert len(tries) == MAX_TAKEOVERS - 1
+    assert answers(scene) == ["Undo_ok"]
+    [message] = Quarantine(scene.redis).newest_first()
+    assert "may have been done after it was refused" in message.reason
+    # Put back once the bank is open, it is undone, not done.
+    Quarantine(scene.redis).replay(message.id)
+    runner(scene, service).turn(block_ms=1)
+    assert (scene.effects.done, len(scene.effects.undone)) == ([], 2)
+    assert answers(scene) == ["Undo_ok", REFUSED]
 
 
 def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:

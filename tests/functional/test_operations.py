@@ -1,0 +1,269 @@
+"""What operators do, on real processes: from the command line, and over the stdin protocol."""
+
+import json
+import textwrap
+from typing import Any
+
+import pytest
+import redis
+
+from processes import SAMPLES, Commands, Talk
+from sagastream import keys
+from sagastream.broker import connect
+from sagastream.client import SagaClient
+from scenes import do
+from servers import Server
+from waiting import until
+
+#: A service whose compensations work once a file is there.
+TILL = """
+from pathlib import Path
+from sagastream import Reject, Service
+
+service = Service("till")
+
+
+@service.command("Charge", compensation="Refund")
+def charge(params, context):
+    if params == "fail":
+        raise Reject("no money")
+    return params
+
+
+@service.compensation("Refund")
+def refund(params, context):
+    if not Path("open").exists():
+        raise Reject("the bank is closed")
+"""
+
+
+@pytest.fixture
+def env(server: Server, commands: Commands) -> dict[str, str]:
+    """A worker and the service; the environment that reaches them."""
+    (commands.folder / "till.py").write_text(textwrap.dedent(TILL))
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    commands.quiet("service", "till:service", env=env)
+    return env
+
+
+def parked(commands: Commands, env: dict[str, str], saga_id: str = "s1") -> None:
+    """A saga whose refund fails."""
+    steps = [do(1, "Charge", "till", compensation_attempts=2, backoff_ms=1), do("fail", "Charge", "till")]
+    done = commands.run("begin", "-", "--wait", given=json.dumps({"saga_id": saga_id, "steps": steps}), **env)
+    assert done.returncode == 3
+    assert done.stdout == f"{saga_id} COMPENSATING: parked: Refund of step 1 failed 2 times: the bank is closed\n"
+
+
+def test_a_parked_saga_is_retried_once_what_was_wrong_is_mended(env: dict[str, str], commands: Commands) -> None:
+    parked(commands, env)
+    done = commands.run("retry", "s1", "--reason", "try once more", **env)
+    assert (done.returncode, done.stdout) == (
+        0,
+        "s1 COMPENSATING: waits for till to answer Refund, step 1 (attempt 3 of 4)\n",
+    )
+    until(lambda: "failed 4 times" in commands.run("show", "s1", **env).stdout, what="it is parked again")
+    (commands.folder / "open").touch()
+    assert commands.run("retry", "s1", "--reason", "the bank is open", **env).returncode == 0
+    until(lambda: "ABORTED" in commands.run("show", "s1", **env).stdout, what="it ends")
+    shown = json.loads(commands.run("show", "s1", "--json", **env).stdout)
+    assert [(step["status"], step["compensation_attempt"]) for step in shown["steps"]] == [
+        ("COMPENSATED", 5),
+        ("FAILED", 0),
+    ]
+    assert [(done["verb"], done["reason"]) for done in shown["interventions"]] == [
+        ("retry", "try once more"),
+        ("retry", "the bank is open"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "reason"),
+    [("skip", "Step 2 failed: no money"), ("abandon", "Step 2 failed: no money; abandoned at step 1: by hand")],
+)
+def test_a_parked_saga_may_be_ended_without_its_undo(
+    env: dict[str, str], commands: Commands, verb: str, reason: str
+) -> None:
+    parked(commands, env)
+    done = commands.run(verb, "s1", "--reason", "by hand", **env)
+    assert (done.returncode, done.stdout) == (0, f"s1 ABORTED: {reason}\n")
+    again = commands.run(verb, "s1", "--reason", "by hand", **env)
+    assert (again.returncode, again.stderr) == (1, "Error: saga s1 has ended, ABORTED\n")
+
+
+def test_a_saga_is_cancelled(env: dict[str, str], commands: Commands) -> None:
+    (commands.folder / "open").touch()
+    steps = [do(1, "Charge", "till"), do(2, "Charge", "nobody", timeout_ms=300, compensation=None)]
+    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    done = commands.run("cancel", "s1", "--reason", "\x1b[31mchanged my mind", **env)
+    assert done.returncode == 0, done.stderr
+    until(lambda: "ABORTED" in commands.run("show", "s1", **env).stdout, what="it ends")
+    shown = commands.run("show", "s1", **env).stdout
+    assert "reason   Cancelled: \\x1b[31mchanged my mind" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "skip", "abandon"])
+def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, verb: str) -> None:
+    unknown = commands.run(verb, "nobody", "--reason", "x", **env)
+    assert (unknown.returncode, unknown.stderr) == (1, "Error: there is no saga nobody\n")
+    for arguments, complaint in (
+        (["a b", "--reason", "x"], "saga_id must be 1 to 128 characters"),
+        (["s1"], "Missing option '--reason'"),
+        (["s1", "--reason", " "], "reason must be a text of 1 to 500 characters"),
+        (["s1", "--reason", "x" * 501], "reason must be a text of 1 to 500 characters"),
+    ):
+        done = commands.run(verb, *arguments, **env)
+        assert done.returncode == 2
+        assert complaint in done.stderr.splitlines()[-1]
+
+
+def test_without_a_worker_the_request_waits_for_one(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    done = commands.run("cancel", "s1", "--reason", "x", "--timeout", "0.2", **env)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: no worker has taken the cancel of saga s1 within 0.2 s; it is in the store, and the next one will\n"
+    )
+    with connect(server.url) as client:
+        assert client.xlen(keys.REQUESTS) == 1
+
+
+def test_over_stdin(env: dict[str, str], commands: Commands) -> None:
+    parked(commands, env)
+    talk = Talk(commands.start("bridge", "--no-outcomes", env=env))
+    talk.say("me", {"type": "saga_retry", "msg_id": 1, "saga_id": "nobody", "reason": "why not"})
+    assert talk.hear() == (
+        "orchestrator",
+        "me",
+        {"type": "error", "in_reply_to": 1, "code": 20, "text": "there is no saga nobody"},
+    )
+    talk.say("me", {"type": "saga_skip", "msg_id": 2, "saga_id": "s1"})
+    assert talk.hear()[2]["code"] == 12
+    talk.say("me", {"type": "saga_skip", "msg_id": 3, "saga_id": "s1", "reason": "by hand"})
+    _, _, answer = talk.hear()
+    assert (answer["type"], answer["in_reply_to"], answer["state"]["status"]) == ("saga_skip_ok", 3, "ABORTED")
+    talk.say("me", {"type": "saga_abandon", "msg_id": 4, "saga_id": "s1", "reason": "by hand"})
+    assert talk.hear()[2] == {"type": "error", "in_reply_to": 4, "code": 22, "text": "saga s1 has ended, ABORTED"}
+    code, rest, _ = talk.finish()
+    assert (code, rest) == (1, "")
+
+
+def test_begun_and_cancelled_in_one_breath(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--outcomes", env=env))
+    steps = [do(1, "Charge", "nobody", timeout_ms=100, compensation=None)]
+    talk.say("me", {"type": "saga_begin", "msg_id": 1, "saga_id": "s1", "steps": steps})
+    talk.say("me", {"type": "saga_cancel", "msg_id": 2, "saga_id": "s1", "reason": "no"})
+    _, _, answer = talk.hear()
+    assert (answer["type"], answer["in_reply_to"], answer["state"]["status"]) == ("saga_cancel_ok", 2, "PENDING")
+    _, _, outcome = talk.hear()
+    assert (outcome["type"], outcome["in_reply_to"], outcome["reason"]) == ("saga_aborted", 1, "Cancelled: no")
+    assert talk.finish()[0] == 0
+
+
+def test_a_bridge_tells_at_once_of_a_saga_that_parks(env: dict[str, str], commands: Commands) -> None:
+    talk = Talk(commands.start("bridge", "--outcomes", "--drain-timeout", "1", env=env))
+    steps = [do(1, "Charge", "till", compensation_attempts=1), do("fail", "Charge", "till")]
+    talk.say("me", {"type": "saga_begin", "msg_id": 1, "saga_id": "s1", "steps": steps})
+    client = SagaClient(commands_broker(env))
+    assert client.wait("s1", 10).parked
+    _, _, errors = talk.finish()
+    assert "saga s1 is parked, and waits for a person: Refund of step 1 failed: the bank is closed" in errors
+
+
+def commands_broker(env: dict[str, str]) -> Any:
+    from sagastream.broker import Broker
+
+    return Broker(env["REDIS_URL"])
+
+
+# --- the quarantine
+
+
+@pytest.fixture
+def client(env: dict[str, str]) -> "redis.Redis":
+    return connect(env["REDIS_URL"])
+
+
+def quarantined(client: "redis.Redis", count: int) -> None:
+    until(lambda: client.xlen(keys.QUARANTINE) == count, what="it is quarantined")
+
+
+def test_a_quarantined_message_is_shown_put_back_and_dropped(
+    env: dict[str, str], commands: Commands, client: "redis.Redis"
+) -> None:
+    fields: dict[Any, Any] = {"body": '{"type":"Charge_ok\\u202e","saga_id":"s1","step":1}', "x\x1b": "y"}
+    client.xadd(keys.REPLIES, fields)
+    client.xadd(keys.REQUESTS, {"body": "{"})
+    quarantined(client, 2)
+    listed = commands.run("quarantine", "list", **env)
+    assert listed.stderr == "2 shown of 2\n"
+    assert "\x1b" not in listed.stdout
+    assert "\u202e" not in listed.stdout
+    newest, oldest = (line.split()[0] for line in listed.stdout.splitlines())
+    assert commands.run("quarantine", "list", "--limit", "1", **env).stderr == "1 shown of 2 (--limit shows more)\n"
+    reply = next(i for i in (newest, oldest) if "202e" in commands.run("quarantine", "show", i, **env).stdout)
+    shown = json.loads(commands.run("quarantine", "show", reply, **env).stdout)
+    assert (shown["stream"], shown["fields"]) == (keys.REPLIES, {"x\x1b": "y"})
+    # Put back, it is no better than it was, and comes again.
+    done = commands.run("quarantine", "replay", reply, **env)
+    assert (done.returncode, done.stdout) == (0, f"{reply} put back into {keys.REPLIES}\n")
+    quarantined(client, 2)
+    ids = [line.split()[0] for line in commands.run("quarantine", "list", **env).stdout.splitlines()]
+    assert reply not in ids
+    dropped = commands.run("quarantine", "drop", *ids, **env)
+    assert dropped.stdout == "".join(f"{entry_id} dropped\n" for entry_id in ids)
+    assert client.xlen(keys.QUARANTINE) == 0
+
+
+def test_a_reply_that_came_before_its_saga_is_put_back_and_counts(
+    env: dict[str, str], commands: Commands, client: "redis.Redis"
+) -> None:
+    client.xadd(keys.REPLIES, {"body": '{"type":"Charge_ok","saga_id":"s1","step":1}'})
+    quarantined(client, 1)
+    begin = {"saga_id": "s1", "steps": [do(1, "Charge", "nobody")]}
+    commands.run("begin", "-", given=json.dumps(begin), **env)
+    until(lambda: client.exists(keys.saga("s1")), what="it has begun")
+    [line] = commands.run("quarantine", "list", **env).stdout.splitlines()
+    assert commands.run("quarantine", "replay", line.split()[0], **env).returncode == 0
+    until(lambda: client.hget(keys.saga("s1"), "status") == b"COMPLETED", what="it completes")
+
+
+@pytest.mark.parametrize("command", ["show", "replay", "drop"])
+@pytest.mark.parametrize("entry_id", ["1-1", "x", "-", "+", "1-1\x1b[31m"])
+def test_what_the_quarantine_does_not_hold(server: Server, commands: Commands, command: str, entry_id: str) -> None:
+    done = commands.run("quarantine", command, "--", entry_id, REDIS_URL=server.url)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the quarantine holds no '")
+    assert done.stderr.isprintable() or done.stderr.rstrip("\n").isprintable()
+
+
+def test_what_came_from_no_inbox_cannot_be_put_back(
+    env: dict[str, str], commands: Commands, client: "redis.Redis"
+) -> None:
+    entry: dict[Any, Any] = {"reason": "x", "stream": "somewhere", "entry_id": "1-1", "body": "{}", "fields": "{}"}
+    first, second = (
+        client.xadd(keys.QUARANTINE, entry),
+        client.xadd(keys.QUARANTINE, entry | {"stream": keys.REPLIES, "fields": '{"cut'}),
+    )
+    for entry_id, why in ((first, "to which nothing can be put back"), (second, "more fields than the quarantine")):
+        assert isinstance(entry_id, bytes)
+        done = commands.run("quarantine", "replay", entry_id.decode(), **env)
+        assert done.returncode == 1
+        assert why in done.stderr
+    assert client.xlen(keys.QUARANTINE) == 2
+
+
+def test_the_samples_run_with_workers_that_keep_sagas_for_a_moment(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", "--retention-days", "0.00001", env=env)
+    for where in SAMPLES:
+        commands.quiet("service", where, env=env)
+    begin = {"saga_id": "s1", "steps": [do({"sku": "a", "quantity": 1}, "ReserveInventory", "inventory")]}
+    assert commands.run("begin", "-", "--wait", given=json.dumps(begin), **env).returncode == 0
+    with connect(server.url) as client:
+        until(lambda: not client.exists(keys.saga("s1")), what="it expires")
+    for bad in ("0", "-1", "nan", "inf", "x"):
+        assert commands.run("worker", "--retention-days", bad, **env).returncode == 2
