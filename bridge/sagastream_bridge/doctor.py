@@ -26,6 +26,9 @@ _PAGE: Final = 100
 _SHOWN: Final = 10
 #: How late a saga's time may be seen to before that is a problem, in milliseconds.
 _LATE_MS: Final = 30_000
+#: How long ago a reader must have asked for work to count as being at work, in milliseconds: those of Redis 7.0 are seen
+#: only every two seconds.
+_AT_WORK_MS: Final = 15_000
 #: How long an entry may be held by one reader before that is a problem, in milliseconds.
 _HELD_MS: Final = 120_000
 
@@ -217,10 +220,8 @@ class Doctor:
     def _readers(self, about: str, stream: str, group: str, command: str) -> Iterator[Finding]:
         idle = lookup.consumers(self._client, stream, group)
         waiting = self._client.xlen(stream)
-        if idle and min(idle) <= lookup.ALIVE_MS:
-            yield _ok(
-                about, f"{sum(ms <= lookup.ALIVE_MS for ms in idle)} at work, {waiting} entries waiting or in hand"
-            )
+        if idle and min(idle) <= _AT_WORK_MS:
+            yield _ok(about, f"{sum(ms <= _AT_WORK_MS for ms in idle)} at work, {waiting} entries waiting or in hand")
         elif idle:
             yield _problem(about, f"nobody has asked for work for {min(idle) // 1000} s: busy, hung or dead; {command}")
         elif self._live or waiting:

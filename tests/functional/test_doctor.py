@@ -1,0 +1,212 @@
+"""The doctor, on real servers: what is well is said to be, and every ill is found, and mended where that can be."""
+
+import json
+from typing import Any
+
+import pytest
+
+from processes import Commands
+from sagastream import keys
+from sagastream_bridge import doctor
+from sagastream_bridge.doctor import Doctor
+from scenes import Scene, do
+from servers import Server
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def found(scene: Scene, *, repair: bool = False) -> list[str]:
+    """What is not well."""
+    findings = Doctor(scene.redis, repair=repair).examine()
+    return [f"{finding.level}: {finding.text}" for finding in findings if finding.level != doctor.OK]
+
+
+def live(scene: Scene) -> None:
+    scene.begin("s1", do(1, service="elsewhere"))
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+
+
+def ended(scene: Scene) -> None:
+    scene.begin("s1", do(1))
+    assert scene.play("s1").ended
+
+
+def parked(scene: Scene) -> None:
+    scene.begin("s1", do(1, compensation="Nope", compensation_attempts=1), do("fail"))
+    assert scene.play("s1").parked
+
+
+def test_of_a_store_at_work_all_is_well(scene: Scene) -> None:
+    scene.begin("s0", do(1))
+    scene.play("s0")
+    scene.begin("s1", do(1))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    assert found(scene) == []
+
+
+def test_an_empty_store_is_well(scene: Scene) -> None:
+    assert found(scene) == []
+
+
+def test_parked_sagas_and_quarantined_messages_are_told_of(scene: Scene) -> None:
+    parked(scene)
+    scene.redis.xadd(keys.REQUESTS, {"body": "{"})
+    scene.turns_until(lambda: scene.redis.xlen(keys.QUARANTINE) == 1)
+    assert found(scene) == [
+        "warning: 1 are parked, and wait for a person; see sagastream list --status parked",
+        "warning: 1 messages were set aside; see sagastream quarantine list",
+    ]
+
+
+#: What somebody may do to the indexes -> (the saga it is done to, what the doctor says of it).
+ILLS: dict[str, tuple[Any, Any, str]] = {
+    "a timer is lost": (
+        live,
+        lambda r: r.zrem(keys.TIMERS, "s1"),
+        "saga s1 is live, and nobody would look at it again: it is in no timer",
+    ),
+    "a timer is wrong": (
+        live,
+        lambda r: r.zadd(keys.TIMERS, {"s1": 9e15}),
+        "saga s1 is live, and its timer is not the time that its hash says",
+    ),
+    "a live saga has no time": (
+        live,
+        lambda r: r.zadd(keys.TIMERS, {"s1": float("inf")}),
+        "saga s1 is live, and its timer is not the time that its hash says",
+    ),
+    "a live saga would expire": (
+        live,
+        lambda r: r.expire(keys.saga("s1"), 1000),
+        "saga s1 is live, and its hash would expire",
+    ),
+    "a parked saga has a time": (
+        parked,
+        lambda r: r.zadd(keys.TIMERS, {"s1": 9e15}),
+        "saga s1 is parked, and has a timer",
+    ),
+    "an ended saga is waited for": (
+        ended,
+        lambda r: r.zadd(keys.TIMERS, {"s1": 9e15}),
+        "saga s1 has ended, and is still waited for",
+    ),
+    "an ended saga is in no list": (
+        ended,
+        lambda r: r.zrem(keys.ENDED, "s1"),
+        "saga s1 has ended, and is not in the list of those",
+    ),
+    "an ended saga is kept": (
+        ended,
+        lambda r: r.persist(keys.saga("s1")),
+        "saga s1 has ended, and would be kept for ever",
+    ),
+    "a hash is gone": (
+        live,
+        lambda r: r.delete(keys.saga("s1")),
+        "saga s1 is waited for, and is gone: somebody has deleted its hash",
+    ),
+}
+
+
+@pytest.mark.parametrize("ill", ILLS)
+def test_what_is_wrong_in_the_indexes_is_found_and_set_right(scene: Scene, ill: str) -> None:
+    begin, happens, says = ILLS[ill]
+    begin(scene)
+    before = [text for text in found(scene) if "saga s1" in text]
+    assert before == []
+    happens(scene.redis)
+    assert [text for text in found(scene) if "saga s1" in text] == [
+        f"problem: {says}; sagastream doctor --repair sets it right"
+    ]
+    assert [text for text in found(scene, repair=True) if "saga s1" in text] == [f"repaired: {says}; set right"]
+    assert [text for text in found(scene) if "saga s1" in text] == []
+
+
+def test_after_all_timers_were_lost_every_saga_moves_again(scene: Scene) -> None:
+    """As after a failover to a replica that lagged, or a DEL by hand."""
+    for number in range(30):
+        scene.begin(f"s{number}", do(number, timeout_ms=500, attempts=50, backoff_ms=1))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 30)
+    scene.redis.delete(keys.TIMERS, keys.commands("work"))
+    problems = [text for text in found(scene) if "in no timer" in text]
+    assert len(problems) == 11
+    assert problems[-1] == (
+        "problem: … and 20 more, of which each is live, and nobody would look at it again: it is in no timer"
+    )
+    found(scene, repair=True)
+    for number in range(30):
+        assert scene.play(f"s{number}").ended
+    assert sorted(scene.effects.done) == sorted(f"s{number}/1/transaction" for number in range(30))
+    assert found(scene) == []
+
+
+def test_damaged_sagas_are_told_of(scene: Scene) -> None:
+    live(scene)
+    scene.redis.hset(keys.saga("s1"), "version", "x")
+    scene.redis.set(keys.saga("other"), "x")
+    texts = sorted(text for text in found(scene, repair=True) if "saga " in text)
+    assert texts[0].startswith("problem: saga other stands at a key that holds no hash")
+    assert texts[1].startswith("problem: saga s1 stands still until its fields are mended")
+
+
+def test_a_key_of_another_type_is_told_of_and_nothing_else_can_be(scene: Scene) -> None:
+    scene.redis.set(keys.TIMERS, "x")
+    [text] = found(scene)
+    assert text == f"problem: {keys.TIMERS} is a string, not a zset: something else has written there"
+
+
+def test_nobody_at_work_is_told_of(scene: Scene) -> None:
+    live(scene)
+    for stream, group in ((keys.REQUESTS, keys.ORCHESTRATOR_GROUP), (keys.REPLIES, keys.ORCHESTRATOR_GROUP)):
+        consumers: Any = scene.redis.xinfo_consumers(stream, group)
+        for consumer in consumers:
+            scene.redis.xgroup_delconsumer(stream, group, consumer["name"])
+    texts = found(scene)
+    assert "problem: none is running, and 0 entries wait; sagastream worker" in texts
+    assert "problem: none is running, and 1 entries wait; sagastream service MODULE:NAME" in texts
+
+
+def test_entries_that_somebody_has_held_for_long_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_HELD_MS", 0)
+    scene.begin("s1", do(1))
+    assert scene.another_worker()._inbox.read(1)
+    assert any("has been held by" in text and "delivered 1 times" in text for text in found(scene))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        (
+            "maxmemory-policy",
+            "allkeys-lru",
+            "problem: maxmemory-policy is allkeys-lru: it may drop sagas; set noeviction",
+        ),
+        ("appendonly", "no", "problem: appendonly is off: a crash loses what was accepted; set appendonly yes"),
+        (
+            "appendfsync",
+            "everysec",
+            "warning: appendfsync is everysec: a power cut loses what was accepted last; set always",
+        ),
+    ],
+)
+def test_settings_that_lose_sagas_are_told_of(scene: Scene, setting: str, value: str, says: str) -> None:
+    scene.redis.config_set(setting, value)
+    assert found(scene) == [says]
+
+
+def test_the_exit_code_says_whether_there_is_a_problem(scene: Scene, server: Server, commands: Commands) -> None:
+    live(scene)
+    scene.redis.delete(keys.TIMERS)
+    env = {"REDIS_URL": server.url}
+    commands.quiet("service", "sagastream_stubs.inventory:service", env=env)
+    done = commands.run("doctor", **env)
+    assert done.returncode == 1
+    assert "problem   sagas         saga s1 is live, and nobody would look at it again" in done.stdout
+    assert "repaired" in commands.run("doctor", "--repair", **env).stdout
+    lines = commands.run("doctor", "--json", **env).stdout.splitlines()
+    assert {"level": "ok", "about": "durability", "text": "appendonly with appendfsync always"} in map(
+        json.loads, lines
+    )
