@@ -130,7 +130,7 @@ def _go_on(state: SagaState, step: Step, moment: Moment, happening: str) -> Deci
 # --- attempts
 
 
-def fail_attempt(state: SagaState, error: bytes, moment: Moment, *, unknown: bool) -> Decision:
+def fail_attempt(state: SagaState, error: bytes | None, moment: Moment, *, unknown: bool) -> Decision:
     """The command that is out was not done, as far as anybody knows: send it again later, or give up on it.
 
     `unknown`: it may have been done all the same.
