@@ -518,6 +518,11 @@ def test_failures_of_all_attempts_of_a_step_that_was_done_in_the_end_are_counted
     story.expect_quarantined("too late: step 2 is COMPLETED, the saga COMPLETED")
 
 
+def test_a_failure_that_was_no_last_word_is_counted_once_the_step_was_done() -> None:
+    story = waiting_for_the_second_attempt(retry_failed=True).when("ChargePayment_ok", 2, attempt=2)
+    story.when("ChargePayment_failed", 2, error="busy", attempt=1).expect_duplicate_counted()
+
+
 def undoing_for_the_second_time() -> Story:
     """The compensation of step 1 was not answered in time, and has been sent again."""
     story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)

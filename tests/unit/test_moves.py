@@ -241,6 +241,13 @@ def test_a_pivot_that_was_certainly_not_done_is_a_step_like_any_other() -> None:
     story.expect_sent("inventory", "ReleaseReservation", 1)
 
 
+def test_a_pivot_that_was_certainly_not_done_by_any_attempt_is_not_parked() -> None:
+    story = given_saga(RESERVE, replace(PIVOT, retry_failed=True), RETRIABLE).when("ReserveInventory_ok", 1)
+    story.when("ChargePayment_failed", 2, error="busy").when_due().when("ChargePayment_failed", 2, error="busy")
+    story.expect_status("COMPENSATING", "Step 2 failed: busy (2 attempts)")
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
 def test_a_cancel_that_the_pivot_overtakes_comes_too_late_and_that_is_kept() -> None:
     story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1)
     story.when_asked(Verb.CANCEL, "ordered twice").when("ChargePayment_ok", 2)
@@ -327,6 +334,12 @@ def test_that_a_skipped_step_was_done_after_all_is_recorded() -> None:
     story = parked_going_forward().when_asked(Verb.SKIP).when("CreateShipment_ok", 2, result=1).expect_late(2, 1)
     story.when("CreateShipment_failed", 2, attempt=1).expect_duplicate_counted()
     assert protocol_view(story.saga)["completed_steps"] == [1, 2]
+
+
+def test_that_a_skipped_step_was_done_after_all_is_recorded_also_where_it_said_that_it_was_not() -> None:
+    story = given_saga(PIVOT, replace(RETRIABLE, attempts=1)).when("ChargePayment_ok", 1)
+    story.when("CreateShipment_failed", 2, error="full").when_asked(Verb.SKIP)
+    story.when("CreateShipment_ok", 2).expect_late(2)
 
 
 def test_a_saga_whose_last_step_is_skipped_is_completed() -> None:
