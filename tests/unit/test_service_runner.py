@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -347,3 +348,67 @@ def test_an_undo_that_cannot_reach_its_data_is_an_outage() -> None:
     with pytest.raises(redis.ConnectionError):
         overruled(runner)
     assert runner._inbox._answers == []
+
+
+# --- a batch of commands
+
+
+class Post(CommandInbox):
+    """An inbox that is handed its commands, and keeps the answers that are sent."""
+
+    def __init__(self, *commands: Command) -> None:
+        entries = [Entry(stream=keys.commands("payment"), id=b"%d-0" % n, fields={}) for n in range(len(commands))]
+        self._unread = [
+            Delivery(entry=entry, command=command) for entry, command in zip(entries, commands, strict=True)
+        ]
+        self.__dict__.update(vars(an_inbox()))
+        self.sent: list[tuple[int | None, str]] = []
+
+    def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
+        read, self._unread = self._unread, []
+        return read
+
+    def send(self) -> list[tuple[Delivery, Reply]]:
+        """The broker takes them all, and overrules none."""
+        self.sent += [(answer.reply.attempt, answer.kind) for answer in self._answers if answer.reply is not None]
+        self._answers = []
+        return []
+
+
+def answers(handler: Handler, *commands: Command) -> list[tuple[int | None, str]]:
+    """The attempt that each answer is to, and its kind, after a turn with these commands."""
+    runner = a_runner(handler)
+    runner._inbox = post = Post(*commands)
+    runner._pace_s = 0.001
+    runner.turn()
+    return post.sent
+
+
+def attempts(*not_after_ms: int | None, retried: bool = False) -> list[Command]:
+    """Attempts of one command, from the first on."""
+    return [
+        replace(a_command(not_after_ms=ms), attempt=number, retried=retried)
+        for number, ms in enumerate(not_after_ms, 1)
+    ]
+
+
+def test_a_command_that_comes_twice_in_one_batch_is_done_once_and_both_are_answered() -> None:
+    handler = Raising()
+    assert answers(handler, *attempts(None, None)) == [(1, "ok"), (2, "ok")]
+    assert handler.calls == 1
+    refusing = Raising(Reject("no"))
+    assert answers(refusing, *attempts(None, None)) == [(1, "failed"), (2, "failed")]
+    assert refusing.calls == 1
+
+
+def test_an_attempt_that_is_in_time_is_made_where_an_earlier_one_in_its_batch_came_too_late() -> None:
+    # A service that was away finds all of them at once when it comes back.
+    handler = Raising()
+    late, in_time = NOW_MS - 60_000, NOW_MS + 60_000
+    assert answers(handler, *attempts(late, late, in_time)) == [(1, "unknown"), (2, "unknown"), (3, "ok")]
+    assert handler.calls == 1
+
+
+def test_a_later_attempt_is_made_where_an_earlier_one_in_its_batch_was_no_last_word() -> None:
+    assert answers(Raising(*[ValueError()] * TRIES), *attempts(None, None)) == [(1, "unknown"), (2, "ok")]
+    assert answers(Raising(Reject("busy")), *attempts(None, None, retried=True)) == [(1, "unknown"), (2, "ok")]
