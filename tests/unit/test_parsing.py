@@ -380,6 +380,12 @@ def test_a_reason_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
     assert complaint(parse_intervene, asked_body(reason=bad)) == told
 
 
+@pytest.mark.parametrize("bad", ["caf\udce9", "\ud800"])
+def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
+    # As an argument of a shell is that is no UTF-8.
+    assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can say"
+
+
 def test_what_an_operator_leaves_out_or_adds_is_told() -> None:
     assert complaint(parse_intervene, without(asked_body(), "saga_id")) == "the body: saga_id is missing"
     assert complaint(parse_intervene, without(asked_body(), "reason")).startswith("reason must be a text")
