@@ -155,7 +155,7 @@ def test_the_core_imports_only_what_stands_below_it(name: str) -> None:
         ("orchestrator", "streams"),
         ("orchestrator", "decision"),
         ("orchestrator", "keys"),
-        ("store", "decision"),
+        ("store", "moves"),
         ("store", "scripts"),
         ("store", "keys"),
         ("streams", "scripts"),
