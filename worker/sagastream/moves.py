@@ -229,7 +229,7 @@ def _undo_next(state: SagaState, moment: Moment) -> Decision:
             )
             return _park(state, step, why, moment)
         undone = (*state.compensating_steps, number)
-        step = replace(step, compensation=name)
+        step = replace(step, compensation=name, retries=0)  # its attempts are counted for themselves
         state = _moved(state, "compensation sent", moment, step, compensating_steps=undone)
         return _send_compensation(state, moment)
     return _end(_moved(state, "nothing left to undo", moment, state.step))
