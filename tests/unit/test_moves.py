@@ -312,6 +312,16 @@ def test_a_retried_saga_tries_its_compensation_anew_as_often_as_before() -> None
     assert story.saga.compensating_steps == (2, 1)
 
 
+def test_a_compensation_has_no_more_attempts_for_its_transaction_having_been_retried() -> None:
+    pivot = step("ChargePayment", "payment", kind=StepKind.PIVOT, attempts=1, compensation_attempts=2)
+    story = given_saga(pivot, published={}).when_due().when_asked(Verb.RETRY)
+    story.expect_sent("payment", "ChargePayment", 1, attempt=2)
+    story.published = PUBLISHED
+    story.when_due().expect_sent("payment", "RefundPayment", 1)
+    story.when_due().expect_sent_again_in(1000).when_due().when_due()
+    story.expect_parked(f"RefundPayment of step 1 failed 2 times: {NO_ANSWER}")
+
+
 def test_a_retried_saga_looks_anew_for_what_undoes_its_step() -> None:
     story = given_saga(RESERVE, CHARGE, published={}).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
     why = story.saga.parked
