@@ -25,6 +25,7 @@ class Change:
     notices: list[Notice] = field(default_factory=list)
     quarantined: list[tuple[Entry, str]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)  # to be acknowledged
+    gone: bool = False  # its time had come, and there is no such saga: somebody deleted its hash
 
     def add(self, entry: Entry | None, decision: Decision) -> None:
         """Fold one more decision over those before it. `entry`: what it answers; None: its time had come."""
@@ -32,6 +33,7 @@ class Change:
         self.commands += decision.commands
         self.notices += decision.notices
         if entry is None:
+            self.gone = decision.state is None
             return
         self.entries.append(entry)
         if decision.quarantine is not None:
@@ -40,7 +42,7 @@ class Change:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return self.after is self.before and not self.entries and not self.notices
+        return self.after is self.before and not self.entries and not self.notices and not self.gone
 
     @property
     def key(self) -> str | None:
@@ -115,7 +117,7 @@ class _CommitArguments:
         fields = saga_hash.changed_fields(before, after)
         packed: list[str | bytes | int] = [
             before.version if before else "",
-            _score(before, after) if fields else "",
+            _score(before, after) if fields else "gone" if change.gone else "",
             change.saga_id or "",
             len(fields),
             *fields,
