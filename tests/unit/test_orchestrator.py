@@ -176,9 +176,13 @@ def test_chance_is_drawn_for_each_saga_anew() -> None:
     assert len(waits) > 1
 
 
-@pytest.mark.parametrize("state", [None, CorruptSaga("damaged")])
-def test_what_is_due_of_no_saga_or_of_one_that_cannot_be_read_is_no_change(state: Found) -> None:
-    assert _fold([DUE], {"saga42": state}, NOW_MS, {}) == []
+def test_what_is_due_of_a_saga_that_cannot_be_read_is_no_change() -> None:
+    assert _fold([DUE], {"saga42": CorruptSaga("damaged")}, NOW_MS, {}) == []
+
+
+def test_what_is_due_of_a_saga_that_there_is_not_is_told_to_the_store() -> None:
+    (change,) = _fold([DUE], {"saga42": None}, NOW_MS, {})
+    assert (change.gone, change.before, change.after, change.entries) == (True, None, None, [])
 
 
 def test_what_is_looked_at_too_early_is_no_change() -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import pytest
-
 from sagastream import keys
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga
@@ -241,21 +239,39 @@ def test_a_saga_needs_attention_when_its_deadline_is_if_that_comes_first() -> No
 
 
 def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
-    saga = a_saga()
-    change = Change(saga_id="saga42", before=saga, after=saga)
-    change.add(None, decide(saga, Due(saga_id="saga42"), Moment(now_ms=NOW_MS, published=PUBLISHED)))
+    change = due(a_saga())
     assert not change.is_empty
     (read,) = unpacked(change)
     assert (read.version, read.acknowledged, read.appends) == (3, [], [])
     assert read.timer == str(known(change.after).send_again_ms)
 
 
-@pytest.mark.parametrize("before", [None, CorruptSaga("damaged")])
-def test_a_saga_of_which_nothing_is_due_is_not_committed(before: CorruptSaga | None) -> None:
+def due(before: Found, *, now_ms: int = NOW_MS) -> Change:
+    """The time of this saga has come, or so it was thought."""
     change = Change(saga_id="saga42", before=before, after=before)
     assert change.is_empty
-    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=NOW_MS, published=PUBLISHED)))
-    assert change.is_empty
+    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)))
+    return change
+
+
+def test_a_saga_of_which_nothing_is_due_is_not_committed() -> None:
+    assert due(a_saga(), now_ms=EARLIER_MS).is_empty
+    assert due(CorruptSaga("damaged")).is_empty
+
+
+def test_a_saga_that_is_gone_leaves_the_timers_as_long_as_it_is() -> None:
+    change = due(None)
+    assert not change.is_empty
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.member) == (keys.saga("saga42"), "", "gone", "saga42")
+    assert (read.hash, read.appends, read.acknowledged) == ([], [], [])
+
+
+def test_a_saga_that_is_begun_anew_in_the_turn_in_which_it_was_found_gone_stays() -> None:
+    change = a_change(None, a_begin())
+    change.add(None, decide(change.after, Due(saga_id="saga42"), Moment(now_ms=NOW_MS, published=PUBLISHED)))
+    (read,) = unpacked(change)
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
 
 
 def test_an_entry_that_changes_nothing_is_to_be_acknowledged_all_the_same() -> None:
