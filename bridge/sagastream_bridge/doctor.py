@@ -26,8 +26,8 @@ _PAGE: Final = 100
 _SHOWN: Final = 10
 #: How late a saga's time may be seen to before that is a problem, in milliseconds.
 _LATE_MS: Final = 30_000
-#: How long ago a reader must have asked for work to count as being at work, in milliseconds: those of Redis 7.0 are seen
-#: only every two seconds.
+#: How long ago a reader must have asked for work to count as being at work, in milliseconds. Redis 7.0 sees those that
+#: find nothing every two seconds only.
 _AT_WORK_MS: Final = 15_000
 #: How long an entry may be held by one reader before that is a problem, in milliseconds.
 _HELD_MS: Final = 120_000

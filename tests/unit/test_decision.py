@@ -1,141 +1,31 @@
-"""What a message does to a saga, told as stories; and what holds whatever comes, in whatever order."""
+"""What a message, an operator's request or the time does to a saga, told as stories."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sagastream import moves
-from sagastream.decision import Event, conflict, decide
+from sagastream.decision import Event, conflict, decide, may_undo
 from sagastream.errors import CorruptSaga
-from sagastream.messages import AS_PUBLISHED, Begin, Code, Command, Notice, Reply, StepDefinition, Unreadable
-from sagastream.moves import REASON_CHARS, TRANSITIONS, Decision, Found, Moment, Published
-from sagastream.saga import SagaState, SagaStatus, StepStatus, protocol_view
+from sagastream.messages import (
+    MAX_TIMEOUT_MS,
+    Begin,
+    Code,
+    Command,
+    Due,
+    Intervene,
+    Notice,
+    Reply,
+    StepDefinition,
+    StepKind,
+    Unreadable,
+    Verb,
+)
+from sagastream.moves import REASON_CHARS, Decision, Moment, Published
+from sagastream.saga import MAX_INTERVENTIONS, protocol_view
 from sagastream.strict_json import encode
-
-BEGUN_MS: Final = 1_700_000_000_000
-
-
-def step(
-    transaction: str, service: str, params: object = None, compensation: str | None = AS_PUBLISHED
-) -> StepDefinition:
-    return StepDefinition(transaction=transaction, service=service, params=encode(params), compensation=compensation)
-
-
-RESERVE = step("ReserveInventory", "inventory", {"sku": "abc123", "quantity": 1})
-CHARGE = step("ChargePayment", "payment", {"user_id": "u42", "amount": 99.99})
-SHIP = step("CreateShipment", "shipping", {"order_id": "o123"})
-
-PUBLISHED: Final[Published] = {
-    "inventory": {"ReserveInventory": "ReleaseReservation"},
-    "payment": {"ChargePayment": "RefundPayment"},
-    "shipping": {"CreateShipment": "CancelShipment"},
-}
-
-
-class Story:
-    """A saga, and what happens to it: `when` something comes, `expect` what it leads to."""
-
-    def __init__(self, steps: tuple[StepDefinition, ...], published: Published, request_id: str | None, trace: bool):
-        self.published = published
-        self.now_ms = BEGUN_MS - 1000
-        self.state: SagaState | None = None
-        self.decision = Decision(state=None)
-        self.when_begun(*steps, request_id=request_id, trace=trace)
-
-    @property
-    def saga(self) -> SagaState:
-        assert self.state is not None
-        return self.state
-
-    def when_begun(self, *steps: StepDefinition, request_id: str | None, trace: bool = False) -> Self:
-        return self._when(Begin(saga_id="saga42", steps=steps, request_id=request_id, trace=trace))
-
-    def when(self, kind: str, number: int, *, unknown: bool = False, **payload: object) -> Self:
-        """A reply comes; `payload`: its result or error."""
-        members: dict[str, Any] = {name: encode(value) for name, value in payload.items()}
-        return self._when(Reply(type=kind, saga_id="saga42", step=number, unknown=unknown, **members))
-
-    def expect_command(self, service: str, body: str) -> Self:
-        """Exactly one command, with this body: given as the protocol writes it, compared byte for byte."""
-        assert [(c.service, c.body()) for c in self.decision.commands] == [(service, orjson.dumps(orjson.loads(body)))]
-        return self
-
-    def expect_sent(self, service: str, kind: str, number: int) -> Self:
-        """Exactly one command."""
-        assert [(c.service, c.type, c.step) for c in self.decision.commands] == [(service, kind, number)]
-        return self
-
-    def expect_nothing_sent(self) -> Self:
-        assert self.decision.commands == ()
-        return self
-
-    def expect_status(self, status: str, reason: str | None = None) -> Self:
-        assert (self.saga.status, self.saga.reason) == (status, reason)
-        return self
-
-    def expect_steps(self, *statuses: str) -> Self:
-        assert tuple(step.status for step in self.saga.steps) == statuses
-        return self
-
-    def expect_outcome(self, body: str, to: str | None = None) -> Self:
-        """The outcome is told, addressed to the request `to`."""
-        told = Notice(kind="outcome", saga_id="saga42", request_id=to, body=orjson.dumps(orjson.loads(body)))
-        assert self.decision.notices[-1:] == (told,)
-        assert self.decision.commands == ()
-        return self
-
-    def expect_notices(self, *told: str) -> Self:
-        """Exactly these, in this order: kind, service and type."""
-        notices = self.decision.notices
-        assert tuple(f"{n.kind} {n.service or '-'} {orjson.loads(n.body)['type']}" for n in notices) == told
-        return self
-
-    def expect_parked(self, reason: str) -> Self:
-        assert (self.saga.status, self.saga.parked) == ("COMPENSATING", reason)
-        assert self.saga.waiting_for == "a person, it is parked"
-        return self.expect_nothing_sent()
-
-    def expect_nothing_changed(self) -> Self:
-        """Neither the saga nor anything outside it."""
-        assert self.state is self.before
-        return self.expect_nothing_sent()
-
-    def expect_quarantined(self, reason: str) -> Self:
-        assert self.decision.quarantine == reason
-        assert self.decision.notices == ()
-        return self.expect_nothing_changed()
-
-    def expect_duplicate_counted(self) -> Self:
-        """And nothing else changed."""
-        assert self.before is not None
-        assert self.decision == Decision(state=replace(self.before, duplicates=self.before.duplicates + 1))
-        return self
-
-    def _when(self, event: Begin | Reply) -> Self:
-        self.before = self.state
-        self.now_ms += 1000
-        self.decision = decide(self.state, event, Moment(now_ms=self.now_ms, published=self.published))
-        self.state = readable(self.decision.state)
-        return self
-
-
-def readable(state: Found) -> SagaState | None:
-    """The state, of a saga whose hash can be read."""
-    assert not isinstance(state, CorruptSaga)
-    return state
-
-
-def given_saga(
-    *steps: StepDefinition, published: Published = PUBLISHED, request_id: str | None = None, trace: bool = False
-) -> Story:
-    """A saga of these steps has just begun."""
-    return Story(steps, published, request_id, trace)
-
+from unit.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, step
 
 # --- the way forward
 
@@ -281,6 +171,7 @@ def test_a_compensation_is_told_the_params_and_the_result_of_its_step() -> None:
             result=b'{"reservation_id":"r1"}',
             compensating=True,
             begun_ms=BEGUN_MS,
+            retried=True,
         ),
     )
 
@@ -356,10 +247,12 @@ def test_the_reason_quotes_the_error(error: object, quoted: str) -> None:
 
 # --- outcomes that nobody knows
 
+ONCE = step("ChargePayment", "payment", 7, attempts=1)  # nobody tries it again
+
 
 def test_a_step_whose_outcome_is_unknown_is_compensated_too_and_first() -> None:
     story = (
-        given_saga(RESERVE, CHARGE, SHIP)
+        given_saga(RESERVE, ONCE, SHIP)
         .when("ReserveInventory_ok", 1)
         .when("ChargePayment_failed", 2, error="TimeoutError: bank", unknown=True)
         .expect_status("COMPENSATING", "Step 2 failed: TimeoutError: bank")
@@ -377,7 +270,7 @@ def test_a_step_whose_outcome_is_unknown_is_compensated_too_and_first() -> None:
 
 def test_a_first_step_whose_outcome_is_unknown_is_compensated_before_the_saga_aborts() -> None:
     (
-        given_saga(CHARGE)
+        given_saga(ONCE)
         .when("ChargePayment_failed", 1, error="?", unknown=True)
         .expect_sent("payment", "RefundPayment", 1)
         .when("RefundPayment_ok", 1)
@@ -385,21 +278,56 @@ def test_a_first_step_whose_outcome_is_unknown_is_compensated_before_the_saga_ab
     )
 
 
-def test_a_late_ok_of_a_step_whose_outcome_was_unknown_is_set_aside_and_it_is_compensated_once() -> None:
+def test_an_unknown_outcome_is_tried_again_as_one_that_nobody_answered() -> None:
     (
-        given_saga(RESERVE, CHARGE)
-        .when("ReserveInventory_ok", 1)
-        .when("ChargePayment_failed", 2, unknown=True)
-        .when("ChargePayment_ok", 2, result={"payment_id": "p1"})
-        .expect_quarantined("too late: step 2 is FAILED, the saga COMPENSATING")
-        .when("RefundPayment_ok", 2)
-        .expect_sent("inventory", "ReleaseReservation", 1)
-        .when("ChargePayment_ok", 2)
-        .expect_quarantined("too late: step 2 is COMPENSATED, the saga COMPENSATING")
-        .when("ReleaseReservation_ok", 1)
-        .when("ChargePayment_ok", 2)
-        .expect_quarantined("too late: step 2 is COMPENSATED, the saga ABORTED")
+        given_saga(RESERVE)
+        .when("ReserveInventory_failed", 1, error="TimeoutError: shelf", unknown=True, attempt=1)
+        .expect_status("PENDING")
+        .expect_sent_again_in(1000)
+        .when_due()
+        .expect_sent("inventory", "ReserveInventory", 1, attempt=2)
+        .when("ReserveInventory_ok", 1, attempt=2)
+        .expect_status("COMPLETED")
     )
+
+
+def test_a_late_ok_is_recorded_and_its_result_told_to_the_next_attempt_of_the_compensation() -> None:
+    story = given_saga(RESERVE, ONCE).when("ReserveInventory_ok", 1).when_due()
+    story.expect_status("COMPENSATING", "Step 2 failed: no answer within 60000 ms")
+    story.expect_told_the_result(None)
+    story.when("ChargePayment_ok", 2, result={"payment_id": "p1"}).expect_late(2, {"payment_id": "p1"})
+    assert protocol_view(story.saga)["completed_steps"] == [1, 2]
+    assert protocol_view(story.saga)["steps"][1]["result"] == {"payment_id": "p1"}
+    story.when("RefundPayment_failed", 2).when_due().expect_sent("payment", "RefundPayment", 2, attempt=2)
+    story.expect_told_the_result(b'{"payment_id":"p1"}')
+    story.when("RefundPayment_ok", 2).when("ReleaseReservation_ok", 1)
+    story.expect_status("ABORTED", "Step 2 failed: no answer within 60000 ms")
+
+
+def test_a_late_ok_never_moves_the_saga_and_its_step_is_compensated_once() -> None:
+    story = given_saga(RESERVE, ONCE).when("ReserveInventory_ok", 1).when_due().when("RefundPayment_ok", 2)
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+    story.when("ChargePayment_ok", 2).expect_late(2).expect_steps("COMPLETED", "COMPENSATED")
+    story.when("ChargePayment_ok", 2, result=1).expect_duplicate_counted()
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Step 2 failed: no answer within 60000 ms")
+    assert story.saga.compensating_steps == (2, 1)
+
+
+def test_a_late_ok_of_a_saga_that_has_ended_is_recorded() -> None:
+    story = given_saga(ONCE, published={"payment": {"ChargePayment": None}}).when_due()
+    story.expect_status("ABORTED", "Step 1 failed: no answer within 60000 ms")
+    story.when("ChargePayment_ok", 1, result=1).expect_late(1, 1).expect_steps("FAILED")
+
+
+def test_a_late_ok_of_a_traced_saga_is_told() -> None:
+    story = given_saga(ONCE, trace=True).when_due().when("ChargePayment_ok", 1)
+    story.expect_notices("reply payment ChargePayment_ok").expect_nothing_sent()
+    assert story.saga.steps[0].late_ms == story.now_ms
+
+
+def test_a_late_ok_of_a_step_that_is_known_to_have_had_no_effect_is_set_aside() -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    story.when("ChargePayment_ok", 2).expect_quarantined("too late: step 2 is FAILED, the saga COMPENSATING")
 
 
 # --- parked sagas
@@ -413,13 +341,13 @@ NOBODY_KNOWS = (
 @pytest.mark.parametrize("published", [{}, {"inventory": {}}, {"inventory": {"Other": "Undo"}}])
 def test_a_saga_whose_compensation_nobody_knows_is_parked(published: Published) -> None:
     story = (
-        given_saga(RESERVE, CHARGE, published=published)
+        given_saga(RESERVE, CHARGE, published=published, request_id="me-1")
         .when("ReserveInventory_ok", 1)
         .when("ChargePayment_failed", 2, error="insufficient_funds")
         .expect_status("COMPENSATING", "Step 2 failed: insufficient_funds")
         .expect_parked(NOBODY_KNOWS)
         .expect_steps("COMPLETED", "FAILED")
-        .expect_notices()
+        .expect_notices("parked - saga_parked")
     )
     assert story.saga.current_step == 1
     assert story.saga.compensating_steps == ()
@@ -438,9 +366,14 @@ def test_a_saga_is_parked_only_when_it_comes_to_the_step_that_nobody_can_undo() 
     )
 
 
-def test_a_saga_whose_compensation_fails_is_parked_and_goes_on_when_it_succeeds_after_all() -> None:
+#: It is undone in one try or not at all.
+CHARGE_UNDONE_ONCE = replace(CHARGE, compensation_attempts=1)
+RESERVE_UNDONE_ONCE = replace(RESERVE, compensation_attempts=1)
+
+
+def test_a_saga_whose_compensation_fails_for_good_is_parked_and_goes_on_when_it_succeeds_after_all() -> None:
     (
-        given_saga(RESERVE, CHARGE, SHIP)
+        given_saga(RESERVE, CHARGE_UNDONE_ONCE, SHIP)
         .when("ReserveInventory_ok", 1)
         .when("ChargePayment_ok", 2)
         .when("CreateShipment_failed", 3, error="no address")
@@ -457,9 +390,14 @@ def test_a_saga_whose_compensation_fails_is_parked_and_goes_on_when_it_succeeds_
     )
 
 
+def parked_in_the_undo(reason: object = "bank is closed") -> Story:
+    """A saga that cannot undo its first step."""
+    story = given_saga(RESERVE_UNDONE_ONCE, CHARGE).when("ReserveInventory_ok", 1)
+    return story.when("ChargePayment_failed", 2).when("ReleaseReservation_failed", 1, error=reason)
+
+
 def test_a_saga_that_goes_on_is_parked_no_more() -> None:
-    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
-    story.when("ReleaseReservation_failed", 1).expect_parked("ReleaseReservation of step 1 failed: no reason given")
+    story = parked_in_the_undo().expect_parked("ReleaseReservation of step 1 failed: bank is closed")
     story.when("ReleaseReservation_ok", 1)
     assert story.saga.parked is None
 
@@ -485,7 +423,7 @@ def test_a_reply_that_comes_again_after_the_end_is_counted() -> None:
 
 
 def test_an_unknown_outcome_that_comes_again_after_its_compensation_is_counted() -> None:
-    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2, unknown=True)
+    story = given_saga(RESERVE, ONCE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2, unknown=True)
     story.when("ChargePayment_failed", 2, unknown=True).expect_duplicate_counted()
     story.when("RefundPayment_ok", 2).when("ChargePayment_failed", 2, unknown=True).expect_duplicate_counted()
     story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Step 2 failed: no reason given")
@@ -493,11 +431,15 @@ def test_an_unknown_outcome_that_comes_again_after_its_compensation_is_counted()
 
 
 def test_a_failed_compensation_that_is_told_again_while_the_saga_is_parked_is_counted() -> None:
-    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
-    story.when("ReleaseReservation_failed", 1, error="bank is closed")
-    why = "ReleaseReservation of step 1 failed: bank is closed"
-    story.expect_parked(why).when("ReleaseReservation_failed", 1, error="another reason").expect_duplicate_counted()
-    story.expect_parked(why).when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Step 2 failed: no reason given")
+    story, why = parked_in_the_undo(), "ReleaseReservation of step 1 failed: bank is closed"
+    story.when("ReleaseReservation_failed", 1, error="another reason").expect_duplicate_counted()
+    story.expect_still_parked(why).when("ReleaseReservation_ok", 1)
+    story.expect_status("ABORTED", "Step 2 failed: no reason given")
+
+
+def test_a_failed_attempt_that_is_told_again_before_the_next_one_is_sent_is_counted() -> None:
+    story = given_saga(RESERVE).when("ReserveInventory_failed", 1, unknown=True, attempt=1)
+    story.when("ReserveInventory_failed", 1, unknown=True, attempt=1).expect_duplicate_counted()
 
 
 def test_a_saga_that_is_parked_because_nobody_knows_the_compensation_takes_no_answer_to_it() -> None:
@@ -516,6 +458,82 @@ def test_a_reply_of_an_earlier_step_with_the_same_transaction_is_not_taken_for_o
     story.expect_sent("payment", "RefundPayment", 1)
     story.when("RefundPayment_ok", 2).expect_duplicate_counted()
     story.when("RefundPayment_ok", 1).expect_status("ABORTED", "Step 3 failed: no reason given")
+
+
+# --- replies to attempts that are over
+
+
+def waiting_for_the_second_attempt(**options: Any) -> Story:
+    """Step 2 was not answered in time, and has been sent again."""
+    story = given_saga(RESERVE, replace(CHARGE, **options)).when("ReserveInventory_ok", 1).when_due().when_due()
+    return story.expect_sent("payment", "ChargePayment", 2, attempt=2)
+
+
+def test_an_unknown_outcome_of_an_earlier_attempt_is_counted_and_the_later_one_is_waited_for() -> None:
+    story = waiting_for_the_second_attempt()
+    story.when("ChargePayment_failed", 2, error="?", unknown=True, attempt=1).expect_duplicate_counted()
+    story.when("ChargePayment_failed", 2, error="?", unknown=True, attempt=3).expect_duplicate_counted()
+    story.when("ChargePayment_failed", 2, error="?", unknown=True, attempt=2).expect_sent_again_in(2000)
+
+
+def test_a_failure_of_an_earlier_attempt_that_is_no_last_word_is_counted() -> None:
+    story = waiting_for_the_second_attempt(retry_failed=True)
+    story.when("ChargePayment_failed", 2, error="busy", attempt=1).expect_duplicate_counted()
+    story.when("ChargePayment_failed", 2, error="busy", attempt=2).expect_sent_again_in(2000)
+    story.when("ChargePayment_failed", 2, error="busy", attempt=2).expect_duplicate_counted()
+    story.when("ChargePayment_failed", 2, error="busy", attempt=None).expect_duplicate_counted()
+
+
+@pytest.mark.parametrize("attempt", [1, 2, None])
+def test_a_definite_failure_ends_the_step_whichever_attempt_it_answers(attempt: int | None) -> None:
+    story = waiting_for_the_second_attempt().when("ChargePayment_failed", 2, error="no", attempt=attempt)
+    story.expect_status("COMPENSATING", "Step 2 failed: no (2 attempts)").expect_steps("COMPLETED", "FAILED")
+    # Nothing of it remains, of no attempt: it is not compensated.
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+    assert not story.saga.steps[1].unknown
+
+
+def test_a_definite_failure_that_comes_between_two_attempts_ends_the_step() -> None:
+    story = given_saga(CHARGE).when_due().expect_sent_again_in(1000).when("ChargePayment_failed", 1, error="no")
+    story.expect_status("ABORTED", "Step 1 failed: no").expect_steps("FAILED")
+
+
+@pytest.mark.parametrize("attempt", [1, 2, None])
+def test_that_a_step_was_done_is_news_whichever_attempt_did_it(attempt: int | None) -> None:
+    story = waiting_for_the_second_attempt().when("ChargePayment_ok", 2, result=1, attempt=attempt)
+    story.expect_status("COMPLETED").expect_steps("COMPLETED", "COMPLETED")
+    done = story.saga.steps[1]
+    assert (done.result, done.error, done.unknown, done.late_ms) == (b"1", None, False, None)
+
+
+def test_a_step_that_was_done_between_two_attempts_is_not_sent_again() -> None:
+    given_saga(CHARGE, SHIP).when_due().when("ChargePayment_ok", 1).expect_sent("shipping", "CreateShipment", 2)
+
+
+def test_failures_of_all_attempts_of_a_step_that_was_done_in_the_end_are_counted() -> None:
+    story = waiting_for_the_second_attempt().when("ChargePayment_ok", 2, attempt=2)
+    story.when("ChargePayment_failed", 2, unknown=True, attempt=1).expect_duplicate_counted()
+    # One that says that nothing of it remains contradicts what is known.
+    story.when("ChargePayment_failed", 2, attempt=1)
+    story.expect_quarantined("too late: step 2 is COMPLETED, the saga COMPLETED")
+
+
+def test_a_failure_that_was_no_last_word_is_counted_once_the_step_was_done() -> None:
+    story = waiting_for_the_second_attempt(retry_failed=True).when("ChargePayment_ok", 2, attempt=2)
+    story.when("ChargePayment_failed", 2, error="busy", attempt=1).expect_duplicate_counted()
+
+
+def undoing_for_the_second_time() -> Story:
+    """The compensation of step 1 was not answered in time, and has been sent again."""
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    return story.when_due().when_due().expect_sent("inventory", "ReleaseReservation", 1, attempt=2)
+
+
+def test_a_failure_of_an_earlier_attempt_of_a_compensation_is_counted() -> None:
+    story = undoing_for_the_second_time()
+    story.when("ReleaseReservation_failed", 1, attempt=1).expect_duplicate_counted()
+    story.when("ReleaseReservation_ok", 1, attempt=1).expect_status("ABORTED", "Step 2 failed: no reason given")
+    story.when("ReleaseReservation_failed", 1, attempt=2).expect_duplicate_counted()
 
 
 # --- replies that fit nowhere
@@ -562,6 +580,273 @@ def test_a_reply_for_a_step_that_was_answered_otherwise_comes_too_late() -> None
     story.when("ReleaseReservation_failed", 1).expect_quarantined("too late: step 1 is COMPENSATED, the saga ABORTED")
 
 
+# --- what operators ask for
+
+
+def test_a_cancelled_saga_goes_back_when_its_current_step_is_answered() -> None:
+    story = given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL, "ordered twice").expect_done(Verb.CANCEL)
+    story.expect_status("PENDING").expect_nothing_sent().expect_notices("done - saga_cancel_ok")
+    story.expect_waits("inventory to answer ReserveInventory, step 1, to be cancelled then")
+    assert story.saga.due_ms == BEGUN_MS + RESERVE.timeout_ms  # cancelling does not prolong the waiting
+    story.when("ReserveInventory_ok", 1, result=1).expect_sent("inventory", "ReleaseReservation", 1)
+    story.expect_status("COMPENSATING", "Cancelled: ordered twice").expect_steps("COMPLETED", "PENDING")
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Cancelled: ordered twice")
+    story.expect_steps("COMPENSATED", "PENDING").expect_interventions("cancel: ordered twice")
+
+
+def test_a_saga_that_is_cancelled_at_its_last_step_goes_back_too() -> None:
+    story = given_saga(RESERVE).when_asked(Verb.CANCEL).when("ReserveInventory_ok", 1)
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Cancelled: as agreed")
+
+
+def test_a_step_that_fails_while_it_is_to_be_cancelled_is_the_reason() -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when_asked(Verb.CANCEL)
+    story.when("ChargePayment_failed", 2, error="no").expect_status("COMPENSATING", "Step 2 failed: no")
+    assert story.saga.cancelling is None
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_step_of_unknown_outcome_is_not_tried_again_once_it_is_to_be_cancelled(answered: bool) -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when_asked(Verb.CANCEL)
+    if answered:
+        story.when("ChargePayment_failed", 2, unknown=True)
+    else:
+        story.when_due()
+    story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_steps("COMPLETED", "FAILED")
+    story.expect_sent("payment", "RefundPayment", 2)
+
+
+def test_a_failure_that_would_be_tried_again_is_not_once_the_saga_is_to_be_cancelled() -> None:
+    story = given_saga(RESERVE, replace(CHARGE, retry_failed=True)).when("ReserveInventory_ok", 1)
+    story.when_asked(Verb.CANCEL).when("ChargePayment_failed", 2, error="busy")
+    story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_saga_that_is_between_two_attempts_is_cancelled_at_once() -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when_due().expect_sent_again_in(1000)
+    story.when_asked(Verb.CANCEL).expect_done(Verb.CANCEL)
+    story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_steps("COMPLETED", "FAILED")
+    story.expect_sent("payment", "RefundPayment", 2)  # the first attempt may have had its effect
+
+
+def test_what_was_certainly_not_done_is_not_undone_when_it_is_cancelled_between_two_attempts() -> None:
+    story = given_saga(replace(CHARGE, retry_failed=True), request_id="me-1").when("ChargePayment_failed", 1)
+    story.when_asked(Verb.CANCEL).expect_done(Verb.CANCEL).expect_status("ABORTED", "Cancelled: as agreed")
+    story.expect_notices("done - saga_cancel_ok", "outcome - saga_aborted")
+
+
+def test_a_cancel_is_refused_where_there_is_nothing_to_cancel() -> None:
+    cancelled = given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL, request_id="op-0")
+    cancelled.when_asked(Verb.CANCEL).expect_refused("is being cancelled already")
+    undone = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    undone.when_asked(Verb.CANCEL).expect_refused("is being undone already; its compensation cannot be cancelled")
+    parked_in_the_undo().when_asked(Verb.CANCEL).expect_refused(
+        "is being undone already; its compensation cannot be cancelled"
+    )
+    past = given_saga(replace(CHARGE, kind=StepKind.PIVOT), replace(SHIP, kind=StepKind.RETRIABLE))
+    past.when("ChargePayment_ok", 1).when_asked(Verb.CANCEL).expect_refused("is past its pivot: there is no way back")
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_nothing_can_be_asked_of_a_saga_that_has_ended(verb: Verb) -> None:
+    done = given_saga(SHIP).when("CreateShipment_ok", 1)
+    done.when_asked(verb).expect_refused("has ended, COMPLETED").expect_interventions()
+    failed = given_saga(SHIP).when("CreateShipment_failed", 1)
+    failed.when_asked(verb).expect_refused("has ended, ABORTED").expect_interventions()
+
+
+@pytest.mark.parametrize("verb", [Verb.RETRY, Verb.SKIP, Verb.ABANDON])
+def test_only_a_parked_saga_can_be_retried_skipped_or_abandoned(verb: Verb) -> None:
+    story = given_saga(RESERVE, CHARGE)
+    story.when_asked(verb).expect_refused("is not parked, it waits for inventory to answer ReserveInventory, step 1")
+    story.when_due().when_asked(verb)
+    story.expect_refused("is not parked, it waits for the time to send ReserveInventory, step 1 again (attempt 2 of 3)")
+    story.when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2).when_asked(verb)
+    story.expect_refused("is not parked, it waits for inventory to answer ReleaseReservation, step 1")
+    story.expect_interventions()
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_is_asked_of_a_saga_that_there_is_not_is_refused(verb: Verb) -> None:
+    asked = Intervene(verb=verb, saga_id="saga7", reason="as agreed", request_id="op-1")
+    body = encode({"type": "error", "code": Code.NO_SUCH_SAGA, "text": "there is no saga saga7"})
+    told = Notice(kind="refused", saga_id="saga7", request_id="op-1", body=body)
+    moment = Moment(now_ms=BEGUN_MS, published=PUBLISHED)
+    assert decide(None, asked, moment) == Decision(state=None, notices=(told,))
+    nameless = decide(None, replace(asked, request_id=None), moment)
+    assert nameless == Decision(state=None, quarantine="there is no saga saga7")
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_is_asked_of_a_saga_that_cannot_be_read_is_refused(verb: Verb) -> None:
+    damaged = CorruptSaga("damaged")
+    asked = Intervene(verb=verb, saga_id="saga42", reason="as agreed", request_id="op-1")
+    decided = decide(damaged, asked, Moment(now_ms=BEGUN_MS, published=PUBLISHED))
+    told = Notice(
+        kind="refused",
+        saga_id="saga42",
+        request_id="op-1",
+        body=encode({"type": "error", "code": 13, "text": "damaged"}),
+    )
+    assert decided == Decision(state=damaged, notices=(told,))
+    assert decided.state is damaged
+
+
+def test_what_is_refused_and_named_nobody_is_quarantined() -> None:
+    story = given_saga(SHIP).when_asked(Verb.RETRY, request_id=None)
+    story.expect_quarantined("saga saga42 is not parked, it waits for shipping to answer CreateShipment, step 1")
+
+
+def test_what_is_done_and_named_nobody_is_told_nobody_and_kept() -> None:
+    story = given_saga(SHIP).when_asked(Verb.CANCEL, request_id=None).expect_notices()
+    assert story.decision.quarantine is None
+    story.expect_interventions("cancel: as agreed").expect_waits(
+        "shipping to answer CreateShipment, step 1, to be cancelled then"
+    )
+
+
+def test_a_request_is_done_once_however_often_it_arrives() -> None:
+    story = given_saga(RESERVE, CHARGE)
+    for _ in range(2):
+        story.when_asked(Verb.CANCEL, request_id="op-1").expect_done(Verb.CANCEL)
+    story.expect_nothing_changed().expect_interventions("cancel: as agreed")
+    story = parked_in_the_undo().when_asked(Verb.RETRY, request_id="op-1")
+    story.expect_sent("inventory", "ReleaseReservation", 1, attempt=2)
+    story.when_asked(Verb.RETRY, request_id="op-1").expect_done(Verb.RETRY).expect_nothing_changed()
+    story.when("ReleaseReservation_failed", 1).when_asked(Verb.RETRY, request_id="op-1")
+    story.expect_done(Verb.RETRY).expect_nothing_changed()  # parked once more, and asked for no more
+    story.when_asked(Verb.RETRY, request_id="op-2").expect_sent("inventory", "ReleaseReservation", 1, attempt=3)
+    story.expect_interventions("retry: as agreed", "retry: as agreed")
+
+
+def test_a_request_that_arrives_again_after_the_end_was_done_all_the_same() -> None:
+    story = parked_in_the_undo().when_asked(Verb.ABANDON).expect_done(Verb.ABANDON)
+    story.when_asked(Verb.ABANDON).expect_done(Verb.ABANDON).expect_nothing_changed()
+    story.expect_notices("done - saga_abandon_ok")
+
+
+def test_every_intervention_is_kept_with_its_reason_and_its_time() -> None:
+    story = parked_in_the_undo().when_asked(Verb.RETRY, "the bank is open", request_id="op-1")
+    story.when("ReleaseReservation_failed", 1).when_asked(Verb.SKIP, "refunded by hand", request_id="op-2")
+    story.expect_interventions("retry: the bank is open", "skip: refunded by hand")
+    assert [(done.at_ms, done.request_id) for done in story.saga.interventions] == [
+        (story.now_ms - 2000, "op-1"),
+        (story.now_ms, "op-2"),
+    ]
+
+
+def test_the_newest_interventions_are_kept_where_there_are_very_many() -> None:
+    story = parked_in_the_undo()
+    for n in range(MAX_INTERVENTIONS + 5):
+        story.when_asked(Verb.RETRY, f"{n}", request_id=f"op-{n}").when("ReleaseReservation_failed", 1)
+    story.expect_interventions(*(f"retry: {n}" for n in range(5, MAX_INTERVENTIONS + 5)))
+
+
+# --- time
+
+
+def test_a_saga_that_is_looked_at_too_early_does_not_change() -> None:
+    story = given_saga(RESERVE, deadline_ms=90_000).when_due(after_ms=59_999).expect_nothing_changed().expect_notices()
+    story.when_due(after_ms=1).expect_sent_again_in(1000)
+    story.when_due(after_ms=999).expect_nothing_changed().expect_notices()
+    story.when_due(after_ms=1).expect_sent("inventory", "ReserveInventory", 1, attempt=2)
+    story.when_due(after_ms=0).expect_nothing_changed().expect_notices()
+
+
+@pytest.mark.parametrize("story", [given_saga(SHIP).when("CreateShipment_ok", 1), parked_in_the_undo()])
+def test_a_saga_that_has_ended_or_is_parked_is_never_due(story: Story) -> None:
+    assert story.saga.due_ms is None
+    story.when_due(after_ms=10 * MAX_TIMEOUT_MS).expect_nothing_changed().expect_notices()
+
+
+@pytest.mark.parametrize("state", [None, CorruptSaga("damaged")])
+def test_what_is_no_saga_or_cannot_be_read_is_not_changed_by_time(state: CorruptSaga | None) -> None:
+    decided = decide(state, Due(saga_id="saga42"), Moment(now_ms=BEGUN_MS, published=PUBLISHED))
+    assert decided == Decision(state=state)
+    assert decided.state is state
+
+
+def test_a_live_saga_that_waits_for_nothing_is_due_at_once_and_sent_again() -> None:
+    # No saga comes to this, but a hash that was written by hand may.
+    story = given_saga(RESERVE)
+    story.state = replace(story.saga, times_out_ms=None)
+    assert story.saga.due_ms == 0
+    story.when_due(after_ms=0).expect_sent("inventory", "ReserveInventory", 1, attempt=2)
+
+
+def test_a_deadline_cancels_the_saga_when_its_current_step_is_answered() -> None:
+    story = given_saga(RESERVE, CHARGE, deadline_ms=5000).when_due()
+    assert story.now_ms == BEGUN_MS + 5000
+    story.expect_status("PENDING").expect_nothing_sent()
+    story.expect_waits("inventory to answer ReserveInventory, step 1, to be cancelled then")
+    why = "The deadline, 5000 ms after the begin, has passed"
+    story.when("ReserveInventory_ok", 1).expect_status("COMPENSATING", why)
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", why).expect_interventions()
+
+
+def test_a_deadline_that_passes_between_two_attempts_cancels_the_saga_at_once() -> None:
+    story = given_saga(RESERVE, deadline_ms=60_500).when_due().expect_sent_again_in(1000).when_due()
+    assert story.now_ms == BEGUN_MS + 60_500
+    story.expect_status("COMPENSATING", "The deadline, 60500 ms after the begin, has passed")
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_deadline_and_a_timeout_that_come_together_are_seen_to_one_after_the_other() -> None:
+    story = given_saga(RESERVE, deadline_ms=RESERVE.timeout_ms).when_due().expect_nothing_sent()
+    assert story.saga.due_ms == story.now_ms
+    story.when_due().expect_status("COMPENSATING", "The deadline, 60000 ms after the begin, has passed")
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_deadline_never_interrupts_a_compensation() -> None:
+    story = given_saga(RESERVE, CHARGE, deadline_ms=30_000).when("ReserveInventory_ok", 1)
+    story.when("ChargePayment_failed", 2, error="no").expect_sent("inventory", "ReleaseReservation", 1)
+    assert story.saga.due_ms == story.saga.times_out_ms == story.now_ms + RESERVE.timeout_ms
+    story.when_due(after_ms=40_000).expect_nothing_changed()
+    story.when_due().expect_status("COMPENSATING", "Step 2 failed: no").expect_sent_again_in(1000)
+
+
+def test_a_deadline_is_ignored_past_the_pivot() -> None:
+    story = given_saga(
+        replace(CHARGE, kind=StepKind.PIVOT), replace(SHIP, kind=StepKind.RETRIABLE), deadline_ms=30_000
+    ).when("ChargePayment_ok", 1)
+    assert story.saga.due_ms == story.saga.times_out_ms
+    story.when_due(after_ms=40_000).expect_nothing_changed()
+    story.when_due().expect_status("PENDING").expect_sent_again_in(1000)
+    story.when("CreateShipment_ok", 2).expect_status("COMPLETED")
+
+
+def test_a_saga_that_is_being_cancelled_has_no_deadline_any_more() -> None:
+    story = given_saga(RESERVE, deadline_ms=30_000).when_asked(Verb.CANCEL)
+    assert story.saga.due_ms == story.saga.times_out_ms
+    story.when_due(after_ms=40_000).expect_nothing_changed()
+    story.when("ReserveInventory_ok", 1).expect_status("COMPENSATING", "Cancelled: as agreed")
+
+
+@pytest.mark.parametrize(
+    ("event", "may"),
+    [
+        (Reply(type="ReserveInventory_ok", saga_id="saga42", step=1), False),
+        (Reply(type="ReserveInventory_failed", saga_id="saga42", step=1), True),
+        (Due(saga_id="saga42"), True),
+        (Intervene(verb=Verb.CANCEL, saga_id="saga42", reason="x"), True),
+        (Begin(saga_id="saga42", steps=(RESERVE,)), False),
+        (Unreadable(code=Code.MALFORMED, text="x"), False),
+    ],
+)
+def test_what_services_publish_is_asked_for_where_it_may_be_needed(event: Event, may: bool) -> None:
+    assert may_undo(given_saga(RESERVE, CHARGE).saga, event) is may
+
+
+def test_the_answer_of_a_step_may_lead_to_an_undo_while_the_saga_goes_back_or_is_to() -> None:
+    done = Reply(type="ReserveInventory_ok", saga_id="saga42", step=1)
+    assert may_undo(given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL).saga, done)
+    assert may_undo(parked_in_the_undo().saga, done)
+
+
 # --- saga_begin again
 
 
@@ -601,6 +886,12 @@ def test_a_begin_that_is_delivered_again_changes_nothing_and_tells_nobody() -> N
         (step("ReserveInventory", "inventory", {"sku": "abc123", "quantity": 2}), CHARGE),
         (step("ReserveInventory", "stock", {"sku": "abc123", "quantity": 1}), CHARGE),
         (replace(RESERVE, compensation=None), CHARGE),
+        (replace(RESERVE, timeout_ms=1), CHARGE),
+        (RESERVE, replace(CHARGE, kind=StepKind.PIVOT)),
+        (RESERVE, replace(CHARGE, attempts=4)),
+        (RESERVE, replace(CHARGE, compensation_attempts=4)),
+        (RESERVE, replace(CHARGE, backoff_ms=4)),
+        (RESERVE, replace(CHARGE, retry_failed=True)),
     ],
 )
 @pytest.mark.parametrize("ended", [False, True])
@@ -619,6 +910,14 @@ def test_a_begin_with_another_body_is_refused_and_nothing_changed(
         "code": 22,
         "text": "another saga has the id saga42: it began with other steps",
     }
+
+
+def test_a_begin_with_another_deadline_is_refused() -> None:
+    story = given_saga(RESERVE, request_id="me-1", deadline_ms=5000)
+    story.when_begun(RESERVE, request_id="you-1", deadline_ms=5000).expect_nothing_changed().expect_notices()
+    for deadline_ms in (None, 5001):
+        story.when_begun(RESERVE, request_id="you-1", deadline_ms=deadline_ms)
+        story.expect_nothing_changed().expect_notices("refused - error")
 
 
 def test_a_begin_with_another_body_that_names_no_asker_is_quarantined() -> None:
@@ -662,7 +961,12 @@ def test_a_begin_of_a_saga_that_cannot_be_read_is_refused_and_it_is_not_touched(
 
 
 @pytest.mark.parametrize(
-    "event", [Begin(saga_id="saga42", steps=(SHIP,)), Reply(type="CreateShipment_ok", saga_id="saga42", step=1)]
+    "event",
+    [
+        Begin(saga_id="saga42", steps=(SHIP,)),
+        Reply(type="CreateShipment_ok", saga_id="saga42", step=1),
+        Intervene(verb=Verb.CANCEL, saga_id="saga42", reason="as agreed"),
+    ],
 )
 def test_what_comes_for_a_saga_that_cannot_be_read_and_of_nobody_is_quarantined(event: Event) -> None:
     damaged = CorruptSaga("damaged")
@@ -684,6 +988,8 @@ def test_a_traced_saga_tells_of_every_reply_command_and_outcome_in_order() -> No
         .expect_notices("reply payment ChargePayment_failed", "command inventory ReleaseReservation")
         .when("ReleaseReservation_failed", 1)
         .expect_notices("reply inventory ReleaseReservation_failed")
+        .when_due()
+        .expect_notices("command inventory ReleaseReservation")
         .when("ReleaseReservation_ok", 1)
         .expect_notices("reply inventory ReleaseReservation_ok", "outcome - saga_aborted")
         .when("ReleaseReservation_ok", 1)
@@ -704,271 +1010,6 @@ def test_a_saga_that_is_not_traced_tells_its_outcome_alone() -> None:
     story = given_saga(RESERVE, CHARGE).expect_notices().when("ReserveInventory_ok", 1).expect_notices()
     story.when("ChargePayment_failed", 2).expect_notices()
     story.when("ReleaseReservation_ok", 1).expect_notices("outcome - saga_aborted")
-
-
-# --- the edges of the state machine
-
-Edge = tuple[SagaStatus | None, str]
-
-
-class Footprints(dict[Edge, SagaStatus]):
-    """TRANSITIONS that remember which of its edges were walked."""
-
-    def __init__(self) -> None:
-        super().__init__(TRANSITIONS)
-        self.walked: list[Edge] = []
-
-    def __getitem__(self, edge: Edge) -> SagaStatus:
-        self.walked.append(edge)
-        return super().__getitem__(edge)
-
-
-@pytest.fixture
-def footprints(monkeypatch: pytest.MonkeyPatch) -> Footprints:
-    prints = Footprints()
-    monkeypatch.setattr(moves, "TRANSITIONS", prints)
-    return prints
-
-
-def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Footprints) -> None:
-    given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_ok", 2)
-    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
-    story.when("ReleaseReservation_failed", 1).when("ReleaseReservation_ok", 1)
-    assert set(footprints.walked) == set(TRANSITIONS)
-
-
-def test_an_ended_saga_has_no_way_on() -> None:
-    assert {status for status, _ in TRANSITIONS} == {None, SagaStatus.PENDING, SagaStatus.COMPENSATING}
-    assert set(TRANSITIONS.values()) == set(SagaStatus)
-
-
-# --- whatever comes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chance:
-    """Something that comes: the reply that is waited for, one like it, any other, one again, or a saga_begin."""
-
-    kind: str  # ok, failed, unknown, any, again, begin
-    pick: int = 0
-    reply: Reply | None = None
-
-
-NAMES = [f"{prefix}{n}" for prefix in ("Do", "Undo", "Other") for n in range(1, 5)]
-ANY_REPLIES = st.builds(
-    Reply,
-    type=st.builds("{}_{}".format, st.sampled_from(NAMES), st.sampled_from(["ok", "failed"])),
-    saga_id=st.just("saga42"),
-    step=st.integers(1, 5),
-    result=st.sampled_from([None, b"1"]),
-    error=st.sampled_from([None, b'"no"']),
-    unknown=st.booleans(),
-)
-CHANCES = st.lists(
-    st.builds(Chance, kind=st.just("ok"))
-    | st.builds(Chance, kind=st.just("ok"))
-    | st.builds(Chance, kind=st.sampled_from(["failed", "unknown"]))
-    | st.builds(Chance, kind=st.just("any"), reply=ANY_REPLIES)
-    | st.builds(Chance, kind=st.just("again"), pick=st.integers(0, 30))
-    | st.builds(Chance, kind=st.just("begin"), pick=st.integers(0, 2)),
-    max_size=30,
-)
-SERVICES = st.sampled_from(["alpha", "beta"])
-
-
-@st.composite
-def sagas(draw: st.DrawFn) -> tuple[Begin, Published]:
-    """A saga of up to four steps whose compensations are published, named, declared away or unknown."""
-    published: dict[str, dict[str, str | None]] = {"alpha": {}}
-    steps = []
-    for n in range(1, draw(st.integers(1, 4)) + 1):
-        how = draw(st.sampled_from(["named", "published", "published", "needs none", "published none", "unknown"]))
-        definition = step(f"Do{n}", draw(SERVICES), n)
-        if how in ("published", "published none"):
-            undo = f"Undo{n}" if how == "published" else None
-            published.setdefault(definition.service, {})[definition.transaction] = undo
-        if how in ("named", "needs none"):
-            definition = replace(definition, compensation=f"Undo{n}" if how == "named" else None)
-        steps.append(definition)
-    trace = draw(st.booleans())
-    return Begin(saga_id="saga42", steps=tuple(steps), request_id="me-1", trace=trace), published
-
-
-class Run:
-    """A saga that all sorts of things happen to; after each of them all that must hold is checked."""
-
-    def __init__(self, begin: Begin, published: Published) -> None:
-        self.begin = begin
-        self.published = published
-        self.prints = Footprints()
-        self.state: SagaState | None = None
-        self.last: Command | None = None
-        self.replies: list[Reply] = []
-        self.completed: list[int] = []
-        self.outcomes = 0
-        self.happens(begin)
-
-    def comes(self, chance: Chance) -> None:
-        assert self.last is not None
-        if chance.kind == "begin":
-            first, *rest = self.begin.steps
-            other = (replace(first, params=b'"other"'), *rest)
-            self.happens(
-                (
-                    self.begin,
-                    replace(self.begin, request_id="you-1"),
-                    replace(self.begin, request_id="you-2", steps=other),
-                )[chance.pick]
-            )
-        elif chance.kind == "again" and self.replies:
-            self.happens(self.replies[chance.pick % len(self.replies)])
-        elif chance.reply is not None:
-            self.happens(chance.reply)
-        else:
-            number, done = self.last.step, chance.kind not in ("failed", "unknown")
-            kind = f"{self.last.type}_{'ok' if done else 'failed'}"
-            payload: dict[str, Any] = {"result": b"7"} if done else {"error": b'"no"'}
-            self.happens(Reply(type=kind, saga_id="saga42", step=number, unknown=chance.kind == "unknown", **payload))
-
-    def happens(self, event: Begin | Reply) -> None:
-        before = self.state
-        walked = len(self.prints.walked)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(moves, "TRANSITIONS", self.prints)
-            decided = decide(before, event, Moment(now_ms=BEGUN_MS + walked, published=self.published))
-        after = readable(decided.state)
-        assert after is not None
-        if isinstance(event, Reply):
-            self.replies.append(event)
-        self._check_edges(before, after, self.prints.walked[walked:])
-        self._check_commands(after, decided)
-        self._check_change(before, event, after, decided)
-        self._check_state(after)
-        self.state = after
-
-    def _check_edges(self, before: SagaState | None, after: SagaState, edges: list[Edge]) -> None:
-        """The saga came from its status before to the one after along edges that follow on each other."""
-        status = before.status if before else None
-        for edge in edges:
-            assert edge[0] == status
-            status = TRANSITIONS[edge]
-        assert status == after.status
-
-    def _check_commands(self, after: SagaState, decided: Decision) -> None:
-        """At most one command, for the current step, in the direction in which the saga goes."""
-        assert len(decided.commands) <= 1
-        for command in decided.commands:
-            self.last = command
-            current = after.step
-            assert command.step == after.current_step
-            assert command.service == current.definition.service
-            assert command.params == current.definition.params
-            assert command.compensating == (after.status is SagaStatus.COMPENSATING)
-            assert command.type == (current.compensation if command.compensating else current.definition.transaction)
-            assert not after.parked
-
-    def _check_change(
-        self, before: SagaState | None, event: Begin | Reply, after: SagaState, decided: Decision
-    ) -> None:
-        """What a message may change, and whom it may be told."""
-        kinds = [notice.kind for notice in decided.notices]
-        if before is None:
-            assert len(decided.commands) == 1
-            return
-        if isinstance(event, Begin):
-            assert after is before
-        if decided.quarantine is not None:
-            assert after is before
-            assert not kinds
-        if before.ended or after == replace(before, duplicates=after.duplicates):
-            assert replace(after, duplicates=before.duplicates) == before
-            assert decided.commands == ()
-            assert "command" not in kinds
-            assert "reply" not in kinds
-        elif self.begin.trace:
-            assert kinds[0] == "reply"
-            assert ("command" in kinds) == (len(decided.commands) == 1)
-        if after.ended and not before.ended:
-            assert kinds[-1] == "outcome"
-            assert decided.notices[-1].request_id == "me-1"
-            self.outcomes += 1
-        elif not before.ended:
-            assert "outcome" not in kinds
-        if before.status is SagaStatus.PENDING and len(completed(after)) > len(completed(before)):
-            self.completed.append(before.current_step)
-
-    def _check_state(self, state: SagaState) -> None:
-        """What holds of any saga."""
-        undone = state.compensating_steps
-        assert list(undone) == sorted(set(undone), reverse=True)
-        for number in undone:
-            assert number in self.completed or state.steps[number - 1].unknown
-        assert self.completed == list(range(1, len(self.completed) + 1))
-        for number, part in enumerate(state.steps, 1):
-            assert (part.compensation is not None) == (number in undone)
-            assert (part.status is StepStatus.COMPENSATED) <= (number in undone)
-            assert (part.status is StepStatus.PENDING) == (part.answered_ms is None)
-        view = protocol_view(state)
-        assert view["completed_steps"] == self.completed
-        assert view["compensating_steps"] == list(undone)
-        assert view["status"] == state.status
-        assert self.outcomes == state.ended
-        assert (state.reason is None) == (state.status in (SagaStatus.PENDING, SagaStatus.COMPLETED))
-        if state.status is SagaStatus.PENDING:
-            assert state.current_step == len(self.completed) + 1
-        elif state.status is SagaStatus.COMPLETED:
-            assert len(self.completed) == len(state.steps)
-            assert undone == ()
-        elif state.status is SagaStatus.ABORTED:
-            assert not any(part.may_have_effect and self._needs_undoing(part.definition) for part in state.steps)
-            assert state.parked is None
-        if not state.ended and not state.parked:
-            assert self.last is not None
-            assert self.last.step == state.current_step  # somebody is at work on it
-
-    def _needs_undoing(self, definition: StepDefinition) -> bool:
-        published: Mapping[str, str | None] = self.published.get(definition.service, {})
-        if definition.compensation == AS_PUBLISHED:
-            return published.get(definition.transaction, "unknown") is not None
-        return definition.compensation is not None
-
-
-def completed(state: SagaState) -> list[int]:
-    view: list[int] = protocol_view(state)["completed_steps"]
-    return view
-
-
-@given(saga=sagas(), chances=CHANCES)
-def test_whatever_comes_in_whatever_order_a_saga_keeps_its_promises(
-    saga: tuple[Begin, Published], chances: list[Chance]
-) -> None:
-    run = Run(*saga)
-    for chance in chances:
-        run.comes(chance)
-
-
-@given(saga=sagas(), chances=CHANCES)
-def test_a_saga_whose_services_do_all_they_are_asked_in_the_end_ends_or_is_parked(
-    saga: tuple[Begin, Published], chances: list[Chance]
-) -> None:
-    run = Run(*saga)
-    for chance in chances:
-        run.comes(chance)
-    for _ in range(2 * len(saga[0].steps)):
-        run.comes(Chance(kind="ok"))
-    assert run.state is not None
-    assert run.state.ended or (run.state.parked or "").startswith("nobody knows what undoes ")
-
-
-@given(saga=sagas(), chances=CHANCES)
-def test_a_decision_depends_on_nothing_but_what_it_is_given(
-    saga: tuple[Begin, Published], chances: list[Chance]
-) -> None:
-    runs = Run(*saga), Run(*saga)
-    for chance in chances:
-        for run in runs:
-            run.comes(chance)
-    assert runs[0].state == runs[1].state
 
 
 def test_a_result_is_passed_on_to_the_byte() -> None:

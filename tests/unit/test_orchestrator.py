@@ -1,5 +1,7 @@
-"""What a turn reads from its entries, and how it folds them over the sagas."""
+"""What a turn reads from its entries, how it folds them over the sagas, and when it looks for what is due."""
 
+import math
+import time
 from typing import Any
 
 import orjson
@@ -8,9 +10,10 @@ import pytest
 from sagastream import keys
 from sagastream.decision import Event
 from sagastream.errors import CorruptSaga
-from sagastream.messages import Begin, Code, Reply, Unreadable
+from sagastream.messages import BACKOFF_MS, TIMEOUT_MS, Begin, Code, Due, Intervene, Reply, Unreadable, Verb
 from sagastream.moves import Found
-from sagastream.orchestrator import _fold, _open
+from sagastream.orchestrator import Letter, Orchestrator, _fold, _open
+from sagastream.saga import SagaState
 from sagastream.streams import Entry
 from sagastream.strict_json import encode
 
@@ -39,9 +42,20 @@ def opened(entry: Entry) -> Event:
     return event
 
 
-def fold(*entries: Entry, state: Found = None) -> Any:
-    (change,) = _fold([_open(entry) for entry in entries], {"saga42": state}, NOW_MS, {})
+def fold(*entries: Entry, state: Found = None, now_ms: int = NOW_MS) -> Any:
+    (change,) = _fold([_open(entry) for entry in entries], {"saga42": state}, now_ms, {})
     return change
+
+
+def known(state: Found) -> SagaState:
+    """The saga, which is there and can be read."""
+    assert isinstance(state, SagaState)
+    return state
+
+
+#: The time of the saga has come.
+DUE: Letter = (None, Due(saga_id="saga42"))
+CANCEL = {"type": "saga_cancel", "saga_id": "saga42", "reason": "ordered twice"}
 
 
 def test_a_request_says_what_to_begin_for_whom_and_whether_to_trace_it() -> None:
@@ -56,6 +70,16 @@ def test_a_request_says_what_to_begin_for_whom_and_whether_to_trace_it() -> None
 def test_a_reply_says_whether_its_outcome_is_unknown() -> None:
     assert opened(a_reply(REPLY)) == Reply(type="A_ok", saga_id="saga42", step=1)
     assert opened(a_reply(REPLY, unknown=b"1")) == Reply(type="A_ok", saga_id="saga42", step=1, unknown=True)
+
+
+def test_a_reply_says_which_attempt_it_answers() -> None:
+    assert opened(a_reply(REPLY, attempt=b"3")) == Reply(type="A_ok", saga_id="saga42", step=1, attempt=3)
+
+
+def test_a_request_says_what_an_operator_asks_for() -> None:
+    assert opened(a_request(CANCEL, request_id=b"op-1")) == Intervene(
+        verb=Verb.CANCEL, saga_id="saga42", reason="ordered twice", request_id="op-1"
+    )
 
 
 def test_what_an_entry_is_depends_on_its_stream() -> None:
@@ -119,3 +143,95 @@ def test_sagas_do_not_mix_and_what_names_none_stands_apart() -> None:
     assert changes["saga7"].entries == [other]
     assert changes[None].entries == [bad, bad]
     assert changes[None].after is None
+
+
+# --- what is due
+
+
+def test_what_is_due_is_folded_after_what_has_come_for_the_same_saga() -> None:
+    saga = fold(a_request(BEGIN)).after
+    done = a_reply(REPLY)
+    (change,) = _fold([_open(done), DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+    assert (change.before, known(change.after).status, change.entries) == (saga, "COMPLETED", [done])
+
+
+def test_what_is_due_changes_a_saga_and_acknowledges_nothing() -> None:
+    saga = fold(a_request(BEGIN)).after
+    (change,) = _fold([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+    assert (change.entries, change.quarantined, change.commands) == ([], [], [])
+    assert change.key == keys.saga("saga42")
+    # Chance spreads what failed together over the second half of the delay.
+    sent_again_ms = known(change.after).send_again_ms
+    assert sent_again_ms is not None
+    assert BACKOFF_MS / 2 <= sent_again_ms - NOW_MS - TIMEOUT_MS <= BACKOFF_MS
+
+
+def test_chance_is_drawn_for_each_saga_anew() -> None:
+    saga = fold(a_request(BEGIN)).after
+    waits = {
+        known(change.after).send_again_ms
+        for _ in range(40)
+        for change in _fold([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+    }
+    assert len(waits) > 1
+
+
+def test_what_is_due_of_a_saga_that_cannot_be_read_is_no_change() -> None:
+    assert _fold([DUE], {"saga42": CorruptSaga("damaged")}, NOW_MS, {}) == []
+
+
+def test_what_is_due_of_a_saga_that_there_is_not_is_told_to_the_store() -> None:
+    (change,) = _fold([DUE], {"saga42": None}, NOW_MS, {})
+    assert (change.rearm, change.before, change.after, change.entries) == (True, None, None, [])
+
+
+def test_what_is_looked_at_too_early_is_no_change() -> None:
+    saga = fold(a_request(BEGIN)).after
+    assert _fold([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS - 1, {}) == []
+
+
+def test_a_saga_that_is_begun_and_cancelled_in_one_turn_waits_for_its_first_step() -> None:
+    change = fold(a_request(BEGIN), a_request(CANCEL, request_id=b"op-1"))
+    assert (change.after.status, change.after.cancelling) == ("PENDING", "Cancelled: ordered twice")
+    assert [command.type for command in change.commands] == ["A"]
+    assert [notice.kind for notice in change.notices] == ["done"]
+
+
+# --- when to look
+
+
+def looking(*, at: float) -> Orchestrator:
+    """As much of a worker as knows when it looks for what is due."""
+    worker = Orchestrator.__new__(Orchestrator)
+    worker._look_at = at
+    return worker
+
+
+def looks_in(worker: Orchestrator, *changes: Any) -> float:
+    """In how many seconds it looks, once these changes are committed."""
+    worker._look_again(changes, NOW_MS)
+    return worker._look_at - time.monotonic()
+
+
+def test_a_worker_looks_when_the_first_of_its_sagas_is_due() -> None:
+    later, sooner = fold(a_request(BEGIN)), fold(a_request(BEGIN | {"deadline_ms": 20_000}))
+    assert looks_in(looking(at=math.inf), later, sooner) == pytest.approx(20, abs=1)
+    assert looks_in(looking(at=math.inf), later) == pytest.approx(TIMEOUT_MS / 1000, abs=1)
+
+
+def test_a_worker_that_is_to_look_sooner_does_so() -> None:
+    soon = time.monotonic() + 5
+    worker = looking(at=soon)
+    looks_in(worker, fold(a_request(BEGIN)))
+    assert worker._look_at == soon
+
+
+def test_a_worker_does_not_look_for_what_waits_for_nothing() -> None:
+    done = fold(a_request(BEGIN), a_reply(REPLY))
+    quarantined = fold(a_reply(REPLY))
+    assert looks_in(looking(at=math.inf), done, quarantined) == math.inf
+
+
+def test_a_worker_takes_a_breath_before_it_looks_for_what_is_due_already() -> None:
+    saga = fold(a_request(BEGIN), now_ms=NOW_MS - 2 * TIMEOUT_MS)
+    assert 0 < looks_in(looking(at=math.inf), saga) < 1

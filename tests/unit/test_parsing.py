@@ -1,6 +1,7 @@
 """Reading messages strictly, out of entries and out of decoded bodies."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,19 +13,38 @@ from hypothesis import strategies as st
 from sagastream.errors import MalformedMessage
 from sagastream.messages import (
     AS_PUBLISHED,
+    ATTEMPTS,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_DEADLINE_MS,
+    MAX_REASON_CHARS,
     MAX_STEPS,
+    MAX_TIMEOUT_MS,
+    PERSISTENT_ATTEMPTS,
     Begin,
     Code,
     Command,
     Fields,
+    Intervene,
     Reply,
     StepDefinition,
+    StepKind,
     Unreadable,
+    Verb,
     failed,
     is_id,
     ok,
 )
-from sagastream.parsing import _type_of, parse_begin, parse_reply, read_command, read_reply, read_request
+from sagastream.parsing import (
+    _type_of,
+    parse_begin,
+    parse_intervene,
+    parse_reason,
+    parse_reply,
+    read_command,
+    read_reply,
+    read_request,
+)
 from sagastream.strict_json import decode, encode, encode_payload
 from unit.values import BAD_IDS, JSON_VALUES, OTHER_TYPES, a_command, complaint
 
@@ -177,6 +197,212 @@ def test_a_transaction_cannot_be_its_own_compensation() -> None:
     assert complaint(parse_begin, begin_body(steps=steps)) == ("steps[0]: a transaction cannot be its own compensation")
 
 
+# --- what a step may say besides
+
+
+LIMITS = {
+    "timeout_ms": MAX_TIMEOUT_MS,
+    "attempts": MAX_ATTEMPTS,
+    "compensation_attempts": MAX_ATTEMPTS,
+    "backoff_ms": MAX_BACKOFF_MS,
+}
+
+
+def parsed_step(**members: Any) -> StepDefinition:
+    """One step of the members, behind a pivot where it needs one."""
+    pivot = [step_body(kind="pivot")] if members.get("kind") == "retriable" else []
+    return parse_begin(begin_body(steps=[*pivot, step_body(**members)])).steps[-1]
+
+
+def test_a_step_that_says_no_more_than_it_must_has_what_is_usual() -> None:
+    step = parsed_step()
+    assert (step.kind, step.timeout_ms, step.attempts) == (StepKind.COMPENSATABLE, 60_000, 3)
+    assert (step.compensation_attempts, step.backoff_ms, step.retry_failed) == (10, 1000, False)
+    assert (step.compensation, step.retried) == (AS_PUBLISHED, False)
+
+
+def test_a_retriable_step_is_tried_more_often_unless_it_says_how_often() -> None:
+    assert parsed_step(kind="retriable").attempts == PERSISTENT_ATTEMPTS
+    assert parsed_step(kind="pivot").attempts == ATTEMPTS
+    assert parsed_step(kind="retriable", attempts=2).attempts == 2
+
+
+def test_all_that_a_step_says_is_understood() -> None:
+    said = {"timeout_ms": 1, "attempts": 2, "compensation_attempts": 3, "backoff_ms": 4, "retry_failed": True}
+    step = parsed_step(kind="pivot", compensation="RefundPayment", **said)
+    assert step == StepDefinition(
+        transaction="ChargePayment",
+        service="payment",
+        params=b'{"amount":1}',
+        compensation="RefundPayment",
+        kind=StepKind.PIVOT,
+        timeout_ms=1,
+        attempts=2,
+        compensation_attempts=3,
+        backoff_ms=4,
+        retry_failed=True,
+    )
+
+
+@pytest.mark.parametrize("member", LIMITS)
+def test_a_number_of_a_step_may_be_1_and_as_large_as_its_limit(member: str) -> None:
+    for number in (1, LIMITS[member]):
+        assert getattr(parsed_step(**{member: number}), member) == number
+
+
+@pytest.mark.parametrize("bad", [None, True, "1", 0, -1, 1.0, 1.5, [1], 2**64 - 1, "too large"])
+@pytest.mark.parametrize("member", LIMITS)
+def test_a_number_of_a_step_that_is_none_is_malformed_and_the_place_and_the_limit_are_told(
+    member: str, bad: Any
+) -> None:
+    number = LIMITS[member] + 1 if bad == "too large" else bad
+    told = f"steps[1]: {member} must be a whole number from 1 to {LIMITS[member]}"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(**{member: number})])) == told
+
+
+@pytest.mark.parametrize("bad", [None, 1, 0, "true", []])
+def test_retry_failed_is_true_or_false(bad: Any) -> None:
+    told = "steps[1]: retry_failed must be true or false"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(retry_failed=bad)])) == told
+    assert not parsed_step(retry_failed=False).retry_failed
+
+
+@pytest.mark.parametrize("bad", ["PIVOT", "", "compensable", None, True, 1, ["pivot"], {}])
+def test_a_kind_that_there_is_not_is_malformed(bad: Any) -> None:
+    told = "steps[1]: kind must be one of compensatable, pivot, retriable"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(kind=bad)])) == told
+
+
+def kinds(letters: str) -> list[dict[str, Any]]:
+    """Steps of these kinds: c, p, r."""
+    names = {"c": "compensatable", "p": "pivot", "r": "retriable"}
+    return [step_body(kind=names[letter]) for letter in letters]
+
+
+@pytest.mark.parametrize("letters", ["c", "p", "cc", "cp", "pr", "cpr", "ccprr", "prrr"])
+def test_what_can_be_undone_comes_first_then_the_pivot_then_what_is_retried(letters: str) -> None:
+    found = parse_begin(begin_body(steps=kinds(letters)))
+    assert "".join(step.kind[0] for step in found.steps) == letters
+
+
+ONE_PIVOT = "there is one pivot at the most: the steps after it must be retriable"
+NO_WAY_BACK = "after the pivot comes no way back: the steps after it must be retriable"
+NEEDS_PIVOT = "a retriable step needs a pivot before it"
+
+
+@pytest.mark.parametrize(
+    ("letters", "told"),
+    [
+        ("r", f"steps[0]: {NEEDS_PIVOT}"),
+        ("cr", f"steps[1]: {NEEDS_PIVOT}"),
+        ("rp", f"steps[0]: {NEEDS_PIVOT}"),
+        ("crp", f"steps[1]: {NEEDS_PIVOT}"),
+        ("pp", f"steps[1]: {ONE_PIVOT}"),
+        ("cprp", f"steps[3]: {ONE_PIVOT}"),
+        ("pc", f"steps[1]: {NO_WAY_BACK}"),
+        ("cprc", f"steps[3]: {NO_WAY_BACK}"),
+    ],
+)
+def test_steps_in_another_order_are_malformed_and_it_is_told_which_and_why(letters: str, told: str) -> None:
+    assert complaint(parse_begin, begin_body(steps=kinds(letters))) == told
+
+
+@given(st.text("cpr", min_size=1, max_size=5))
+def test_no_other_order_of_kinds_is_accepted(letters: str) -> None:
+    begin = begin_body(steps=kinds(letters))
+    if re.fullmatch("c*(pr*)?", letters):
+        parse_begin(begin)
+    else:
+        complaint(parse_begin, begin)
+
+
+def test_a_retriable_step_names_no_compensation_and_may_say_so() -> None:
+    told = "steps[1]: a retriable step is never undone, and names no compensation"
+    steps = [step_body(kind="pivot"), step_body(kind="retriable", compensation="RefundPayment")]
+    assert complaint(parse_begin, begin_body(steps=steps)) == told
+    assert parsed_step(kind="retriable", compensation=None).compensation is None
+
+
+def test_a_saga_may_have_a_deadline() -> None:
+    assert parse_begin(begin_body()).deadline_ms is None
+    for deadline_ms in (1, MAX_DEADLINE_MS):
+        assert parse_begin(begin_body(deadline_ms=deadline_ms)).deadline_ms == deadline_ms
+
+
+@pytest.mark.parametrize("bad", [None, True, "1", 0, -1, 1.5, [1], MAX_DEADLINE_MS + 1])
+def test_a_deadline_that_is_none_is_malformed_and_the_limit_is_told(bad: Any) -> None:
+    told = f"the body: deadline_ms must be a whole number from 1 to {MAX_DEADLINE_MS}"
+    assert complaint(parse_begin, begin_body(deadline_ms=bad)) == told
+
+
+# --- what operators ask for
+
+
+def asked_body(verb: Verb = Verb.CANCEL, **members: Any) -> dict[str, Any]:
+    return {"type": f"saga_{verb}", "saga_id": "saga42", "reason": "ordered twice"} | members
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_an_operator_asks_for_is_understood(verb: Verb) -> None:
+    asked = Intervene(verb=verb, saga_id="saga42", reason="ordered twice", request_id="op-1")
+    assert parse_intervene(asked_body(verb), request_id="op-1") == asked
+    assert parse_intervene(asked_body(verb, msg_id=7)) == replace(asked, request_id=None)
+    assert read_request({b"body": encode(asked_body(verb)), b"request_id": b"op-1"}) == asked
+
+
+def test_there_are_four_things_that_an_operator_may_ask_for() -> None:
+    assert list(Verb) == ["cancel", "retry", "skip", "abandon"]
+
+
+@given(
+    verb=st.sampled_from(Verb),
+    saga_id=IDS,
+    reason=st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(str.strip),
+    request_id=st.none() | IDS,
+)
+def test_what_an_operator_asks_for_is_read_back_from_the_fields_of_its_entry(
+    verb: Verb, saga_id: str, reason: str, request_id: str | None
+) -> None:
+    asked = Intervene(verb=verb, saga_id=saga_id, reason=reason, request_id=request_id)
+    assert read_request(stored(asked.fields())) == asked
+
+
+@pytest.mark.parametrize("reason", ["x", "x" * MAX_REASON_CHARS, " x ", "ü" * MAX_REASON_CHARS])
+def test_a_reason_is_kept_as_it_is(reason: str) -> None:
+    assert parse_reason(reason) == reason
+    assert parse_intervene(asked_body(reason=reason)).reason == reason
+
+
+@pytest.mark.parametrize("bad", ["", " ", "\n\t", "x" * (MAX_REASON_CHARS + 1), None, True, 7, ["x"]])
+def test_a_reason_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
+    told = "reason must be a text of 1 to 500 characters: it stays with the saga"
+    assert complaint(parse_reason, bad) == told
+    assert complaint(parse_intervene, asked_body(reason=bad)) == told
+
+
+@pytest.mark.parametrize("bad", ["caf\udce9", "\ud800"])
+def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
+    # As an argument of a shell is that is no UTF-8.
+    assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can say"
+
+
+def test_what_an_operator_leaves_out_or_adds_is_told() -> None:
+    assert complaint(parse_intervene, without(asked_body(), "saga_id")) == "the body: saga_id is missing"
+    assert complaint(parse_intervene, without(asked_body(), "reason")).startswith("reason must be a text")
+    assert complaint(parse_intervene, asked_body(steps=[])) == "the body has an unknown member 'steps'"
+    assert complaint(parse_intervene, asked_body(saga_id="a b")) == f"the body: saga_id {NAME_RULE}"
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_an_operator_asks_for_in_a_malformed_way_says_who_asked(verb: Verb) -> None:
+    found = read_request({b"body": encode(asked_body(verb, reason="")), b"request_id": b"op-1"})
+    assert isinstance(found, Unreadable)
+    assert (found.code, found.request_id, found.saga_id) == (Code.MALFORMED, "op-1", None)
+
+
+# --- what no message can carry
+
+
 @pytest.mark.parametrize("params", [math.nan, {"amount": math.inf}, {1, 2}])
 def test_params_of_python_code_that_json_cannot_say_are_malformed(params: object) -> None:
     assert complaint(parse_begin, begin_body(steps=[step_body(params=params)]))
@@ -199,10 +425,32 @@ DEFINITIONS = st.builds(
     service=IDS,
     params=PAYLOADS,
     compensation=st.just(AS_PUBLISHED) | st.none() | IDS.map(lambda name: f"undo{name}"[:128]),
+    timeout_ms=st.just(60_000) | st.integers(1, MAX_TIMEOUT_MS),
+    attempts=st.sampled_from([ATTEMPTS, PERSISTENT_ATTEMPTS]) | st.integers(1, MAX_ATTEMPTS),
+    compensation_attempts=st.sampled_from([ATTEMPTS, PERSISTENT_ATTEMPTS]) | st.integers(1, MAX_ATTEMPTS),
+    backoff_ms=st.just(1000) | st.integers(1, MAX_BACKOFF_MS),
+    retry_failed=st.booleans(),
 ).filter(lambda step: step.compensation != step.transaction)
 
 
-BEGINS = st.builds(Begin, saga_id=IDS, steps=st.lists(DEFINITIONS, min_size=1, max_size=4).map(tuple))
+def with_kinds(steps: list[StepDefinition], pivot: int) -> tuple[StepDefinition, ...]:
+    """The same steps, with a pivot among them where there are as many."""
+    return tuple(
+        step
+        if index < pivot
+        else replace(step, kind=StepKind.PIVOT)
+        if index == pivot
+        else replace(step, kind=StepKind.RETRIABLE, compensation=step.compensation and AS_PUBLISHED)
+        for index, step in enumerate(steps)
+    )
+
+
+BEGINS = st.builds(
+    Begin,
+    saga_id=IDS,
+    steps=st.builds(with_kinds, st.lists(DEFINITIONS, min_size=1, max_size=4), st.integers(0, 4)),
+    deadline_ms=st.none() | st.integers(1, MAX_DEADLINE_MS),
+)
 
 
 @given(begin=BEGINS, request_id=st.none() | IDS, trace=st.booleans())
@@ -254,24 +502,26 @@ def test_a_request_id_that_is_none_is_malformed_and_nobody_can_be_told(request_i
     assert found == Unreadable(code=Code.MALFORMED, text=f"request_id {NAME_RULE}")
 
 
-@given(saga_id=IDS, name=IDS, step=STEP_NUMBERS, payloads=st.tuples(PAYLOADS, st.none() | PAYLOADS), undo=st.booleans())
-def test_a_command_is_parsed_back_from_the_fields_of_its_entry(
-    saga_id: str, name: str, step: int, payloads: tuple[bytes, bytes | None], undo: bool
-) -> None:
-    params, result = payloads
-    command = Command(
-        service="payment",
-        type=name,
-        saga_id=saga_id,
-        step=step,
-        params=params,
-        result=result,
-        compensating=undo,
-        attempt=3,
-        begun_ms=5,
-    )
+COMMANDS = st.builds(
+    Command,
+    service=st.just("payment"),
+    type=IDS,
+    saga_id=IDS,
+    step=STEP_NUMBERS,
+    params=PAYLOADS,
+    result=st.none() | PAYLOADS,
+    compensating=st.booleans(),
+    attempt=st.integers(1, 10**6),
+    begun_ms=st.integers(0, 4_000_000_000_000),
+    not_after_ms=st.none() | st.integers(0, 4_000_000_000_000),
+    retried=st.booleans(),
+)
+
+
+@given(COMMANDS)
+def test_a_command_is_parsed_back_from_the_fields_of_its_entry(command: Command) -> None:
     # The params of a transaction stand in its body, its result is nowhere yet.
-    known = command if undo else replace(command, result=None)
+    known = command if command.compensating else replace(command, result=None)
     assert a_command_of(stored(command.fields()), sent_ms=9) == known
 
 
@@ -299,11 +549,11 @@ def test_a_command_without_a_body_is_malformed() -> None:
     assert why_unreadable({}).startswith("not JSON: ")
 
 
-@pytest.mark.parametrize("bad", [b"", b"one", b"1.5", b"\xff", b"9" * 5000])
-@pytest.mark.parametrize("field", ["attempt", "begun_ms"])
+@pytest.mark.parametrize("bad", [b"", b"one", b"1.5", b"-1", b"\xff", b"\xd9\xa1", b"9" * 16, b"9" * 5000])
+@pytest.mark.parametrize("field", ["attempt", "begun_ms", "not_after_ms"])
 def test_a_command_with_a_field_that_is_no_whole_number_is_malformed(field: str, bad: bytes) -> None:
     body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2}
-    assert why_unreadable(command_fields(body, **{field: bad})) == ("attempt and begun_ms must be whole numbers")
+    assert why_unreadable(command_fields(body, **{field: bad})) == f"the field {field} must be a whole number"
 
 
 @pytest.mark.parametrize("bad", [*BAD_IDS.values(), *OTHER_TYPES.values()], ids=[*BAD_IDS, *OTHER_TYPES])
@@ -370,13 +620,26 @@ REPLIES = st.builds(
     result=st.none() | PAYLOADS,
     error=st.none() | PAYLOADS,
     unknown=st.booleans(),
+    attempt=st.none() | st.integers(0, 10**6),
 )
 
 
 @given(REPLIES)
 def test_a_reply_is_read_back_from_the_fields_of_its_entry(reply: Reply) -> None:
     assert read_reply(stored(reply.fields())) == reply
-    assert parse_reply(decode(reply.body())) == replace(reply, unknown=False)
+    assert parse_reply(decode(reply.body())) == replace(reply, unknown=False, attempt=None)
+
+
+@pytest.mark.parametrize("bad", [b"", b"one", b"1.5", b"-1", b"\xff", b"9" * 16])
+def test_a_reply_to_an_attempt_that_is_no_number_is_malformed(bad: bytes) -> None:
+    found = read_reply({b"body": encode(reply_body()), b"attempt": bad})
+    assert found == Unreadable(code=Code.MALFORMED, text="the field attempt must be a whole number")
+
+
+def test_a_reply_that_does_not_say_which_attempt_it_answers_answers_none_in_particular() -> None:
+    found = read_reply({b"body": encode(reply_body(attempt=7))})
+    assert isinstance(found, Reply)
+    assert found.attempt is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"NaN", b"[]", b'"x"', b"null", b'{"step":1}', b"\xff", b"[" * 100_000])

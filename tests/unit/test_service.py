@@ -64,6 +64,20 @@ def test_commands_and_compensations_are_told_apart() -> None:
     assert service.handler(a_command("Charge", compensating=True)) is None
 
 
+def test_a_service_knows_what_undoes_its_commands() -> None:
+    def undo(params: Any, context: Context) -> None: ...
+
+    service = Service("payment")
+    service.command("Charge", compensation="Refund")(handle)
+    service.command("Remind", compensation=None)(handle)
+    assert service.undo_of(a_command("Charge")) is None  # not declared yet
+    service.compensation("Refund")(undo)
+    assert service.undo_of(a_command("Charge")) is undo
+    assert service.undo_of(a_command("Remind")) is None
+    assert service.undo_of(a_command("Ship")) is None
+    assert service.undo_of(a_command("Refund")) is None
+
+
 def test_a_name_cannot_be_declared_twice() -> None:
     service = Service("payment")
     service.command("Charge", compensation="Refund")(handle)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from sagastream import keys
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga
-from sagastream.messages import Begin, Reply, StepDefinition
+from sagastream.messages import TIMEOUT_MS, Begin, Due, Intervene, Reply, StepDefinition, Verb
 from sagastream.moves import Decision, Found, Moment
 from sagastream.saga import SagaState
 from sagastream.saga_hash import changed_fields
@@ -121,7 +121,7 @@ def _unpacked(names: list[str], fixed: int, words: Reader) -> Unpacked:
 
 def a_begin(saga_id: str = "saga42", *, request_id: str | None = None, trace: bool = False) -> Begin:
     steps = (
-        StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}'),
+        StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}', compensation_attempts=1),
         StepDefinition(transaction="Charge", service="payment", params=b"7"),
     )
     return Begin(saga_id=saga_id, steps=steps, request_id=request_id, trace=trace)
@@ -136,11 +136,13 @@ def a_reply(kind: str, step: int, saga_id: str = "saga42") -> Reply:
     return Reply(type=kind, saga_id=saga_id, step=step, result=result)
 
 
-def a_change(before: Found, *events: Begin | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS) -> Change:
+def a_change(
+    before: Found, *events: Begin | Intervene | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS
+) -> Change:
     """What these events, which came as the entries 1-0, 2-0 and so on, do to a saga."""
     change = Change(saga_id=saga_id, before=before, after=before)
     for number, event in enumerate(events, 1):
-        stream = keys.REQUESTS if isinstance(event, Begin) else keys.REPLIES
+        stream = keys.REPLIES if isinstance(event, Reply) else keys.REQUESTS
         change.add(
             an_entry(b"%d-0" % number, stream), decide(change.after, event, Moment(now_ms=now_ms, published=PUBLISHED))
         )
@@ -166,7 +168,7 @@ def test_a_turn_with_nothing_in_it_packs_no_change() -> None:
 def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_command() -> None:
     change = a_change(None, a_begin())
     (read,) = unpacked(change)
-    assert (read.key, read.version, read.timer) == ("saga:{0}:saga:saga42", "", str(NOW_MS))
+    assert (read.key, read.version, read.timer) == ("saga:{0}:saga:saga42", "", str(NOW_MS + TIMEOUT_MS))
     assert read.member == "saga42"
     assert read.hash == changed_fields(None, known(change.after))
     assert read.appends == [
@@ -176,6 +178,7 @@ def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_co
                 "body": b'{"type":"Reserve","saga_id":"saga42","step":1,"params":{"sku":"abc123"}}',
                 "attempt": 1,
                 "begun_ms": NOW_MS,
+                "not_after_ms": NOW_MS + TIMEOUT_MS,
             },
         )
     ]
@@ -186,14 +189,14 @@ def test_a_saga_that_moves_names_the_version_it_was_loaded_with_and_writes_the_n
     (read,) = unpacked(a_change(a_saga(version=3), a_reply("Reserve_ok", 1)))
     assert read.version == 3
     assert pairs(read.hash)["version"] == 4
-    assert read.timer == str(NOW_MS)
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
     assert read.acknowledged == [(keys.REPLIES, b"1-0")]
 
 
 def test_a_duplicate_does_not_make_a_saga_look_as_if_it_had_moved() -> None:
     (read,) = unpacked(a_change(a_saga(a_reply("Reserve_ok", 1)), a_reply("Reserve_ok", 1)))
     assert pairs(read.hash) == {"duplicates": 1, "version": 4}
-    assert read.timer in ("", str(EARLIER_MS))
+    assert read.timer == str(EARLIER_MS + TIMEOUT_MS)
 
 
 def test_a_duplicate_does_not_make_a_saga_end_once_more() -> None:
@@ -207,6 +210,75 @@ def test_a_parked_saga_needs_no_attention_until_a_person_acts() -> None:
     saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_failed", 2))
     (read,) = unpacked(a_change(saga, a_reply("Release_failed", 1)))
     assert read.timer == "+inf"
+    assert [append.fields["kind"] for append in read.appends] == ["parked"]
+
+
+def test_a_saga_that_goes_on_after_it_was_parked_needs_attention_again() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_failed", 2), a_reply("Release_failed", 1))
+    assert saga.parked is not None
+    asked = Intervene(verb=Verb.RETRY, saga_id="saga42", reason="as agreed", request_id="op-1")
+    (read,) = unpacked(a_change(saga, asked))
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
+    assert [append.stream for append in read.appends] == [keys.commands("inventory"), keys.EVENTS]
+    assert read.acknowledged == [(keys.REQUESTS, b"1-0")]
+
+
+def test_a_saga_that_is_to_be_sent_again_needs_attention_then() -> None:
+    unknown = Reply(type="Reserve_failed", saga_id="saga42", step=1, unknown=True)
+    change = a_change(a_saga(), unknown)
+    again_ms = known(change.after).send_again_ms
+    assert again_ms is not None
+    assert again_ms > NOW_MS
+    (read,) = unpacked(change)
+    assert (read.timer, read.appends) == (str(again_ms), [])
+
+
+def test_a_saga_needs_attention_when_its_deadline_is_if_that_comes_first() -> None:
+    (read,) = unpacked(a_change(None, replace(a_begin(), deadline_ms=5000)))
+    assert read.timer == str(NOW_MS + 5000)
+
+
+def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
+    change = due(a_saga())
+    assert not change.is_empty
+    (read,) = unpacked(change)
+    assert (read.version, read.acknowledged, read.appends) == (3, [], [])
+    assert read.timer == str(known(change.after).send_again_ms)
+
+
+def due(before: Found, *, now_ms: int = NOW_MS) -> Change:
+    """The time of this saga has come, or so it was thought."""
+    change = Change(saga_id="saga42", before=before, after=before)
+    assert change.is_empty
+    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)))
+    return change
+
+
+def test_a_saga_of_which_nothing_is_due_is_not_committed() -> None:
+    assert due(a_saga(), now_ms=EARLIER_MS).is_empty
+    assert due(CorruptSaga("damaged")).is_empty
+
+
+def test_a_saga_that_is_gone_leaves_the_timers_as_long_as_it_is() -> None:
+    change = due(None)
+    assert not change.is_empty
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.member) == (keys.saga("saga42"), "", "gone", "saga42")
+    assert (read.hash, read.appends, read.acknowledged) == ([], [], [])
+
+
+def test_a_saga_that_is_begun_anew_in_the_turn_in_which_it_was_found_gone_stays() -> None:
+    change = a_change(None, a_begin())
+    change.add(None, decide(change.after, Due(saga_id="saga42"), Moment(now_ms=NOW_MS, published=PUBLISHED)))
+    (read,) = unpacked(change)
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
+
+
+def test_an_entry_that_changes_nothing_is_to_be_acknowledged_all_the_same() -> None:
+    assert not a_change(a_saga(), a_begin()).is_empty
+    nameless = Change(saga_id=None, before=None, after=None)
+    nameless.add(an_entry(b"5-1"), Decision(state=None, quarantine="not JSON"))
+    assert not nameless.is_empty
 
 
 def test_several_messages_for_one_saga_are_one_change_and_one_version() -> None:
@@ -243,6 +315,7 @@ def test_a_compensation_carries_the_params_and_the_result_of_its_step_beside_its
                 "body": b'{"type":"Release","saga_id":"saga42","step":1,"compensating":true}',
                 "attempt": 1,
                 "begun_ms": EARLIER_MS,
+                "retried": 1,
                 "params": b'{"sku":"abc123"}',
                 "result": b'{"id":"r1"}',
             },

@@ -1,10 +1,10 @@
-"""Who waits for the end of which saga."""
+"""Who waits for what of which saga."""
 
 import threading
 
 import pytest
 
-from sagastream.messages import Begin, StepDefinition
+from sagastream.messages import Begin, Intervene, StepDefinition, Verb
 from sagastream_bridge.lines import Caller
 from sagastream_bridge.watch import Watch, Watches
 
@@ -21,6 +21,12 @@ def an_await(saga_id: str, msg_id: int = 2) -> Watch:
     return Watch(caller=Caller(src="c2", msg_id=msg_id), saga_id=saga_id)
 
 
+def an_asking(saga_id: str, request_id: str) -> Watch:
+    """An operator who asked for something."""
+    asked = Intervene(verb=Verb.RETRY, saga_id=saga_id, reason="as agreed", request_id=request_id)
+    return Watch(caller=Caller(src="c3", msg_id=3), saga_id=saga_id, request=asked)
+
+
 def watches_of(*watches: Watch) -> Watches:
     found = Watches()
     for watch in watches:
@@ -35,6 +41,27 @@ def test_all_who_wait_for_a_saga_are_taken_together_and_wait_no_more() -> None:
     assert watches.take("saga1") == []
     assert watches.of("saga1") == []
     assert watches.some(9) == ["saga2"]
+
+
+def test_who_asked_for_something_is_not_answered_with_the_end_and_waits_on() -> None:
+    begun, waiting = a_begin("saga1", "r1"), an_await("saga1")
+    asked, also = an_asking("saga1", "r2"), an_asking("saga1", "r3")
+    watches = watches_of(begun, asked, waiting, also)
+    assert watches.take("saga1") == [begun, waiting]
+    assert watches.of("saga1") == [asked, also]
+    assert watches.take("saga1") == []
+    assert watches.some(9) == ["saga1"]
+    assert watches.take_one(asked)
+    assert watches.of("saga1") == [also]
+    assert watches.take_one(also)
+    assert watches.wait_until_empty(0, threading.Event()) == []
+
+
+def test_what_an_operator_asked_for_is_no_begin() -> None:
+    watches = watches_of(an_asking("saga1", "r1"))
+    assert watches.begin_of("saga1") is None
+    assert an_asking("saga1", "r1").begin is None
+    assert not watches.traces("saga1")
 
 
 def test_nobody_waits_for_a_saga_that_was_never_watched() -> None:

@@ -188,14 +188,14 @@ def _transaction_answered(state: SagaState, reply: Reply, moment: Moment) -> Dec
     if reply.type == ok(state.command):
         return moves.complete_step(state, reply.result, moment)
     if reply.unknown or state.step.definition.retried:
-        return moves.fail_attempt(state, reply.error or b"null", moment, unknown=reply.unknown)
+        return moves.fail_attempt(state, reply.error, moment, unknown=reply.unknown)
     return moves.fail_step(state, replace(state.step, error=reply.error, unknown=False), moment)
 
 
 def _compensation_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if reply.type == ok(state.command):
         return moves.compensate_step(state, moment)
-    return moves.fail_attempt(state, reply.error or b"null", moment, unknown=reply.unknown)
+    return moves.fail_attempt(state, reply.error, moment, unknown=reply.unknown)
 
 
 def _is_late(step: Step, reply: Reply) -> bool:

@@ -130,7 +130,7 @@ def _go_on(state: SagaState, step: Step, moment: Moment, happening: str) -> Deci
 # --- attempts
 
 
-def fail_attempt(state: SagaState, error: bytes, moment: Moment, *, unknown: bool) -> Decision:
+def fail_attempt(state: SagaState, error: bytes | None, moment: Moment, *, unknown: bool) -> Decision:
     """The command that is out was not done, as far as anybody knows: send it again later, or give up on it.
 
     `unknown`: it may have been done all the same.
@@ -229,7 +229,7 @@ def _undo_next(state: SagaState, moment: Moment) -> Decision:
             )
             return _park(state, step, why, moment)
         undone = (*state.compensating_steps, number)
-        step = replace(step, compensation=name)
+        step = replace(step, compensation=name, retries=0)  # its attempts are counted for themselves
         state = _moved(state, "compensation sent", moment, step, compensating_steps=undone)
         return _send_compensation(state, moment)
     return _end(_moved(state, "nothing left to undo", moment, state.step))

@@ -74,6 +74,9 @@ class Orchestrator:
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
             self._report(stuck)
+            for change in changes:
+                if change.rearm:
+                    say(self.name, f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash")
             self._look_again(changes, now_ms)
             again = {change.saga_id for change in lost}
             letters = [letter for letter in letters if letter[1].saga_id in again]

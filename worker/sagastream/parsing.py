@@ -121,6 +121,8 @@ def parse_reason(reason: object) -> str:
     """The reason that an operator gives, checked."""
     if not isinstance(reason, str) or not reason.strip() or len(reason) > MAX_REASON_CHARS:
         raise MalformedMessage(f"reason must be a text of 1 to {MAX_REASON_CHARS} characters: it stays with the saga")
+    if reason != reason.encode(errors="replace").decode():
+        raise MalformedMessage("reason must be a text that UTF-8 can say")  # an argument of a shell may be none
     return reason
 
 

@@ -44,7 +44,7 @@ class Step:
     compensation_sent_ms: int | None = None
     compensation_answered_ms: int | None = None
     compensation_error: bytes | None = None  # JSON, of the last attempt that failed
-    retries: int = 0  # how often an operator had it tried anew, each time with as many attempts
+    retries: int = 0  # how often an operator had it, or by now its undo, tried anew, each time with as many attempts
     skipped: bool = False  # by an operator: nothing is done about it any more
 
     @property

@@ -63,7 +63,8 @@ class ServiceRunner:
             reply = replies.get(command.record) or self._handle(command)
             if reply is None:
                 break  # the rest stays pending: others take it over
-            replies[command.record] = reply
+            if dedupe.kind(command, reply) != "unknown":
+                replies[command.record] = reply  # else a later attempt is one to be made
             self._inbox.reply(delivery, replace(reply, attempt=command.attempt))
             now = time.monotonic()
             self._pace_s = 0.8 * self._pace_s + 0.2 * max((now - began) / done, 1e-6)

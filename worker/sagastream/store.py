@@ -33,6 +33,7 @@ class Change:
         self.commands += decision.commands
         self.notices += decision.notices
         if entry is None:
+            self.rearm = decision.state is None  # somebody has deleted its hash: nothing waits for it any more
             return
         self.entries.append(entry)
         if decision.quarantine is not None:
@@ -41,7 +42,7 @@ class Change:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return self.after is self.before and not self.entries and not self.notices
+        return self.after is self.before and not self.entries and not self.notices and not self.rearm
 
     @property
     def key(self) -> str | None:
