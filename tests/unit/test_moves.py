@@ -252,7 +252,10 @@ def test_a_cancel_that_the_pivot_overtakes_comes_too_late_and_that_is_kept() -> 
     story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1)
     story.when_asked(Verb.CANCEL, "ordered twice").when("ChargePayment_ok", 2)
     story.expect_status("PENDING").expect_sent("shipping", "CreateShipment", 3)
-    story.expect_interventions("cancel: ordered twice", "cancel: came too late: step 2, the pivot, was done")
+    story.expect_interventions(
+        "cancel: ordered twice",
+        "too late: step 2, the pivot, was done before this could be: Cancelled: ordered twice",
+    )
     story.expect_waits("shipping to answer CreateShipment, step 3")
     story.when("CreateShipment_ok", 3).expect_status("COMPLETED")
 
@@ -260,7 +263,9 @@ def test_a_cancel_that_the_pivot_overtakes_comes_too_late_and_that_is_kept() -> 
 def test_a_deadline_that_the_pivot_overtakes_comes_too_late_likewise() -> None:
     story = given_saga(PIVOT, RETRIABLE, deadline_ms=5000).when_due().when("ChargePayment_ok", 1)
     story.expect_status("PENDING").expect_sent("shipping", "CreateShipment", 2)
-    story.expect_interventions("cancel: came too late: step 1, the pivot, was done")
+    story.expect_interventions(
+        "too late: step 1, the pivot, was done before this could be: The deadline, 5000 ms after the begin, has passed"
+    )
     assert story.saga.due_ms == story.saga.times_out_ms
 
 

@@ -109,8 +109,8 @@ def complete_step(state: SagaState, result: bytes | None, moment: Moment) -> Dec
     if state.cancelling is not None and step.definition.kind is not StepKind.PIVOT:
         return _undo_next(_moved(state, "cancelled", moment, step, reason=state.cancelling), moment)
     if state.cancelling is not None:
-        too_late = f"came too late: step {state.current_step}, the pivot, was done"
-        state = state.with_intervention(Intervention(verb="cancel", reason=too_late, at_ms=moment.now_ms))
+        why = f"step {state.current_step}, the pivot, was done before this could be: {state.cancelling}"
+        state = state.with_intervention(Intervention(verb="too late", reason=why, at_ms=moment.now_ms))
     return _go_on(state, step, moment, "step completed")
 
 
