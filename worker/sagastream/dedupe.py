@@ -49,7 +49,8 @@ def verdict(
     if reply is None and tombstone and not command.compensating:
         reply = refusal(command)
     if reply is not None:
-        undo = again and not command.compensating and reply.type == failed(command.type)
+        # Also where an ok is recorded: that was of another delivery, and this one may have been done after the undo.
+        undo = again and not command.compensating and (tombstone or reply.type == failed(command.type))
         if undo and given_up:
             text = (
                 f"{command.type} may have been done after it was refused; it could not be undone in {takeovers} tries"

@@ -11,7 +11,7 @@
 --           key index of its record (0: it has none)
 --           field of the record: the idempotency key and the type of the command
 --           field of the tombstone of its step ("": it is a compensation)
---           kind: ok, failed: recorded; unknown: not recorded; final: nor compared with what is recorded
+--           kind: ok, failed: recorded; unknown: not recorded; final: nor overruled
 --           number of arguments of the answer, then field, value, ...; the first value is what is recorded
 -- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
 --          their step has failed or was undone meanwhile; of these nothing was written
@@ -30,17 +30,20 @@ for i = 1, #KEYS do
   end
 end
 
--- What is recorded of a command: ok or failed, and the body of the reply; 'void': only that its step was undone.
-local function recorded(key, field, tombstone)
+-- What is recorded of a command: ok or failed, and the body of the reply.
+local function recorded(key, field)
   local record = redis.call('HGET', key, field)
   local kind, body = string.match(record or '', '^(%a+) (.*)$')
   if kind == 'ok' or kind == 'failed' then
     return kind, body
   end
-  if tombstone ~= '' and redis.call('HEXISTS', key, tombstone) == 1 then
-    return 'void', nil
-  end
   return nil, nil
+end
+
+-- Whether what a handler may have done of a transaction must not stand: its step has failed, or was undone. Also where
+-- an ok is recorded: that was of an earlier delivery, and its undo did not undo what was done after it.
+local function is_void(key, before, tombstone)
+  return before == 'failed' or redis.call('HEXISTS', key, tombstone) == 1
 end
 
 local overruled, ids, records = {}, {}, {}
@@ -51,10 +54,10 @@ while at <= #ARGV do
   local first, last = at + 7, at + 6 + n
   number = number + 1
   local before, body = nil, nil
-  if key > 0 and kind ~= 'final' then
-    before, body = recorded(KEYS[key], field, tombstone)
+  if key > 0 then
+    before, body = recorded(KEYS[key], field)
   end
-  if tombstone ~= '' and kind ~= 'failed' and (before == 'failed' or before == 'void') then
+  if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void(KEYS[key], before, tombstone) then
     overruled[#overruled + 1] = number
   else
     if body then
