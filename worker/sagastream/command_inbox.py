@@ -25,6 +25,7 @@ class Delivery:
 
     entry: Entry
     command: Command
+    seen: bytes = b""  # its record, when it was looked up
     refusal: Reply | None = None  # not to be done: undo what an earlier delivery may have done, then answer this
 
 
@@ -116,13 +117,13 @@ class CommandInbox:
             streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
             args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
             for answer in self._answers:
-                record, field, tombstone = 0, "", ""
+                record, field, tombstone, seen = 0, "", "", b""
                 if answer.delivery is not None:
-                    command = answer.delivery.command
+                    command, seen = answer.delivery.command, answer.delivery.seen
                     record = streams.setdefault(keys.done(self._service, command.begun_ms), len(streams) + 1)
                     field, tombstone = command.record, "" if command.compensating else command.tombstone
                 words = [word for pair in answer.fields.items() for word in pair]
-                args += (answer.entry.id, streams[answer.target], record, field, tombstone, answer.kind)
+                args += (answer.entry.id, streams[answer.target], record, field, tombstone, seen, answer.kind)
                 args += (len(words), *words)
             overruled = [self._answers[number - 1] for number in self._answer(keys=list(streams), args=args)]
             self._answers = []
@@ -151,7 +152,7 @@ class CommandInbox:
             elif verdict.undo:
                 left.append(replace(delivery, refusal=verdict.reply))
             elif verdict.reply is None:
-                left.append(delivery)
+                left.append(replace(delivery, seen=record or b""))
             else:
                 if verdict.reply.unknown:
                     self._say(

@@ -1,9 +1,9 @@
 """What a service does with a command that it may have seen before, or that was undone before it came. Pure.
 
 A service keeps, by idempotency key and type of the command, a *record* of the answer that it gave: `ok <body>` or
-`failed <body>`. Before it undoes a step it leaves a *tombstone* for the step's transaction: from then on that is
-refused, and whoever was at it meanwhile has to undo what came of it. answer.lua has the same rules for the moment in
-which an answer is given.
+`failed <body>`; or, of a transaction that may have been done, `unknown <how often>`, which answers nothing. Before it
+undoes a step it leaves a *tombstone* for the step's transaction: from then on that is refused, and whoever was at it
+meanwhile has to undo what came of it. answer.lua has the same rules for the moment in which an answer is given.
 """
 
 import re

@@ -11,7 +11,8 @@
 --           key index of its record (0: it has none)
 --           field of the record: the idempotency key and the type of the command
 --           field of the tombstone of its step ("": it is a compensation)
---           kind: ok, failed: recorded; unknown: not recorded; final: nor overruled
+--           what its record was when it was looked up ("": there was none)
+--           kind: ok, failed: recorded; unknown: counted, it may have been done; final: neither, nor overruled
 --           number of arguments of the answer, then field, value, ...; the first value is what is recorded
 -- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
 --          their step has failed or was undone meanwhile; of these nothing was written
@@ -19,6 +20,8 @@
 --
 -- A record is "<kind> <body>", and the first one stands: whoever answers the command later, another process or a later
 -- attempt, sends the recorded reply in place of its own (of whose fields all but the first are sent as they are).
+-- Or it is "unknown <how often>" of a transaction: whoever had it in hand meanwhile cannot say that nothing of it
+-- remains. Such a failure is sent as unknown, and not recorded.
 
 local group, kept = ARGV[1], ARGV[2]
 
@@ -30,14 +33,14 @@ for i = 1, #KEYS do
   end
 end
 
--- What is recorded of a command: ok or failed, and the body of the reply.
+-- What is recorded of a command: ok or failed, and the body of the reply; or how often its outcome was unknown.
 local function recorded(key, field)
-  local record = redis.call('HGET', key, field)
-  local kind, body = string.match(record or '', '^(%a+) (.*)$')
+  local record = redis.call('HGET', key, field) or ''
+  local kind, body = string.match(record, '^(%a+) (.*)$')
   if kind == 'ok' or kind == 'failed' then
-    return kind, body
+    return kind, body, 0, record
   end
-  return nil, nil
+  return nil, nil, kind == 'unknown' and tonumber(body) or 0, record
 end
 
 -- Whether what a handler may have done of a transaction must not stand: its step has failed, or was undone. Also where
@@ -50,23 +53,31 @@ local overruled, ids, records = {}, {}, {}
 local number, at = 0, 3
 while at <= #ARGV do
   local target, key, field, tombstone = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
-  local kind, n = ARGV[at + 5], tonumber(ARGV[at + 6])
-  local first, last = at + 7, at + 6 + n
+  local seen, kind, n = ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 7])
+  local first, last = at + 8, at + 7 + n
   number = number + 1
-  local before, body = nil, nil
+  local before, body, times, record = nil, nil, 0, ''
   if key > 0 then
-    before, body = recorded(KEYS[key], field)
+    before, body, times, record = recorded(KEYS[key], field)
   end
   if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void(KEYS[key], before, tombstone) then
     overruled[#overruled + 1] = number
   else
+    local in_doubt = kind == 'failed' and times > 0 and record ~= seen
     if body then
       ARGV[first + 1] = body
-    elseif kind == 'ok' or kind == 'failed' then
+    elseif kind == 'unknown' and tombstone ~= '' then
+      redis.call('HSET', KEYS[key], field, 'unknown ' .. times + 1)
+      records[key] = true
+    elseif (kind == 'ok' or kind == 'failed') and not in_doubt then
       redis.call('HSET', KEYS[key], field, kind .. ' ' .. ARGV[first + 1])
       records[key] = true
     end
-    redis.call('XADD', target, '*', unpack(ARGV, first, last))
+    if in_doubt then
+      redis.call('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, last))
+    else
+      redis.call('XADD', target, '*', unpack(ARGV, first, last))
+    end
     ids[#ids + 1] = ARGV[at]
   end
   at = last + 1
