@@ -146,7 +146,7 @@ def fail_attempt(state: SagaState, error: bytes | None, moment: Moment, *, unkno
     failed = f"{state.command} of step {state.current_step} failed{times}: {_quote(error)}"
     if state.status is SagaStatus.COMPENSATING or step.definition.kind is StepKind.RETRIABLE:
         return _park(state, step, failed, moment)
-    if step.definition.kind is StepKind.PIVOT and step.unknown and not _undo_of(step, moment):
+    if _may_be_past_pivot(step, moment):
         return _park(state, step, f"{failed}; it may have been done all the same, and nothing undoes it", moment)
     if state.cancelling is not None:
         return _cancel_at(state, step, state.cancelling, moment)
@@ -169,6 +169,11 @@ def retry(state: SagaState, moment: Moment) -> Decision:
     return send_again(replace(state, steps=_with_step(state, step)), moment)
 
 
+def _may_be_past_pivot(step: Step, moment: Moment) -> bool:
+    """Whether there may be no way back, and nobody knows."""
+    return step.definition.kind is StepKind.PIVOT and step.unknown and not _undo_of(step, moment)
+
+
 # --- back
 
 
@@ -189,6 +194,10 @@ def cancel(state: SagaState, why: str, moment: Moment) -> Decision:
 
 
 def _cancel_at(state: SagaState, step: Step, why: str, moment: Moment) -> Decision:
+    # A failure that was to be tried again is no last word: another delivery may do it yet.
+    step = replace(step, unknown=step.unknown or step.definition.retried)
+    if _may_be_past_pivot(step, moment):
+        return _park(state, step, f"{why}; {state.command} may have been done, and nothing undoes it", moment)
     failed = replace(step, status=StepStatus.FAILED, answered_ms=moment.now_ms)
     return _undo_next(_moved(state, "cancelled", moment, failed, reason=why), moment)
 
@@ -265,7 +274,8 @@ def _send_transaction(state: SagaState, moment: Moment) -> Decision:
         begun_ms=state.begun_ms,
         # What must be done in the end may be done late.
         not_after_ms=None if definition.kind is StepKind.RETRIABLE else times_out_ms,
-        retried=definition.retried,
+        # The last failure is recorded, so that no earlier delivery does it yet.
+        retried=definition.retried and (definition.kind is StepKind.RETRIABLE or step.attempt < state.attempts),
     )
     return _sent(replace(state, steps=_with_step(state, step), times_out_ms=times_out_ms), command)
 
