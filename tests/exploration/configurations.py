@@ -1,0 +1,99 @@
+"""What is explored: which sagas, and what goes wrong."""
+
+from dataclasses import replace
+from typing import Any, Final
+
+from exploration.bugs import Bug
+from exploration.world import Config, Handler
+from sagastream.messages import StepDefinition, StepKind, Verb
+
+
+def step(**options: Any) -> StepDefinition:
+    few = {"attempts": 1, "compensation_attempts": 1}
+    return StepDefinition(transaction="Do", service="work", params=b"1", **(few | options))
+
+
+PIVOT: Final = step(kind=StepKind.PIVOT, compensation=None)
+RETRIABLE: Final = step(kind=StepKind.RETRIABLE)
+ALL_VERBS: Final = tuple(Verb)
+
+#: Visited with every run of the tests.
+USUAL: Final = [
+    Config(name="one step, whatever its handlers come to", steps=(step(attempts=2),), outcomes=("orbas",), undo="orba"),
+    Config(name="one step, no faults but time, undone in two attempts", steps=(step(attempts=2, compensation_attempts=2),),
+           outcomes=("o",)),
+    Config(name="one step, lost messages", steps=(step(attempts=2),), outcomes=("or",), loss=2),
+    Config(name="one step, messages twice", steps=(step(attempts=1),), outcomes=("orb",), undo="ob", duplication=1),
+    Config(name="one step, processes die", steps=(step(),), outcomes=("orbas",), undo="ob", service_crashes=2),
+    Config(name="one step, processes die and are slow", steps=(step(attempts=1),), outcomes=("orbas",),
+           service_crashes=1, zombies=1),
+    Config(name="one step, workers die and are slow", steps=(step(),), outcomes=("or",), processes=1,
+           worker_crashes=2, zombies=2),
+    Config(name="one step, killed too often", steps=(step(),), outcomes=("or",), service_crashes=2, max_takeovers=1),
+    Config(name="one step, its failure tried again, slow", steps=(step(attempts=2, retry_failed=True),),
+           outcomes=("or",), zombies=1, workers=1),
+    Config(name="one step, its failure tried again, cancelled", steps=(step(attempts=2, retry_failed=True),),
+           outcomes=("or",), verbs=(Verb.CANCEL,), requests=1, resend=1),
+    Config(name="one step with books of its own", steps=(step(),), outcomes=("ob",), handler=Handler.BOOKS,
+           orphans_die=True, zombies=1, service_crashes=1),
+    Config(name="one step that relies on the runtime alone", steps=(step(attempts=2),), outcomes=("ors",),
+           handler=Handler.NAIVE, processes=1, loss=1, duplication=1),
+    Config(name="two steps, the second fails", steps=(step(), step()), outcomes=("o", "or"), worker_crashes=1),
+    Config(name="two steps, entries in batches", steps=(step(), step()), outcomes=("o", "or"), batch=2, duplication=1,
+           workers=1, processes=1),
+    Config(name="two steps, cancelled or past its deadline", steps=(step(), step()), outcomes=("o", "or"), workers=1,
+           verbs=(Verb.CANCEL,), requests=1, deadline=True),
+    Config(name="two steps, operators", steps=(step(), step()), outcomes=("o", "or"), undo="or", verbs=ALL_VERBS,
+           requests=1, resend=1, workers=1, processes=1),
+    Config(name="a pivot, cancelled", steps=(step(), replace(PIVOT, attempts=2)), outcomes=("o", "orb"),
+           verbs=(Verb.CANCEL,), requests=1, workers=1),
+    Config(name="a pivot, tried again", steps=(replace(PIVOT, attempts=2, retry_failed=True),), outcomes=("orb",),
+           verbs=ALL_VERBS, requests=1, workers=1),
+    Config(name="two retriable steps, skipped", steps=(RETRIABLE, RETRIABLE), outcomes=("r", "or"), verbs=(Verb.SKIP,),
+           requests=1, resend=1, processes=1),
+    Config(name="three steps of every kind", steps=(step(), PIVOT, RETRIABLE), outcomes=("or", "orb", "or"),
+           worker_crashes=1, service_crashes=1, loss=1),
+    Config(name="three steps, the last one fails", steps=(step(), step(), step()), outcomes=("o", "o", "or"),
+           loss=1, duplication=1, worker_crashes=1),
+    Config(name="three steps, a second attempt each, one worker", steps=(step(attempts=2),) * 3,
+           outcomes=("o", "o", "or"), workers=1, processes=1),
+]  # fmt: skip
+
+_TWO: Final = step(attempts=2, compensation_attempts=2)
+
+#: Takes minutes and gigabytes.
+LONG: Final = [
+    Config(name="long: two attempts each way, whatever the handlers come to", steps=(_TWO,), outcomes=("orbas",),
+           undo="orba"),
+    Config(name="long: all of them die", steps=(_TWO,), outcomes=("orb",), undo="ob", worker_crashes=1,
+           service_crashes=1),
+    Config(name="long: messages lost and twice", steps=(_TWO,), outcomes=("or",), undo="ob", loss=1, duplication=1),
+    Config(name="long: slow and dying processes", steps=(_TWO,), outcomes=("orb",), zombies=1, service_crashes=1),
+    Config(name="long: slow, tried again", steps=(replace(_TWO, retry_failed=True),), outcomes=("or",), zombies=1),
+    Config(name="long: two steps, two attempts", steps=(step(attempts=2), step(attempts=2)), outcomes=("o", "or")),
+    Config(name="long: two steps, everything once", steps=(step(), step()), outcomes=("or", "ora"), loss=1,
+           duplication=1, worker_crashes=1, service_crashes=1, zombies=1),
+    Config(name="long: two steps, operators twice", steps=(step(), step()), outcomes=("or", "or"), undo="ob",
+           verbs=ALL_VERBS, requests=2, resend=1, processes=1),
+    Config(name="long: three steps of every kind", steps=(step(), replace(PIVOT, attempts=2), RETRIABLE),
+           outcomes=("or", "orb", "or"), verbs=ALL_VERBS, requests=1, worker_crashes=1, loss=1),
+]  # fmt: skip
+
+#: Each mistake, and a run of events in which it shows.
+PLANTED: Final = [
+    (Bug.NO_VERSION, Config(name="slow workers", steps=(step(attempts=2),), outcomes=("o",), zombies=1)),
+    (Bug.EARLY_ACKNOWLEDGEMENT, Config(name="a worker dies", steps=(step(),), outcomes=("o",), worker_crashes=1)),
+    (Bug.NO_DEDUPE, Config(name="sent twice", steps=(step(attempts=2),), outcomes=("or",), processes=1)),
+    (Bug.NO_DEDUPE, Config(name="a naive handler", steps=(step(attempts=2),), outcomes=("o",), processes=1,
+                           handler=Handler.NAIVE, loss=1)),
+    (Bug.NO_TOMBSTONE, Config(name="undone before it comes", steps=(step(),), outcomes=("o",))),
+    (Bug.ATTEMPT_IN_KEY, Config(name="sent twice", steps=(step(attempts=2),), outcomes=("o",))),
+    (Bug.TIMER_APART, Config(name="a worker dies", steps=(step(),), outcomes=("o",), worker_crashes=1)),
+    (Bug.NEVER_READ_AGAIN, Config(name="a worker dies", steps=(step(),), outcomes=("o",), worker_crashes=1)),
+    (Bug.SENT_AGAIN_UNKNOWN, Config(name="skipped", steps=(RETRIABLE, RETRIABLE), outcomes=("r", "r"), workers=1,
+                                    processes=1, verbs=(Verb.SKIP,), requests=1, resend=1)),
+    (Bug.LATE_OK_APPLIED, Config(name="two steps", steps=(step(attempts=2), step()), outcomes=("o", "o"))),
+    (Bug.RECORD_APART, Config(name="a process dies", steps=(step(attempts=2),), outcomes=("or",), service_crashes=1)),
+    (Bug.OVERRULED_NOT_UNDONE, Config(name="undone while it runs", steps=(step(),), outcomes=("o",))),
+    (Bug.UNKNOWN_IS_FAILED, Config(name="not answered", steps=(step(),), outcomes=("o",))),
+]  # fmt: skip

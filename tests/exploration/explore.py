@@ -1,0 +1,100 @@
+"""Visits every world that a model can come to, and looks at each."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from exploration.world import Config, Label, Model, Move, World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What an exploration has seen."""
+
+    worlds: int
+    moves: int
+    ends: int  # worlds in which nothing happens any more, but by chance
+    broken: str | None = None
+    trace: tuple[str, ...] = ()  # how it came to that
+
+    def __str__(self) -> str:
+        text = f"{self.worlds:,} worlds, {self.moves:,} moves, {self.ends:,} ends"
+        return "\n  ".join([text, *self.trace, f"BROKEN: {self.broken}"]) if self.broken else text
+
+
+def every_run(config: Config) -> Found:
+    """Follow every run to its end, depth first. Also finds runs that go round for ever."""
+    model = Model(config)
+    start = model.start()
+    under_way: dict[World, bool] = {start: True}
+    path: list[tuple[World, Label | None, Iterator[Move], list[bool]]] = [(start, None, model.moves(start), [True])]
+    moves = ends = 0
+
+    def found(broken: str | None, last: Move | None = None) -> Found:
+        steps = [(label, world) for world, label, _, _ in path if label is not None]
+        if last is not None:
+            steps.append((last.label, last.after))
+        trace = tuple(model.describe(label, world) for label, world in steps) if broken else ()
+        return Found(worlds=len(under_way), moves=moves, ends=ends, broken=broken, trace=trace)
+
+    while path:
+        world, _, following, is_end = path[-1]
+        for move in following:
+            moves += 1
+            if not move.fault:
+                is_end[0] = False
+            if move.broken is not None:
+                return found(move.broken, move)
+            seen = under_way.get(move.after)
+            if seen is None:
+                under_way[move.after] = True
+                if (broken := model.broken(move.after)) is not None:
+                    return found(broken, move)
+                path.append((move.after, move.label, model.moves(move.after), [True]))
+                break
+            if seen:
+                return found("this goes round for ever", move)
+        else:
+            if is_end[0]:
+                ends += 1
+                if (broken := model.broken_end(world)) is not None:
+                    return found(broken)
+            under_way[world] = False
+            path.pop()
+    return found(None)
+
+
+def shortest_break(config: Config, limit: int = 2_000_000) -> Found:
+    """Look for what is broken with the fewest moves, breadth first, in up to `limit` worlds."""
+    model = Model(config)
+    start = model.start()
+    came: dict[World, tuple[World, Label] | None] = {start: None}
+    waiting = deque([start])
+    moves = ends = 0
+
+    def found(broken: str | None, world: World, last: Move | None = None) -> Found:
+        steps = [] if last is None else [(last.label, last.after)]
+        while broken is not None and (step := came[world]) is not None:
+            steps.append((step[1], world))
+            world = step[0]
+        trace = tuple(model.describe(label, after) for label, after in reversed(steps))
+        return Found(worlds=len(came), moves=moves, ends=ends, broken=broken, trace=trace)
+
+    while waiting and len(came) < limit:
+        world = waiting.popleft()
+        is_end = True
+        for move in model.moves(world):
+            moves += 1
+            is_end = is_end and move.fault
+            if move.broken is not None:
+                return found(move.broken, world, move)
+            if move.after not in came:
+                came[move.after] = (world, move.label)
+                if (broken := model.broken(move.after)) is not None:
+                    return found(broken, move.after)
+                waiting.append(move.after)
+        if is_end:
+            ends += 1
+            if (broken := model.broken_end(world)) is not None:
+                return found(broken, world)
+    return found(None, start)

@@ -1,0 +1,65 @@
+"""What recall.lua, answer.lua and commit.lua do, in Python, without a server.
+
+test_mirror.py has the same calls made to the scripts on real servers and to these functions, and compares.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: One hash of a service's records: field -> value.
+Records = Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What recall.lua answers of one command, and the hash after it."""
+
+    record: bytes | None
+    tombstone: bool
+    takeovers: int
+    records: Records
+
+
+def recall(records: Records, *, record: str, tombstone: str, compensating: bool, takeovers: str) -> Recalled:
+    after = dict(records)
+    if compensating:
+        after.setdefault(tombstone, b"1")
+    times = 0
+    if takeovers:
+        times = int(after.get(takeovers, b"0")) + 1
+        after[takeovers] = b"%d" % times
+    return Recalled(record=after.get(record), tombstone=tombstone in after, takeovers=times, records=after)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What answer.lua does about one command. `sent`: the body of the reply; None: overruled, nothing was written."""
+
+    sent: bytes | None
+    records: Records
+    in_doubt: bool = False  # a failure that is sent as unknown
+
+
+def answer(records: Records, *, record: str, tombstone: str, seen: bytes, kind: str, body: bytes) -> Answered:
+    """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown, final."""
+    there = records.get(record, b"")
+    before, _, recorded = there.partition(b" ")
+    times = int(recorded) if before == b"unknown" else 0
+    if before not in (b"ok", b"failed"):
+        recorded = b""
+    if tombstone and kind in ("ok", "unknown") and (before == b"failed" or tombstone in records):
+        return Answered(sent=None, records=records)
+    if recorded:
+        return Answered(sent=recorded, records=records)
+    if kind == "unknown" and tombstone:
+        return Answered(sent=body, records={**records, record: b"unknown %d" % (times + 1)})
+    if kind == "failed" and times and there != seen:
+        return Answered(sent=body, records=records, in_doubt=True)
+    if kind in ("ok", "failed"):
+        return Answered(sent=body, records={**records, record: kind.encode() + b" " + body})
+    return Answered(sent=body, records=records)
+
+
+def commits(version_there: int | None, version_seen: int | None) -> bool:
+    """Whether commit.lua writes a change. None: there is no such saga."""
+    return version_there == version_seen

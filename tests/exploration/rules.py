@@ -1,0 +1,174 @@
+"""What must hold of every decision that the core makes, whatever led to it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Final
+
+from sagastream import saga_hash
+from sagastream.decision import Event
+from sagastream.messages import Command, Due, Reply, StepKind
+from sagastream.moves import Decision, Found
+from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
+
+#: The time at which all happens. What is set for a later time may come at any moment.
+NOW: Final = 1_700_000_000_000
+
+
+def canonical(state: SagaState) -> SagaState:
+    """The state without what no decision depends on, so that histories that differ in nothing else meet.
+
+    Of times, only whether they are set counts: the explorer lets whatever is set come due at any moment. Of texts, only
+    whether there is one. Of the version, only whether the hash has another one by now, which the explorer keeps with
+    the worker that has read it. Duplicates are only counted.
+    """
+    steps = tuple(
+        replace(
+            step,
+            sent_ms=_at(step.sent_ms),
+            answered_ms=_at(step.answered_ms),
+            error=step.error and b'"error"',
+            late_ms=_at(step.late_ms),
+            compensation_sent_ms=_at(step.compensation_sent_ms),
+            compensation_answered_ms=_at(step.compensation_answered_ms),
+            compensation_error=step.compensation_error and b'"error"',
+        )
+        for step in state.steps
+    )
+    definition = state.step.definition
+    return replace(
+        state,
+        steps=steps,
+        reason=state.reason and "reason",
+        parked=state.parked and "parked",
+        cancelling=state.cancelling and "cancelled",
+        times_out_ms=None if state.times_out_ms is None else NOW + definition.timeout_ms,
+        send_again_ms=None if state.send_again_ms is None else NOW + definition.backoff_ms,
+        interventions=tuple(replace(done, reason="reason", at_ms=NOW) for done in state.interventions),
+        duplicates=0,
+        updated_ms=NOW,
+        version=1,
+    )
+
+
+def _at(ms: int | None) -> int | None:
+    return None if ms is None else NOW
+
+
+def broken_by_decision(before: SagaState | None, event: Event, decision: Decision) -> str | None:
+    """What is wrong about a decision; None: nothing."""
+    after = decision.state
+    if not isinstance(after, SagaState):
+        return "something was sent for no saga" if decision.commands else None
+    if (broken := broken_by_change(before, after, decision.commands)) is not None:
+        return broken
+    if isinstance(event, Reply) and before is not None and event.step != before.current_step:
+        if decision.commands or _position(after) != _position(before):
+            return f"a reply of step {event.step} moved the saga, which is at step {before.current_step}"
+    told = [notice.kind for notice in decision.notices]
+    if ("outcome" in told) != (after.ended and (before is None or not before.ended)) and not _asks_again(before, event):
+        return f"the saga is {after.status}, it was told: {told}"
+    if ("parked" in told) != (after.parked is not None and (before is None or before.parked != after.parked)):
+        return f"parked: {after.parked}, it was told: {told}"
+    if after is before and decision.commands:
+        return "something was sent, and the saga does not know"
+    return _broken_by_hash(before, after)
+
+
+def broken_by_change(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
+    """What is wrong about `after` taking the place of `before` in the store, with these commands sent."""
+    if before is not None and before.ended and (commands or _position(after) != _position(before)):
+        return f"a saga that had ended, {before.status}, was moved to {_shown(after)}"
+    if before is not None:
+        for number, (earlier, later) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+            if later.attempt < earlier.attempt or later.compensation_attempt < earlier.compensation_attempt:
+                return f"step {number} was set back to an earlier attempt"
+        if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
+            return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
+    waits = [after.times_out_ms is not None, after.send_again_ms is not None, after.parked is not None]
+    if sum(waits) != (0 if after.ended else 1):
+        return f"{after.status} for (times out, sent again, parked) {waits}"
+    if after.parked is not None and not after.parked:
+        return "parked without a reason"
+    if any(later >= earlier for earlier, later in pairwise(after.compensating_steps)):
+        return f"compensated in the order {after.compensating_steps}"
+    if len(commands) > 1:
+        return f"{len(commands)} commands sent at once"
+    for command in commands:
+        if command.step != after.current_step:
+            return f"a command of step {command.step} was sent, the saga is at step {after.current_step}"
+        if (broken := _out_of_order(after, command)) is not None:
+            return broken
+    if after.attempt > after.attempts:
+        return f"attempt {after.attempt} of {after.attempts}"
+    if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
+        return f"completed with steps that are not: {_shown(after)}"
+    if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
+        if any(
+            step.definition.kind is StepKind.PIVOT and step.unknown and not _is_undone(step) for step in after.steps
+        ):
+            return f"aborted, and its pivot may have been done: {_shown(after)}"
+        left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
+        return f"aborted, and step {left} was not undone" if left else None
+    return None
+
+
+def _out_of_order(after: SagaState, command: Command) -> str | None:
+    if not command.compensating:
+        if after.status is not SagaStatus.PENDING:
+            return f"a transaction was sent of a saga that is {after.status}"
+        if not all(_is_done(step) for step in after.steps[: command.step - 1]):
+            return f"step {command.step} was sent before those before it had completed"
+        return None
+    if after.status is not SagaStatus.COMPENSATING:
+        return f"a compensation was sent of a saga that is {after.status}"
+    if any(_is_to_undo(step) for step in after.steps[command.step :]):
+        return f"step {command.step} is undone before those after it were"
+    return None
+
+
+def _broken_by_hash(before: SagaState | None, after: SagaState) -> str | None:
+    """The next worker sees what was written: the hash, read back, is the state, one version further."""
+    if after is before:
+        return None
+    wanted = replace(after, version=(before.version if before else 0) + 1)
+    words = saga_hash.changed_fields(None, before) if before else []
+    words += saga_hash.changed_fields(before, after)
+    fields = {str(name).encode(): _bytes(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    read = saga_hash.read(after.saga_id, fields)
+    return None if read == wanted else f"written as {wanted}, read as {read}"
+
+
+def _bytes(value: str | bytes | int) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _asks_again(before: Found, event: Event) -> bool:
+    """A saga_begin of a saga that has ended is told the outcome once more."""
+    return isinstance(before, SagaState) and before.ended and not isinstance(event, Reply | Due)
+
+
+def _position(state: SagaState) -> tuple[object, ...]:
+    steps = tuple((step.status, step.attempt, step.compensation_attempt) for step in state.steps)
+    waits = (state.parked, state.cancelling, state.times_out_ms, state.send_again_ms)
+    return (state.status, state.current_step, state.compensating_steps, steps, *waits)
+
+
+def _shown(state: SagaState) -> str:
+    return f"{state.status} at step {state.current_step} ({', '.join(step.status for step in state.steps)})"
+
+
+def _is_done(step: Step) -> bool:
+    return step.status is StepStatus.COMPLETED or step.skipped
+
+
+def _is_to_undo(step: Step) -> bool:
+    return step.definition.compensation is not None and step.may_have_effect
+
+
+def _is_undone(step: Step) -> bool:
+    return step.status is StepStatus.COMPENSATED or step.skipped
+
+
+def _is_abandoned(state: SagaState) -> bool:
+    return any(done.verb == "abandon" for done in state.interventions)

@@ -1,0 +1,52 @@
+"""Every interleaving of small sagas: what must hold holds in each, and planted mistakes are found. See docs/proof.md."""
+
+from dataclasses import replace
+
+import pytest
+
+from exploration.bugs import Bug
+from exploration.configurations import LONG, PLANTED, USUAL, step
+from exploration.explore import every_run, shortest_break
+from exploration.world import Config
+
+
+@pytest.mark.parametrize("config", USUAL, ids=lambda config: config.name)
+def test_every_run_of_a_small_saga_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    _explore(config, capsys)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("config", LONG, ids=lambda config: config.name)
+def test_every_run_of_a_larger_one_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    _explore(config, capsys)
+
+
+def _explore(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    found = every_run(config)
+    with capsys.disabled():
+        print(f"\n  {config.name}: {found}")
+    assert found.broken is None, str(shortest_break(config))
+    assert found.ends > 0
+
+
+@pytest.mark.parametrize(("bug", "config"), PLANTED, ids=lambda value: getattr(value, "name", ""))
+def test_a_planted_mistake_is_found(bug: Bug, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    found = shortest_break(replace(config, bug=bug))
+    with capsys.disabled():
+        print(f"\n  {bug}: {found}")
+    assert found.broken is not None
+    assert found.trace
+    assert every_run(config).broken is None
+
+
+def test_every_mistake_is_planted() -> None:
+    assert {bug for bug, _ in PLANTED} == set(Bug)
+
+
+def test_what_a_slow_process_does_that_dies_unheard_is_known_to_nobody() -> None:
+    """The limit of what a runtime can promise, and why a service keeps books of its own."""
+    slow = Config(name="", steps=(step(),), outcomes=("o",), zombies=1, service_crashes=1, orphans_die=True)
+    assert every_run(replace(slow, orphans_die=False)).broken is None
+    found = shortest_break(slow)
+    assert found.broken == "the saga is ABORTED, and step 1 remains done (COMPENSATED)"
+    assert any("a process dies" in line for line in found.trace)

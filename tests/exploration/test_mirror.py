@@ -1,0 +1,126 @@
+"""The scripts on real servers do what mirror.py says, whatever they are asked in whatever order."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exploration import mirror
+from sagastream import keys, scripts
+from sagastream.messages import Command
+from sagastream.moves import begin
+from sagastream.saga import SagaState
+from sagastream.store import Change, Store
+from servers import Server, start_redis, start_valkey
+
+COMMANDS = [
+    Command(service="work", type=kind, saga_id="s", step=number, params=b"1", compensating=kind == "Undo", begun_ms=0)
+    for number in (1, 2)
+    for kind in ("Do", "Undo", "Stray")
+]
+LOOKED_UP = st.tuples(st.just("recall"), st.sampled_from(COMMANDS), st.booleans(), st.just(""))
+ANSWERED = st.tuples(
+    st.just("answer"), st.sampled_from(COMMANDS), st.booleans(), st.sampled_from(["ok", "failed", "unknown", "final"])
+)
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    if request.param == "redis" and shutil.which("redis-server") is None:
+        message = "redis-server is not on the path: Debian has it in the package redis-server"
+        if "CI" in os.environ:
+            pytest.fail(message)
+        pytest.skip(message)
+    started = start_redis(folder) if request.param == "redis" else start_valkey(folder)
+    yield started
+    started.stop()
+
+
+@settings(deadline=None, max_examples=150)
+@given(calls=st.lists(LOOKED_UP | ANSWERED, max_size=25), data=st.data())
+def test_a_services_records_are_as_the_mirror_has_them(server: Server, calls: list[Any], data: st.DataObject) -> None:
+    client = server.broker().client
+    key, commands, replies = (f"{name}:{uuid.uuid4().hex}" for name in ("records", "commands", "replies"))
+    recall, answer = scripts.load(client, "recall"), scripts.load(client, "answer")
+    records: mirror.Records = {}
+    seen = [b""]
+    for number, (call, command, again, kind) in enumerate(calls):
+        if call == "recall":
+            takeovers = f"{command.record}/takeovers" if again else ""
+            wanted = mirror.recall(
+                records,
+                record=command.record,
+                tombstone=command.tombstone,
+                compensating=command.compensating,
+                takeovers=takeovers,
+            )
+            arguments = [60, 1, command.record, command.tombstone, int(command.compensating), takeovers]
+            _, found = recall(keys=[key], args=arguments)
+            assert found == [wanted.record, int(wanted.tombstone), wanted.takeovers]
+            records = wanted.records
+            seen.append(wanted.record or b"")
+        else:
+            tombstone = "" if command.compensating else command.tombstone
+            looked_up = data.draw(st.sampled_from(seen))
+            body = b'{"n":%d}' % number
+            told = mirror.answer(
+                records, record=command.record, tombstone=tombstone, seen=looked_up, kind=kind, body=body
+            )
+            arguments = [
+                "work",
+                60,
+                "1-1",
+                2,
+                4,
+                command.record,
+                tombstone,
+                looked_up,
+                kind,
+                4,
+                "body",
+                body,
+                "n",
+                number,
+            ]
+            before = client.xlen(replies)
+            overruled = answer(keys=[commands, replies, "quarantine", key], args=arguments)
+            assert overruled == ([1] if told.sent is None else [])
+            assert client.xlen(replies) == before + (told.sent is not None)
+            if told.sent is not None:
+                newest: Any = client.xrevrange(replies, count=1)
+                wanted_fields = {b"body": told.sent, b"n": str(number).encode()}
+                assert newest[0][1] == wanted_fields | ({b"unknown": b"1"} if told.in_doubt else {})
+            records = told.records
+        assert client.hgetall(key) == {name.encode(): value for name, value in records.items()}
+
+
+@settings(deadline=None, max_examples=50)
+@given(there=st.none() | st.integers(1, 3), seen=st.none() | st.integers(1, 3))
+def test_a_commit_compares_versions_as_the_mirror_has_it(server: Server, there: int | None, seen: int | None) -> None:
+    from exploration.configurations import step
+    from exploration.rules import NOW
+    from sagastream.messages import Begin
+    from sagastream.moves import Moment
+
+    client = server.broker().client
+    saga_id = uuid.uuid4().hex
+    decision = begin(Begin(saga_id=saga_id, steps=(step(),)), Moment(now_ms=NOW, published={}))
+    assert isinstance(decision.state, SagaState)
+    if there is not None:
+        client.hset(keys.saga(saga_id), "version", there)
+    loaded = None if seen is None else replace(decision.state, version=seen, reason="as it was")
+    change = Change(saga_id=saga_id, before=loaded, after=decision.state, commands=list(decision.commands))
+    commands = client.xlen(keys.commands("work"))
+    lost, stuck = Store(client).commit([change], NOW)
+    assert (lost, stuck) == ([] if mirror.commits(there, seen) else [change], [])
+    # All or nothing: with the state come the command and the timer.
+    assert client.xlen(keys.commands("work")) == commands + (not lost)
+    assert (client.zscore(keys.TIMERS, saga_id) is None) == bool(lost)

@@ -1,0 +1,771 @@
+"""One saga, its workers and services and all that lies between them, as a value; and every move that can come next.
+
+The decisions are the real ones: `decide` of the core, `verdict`, `stale`, `kind` and `refusal` of the services, and
+what the store makes of a saga's score. The scripts are those of mirror.py.
+
+A world is a tuple of numbers, each of which names a value in a table: so it is small, quick to compare and to hash.
+Two reductions keep the number of worlds down, neither of which leaves anything out:
+
+- Workers are alike, and so are a service's processes: each lot is kept sorted, as a collection without names.
+- Reading and loading is one step, and so is receiving a command and looking it up. Nobody can see that a worker has
+  read an entry and not yet loaded the saga, but that the entry is taken; and a load that comes later is a read that
+  comes later.
+
+Entries are taken in any order, not in that of the stream. That adds runs that no broker would have, and leaves none out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from exploration import mirror, rules
+from exploration.bugs import Bug
+from exploration.rules import NOW, canonical
+from sagastream import dedupe
+from sagastream.decision import Event, decide
+from sagastream.messages import Begin, Command, Due, Intervene, Reply, StepDefinition, Verb, failed, ok, reply_to
+from sagastream.moves import Decision, Moment
+from sagastream.parsing import read_reply
+from sagastream.saga import SagaState, SagaStatus, StepStatus
+from sagastream.store import _score
+
+SAGA_ID: Final = "s"
+_DEADLINE_MS: Final = 10_000_000
+
+
+class Handler(Enum):
+    """What a service does about a transaction that it has done before, in its own books."""
+
+    BOOKS = "keeps what it did and what it undid, by key: as the sample services do"
+    KEY = "does nothing while the key is there; forgets it with the undo"
+    NAIVE = "does it again: it relies on the runtime alone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What may happen, and how often."""
+
+    name: str
+    steps: tuple[StepDefinition, ...]
+    #: What becomes of each step's transaction when its handler is called: o it is done, r it is rejected, b the handler
+    #: raises before its effect, a after it, s it is found to come too late.
+    outcomes: tuple[str, ...]
+    undo: str = "o"  # … and of a compensation: o, r, b, a
+    handler: Handler = Handler.KEY
+    workers: int = 2
+    processes: int = 2
+    loss: int = 0  # commands and replies that vanish before anybody reads them
+    duplication: int = 0  # … that are there twice
+    worker_crashes: int = 0
+    service_crashes: int = 0
+    zombies: int = 0  # entries, or timeouts, that are taken over from one who is only slow, and goes on later
+    verbs: tuple[Verb, ...] = ()  # what an operator may ask for
+    requests: int = 0  # … and how often
+    resend: int = 0  # requests that arrive twice, since the answer to the append was lost
+    batch: int = 1  # entries that a worker takes in one turn
+    deadline: bool = False
+    max_takeovers: int | None = None
+    #: Whether a process may die that was slow, has lost its command to another, and has its effect then. Once the other
+    #: has answered, nobody knows of it but its own books: see docs/proof.md.
+    orphans_die: bool = False
+    bug: Bug | None = None
+
+
+# The parts of a world.
+SAGA, TIMER, LETTERS, WORKERS, COMMANDS, PROCESSES, RECORDS, EFFECTS, BUDGET = range(9)
+World = tuple[int, ...]
+
+NO_TIMER, TIMED, PARKED = 0, 1, 2
+
+# The parts of the budget: how much of it is left.
+LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND, QUARANTINED = range(8)
+
+#: An entry of a stream: what it says, a number that tells it from others that say the same, whether it was delivered.
+Entry = tuple[int, int, bool]
+#: What a worker holds: events and numbers of entries (-1: none, a time has come); the saga as it has loaded it
+#: (_STALE: it has changed since).
+Worker = tuple[Any, ...]
+#: What a process holds: phase, command, number of its entry, reply, number of the record as it was looked up.
+Process = tuple[int, ...]
+_STALE: Final = -1
+_RUN, _UNDO, _ANSWER, _FINAL, _RECORD, _SET_ASIDE = range(6)
+_PHASES: Final = ("handle", "undo", "answer", "answer for good", "record", "set aside")
+
+Label = tuple[Any, ...]
+
+
+class Move(NamedTuple):
+    label: Label
+    after: World
+    fault: bool  # it need not happen
+    broken: str | None = None
+
+
+class Outcome(NamedTuple):
+    """What folding events over a state comes to."""
+
+    after: int
+    changed: bool
+    commands: tuple[int, ...]
+    timer: int | None  # None: as it was
+    broken: str | None
+
+
+T = TypeVar("T")
+
+
+class Table(Generic[T]):
+    """Values, each by a number."""
+
+    def __init__(self) -> None:
+        self.values: list[T] = []
+        self._numbers: dict[T, int] = {}
+
+    def number(self, value: T) -> int:
+        number = self._numbers.setdefault(value, len(self.values))
+        if number == len(self.values):
+            self.values.append(value)
+        return number
+
+
+class Model:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.bug = config.bug
+        self.sagas: Table[SagaState | None] = Table()
+        self.events: Table[Event] = Table()
+        self.commands: Table[Command] = Table()
+        self.replies: Table[Reply] = Table()
+        self.entries: Table[tuple[Entry, ...]] = Table()
+        self.workers: Table[tuple[Worker, ...]] = Table()
+        self.processes: Table[tuple[Process, ...]] = Table()
+        self.seen: Table[bytes] = Table()
+        self.records: Table[tuple[tuple[str, bytes], ...]] = Table()
+        self.effects: Table[tuple[tuple[tuple[str, ...], bool], ...]] = Table()
+        self.budgets: Table[tuple[int, ...]] = Table()
+        self._timeout = self.events.number(Due(saga_id=SAGA_ID))
+        # Told apart from the other by its number alone.
+        self._deadline = self.events.number(Due(saga_id=f"{SAGA_ID}-deadline"))
+        self._decided: dict[tuple[int, tuple[int, ...]], Outcome] = {}
+        self._one: dict[tuple[int, int], tuple[int, bool, tuple[int, ...], str | None]] = {}
+        self._recalled: dict[tuple[int, int, bool], tuple[int, int, int, int]] = {}
+        self._answered: dict[tuple[int, int, int, int, str], tuple[int, int]] = {}
+        self._checked: dict[tuple[int, ...], str | None] = {}
+        self._published = {"work": {"Do": "Undo"}}
+
+    def start(self) -> World:
+        config = self.config
+        begin = Begin(saga_id=SAGA_ID, steps=config.steps, request_id="begin",
+                      deadline_ms=_DEADLINE_MS if config.deadline else None)  # fmt: skip
+        budget = (config.loss, config.duplication, config.worker_crashes, config.service_crashes, config.zombies,
+                  config.requests, config.resend, 0)  # fmt: skip
+        return (
+            self.sagas.number(None),
+            NO_TIMER,
+            self.entries.number(((self.events.number(begin), 0, False),)),
+            self.workers.number(((),) * config.workers),
+            self.entries.number(()),
+            self.processes.number(((),) * config.processes),
+            self.records.number(()),
+            self.effects.number((((), False),) * len(config.steps)),
+            self.budgets.number(budget),
+        )
+
+    # --- all that can happen next
+
+    def moves(self, world: World) -> Iterator[Move]:
+        yield from self._workers_move(world)
+        yield from self._processes_move(world)
+        yield from self._streams_move(world)
+        if self.config.verbs:
+            yield from self._operators_move(world)
+
+    def _workers_move(self, world: World) -> Iterator[Move]:
+        slots = self.workers.values[world[WORKERS]]
+        budget = self.budgets.values[world[BUDGET]]
+        before: Worker | None = None
+        for at, slot in enumerate(slots):
+            if slot == before:
+                continue  # alike
+            before = slot
+            if not slot:
+                yield from self._take(world, slots, at, budget)
+                continue
+            yield self._commit(world, slots, at)
+            if budget[WORKER_CRASH]:
+                crashed = self._with_worker(world, slots, at, ())
+                yield Move(("a worker dies", *slot), self._spend(crashed, WORKER_CRASH), fault=True)
+
+    def _take(self, world: World, slots: tuple[Worker, ...], at: int, budget: tuple[int, ...]) -> Iterator[Move]:
+        """An idle worker reads entries, or finds that the time has come, and loads the saga."""
+        entries = self.entries.values[world[LETTERS]]
+        held = [letter for slot in slots if slot for letter in slot[0]]
+        fresh = []
+        for index, (event, number, delivered) in enumerate(entries):
+            zombie = delivered and (event, number) in held
+            if delivered and (self.bug is Bug.NEVER_READ_AGAIN or (zombie and not budget[ZOMBIE])):
+                continue
+            if not delivered:
+                fresh.append(index)
+            yield self._taken(world, slots, at, (index,), zombie=zombie)
+        if self.config.batch > 1:
+            for one in fresh:
+                for other in fresh:
+                    if one != other:
+                        yield self._taken(world, slots, at, (one, other), zombie=False)
+        state = self.sagas.values[world[SAGA]]
+        if world[TIMER] == TIMED and state is not None and state.due_ms is not None:
+            times = [self._timeout]
+            if state.deadline_ms is not None and state.may_be_cancelled:
+                times.append(self._deadline)
+            for time in times:
+                zombie = any(number == -1 for _, number in held)
+                if not zombie or budget[ZOMBIE]:
+                    after = self._with_worker(world, slots, at, (((time, -1),), world[SAGA]))
+                    if zombie:
+                        after = self._spend(after, ZOMBIE)
+                    yield Move(("a worker finds it due", time), after, fault=zombie)
+
+    def _taken(
+        self, world: World, slots: tuple[Worker, ...], at: int, indexes: tuple[int, ...], *, zombie: bool
+    ) -> Move:
+        entries = list(self.entries.values[world[LETTERS]])
+        letters = tuple(entries[index][:2] for index in indexes)
+        again = any(entries[index][2] for index in indexes)
+        for index in indexes:
+            entries[index] = (*entries[index][:2], True)
+        if self.bug is Bug.EARLY_ACKNOWLEDGEMENT:
+            entries = [entry for entry in entries if entry[:2] not in letters]
+        after = self._with_worker(world, slots, at, (letters, world[SAGA]))
+        after = self._with(after, LETTERS, self.entries.number(tuple(sorted(entries))))
+        if zombie:
+            after = self._spend(after, ZOMBIE)
+        return Move(("a worker takes over" if again else "a worker reads", letters), after, fault=zombie)
+
+    def _commit(self, world: World, slots: tuple[Worker, ...], at: int) -> Move:
+        letters, seen, *rest = slots[at]
+        if rest:
+            return self._set_timer_apart(world, slots, at)
+        if not mirror.commits(world[SAGA], seen) and self.bug is not Bug.NO_VERSION:
+            after = self._with_worker(world, slots, at, (letters, world[SAGA]))
+            return Move(("a worker is refused, and loads again", letters), after, fault=False)
+        outcome = self._fold(seen, tuple(event for event, _ in letters))
+        broken = outcome.broken
+        if seen != world[SAGA] and outcome.changed:
+            broken = self._broken_write(world[SAGA], outcome)
+        slots = (*slots[:at], (), *slots[at + 1 :])
+        parts = list(world)
+        if outcome.changed:
+            parts[SAGA] = outcome.after
+            if self.bug is not Bug.NO_VERSION:
+                # A version never comes again: what was loaded before this commit is refused for good.
+                slots = tuple((slot[0], _STALE, *slot[2:]) if slot else () for slot in slots)
+        timer = outcome.timer
+        if self.bug is Bug.TIMER_APART and timer is not None:
+            slots, timer = (*slots[:at], ((), _STALE, timer), *slots[at + 1 :]), None
+        if timer is not None:
+            parts[TIMER] = timer
+        if outcome.commands:
+            parts[COMMANDS] = self._append(parts[COMMANDS], outcome.commands, self._held_by_processes(world))
+        entries = self.entries.values[world[LETTERS]]
+        parts[LETTERS] = self.entries.number(tuple(entry for entry in entries if entry[:2] not in letters))
+        parts[WORKERS] = self.workers.number(tuple(sorted(slots)))
+        return Move(("a worker commits", letters, outcome.after, outcome.commands), tuple(parts), False, broken)
+
+    def _set_timer_apart(self, world: World, slots: tuple[Worker, ...], at: int) -> Move:
+        """A mistake: what belongs into the commit is done after it."""
+        after = self._with(self._with_worker(world, slots, at, ()), TIMER, slots[at][2])
+        return Move(("a worker sets the timer",), after, fault=False)
+
+    def _processes_move(self, world: World) -> Iterator[Move]:
+        slots = self.processes.values[world[PROCESSES]]
+        budget = self.budgets.values[world[BUDGET]]
+        entries = self.entries.values[world[COMMANDS]]
+        alive = {entry[:2] for entry in entries}
+        held = self._held_by_processes(world)
+        before: Process | None = None
+        for at, slot in enumerate(slots):
+            if slot == before:
+                continue  # alike
+            before = slot
+            if not slot:
+                yield from self._receive(world, slots, at, budget)
+                continue
+            phase, command, number, *_ = slot
+            if phase == _RUN:
+                yield from self._handle(world, slots, at)
+            elif phase == _UNDO:
+                yield from self._overrule(world, slots, at)
+            else:
+                yield self._answer(world, slots, at)
+            taken_over = (command, number) not in alive or held.count((command, number)) > 1
+            orphan = taken_over and phase in (_ANSWER, _UNDO)
+            if budget[SERVICE_CRASH] and (self.config.orphans_die or not orphan):
+                crashed = self._with_process(world, slots, at, ())
+                label = ("a process dies that was to", _PHASES[phase], command)
+                yield Move(label, self._spend(crashed, SERVICE_CRASH), fault=True)
+
+    def _receive(self, world: World, slots: tuple[Process, ...], at: int, budget: tuple[int, ...]) -> Iterator[Move]:
+        """An idle process reads a command, and looks it up."""
+        entries = self.entries.values[world[COMMANDS]]
+        held = [slot[1:3] for slot in slots if slot]
+        for index, (command, number, delivered) in enumerate(entries):
+            zombie = delivered and (command, number) in held
+            if delivered and (self.bug is Bug.NEVER_READ_AGAIN or (zombie and not budget[ZOMBIE])):
+                continue
+            phase, reply, records, seen = self._recall(world[RECORDS], command, delivered)
+            after = self._with_process(world, slots, at, (phase, command, number, reply, seen))
+            parts = list(after)
+            parts[RECORDS] = records
+            if not delivered:
+                taken = (*entries[:index], (command, number, True), *entries[index + 1 :])
+                parts[COMMANDS] = self.entries.number(taken)
+            after = self._spend(tuple(parts), ZOMBIE) if zombie else tuple(parts)
+            what = "a process takes over" if delivered else "a process reads"
+            yield Move((what, command, _PHASES[phase]), after, fault=zombie)
+
+    def _recall(self, records: int, number: int, again: bool) -> tuple[int, int, int, int]:
+        """What comes of a command that was looked up: the phase, the reply, the records, the record as it was."""
+        key = (records, number, again)
+        if key not in self._recalled:
+            command = self.commands.values[number]
+            config, bug = self.config, self.bug
+            counted = again and config.max_takeovers is not None
+            found = mirror.recall(
+                dict(self.records.values[records]),
+                record=self._record(command),
+                tombstone=command.tombstone,
+                compensating=command.compensating and bug is not Bug.NO_TOMBSTONE,
+                takeovers=f"{command.record}/takeovers" if counted else "",
+            )
+            verdict = dedupe.verdict(
+                command,
+                record=None if bug is Bug.NO_DEDUPE else found.record,
+                tombstone=found.tombstone,
+                again=again,
+                takeovers=found.takeovers,
+                max_takeovers=config.max_takeovers,
+            )
+            if verdict.quarantine is not None:
+                phase = _SET_ASIDE
+            elif verdict.undo:
+                phase = _FINAL if bug is Bug.OVERRULED_NOT_UNDONE or not self._is_undoable(command) else _UNDO
+            elif verdict.reply is None:
+                phase = _RUN
+            else:
+                phase = _ANSWER if verdict.reply.unknown else _FINAL
+            reply = -1 if verdict.reply is None else self.replies.number(verdict.reply)
+            # Of a record that says how it ended there is nothing more to see.
+            in_doubt = phase == _RUN and found.record is not None and found.record.startswith(b"unknown ")
+            seen = self.seen.number(found.record or b"" if in_doubt else b"")
+            self._recalled[key] = (phase, reply, self.records.number(tuple(sorted(found.records.items()))), seen)
+        return self._recalled[key]
+
+    def _handle(self, world: World, slots: tuple[Process, ...], at: int) -> Iterator[Move]:
+        """The handler is called: whatever it may come to."""
+        _, number, entry, _, seen = slots[at]
+        command = self.commands.values[number]
+        for kind, effects, reply in self._results(command, world[EFFECTS]):
+            after = self._with_process(world, slots, at, (_ANSWER, number, entry, self.replies.number(reply), seen))
+            yield Move(("a handler", kind, number), self._with(after, EFFECTS, effects), fault=False)
+
+    def _results(self, command: Command, effects: int) -> Iterator[tuple[str, int, Reply]]:
+        config = self.config
+        if command.compensating:
+            undone = self._undone(effects, command)
+            for outcome in config.undo:
+                if outcome == "o":
+                    yield "undoes", undone, reply_to(command, ok(command.type))
+                elif outcome == "r":
+                    yield "rejects", effects, reply_to(command, failed(command.type), error=b'"no"')
+                else:
+                    after = undone if outcome == "a" else effects
+                    unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
+                    yield "raises, having undone," if outcome == "a" else "raises, not having undone,", after, unknown
+            return
+        present, void = self.effects.values[effects][command.step - 1]
+        done = self._done(effects, command)
+        for outcome in config.outcomes[command.step - 1]:
+            if outcome == "s":
+                too_late = command.not_after_ms and dedupe.stale(command, command.not_after_ms + 1)
+                if too_late:
+                    yield "is not called, too late, for", effects, too_late
+            elif outcome == "b":
+                unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
+                yield "raises, not having done,", effects, unknown
+            elif void:
+                continue
+            elif outcome == "o":
+                yield "does", done, reply_to(command, ok(command.type), result=b"1")
+            elif outcome == "r" and not present:  # what was done under this key is told again, not rejected
+                yield "rejects", effects, reply_to(command, failed(command.type), error=b'"no"')
+            elif outcome == "a":
+                unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
+                yield "raises, having done,", done, unknown
+        if void:
+            yield "rejects", effects, reply_to(command, failed(command.type), error=b'"cancelled"')
+
+    def _done(self, effects: int, command: Command) -> int:
+        """The effects after the handler of a transaction."""
+        all_of_them = self.effects.values[effects]
+        present, void = all_of_them[command.step - 1]
+        key = self._key(command)
+        if self.config.handler is Handler.NAIVE:
+            key = f"{key}, time {len(present) + 1}"
+        if void or key in present:
+            return effects
+        return self._with_effect(effects, command.step, ((*present, key), void))
+
+    def _undone(self, effects: int, command: Command) -> int:
+        """The effects after the handler of a compensation."""
+        return self._with_effect(effects, command.step, ((), self.config.handler is Handler.BOOKS))
+
+    def _with_effect(self, effects: int, step: int, effect: tuple[tuple[str, ...], bool]) -> int:
+        all_of_them = self.effects.values[effects]
+        return self.effects.number((*all_of_them[: step - 1], effect, *all_of_them[step:]))
+
+    def _overrule(self, world: World, slots: tuple[Process, ...], at: int) -> Iterator[Move]:
+        """What came of a command that must not be done any more is undone by the runtime."""
+        _, number, entry, refusal, seen = slots[at]
+        command = self.commands.values[number]
+        after = self._with_process(world, slots, at, (_FINAL, number, entry, refusal, seen))
+        after = self._with(after, EFFECTS, self._undone(world[EFFECTS], command))
+        yield Move(("the runtime undoes", number), after, fault=False)
+        left = self.budgets.values[world[BUDGET]][SERVICE_CRASH]
+        if left and set(self.config.undo) - {"o"} and (number, entry, True) in self.entries.values[world[COMMANDS]]:
+            # It cannot be undone now: the entry stays pending. Counted as a crash, which it looks like.
+            after = self._spend(self._with_process(world, slots, at, ()), SERVICE_CRASH)
+            yield Move(("the runtime fails to undo, and leaves it to others", number), after, fault=True)
+
+    def _answer(self, world: World, slots: tuple[Process, ...], at: int) -> Move:
+        phase, number, entry, reply, seen = slots[at]
+        parts = list(world)
+        if phase == _RECORD:
+            _, parts[RECORDS] = self._answer_of(world[RECORDS], number, reply, seen, "")
+            return Move(("a process records", number), self._with_process(tuple(parts), slots, at, ()), False)
+        if phase == _SET_ASIDE:
+            sent = -1
+            budget = self.budgets.values[world[BUDGET]]
+            parts[BUDGET] = self.budgets.number((*budget[:QUARANTINED], 1))
+        else:
+            kind = "final" if phase == _FINAL else ""
+            sent, records = self._answer_of(world[RECORDS], number, reply, seen, kind)
+            if sent == _OVERRULED:
+                command = self.commands.values[number]
+                refusal = self.replies.number(dedupe.refusal(command))
+                undo = self._is_undoable(command) and self.bug is not Bug.OVERRULED_NOT_UNDONE
+                after = self._with_process(world, slots, at, (_UNDO if undo else _FINAL, number, entry, refusal, seen))
+                return Move(("a process is overruled", number), after, fault=False)
+            apart = self.bug is Bug.RECORD_APART and records != world[RECORDS]
+            if not apart:
+                parts[RECORDS] = records
+        entries = self.entries.values[world[COMMANDS]]
+        parts[COMMANDS] = self.entries.number(tuple(one for one in entries if one[:2] != (number, entry)))
+        if sent >= 0:
+            held = [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
+            parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
+        left: Process = (_RECORD, number, entry, reply, seen) if phase != _SET_ASIDE and apart else ()
+        return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), False)
+
+    def _answer_of(self, records: int, number: int, reply_number: int, seen: int, kind: str) -> tuple[int, int]:
+        """What answer.lua sends, or _OVERRULED, and the records after it."""
+        key = (records, number, reply_number, seen, kind)
+        if key not in self._answered:
+            command, reply = self.commands.values[number], self.replies.values[reply_number]
+            there = dict(self.records.values[records])
+            answered = mirror.answer(
+                {} if self.bug is Bug.NO_DEDUPE else there,
+                record=self._record(command),
+                tombstone="" if command.compensating else command.tombstone,
+                seen=self.seen.values[seen],
+                kind=kind or dedupe.kind(command, reply),
+                body=reply.body(),
+            )
+            if answered.sent is None:
+                self._answered[key] = (_OVERRULED, records)
+            else:
+                fields = {name.encode(): _bytes(value) for name, value in reply.fields().items()}
+                fields |= {b"body": answered.sent} | ({b"unknown": b"1"} if answered.in_doubt else {})
+                sent = read_reply(fields)
+                assert isinstance(sent, Reply)
+                after = answered.records if self.bug is not Bug.NO_DEDUPE else there | dict(answered.records)
+                number = self.records.number(tuple(sorted(after.items())))
+                self._answered[key] = (self.events.number(sent), number)
+        return self._answered[key]
+
+    def _streams_move(self, world: World) -> Iterator[Move]:
+        """Commands and replies vanish before anybody has read them, or come twice; so do requests, but only the latter:
+        what the broker has accepted it keeps."""
+        budget = self.budgets.values[world[BUDGET]]
+        for part in (COMMANDS, LETTERS):
+            if not (budget[LOSS] or budget[DUPLICATION] or budget[RESEND]):
+                return
+            entries = self.entries.values[world[part]]
+            for index, (what, _, delivered) in enumerate(entries):
+                if delivered:
+                    continue
+                event = self.events.values[what] if part == LETTERS else None
+                if event is not None and not isinstance(event, Reply):
+                    if budget[RESEND]:
+                        yield self._sent_again(world, event)
+                    continue
+                if budget[LOSS]:
+                    lost = self.entries.number((*entries[:index], *entries[index + 1 :]))
+                    yield Move(("is lost:", part, what), self._spend(self._with(world, part, lost), LOSS), fault=True)
+                if budget[DUPLICATION]:
+                    yield Move(("comes twice:", part, what), self._twice(world, part, what), fault=True)
+
+    def _twice(self, world: World, part: int, what: int) -> World:
+        held = self._held_by_processes(world) if part == COMMANDS else self._held_by_workers(world)
+        return self._spend(self._with(world, part, self._append(world[part], (what,), held)), DUPLICATION)
+
+    def _sent_again(self, world: World, event: Event) -> Move:
+        assert isinstance(event, Begin | Intervene)
+        if self.bug is Bug.SENT_AGAIN_UNKNOWN:
+            event = replace(event, request_id=f"{event.request_id}, again")
+        what = self.events.number(event)
+        after = self._with(world, LETTERS, self._append(world[LETTERS], (what,), self._held_by_workers(world)))
+        return Move(("a client sends again:", LETTERS, what), self._spend(after, RESEND), fault=True)
+
+    def _operators_move(self, world: World) -> Iterator[Move]:
+        state = self.sagas.values[world[SAGA]]
+        left = self.budgets.values[world[BUDGET]][REQUEST]
+        if state is None or state.ended or not left:
+            return
+        for verb in self.config.verbs:
+            # What would be refused anyway does nothing; what races with something else is decided later than asked.
+            if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and state.parked):
+                request_id = f"request {self.config.requests - left + 1}"
+                event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", request_id=request_id)
+                held = self._held_by_workers(world)
+                letters = self._append(world[LETTERS], (self.events.number(event),), held)
+                after = self._spend(self._with(world, LETTERS, letters), REQUEST)
+                yield Move(("an operator asks for", verb), after, fault=True)
+
+    # --- decisions
+
+    def _fold(self, seen: int, events: tuple[int, ...]) -> Outcome:
+        key = (seen, events)
+        if key not in self._decided:
+            state, changed, broken = seen, False, None
+            commands: tuple[int, ...] = ()
+            for event in events:
+                state, moved, sent, wrong = self._decide(state, event)
+                changed, commands, broken = changed or moved, commands + sent, broken or wrong
+            before, after = self.sagas.values[seen], self.sagas.values[state]
+            timer = {"": None, "ended": NO_TIMER, "+inf": PARKED}.get(_score(before, after), TIMED) if changed else None
+            self._decided[key] = Outcome(state, changed, commands, timer, broken)
+        return self._decided[key]
+
+    def _decide(self, seen: int, number: int) -> tuple[int, bool, tuple[int, ...], str | None]:
+        key = (seen, number)
+        if key not in self._one:
+            state = self.sagas.values[seen]
+            event, now = self._happening(state, number)
+            decision = decide(state, event, Moment(now_ms=now, published=self._published))
+            after = decision.state
+            assert after is None or isinstance(after, SagaState)
+            commands = tuple(self.commands.number(_timeless(command)) for command in decision.commands)
+            number_after = seen if after is state else self.sagas.number(after and canonical(after))
+            broken = None
+            if self.bug not in (Bug.LATE_OK_APPLIED, Bug.UNKNOWN_IS_FAILED):  # the event was another one
+                broken = rules.broken_by_decision(state, event, decision)
+            self._one[key] = (number_after, after is not state, commands, broken)
+        return self._one[key]
+
+    def _happening(self, state: SagaState | None, number: int) -> tuple[Event, int]:
+        """An event, and when it happens."""
+        event = self.events.values[number]
+        if isinstance(event, Due):
+            event = self.events.values[self._timeout]
+            if state is None or state.due_ms is None:
+                return event, NOW
+            if number == self._deadline:
+                return event, state.deadline_ms or NOW
+            if self.bug is Bug.UNKNOWN_IS_FAILED and state.status is SagaStatus.PENDING and state.times_out_ms:
+                failure = Reply(type=failed(state.command), saga_id=SAGA_ID, step=state.current_step, error=b'"?"')
+                return failure, NOW
+            return event, state.times_out_ms or state.send_again_ms or NOW
+        if self.bug is Bug.LATE_OK_APPLIED and isinstance(event, Reply) and state is not None and not state.ended:
+            if state.status is SagaStatus.PENDING and event.type == ok(state.command):
+                event = replace(event, step=state.current_step)
+        return event, NOW
+
+    def _broken_write(self, saga: int, outcome: Outcome) -> str | None:
+        before, after = self.sagas.values[saga], self.sagas.values[outcome.after]
+        assert after is not None
+        sent: Sequence[Command] = [self.commands.values[number] for number in outcome.commands]
+        return rules.broken_by_change(before, after, sent)
+
+    # --- what must hold
+
+    def broken(self, world: World) -> str | None:
+        """What is wrong about a world; None: nothing."""
+        apart = any(slot and len(slot) > 2 for slot in self.workers.values[world[WORKERS]])
+        left = self.budgets.values[world[BUDGET]][REQUEST]
+        key = (world[SAGA], -1 if apart else world[TIMER], world[EFFECTS], left)
+        if key not in self._checked:
+            state = self.sagas.values[world[SAGA]]
+            self._checked[key] = self._broken_timer(state, key[1]) or self._broken_effects(state, world[EFFECTS], left)
+        return self._checked[key]
+
+    def _broken_timer(self, state: SagaState | None, timer: int) -> str | None:
+        wanted = NO_TIMER if state is None or state.ended else PARKED if state.parked else TIMED
+        if timer in (-1, wanted):
+            return None
+        there = ("none", "a time", "+inf")[timer]
+        return f"the saga is {self._shown(state)}, its timer is {there}: nothing would ever move it"
+
+    def _broken_effects(self, state: SagaState | None, effects: int, left: int) -> str | None:
+        for number, (present, _) in enumerate(self.effects.values[effects], 1):
+            if len(present) > 1:
+                return f"step {number} was done twice: {', '.join(present)}"
+            if state is None or state.steps[number - 1].attempt == 0:
+                if present:
+                    return f"step {number} was done, and never sent"
+            elif state.status in (SagaStatus.PENDING, SagaStatus.COMPLETED):
+                if state.steps[number - 1].status is StepStatus.COMPLETED and not present:
+                    return f"step {number} is COMPLETED, and was not done"
+        asked = self.config.requests - left
+        done = [one.verb for one in state.interventions if one.request_id is not None] if state else []
+        return f"an operator asked for {asked}, done were {', '.join(done)}" if len(done) > asked else None
+
+    def broken_end(self, world: World) -> str | None:
+        """What is wrong about a world in which nothing happens any more, but by chance; None: nothing."""
+        if self.entries.values[world[LETTERS]] or self.entries.values[world[COMMANDS]]:
+            return "something is left in a stream, and nobody will ever read it"
+        state = self.sagas.values[world[SAGA]]
+        if state is None:
+            return "a saga was asked for, and is not there"
+        if not state.ended and not state.parked:
+            return f"the saga is {self._shown(state)}, and nothing will ever move it"
+        if self.budgets.values[world[BUDGET]][QUARANTINED]:
+            return None  # left to a person, with the reason
+        abandoned = any(done.verb == "abandon" for done in state.interventions)
+        for number, (step, (present, _)) in enumerate(
+            zip(state.steps, self.effects.values[world[EFFECTS]], strict=True), 1
+        ):
+            if state.status is SagaStatus.COMPLETED and not present and not step.skipped:
+                return f"the saga is COMPLETED, and step {number} was not done"
+            may_stay = step.definition.compensation is None or step.skipped or abandoned
+            if state.status is SagaStatus.ABORTED and present and not may_stay:
+                return f"the saga is ABORTED, and step {number} remains done ({step.status})"
+            if step.status is StepStatus.COMPENSATED and present:
+                return f"step {number} is COMPENSATED, and remains done"
+        return None
+
+    # --- parts of worlds
+
+    def _with(self, world: World, part: int, value: int) -> World:
+        return (*world[:part], value, *world[part + 1 :])
+
+    def _with_worker(self, world: World, slots: tuple[Worker, ...], at: int, slot: Worker) -> World:
+        slots = tuple(sorted((*slots[:at], slot, *slots[at + 1 :])))
+        return self._with(world, WORKERS, self.workers.number(slots))
+
+    def _with_process(self, world: World, slots: tuple[Process, ...], at: int, slot: Process) -> World:
+        slots = tuple(sorted((*slots[:at], slot, *slots[at + 1 :])))
+        return self._with(world, PROCESSES, self.processes.number(slots))
+
+    def _spend(self, world: World, what: int) -> World:
+        budget = self.budgets.values[world[BUDGET]]
+        number = self.budgets.number((*budget[:what], budget[what] - 1, *budget[what + 1 :]))
+        return (*world[:BUDGET], number)
+
+    def _held_by_workers(self, world: World) -> list[tuple[int, int]]:
+        return [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
+
+    def _held_by_processes(self, world: World) -> list[tuple[int, int]]:
+        return [(slot[1], slot[2]) for slot in self.processes.values[world[PROCESSES]] if slot]
+
+    def _append(self, stream: int, values: Sequence[int], held: Sequence[tuple[int, int]]) -> int:
+        """The stream with these entries added. Each gets the first number that tells it from all that are there, or
+        are held by somebody who does not know yet that they are gone."""
+        entries = list(self.entries.values[stream])
+        for value in values:
+            taken = {entry[1] for entry in entries if entry[0] == value} | {n for what, n in held if what == value}
+            number = next(n for n in range(len(taken) + 1) if n not in taken)
+            entries.append((value, number, False))
+        return self.entries.number(tuple(sorted(entries)))
+
+    def _key(self, command: Command) -> str:
+        return f"{command.key}/{command.attempt}" if self.bug is Bug.ATTEMPT_IN_KEY else command.key
+
+    def _record(self, command: Command) -> str:
+        if self.bug is Bug.ATTEMPT_IN_KEY:
+            return f"{command.record}/{command.attempt}"
+        return command.record
+
+    def _is_undoable(self, command: Command) -> bool:
+        return self._published["work"].get(command.type) is not None
+
+    # --- for people
+
+    def describe(self, label: Label, after: World) -> str:
+        what, *more = label
+        state = self._shown(self.sagas.values[after[SAGA]])
+        describe: dict[str, Callable[[], str]] = {
+            "a worker reads": lambda: self._letters(more[0]),
+            "a worker takes over": lambda: self._letters(more[0]),
+            "a worker dies": lambda: f"holding {self._letters(more[0])}" if more[0] else "",
+            "a worker finds it due": lambda: "the deadline" if more[0] == self._deadline else "the timeout",
+            "a worker is refused, and loads again": lambda: self._letters(more[0]),
+            "a worker commits": lambda: (
+                f"{self._letters(more[0])} -> {state}"
+                + "".join(f"; sends {self._command(number)}" for number in more[2])
+            ),
+            "a process answers": lambda: f"{self._command(more[0])}: {self._event(more[1])}",
+            "a process dies that was to": lambda: f"{more[0]} {self._command(more[1])}",
+            "a process reads": lambda: f"{self._command(more[0])}, to {more[1]}",
+            "a process takes over": lambda: f"{self._command(more[0])}, to {more[1]}",
+            "a handler": lambda: f"{more[0]} {self._command(more[1])}",
+            "is lost:": lambda: self._command(more[1]) if more[0] == COMMANDS else self._event(more[1]),
+            "comes twice:": lambda: self._command(more[1]) if more[0] == COMMANDS else self._event(more[1]),
+            "a client sends again:": lambda: self._event(more[1]),
+            "an operator asks for": lambda: str(more[0]),
+        }
+        by_default = lambda: self._command(more[0]) if more else ""  # noqa: E731 - as the others
+        return f"{what} {describe.get(what, by_default)()}".strip()
+
+    def _letters(self, letters: Sequence[tuple[int, int]]) -> str:
+        return " and ".join(self._event(event) for event, _ in letters)
+
+    def _event(self, number: int) -> str:
+        if number < 0:
+            return "nothing"
+        event = self.events.values[number]
+        if isinstance(event, Due):
+            return "the deadline" if number == self._deadline else "the timeout"
+        if isinstance(event, Reply):
+            how = ", unknown" if event.unknown else ""
+            return f"{event.type} of step {event.step} (attempt {event.attempt}{how})"
+        if isinstance(event, Intervene):
+            return f"saga_{event.verb} ({event.request_id})"
+        return "saga_begin"
+
+    def _command(self, number: int) -> str:
+        command = self.commands.values[number]
+        return f"{command.type} of step {command.step} (attempt {command.attempt})"
+
+    def _shown(self, state: SagaState | None) -> str:
+        if state is None:
+            return "not there"
+        steps = ", ".join(step.status for step in state.steps)
+        parked = ", parked" if state.parked else ""
+        cancelling = ", to be cancelled" if state.cancelling else ""
+        return f"{state.status} at step {state.current_step} [{steps}]{parked}{cancelling}"
+
+
+_OVERRULED: Final = -2
+
+
+def _timeless(command: Command) -> Command:
+    return command if command.not_after_ms is None else replace(command, not_after_ms=NOW)
+
+
+def _bytes(value: str | bytes | int) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+__all__ = ["Config", "Decision", "Handler", "Model", "Move", "World"]
