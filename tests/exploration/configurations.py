@@ -20,8 +20,8 @@ ALL_VERBS: Final = tuple(Verb)
 #: Visited with every run of the tests.
 USUAL: Final = [
     Config(name="one step, whatever its handlers come to", steps=(step(attempts=2),), outcomes=("orbas",), undo="orba"),
-    Config(name="one step, no faults but time, undone in two attempts", steps=(step(attempts=2, compensation_attempts=2),),
-           outcomes=("o",)),
+    Config(name="one step, no faults but time, undone in two attempts",
+           steps=(step(attempts=2, compensation_attempts=2),), outcomes=("o",)),
     Config(name="one step, lost messages", steps=(step(attempts=2),), outcomes=("or",), loss=2),
     Config(name="one step, messages twice", steps=(step(attempts=1),), outcomes=("orb",), undo="ob", duplication=1),
     Config(name="one step, processes die", steps=(step(),), outcomes=("orbas",), undo="ob", service_crashes=2),

@@ -41,7 +41,8 @@ class Answered:
 
 
 def answer(records: Records, *, record: str, tombstone: str, seen: bytes, kind: str, body: bytes) -> Answered:
-    """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown, final."""
+    """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown or
+    final."""
     there = records.get(record, b"")
     before, _, recorded = there.partition(b" ")
     times = int(recorded) if before == b"unknown" else 0

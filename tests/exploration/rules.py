@@ -62,9 +62,9 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
         return "something was sent for no saga" if decision.commands else None
     if (broken := broken_by_change(before, after, decision.commands)) is not None:
         return broken
-    if isinstance(event, Reply) and before is not None and event.step != before.current_step:
-        if decision.commands or _position(after) != _position(before):
-            return f"a reply of step {event.step} moved the saga, which is at step {before.current_step}"
+    moved = before is not None and (decision.commands or _position(after) != _position(before))
+    if moved and before is not None and isinstance(event, Reply) and event.step != before.current_step:
+        return f"a reply of step {event.step} moved the saga, which is at step {before.current_step}"
     told = [notice.kind for notice in decision.notices]
     if ("outcome" in told) != (after.ended and (before is None or not before.ended)) and not _asks_again(before, event):
         return f"the saga is {after.status}, it was told: {told}"
@@ -77,14 +77,23 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
 
 def broken_by_change(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
     """What is wrong about `after` taking the place of `before` in the store, with these commands sent."""
-    if before is not None and before.ended and (commands or _position(after) != _position(before)):
+    return _broken_history(before, after, commands) or _broken_state(after) or _broken_commands(after, commands)
+
+
+def _broken_history(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
+    if before is None:
+        return None
+    if before.ended and (commands or _position(after) != _position(before)):
         return f"a saga that had ended, {before.status}, was moved to {_shown(after)}"
-    if before is not None:
-        for number, (earlier, later) in enumerate(zip(before.steps, after.steps, strict=True), 1):
-            if later.attempt < earlier.attempt or later.compensation_attempt < earlier.compensation_attempt:
-                return f"step {number} was set back to an earlier attempt"
-        if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
-            return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
+    for number, (earlier, later) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+        if later.attempt < earlier.attempt or later.compensation_attempt < earlier.compensation_attempt:
+            return f"step {number} was set back to an earlier attempt"
+    if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
+        return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
+    return None
+
+
+def _broken_state(after: SagaState) -> str | None:
     waits = [after.times_out_ms is not None, after.send_again_ms is not None, after.parked is not None]
     if sum(waits) != (0 if after.ended else 1):
         return f"{after.status} for (times out, sent again, parked) {waits}"
@@ -92,6 +101,19 @@ def broken_by_change(before: SagaState | None, after: SagaState, commands: Seque
         return "parked without a reason"
     if any(later >= earlier for earlier, later in pairwise(after.compensating_steps)):
         return f"compensated in the order {after.compensating_steps}"
+    if after.attempt > after.attempts:
+        return f"attempt {after.attempt} of {after.attempts}"
+    if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
+        return f"completed with steps that are not: {_shown(after)}"
+    if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
+        if any(_is_pivot_in_doubt(step) for step in after.steps):
+            return f"aborted, and its pivot may have been done: {_shown(after)}"
+        left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
+        return f"aborted, and step {left} was not undone" if left else None
+    return None
+
+
+def _broken_commands(after: SagaState, commands: Sequence[Command]) -> str | None:
     if len(commands) > 1:
         return f"{len(commands)} commands sent at once"
     for command in commands:
@@ -99,17 +121,6 @@ def broken_by_change(before: SagaState | None, after: SagaState, commands: Seque
             return f"a command of step {command.step} was sent, the saga is at step {after.current_step}"
         if (broken := _out_of_order(after, command)) is not None:
             return broken
-    if after.attempt > after.attempts:
-        return f"attempt {after.attempt} of {after.attempts}"
-    if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
-        return f"completed with steps that are not: {_shown(after)}"
-    if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
-        if any(
-            step.definition.kind is StepKind.PIVOT and step.unknown and not _is_undone(step) for step in after.steps
-        ):
-            return f"aborted, and its pivot may have been done: {_shown(after)}"
-        left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
-        return f"aborted, and step {left} was not undone" if left else None
     return None
 
 
@@ -166,8 +177,9 @@ def _is_to_undo(step: Step) -> bool:
     return step.definition.compensation is not None and step.may_have_effect
 
 
-def _is_undone(step: Step) -> bool:
-    return step.status is StepStatus.COMPENSATED or step.skipped
+def _is_pivot_in_doubt(step: Step) -> bool:
+    settled = step.status is StepStatus.COMPENSATED or step.skipped
+    return step.definition.kind is StepKind.PIVOT and step.unknown and not settled
 
 
 def _is_abandoned(state: SagaState) -> bool:

@@ -1,4 +1,4 @@
-"""Every interleaving of small sagas: what must hold holds in each, and planted mistakes are found. See docs/proof.md."""
+"""Every interleaving of small sagas: what must hold holds, and planted mistakes are found. See docs/proof.md."""
 
 from dataclasses import replace
 

@@ -11,12 +11,13 @@ Two reductions keep the number of worlds down, neither of which leaves anything 
   read an entry and not yet loaded the saga, but that the entry is taken; and a load that comes later is a read that
   comes later.
 
-Entries are taken in any order, not in that of the stream. That adds runs that no broker would have, and leaves none out.
+Entries are taken in any order, not in that of the stream: that adds runs that no broker has, and leaves none out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import permutations
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from exploration import mirror, rules
@@ -210,22 +211,28 @@ class Model:
                 fresh.append(index)
             yield self._taken(world, slots, at, (index,), zombie=zombie)
         if self.config.batch > 1:
-            for one in fresh:
-                for other in fresh:
-                    if one != other:
-                        yield self._taken(world, slots, at, (one, other), zombie=False)
+            for pair in permutations(fresh, 2):
+                yield self._taken(world, slots, at, pair, zombie=False)
+        if world[TIMER] == TIMED:
+            yield from self._find_due(world, slots, at, held)
+
+    def _find_due(
+        self, world: World, slots: tuple[Worker, ...], at: int, held: list[tuple[int, int]]
+    ) -> Iterator[Move]:
+        """An idle worker finds that a time has come. It is leased: another finds it only where the first is slow."""
         state = self.sagas.values[world[SAGA]]
-        if world[TIMER] == TIMED and state is not None and state.due_ms is not None:
-            times = [self._timeout]
-            if state.deadline_ms is not None and state.may_be_cancelled:
-                times.append(self._deadline)
-            for time in times:
-                zombie = any(number == -1 for _, number in held)
-                if not zombie or budget[ZOMBIE]:
-                    after = self._with_worker(world, slots, at, (((time, -1),), world[SAGA]))
-                    if zombie:
-                        after = self._spend(after, ZOMBIE)
-                    yield Move(("a worker finds it due", time), after, fault=zombie)
+        if state is None or state.due_ms is None:
+            return
+        times = [self._timeout]
+        if state.deadline_ms is not None and state.may_be_cancelled:
+            times.append(self._deadline)
+        zombie = any(number == -1 for _, number in held)
+        if zombie and not self.budgets.values[world[BUDGET]][ZOMBIE]:
+            return
+        for time in times:
+            after = self._with_worker(world, slots, at, (((time, -1),), world[SAGA]))
+            after = self._spend(after, ZOMBIE) if zombie else after
+            yield Move(("a worker finds it due", time), after, fault=zombie)
 
     def _taken(
         self, world: World, slots: tuple[Worker, ...], at: int, indexes: tuple[int, ...], *, zombie: bool
@@ -271,7 +278,9 @@ class Model:
         entries = self.entries.values[world[LETTERS]]
         parts[LETTERS] = self.entries.number(tuple(entry for entry in entries if entry[:2] not in letters))
         parts[WORKERS] = self.workers.number(tuple(sorted(slots)))
-        return Move(("a worker commits", letters, outcome.after, outcome.commands), tuple(parts), False, broken)
+        return Move(
+            ("a worker commits", letters, outcome.after, outcome.commands), tuple(parts), fault=False, broken=broken
+        )
 
     def _set_timer_apart(self, world: World, slots: tuple[Worker, ...], at: int) -> Move:
         """A mistake: what belongs into the commit is done after it."""
@@ -371,40 +380,34 @@ class Model:
             yield Move(("a handler", kind, number), self._with(after, EFFECTS, effects), fault=False)
 
     def _results(self, command: Command, effects: int) -> Iterator[tuple[str, int, Reply]]:
-        config = self.config
+        """What a handler may come to: in words, the effects after it, its reply."""
+        rejected = reply_to(command, failed(command.type), error=b'"no"')
+        unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
         if command.compensating:
             undone = self._undone(effects, command)
-            for outcome in config.undo:
-                if outcome == "o":
-                    yield "undoes", undone, reply_to(command, ok(command.type))
-                elif outcome == "r":
-                    yield "rejects", effects, reply_to(command, failed(command.type), error=b'"no"')
-                else:
-                    after = undone if outcome == "a" else effects
-                    unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
-                    yield "raises, having undone," if outcome == "a" else "raises, not having undone,", after, unknown
+            results = {
+                "o": ("undoes", undone, reply_to(command, ok(command.type))),
+                "r": ("rejects", effects, rejected),
+                "b": ("raises, not having undone,", effects, unknown),
+                "a": ("raises, having undone,", undone, unknown),
+            }
+            yield from (results[outcome] for outcome in self.config.undo)
             return
         present, void = self.effects.values[effects][command.step - 1]
         done = self._done(effects, command)
-        for outcome in config.outcomes[command.step - 1]:
-            if outcome == "s":
-                too_late = command.not_after_ms and dedupe.stale(command, command.not_after_ms + 1)
-                if too_late:
-                    yield "is not called, too late, for", effects, too_late
-            elif outcome == "b":
-                unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
-                yield "raises, not having done,", effects, unknown
-            elif void:
-                continue
-            elif outcome == "o":
-                yield "does", done, reply_to(command, ok(command.type), result=b"1")
-            elif outcome == "r" and not present:  # what was done under this key is told again, not rejected
-                yield "rejects", effects, reply_to(command, failed(command.type), error=b'"no"')
-            elif outcome == "a":
-                unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
-                yield "raises, having done,", done, unknown
+        results = {"b": ("raises, not having done,", effects, unknown)}
+        if command.not_after_ms is not None:
+            too_late = dedupe.stale(command, command.not_after_ms + 1)
+            assert too_late is not None
+            results["s"] = ("is not called, too late, for", effects, too_late)
         if void:
             yield "rejects", effects, reply_to(command, failed(command.type), error=b'"cancelled"')
+        else:
+            results["o"] = ("does", done, reply_to(command, ok(command.type), result=b"1"))
+            results["a"] = ("raises, having done,", done, unknown)
+            if not present:  # what was done under this key is told again, not rejected
+                results["r"] = ("rejects", effects, rejected)
+        yield from (results[outcome] for outcome in self.config.outcomes[command.step - 1] if outcome in results)
 
     def _done(self, effects: int, command: Command) -> int:
         """The effects after the handler of a transaction."""
@@ -443,7 +446,7 @@ class Model:
         parts = list(world)
         if phase == _RECORD:
             _, parts[RECORDS] = self._answer_of(world[RECORDS], number, reply, seen, "")
-            return Move(("a process records", number), self._with_process(tuple(parts), slots, at, ()), False)
+            return Move(("a process records", number), self._with_process(tuple(parts), slots, at, ()), fault=False)
         if phase == _SET_ASIDE:
             sent = -1
             budget = self.budgets.values[world[BUDGET]]
@@ -466,7 +469,7 @@ class Model:
             held = [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
             parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
         left: Process = (_RECORD, number, entry, reply, seen) if phase != _SET_ASIDE and apart else ()
-        return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), False)
+        return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), fault=False)
 
     def _answer_of(self, records: int, number: int, reply_number: int, seen: int, kind: str) -> tuple[int, int]:
         """What answer.lua sends, or _OVERRULED, and the records after it."""
@@ -587,9 +590,8 @@ class Model:
                 failure = Reply(type=failed(state.command), saga_id=SAGA_ID, step=state.current_step, error=b'"?"')
                 return failure, NOW
             return event, state.times_out_ms or state.send_again_ms or NOW
-        if self.bug is Bug.LATE_OK_APPLIED and isinstance(event, Reply) and state is not None and not state.ended:
-            if state.status is SagaStatus.PENDING and event.type == ok(state.command):
-                event = replace(event, step=state.current_step)
+        if self.bug is Bug.LATE_OK_APPLIED and isinstance(event, Reply) and state and event.type == ok(state.command):
+            event = replace(event, step=state.current_step)
         return event, NOW
 
     def _broken_write(self, saga: int, outcome: Outcome) -> str | None:
@@ -621,12 +623,11 @@ class Model:
         for number, (present, _) in enumerate(self.effects.values[effects], 1):
             if len(present) > 1:
                 return f"step {number} was done twice: {', '.join(present)}"
-            if state is None or state.steps[number - 1].attempt == 0:
-                if present:
-                    return f"step {number} was done, and never sent"
-            elif state.status in (SagaStatus.PENDING, SagaStatus.COMPLETED):
-                if state.steps[number - 1].status is StepStatus.COMPLETED and not present:
-                    return f"step {number} is COMPLETED, and was not done"
+            if present and (state is None or state.steps[number - 1].attempt == 0):
+                return f"step {number} was done, and never sent"
+            going_on = state is not None and state.status in (SagaStatus.PENDING, SagaStatus.COMPLETED)
+            if state and going_on and state.steps[number - 1].status is StepStatus.COMPLETED and not present:
+                return f"step {number} is COMPLETED, and was not done"
         asked = self.config.requests - left
         done = [one.verb for one in state.interventions if one.request_id is not None] if state else []
         return f"an operator asked for {asked}, done were {', '.join(done)}" if len(done) > asked else None
