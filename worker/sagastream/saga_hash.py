@@ -16,7 +16,10 @@ import orjson
 from sagastream.errors import CorruptSaga
 from sagastream.messages import (
     AS_PUBLISHED,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
     MAX_STEPS,
+    MAX_TIMEOUT_MS,
     OPTIONS,
     PERSISTENT_ATTEMPTS,
     StepDefinition,
@@ -32,6 +35,15 @@ _NO_COMPENSATION: Final = "(none)"
 _SAGA_TIMES: Final = ("times_out", "send_again", "deadline")
 #: The times of a step: field `stepN.<name>_at`, attribute `<name>_ms`.
 _STEP_TIMES: Final = ("sent", "answered", "late", "compensation_sent", "compensation_answered")
+
+#: The most that the options of a step may be, as a request may have them; and the most that is counted of anything.
+_LIMITS: Final = {
+    "timeout_ms": MAX_TIMEOUT_MS,
+    "attempts": MAX_ATTEMPTS,
+    "compensation_attempts": MAX_ATTEMPTS,
+    "backoff_ms": MAX_BACKOFF_MS,
+}
+_MOST: Final = 10**9
 
 _STEP_FIELD: Final = re.compile(r"step([1-9]\d{0,2})\.")
 
@@ -146,7 +158,7 @@ def _decode(fields: dict[str, bytes], saga_id: str) -> SagaState:
         parked=_text(fields, "parked"),
         cancelling=_text(fields, "cancelling"),
         interventions=tuple(map(_read_intervention, orjson.loads(fields.get("interventions", b"[]")))),
-        duplicates=int(fields.get("duplicates", 0)),
+        duplicates=_whole(fields, "duplicates", 0),
         begun_ms=_ms(fields["begun_at"].decode()),
         updated_ms=_ms(fields["updated_at"].decode()),
         request_id=_text(fields, "request_id"),
@@ -166,7 +178,7 @@ def _decode_step(fields: dict[str, bytes], prefix: str) -> Step:
         return _text(fields, prefix + name)
 
     def number(name: str, default: int) -> int:
-        return int(fields.get(prefix + name, default))
+        return _whole(fields, prefix + name, default)
 
     def payload(name: str) -> bytes | None:
         value = fields.get(prefix + name)
@@ -192,7 +204,6 @@ def _decode_step(fields: dict[str, bytes], prefix: str) -> Step:
 def _decode_definition(fields: dict[str, bytes], prefix: str) -> StepDefinition:
     kind = StepKind(fields.get(prefix + "kind", StepKind.COMPENSATABLE.encode()).decode())
     usual = OPTIONS | ({"attempts": PERSISTENT_ATTEMPTS} if kind is StepKind.RETRIABLE else {})
-    limits = ("timeout_ms", "attempts", "compensation_attempts", "backoff_ms")
     compensation = _text(fields, prefix + "compensation") or AS_PUBLISHED
     return StepDefinition(
         transaction=_id(fields[prefix + "transaction"].decode()),
@@ -201,14 +212,24 @@ def _decode_definition(fields: dict[str, bytes], prefix: str) -> StepDefinition:
         compensation=None if compensation == _NO_COMPENSATION else compensation and _id(compensation),
         kind=kind,
         retry_failed=prefix + "retry_failed" in fields,
-        **{name: int(fields.get(prefix + name, usual[name])) for name in limits},
+        **{name: _whole(fields, prefix + name, usual[name], 1, most) for name, most in _LIMITS.items()},
     )
 
 
 def _read_intervention(done: Any) -> Intervention:
+    request_id = done["request_id"]
+    if not isinstance(request_id, str | None):
+        raise TypeError(f"the request_id of an intervention {request_id!a}")
     return Intervention(
-        verb=str(done["verb"]), reason=str(done["reason"]), at_ms=_ms(done["at"]), request_id=done["request_id"]
+        verb=str(done["verb"]), reason=str(done["reason"]), at_ms=_ms(done["at"]), request_id=request_id
     )
+
+
+def _whole(fields: dict[str, bytes], name: str, default: int, least: int = 0, most: int = _MOST) -> int:
+    number = int(fields.get(name, default))
+    if not least <= number <= most:  # no time can be reckoned with it
+        raise ValueError(f"{name} {number}")
+    return number
 
 
 def _text(fields: dict[str, bytes], name: str) -> str | None:
