@@ -152,7 +152,9 @@ def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
             continue
         if isinstance(body, dict) and body.get("saga_id") == saga_id:
             reason = fields.get(b"reason", b"").decode(errors="replace")
-            notes.append(f"{str(body.get('type'))[:135]} was quarantined as {entry_id.decode()}: {reason}")
+            kind = body.get("type")
+            what = kind[:135] if isinstance(kind, str) else "a message"  # it may be nested too deeply to be written
+            notes.append(f"{what} was quarantined as {entry_id.decode()}: {reason}")
     return notes[:5]
 
 
