@@ -35,7 +35,11 @@ local function recorded(key, field, tombstone)
   local record = redis.call('HGET', key, field)
   local kind, body = string.match(record or '', '^(%a+) (.*)$')
   if kind == 'ok' or kind == 'failed' then
-    return kind, body
+    -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
+    local fine, reply = pcall(cjson.decode, body)
+    if fine and type(reply) == 'table' and type(reply.type) == 'string' then
+      return kind, body
+    end
   end
   if tombstone ~= '' and redis.call('HEXISTS', key, tombstone) == 1 then
     return 'void', nil
