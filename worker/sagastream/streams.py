@@ -26,6 +26,8 @@ _CLAIM_EVERY_S: Final = 2.0
 #: How often consumers that are gone are forgotten, in seconds, and how long one must not have asked for that, in ms.
 _FORGET_EVERY_S: Final = 30.0
 _GONE_MS: Final = 60_000
+#: An id that no entry comes after.
+_AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 #: A field of entries that were put back from the quarantine: somebody may have worked on them before.
 REPLAYED: Final = b"replayed"
 #: How much is kept of the fields of a quarantined entry other than its body, in characters.
@@ -125,6 +127,7 @@ class GroupReader:
             if time.monotonic() >= self._next_claim:
                 self._next_claim = time.monotonic() + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
                 self._abandoned = dict.fromkeys(self.streams, "0-0")
+                self._show_up()
             while self._abandoned:
                 if entries := self._claim():
                     return entries
@@ -173,6 +176,11 @@ class GroupReader:
                     self._report_deleted(stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
         return entries
+
+    def _show_up(self) -> None:
+        """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
+        wanted: dict[Any, Any] = dict.fromkeys(self.streams, _AFTER_ALL)
+        self._client.xreadgroup(self._group, self._consumer, wanted, count=1)
 
     def _claim(self) -> list[Entry]:
         """The next page of what others have held for longer than the lease."""
