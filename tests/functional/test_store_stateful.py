@@ -20,6 +20,7 @@ from sagastream.store import Change, Store
 from sagastream.streams import Entry
 from scenes import do
 from servers import Server
+from stored import dump
 
 RETENTION_MS = 3_600_000
 #: What services publish: nobody knows what undoes Do at `silent`, so that sagas with it are parked.
@@ -203,7 +204,7 @@ class Workers(RuleBasedStateMachine):
         return entry
 
     def _commit(self, worker: int, changes: list[Change]) -> None:
-        before = self._dump()
+        before = dump(self.client)
         lost, stuck = self.stores[worker].commit(changes, self.now_ms)
         wins = []
         for change in changes:
@@ -219,7 +220,7 @@ class Workers(RuleBasedStateMachine):
         for change in wins:
             self._apply(change)
         if not wins:
-            assert self._dump() == before
+            assert dump(self.client) == before
         self.ran["won"] += len(wins)
         self.ran["lost"] += len(lost)
         self.ran["stuck"] += len(stuck)
@@ -243,13 +244,6 @@ class Workers(RuleBasedStateMachine):
             self.appended[keys.QUARANTINE].append(entry.quarantined(reason))
         for entry in change.entries:
             self.pending.pop((entry.stream, entry.id), None)
-
-    def _dump(self) -> dict[bytes, Any]:
-        there: Any = self.client.keys()
-        return {
-            key: self.client.xrange(key) if self.client.type(key) == b"stream" else self.client.dump(key)
-            for key in there
-        }
 
     # --- what must hold after each
 
