@@ -152,9 +152,9 @@ def _ids(client: "redis.Redis", status: str | None) -> Iterator[str]:
 def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
     """Why messages that name this saga were set aside, of the newest that were."""
     newest = islice(Quarantine(client).newest_first(), _QUARANTINE_LOOK)
-    about = (message for message in newest if message.message.get("saga_id") == saga_id)
+    about = (message for message in newest if message.saga_id == saga_id)
     return [
-        f"{str(message.message.get('type'))[:135]} was quarantined as {message.id}: {message.reason}"
+        f"{message.kind or 'a message'} was quarantined as {message.id}: {message.reason}"
         for message in islice(about, 5)
     ]
 

@@ -83,8 +83,7 @@ def row(state: SagaState, now_ms: int) -> str:
 
 def quarantined(message: Quarantined) -> str:
     """A message that was set aside, on one line."""
-    about = message.message
-    what = " ".join(printable(str(about.get(name, "")))[:135] for name in ("type", "saga_id")).strip() or "no message"
+    what = f"{message.kind} {message.saga_id}".strip() or "no message"
     return f"{message.id}  {iso(message.at_ms)}  {printable(what)}: {printable(message.reason)}"
 
 

@@ -26,7 +26,7 @@ class Quarantined:
     stream: str  # where it came from
     entry_id: str  # of the entry there
     body: bytes
-    fields: dict[str, str] | None  # the entry's other fields; None: there were too many to be kept
+    fields: dict[str, str] | None  # the entry's other fields; None: the entry was too large to be kept whole
 
     @property
     def at_ms(self) -> int:
@@ -41,6 +41,18 @@ class Quarantined:
         except orjson.JSONDecodeError:
             return {}
         return value if isinstance(value, dict) else {}
+
+    @property
+    def kind(self) -> str:
+        """The type that it gives itself, "" where it has none; cut, it may be anything."""
+        kind = self.message.get("type")
+        return kind[:135] if isinstance(kind, str) else ""
+
+    @property
+    def saga_id(self) -> str:
+        """The saga that it names, likewise."""
+        saga_id = self.message.get("saga_id")
+        return saga_id[:135] if isinstance(saga_id, str) else ""
 
 
 class Quarantine:
@@ -70,7 +82,7 @@ class Quarantine:
         if not keys.is_inbox(message.stream):
             raise QuarantineError(f"{entry_id} came from {message.stream!a}, to which nothing can be put back")
         if message.fields is None:
-            raise QuarantineError(f"{entry_id} had more fields than the quarantine keeps; it cannot be put back")
+            raise QuarantineError(f"{entry_id} was larger than the quarantine keeps; it cannot be put back")
         fields: dict[Any, Any] = {"body": message.body} | message.fields | {REPLAYED: 1}
         words = [word for pair in fields.items() for word in pair]
         self._move([keys.QUARANTINE, message.stream], [entry_id, *words])

@@ -26,9 +26,13 @@ _CLAIM_EVERY_S: Final = 2.0
 #: How often consumers that are gone are forgotten, in seconds, and how long one must not have asked for that, in ms.
 _FORGET_EVERY_S: Final = 30.0
 _GONE_MS: Final = 60_000
+#: An id that no entry comes after.
+_AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 #: A field of entries that were put back from the quarantine: somebody may have worked on them before.
 REPLAYED: Final = b"replayed"
-#: How much is kept of the fields of a quarantined entry other than its body, in characters.
+#: How much is kept of a quarantined entry: of its body, in bytes (all that a message may have), and of its other fields,
+#: in characters. One that was cut cannot be put back.
+_BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
 
 
@@ -51,12 +55,14 @@ class Entry:
         """The fields of this entry in the quarantine: few, however many it has."""
         others = {n.decode(errors="backslashreplace"): v.decode(errors="backslashreplace")
                   for n, v in self.fields.items() if n != b"body"}  # fmt: skip
+        body, written = self.fields.get(b"body", b""), json.dumps(others)
+        is_whole = len(body) <= _BODY_KEPT and len(written) <= _OTHER_FIELDS_KEPT
         return {
             "reason": reason,
             "stream": self.stream,
             "entry_id": self.id,
-            "body": self.fields.get(b"body", b""),
-            "fields": json.dumps(others)[:_OTHER_FIELDS_KEPT],
+            "body": body[:_BODY_KEPT],
+            "fields": written if is_whole else f"cut: {written[:_OTHER_FIELDS_KEPT]}",
         }
 
 
@@ -125,6 +131,7 @@ class GroupReader:
             if time.monotonic() >= self._next_claim:
                 self._next_claim = time.monotonic() + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
                 self._abandoned = dict.fromkeys(self.streams, "0-0")
+                self._show_up()
             while self._abandoned:
                 if entries := self._claim():
                     return entries
@@ -173,6 +180,11 @@ class GroupReader:
                     self._report_deleted(stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
         return entries
+
+    def _show_up(self) -> None:
+        """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
+        wanted: dict[Any, Any] = dict.fromkeys(self.streams, _AFTER_ALL)
+        self._client.xreadgroup(self._group, self._consumer, wanted, count=1)
 
     def _claim(self) -> list[Entry]:
         """The next page of what others have held for longer than the lease."""

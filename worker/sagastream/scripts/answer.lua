@@ -38,7 +38,11 @@ local function recorded(key, field)
   local record = redis.call('HGET', key, field) or ''
   local kind, body = string.match(record, '^(%a+) (.*)$')
   if kind == 'ok' or kind == 'failed' then
-    return kind, body, 0, record
+    -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
+    local fine, reply = pcall(cjson.decode, body)
+    if fine and type(reply) == 'table' and type(reply.type) == 'string' then
+      return kind, body, 0, record
+    end
   end
   return nil, nil, kind == 'unknown' and tonumber(body) or 0, record
 end

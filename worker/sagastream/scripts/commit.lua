@@ -128,7 +128,8 @@ in_slices(waiting, function(...) redis.call('ZADD', KEYS[1], ...) end)
 in_slices(done_with, function(...) redis.call('ZREM', KEYS[1], ...) end)
 in_slices(ended, function(...) redis.call('ZADD', KEYS[2], ...) end)
 for stream, ids in pairs(acknowledged) do
-  in_slices(ids, function(...)
+  -- where something else stands by now, the entries are gone
+  in_slices(unusable[stream] and {} or ids, function(...)
     redis.call('XACK', KEYS[stream], group, ...)
     redis.call('XDEL', KEYS[stream], ...)
   end)

@@ -1,0 +1,689 @@
+"""The scripts on the real servers: what a service remembers, what is due, who leaves, and what stands in the way."""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from sagastream import dedupe, keys, scripts
+from sagastream.decision import decide
+from sagastream.messages import Command, Reply, failed, ok, reply_to
+from sagastream.moves import Moment
+from sagastream.parsing import parse_begin
+from sagastream.saga import SagaState, SagaStatus
+from sagastream.store import Change, Store
+from sagastream.streams import BATCH, Entry, GroupReader
+from scenes import Scene, do
+from servers import Server
+from stored import dump
+from waiting import until
+
+WORK = keys.commands("work")
+GROUP = "work"
+KEPT_S = 1000
+
+
+@pytest.fixture
+def client(server: Server) -> redis.Redis:
+    return server.broker().client
+
+
+# --- recall.lua and answer.lua, and dedupe.py
+
+
+@dataclass
+class InHand:
+    """A command that a process has read and not answered yet."""
+
+    entry_id: bytes
+    command: Command
+    again: bool
+    verdict: dedupe.Verdict
+
+
+@dataclass
+class Mirror:
+    """What a service's records must hold, in Python."""
+
+    records: dict[tuple[str, str], bytes] = field(default_factory=dict)  # (hash, field) -> value
+    replies: list[tuple[bytes, bytes]] = field(default_factory=list)  # body, attempt
+
+    def recall(self, command: Command, taken_over: bool) -> list[Any]:
+        key = keys.done("work", command.begun_ms)
+        if command.compensating:
+            self.records.setdefault((key, command.tombstone), b"1")
+        times = 0
+        if taken_over:
+            name = (key, f"{command.record}/takeovers")
+            times = int(self.records.get(name, b"0")) + 1
+            self.records[name] = b"%d" % times
+        return [self.records.get((key, command.record)), int((key, command.tombstone) in self.records), times]
+
+    def answer(self, command: Command, reply: Reply, kind: str) -> bool:
+        """Whether the answer stands; False: it was overruled."""
+        key = keys.done("work", command.begun_ms)
+        word, _, body = self.records.get((key, command.record), b"").partition(b" ")
+        known = word.decode() if word in (b"ok", b"failed") and body.endswith(b"}") else None
+        void = (key, command.tombstone) in self.records and not command.compensating
+        if kind == "final":
+            body = reply.body()
+        elif not command.compensating and kind != "failed" and (known == "failed" or (known is None and void)):
+            return False
+        elif known is None:
+            body = reply.body()
+            if kind != "unknown":
+                self.records[key, command.record] = kind.encode() + b" " + body
+        self.replies.append((body, b"%d" % command.attempt))
+        return True
+
+
+class Services(RuleBasedStateMachine):
+    """Several processes of one service look commands up and answer them, in any order."""
+
+    client: redis.Redis
+    ran: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
+        self.recall = scripts.load(self.client, "recall")
+        self.answer = scripts.load(self.client, "answer")
+        self.mirror = Mirror()
+        self.in_hand: list[InHand] = []
+        self.quarantined = 0
+
+    def _look_up(self, commands: list[tuple[Command, bool]]) -> list[list[Any]]:
+        hashes: dict[str, int] = {}
+        args: list[Any] = [KEPT_S]
+        for command, taken_over in commands:
+            index = hashes.setdefault(keys.done("work", command.begun_ms), len(hashes) + 1)
+            takeovers = f"{command.record}/takeovers" if taken_over else ""
+            args += (index, command.record, command.tombstone, int(command.compensating), takeovers)
+        now_ms, *found = self.recall(keys=list(hashes), args=args)
+        assert abs(now_ms - time.time() * 1000) < 60_000
+        return list(found)
+
+    commands = st.builds(
+        lambda saga, step, undo, other, attempt, retried: Command(
+            service="work",
+            type=("Undo" if undo else "Do") + ("2" if other else ""),
+            saga_id=f"s{saga}",
+            step=step,
+            params=b"null",
+            compensating=undo,
+            attempt=attempt,
+            begun_ms=saga // 2 * 3_600_000,  # two sagas share a hash, a third has one of its own
+            retried=retried,
+        ),
+        st.integers(0, 2), st.integers(1, 2), st.booleans(), st.sampled_from([False, False, False, True]),
+        st.integers(1, 3), st.booleans(),
+    )  # fmt: skip
+
+    @rule(batch=st.lists(st.tuples(commands, st.booleans(), st.booleans()), min_size=1, max_size=3))
+    def read(self, batch: list[tuple[Command, bool, bool]]) -> None:
+        for command, _, _ in batch:
+            fields: dict[Any, Any] = command.fields()
+            self.client.xadd(WORK, fields)
+        page: Any = self.client.xreadgroup(GROUP, "p", {WORK: ">"}, count=len(batch))
+        found = self._look_up([(command, taken_over) for command, _, taken_over in batch])
+        expected = [self.mirror.recall(command, taken_over) for command, _, taken_over in batch]
+        assert found == expected
+        for (command, again, _), (entry_id, _), (record, tombstone, times) in zip(
+            batch, page[0][1], found, strict=True
+        ):
+            verdict = dedupe.verdict(
+                command, record=record, tombstone=bool(tombstone), again=again, takeovers=times, max_takeovers=3
+            )
+            self.in_hand.append(InHand(entry_id=entry_id, command=command, again=again, verdict=verdict))
+            self.ran["read"] += 1
+
+    @precondition(lambda self: self.in_hand)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def answer_some_of_them(self, data: st.DataObject, count: int) -> None:
+        self.answer_some(data, count)
+
+    def answer_some(self, data: st.DataObject, count: int) -> None:
+        args: list[Any] = [GROUP, KEPT_S]
+        streams = {WORK: 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
+        expected, standing = [], []
+        chosen = []
+        for number in range(1, min(count, len(self.in_hand)) + 1):
+            held = self.in_hand.pop(data.draw(st.integers(0, len(self.in_hand) - 1)))
+            chosen.append(held)
+            command = held.command
+            outcome = data.draw(st.sampled_from(["ok", "failed", "unknown", "quarantine"]))
+            if outcome == "quarantine":
+                entry = Entry(stream=WORK, id=held.entry_id, fields={b"body": command.body()})
+                words = [word for pair in entry.quarantined("so").items() for word in pair]
+                args += (held.entry_id, 3, 0, "", "", "final", len(words), *words)
+                self.quarantined += 1
+                continue
+            reply = held.verdict.reply
+            if reply is not None and not reply.unknown:
+                kind = "final"
+            else:
+                reply = reply_to(
+                    command,
+                    (ok if outcome == "ok" else failed)(command.type),
+                    result=data.draw(st.sampled_from([b"1", b'"a b"', b'{"a":"\\n"}'])) if outcome == "ok" else None,
+                    error=None if outcome == "ok" else b'"no"',
+                    unknown=outcome == "unknown",
+                )
+                kind = dedupe.kind(command, reply)
+            record = streams.setdefault(keys.done("work", command.begun_ms), len(streams) + 1)
+            words = [word for pair in reply.fields().items() for word in pair]
+            tombstone = "" if command.compensating else command.tombstone
+            args += (held.entry_id, 2, record, command.record, tombstone, kind, len(words), *words)
+            agreed = self._as_dedupe_has_it(command, reply, kind)
+            if self.mirror.answer(command, reply, kind):
+                assert agreed == self.mirror.replies[-1][0]
+                standing.append(held)
+            else:
+                assert agreed is None
+                expected.append(number)
+            self.ran[f"answered {kind}"] += 1
+        assert self.answer(keys=list(streams), args=args) == expected
+        self.ran["overruled"] += len(expected)
+        # What was overruled is undone, and then answered for good.
+        for number in expected:
+            held = chosen[number - 1]
+            refusal = dedupe.refusal(held.command)
+            self.in_hand.append(
+                InHand(entry_id=held.entry_id, command=held.command, again=True, verdict=dedupe.Verdict(reply=refusal))
+            )
+
+    def _as_dedupe_has_it(self, command: Command, reply: Reply, kind: str) -> bytes | None:
+        """What dedupe.py would have sent, had it been asked in this moment; None: it must be undone first."""
+        key = keys.done("work", command.begun_ms)
+        if kind == "final":
+            return reply.body()
+        now = dedupe.verdict(
+            command,
+            record=self.mirror.records.get((key, command.record)),
+            tombstone=(key, command.tombstone) in self.mirror.records,
+            again=True,
+        )
+        if now.undo and kind != "failed":
+            return None
+        is_recorded = (key, command.record) in self.mirror.records and now.reply is not None
+        recorded = is_recorded and now.reply != dedupe.refusal(command)
+        return now.reply.body() if recorded and now.reply is not None else reply.body()
+
+    @rule(
+        saga=st.integers(0, 2),
+        value=st.sampled_from(
+            [b"", b"junk", b"ok", b"okay {}", b"unknown {}", b"ok {", b"ok 1", b"ok []", b"failed \xff", b"failed "]
+        ),
+    )
+    def garble_a_record(self, saga: int, value: bytes) -> None:
+        """A record that is none counts for nothing."""
+        name = (keys.done("work", saga // 2 * 3_600_000), f"s{saga}/1/transaction/Do")
+        self.mirror.records[name] = value
+        self.client.hset(name[0], name[1], value)
+        self.client.expire(name[0], KEPT_S)
+        self.ran["garbled"] += 1
+
+    @invariant()
+    def the_records_are_as_they_should_be(self) -> None:
+        found: dict[tuple[str, str], bytes] = {}
+        for hour in (0, 1):
+            key = keys.done("work", hour * 3_600_000)
+            there: Any = self.client.hgetall(key)
+            found |= {(key, name.decode()): value for name, value in there.items()}
+            assert not there or 0 < self.client.ttl(key) <= KEPT_S
+        assert found == self.mirror.records
+
+    @invariant()
+    def every_answer_was_sent_once_and_its_command_is_gone(self) -> None:
+        sent: Any = self.client.xrange(keys.REPLIES)
+        assert [(fields[b"body"], fields[b"attempt"]) for _, fields in sent] == self.mirror.replies
+        assert self.client.xlen(keys.QUARANTINE) == self.quarantined
+        left: Any = self.client.xrange(WORK)
+        waiting = sorted(held.entry_id for held in self.in_hand)
+        assert sorted(entry_id for entry_id, _ in left) == waiting
+        held: Any = self.client.xpending_range(WORK, GROUP, "-", "+", 1000)
+        assert sorted(one["message_id"] for one in held) == waiting
+
+
+def test_the_scripts_and_dedupe_agree_whatever_is_answered_in_whatever_order(client: redis.Redis) -> None:
+    Services.client, Services.ran = client, Counter()
+    run_state_machine_as_test(
+        Services,
+        settings=settings(
+            max_examples=100,
+            stateful_step_count=30,
+            deadline=None,
+            phases=set(Phase) - {Phase.explain},
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    print(dict(Services.ran))
+    assert min(Services.ran[kind] for kind in ("read", "overruled", "garbled", "answered final", "answered ok")) > 20
+
+
+# --- due.lua
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    offsets=st.lists(
+        st.integers(-(10**7), -1000) | st.integers(60_000, 10**9) | st.sampled_from(["+inf", "-inf"]), max_size=12
+    ),
+    count=st.integers(1, 8),
+    lease_ms=st.integers(5_000, 50_000),
+)
+def test_what_is_due_is_leased_and_what_is_parked_never_is(
+    client: redis.Redis, offsets: list[int | str], count: int, lease_ms: int
+) -> None:
+    client.flushall()
+    store = Store(client)
+    _, begun_ms = store.load([])
+    scores = {f"s{n}": float(at) if isinstance(at, str) else begun_ms + at for n, at in enumerate(offsets)}
+    if scores:
+        client.zadd(keys.TIMERS, scores)
+    ids, wait_ms = store.due(count, lease_ms)
+    _, now_ms = store.load([])
+    in_time = sorted((score, saga_id) for saga_id, score in scores.items() if score <= begun_ms)
+    assert ids == [saga_id for _, saga_id in in_time[:count]]
+    after = {saga_id: client.zscore(keys.TIMERS, saga_id) for saga_id in scores}
+    for saga_id, score in scores.items():
+        found = after[saga_id]
+        assert found is not None
+        if saga_id in ids:
+            assert begun_ms + lease_ms <= found <= now_ms + lease_ms
+        else:
+            assert found == score
+    waiting = [score for score in after.values() if score is not None and score != float("inf")]
+    if not waiting:
+        assert wait_ms is None
+    else:
+        assert wait_ms is not None
+        assert max(0.0, min(waiting) - now_ms) <= wait_ms <= max(0.0, min(waiting) - begun_ms) + 1
+
+
+def test_what_was_leased_comes_up_again_for_another(client: redis.Redis) -> None:
+    store, other = Store(client), Store(client)
+    client.zadd(keys.TIMERS, {"s1": 0, "s2": "inf"})
+    assert store.due(10, 100)[0] == ["s1"]
+    ids, wait_ms = other.due(10, 100)
+    assert ids == []
+    assert wait_ms is not None
+    assert 0 < wait_ms <= 100
+    assert until(lambda: other.due(10, 60_000)[0], what="the lease ends") == ["s1"]
+    assert client.zscore(keys.TIMERS, "s2") == float("inf")
+
+
+def test_with_many_due_at_once_each_is_leased_to_one(client: redis.Redis) -> None:
+    store = Store(client)
+    client.zadd(keys.TIMERS, {f"s{n}": n for n in range(1000)})
+    pages = [store.due(BATCH, 60_000)[0] for _ in range(9)]
+    assert [len(page) for page in pages] == [BATCH] * 7 + [1000 - 7 * BATCH, 0]
+    assert sorted(itertools.chain(*pages)) == sorted(f"s{n}" for n in range(1000))
+
+
+# --- forget.lua and leave.lua
+
+
+def consumers(client: redis.Redis) -> dict[str, int]:
+    """The consumers of the group, and how many entries each holds."""
+    there: Any = client.xinfo_consumers(WORK, GROUP)
+    return {consumer["name"].decode(): consumer["pending"] for consumer in there}
+
+
+def group_with(client: redis.Redis, **holds: int) -> None:
+    client.flushall()
+    client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
+    with client.pipeline(transaction=False) as pipeline:
+        for _ in range(sum(holds.values())):
+            pipeline.xadd(WORK, {"body": "x"})
+        pipeline.execute()
+    for name, count in holds.items():
+        if count:
+            client.xreadgroup(GROUP, name, {WORK: ">"}, count=count)
+        else:
+            client.xgroup_createconsumer(WORK, GROUP, name)
+
+
+def test_only_consumers_that_hold_nothing_and_were_not_seen_for_long_are_forgotten(client: redis.Redis) -> None:
+    group_with(client, holds=1, gone=0, fresh=0)
+    forget = scripts.load(client, "forget")
+    assert forget(keys=[WORK], args=[GROUP, 60_000]) == 0
+
+    def idle() -> dict[str, int]:
+        there: Any = client.xinfo_consumers(WORK, GROUP)
+        return {consumer["name"].decode(): consumer["idle"] for consumer in there}
+
+    until(lambda: min(idle().values()) > 500, what="all were idle for long")
+    client.xreadgroup(GROUP, "fresh", {WORK: "0"}, count=1)
+    assert forget(keys=[WORK], args=[GROUP, 400]) == 1
+    assert consumers(client) == {"holds": 1, "fresh": 0}
+
+
+def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) -> None:
+    """Redis 7.0 does not count a reading that finds nothing."""
+    reader = GroupReader(
+        client, streams=[WORK, keys.REPLIES], group=GROUP, consumer="p", lease_ms=200, on_join=lambda: None
+    )
+    reader.read(1)
+    ends = time.monotonic() + 1
+    while time.monotonic() < ends:
+        assert reader.read(50) == []
+        for stream in reader.streams:
+            there: Any = client.xinfo_consumers(stream, GROUP)
+            assert [consumer["idle"] < 700 for consumer in there] == [True]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(holds=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3), min_size=1))
+def test_a_consumer_that_holds_something_is_never_forgotten(client: redis.Redis, holds: dict[str, int]) -> None:
+    group_with(client, **holds)
+    forget = scripts.load(client, "forget")
+    forget(keys=[WORK], args=[GROUP, -1])
+    assert consumers(client) == {name: count for name, count in holds.items() if count}
+    pending: Any = client.xpending(WORK, GROUP)
+    assert pending["pending"] == sum(holds.values())
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_what_a_leaver_holds_is_there_for_others_at_once(client: redis.Redis, count: int) -> None:
+    group_with(client, leaver=count, other=1)
+    leave = scripts.load(client, "leave")
+    assert leave(keys=[WORK], args=[GROUP, "leaver"]) == count
+    assert consumers(client) == ({"leaver": count} if count else {}) | {"other": 1}
+    taken, cursor = 0, b"0-0"
+    while True:
+        cursor, page, *_ = client.xautoclaim(WORK, GROUP, "heir", 3600_000, cursor, count=1000)
+        taken += len(page)
+        if cursor == b"0-0":
+            break
+    assert taken == count
+    assert consumers(client)["other"] == 1
+
+
+def test_a_leaver_of_a_group_or_stream_that_is_gone_is_let_go(client: redis.Redis) -> None:
+    for name, args in (("leave", [GROUP, "p"]), ("forget", [GROUP, 0])):
+        client.flushall()
+        assert scripts.load(client, name)(keys=[WORK], args=args) == 0
+        client.xadd(WORK, {"body": "x"})
+        assert scripts.load(client, name)(keys=[WORK], args=args) == 0
+        assert dump(client).keys() == {WORK.encode()}
+
+
+# --- what stands in the way
+
+TYPES: dict[str, Callable[[redis.Redis, str], object]] = {
+    "string": lambda client, key: client.set(key, "in the way"),
+    "list": lambda client, key: client.rpush(key, "in the way"),
+    "set": lambda client, key: client.sadd(key, "in the way"),
+    "zset": lambda client, key: client.zadd(key, {"in the way": 1}),
+    "hash": lambda client, key: client.hset(key, "in the way", "1"),
+    "stream": lambda client, key: client.xadd(key, {"in the way": 1}),
+}
+
+
+REFUSED = object()
+
+
+def of_wrong_type(call: Callable[[], Any]) -> Any:
+    """What the call returns, or REFUSED where a key was of the wrong type. Any other error is the test's."""
+    try:
+        return call()
+    except redis.ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        return REFUSED
+
+
+class Calls:
+    """One call of each script that changes something at every key it is given, on a store that was set up for it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        client.flushall()
+        self.store = Store(client)
+        for stream, group in (
+            (keys.REQUESTS, keys.ORCHESTRATOR_GROUP),
+            (keys.REPLIES, keys.ORCHESTRATOR_GROUP),
+            (WORK, GROUP),
+        ):
+            client.xgroup_create(stream, group, id="0", mkstream=True)
+        client.xadd(keys.EVENTS, {"kind": "x"})
+        client.xadd(keys.QUARANTINE, {"reason": "x"})
+        client.zadd(keys.TIMERS, {"due": 1, "later": 9e12})
+        client.zadd(keys.ENDED, {"old": 1})
+        client.hset(keys.done("work", 0), "x", "y")
+        self.entries = [self._read(keys.REQUESTS, b"1"), self._read(keys.REPLIES, b"2")]
+        self.command = self._read(WORK, b"3", GROUP)
+        begin = parse_begin(
+            {
+                "saga_id": "s1",
+                "steps": [do(1), do(2)],
+            },
+            trace=True,
+        )
+        decision = decide(None, begin, Moment(now_ms=1, published={}))
+        start = Change(saga_id="s1", before=None, after=None)
+        start.add(None, decision)
+        assert self.store.commit([start], 1) == ([], [])
+        states, _ = self.store.load(["s1"])
+        self.state = states["s1"]
+
+    def _read(self, stream: str, body: bytes, group: str = keys.ORCHESTRATOR_GROUP) -> Entry:
+        self.client.xadd(stream, {"body": body})
+        page: Any = self.client.xreadgroup(group, "p", {stream: ">"}, count=1)
+        [(entry_id, fields)] = page[0][1]
+        return Entry(stream=stream, id=entry_id, fields=fields)
+
+    def commit(self) -> Any:
+        assert isinstance(self.state, SagaState)
+        change = Change(saga_id="s1", before=self.state, after=self.state)
+        reply = Reply(type="Do_ok", saga_id="s1", step=1)
+        change.add(self.entries[1], decide(self.state, reply, Moment(now_ms=2, published={})))
+        change.add(
+            self.entries[0],
+            decide(change.after, Reply(type="Odd_ok", saga_id="s1", step=1), Moment(now_ms=2, published={})),
+        )
+        ended = Change(saga_id="s2", before=None, after=None)
+        ended.add(None, decide(None, parse_begin({"saga_id": "s2", "steps": [do(1)]}), Moment(now_ms=2, published={})))
+        ended.add(
+            None, decide(ended.after, Reply(type="Do_failed", saga_id="s2", step=1), Moment(now_ms=2, published={}))
+        )
+        return self.store.commit([change, ended], 2)
+
+    def due(self) -> Any:
+        return self.store.due(10, 5000)
+
+    def recall(self) -> Any:
+        key = keys.done("work", 0)
+        return scripts.load(self.client, "recall")(keys=[key], args=[9, 1, "f", "t", 1, "n"])
+
+    def answer(self) -> Any:
+        names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
+        args = [
+            GROUP,
+            9,
+            self.command.id,
+            2,
+            4,
+            "f",
+            "t",
+            "ok",
+            2,
+            "body",
+            "b",
+            "0-1",
+            3,
+            0,
+            "",
+            "",
+            "final",
+            2,
+            "a",
+            "b",
+        ]
+        return scripts.load(self.client, "answer")(keys=names, args=args)
+
+    def forget(self) -> Any:
+        self.client.ping()
+        return scripts.load(self.client, "forget")(keys=[WORK], args=[GROUP, 60_000])
+
+    def leave(self) -> Any:
+        return scripts.load(self.client, "leave")(keys=[WORK], args=[GROUP, "p"])
+
+
+#: Each script, and each key that it is given, with the type that belongs there.
+KEYS = {
+    "commit": {
+        keys.TIMERS: "zset", keys.ENDED: "zset", keys.EVENTS: "stream", keys.QUARANTINE: "stream", WORK: "stream",
+        keys.REQUESTS: "stream", keys.REPLIES: "stream", keys.saga("s1"): "hash", keys.saga("s2"): "hash",
+    },
+    "due": {keys.TIMERS: "zset"},
+    "recall": {keys.done("work", 0): "hash"},
+    "answer": {WORK: "stream", keys.REPLIES: "stream", keys.QUARANTINE: "stream", keys.done("work", 0): "hash"},
+    "forget": {WORK: "stream"},
+    "leave": {WORK: "stream"},
+}  # fmt: skip
+CASES = [
+    (script, key, kind) for script, its in KEYS.items() for key, right in its.items() for kind in TYPES if kind != right
+]
+
+
+def test_what_stands_in_the_way_of_a_script_is_not_touched_and_nothing_is_done_by_halves(client: redis.Redis) -> None:
+    """For each script, each of its keys, each type that is wrong there: what was refused changed nothing, and what was
+    not refused was done to the last."""
+    outcomes: Counter[str] = Counter()
+    for script, key, kind in CASES:
+        calls = Calls(client)
+        kept = client.dump(key)
+        client.delete(key)
+        TYPES[kind](client, key)
+        before = dump(client)
+        where = f"{script}.lua, {key}, {kind}"
+        answer = of_wrong_type(getattr(calls, script))
+        if answer is REFUSED:
+            assert dump(client) == before, where
+            outcomes["refused"] += 1
+        else:
+            after = dump(client)
+            assert after[key.encode()] == before[key.encode()], where
+            if script == "commit":
+                lost, stuck = answer
+                moved = {"s1", "s2"} - {change.saga_id for change in (*lost, *stuck)}
+                check_commit(client, calls, moved, before, where)
+            else:
+                assert (answer, after) == (0, before), where
+            outcomes["done as far as it could be"] += 1
+        # Once it is mended, it is done.
+        client.delete(key)
+        if kept is not None:
+            client.restore(key, 0, kept)
+        getattr(calls, script)()
+    print(len(CASES), dict(outcomes))
+    assert outcomes["refused"] > 20
+    assert outcomes["done as far as it could be"] > 20
+
+
+def check_commit(client: redis.Redis, calls: Calls, moved: set[str], before: dict[bytes, Any], where: str) -> None:
+    """The sagas that were moved were so with all that belongs to it, the others not at all."""
+    after = dump(client)
+    versions = {saga_id: after.get(keys.saga(saga_id).encode()) for saga_id in ("s1", "s2")}
+    for saga_id in ("s1", "s2"):
+        assert (versions[saga_id] != before.get(keys.saga(saga_id).encode())) == (saga_id in moved), where
+    if not moved:
+        assert after == before, where
+    if "s1" in moved:
+        for entry in calls.entries:
+            if client.type(entry.stream) == b"stream":
+                left: Any = client.xrange(entry.stream, entry.id, entry.id)
+                assert left == [], f"{where}: {entry.stream} was not acknowledged"
+        assert client.zscore(keys.TIMERS, "s1") is not None, where
+    if "s2" in moved:
+        assert client.zscore(keys.ENDED, "s2") == 2, where
+        assert client.pttl(keys.saga("s2")) > 0, where
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_store_that_takes_nothing_is_changed_by_no_script(client: redis.Redis, trouble: str) -> None:
+    for script in list(KEYS):
+        calls = Calls(client)
+        if script == "leave":
+            client.xgroup_createconsumer(WORK, GROUP, "leaver")
+        before, held = dump(client), consumers(client)
+        if trouble == "full":
+            client.config_set("maxmemory", 1)
+        else:
+            client.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises((redis.OutOfMemoryError, redis.ReadOnlyError)):
+                getattr(calls, script)()
+            assert (dump(client), consumers(client)) == (before, held), script
+        finally:
+            client.config_set("maxmemory", 0)
+            client.replicaof("NO", "ONE")
+        getattr(calls, script)()
+
+
+#: What is said where the process ends rather than waits: it is no outage, and no restart mends it either.
+PROCESS_KEYS = {
+    keys.TIMERS: "zset", keys.ENDED: "zset", keys.EVENTS: "stream", keys.REQUESTS: "stream", keys.REPLIES: "stream",
+    WORK: "stream", keys.QUARANTINE: "stream", keys.saga("s1"): "hash", "done": "hash", keys.published("work"): "hash",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "right"), PROCESS_KEYS.items())
+def test_processes_go_on_once_what_stood_in_their_way_is_gone(
+    server: Server, key: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process either goes on with what it can or ends, having changed nothing; `sagastream up` starts it again."""
+    monkeypatch.setattr("sagastream.orchestrator.LEASE_MS", 1)
+    scene = Scene(server.broker())
+    for kind in sorted({"string", "zset", "hash"} - {right}):
+        scene.redis.flushall()
+        scene.effects.done.clear()
+        scene.effects.undone.clear()
+        scene.worker, scene.runner = Scene(scene.broker).worker, Scene(scene.broker).runner
+        scene.runner = type(scene.runner)(scene.broker, scene.effects.service, scene.stop)
+        # Where the hash was away a reply is set aside, and the command is sent again in time.
+        scene.begin("s1", *(do(params, timeout_ms=250, attempts=50) for params in (1, 2, "fail")))
+        scene.worker.turn(block_ms=1)
+        scene.runner.turn(block_ms=1)
+        scene.redis.xadd(keys.REPLIES, {"body": "garbage"})
+        scene.redis.xadd(WORK, {"body": "garbage"})
+        scene.begin("s2", do(1))
+        state = scene.client.get("s1")
+        assert state is not None
+        place = keys.done("work", state.begun_ms) if key == "done" else key
+        kept, left = scene.redis.dump(place), scene.redis.pttl(place)
+        scene.redis.delete(place)
+        TYPES[kind](scene.redis, place)
+        for process in (scene.worker, scene.runner, scene.worker, scene.runner):
+            scene.worker._look_at = 0.0
+            of_wrong_type(lambda process=process: process.turn(block_ms=1))  # type: ignore[misc]
+        scene.redis.delete(place)
+        if kept is not None:
+            scene.redis.restore(place, max(left, 0), kept)
+        # Started again: a process that ended, ended with what it had read.
+        scene.worker._inbox.recover()
+        scene.runner._inbox.reader.recover()
+        assert scene.play("s1").status is SagaStatus.ABORTED, kind
+        assert scene.play("s2").status is SagaStatus.COMPLETED, kind
+        assert Counter(scene.effects.done) == Counter(["s1/1/transaction", "s1/2/transaction", "s2/1/transaction"]), (
+            kind
+        )
+        assert scene.effects.undone == ["s1/2/transaction", "s1/1/transaction"], kind

@@ -1,0 +1,315 @@
+"""The store on the real servers: whatever workers commit in whatever order, it holds what a plain model says."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from sagastream import keys
+from sagastream.decision import Event, decide
+from sagastream.errors import CorruptSaga
+from sagastream.messages import Due, Fields, Intervene, Reply, Verb
+from sagastream.moves import Found, Moment
+from sagastream.parsing import parse_begin
+from sagastream.saga import SagaState
+from sagastream.store import Change, Store
+from sagastream.streams import Entry
+from scenes import do
+from servers import Server
+from stored import dump
+
+RETENTION_MS = 3_600_000
+#: What services publish: nobody knows what undoes Do at `silent`, so that sagas with it are parked.
+PUBLISHED = {"work": {"Do": "Undo"}, "stuck": {"Do": "Undo"}}
+SHAPES: dict[str, list[dict[str, Any]]] = {
+    "one": [do(1)],
+    "two": [do(1), do(2, attempts=2)],
+    "nobody knows": [do(1, service="silent"), do(2)],
+    "for good": [do(1, compensation=None), do(2, kind="pivot"), do(3, kind="retriable", attempts=1)],
+    "stuck": [do(1), do(2, service="stuck")],
+}
+SAGAS = ["s0", "s1", "s2"]
+STREAMS = [keys.REQUESTS, keys.REPLIES]
+
+
+class Workers(RuleBasedStateMachine):
+    """Two workers load, decide and commit; what they hold may be old by then."""
+
+    client: redis.Redis
+    ran: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.stores = [Store(self.client, retention_ms=RETENTION_MS) for _ in range(2)]
+        self.held: list[dict[str, Found]] = [dict.fromkeys(SAGAS), dict.fromkeys(SAGAS)]
+        _, self.now_ms = self.stores[0].load([])
+        for stream in STREAMS:
+            self.client.xgroup_create(stream, keys.ORCHESTRATOR_GROUP, id="0", mkstream=True)
+        # The model: what must be in the store.
+        self.states: dict[str, SagaState | None] = dict.fromkeys(SAGAS)
+        self.ended_ms: dict[str, int] = {}
+        self.appended: dict[str, list[Fields]] = defaultdict(list)
+        self.pending: dict[tuple[str, bytes], Entry] = {}
+        self.is_stuck = False
+        self.damaged: set[str] = set()
+
+    # --- what the workers do
+
+    @rule(worker=st.integers(0, 1), sagas=st.sets(st.sampled_from(SAGAS), min_size=1))
+    def load(self, worker: int, sagas: set[str]) -> None:
+        found, _ = self.stores[worker].load(sagas)
+        for saga_id, state in found.items():
+            if saga_id in self.damaged:
+                assert isinstance(state, CorruptSaga)
+            else:
+                assert state == self.states[saga_id]
+            self.held[worker][saga_id] = state
+        self.ran["loaded"] += len(sagas)
+
+    @rule(ms=st.sampled_from([1, 70_000, 10_000_000]))
+    def time_passes(self, ms: int) -> None:
+        self.now_ms += ms
+
+    whats = st.sampled_from(["begin", "ok", "failed", "unknown", "undone", "due", *Verb])
+
+    @rule(
+        worker=st.integers(0, 1),
+        letters=st.lists(
+            st.tuples(st.sampled_from(SAGAS), whats, st.sampled_from(list(SHAPES)), st.integers(1, 3), st.booleans()),
+            min_size=1, max_size=4,
+        ),
+    )  # fmt: skip
+    def turn(self, worker: int, letters: list[tuple[str, str, str, int, bool]]) -> None:
+        """Fold these letters over what the worker holds, and commit it."""
+        changes: dict[str, Change] = {}
+        for saga_id, what, shape, step, old in letters:
+            state = self.held[worker][saga_id]
+            change = changes.setdefault(saga_id, Change(saga_id=saga_id, before=state, after=state))
+            event = self._event(change.after, saga_id, what, shape, step)
+            change.add(
+                self._entry(event, old), decide(change.after, event, Moment(now_ms=self.now_ms, published=PUBLISHED))
+            )
+        self._commit(worker, [change for change in changes.values() if not change.is_empty])
+
+    @rule(worker=st.integers(0, 1), saga=st.sampled_from(SAGAS))
+    def drive_on(self, worker: int, saga: str) -> None:
+        """Answer what the saga waits for, on a fresh state: so that sagas come to their ends."""
+        self.load(worker, {saga})
+        state = self.held[worker][saga]
+        if isinstance(state, SagaState) and not state.ended and state.parked is None:
+            what = "ok" if state.status == "PENDING" else "undone"
+            self.turn(worker, [(saga, what, "one", state.current_step, False)])
+
+    @rule(saga=st.sampled_from(SAGAS), worker=st.integers(0, 1), shape=st.sampled_from(list(SHAPES)))
+    def begin_and_go_back(self, saga: str, worker: int, shape: str) -> None:
+        self.load(worker, {saga})
+        self.turn(
+            worker, [(saga, "begin", shape, 1, False), (saga, "ok", shape, 1, False), (saga, "failed", shape, 2, False)]
+        )
+
+    @rule(
+        saga=st.sampled_from(SAGAS),
+        shape=st.sampled_from(list(SHAPES)),
+        first=whats,
+        second=whats,
+        step=st.integers(1, 2),
+    )
+    def race(self, saga: str, shape: str, first: str, second: str, step: int) -> None:
+        """Both hold the saga as it is, and both move it."""
+        self.load(0, {saga})
+        self.load(1, {saga})
+        self.turn(0, [(saga, first, shape, step, False)])
+        self.turn(1, [(saga, second, shape, step, True)])
+
+    @rule(saga=st.sampled_from(SAGAS), worker=st.integers(0, 1), other=st.sampled_from(SAGAS))
+    def run_into_what_is_in_the_way(self, saga: str, worker: int, other: str) -> None:
+        """One saga needs the stream that is none, another does not."""
+        self.something_is_in_the_way_of_a_service(there=True)
+        self.load(worker, {saga, other})
+        letters = [
+            (saga, "begin", "stuck", 1, False),
+            (saga, "ok", "stuck", 1, False),
+            (other, "begin", "one", 1, False),
+        ]
+        self.turn(worker, letters)
+
+    @precondition(lambda self: not self.damaged)
+    @rule(saga=st.sampled_from(SAGAS), how=st.sampled_from(["a string", "no version", "another version", "a field"]))
+    def damage_a_saga(self, saga: str, how: str) -> None:
+        if self.states[saga] is None:
+            return
+        key = keys.saga(saga)
+        if how == "a string":
+            self.client.set(key, "in the way")
+        elif how == "no version":
+            self.client.hdel(key, "version")
+        elif how == "a field":
+            self.client.hset(key, "status", "ODD")
+        else:
+            self.client.hset(key, "version", "07")
+        self.damaged.add(saga)
+
+    @precondition(lambda self: self.damaged)
+    @rule()
+    def forget_the_damaged(self) -> None:
+        """A person clears them away."""
+        for saga_id in self.damaged:
+            self.client.delete(keys.saga(saga_id))
+            self.client.zrem(keys.TIMERS, saga_id)
+            self.client.zrem(keys.ENDED, saga_id)
+            self.states[saga_id] = None
+            self.ended_ms.pop(saga_id, None)
+        self.damaged.clear()
+
+    @rule(there=st.booleans())
+    def something_is_in_the_way_of_a_service(self, there: bool) -> None:
+        key = keys.commands("stuck")
+        if there and not self.client.exists(key):
+            self.client.set(key, "in the way")
+            self.is_stuck = True
+        elif not there and self.is_stuck:
+            self.client.delete(key)
+            self.is_stuck = False
+
+    # --- how they do it
+
+    def _event(self, state: Found, saga_id: str, what: str, shape: str, step: int) -> Event:
+        request_id = f"r{len(self.appended[keys.EVENTS])}"
+        if what == "begin":
+            body = {"saga_id": saga_id, "steps": SHAPES[shape]}
+            return parse_begin(body, request_id=request_id, trace=shape == "two")
+        if what in list(Verb):
+            return Intervene(verb=Verb(what), saga_id=saga_id, reason="so", request_id=request_id)
+        if what == "due":
+            return Due(saga_id=saga_id)
+        kind = {"ok": "Do_ok", "undone": "Undo_ok"}.get(what, "Do_failed")
+        return Reply(type=kind, saga_id=saga_id, step=step, unknown=what == "unknown", error=None)
+
+    def _entry(self, event: Event, old: bool) -> Entry | None:
+        """An entry that says so, read by a worker; with `old`, one that is there already, as after a late take-over."""
+        if isinstance(event, Due):
+            return None
+        if old and self.pending:
+            return next(iter(self.pending.values()))
+        stream = keys.REPLIES if isinstance(event, Reply) else keys.REQUESTS
+        self.client.xadd(stream, {"body": "x"})
+        page: Any = self.client.xreadgroup(keys.ORCHESTRATOR_GROUP, "p", {stream: ">"}, count=1)
+        [(entry_id, fields)] = page[0][1]
+        entry = self.pending[stream, entry_id] = Entry(stream=stream, id=entry_id, fields=fields)
+        return entry
+
+    def _commit(self, worker: int, changes: list[Change]) -> None:
+        before = dump(self.client)
+        lost, stuck = self.stores[worker].commit(changes, self.now_ms)
+        wins = []
+        for change in changes:
+            saga_id = str(change.saga_id)
+            fits = isinstance(change.before, CorruptSaga) or (
+                saga_id not in self.damaged and change.before == self.states[saga_id]
+            )
+            needs_stuck = self.is_stuck and any(command.service == "stuck" for command in change.commands)
+            assert (change in lost) == (not fits), saga_id
+            assert (change in stuck) == (fits and needs_stuck), saga_id
+            if fits and not needs_stuck:
+                wins.append(change)
+        for change in wins:
+            self._apply(change)
+        if not wins:
+            assert dump(self.client) == before
+        self.ran["won"] += len(wins)
+        self.ran["lost"] += len(lost)
+        self.ran["stuck"] += len(stuck)
+
+    def _apply(self, change: Change) -> None:
+        """The model's commit."""
+        saga_id = str(change.saga_id)
+        before, after = change.before, change.after
+        if isinstance(after, SagaState) and after is not before:
+            version = before.version if isinstance(before, SagaState) else 0
+            self.states[saga_id] = replace(after, version=version + 1)
+            if after.ended and not (isinstance(before, SagaState) and before.ended):
+                self.ended_ms[saga_id] = self.now_ms
+                self.ran[after.status] += 1
+            self.ran["parked"] += after.parked is not None
+        for command in change.commands:
+            self.appended[keys.commands(command.service)].append(command.fields())
+        for notice in change.notices:
+            self.appended[keys.EVENTS].append(notice.fields())
+        for entry, reason in change.quarantined:
+            self.appended[keys.QUARANTINE].append(entry.quarantined(reason))
+        for entry in change.entries:
+            self.pending.pop((entry.stream, entry.id), None)
+
+    # --- what must hold after each
+
+    @invariant()
+    def sagas_are_as_the_model_has_them(self) -> None:
+        whole = [saga_id for saga_id in SAGAS if saga_id not in self.damaged]
+        found, _ = self.stores[0].load(whole)
+        assert found == {saga_id: self.states[saga_id] for saga_id in whole}
+        for saga_id in whole:
+            state = self.states[saga_id]
+            version = self.client.hget(keys.saga(saga_id), "version")
+            assert version == (None if state is None else str(state.version).encode())
+
+    @invariant()
+    def live_sagas_have_a_time_and_ended_ones_a_term(self) -> None:
+        timers: Any = self.client.zrange(keys.TIMERS, 0, -1, withscores=True)
+        ended: Any = self.client.zrange(keys.ENDED, 0, -1, withscores=True)
+        live = {saga_id: state for saga_id, state in self.states.items() if state is not None and not state.ended}
+        scores = {saga_id: float("inf") if state.due_ms is None else state.due_ms for saga_id, state in live.items()}
+        assert {saga_id.decode(): score for saga_id, score in timers} == scores
+        assert {saga_id.decode(): score for saga_id, score in ended} == self.ended_ms
+        assert all((state.parked is not None) == (scores[saga_id] == float("inf")) for saga_id, state in live.items())
+        for saga_id in self.states.keys() - self.damaged:
+            ttl = self.client.pttl(keys.saga(saga_id))
+            if saga_id in self.ended_ms:
+                assert 0 < ttl <= RETENTION_MS
+            else:
+                assert ttl == (-1 if saga_id in live else -2)
+
+    @invariant()
+    def what_was_appended_is_there_once_and_in_order(self) -> None:
+        for stream, expected in self.appended.items():
+            if stream == keys.commands("stuck") and (self.is_stuck or not self.client.exists(stream)):
+                continue  # it was swept away with what stood in its place
+            found: Any = self.client.xrange(stream)
+            as_sent = [{name.encode(): _bytes(value) for name, value in fields.items()} for fields in expected]
+            kept = [fields for _, fields in found]
+            assert kept == as_sent[len(as_sent) - len(kept) :] if stream == keys.commands("stuck") else kept == as_sent
+
+    @invariant()
+    def what_was_dealt_with_is_acknowledged_and_the_rest_is_not(self) -> None:
+        for stream in STREAMS:
+            waiting = sorted(entry.id for entry in self.pending.values() if entry.stream == stream)
+            left: Any = self.client.xrange(stream)
+            held: Any = self.client.xpending_range(stream, keys.ORCHESTRATOR_GROUP, "-", "+", 1000)
+            assert sorted(entry_id for entry_id, _ in left) == waiting
+            assert sorted(one["message_id"] for one in held) == waiting
+
+
+def _bytes(value: str | bytes | int) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def test_whatever_workers_commit_the_store_holds_what_the_model_says(server: Server) -> None:
+    Workers.client, Workers.ran = server.broker().client, Counter()
+    run_state_machine_as_test(
+        Workers,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            phases=set(Phase) - {Phase.explain},
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    print(dict(Workers.ran))
+    wanted = ("won", "lost", "stuck", "parked", "COMPLETED", "ABORTED")
+    assert min(Workers.ran[what] for what in wanted) >= 10, Workers.ran
