@@ -25,7 +25,7 @@ from sagastream.client import SagaClient
 from servers import Server, start_redis, start_valkey
 from waiting import until
 
-SHORT: Final = Scale(sagas=120, factor=1)
+SHORT: Final = Scale(sagas=60, factor=1)
 _SOAK_SAGAS: Final = int(os.environ.get("SAGASTREAM_SOAK_SAGAS", "3000"))
 LONG: Final = Scale(sagas=_SOAK_SAGAS, factor=max(1, _SOAK_SAGAS // 100))
 
@@ -72,21 +72,30 @@ def chance() -> random.Random:
 # --- processes
 
 
-@on_both
+@on_valkey
 def test_workers_are_killed_every_200_ms(world: World, chance: random.Random) -> None:
     world.start(workers=3)
-    world.run(lambda: world.kill(chance.choice(world.workers)), every_s=0.2, times=15)
+
+    def kill_one() -> None:
+        victim = chance.choice(world.workers)
+        if world.figures["kills"] % 12:
+            world.kill(victim)
+        else:  # a turn is short: now and then one is killed that is in the middle of it, not by chance alone
+            with world.stopped_while_it_holds_something(victim):
+                world.kill(victim)
+
+    world.run(kill_one, every_s=0.2, times=12)
     world.verdict()
-    assert world.figures["kills"] >= 15
+    assert world.figures["kills"] >= 12
     assert world.figures["entries held by the killed"] > 0
 
 
 @on_both
 def test_services_are_killed_every_200_ms(world: World, chance: random.Random) -> None:
     world.start(services=2)
-    world.run(lambda: world.kill(chance.choice(world.services)), every_s=0.2, times=15)
+    world.run(lambda: world.kill(chance.choice(world.services)), every_s=0.2, times=12)
     world.verdict()
-    assert world.figures["kills"] >= 15
+    assert world.figures["kills"] >= 12
     assert world.figures["entries held by the killed"] > 0
     world.figures["commands taken over"] = world.takeovers()
     assert world.figures["commands taken over"] > 0
@@ -125,7 +134,7 @@ def test_services_sleep_beyond_their_lease_and_wake_up_as_if_nothing_was(world: 
 # --- messages
 
 
-@on_both
+@on_valkey
 def test_every_message_comes_three_times(world: World) -> None:
     def thrice(entries: list[Any], what: str) -> list[Any]:
         world.figures[f"{what} delivered"] += 3 * len(entries)
@@ -203,7 +212,7 @@ def test_connections_are_cut_in_the_middle_of_everything(world: World) -> None:
         world.through(proxy.url)
         world.start()
         proxy.cut = 0.05
-        with world.feed(lambda: sum(proxy.cuts.values()) >= 100 * world.factor):
+        with world.feed(lambda: sum(proxy.cuts.values()) >= 60 * world.factor):
             pass
         proxy.cut = 0.0
         world.verdict()
@@ -321,7 +330,7 @@ def test_groups_are_destroyed_under_their_readers(world: World, chance: random.R
     assert world.figures["groups destroyed"] > 10
 
 
-@on_both
+@on_valkey
 def test_streams_are_deleted_with_all_that_is_in_them(world: World, chance: random.Random) -> None:
     """Commands and replies that are lost are sent again, in time."""
     world.options = {"timeout_ms": 500, "attempts": 5, "backoff_ms": 20}
@@ -388,6 +397,7 @@ def test_power_fails_and_the_last_second_is_lost_but_for_what_services_keep(
 ) -> None:
     """As with `appendfsync everysec`. Sagas fall back, services know of steps that sagas do not: nothing is done twice.
     Clients begin again what the store has forgotten."""
+    world.store_forgets = True
     world.start()
 
     def power_cut() -> None:
