@@ -30,8 +30,8 @@ _GONE_MS: Final = 60_000
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 #: A field of entries that were put back from the quarantine: somebody may have worked on them before.
 REPLAYED: Final = b"replayed"
-#: How much is kept of a quarantined entry: of its body, in bytes (all that a message may have), and of its other fields,
-#: in characters. One that was cut cannot be put back.
+#: How much is kept of a quarantined entry: of its body, in bytes (all that a message may have), and of its other
+#: fields, in characters. One that was cut cannot be put back.
 _BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
 
@@ -62,7 +62,7 @@ class Entry:
             "stream": self.stream,
             "entry_id": self.id,
             "body": body[:_BODY_KEPT],
-            "fields": written if is_whole else f"cut: {written[:_OTHER_FIELDS_KEPT]}",
+            "fields": written if is_whole else f"cut: {written}"[:_OTHER_FIELDS_KEPT],
         }
 
 
