@@ -207,9 +207,11 @@ class World:
                 return
 
     def begin_again(self, client: SagaClient) -> None:
-        """Begin every saga again that was ever begun: those that are there stay what they are."""
-        for wanted in self._plans.values():
-            client.begin(wanted.saga_id, wanted.steps)
+        """Begin those sagas again of which the store does not know any more."""
+        for wanted in list(self._plans.values()):
+            if client.get(wanted.saga_id) is None:
+                client.begin(wanted.saga_id, wanted.steps)
+                self.figures["forgotten and begun again"] += 1
 
     def may_end_otherwise(self) -> None:
         """Sagas may be aborted that are planned to complete: their attempts may be used up."""

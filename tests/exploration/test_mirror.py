@@ -70,7 +70,7 @@ def test_a_services_records_are_as_the_mirror_has_them(server: Server, calls: li
         else:
             tombstone = "" if command.compensating else command.tombstone
             looked_up = data.draw(st.sampled_from(seen))
-            body = b'{"n":%d}' % number
+            body = b'{"type":"Do_ok","n":%d}' % number
             told = mirror.answer(
                 records, record=command.record, tombstone=tombstone, seen=looked_up, kind=kind, body=body
             )

@@ -412,9 +412,9 @@ def test_power_fails_and_the_last_second_is_lost_but_for_what_services_keep(
         _power_returns(world)
         world.figures["power cuts"] += 1
         world.figures["bytes lost"] += written - at
+        world.begin_again(SagaClient(world.server.broker()))
 
     world.run(power_cut, every_s=0.3, times=4)
-    world.begin_again(SagaClient(world.server.broker()))
     world.verdict(unfit=(TOO_LATE, "was not sent yet", "there is no saga", "does not answer it"))
     assert world.figures["bytes lost"] > 0
 

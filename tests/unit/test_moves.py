@@ -614,7 +614,9 @@ class Run:
             assert 1 <= command.attempt == after.attempt <= after.attempts
             assert after.times_out_ms == self.now_ms + current.definition.timeout_ms
             assert command.not_after_ms == (None if command.compensating or retriable else after.times_out_ms)
-            assert command.retried == (command.compensating or retriable or current.definition.retry_failed)
+            # The last failure of what may fail for good is its last word.
+            more = current.definition.retry_failed and after.attempt < after.attempts
+            assert command.retried == (command.compensating or retriable or more)
 
     def _check_notices(self, before: SagaState | None, event: Event, after: SagaState, decided: Decision) -> None:
         """Who is told what."""

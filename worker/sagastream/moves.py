@@ -190,14 +190,15 @@ def cancel(state: SagaState, why: str, moment: Moment) -> Decision:
     if state.times_out_ms is not None:
         waits = {"cancelling": why, "times_out_ms": state.times_out_ms}
         return Decision(state=_moved(state, "to be cancelled", moment, state.step, **waits))
-    return _cancel_at(state, state.step, why, moment)
+    # A failure that was to be tried again is no last word: another delivery may do it yet.
+    step = replace(state.step, unknown=state.step.unknown or state.step.definition.retried)
+    # Where it is parked, a person knows what it is parked at, and says that it was not done.
+    if state.parked is None and _may_be_past_pivot(step, moment):
+        return _park(state, step, f"{why}; {state.command} may have been done, and nothing undoes it", moment)
+    return _cancel_at(state, step, why, moment)
 
 
 def _cancel_at(state: SagaState, step: Step, why: str, moment: Moment) -> Decision:
-    # A failure that was to be tried again is no last word: another delivery may do it yet.
-    step = replace(step, unknown=step.unknown or step.definition.retried)
-    if _may_be_past_pivot(step, moment):
-        return _park(state, step, f"{why}; {state.command} may have been done, and nothing undoes it", moment)
     failed = replace(step, status=StepStatus.FAILED, answered_ms=moment.now_ms)
     return _undo_next(_moved(state, "cancelled", moment, failed, reason=why), moment)
 
