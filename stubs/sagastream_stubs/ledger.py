@@ -6,10 +6,9 @@ stubs:{<service>}:counter  string  the last number that was given out
 """
 
 from functools import cache
-from importlib import resources
 from typing import Any
 
-from sagastream import Reject, connect
+from sagastream import Reject, connect, scripts
 
 
 class Ledger:
@@ -42,4 +41,4 @@ class Ledger:
 @cache
 def _script(name: str) -> Any:
     """A script, on a connection that is made when it is first needed."""
-    return connect().register_script(resources.files(__package__).joinpath("scripts", f"{name}.lua").read_text())
+    return scripts.load(connect(), name, "sagastream_stubs.scripts")

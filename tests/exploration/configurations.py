@@ -71,12 +71,12 @@ LONG: Final = [
     Config(name="long: slow and dying processes", steps=(_TWO,), outcomes=("orb",), zombies=1, service_crashes=1),
     Config(name="long: slow, tried again", steps=(replace(_TWO, retry_failed=True),), outcomes=("or",), zombies=1),
     Config(name="long: two steps, two attempts", steps=(step(attempts=2), step(attempts=2)), outcomes=("o", "or")),
-    Config(name="long: two steps, everything once", steps=(step(), step()), outcomes=("or", "ora"), loss=1,
-           duplication=1, worker_crashes=1, service_crashes=1, zombies=1),
-    Config(name="long: two steps, operators twice", steps=(step(), step()), outcomes=("or", "or"), undo="ob",
-           verbs=ALL_VERBS, requests=2, resend=1, processes=1),
+    Config(name="long: two steps, all of them die", steps=(step(), step()), outcomes=("orb", "ora"), zombies=1,
+           worker_crashes=1, service_crashes=1, loss=1),
+    Config(name="long: two steps, operators twice", steps=(step(), step()), outcomes=("o", "or"), undo="or",
+           verbs=ALL_VERBS, requests=2, resend=1, workers=1, processes=1),
     Config(name="long: three steps of every kind", steps=(step(), replace(PIVOT, attempts=2), RETRIABLE),
-           outcomes=("or", "orb", "or"), verbs=ALL_VERBS, requests=1, worker_crashes=1, loss=1),
+           outcomes=("or", "orb", "or"), verbs=ALL_VERBS, requests=1, loss=1, workers=1, processes=1),
 ]  # fmt: skip
 
 #: Each mistake, and a run of events in which it shows.

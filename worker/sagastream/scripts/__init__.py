@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     import redis
 
 
-def load(client: "redis.Redis", name: str) -> Callable[..., Any]:
-    """The script `name`.lua, to be called with keys and args.
+def load(client: "redis.Redis", name: str, package: str = __name__) -> Callable[..., Any]:
+    """The script `name`.lua of a package, to be called with keys and args.
 
     It is sent as EVALSHA; where the server has forgotten it, it is loaded and sent once more, whole: the server may
-    forget it again in between.
+    forget it again in between, so that redis-py's own way of doing this can end a process.
     """
-    text = resources.files(__package__).joinpath(f"{name}.lua").read_text()
+    text = resources.files(package).joinpath(f"{name}.lua").read_text()
     sha = client.register_script(text).sha
 
     def call(keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Any:
