@@ -3,6 +3,7 @@
 test_mirror.py has the same calls made to the scripts on real servers and to these functions, and compares.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,11 +45,11 @@ def answer(records: Records, *, record: str, tombstone: str, seen: bytes, kind: 
     """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown or
     final."""
     there = records.get(record, b"")
-    before, _, recorded = there.partition(b" ")
-    times = int(recorded) if before == b"unknown" else 0
-    if before not in (b"ok", b"failed"):
-        recorded = b""
-    if tombstone and kind in ("ok", "unknown") and (before == b"failed" or tombstone in records):
+    before, _, rest = there.partition(b" ")
+    recorded = rest if before in (b"ok", b"failed") and _is_reply(rest) else b""
+    times = int(rest) if before == b"unknown" and rest.isdigit() else 0
+    has_failed = before == b"failed" and recorded
+    if tombstone and kind in ("ok", "unknown") and (has_failed or tombstone in records):
         return Answered(sent=None, records=records)
     if recorded:
         return Answered(sent=recorded, records=records)
@@ -59,6 +60,15 @@ def answer(records: Records, *, record: str, tombstone: str, seen: bytes, kind: 
     if kind in ("ok", "failed"):
         return Answered(sent=body, records={**records, record: kind.encode() + b" " + body})
     return Answered(sent=body, records=records)
+
+
+def _is_reply(body: bytes) -> bool:
+    """Whether the body of a record is one: a garbled one answers nothing."""
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(reply, dict) and isinstance(reply.get("type"), str)
 
 
 def commits(version_there: int | None, version_seen: int | None) -> bool:

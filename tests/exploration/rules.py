@@ -88,6 +88,10 @@ def _broken_history(before: SagaState | None, after: SagaState, commands: Sequen
     for number, (earlier, later) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if later.attempt < earlier.attempt or later.compensation_attempt < earlier.compensation_attempt:
             return f"step {number} was set back to an earlier attempt"
+    went_back = before.status is SagaStatus.PENDING and after.status in (SagaStatus.COMPENSATING, SagaStatus.ABORTED)
+    if went_back and before.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
+        # Where it was parked a person has said so, who knows.
+        return f"goes back, and its pivot may have been done: {_shown(after)}"
     if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
         return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
     return None
@@ -106,8 +110,6 @@ def _broken_state(after: SagaState) -> str | None:
     if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
         return f"completed with steps that are not: {_shown(after)}"
     if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
-        if any(_is_pivot_in_doubt(step) for step in after.steps):
-            return f"aborted, and its pivot may have been done: {_shown(after)}"
         left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
         return f"aborted, and step {left} was not undone" if left else None
     return None
