@@ -1,6 +1,5 @@
 """The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant."""
 
-import math
 import os
 import sys
 import threading
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sagastream_bridge import operations
-from sagastream_bridge.frame import call_on_signals, opened, orderly, safe, stop_event
+from sagastream_bridge.frame import call_on_signals, finite, opened, orderly, safe, stop_event
 
 if TYPE_CHECKING:
     from sagastream.broker import Broker
@@ -21,12 +20,6 @@ _STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to show up before it says that there is none, in seconds.
 _WORKER_GRACE_S = 1.0
 _DAY_MS = 24 * 3600 * 1000
-
-
-def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("must be a number of seconds")
-    return value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +44,7 @@ _RETENTION = click.option(
     type=click.FloatRange(0, 3650, min_open=True),
     envvar="SAGASTREAM_RETENTION_DAYS",
     show_envvar=True,
-    callback=_finite,
+    callback=finite,
     help="How long a saga is kept once it has ended.",
 )
 
@@ -142,7 +135,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     default=4.0,
     show_default=True,
     type=click.FloatRange(0),
-    callback=_finite,
+    callback=finite,
     metavar="SECONDS",
     help="How long to wait at the end of input for the sagas that were begun.",
 )
@@ -175,7 +168,7 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 @click.option(
     "--timeout",
     type=click.FloatRange(0),
-    callback=_finite,
+    callback=finite,
     metavar="SECONDS",
     help="With --wait: how long at the most.",
 )

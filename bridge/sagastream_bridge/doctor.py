@@ -5,7 +5,7 @@ lost failover can leave behind, is set right where repair was asked for; all els
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -31,6 +31,19 @@ _LATE_MS: Final = 30_000
 _AT_WORK_MS: Final = 15_000
 #: How long an entry may be held by one reader before that is a problem, in milliseconds.
 _HELD_MS: Final = 120_000
+
+#: What stands at the keys that everything needs.
+_CENTRAL: Final = {
+    keys.REQUESTS: "stream",
+    keys.REPLIES: "stream",
+    keys.EVENTS: "stream",
+    keys.QUARANTINE: "stream",
+    keys.TIMERS: "zset",
+    keys.ENDED: "zset",
+}
+
+#: What leave.lua has handed back looks as if it had been held for longer than this, in seconds.
+_HANDED_BACK_S: Final = 86_000
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -58,18 +71,22 @@ class Doctor:
     def examine(self) -> Iterator[Finding]:
         yield from self._server()
         yield from self._memory()
-        wrong_types = list(self._types())
+        wrong_types = list(self._types(_CENTRAL))
         yield from wrong_types
         if wrong_types:
             return  # nothing else can be read then
         yield from self._sagas()
+        found = self._client.scan_iter(keys.commands("*"), _PAGE)
+        self._services |= {keys.service(key.decode(errors="backslashreplace")) for key in found}
         yield from self._readers("workers", keys.REQUESTS, keys.ORCHESTRATOR_GROUP, "sagastream worker")
-        for service in sorted(self._services):
-            command = "sagastream service MODULE:NAME"
-            yield from self._readers(f"service {service}", keys.commands(service), service, command)
         yield from self._held(keys.REPLIES, keys.ORCHESTRATOR_GROUP)
         yield from self._held(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
         for service in sorted(self._services):
+            if wrong_types := list(self._types({keys.commands(service): "stream"})):
+                yield from wrong_types
+                continue
+            command = "sagastream service MODULE:NAME"
+            yield from self._readers(f"service {service}", keys.commands(service), service, command)
             yield from self._held(keys.commands(service), service)
         if quarantined := self._client.xlen(keys.QUARANTINE):
             yield _warning("quarantine", f"{quarantined} messages were set aside; see sagastream quarantine list")
@@ -122,9 +139,7 @@ class Doctor:
                 "memory", f"{used // 2**20} MiB used, " + (f"at most {most // 2**20} MiB" if most else "no limit")
             )
 
-    def _types(self) -> Iterator[Finding]:
-        streams = (keys.REQUESTS, keys.REPLIES, keys.EVENTS, keys.QUARANTINE)
-        wanted = dict.fromkeys(streams, "stream") | dict.fromkeys((keys.TIMERS, keys.ENDED), "zset")
+    def _types(self, wanted: Mapping[str, str]) -> Iterator[Finding]:
         for key, kind in wanted.items():
             found: Any = self._client.type(key)
             if found.decode() not in (kind, "none"):
@@ -153,15 +168,11 @@ class Doctor:
             yield _warning("sagas", text)
 
     def _page(self, saga_ids: list[str]) -> Iterator[Finding]:
-        # In one transaction: the hash of a saga and its place in the indexes move together.
-        pipeline = self._client.pipeline(transaction=True)
-        pipeline.time()
-        for saga_id in saga_ids:
-            pipeline.hgetall(keys.saga(saga_id))
-            pipeline.zscore(keys.TIMERS, saga_id)
-            pipeline.zscore(keys.ENDED, saga_id)
-            pipeline.pttl(keys.saga(saga_id))
-        (seconds, micros), *answers = pipeline.execute(raise_on_error=False)
+        try:
+            # In one transaction: the hash of a saga and its place in the indexes move together.
+            (seconds, micros), *answers = self._places(saga_ids, transaction=True)
+        except redis.OutOfMemoryError:  # which bars transactions, and commits: nothing moves
+            (seconds, micros), *answers = self._places(saga_ids, transaction=False)
         now_ms = seconds * 1000 + micros // 1000
         for at, saga_id in enumerate(saga_ids):
             fields, timer, ended, ttl = answers[4 * at : 4 * at + 4]
@@ -180,6 +191,17 @@ class Doctor:
                     )
                 elif timer is not None and timer < now_ms - _LATE_MS:
                     self._overdue += 1
+
+    def _places(self, saga_ids: list[str], *, transaction: bool) -> list[Any]:
+        """The time; then of each saga its hash, its places in timers and ended, when it expires."""
+        pipeline = self._client.pipeline(transaction=transaction)
+        pipeline.time()
+        for saga_id in saga_ids:
+            pipeline.hgetall(keys.saga(saga_id))
+            pipeline.zscore(keys.TIMERS, saga_id)
+            pipeline.zscore(keys.ENDED, saga_id)
+            pipeline.pttl(keys.saga(saga_id))
+        return pipeline.execute(raise_on_error=False)
 
     def _count(self, state: SagaState) -> None:
         if state.ended:
@@ -206,10 +228,8 @@ class Doctor:
     def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
         """Something is wrong with a saga; `mend`: what sets it right. Of many the first are told."""
         mended = mend is not None and self._repair
-        if mend is not None and self._repair:
-            if isinstance(mend.after, SagaState) and not mend.after.ended:
-                self._client.persist(keys.saga(saga_id))
-            self._store.commit([mend], self._store.load([])[1])  # where it has moved meanwhile, it is right by now
+        if mend is not None and self._repair and self._store.commit([mend], self._store.load([])[1])[0]:
+            return  # it has moved meanwhile, and so is right by now
         self._wrong[what] += 1
         if self._wrong[what] <= _SHOWN:
             remedy = "" if mend is None else "; set right" if mended else "; sagastream doctor --repair sets it right"
@@ -223,8 +243,9 @@ class Doctor:
         if idle and min(idle) <= _AT_WORK_MS:
             yield _ok(about, f"{sum(ms <= _AT_WORK_MS for ms in idle)} at work, {waiting} entries waiting or in hand")
         elif idle:
-            yield _problem(about, f"nobody has asked for work for {min(idle) // 1000} s: busy, hung or dead; {command}")
-        elif self._live or waiting:
+            text = f"nobody has asked for work for {min(idle) // 1000} s: busy, hung or dead; if dead: {command}"
+            yield _warning(about, text)
+        elif waiting or (self._live and group == keys.ORCHESTRATOR_GROUP):
             yield _problem(about, f"none is running, and {waiting} entries wait; {command}")
         else:
             yield _ok(about, "none is running, and there is nothing to do")
@@ -234,16 +255,18 @@ class Doctor:
         try:
             held: Any = self._client.xpending_range(stream, group, "-", "+", 10, idle=_HELD_MS)
         except redis.ResponseError as error:
-            if str(error).startswith(("NOGROUP", "ERR no such key", "no such key")):
+            if lookup.is_no_group(error):
                 return
             raise
         for entry in held:
             seconds, times = entry["time_since_delivered"] // 1000, entry["times_delivered"]
-            yield _problem(
-                stream,
-                f"{entry['message_id'].decode()} has been held by {entry['consumer'].decode(errors='replace')} for "
-                f"{seconds} s (delivered {times} times): nobody takes it over; is anybody else running?",
+            what = (
+                f"was held by {entry['consumer'].decode(errors='replace')} for {seconds} s (delivered {times} times): "
+                "it takes long, or nobody is there to take it over"
             )
+            if seconds >= _HANDED_BACK_S:
+                what = "was handed back, and waits for somebody to take it over"
+            yield _warning(stream, f"{entry['message_id'].decode()} {what}")
 
 
 def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:

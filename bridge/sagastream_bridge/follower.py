@@ -11,11 +11,11 @@ from sagastream.decision import begun_with, conflict
 from sagastream.errors import MalformedMessage
 from sagastream.messages import Code, Intervene
 from sagastream.moves import Found
-from sagastream.saga import SagaState, protocol_view
+from sagastream.saga import SagaState
 from sagastream.store import Store
 from sagastream.streams import Entry
 from sagastream.strict_json import decode
-from sagastream_bridge.lines import ORCHESTRATOR, LineWriter
+from sagastream_bridge.lines import ORCHESTRATOR, LineWriter, told
 from sagastream_bridge.watch import Watch, Watches
 
 #: How long one reading waits for events, in milliseconds.
@@ -45,7 +45,7 @@ class Follower:
         Args:
             outcomes: tell the end of every saga to who began it.
             served: services that are played here; their commands are written where they are handed out.
-            refused: told of a saga_begin that was refused.
+            refused: told of a request that was refused.
         """
         self.after = b"0-0"
         self._client = broker.client
@@ -128,7 +128,7 @@ class Follower:
         for watch in self._watches.of(state.saga_id):
             request = watch.request
             if isinstance(request, Intervene) and request.request_id in done and self._watches.take_one(watch):
-                self._out.answer(watch.caller, f"saga_{request.verb}_ok", {"state": protocol_view(state)})
+                self._out.answer(watch.caller, f"saga_{request.verb}_ok", told(state))
 
     def _ended(self, state: SagaState) -> None:
         """Answer everybody who waited for the end of this saga."""
@@ -136,7 +136,7 @@ class Follower:
             if watch.begin is not None and not begun_with(state, watch.begin):
                 self._refused(watch, Code.PRECONDITION_FAILED, conflict(state.saga_id))
             elif watch.begin is None:
-                self._out.answer(watch.caller, "saga_await_ok", {"state": protocol_view(state)})
+                self._out.answer(watch.caller, "saga_await_ok", told(state))
             elif self._outcomes:
                 outcome: dict[str, Any] = {"saga_id": state.saga_id, "status": str(state.status)}
                 if state.reason is not None:

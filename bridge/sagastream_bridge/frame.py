@@ -1,5 +1,6 @@
 """What every command stands in: the broker opened and closed, signals ending it in order, errors told on one line."""
 
+import math
 import os
 import select
 import signal
@@ -49,6 +50,15 @@ def orderly() -> Iterator[None]:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
+    except BrokenPipeError:
+        # Whoever read it has had enough: nobody is to be told, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from None
+    except redis.OutOfMemoryError:
+        raise click.ClickException("the store is full: raise maxmemory, or wait until sagas have expired") from None
+    except redis.ResponseError as error:
+        hint = "; sagastream doctor tells which key it is" if "WRONGTYPE" in str(error) else ""
+        raise click.ClickException(safe(f"{error}{hint}")) from None
     except (SagastreamError, redis.RedisError, OSError) as error:
         raise click.ClickException(safe(str(error) or type(error).__name__)) from None
 
@@ -91,6 +101,13 @@ def stop_event(until_eof: bool = False) -> threading.Event:
     stop = threading.Event()
     call_on_signals(stop.set, until_eof)
     return stop
+
+
+def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """A number of seconds or days, checked: click lets nan and inf pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("must be a number")
+    return value
 
 
 def safe(text: str) -> str:

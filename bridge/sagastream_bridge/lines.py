@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sagastream.errors import MalformedMessage
 from sagastream.messages import Code
+from sagastream.saga import SagaState, protocol_view
 from sagastream.strict_json import MAX_BYTES, decode
 
 #: What the orchestrator is called in `src` and `dest`.
@@ -88,6 +89,16 @@ def parse(line: bytes) -> Line:
     if not isinstance(dest, str) or not isinstance(body.get("type"), str):
         raise BadLine("dest and body.type must be strings", caller)
     return Line(caller=caller, dest=dest, body=body)
+
+
+def told(state: SagaState) -> dict[str, Any]:
+    """The members of an answer that tells of a saga: the protocol's SagaState and, of a live one, what it waits for."""
+    members: dict[str, Any] = {"state": protocol_view(state)}
+    if not state.ended:
+        members["waiting_for"] = state.waiting_for
+    if state.parked is not None:
+        members["parked"] = state.parked
+    return members
 
 
 class LineWriter:

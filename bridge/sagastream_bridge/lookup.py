@@ -164,9 +164,14 @@ def consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
     try:
         return [int(consumer["idle"]) for consumer in client.xinfo_consumers(stream, group)]
     except redis.ResponseError as error:
-        if str(error).startswith(("NOGROUP", "no such key", "ERR no such key")):
+        if is_no_group(error):
             return []
         raise
+
+
+def is_no_group(error: redis.ResponseError) -> bool:
+    """Whether there is no such group, for there is no such stream, or something else stands in its place."""
+    return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
 
 
 def _step_details(step: Step) -> dict[str, Any]:

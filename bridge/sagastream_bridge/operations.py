@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.frame import opened, safe
+from sagastream_bridge.frame import finite, opened, safe
 
 if TYPE_CHECKING:
     from sagastream.quarantine import Quarantined
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: What each of an operator's verbs does, for the help.
 _VERBS: Final = {
     "cancel": "Have a saga go back: at its next step boundary, and not past its pivot.",
-    "retry": "Have a parked saga try anew what it is parked at.",
+    "retry": "Have a parked saga try anew what it is parked at. Exit code 3 if it is parked again at once.",
     "skip": "Have a parked saga go on as if what it is parked at were done.",
     "abandon": "Have a parked saga end as it stands, ABORTED; what was not undone stays.",
 }
@@ -29,6 +29,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
         default=10.0,
         show_default=True,
         type=click.FloatRange(0, 86400),
+        callback=finite,
         metavar="SECONDS",
         help="How long to wait for a worker to do it; one will do it later, too.",
     )
@@ -46,8 +47,11 @@ def _verb(verb: str, help_text: str) -> click.Command:
                 raise click.UsageError(str(error)) from None
             except TimeoutError as error:
                 raise click.ClickException(safe(str(error))) from None
-            then = state.reason or "" if state.ended else f"waits for {state.waiting_for}"
-            click.echo(safe(f"{state.saga_id} {state.status}: {then}"))
+        then = state.reason
+        if not state.ended:
+            then = f"parked: {state.parked}" if state.parked else f"waits for {state.waiting_for}"
+        click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
+        sys.exit(3 if state.parked else 0)
 
     return command
 

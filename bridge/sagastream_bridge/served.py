@@ -34,7 +34,6 @@ class ServedService:
             consumer=consumer_name(),
             lease_ms=LEASE_MS,
             on_join=self._publish,
-            max_takeovers=None,  # a bridge that ends without a reply has done no harm
         )
         self._renew_at = 0.0
         self._held: dict[bytes, Delivery] = {}  # by entry id

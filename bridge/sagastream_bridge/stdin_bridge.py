@@ -21,11 +21,11 @@ from sagastream.errors import CorruptSaga, MalformedMessage
 from sagastream.messages import Begin, Code, Intervene, is_id
 from sagastream.moves import Found, Moment
 from sagastream.parsing import VERBS, parse_begin, parse_intervene
-from sagastream.saga import SagaState, protocol_view
+from sagastream.saga import SagaState
 from sagastream.store import Store
 from sagastream_bridge import lookup
 from sagastream_bridge.follower import Follower
-from sagastream_bridge.lines import ORCHESTRATOR, BadLine, Caller, Line, LineWriter, parse, read_lines
+from sagastream_bridge.lines import ORCHESTRATOR, BadLine, Caller, Line, LineWriter, parse, read_lines, told
 from sagastream_bridge.served import ServedService
 from sagastream_bridge.stack import SAMPLES, Stack
 from sagastream_bridge.watch import Watch, Watches
@@ -182,7 +182,7 @@ class StdinBridge:
         if line.type == "init":
             self._out.answer(line.caller, "init_ok")
         elif line.type == "saga_status":
-            self._out.answer(line.caller, "saga_status_ok", {"state": protocol_view(self._look(line))})
+            self._out.answer(line.caller, "saga_status_ok", told(self._look(line)))
         elif line.type == "saga_await":
             self._await(line)
         else:
@@ -195,7 +195,7 @@ class StdinBridge:
         # Only now: had it ended in between, nobody would tell.
         state = self._outage.patiently(lambda: self._client.get(watch.saga_id))
         if state is not None and state.ended and self._watches.take_one(watch):
-            self._out.answer(watch.caller, "saga_await_ok", {"state": protocol_view(state)})
+            self._out.answer(watch.caller, "saga_await_ok", told(state))
 
     def _look(self, line: Line) -> SagaState:
         """The saga that a line asks about."""

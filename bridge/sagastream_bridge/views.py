@@ -57,9 +57,10 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
         yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
     if state.parked:
         yield f"  parked   {printable(state.parked)}"
-        yield f"  you can  sagastream retry|skip|abandon {printable(state.saga_id)} --reason TEXT"
+        verbs = "retry|skip|abandon" + ("|cancel" if state.may_be_cancelled else "")
+        yield f"  you can  sagastream {verbs} {printable(state.saga_id)} --reason TEXT"
     if state.cancelling:
-        yield f"  cancel   {printable(state.cancelling)}"
+        yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
         yield f"  deadline {iso(state.deadline_ms)}"
     for done in state.interventions:
@@ -67,7 +68,7 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:
-        yield f"  ignored  {state.duplicates} replies that came more than once"
+        yield f"  ignored  {state.duplicates} replies that came too late, or more than once"
     for number, step in enumerate(state.steps, 1):
         yield from _step(number, step)
 
@@ -100,7 +101,7 @@ def _step(number: int, step: Step) -> Iterator[str]:
         + status(step.status, 12)
         + _times(step.sent_ms, step.answered_ms, step.attempt, unknown=step.unknown)
         + kind
-        + ("  skipped" if step.skipped else "")
+        + ("  skipped" if step.skipped and step.compensation is None else "")
     ).rstrip()
     yield f"       params {_json(orjson.loads(definition.params))}"
     if step.result is not None:
@@ -114,7 +115,7 @@ def _step(number: int, step: Step) -> Iterator[str]:
         times = _times(
             step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, unknown=False
         )
-        how = "undone by" if step.status is StepStatus.COMPENSATED else "undo by"
+        how = "undone by" if step.status is StepStatus.COMPENSATED else "undo skipped:" if step.skipped else "undo by"
         yield f"       {how} {printable(step.compensation)}  {times}"
     if step.compensation_error is not None:
         yield f"       error of the undo  {_json(orjson.loads(step.compensation_error))}"

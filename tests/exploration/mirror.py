@@ -17,19 +17,14 @@ class Recalled:
 
     record: bytes | None
     tombstone: bool
-    takeovers: int
     records: Records
 
 
-def recall(records: Records, *, record: str, tombstone: str, compensating: bool, takeovers: str) -> Recalled:
+def recall(records: Records, *, record: str, tombstone: str, compensating: bool) -> Recalled:
     after = dict(records)
     if compensating:
         after.setdefault(tombstone, b"1")
-    times = 0
-    if takeovers:
-        times = int(after.get(takeovers, b"0")) + 1
-        after[takeovers] = b"%d" % times
-    return Recalled(record=after.get(record), tombstone=tombstone in after, takeovers=times, records=after)
+    return Recalled(record=after.get(record), tombstone=tombstone in after, records=after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,19 +52,17 @@ def test_a_services_records_are_as_the_mirror_has_them(server: Server, calls: li
     recall, answer = scripts.load(client, "recall"), scripts.load(client, "answer")
     records: mirror.Records = {}
     seen = [b""]
-    for number, (call, command, again, kind) in enumerate(calls):
+    for number, (call, command, _again, kind) in enumerate(calls):
         if call == "recall":
-            takeovers = f"{command.record}/takeovers" if again else ""
             wanted = mirror.recall(
                 records,
                 record=command.record,
                 tombstone=command.tombstone,
                 compensating=command.compensating,
-                takeovers=takeovers,
             )
-            arguments = [60, 1, command.record, command.tombstone, int(command.compensating), takeovers]
+            arguments = [60, 1, command.record, command.tombstone, int(command.compensating)]
             _, found = recall(keys=[key], args=arguments)
-            assert found == [wanted.record, int(wanted.tombstone), wanted.takeovers]
+            assert found == [wanted.record, int(wanted.tombstone)]
             records = wanted.records
             seen.append(wanted.record or b"")
         else:

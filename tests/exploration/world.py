@@ -66,7 +66,6 @@ class Config:
     resend: int = 0  # requests that arrive twice, since the answer to the append was lost
     batch: int = 1  # entries that a worker takes in one turn
     deadline: bool = False
-    max_takeovers: int | None = None
     #: Whether a process may die that was slow, has lost its command to another, and has its effect then. Once the other
     #: has answered, nobody knows of it but its own books: see docs/proof.md.
     orphans_die: bool = False
@@ -80,7 +79,7 @@ World = tuple[int, ...]
 NO_TIMER, TIMED, PARKED = 0, 1, 2
 
 # The parts of the budget: how much of it is left.
-LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND, QUARANTINED = range(8)
+LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND = range(7)
 
 #: An entry of a stream: what it says, a number that tells it from others that say the same, whether it was delivered.
 Entry = tuple[int, int, bool]
@@ -90,7 +89,7 @@ Worker = tuple[Any, ...]
 #: What a process holds: phase, command, number of its entry, reply, number of the record as it was looked up.
 Process = tuple[int, ...]
 _STALE: Final = -1
-_RUN, _UNDO, _ANSWER, _FINAL, _RECORD, _SET_ASIDE = range(6)
+_RUN, _UNDO, _ANSWER, _FINAL, _RECORD = range(5)
 _PHASES: Final = ("handle", "undo", "answer", "answer for good", "record", "set aside")
 
 Label = tuple[Any, ...]
@@ -160,7 +159,7 @@ class Model:
         begin = Begin(saga_id=SAGA_ID, steps=config.steps, request_id="begin",
                       deadline_ms=_DEADLINE_MS if config.deadline else None)  # fmt: skip
         budget = (config.loss, config.duplication, config.worker_crashes, config.service_crashes, config.zombies,
-                  config.requests, config.resend, 0)  # fmt: skip
+                  config.requests, config.resend)  # fmt: skip
         return (
             self.sagas.number(None),
             NO_TIMER,
@@ -339,31 +338,25 @@ class Model:
         key = (records, number, again)
         if key not in self._recalled:
             command = self.commands.values[number]
-            config, bug = self.config, self.bug
-            counted = again and config.max_takeovers is not None
+            bug = self.bug
             found = mirror.recall(
                 dict(self.records.values[records]),
                 record=self._record(command),
                 tombstone=command.tombstone,
                 compensating=command.compensating and bug is not Bug.NO_TOMBSTONE,
-                takeovers=f"{command.record}/takeovers" if counted else "",
             )
             verdict = dedupe.verdict(
                 command,
                 record=None if bug is Bug.NO_DEDUPE else found.record,
                 tombstone=found.tombstone,
                 again=again,
-                takeovers=found.takeovers,
-                max_takeovers=config.max_takeovers,
             )
-            if verdict.quarantine is not None:
-                phase = _SET_ASIDE
-            elif verdict.undo:
+            if verdict.undo:
                 phase = _FINAL if bug is Bug.OVERRULED_NOT_UNDONE or not self._is_undoable(command) else _UNDO
             elif verdict.reply is None:
                 phase = _RUN
             else:
-                phase = _ANSWER if verdict.reply.unknown else _FINAL
+                phase = _FINAL
             reply = -1 if verdict.reply is None else self.replies.number(verdict.reply)
             # Of a record that says how it ended there is nothing more to see.
             in_doubt = phase == _RUN and found.record is not None and found.record.startswith(b"unknown ")
@@ -447,28 +440,22 @@ class Model:
         if phase == _RECORD:
             _, parts[RECORDS] = self._answer_of(world[RECORDS], number, reply, seen, "")
             return Move(("a process records", number), self._with_process(tuple(parts), slots, at, ()), fault=False)
-        if phase == _SET_ASIDE:
-            sent = -1
-            budget = self.budgets.values[world[BUDGET]]
-            parts[BUDGET] = self.budgets.number((*budget[:QUARANTINED], 1))
-        else:
-            kind = "final" if phase == _FINAL else ""
-            sent, records = self._answer_of(world[RECORDS], number, reply, seen, kind)
-            if sent == _OVERRULED:
-                command = self.commands.values[number]
-                refusal = self.replies.number(dedupe.refusal(command))
-                undo = self._is_undoable(command) and self.bug is not Bug.OVERRULED_NOT_UNDONE
-                after = self._with_process(world, slots, at, (_UNDO if undo else _FINAL, number, entry, refusal, seen))
-                return Move(("a process is overruled", number), after, fault=False)
-            apart = self.bug is Bug.RECORD_APART and records != world[RECORDS]
-            if not apart:
-                parts[RECORDS] = records
+        kind = "final" if phase == _FINAL else ""
+        sent, records = self._answer_of(world[RECORDS], number, reply, seen, kind)
+        if sent == _OVERRULED:
+            command = self.commands.values[number]
+            refusal = self.replies.number(dedupe.refusal(command))
+            undo = self._is_undoable(command) and self.bug is not Bug.OVERRULED_NOT_UNDONE
+            after = self._with_process(world, slots, at, (_UNDO if undo else _FINAL, number, entry, refusal, seen))
+            return Move(("a process is overruled", number), after, fault=False)
+        apart = self.bug is Bug.RECORD_APART and records != world[RECORDS]
+        if not apart:
+            parts[RECORDS] = records
         entries = self.entries.values[world[COMMANDS]]
         parts[COMMANDS] = self.entries.number(tuple(one for one in entries if one[:2] != (number, entry)))
-        if sent >= 0:
-            held = [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
-            parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
-        left: Process = (_RECORD, number, entry, reply, seen) if phase != _SET_ASIDE and apart else ()
+        held = [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
+        parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
+        left: Process = (_RECORD, number, entry, reply, seen) if apart else ()
         return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), fault=False)
 
     def _answer_of(self, records: int, number: int, reply_number: int, seen: int, kind: str) -> tuple[int, int]:
@@ -641,8 +628,6 @@ class Model:
             return "a saga was asked for, and is not there"
         if not state.ended and not state.parked:
             return f"the saga is {self._shown(state)}, and nothing will ever move it"
-        if self.budgets.values[world[BUDGET]][QUARANTINED]:
-            return None  # left to a person, with the reason
         abandoned = any(done.verb == "abandon" for done in state.interventions)
         for number, (step, (present, _)) in enumerate(
             zip(state.steps, self.effects.values[world[EFFECTS]], strict=True), 1

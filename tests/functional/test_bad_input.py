@@ -570,7 +570,7 @@ _OPTIONAL = (
             *(
                 "undone_by",
                 "compensation_attempt",
-                "retries",
+                "tried_before",
                 "skipped",
                 "kind",
                 "timeout_ms",

@@ -7,10 +7,12 @@ import pytest
 
 from processes import Commands
 from sagastream import keys
+from sagastream.store import Change, Store
 from sagastream_bridge import doctor
 from sagastream_bridge.doctor import Doctor
 from scenes import Scene, do
 from servers import Server
+from waiting import until
 
 
 @pytest.fixture
@@ -125,6 +127,14 @@ def test_what_is_wrong_in_the_indexes_is_found_and_set_right(scene: Scene, ill: 
     assert [text for text in found(scene) if "saga s1" in text] == []
 
 
+def test_of_a_store_that_is_full_is_told_what_can_be(scene: Scene) -> None:
+    live(scene)
+    scene.redis.config_set("maxmemory", "1mb")
+    texts = found(scene)
+    assert any("bytes are used" in text for text in texts)
+    assert not any("saga s1" in text for text in texts)
+
+
 def test_after_all_timers_were_lost_every_saga_moves_again(scene: Scene) -> None:
     """As after a failover to a replica that lagged, or a DEL by hand."""
     for number in range(30):
@@ -158,6 +168,39 @@ def test_a_key_of_another_type_is_told_of_and_nothing_else_can_be(scene: Scene) 
     assert text == f"problem: {keys.TIMERS} is a string, not a zset: something else has written there"
 
 
+def test_a_services_commands_that_are_no_stream_are_told_of(scene: Scene) -> None:
+    live(scene)
+    scene.redis.delete(keys.commands("elsewhere"))
+    scene.redis.set(keys.commands("elsewhere"), "x")
+    assert found(scene) == [
+        f"problem: {keys.commands('elsewhere')} is a string, not a stream: something else has written there"
+    ]
+
+
+def test_sagas_that_nobody_sees_to_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_LATE_MS", 0)
+    scene.begin("s1", do(1, timeout_ms=1))
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    until(lambda: any("should have moved" in text for text in found(scene)), what="it is late")
+
+
+def test_a_saga_that_a_worker_has_leased_is_well(scene: Scene) -> None:
+    scene.begin("s1", do(1, timeout_ms=1))
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    assert until(lambda: scene.worker._store.due(10, 5000)[0], what="its time comes") == ["s1"]
+    assert not any("saga s1" in text for text in found(scene))
+
+
+def test_a_repair_leaves_a_saga_alone_that_has_moved_meanwhile(scene: Scene) -> None:
+    live(scene)
+    state = scene.client.get("s1")
+    scene.redis.hset(keys.saga("s1"), "version", 9)
+    change = Change(saga_id="s1", before=state, after=state, rearm=True)
+    scene.redis.expire(keys.saga("s1"), 1000)
+    assert Store(scene.redis).commit([change], 1)[0] == [change]
+    assert scene.redis.ttl(keys.saga("s1")) > 0
+
+
 def test_nobody_at_work_is_told_of(scene: Scene) -> None:
     live(scene)
     for stream, group in ((keys.REQUESTS, keys.ORCHESTRATOR_GROUP), (keys.REPLIES, keys.ORCHESTRATOR_GROUP)):
@@ -173,7 +216,7 @@ def test_entries_that_somebody_has_held_for_long_are_told_of(scene: Scene, monke
     monkeypatch.setattr(doctor, "_HELD_MS", 0)
     scene.begin("s1", do(1))
     assert scene.another_worker()._inbox.read(1)
-    assert any("has been held by" in text and "delivered 1 times" in text for text in found(scene))
+    assert any("was held by" in text and "delivered 1 times" in text for text in found(scene))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def test_without_a_worker_the_request_waits_for_one(server: Server, commands: Co
     done = commands.run("cancel", "s1", "--reason", "x", "--timeout", "0.2", **env)
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: no worker has taken the cancel of saga s1 within 0.2 s; it is in the store, and the next one will\n"
+        "Error: no worker has taken the cancel of saga s1 within 0.2 s; "
+        "it is in the store, and the next one will do it, or refuse it\n"
     )
     with connect(server.url) as client:
         assert client.xlen(keys.REQUESTS) == 1

@@ -66,16 +66,15 @@ class Books:
     def of(self, command: Command) -> mirror.Records:
         return self.records.get(keys.done("work", command.begun_ms), {})
 
-    def recall(self, command: Command, taken_over: bool) -> list[Any]:
+    def recall(self, command: Command) -> list[Any]:
         found = mirror.recall(
             self.of(command),
             record=command.record,
             tombstone=command.tombstone,
             compensating=command.compensating,
-            takeovers=f"{command.record}/takeovers" if taken_over else "",
         )
         self.records[keys.done("work", command.begun_ms)] = found.records
-        return [found.record, int(found.tombstone), found.takeovers]
+        return [found.record, int(found.tombstone)]
 
     def answer(self, held: InHand, reply: Reply, kind: str) -> bool:
         """Whether the answer stands; False: it was overruled."""
@@ -111,13 +110,12 @@ class Services(RuleBasedStateMachine):
         self.in_hand: list[InHand] = []
         self.quarantined = self.garbled = 0
 
-    def _look_up(self, commands: list[tuple[Command, bool]]) -> list[list[Any]]:
+    def _look_up(self, commands: list[Command]) -> list[list[Any]]:
         hashes: dict[str, int] = {}
         args: list[Any] = [KEPT_S]
-        for command, taken_over in commands:
+        for command in commands:
             index = hashes.setdefault(keys.done("work", command.begun_ms), len(hashes) + 1)
-            takeovers = f"{command.record}/takeovers" if taken_over else ""
-            args += (index, command.record, command.tombstone, int(command.compensating), takeovers)
+            args += (index, command.record, command.tombstone, int(command.compensating))
         now_ms, *found = self.recall(keys=list(hashes), args=args)
         assert abs(now_ms - time.time() * 1000) < 60_000
         return list(found)
@@ -138,21 +136,17 @@ class Services(RuleBasedStateMachine):
         st.integers(1, 3), st.booleans(),
     )  # fmt: skip
 
-    @rule(batch=st.lists(st.tuples(commands, st.booleans(), st.booleans()), min_size=1, max_size=3))
-    def read(self, batch: list[tuple[Command, bool, bool]]) -> None:
-        for command, _, _ in batch:
+    @rule(batch=st.lists(st.tuples(commands, st.booleans()), min_size=1, max_size=3))
+    def read(self, batch: list[tuple[Command, bool]]) -> None:
+        for command, _ in batch:
             fields: dict[Any, Any] = command.fields()
             self.client.xadd(WORK, fields)
         page: Any = self.client.xreadgroup(GROUP, "p", {WORK: ">"}, count=len(batch))
-        found = self._look_up([(command, taken_over) for command, _, taken_over in batch])
-        expected = [self.books.recall(command, taken_over) for command, _, taken_over in batch]
+        found = self._look_up([command for command, _ in batch])
+        expected = [self.books.recall(command) for command, _ in batch]
         assert found == expected
-        for (command, again, _), (entry_id, _), (record, tombstone, times) in zip(
-            batch, page[0][1], found, strict=True
-        ):
-            verdict = dedupe.verdict(
-                command, record=record, tombstone=bool(tombstone), again=again, takeovers=times, max_takeovers=3
-            )
+        for (command, again), (entry_id, _), (record, tombstone) in zip(batch, page[0][1], found, strict=True):
+            verdict = dedupe.verdict(command, record=record, tombstone=bool(tombstone), again=again)
             self.in_hand.append(InHand(entry_id=entry_id, command=command, verdict=verdict, seen=record or b""))
             self.ran["read"] += 1
 
@@ -509,7 +503,7 @@ class Calls:
 
     def recall(self) -> Any:
         key = keys.done("work", 0)
-        return scripts.load(self.client, "recall")(keys=[key], args=[9, 1, "f", "t", 1, "n"])
+        return scripts.load(self.client, "recall")(keys=[key], args=[9, 1, "f", "t", 1])
 
     def answer(self) -> Any:
         names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from processes import Commands
-from sagastream import Context, Reject, Service, keys, published
+from sagastream import Context, Reject, Service, keys, published, service_runner
 from sagastream.client import SagaClient
 from sagastream.command_inbox import MAX_TAKEOVERS
 from sagastream.errors import ServiceError
@@ -207,7 +207,8 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> N
     sent(scene, "s1", do(1, attempts=1))
     for _ in range(MAX_TAKEOVERS):
         victim = runner(scene, service)
-        until(lambda victim=victim: victim._inbox.read(1), what="it takes the command, and dies")  # type: ignore[misc]
+        [held] = until(lambda victim=victim: victim._inbox.read(1), what="it takes the command")  # type: ignore[misc]
+        assert victim._inbox.take_up(held) is None  # and here it dies
     heir = runner(scene, service)
 
     def answered() -> bool:
@@ -387,6 +388,46 @@ def test_a_handler_that_was_at_it_when_another_attempt_failed_is_undone(scene: S
     assert nothing_is_pending(scene)
 
 
+def test_what_undoes_a_handler_that_was_overruled_is_what_its_step_says(scene: Scene) -> None:
+    events: list[str] = []
+    service = Service("work")
+
+    @service.command("Do", compensation=None)
+    def do_it(params: Any, context: Context) -> None:
+        if not events:
+            scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)  # it timed out, and is undone
+            other.turn(block_ms=1)
+        events.append(f"done {context.key}")
+
+    @service.compensation("UndoSo")
+    def undo_it(params: Any, context: Context) -> None:
+        events.append(f"undone {context.transaction_key}")
+
+    slow, other = runner(scene, service), runner(scene, service)
+    sent(scene, "s1", do(1, compensation="UndoSo", timeout_ms=50, attempts=1))
+    slow.turn(block_ms=1)
+    assert events == ["undone s1/1/transaction", "done s1/1/transaction", "undone s1/1/transaction"]
+    scene.turns_until(lambda: (state := scene.client.get("s1")) is not None and state.ended)
+
+
+def test_who_waits_behind_a_command_that_kills_does_not_share_its_fate(scene: Scene) -> None:
+    service = Service("work", lease_ms=1)
+    service.command("Do", compensation=None)(lambda params, context: None)
+    for number in (1, 2):
+        scene.begin(f"s{number}", do(number, attempts=1))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)
+    for _ in range(MAX_TAKEOVERS):
+        victim = runner(scene, service)
+        first, _second = until(
+            lambda victim=victim: len(held := victim._inbox.read(1)) == 2 and held,  # type: ignore[misc]
+            what="it takes both commands",
+        )
+        assert victim._inbox.take_up(first) is None  # and here it dies
+    works_until(runner(scene, service), lambda: nothing_is_pending(scene))
+    assert scene.play("s1").status is SagaStatus.ABORTED
+    assert scene.play("s2").status is SagaStatus.COMPLETED
+
+
 def a_victim_of_its_own_effect(scene: Scene) -> Service:
     """Its process has died after the effect; the step was undone before anybody noticed."""
     service = Service("work", lease_ms=1)
@@ -451,6 +492,16 @@ def test_what_an_older_release_published_stays(scene: Scene) -> None:
     published.publish(scene.redis, "till", {"Charge": "Refund", "Old": "UndoOld"})
     published.publish(scene.redis, "till", {"Charge": "Refund2", "Remind": None})
     assert published.read(scene.redis, ["till"]) == {"till": {"Charge": "Refund2", "Old": "UndoOld", "Remind": None}}
+
+
+def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
+    scene.runner.turn(block_ms=1)
+    scene.redis.delete(keys.published("work"))
+    scene.runner.turn(block_ms=1)
+    assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
 
 
 def test_after_the_store_was_emptied_a_service_publishes_again(scene: Scene) -> None:

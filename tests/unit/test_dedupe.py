@@ -2,18 +2,15 @@
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.dedupe import Verdict, kind, refusal, stale, verdict
+from sagastream.dedupe import Verdict, gave_up, kind, refusal, stale, verdict
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from unit.values import a_command
-
-MAX_TAKEOVERS = 3
 
 CHARGED = b'ok {"type":"ChargePayment_ok","saga_id":"saga42","step":2,"result":{"payment_id":"p1"}}'
 REFUSED = b'failed {"type":"ChargePayment_failed","saga_id":"saga42","step":2,"error":"insufficient_funds"}'
@@ -49,17 +46,8 @@ def judged(
     *,
     tombstone: bool = False,
     again: bool = False,
-    takeovers: int = 0,
-    max_takeovers: int | None = MAX_TAKEOVERS,
 ) -> Verdict:
-    return verdict(
-        command,
-        record=record,
-        tombstone=tombstone,
-        again=again,
-        takeovers=takeovers,
-        max_takeovers=max_takeovers,
-    )
+    return verdict(command, record=record, tombstone=tombstone, again=again)
 
 
 # --- commands that are as they should be
@@ -68,7 +56,7 @@ def judged(
 @pytest.mark.parametrize("command", [CHARGE, REFUND, replace(CHARGE, retried=True)])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_command_of_which_nothing_is_known_is_handled(command: Command, again: bool) -> None:
-    assert judged(command, again=again, takeovers=MAX_TAKEOVERS - 1) == Verdict()
+    assert judged(command, again=again) == Verdict()
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -119,67 +107,42 @@ def test_a_command_that_was_done_before_its_compensation_came_is_told_as_done(ag
 # --- commands that kill
 
 
-def test_a_command_that_kills_whoever_takes_it_is_given_up_and_its_outcome_is_unknown() -> None:
-    assert judged(again=True, takeovers=MAX_TAKEOVERS) == Verdict(reply=KILLED)
-    assert judged(again=True, takeovers=MAX_TAKEOVERS - 1) == Verdict()
-
-
-def test_a_command_is_never_given_up_where_nobody_says_after_how_many() -> None:
-    assert judged(again=True, takeovers=10**9, max_takeovers=None) == Verdict()
-
-
-def test_an_undo_that_kills_whoever_tries_it_is_left_to_a_person() -> None:
-    told = "ChargePayment may have been done after it was refused; it could not be undone in 3 tries"
-    for known in ({"record": REFUSED}, {"tombstone": True}):
-        case: dict[str, Any] = dict(known)
-        assert judged(again=True, takeovers=MAX_TAKEOVERS, **case) == Verdict(quarantine=told)
-
-
-def test_a_command_that_was_done_is_told_as_done_however_often_it_was_taken_over() -> None:
-    assert judged(record=CHARGED, again=True, takeovers=MAX_TAKEOVERS) == Verdict(reply=DONE)
-
-
-def test_a_compensation_that_kills_whoever_takes_it_is_given_up_and_its_outcome_is_unknown() -> None:
-    found = judged(REFUND, tombstone=True, again=True, takeovers=MAX_TAKEOVERS)
-    assert found.reply is not None
-    assert (found.reply.type, found.reply.unknown, found.undo) == ("RefundPayment_failed", True, False)
-    assert found.quarantine is None
+def test_what_is_said_of_a_command_that_kills_whoever_takes_it_up_leaves_its_outcome_open() -> None:
+    assert gave_up(CHARGE, 3) == KILLED
 
 
 # --- all of that together
 
 
 RECORDS = [None, CHARGED, REFUSED]
-CASES = list(product(RECORDS, [False, True], [False, True], [0, MAX_TAKEOVERS], [False, True]))
+CASES = list(product(RECORDS, [False, True], [False, True], [False, True]))
 
 
-@pytest.mark.parametrize(("record", "tombstone", "again", "takeovers", "retried"), CASES)
+@pytest.mark.parametrize(("record", "tombstone", "again", "retried"), CASES)
 def test_a_transaction_is_handled_only_where_nothing_speaks_against_it(
-    record: bytes | None, tombstone: bool, again: bool, takeovers: int, retried: bool
+    record: bytes | None, tombstone: bool, again: bool, retried: bool
 ) -> None:
     command = replace(CHARGE, retried=retried)
-    found = judged(command, record, tombstone=tombstone, again=again, takeovers=takeovers)
+    found = judged(command, record, tombstone=tombstone, again=again)
     refused = record is REFUSED or tombstone
-    handled = found.reply is None and found.quarantine is None
-    assert handled == (record is None and not tombstone and takeovers < MAX_TAKEOVERS)
+    assert (found.reply is None) == (record is None and not tombstone)
     # Undone is what must not have been done, and may have been: by whoever had it before.
-    assert found.undo == (refused and again and takeovers < MAX_TAKEOVERS)
-    assert (found.quarantine is not None) == (refused and again and takeovers == MAX_TAKEOVERS)
+    assert found.undo == (refused and again)
     if found.reply is not None:
         assert (found.reply.saga_id, found.reply.step, found.reply.attempt) == ("saga42", 2, 4)
         assert (found.reply.type == ok(command.type)) == (record is CHARGED)
-        assert found.reply.unknown == (record is None and not tombstone)
+        assert not found.reply.unknown
 
 
-@pytest.mark.parametrize(("record", "tombstone", "again", "takeovers", "retried"), CASES)
+@pytest.mark.parametrize(("record", "tombstone", "again", "retried"), CASES)
 def test_a_compensation_is_handled_until_it_is_done_and_never_undone(
-    record: bytes | None, tombstone: bool, again: bool, takeovers: int, retried: bool
+    record: bytes | None, tombstone: bool, again: bool, retried: bool
 ) -> None:
     record = record and record.replace(b"ChargePayment", b"RefundPayment")
     command = replace(REFUND, retried=retried)
-    found = judged(command, record, tombstone=tombstone, again=again, takeovers=takeovers)
-    assert (found.reply is None) == (record is None and takeovers < MAX_TAKEOVERS)
-    assert (found.undo, found.quarantine) == (False, None)
+    found = judged(command, record, tombstone=tombstone, again=again)
+    assert (found.reply is None) == (record is None)
+    assert not found.undo
 
 
 # --- records that are none
@@ -210,7 +173,6 @@ def test_a_garbled_record_answers_nothing(record: bytes) -> None:
     assert judged(record=record) == Verdict()
     assert judged(record=record, again=True) == Verdict()
     assert judged(record=record, tombstone=True) == Verdict(reply=CANCELLED)
-    assert judged(record=record, again=True, takeovers=MAX_TAKEOVERS) == Verdict(reply=KILLED)
 
 
 @given(st.binary(max_size=40) | st.binary(max_size=40).map(lambda body: b"ok " + body))

@@ -109,10 +109,18 @@ def test_a_failure_is_not_tried_again_where_the_step_does_not_ask_for_it() -> No
     story.when("ChargePayment_failed", 1, error="busy").expect_status("ABORTED", "Step 1 failed: busy")
 
 
-def test_a_step_stays_of_unknown_outcome_once_one_attempt_was_not_answered() -> None:
+def test_the_last_failure_of_a_step_is_its_last_word_whatever_was_unknown_before() -> None:
+    # The service records it, and undoes what any other delivery does after that.
     story = given_saga(replace(CHARGE, retry_failed=True, attempts=2)).when_due().when_due()
     story.when("ChargePayment_failed", 1, error="busy", attempt=2)
-    story.expect_status("COMPENSATING", "Step 1 failed: busy (2 attempts)").expect_sent("payment", "RefundPayment", 1)
+    story.expect_status("ABORTED", "Step 1 failed: busy (2 attempts)")
+
+
+def test_a_failure_that_is_tried_again_leaves_a_step_of_unknown_outcome_so() -> None:
+    story = given_saga(replace(CHARGE, retry_failed=True)).when_due().when_due()
+    story.when("ChargePayment_failed", 1, error="busy", attempt=2).when_due().when_due()
+    story.expect_status("COMPENSATING", "Step 1 failed: no answer within 60000 ms (3 attempts)")
+    story.expect_sent("payment", "RefundPayment", 1)
 
 
 def test_a_step_that_is_done_in_the_end_tells_no_error() -> None:

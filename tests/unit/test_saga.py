@@ -172,17 +172,17 @@ def test_a_saga_that_does_not_know_what_undoes_its_step_is_at_no_attempt_of_it()
 
 
 @pytest.mark.parametrize(
-    ("attempt", "retries", "of_round"),
-    [(0, 0, 1), (1, 0, 1), (3, 0, 3), (4, 1, 1), (6, 1, 3), (7, 2, 1), (9, 2, 3)],
+    ("attempt", "before", "of_round"),
+    [(0, 0, 1), (1, 0, 1), (3, 0, 3), (4, 3, 1), (6, 3, 3), (7, 6, 1), (9, 6, 3), (2, 1, 1)],
 )
 def test_an_operator_who_has_a_step_tried_anew_gives_it_as_many_attempts_again(
-    attempt: int, retries: int, of_round: int
+    attempt: int, before: int, of_round: int
 ) -> None:
-    forward = a_saga(a_step("A", attempts=3, attempt=attempt, retries=retries))
-    assert (forward.attempts, forward.attempt_of_round) == (3 * (1 + retries), of_round)
-    undone = a_step("A", compensation_attempts=3, compensation_attempt=attempt, retries=retries)
+    forward = a_saga(a_step("A", attempts=3, attempt=attempt, tried_before=before))
+    assert (forward.attempts, forward.attempt_of_round) == (before + 3, of_round)
+    undone = a_step("A", compensation_attempts=3, compensation_attempt=attempt, tried_before=before)
     back = a_saga(undone, status=SagaStatus.COMPENSATING)
-    assert (back.attempts, back.attempt_of_round) == (3 * (1 + retries), of_round)
+    assert (back.attempts, back.attempt_of_round) == (before + 3, of_round)
 
 
 def test_a_saga_keeps_its_newest_interventions() -> None:

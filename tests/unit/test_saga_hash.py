@@ -74,7 +74,7 @@ STEPS = st.builds(
     compensation_sent_ms=st.none() | TIMES,
     compensation_answered_ms=st.none() | TIMES,
     compensation_error=st.none() | PAYLOADS,
-    retries=COUNTS,
+    tried_before=COUNTS,
     skipped=st.booleans(),
 ).map(_sent)
 INTERVENTIONS = st.builds(
@@ -160,7 +160,7 @@ def a_saga() -> SagaState:
                 compensation_sent_ms=1_700_000_000_005,
                 compensation_answered_ms=1_700_000_000_006,
                 compensation_error=b'"closed"',
-                retries=1,
+                tried_before=1,
             ),
             Step(
                 definition=charge,
@@ -441,9 +441,9 @@ LIMITS = ("timeout_ms", "attempts", "compensation_attempts", "backoff_ms")
         ("step1.attempt", b"-1"),
         ("step1.compensation_attempt", b"many"),
         ("step1.compensation_attempt", b"-1"),
-        ("step1.retries", b"many"),
-        ("step1.retries", b"-1"),
-        ("step1.retries", b"9" * 5000),
+        ("step1.tried_before", b"many"),
+        ("step1.tried_before", b"-1"),
+        ("step1.tried_before", b"9" * 5000),
         ("step1.late_at", b"late"),
         ("step2.kind", b"PIVOT"),
         ("step2.kind", b"\xff"),

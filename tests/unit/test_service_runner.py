@@ -14,7 +14,7 @@ from sagastream import backoff, dedupe, keys
 from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.messages import Command, Reply
-from sagastream.service import Context, Handler, Service
+from sagastream.service import Context, Handler, Service, context_of
 from sagastream.service_runner import TRIES, ServiceRunner, _call
 from sagastream.streams import Entry
 from sagastream.strict_json import MAX_PAYLOAD_BYTES, decode
@@ -34,15 +34,20 @@ def a_command(*, compensating: bool = False, not_after_ms: int | None = None) ->
     )
 
 
+def called(handler: Handler, *, compensating: bool = False) -> Reply:
+    command = a_command(compensating=compensating)
+    return _call(handler, command, context_of(command))
+
+
 def rejecting(error: object) -> Reply:
     def handle(params: Any, context: Context) -> None:
         raise Reject(error)
 
-    return _call(handle, a_command())
+    return called(handle)
 
 
 def test_what_a_handler_returns_is_the_result() -> None:
-    reply = _call(lambda params, context: {"got": params, "key": context.key}, a_command())
+    reply = called(lambda params, context: {"got": params, "key": context.key})
     assert (reply.type, reply.saga_id, reply.step, reply.error, reply.unknown) == (
         "Charge_ok",
         "saga42",
@@ -54,18 +59,16 @@ def test_what_a_handler_returns_is_the_result() -> None:
 
 
 def test_a_handler_that_returns_nothing_gives_no_result() -> None:
-    assert _call(lambda params, context: None, a_command()).body() == (
-        b'{"type":"Charge_ok","saga_id":"saga42","step":2}'
-    )
+    assert called(lambda params, context: None).body() == (b'{"type":"Charge_ok","saga_id":"saga42","step":2}')
 
 
 @pytest.mark.parametrize("value", [False, 0, "", [], {}])
 def test_what_is_empty_is_a_result_all_the_same(value: object) -> None:
-    assert orjson.loads(_call(lambda params, context: value, a_command()).result or b"") == value
+    assert orjson.loads(called(lambda params, context: value).result or b"") == value
 
 
 def test_the_result_of_a_compensation_is_not_told() -> None:
-    assert _call(lambda params, context: {"a": 1}, a_command(compensating=True)).body() == (
+    assert called(lambda params, context: {"a": 1}, compensating=True).body() == (
         b'{"type":"Refund_ok","saga_id":"saga42","step":2}'
     )
 
@@ -95,7 +98,7 @@ def test_a_rejection_with_a_lone_surrogate_is_still_one() -> None:
 
 def test_a_result_that_no_message_can_carry_is_no_result() -> None:
     with pytest.raises(MalformedMessage):
-        _call(lambda params, context: {"amount": math.nan}, a_command())
+        called(lambda params, context: {"amount": math.nan})
 
 
 # --- handlers that raise
@@ -268,9 +271,19 @@ def test_an_error_whose_text_has_a_lone_surrogate_does_not_end_the_service() -> 
 
 def test_a_command_that_nobody_waits_for_any_more_is_not_begun() -> None:
     handler = Raising()
-    reply = handled(a_runner(handler), a_command(not_after_ms=NOW_MS - 60_000))
-    assert (reply.type, reply.unknown, reply.attempt, handler.calls) == ("Charge_failed", True, 3, 0)
-    assert "too late, and was not begun" in (reply.error or b"").decode()
+    runner = a_runner(handler)
+    runner._inbox = post = Post(a_command(not_after_ms=NOW_MS - 60_000))
+    [delivery] = post.read(1)
+    for again in (False, True):
+        assert runner._serve(replace(delivery, entry=replace(delivery.entry, again=again)), {})
+    first, second = post._answers
+    assert handler.calls == 0
+    for answer in (first, second):
+        assert answer.reply is not None
+        assert (answer.reply.type, answer.reply.unknown, answer.reply.attempt) == ("Charge_failed", True, 3)
+        assert "too late, and was not begun" in (answer.reply.error or b"").decode()
+    # Only of one that somebody may have begun before anything is in doubt.
+    assert (first.kind, second.kind) == ("final", "unknown")
 
 
 def test_a_command_that_is_still_waited_for_is_begun() -> None:
@@ -310,7 +323,8 @@ def test_what_must_not_have_been_done_is_undone_and_then_refused_for_good() -> N
     assert overruled(a_runner(Raising(), undo=undo), b'{"payment_id":"p1"}') == [("final", refusal)]
     ((params, context),) = undo.told
     assert params == {"n": 2**64 - 1}
-    assert (context.key, context.transaction_key) == ("saga42/2/compensation", "saga42/2/transaction")
+    # A key of its own: under the usual one the step's compensation has run, and has found nothing.
+    assert (context.key, context.transaction_key) == ("saga42/2/compensation/1-0", "saga42/2/transaction")
     assert context.result == {"payment_id": "p1"}
 
 
@@ -380,6 +394,7 @@ def answers(handler: Handler, *commands: Command) -> list[tuple[int | None, str]
     runner = a_runner(handler)
     runner._inbox = post = Post(*commands)
     runner._pace_s = 0.001
+    runner._publish_at = float("inf")
     runner.turn()
     return post.sent
 
@@ -405,7 +420,7 @@ def test_an_attempt_that_is_in_time_is_made_where_an_earlier_one_in_its_batch_ca
     # A service that was away finds all of them at once when it comes back.
     handler = Raising()
     late, in_time = NOW_MS - 60_000, NOW_MS + 60_000
-    assert answers(handler, *attempts(late, late, in_time)) == [(1, "unknown"), (2, "unknown"), (3, "ok")]
+    assert answers(handler, *attempts(late, late, in_time)) == [(1, "final"), (2, "final"), (3, "ok")]
     assert handler.calls == 1
 
 

@@ -53,8 +53,9 @@ class SagaClient:
         if self._owns_broker:
             self._broker.close()
 
-    def begin(self, saga_id: str, steps: list[dict[str, Any]]) -> Accepted:
-        """Ask for a saga to be run. `steps`: as in the protocol, each with transaction, service, params.
+    def begin(self, saga_id: str, steps: list[dict[str, Any]], *, deadline_ms: int | None = None) -> Accepted:
+        """Ask for a saga to be run. `steps`: as in the protocol, each with transaction, service, params. `deadline_ms`:
+        how long after its begin it is cancelled.
 
         Returns as soon as the request is durable. Begun again with the same id and steps, nothing is done twice.
 
@@ -64,7 +65,9 @@ class SagaClient:
             redis.RedisError: the broker is away; whether the request arrived is open, so call again with the
                 same id.
         """
-        body = {"saga_id": saga_id, "steps": steps}
+        body: dict[str, Any] = {"saga_id": saga_id, "steps": steps}
+        if deadline_ms is not None:
+            body["deadline_ms"] = deadline_ms
         return self.begin_request(parse_begin(body, request_id=uuid.uuid4().hex))
 
     def begin_request(self, begin: Begin) -> Accepted:
@@ -150,7 +153,7 @@ class SagaClient:
                 return state
         raise TimeoutError(
             f"no worker has taken the {request.verb} of saga {request.saga_id} within {timeout_s:g} s; "
-            "it is in the store, and the next one will"
+            "it is in the store, and the next one will do it, or refuse it"
         )
 
     def _intervene(self, verb: Verb, saga_id: str, reason: str, timeout_s: float | None) -> SagaState:

@@ -9,13 +9,14 @@ from typing import Any, Final
 import redis
 
 from sagastream import dedupe, keys, scripts
+from sagastream.broker import execute
 from sagastream.console import say
 from sagastream.messages import Command, Fields, Reply, Unreadable
 from sagastream.parsing import read_command
 from sagastream.streams import BATCH, Entry, GroupReader
 
-#: How many processes may take a command and die, or hang for longer than the lease, before its outcome is said to be
-#: unknown: a command that kills whoever works on it must not do so for ever.
+#: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
+#: be unknown: a command that kills whoever works on it must not do so for ever.
 MAX_TAKEOVERS: Final = 10
 
 
@@ -52,11 +53,9 @@ class CommandInbox:
         consumer: str,
         lease_ms: int,
         on_join: Callable[[], None],
-        max_takeovers: int | None = MAX_TAKEOVERS,
     ) -> None:
         self._client = client
         self._service = service
-        self._max_takeovers = max_takeovers
         self.reader = GroupReader(
             client,
             streams=[keys.commands(service)],
@@ -91,7 +90,8 @@ class CommandInbox:
     def reply(self, delivery: Delivery, reply: Reply, *, final: bool = False) -> None:
         """Answer a command. What leaves open what happened is not recorded: it may be tried again.
 
-        `final`: the answer is no handler's, and stands whatever is recorded.
+        `final`: the answer is no handler's. It is not recorded, and leaves nothing to be undone; what is recorded is
+        sent in its place.
         """
         kind = "final" if final else dedupe.kind(delivery.command, reply)
         self._add(
@@ -104,6 +104,25 @@ class CommandInbox:
                 kind=kind,
             )
         )
+
+    def take_up(self, delivery: Delivery) -> Reply | None:
+        """To be called before a handler is: the reply in its place, where too many have died of the command."""
+        command = delivery.command
+        if not delivery.entry.taken_over or (times := self._count(command, "takeovers")) < MAX_TAKEOVERS:
+            return None
+        self._say(f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it")
+        return dedupe.gave_up(command, times)
+
+    def take_up_undo(self, delivery: Delivery) -> bool:
+        """To be called before a command that must not be done is undone: whether it is to be tried. Where that has
+        failed too often, it is left to a person."""
+        # Counted by entry: put back from the quarantine, it is tried as often again.
+        undos = f"undos/{delivery.entry.id.decode()}"
+        if not delivery.entry.again or (times := self._count(delivery.command, undos)) < MAX_TAKEOVERS:
+            return True
+        what = f"{delivery.command.type} may have been done after it was refused, and could not be undone {times} times"
+        self._quarantine(delivery.entry, what)
+        return False
 
     def send(self) -> list[tuple[Delivery, Reply]]:
         """Send the answers that are ready; none is forgotten before the broker has it.
@@ -138,43 +157,40 @@ class CommandInbox:
         handler that refused it then may do it now.
         """
         left = []
-        for delivery, (record, tombstone, takeovers) in zip(deliveries, self._look_up(deliveries), strict=True):
+        for delivery, (record, tombstone) in zip(deliveries, self._look_up(deliveries), strict=True):
             verdict = dedupe.verdict(
-                delivery.command,
-                record=record,
-                tombstone=bool(tombstone),
-                again=delivery.entry.again,
-                takeovers=takeovers,
-                max_takeovers=self._max_takeovers,
+                delivery.command, record=record, tombstone=bool(tombstone), again=delivery.entry.again
             )
-            if verdict.quarantine is not None:
-                self._quarantine(delivery.entry, verdict.quarantine)
-            elif verdict.undo:
+            if verdict.undo:
                 left.append(replace(delivery, refusal=verdict.reply))
             elif verdict.reply is None:
                 left.append(replace(delivery, seen=record or b""))
             else:
-                if verdict.reply.unknown:
-                    self._say(
-                        f"gave up on step {verdict.reply.step} of saga {verdict.reply.saga_id}: it kills processes"
-                    )
-                self.reply(delivery, verdict.reply, final=not verdict.reply.unknown)
+                self.reply(delivery, verdict.reply, final=True)
         return left
 
-    def _look_up(self, deliveries: list[Delivery]) -> list[tuple[bytes | None, int, int]]:
-        """Of each: its record, whether its step has a tombstone, how often it was taken over."""
+    def _look_up(self, deliveries: list[Delivery]) -> list[tuple[bytes | None, int]]:
+        """Of each: its record, and whether its step has a tombstone."""
         hashes: dict[str, int] = {}
         args: list[str | int] = [keys.DONE_KEPT_S]
         for delivery in deliveries:
             command = delivery.command
             key = hashes.setdefault(keys.done(self._service, command.begun_ms), len(hashes) + 1)
-            # Not the broker's own count of deliveries: that counts every renewal of a lease, too.
-            takeovers = f"{command.record}/takeovers" if delivery.entry.taken_over else ""
-            args += (key, command.record, command.tombstone, int(command.compensating), takeovers)
+            args += (key, command.record, command.tombstone, int(command.compensating))
         answer: list[Any] = self._recall(keys=list(hashes), args=args)
         now_ms, *found = answer
         self._ahead_ms = now_ms - time.monotonic() * 1000
         return found
+
+    def _count(self, command: Command, what: str) -> int:
+        """How often this was begun of a command that others had in hand before, this time included."""
+        # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
+        pipeline = self._client.pipeline(transaction=False)
+        done = keys.done(self._service, command.begun_ms)
+        pipeline.hincrby(done, f"{command.record}/{what}", 1)
+        pipeline.expire(done, keys.DONE_KEPT_S)
+        times: int = execute(pipeline)[0]
+        return times
 
     def _quarantine(self, entry: Entry, reason: str) -> None:
         self._say(f"quarantined the entry {entry.id.decode()}: {reason}")

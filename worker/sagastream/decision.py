@@ -187,8 +187,10 @@ def _answers_current(state: SagaState, reply: Reply) -> bool:
 def _transaction_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if reply.type == ok(state.command):
         return moves.complete_step(state, reply.result, moment)
-    if reply.unknown or state.step.definition.retried:
-        return moves.fail_attempt(state, reply.error, moment, unknown=reply.unknown)
+    if reply.unknown or state.failure_is_open:
+        # Where it is to be cancelled it is not tried again, and another delivery may do it yet.
+        unknown = reply.unknown or state.cancelling is not None
+        return moves.fail_attempt(state, reply.error, moment, unknown=unknown)
     return moves.fail_step(state, replace(state.step, error=reply.error, unknown=False), moment)
 
 

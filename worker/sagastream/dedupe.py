@@ -19,48 +19,26 @@ _RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is to be done with a command that was delivered: with neither reply nor quarantine, call its handler."""
+    """What is to be done with a command that was delivered: without a reply, call its handler."""
 
     reply: Reply | None = None  # the answer, without the handler …
     undo: bool = False  # … once what an earlier delivery may have done is undone
-    quarantine: str | None = None  # why it is left to a person
 
 
-def verdict(
-    command: Command,
-    *,
-    record: bytes | None,
-    tombstone: bool,
-    again: bool,
-    takeovers: int = 0,
-    max_takeovers: int | None = None,
-) -> Verdict:
+def verdict(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Verdict:
     """What is to be done with a command.
 
     Args:
         record: what is recorded under `command.record`.
         tombstone: whether the step's compensation has come already.
         again: whether it was delivered before: somebody may have been at it.
-        takeovers: how many processes took it and did not live to answer it.
-        max_takeovers: after how many that is given up; None: never.
     """
-    given_up = max_takeovers is not None and takeovers >= max_takeovers
     reply = _recorded(command, record)
     if reply is None and tombstone and not command.compensating:
         reply = refusal(command)
-    if reply is not None:
-        # Also where an ok is recorded: that was of another delivery, and this one may have been done after the undo.
-        undo = again and not command.compensating and (tombstone or reply.type == failed(command.type))
-        if undo and given_up:
-            text = (
-                f"{command.type} may have been done after it was refused; it could not be undone in {takeovers} tries"
-            )
-            return Verdict(quarantine=text)
-        return Verdict(reply=reply, undo=undo)
-    if given_up:
-        text = f"{takeovers} processes took {command.type} and did not live to answer it"
-        return Verdict(reply=reply_to(command, failed(command.type), error=encode(text), unknown=True))
-    return Verdict()
+    # Also where an ok is recorded: that was of another delivery, and this one may have been done after the undo.
+    undo = reply is not None and not command.compensating and (tombstone or reply.type == failed(command.type))
+    return Verdict(reply=reply, undo=undo and again)
 
 
 def stale(command: Command, now_ms: int) -> Reply | None:
@@ -68,6 +46,12 @@ def stale(command: Command, now_ms: int) -> Reply | None:
     if command.not_after_ms is None or now_ms <= command.not_after_ms:
         return None
     text = f"{command.type} came {now_ms - command.not_after_ms} ms too late, and was not begun"
+    return reply_to(command, failed(command.type), error=encode(text), unknown=True)
+
+
+def gave_up(command: Command, takeovers: int) -> Reply:
+    """The reply to a command that kills whoever works on it."""
+    text = f"{takeovers} processes took {command.type} and did not live to answer it"
     return reply_to(command, failed(command.type), error=encode(text), unknown=True)
 
 

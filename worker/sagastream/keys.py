@@ -60,6 +60,11 @@ def is_inbox(stream: str) -> bool:
     return stream in (REQUESTS, REPLIES) or stream.startswith(commands(""))
 
 
+def service(key: str) -> str:
+    """The service whose commands are at this key."""
+    return key.removeprefix(commands(""))
+
+
 def saga_id(key: str) -> str:
     """The saga whose hash stands at this key."""
     return key.removeprefix(saga(""))

@@ -188,6 +188,7 @@ class Command:
     begun_ms: int  # when the saga began; services file their dedupe records by it
     not_after_ms: int | None = None  # by the broker's clock: nobody waits for it any more, it must not be started
     retried: bool = False  # its failure is no last word, and is not recorded
+    compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, where the step says so (None: nothing)
 
     @property
     def key(self) -> str:
@@ -223,6 +224,8 @@ class Command:
             fields["not_after_ms"] = self.not_after_ms
         if self.retried:
             fields["retried"] = 1
+        if self.compensation != AS_PUBLISHED:
+            fields["compensation"] = self.compensation or ""
         if self.compensating:
             fields["params"] = self.params
             if self.result is not None:
@@ -293,7 +296,7 @@ def ok(name: str) -> str:
 
 
 def failed(name: str) -> str:
-    """The type of the reply that says `name` was not done, and that nothing of it remains."""
+    """The type of the reply that says `name` was not done, and that nothing of it remains; unless it is `unknown`."""
     return f"{name}_failed"
 
 

@@ -165,7 +165,7 @@ def retry(state: SagaState, moment: Moment) -> Decision:
     """Have a parked saga try anew what it is parked at."""
     if state.status is SagaStatus.COMPENSATING and state.step.compensation is None:
         return _undo_next(state, moment)  # nobody knew what undoes it; somebody may by now
-    step = replace(state.step, retries=state.step.retries + 1)
+    step = replace(state.step, tried_before=state.attempt)
     return send_again(replace(state, steps=_with_step(state, step)), moment)
 
 
@@ -190,10 +190,12 @@ def cancel(state: SagaState, why: str, moment: Moment) -> Decision:
     if state.times_out_ms is not None:
         waits = {"cancelling": why, "times_out_ms": state.times_out_ms}
         return Decision(state=_moved(state, "to be cancelled", moment, state.step, **waits))
+    if state.parked is not None:
+        # A person knows what it is parked at, and says that it was not done.
+        return _cancel_at(state, replace(state.step, unknown=False), why, moment)
     # A failure that was to be tried again is no last word: another delivery may do it yet.
     step = replace(state.step, unknown=state.step.unknown or state.step.definition.retried)
-    # Where it is parked, a person knows what it is parked at, and says that it was not done.
-    if state.parked is None and _may_be_past_pivot(step, moment):
+    if _may_be_past_pivot(step, moment):
         return _park(state, step, f"{why}; {state.command} may have been done, and nothing undoes it", moment)
     return _cancel_at(state, step, why, moment)
 
@@ -239,7 +241,7 @@ def _undo_next(state: SagaState, moment: Moment) -> Decision:
             )
             return _park(state, step, why, moment)
         undone = (*state.compensating_steps, number)
-        step = replace(step, compensation=name, retries=0)  # its attempts are counted for themselves
+        step = replace(step, compensation=name, tried_before=0)  # its attempts are counted for themselves
         state = _moved(state, "compensation sent", moment, step, compensating_steps=undone)
         return _send_compensation(state, moment)
     return _end(_moved(state, "nothing left to undo", moment, state.step))
@@ -265,6 +267,7 @@ def _send_transaction(state: SagaState, moment: Moment) -> Decision:
     step = replace(step, attempt=step.attempt + 1, sent_ms=moment.now_ms)
     definition = step.definition
     times_out_ms = moment.now_ms + definition.timeout_ms
+    state = replace(state, steps=_with_step(state, step), times_out_ms=times_out_ms)
     command = Command(
         service=definition.service,
         type=definition.transaction,
@@ -275,10 +278,10 @@ def _send_transaction(state: SagaState, moment: Moment) -> Decision:
         begun_ms=state.begun_ms,
         # What must be done in the end may be done late.
         not_after_ms=None if definition.kind is StepKind.RETRIABLE else times_out_ms,
-        # The last failure is recorded, so that no earlier delivery does it yet.
-        retried=definition.retried and (definition.kind is StepKind.RETRIABLE or step.attempt < state.attempts),
+        retried=state.failure_is_open,
+        compensation=definition.compensation,
     )
-    return _sent(replace(state, steps=_with_step(state, step), times_out_ms=times_out_ms), command)
+    return _sent(state, command)
 
 
 def _send_compensation(state: SagaState, moment: Moment) -> Decision:

@@ -75,7 +75,7 @@ class Orchestrator:
             lost, stuck = self._store.commit(changes, now_ms)
             self._report(stuck)
             for change in changes:
-                if change.rearm:
+                if change.rearm and change not in lost:
                     say(self.name, f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash")
             self._look_again(changes, now_ms)
             again = {change.saga_id for change in lost}

@@ -158,7 +158,17 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         begun_ms=_number(fields, b"begun_ms", sent_ms),
         not_after_ms=_number(fields, b"not_after_ms") if b"not_after_ms" in fields else None,
         retried=b"retried" in fields,
+        compensation=_compensation(fields),
     )
+
+
+def _compensation(fields: Mapping[bytes, bytes]) -> str | None:
+    if b"compensation" not in fields:
+        return AS_PUBLISHED
+    name = fields[b"compensation"].decode(errors="replace")
+    if name and not is_id(name):
+        raise MalformedMessage("the field compensation must be a name, or empty")
+    return name or None
 
 
 def _number(fields: Mapping[bytes, bytes], name: bytes, default: int = 0) -> int:

@@ -44,7 +44,7 @@ class Step:
     compensation_sent_ms: int | None = None
     compensation_answered_ms: int | None = None
     compensation_error: bytes | None = None  # JSON, of the last attempt that failed
-    retries: int = 0  # how often an operator had it, or by now its undo, tried anew, each time with as many attempts
+    tried_before: int = 0  # of the attempts of its command, or by now of its undo: those before an operator's retry
     skipped: bool = False  # by an operator: nothing is done about it any more
 
     @property
@@ -141,12 +141,20 @@ class SagaState:
         """How often it is sent at the most."""
         definition = self.step.definition
         compensating = self.status is SagaStatus.COMPENSATING
-        return (definition.compensation_attempts if compensating else definition.attempts) * (1 + self.step.retries)
+        limit = definition.compensation_attempts if compensating else definition.attempts
+        return self.step.tried_before + limit
 
     @property
     def attempt_of_round(self) -> int:
         """The same, counted anew where an operator had it tried anew; from 1."""
-        return max(1, self.attempt - self.attempts // (1 + self.step.retries) * self.step.retries)
+        return max(1, self.attempt - self.step.tried_before)
+
+    @property
+    def failure_is_open(self) -> bool:
+        """Whether a `_failed` of the attempt that is out is no last word: it is tried again, and is not recorded."""
+        definition = self.step.definition
+        last = definition.kind is not StepKind.RETRIABLE and self.attempt >= self.attempts
+        return definition.retried and not last
 
     @property
     def waiting_for(self) -> str:

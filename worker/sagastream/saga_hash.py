@@ -120,7 +120,7 @@ def _step_fields(number: int, step: Step) -> dict[str, str | bytes | int]:
         "undone_by": step.compensation,
         "compensation_attempt": step.compensation_attempt if step.compensation_attempt > 1 else None,
         "compensation_error": step.compensation_error,
-        "retries": step.retries or None,
+        "tried_before": step.tried_before or None,
         "skipped": 1 if step.skipped else None,
     }
     for name in definition.unusual_options():
@@ -196,7 +196,7 @@ def _decode_step(fields: dict[str, bytes], prefix: str) -> Step:
         compensation=None if (undone_by := text("undone_by")) is None else _id(undone_by),
         compensation_attempt=number("compensation_attempt", 0 if times["compensation_sent_ms"] is None else 1),
         compensation_error=payload("compensation_error"),
-        retries=number("retries", 0),
+        tried_before=number("tried_before", 0),
         skipped=text("skipped") is not None,
         **times,
     )

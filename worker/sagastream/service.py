@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from sagastream.errors import ServiceError
-from sagastream.messages import Command, is_id
+from sagastream.messages import AS_PUBLISHED, Command, is_id
 
 #: How long a process may hold a command before others take it over, in milliseconds, unless a service says otherwise.
 LEASE_MS: Final = 30_000
@@ -42,7 +42,7 @@ class Context:
 
     saga_id: str
     step: int  # counts from 1
-    key: str  # the idempotency key
+    key: str  # the idempotency key. A compensation finds what it undoes by the next one, not by this
     transaction_key: str  # of a compensation: the key of what it undoes; else the same as `key`
     attempt: int  # how often the orchestrator has sent this command, this time included
     result: Any = None  # of a compensation: what the step returned, if that is known
@@ -97,10 +97,12 @@ class Service:
             return self._compensations.get(command.type)
         return self._commands.get(command.type, (None, None))[0]
 
-    def undo_of(self, command: Command) -> Handler | None:
-        """The handler that undoes a transaction, None where nothing does, or needs to."""
-        _, compensation = self._commands.get(command.type, (None, None))
-        return self._compensations.get(compensation) if compensation is not None else None
+    def undo_of(self, command: Command) -> str | None:
+        """The compensation of a transaction: what the step names or, where it names none, what is declared here; None:
+        it needs none."""
+        if command.compensation != AS_PUBLISHED:
+            return command.compensation
+        return self._commands.get(command.type, (None, None))[1]
 
     def publishes(self) -> dict[str, str | None]:
         """The commands and what undoes each (None: it needs nothing). Raises ServiceError where that has no handler."""
@@ -129,12 +131,12 @@ class Service:
             raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
 
 
-def context_of(command: Command) -> Context:
-    """What a handler is told of this command."""
+def context_of(command: Command, key: str | None = None) -> Context:
+    """What a handler is told of this command; `key`: where it is not the command's own."""
     return Context(
         saga_id=command.saga_id,
         step=command.step,
-        key=command.key,
+        key=key or command.key,
         transaction_key=command.transaction_key,
         attempt=command.attempt,
         result=orjson.loads(command.result) if command.result is not None else None,

@@ -15,7 +15,7 @@ from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.console import describe, printable, say
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.messages import Command, Reply, failed, ok, reply_to
-from sagastream.service import Handler, Service, context_of
+from sagastream.service import Context, Handler, Service, context_of
 from sagastream.streams import BATCH, consumer_name
 from sagastream.strict_json import encode, encode_payload
 
@@ -23,6 +23,8 @@ from sagastream.strict_json import encode, encode_payload
 TRIES: Final = 3
 #: How much work is taken at once, in seconds: what one process holds, no other can work on.
 _BATCH_S: Final = 0.2
+#: How often a service says anew which commands it has, in seconds: somebody may have deleted it.
+_PUBLISH_EVERY_S: Final = 30.0
 #: How long a finished answer may wait for the rest of its batch, in seconds.
 _LINGER_S: Final = 0.02
 
@@ -42,6 +44,7 @@ class ServiceRunner:
             broker.client, service.name, consumer=consumer, lease_ms=service.lease_ms, on_join=self._join
         )
         self._pace_s = _BATCH_S  # what a command takes, about
+        self._publish_at = float("inf")  # when it has joined
 
     def run(self) -> None:
         """Work until `stop` is set. Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …)."""
@@ -52,20 +55,16 @@ class ServiceRunner:
     def turn(self, block_ms: int = BLOCK_MS) -> None:
         """Read a batch of commands, call their handlers, answer."""
         self._send()  # what an outage left over
+        if time.monotonic() >= self._publish_at:
+            self._publish()
         deliveries = self._inbox.read(block_ms, count=max(1, min(BATCH, int(_BATCH_S / self._pace_s))))
         began = sent = time.monotonic()
         replies: dict[str, Reply] = {}
         for done, delivery in enumerate(deliveries, 1):
             if delivery.refusal is not None:
                 self._overrule(delivery, None, delivery.refusal)
-                continue
-            command = delivery.command
-            reply = replies.get(command.record) or self._handle(command)
-            if reply is None:
+            elif not self._serve(delivery, replies):
                 break  # the rest stays pending: others take it over
-            if dedupe.kind(command, reply) != "unknown":
-                replies[command.record] = reply  # else a later attempt is one to be made
-            self._inbox.reply(delivery, replace(reply, attempt=command.attempt))
             now = time.monotonic()
             self._pace_s = 0.8 * self._pace_s + 0.2 * max((now - began) / done, 1e-6)
             if now - sent > _LINGER_S:
@@ -78,6 +77,22 @@ class ServiceRunner:
                 break
         self._send()
 
+    def _serve(self, delivery: Delivery, replies: dict[str, Reply]) -> bool:
+        """Answer a command; False: the process is to stop, and leaves it to another. `replies`: the last words on
+        others of the batch, of which this may be a twin."""
+        command = delivery.command
+        if (late := dedupe.stale(command, self._inbox.now_ms)) is not None:
+            # Where nobody had it before it was certainly not begun, and leaves nothing in doubt.
+            self._inbox.reply(delivery, late, final=not delivery.entry.again)
+            return True
+        reply = replies.get(command.record) or self._inbox.take_up(delivery) or self._handle(command)
+        if reply is None:
+            return False
+        if dedupe.kind(command, reply) != "unknown":
+            replies[command.record] = reply  # else a later attempt is one to be made
+        self._inbox.reply(delivery, replace(reply, attempt=command.attempt))
+        return True
+
     def _send(self) -> None:
         """Send the answers that are ready. What was overruled meanwhile is undone first, then answered."""
         while overruled := self._inbox.send():
@@ -88,16 +103,28 @@ class ServiceRunner:
         """Undo what may have come of a command that must not be done any more, and answer it. Where that does not
         succeed it stays pending, to be undone by whoever takes it over."""
         command = delivery.command
-        say(self.name, f"{command.type} of saga {command.saga_id}, step {command.step}, must not be done: undoing it")
-        if (undo := self._service.undo_of(command)) is not None:
-            undone = self._try(undo, replace(command, compensating=True, result=result))
-            if undone is None or undone.type != ok(command.type):
+        where = f"{command.type} of saga {command.saga_id}, step {command.step}"
+        if (name := self._service.undo_of(command)) is not None:
+            say(self.name, f"{where} must not be done: undoing what may have come of it")
+            if not self._inbox.take_up_undo(delivery):
+                return
+            undoing = replace(command, type=name, compensating=True, result=result)
+            if (undo := self._service.handler(undoing)) is None:
+                say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
+                return
+            # Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
+            undone = self._try(undo, undoing, f"{undoing.key}/{delivery.entry.id.decode()}")
+            if undone is None or undone.type != ok(name):
                 return
         self._inbox.reply(delivery, refusal, final=True)
 
     def _join(self) -> None:
         self._broker.check()
+        self._publish()
+
+    def _publish(self) -> None:
         published.publish(self._broker.client, self._service.name, self._publishes)
+        self._publish_at = time.monotonic() + _PUBLISH_EVERY_S
 
     def _handle(self, command: Command) -> Reply | None:
         """The reply to a command; None: the process is to stop, and leaves it to another.
@@ -105,8 +132,6 @@ class ServiceRunner:
         Raises redis.RedisError where the handler could not reach its data: that is an outage like any other, no
         fault of the handler's, and no verdict on the step.
         """
-        if (reply := dedupe.stale(command, self._inbox.now_ms)) is not None:
-            return reply
         handler = self._service.handler(command)
         if handler is None:
             known = "compensation" if command.compensating else "command"
@@ -114,11 +139,11 @@ class ServiceRunner:
             return reply_to(command, failed(command.type), error=encode(error))
         return self._try(handler, command)
 
-    def _try(self, handler: Handler, command: Command) -> Reply | None:
+    def _try(self, handler: Handler, command: Command, key: str | None = None) -> Reply | None:
         """Call the handler, more than once if need be; None: the process is to stop."""
         for attempt in range(1, TRIES + 1):
             try:
-                return _call(handler, command)
+                return _call(handler, command, context_of(command, key))
             except (Exception, SystemExit) as error:
                 if isinstance(error, redis.RedisError) and is_outage(error):
                     raise
@@ -146,10 +171,9 @@ class ServiceRunner:
         return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True)
 
 
-def _call(handler: Handler, command: Command) -> Reply:
+def _call(handler: Handler, command: Command, context: Context) -> Reply:
     """Call the handler once. Raises what it raises but for Reject, and MalformedMessage if its result is no JSON: to
     call it again would not mend that."""
-    context = context_of(command)
     try:
         result = handler(orjson.loads(command.params), context)
     except Reject as rejection:

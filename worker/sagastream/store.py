@@ -2,16 +2,20 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import redis
 
 from sagastream import keys, saga_hash, scripts
-from sagastream.broker import or_raise
+from sagastream.broker import execute, or_raise
 from sagastream.errors import CorruptSaga
 from sagastream.messages import Command, Fields, Notice
 from sagastream.moves import Decision, Found
 from sagastream.saga import SagaState
 from sagastream.streams import Entry
+
+#: How many ended sagas are looked at in one round trip.
+_PAGE: Final = 1000
 
 
 @dataclass(slots=True)
@@ -81,9 +85,19 @@ class Store:
         return [saga_id.decode(errors="backslashreplace") for saga_id in saga_ids], None if wait_ms < 0 else wait_ms
 
     def forget_ended(self) -> None:
-        """Strike the sagas off the list of ended ones that are kept no longer."""
+        """Strike the sagas off the list of ended ones whose hash has expired."""
         _, now_ms = self.load([])
-        self._client.zremrangebyscore(keys.ENDED, "-inf", now_ms - self._retention_ms)
+        while page := self._client.zrangebyscore(keys.ENDED, "-inf", now_ms - self._retention_ms, 0, _PAGE):
+            saga_ids: Any = page
+            pipeline = self._client.pipeline(transaction=False)
+            for saga_id in saga_ids:
+                pipeline.exists(keys.saga(saga_id.decode(errors="backslashreplace")))
+            # Some may be kept for longer, by another worker's word.
+            gone = [saga_id for saga_id, there in zip(saga_ids, execute(pipeline), strict=True) if not there]
+            if gone:
+                self._client.zrem(keys.ENDED, *gone)
+            if len(saga_ids) < _PAGE or not gone:
+                break
 
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
         """Write these changes, all in one script call.

@@ -12,7 +12,8 @@
 --           field of the record: the idempotency key and the type of the command
 --           field of the tombstone of its step ("": it is a compensation)
 --           what its record was when it was looked up ("": there was none)
---           kind: ok, failed: recorded; unknown: counted, it may have been done; final: neither, nor overruled
+--           kind: ok, failed: recorded; unknown: counted, it may have been done; final: neither, nor overruled, what is
+--           recorded is sent in its place
 --           number of arguments of the answer, then field, value, ...; the first value is what is recorded
 -- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
 --          their step has failed or was undone meanwhile; of these nothing was written

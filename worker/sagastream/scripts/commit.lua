@@ -94,13 +94,19 @@ for change = 1, #results do
       redis.call('HSET', KEYS[key], unpack(ARGV, at, at + n - 1))
       at = at + n
     end
+    -- Of a change that writes no fields only the places in timers and ended are set right.
     if timer == 'ended' then
-      redis.call('PEXPIRE', KEYS[key], kept_ms)
+      if n > 0 or redis.call('PTTL', KEYS[key]) == -1 then
+        redis.call('PEXPIRE', KEYS[key], kept_ms)
+      end
       ended[#ended + 1], ended[#ended + 2] = now, id
       done_with[#done_with + 1] = id
     elseif timer == 'gone' then
       done_with[#done_with + 1] = id
     elseif timer ~= '' then
+      if n == 0 then
+        redis.call('PERSIST', KEYS[key])
+      end
       waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
     end
     local appends = tonumber(ARGV[at])
