@@ -2,10 +2,10 @@
 
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 import redis
+from msgspec.structs import replace
 
 from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage

@@ -1,7 +1,8 @@
 """What is explored: which sagas, and what goes wrong."""
 
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from exploration.bugs import Bug
 from exploration.world import Config, Handler

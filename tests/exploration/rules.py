@@ -1,9 +1,10 @@
 """What must hold of every decision that the core makes, whatever led to it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Final
+
+from msgspec.structs import replace
 
 from sagastream import saga_hash
 from sagastream.decision import Event

@@ -15,10 +15,12 @@ Entries are taken in any order, not in that of the stream: that adds runs that n
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from itertools import permutations
 from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from msgspec.structs import replace
 
 from exploration import mirror, rules
 from exploration.bugs import Bug

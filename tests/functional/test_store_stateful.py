@@ -1,13 +1,13 @@
 """The store on the real servers: whatever workers commit in whatever order, it holds what a plain model says."""
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 from typing import Any
 
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from msgspec.structs import replace
 
 from sagastream import keys
 from sagastream.decision import Event, decide

@@ -1,9 +1,9 @@
 """Stories of a saga: what happens to it, one thing after the other, and what is expected to come of each."""
 
-from dataclasses import replace
 from typing import Any, Final, Self
 
 import orjson
+from msgspec.structs import replace
 
 from sagastream.decision import Event, decide
 from sagastream.errors import CorruptSaga

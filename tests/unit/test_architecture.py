@@ -174,9 +174,9 @@ def test_imports_point_from_the_orchestrator_down_to_the_errors(upper: str, lowe
     assert above not in _reached(below)
 
 
-@pytest.mark.parametrize("name", ["scripts", "keys"])
-def test_what_streams_and_store_rest_on_imports_nothing_of_the_project(name: str) -> None:
-    assert EDGES[f"sagastream.{name}"] == set()
+@pytest.mark.parametrize(("name", "below"), [("scripts", {"sagastream.wire"}), ("wire", set()), ("keys", set())])
+def test_what_streams_and_store_rest_on_imports_next_to_nothing_of_the_project(name: str, below: set[str]) -> None:
+    assert EDGES[f"sagastream.{name}"] == below
 
 
 @pytest.mark.parametrize("name", sorted(_reached("sagastream.decision") | _reached("sagastream.dedupe")))

@@ -1,10 +1,10 @@
 """What a message, an operator's request or the time does to a saga, told as stories."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from sagastream.decision import Event, conflict, decide, may_undo
 from sagastream.errors import CorruptSaga

@@ -1,12 +1,12 @@
 """What a service does with a command that it may have seen before, or that was undone before it came."""
 
-from dataclasses import replace
 from itertools import product
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagastream.dedupe import Verdict, gave_up, kind, refusal, stale, verdict
 from sagastream.messages import Command, Reply, failed, ok, reply_to

@@ -1,10 +1,10 @@
 """The messages as they are written into entries."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from sagastream.messages import (
     OPTIONS,

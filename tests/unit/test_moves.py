@@ -1,12 +1,13 @@
 """What a saga can do: try again, go back, undo, be parked and go on; and what holds whatever comes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagastream import moves
 from sagastream.backoff import LONGEST_MS

@@ -1,9 +1,9 @@
 """A saga as it stands, in words and as the protocol shows it."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagastream.messages import StepDefinition, StepKind
 from sagastream.saga import (

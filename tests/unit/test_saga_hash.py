@@ -1,13 +1,13 @@
 """A saga's hash says all of a saga, whatever was written before it; a damaged one is told from a whole one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga
@@ -343,6 +343,7 @@ def test_the_hash_of_a_saga_that_has_just_begun_says_no_more_than_there_is_to_sa
         b"status": b"PENDING",
         b"waiting_for": b"inventory to answer Reserve, step 1",
         b"current_step": b"1",
+        b"steps": b"1",
         b"begun_at": b"1970-01-01T00:00:00.005Z",
         b"updated_at": b"1970-01-01T00:00:00.005Z",
         b"times_out_at": b"1970-01-01T00:01:00.005Z",

@@ -3,11 +3,11 @@
 import functools
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagastream.errors import ServiceError
 from sagastream.messages import Command

@@ -3,12 +3,12 @@
 import math
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 import redis
+from msgspec.structs import replace
 
 from sagastream import backoff, dedupe, keys
 from sagastream.command_inbox import CommandInbox, Delivery

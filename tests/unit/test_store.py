@@ -1,7 +1,9 @@
 """How a turn's changes are packed for the script that commits them, read as the script's header says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from sagastream import keys
 from sagastream.decision import decide

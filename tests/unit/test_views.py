@@ -1,13 +1,13 @@
 """How sagas and messages look to a person; nothing that strangers wrote can act on a terminal."""
 
 import unicodedata
-from dataclasses import replace
 from typing import Any
 
 import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagastream.messages import StepDefinition
 from sagastream.saga import SagaState, SagaStatus, Step, StepStatus

@@ -3,10 +3,11 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import redis
+from msgspec import Struct
+from msgspec.structs import replace
 
 from sagastream import dedupe, keys, scripts
 from sagastream.broker import execute
@@ -20,8 +21,7 @@ from sagastream.streams import BATCH, Entry, GroupReader
 MAX_TAKEOVERS: Final = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(Struct, frozen=True, kw_only=True):
     """A command, and the entry that it came as."""
 
     entry: Entry
@@ -30,8 +30,7 @@ class Delivery:
     refusal: Reply | None = None  # not to be done: undo what an earlier delivery may have done, then answer this
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
+class _Answer(Struct, frozen=True, kw_only=True):
     """What one entry is answered with. `kind`: as answer.lua has it."""
 
     entry: Entry

@@ -4,7 +4,7 @@
 store.py commits it in one piece. This module reads what an event means for a saga; moves.py has what a saga can do.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from sagastream import moves
 from sagastream.errors import CorruptSaga

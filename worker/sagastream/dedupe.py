@@ -7,8 +7,10 @@ meanwhile has to undo what came of it. answer.lua has the same rules for the mom
 """
 
 import re
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.parsing import read_reply
@@ -17,8 +19,7 @@ from sagastream.strict_json import encode
 _RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Struct, frozen=True, kw_only=True):
     """What is to be done with a command that was delivered: without a reply, call its handler."""
 
     reply: Reply | None = None  # the answer, without the handler …

@@ -6,12 +6,11 @@ are; `parsing` read and wrote them once, where they came in.
 """
 
 import re
-from dataclasses import MISSING, dataclass
-from dataclasses import fields as fields_of
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 import orjson
+from msgspec import NODEFAULT, Struct, structs
 
 from sagastream.strict_json import encode
 
@@ -76,8 +75,7 @@ class Verb(StrEnum):
     ABANDON = "abandon"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepDefinition:
+class StepDefinition(Struct, frozen=True, kw_only=True):
     """What a saga_begin says of one step."""
 
     transaction: str
@@ -118,12 +116,11 @@ class StepDefinition:
 
 #: What a step may say besides transaction, service and params, and what holds where it does not.
 OPTIONS: Final[dict[str, Any]] = {
-    field.name: field.default for field in fields_of(StepDefinition) if field.default is not MISSING
+    field.name: field.default for field in structs.fields(StepDefinition) if field.default is not NODEFAULT
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begin:
+class Begin(Struct, frozen=True, kw_only=True):
     """A request to run a saga."""
 
     saga_id: str
@@ -147,8 +144,7 @@ class Begin:
         return fields
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intervene:
+class Intervene(Struct, frozen=True, kw_only=True):
     """A request of an operator: cancel a saga, or have one that is parked go on in some way."""
 
     verb: Verb
@@ -166,15 +162,13 @@ class Intervene:
         return fields
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(Struct, frozen=True, kw_only=True):
     """The time of a saga has come: something that it waits for has not happened, or is to be done now."""
 
     saga_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(Struct, frozen=True, kw_only=True):
     """A command for a service; with `compensating`, the one that undoes the step."""
 
     service: str
@@ -233,8 +227,7 @@ class Command:
         return fields
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(Struct, frozen=True, kw_only=True):
     """A service's answer to a command."""
 
     type: str
@@ -262,8 +255,7 @@ class Reply:
         return fields
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
+class Unreadable(Struct, frozen=True, kw_only=True):
     """An entry that is no message, or none that its reader knows."""
 
     code: Code
@@ -272,8 +264,7 @@ class Unreadable:
     saga_id: None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(Struct, frozen=True, kw_only=True):
     """One entry of the events stream: what the orchestrator tells whoever follows it."""
 
     kind: str  # outcome, parked, done, refused, command, reply

@@ -5,10 +5,11 @@ move about.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from sagastream.backoff import step_delay_ms
 from sagastream.errors import CorruptSaga
@@ -59,8 +60,7 @@ REASON_CHARS: Final = 500
 Found = SagaState | CorruptSaga | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class Moment(Struct, frozen=True, kw_only=True):
     """What a decision may depend on besides the saga and what has happened to it."""
 
     now_ms: int  # by the broker's clock
@@ -68,8 +68,7 @@ class Moment:
     jitter: float = 0.0  # 0 to 1, by chance: spreads what would be tried again at once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(Struct, frozen=True, kw_only=True):
     """What an event leads to. `state` is the saga after it: the very same object where nothing changed."""
 
     state: Found

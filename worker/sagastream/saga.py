@@ -1,10 +1,11 @@
 """A saga as it stands: its status, its steps, and what happened to each."""
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from sagastream.messages import StepDefinition, StepKind
 
@@ -26,8 +27,7 @@ class StepStatus(StrEnum):
     COMPENSATED = "COMPENSATED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Struct, frozen=True, kw_only=True):
     """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet."""
 
     definition: StepDefinition
@@ -61,8 +61,7 @@ class Step:
         return self.status is StepStatus.COMPLETED or (self.status is StepStatus.FAILED and self.unknown)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intervention:
+class Intervention(Struct, frozen=True, kw_only=True):
     """What was done about a saga from outside of it, and why."""
 
     verb: str  # cancel, retry, skip, abandon; or what became of that
@@ -71,8 +70,7 @@ class Intervention:
     request_id: str | None = None  # of the request, so that it is done once however often it arrives
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SagaState:
+class SagaState(Struct, frozen=True, kw_only=True):
     """The whole of a saga, as the decision core sees it and the store keeps it.
 
     A live saga always has a reason to move: it is parked, or one of `times_out_ms` and `send_again_ms` is set.
@@ -119,10 +117,12 @@ class SagaState:
     @property
     def due_ms(self) -> int | None:
         """When it needs attention next, whatever comes or does not come; None: not before a person acts, or ever."""
-        if self.ended or self.parked is not None:
+        if self.parked is not None or self.ended:
             return None
-        deadline_ms = self.deadline_ms if self.may_be_cancelled else None
-        return min((ms for ms in (self.times_out_ms, self.send_again_ms, deadline_ms) if ms is not None), default=0)
+        times = [ms for ms in (self.times_out_ms, self.send_again_ms) if ms is not None]
+        if self.deadline_ms is not None and self.may_be_cancelled:
+            times.append(self.deadline_ms)
+        return min(times, default=0)
 
     @property
     def command(self) -> str:

@@ -3,11 +3,11 @@
 import threading
 import time
 import traceback
-from dataclasses import replace
 from typing import Final
 
 import orjson
 import redis
+from msgspec.structs import replace
 
 from sagastream import backoff, dedupe, published
 from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage

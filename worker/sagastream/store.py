@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import redis
 
-from sagastream import keys, saga_hash, scripts
+from sagastream import keys, saga_hash, scripts, wire
 from sagastream.broker import execute, or_raise
 from sagastream.errors import CorruptSaga
 from sagastream.messages import Command, Fields, Notice
@@ -64,19 +64,17 @@ class Store:
 
     def load(self, saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
         """The states of these sagas (None: there is none), and the broker's time in ms; one round trip."""
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.time()
-        for saga_id in saga_ids:
-            pipeline.hgetall(keys.saga(saga_id))
-        time, *answers = pipeline.execute(raise_on_error=False)
+        commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
+        time, *answers = wire.round_trip(self._client, commands)
         states: dict[str, Found] = {}
         for saga_id, answer in zip(saga_ids, answers, strict=True):
             if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
                 states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
             else:
-                states[saga_id] = saga_hash.read(saga_id, or_raise(answer))
+                words = iter(or_raise(answer))
+                states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
         seconds, micros = or_raise(time)
-        return states, seconds * 1000 + micros // 1000
+        return states, int(seconds) * 1000 + int(micros) // 1000
 
     def due(self, count: int, lease_ms: int) -> tuple[list[str], int | None]:
         """Lease up to `count` sagas whose time has come, by the broker's clock; how long it is until the next one, in

@@ -11,10 +11,10 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
+from msgspec import Struct
 
 from sagastream import scripts
 from sagastream.console import say
@@ -36,8 +36,7 @@ _BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Struct, frozen=True, kw_only=True):
     """One entry of a stream."""
 
     stream: str

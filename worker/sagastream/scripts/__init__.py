@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
+from sagastream import wire
+
 if TYPE_CHECKING:
     import redis
 
@@ -20,11 +22,10 @@ def load(client: "redis.Redis", name: str, package: str = __name__) -> Callable[
     sha = client.register_script(text).sha
 
     def call(keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Any:
-        words: Any = (*keys, *args)
         try:
-            return client.evalsha(sha, len(keys), *words)
+            return wire.call(client, ("EVALSHA", sha, len(keys), *keys, *args))
         except NoScriptError:
             client.script_load(text)  # EVAL alone leaves it among those that Valkey evicts
-            return client.eval(text, len(keys), *words)
+            return wire.call(client, ("EVAL", text, len(keys), *keys, *args))
 
     return call

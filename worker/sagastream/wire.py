@@ -1,0 +1,44 @@
+"""Commands to the broker that are many or long: written and read as redis-py does, but for what it does with each word
+and each answer in Python, which is most of the time that a turn would take.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hiredis import pack_command
+from redis.exceptions import ResponseError
+
+if TYPE_CHECKING:
+    import redis
+
+Words = Sequence[str | bytes | int]
+
+
+def call(client: "redis.Redis", words: Words) -> Any:
+    """The answer to one command, as the server gives it; raises what it refuses with."""
+    (answer,) = round_trip(client, [words])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
+    """The answers to these commands, as the server gives them, refusals among them."""
+    packed = [pack_command(tuple(words)) for words in commands]  # type: ignore[arg-type]  # it takes any word
+    pool = client.connection_pool
+    connection: Any = pool.get_connection()
+    try:
+        connection.send_packed_command(packed)
+        return [_answer(connection) for _ in commands]
+    except BaseException:
+        connection.disconnect()  # an answer may still be on its way
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
