@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sagastream_bridge import operations
+from sagastream_bridge.bench.command import bench
 from sagastream_bridge.frame import call_on_signals, finite, opened, orderly, safe, stop_event
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in operations.COMMANDS:
+for command in (*operations.COMMANDS, bench):
     cli.add_command(command)
 
 _RETENTION = click.option(

@@ -57,6 +57,12 @@ class Stack:
             if child.process is None and time.monotonic() >= child.not_before:
                 self._start(child)
 
+    def pids(self, command: str) -> list[int]:
+        """Of those that run as `sagastream COMMAND`."""
+        return [
+            child.process.pid for child in self._children if child.process is not None and child.arguments[0] == command
+        ]
+
     def stop(self) -> None:
         """Let all finish what they have in hand, and wait for them."""
         running = [child.process for child in self._children if child.process is not None]

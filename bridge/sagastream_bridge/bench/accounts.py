@@ -1,0 +1,54 @@
+"""Who has used how much: CPU time by process, memory of the server."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """CPU seconds since their start, of each kind of process."""
+
+    server: float
+    workers: float
+    services: float
+
+    def since(self, before: "Account") -> "Account":
+        return Account(
+            server=self.server - before.server,
+            workers=self.workers - before.workers,
+            services=self.services - before.services,
+        )
+
+
+def account(client: "redis.Redis", pids: Mapping[str, Sequence[int]]) -> Account:
+    """`pids`: those of the workers and of the services."""
+    info: Any = client.info("cpu")
+    return Account(
+        server=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
+        workers=sum(map(_cpu_s, pids["workers"])),
+        services=sum(map(_cpu_s, pids["services"])),
+    )
+
+
+def used_memory(client: "redis.Redis") -> int:
+    """Bytes that the server's data take."""
+    info: Any = client.info("memory")
+    return int(info["used_memory_dataset"])
+
+
+def _cpu_s(pid: int) -> float:
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    shown = subprocess.run(["ps", "-o", "cputime=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    seconds = 0.0
+    for part in shown.strip().split(":"):
+        seconds = seconds * 60 + float(part or 0)
+    return seconds

@@ -1,0 +1,134 @@
+"""The floor: the stream traffic of a saga and nothing else, packed beforehand and written to a socket as it is.
+
+Per saga of three steps: XADD of the begin; per step XADD of the command, XREADGROUP and XACK by the service, XADD of
+the reply, XREADGROUP and XACK by the orchestrator, HSET of the saga. What sagastream adds is deciding, deduping, timers
+and the events.
+"""
+
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Self
+
+import hiredis
+import redis
+
+from sagastream.errors import BrokerError
+
+_STEPS: Final = 3
+_BEGIN: Final = (
+    b'{"type":"saga_begin","saga_id":"bench-00000000","steps":['
+    + b",".join([b'{"transaction":"BenchDo","service":"bench-1","params":{"sku":"abc123","quantity":1}}'] * _STEPS)
+    + b"]}"
+)
+_COMMAND: Final = b'{"type":"BenchDo","saga_id":"bench-00000000","step":1,"params":{"sku":"abc123","quantity":1}}'
+_REPLY: Final = b'{"type":"BenchDo_ok","saga_id":"bench-00000000","step":1,"result":{"id":"r1"}}'
+
+
+class Floor:
+    """Bare traffic on streams of its own, which are deleted afterwards."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
+        self._prefix = f"bench-floor:{{{uuid.uuid4().hex[:8]}}}"
+        self._streams = [f"{self._prefix}:{name}" for name in ("requests", "commands", "replies")]
+        self._next_id = 1
+
+    def __enter__(self) -> Self:
+        for stream in self._streams:
+            self._client.xgroup_create(stream, "g", id="0", mkstream=True)
+        self._socket = _connected(self._client)
+        self._reader = hiredis.Reader()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        for key in self._client.scan_iter(f"{self._prefix}:*", 1000):
+            self._client.unlink(key)
+
+    def sagas_per_s(self, count: int, batch: int) -> float:
+        """Throughput of `count` sagas, `batch` of them in step with each other on one connection."""
+        rounds = [self._rounds(batch) for _ in range(max(1, count // batch))]
+        start = time.perf_counter()
+        for one in rounds:
+            for packed, answers in one:
+                self._send(packed, answers)
+        return batch * len(rounds) / (time.perf_counter() - start)
+
+    def latencies_s(self, count: int) -> list[float]:
+        """How long each of `count` sagas takes that run one after the other, a round trip a message."""
+        taken = []
+        for _ in range(count):
+            rounds = [(_packed([command]), 1) for commands in self._messages(1) for command in commands]
+            start = time.perf_counter()
+            for packed, answers in rounds:
+                self._send(packed, answers)
+            taken.append(time.perf_counter() - start)
+        return taken
+
+    def _rounds(self, batch: int) -> list[tuple[bytes, int]]:
+        """The writings of one batch: what can be sent before an answer is needed, and how many answers it brings."""
+        return [(_packed(commands), len(commands)) for commands in self._messages(batch)]
+
+    def _messages(self, batch: int) -> Iterator[list[Sequence[Any]]]:
+        requests, commands, replies = self._streams
+        first, self._next_id = self._next_id, self._next_id + batch * (_STEPS + 1)
+        ids = [f"{first + n}-1" for n in range(batch)]
+        yield [("XADD", requests, i, "body", _BEGIN, "request_id", "0" * 32) for i in ids]
+        for step in range(_STEPS):
+            ids = [f"{first + step * batch + n}-1" for n in range(batch)]
+            read = ("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "STREAMS")
+            command = ("body", _COMMAND, "attempt", 1, "begun_ms", 1_700_000_000_000)
+            saga = ("status", "PENDING", "current_step", step, "version", step, f"step{step}.result", b'{"id":"r1"}')
+            yield [("XADD", commands, i, *command) for i in ids]
+            yield [(*read, commands, ">") for _ in ids]
+            yield [("XACK", commands, "g", i) for i in ids] + [("XADD", replies, i, "body", _REPLY) for i in ids]
+            yield [(*read, replies, ">") for _ in ids]
+            yield [("XACK", replies, "g", i) for i in ids] + [("HSET", f"{self._prefix}:hash:{i}", *saga) for i in ids]
+
+    def _send(self, packed: bytes, answers: int) -> None:
+        """Write, and read all the answers: by hiredis, at the cost of a client in C."""
+        self._socket.sendall(packed)
+        while answers:
+            self._reader.feed(self._socket.recv(1 << 20))
+            while answers and (answer := self._reader.gets()) is not False:
+                if isinstance(answer, Exception):
+                    raise answer
+                answers -= 1
+
+
+def _connected(client: "redis.Redis") -> socket.socket:
+    """A socket of our own to the same server. Raises BrokerError where that takes more than a password."""
+    options = client.connection_pool.connection_kwargs
+    if options.get("ssl_cert_reqs") is not None:
+        raise BrokerError("the floor is not measured over TLS; measure with an unencrypted REDIS_URL")
+    if "path" in options:
+        found = socket.socket(socket.AF_UNIX)
+        found.connect(options["path"])
+    else:
+        found = socket.create_connection((options.get("host", "localhost"), options.get("port", 6379)))
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    found.settimeout(60)
+    login = []
+    if options.get("password"):
+        login.append(("AUTH", *filter(None, (options.get("username"), options["password"]))))
+    login.append(("SELECT", options.get("db") or 0))
+    found.sendall(_packed(login))
+    reader = hiredis.Reader()
+    for _ in login:
+        while (answer := reader.gets()) is False:
+            reader.feed(found.recv(4096))
+        if isinstance(answer, Exception):
+            raise BrokerError(f"the floor cannot be measured: {answer}")
+    return found
+
+
+def _packed(commands: Sequence[Sequence[Any]]) -> bytes:
+    parts = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for word in command:
+            data = word if isinstance(word, bytes) else str(word).encode()
+            parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
+    return b"".join(parts)

@@ -1,0 +1,156 @@
+"""The loads: how sagas are begun, and what is written down of each."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import redis
+
+from sagastream.client import append_requests, last_event, read_events
+from sagastream.errors import SagastreamError
+from sagastream.messages import Begin
+from sagastream.parsing import parse_begin
+from sagastream_bridge.bench import services
+
+#: How many sagas are begun in one round trip.
+BATCH = 128
+#: How long nothing may end before a load is given up, in seconds.
+_PATIENCE_S = 60.0
+
+
+@dataclass(slots=True)
+class Run:
+    """What one load measured."""
+
+    sagas: int
+    wall_s: float = 0.0
+    begin_cpu_s: float = 0.0  # of this process, for the begins
+    latencies_s: list[float] = field(default_factory=list)
+
+    @property
+    def per_s(self) -> float:
+        return self.sagas / self.wall_s
+
+
+class Loads:
+    """Begins sagas on a broker and follows their ends. `tick` is told how many more have ended."""
+
+    def __init__(self, client: "redis.Redis", tick: Callable[[int], object]) -> None:
+        self._client = client
+        self._tick = tick
+        self._run_id = uuid.uuid4().hex[:8]
+        self._next = 0
+
+    def begins(self, count: int, *, failing: bool = False) -> list[Begin]:
+        """Requests for `count` new sagas."""
+        steps = services.steps(failing=failing)
+        found = []
+        for _ in range(count):
+            self._next += 1
+            saga_id = f"bench-{self._run_id}-{self._next}"
+            found.append(parse_begin({"saga_id": saga_id, "steps": steps}, request_id=saga_id))
+        return found
+
+    def throughput(self, count: int, *, failing: bool = False) -> Run:
+        """All sagas at once."""
+        run = Run(sagas=count)
+        after = last_event(self._client)
+        cpu = time.process_time()
+        begins = self.begins(count, failing=failing)
+        cpu = time.process_time() - cpu
+        start = time.perf_counter()
+        for batch in _batches(begins):
+            began = time.process_time()
+            append_requests(self._client, batch)
+            run.begin_cpu_s += time.process_time() - began
+        run.begin_cpu_s += cpu
+        left = {begin.saga_id.encode() for begin in begins}
+        self._follow(left, after, lambda _: None)
+        run.wall_s = time.perf_counter() - start
+        return run
+
+    def closed_loop(self, count: int, concurrency: int) -> Run:
+        """`concurrency` sagas at any time; when one has ended the next begins."""
+        run = Run(sagas=count)
+        waiting = iter(self.begins(count))
+        began: dict[bytes, float] = {}
+        after = last_event(self._client)
+
+        def begin(batch: Iterable[Begin]) -> None:
+            sent = list(batch)
+            now = time.perf_counter()
+            began.update((one.saga_id.encode(), now) for one in sent)
+            if sent:
+                append_requests(self._client, sent)
+
+        def ended(saga_ids: Sequence[bytes]) -> None:
+            now = time.perf_counter()
+            run.latencies_s += [now - began.pop(saga_id) for saga_id in saga_ids]
+            begin(islice(waiting, len(saga_ids)))
+
+        start = time.perf_counter()
+        begin(islice(waiting, concurrency))
+        self._follow(began, after, ended)
+        run.wall_s = time.perf_counter() - start
+        return run
+
+    def open_loop(self, count: int, per_s: float) -> Run:
+        """A saga every 1/`per_s` seconds, whatever becomes of those before; latencies count from then, so that a
+        stall is felt by all that should have begun in it."""
+        run = Run(sagas=count)
+        begins = self.begins(count)
+        intended: dict[bytes, float] = {}
+        after = last_event(self._client)
+        start = time.perf_counter()
+        sent, heard = 0, time.perf_counter()
+        while sent < count or intended:
+            due = min(count, int((time.perf_counter() - start) * per_s) + 1)
+            if due > sent:
+                for number in range(sent, due):
+                    intended[begins[number].saga_id.encode()] = start + number / per_s
+                append_requests(self._client, begins[sent:due])
+                sent = due
+            wait_ms = max(1, int((start + sent / per_s - time.perf_counter()) * 1000)) if sent < count else 100
+            ended, after = self._ended(intended, after, wait_ms)
+            now = time.perf_counter()
+            run.latencies_s += [now - intended.pop(saga_id) for saga_id in ended]
+            heard = now if ended else heard
+            _check_patience(heard, len(intended))
+        run.wall_s = time.perf_counter() - start
+        return run
+
+    def _follow(
+        self, left: set[bytes] | dict[bytes, float], after: bytes, ended: Callable[[Sequence[bytes]], None]
+    ) -> None:
+        """Until none is left: tell `ended` which have ended; those of a set are taken from it."""
+        heard = time.perf_counter()
+        while left:
+            saga_ids, after = self._ended(left, after, 1000)
+            if saga_ids:
+                heard = time.perf_counter()
+            _check_patience(heard, len(left))
+            if isinstance(left, set):
+                left.difference_update(saga_ids)
+            ended(saga_ids)
+
+    def _ended(self, among: set[bytes] | dict[bytes, float], after: bytes, block_ms: int) -> tuple[list[bytes], bytes]:
+        entries = read_events(self._client, after, block_ms)
+        saga_ids = [
+            saga_id
+            for entry in entries
+            if entry.fields[b"kind"] == b"outcome" and (saga_id := entry.fields[b"saga_id"]) in among
+        ]
+        self._tick(len(saga_ids))
+        return saga_ids, entries[-1].id if entries else after
+
+
+def _check_patience(heard: float, left: int) -> None:
+    if time.perf_counter() - heard > _PATIENCE_S:
+        raise SagastreamError(f"no saga has ended for {_PATIENCE_S:g} s, {left} are under way; do the processes run?")
+
+
+def _batches(begins: Sequence[Begin]) -> Iterable[Sequence[Begin]]:
+    for first in range(0, len(begins), BATCH):
+        yield begins[first : first + BATCH]

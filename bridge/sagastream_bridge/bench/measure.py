@@ -1,0 +1,156 @@
+"""`sagastream bench`: the measurements, one after the other, and what they come to."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sagastream.broker import Broker
+from sagastream_bridge.bench import services
+from sagastream_bridge.bench.accounts import Account, account, used_memory
+from sagastream_bridge.bench.floor import Floor
+from sagastream_bridge.bench.loads import BATCH, Loads, Run
+from sagastream_bridge.stack import Stack
+
+#: What a progress bar is told: how many sagas more have ended.
+Tick = Callable[[int], object]
+
+
+class Measurement:
+    """One whole measurement on one broker."""
+
+    def __init__(self, broker: Broker, *, sagas: int, workers: int, rounds: int, log_dir: Path) -> None:
+        """
+        Args:
+            sagas: how many are run for each figure of throughput; the others take a fraction of it.
+            workers: orchestrator workers.
+            rounds: how often each figure is taken; its median counts.
+            log_dir: where what the processes say goes.
+        """
+        self._broker = broker
+        self._client = broker.client
+        self._sagas = sagas
+        self._workers = workers
+        self._rounds = rounds
+        self._log_dir = log_dir
+
+    @property
+    def total(self) -> int:
+        """How many sagas it runs, about."""
+        alone, crowd = self._few
+        return self._rounds * (2 * self._sagas + alone + 2 * crowd)
+
+    @property
+    def _few(self) -> tuple[int, int]:
+        """How many sagas a measurement of latency takes, one at a time and many at a time."""
+        return max(20, self._sagas // 20), max(200, self._sagas // 2)
+
+    def run(self, tick: Tick) -> dict[str, Any]:
+        """All figures, as JSON values. Seconds, bytes and counts, unless a name says otherwise."""
+        loads = Loads(self._client, tick)
+        with self._processes() as pids, Floor(self._client) as floor:
+            loads.throughput(min(self._sagas, 256))  # everything is warm
+            found: dict[str, list[float]] = {}
+            for _ in range(self._rounds):
+                for name, value in self._round(loads, floor, pids):
+                    found.setdefault(name, []).append(value)
+            figures = {name: statistics.median(values) for name, values in found.items()}
+            figures |= self._memory(loads)
+        figures["ratio_completed"] = statistics.median(_ratios(found["completed_per_s"], found["floor_per_s"]))
+        figures["ratio_aborted"] = statistics.median(_ratios(found["aborted_per_s"], found["floor_per_s"]))
+        figures["ratio_alone"] = statistics.median(_ratios(found["alone_p50_ms"], found["floor_alone_p50_ms"]))
+        return {"settings": self._settings(), "figures": {name: round(value, 3) for name, value in figures.items()}}
+
+    @contextmanager
+    def _processes(self) -> Iterator[Mapping[str, Sequence[int]]]:
+        stack = Stack(self._broker, workers=self._workers, services=services.WHERE, log_dir=self._log_dir)
+        try:
+            stack.tend()
+            yield {"workers": stack.pids("worker"), "services": stack.pids("service")}
+        finally:
+            stack.stop()
+
+    def _round(self, loads: Loads, floor: Floor, pids: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, float]]:
+        alone, crowd = self._few
+        yield "floor_per_s", floor.sagas_per_s(self._sagas, BATCH)
+        for name, failing in (("completed", False), ("aborted", True)):
+            before = account(self._client, pids)
+            run = loads.throughput(self._sagas, failing=failing)
+            yield f"{name}_per_s", run.per_s
+            yield from _cpu(name, run, account(self._client, pids).since(before))
+        bare = floor.latencies_s(alone)
+        yield "floor_alone_p50_ms", statistics.median(bare) * 1000
+        yield from _latencies("alone", loads.closed_loop(alone, 1))
+        yield from _latencies("64_at_once", loads.closed_loop(crowd, 64))
+        rate = max(10.0, run.per_s / 2)
+        yield "open_loop_rate_per_s", rate
+        yield from _latencies("open_loop", loads.open_loop(crowd, rate))
+
+    def _memory(self, loads: Loads) -> dict[str, float]:
+        """Bytes a saga takes: while it waits to be read, and once it has ended (with what its services recorded)."""
+        count = max(500, self._sagas // 2)
+        before = used_memory(self._client)
+        loads.throughput(count)
+        return {"bytes_an_ended_saga": (used_memory(self._client) - before) / count}
+
+    def _settings(self) -> dict[str, Any]:
+        info: Any = self._client.info("server")
+        fsync: Any = self._client.config_get("appendfsync")
+        return {
+            "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
+            "appendfsync": fsync.get("appendfsync"),
+            "workers": self._workers,
+            "sagas": self._sagas,
+            "rounds": self._rounds,
+        }
+
+
+def _cpu(name: str, run: Run, used: Account) -> Iterator[tuple[str, float]]:
+    """CPU microseconds a saga, of each kind of process."""
+    for who, seconds in (
+        ("server", used.server),
+        ("workers", used.workers),
+        ("services", used.services),
+        ("begin", run.begin_cpu_s),
+    ):
+        yield f"{name}_cpu_us_{who}", seconds / run.sagas * 1e6
+
+
+def _latencies(name: str, run: Run) -> Iterator[tuple[str, float]]:
+    ordered = sorted(run.latencies_s)
+    for percent in (50, 99, 99.9):
+        yield f"{name}_p{percent:g}_ms", ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] * 1000
+
+
+def _ratios(ours: Sequence[float], bare: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, bare, strict=True)]
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The figures for people."""
+    settings, f = result["settings"], result["figures"]
+    yield (
+        f"{settings['server']}, appendfsync {settings['appendfsync']}, {settings['workers']} workers; "
+        f"medians of {settings['rounds']} rounds of {settings['sagas']} sagas of three steps"
+    )
+    yield ""
+    yield f"the floor      {f['floor_per_s']:>8.0f} sagas/s of bare stream traffic, in batches of {BATCH}"
+    yield f"completed      {f['completed_per_s']:>8.0f} sagas/s, {f['ratio_completed']:.2f} of the floor"
+    yield f"aborted        {f['aborted_per_s']:>8.0f} sagas/s, {f['ratio_aborted']:.2f} of the floor"
+    yield ""
+    yield "latency, ms       p50      p99    p99.9"
+    for name, what in (
+        ("alone", "one at a time"),
+        ("64_at_once", "64 at a time"),
+        ("open_loop", f"{f['open_loop_rate_per_s']:.0f} a second"),
+    ):
+        yield f"{what:<14} {f[f'{name}_p50_ms']:>6.2f} {f[f'{name}_p99_ms']:>8.2f} {f[f'{name}_p99.9_ms']:>8.2f}"
+    bare = f"{f['floor_alone_p50_ms']:>6.2f}"
+    yield f"the floor      {bare}  for one saga, a round trip a message; ratio {f['ratio_alone']:.2f}"
+    yield ""
+    yield "CPU, us a saga  server  workers  services  begin"
+    for name in ("completed", "aborted"):
+        used = [f[f"{name}_cpu_us_{who}"] for who in ("server", "workers", "services", "begin")]
+        yield f"{name:<14} {used[0]:>7.0f} {used[1]:>8.0f} {used[2]:>9.0f} {used[3]:>6.0f}"
+    yield f"memory of an ended saga, with what its services recorded: {f['bytes_an_ended_saga']:.0f} bytes"

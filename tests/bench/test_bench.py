@@ -1,0 +1,42 @@
+"""`sagastream bench`, as a user runs it, but small: every figure is there, and makes sense."""
+
+import json
+
+import pytest
+
+from processes import Commands
+from servers import Server
+
+
+def test_it_measures_against_the_floor(server: Server, commands: Commands) -> None:
+    done = commands.run("bench", "--sagas", "200", "--rounds", "1", "--json", REDIS_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    figures = result["figures"]
+    assert result["settings"] | {"server": ""} == {
+        "server": "",
+        "appendfsync": "always",
+        "workers": 1,
+        "sagas": 200,
+        "rounds": 1,
+    }
+    for name in ("completed", "aborted"):
+        assert figures[f"ratio_{name}"] == pytest.approx(figures[f"{name}_per_s"] / figures["floor_per_s"], rel=0.01)
+        for who in ("server", "workers", "services", "begin"):
+            assert 0 <= figures[f"{name}_cpu_us_{who}"] < 1e6  # of a process, counted in hundredths of a second
+        assert figures[f"{name}_cpu_us_server"] > 0
+    for name in ("alone", "64_at_once", "open_loop"):
+        assert 0 < figures[f"{name}_p50_ms"] <= figures[f"{name}_p99_ms"] <= figures[f"{name}_p99.9_ms"]
+    assert 200 < figures["bytes_an_ended_saga"] < 20_000
+
+
+def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> None:
+    done = commands.run("bench", "--sagas", "100", "--rounds", "1", REDIS_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    assert "of the floor" in done.stdout
+    assert "CPU, us a saga" in done.stdout
+
+
+@pytest.mark.parametrize("options", [["--sagas", "0"], ["--workers", "0"], ["--rounds", "x"]])
+def test_wrong_usage(commands: Commands, options: list[str]) -> None:
+    assert commands.run("bench", *options).returncode == 2

@@ -1,0 +1,45 @@
+"""Real servers and real processes for the tests that need them."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processes import Commands
+from servers import Server, start_redis, start_valkey
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home folder of its own for an embedded server."""
+    return tmp_path / "home"
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A fresh server: every test that takes it runs against the embedded Valkey and against Redis 7."""
+    if request.param == "redis":
+        if shutil.which("redis-server") is None:
+            message = "redis-server is not on the path: Debian has it in the package redis-server"
+            if "CI" in os.environ:
+                pytest.fail(message)
+            pytest.skip(message)
+        started = start_redis(tmp_path)
+    else:
+        started = start_valkey(tmp_path)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """Starts `sagastream …` processes, and ends whatever is left of them."""
+    running = Commands(tmp_path)
+    try:
+        yield running
+    finally:
+        running.end()
