@@ -234,14 +234,15 @@ def show(saga_id: str, as_json: bool) -> None:
 @cli.command("list")
 @click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only these.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at the most.")
-def list_sagas(status: str | None, limit: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_sagas(status: str | None, limit: int, as_json: bool) -> None:
     """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
     with opened() as broker:
         from sagastream_bridge import lookup, views
 
         listing = lookup.listing(broker.client, status.upper() if status else None, limit)
         for state in listing.states:
-            click.echo(views.row(state, listing.now_ms))
+            click.echo(lookup.row_as_json(state) if as_json else views.row(state, listing.now_ms))
         for problem in listing.damaged:
             click.echo(f"DAMAGED       {safe(problem)}")
         shown = len(listing.states)

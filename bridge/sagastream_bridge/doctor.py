@@ -89,7 +89,7 @@ class Doctor:
             yield from self._readers(f"service {service}", keys.commands(service), service, command)
             yield from self._held(keys.commands(service), service)
         if quarantined := self._client.xlen(keys.QUARANTINE):
-            yield _warning("quarantine", f"{quarantined} messages were set aside; see sagastream quarantine list")
+            yield _warning("quarantine", f"messages that were set aside: {quarantined}; see sagastream quarantine list")
 
     # --- the server
 
@@ -164,7 +164,7 @@ class Doctor:
         if not self._wrong and not self._overdue:
             yield _ok("sagas", f"{self._live} live, {self._ended} ended; each live one has a reason to move")
         if self._parked:
-            text = f"{self._parked} are parked, and wait for a person; see sagastream list --status parked"
+            text = f"parked, waiting for a person: {self._parked}; see sagastream list --status parked"
             yield _warning("sagas", text)
 
     def _page(self, saga_ids: list[str]) -> Iterator[Finding]:
@@ -241,12 +241,12 @@ class Doctor:
         idle = lookup.consumers(self._client, stream, group)
         waiting = self._client.xlen(stream)
         if idle and min(idle) <= _AT_WORK_MS:
-            yield _ok(about, f"{sum(ms <= _AT_WORK_MS for ms in idle)} at work, {waiting} entries waiting or in hand")
+            yield _ok(about, f"{sum(ms <= _AT_WORK_MS for ms in idle)} at work, entries waiting or in hand: {waiting}")
         elif idle:
             text = f"nobody has asked for work for {min(idle) // 1000} s: busy, hung or dead; if dead: {command}"
             yield _warning(about, text)
         elif waiting or (self._live and group == keys.ORCHESTRATOR_GROUP):
-            yield _problem(about, f"none is running, and {waiting} entries wait; {command}")
+            yield _problem(about, f"none is running, entries that wait: {waiting}; {command}")
         else:
             yield _ok(about, "none is running, and there is nothing to do")
 

@@ -96,6 +96,20 @@ def as_json(found: Found) -> str:
     return json.dumps(view, indent=2)  # plain ASCII: nothing in it can act on a terminal
 
 
+def row_as_json(state: SagaState) -> str:
+    """What a list says of a saga, as one line of JSON."""
+    row = {
+        "saga_id": state.saga_id,
+        "status": str(state.status),
+        "waiting_for": None if state.ended else state.waiting_for,
+        "parked": state.parked,
+        "reason": state.reason,
+        "begun_at": iso(state.begun_ms),
+        "updated_at": iso(state.updated_ms),
+    }
+    return json.dumps(row)
+
+
 def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
     """Sagas for a list: parked ones first, then live ones, the one that waits longest first, then ended ones, the
     newest first. `status` may be PARKED."""

@@ -116,6 +116,14 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     for body in (GOOD, BAD):
         assert commands.run("begin", "-", "--wait", given=json.dumps(body), **running).returncode in (0, 3)
     until(lambda: (s := client.get("parked")) and s.parked, what="it is parked")
+    rows = [json.loads(line) for line in commands.run("list", "--json", **running).stdout.splitlines()]
+    assert [(row["saga_id"], row["status"], row["parked"] is not None) for row in rows] == [
+        ("parked", "COMPENSATING", True),
+        ("waits", "PENDING", False),
+        ("bad", "ABORTED", False),
+        ("good", "COMPLETED", False),
+    ]
+    assert rows[1]["waiting_for"] == "airline to answer Fly, step 1"
     listed = commands.run("list", **running)
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["PARKED", "PENDING", "ABORTED", "COMPLETED"]
     assert "nobody knows what undoes Odd of step 1" in listed.stdout
@@ -123,8 +131,8 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     for status, ids in {
         "parked": ["parked"], "compensating": ["parked"], "pending": ["waits"], "COMPLETED": ["good"],
     }.items():  # fmt: skip
-        rows = commands.run("list", "--status", status, **running).stdout.splitlines()
-        assert [re.split(r"\s{2,}", row)[2] for row in rows] == ids
+        lines = commands.run("list", "--status", status, **running).stdout.splitlines()
+        assert [re.split(r"\s{2,}", line)[2] for line in lines] == ids
     shown = commands.run("show", "parked", **running).stdout
     assert "PARKED" in shown
     assert "parked   nobody knows what undoes Odd of step 1" in shown

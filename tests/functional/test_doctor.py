@@ -58,8 +58,8 @@ def test_parked_sagas_and_quarantined_messages_are_told_of(scene: Scene) -> None
     scene.redis.xadd(keys.REQUESTS, {"body": "{"})
     scene.turns_until(lambda: scene.redis.xlen(keys.QUARANTINE) == 1)
     assert found(scene) == [
-        "warning: 1 are parked, and wait for a person; see sagastream list --status parked",
-        "warning: 1 messages were set aside; see sagastream quarantine list",
+        "warning: parked, waiting for a person: 1; see sagastream list --status parked",
+        "warning: messages that were set aside: 1; see sagastream quarantine list",
     ]
 
 
@@ -208,8 +208,8 @@ def test_nobody_at_work_is_told_of(scene: Scene) -> None:
         for consumer in consumers:
             scene.redis.xgroup_delconsumer(stream, group, consumer["name"])
     texts = found(scene)
-    assert "problem: none is running, and 0 entries wait; sagastream worker" in texts
-    assert "problem: none is running, and 1 entries wait; sagastream service MODULE:NAME" in texts
+    assert "problem: none is running, entries that wait: 0; sagastream worker" in texts
+    assert "problem: none is running, entries that wait: 1; sagastream service MODULE:NAME" in texts
 
 
 def test_entries_that_somebody_has_held_for_long_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -479,3 +479,11 @@ def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkey
     state = scene.client.get("s1")
     assert state is not None
     assert (state.current_step, state.duplicates) == (2, 1)
+
+
+def test_a_worker_says_what_it_sets_aside_one_line_a_turn(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        scene.redis.xadd(keys.REPLIES, {"body": f'{{"type":"Do_ok","saga_id":"nobody{number}","step":1}}'})
+    scene.turns_until(lambda: scene.redis.xlen(keys.QUARANTINE) == 3)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "quarantined" in line]
+    assert line.endswith(f"of {keys.REPLIES}: there is no saga nobody0, and 2 more")

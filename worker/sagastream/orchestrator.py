@@ -74,6 +74,7 @@ class Orchestrator:
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
             self._report(stuck)
+            self._say_quarantined([change for change in changes if change not in lost and change not in stuck])
             for change in changes:
                 if change.rearm and change not in lost:
                     say(self.name, f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash")
@@ -110,6 +111,13 @@ class Orchestrator:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._store.forget_ended()
         return [(None, Due(saga_id=saga_id)) for saga_id in saga_ids]
+
+    def _say_quarantined(self, changes: Sequence[Change]) -> None:
+        """Say that entries were set aside: of many in one turn, which may be somebody's flood, of the first."""
+        if found := [one for change in changes for one in change.quarantined]:
+            entry, reason = found[0]
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            say(self.name, f"quarantined the entry {entry.id.decode()} of {entry.stream}: {reason}{more}")
 
     def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
         """Look for what is due when the first of these sagas is. Of one that another worker moves we learn at the next
