@@ -97,7 +97,8 @@ class SagaState(Struct, frozen=True, kw_only=True):
 
     @property
     def ended(self) -> bool:
-        return self.status in (SagaStatus.COMPLETED, SagaStatus.ABORTED)
+        # By identity: it is asked some twenty times a turn, and an enum of strings compares as strings.
+        return self.status is SagaStatus.COMPLETED or self.status is SagaStatus.ABORTED
 
     @property
     def step(self) -> Step:
