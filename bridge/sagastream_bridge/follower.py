@@ -124,10 +124,11 @@ class Follower:
 
     def _intervened(self, state: SagaState) -> None:
         """Answer those whose requests about this saga were done."""
-        done = {intervention.request_id for intervention in state.interventions}
         for watch in self._watches.of(state.saga_id):
             request = watch.request
-            if isinstance(request, Intervene) and request.request_id in done and self._watches.take_one(watch):
+            if not isinstance(request, Intervene) or not state.has_taken(request.request_id):
+                continue
+            if self._watches.take_one(watch):
                 self._out.answer(watch.caller, f"saga_{request.verb}_ok", told(state))
 
     def _ended(self, state: SagaState) -> None:

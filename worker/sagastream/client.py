@@ -149,7 +149,7 @@ class SagaClient:
                     refused = decode(event[b"body"])
                     raise RequestRefused(refused["code"], refused["text"])
             state = self.get(request.saga_id)
-            if state is not None and request.request_id in [done.request_id for done in state.interventions]:
+            if state is not None and state.has_taken(request.request_id):
                 return state
         raise TimeoutError(
             f"no worker has taken the {request.verb} of saga {request.saga_id} within {timeout_s:g} s; "

@@ -97,7 +97,7 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
     done = Notice(
         kind="done", saga_id=state.saga_id, request_id=event.request_id, body=done_body(event.verb, state.saga_id)
     )
-    if event.request_id is not None and event.request_id in [done.request_id for done in state.interventions]:
+    if state.has_taken(event.request_id):
         return Decision(state=state, notices=(done,))  # the very same request, delivered again
     if (why_not := _why_not(state, event.verb)) is not None:
         return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
@@ -163,8 +163,7 @@ def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     step = state.steps[reply.step - 1]
     if _is_late(step, reply):
         late = replace(step, late_ms=moment.now_ms, result=reply.result)
-        steps = (*state.steps[: reply.step - 1], late, *state.steps[reply.step :])
-        return Decision(state=replace(state, steps=steps), notices=_traced_reply(state, reply))
+        return Decision(state=state.with_step(reply.step, late), notices=_traced_reply(state, reply))
     if _answered_before(state, reply):
         return Decision(state=replace(state, duplicates=state.duplicates + 1))
     return Decision(state=state, quarantine=_why_unfit(state, reply))

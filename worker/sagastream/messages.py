@@ -66,6 +66,11 @@ class StepKind(StrEnum):
     RETRIABLE = "retriable"
 
 
+def usual_attempts(kind: StepKind) -> int:
+    """How often the command of a step is sent at the most that does not say so."""
+    return PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
+
+
 class Verb(StrEnum):
     """What an operator may say about a saga; the request is `saga_<verb>`."""
 
@@ -110,8 +115,8 @@ class StepDefinition(Struct, frozen=True, kw_only=True):
 
     def unusual_options(self) -> list[str]:
         """The names of the options in which this step differs from one that says nothing."""
-        usual = {"attempts": PERSISTENT_ATTEMPTS} if self.kind is StepKind.RETRIABLE else {}
-        return [name for name, value in OPTIONS.items() if getattr(self, name) != usual.get(name, value)]
+        usual = OPTIONS | {"attempts": usual_attempts(self.kind)}
+        return [name for name, value in usual.items() if getattr(self, name) != value]
 
 
 #: What a step may say besides transaction, service and params, and what holds where it does not.

@@ -165,7 +165,7 @@ def retry(state: SagaState, moment: Moment) -> Decision:
     if state.status is SagaStatus.COMPENSATING and state.step.compensation is None:
         return _undo_next(state, moment)  # nobody knew what undoes it; somebody may by now
     step = replace(state.step, tried_before=state.attempt)
-    return send_again(replace(state, steps=_with_step(state, step)), moment)
+    return send_again(state.with_step(state.current_step, step), moment)
 
 
 def _may_be_past_pivot(step: Step, moment: Moment) -> bool:
@@ -266,7 +266,7 @@ def _send_transaction(state: SagaState, moment: Moment) -> Decision:
     step = replace(step, attempt=step.attempt + 1, sent_ms=moment.now_ms)
     definition = step.definition
     times_out_ms = moment.now_ms + definition.timeout_ms
-    state = replace(state, steps=_with_step(state, step), times_out_ms=times_out_ms)
+    state = replace(state.with_step(state.current_step, step), times_out_ms=times_out_ms)
     command = Command(
         service=definition.service,
         type=definition.transaction,
@@ -300,7 +300,7 @@ def _send_compensation(state: SagaState, moment: Moment) -> Decision:
         retried=True,
     )
     times_out_ms = moment.now_ms + definition.timeout_ms
-    return _sent(replace(state, steps=_with_step(state, step), times_out_ms=times_out_ms), command)
+    return _sent(replace(state.with_step(state.current_step, step), times_out_ms=times_out_ms), command)
 
 
 def _sent(state: SagaState, command: Command) -> Decision:
@@ -331,16 +331,11 @@ def _moved(state: SagaState, happening: str, moment: Moment, step: Step, **chang
     `changes` say."""
     waits = {"parked": None, "cancelling": None, "times_out_ms": None, "send_again_ms": None}
     return replace(
-        state,
+        state.with_step(state.current_step, step),
         status=TRANSITIONS[state.status, happening],
         updated_ms=moment.now_ms,
-        steps=_with_step(state, step),
         **waits | changes,
     )
-
-
-def _with_step(state: SagaState, step: Step) -> tuple[Step, ...]:
-    return (*state.steps[: state.current_step - 1], step, *state.steps[state.current_step :])
 
 
 def _quote(error: bytes | None) -> str:

@@ -73,17 +73,23 @@ class Orchestrator:
             states, now_ms = self._store.load({event.saga_id for _, event in letters if event.saga_id is not None})
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
-            self._report(stuck)
-            self._say_quarantined([change for change in changes if change not in lost and change not in stuck])
-            for change in changes:
-                if change.rearm and change not in lost:
-                    say(self.name, f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash")
+            self._report(changes, lost, stuck)
             self._look_again(changes, now_ms)
             again = {change.saga_id for change in lost}
             letters = [letter for letter in letters if letter[1].saga_id in again]
         return len(entries)
 
-    def _report(self, stuck: Sequence[Change]) -> None:
+    def _report(self, changes: Sequence[Change], lost: Sequence[Change], stuck: Sequence[Change]) -> None:
+        """Say what somebody should know of a commit."""
+        refused = {id(change) for change in (*lost, *stuck)}
+        written = [change for change in changes if id(change) not in refused]
+        self._report_stuck(stuck)
+        self._report_quarantined(written)
+        for change in written:
+            if change.rearm:
+                say(self.name, f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash")
+
+    def _report_stuck(self, stuck: Sequence[Change]) -> None:
         """Say which streams hold sagas up, once a while each. Their entries stay pending, and are tried again."""
         streams = {keys.commands(command.service) for change in stuck for command in change.commands}
         if any(change.quarantined for change in stuck):
@@ -112,7 +118,7 @@ class Orchestrator:
             self._store.forget_ended()
         return [(None, Due(saga_id=saga_id)) for saga_id in saga_ids]
 
-    def _say_quarantined(self, changes: Sequence[Change]) -> None:
+    def _report_quarantined(self, changes: Sequence[Change]) -> None:
         """Say that entries were set aside: of many in one turn, which may be somebody's flood, of the first."""
         if found := [one for change in changes for one in change.quarantined]:
             entry, reason = found[0]

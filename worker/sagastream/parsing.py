@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 from sagastream.errors import MalformedMessage
 from sagastream.messages import (
     AS_PUBLISHED,
-    ATTEMPTS,
     BACKOFF_MS,
     ID_PATTERN,
     MAX_ATTEMPTS,
@@ -34,6 +33,7 @@ from sagastream.messages import (
     Unreadable,
     Verb,
     is_id,
+    usual_attempts,
 )
 from sagastream.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload
 
@@ -210,7 +210,6 @@ def _parse_step(step: Any, where: str) -> StepDefinition:
     retry_failed = step.get("retry_failed", False)
     if not isinstance(retry_failed, bool):
         raise MalformedMessage(f"{where}: retry_failed must be true or false")
-    attempts = PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
     return StepDefinition(
         transaction=transaction,
         service=_name(step, "service", where),
@@ -218,7 +217,7 @@ def _parse_step(step: Any, where: str) -> StepDefinition:
         compensation=compensation,
         kind=kind,
         timeout_ms=_limit(step, "timeout_ms", where, TIMEOUT_MS, MAX_TIMEOUT_MS),
-        attempts=_limit(step, "attempts", where, attempts, MAX_ATTEMPTS),
+        attempts=_limit(step, "attempts", where, usual_attempts(kind), MAX_ATTEMPTS),
         compensation_attempts=_limit(step, "compensation_attempts", where, PERSISTENT_ATTEMPTS, MAX_ATTEMPTS),
         backoff_ms=_limit(step, "backoff_ms", where, BACKOFF_MS, MAX_BACKOFF_MS),
         retry_failed=retry_failed,

@@ -171,6 +171,14 @@ class SagaState(Struct, frozen=True, kw_only=True):
         which = f" (attempt {self.attempt} of {self.attempts})" if self.attempt > 1 else ""
         return f"{self.step.definition.service} to answer {what}{which}{then}"
 
+    def with_step(self, number: int, step: Step) -> "SagaState":
+        """The same saga, with this step in the place of the one of that number."""
+        return replace(self, steps=(*self.steps[: number - 1], step, *self.steps[number:]))
+
+    def has_taken(self, request_id: str | None) -> bool:
+        """Whether this request of an operator was done, as far back as that is kept."""
+        return request_id is not None and any(done.request_id == request_id for done in self.interventions)
+
     def with_intervention(self, intervention: Intervention) -> "SagaState":
         return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
 

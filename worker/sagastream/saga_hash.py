@@ -25,10 +25,10 @@ from sagastream.messages import (
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     OPTIONS,
-    PERSISTENT_ATTEMPTS,
     StepDefinition,
     StepKind,
     is_id,
+    usual_attempts,
 )
 from sagastream.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 
@@ -38,13 +38,6 @@ _Columns = tuple[tuple[str, str, Callable[[Any], Word]], ...]
 
 #: In a hash: the step was declared to need no compensation. No name may contain parentheses.
 _NO_COMPENSATION: Final = "(none)"
-#: The numbers of a step's definition, and the largest that each may be.
-_LIMITS: Final = {
-    "timeout_ms": MAX_TIMEOUT_MS,
-    "attempts": MAX_ATTEMPTS,
-    "compensation_attempts": MAX_ATTEMPTS,
-    "backoff_ms": MAX_BACKOFF_MS,
-}
 #: How often anything can have happened, at the most.
 _MOST: Final = 10**9
 
@@ -132,7 +125,7 @@ _STEP: Final[_Columns] = (
 _saga_values = attrgetter(*(attribute for attribute, _, _ in _SAGA))
 _step_values = attrgetter(*(attribute for attribute, _, _ in _STEP))
 _NO_NAMES: Final[Mapping[str, str]] = {}
-_DEFINITION: Final = ("transaction", "service", "params", "compensation", "kind", "retry_failed", *_LIMITS)
+_DEFINITION: Final = ("transaction", "service", "params", *OPTIONS)
 
 
 @lru_cache(maxsize=MAX_STEPS)
@@ -277,15 +270,14 @@ def _decode_definition(fields: dict[bytes, bytes], names: Mapping[str, bytes]) -
     params = fields[names["params"]]
     orjson.loads(params)
     undo = fields.get(names["compensation"])
-    attempts = PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else OPTIONS["attempts"]
     return StepDefinition(
         transaction=_id(fields[names["transaction"]]),
         service=_id(fields[names["service"]]),
         params=params,
-        compensation=AS_PUBLISHED if undo is None else None if undo == b"(none)" else _id(undo),
+        compensation=AS_PUBLISHED if undo is None else None if undo == _NO_COMPENSATION.encode() else _id(undo),
         kind=kind,
         timeout_ms=_number(fields, names["timeout_ms"], OPTIONS["timeout_ms"], 1, MAX_TIMEOUT_MS),
-        attempts=_number(fields, names["attempts"], attempts, 1, MAX_ATTEMPTS),
+        attempts=_number(fields, names["attempts"], usual_attempts(kind), 1, MAX_ATTEMPTS),
         compensation_attempts=_number(
             fields, names["compensation_attempts"], OPTIONS["compensation_attempts"], 1, MAX_ATTEMPTS
         ),
