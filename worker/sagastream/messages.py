@@ -7,6 +7,7 @@ are; `parsing` read and wrote them once, where they came in.
 
 import re
 from enum import IntEnum, StrEnum
+from operator import attrgetter
 from typing import Any, Final
 
 import orjson
@@ -115,14 +116,22 @@ class StepDefinition(Struct, frozen=True, kw_only=True):
 
     def unusual_options(self) -> list[str]:
         """The names of the options in which this step differs from one that says nothing."""
-        usual = OPTIONS | {"attempts": usual_attempts(self.kind)}
-        return [name for name, value in usual.items() if getattr(self, name) != value]
+        values = _option_values(self)
+        usual = _USUAL[self.kind]
+        if values == usual:
+            return []
+        return [name for name, value, other in zip(OPTIONS, values, usual, strict=True) if value != other]
 
 
 #: What a step may say besides transaction, service and params, and what holds where it does not.
 OPTIONS: Final[dict[str, Any]] = {
     field.name: field.default for field in structs.fields(StepDefinition) if field.default is not NODEFAULT
 }
+
+
+_option_values = attrgetter(*OPTIONS)
+#: The options of a step that says no more than its kind, if that.
+_USUAL: Final = {kind: tuple((OPTIONS | {"attempts": usual_attempts(kind)}).values()) for kind in StepKind}
 
 
 class Begin(Struct, frozen=True, kw_only=True):

@@ -5,13 +5,12 @@ and where.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from sagastream.errors import MalformedMessage
 from sagastream.messages import (
     AS_PUBLISHED,
-    BACKOFF_MS,
     ID_PATTERN,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
@@ -20,9 +19,7 @@ from sagastream.messages import (
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     OPTIONS,
-    PERSISTENT_ATTEMPTS,
     REPLY_PATTERN,
-    TIMEOUT_MS,
     Begin,
     Code,
     Command,
@@ -38,7 +35,6 @@ from sagastream.messages import (
 from sagastream.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload
 
 _D = TypeVar("_D", None, bytes)
-_L = TypeVar("_L", None, int)
 
 _STEP_MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
 
@@ -95,7 +91,9 @@ def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False
     begin = Begin(
         saga_id=saga_id,
         steps=definitions,
-        deadline_ms=_limit(body, "deadline_ms", "the body", None, MAX_DEADLINE_MS),
+        deadline_ms=_limit(body["deadline_ms"], "deadline_ms", "the body", MAX_DEADLINE_MS)
+        if "deadline_ms" in body
+        else None,
         request_id=request_id,
         trace=trace,
     )
@@ -197,31 +195,51 @@ def _request_id(fields: Mapping[bytes, bytes]) -> str | None:
 
 def _parse_step(step: Any, where: str) -> StepDefinition:
     _object(step, where, _STEP_MEMBERS)
+    options = {name: _OPTION_READERS[name](step, name, where) for name in OPTIONS if name in step}
+    if "kind" in options:
+        options.setdefault("attempts", usual_attempts(options["kind"]))
     transaction = _name(step, "transaction", where)
-    compensation: str | None = AS_PUBLISHED
-    if "compensation" in step:
-        compensation = None if step["compensation"] is None else _name(step, "compensation", where)
-        if compensation == transaction:
-            raise MalformedMessage(f"{where}: a transaction cannot be its own compensation")
-    try:
-        kind = StepKind(step.get("kind", StepKind.COMPENSATABLE))
-    except ValueError:
-        raise MalformedMessage(f"{where}: kind must be one of {', '.join(StepKind)}") from None
-    retry_failed = step.get("retry_failed", False)
-    if not isinstance(retry_failed, bool):
-        raise MalformedMessage(f"{where}: retry_failed must be true or false")
+    if options.get("compensation") == transaction:
+        raise MalformedMessage(f"{where}: a transaction cannot be its own compensation")
     return StepDefinition(
         transaction=transaction,
         service=_name(step, "service", where),
         params=encode_payload(step.get("params")),
-        compensation=compensation,
-        kind=kind,
-        timeout_ms=_limit(step, "timeout_ms", where, TIMEOUT_MS, MAX_TIMEOUT_MS),
-        attempts=_limit(step, "attempts", where, usual_attempts(kind), MAX_ATTEMPTS),
-        compensation_attempts=_limit(step, "compensation_attempts", where, PERSISTENT_ATTEMPTS, MAX_ATTEMPTS),
-        backoff_ms=_limit(step, "backoff_ms", where, BACKOFF_MS, MAX_BACKOFF_MS),
-        retry_failed=retry_failed,
+        **options,
     )
+
+
+def _undo(step: dict[str, Any], name: str, where: str) -> str | None:
+    return None if step[name] is None else _name(step, name, where)
+
+
+def _kind(step: dict[str, Any], name: str, where: str) -> StepKind:
+    try:
+        return StepKind(step[name])
+    except ValueError:
+        raise MalformedMessage(f"{where}: kind must be one of {', '.join(StepKind)}") from None
+
+
+def _flag(step: dict[str, Any], name: str, where: str) -> bool:
+    if not isinstance(step[name], bool):
+        raise MalformedMessage(f"{where}: {name} must be true or false")
+    return bool(step[name])
+
+
+def _at_most(most: int) -> Callable[[dict[str, Any], str, str], int]:
+    return lambda step, name, where: _limit(step[name], name, where, most)
+
+
+#: How each option of a step is read.
+_OPTION_READERS: Final[dict[str, Callable[[dict[str, Any], str, str], Any]]] = {
+    "compensation": _undo,
+    "kind": _kind,
+    "timeout_ms": _at_most(MAX_TIMEOUT_MS),
+    "attempts": _at_most(MAX_ATTEMPTS),
+    "compensation_attempts": _at_most(MAX_ATTEMPTS),
+    "backoff_ms": _at_most(MAX_BACKOFF_MS),
+    "retry_failed": _flag,
+}
 
 
 def _check_order(steps: Sequence[StepDefinition]) -> None:
@@ -240,13 +258,10 @@ def _check_order(steps: Sequence[StepDefinition]) -> None:
             raise MalformedMessage(f"steps[{index}]: {what}: the steps after it must be retriable")
 
 
-def _limit(value: dict[str, Any], key: str, where: str, default: _L, most: int) -> int | _L:
-    """A whole number from 1 to `most`, or the default where there is none."""
-    if key not in value:
-        return default
-    number = value[key]
+def _limit(number: Any, name: str, where: str, most: int) -> int:
+    """A whole number from 1 to `most`."""
     if type(number) is not int or not 1 <= number <= most:
-        raise MalformedMessage(f"{where}: {key} must be a whole number from 1 to {most}")
+        raise MalformedMessage(f"{where}: {name} must be a whole number from 1 to {most}")
     return number
 
 

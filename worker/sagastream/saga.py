@@ -120,10 +120,10 @@ class SagaState(Struct, frozen=True, kw_only=True):
         """When it needs attention next, whatever comes or does not come; None: not before a person acts, or ever."""
         if self.parked is not None or self.ended:
             return None
-        times = [ms for ms in (self.times_out_ms, self.send_again_ms) if ms is not None]
+        due_ms = self.send_again_ms if self.times_out_ms is None else self.times_out_ms
         if self.deadline_ms is not None and self.may_be_cancelled:
-            times.append(self.deadline_ms)
-        return min(times, default=0)
+            due_ms = self.deadline_ms if due_ms is None else min(due_ms, self.deadline_ms)
+        return due_ms or 0
 
     @property
     def command(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import redis
@@ -165,7 +166,7 @@ class _CommitArguments:
         return self._streams.setdefault(key, len(self._streams) + 1)
 
     def _append(self, key: str, fields: Fields) -> list[str | bytes | int]:
-        return [self._stream(key), 2 * len(fields), *(word for field in fields.items() for word in field)]
+        return [self._stream(key), 2 * len(fields), *chain.from_iterable(fields.items())]
 
 
 def _score(before: SagaState | None, after: SagaState | None) -> str:

@@ -24,11 +24,12 @@ def call(client: "redis.Redis", words: Words) -> Any:
 
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
     """The answers to these commands, as the server gives them, refusals among them."""
-    packed = [pack_command(tuple(words)) for words in commands]  # type: ignore[arg-type]  # it takes any word
+    # In one piece: redis-py writes each item of a list to the socket by itself.
+    packed = b"".join([pack_command(tuple(words)) for words in commands])  # type: ignore[arg-type]  # it takes any word
     pool = client.connection_pool
     connection: Any = pool.get_connection()
     try:
-        connection.send_packed_command(packed)
+        connection.send_packed_command([packed])
         return [_answer(connection) for _ in commands]
     except BaseException:
         connection.disconnect()  # an answer may still be on its way
