@@ -42,6 +42,12 @@ def used_memory(client: "redis.Redis") -> int:
     return int(info["used_memory_dataset"])
 
 
+def memory_of(pids: Sequence[int]) -> int:
+    """Bytes of memory that these processes hold."""
+    asked = ["ps", "-o", "rss=", "-p", ",".join(map(str, pids))]
+    return 1024 * sum(map(int, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
+
+
 def _cpu_s(pid: int) -> float:
     stat = Path(f"/proc/{pid}/stat")
     if stat.exists():

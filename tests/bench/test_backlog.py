@@ -1,0 +1,158 @@
+"""Many sagas that wait: they hold nobody up, and cost nothing but their room in the broker.
+
+`SAGASTREAM_SOAK_SAGAS=1000000 pytest -m soak tests/bench/test_backlog.py -s` is the long run; it prints its figures.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from sagastream import keys, store
+from sagastream.client import append_requests
+from sagastream.messages import Begin
+from sagastream.parsing import parse_begin
+from sagastream_bridge.bench import services
+from sagastream_bridge.bench.accounts import memory_of, used_memory
+from sagastream_bridge.stack import Stack
+from servers import Server
+from waiting import until
+
+#: Sagas that are begun in one round trip.
+BATCH = 500
+#: Bytes of the broker's data, and of the worker, that are weather.
+NOISE = 8 << 20
+
+
+class Sagas:
+    """The sagas of one run on one server."""
+
+    def __init__(self, server: Server, log_dir: Path) -> None:
+        self.broker = server.broker()
+        self.client: redis.Redis = self.broker.client
+        self._log_dir = log_dir
+        self._begun = self._forgotten = 0
+
+    @contextmanager
+    def running(self, *, workers: int = 1, with_services: bool = True) -> Iterator[Stack]:
+        where = services.WHERE if with_services else ()
+        stack = Stack(self.broker, workers=workers, services=where, log_dir=self._log_dir)
+        stack.tend()
+        try:
+            yield stack
+        finally:
+            stack.stop()
+
+    def begin(self, count: int) -> None:
+        for _ in range(count // BATCH):
+            append_requests(self.client, [self._next() for _ in range(BATCH)])
+
+    def _next(self) -> Begin:
+        self._begun += 1
+        return parse_begin({"saga_id": f"s{self._begun}", "steps": services.steps()}, request_id=f"r{self._begun}")
+
+    @property
+    def live(self) -> int:
+        return self.client.zcard(keys.TIMERS)
+
+    @property
+    def ended(self) -> int:
+        return self.client.zcard(keys.ENDED)
+
+    def ended_per_s(self, count: int, *, meanwhile: Callable[[], object] = lambda: None) -> float:
+        """How many sagas end in a second, while `count` more of them do, or all that are left."""
+        first, start = self.ended, time.monotonic()
+
+        def are_ended() -> bool:
+            meanwhile()
+            return self.ended >= min(first + count, self._begun - self._forgotten)
+
+        until(are_ended, what=f"{count} sagas end", timeout_s=count / 100 + 60)
+        return (self.ended - first) / (time.monotonic() - start)
+
+    def expire(self) -> None:
+        """What expires, as if its time had come."""
+        for key in self.client.scan_iter(count=1000):
+            if self.client.ttl(key) > 0:
+                self.client.unlink(key)
+        store.Store(self.client, retention_ms=0).forget_ended()
+        self._forgotten = self._begun
+
+
+@pytest.fixture
+def sagas(server: Server, tmp_path: Path) -> Sagas:
+    return Sagas(server, tmp_path)
+
+
+def test_sagas_that_wait_to_be_begun_slow_nobody_and_take_no_worker_memory(sagas: Sagas) -> None:
+    measure_backlog(sagas, waiting=3_000, window=1_000)
+
+
+@pytest.mark.soak
+def test_a_million_sagas_that_wait_to_be_begun(sagas: Sagas) -> None:
+    waiting = int(os.environ.get("SAGASTREAM_SOAK_SAGAS", "1000000"))
+    figures = measure_backlog(sagas, waiting=waiting, window=20_000)
+    assert figures["drain rate / rate of the empty store"] > 0.8
+
+
+def measure_backlog(sagas: Sagas, *, waiting: int, window: int) -> dict[str, float]:
+    """Sagas on an empty store, the same beside many that wait, all of those, and what is left of it in the end.
+
+    The rate of the empty store is that of a backlog of three windows: a worker that has nothing to wait for.
+    """
+    with sagas.running():
+        sagas.begin(BATCH)
+        sagas.ended_per_s(BATCH)  # everything is warm
+    sagas.expire()
+    empty = used_memory(sagas.client)
+    sagas.begin(3 * window)
+    with sagas.running() as stack:
+        alone = sagas.ended_per_s(window)
+        until(lambda: sagas.live == 0, what="all have ended", timeout_s=600)
+        memory_before = memory_of(stack.pids("worker"))
+    sagas.expire()
+    before = used_memory(sagas.client)
+    sagas.begin(waiting)
+    a_waiting_saga = (used_memory(sagas.client) - before) / waiting
+    with sagas.running() as stack:
+        memory: list[int] = []
+        rate = sagas.ended_per_s(window, meanwhile=lambda: memory.append(memory_of(stack.pids("worker"))))
+        rest = sagas.ended_per_s(waiting - window, meanwhile=lambda: memory.append(memory_of(stack.pids("worker"))))
+    an_ended_saga = (used_memory(sagas.client) - before) / waiting
+    sagas.expire()
+    figures = {
+        "sagas": waiting,
+        "sagas/s, empty store": alone,
+        "sagas/s, with all waiting": rate,
+        "sagas/s, the rest": rest,
+        "drain rate / rate of the empty store": rate / alone,
+        "bytes of a waiting saga": a_waiting_saga,
+        "bytes of an ended saga": an_ended_saga,
+        "bytes left in the end": used_memory(sagas.client) - empty,
+        "worker memory grew by": max(memory) - memory_before,
+    }
+    print(*(f"{name}: {value:.2f}" for name, value in figures.items()), sep="\n")
+    assert max(memory) - memory_before < NOISE
+    assert used_memory(sagas.client) - empty < NOISE
+    assert sagas.live == 0
+    assert sum(sagas.client.xlen(stream) for stream in (keys.REQUESTS, keys.REPLIES, keys.QUARANTINE)) == 0
+    return figures
+
+
+def test_a_live_saga_takes_little_room(sagas: Sagas) -> None:
+    """Sagas that are begun and wait for a service, which is the most that a saga in flight takes."""
+    with sagas.running(with_services=False):
+        sagas.begin(BATCH)
+        until(lambda: sagas.live == BATCH, what="all are begun")
+        before = used_memory(sagas.client)
+        sagas.begin(2 * BATCH)
+        until(lambda: sagas.live == 3 * BATCH, what="all are begun")
+        a_live_saga = (used_memory(sagas.client) - before) / (2 * BATCH)
+    print(f"bytes of a live saga, with its command: {a_live_saga:.0f}")
+    assert a_live_saga < 2500
+    with sagas.running():
+        until(lambda: sagas.ended == 3 * BATCH, what="all have ended", timeout_s=60)

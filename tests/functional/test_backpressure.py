@@ -1,0 +1,94 @@
+"""Whoever has much to do holds up nobody else."""
+
+from pathlib import Path
+
+import pytest
+
+from processes import Commands
+from sagastream import keys
+from sagastream.client import SagaClient, append_requests
+from sagastream.messages import Begin
+from sagastream.parsing import parse_begin
+from sagastream.saga import SagaStatus
+from scenes import Scene, do
+from servers import Server
+from waiting import until
+
+
+def begin(saga_id: str, name: str = "Do", service: str = "work") -> Begin:
+    return parse_begin({"saga_id": saga_id, "steps": [do(name=name, service=service)]}, request_id=saga_id)
+
+
+def begin_many(scene: Scene, name: str, count: int) -> None:
+    append_requests(scene.redis, [begin(f"{name}{n}") for n in range(count)])
+
+
+def answer_all(scene: Scene) -> None:
+    while scene.redis.xlen(keys.commands("work")):
+        scene.runner.turn(block_ms=1)
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def test_a_flood_of_begins_does_not_hold_up_a_saga_that_is_under_way(scene: Scene) -> None:
+    """Its reply is read in the next turn, and that turn takes few of the flood."""
+    scene.begin("s1", do(1), do(2), do(3))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.runner.turn(block_ms=1)
+    begin_many(scene, "flood", 1000)
+    for step in (2, 3):
+        scene.worker.turn(block_ms=1)
+        state = scene.client.get("s1")
+        assert state is not None
+        assert state.current_step == step
+        until(
+            lambda: not scene.runner.turn(block_ms=1) and scene.redis.xlen(keys.commands("work")) == 0, what="answers"
+        )
+    assert scene.redis.xlen(keys.REQUESTS) >= 1000 - 2 * 32
+
+
+def test_where_many_replies_wait_they_come_before_requests(scene: Scene) -> None:
+    begin_many(scene, "early", 160)
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 160)
+    answer_all(scene)
+    begin_many(scene, "late", 100)
+    scene.worker.turn(block_ms=1)
+    assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (160 - 128, 100 - 32)
+    scene.worker.turn(block_ms=1)
+    assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (0, 100 - 32)  # it took no more
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+
+
+SLOW_AND_FAST = """
+import time
+from pathlib import Path
+from sagastream import Service
+
+slow, fast = Service("slow"), Service("fast")
+
+@slow.command("Wait", compensation=None)
+def wait(params, context):
+    while not Path("go").exists():
+        time.sleep(0.01)
+
+@fast.command("Do", compensation=None)
+def do(params, context):
+    pass
+"""
+
+
+def test_the_backlog_of_a_slow_service_does_not_hold_up_the_others(server: Server, commands: Commands) -> None:
+    (commands.folder / "shop.py").write_text(SLOW_AND_FAST)
+    for arguments in (("worker",), ("service", "shop:slow"), ("service", "shop:fast")):
+        commands.quiet(*arguments, env={"REDIS_URL": server.url})
+    broker = server.broker()
+    append_requests(broker.client, [begin(f"slow{n}", "Wait", "slow") for n in range(300)])
+    append_requests(broker.client, [begin(f"fast{n}", "Do", "fast") for n in range(300)])
+    client = SagaClient(broker)
+    assert {client.wait(f"fast{n}", timeout_s=30).status for n in range(300)} == {SagaStatus.COMPLETED}
+    assert broker.client.zcard(keys.TIMERS) == 300  # not one of the slow ones
+    Path(commands.folder / "go").touch()
+    assert {client.wait(f"slow{n}", timeout_s=30).status for n in range(300)} == {SagaStatus.COMPLETED}
