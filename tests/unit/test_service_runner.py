@@ -1,4 +1,4 @@
-"""What a handler's return or rejection becomes."""
+"""What a service does with the commands in hand."""
 
 import math
 import threading
@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from sagastream import backoff, dedupe, keys
 from sagastream.command_inbox import CommandInbox, Delivery
-from sagastream.errors import MalformedMessage, Reject
+from sagastream.errors import Reject
 from sagastream.messages import Command, Reply
-from sagastream.service import Context, Handler, Service, context_of
-from sagastream.service_runner import TRIES, ServiceRunner, _call
+from sagastream.service import Context, Handler, Service
+from sagastream.service_runner import TRIES, ServiceRunner
 from sagastream.streams import Entry
-from sagastream.strict_json import MAX_PAYLOAD_BYTES, decode
+from sagastream.strict_json import MAX_PAYLOAD_BYTES
 
 
 def a_command(*, compensating: bool = False, not_after_ms: int | None = None) -> Command:
@@ -32,73 +32,6 @@ def a_command(*, compensating: bool = False, not_after_ms: int | None = None) ->
         begun_ms=5,
         not_after_ms=not_after_ms,
     )
-
-
-def called(handler: Handler, *, compensating: bool = False) -> Reply:
-    command = a_command(compensating=compensating)
-    return _call(handler, command, context_of(command))
-
-
-def rejecting(error: object) -> Reply:
-    def handle(params: Any, context: Context) -> None:
-        raise Reject(error)
-
-    return called(handle)
-
-
-def test_what_a_handler_returns_is_the_result() -> None:
-    reply = called(lambda params, context: {"got": params, "key": context.key})
-    assert (reply.type, reply.saga_id, reply.step, reply.error, reply.unknown) == (
-        "Charge_ok",
-        "saga42",
-        2,
-        None,
-        False,
-    )
-    assert orjson.loads(reply.result or b"") == {"got": {"n": 2**64 - 1}, "key": "saga42/2/transaction"}
-
-
-def test_a_handler_that_returns_nothing_gives_no_result() -> None:
-    assert called(lambda params, context: None).body() == (b'{"type":"Charge_ok","saga_id":"saga42","step":2}')
-
-
-@pytest.mark.parametrize("value", [False, 0, "", [], {}])
-def test_what_is_empty_is_a_result_all_the_same(value: object) -> None:
-    assert orjson.loads(called(lambda params, context: value).result or b"") == value
-
-
-def test_the_result_of_a_compensation_is_not_told() -> None:
-    assert called(lambda params, context: {"a": 1}, compensating=True).body() == (
-        b'{"type":"Refund_ok","saga_id":"saga42","step":2}'
-    )
-
-
-def test_a_rejection_is_a_failed_reply_with_its_error() -> None:
-    assert rejecting("insufficient_funds").body() == (
-        b'{"type":"Charge_failed","saga_id":"saga42","step":2,"error":"insufficient_funds"}'
-    )
-    assert rejecting({"code": 7}).error == b'{"code":7}'
-    assert not rejecting("no").unknown
-
-
-@pytest.mark.parametrize("error", [math.nan, {1, 2}, "x" * (MAX_PAYLOAD_BYTES + 1), ValueError("bad"), 2**64])
-def test_a_rejection_whose_error_no_message_can_carry_is_still_one(error: object) -> None:
-    reply = rejecting(error)
-    assert reply.type == "Charge_failed"
-    assert decode(reply.body())["error"].startswith(repr(error)[:100])
-
-
-def test_a_rejection_with_a_lone_surrogate_is_still_one() -> None:
-    class Odd:
-        def __repr__(self) -> str:
-            return "\ud800"
-
-    assert rejecting(Odd()).type == "Charge_failed"
-
-
-def test_a_result_that_no_message_can_carry_is_no_result() -> None:
-    with pytest.raises(MalformedMessage):
-        called(lambda params, context: {"amount": math.nan})
 
 
 # --- handlers that raise

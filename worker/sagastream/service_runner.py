@@ -1,11 +1,11 @@
 """Runs a service: reads its commands, calls the handlers, answers. Any number of them share the work."""
 
+import asyncio
 import threading
 import time
 import traceback
 from typing import Final
 
-import orjson
 import redis
 from msgspec.structs import replace
 
@@ -13,11 +13,12 @@ from sagastream import backoff, dedupe, published
 from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
 from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.console import describe, printable, say
-from sagastream.errors import MalformedMessage, Reject
+from sagastream.errors import MalformedMessage
+from sagastream.handlers import call, call_async
 from sagastream.messages import Command, Reply, failed, ok, reply_to
-from sagastream.service import Context, Handler, Service, context_of
+from sagastream.service import Handler, Service, context_of, is_async
 from sagastream.streams import BATCH, consumer_name
-from sagastream.strict_json import encode, encode_payload
+from sagastream.strict_json import encode
 
 #: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
@@ -143,7 +144,10 @@ class ServiceRunner:
         """Call the handler, more than once if need be; None: the process is to stop."""
         for attempt in range(1, TRIES + 1):
             try:
-                return _call(handler, command, context_of(command, key))
+                context = context_of(command, key)
+                if is_async(handler):
+                    return asyncio.run(call_async(handler, command, context))
+                return call(handler, command, context)
             except (Exception, SystemExit) as error:
                 if isinstance(error, redis.RedisError) and is_outage(error):
                     raise
@@ -169,19 +173,3 @@ class ServiceRunner:
         """The reply that says that nobody knows whether the step had its effect."""
         say(self.name, f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}")
         return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True)
-
-
-def _call(handler: Handler, command: Command, context: Context) -> Reply:
-    """Call the handler once. Raises what it raises but for Reject, and MalformedMessage if its result is no JSON: to
-    call it again would not mend that."""
-    try:
-        result = handler(orjson.loads(command.params), context)
-    except Reject as rejection:
-        try:
-            error = encode_payload(rejection.error)
-        except MalformedMessage:
-            error = encode(printable(repr(rejection.error)[:500]))
-        return reply_to(command, failed(command.type), error=error)
-    if command.compensating or result is None:
-        return reply_to(command, ok(command.type))
-    return reply_to(command, ok(command.type), result=encode_payload(result))
