@@ -18,7 +18,6 @@ finds under `context.transaction_key`, and sees to it that nothing more can be d
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from traceback import extract_tb
@@ -39,8 +38,7 @@ Handler = Callable[[Any, "Context"], Any]
 _H = TypeVar("_H", bound=Handler)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(Struct, frozen=True, kw_only=True):
     """What a handler may know of its command beyond the params."""
 
     saga_id: str
