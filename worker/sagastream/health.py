@@ -4,6 +4,8 @@ A file and no port: nothing listens, nothing has to be let through, and two proc
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +18,11 @@ _EVERY_S: Final = 1.0
 class HealthFile:
     """The file of one process. There is none until it has heard from the broker for the first time."""
 
-    def __init__(self, path: Path, who: str) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises OSError where it cannot be written."""
         path.touch()
         path.unlink()  # what a process before this one left says nothing about this one
         self._path = path
-        self._who = who
         self._touched = float("-inf")
         self._failed = False
 
@@ -35,8 +36,16 @@ class HealthFile:
         except OSError as error:
             if not self._failed:
                 self._failed = True
-                say(self._who, f"cannot touch the health file: {printable(str(error))}")
+                say("sagastream", f"cannot touch the health file: {printable(str(error))}")
 
-    def remove(self) -> None:
-        """The process has ended in order."""
-        self._path.unlink(missing_ok=True)
+
+@contextmanager
+def health_file_at(path: Path | None) -> Iterator[HealthFile | None]:
+    """The health file of a process, for as long as it works; none without a path."""
+    if path is None:
+        yield None
+        return
+    try:
+        yield HealthFile(path)
+    finally:
+        path.unlink(missing_ok=True)

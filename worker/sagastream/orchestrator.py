@@ -16,6 +16,7 @@ from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Event, decide, may_undo
+from sagastream.health import HealthFile
 from sagastream.messages import Due
 from sagastream.moves import Found, Moment, Published
 from sagastream.parsing import read_reply, read_request
@@ -40,8 +41,16 @@ Letter = tuple[Entry | None, Event]
 class Orchestrator:
     """One worker. `stop` may be set from anywhere: the running turn is finished, then `run` returns."""
 
-    def __init__(self, broker: Broker, stop: threading.Event, *, retention_ms: int = keys.ENDED_KEPT_MS) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        stop: threading.Event,
+        *,
+        retention_ms: int = keys.ENDED_KEPT_MS,
+        health: HealthFile | None = None,
+    ) -> None:
         """`retention_ms`: how long a saga is kept once it has ended."""
+        self._health = health
         self.name = f"worker {(consumer := consumer_name())}"
         self._broker = broker
         self._outage = Outage(broker, self.name, stop)
@@ -102,6 +111,8 @@ class Orchestrator:
     def _read(self, block_ms: int) -> list[Entry]:
         wait_ms = int((self._look_at - time.monotonic()) * 1000)
         entries = self._inbox.read(max(1, min(block_ms, wait_ms)), only=keys.REPLIES if self._replies_only else None)
+        if self._health is not None:
+            self._health.beat(time.monotonic())
         self._replies_only = sum(entry.stream == keys.REPLIES for entry in entries) >= BATCH
         return entries
 
