@@ -212,7 +212,7 @@ class ServiceRunner:
         """End with the handlers that do not: a thread cannot be ended in any other way."""
         say(
             self.name,
-            f"{self._hand.runs} handlers still run after {self._grace_s:g} s; others take their commands over",
+            f"handlers: {self._hand.runs} still running {self._grace_s:g} s after the signal; ended, others take over",
         )
         self._outage.once(self._send)
         self._outage.once(self._inbox.reader.leave)
