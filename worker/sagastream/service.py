@@ -67,8 +67,9 @@ class Service:
         """
         Args:
             name: what sagas call the service.
-            lease_ms: how long a process may hold a command before another takes it over. Longer than any handler
-                takes: one that takes longer may run twice at once, kept apart only by its idempotency key.
+            lease_ms: after how long another process takes over what a dead or hanging one holds. A process renews it
+                while a handler runs and its answer is waited for. Without a deadline it does not: a compensation, or a
+                retriable step, that takes longer may run twice at once, kept apart only by its idempotency key.
             concurrency: how many handlers one process runs at once: plain ones in threads, async ones in one event
                 loop.
 
