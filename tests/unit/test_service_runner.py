@@ -17,9 +17,10 @@ from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.errors import Reject
 from sagastream.messages import Command, Reply
 from sagastream.service import Context, Handler, Service
-from sagastream.service_runner import TRIES, ServiceRunner
+from sagastream.service_runner import GRACE_S, TRIES, ServiceRunner
 from sagastream.streams import Entry
 from sagastream.strict_json import MAX_PAYLOAD_BYTES
+from sagastream_bridge.cli import cli
 from waiting import until
 
 
@@ -371,6 +372,11 @@ def test_an_undo_that_raises_is_tried_again(error: Exception) -> None:
 @pytest.mark.parametrize("error", [ValueError("always"), Reject("no")])
 def test_a_command_whose_undo_does_not_succeed_is_not_answered(error: Exception) -> None:
     assert overruled(Raising(), Undoing(*[error] * TRIES)) == []
+
+
+def test_the_command_line_grants_the_grace_that_the_runner_does() -> None:
+    [grace] = [option.default for option in cli.commands["service"].params if option.name == "grace"]
+    assert grace == GRACE_S
 
 
 # --- a batch of commands
