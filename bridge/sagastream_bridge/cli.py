@@ -49,6 +49,14 @@ _RETENTION = click.option(
     help="How long a saga is kept once it has ended.",
 )
 
+_HEALTH_FILE = click.option(
+    "--health-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Touch this file every second or two for as long as the broker answers.",
+)
+_UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+
 
 def main() -> NoReturn:
     """The command `sagastream`."""
@@ -60,30 +68,54 @@ def main() -> NoReturn:
 
 @cli.command()
 @_RETENTION
-@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
-def worker(retention_days: float, until_eof: bool) -> None:
+@_HEALTH_FILE
+@_UNTIL_EOF
+def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
     stop = stop_event(until_eof)
     with opened() as broker:
+        from sagastream.health import health_file_at
         from sagastream.orchestrator import Orchestrator
 
-        Orchestrator(broker, stop, retention_ms=max(1, int(retention_days * _DAY_MS))).run()
+        with health_file_at(health_file) as health:
+            Orchestrator(broker, stop, retention_ms=max(1, int(retention_days * _DAY_MS)), health=health).run()
 
 
 @cli.command()
 @click.argument("where", metavar="MODULE:NAME")
-@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
-def service(where: str, until_eof: bool) -> None:
+@click.option(
+    "--reload", is_flag=True, help="Start it again when a .py file below this folder changes: for development."
+)
+@click.option(
+    "--grace",
+    default=25.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    callback=finite,
+    metavar="SECONDS",
+    help="How long handlers may still run when the process is to end.",
+)
+@_HEALTH_FILE
+@_UNTIL_EOF
+def service(where: str, reload: bool, grace: float, health_file: Path | None, until_eof: bool) -> None:
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
     _check_where(where)
     stop = stop_event(until_eof)
+    sys.path.insert(0, str(Path.cwd()))
     with opened() as broker:
+        if reload:
+            from sagastream_bridge.reload import run
+
+            more = ["--grace", str(grace), *(["--health-file", str(health_file)] if health_file else [])]
+            run(broker, where, more, stop, grace_s=grace)
+            return
+        from sagastream.health import health_file_at
         from sagastream.service import load_service
         from sagastream.service_runner import ServiceRunner
 
-        sys.path.insert(0, str(Path.cwd()))
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
-        ServiceRunner(broker, load_service(where), stop).run()
+        with health_file_at(health_file) as health:
+            ServiceRunner(broker, load_service(where), stop, grace_s=grace, health=health).run()
 
 
 @cli.command()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from sagastream.backoff import delay
 from sagastream.broker import Broker
@@ -71,25 +71,38 @@ class Stack:
             process.stdin.close()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()  # what it held is taken over when somebody runs again
-                process.wait()
+            end(process, max(0.0, deadline - time.monotonic()))
 
     def _start(self, child: _Child) -> None:
         child.started = time.monotonic()
         log = None if self._log_dir is None else (self._log_dir / f"{child.name}.log").open("ab")
-        said = log or sys.stderr
         try:
-            child.process = subprocess.Popen(
-                [sys.executable, "-m", "sagastream_bridge.cli", *child.arguments, "--until-eof"],
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
-                env=os.environ | {"REDIS_URL": self._broker.url, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
-            )
+            child.process = spawn(self._broker, child.arguments, log)
         finally:
             if log is not None:
                 log.close()
+
+
+def spawn(broker: Broker, arguments: Sequence[str], log: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
+    """Start `sagastream ARGUMENTS` on this broker; a command that ends when its standard input does. What it says goes
+    to `log`, by default to our stderr."""
+    said = log or sys.stderr
+    return subprocess.Popen(
+        [sys.executable, "-m", "sagastream_bridge.cli", *arguments, "--until-eof"],
+        stdin=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
+        env=os.environ | {"REDIS_URL": broker.url, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
+    )
+
+
+def end(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
+    """Let a process finish what it has in hand, for so long."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()  # what it held is taken over when somebody runs again
+        process.wait()

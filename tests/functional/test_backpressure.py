@@ -12,7 +12,6 @@ from sagastream.parsing import parse_begin
 from sagastream.saga import SagaStatus
 from scenes import Scene, do
 from servers import Server
-from waiting import until
 
 
 def begin(saga_id: str, name: str = "Do", service: str = "work") -> Begin:

@@ -3,6 +3,7 @@
 import functools
 import sys
 import types
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_service_without_commands_is_told_when_it_is_to_be_published() -> None
 
 
 async def handle_async(params: Any, context: Context) -> None:
-    """A handler that nobody would await."""
+    """A handler that does nothing, and may be awaited."""
 
 
 class Handlers:
@@ -135,14 +136,47 @@ def named(*, params: Any, context: Context) -> None:
     """A handler that takes what it is not given."""
 
 
-@pytest.mark.parametrize("handler", [handle_async, Handlers().refund, functools.partial(handle_async)])
-def test_an_async_handler_is_refused_where_it_is_declared(handler: Any) -> None:
+class AsyncObject:
+    """An object that is called as a handler, and is async."""
+
+    async def __call__(self, params: Any, context: Context) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (handle_async, True),
+        (Handlers().refund, True),
+        (functools.partial(handle_async), True),
+        (AsyncObject(), True),
+        (handle, False),
+        (Handlers().charge, False),
+        (Handlers(), False),
+        (lambda params, context: None, False),
+    ],
+)
+def test_async_handlers_are_told_from_plain_ones(handler: Any, expected: bool) -> None:
     service = Service("payment")
-    text = "service payment: the handler of {} is async; handlers are plain functions"
-    assert told(service.command("Charge", compensation=None), handler) == text.format("Charge")
-    assert told(service.compensation("Refund"), handler) == text.format("Refund")
-    assert service.handler(a_command("Charge")) is None
-    assert service.handler(a_command("Refund", compensating=True)) is None
+    service.command("Charge", compensation=None)(handler)
+    [registration] = service.registrations
+    assert registration.is_async is expected
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "4"])
+def test_a_concurrency_that_is_no_number_is_refused_where_it_is_declared(concurrency: Any) -> None:
+    service = Service("payment")
+    assert "give a number from 1 on" in told(Service, "payment", concurrency=concurrency)
+    assert "give a number from 1 on" in told(service.command, "Charge", compensation=None, concurrency=concurrency)
+    assert "give a number from 1 on" in told(service.compensation, "Refund", concurrency=concurrency)
+
+
+def test_each_command_and_compensation_may_have_a_concurrency_of_its_own() -> None:
+    service = Service("payment", concurrency=8)
+    service.command("Charge", compensation="Refund", concurrency=2)(handle)
+    service.compensation("Refund", concurrency=1)(handle)
+    service.command("Remind", compensation=None)(handle)
+    assert service.concurrency == 8
+    assert {one.name: one.concurrency for one in service.registrations} == {"Charge": 2, "Refund": 1, "Remind": None}
 
 
 @pytest.mark.parametrize(
@@ -184,6 +218,16 @@ def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
         attempt=3,
         result=None,
     )
+
+
+def test_a_handler_is_told_until_when_its_answer_is_waited_for() -> None:
+    assert context_of(a_command()).deadline is None
+    command = replace(a_command(), not_after_ms=1_700_000_000_250)
+    assert context_of(command).deadline == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
+
+
+def test_a_deadline_that_no_calendar_has_is_none() -> None:
+    assert context_of(replace(a_command(), not_after_ms=2**62)).deadline is None
 
 
 def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> None:

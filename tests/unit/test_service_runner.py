@@ -1,9 +1,10 @@
-"""What a handler's return or rejection becomes."""
+"""What a service does with the commands in hand."""
 
 import math
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -11,13 +12,16 @@ import redis
 from msgspec.structs import replace
 
 from sagastream import backoff, dedupe, keys
+from sagastream.broker import Broker
 from sagastream.command_inbox import CommandInbox, Delivery
-from sagastream.errors import MalformedMessage, Reject
+from sagastream.errors import Reject
 from sagastream.messages import Command, Reply
-from sagastream.service import Context, Handler, Service, context_of
-from sagastream.service_runner import TRIES, ServiceRunner, _call
+from sagastream.service import Context, Handler, Service
+from sagastream.service_runner import GRACE_S, TRIES, ServiceRunner
 from sagastream.streams import Entry
-from sagastream.strict_json import MAX_PAYLOAD_BYTES, decode
+from sagastream.strict_json import MAX_PAYLOAD_BYTES
+from sagastream_bridge.cli import cli
+from waiting import until
 
 
 def a_command(*, compensating: bool = False, not_after_ms: int | None = None) -> Command:
@@ -34,121 +38,105 @@ def a_command(*, compensating: bool = False, not_after_ms: int | None = None) ->
     )
 
 
-def called(handler: Handler, *, compensating: bool = False) -> Reply:
-    command = a_command(compensating=compensating)
-    return _call(handler, command, context_of(command))
-
-
-def rejecting(error: object) -> Reply:
-    def handle(params: Any, context: Context) -> None:
-        raise Reject(error)
-
-    return called(handle)
-
-
-def test_what_a_handler_returns_is_the_result() -> None:
-    reply = called(lambda params, context: {"got": params, "key": context.key})
-    assert (reply.type, reply.saga_id, reply.step, reply.error, reply.unknown) == (
-        "Charge_ok",
-        "saga42",
-        2,
-        None,
-        False,
-    )
-    assert orjson.loads(reply.result or b"") == {"got": {"n": 2**64 - 1}, "key": "saga42/2/transaction"}
-
-
-def test_a_handler_that_returns_nothing_gives_no_result() -> None:
-    assert called(lambda params, context: None).body() == (b'{"type":"Charge_ok","saga_id":"saga42","step":2}')
-
-
-@pytest.mark.parametrize("value", [False, 0, "", [], {}])
-def test_what_is_empty_is_a_result_all_the_same(value: object) -> None:
-    assert orjson.loads(called(lambda params, context: value).result or b"") == value
-
-
-def test_the_result_of_a_compensation_is_not_told() -> None:
-    assert called(lambda params, context: {"a": 1}, compensating=True).body() == (
-        b'{"type":"Refund_ok","saga_id":"saga42","step":2}'
-    )
-
-
-def test_a_rejection_is_a_failed_reply_with_its_error() -> None:
-    assert rejecting("insufficient_funds").body() == (
-        b'{"type":"Charge_failed","saga_id":"saga42","step":2,"error":"insufficient_funds"}'
-    )
-    assert rejecting({"code": 7}).error == b'{"code":7}'
-    assert not rejecting("no").unknown
-
-
-@pytest.mark.parametrize("error", [math.nan, {1, 2}, "x" * (MAX_PAYLOAD_BYTES + 1), ValueError("bad"), 2**64])
-def test_a_rejection_whose_error_no_message_can_carry_is_still_one(error: object) -> None:
-    reply = rejecting(error)
-    assert reply.type == "Charge_failed"
-    assert decode(reply.body())["error"].startswith(repr(error)[:100])
-
-
-def test_a_rejection_with_a_lone_surrogate_is_still_one() -> None:
-    class Odd:
-        def __repr__(self) -> str:
-            return "\ud800"
-
-    assert rejecting(Odd()).type == "Charge_failed"
-
-
-def test_a_result_that_no_message_can_carry_is_no_result() -> None:
-    with pytest.raises(MalformedMessage):
-        called(lambda params, context: {"amount": math.nan})
-
-
 # --- handlers that raise
-
-
-class Waits(threading.Event):
-    """An event that nobody waits for: what would have been waited is kept. `stopped`: it is set."""
-
-    def __init__(self, *, stopped: bool = False) -> None:
-        super().__init__()
-        self.waited: list[float | None] = []
-        if stopped:
-            self.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waited.append(timeout)
-        return self.is_set()
 
 
 #: The time by the broker's clock, about, in these tests.
 NOW_MS = 1_700_000_000_000
 
 
-def an_inbox() -> CommandInbox:
-    """As much of an inbox as answers wait in until they are sent."""
-    inbox = CommandInbox.__new__(CommandInbox)
-    inbox._lock = threading.Lock()
-    inbox._answers = []
-    inbox._ahead_ms = NOW_MS - time.monotonic() * 1000
-    return inbox
+class Post(CommandInbox):
+    """An inbox that is handed its commands, and keeps the answers that are sent; `overrules`: those that the broker
+    overrules, by the number of the entry."""
+
+    def __init__(self, *commands: Command, again: bool = False, overrules: tuple[int, ...] = ()) -> None:
+        self._unread = [
+            Delivery(
+                entry=Entry(stream=keys.commands("payment"), id=b"%d-0" % number, fields={}, again=again),
+                command=command,
+                record=command.record,
+            )
+            for number, command in enumerate(commands, 1)
+        ]
+        self._overrules = {b"%d-0" % number for number in overrules}
+        self._lock = threading.Lock()
+        self._answers = []
+        self._ahead_ms = NOW_MS - time.monotonic() * 1000
+        self.heard = time.monotonic()
+        self.sent: list[tuple[bytes, Reply, str]] = []
+        self.renewed: list[bytes] = []
+        self.handed_back: list[bytes] = []
+        self.counts: list[int] = []  # how many were asked for
+
+    def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
+        self.counts.append(count)
+        if not self._unread:
+            time.sleep(block_ms / 1000)
+        read, self._unread = self._unread[:count], self._unread[count:]
+        return read
+
+    def send(self) -> list[tuple[Delivery, Reply]]:
+        overruled = []
+        for answer in self._answers:
+            assert answer.reply is not None
+            assert answer.delivery is not None
+            if answer.entry.id in self._overrules:
+                self._overrules.discard(answer.entry.id)
+                overruled.append((answer.delivery, answer.reply))
+            else:
+                self.sent.append((answer.entry.id, answer.reply, answer.kind))
+        self._answers = []
+        return overruled
+
+    def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
+        (self.handed_back if idle_ms else self.renewed).extend(ids)
+        return list(ids)
+
+    def _count(self, command: Command, what: str) -> int:
+        return 1
 
 
-def a_runner(handler: Handler, stop: Waits | None = None, *, undo: Handler | None = None) -> ServiceRunner:
-    """As much of a runner as handling a command takes."""
-    service = Service("payment")
-    service.command("Charge", compensation="Refund" if undo else None)(handler)
+def a_service(
+    handler: Handler, *, undo: Handler | None = None, concurrency: int = 1, limit: int | None = None
+) -> Service:
+    service = Service("payment", concurrency=concurrency)
+    service.command("Charge", compensation="Refund" if undo else None, concurrency=limit)(handler)
     if undo is not None:
         service.compensation("Refund")(undo)
-    runner = ServiceRunner.__new__(ServiceRunner)
-    runner.name = "service payment"
-    runner._service = service
-    runner._stop = stop or Waits()
-    runner._inbox = an_inbox()
+    return service
+
+
+class Nowhere:
+    """As much of a broker as a runner takes that is never run."""
+
+    client = redis.Redis()  # which connects to nothing before it is used
+
+
+def a_runner(service: Service, post: Post) -> ServiceRunner:
+    runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
+    runner._inbox = post
     return runner
 
 
-def handled(runner: ServiceRunner, command: Command | None = None) -> Reply:
+def handled(
+    handler: Handler, *commands: Command, undo: Handler | None = None, **options: Any
+) -> list[tuple[bytes, Reply, str]]:
+    """The answers to these commands, in one batch: the entry, the reply and its kind."""
+    post = Post(*commands, **options)
+    runner = a_runner(a_service(handler, undo=undo), post)
+    runner._pace_s = 0.001
+
+    def through() -> bool:
+        runner.turn(block_ms=1)
+        return not (post._unread or runner._hand._begun() or runner._hand._waiting)
+
+    until(through, what="all is through")
+    return post.sent
+
+
+def reply_of(handler: Handler, command: Command | None = None) -> Reply:
     """The reply, of which there is one."""
-    reply = runner._handle(command or a_command())
-    assert reply is not None
+    [(_, reply, _)] = handled(handler, command or a_command())
     return reply
 
 
@@ -167,15 +155,28 @@ class Raising:
 
 
 def test_a_handler_that_raises_is_called_again_after_a_while() -> None:
-    stop = Waits()
-    reply = handled(a_runner(Raising(ValueError("once"), ValueError("twice")), stop))
-    assert reply == Reply(type="Charge_ok", saga_id="saga42", step=2, result=b'"done"', attempt=3)
-    assert stop.waited == [backoff.delay(1), backoff.delay(2)]
+    handler = Raising(ValueError("once"), ValueError("twice"))
+    began = time.monotonic()
+    assert reply_of(handler) == Reply(type="Charge_ok", saga_id="saga42", step=2, result=b'"done"', attempt=3)
+    assert time.monotonic() - began >= backoff.delay(1) + backoff.delay(2)
+
+
+def test_while_a_handler_rests_that_has_raised_others_are_called() -> None:
+    calls: list[str] = []
+
+    def handle(params: Any, context: Context) -> None:
+        calls.append(context.saga_id)
+        if calls == ["saga42"]:
+            raise ValueError("once")
+
+    others = [replace(a_command(), saga_id=f"other{number}") for number in range(3)]
+    handled(handle, a_command(), *others)
+    assert calls == ["saga42", "other0", "other1", "other2", "saga42"]
 
 
 def test_a_handler_that_raises_at_every_try_leaves_the_outcome_unknown() -> None:
     handler = Raising(*[ValueError(f"try {n}") for n in range(1, TRIES + 2)])
-    reply = handled(a_runner(handler))
+    reply = reply_of(handler)
     assert reply == Reply(
         type="Charge_failed", saga_id="saga42", step=2, error=b'"ValueError: try 3"', unknown=True, attempt=3
     )
@@ -183,44 +184,64 @@ def test_a_handler_that_raises_at_every_try_leaves_the_outcome_unknown() -> None
 
 
 def test_a_handler_that_exits_is_one_that_raises() -> None:
-    assert handled(a_runner(Raising(SystemExit(0)))).type == "Charge_ok"
-    reply = handled(a_runner(Raising(*[SystemExit("no configuration")] * TRIES)))
+    assert reply_of(Raising(SystemExit(0))).type == "Charge_ok"
+    reply = reply_of(Raising(*[SystemExit("no configuration")] * TRIES))
     assert (reply.type, reply.error, reply.unknown) == ("Charge_failed", b'"SystemExit: no configuration"', True)
 
 
 def test_whoever_interrupts_the_process_does_so() -> None:
     with pytest.raises(KeyboardInterrupt):
-        a_runner(Raising(KeyboardInterrupt()))._handle(a_command())
+        reply_of(Raising(KeyboardInterrupt()))
 
 
-def test_a_process_that_is_to_stop_leaves_what_raised_to_another() -> None:
-    handler = Raising(ValueError("once"))
-    assert a_runner(handler, Waits(stopped=True))._handle(a_command()) is None
-    assert handler.calls == 1
+def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds() -> None:
+    def handle(params: Any, context: Context) -> None:
+        calls.append(context.saga_id)
+        runner._stop.set()
+        raise ValueError("once")
+
+    calls: list[str] = []
+    post = Post(a_command(), replace(a_command(), saga_id="other"))
+    runner = a_runner(a_service(handle), post)
+    runner._pace_s = 0.001
+    runner.turn(block_ms=1)
+    runner.tend()
+    assert calls == ["saga42"]
+    assert sorted(post.handed_back) == [b"1-0", b"2-0"]
+    assert post.sent == []
 
 
-def test_a_process_that_is_to_stop_still_answers_what_is_done_or_can_never_be() -> None:
-    stop = Waits(stopped=True)
-    assert handled(a_runner(Raising(), stop)).type == "Charge_ok"
-    assert handled(a_runner(Raising(Reject("no")), stop)).type == "Charge_failed"
-    assert handled(a_runner(lambda params, context: math.nan, stop)).unknown
+@pytest.mark.parametrize("outcome", ["done", Reject("no"), math.nan])
+def test_a_process_that_is_to_stop_still_answers_what_runs(outcome: object) -> None:
+    def handle(params: Any, context: Context) -> object:
+        runner._stop.set()
+        if isinstance(outcome, Reject):
+            raise outcome
+        return outcome
+
+    post = Post(a_command())
+    runner = a_runner(a_service(handle), post)
+    runner.turn(block_ms=1)
+    assert len(post.sent) == 1
 
 
 @pytest.mark.parametrize(
     "error",
     [redis.ConnectionError("gone"), redis.TimeoutError("slow"), redis.ResponseError("MISCONF no disk")],
 )
-def test_a_handler_that_cannot_reach_its_data_gets_no_verdict(error: redis.RedisError) -> None:
-    handler = Raising(error)
-    with pytest.raises(redis.RedisError) as caught:
-        a_runner(handler)._handle(a_command())
-    assert caught.value is error
-    assert handler.calls == 1
+def test_a_handler_that_cannot_reach_its_data_is_called_until_it_can(
+    error: redis.RedisError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = Raising(*[error] * (TRIES + 1))
+    assert reply_of(handler).type == "Charge_ok"
+    assert handler.calls == TRIES + 2
+    # That is told once, not at each try.
+    assert capsys.readouterr().err.count("cannot reach its data") == 1
 
 
 @pytest.mark.parametrize("error", [redis.ResponseError("WRONGTYPE it is a list"), redis.AuthenticationError("no")])
 def test_an_error_of_the_broker_that_is_no_outage_counts_as_any_other(error: redis.RedisError) -> None:
-    assert handled(a_runner(Raising(*[error] * TRIES))).unknown
+    assert reply_of(Raising(*[error] * TRIES)).unknown
 
 
 @pytest.mark.parametrize("result", [math.nan, {1, 2}, object(), "x" * (MAX_PAYLOAD_BYTES + 1)])
@@ -233,7 +254,7 @@ def test_a_handler_whose_result_is_no_json_is_not_called_again(
         calls.append(params)
         return result
 
-    reply = handled(a_runner(handle))
+    reply = reply_of(handle)
     assert (reply.type, reply.unknown, len(calls)) == ("Charge_failed", True, 1)
     assert orjson.loads(reply.error or b"").startswith("the result of Charge is unusable: ")
     assert "the outcome of step" in capsys.readouterr().err
@@ -241,12 +262,12 @@ def test_a_handler_whose_result_is_no_json_is_not_called_again(
 
 def test_a_rejection_is_final() -> None:
     handler = Raising(Reject("no"))
-    reply = handled(a_runner(handler))
+    reply = reply_of(handler)
     assert (reply.type, reply.error, reply.unknown, handler.calls) == ("Charge_failed", b'"no"', False, 1)
 
 
 def test_a_command_that_the_service_does_not_have_fails_and_has_no_effect() -> None:
-    reply = handled(a_runner(Raising()), a_command(compensating=True))
+    reply = reply_of(Raising(), a_command(compensating=True))
     assert (reply.type, reply.unknown) == ("Refund_failed", False)
     assert orjson.loads(reply.error or b"") == "unknown_command: service payment has no compensation Refund"
 
@@ -254,7 +275,7 @@ def test_a_command_that_the_service_does_not_have_fails_and_has_no_effect() -> N
 def test_what_a_handler_raises_is_told_on_stderr_and_cannot_act_on_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    handled(a_runner(Raising(*[ValueError("\x1b[2J\u202e")] * TRIES)))
+    reply_of(Raising(*[ValueError("\x1b[2J\u202e")] * TRIES))
     lines = capsys.readouterr().err.splitlines()
     assert "Charge of saga saga42, step 2, raised ValueError" in lines[0]
     assert all(line.isprintable() for line in lines)
@@ -262,7 +283,7 @@ def test_what_a_handler_raises_is_told_on_stderr_and_cannot_act_on_a_terminal(
 
 def test_an_error_whose_text_has_a_lone_surrogate_does_not_end_the_service() -> None:
     # As the name of a file that is no UTF-8 has.
-    reply = handled(a_runner(Raising(*[FileNotFoundError("caf\udce9.txt")] * TRIES)))
+    reply = reply_of(Raising(*[FileNotFoundError("caf\udce9.txt")] * TRIES))
     assert reply.unknown
 
 
@@ -271,26 +292,29 @@ def test_an_error_whose_text_has_a_lone_surrogate_does_not_end_the_service() -> 
 
 def test_a_command_that_nobody_waits_for_any_more_is_not_begun() -> None:
     handler = Raising()
-    runner = a_runner(handler)
-    runner._inbox = post = Post(a_command(not_after_ms=NOW_MS - 60_000))
-    [delivery] = post.read(1)
-    for again in (False, True):
-        assert runner._serve(replace(delivery, entry=replace(delivery.entry, again=again)), {})
-    first, second = post._answers
+    late = a_command(not_after_ms=NOW_MS - 60_000)
+    [(_, first, first_kind)] = handled(handler, late)
+    [(_, second, second_kind)] = handled(handler, late, again=True)
     assert handler.calls == 0
-    for answer in (first, second):
-        assert answer.reply is not None
-        assert (answer.reply.type, answer.reply.unknown, answer.reply.attempt) == ("Charge_failed", True, 3)
-        assert "too late, and was not begun" in (answer.reply.error or b"").decode()
+    for reply in (first, second):
+        assert (reply.type, reply.unknown, reply.attempt) == ("Charge_failed", True, 3)
+        assert "too late, and was not begun" in (reply.error or b"").decode()
     # Only of one that somebody may have begun before anything is in doubt.
-    assert (first.kind, second.kind) == ("final", "unknown")
+    assert (first_kind, second_kind) == ("final", "unknown")
 
 
 def test_a_command_that_is_still_waited_for_is_begun() -> None:
     handler = Raising()
-    assert handled(a_runner(handler), a_command(not_after_ms=NOW_MS + 60_000)).type == "Charge_ok"
-    assert handled(a_runner(handler), a_command(not_after_ms=None)).type == "Charge_ok"
+    assert reply_of(handler, a_command(not_after_ms=NOW_MS + 60_000)).type == "Charge_ok"
+    assert reply_of(handler, a_command(not_after_ms=None)).type == "Charge_ok"
     assert handler.calls == 2
+
+
+def test_a_command_that_was_begun_and_rests_is_not_begun_again_too_late() -> None:
+    handler = Raising(redis.ConnectionError("gone"), redis.ConnectionError("gone"))
+    [(_, reply, kind)] = handled(handler, a_command(not_after_ms=NOW_MS + 20))
+    assert handler.calls == 1
+    assert (reply.unknown, kind) == (True, "unknown")
 
 
 # --- commands whose step has failed, or was undone meanwhile
@@ -308,95 +332,59 @@ class Undoing(Raising):
         return super().__call__(params, context)
 
 
-def overruled(runner: ServiceRunner, result: bytes | None = None) -> list[tuple[str, Reply | None]]:
-    """The kind and the reply of each answer, once a command that must not be done any more was seen to."""
-    entry = Entry(stream=keys.commands("payment"), id=b"1-0", fields={})
-    delivery = Delivery(entry=entry, command=a_command())
-    runner._overrule(delivery, result, dedupe.refusal(delivery.command))
-    assert all(answer.entry is entry for answer in runner._inbox._answers)
-    return [(answer.kind, answer.reply) for answer in runner._inbox._answers]
+def overruled(handler: Handler, undo: Handler | None = None) -> list[tuple[bytes, Reply, str]]:
+    """What is answered in the end to a command that was overruled when its handler had run."""
+    return handled(handler, a_command(), undo=undo, overrules=(1,))
+
+
+REFUSED = [(b"1-0", dedupe.refusal(a_command()), "final")]
 
 
 def test_what_must_not_have_been_done_is_undone_and_then_refused_for_good() -> None:
     undo = Undoing()
-    refusal = dedupe.refusal(a_command())
-    assert overruled(a_runner(Raising(), undo=undo), b'{"payment_id":"p1"}') == [("final", refusal)]
+    assert overruled(Raising(), undo) == REFUSED
     ((params, context),) = undo.told
     assert params == {"n": 2**64 - 1}
     # A key of its own: under the usual one the step's compensation has run, and has found nothing.
     assert (context.key, context.transaction_key) == ("saga42/2/compensation/1-0", "saga42/2/transaction")
-    assert context.result == {"payment_id": "p1"}
+    assert context.result == "done"
 
 
 def test_what_may_have_been_done_is_undone_without_a_result() -> None:
     undo = Undoing()
-    overruled(a_runner(Raising(), undo=undo))
+    assert overruled(Raising(*[ValueError("after the effect")] * TRIES), undo) == REFUSED
     assert [context.result for _, context in undo.told] == [None]
 
 
 def test_what_needs_no_undoing_is_refused_at_once() -> None:
     handler = Raising()
-    assert overruled(a_runner(handler)) == [("final", dedupe.refusal(a_command()))]
-    assert handler.calls == 0
+    assert overruled(handler) == REFUSED
+    assert handler.calls == 1
 
 
-def test_an_undo_that_raises_is_tried_again() -> None:
-    undo = Undoing(ValueError("once"), ValueError("twice"))
-    assert overruled(a_runner(Raising(), undo=undo)) == [("final", dedupe.refusal(a_command()))]
+@pytest.mark.parametrize("error", [ValueError("raised"), redis.ConnectionError("gone")])
+def test_an_undo_that_raises_is_tried_again(error: Exception) -> None:
+    undo = Undoing(error, error)
+    assert overruled(Raising(), undo) == REFUSED
     assert undo.calls == 3
 
 
 @pytest.mark.parametrize("error", [ValueError("always"), Reject("no")])
 def test_a_command_whose_undo_does_not_succeed_is_not_answered(error: Exception) -> None:
-    assert overruled(a_runner(Raising(), undo=Undoing(*[error] * TRIES))) == []
+    assert overruled(Raising(), Undoing(*[error] * TRIES)) == []
 
 
-def test_an_undo_is_left_to_another_where_the_process_is_to_stop() -> None:
-    undo = Undoing(ValueError("once"))
-    assert overruled(a_runner(Raising(), Waits(stopped=True), undo=undo)) == []
-    assert undo.calls == 1
-
-
-def test_an_undo_that_cannot_reach_its_data_is_an_outage() -> None:
-    runner = a_runner(Raising(), undo=Undoing(redis.ConnectionError("gone")))
-    with pytest.raises(redis.ConnectionError):
-        overruled(runner)
-    assert runner._inbox._answers == []
+def test_the_command_line_grants_the_grace_that_the_runner_does() -> None:
+    [grace] = [option.default for option in cli.commands["service"].params if option.name == "grace"]
+    assert grace == GRACE_S
 
 
 # --- a batch of commands
 
 
-class Post(CommandInbox):
-    """An inbox that is handed its commands, and keeps the answers that are sent."""
-
-    def __init__(self, *commands: Command) -> None:
-        entries = [Entry(stream=keys.commands("payment"), id=b"%d-0" % n, fields={}) for n in range(len(commands))]
-        self._unread = [
-            Delivery(entry=entry, command=command) for entry, command in zip(entries, commands, strict=True)
-        ]
-        self.__dict__.update(vars(an_inbox()))
-        self.sent: list[tuple[int | None, str]] = []
-
-    def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
-        read, self._unread = self._unread, []
-        return read
-
-    def send(self) -> list[tuple[Delivery, Reply]]:
-        """The broker takes them all, and overrules none."""
-        self.sent += [(answer.reply.attempt, answer.kind) for answer in self._answers if answer.reply is not None]
-        self._answers = []
-        return []
-
-
 def answers(handler: Handler, *commands: Command) -> list[tuple[int | None, str]]:
-    """The attempt that each answer is to, and its kind, after a turn with these commands."""
-    runner = a_runner(handler)
-    runner._inbox = post = Post(*commands)
-    runner._pace_s = 0.001
-    runner._publish_at = float("inf")
-    runner.turn()
-    return post.sent
+    """The attempt that each answer is to, and its kind, in the order of the commands."""
+    return [(reply.attempt, kind) for _, reply, kind in sorted(handled(handler, *commands), key=lambda one: one[0])]
 
 
 def attempts(*not_after_ms: int | None, retried: bool = False) -> list[Command]:

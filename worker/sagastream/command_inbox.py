@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import redis
@@ -19,6 +19,8 @@ from sagastream.streams import BATCH, Entry, GroupReader
 #: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
 #: be unknown: a command that kills whoever works on it must not do so for ever.
 MAX_TAKEOVERS: Final = 10
+#: For how long what is handed back is made to look held, in milliseconds: longer than any lease.
+_LONG_MS: Final = 24 * 3600 * 1000
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -26,6 +28,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
     entry: Entry
     command: Command
+    record: str  # what the answer is filed under, as the command has it
     seen: bytes = b""  # its record, when it was looked up
     refusal: Reply | None = None  # not to be done: undo what an earlier delivery may have done, then answer this
 
@@ -55,6 +58,7 @@ class CommandInbox:
     ) -> None:
         self._client = client
         self._service = service
+        self._consumer = consumer
         self.reader = GroupReader(
             client,
             streams=[keys.commands(service)],
@@ -65,8 +69,12 @@ class CommandInbox:
         )
         self._recall = scripts.load(client, "recall")
         self._answer = scripts.load(client, "answer")
-        self._lock = threading.Lock()  # one thread may read while another answers
-        self._answers: list[_Answer] = []
+        self._hold = scripts.load(client, "hold")
+        self._lock = threading.Lock()  # of the answers: one thread may read while others answer
+        self._sending = threading.Lock()  # no answer is sent twice
+        self._answers: list[_Answer] = []  # until the broker has them
+        self._oldest = 0.0  # since when the first of them waits, by time.monotonic
+        self.heard = time.monotonic()  # when the broker last answered a reading, by the same clock
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
 
     @property
@@ -78,12 +86,17 @@ class CommandInbox:
         """The commands that are to be done now, or undone. What is none is quarantined; what was done before is
         answered from its record."""
         deliveries = []
-        for entry in self.reader.read(block_ms, count=count):
+        entries = self.reader.read(block_ms, count=count)
+        self.heard = time.monotonic()
+        if any(entry.again for entry in entries):
+            answered = self._answered()
+            entries = [entry for entry in entries if entry.id not in answered]
+        for entry in entries:
             command = read_command(self._service, entry.fields, entry.added_ms)
             if isinstance(command, Unreadable):
                 self._quarantine(entry, command.text)
             else:
-                deliveries.append(Delivery(entry=entry, command=command))
+                deliveries.append(Delivery(entry=entry, command=command, record=command.record))
         return self._settle(deliveries) if deliveries else []
 
     def reply(self, delivery: Delivery, reply: Reply, *, final: bool = False) -> None:
@@ -129,25 +142,67 @@ class CommandInbox:
         Returns those that were overruled: their step has failed, or was undone, while the handler was at it. What they
         may have done is to be undone, and then they are to be answered, for good.
         """
+        overruled: list[tuple[Delivery, Reply]] = []
+        with self._sending:
+            while answers := self._answers[:BATCH]:
+                for number in self._answer_all(answers):
+                    answer = answers[number - 1]
+                    if answer.delivery is not None and answer.reply is not None:
+                        overruled.append((answer.delivery, answer.reply))
+                with self._lock:
+                    del self._answers[: len(answers)]
+                    self._oldest = time.monotonic()
+        return overruled
+
+    def lingers(self, longest_s: float) -> bool:
+        """Whether an answer has waited for so long to be sent."""
+        return bool(self._answers) and time.monotonic() - self._oldest >= longest_s
+
+    def renew(self, deliveries: Iterable[Delivery]) -> set[bytes]:
+        """Renew the lease on these. Returns the ids of the entries that have meanwhile been taken over."""
+        ids = [delivery.entry.id for delivery in deliveries]
+        return set(ids).difference(self._held_for(ids, 0))
+
+    def hand_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Have others take these over at once."""
+        self._held_for([delivery.entry.id for delivery in deliveries], _LONG_MS)
+
+    def show_up(self) -> None:
+        """Be seen to be alive, while nothing can be read."""
+        try:
+            self.reader.show_up()
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):  # the next reading makes it anew
+                raise
+        self.heard = time.monotonic()
+
+    def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
+        if not ids:
+            return []
+        args = [self._service, self._consumer, idle_ms, *ids]
+        held: list[bytes] = self._hold(keys=[keys.commands(self._service)], args=args)
+        return held
+
+    def _answered(self) -> set[bytes]:
+        """The ids of the entries whose answers wait to be sent."""
         with self._lock:
-            if not self._answers:
-                return []
-            streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
-            args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
-            for answer in self._answers:
-                record, field, tombstone, seen = 0, "", "", b""
-                if answer.delivery is not None:
-                    command, seen = answer.delivery.command, answer.delivery.seen
-                    record = streams.setdefault(keys.done(self._service, command.begun_ms), len(streams) + 1)
-                    field, tombstone = command.record, "" if command.compensating else command.tombstone
-                words = [word for pair in answer.fields.items() for word in pair]
-                args += (answer.entry.id, streams[answer.target], record, field, tombstone, seen, answer.kind)
-                args += (len(words), *words)
-            overruled = [self._answers[number - 1] for number in self._answer(keys=list(streams), args=args)]
-            self._answers = []
-            return [
-                (one.delivery, one.reply) for one in overruled if one.delivery is not None and one.reply is not None
-            ]
+            return {answer.entry.id for answer in self._answers}
+
+    def _answer_all(self, answers: Sequence[_Answer]) -> list[int]:
+        """Send these. Returns the numbers, from 1, of those that were overruled."""
+        streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
+        args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
+        for answer in answers:
+            record, field, tombstone, seen = 0, "", "", b""
+            if answer.delivery is not None:
+                command, seen = answer.delivery.command, answer.delivery.seen
+                record = streams.setdefault(keys.done(self._service, command.begun_ms), len(streams) + 1)
+                field, tombstone = answer.delivery.record, "" if command.compensating else command.tombstone
+            words = [word for pair in answer.fields.items() for word in pair]
+            args += (answer.entry.id, streams[answer.target], record, field, tombstone, seen, answer.kind)
+            args += (len(words), *words)
+        overruled: list[int] = self._answer(keys=list(streams), args=args)
+        return overruled
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Answer those that need no handler; those that are left.
@@ -163,7 +218,7 @@ class CommandInbox:
             if verdict.undo:
                 left.append(replace(delivery, refusal=verdict.reply))
             elif verdict.reply is None:
-                left.append(replace(delivery, seen=record or b""))
+                left.append(replace(delivery, seen=record) if record else delivery)
             else:
                 self.reply(delivery, verdict.reply, final=True)
         return left
@@ -175,7 +230,7 @@ class CommandInbox:
         for delivery in deliveries:
             command = delivery.command
             key = hashes.setdefault(keys.done(self._service, command.begun_ms), len(hashes) + 1)
-            args += (key, command.record, command.tombstone, int(command.compensating))
+            args += (key, delivery.record, command.tombstone, int(command.compensating))
         answer: list[Any] = self._recall(keys=list(hashes), args=args)
         now_ms, *found = answer
         self._ahead_ms = now_ms - time.monotonic() * 1000
@@ -197,6 +252,8 @@ class CommandInbox:
 
     def _add(self, answer: _Answer) -> None:
         with self._lock:
+            if not self._answers:
+                self._oldest = time.monotonic()
             self._answers.append(answer)
 
     def _say(self, what: str) -> None:

@@ -70,6 +70,8 @@ def kind(command: Command, reply: Reply) -> str:
 
 
 def _recorded(command: Command, record: bytes | None) -> Reply | None:
-    match = _RECORD.fullmatch(record or b"")
+    if record is None:
+        return None
+    match = _RECORD.fullmatch(record)
     reply = read_reply({b"body": match[2]}) if match else None
     return replace(reply, attempt=command.attempt) if isinstance(reply, Reply) else None

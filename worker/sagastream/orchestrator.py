@@ -16,6 +16,7 @@ from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Event, decide, may_undo
+from sagastream.health import HealthFile
 from sagastream.messages import Due
 from sagastream.moves import Found, Moment, Published
 from sagastream.parsing import read_reply, read_request
@@ -43,8 +44,16 @@ Letter = tuple[Entry | None, Event]
 class Orchestrator:
     """One worker. `stop` may be set from anywhere: the running turn is finished, then `run` returns."""
 
-    def __init__(self, broker: Broker, stop: threading.Event, *, retention_ms: int = keys.ENDED_KEPT_MS) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        stop: threading.Event,
+        *,
+        retention_ms: int = keys.ENDED_KEPT_MS,
+        health: HealthFile | None = None,
+    ) -> None:
         """`retention_ms`: how long a saga is kept once it has ended."""
+        self._health = health
         self.name = f"worker {(consumer := consumer_name())}"
         self._broker = broker
         self._outage = Outage(broker, self.name, stop)
@@ -112,6 +121,8 @@ class Orchestrator:
             entries = self._inbox.read(wait_ms, count=_REQUESTS_A_TURN)
             if _replies(entries) == _REQUESTS_A_TURN and not entries[0].again:
                 entries += self._inbox.read(wait_ms, count=BATCH - _REQUESTS_A_TURN, only=keys.REPLIES)
+        if self._health is not None:
+            self._health.beat(time.monotonic())
         self._replies_only = _replies(entries) >= BATCH
         return entries
 

@@ -18,12 +18,13 @@ finds under `context.transaction_key`, and sees to it that nothing more can be d
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from traceback import extract_tb
 from typing import Any, Final, TypeVar
 
 import orjson
+from msgspec import Struct
 
 from sagastream.errors import ServiceError
 from sagastream.messages import AS_PUBLISHED, Command, is_id
@@ -31,13 +32,13 @@ from sagastream.messages import AS_PUBLISHED, Command, is_id
 #: How long a process may hold a command before others take it over, in milliseconds, unless a service says otherwise.
 LEASE_MS: Final = 30_000
 
-#: A handler: (params, context) -> any JSON value. For a compensation: the params of the step that it undoes.
+#: A handler: (params, context) -> any JSON value, or a coroutine of it. For a compensation: the params of the step that
+#: it undoes.
 Handler = Callable[[Any, "Context"], Any]
 _H = TypeVar("_H", bound=Handler)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(Struct, frozen=True, kw_only=True):
     """What a handler may know of its command beyond the params."""
 
     saga_id: str
@@ -45,68 +46,109 @@ class Context:
     key: str  # the idempotency key. A compensation finds what it undoes by the next one, not by this
     transaction_key: str  # of a compensation: the key of what it undoes; else the same as `key`
     attempt: int  # how often the orchestrator has sent this command, this time included
+    deadline: datetime | None = None  # in UTC: after it nobody waits for the answer. None: somebody always does
     result: Any = None  # of a compensation: what the step returned, if that is known
+
+
+class Registration(Struct, frozen=True, kw_only=True):
+    """What a service has declared of one command, or of one compensation."""
+
+    name: str
+    handler: Handler
+    compensation: str | None = None  # of a command: what undoes it; None: it needs none
+    concurrency: int | None = None  # how many of it at once in one process; None: as many as the process runs
+    is_async: bool  # the handler gives a coroutine
 
 
 class Service:
     """The commands of one service and their handlers."""
 
-    def __init__(self, name: str, *, lease_ms: int = LEASE_MS) -> None:
+    def __init__(self, name: str, *, lease_ms: int = LEASE_MS, concurrency: int = 1) -> None:
         """
         Args:
             name: what sagas call the service.
-            lease_ms: how long a process may hold a command before another takes it over. Longer than any handler
-                takes: one that takes longer may run twice at once, kept apart only by its idempotency key.
+            lease_ms: after how long another process takes over what a dead or hanging one holds. A process renews it
+                while a handler runs and its answer is waited for. Without a deadline it does not: a compensation, or a
+                retriable step, that takes longer may run twice at once, kept apart only by its idempotency key.
+            concurrency: how many handlers one process runs at once: plain ones in threads, async ones in one event
+                loop.
 
-        Raises ServiceError if the name cannot be one.
+        Raises ServiceError if the name cannot be one, or the concurrency is no number from 1 on.
         """
         if not is_id(name):
             raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ : -")
         self.name = name
+        self._check_concurrency("it", concurrency)
         self.lease_ms = lease_ms
-        self._commands: dict[str, tuple[Handler, str | None]] = {}
-        self._compensations: dict[str, Handler] = {}
+        self.concurrency = concurrency
+        self._commands: dict[str, Registration] = {}
+        self._compensations: dict[str, Registration] = {}
 
-    def command(self, name: str, *, compensation: str | None) -> Callable[[_H], _H]:
-        """Declare a command's handler, and the name of the compensation that undoes it; None: it needs none."""
+    def command(self, name: str, *, compensation: str | None, concurrency: int | None = None) -> Callable[[_H], _H]:
+        """Declare a command's handler.
+
+        Args:
+            compensation: the name of the compensation that undoes it; None: it needs none.
+            concurrency: how many of this command one process runs at once at the most.
+        """
         self._check_new(name)
+        self._check_concurrency(name, concurrency)
         if compensation == name:
             raise ServiceError(f"service {self.name}: {name} cannot be its own compensation")
 
         def declare(handler: _H) -> _H:
             self._check_handler(name, handler)
-            self._commands[name] = (handler, compensation)
+            self._commands[name] = Registration(
+                name=name,
+                handler=handler,
+                compensation=compensation,
+                concurrency=concurrency,
+                is_async=is_async(handler),
+            )
             return handler
 
         return declare
 
-    def compensation(self, name: str) -> Callable[[_H], _H]:
-        """Declare the handler of a compensation."""
+    def compensation(self, name: str, *, concurrency: int | None = None) -> Callable[[_H], _H]:
+        """Declare the handler of a compensation. `concurrency`: how many of it one process runs at once at the most."""
         self._check_new(name)
+        self._check_concurrency(name, concurrency)
 
         def declare(handler: _H) -> _H:
             self._check_handler(name, handler)
-            self._compensations[name] = handler
+            self._compensations[name] = Registration(
+                name=name, handler=handler, concurrency=concurrency, is_async=is_async(handler)
+            )
             return handler
 
         return declare
 
+    @property
+    def registrations(self) -> list[Registration]:
+        """All that is declared."""
+        return [*self._commands.values(), *self._compensations.values()]
+
+    def registration(self, command: Command) -> Registration | None:
+        """What is declared for a command, None where the service has no such."""
+        return (self._compensations if command.compensating else self._commands).get(command.type)
+
     def handler(self, command: Command) -> Handler | None:
         """The handler for a command, None where the service has none."""
-        if command.compensating:
-            return self._compensations.get(command.type)
-        return self._commands.get(command.type, (None, None))[0]
+        registration = self.registration(command)
+        return None if registration is None else registration.handler
 
     def undo_of(self, command: Command) -> str | None:
         """The compensation of a transaction: what the step names or, where it names none, what is declared here; None:
         it needs none."""
         if command.compensation != AS_PUBLISHED:
             return command.compensation
-        return self._commands.get(command.type, (None, None))[1]
+        registration = self._commands.get(command.type)
+        return None if registration is None else registration.compensation
 
     def publishes(self) -> dict[str, str | None]:
         """The commands and what undoes each (None: it needs nothing). Raises ServiceError where that has no handler."""
-        for name, (_, compensation) in self._commands.items():
+        for name, registration in self._commands.items():
+            compensation = registration.compensation
             if compensation is not None and compensation not in self._compensations:
                 raise ServiceError(
                     f"service {self.name}: {name} is undone by {compensation}, which has no handler; "
@@ -114,7 +156,7 @@ class Service:
                 )
         if not self._commands:
             raise ServiceError(f"service {self.name} declares no command")
-        return {name: compensation for name, (_, compensation) in self._commands.items()}
+        return {name: registration.compensation for name, registration in self._commands.items()}
 
     def _check_new(self, name: str) -> None:
         if not is_id(name):
@@ -122,13 +164,22 @@ class Service:
         if name in self._commands or name in self._compensations:
             raise ServiceError(f"service {self.name} declares {name} twice")
 
+    def _check_concurrency(self, name: str, concurrency: int | None) -> None:
+        if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+            raise ServiceError(
+                f"service {self.name}: {name} cannot run {concurrency!r} at once; give a number from 1 on"
+            )
+
     def _check_handler(self, name: str, handler: Handler) -> None:
-        if inspect.iscoroutinefunction(handler):
-            raise ServiceError(f"service {self.name}: the handler of {name} is async; handlers are plain functions")
         try:
             inspect.signature(handler).bind(None, None)
         except TypeError as error:
             raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
+
+
+def is_async(handler: Handler) -> bool:
+    """Whether this was declared with async def: a function, a method, a partial of one, or an object called so."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
 def context_of(command: Command, key: str | None = None) -> Context:
@@ -139,8 +190,18 @@ def context_of(command: Command, key: str | None = None) -> Context:
         key=key or command.key,
         transaction_key=command.transaction_key,
         attempt=command.attempt,
+        deadline=_moment(command.not_after_ms),
         result=orjson.loads(command.result) if command.result is not None else None,
     )
+
+
+def _moment(ms: int | None) -> datetime | None:
+    if ms is None:
+        return None
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (OverflowError, ValueError):  # beyond the years that a datetime can hold, as a stray message may have it
+        return None
 
 
 def load_service(where: str) -> Service:

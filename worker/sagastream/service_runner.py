@@ -1,11 +1,18 @@
-"""Runs a service: reads its commands, calls the handlers, answers. Any number of them share the work."""
+"""Runs a service: reads its commands, calls the handlers, answers. Any number of processes share the work.
 
+The threads of a process are all alike: each calls the handler of a command in hand or, where none may begin, reads
+more; one reads at a time. So with one thread a command passes through no other. Async handlers run in an event loop.
+A further thread, the keeper, never calls a handler: it renews leases and sends what others have no time to send.
+"""
+
+import asyncio
+import os
 import threading
 import time
 import traceback
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NoReturn
 
-import orjson
 import redis
 from msgspec.structs import replace
 
@@ -13,110 +20,220 @@ from sagastream import backoff, dedupe, published
 from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
 from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.console import describe, printable, say
-from sagastream.errors import MalformedMessage, Reject
+from sagastream.errors import MalformedMessage
+from sagastream.event_loop import EventLoop
+from sagastream.hand import Hand, Work
+from sagastream.handlers import call, call_async
+from sagastream.health import HealthFile
 from sagastream.messages import Command, Reply, failed, ok, reply_to
-from sagastream.service import Context, Handler, Service, context_of
+from sagastream.service import Service, context_of
 from sagastream.streams import BATCH, consumer_name
-from sagastream.strict_json import encode, encode_payload
+from sagastream.strict_json import encode
 
 #: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
-#: How much work is taken at once, in seconds: what one process holds, no other can work on.
+#: How long running handlers may take when the process is to end, in seconds; a Kubernetes pod has 30.
+GRACE_S: Final = 25.0
+#: How much work is taken at once for each handler that may run, in seconds: what one process holds, no other can do.
 _BATCH_S: Final = 0.2
 #: How often a service says anew which commands it has, in seconds: somebody may have deleted it.
 _PUBLISH_EVERY_S: Final = 30.0
 #: How long a finished answer may wait for the rest of its batch, in seconds.
 _LINGER_S: Final = 0.02
+#: How often the keeper looks, in seconds, at the least; four times a lease where that is more often.
+_TEND_EVERY_S: Final = 0.5
+#: After how long without a reading the keeper shows that the process is alive, in seconds.
+_SILENCE_S: Final = 1.0
+#: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
+_FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 
 
 class ServiceRunner:
-    """One process of a service. `stop` may be set from anywhere: the commands in hand are answered first."""
+    """One process of a service. `stop` may be set from anywhere: handlers that run are let finish, what was not begun
+    is handed back to others at once."""
 
-    def __init__(self, broker: Broker, service: Service, stop: threading.Event) -> None:
-        """Raises ServiceError if the service is declared wrongly."""
+    def __init__(
+        self,
+        broker: Broker,
+        service: Service,
+        stop: threading.Event,
+        *,
+        grace_s: float = GRACE_S,
+        health: HealthFile | None = None,
+    ) -> None:
+        """`grace_s`: how long handlers may still run once `stop` is set.
+
+        Raises ServiceError if the service is declared wrongly.
+        """
         self.name = f"service {service.name} {(consumer := consumer_name())}"
         self._service = service
         self._publishes = service.publishes()
         self._broker = broker
         self._stop = stop
+        self._grace_s = grace_s
+        self._health = health
         self._outage = Outage(broker, self.name, stop)
         self._inbox = CommandInbox(
             broker.client, service.name, consumer=consumer, lease_ms=service.lease_ms, on_join=self._join
         )
+        self._hand = Hand(service.concurrency)
+        self._reading = threading.Lock()
+        self._lingering = threading.Event()  # an answer waits while its thread is at the next command
+        self._loop = EventLoop()
         self._pace_s = _BATCH_S  # what a command takes, about
         self._publish_at = float("inf")  # when it has joined
+        self._renew_at = 0.0
+        self._data_away = False
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Work until `stop` is set. Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …)."""
+        """Work until `stop` is set. Handlers that run after that for longer than the grace end with the process.
+
+        Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …).
+        """
         say(self.name, "started")
-        self._outage.keep(self.turn, self._inbox.reader.recover)
+        keeper = threading.Thread(target=self._guarded, args=[self._keep], name="keeper", daemon=True)
+        others = [
+            threading.Thread(target=self._guarded, args=[self._work], name=f"handlers-{number}", daemon=True)
+            for number in range(2, self._threads() + 1)
+        ]
+        for thread in (keeper, *others):
+            thread.start()
+        # The first of them is this one: a service that does one thing at a time does it in the main thread.
+        self._guarded(self._work)
+        for thread in others:
+            thread.join()
+        while self._hand.runs and self._error is None:  # what runs in the event loop
+            self._outage.once(self._send)
+            self._hand.wait(self._hand.changes, _LINGER_S)
+        self._outage.once(self._send)
+        self._ended.set()
+        self._lingering.set()
+        keeper.join()
         self._outage.once(self._inbox.reader.leave)
+        self._loop.close()
+        if self._error is not None:
+            raise self._error
 
     def turn(self, block_ms: int = BLOCK_MS) -> None:
-        """Read a batch of commands, call their handlers, answer."""
-        self._send()  # what an outage left over
-        if time.monotonic() >= self._publish_at:
-            self._publish()
-        deliveries = self._inbox.read(block_ms, count=max(1, min(BATCH, int(_BATCH_S / self._pace_s))))
-        began = sent = time.monotonic()
-        replies: dict[str, Reply] = {}
-        for done, delivery in enumerate(deliveries, 1):
-            if delivery.refusal is not None:
-                self._overrule(delivery, None, delivery.refusal)
-            elif not self._serve(delivery, replies):
-                break  # the rest stays pending: others take it over
-            now = time.monotonic()
-            self._pace_s = 0.8 * self._pace_s + 0.2 * max((now - began) / done, 1e-6)
-            if now - sent > _LINGER_S:
+        """Call the handlers of commands in hand until none may begin, and answer; where none may, read some first."""
+        changes = self._hand.changes
+        self._send()  # what an outage left over, and what finished in the event loop
+        if (work := self._next()) is None:
+            self._read_or_wait(block_ms, changes)
+            work = self._next_or_send()
+        sent = time.monotonic()
+        while work is not None:
+            self._begin(work)
+            if (now := time.monotonic()) - sent > _LINGER_S:
                 self._send()
                 sent = now
-            if now - began > self._service.lease_ms / 4000:
-                # The rest waits for longer than others may think we live. Reading it again renews the lease, on
-                # what is still ours.
-                self._inbox.reader.renew()
-                break
-        self._send()
+            work = self._next_or_send()
+            if work is not None and not self._lingering.is_set():
+                self._lingering.set()
 
-    def _serve(self, delivery: Delivery, replies: dict[str, Reply]) -> bool:
-        """Answer a command; False: the process is to stop, and leaves it to another. `replies`: the last words on
-        others of the batch, of which this may be a twin."""
-        command = delivery.command
-        if (late := dedupe.stale(command, self._inbox.now_ms)) is not None:
-            # Where nobody had it before it was certainly not begun, and leaves nothing in doubt.
-            self._inbox.reply(delivery, late, final=not delivery.entry.again)
-            return True
-        reply = replies.get(command.record) or self._inbox.take_up(delivery) or self._handle(command)
-        if reply is None:
-            return False
-        if dedupe.kind(command, reply) != "unknown":
-            replies[command.record] = reply  # else a later attempt is one to be made
-        self._inbox.reply(delivery, replace(reply, attempt=command.attempt))
-        return True
+    def finish(self, work: Work, outcome: Reply | BaseException) -> None:
+        """What came of a handler: its reply, or what it raised. To be called once for each beginning, by any thread."""
+        now = time.monotonic()
+        self._pace_s = 0.8 * self._pace_s + 0.2 * max(now - work.began, 1e-6)
+        if isinstance(outcome, Reply):
+            self._data_away = False
+            self._through(work, outcome)
+        elif (reply := self._raised(work, outcome, now)) is not None:
+            self._through(work, reply)
 
-    def _send(self) -> None:
-        """Send the answers that are ready. What was overruled meanwhile is undone first, then answered."""
-        while overruled := self._inbox.send():
-            for delivery, reply in overruled:
-                self._overrule(delivery, reply.result, dedupe.refusal(delivery.command))
+    def tend(self) -> None:
+        """What is to be done whether handlers run or not: the keeper's turn."""
+        now = time.monotonic()
+        if self._inbox.lingers(_LINGER_S):
+            self._send()
+        if self._stop.is_set():
+            self._hand_back(lambda _: True)
+        else:
+            # What waits here for long, others may have the time for.
+            patience_s = self._service.lease_ms / 4000
+            self._hand_back(lambda work: not work.begins and now - work.since > patience_s)
+        if now >= self._renew_at:
+            self._renew_at = now + self._service.lease_ms / 4000
+            lost = self._inbox.renew([work.delivery for work in self._hand.begun(self._inbox.now_ms)])
+            self._hand.put_down(lambda work: work.delivery.entry.id in lost)
+        if now >= self._publish_at:
+            self._publish()
+        if now - self._inbox.heard > _SILENCE_S:
+            self._inbox.show_up()
+        if self._health is not None:
+            self._health.beat(self._inbox.heard)
 
-    def _overrule(self, delivery: Delivery, result: bytes | None, refusal: Reply) -> None:
-        """Undo what may have come of a command that must not be done any more, and answer it. Where that does not
-        succeed it stays pending, to be undone by whoever takes it over."""
-        command = delivery.command
-        where = f"{command.type} of saga {command.saga_id}, step {command.step}"
-        if (name := self._service.undo_of(command)) is not None:
-            say(self.name, f"{where} must not be done: undoing what may have come of it")
-            if not self._inbox.take_up_undo(delivery):
-                return
-            undoing = replace(command, type=name, compensating=True, result=result)
-            if (undo := self._service.handler(undoing)) is None:
-                say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
-                return
-            # Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
-            undone = self._try(undo, undoing, f"{undoing.key}/{delivery.entry.id.decode()}")
-            if undone is None or undone.type != ok(name):
-                return
-        self._inbox.reply(delivery, refusal, final=True)
+    # --- the threads
+
+    def _threads(self) -> int:
+        """How many threads call handlers. For async ones two will do: one reads, one answers meanwhile."""
+        plain = any(not registration.is_async for registration in self._service.registrations)
+        return self._service.concurrency if plain else min(2, self._service.concurrency)
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        """What ends one thread, ends them all."""
+        try:
+            target()
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._stop.set()
+
+    def _work(self) -> None:
+        self._outage.keep(self.turn, self._recover)
+
+    def _recover(self) -> None:
+        """What does not run is looked up anew, for others may have it by now."""
+        self._hand.put_down(lambda _: True)
+        self._inbox.reader.recover()
+
+    def _keep(self) -> None:
+        stopped = None
+        while not self._ended.is_set():
+            if self._lingering.wait(max(_LINGER_S, min(_TEND_EVERY_S, self._service.lease_ms / 4000))):
+                self._ended.wait(_LINGER_S)
+                self._lingering.clear()
+            try:
+                self.tend()
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                # Whoever reads waits for the broker, and says so.
+            if self._stop.is_set():
+                stopped = stopped or time.monotonic()
+                if time.monotonic() - stopped > self._grace_s and self._hand.runs:
+                    self._abandon()
+
+    def _abandon(self) -> NoReturn:
+        """End with the handlers that do not: a thread cannot be ended in any other way."""
+        say(
+            self.name,
+            f"handlers: {self._hand.runs} still running {self._grace_s:g} s after the signal; ended, others take over",
+        )
+        self._outage.once(self._send)
+        self._outage.once(self._inbox.reader.leave)
+        os._exit(1)
+
+    def _read_or_wait(self, block_ms: int, changes: int) -> None:
+        """Take more commands in hand; or wait for something to do, where no more may begin, or another thread reads."""
+        block_ms = max(1, int(min(block_ms, (self._hand.next_due() - time.monotonic()) * 1000)))
+        room = self._hand.room()
+        if not room or not self._reading.acquire(blocking=False):
+            self._hand.wait(changes, block_ms / 1000)
+            return
+        try:
+            deliveries = self._inbox.read(block_ms, count=min(BATCH, room * max(1, int(_BATCH_S / self._pace_s))))
+        finally:
+            self._reading.release()
+        if deliveries:
+            self._hand.add([work for delivery in deliveries if (work := self._work_for(delivery)) is not None])
+
+    def _hand_back(self, which: Callable[[Work], bool]) -> None:
+        self._inbox.hand_back([work.delivery for work in self._hand.put_down(which)])
 
     def _join(self) -> None:
         self._broker.check()
@@ -126,62 +243,147 @@ class ServiceRunner:
         published.publish(self._broker.client, self._service.name, self._publishes)
         self._publish_at = time.monotonic() + _PUBLISH_EVERY_S
 
-    def _handle(self, command: Command) -> Reply | None:
-        """The reply to a command; None: the process is to stop, and leaves it to another.
+    def _send(self) -> None:
+        """Send the answers that are ready. What was overruled meanwhile is to be undone, then answered."""
+        while overruled := self._inbox.send():
+            works = []
+            for delivery, reply in overruled:
+                refused = replace(delivery, refusal=dedupe.refusal(delivery.command))
+                if (work := self._work_for(refused, reply.result)) is not None:
+                    works.append(work)
+            self._hand.add(works)
 
-        Raises redis.RedisError where the handler could not reach its data: that is an outage like any other, no
-        fault of the handler's, and no verdict on the step.
-        """
-        handler = self._service.handler(command)
-        if handler is None:
+    # --- one command
+
+    def _next(self) -> Work | None:
+        return None if self._stop.is_set() else self._hand.take(time.monotonic())
+
+    def _next_or_send(self) -> Work | None:
+        """The next one that may begin. Before there is none, the answers are sent: what was overruled may begin."""
+        if (work := self._next()) is None:
+            self._send()
+            work = self._next()
+        return work
+
+    def _work_for(self, delivery: Delivery, result: bytes | None = None) -> Work | None:
+        """What is to be done about a command; None: nothing, or nothing but what was done here."""
+        command, key = delivery.command, None
+        if delivery.refusal is not None:
+            name = self._service.undo_of(command)
+            if name is None:
+                self._inbox.reply(delivery, delivery.refusal, final=True)
+                return None
+            where = _where(command)
+            say(self.name, f"{where} must not be done: undoing what may have come of it")
+            # Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
+            command = replace(command, type=name, compensating=True, result=result)
+            key = f"{command.key}/{delivery.entry.id.decode()}"
+            if self._service.registration(command) is None:
+                say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
+                return None
+        registration = self._service.registration(command)
+        if registration is None:
             known = "compensation" if command.compensating else "command"
             error = f"unknown_command: service {self._service.name} has no {known} {command.type}"
-            return reply_to(command, failed(command.type), error=encode(error))
-        return self._try(handler, command)
-
-    def _try(self, handler: Handler, command: Command, key: str | None = None) -> Reply | None:
-        """Call the handler, more than once if need be; None: the process is to stop."""
-        for attempt in range(1, TRIES + 1):
-            try:
-                return _call(handler, command, context_of(command, key))
-            except (Exception, SystemExit) as error:
-                if isinstance(error, redis.RedisError) and is_outage(error):
-                    raise
-                if isinstance(error, MalformedMessage):
-                    return self._give_up(command, f"the result of {command.type} is unusable: {error}")
-                self._report(command, error, attempt)
-                if attempt == TRIES:
-                    for line in "".join(traceback.format_exception(error)).splitlines():
-                        say(self.name, line)
-                    return self._give_up(command, describe(error))
-                if self._stop.wait(backoff.delay(attempt)):
-                    break
-        return None
-
-    def _report(self, command: Command, error: BaseException, attempt: int) -> None:
-        say(
-            self.name,
-            f"{command.type} of saga {command.saga_id}, step {command.step}, raised {describe(error)} "
-            f"(try {attempt} of {TRIES})",
+            self._inbox.reply(delivery, reply_to(command, failed(command.type), error=encode(error)))
+            return None
+        return Work(
+            delivery=delivery,
+            command=command,
+            registration=registration,
+            record=delivery.record,
+            key=key,
+            since=time.monotonic(),
         )
+
+    def _begin(self, work: Work) -> None:
+        """Have the handler called: here, or in the event loop. Wherever it runs, it runs until `finish` is told."""
+        try:
+            if not self._may_begin(work):
+                return
+        except redis.RedisError:
+            self._hand.put_back(work, 0.0)
+            raise
+        if work.registration.is_async:
+            self._loop.start(self._call_async(work))
+            return
+        outcome: Reply | BaseException
+        try:
+            outcome = call(work.registration.handler, work.command, context_of(work.command, work.key))
+        except _FAILURES as failure:
+            outcome = failure
+        self.finish(work, outcome)
+
+    async def _call_async(self, work: Work) -> None:
+        outcome: Reply | BaseException
+        try:
+            try:
+                outcome = await call_async(work.registration.handler, work.command, context_of(work.command, work.key))
+            except _FAILURES as failure:
+                outcome = failure
+            self.finish(work, outcome)
+        except BaseException as error:  # noqa: BLE001 - `run` raises it; it must not end the loop before
+            self._fail(error)
+        self._hand.wake()
+
+    def _may_begin(self, work: Work) -> bool:
+        """Whether the handler is to be called; where it is not, the command is seen to."""
+        delivery, is_first = work.delivery, work.begins == 1
+        if work.undoes:
+            if not is_first or self._inbox.take_up_undo(delivery):
+                return True
+            self._hand.finish(work)
+            return False
+        if (late := dedupe.stale(work.command, self._inbox.now_ms)) is not None:
+            # Where nobody had it before it was certainly not begun, and leaves nothing in doubt.
+            self._inbox.reply(delivery, late, final=is_first and not delivery.entry.again)
+            self._hand.finish(work)
+            return False
+        if is_first and (reply := self._inbox.take_up(delivery)) is not None:
+            self._through(work, reply)
+            return False
+        return True
+
+    def _raised(self, work: Work, failure: BaseException, now: float) -> Reply | None:
+        """The reply to a command whose handler has raised; None: it is called again after a while, others meanwhile."""
+        where = _where(work.command)
+        if isinstance(failure, redis.RedisError) and is_outage(failure):
+            # An outage like any other: no fault of the handler's, and no verdict on the step.
+            if not self._data_away:
+                self._data_away = True
+                say(self.name, f"{where} cannot reach its data ({describe(failure)}); waiting, nothing is lost")
+            work.outages += 1
+            self._hand.put_back(work, now + backoff.delay(work.outages))
+            return None
+        if isinstance(failure, MalformedMessage):
+            return self._give_up(work.command, f"the result of {work.command.type} is unusable: {failure}")
+        work.tries += 1
+        say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {TRIES})")
+        if work.tries < TRIES:
+            self._hand.put_back(work, now + backoff.delay(work.tries))
+            return None
+        for line in "".join(traceback.format_exception(failure)).splitlines():
+            say(self.name, line)
+        return self._give_up(work.command, describe(failure))
 
     def _give_up(self, command: Command, why: str) -> Reply:
         """The reply that says that nobody knows whether the step had its effect."""
         say(self.name, f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}")
         return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True)
 
+    def _through(self, work: Work, reply: Reply) -> None:
+        """Answer a command, and its twins in hand with it; where that is no last word, they are still to be done."""
+        if work.delivery.refusal is None:
+            self._inbox.reply(work.delivery, reply)
+            if self._hand.finish(work) and dedupe.kind(work.command, reply) != "unknown":
+                for twin in self._hand.put_down(lambda other: other.record == work.record and not other.undoes):
+                    self._inbox.reply(twin.delivery, replace(reply, attempt=twin.command.attempt))
+            return
+        if reply.type == ok(work.command.type):
+            self._inbox.reply(work.delivery, work.delivery.refusal, final=True)
+        # Else it stays pending, to be undone by whoever takes it over.
+        self._hand.finish(work)
 
-def _call(handler: Handler, command: Command, context: Context) -> Reply:
-    """Call the handler once. Raises what it raises but for Reject, and MalformedMessage if its result is no JSON: to
-    call it again would not mend that."""
-    try:
-        result = handler(orjson.loads(command.params), context)
-    except Reject as rejection:
-        try:
-            error = encode_payload(rejection.error)
-        except MalformedMessage:
-            error = encode(printable(repr(rejection.error)[:500]))
-        return reply_to(command, failed(command.type), error=error)
-    if command.compensating or result is None:
-        return reply_to(command, ok(command.type))
-    return reply_to(command, ok(command.type), result=encode_payload(result))
+
+def _where(command: Command) -> str:
+    return f"{command.type} of saga {command.saga_id}, step {command.step}"

@@ -130,7 +130,7 @@ class GroupReader:
             if time.monotonic() >= self._next_claim:
                 self._next_claim = time.monotonic() + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
                 self._abandoned = dict.fromkeys(self.streams, "0-0")
-                self._show_up()
+                self.show_up()
             while self._abandoned:
                 if entries := self._claim():
                     return entries
@@ -147,6 +147,11 @@ class GroupReader:
             say(self._consumer, f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
             self.recover()
             return []
+
+    def show_up(self) -> None:
+        """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
+        wanted: dict[Any, Any] = dict.fromkeys(self.streams, _AFTER_ALL)
+        self._client.xreadgroup(self._group, self._consumer, wanted, count=1)
 
     def leave(self) -> None:
         """Leave the group, and what is still held to others."""
@@ -179,11 +184,6 @@ class GroupReader:
                     self._report_deleted(stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
         return entries
-
-    def _show_up(self) -> None:
-        """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
-        wanted: dict[Any, Any] = dict.fromkeys(self.streams, _AFTER_ALL)
-        self._client.xreadgroup(self._group, self._consumer, wanted, count=1)
 
     def _claim(self) -> list[Entry]:
         """The next page of what others have held for longer than the lease."""

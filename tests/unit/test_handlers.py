@@ -1,0 +1,121 @@
+"""What a handler's return or rejection becomes."""
+
+import asyncio
+import math
+from typing import Any
+
+import orjson
+import pytest
+
+from sagastream.errors import MalformedMessage, Reject
+from sagastream.handlers import call, call_async
+from sagastream.messages import Command, Reply
+from sagastream.service import Context, Handler, context_of
+from sagastream.strict_json import MAX_PAYLOAD_BYTES, decode
+
+
+def a_command(*, compensating: bool = False) -> Command:
+    return Command(
+        service="payment",
+        type="Refund" if compensating else "Charge",
+        saga_id="saga42",
+        step=2,
+        params=b'{"n":18446744073709551615}',
+        compensating=compensating,
+        attempt=3,
+        begun_ms=5,
+    )
+
+
+def called(handler: Handler, *, compensating: bool = False) -> Reply:
+    """The reply of a plain handler, and of an async one that does the same: there is no difference."""
+    command = a_command(compensating=compensating)
+    context = context_of(command)
+
+    async def handle(params: Any, context: Context) -> Any:
+        return handler(params, context)
+
+    reply = call(handler, command, context)
+    assert asyncio.run(call_async(handle, command, context)) == reply
+    return reply
+
+
+def rejecting(error: object) -> Reply:
+    def handle(params: Any, context: Context) -> None:
+        raise Reject(error)
+
+    return called(handle)
+
+
+def test_what_a_handler_returns_is_the_result() -> None:
+    reply = called(lambda params, context: {"got": params, "key": context.key})
+    assert (reply.type, reply.saga_id, reply.step, reply.error, reply.unknown) == (
+        "Charge_ok",
+        "saga42",
+        2,
+        None,
+        False,
+    )
+    assert orjson.loads(reply.result or b"") == {"got": {"n": 2**64 - 1}, "key": "saga42/2/transaction"}
+
+
+def test_a_handler_that_returns_nothing_gives_no_result() -> None:
+    assert called(lambda params, context: None).body() == (b'{"type":"Charge_ok","saga_id":"saga42","step":2}')
+
+
+@pytest.mark.parametrize("value", [False, 0, "", [], {}])
+def test_what_is_empty_is_a_result_all_the_same(value: object) -> None:
+    assert orjson.loads(called(lambda params, context: value).result or b"") == value
+
+
+def test_the_result_of_a_compensation_is_not_told() -> None:
+    assert called(lambda params, context: {"a": 1}, compensating=True).body() == (
+        b'{"type":"Refund_ok","saga_id":"saga42","step":2}'
+    )
+
+
+def test_a_rejection_is_a_failed_reply_with_its_error() -> None:
+    assert rejecting("insufficient_funds").body() == (
+        b'{"type":"Charge_failed","saga_id":"saga42","step":2,"error":"insufficient_funds"}'
+    )
+    assert rejecting({"code": 7}).error == b'{"code":7}'
+    assert not rejecting("no").unknown
+
+
+@pytest.mark.parametrize("error", [math.nan, {1, 2}, "x" * (MAX_PAYLOAD_BYTES + 1), ValueError("bad"), 2**64])
+def test_a_rejection_whose_error_no_message_can_carry_is_still_one(error: object) -> None:
+    reply = rejecting(error)
+    assert reply.type == "Charge_failed"
+    assert decode(reply.body())["error"].startswith(repr(error)[:100])
+
+
+def test_a_rejection_with_a_lone_surrogate_is_still_one() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            return "\ud800"
+
+    assert rejecting(Odd()).type == "Charge_failed"
+
+
+def test_a_result_that_no_message_can_carry_is_no_result() -> None:
+    command = a_command()
+
+    async def handle(params: Any, context: Context) -> object:
+        return math.nan
+
+    with pytest.raises(MalformedMessage):
+        call(lambda params, context: {"amount": math.nan}, command, context_of(command))
+    with pytest.raises(MalformedMessage):
+        asyncio.run(call_async(handle, command, context_of(command)))
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), KeyboardInterrupt()])
+def test_what_else_a_handler_raises_is_the_callers(error: BaseException) -> None:
+    command = a_command()
+
+    def handle(params: Any, context: Context) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        call(handle, command, context_of(command))
+    assert caught.value is error

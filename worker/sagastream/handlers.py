@@ -1,0 +1,47 @@
+"""Calling a handler once, and what its return or rejection becomes: the reply.
+
+Both forms raise what the handler raises but for Reject, and MalformedMessage where its result is no JSON: to call it
+again would not mend that.
+"""
+
+from typing import Any
+
+import orjson
+
+from sagastream.console import printable
+from sagastream.errors import MalformedMessage, Reject
+from sagastream.messages import Command, Reply, failed, ok, reply_to
+from sagastream.service import Context, Handler
+from sagastream.strict_json import encode, encode_payload
+
+
+def call(handler: Handler, command: Command, context: Context) -> Reply:
+    """Call a plain handler."""
+    try:
+        result = handler(orjson.loads(command.params), context)
+    except Reject as rejection:
+        return _rejected(command, rejection)
+    return _returned(command, result)
+
+
+async def call_async(handler: Handler, command: Command, context: Context) -> Reply:
+    """Call a handler that is declared with async def."""
+    try:
+        result = await handler(orjson.loads(command.params), context)
+    except Reject as rejection:
+        return _rejected(command, rejection)
+    return _returned(command, result)
+
+
+def _returned(command: Command, result: Any) -> Reply:
+    if command.compensating or result is None:
+        return reply_to(command, ok(command.type))
+    return reply_to(command, ok(command.type), result=encode_payload(result))
+
+
+def _rejected(command: Command, rejection: Reject) -> Reply:
+    try:
+        error = encode_payload(rejection.error)
+    except MalformedMessage:
+        error = encode(printable(repr(rejection.error)[:500]))
+    return reply_to(command, failed(command.type), error=error)

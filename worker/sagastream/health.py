@@ -1,0 +1,51 @@
+"""A file that is touched while a process hears from the broker: a liveness probe looks at how old it is.
+
+A file and no port: nothing listens, nothing has to be let through, and two processes on one host do not collide.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from sagastream.console import printable, say
+
+#: How often it is touched at the most, in seconds.
+_EVERY_S: Final = 1.0
+
+
+class HealthFile:
+    """The file of one process. There is none until it has heard from the broker for the first time."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError where it cannot be written."""
+        path.touch()
+        path.unlink()  # what a process before this one left says nothing about this one
+        self._path = path
+        self._touched = float("-inf")
+        self._failed = False
+
+    def beat(self, heard: float) -> None:
+        """`heard`: when the broker last answered, by time.monotonic."""
+        if heard < self._touched + _EVERY_S:
+            return
+        self._touched = time.monotonic()
+        try:
+            self._path.touch()
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                say("sagastream", f"cannot touch the health file: {printable(str(error))}")
+
+
+@contextmanager
+def health_file_at(path: Path | None) -> Iterator[HealthFile | None]:
+    """The health file of a process, for as long as it works; none without a path."""
+    if path is None:
+        yield None
+        return
+    try:
+        yield HealthFile(path)
+    finally:
+        path.unlink(missing_ok=True)
