@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from page import Shell, shell
 from processes import SAMPLES, Commands
 from sagastream import keys
 from sagastream.client import SagaClient
@@ -378,6 +379,28 @@ def test_a_group_that_was_deleted_is_made_anew(client: redis.Redis, node: Node) 
     deliver(client, "a")
     assert answers(client, 1) == ["Do_ok a"]
     assert client.hgetall(keys.published("work")) == {b"Do": b"Undo"}
+
+
+def test_the_user_of_the_page_may_do_all_that_the_sample_does(
+    server: Server, client: redis.Redis, node: Node, tmp_path: Path
+) -> None:
+    for script in shell("A user of its own")[:1]:
+        Shell(server, tmp_path).run(script)
+    stream = keys.commands("notification")
+    client.xgroup_create(stream, "notification", id="0", mkstream=True)
+    send = {"type": "SendNotification", "saga_id": "s1", "step": 1, "params": {"to": "a@b", "text": ""}}
+    held: Any = client.xadd(stream, {"body": json.dumps(send)})
+    client.xreadgroup("notification", "victim", {stream: ">"})
+    client.xclaim(stream, "notification", "victim", 0, [held], idle=60_000)
+    client.xadd(stream, {"body": "{"})
+    process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://notification:secret@"))
+    [answer] = answers(client, 1)
+    assert answer.startswith("SendNotification_ok")
+    until(lambda: len(Quarantine(client)), what="what is no command is set aside")
+    process.terminate()
+    said = process.communicate(timeout=10)[1]
+    assert (process.returncode, "NOPERM" in said) == (0, False)
+    until(lambda: client.xlen(stream) == 0, what="all is acknowledged")
 
 
 def test_a_refused_login_is_told_of_in_one_line(server: Server, node: Node) -> None:
