@@ -32,7 +32,7 @@ PROBE = """
 import { connect } from './sagastream/broker.mjs'
 import { Reject, Service } from './sagastream/service.mjs'
 
-const service = new Service('work', { leaseMs: 300 })
+const service = new Service('work', { leaseMs: Number(process.env.LEASE_MS) })
 const redis = connect()
 
 service.command('Do', { compensation: 'Undo' }, async (params, { key }) => {
@@ -81,21 +81,21 @@ class Node:
         self._client = server.broker().client
         self.running: list[subprocess.Popen[str]] = []
 
-    def start(self, script: str, url: str | None = None) -> "subprocess.Popen[str]":
+    def start(self, script: str, url: str | None = None, lease_ms: int = 300) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             ["node", script],
             cwd=self._folder,
-            env=os.environ | {"REDIS_URL": url or self._url},
+            env=os.environ | {"REDIS_URL": url or self._url, "LEASE_MS": str(lease_ms)},
             stderr=subprocess.PIPE,
             text=True,
         )
         self.running.append(process)
         return process
 
-    def probe(self) -> "subprocess.Popen[str]":
+    def probe(self, lease_ms: int = 300) -> "subprocess.Popen[str]":
         """One process of the service `work`, once it is at work."""
         there = len(consumers(self._client))
-        process = self.start("probe.mjs")
+        process = self.start("probe.mjs", lease_ms=lease_ms)
         until(lambda: len(consumers(self._client)) > there, what="it joins the group")
         return process
 
@@ -347,6 +347,8 @@ def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(clie
     deliver(client, "die")
     until(lambda: victim.poll() is not None, what="it dies after its effect")
     deliver(client, compensating=True)
+    node.probe(lease_ms=60_000)
+    assert answers(client, 1) == ["Undo_ok"]
     node.probe()
     assert answers(client, 2) == ["Undo_ok", REFUSED]
     assert (calls(client), len(undone(client))) == (1, 2)
@@ -408,4 +410,17 @@ def test_a_refused_login_is_told_of_in_one_line(server: Server, node: Node) -> N
     said = process.communicate(timeout=10)[1]
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("service notification: WRONGPASS")
+    assert "    at " not in said
+
+
+def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    deliver(client, "wait")
+    until(lambda: calls(client), what="the handler runs")
+    client.set(keys.done("work", 1), "no hash")
+    deliver(client, compensating=True)
+    client.set("go on", 1)
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("service work: WRONGTYPE")
     assert "    at " not in said

@@ -102,8 +102,9 @@ class Runner {
   #patience
   #say
   #stop
+  #fault
   #inHand = new Set() // what is being worked on, as promises …
-  #latest = new Map() // … and the latest of each record: twins wait for each other
+  #latest = new Map() // … and the latest of each record
 
   /** @param connections two: one waits for commands, the other is for everything else */
   constructor(service, publishes, [reader, writer], stop) {
@@ -121,7 +122,6 @@ class Runner {
 
   async run() {
     this.#say('started')
-    let fault
     while (!this.#stop.signal.aborted) {
       const free = this.#service.concurrency - this.#inHand.size
       if (free === 0) {
@@ -130,17 +130,19 @@ class Runner {
       }
       for (const entry of await this.#read(free)) {
         const work = this.#work(entry)
-          .catch((error) => {
-            fault ??= error
-            this.#stop.abort()
-          })
+          .catch((error) => this.#end(error)) // an outage: it is to stop, and leaves the command to another
           .finally(() => this.#inHand.delete(work))
         this.#inHand.add(work)
       }
     }
     await Promise.all(this.#inHand)
     await this.#inbox.leave().catch(() => {}) // only tidy: without it, others wait for the lease
-    if (fault) throw fault
+    if (this.#fault) throw this.#fault
+  }
+
+  #end(error) {
+    if (!isOutage(error)) this.#fault ??= error
+    this.#stop.abort()
   }
 
   async #read(free) {
@@ -154,30 +156,32 @@ class Runner {
         }
       })
     } catch (error) {
-      if (isOutage(error)) return [] // it is to stop
-      throw error
+      this.#end(error)
+      return []
     }
   }
 
   async #work(entry) {
-    let record
-    const turn = {}
     this.#inbox.held.add(entry.id)
     try {
       const command = readCommand(entry.fields, addedMs(entry))
-      record = command.record
-      const before = this.#latest.get(record)
-      turn.over = new Promise((resolve) => Object.assign(turn, { resolve }))
-      this.#latest.set(record, turn)
-      await before?.over
-      await this.#serve({ entry, command })
+      await this.#afterTwins(command.record, () => this.#serve({ entry, command }))
     } catch (error) {
-      if (error instanceof Malformed) await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
-      else if (!isOutage(error)) throw error // else it is to stop, and leaves the command to another
+      if (!(error instanceof Malformed)) throw error
+      await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
     } finally {
       this.#inbox.held.delete(entry.id)
-      turn.resolve?.()
-      if (this.#latest.get(record) === turn) this.#latest.delete(record)
+    }
+  }
+
+  /** Call once what is in hand of the same record is answered: then there is a record to answer from. */
+  async #afterTwins(record, call) {
+    const mine = (this.#latest.get(record) ?? Promise.resolve()).catch(() => {}).then(call)
+    this.#latest.set(record, mine)
+    try {
+      await mine
+    } finally {
+      if (this.#latest.get(record) === mine) this.#latest.delete(record)
     }
   }
 
@@ -287,7 +291,7 @@ function encodeError(error) {
   try {
     return encodePayload(error)
   } catch {
-    return JSON.stringify(printable(String(error).slice(0, 500)))
+    return JSON.stringify(describe(error))
   }
 }
 
@@ -296,7 +300,11 @@ function where(command) {
 }
 
 function describe(error) {
-  return printable(String(error).slice(0, 500))
+  try {
+    return printable(String(error).slice(0, 500))
+  } catch {
+    return 'an error that cannot be told' // it is the user's, and its toString may do anything
+  }
 }
 
 /** A text on one line, with every character as an escape that a terminal could act on, or that hides. */
