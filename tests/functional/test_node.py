@@ -46,8 +46,10 @@ service.command('Do', { compensation: 'Undo' }, async (params, { key }) => {
   return params
 })
 
-service.compensation('Undo', (params, { transactionKey, result }) =>
-  redis.rPush('undone', `${transactionKey} ${JSON.stringify([params, result])}`))
+service.compensation('Undo', async (params, { transactionKey, result }) => {
+  await redis.rPush('undone', `${transactionKey} ${JSON.stringify([params, result])}`)
+  if (params === 'stuck') throw new Reject('the bank is closed')
+})
 
 await service.run()
 redis.destroy()
@@ -316,12 +318,13 @@ def test_a_command_that_nobody_waits_for_any_more_is_not_begun(client: redis.Red
 
 def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: redis.Redis, node: Node) -> None:
     bodies = [b"", b"{", b"\xff", b"[]", b'{"type":"Do"}', b'{"type":"Do","saga_id":"s1","step":0}', b"{" * 100_000]
+    bodies.append(b'{"type":"Do","saga_id":"s1","step":1,"params":"\xff"}')
     for body in bodies:
         client.xadd(keys.commands("work"), {"body": body})
     deliver(client, "a", attempt="x")
     client.xadd(keys.commands("work"), {"body": b'{"type":"Fly","saga_id":"s1","step":1}'})
     node.probe()
-    assert answers(client, 1) == ["Do_failed unknown_command: service work has no command Fly".replace("Do_", "Fly_")]
+    assert answers(client, 1) == ["Fly_failed unknown_command: service work has no command Fly"]
     until(lambda: nothing_is_left(client), what="all is acknowledged")
     set_aside = list(Quarantine(client).newest_first())
     assert [message.body for message in reversed(set_aside)][: len(bodies)] == bodies
@@ -354,6 +357,22 @@ def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(clie
     assert (calls(client), len(undone(client))) == (1, 2)
 
 
+def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_person(
+    client: redis.Redis, node: Node
+) -> None:
+    entry_id = deliver(client, "stuck")
+    client.xgroup_create(keys.commands("work"), "work", id="0")
+    client.xreadgroup("work", "victim", {keys.commands("work"): ">"})
+    tried: dict[Any, Any] = {f"s1/1/transaction/Do/undos/{entry_id.decode()}": MAX_TAKEOVERS - 2}
+    client.hset(keys.done("work", 1), mapping={"s1/1/transaction/(void)": 1} | tried)
+    node.probe()
+    until(lambda: len(Quarantine(client)), what="it is set aside")
+    [message] = Quarantine(client).newest_first()
+    assert message.reason == "Do may have been done after it was refused, and could not be undone 10 times"
+    assert (calls(client), len(undone(client)), client.xlen(keys.REPLIES)) == (0, 1, 0)
+    assert nothing_is_left(client)
+
+
 def test_a_command_that_kills_whoever_works_on_it_is_given_up(client: redis.Redis, node: Node) -> None:
     deliver(client, "a")
     client.xgroup_create(keys.commands("work"), "work", id="0")
@@ -373,6 +392,19 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand_and_leave(client: red
     assert process.wait(10) == 0
     assert answers(client, 1) == ["Do_ok wait"]
     assert consumers(client) == []
+
+
+def test_what_it_was_given_but_never_received_is_read_again(server: Server, client: redis.Redis, node: Node) -> None:
+    """The answer to its reading was lost with the connection."""
+    process = node.probe(lease_ms=60_000)
+    [name] = consumers(client)
+    process.send_signal(signal.SIGSTOP)
+    server.kill()
+    server.start()
+    deliver(client, "a")
+    client.xreadgroup("work", name, {keys.commands("work"): ">"})
+    process.send_signal(signal.SIGCONT)
+    assert answers(client, 1) == ["Do_ok a"]
 
 
 def test_a_group_that_was_deleted_is_made_anew(client: redis.Redis, node: Node) -> None:
@@ -424,3 +456,18 @@ def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client:
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("service work: WRONGTYPE")
     assert "    at " not in said
+
+
+def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node: Node) -> None:
+    """Its handler takes longer than the lease: another process would take it over, and may."""
+    node.probe()
+    deliver(client, "wait")
+
+    def held_for_long() -> bool:
+        held: Any = client.xpending_range(keys.commands("work"), "work", "-", "+", 1, idle=1500)
+        return len(held) == 1
+
+    until(held_for_long, what="the lease is over")
+    assert calls(client) == 1
+    client.set("go on", 1)
+    assert answers(client, 1) == ["Do_ok wait"]
