@@ -11,12 +11,12 @@ import pytest
 
 from servers import Server
 
-_PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
 
 
 def shell(section: str) -> list[str]:
     """The shell scripts below a heading, to the next one."""
-    found = re.search(rf"(?:\A|\n)#+ {re.escape(section)}\n(.*?)(?=\n##|\Z)", _PAGE, re.DOTALL)
+    found = re.search(rf"(?:\A|\n)#+ {re.escape(section)}\n(.*?)(?=\n##|\Z)", PAGE, re.DOTALL)
     assert found is not None, section
     scripts = re.findall(r"```(?:ba)?sh\n(.*?)```", found[1], re.DOTALL)
     assert scripts, section

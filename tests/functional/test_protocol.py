@@ -1,6 +1,7 @@
 """What docs/protocol.md has a person type, word for word, on real servers."""
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from page import Shell, shell
+from page import PAGE, Shell, shell
 from processes import Commands
 from sagastream import Service, keys
 from sagastream.broker import connect
@@ -49,11 +50,18 @@ def ended(scene: Scene) -> SagaState:
     return state
 
 
-def test_a_person_answers_a_command_with_ten_lines_of_redis_cli(scene: Scene, bash: Shell) -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["nobody has it", "its holder has died"])
+def test_a_person_answers_a_command_with_ten_lines_of_redis_cli(scene: Scene, bash: Shell, held: bool) -> None:
     [script] = shell("Answering by hand")
     assert len(script.splitlines()) == 10
     waiting_for_till(scene)
     sent: Any = scene.redis.xrange(TILL)
+    if held:
+        scene.redis.xgroup_create(TILL, "till", id="0")
+        scene.redis.xreadgroup("till", "victim", {TILL: ">"})
+        scene.redis.xclaim(TILL, "till", "victim", 0, [sent[0][0]], idle=60_000)
+        [claim] = re.findall(r"`(redis-cli XAUTOCLAIM .*?)`", PAGE)
+        script = re.sub(r"redis-cli XREADGROUP .*? \|", lambda _: f"{claim} |", script)
     said = bash.run(script).splitlines()
     assert json.loads(said[said.index("body") + 1])["type"] == "ChargeCard"
     state = ended(scene)
