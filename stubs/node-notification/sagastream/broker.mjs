@@ -1,0 +1,139 @@
+// The way to Redis: connections that reconnect, and calls that wait out an outage.
+
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import * as redis from '@redis/client'
+
+/** How long an answer may take, over and above what a blocking read waits. */
+const ANSWER_TIMEOUT_MS = 5000
+/** Errors of the server that pass: it loads, fails over, is full, cannot write to its disk … */
+const PASSING = /^(LOADING|READONLY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY) /
+
+/** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
+export class ServiceError extends Error {}
+
+/** Redis cannot be reached, or its answer was lost. */
+class Away extends Error {}
+
+/** Whether Redis is away for a while: such an error is waited out, any other is a fault. */
+export function isOutage(error) {
+  if (error instanceof redis.ErrorReply) return PASSING.test(error.message)
+  return error instanceof Away || error instanceof redis.SocketClosedUnexpectedlyError
+}
+
+/** Milliseconds to wait after the nth failure in a row. */
+export function delay(failures) {
+  return Math.min(2000, 50 * 2 ** Math.min(failures - 1, 30))
+}
+
+/** A node-redis client for a service's own data. It reconnects, and holds calls back meanwhile. */
+export function connect(url = process.env.REDIS_URL, options = {}) {
+  const client = redis.createClient({ ...parseUrl(url), ...options, RESP: 2, disableClientInfo: true })
+  client.on('error', () => {}) // who calls is told
+  client.connect().catch(() => {})
+  return client
+}
+
+/** One connection of the service itself. Answers come as they are sent: arrays, integers, and Buffers for strings. */
+export class Connection {
+  #client
+  #settled
+  #fault
+  #scripts = new Map()
+
+  constructor(url) {
+    this.#client = connect(url, {
+      disableOfflineQueue: true, // whoever calls decides what to do while Redis is away
+      pingInterval: 2000, // so that a server that hangs is noticed
+      commandOptions: { typeMapping: { [redis.RESP_TYPES.BLOB_STRING]: Buffer } },
+    })
+    this.#settled = new Promise((resolve) => this.#client.once('ready', resolve).once('error', resolve))
+    this.#client.on('error', (error) => {
+      if (error instanceof redis.ErrorReply && !isOutage(error)) this.#fault = error // a refused login, say
+    })
+  }
+
+  async call(...words) {
+    await this.#settled
+    if (this.#fault) throw this.#fault
+    try {
+      return await this.#client.sendCommand(words.map((word) => (word instanceof Buffer ? word : String(word))))
+    } catch (error) {
+      throw error instanceof redis.ErrorReply ? error : new Away(error.message || error.code, { cause: error })
+    }
+  }
+
+  /** Run a script of the folder scripts/, which the server may have forgotten. */
+  async script(name, keys, args) {
+    if (!this.#scripts.has(name)) {
+      const text = readFileSync(new URL(`scripts/${name}.lua`, import.meta.url), 'utf8')
+      this.#scripts.set(name, { text, sha: createHash('sha1').update(text).digest('hex') })
+    }
+    const { text, sha } = this.#scripts.get(name)
+    try {
+      return await this.call('EVALSHA', sha, keys.length, ...keys, ...args)
+    } catch (error) {
+      if (!error.message.startsWith('NOSCRIPT')) throw error
+      await this.call('SCRIPT', 'LOAD', text) // EVAL alone leaves it among those that Valkey evicts
+      return this.call('EVAL', text, keys.length, ...keys, ...args)
+    }
+  }
+
+  close() {
+    if (this.#client.isOpen) this.#client.destroy()
+  }
+}
+
+/** Waits while Redis is away, and says so: once when it goes, once when it is back. */
+export class Patience {
+  #say
+  #waiting = new Set() // the calls that cannot reach it
+
+  /** @param stop an AbortSignal: nobody waits any longer once it is aborted */
+  constructor(say, stop) {
+    this.#say = say
+    this.stop = stop
+  }
+
+  /** What `call` answers, however long Redis is away. It may be called twice, and must allow for it. */
+  async patiently(call) {
+    const me = Symbol('call')
+    for (let failures = 1; ; failures += 1) {
+      try {
+        const answer = await call()
+        if (this.#waiting.delete(me) && this.#waiting.size === 0) this.#say('Redis is back')
+        return answer
+      } catch (error) {
+        if (!isOutage(error) || this.stop.aborted) {
+          this.#waiting.delete(me)
+          throw error
+        }
+        if (this.#waiting.size === 0) this.#say(`Redis is away (${error.message}); waiting, nothing is lost`)
+        this.#waiting.add(me)
+        await this.pause(delay(failures))
+      }
+    }
+  }
+
+  /** Wait, but not past the stop. */
+  async pause(ms) {
+    await sleep(ms, undefined, { signal: this.stop }).catch(() => {})
+  }
+}
+
+/** The options of node-redis for a URL: it knows redis:// and rediss://, not the unix:// of the embedded server. */
+function parseUrl(url) {
+  if (!url) throw new ServiceError('REDIS_URL is not set')
+  const timeouts = {
+    connectTimeout: ANSWER_TIMEOUT_MS,
+    socketTimeout: ANSWER_TIMEOUT_MS,
+    reconnectStrategy: (retries, cause) =>
+      cause instanceof redis.ErrorReply && !isOutage(cause) ? cause : delay(retries + 1),
+  }
+  if (/^rediss?:\/\/./.test(url)) return { url, socket: timeouts }
+  const found = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)/.exec(url)
+  if (!found) throw new ServiceError('REDIS_URL is not usable: it is no redis://, rediss:// or unix://')
+  const [username, password, path] = found.slice(1).map((part) => part && decodeURIComponent(part))
+  return { socket: { ...timeouts, path }, username: username || undefined, password }
+}

@@ -1,0 +1,197 @@
+// A service's commands as one consumer of its group reads and answers them.
+
+import { ServiceError } from './broker.mjs'
+import { quarantineFields, replyFields } from './messages.mjs'
+
+const REPLIES = 'saga:{0}:replies'
+const QUARANTINE = 'saga:{0}:quarantine'
+const STORE = 'saga:store'
+const HOUR_MS = 3600 * 1000
+/** How long a service's record of what it did outlives the last write to its hash, in seconds. */
+const DONE_KEPT_S = 2 * 24 * 3600
+/** How long a read waits for new commands: also how long a process may take to notice that it shall stop. */
+const BLOCK_MS = 500
+/** How often abandoned commands are looked for, at the least, and consumers that are gone are forgotten. */
+const CLAIM_EVERY_MS = 2000
+const FORGET_EVERY_MS = 30_000
+const PUBLISH_EVERY_MS = 30_000
+/** How long a consumer must not have asked to be forgotten. */
+const GONE_MS = 60_000
+/** An id that no entry comes after. */
+const AFTER_ALL = '18446744073709551614-0'
+const PAGE = 128
+
+export class Inbox {
+  #joined = false
+  #own = null // where the reading of what this consumer holds already goes on; null: it is through
+  #nextClaim = 0
+  #nextForget = 0
+  #nextPublish = 0
+
+  /**
+   * @param reader a connection that waits for commands
+   * @param writer another, for everything else
+   * @param publishes the service's commands, and what undoes each
+   */
+  constructor({ reader, writer, service, consumer, leaseMs, publishes, say }) {
+    Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, say })
+    this.stream = `saga:{0}:commands:${service}`
+    this.held = new Set() // ids of the entries that are being worked on here
+  }
+
+  /** Have the next reading begin anew: an answer may have been lost, the store may have changed. */
+  recover() {
+    this.#joined = false
+  }
+
+  /** At most `count` entries that are to be worked on: own pending ones, abandoned ones, or new ones. */
+  async read(count) {
+    try {
+      if (!this.#joined) await this.#join()
+      if (Date.now() >= this.#nextPublish) await this.#publish() // somebody may have deleted it
+      while (this.#own !== null) {
+        const entries = await this.#readOwn(count)
+        if (entries.length) return entries
+      }
+      if (Date.now() >= this.#nextClaim) {
+        const entries = await this.#claim(count)
+        if (entries.length) return entries
+        this.#nextClaim = Date.now() + Math.min(this.leaseMs / 2, CLAIM_EVERY_MS)
+        await this.#showUp()
+      }
+      if (Date.now() >= this.#nextForget) {
+        this.#nextForget = Date.now() + FORGET_EVERY_MS
+        await this.writer.script('forget', [this.stream], [this.service, GONE_MS])
+      }
+      return entriesOf(await this.#xreadgroup(this.reader, '>', 'COUNT', count, 'BLOCK', BLOCK_MS))
+    } catch (error) {
+      if (!/^(NOGROUP|UNBLOCKED)/.test(error.message)) throw error
+      this.say(`the stream or group of ${this.stream} was deleted; made it anew`)
+      this.recover()
+      return []
+    }
+  }
+
+  /** What is recorded of a command, and what time it is; of a compensation, a tombstone is left for its step. */
+  async recall(command) {
+    const args = [DONE_KEPT_S, 1, command.record, command.tombstone, command.compensating ? 1 : 0]
+    const [nowMs, [record, tombstone]] = await this.writer.script('recall', [this.#done(command)], args)
+    return { nowMs, record, tombstone: tombstone === 1 }
+  }
+
+  /** Record, reply, acknowledge. False: it was overruled, nothing was written; what was done is to be undone. */
+  async answer(entry, reply, kind, seen) {
+    const { command } = reply
+    const tombstone = command.compensating ? '' : command.tombstone
+    const answer = [entry.id, 2, 4, command.record, tombstone, seen ?? '', kind]
+    const overruled = await this.#answer([...answer, ...counted(replyFields(reply))], this.#done(command))
+    return overruled.length === 0
+  }
+
+  async quarantine(entry, reason) {
+    this.say(`quarantined the entry ${entry.id}: ${reason}`)
+    const fields = quarantineFields(entry, this.stream, reason)
+    await this.#answer([entry.id, 3, 0, '', '', '', 'final', ...counted(fields)])
+  }
+
+  /** How often this was begun of a command that others had in hand before, this time included. */
+  async count(command, what) {
+    const times = await this.writer.call('HINCRBY', this.#done(command), `${command.record}/${what}`, 1)
+    await this.writer.call('EXPIRE', this.#done(command), DONE_KEPT_S)
+    return times
+  }
+
+  /** Leave the group, and what is still held to others. */
+  async leave() {
+    await this.writer.script('leave', [this.stream], [this.service, this.consumer])
+  }
+
+  #answer(args, ...records) {
+    return this.writer.script('answer', [this.stream, REPLIES, QUARANTINE, ...records], [
+      ...[this.service, DONE_KEPT_S],
+      ...args,
+    ])
+  }
+
+  /** Where it is recorded what was done for a saga: by the hour in which it began. */
+  #done(command) {
+    return `saga:{0}:done:${this.service}:${Math.floor(command.begunMs / HOUR_MS)}`
+  }
+
+  async #join() {
+    const partitions = await this.writer.call('HGET', STORE, 'partitions')
+    if (partitions !== null && String(partitions) !== '1') {
+      throw new ServiceError(`the store was laid out for ${partitions} partitions; this service knows 1`)
+    }
+    await this.#publish()
+    try {
+      // From 0: what was sent before anybody listened is for this group too.
+      await this.writer.call('XGROUP', 'CREATE', this.stream, this.service, '0', 'MKSTREAM')
+    } catch (error) {
+      if (!error.message.startsWith('BUSYGROUP')) throw error
+    }
+    this.#own = '0'
+    this.#nextClaim = 0
+    this.#joined = true
+  }
+
+  async #publish() {
+    const pairs = Object.entries(this.publishes).flatMap(([name, undo]) => [name, undo ?? ''])
+    await this.writer.call('HSET', `saga:services:${this.service}`, ...pairs)
+    this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
+  }
+
+  #xreadgroup(connection, after, ...options) {
+    const from = ['STREAMS', this.stream, after]
+    return connection.call('XREADGROUP', 'GROUP', this.service, this.consumer, ...options, ...from)
+  }
+
+  async #readOwn(count) {
+    const answer = await this.#xreadgroup(this.writer, this.#own, 'COUNT', count)
+    const page = answer?.[0]?.[1] ?? []
+    this.#own = page.length ? String(page.at(-1)[0]) : null
+    const deleted = page.filter(([, fields]) => !fields).map(([id]) => String(id))
+    if (deleted.length) {
+      this.say(`${deleted.length} commands were deleted before they were answered: ${deleted.slice(0, 5)}`)
+      await this.writer.call('XACK', this.stream, this.service, ...deleted)
+    }
+    return entriesOf(answer, { again: true }).filter(({ id }) => !this.held.has(id))
+  }
+
+  /** What others have held for longer than the lease. Not XAUTOCLAIM: it would renew what is in hand here, too. */
+  async #claim(count) {
+    const idle = ['IDLE', this.leaseMs, '-', '+', PAGE]
+    const pending = await this.writer.call('XPENDING', this.stream, this.service, ...idle)
+    const ids = pending.map(([id]) => String(id)).filter((id) => !this.held.has(id))
+    if (!ids.length) return []
+    const claim = [this.stream, this.service, this.consumer, this.leaseMs, ...ids.slice(0, count)]
+    const page = await this.writer.call('XCLAIM', ...claim)
+    return entriesOf([[this.stream, page]], { again: true, takenOver: true })
+  }
+
+  /** Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries. */
+  #showUp() {
+    return this.#xreadgroup(this.writer, AFTER_ALL, 'COUNT', 1)
+  }
+}
+
+function counted(words) {
+  return [words.length, ...words]
+}
+
+function entriesOf(answer, { again = false, takenOver = false } = {}) {
+  const page = answer?.[0]?.[1] ?? []
+  return page
+    .filter((entry) => entry?.[1])
+    .map(([id, words]) => {
+      const fields = Object.create(null)
+      for (let at = 0; at < words.length; at += 2) fields[String(words[at])] = words[at + 1]
+      // What was put back from the quarantine was delivered before as well.
+      return { id: String(id), fields, again: again || fields.replayed !== undefined, takenOver }
+    })
+}
+
+/** When an entry was added, by the clock of Redis. */
+export function addedMs(entry) {
+  return Number(entry.id.split('-')[0])
+}

@@ -1,0 +1,197 @@
+// Commands and replies, and what is to be done with a command that was seen before. Pure.
+
+const ID = /^[A-Za-z0-9._:-]{1,128}$/
+const MAX_STEPS = 100
+const MAX_BODY_BYTES = 1 << 20
+const MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - 1024
+const MAX_PAYLOAD_DEPTH = 61
+
+/** An entry is no command, or a handler's result cannot be sent. */
+export class Malformed extends Error {}
+
+/**
+ * The command that an entry holds. Throws Malformed.
+ *
+ * @param fields the entry's fields, name -> Buffer
+ * @param sentMs when it was added; stands in for `begun_ms` in entries that were made by hand
+ */
+export function readCommand(fields, sentMs) {
+  const body = readBody(fields.body ?? Buffer.alloc(0))
+  const compensating = body.compensating ?? false
+  if (typeof compensating !== 'boolean') throw new Malformed('compensating must be true or false')
+  if (!Number.isInteger(body.step) || body.step < 1 || body.step > MAX_STEPS) {
+    throw new Malformed(`step must be a whole number from 1 to ${MAX_STEPS}`)
+  }
+  const type = readName(body.type, 'type')
+  const where = `${readName(body.saga_id, 'saga_id')}/${body.step}`
+  const key = `${where}/${compensating ? 'compensation' : 'transaction'}`
+  return {
+    type,
+    sagaId: body.saga_id,
+    step: body.step,
+    compensating,
+    params: compensating ? readJson(fields.params, 'params', null) : (body.params ?? null),
+    result: readJson(fields.result, 'result', null),
+    attempt: readNumber(fields.attempt, 'attempt', 1),
+    begunMs: readNumber(fields.begun_ms, 'begun_ms', sentMs),
+    notAfterMs: readNumber(fields.not_after_ms, 'not_after_ms', Infinity),
+    retried: fields.retried !== undefined,
+    undoneBy: readCompensation(fields.compensation),
+    key,
+    transactionKey: `${where}/transaction`,
+    record: `${key}/${type}`,
+    tombstone: `${where}/transaction/(void)`,
+  }
+}
+
+export function isId(name) {
+  return typeof name === 'string' && ID.test(name)
+}
+
+/** The reply that says a command was done. `result` is JSON, or undefined where there is none. */
+export function done(command, result) {
+  return { command, ok: true, result }
+}
+
+/** … or that it was not, and that nothing of it remains; unless that is `unknown`. `error` is JSON. */
+export function failed(command, error, unknown = false) {
+  return { command, ok: false, error, unknown }
+}
+
+/** The reply to a command whose step was undone before it came. */
+export function refusal(command) {
+  return failed(command, JSON.stringify(`cancelled: ${command.type} came after its compensation`))
+}
+
+/** The fields of the entry for the replies stream: name, value, … */
+export function replyFields(reply) {
+  const { command } = reply
+  const members = [
+    `"type":"${command.type}_${reply.ok ? 'ok' : 'failed'}"`,
+    `"saga_id":"${command.sagaId}"`,
+    `"step":${command.step}`,
+  ]
+  if (reply.result !== undefined) members.push(`"result":${reply.result}`)
+  if (reply.error !== undefined) members.push(`"error":${reply.error}`)
+  const fields = ['body', `{${members.join(',')}}`, 'attempt', String(command.attempt)]
+  return reply.unknown ? [...fields, 'unknown', '1'] : fields
+}
+
+/** The fields of an entry that is set aside. */
+export function quarantineFields(entry, stream, reason) {
+  const body = entry.fields.body ?? Buffer.alloc(0)
+  const names = Object.keys(entry.fields).filter((name) => name !== 'body')
+  const others = JSON.stringify(Object.fromEntries(names.map((name) => [name, String(entry.fields[name])])))
+  const isWhole = body.length <= MAX_BODY_BYTES && others.length <= 4096
+  return [
+    ...['reason', reason, 'stream', stream, 'entry_id', entry.id],
+    ...['body', body.subarray(0, MAX_BODY_BYTES)],
+    ...['fields', isWhole ? others : `cut: ${others}`.slice(0, 4096)],
+  ]
+}
+
+/**
+ * What is to be done with a command that was looked up: {} for its handler to be called; else the reply in its place,
+ * with `undo` once what an earlier delivery may have done is undone.
+ *
+ * @param record what is recorded of it, null where nothing is
+ * @param tombstone whether the step's compensation has come already
+ * @param again whether it was delivered before: somebody may have been at it
+ */
+export function verdict(command, { record, tombstone, again }) {
+  let reply = recorded(command, record)
+  if (!reply && tombstone && !command.compensating) reply = refusal(command)
+  // Also where an ok is recorded: that was of another delivery, and this one may have been done after the undo.
+  const undo = Boolean(reply) && !command.compensating && (tombstone || !reply.ok) && again
+  return { reply, undo }
+}
+
+/** What answer.lua makes of a handler's reply: what is recorded is the last word. */
+export function kindOf(reply) {
+  if (reply.ok) return 'ok'
+  return reply.unknown || reply.command.retried ? 'unknown' : 'failed'
+}
+
+/** A value that a handler gave as JSON. Throws Malformed for what no reply could carry, or would change in silence. */
+export function encodePayload(value) {
+  let text
+  try {
+    text = JSON.stringify(value, strict)
+    if (text === undefined) throw new Malformed(`a ${typeof value} is no JSON`)
+    if (depth(JSON.parse(text)) > MAX_PAYLOAD_DEPTH) {
+      throw new Malformed(`nested deeper than ${MAX_PAYLOAD_DEPTH} levels`)
+    }
+  } catch (error) {
+    throw error instanceof Malformed ? error : new Malformed(`not JSON: ${error.message}`)
+  }
+  const bytes = Buffer.byteLength(text)
+  if (bytes > MAX_PAYLOAD_BYTES) throw new Malformed(`too large: ${bytes} bytes, at most ${MAX_PAYLOAD_BYTES}`)
+  return text
+}
+
+function strict(key, value) {
+  if (typeof value === 'number') {
+    if (!Number.isFinite(value)) throw new Malformed('NaN and infinities have no place in JSON')
+    // Written without an exponent, it would be read as an integer, of more digits than it has.
+    const isWritten = Number.isInteger(value) && Math.abs(value) < 1e21
+    if (isWritten && !Number.isSafeInteger(value)) throw new Malformed(`the integer ${value} is not exact`)
+  }
+  if (/\p{Surrogate}/u.test(key) || (typeof value === 'string' && /\p{Surrogate}/u.test(value))) {
+    throw new Malformed('a text has half a character, which UTF-8 cannot say')
+  }
+  return value
+}
+
+function depth(value) {
+  if (value === null || typeof value !== 'object') return 0
+  return 1 + Object.values(value).reduce((deepest, child) => Math.max(deepest, depth(child)), 0)
+}
+
+function recorded(command, record) {
+  const [, kind, text] = /^(ok|failed) (.*)$/s.exec(record ?? '') ?? []
+  if (kind === undefined) return undefined
+  try {
+    const body = JSON.parse(text)
+    const json = (value) => (value === undefined ? undefined : JSON.stringify(value))
+    // answer.lua sends the record itself in its place: this only tells whether it answers the command, and how.
+    if (body.type === `${command.type}_ok`) return done(command, json(body.result))
+    if (body.type === `${command.type}_failed`) return failed(command, json(body.error))
+  } catch {
+    // A garbled record answers nothing.
+  }
+  return undefined
+}
+
+function readBody(bytes) {
+  if (bytes.length > MAX_BODY_BYTES) throw new Malformed(`too large: ${bytes.length} bytes, at most ${MAX_BODY_BYTES}`)
+  const body = readJson(bytes, 'body')
+  if (body === null || typeof body !== 'object' || Array.isArray(body)) throw new Malformed('the body is no JSON object')
+  return body
+}
+
+function readJson(bytes, what, otherwise) {
+  if (bytes === undefined) return otherwise
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+  } catch (error) {
+    throw new Malformed(`${what}: not JSON: ${error.message}`)
+  }
+}
+
+function readName(name, what) {
+  if (!isId(name)) throw new Malformed(`${what} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -`)
+  return name
+}
+
+function readNumber(bytes, what, otherwise) {
+  if (bytes === undefined) return otherwise
+  if (!/^[0-9]{1,15}$/.test(bytes)) throw new Malformed(`the field ${what} must be a whole number`)
+  return Number(bytes)
+}
+
+/** What undoes a transaction, where the step says so: undefined: it does not; null: nothing is to be undone. */
+function readCompensation(bytes) {
+  if (bytes === undefined || bytes.length === 0) return bytes && null
+  if (!isId(String(bytes))) throw new Malformed('the field compensation must be a name, or empty')
+  return String(bytes)
+}

@@ -1,0 +1,98 @@
+#!lua
+-- Answer a batch of commands: for each record what was done, send the reply, acknowledge the command.
+--
+-- KEYS  1 the service's commands (stream)  2 replies (stream)  3 quarantine (stream)
+--       4.. the service's records (hashes)
+-- ARGV  1 the service's group
+--       2 how long a record is kept after the last write to its hash, in seconds
+--       3.. one group of arguments a command:
+--           the command's entry id
+--           key index of the stream that the answer goes to
+--           key index of its record (0: it has none)
+--           field of the record: the idempotency key and the type of the command
+--           field of the tombstone of its step ("": it is a compensation)
+--           what its record was when it was looked up ("": there was none)
+--           kind: ok, failed: recorded; unknown: counted, it may have been done; final: neither, nor overruled, what is
+--           recorded is sent in its place
+--           number of arguments of the answer, then field, value, ...; the first value is what is recorded
+-- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
+--          their step has failed or was undone meanwhile; of these nothing was written
+--          error WRONGTYPE: one of the keys is not what it should be; nothing was written
+--
+-- A record is "<kind> <body>", and the first one stands: whoever answers the command later, another process or a later
+-- attempt, sends the recorded reply in place of its own (of whose fields all but the first are sent as they are).
+-- Or it is "unknown <how often>" of a transaction: whoever had it in hand meanwhile cannot say that nothing of it
+-- remains. Such a failure is sent as unknown, and not recorded.
+
+local group, kept = ARGV[1], ARGV[2]
+
+for i = 1, #KEYS do
+  local found = redis.call('TYPE', KEYS[i]).ok
+  local wanted = i <= 3 and 'stream' or 'hash'
+  if found ~= wanted and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
+  end
+end
+
+-- What is recorded of a command: ok or failed, and the body of the reply; or how often its outcome was unknown.
+local function recorded(key, field)
+  local record = redis.call('HGET', key, field) or ''
+  local kind, body = string.match(record, '^(%a+) (.*)$')
+  if kind == 'ok' or kind == 'failed' then
+    -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
+    local fine, reply = pcall(cjson.decode, body)
+    if fine and type(reply) == 'table' and type(reply.type) == 'string' then
+      return kind, body, 0, record
+    end
+  end
+  return nil, nil, kind == 'unknown' and tonumber(body) or 0, record
+end
+
+-- Whether what a handler may have done of a transaction must not stand: its step has failed, or was undone. Also where
+-- an ok is recorded: that was of an earlier delivery, and its undo did not undo what was done after it.
+local function is_void(key, before, tombstone)
+  return before == 'failed' or redis.call('HEXISTS', key, tombstone) == 1
+end
+
+local overruled, ids, records = {}, {}, {}
+local number, at = 0, 3
+while at <= #ARGV do
+  local target, key, field, tombstone = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
+  local seen, kind, n = ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 7])
+  local first, last = at + 8, at + 7 + n
+  number = number + 1
+  local before, body, times, record = nil, nil, 0, ''
+  if key > 0 then
+    before, body, times, record = recorded(KEYS[key], field)
+  end
+  if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void(KEYS[key], before, tombstone) then
+    overruled[#overruled + 1] = number
+  else
+    local in_doubt = kind == 'failed' and times > 0 and record ~= seen
+    if body then
+      ARGV[first + 1] = body
+    elseif kind == 'unknown' and tombstone ~= '' then
+      redis.call('HSET', KEYS[key], field, 'unknown ' .. times + 1)
+      records[key] = true
+    elseif (kind == 'ok' or kind == 'failed') and not in_doubt then
+      redis.call('HSET', KEYS[key], field, kind .. ' ' .. ARGV[first + 1])
+      records[key] = true
+    end
+    if in_doubt then
+      redis.call('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, last))
+    else
+      redis.call('XADD', target, '*', unpack(ARGV, first, last))
+    end
+    ids[#ids + 1] = ARGV[at]
+  end
+  at = last + 1
+end
+for key in pairs(records) do
+  redis.call('EXPIRE', KEYS[key], kept)
+end
+-- At most one reading's worth of ids, far below what one call can take.
+if #ids > 0 then
+  redis.call('XACK', KEYS[1], group, unpack(ids))
+  redis.call('XDEL', KEYS[1], unpack(ids))
+end
+return overruled

@@ -1,0 +1,36 @@
+#!lua
+-- Look up what a service has done about a batch of commands. Of a compensation, a tombstone is left for its step: from
+-- now on the step's transaction is refused.
+--
+-- KEYS     the service's records (hashes)
+-- ARGV     1 how long a record is kept after the last write to its hash, in seconds
+--          2.. one group of arguments a command:
+--              key index of its record
+--              field of the record: the idempotency key and the type of the command
+--              field of the tombstone of its step
+--              1: it is a compensation
+-- RETURNS  the time, ms; then for every command a list of two: its record (false: none), 1 if the tombstone of its step
+--          is there
+--          error WRONGTYPE: one of the keys is no hash; nothing was written
+
+for i = 1, #KEYS do
+  local found = redis.call('TYPE', KEYS[i]).ok
+  if found ~= 'hash' and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a hash')
+  end
+end
+
+local time = redis.call('TIME')
+local answers, written = { time[1] * 1000 + math.floor(time[2] / 1000) }, {}
+for at = 2, #ARGV, 4 do
+  local key, tombstone = KEYS[tonumber(ARGV[at])], ARGV[at + 2]
+  if ARGV[at + 3] == '1' then
+    redis.call('HSETNX', key, tombstone, '1')
+    written[key] = true
+  end
+  answers[#answers + 1] = { redis.call('HGET', key, ARGV[at + 1]), redis.call('HEXISTS', key, tombstone) }
+end
+for key in pairs(written) do
+  redis.call('EXPIRE', key, ARGV[1])
+end
+return answers

@@ -1,0 +1,313 @@
+// What services are written with; see ../notification.mjs and docs/protocol.md.
+
+import { randomUUID } from 'node:crypto'
+import { hostname } from 'node:os'
+import { ErrorReply } from '@redis/client'
+import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mjs'
+import { addedMs, Inbox } from './inbox.mjs'
+import { done, encodePayload, failed, isId, kindOf, Malformed, readCommand, refusal, verdict } from './messages.mjs'
+
+/** How often a handler is called that throws something other than Reject, before the reply says `unknown`. */
+const TRIES = 3
+/** How many processes may begin with a command and die before its outcome is said to be unknown. */
+const MAX_TAKEOVERS = 10
+
+/** Thrown by a handler: the step fails, and nothing of it remains to be undone. `error` is any JSON value. */
+export class Reject extends Error {
+  constructor(error) {
+    super(typeof error === 'string' ? error : 'rejected')
+    this.error = error
+  }
+}
+
+export class Service {
+  #commands = new Map()
+  #compensations = new Map()
+
+  /**
+   * @param name what sagas call the service
+   * @param leaseMs how long a process may hold a command before another takes it over: longer than any handler takes
+   * @param concurrency how many commands one process works on at once
+   */
+  constructor(name, { leaseMs = 30_000, concurrency = 8 } = {}) {
+    if (!isId(name)) throw new ServiceError(`${name} cannot be the name of a service`)
+    Object.assign(this, { name, leaseMs, concurrency })
+  }
+
+  /** Declare a command's handler, (params, context) -> result, and the compensation that undoes it; null: none. */
+  command(name, { compensation }, handler) {
+    this.#checkNew(name)
+    this.#commands.set(name, { handler, compensation })
+  }
+
+  /** Declare the handler of a compensation: (params of the step that it undoes, context). */
+  compensation(name, handler) {
+    this.#checkNew(name)
+    this.#compensations.set(name, handler)
+  }
+
+  handler(name, compensating) {
+    return compensating ? this.#compensations.get(name) : this.#commands.get(name)?.handler
+  }
+
+  /** What undoes a transaction: what its step says or, where that says nothing, what is declared; null: nothing. */
+  undoOf(command) {
+    if (command.undoneBy !== undefined) return command.undoneBy
+    return this.#commands.get(command.type)?.compensation ?? null
+  }
+
+  publishes() {
+    for (const [name, { compensation }] of this.#commands) {
+      if (compensation !== null && !this.#compensations.has(compensation)) {
+        throw new ServiceError(`${name} of service ${this.name} is undone by ${compensation}, which has no handler`)
+      }
+    }
+    if (!this.#commands.size) throw new ServiceError(`service ${this.name} declares no command`)
+    return Object.fromEntries([...this.#commands].map(([name, { compensation }]) => [name, compensation]))
+  }
+
+  /**
+   * Work until SIGTERM or SIGINT; the commands in hand are answered first. What a person can mend is said in one line,
+   * and makes the exit code 1.
+   */
+  async run(url = process.env.REDIS_URL) {
+    const stop = new AbortController()
+    for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => stop.abort())
+    const connections = []
+    try {
+      const publishes = this.publishes()
+      for (let n = 0; n < 2; n += 1) connections.push(new Connection(url))
+      await new Runner(this, publishes, connections, stop).run()
+    } catch (error) {
+      if (!(error instanceof ServiceError || error instanceof ErrorReply)) throw error
+      process.stderr.write(`${printable(`service ${this.name}: ${error.message}`)}\n`)
+      process.exitCode = 1
+    } finally {
+      for (const connection of connections) connection.close()
+    }
+  }
+
+  #checkNew(name) {
+    if (!isId(name)) throw new ServiceError(`service ${this.name}: ${name} cannot be the name of a command`)
+    if (this.#commands.has(name) || this.#compensations.has(name)) {
+      throw new ServiceError(`service ${this.name} declares ${name} twice`)
+    }
+  }
+}
+
+/** One process of a service. Any number of them share the work. */
+class Runner {
+  #service
+  #inbox
+  #patience
+  #say
+  #stop
+  #fault
+  #inHand = new Set() // what is being worked on, as promises …
+  #latest = new Map() // … and the latest of each record
+
+  /** @param connections two: one waits for commands, the other is for everything else */
+  constructor(service, publishes, [reader, writer], stop) {
+    // Never used twice: a namesake would take this one's commands.
+    const consumer = `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
+    this.#say = (what) => process.stderr.write(`${printable(`service ${service.name} ${consumer}: ${what}`)}\n`)
+    this.#service = service
+    this.#stop = stop
+    this.#patience = new Patience(this.#say, stop.signal)
+    this.#inbox = new Inbox({
+      ...{ reader, writer, consumer, publishes, say: this.#say },
+      ...{ service: service.name, leaseMs: service.leaseMs },
+    })
+  }
+
+  async run() {
+    this.#say('started')
+    while (!this.#stop.signal.aborted) {
+      const free = this.#service.concurrency - this.#inHand.size
+      if (free === 0) {
+        await Promise.race(this.#inHand)
+        continue
+      }
+      for (const entry of await this.#read(free)) {
+        const work = this.#work(entry)
+          .catch((error) => this.#end(error)) // an outage: it is to stop, and leaves the command to another
+          .finally(() => this.#inHand.delete(work))
+        this.#inHand.add(work)
+      }
+    }
+    await Promise.all(this.#inHand)
+    await this.#inbox.leave().catch(() => {}) // only tidy: without it, others wait for the lease
+    if (this.#fault) throw this.#fault
+  }
+
+  #end(error) {
+    if (!isOutage(error)) this.#fault ??= error
+    this.#stop.abort()
+  }
+
+  async #read(free) {
+    try {
+      return await this.#patience.patiently(async () => {
+        try {
+          return await this.#inbox.read(free)
+        } catch (error) {
+          this.#inbox.recover()
+          throw error
+        }
+      })
+    } catch (error) {
+      this.#end(error)
+      return []
+    }
+  }
+
+  async #work(entry) {
+    this.#inbox.held.add(entry.id)
+    try {
+      const command = readCommand(entry.fields, addedMs(entry))
+      await this.#afterTwins(command.record, () => this.#serve({ entry, command }))
+    } catch (error) {
+      if (!(error instanceof Malformed)) throw error
+      await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
+    } finally {
+      this.#inbox.held.delete(entry.id)
+    }
+  }
+
+  /** Call once what is in hand of the same record is answered: then there is a record to answer from. */
+  async #afterTwins(record, call) {
+    const mine = (this.#latest.get(record) ?? Promise.resolve()).catch(() => {}).then(call)
+    this.#latest.set(record, mine)
+    try {
+      await mine
+    } finally {
+      if (this.#latest.get(record) === mine) this.#latest.delete(record)
+    }
+  }
+
+  async #serve({ entry, command }) {
+    // Looked up also where it comes for the first time: its twin may have been answered.
+    const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(command))
+    const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
+    if (undo) return this.#overrule(entry, command, undefined, known)
+    if (known) return this.#answer(entry, known, 'final')
+    if (nowMs > command.notAfterMs) {
+      const late = `${command.type} came ${nowMs - command.notAfterMs} ms too late, and was not begun`
+      // Where nobody had it before it was certainly not begun, and leaves nothing in doubt.
+      return this.#answer(entry, failed(command, JSON.stringify(late), true), entry.again ? 'unknown' : 'final')
+    }
+    const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(command))
+    if (!reply) return undefined // it is to stop, and leaves the command to another
+    if (await this.#answer(entry, reply, kindOf(reply), record)) return undefined
+    return this.#overrule(entry, command, reply.result, refusal(command))
+  }
+
+  #answer(entry, reply, kind, seen) {
+    return this.#patience.patiently(() => this.#inbox.answer(entry, reply, kind, seen))
+  }
+
+  /** The reply in place of the handler, where too many processes have died of the command. */
+  async #deadly(entry, command) {
+    if (!entry.takenOver) return undefined
+    const times = await this.#patience.patiently(() => this.#inbox.count(command, 'takeovers'))
+    if (times < MAX_TAKEOVERS) return undefined
+    return this.#giveUp(command, `${times} processes took ${command.type} and did not live to answer it`)
+  }
+
+  /**
+   * Undo what may have come of a command that must not be done any more, and answer it. Where that does not succeed it
+   * stays pending, to be undone by whoever takes it over.
+   */
+  async #overrule(entry, command, result, reply) {
+    const name = this.#service.undoOf(command)
+    if (name !== null) {
+      this.#say(`${where(command)} must not be done: undoing what may have come of it`)
+      if (entry.again) {
+        const times = await this.#patience.patiently(() => this.#inbox.count(command, `undos/${entry.id}`))
+        if (times >= MAX_TAKEOVERS) {
+          const what = `may have been done after it was refused, and could not be undone ${times} times`
+          await this.#patience.patiently(() => this.#inbox.quarantine(entry, `${command.type} ${what}`))
+          return
+        }
+      }
+      // Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
+      const key = `${command.sagaId}/${command.step}/compensation/${entry.id}`
+      const undoing = { ...command, type: name, compensating: true, key }
+      undoing.result = result === undefined ? null : JSON.parse(result)
+      const undone = await this.#handle(undoing)
+      if (!undone?.ok) return
+    }
+    await this.#answer(entry, reply, 'final')
+  }
+
+  /** The reply to a command; undefined: the process is to stop, and leaves it to another. */
+  async #handle(command) {
+    const handler = this.#service.handler(command.type, command.compensating)
+    if (!handler) {
+      const known = command.compensating ? 'compensation' : 'command'
+      const error = `unknown_command: service ${this.#service.name} has no ${known} ${command.type}`
+      return failed(command, JSON.stringify(error))
+    }
+    for (let tries = 1; ; ) {
+      try {
+        // Where the handler cannot reach its own Redis, that says nothing about the step.
+        return await this.#patience.patiently(() => callHandler(handler, command))
+      } catch (error) {
+        if (isOutage(error)) return undefined
+        if (error instanceof Malformed) {
+          return this.#giveUp(command, `the result of ${command.type} is unusable: ${error.message}`)
+        }
+        this.#say(`${where(command)} threw ${describe(error)} (try ${tries} of ${TRIES})`)
+        if (tries === TRIES) return this.#giveUp(command, describe(error))
+        await this.#patience.pause(delay(tries))
+        if (this.#stop.signal.aborted) return undefined
+        tries += 1
+      }
+    }
+  }
+
+  #giveUp(command, why) {
+    this.#say(`the outcome of ${where(command)} is unknown: ${why}`)
+    return failed(command, JSON.stringify(printable(why)), true)
+  }
+}
+
+/** Call a handler once. Throws what it throws but for Reject, and Malformed if its result is no JSON. */
+async function callHandler(handler, command) {
+  const { sagaId, step, key, transactionKey, attempt, result, notAfterMs } = command
+  const deadline = notAfterMs === Infinity ? null : new Date(notAfterMs)
+  let value
+  try {
+    value = await handler(command.params, { sagaId, step, key, transactionKey, attempt, result, deadline })
+  } catch (error) {
+    if (!(error instanceof Reject)) throw error
+    return failed(command, encodeError(error.error))
+  }
+  if (command.compensating || value === undefined || value === null) return done(command)
+  return done(command, encodePayload(value))
+}
+
+function encodeError(error) {
+  try {
+    return encodePayload(error)
+  } catch {
+    return JSON.stringify(describe(error))
+  }
+}
+
+function where(command) {
+  return `${command.type} of saga ${command.sagaId}, step ${command.step}`
+}
+
+function describe(error) {
+  try {
+    return printable(String(error).slice(0, 500))
+  } catch {
+    return 'an error that cannot be told' // it is the user's, and its toString may do anything
+  }
+}
+
+/** A text on one line, with every character as an escape that a terminal could act on, or that hides. */
+function printable(text) {
+  return text.replace(/[\p{C}\u2028\u2029]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`)
+}

@@ -1,0 +1,473 @@
+"""The sample service in JavaScript, against the real orchestrator: the protocol is enough to write services by."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from page import Shell, shell
+from processes import SAMPLES, Commands
+from sagastream import keys
+from sagastream.client import SagaClient
+from sagastream.command_inbox import MAX_TAKEOVERS
+from sagastream.quarantine import Quarantine
+from sagastream.saga import SagaStatus
+from scenes import do
+from servers import Server
+from waiting import until
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "stubs" / "node-notification"
+OUTBOX = "stubs:{notification}:outbox"
+
+#: A service on the sample's runtime that does as its params say, and writes down what it did.
+PROBE = """
+import { connect } from './sagastream/broker.mjs'
+import { Reject, Service } from './sagastream/service.mjs'
+
+const service = new Service('work', { leaseMs: Number(process.env.LEASE_MS) })
+const redis = connect()
+
+service.command('Do', { compensation: 'Undo' }, async (params, { key }) => {
+  const calls = await redis.rPush(`done ${key}`, String(process.pid))
+  if (params === 'die' && calls === 1) process.kill(process.pid, 'SIGKILL')
+  if (params === 'reject') throw new Reject({ code: 7 })
+  if (params === 'throw') throw new Error('no luck \\x1b[31m')
+  if (params === 'not JSON') return { size: NaN }
+  if (params === 'inexact') return 2 ** 64
+  if (params === 'wait') while (!(await redis.exists('go on'))) await new Promise((next) => setTimeout(next, 5))
+  return params
+})
+
+service.compensation('Undo', async (params, { transactionKey, result }) => {
+  await redis.rPush('undone', `${transactionKey} ${JSON.stringify([params, result])}`)
+  if (params === 'stuck') throw new Reject('the bank is closed')
+})
+
+await service.run()
+redis.destroy()
+"""
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's folder, installed as its user would install it, and the probe in it."""
+    if missing := [name for name in ("node", "npm") if shutil.which(name) is None]:
+        message = f"{' and '.join(missing)} not on the path: Debian has the packages nodejs and npm"
+        if "CI" in os.environ:
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path_factory.mktemp("node") / "service"
+    shutil.copytree(SAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert installed.returncode == 0, installed.stderr
+    (folder / "probe.mjs").write_text(PROBE)
+    return folder
+
+
+class Node:
+    """Starts services in JavaScript, and ends whatever is left of them."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self._folder = folder
+        self._url = server.url
+        self._client = server.broker().client
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, script: str, url: str | None = None, lease_ms: int = 300) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            ["node", script],
+            cwd=self._folder,
+            env=os.environ | {"REDIS_URL": url or self._url, "LEASE_MS": str(lease_ms)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.running.append(process)
+        return process
+
+    def probe(self, lease_ms: int = 300) -> "subprocess.Popen[str]":
+        """One process of the service `work`, once it is at work."""
+        there = len(consumers(self._client))
+        process = self.start("probe.mjs", lease_ms=lease_ms)
+        until(lambda: len(consumers(self._client)) > there, what="it joins the group")
+        return process
+
+    def end(self) -> None:
+        for process in self.running:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def node(sample: Path, server: Server) -> Iterator[Node]:
+    running = Node(sample, server)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture
+def client(server: Server) -> redis.Redis:
+    return server.broker().client
+
+
+def consumers(client: redis.Redis) -> list[str]:
+    try:
+        found: Any = client.xinfo_consumers(keys.commands("work"), "work")
+    except redis.ResponseError:
+        return []
+    return [consumer["name"].decode() for consumer in found]
+
+
+def deliver(client: redis.Redis, params: Any = None, /, *, compensating: bool = False, **fields: Any) -> bytes:
+    """A command for the service `work`, in step 1 of the saga s1."""
+    body = {"type": "Undo", "saga_id": "s1", "step": 1, "compensating": True}
+    if not compensating:
+        body = {"type": "Do", "saga_id": "s1", "step": 1, "params": params}
+    entry: dict[Any, Any] = {"body": json.dumps(body), "begun_ms": 1} | fields
+    entry_id: Any = client.xadd(keys.commands("work"), entry)
+    return bytes(entry_id)
+
+
+def answers(client: redis.Redis, number: int) -> list[str]:
+    """The replies, once there are so many."""
+
+    def told() -> list[str]:
+        entries: Any = client.xrange(keys.REPLIES)
+        bodies = [(json.loads(fields[b"body"]), b"unknown" in fields) for _, fields in entries]
+        return [
+            f"{body['type']} {body.get('error', body.get('result', ''))}".strip() + (", unknown" if unknown else "")
+            for body, unknown in bodies
+        ]
+
+    until(lambda: len(told()) >= number, what=f"{number} replies")
+    return told()
+
+
+def calls(client: redis.Redis) -> int:
+    return int(client.llen("done s1/1/transaction"))
+
+
+def undone(client: redis.Redis) -> list[str]:
+    found: Any = client.lrange("undone", 0, -1)
+    return [one.decode() for one in found]
+
+
+def nothing_is_left(client: redis.Redis) -> bool:
+    summary: Any = client.xpending(keys.commands("work"), "work")
+    return summary["pending"] == 0 and client.xlen(keys.commands("work")) == 0
+
+
+REFUSED = "Do_failed cancelled: Do came after its compensation"
+
+
+# --- with the orchestrator
+
+
+def test_sagas_of_python_and_javascript_steps_complete_and_are_undone(
+    server: Server, client: redis.Redis, commands: Commands, node: Node
+) -> None:
+    commands.quiet("up", "--service", SAMPLES[0], env={"REDIS_URL": server.url})
+    node.start("notification.mjs")
+    reserve = {"transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1}}
+    too_many = reserve | {"params": {"sku": "abc123", "quantity": 10**9}}
+    notify = {
+        "transaction": "SendNotification",
+        "service": "notification",
+        "params": {"to": "ann@example.org", "text": "Ordered – ü"},
+    }
+    misdirected = notify | {"params": {"to": "ann", "text": ""}}
+    sagas = SagaClient(server.broker())
+    for saga_id, steps in {
+        "done": [reserve, notify],
+        "first": [notify, too_many],
+        "last": [reserve, misdirected],
+    }.items():
+        sagas.begin(saga_id, steps)
+    states = {saga_id: sagas.wait(saga_id, 20) for saga_id in ("done", "first", "last")}
+    assert states["done"].status is SagaStatus.COMPLETED
+    assert states["done"].steps[1].result == b'{"notification_id":"n-done/2/transaction"}'
+    assert states["first"].status is SagaStatus.ABORTED
+    assert states["last"].reason == "Step 2 failed: no_such_address"
+    outbox: Any = client.hgetall(OUTBOX)
+    assert json.loads(outbox[b"done/2/transaction"]) == notify["params"]
+    assert outbox[b"first/1/transaction"] == b"withdrawn"
+    assert b"last/2/transaction" not in outbox
+    assert len(Quarantine(client)) == 0
+
+
+def test_a_command_whose_process_is_killed_is_taken_over(
+    server: Server, client: redis.Redis, commands: Commands, node: Node
+) -> None:
+    processes = [node.probe(), node.probe()]
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    sagas = SagaClient(server.broker())
+    sagas.begin("s1", [do("die"), do("reject")])
+    state = sagas.wait("s1", 20)
+    assert state.status is SagaStatus.ABORTED
+    assert calls(client) == 2
+    assert undone(client) == ['s1/1/transaction ["die","die"]']
+    until(lambda: -signal.SIGKILL in [process.poll() for process in processes], what="one of them was killed")
+
+
+def test_a_service_waits_while_redis_is_restarted(
+    server: Server, client: redis.Redis, commands: Commands, node: Node
+) -> None:
+    process = node.probe()
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    sagas = SagaClient(server.broker())
+    sagas.begin("s1", [do("wait"), do("b")])
+    until(lambda: calls(client), what="the handler runs")
+    server.kill()
+    server.start()
+    client.set("go on", 1)
+    assert sagas.wait("s1", 30).status is SagaStatus.COMPLETED
+    process.terminate()
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 0
+    assert said.count("Redis is away (") == said.count("Redis is back") == 1
+
+
+# --- what the protocol asks of a service, command by command
+
+
+def test_what_comes_again_is_answered_from_the_record(client: redis.Redis, node: Node) -> None:
+    for params in ("a", "another", "a third"):
+        deliver(client, params)
+    node.probe()
+    assert answers(client, 3) == ["Do_ok a"] * 3
+    deliver(client, "much later")
+    assert answers(client, 4) == ["Do_ok a"] * 4
+    assert calls(client) == 1
+    until(lambda: nothing_is_left(client), what="all is acknowledged")
+    assert client.hget(keys.done("work", 1), "s1/1/transaction/Do") is not None
+
+
+def test_a_command_that_comes_after_its_compensation_is_refused(client: redis.Redis, node: Node) -> None:
+    node.probe()
+    for _ in range(2):
+        deliver(client, compensating=True)
+    assert answers(client, 2) == ["Undo_ok", "Undo_ok"]
+    deliver(client, "late")
+    assert answers(client, 3)[2] == REFUSED
+    assert (calls(client), len(undone(client))) == (0, 1)
+
+
+def test_a_compensation_is_told_the_params_and_the_result(client: redis.Redis, node: Node) -> None:
+    node.probe()
+    deliver(client, compensating=True, params='{"a":[1]}', result='{"id":7}')
+    answers(client, 1)
+    assert undone(client) == ['s1/1/transaction [{"a":[1]},{"id":7}]']
+
+
+@pytest.mark.parametrize(
+    ("params", "answer", "times"),
+    [
+        ("reject", "Do_failed {'code': 7}", 1),
+        ("throw", "Do_failed Error: no luck \\u{1b}[31m, unknown", 3),
+        (
+            "not JSON",
+            "Do_failed the result of Do is unusable: NaN and infinities have no place in JSON, unknown",
+            1,
+        ),
+        (
+            "inexact",
+            "Do_failed the result of Do is unusable: the integer 18446744073709552000 is not exact, unknown",
+            1,
+        ),
+    ],
+)
+def test_what_a_handler_makes_of_a_command_is_told(
+    client: redis.Redis, node: Node, params: str, answer: str, times: int
+) -> None:
+    deliver(client, params)
+    process = node.probe()
+    assert answers(client, 1) == [answer]
+    assert calls(client) == times
+    process.terminate()
+    assert "\x1b" not in process.communicate(timeout=10)[1]
+
+
+def test_a_failure_that_is_tried_again_is_not_recorded(client: redis.Redis, node: Node) -> None:
+    node.probe()
+    deliver(client, "reject", retried=1)
+    answers(client, 1)
+    deliver(client, "yes", retried=1, attempt=2)
+    assert answers(client, 2) == ["Do_failed {'code': 7}", "Do_ok yes"]
+
+
+def test_a_command_that_nobody_waits_for_any_more_is_not_begun(client: redis.Redis, node: Node) -> None:
+    deliver(client, "late", not_after_ms=1)
+    node.probe()
+    [answer] = answers(client, 1)
+    assert answer.startswith("Do_failed Do came ")
+    assert answer.endswith(" ms too late, and was not begun, unknown")
+    assert calls(client) == 0
+    assert client.exists(keys.done("work", 1)) == 0  # nothing is in doubt
+
+
+def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: redis.Redis, node: Node) -> None:
+    bodies = [b"", b"{", b"\xff", b"[]", b'{"type":"Do"}', b'{"type":"Do","saga_id":"s1","step":0}', b"{" * 100_000]
+    bodies.append(b'{"type":"Do","saga_id":"s1","step":1,"params":"\xff"}')
+    for body in bodies:
+        client.xadd(keys.commands("work"), {"body": body})
+    deliver(client, "a", attempt="x")
+    client.xadd(keys.commands("work"), {"body": b'{"type":"Fly","saga_id":"s1","step":1}'})
+    node.probe()
+    assert answers(client, 1) == ["Fly_failed unknown_command: service work has no command Fly"]
+    until(lambda: nothing_is_left(client), what="all is acknowledged")
+    set_aside = list(Quarantine(client).newest_first())
+    assert [message.body for message in reversed(set_aside)][: len(bodies)] == bodies
+    assert set_aside[0].reason == "the field attempt must be a whole number"
+    Quarantine(client).replay(set_aside[0].id)
+    until(lambda: len(Quarantine(client)) == len(bodies) + 1, what="it is set aside again")
+
+
+def test_a_handler_that_was_at_it_when_its_step_was_undone_is_undone_itself(client: redis.Redis, node: Node) -> None:
+    node.probe()
+    deliver(client, "wait")
+    until(lambda: calls(client), what="the handler runs")
+    deliver(client, compensating=True)
+    assert answers(client, 1) == ["Undo_ok"]
+    client.set("go on", 1)
+    assert answers(client, 2) == ["Undo_ok", REFUSED]
+    assert undone(client) == ["s1/1/transaction [null,null]", 's1/1/transaction ["wait","wait"]']
+    until(lambda: nothing_is_left(client), what="all is acknowledged")
+
+
+def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(client: redis.Redis, node: Node) -> None:
+    victim = node.probe()
+    deliver(client, "die")
+    until(lambda: victim.poll() is not None, what="it dies after its effect")
+    deliver(client, compensating=True)
+    node.probe(lease_ms=60_000)
+    assert answers(client, 1) == ["Undo_ok"]
+    node.probe()
+    assert answers(client, 2) == ["Undo_ok", REFUSED]
+    assert (calls(client), len(undone(client))) == (1, 2)
+
+
+def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_person(
+    client: redis.Redis, node: Node
+) -> None:
+    entry_id = deliver(client, "stuck")
+    client.xgroup_create(keys.commands("work"), "work", id="0")
+    client.xreadgroup("work", "victim", {keys.commands("work"): ">"})
+    tried: dict[Any, Any] = {f"s1/1/transaction/Do/undos/{entry_id.decode()}": MAX_TAKEOVERS - 2}
+    client.hset(keys.done("work", 1), mapping={"s1/1/transaction/(void)": 1} | tried)
+    node.probe()
+    until(lambda: len(Quarantine(client)), what="it is set aside")
+    [message] = Quarantine(client).newest_first()
+    assert message.reason == "Do may have been done after it was refused, and could not be undone 10 times"
+    assert (calls(client), len(undone(client)), client.xlen(keys.REPLIES)) == (0, 1, 0)
+    assert nothing_is_left(client)
+
+
+def test_a_command_that_kills_whoever_works_on_it_is_given_up(client: redis.Redis, node: Node) -> None:
+    deliver(client, "a")
+    client.xgroup_create(keys.commands("work"), "work", id="0")
+    client.xreadgroup("work", "victim", {keys.commands("work"): ">"})
+    client.hset(keys.done("work", 1), "s1/1/transaction/Do/takeovers", MAX_TAKEOVERS - 1)
+    node.probe()
+    assert answers(client, 1) == ["Do_failed 10 processes took Do and did not live to answer it, unknown"]
+    assert calls(client) == 0
+
+
+def test_sigterm_lets_a_service_answer_what_it_has_in_hand_and_leave(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    deliver(client, "wait")
+    until(lambda: calls(client), what="the handler runs")
+    process.send_signal(signal.SIGTERM)
+    client.set("go on", 1)
+    assert process.wait(10) == 0
+    assert answers(client, 1) == ["Do_ok wait"]
+    assert consumers(client) == []
+
+
+def test_what_it_was_given_but_never_received_is_read_again(server: Server, client: redis.Redis, node: Node) -> None:
+    """The answer to its reading was lost with the connection."""
+    process = node.probe(lease_ms=60_000)
+    [name] = consumers(client)
+    process.send_signal(signal.SIGSTOP)
+    server.kill()
+    server.start()
+    deliver(client, "a")
+    client.xreadgroup("work", name, {keys.commands("work"): ">"})
+    process.send_signal(signal.SIGCONT)
+    assert answers(client, 1) == ["Do_ok a"]
+
+
+def test_a_group_that_was_deleted_is_made_anew(client: redis.Redis, node: Node) -> None:
+    node.probe()
+    client.flushall()
+    deliver(client, "a")
+    assert answers(client, 1) == ["Do_ok a"]
+    assert client.hgetall(keys.published("work")) == {b"Do": b"Undo"}
+
+
+def test_the_user_of_the_page_may_do_all_that_the_sample_does(
+    server: Server, client: redis.Redis, node: Node, tmp_path: Path
+) -> None:
+    for script in shell("A user of its own")[:1]:
+        Shell(server, tmp_path).run(script)
+    stream = keys.commands("notification")
+    client.xgroup_create(stream, "notification", id="0", mkstream=True)
+    send = {"type": "SendNotification", "saga_id": "s1", "step": 1, "params": {"to": "a@b", "text": ""}}
+    held: Any = client.xadd(stream, {"body": json.dumps(send)})
+    client.xreadgroup("notification", "victim", {stream: ">"})
+    client.xclaim(stream, "notification", "victim", 0, [held], idle=60_000)
+    client.xadd(stream, {"body": "{"})
+    process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://notification:secret@"))
+    [answer] = answers(client, 1)
+    assert answer.startswith("SendNotification_ok")
+    until(lambda: len(Quarantine(client)), what="what is no command is set aside")
+    process.terminate()
+    said = process.communicate(timeout=10)[1]
+    assert (process.returncode, "NOPERM" in said) == (0, False)
+    until(lambda: client.xlen(stream) == 0, what="all is acknowledged")
+
+
+def test_a_refused_login_is_told_of_in_one_line(server: Server, node: Node) -> None:
+    process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://somebody:guess@"))
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("service notification: WRONGPASS")
+    assert "    at " not in said
+
+
+def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    deliver(client, "wait")
+    until(lambda: calls(client), what="the handler runs")
+    client.set(keys.done("work", 1), "no hash")
+    deliver(client, compensating=True)
+    client.set("go on", 1)
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("service work: WRONGTYPE")
+    assert "    at " not in said
+
+
+def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node: Node) -> None:
+    """Its handler takes longer than the lease: another process would take it over, and may."""
+    node.probe()
+    deliver(client, "wait")
+
+    def held_for_long() -> bool:
+        held: Any = client.xpending_range(keys.commands("work"), "work", "-", "+", 1, idle=1500)
+        return len(held) == 1
+
+    until(held_for_long, what="the lease is over")
+    assert calls(client) == 1
+    client.set("go on", 1)
+    assert answers(client, 1) == ["Do_ok wait"]

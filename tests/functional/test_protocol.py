@@ -1,0 +1,153 @@
+"""What docs/protocol.md has a person type, word for word, on real servers."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from page import PAGE, Shell, shell
+from processes import Commands
+from sagastream import Service, keys
+from sagastream.broker import connect
+from sagastream.client import SagaClient
+from sagastream.saga import SagaState, SagaStatus
+from sagastream.service_runner import ServiceRunner
+from scenes import Scene, do
+from servers import Server
+from waiting import until
+
+TILL = keys.commands("till")
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+@pytest.fixture
+def bash(server: Server, tmp_path: Path) -> Shell:
+    return Shell(server, tmp_path)
+
+
+def waiting_for_till(scene: Scene) -> None:
+    """The saga of the page, whose first command nobody has taken."""
+    scene.begin("o-1", do({"amount": 5}, "ChargeCard", "till"))
+    scene.turns_until(lambda: scene.redis.xlen(TILL) == 1)
+
+
+def ended(scene: Scene) -> SagaState:
+    def has_ended() -> bool:
+        state = scene.client.get("o-1")
+        return state is not None and state.ended
+
+    scene.turns_until(has_ended)
+    state = scene.client.get("o-1")
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["nobody has it", "its holder has died"])
+def test_a_person_answers_a_command_with_ten_lines_of_redis_cli(scene: Scene, bash: Shell, held: bool) -> None:
+    [script] = shell("Answering by hand")
+    assert len(script.splitlines()) == 10
+    waiting_for_till(scene)
+    sent: Any = scene.redis.xrange(TILL)
+    if held:
+        scene.redis.xgroup_create(TILL, "till", id="0")
+        scene.redis.xreadgroup("till", "victim", {TILL: ">"})
+        scene.redis.xclaim(TILL, "till", "victim", 0, [sent[0][0]], idle=60_000)
+        [claim] = re.findall(r"`(redis-cli XAUTOCLAIM .*?)`", PAGE)
+        script = re.sub(r"redis-cli XREADGROUP .*? \|", lambda _: f"{claim} |", script)
+    said = bash.run(script).splitlines()
+    assert json.loads(said[said.index("body") + 1])["type"] == "ChargeCard"
+    state = ended(scene)
+    assert state.status is SagaStatus.COMPLETED
+    assert state.steps[0].result == b'{"payment_id":"by hand"}'
+    # It is recorded, too: where the command comes again, no handler runs.
+    calls: list[str] = []
+    service = Service("till")
+    service.command("ChargeCard", compensation=None)(lambda params, context: calls.append(context.key))
+    scene.redis.xadd(TILL, sent[0][1])
+    ServiceRunner(scene.broker, service, scene.stop).turn(block_ms=1)
+    summary: Any = scene.redis.xpending(TILL, "till")
+    assert (calls, scene.redis.xlen(TILL), summary["pending"]) == ([], 0, 0)
+
+
+def test_the_two_calls_record_reply_and_acknowledge(scene: Scene, bash: Shell) -> None:
+    [copy], [calls] = shell("A service in any language"), shell("The two calls")
+    bash.run(copy)
+    waiting_for_till(scene)
+    said = bash.run(calls).splitlines()
+    assert said[-1] == ""  # nothing was overruled
+    state = ended(scene)
+    assert state.status is SagaStatus.COMPLETED
+    assert state.steps[0].result == b'{"payment_id":"p1"}'
+    assert scene.redis.xlen(TILL) == 0
+    hour = int(state.begun_ms / 3600_000)
+    record: Any = scene.redis.hget(f"saga:{{0}}:done:till:{hour}", "o-1/1/transaction/ChargeCard")
+    assert record.startswith(b'ok {"type":"ChargeCard_ok"')
+
+
+def test_a_saga_is_begun_with_redis_cli(scene: Scene, bash: Shell) -> None:
+    [script] = shell("Beginning a saga")
+    for _ in range(2):
+        bash.run(script)
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    assert scene.redis.xlen(TILL) == 1
+    assert scene.redis.xlen(keys.QUARANTINE) == 0
+
+
+SHOP = textwrap.dedent("""
+    from sagastream import Service
+
+    service = Service("notification")
+
+
+    @service.command("Do", compensation="Undo")
+    def do(params, context):
+        return params
+
+
+    @service.compensation("Undo")
+    def undo(params, context):
+        pass
+""")
+
+
+def test_a_service_works_as_the_user_of_the_page_and_can_do_nothing_else(
+    server: Server, commands: Commands, bash: Shell
+) -> None:
+    for script in shell("A user of its own"):
+        bash.run(script)
+    url = server.url.replace("unix://", "unix://notification:secret@")
+    (commands.folder / "shop.py").write_text(SHOP)
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    service = commands.start("service", "shop:service", env={"REDIS_URL": url})
+    sagas = SagaClient(server.broker())
+    sagas.begin("s1", [do(1, "Do", "notification"), do(2, "Fly", "notification")])
+    assert sagas.wait("s1", 20).reason == "Step 2 failed: unknown_command: service notification has no command Fly"
+    sagas._redis.xadd(keys.commands("notification"), {"body": "{"})
+    until(lambda: sagas._redis.xlen(keys.QUARANTINE), what="what is no command is set aside")
+    service.terminate()
+    said = service.communicate(timeout=10)[1].decode()
+    assert service.returncode == 0
+    assert "NOPERM" not in said
+    with connect(url) as client:
+        for forbidden in (
+            ["XADD", keys.REQUESTS, "*", "body", "{}"],
+            ["XADD", keys.commands("payment"), "*", "body", "{}"],
+            ["XREADGROUP", "GROUP", "orchestrator", "me", "STREAMS", keys.REPLIES, ">"],
+            ["HGETALL", keys.saga("s1")],
+            ["XRANGE", keys.commands("notification"), "-", "+"],
+            ["DEL", keys.commands("notification")],
+            ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, keys.REPLIES],
+            ["EVAL", "return redis.call('XDEL', KEYS[1], '1-1')", 1, keys.REPLIES],
+            ["KEYS", "*"],
+            ["FLUSHALL"],
+        ):
+            with pytest.raises(redis.ResponseError, match=r"permission|The user executing the script can't"):
+                client.execute_command(*forbidden)
