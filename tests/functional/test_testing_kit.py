@@ -108,6 +108,9 @@ SCENARIOS = {
     "an answer comes after the undo": scenario(
         RESERVE, briefly(CHARGE, attempts=1), SHIP, trouble=("Charge", "answers_late", {})
     ),
+    "an effect comes after the undo": scenario(
+        RESERVE, briefly(CHARGE, attempts=1), SHIP, trouble=("Charge", "is_done_late", {})
+    ),
     "an answer comes twice": scenario(RESERVE, CHARGE, SHIP, trouble=("Charge", "answers_twice", {})),
     "two processes have a command": scenario(RESERVE, CHARGE, SHIP, trouble=("Charge", "is_delivered_twice", {})),
     "a process dies": scenario(RESERVE, CHARGE, trouble=("Charge", "crashes", {}), lease_ms=SHORT_MS),
@@ -278,6 +281,9 @@ class Reality:
             if arguments.get("after_effect"):
                 handler(params, context)
             raise arguments["error"] if trouble.method == "raises" else Killed
+        if trouble.method == "is_done_late":
+            until(self._given_up, what="nobody waits for it any more")
+            return handler(params, context)
         result = handler(params, context)
         entry, command = self._entry(trouble.command)
         if trouble.method == "is_delivered_twice":

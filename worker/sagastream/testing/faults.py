@@ -21,6 +21,7 @@ class Kind(Enum):
     ANSWER_LOST = "is done, and its answer is lost"
     SLOW = "is done at once, and answered later"
     LATE = "is done at once, and answered when nobody waits for it any more"
+    DONE_LATE = "is done, and answered, when nobody waits for it any more"
     ANSWERED_TWICE = "is answered twice"
     DELIVERED_TWICE = "is given to two processes at once"
     CRASHES = "is not done: its process dies, and another takes it over"
@@ -68,7 +69,7 @@ class Fault:
     skip: int = 0  # how often it goes well first
     error: object = None  # of REJECTED: a JSON value
     raised: Exception = field(default_factory=lambda: InjectedError("as the test has it"))
-    delay_ms: int = 0  # of SLOW: how long the answer takes; of LATE: how much too late it is
+    delay_ms: int = 0  # of SLOW: how long the answer takes; of LATE and DONE_LATE: how much too late it is
     came: int = 0
     struck: int = 0
     stopped: bool = False
@@ -159,6 +160,10 @@ class CommandFaults:
     def answers_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
         """Its effect is had at once, its answer comes that much after the time at which it is given up."""
         return self._add(Kind.LATE, times, skip, delay_ms=round(by_s * 1000))
+
+    def is_done_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
+        """Its handler hangs, and has its effect that much after the time at which it is given up."""
+        return self._add(Kind.DONE_LATE, times, skip, delay_ms=round(by_s * 1000))
 
     def answers_twice(self, *, times: int | None = None, skip: int = 0) -> Fault:
         """Its one answer reaches the orchestrator twice."""

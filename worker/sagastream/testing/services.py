@@ -125,6 +125,10 @@ class InProcessServices:
             self._tell(command, f"as the test has it: {fault}")
         if kind is Kind.DELIVERED_TWICE and not delivery.again:
             self._clock.call_in(0, partial(self._deliver, replace(delivery, again=True)))
+        if fault is not None and kind is Kind.DONE_LATE:
+            delay_ms = fault.delay_ms + self._orchestrator.time_left_ms(command)
+            self._clock.call_in(delay_ms, lambda: self._answer(delivery, self._do(command, fault)[0]))
+            return
         reply, delay_ms = self._do(command, fault)
         if kind in (Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT):
             self._hand_over(delivery)
@@ -157,6 +161,8 @@ class InProcessServices:
             except MalformedMessage as error:
                 why = f"the result of {command.type} is unusable: {error}"
                 break
+            except ScenarioError:
+                raise
             except (Exception, SystemExit) as error:  # noqa: BLE001 - as service_runner does; the story has it
                 _raise_outage(error)
                 why = describe(error)
@@ -171,14 +177,24 @@ class InProcessServices:
         if fault is not None and fault.kind is Kind.RAISES:
             raise fault.raised.with_traceback(None)
         self.called.append(command)
+        context = context_of(command, key)
         if registration.is_async:
-            self._loop = self._loop or asyncio.Runner()
-            reply = self._loop.run(call_async(registration.handler, command, context_of(command, key)))
+            reply = self._event_loop(command).run(call_async(registration.handler, command, context))
         else:
-            reply = call(registration.handler, command, context_of(command, key))
+            reply = call(registration.handler, command, context)
         if fault is not None and fault.kind is Kind.RAISES_AFTER_EFFECT:
             raise fault.raised.with_traceback(None)
         return reply
+
+    def _event_loop(self, command: Command) -> asyncio.Runner:
+        """The one that all async handlers of a test run in, as those of a process do."""
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the other one raises where there is none
+            raise ScenarioError(
+                f"{command.type} has an async handler, and the test itself runs in an event loop: "
+                "call sagas.run from a plain test, or in a thread: await asyncio.to_thread(sagas.run, steps)"
+            )
+        self._loop = self._loop or asyncio.Runner()
+        return self._loop
 
     def _answer(self, delivery: Delivery, reply: Reply, *, final: bool = False, copies: int = 1) -> None:
         """Record a reply and send it, as answer.lua does; what was overruled meanwhile is undone first."""

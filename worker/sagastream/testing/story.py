@@ -25,10 +25,14 @@ class Story:
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
+        self._tracebacks: set[tuple[str, str]] = set()
 
     def add(self, at_ms: int, saga_id: str, text: str, error: BaseException | None = None) -> None:
         """`error`: one of a handler, whose traceback belongs to it."""
         detail = "" if error is None else _traceback(error)
+        if detail and (saga_id, detail) in self._tracebacks:
+            detail = "as before"
+        self._tracebacks.add((saga_id, detail))
         self.lines.append(Line(at_ms=at_ms, saga_id=saga_id, text=text, detail=detail))
 
     def tell(self, state: SagaState) -> str:

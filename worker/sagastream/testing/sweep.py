@@ -26,6 +26,7 @@ _FAULTS: Final[dict[str, Callable[[CommandFaults], Fault]]] = {
     "is answered late once": lambda command: command.answers_late(times=1),
     "is answered late each time": lambda command: command.answers_late(),
     "is answered a day late": lambda command: command.answers_late(by_s=24 * 3600),
+    "is done a day late": lambda command: command.is_done_late(by_s=24 * 3600),
     "is answered twice": lambda command: command.answers_twice(),
     "is given to two processes": lambda command: command.is_delivered_twice(),
     "kills its process": lambda command: command.crashes(),
