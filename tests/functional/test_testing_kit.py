@@ -93,6 +93,14 @@ SCENARIOS = {
         CHARGE | {"attempts": 2, "backoff_ms": 50},
         trouble=("Charge", "raises", {"error": ValueError("broken"), "after_effect": True, "times": 1}),
     ),
+    "a handler raises, and is rejected when it is tried again": scenario(
+        RESERVE,
+        CHARGE | {"backoff_ms": 50},
+        troubles=(
+            Trouble("Charge", "raises", {"error": ValueError("broken"), "times": 1}),
+            Trouble("Charge", "rejects", {"error": "no"}),
+        ),
+    ),
     "a command is lost once": scenario(
         RESERVE, briefly(CHARGE, backoff_ms=50), SHIP, trouble=("Charge", "times_out", {"times": 1})
     ),

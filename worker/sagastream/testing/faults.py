@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
 
 from sagastream.console import printable
 from sagastream.errors import ScenarioError
@@ -26,12 +25,6 @@ class Kind(Enum):
     DELIVERED_TWICE = "is given to two processes at once"
     CRASHES = "is not done: its process dies, and another takes it over"
     CRASHES_AFTER_EFFECT = "is done, then its process dies, and another takes it over"
-
-
-#: Those in which its handler is not called.
-NOT_DONE: Final = (Kind.REJECTED, Kind.RAISES, Kind.LOST, Kind.CRASHES)
-#: Those in which nothing is answered.
-NOT_ANSWERED: Final = (Kind.LOST, Kind.ANSWER_LOST, Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT)
 
 
 class InjectedError(Exception):

@@ -19,7 +19,7 @@ from sagastream.parsing import read_command, read_reply
 from sagastream.service import Registration, Service, context_of
 from sagastream.strict_json import encode
 from sagastream.testing.clock import Clock
-from sagastream.testing.faults import NOT_ANSWERED, NOT_DONE, Fault, Faults, Kind
+from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.records import Records, answer, recall
 from sagastream.testing.story import Story
@@ -28,6 +28,9 @@ from sagastream.testing.story import Story
 TRIES: Final = 3
 #: How many processes may begin with a command and die before its outcome is said to be unknown.
 MAX_TAKEOVERS: Final = 10
+
+#: What goes wrong so that nobody answers.
+_NOT_ANSWERED: Final = (Kind.LOST, Kind.ANSWER_LOST, Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT)
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -119,36 +122,52 @@ class InProcessServices:
             self._work(delivery, self._faults.strike(command))
 
     def _work(self, delivery: Delivery, fault: Fault | None) -> None:
+        """Do a command and answer it; or what the test has happen instead."""
+        if fault is None:
+            self._finish(delivery)
+            return
         command = delivery.command
-        kind = fault.kind if fault is not None else None
-        if fault is not None:
-            self._tell(command, f"as the test has it: {fault}")
-        if kind is Kind.DELIVERED_TWICE and not delivery.again:
-            self._clock.call_in(0, partial(self._deliver, replace(delivery, again=True)))
-        if fault is not None and kind is Kind.DONE_LATE:
-            delay_ms = fault.delay_ms + self._orchestrator.time_left_ms(command)
-            self._clock.call_in(delay_ms, lambda: self._answer(delivery, self._do(command, fault)[0]))
-            return
-        reply, delay_ms = self._do(command, fault)
-        if kind in (Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT):
-            self._hand_over(delivery)
-        if kind in NOT_ANSWERED:
-            return
-        if fault is not None and kind in (Kind.SLOW, Kind.LATE):
-            delay_ms += fault.delay_ms + (self._orchestrator.time_left_ms(command) if kind is Kind.LATE else 0)
-        copies = 2 if kind is Kind.ANSWERED_TWICE else 1
-        self._clock.call_in(delay_ms, partial(self._answer, delivery, reply, copies=copies))
+        self._tell(command, f"as the test has it: {fault}")
+        if fault.kind in _NOT_ANSWERED:
+            if fault.kind in (Kind.ANSWER_LOST, Kind.CRASHES_AFTER_EFFECT):
+                self._try(self._registration(command), command)
+            if fault.kind in (Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT):
+                self._hand_over(delivery)
+        elif fault.kind is Kind.REJECTED:
+            rejection = reply_to(command, failed(command.type), error=encode(fault.error))
+            self._clock.call_in(0, partial(self._answer, delivery, rejection))
+        else:
+            self._finish_wrongly(delivery, fault)
 
-    def _do(self, command: Command, fault: Fault | None) -> tuple[Reply, int]:
-        """Do a command, in so far as it is done; its reply, and how long that took, ms."""
+    def _finish_wrongly(self, delivery: Delivery, fault: Fault) -> None:
+        """Do a command and answer it, not as it should be."""
+        given_up_ms = self._orchestrator.time_left_ms(delivery.command)
+        match fault.kind:
+            case Kind.SLOW:
+                self._finish(delivery, delay_ms=fault.delay_ms)
+            case Kind.LATE:
+                self._finish(delivery, delay_ms=given_up_ms + fault.delay_ms)
+            case Kind.DONE_LATE:
+                self._clock.call_in(given_up_ms + fault.delay_ms, partial(self._finish, delivery))
+            case Kind.ANSWERED_TWICE:
+                self._finish(delivery, copies=2)
+            case Kind.DELIVERED_TWICE:
+                if not delivery.again:
+                    self._clock.call_in(0, partial(self._deliver, replace(delivery, again=True)))
+                self._finish(delivery)
+            case _:
+                self._finish(delivery, fault=fault)
+
+    def _finish(self, delivery: Delivery, *, fault: Fault | None = None, delay_ms: int = 0, copies: int = 1) -> None:
+        """Do a command now, and answer it as soon as all else of now has happened, or so much later."""
+        reply, waited_ms = self._try(self._registration(delivery.command), delivery.command, fault=fault)
+        self._clock.call_in(waited_ms + delay_ms, partial(self._answer, delivery, reply, copies=copies))
+
+    def _registration(self, command: Command) -> Registration:
         registration = self._services[command.service].registration(command)
         if registration is None:
             raise ScenarioError(f"service {command.service} has no {command.type}")
-        if fault is not None and fault.kind is Kind.REJECTED:
-            return reply_to(command, failed(command.type), error=encode(fault.error)), 0
-        if fault is not None and fault.kind in NOT_DONE and fault.kind in NOT_ANSWERED:
-            return reply_to(command, failed(command.type)), 0  # nobody sees it
-        return self._try(registration, command, fault=fault)
+        return registration
 
     def _try(
         self, registration: Registration, command: Command, *, fault: Fault | None = None, key: str | None = None
