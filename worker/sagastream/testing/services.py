@@ -182,7 +182,7 @@ class InProcessServices:
                 break
             except ScenarioError:
                 raise
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - as service_runner does; the story has it
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - as service_runner does; the story has it
                 _raise_outage(error)
                 why = describe(error)
                 text = f"step {command.step}: {command.type} raised {why} (try {attempt} of {TRIES})"
