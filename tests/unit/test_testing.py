@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -187,6 +188,29 @@ def test_an_async_handler_that_is_cancelled_has_failed(sagas: Sagas) -> None:
     assert sagas.run([do("Pay")]).reason == "Step 1 failed: CancelledError:  (3 attempts)"
 
 
+@pytest.mark.parametrize("result", [object(), float("nan"), "x" * 2_000_000])
+def test_a_result_that_no_reply_can_carry_leaves_the_outcome_unknown(sagas: Sagas, result: object) -> None:
+    service = Service("work")
+    service.command("Pay", compensation="PayBack")(lambda params, context: result)
+    service.compensation("PayBack")(lambda params, context: None)
+    sagas.serve(service)
+    saga = sagas.run([do("Pay", attempts=1)])
+    assert (saga.reason or "").startswith("Step 1 failed: the result of Pay is unusable: ")
+    assert saga.called == ["Pay", "PayBack"]
+
+
+def test_an_outage_of_what_a_handler_keeps_its_data_in_is_the_tests_to_mend(sagas: Sagas) -> None:
+    service = Service("work")
+
+    @service.command("Pay", compensation=None)
+    def pay(params: Any, context: Context) -> None:
+        raise redis.ConnectionError("refused")
+
+    sagas.serve(service)
+    with pytest.raises(redis.ConnectionError, match="refused"):
+        sagas.run([do("Pay")])
+
+
 def test_the_first_answer_stands(sagas: Sagas) -> None:
     service = Service("work")
     calls: list[str] = []
@@ -339,6 +363,18 @@ def test_a_test_that_fails_is_not_blamed_for_its_faults_too() -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
+
+
+def test_a_handler_may_begin_a_saga_and_lets_no_time_pass(sagas: Sagas) -> None:
+    service = Service("work")
+    service.command("Begin", compensation=None)(lambda params, context: sagas.begin([do("Pay")]) and None)
+    service.command("Run", compensation=None)(lambda params, context: sagas.run([do("Pay")]) and None)
+    service.command("Pay", compensation=None)(lambda params, context: params)
+    sagas.serve(service)
+    saga = sagas.run([do("Begin")])
+    assert (saga.status, "saga-2 is COMPLETED" in sagas.explain()) == ("COMPLETED", True)
+    with pytest.raises(ScenarioError, match=r"sagas\.begin\(steps\) is enough"):
+        sagas.run([do("Run")])
 
 
 def test_an_async_test_is_told_how_to_run_async_handlers() -> None:

@@ -1,5 +1,6 @@
 """The orchestrator of a test: the core's own decisions, on states in memory and a clock that waits for nobody."""
 
+import heapq
 import random
 from collections.abc import Mapping
 
@@ -24,6 +25,8 @@ class InProcessOrchestrator:
         self._published = published
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._states: dict[str, SagaState] = {}
+        self._due: list[tuple[int, int, str]] = []  # when, in which order they came to be, which saga
+        self._entered = 0
         self._unread: list[Command] = []
         self.sent: list[Command] = []
 
@@ -35,7 +38,9 @@ class InProcessOrchestrator:
     @property
     def next_due_ms(self) -> int | None:
         """When the first saga is due; None: none is."""
-        return min((state.due_ms for state in self._states.values() if state.due_ms is not None), default=None)
+        while self._due and self._states[self._due[0][2]].due_ms != self._due[0][0]:
+            heapq.heappop(self._due)  # something else has moved it since
+        return self._due[0][0] if self._due else None
 
     def request(self, request: Begin | Intervene) -> None:
         """Raises RequestRefused, as a client does."""
@@ -48,10 +53,10 @@ class InProcessOrchestrator:
 
     def do_due(self) -> None:
         """Decide on the saga that is due first, at the time at which it is."""
-        due = {state.due_ms: saga_id for saga_id, state in reversed(self._states.items()) if state.due_ms is not None}
-        at_ms = min(due)
+        assert self.next_due_ms is not None
+        at_ms, _, saga_id = self._due[0]
         self._clock.go_to(at_ms)
-        state = self._states[due[at_ms]]
+        state = self._states[saga_id]
         if state.times_out_ms is not None and state.times_out_ms <= self._clock.now_ms:
             error = decode(no_answer(state))
             self._story_of(state.saga_id, f"step {state.current_step}: {state.command}: {error}")
@@ -63,6 +68,9 @@ class InProcessOrchestrator:
         decision = decide(before, event, moment)
         if isinstance(decision.state, SagaState):
             self._states[saga_id] = decision.state
+            if (due_ms := decision.state.due_ms) is not None:
+                self._entered += 1
+                heapq.heappush(self._due, (due_ms, self._entered, saga_id))
         for text in story.changes(before, decision):
             self._story_of(saga_id, text)
         for command in decision.commands:

@@ -21,7 +21,7 @@ Step = Mapping[str, Any]
 
 #: What an operator says who says nothing.
 _REASON: Final = "as the test has it"
-#: More than any saga does that ends.
+#: More than any saga takes that ends.
 _MOST_MOVES: Final = 100_000
 
 
@@ -44,6 +44,7 @@ class Sagas:
             published=self._published,
         )
         self._requests = 0
+        self._moving = False
         self.serve(*services)
 
     def __enter__(self) -> Self:
@@ -119,7 +120,16 @@ class Sagas:
         return "\n\n".join(self._story.tell(state) for state in self._orchestrator.states.values())
 
     def _move(self, until_ms: int | None) -> None:
-        for _ in range(_MOST_MOVES):
+        if self._moving:
+            raise ScenarioError("a handler lets time pass; there, sagas.begin(steps) is enough to have a saga run")
+        self._moving = True
+        try:
+            self._move_until(until_ms)
+        finally:
+            self._moving = False
+
+    def _move_until(self, until_ms: int | None) -> None:
+        for _ in range(_MOST_MOVES * max(1, len(self._orchestrator.states))):
             for command in self._orchestrator.take_commands():
                 self._services.send(command)
             next_ms, due_ms = self.clock.next_ms, self._orchestrator.next_due_ms
