@@ -1,69 +1,11 @@
-"""What recall.lua, answer.lua and commit.lua do, in Python, without a server.
+"""What the scripts do, in Python, without a server: those of services are the library's own, for its test kit.
 
 test_mirror.py has the same calls made to the scripts on real servers and to these functions, and compares.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from sagastream.testing.records import Answered, Recalled, Records, answer, recall
 
-#: One hash of a service's records: field -> value.
-Records = Mapping[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """What recall.lua answers of one command, and the hash after it."""
-
-    record: bytes | None
-    tombstone: bool
-    records: Records
-
-
-def recall(records: Records, *, record: str, tombstone: str, compensating: bool) -> Recalled:
-    after = dict(records)
-    if compensating:
-        after.setdefault(tombstone, b"1")
-    return Recalled(record=after.get(record), tombstone=tombstone in after, records=after)
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What answer.lua does about one command. `sent`: the body of the reply; None: overruled, nothing was written."""
-
-    sent: bytes | None
-    records: Records
-    in_doubt: bool = False  # a failure that is sent as unknown
-
-
-def answer(records: Records, *, record: str, tombstone: str, seen: bytes, kind: str, body: bytes) -> Answered:
-    """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown or
-    final."""
-    there = records.get(record, b"")
-    before, _, rest = there.partition(b" ")
-    recorded = rest if before in (b"ok", b"failed") and _is_reply(rest) else b""
-    times = int(rest) if before == b"unknown" and rest.isdigit() else 0
-    has_failed = before == b"failed" and recorded
-    if tombstone and kind in ("ok", "unknown") and (has_failed or tombstone in records):
-        return Answered(sent=None, records=records)
-    if recorded:
-        return Answered(sent=recorded, records=records)
-    if kind == "unknown" and tombstone:
-        return Answered(sent=body, records={**records, record: b"unknown %d" % (times + 1)})
-    if kind == "failed" and times and there != seen:
-        return Answered(sent=body, records=records, in_doubt=True)
-    if kind in ("ok", "failed"):
-        return Answered(sent=body, records={**records, record: kind.encode() + b" " + body})
-    return Answered(sent=body, records=records)
-
-
-def _is_reply(body: bytes) -> bool:
-    """Whether the body of a record is one: a garbled one answers nothing."""
-    try:
-        reply = json.loads(body)
-    except ValueError:
-        return False
-    return isinstance(reply, dict) and isinstance(reply.get("type"), str)
+__all__ = ["Answered", "Recalled", "Records", "answer", "commits", "recall"]
 
 
 def commits(version_there: int | None, version_seen: int | None) -> bool:

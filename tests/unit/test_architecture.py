@@ -184,6 +184,19 @@ def test_what_decides_and_all_below_it_are_pure(name: str) -> None:
     assert {_top(module) for module in IMPORTS[name]} & IMPURE == set()
 
 
+TEST_KIT = [name for name in MODULES if f"{name}.".startswith("sagastream.testing.")]
+
+
+def test_nothing_that_runs_in_production_imports_the_test_kit() -> None:
+    importing = {name for name in MODULES if EDGES[name] & set(TEST_KIT)} - set(TEST_KIT)
+    assert importing == {"sagastream.pytest_plugin"}
+
+
+@pytest.mark.parametrize("name", TEST_KIT)
+def test_the_test_kit_knows_no_clock_but_its_own(name: str) -> None:
+    assert {_top(module) for module in IMPORTS[name]} & {"time", "threading", "redis", "os"} == set()
+
+
 def test_the_errors_import_nothing() -> None:
     assert IMPORTS["sagastream.errors"] == set()
 

@@ -41,6 +41,11 @@ class ServiceError(SagastreamError):
     """A service is declared wrongly, or cannot be loaded from MODULE:NAME."""
 
 
+class ScenarioError(SagastreamError):
+    """A test asks sagastream.testing for what there is not: a service or command that is not served, or a fault that
+    never happened."""
+
+
 class Reject(Exception):
     """Raised by a handler: the step fails, and nothing of it remains to be undone.
 

@@ -1,0 +1,363 @@
+"""The test kit tells the truth: the same sagas, with the same things going wrong, run in the kit and on a real server
+with a real worker and real services, and come to the same end by the same way.
+
+What goes wrong on the real side is done here, without a line of the kit.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from sagastream import Context, Reject, Service, keys, published
+from sagastream.client import SagaClient, append_requests
+from sagastream.messages import Command, Verb, ok, reply_to
+from sagastream.orchestrator import Orchestrator
+from sagastream.parsing import parse_begin, read_command
+from sagastream.saga import SagaState
+from sagastream.service import Handler
+from sagastream.service_runner import ServiceRunner
+from sagastream.strict_json import encode
+from sagastream.testing import Sagas
+from servers import Server
+from waiting import until
+
+#: How long a step may take that shall time out, in milliseconds: long enough for one that shall not.
+TIMEOUT_MS = 1_000
+#: A lease that runs out before that.
+SHORT_MS = 300
+LONG_MS = 30_000
+#: How long a thread may take to notice that it shall stop, in milliseconds.
+_BLOCK_MS = 20
+
+Step = dict[str, Any]
+
+
+def step(transaction: str, **more: Any) -> Step:
+    return {"transaction": transaction, "service": "work", "params": {"what": transaction}} | more
+
+
+RESERVE, CHARGE, SHIP = step("Reserve"), step("Charge"), step("Ship")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What goes wrong: a method of the kit's CommandFaults, and what it is given."""
+
+    command: str
+    method: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    steps: tuple[Step, ...]
+    troubles: tuple[Trouble, ...] = ()
+    verbs: tuple[Verb, ...] = ()  # what an operator says, each when the saga is parked
+    deadline_ms: int | None = None
+    lease_ms: int = LONG_MS
+
+
+def scenario(*steps: Step, trouble: tuple[Any, ...] | None = None, **more: Any) -> Scenario:
+    troubles = (Trouble(*trouble),) if trouble is not None else more.pop("troubles", ())
+    return Scenario(steps=steps, troubles=troubles, **more)
+
+
+def briefly(one: Step, **more: Any) -> Step:
+    return one | {"timeout_ms": TIMEOUT_MS} | more
+
+
+NO_CARRIER = Trouble("Ship", "rejects", {"error": "no carrier"})
+NO_REFUND = Trouble("Refund", "rejects", {"error": "closed", "times": 1})
+ONE_UNDO = CHARGE | {"compensation_attempts": 1}
+
+SCENARIOS = {
+    "all goes well": scenario(RESERVE, CHARGE, SHIP),
+    "the last step is rejected": scenario(RESERVE, CHARGE, SHIP, troubles=(NO_CARRIER,)),
+    "a rejection is tried again": scenario(
+        RESERVE, CHARGE | {"retry_failed": True, "backoff_ms": 50},
+        trouble=("Charge", "rejects", {"error": {"n": 1}, "times": 2}),
+    ),
+    "a handler raises for good": scenario(
+        RESERVE, CHARGE | {"attempts": 2, "backoff_ms": 50},
+        trouble=("Charge", "raises", {"error": ValueError("broken")}),
+    ),
+    "a handler raises after its effect, then does not": scenario(
+        RESERVE,
+        CHARGE | {"attempts": 2, "backoff_ms": 50},
+        trouble=("Charge", "raises", {"error": ValueError("broken"), "after_effect": True, "times": 1}),
+    ),
+    "a handler raises, and is rejected when it is tried again": scenario(
+        RESERVE,
+        CHARGE | {"backoff_ms": 50},
+        troubles=(
+            Trouble("Charge", "raises", {"error": ValueError("broken"), "times": 1}),
+            Trouble("Charge", "rejects", {"error": "no"}),
+        ),
+    ),
+    "a command is lost once": scenario(
+        RESERVE, briefly(CHARGE, backoff_ms=50), SHIP, trouble=("Charge", "times_out", {"times": 1})
+    ),
+    "a command is done, and its answer lost": scenario(
+        briefly(RESERVE, backoff_ms=50), CHARGE, trouble=("Reserve", "times_out", {"times": 1, "after_effect": True})
+    ),
+    "a command is lost each time": scenario(
+        RESERVE, briefly(CHARGE, attempts=2, backoff_ms=50), trouble=("Charge", "times_out", {})
+    ),
+    "an answer comes before the next attempt": scenario(
+        RESERVE, briefly(CHARGE), SHIP, trouble=("Charge", "answers_late", {"times": 1})
+    ),
+    "an answer comes after the undo": scenario(
+        RESERVE, briefly(CHARGE, attempts=1), SHIP, trouble=("Charge", "answers_late", {})
+    ),
+    "an effect comes after the undo": scenario(
+        RESERVE, briefly(CHARGE, attempts=1), SHIP, trouble=("Charge", "is_done_late", {})
+    ),
+    "an answer comes twice": scenario(RESERVE, CHARGE, SHIP, trouble=("Charge", "answers_twice", {})),
+    "two processes have a command": scenario(RESERVE, CHARGE, SHIP, trouble=("Charge", "is_delivered_twice", {})),
+    "a process dies": scenario(RESERVE, CHARGE, trouble=("Charge", "crashes", {}), lease_ms=SHORT_MS),
+    "a process dies after the effect": scenario(
+        RESERVE, CHARGE, SHIP,
+        troubles=(NO_CARRIER, Trouble("Charge", "crashes", {"after_effect": True})),
+        lease_ms=SHORT_MS,
+    ),
+    "a process dies, undoing": scenario(
+        RESERVE, CHARGE, SHIP,
+        troubles=(NO_CARRIER, Trouble("Refund", "crashes", {"after_effect": True})),
+        lease_ms=SHORT_MS,
+    ),
+    "an undo fails, and is retried": scenario(
+        RESERVE, ONE_UNDO, SHIP, troubles=(NO_CARRIER, NO_REFUND), verbs=(Verb.RETRY,)
+    ),
+    "an undo fails, and is skipped": scenario(
+        RESERVE, ONE_UNDO, SHIP, troubles=(NO_CARRIER, NO_REFUND), verbs=(Verb.SKIP,)
+    ),
+    "an undo fails, and the saga is abandoned": scenario(
+        RESERVE, ONE_UNDO, SHIP, troubles=(NO_CARRIER, NO_REFUND), verbs=(Verb.ABANDON,)
+    ),
+    "a retriable step parks, and is retried": scenario(
+        RESERVE, CHARGE | {"kind": "pivot"}, SHIP | {"kind": "retriable", "attempts": 1},
+        trouble=("Ship", "rejects", {"error": "no carrier", "times": 1}),
+        verbs=(Verb.RETRY,),
+    ),
+    "a pivot that nothing undoes is lost, and a person says it was done": scenario(
+        RESERVE, briefly(CHARGE, kind="pivot", attempts=1, compensation=None),
+        trouble=("Charge", "times_out", {}),
+        verbs=(Verb.SKIP,),
+    ),
+    "the deadline passes while a step is out": scenario(
+        RESERVE, briefly(CHARGE), SHIP, trouble=("Charge", "times_out", {}), deadline_ms=TIMEOUT_MS // 3
+    ),
+}  # fmt: skip
+
+
+class Shop:
+    """The service `work`, whose books are kept by key."""
+
+    def __init__(
+        self, lease_ms: int, wrapped: Callable[[str, Handler], Handler] = lambda name, handler: handler
+    ) -> None:
+        self.service = Service("work", lease_ms=lease_ms)
+        self.called: list[str] = []
+        self._done: dict[str, str] = {}
+        self._void: set[str] = set()
+        for name, undo in (("Reserve", "Release"), ("Charge", "Refund"), ("Ship", "Recall")):
+            self.service.command(name, compensation=undo)(wrapped(name, self._transaction(name)))
+            self.service.compensation(undo)(wrapped(undo, self._compensation(undo)))
+
+    @property
+    def effects(self) -> list[str]:
+        return sorted(self._done)
+
+    def _transaction(self, name: str) -> Handler:
+        def do(params: Any, context: Context) -> Any:
+            self.called.append(name)
+            if context.key in self._void:
+                raise Reject("cancelled")
+            self._done[context.key] = params["what"]
+            return {"done": params["what"]}
+
+        return do
+
+    def _compensation(self, name: str) -> Handler:
+        def undo(params: Any, context: Context) -> None:
+            self.called.append(name)
+            self._void.add(context.transaction_key)
+            self._done.pop(context.transaction_key, None)
+
+        return undo
+
+
+class Killed(BaseException):
+    """The end of a process, at any place."""
+
+
+class Reality:
+    """A worker and processes of a service, as threads, on a real server; each goes wrong as a scenario says."""
+
+    def __init__(self, server: Server, wanted: Scenario) -> None:
+        self._broker = server.broker()
+        self._redis = self._broker.client
+        self.client = SagaClient(self._broker)
+        self._wanted = wanted
+        self._struck: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.shop = Shop(wanted.lease_ms, self._wrapped)
+        published.publish(self._redis, "work", self.shop.service.publishes())
+        self._start(self._worker)
+        for _ in range(2):
+            self._start(self._process)
+
+    def run(self) -> SagaState:
+        body: dict[str, Any] = {"saga_id": "s", "steps": list(self._wanted.steps)}
+        if self._wanted.deadline_ms is not None:
+            body["deadline_ms"] = self._wanted.deadline_ms
+        append_requests(self._redis, [parse_begin(body, request_id="r", trace=True)])
+        for verb in self._wanted.verbs:
+            assert self.client.wait("s", timeout_s=20).parked
+            getattr(self.client, verb)("s", "as the test has it", 20)
+        return until(self._settled, what="the saga ends, and no command is left")
+
+    def sent(self) -> list[str]:
+        """The commands that the worker has sent, in order."""
+        events: Any = self._redis.xrange(keys.EVENTS)
+        return [json.loads(fields[b"body"])["type"] for _, fields in events if fields[b"kind"] == b"command"]
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def _settled(self) -> SagaState | None:
+        """The saga when it has ended, and nobody has a command in hand any more who is alive."""
+        state = self.client.wait("s", timeout_s=20)
+        lost = sum(
+            self._struck[number] for number, one in enumerate(self._wanted.troubles) if one.method == "times_out"
+        )
+        quiet = self._redis.xlen(keys.commands("work")) == lost and self._redis.xlen(keys.REPLIES) == 0
+        return self.client.get("s") if quiet and (state.ended or state.parked) else None
+
+    def _start(self, run: Callable[[], object]) -> None:
+        self._threads.append(threading.Thread(target=run))
+        self._threads[-1].start()
+
+    def _worker(self) -> None:
+        worker = Orchestrator(self._broker, self._stop)
+        while not self._stop.is_set():
+            worker.turn(_BLOCK_MS)
+
+    def _process(self) -> None:
+        runner = ServiceRunner(self._broker, self.shop.service, self._stop)
+        try:
+            while not self._stop.is_set():
+                runner.turn(_BLOCK_MS)
+        except Killed:
+            self._start(self._process)  # as whoever looks after processes does
+
+    def _wrapped(self, name: str, handler: Handler) -> Handler:
+        def called(params: Any, context: Context) -> Any:
+            trouble = self._trouble(name)
+            return handler(params, context) if trouble is None else self._go_wrong(trouble, handler, params, context)
+
+        return called
+
+    def _trouble(self, name: str) -> Trouble | None:
+        with self._lock:
+            for number, trouble in enumerate(self._wanted.troubles):
+                usual = 1 if trouble.method in ("crashes", "is_delivered_twice") else None
+                times = trouble.arguments.get("times", usual)
+                calls = 3 if trouble.method == "raises" else 1  # a process tries it three times in a row
+                if trouble.command == name and (times is None or self._struck[number] < times * calls):
+                    self._struck[number] += 1
+                    return trouble
+        return None
+
+    def _go_wrong(self, trouble: Trouble, handler: Handler, params: Any, context: Context) -> Any:
+        arguments = trouble.arguments
+        if trouble.method == "rejects":
+            raise Reject(arguments["error"])
+        if trouble.method in ("raises", "times_out", "crashes"):
+            if arguments.get("after_effect"):
+                handler(params, context)
+            raise arguments["error"] if trouble.method == "raises" else Killed
+        if trouble.method == "is_done_late":
+            until(self._given_up, what="nobody waits for it any more")
+            return handler(params, context)
+        result = handler(params, context)
+        entry, command = self._entry(trouble.command)
+        if trouble.method == "is_delivered_twice":
+            self._redis.xadd(keys.commands("work"), entry)
+            until(lambda: self.shop.called.count(trouble.command) == 2, what="the other process has called it")
+        elif trouble.method == "answers_twice":
+            reply = reply_to(command, ok(command.type), result=encode(result))
+            self._redis.xadd(keys.REPLIES, dict(reply.fields().items()))
+        else:
+            assert trouble.method == "answers_late"
+            until(self._given_up, what="nobody waits for it any more")
+        return result
+
+    def _given_up(self) -> bool:
+        state = self.client.get("s")
+        assert state is not None
+        return state.send_again_ms is not None or state.ended
+
+    def _entry(self, kind: str) -> tuple[dict[Any, Any], Command]:
+        """The command that a handler is at, and the entry that it came as."""
+        entries: Any = self._redis.xrange(keys.commands("work"))
+        for _, fields in entries:
+            command = read_command("work", fields, 0)
+            if isinstance(command, Command) and command.type == kind:
+                return fields, command
+        raise AssertionError(f"{kind} is in no stream")
+
+
+def story(state: SagaState) -> dict[str, Any]:
+    """All of a saga but when it was, and who asked."""
+    told = structs.asdict(state)
+    for name in ("begun_ms", "updated_ms", "deadline_ms", "request_id", "trace", "version", "duplicates"):
+        del told[name]
+    told["interventions"] = [(done.verb, done.reason) for done in state.interventions]
+    told["steps"] = [
+        {name: value for name, value in structs.asdict(one).items() if not name.endswith("_ms")} for one in state.steps
+    ]
+    told["late"] = [one.late_ms is not None for one in state.steps]
+    return told
+
+
+def in_the_kit(wanted: Scenario) -> tuple[dict[str, Any], list[str], list[str], list[str]]:
+    shop = Shop(wanted.lease_ms)
+    with Sagas(shop.service) as sagas:
+        for trouble in wanted.troubles:
+            getattr(sagas.command(trouble.command), trouble.method)(**trouble.arguments)
+        saga = sagas.run(wanted.steps, saga_id="s", deadline_ms=wanted.deadline_ms)
+        for verb in wanted.verbs:
+            assert saga.parked
+            getattr(saga, verb)("as the test has it")
+        return story(saga.state), saga.commands, shop.called, shop.effects
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_the_kit_shows_is_what_happens_on_a_real_server(server: Server, name: str) -> None:
+    wanted = SCENARIOS[name]
+    reality = Reality(server, wanted)
+    try:
+        state = reality.run()
+    finally:
+        reality.end()
+    assert in_the_kit(wanted) == (story(state), reality.sent(), reality.shop.called, reality.shop.effects)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_kit_needs_no_time_for_it(name: str) -> None:
+    began = time.monotonic()
+    in_the_kit(SCENARIOS[name])
+    assert time.monotonic() - began < TIMEOUT_MS / 1000

@@ -1,0 +1,17 @@
+"""Tests of sagas: in process, without a broker, on a clock that waits for nobody, with anything going wrong.
+
+    def test_a_shipment_that_fails_gives_the_money_back(sagas):
+        sagas.serve(inventory, payment, shipping)
+        sagas.command("CreateShipment").rejects("no carrier")
+        saga = sagas.run([...])
+        assert saga.status == "ABORTED"
+
+Decisions, records and the calling of handlers are those of production; docs/testing.md says what is not.
+"""
+
+from sagastream.testing.clock import Clock
+from sagastream.testing.faults import CommandFaults, Fault
+from sagastream.testing.sagas import Saga, Sagas
+from sagastream.testing.sweep import Sweep, check_every_fault
+
+__all__ = ["Clock", "CommandFaults", "Fault", "Saga", "Sagas", "Sweep", "check_every_fault"]

@@ -1,0 +1,189 @@
+"""What a test has go wrong: which command, in what way, how often."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sagastream.console import printable
+from sagastream.errors import ScenarioError
+from sagastream.messages import Command
+from sagastream.strict_json import encode_payload
+
+
+class Kind(Enum):
+    """How a command goes wrong, in words that follow its name."""
+
+    REJECTED = "is rejected"
+    RAISES = "raises, not having been done"
+    RAISES_AFTER_EFFECT = "raises, having been done"
+    LOST = "is lost: neither done nor answered"
+    ANSWER_LOST = "is done, and its answer is lost"
+    SLOW = "is done at once, and answered later"
+    LATE = "is done at once, and answered when nobody waits for it any more"
+    DONE_LATE = "is done, and answered, when nobody waits for it any more"
+    ANSWERED_TWICE = "is answered twice"
+    DELIVERED_TWICE = "is given to two processes at once"
+    CRASHES = "is not done: its process dies, and another takes it over"
+    CRASHES_AFTER_EFFECT = "is done, then its process dies, and another takes it over"
+
+
+class InjectedError(Exception):
+    """What a handler raises that a test has raise, unless the test says what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The commands that something is to go wrong with: those of a name, of all steps and sagas or of one."""
+
+    name: str
+    step: int | None = None
+    saga_id: str | None = None
+
+    def matches(self, command: Command) -> bool:
+        """Whether this is one of them."""
+        return (
+            command.type == self.name and self.step in (None, command.step) and self.saga_id in (None, command.saga_id)
+        )
+
+    def __str__(self) -> str:
+        step = f" of step {self.step}" if self.step is not None else ""
+        saga = f" of {self.saga_id}" if self.saga_id is not None else ""
+        return f"{self.name}{step}{saga}"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Fault:
+    """One thing that goes wrong. It counts the times at which a handler would be called: each attempt is one, and each
+    delivery to another process; the tries that a process makes in a row are one together."""
+
+    target: Target
+    kind: Kind
+    times: int | None = None  # how often; None: each time
+    skip: int = 0  # how often it goes well first
+    error: object = None  # of REJECTED: a JSON value
+    raised: Exception = field(default_factory=lambda: InjectedError("as the test has it"))
+    delay_ms: int = 0  # of SLOW: how long the answer takes; of LATE and DONE_LATE: how much too late it is
+    came: int = 0
+    struck: int = 0
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """From now on it goes well."""
+        self.stopped = True
+
+    def strikes(self, command: Command) -> bool:
+        """Whether it happens to this command, now. Counts."""
+        if self.stopped or not self.target.matches(command) or (self.times is not None and self.struck >= self.times):
+            return False
+        self.came += 1
+        if self.came <= self.skip:
+            return False
+        self.struck += 1
+        return True
+
+    def __str__(self) -> str:
+        error = f": {printable(str(self.error))}" if self.kind is Kind.REJECTED else ""
+        often = {None: "", 1: ", once"}.get(self.times, f", {self.times} times")
+        return f"{self.target} {self.kind.value}{error}{often}"
+
+
+class Faults:
+    """All that is to go wrong in a test, in the order in which it was said: the first that applies happens."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self._faults)
+
+    def add(self, fault: Fault) -> Fault:
+        self._faults.append(fault)
+        return fault
+
+    def strike(self, command: Command) -> Fault | None:
+        """What happens to this command, now."""
+        return next((fault for fault in self._faults if fault.strikes(command)), None)
+
+    def check(self, sent: list[Command]) -> None:
+        """Raises ScenarioError where one of them never happened: the test does not test what it says."""
+        for fault in self._faults:
+            if fault.struck:
+                continue
+            times = sum(fault.target.matches(command) for command in sent)
+            if fault.came:
+                why = f"its handler was to be called {fault.came} times, and {fault.skip} were to go well"
+            elif times:
+                why = "another fault, or an answer that was there already, always came first"
+            else:
+                names = ", ".join(dict.fromkeys(f"{command.type} (step {command.step})" for command in sent))
+                why = f"it was never sent. What was sent: {names or 'nothing'}"
+            raise ScenarioError(f"a fault that never happened: {fault}. Of {fault.target}: {why}")
+
+
+class CommandFaults:
+    """Says what goes wrong with some commands. Each method returns the fault, which can be stopped.
+
+    `times`: how often it happens (None: each time); `skip`: how often it goes well first.
+    """
+
+    def __init__(self, faults: Faults, target: Target) -> None:
+        self._faults = faults
+        self._target = target
+
+    def rejects(self, error: object, *, times: int | None = None, skip: int = 0) -> Fault:
+        """As if its handler raised Reject(error): nothing is done. `error`: any JSON value."""
+        encode_payload(error)
+        return self._add(Kind.REJECTED, times, skip, error=error)
+
+    def raises(
+        self, error: Exception | None = None, *, after_effect: bool = False, times: int | None = None, skip: int = 0
+    ) -> Fault:
+        """Its handler raises, each of the three times that a process tries it; `after_effect`: having run."""
+        kind = Kind.RAISES_AFTER_EFFECT if after_effect else Kind.RAISES
+        return self._add(kind, times, skip, raised=error or InjectedError("as the test has it"))
+
+    def times_out(self, *, after_effect: bool = False, times: int | None = None, skip: int = 0) -> Fault:
+        """Nobody answers, and no other process takes it over; `after_effect`: its handler has run."""
+        return self._add(Kind.ANSWER_LOST if after_effect else Kind.LOST, times, skip)
+
+    def takes(self, seconds: float, *, times: int | None = None, skip: int = 0) -> Fault:
+        """Its effect is had at once, its answer takes that long; no other process takes it over meanwhile."""
+        return self._add(Kind.SLOW, times, skip, delay_ms=round(seconds * 1000))
+
+    def answers_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
+        """Its effect is had at once, its answer comes that much after the time at which it is given up."""
+        return self._add(Kind.LATE, times, skip, delay_ms=round(by_s * 1000))
+
+    def is_done_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
+        """Its handler hangs, and has its effect that much after the time at which it is given up."""
+        return self._add(Kind.DONE_LATE, times, skip, delay_ms=round(by_s * 1000))
+
+    def answers_twice(self, *, times: int | None = None, skip: int = 0) -> Fault:
+        """Its one answer reaches the orchestrator twice."""
+        return self._add(Kind.ANSWERED_TWICE, times, skip)
+
+    def is_delivered_twice(self, *, times: int | None = 1, skip: int = 0) -> Fault:
+        """Two processes have it in hand: its handler runs a second time before the first has answered."""
+        return self._add(Kind.DELIVERED_TWICE, times, skip)
+
+    def crashes(self, *, after_effect: bool = False, times: int | None = 1, skip: int = 0) -> Fault:
+        """The process dies, and another takes the command over when the service's lease has run out; `after_effect`:
+        its handler has run, and nothing was recorded."""
+        return self._add(Kind.CRASHES_AFTER_EFFECT if after_effect else Kind.CRASHES, times, skip)
+
+    def _add(
+        self,
+        kind: Kind,
+        times: int | None,
+        skip: int,
+        *,
+        error: object = None,
+        raised: Exception | None = None,
+        delay_ms: int = 0,
+    ) -> Fault:
+        if (times is not None and times < 1) or skip < 0 or delay_ms < 0:
+            raise ScenarioError(f"{self._target} cannot go wrong so often or so late: times from 1, the rest from 0 on")
+        fault = Fault(target=self._target, kind=kind, times=times, skip=skip, error=error, delay_ms=delay_ms)
+        if raised is not None:
+            fault.raised = raised
+        return self._faults.add(fault)

@@ -1,0 +1,103 @@
+"""The orchestrator of a test: the core's own decisions, on states in memory and a clock that waits for nobody."""
+
+import heapq
+import random
+from collections.abc import Mapping
+
+from sagastream.decision import Event, decide
+from sagastream.errors import RequestRefused
+from sagastream.messages import Begin, Command, Due, Intervene, Reply
+from sagastream.moves import Moment, Published, no_answer
+from sagastream.saga import SagaState
+from sagastream.strict_json import decode
+from sagastream.testing import story
+from sagastream.testing.clock import Clock
+from sagastream.testing.story import Story
+
+
+class InProcessOrchestrator:
+    """Does what a worker does with a request, a reply, or a time that has come; each is committed at once."""
+
+    def __init__(self, clock: Clock, told: Story, published: Published, *, seed: int) -> None:
+        """`published`: looked at anew each time. `seed`: of the chance in the waits between attempts."""
+        self._clock = clock
+        self._story = told
+        self._published = published
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._states: dict[str, SagaState] = {}
+        self._due: list[tuple[int, int, str]] = []  # when, in which order they came to be, which saga
+        self._entered = 0
+        self._unread: list[Command] = []
+        self.sent: list[Command] = []
+
+    @property
+    def states(self) -> Mapping[str, SagaState]:
+        """Every saga, as it stands."""
+        return self._states
+
+    @property
+    def next_due_ms(self) -> int | None:
+        """When the first saga is due; None: none is."""
+        while self._due and self._states[self._due[0][2]].due_ms != self._due[0][0]:
+            heapq.heappop(self._due)  # something else has moved it since
+        return self._due[0][0] if self._due else None
+
+    def request(self, request: Begin | Intervene) -> None:
+        """Raises RequestRefused, as a client does."""
+        self._story_of(request.saga_id, _asked(request))
+        self._decide(request.saga_id, request)
+
+    def reply(self, reply: Reply) -> None:
+        self._story_of(reply.saga_id, story.answered(reply))
+        self._decide(reply.saga_id, reply)
+
+    def do_due(self) -> None:
+        """Decide on the saga that is due first, at the time at which it is."""
+        assert self.next_due_ms is not None
+        at_ms, _, saga_id = self._due[0]
+        self._clock.go_to(at_ms)
+        state = self._states[saga_id]
+        if state.times_out_ms is not None and state.times_out_ms <= self._clock.now_ms:
+            error = decode(no_answer(state))
+            self._story_of(state.saga_id, f"step {state.current_step}: {state.command}: {error}")
+        self._decide(state.saga_id, Due(saga_id=state.saga_id))
+
+    def _decide(self, saga_id: str, event: Event) -> None:
+        before = self._states.get(saga_id)
+        moment = Moment(now_ms=self._clock.now_ms, published=self._published, jitter=self._random.random())
+        decision = decide(before, event, moment)
+        if isinstance(decision.state, SagaState):
+            self._states[saga_id] = decision.state
+            if (due_ms := decision.state.due_ms) is not None:
+                self._entered += 1
+                heapq.heappush(self._due, (due_ms, self._entered, saga_id))
+        for text in story.changes(before, decision):
+            self._story_of(saga_id, text)
+        for command in decision.commands:
+            self._story_of(saga_id, story.sent(command))
+            self.sent.append(command)
+            self._unread.append(command)
+        for notice in decision.notices:
+            if notice.kind == "refused":
+                refused = decode(notice.body)
+                raise RequestRefused(refused["code"], refused["text"])
+
+    def take_commands(self) -> list[Command]:
+        """The commands that were sent since this was last called."""
+        taken, self._unread = self._unread, []
+        return taken
+
+    def time_left_ms(self, command: Command) -> int:
+        """How long the answer to this command is still waited for; 0: nobody does any more."""
+        state = self._states[command.saga_id]
+        is_out = (state.current_step, state.command, state.attempt) == (command.step, command.type, command.attempt)
+        return state.times_out_ms - self._clock.now_ms if is_out and state.times_out_ms is not None else 0
+
+    def _story_of(self, saga_id: str, text: str) -> None:
+        self._story.add(self._clock.elapsed_ms, saga_id, text)
+
+
+def _asked(request: Begin | Intervene) -> str:
+    if isinstance(request, Begin):
+        return f"it is to be run: {', '.join(step.transaction for step in request.steps)}"
+    return f"an operator says {request.verb}: {request.reason}"

@@ -1,0 +1,269 @@
+"""What a test is written with: services, what goes wrong, sagas and how they end."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Final, Self
+
+from sagastream.errors import ScenarioError
+from sagastream.messages import AS_PUBLISHED, Begin, Command, Verb
+from sagastream.parsing import parse_begin, parse_intervene
+from sagastream.saga import SagaState, SagaStatus
+from sagastream.service import Service
+from sagastream.strict_json import decode
+from sagastream.testing.clock import Clock
+from sagastream.testing.faults import CommandFaults, Faults, Target
+from sagastream.testing.orchestrator import InProcessOrchestrator
+from sagastream.testing.services import InProcessServices
+from sagastream.testing.story import Story, headline
+
+#: A step, as `SagaClient.begin` takes it.
+Step = Mapping[str, Any]
+
+#: What an operator says who says nothing.
+_REASON: Final = "as the test has it"
+#: More than any saga takes that ends.
+_MOST_MOVES: Final = 100_000
+
+
+class Sagas:
+    """An orchestrator and services in this process. Nothing happens but in `run`, `advance`, `settle`, and in what an
+    operator says."""
+
+    def __init__(self, *services: Service, seed: int = 0) -> None:
+        """`seed`: of the chance in the waits between attempts. Raises ServiceError as `serve` does."""
+        self.clock = Clock()
+        self._story = Story()
+        self._faults = Faults()
+        self._published: dict[str, dict[str, str | None]] = {}
+        self._orchestrator = InProcessOrchestrator(self.clock, self._story, self._published, seed=seed)
+        self._services = InProcessServices(
+            self.clock,
+            self._story,
+            faults=self._faults,
+            orchestrator=self._orchestrator,
+            published=self._published,
+        )
+        self._requests = 0
+        self._moving = False
+        self.serve(*services)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+        if kind is None:
+            self.check_faults()
+
+    def close(self) -> None:
+        """End what async handlers have left running."""
+        self._services.close()
+
+    def serve(self, *services: Service) -> None:
+        """Have these services answer. Raises ServiceError if one is declared wrongly, or its name is taken."""
+        for service in services:
+            self._services.add(service)
+
+    def command(self, name: str, *, step: int | None = None, saga_id: str | None = None) -> CommandFaults:
+        """Say what goes wrong with a command or a compensation: of all steps and sagas, or of these.
+
+        Raises ScenarioError if no service that is served has it.
+        """
+        self._check_known(name)
+        return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
+
+    def begin(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
+        """Begin a saga, and let nothing happen yet. `steps`, `deadline_ms`: as for `SagaClient.begin`.
+
+        Raises:
+            MalformedMessage: says what is wrong, and where.
+            ScenarioError: a step asks for a service or a command that is not served.
+            RequestRefused: another saga has the id.
+        """
+        saga_id = saga_id or f"saga-{len(self._orchestrator.states) + 1}"
+        body: dict[str, Any] = {"saga_id": saga_id, "steps": [dict(step) for step in steps]}
+        if deadline_ms is not None:
+            body["deadline_ms"] = deadline_ms
+        request = parse_begin(body, request_id=self._request_id())
+        self._check_served(request)
+        self._orchestrator.request(request)
+        return Saga(
+            saga_id,
+            orchestrator=self._orchestrator,
+            services=self._services,
+            told=self._story,
+            intervene=self._intervene,
+        )
+
+    def run(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
+        """Begin a saga, and let all happen that will: it has ended then, or is parked. As `begin`."""
+        saga = self.begin(steps, saga_id=saga_id, deadline_ms=deadline_ms)
+        self.settle()
+        return saga
+
+    def advance(self, seconds: float) -> None:
+        """Let this much time pass, and all happen that happens in it."""
+        until_ms = self.clock.now_ms + round(seconds * 1000)
+        self._move(until_ms)
+        self.clock.go_to(until_ms)
+
+    def settle(self) -> None:
+        """Let all happen that will, however long it takes."""
+        self._move(None)
+
+    def check_faults(self) -> None:
+        """Raises ScenarioError where something was to go wrong and never did. The fixture does it after each test."""
+        self._faults.check(self._orchestrator.sent)
+
+    def explain(self) -> str:
+        """How every saga has come to where it is."""
+        return "\n\n".join(self._story.tell(state) for state in self._orchestrator.states.values())
+
+    def _move(self, until_ms: int | None) -> None:
+        if self._moving:
+            raise ScenarioError("a handler lets time pass; there, sagas.begin(steps) is enough to have a saga run")
+        self._moving = True
+        try:
+            self._move_until(until_ms)
+        finally:
+            self._moving = False
+
+    def _move_until(self, until_ms: int | None) -> None:
+        for _ in range(_MOST_MOVES * max(1, len(self._orchestrator.states))):
+            for command in self._orchestrator.take_commands():
+                self._services.send(command)
+            next_ms, due_ms = self.clock.next_ms, self._orchestrator.next_due_ms
+            first_ms = min((ms for ms in (next_ms, due_ms) if ms is not None), default=None)
+            if first_ms is None or (until_ms is not None and first_ms > until_ms):
+                return
+            if first_ms == next_ms:  # what has come is looked at before what is due
+                self.clock.do_next()
+            else:
+                self._orchestrator.do_due()
+        raise ScenarioError(f"it goes on and on. The last of it:\n{self.explain()[-2000:]}")
+
+    def _intervene(self, verb: Verb, saga_id: str, reason: str) -> None:
+        body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
+        self._orchestrator.request(parse_intervene(body, request_id=self._request_id()))
+        self.settle()
+
+    def _request_id(self) -> str:
+        self._requests += 1
+        return f"request-{self._requests}"
+
+    def _check_known(self, name: str) -> None:
+        names = {
+            registration.name: service.name
+            for service in self._services.services.values()
+            for registration in service.registrations
+        }
+        if name not in names:
+            raise ScenarioError(f"no service that is served has {name}; {_what_there_is(name, names)}")
+
+    def _check_served(self, begin: Begin) -> None:
+        for number, definition in enumerate(begin.steps, 1):
+            service = self._services.services.get(definition.service)
+            if service is None:
+                known = _what_there_is(definition.service, self._services.services)
+                raise ScenarioError(f"step {number}: no service {definition.service} is served; {known}")
+            command = Command(
+                service=service.name,
+                type=definition.transaction,
+                saga_id=begin.saga_id,
+                step=number,
+                params=b"null",
+                begun_ms=0,
+            )
+            if service.registration(command) is None:
+                known = _what_there_is(definition.transaction, self._published[service.name])
+                raise ScenarioError(f"step {number}: service {service.name} has no command {command.type}; {known}")
+            if definition.compensation not in (AS_PUBLISHED, None):
+                self._check_known(definition.compensation)
+
+
+class Saga:
+    """A saga of a test, as it stands now."""
+
+    def __init__(
+        self,
+        saga_id: str,
+        *,
+        orchestrator: InProcessOrchestrator,
+        services: InProcessServices,
+        told: Story,
+        intervene: Callable[[Verb, str, str], None],
+    ) -> None:
+        self.saga_id = saga_id
+        self._orchestrator = orchestrator
+        self._services = services
+        self._story = told
+        self._intervene = intervene
+
+    @property
+    def state(self) -> SagaState:
+        """All of it: as `SagaClient.get` returns it."""
+        return self._orchestrator.states[self.saga_id]
+
+    @property
+    def status(self) -> SagaStatus:
+        return self.state.status
+
+    @property
+    def reason(self) -> str | None:
+        """Why it goes back, or went back; None: it did not."""
+        return self.state.reason
+
+    @property
+    def parked(self) -> str | None:
+        """Why it waits for a person; None: it does not."""
+        return self.state.parked
+
+    @property
+    def sent(self) -> list[Command]:
+        """The commands that it has sent, in order."""
+        return [command for command in self._orchestrator.sent if command.saga_id == self.saga_id]
+
+    @property
+    def commands(self) -> list[str]:
+        """Their names; one that was sent again is there again."""
+        return [command.type for command in self.sent]
+
+    @property
+    def called(self) -> list[str]:
+        """The names of the commands and compensations whose handlers were called, in order."""
+        return [command.type for command in self._services.called if command.saga_id == self.saga_id]
+
+    @property
+    def results(self) -> list[Any]:
+        """What each step returned; None: nothing, or nothing is known of it."""
+        return [None if step.result is None else decode(step.result) for step in self.state.steps]
+
+    def cancel(self, reason: str = _REASON) -> None:
+        """As `SagaClient.cancel`; then all happens that will. Raises RequestRefused."""
+        self._intervene(Verb.CANCEL, self.saga_id, reason)
+
+    def retry(self, reason: str = _REASON) -> None:
+        """As `SagaClient.retry`; then all happens that will. Raises RequestRefused."""
+        self._intervene(Verb.RETRY, self.saga_id, reason)
+
+    def skip(self, reason: str = _REASON) -> None:
+        """As `SagaClient.skip`; then all happens that will. Raises RequestRefused."""
+        self._intervene(Verb.SKIP, self.saga_id, reason)
+
+    def abandon(self, reason: str = _REASON) -> None:
+        """As `SagaClient.abandon`; then all happens that will. Raises RequestRefused."""
+        self._intervene(Verb.ABANDON, self.saga_id, reason)
+
+    def explain(self) -> str:
+        """How it has come to where it is."""
+        return self._story.tell(self.state)
+
+    def __repr__(self) -> str:
+        return f"<{headline(self.state)}>"
+
+
+def _what_there_is(name: str, names: Mapping[str, object]) -> str:
+    """What a person meant perhaps."""
+    if meant := get_close_matches(name, names, n=1):
+        return f"did you mean {meant[0]}?"
+    return f"there is {', '.join(names)}" if names else "nothing is served yet: call sagas.serve(service) first"
