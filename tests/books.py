@@ -160,7 +160,8 @@ def _points_beyond_handlers() -> None:
         _in_hand.clear()
         return overruled
 
-    effects._settle, effects._release = settle_and, release_and
+    effects._settle = settle_and  # type: ignore[assignment]
+    effects._release = release_and  # type: ignore[assignment]
     CommandInbox.send = send_between  # type: ignore[method-assign]
 
 

@@ -46,28 +46,26 @@ class Postgres:
         return folder
 
     @cached_property
-    def _as(self) -> dict[str, int]:
+    def _as(self) -> dict[str, Any]:
         """Whom it runs as, where that is not whoever runs the tests."""
         if os.geteuid() != 0:
             return {}
         names = {user.pw_name for user in pwd.getpwall()}
         user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
-        return {"user": user.pw_uid, "group": user.pw_gid}
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
     def _command(self, name: str, *arguments: str) -> list[str]:
         return [str(self.binaries / name), "-D", str(self.folder / "data"), *arguments]
 
     def start(self) -> None:
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": self.folder, "extra_groups": []} | self._as
-        if not self._as:
-            del quiet["extra_groups"]
-        arguments = ("--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        subprocess.run(self._command("initdb", *arguments), check=True, **quiet)
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": self.folder} | self._as
+        options = ["--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        subprocess.run(self._command("initdb", *options), check=True, **quiet)
         # Processes are killed here, never the machine: what was committed is there.
         settings = ("fsync=off", "max_connections=60", "shared_buffers=16MB", "listen_addresses=")
         options = [word for setting in settings for word in ("-c", setting)]
-        arguments = ("-k", str(self.folder), *options)
-        self.process = subprocess.Popen(self._command("postgres", *arguments), stderr=subprocess.DEVNULL, **quiet)
+        command = self._command("postgres", "-k", str(self.folder), *options)
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **quiet)
         until(self._answers, what="PostgreSQL answers")
 
     def _answers(self) -> bool:

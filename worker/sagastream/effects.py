@@ -259,8 +259,8 @@ def _take_back(tx: Transaction, key: str) -> _Row | None:
 
 def _settle(tx: Transaction, key: str, result: Any) -> None:
     """Keep what the handler returned. Raises MalformedMessage where it is no JSON."""
-    kept = encode_payload(result).decode()
     _release(tx, key)
+    kept = encode_payload(result).decode()
     if tx.execute(_UPDATE, key=key, before="begun", state="done", result=kept) != 1:
         raise ServiceError(f"{key}: {NOT_ITS_OWN}")
 

@@ -95,8 +95,9 @@ _KNOWN: Final = "they know connections of sqlite3 and psycopg, and SQLAlchemy's 
 
 
 def _sqlalchemys(module: str, *names: str) -> tuple[Any, ...]:
-    """Classes of SQLAlchemy; none where the service has not imported it."""
-    return tuple(getattr(sys.modules[module], name) for name in names) if module in sys.modules else ()
+    """Classes of SQLAlchemy; none where the service has not imported it, or is about to."""
+    found = (getattr(sys.modules.get(module), name, None) for name in names)
+    return tuple(each for each in found if each is not None)
 
 
 def _kind(thing: object) -> str:
