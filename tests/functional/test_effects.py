@@ -1,24 +1,32 @@
 """Effects on real databases, with real processes: each is there once, or was reversed once, whoever dies where."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
+from sqlalchemy import NullPool, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 import books
-from books import POINTS, Book, is_on_postgres, source, write
+from books import POINTS, Book, is_on_postgres, run, source, write
 from postgres import Postgres
 from processes import Commands
-from sagastream import Context, Effects, Reject
+from sagastream import Context, Effects, Reject, Service
 from sagastream.client import SagaClient
+from sagastream.errors import ServiceError
 from sagastream.saga import SagaState, SagaStatus
+from sagastream.service_runner import ServiceRunner
+from scenes import Scene, do
 from servers import Server
 from waiting import until
 
@@ -310,3 +318,149 @@ def test_processes_that_create_the_table_at_once_do_not_get_into_each_others_way
         list(threads.map(create, range(8)))
     take = kept.once(lambda params, context, db: "done")
     assert take(None, command()) == "done"
+
+
+# --- how PostgreSQL's drivers may be used wrongly
+
+
+POSTGRES_WAYS: Final = ("psycopg", "engine on postgresql", "session on postgresql")
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback", "COMMIT", "ROLLBACK"])
+@pytest.mark.parametrize("way", POSTGRES_WAYS)
+def test_a_handler_that_ends_the_transaction_is_refused(book: Book, way: str, ending: str) -> None:
+    kept = Effects(source(way, book.where))
+
+    @kept.once
+    def take(params: Any, context: Context, db: Any) -> None:
+        write(db, context.key, "took")
+        if params == ending:
+            _ = run(db, ending) if ending.isupper() else getattr(db, ending)()
+
+    with pytest.raises(ServiceError, match=r"ended the transaction .*; leave out commit"):
+        take(ending, command())
+    if ending == "COMMIT":  # nothing is in its way; but it is never done twice, and never in silence
+        with pytest.raises(ServiceError, match="set its row in sagastream_effects"):
+            take(None, command())
+        assert book.entries() == {command().key: Counter(took=1)}
+    else:
+        assert book.entries() == {}
+        take(None, command())
+        assert book.states() == {command().key: "done"}
+
+
+@pytest.mark.parametrize("way", POSTGRES_WAYS)
+def test_a_database_error_that_a_handler_swallows_is_not_taken_for_an_effect(book: Book, way: str) -> None:
+    kept = Effects(source(way, book.where))
+
+    @kept.once
+    def take(params: Any, context: Context, db: Any) -> None:
+        write(db, context.key, "took")
+        with contextlib.suppress(Exception):
+            run(db, "INSERT INTO nowhere VALUES (1)")
+
+    with pytest.raises(ServiceError, match=r"swallowed a database error in it.*current transaction is aborted"):
+        take(None, command())
+    assert book.entries() == {}
+
+
+@pytest.mark.parametrize("way", ["psycopg"])
+def test_connections_of_psycopg_may_be_in_any_mode_but_have_nothing_under_way(book: Book, way: str) -> None:
+    def nothing(params: Any, context: Context, db: Any) -> str:
+        write(db, context.key, "took")
+        return "done"
+
+    openers: list[Callable[[], Any]] = [
+        lambda: psycopg.connect(book.where, autocommit=True),
+        lambda: psycopg.connect(book.where, row_factory=dict_row),
+        lambda: psycopg.connect(book.where, cursor_factory=psycopg.RawCursor),
+        lambda: contextlib.closing(psycopg.connect(book.where)),  # as a pool lends them
+    ]
+    for number, opens in enumerate(openers):
+        take = Effects(opens).once(lambda params, context, db: "done")
+        assert [take(None, command(number)) for _ in range(2)] == ["done", "done"]
+
+    def opens_and_looks() -> psycopg.Connection[Any]:
+        db = psycopg.connect(book.where)
+        db.execute("SELECT 1")
+        return db
+
+    with pytest.raises(ServiceError, match="opened with a transaction under way: commit it there"):
+        Effects(opens_and_looks).once(nothing)(None, command())
+    assert book.entries() == {}
+
+
+@pytest.mark.parametrize("way", ["engine on postgresql", "session on postgresql"])
+def test_an_engine_in_autocommit_mode_is_refused(book: Book, way: str) -> None:
+    kept = Effects(source(way, book.where, isolation_level="AUTOCOMMIT"))
+    with pytest.raises(ServiceError, match="is in autocommit mode, where nothing can be rolled back"):
+        kept.once(lambda params, context, db: write(db, context.key, "took"))(None, command())
+    assert book.entries() == {}
+
+
+@pytest.mark.parametrize("way", ["psycopg"])
+def test_async_connections_of_psycopg_are_refused_with_what_to_use(book: Book, way: str) -> None:
+    async def play() -> None:
+        async with await psycopg.AsyncConnection.connect(book.where) as db:
+            with pytest.raises(ServiceError, match=r"AsyncConnection: where handlers are async, use an AsyncEngine"):
+                Effects(lambda: db).create_table()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("way", ["psycopg"])
+@pytest.mark.parametrize("kind", [lambda engine: engine, async_sessionmaker])
+def test_async_handlers_on_postgresql(book: Book, way: str, kind: Any) -> None:
+    async def play() -> list[Any]:
+        engine = create_async_engine(book.where.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+        kept = Effects(kind(engine))
+
+        @kept.once
+        async def take(params: Any, context: Context, db: Any) -> Any:
+            await db.execute(text("INSERT INTO book (key, what) VALUES (:key, 'took')"), {"key": context.key})
+            return params
+
+        @kept.undo
+        async def give_back(params: Any, context: Context, db: Any) -> None:
+            key = context.transaction_key
+            await db.execute(text("INSERT INTO book (key, what) VALUES (:key, 'gave back')"), {"key": key})
+
+        told = await asyncio.gather(*(take(who, command()) for who in range(8)))
+        await asyncio.gather(*(give_back(None, compensation()) for _ in range(8)))
+        with pytest.raises(Reject, match="after its compensation"):
+            await take(None, command())
+        return told
+
+    told = asyncio.run(play())
+    assert told == [told[0]] * 8
+    assert book.entries() == {command().key: Counter({"took": 1, "gave back": 1})}
+
+
+@on_valkey
+@pytest.mark.parametrize("way", ["engine on postgresql"])
+def test_a_service_tries_again_what_the_database_could_not_serialize(server: Server, book: Book, way: str) -> None:
+    scene = Scene(server.broker())
+    kept = Effects(source(way, book.where, isolation_level="SERIALIZABLE"))
+    service = Service("work")
+    calls = []
+
+    @service.command("Do", compensation="Undo")
+    @kept.once
+    def take(params: Any, context: Context, db: Any) -> Any:
+        calls.append(context.key)
+        [before] = run(db, "SELECT count(*) FROM book WHERE what = 'took'").one()
+        if len(calls) == 1:  # another one comes in between, and is faster
+            with psycopg.connect(book.where) as other:
+                other.execute("UPDATE book SET what = 'another took'")
+        run(db, "UPDATE book SET what = 'took'")
+        return before
+
+    service.compensation("Undo")(kept.undo(lambda params, context, db: run(db, "UPDATE book SET what = 'gave back'")))
+    with psycopg.connect(book.where) as db:
+        db.execute("INSERT INTO book VALUES ('the only one', 'is there')")
+    scene.runner = ServiceRunner(scene.broker, service, scene.stop)
+    scene.begin("s1", do())
+    state = scene.play("s1")
+    assert state.status is SagaStatus.COMPLETED
+    assert (len(calls), state.steps[0].result) == (2, b"0")
+    assert book.entries() == {"the only one": Counter(took=1)}

@@ -69,7 +69,8 @@ def transaction(open_: Callable[[], Any]) -> Iterator[Transaction]:
         with opened, opened.begin():
             yield _SqlAlchemyTransaction(opened)
     elif hasattr(opened, "cursor"):
-        with contextlib.closing(opened), _plain(opened) as begun:
+        beginning = _plain(opened)  # where it is refused, close() may be one that has to be awaited
+        with contextlib.closing(opened), beginning as begun:
             yield begun
     elif hasattr(opened, "__enter__"):  # a pool's: what it gives goes back there
         with opened as lent, _plain(lent) as begun:
