@@ -20,7 +20,6 @@ NOT_ITS_OWN: Final = (
     "and, with sqlite3, `with db:` and executescript(): the transaction is committed when the handler returns, and "
     "rolled back when it raises"
 )
-_AUTOCOMMIT: Final = "the {} is in autocommit mode, where nothing can be rolled back; open it without"
 _PLACEHOLDER: Final = re.compile(r":(\w+)")
 #: sqlite3's number for BEGIN, COMMIT and ROLLBACK, which the module does not name before Python 3.14.
 _SQLITE_TRANSACTION: Final = 22
@@ -222,7 +221,7 @@ class _SqlAlchemyTransaction:
         self.is_postgresql = dialect == "postgresql"
         raw = self._connection.connection
         if getattr(raw.dbapi_connection, "autocommit", None) is True:
-            raise ServiceError(_AUTOCOMMIT.format("engine"))
+            raise ServiceError("the engine is in autocommit mode, where nothing can be rolled back; open it without")
         driver: Any = raw.driver_connection
         if not self.is_postgresql and not driver.in_transaction:
             self._connection.exec_driver_sql("BEGIN IMMEDIATE")  # pysqlite would leave it to the first change
