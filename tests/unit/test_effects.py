@@ -57,7 +57,6 @@ SOURCES: dict[str, Callable[[str], Any]] = {
 }
 if sys.version_info >= (3, 12):
     SOURCES |= {
-        "sqlite3 with autocommit": lambda file: lambda: sqlite3.connect(file, autocommit=True),
         "sqlite3 without autocommit": lambda file: lambda: sqlite3.connect(file, autocommit=False),
         "engine without autocommit": lambda file: engine(file, connect_args={"autocommit": False}),
     }
@@ -484,6 +483,13 @@ def test_a_connection_with_a_transaction_under_way_is_refused(tmp_path: Path) ->
 
     with pytest.raises(ServiceError, match="opened with a transaction under way: commit it there"):
         Effects(opens).create_table()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit before Python 3.12")
+def test_a_connection_of_sqlite3_with_autocommit_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"autocommit": True}
+    with pytest.raises(ServiceError, match=r"autocommit=True, where rollback\(\) does nothing; open it without"):
+        Effects(lambda: sqlite3.connect(tmp_path / "till.db", **options)).create_table()
 
 
 def test_handlers_take_three(plain: Till) -> None:

@@ -27,10 +27,10 @@ for dead nor a command that overtakes its compensation can have an effect that n
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import orjson
+from msgspec.structs import replace
 
 from sagastream import transactions
 from sagastream.console import describe

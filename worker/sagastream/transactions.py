@@ -117,14 +117,17 @@ def _plain(connection: Any) -> contextlib.AbstractContextManager[Transaction]:
 
 @contextlib.contextmanager
 def _begun_on_sqlite(connection: sqlite3.Connection) -> Iterator[Transaction]:
-    # Python's own ways to begin (isolation_level, and autocommit from 3.12 on) differ in when; with this there is one.
+    autocommit = getattr(connection, "autocommit", None)  # from Python 3.12 on
+    if autocommit is True:
+        raise ServiceError("the sqlite3 connection has autocommit=True, where rollback() does nothing; open it without")
+    # Python's own ways to begin differ in when; with this there is one.
     if not connection.in_transaction:
         connection.execute("BEGIN IMMEDIATE")
-    elif getattr(connection, "autocommit", None) is not False:  # where it is, there always is one
+    elif autocommit is not False:  # where it is, there always is one
         raise ServiceError("the sqlite3 connection was opened with a transaction under way: commit it there")
     try:
         yield _SqliteTransaction(connection)
-        connection.execute("COMMIT")  # commit() does nothing where autocommit is True
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # SQLite has ended it by itself where the disk is full
             connection.execute("ROLLBACK")
