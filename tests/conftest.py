@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from postgres import Postgres, find_binaries
 from processes import Commands
 from servers import Server, start_redis, start_valkey
 
@@ -30,6 +31,22 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     else:
         started = start_valkey(tmp_path)
     try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for the whole run."""
+    if (binaries := find_binaries()) is None:
+        message = "there is no PostgreSQL server here: Debian has it in the package postgresql"
+        if "CI" in os.environ:
+            pytest.fail(message)
+        pytest.skip(message)
+    started = Postgres(binaries)
+    try:
+        started.start()
         yield started
     finally:
         started.stop()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sagastream.broker import Broker as Broker
     from sagastream.broker import connect as connect
     from sagastream.client import SagaClient as SagaClient
+    from sagastream.effects import Effects as Effects
     from sagastream.errors import CorruptSaga as CorruptSaga
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import Reject as Reject
@@ -23,6 +24,7 @@ _WHERE = {
     "Broker": "broker",
     "Context": "service",
     "CorruptSaga": "errors",
+    "Effects": "effects",
     "MalformedMessage": "errors",
     "Reject": "errors",
     "RequestRefused": "errors",
@@ -37,6 +39,7 @@ __all__ = [
     "Broker",
     "Context",
     "CorruptSaga",
+    "Effects",
     "MalformedMessage",
     "Reject",
     "RequestRefused",

@@ -39,9 +39,13 @@ def _returned(command: Command, result: Any) -> Reply:
     return reply_to(command, ok(command.type), result=encode_payload(result))
 
 
-def _rejected(command: Command, rejection: Reject) -> Reply:
+def error_of(rejection: Reject) -> bytes:
+    """What a Reject tells, as JSON; where it is no JSON, what it looks like."""
     try:
-        error = encode_payload(rejection.error)
+        return encode_payload(rejection.error)
     except MalformedMessage:
-        error = encode(printable(repr(rejection.error)[:500]))
-    return reply_to(command, failed(command.type), error=error)
+        return encode(printable(repr(rejection.error)[:500]))
+
+
+def _rejected(command: Command, rejection: Reject) -> Reply:
+    return reply_to(command, failed(command.type), error=error_of(rejection))

@@ -48,6 +48,7 @@ class Context(Struct, frozen=True, kw_only=True):
     attempt: int  # how often the orchestrator has sent this command, this time included
     deadline: datetime | None = None  # in UTC: after it nobody waits for the answer. None: somebody always does
     result: Any = None  # of a compensation: what the step returned, if that is known
+    retried: bool = False  # a Reject is no last word: the orchestrator sends the command again, under the same key
 
 
 class Registration(Struct, frozen=True, kw_only=True):
@@ -177,7 +178,7 @@ class Service:
             raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
 
 
-def is_async(handler: Handler) -> bool:
+def is_async(handler: Callable[..., Any]) -> bool:
     """Whether this was declared with async def: a function, a method, a partial of one, or an object called so."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
@@ -192,6 +193,7 @@ def context_of(command: Command, key: str | None = None) -> Context:
         attempt=command.attempt,
         deadline=_moment(command.not_after_ms),
         result=orjson.loads(command.result) if command.result is not None else None,
+        retried=command.retried,
     )
 
 

@@ -1,0 +1,258 @@
+"""A database transaction of a service's own: how it is begun, guarded and committed with sqlite3, psycopg, SQLAlchemy.
+
+What differs between them stays here; `effects` has the rules. Neither psycopg nor SQLAlchemy is imported unless the
+service has done so, for else it can give us nothing of theirs.
+"""
+
+import contextlib
+import inspect
+import re
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final, Protocol
+
+from sagastream.errors import ServiceError
+
+#: What a handler must not do, and what to do instead.
+NOT_ITS_OWN: Final = (
+    "it ended the transaction that it was given, or swallowed a database error in it; leave out commit(), rollback() "
+    "and, with sqlite3, `with db:` and executescript(): the transaction is committed when the handler returns, and "
+    "rolled back when it raises"
+)
+_PLACEHOLDER: Final = re.compile(r":(\w+)")
+#: sqlite3's number for BEGIN, COMMIT and ROLLBACK, which the module does not name before Python 3.14.
+_SQLITE_TRANSACTION: Final = 22
+
+
+class Transaction(Protocol):
+    """A transaction that has begun. Placeholders of statements are written `:name`."""
+
+    handle: Any  # what the handler gets: the connection, or the Session
+    is_postgresql: bool
+
+    def execute(self, statement: str, **values: str | None) -> int:
+        """How many rows it changed."""
+
+    def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
+        """The first row it finds."""
+
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        """While the handler has it: a commit by the handler is refused, before it happens where the driver lets us."""
+
+
+def is_async(source: object) -> bool:
+    """Whether a source gives what can only be used with await."""
+    return isinstance(source, _sqlalchemys("sqlalchemy.ext.asyncio", "AsyncEngine", "async_sessionmaker"))
+
+
+def opener_of(source: Any) -> Callable[[], Any]:
+    """The function that opens a connection or Session of a source. Raises ServiceError where it can be none."""
+    if isinstance(source, _sqlalchemys("sqlalchemy", "Engine") + _sqlalchemys("sqlalchemy.ext.asyncio", "AsyncEngine")):
+        opener: Callable[[], Any] = source.connect
+        return opener
+    if callable(source) and not isinstance(source, sqlite3.Connection):
+        return source  # type: ignore[no-any-return]
+    raise ServiceError(
+        f"effects need what opens a connection whenever there is something to do, not {_kind(source)}: an Engine or "
+        "sessionmaker of SQLAlchemy, or a function, like `lambda: sqlite3.connect(file)`"
+    )
+
+
+@contextlib.contextmanager
+def transaction(open_: Callable[[], Any]) -> Iterator[Transaction]:
+    """Open a connection, begin; commit, or roll back what raises; close. Raises ServiceError for what has no driver
+    here, and for a connection on which a transaction is not ours alone to commit."""
+    opened: Any = open_()
+    if isinstance(opened, _sqlalchemys("sqlalchemy", "Connection") + _sqlalchemys("sqlalchemy.orm", "Session")):
+        with opened, opened.begin():
+            yield _SqlAlchemyTransaction(opened)
+    elif hasattr(opened, "cursor"):
+        beginning = _plain(opened)  # where it is refused, close() may be one that has to be awaited
+        with contextlib.closing(opened), beginning as begun:
+            yield begun
+    elif hasattr(opened, "__enter__"):  # a pool's: what it gives goes back there
+        with opened as lent, _plain(lent) as begun:
+            yield begun
+    else:
+        raise ServiceError(f"effects cannot use {_kind(opened)}: {_KNOWN}")
+
+
+@contextlib.asynccontextmanager
+async def async_transaction(open_: Callable[[], Any]) -> AsyncIterator[Any]:
+    """The same with what AsyncEngine and async_sessionmaker open: gives the connection or Session itself; what is in
+    its `run_sync` gets the transaction from `within`."""
+    async with open_() as opened, opened.begin():
+        yield opened
+
+
+def within(connection: Any) -> Transaction:
+    """The transaction that has begun on a connection or Session of SQLAlchemy."""
+    return _SqlAlchemyTransaction(connection)
+
+
+_KNOWN: Final = "they know connections of sqlite3 and psycopg, and SQLAlchemy's on SQLite and PostgreSQL"
+
+
+def _sqlalchemys(module: str, *names: str) -> tuple[Any, ...]:
+    """Classes of SQLAlchemy; none where the service has not imported it, or is about to."""
+    found = (getattr(sys.modules.get(module), name, None) for name in names)
+    return tuple(each for each in found if each is not None)
+
+
+def _kind(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _plain(connection: Any) -> contextlib.AbstractContextManager[Transaction]:
+    psycopg = sys.modules.get("psycopg")
+    if isinstance(connection, sqlite3.Connection):
+        return _begun_on_sqlite(connection)
+    if psycopg is not None and isinstance(connection, psycopg.Connection):
+        return _begun_on_psycopg(connection, psycopg)
+    if inspect.iscoroutinefunction(getattr(connection, "commit", None)):
+        raise ServiceError(f"effects cannot use {_kind(connection)}: where handlers are async, use an AsyncEngine")
+    raise ServiceError(f"effects cannot use {_kind(connection)}: {_KNOWN}")
+
+
+@contextlib.contextmanager
+def _begun_on_sqlite(connection: sqlite3.Connection) -> Iterator[Transaction]:
+    autocommit = getattr(connection, "autocommit", None)  # from Python 3.12 on
+    if autocommit is True:
+        raise ServiceError("the sqlite3 connection has autocommit=True, where rollback() does nothing; open it without")
+    # Python's own ways to begin differ in when; with this there is one.
+    if not connection.in_transaction:
+        connection.execute("BEGIN IMMEDIATE")
+    elif autocommit is not False:  # where it is, there always is one
+        raise ServiceError("the sqlite3 connection was opened with a transaction under way: commit it there")
+    try:
+        yield _SqliteTransaction(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has ended it by itself where the disk is full
+            connection.execute("ROLLBACK")
+        raise
+
+
+class _SqliteTransaction:
+    is_postgresql = False
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.handle = connection
+
+    def execute(self, statement: str, **values: str | None) -> int:
+        return self.handle.execute(statement, values).rowcount
+
+    def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
+        cursor = self.handle.cursor()
+        cursor.row_factory = None
+        found: tuple[Any, ...] | None = cursor.execute(statement, values).fetchone()
+        return found
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        refused = []
+
+        def authorize(action: int, what: str | None, *_: str | None) -> int:
+            if action != _SQLITE_TRANSACTION:
+                return sqlite3.SQLITE_OK
+            refused.append(what)
+            return sqlite3.SQLITE_DENY
+
+        self.handle.set_authorizer(authorize)
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if refused:
+                raise ServiceError(NOT_ITS_OWN) from error
+            raise
+        finally:
+            self.handle.set_authorizer(None)
+
+
+@contextlib.contextmanager
+def _begun_on_psycopg(connection: Any, psycopg: Any) -> Iterator[Transaction]:
+    # Inside another transaction, psycopg's transaction() is a savepoint: nothing would be committed.
+    if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        raise ServiceError("the psycopg connection was opened with a transaction under way: commit it there")
+    with connection.transaction():  # refuses commit() and rollback() inside
+        yield _PsycopgTransaction(connection, psycopg)
+
+
+class _PsycopgTransaction:
+    is_postgresql = True
+
+    def __init__(self, connection: Any, psycopg: Any) -> None:
+        self.handle = connection
+        self._psycopg = psycopg
+
+    def execute(self, statement: str, **values: str | None) -> int:
+        return int(self._run(statement, values).rowcount)
+
+    def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
+        found: tuple[Any, ...] | None = self._run(statement, values).fetchone()
+        return found
+
+    def _run(self, statement: str, values: dict[str, str | None]) -> Any:
+        # A cursor of our own making: the connection's may want other placeholders and give other rows.
+        cursor = self._psycopg.Cursor(self.handle, row_factory=self._psycopg.rows.tuple_row)
+        return cursor.execute(_PLACEHOLDER.sub(r"%(\1)s", statement), values)
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except self._psycopg.ProgrammingError as error:
+            if "forbidden within a Transaction context" in str(error):
+                raise ServiceError(NOT_ITS_OWN) from error
+            raise
+
+
+class _SqlAlchemyTransaction:
+    """Of a Connection, or of a Session."""
+
+    def __init__(self, handle: Any) -> None:
+        import sqlalchemy
+        from sqlalchemy.orm import Session
+
+        self.handle = handle
+        self._sqlalchemy = sqlalchemy
+        self._connection = handle.connection() if isinstance(handle, Session) else handle
+        dialect = self._connection.dialect.name
+        if dialect not in ("sqlite", "postgresql"):
+            raise ServiceError(f"effects cannot use {dialect}: {_KNOWN}")
+        self.is_postgresql = dialect == "postgresql"
+        raw = self._connection.connection
+        if getattr(raw.dbapi_connection, "autocommit", None) is True:
+            raise ServiceError("the engine is in autocommit mode, where nothing can be rolled back; open it without")
+        driver: Any = raw.driver_connection
+        if not self.is_postgresql and not driver.in_transaction:
+            self._connection.exec_driver_sql("BEGIN IMMEDIATE")  # pysqlite would leave it to the first change
+
+    def execute(self, statement: str, **values: str | None) -> int:
+        return int(self._run(statement, values).rowcount)
+
+    def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
+        found = self._run(statement, values).fetchone()
+        return None if found is None else tuple(found)
+
+    def _run(self, statement: str, values: dict[str, str | None]) -> Any:
+        options = {"preserve_rowcount": True}
+        return self._connection.execute(self._sqlalchemy.text(statement), values, execution_options=options)
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        def refuse(connection: Any) -> None:
+            # SQLAlchemy would give the connection back to its pool with the transaction still open.
+            connection.connection.rollback()
+            raise ServiceError(NOT_ITS_OWN)
+
+        self._sqlalchemy.event.listen(self._connection, "commit", refuse)
+        try:
+            yield
+        except self._sqlalchemy.exc.InvalidRequestError as error:
+            if "closed transaction inside context manager" in str(error):
+                raise ServiceError(NOT_ITS_OWN) from error
+            raise
+        finally:
+            self._sqlalchemy.event.remove(self._connection, "commit", refuse)
