@@ -202,7 +202,7 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
             click.echo(f"{request.saga_id} accepted")
             return
         try:
-            state = outage.patiently(lambda: client.wait(accepted, timeout))
+            state = client.wait(accepted, timeout)
         except TimeoutError as error:
             raise click.ClickException(str(error)) from None
         why = f"parked: {state.parked}" if state.parked else state.reason

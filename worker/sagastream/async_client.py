@@ -59,7 +59,7 @@ class AsyncSagaClient:
         (answer,) = await self._run(requests.begin([request]))
         return requests.granted(answer)
 
-    async def begin_many(self, sagas: Iterable[SagaRequest]) -> Sequence[Accepted | Refused | Unsettled]:
+    async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
         return await self._run(requests.begin_many(sagas))
 
     async def get(self, saga_id: str) -> SagaState | None:
@@ -118,15 +118,21 @@ class _Follower:
         """What settles the wait; an operator's request is sent for it."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[wait] = future
-        self._awaited.add(wait)
         if self._task is None or self._task.done():
+            self._awaited = Awaited()  # to read on from where the last one stopped might mean to read for long
+            self._awaited.add(wait)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
+        else:
+            self._awaited.add(wait)
         try:
             if isinstance(wait.request, Intervene):
                 await run_async(self._pool, self._awaited.start())
                 await run_async(self._pool, requests.append([wait.request]))
+            elif timeout_s is not None and timeout_s <= 0:
+                await self._look()  # what is asked is whether it has ended by now
             async with asyncio.timeout(timeout_s):
-                if self._awaited.in_place:  # the reader may be waiting for events; else it looks at all, first
+                # The reader may be waiting for events; if not, it will look at all that is waited for, first.
+                if self._awaited.in_place and not future.done():
                     await self._look()
                 return await future
         except TimeoutError:

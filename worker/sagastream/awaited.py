@@ -20,7 +20,7 @@ from sagastream.exchange import Exchange
 from sagastream.messages import Begin, Intervene
 from sagastream.moves import Found
 from sagastream.requests import Accepted, Refused, conflicting
-from sagastream.saga import SagaState, SagaStatus, StepStatus
+from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
 from sagastream.store import load
 from sagastream.strict_json import decode
 
@@ -193,9 +193,14 @@ def completed(state: SagaState) -> SagaState:
     if state.parked is not None:
         step = state.current_step
         raise SagaParked(state.saga_id, state.parked, step, state.command, state.step.definition.service)
-    failed = [number for number, step in enumerate(state.steps, 1) if step.status is StepStatus.FAILED]
+    failed = [number for number, step in enumerate(state.steps, 1) if _has_failed(step)]
     reason = state.reason or "no reason is known"
     if not failed:
         raise SagaAborted(state.saga_id, reason)
     definition = state.steps[failed[0] - 1].definition
     raise SagaAborted(state.saga_id, reason, failed[0], definition.transaction, definition.service)
+
+
+def _has_failed(step: Step) -> bool:
+    """Whether it is on account of this step that its saga went back; one whose outcome is unknown is undone too."""
+    return step.status is StepStatus.FAILED or (step.status is StepStatus.COMPENSATED and step.unknown)
