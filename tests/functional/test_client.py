@@ -1,7 +1,9 @@
 """The clients, on real servers: what a begin costs, what is told of it, what waits see, what outages and forks do."""
 
 import asyncio
+import contextlib
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,6 +15,7 @@ import redis
 from msgspec.structs import replace
 
 from processes import Commands
+from proxy import CuttingProxy
 from sagastream import (
     Accepted,
     AsyncSagaClient,
@@ -30,6 +33,7 @@ from sagastream import (
     keys,
     saga_hash,
 )
+from sagastream.broker import Broker
 from sagastream.decision import decide
 from sagastream.errors import BrokerError
 from sagastream.moves import Moment
@@ -386,6 +390,54 @@ def test_a_fault_ends_every_wait(server: Server) -> None:
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         client.wait("s1", 10)
     in_loop(server, use)
+
+
+def test_clients_come_through_a_network_that_cuts_everywhere(server: Server) -> None:
+    """Before a request, in it, before its answer, in that: each saga is run once, and each wait ends."""
+    scene = Scene(server.broker())
+    threads = [threading.Thread(target=run) for run in (scene.worker.run, scene.runner.run)]
+    for thread in threads:
+        thread.start()
+    try:
+        with CuttingProxy(server.url.removeprefix("unix://"), seed=1) as proxy:
+            proxy.cut = 0.1
+            assert asyncio.run(begun_and_waited_for(proxy.url, 100)) == {"COMPLETED": 66, "ABORTED": 34}
+            client = SagaClient(Broker(proxy.url))
+            left = [a_saga(f"many{n}", do(n)) for n in range(10 * BATCH)]
+            while left:
+                answers = client.begin_many(left)
+                left = [saga for saga, answer in zip(left, answers, strict=True) if isinstance(answer, Unsettled)]
+            found = client.as_completed([f"many{n}" for n in range(10 * BATCH)], 30)
+            assert Counter(one.status for one in found if isinstance(one, SagaState)) == {"COMPLETED": 10 * BATCH}
+            client.close()
+            assert proxy.cuts.total() > 10
+    finally:
+        scene.stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(Counter(scene.effects.done).values()) == {1}
+    assert len(scene.effects.done) == 10 * BATCH + 66 * 2 + 34
+
+
+async def begun_and_waited_for(url: str, count: int) -> Counter[str]:
+    """How so many sagas ended, of which each third fails, begun and waited for side by side."""
+
+    async def one(client: AsyncSagaClient, number: int) -> str:
+        while True:
+            with contextlib.suppress(redis.RedisError):
+                accepted = await client.begin(f"s{number}", [do(number), do("fail" if number % 3 == 0 else number)])
+                break
+        if number % 5 == 0:
+            gives_up = asyncio.create_task(client.wait(accepted))
+            await asyncio.sleep(number / 1000)
+            gives_up.cancel()
+            await asyncio.wait([gives_up])
+        return (await client.wait(accepted, 30)).status
+
+    async with AsyncSagaClient(Broker(url)) as client:
+        statuses = await asyncio.gather(*(one(client, number) for number in range(count)))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    return Counter(statuses)
 
 
 # --- many coroutines

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rq import Queue
 
 from processes import Commands
+from sagastream import SagaClient
 from servers import Server
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ def told(shop: Commands, server: Server, name: str) -> list[str]:
 
 
 def test_every_example_does_what_the_page_says(shop: Commands, server: Server) -> None:
-    assert set(EXAMPLES) == {"buy.py", "import_orders.py", "web.py", "orders.py"}
+    assert set(EXAMPLES) == {"buy.py", "import_orders.py", "web.py", "jobs.py", "orders.py"}
     no_money = "Step 2 failed: insufficient_funds"
     assert told(shop, server, "buy.py") == [
         "order-17 COMPLETED",
@@ -77,6 +79,17 @@ def test_every_example_does_what_the_page_says(shop: Commands, server: Server) -
         "409 {'error': 'another saga has the id web-5: it began with other steps'}",
     ]
     assert told(shop, server, "use_orders.py") == ["COMPLETED [(1,)]"]
+
+
+def test_an_rq_job_begins_a_saga_once_however_often_it_runs(shop: Commands, server: Server) -> None:
+    broker = server.broker()
+    queue = Queue(connection=broker.client)
+    jobs = [queue.enqueue("jobs.begin_order", "job-1", 5) for _ in range(3)]
+    rq = [str(Path(sys.executable).with_name("rq")), "worker", "--burst", "--url", server.url]
+    env = shop.environment(REDIS_URL=server.url)
+    done = subprocess.run(rq, cwd=shop.folder, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert [job.return_value(refresh=True) for job in jobs] == ["job-1"] * 3, done.stdout + done.stderr
+    assert SagaClient(broker).wait("job-1", 20).status == "COMPLETED"
 
 
 def test_a_type_checker_has_nothing_to_say_about_the_examples(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ class _Follower:
 
     def _settle(self, settled: Settled) -> None:
         for wait, outcome in settled:
-            if not (future := self._futures[wait]).done():
+            future = self._futures.get(wait)  # none: it has left meanwhile
+            if future is not None and not future.done():
                 future.set_result(outcome)
 
     def _fail(self, error: Exception) -> None:
