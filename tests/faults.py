@@ -24,6 +24,7 @@ from processes import Commands
 from sagastream import keys
 from sagastream.broker import Broker, connect, is_outage
 from sagastream.client import SagaClient
+from sagastream.requests import StepRequest
 from sagastream.saga import SagaState, SagaStatus, StepStatus
 from servers import Server
 from waiting import until
@@ -39,7 +40,7 @@ class Plan:
     """One saga that is to be begun, and how it ends if every message arrives in time."""
 
     saga_id: str
-    steps: list[dict[str, Any]]
+    steps: list[StepRequest]
     expected: SagaStatus
 
 
@@ -49,7 +50,7 @@ def plan(number: int, **options: Any) -> Plan:
     count = chance.randint(1, 4)
     pivot = chance.randint(1, count + 2)  # beyond the last step: none
     fails_at = chance.randint(1, min(pivot, count)) if chance.random() < 0.4 else None
-    steps = []
+    steps: list[Any] = []
     for at in range(1, count + 1):
         working = (*oracle.WORKING, "ok", "ok", "ok", "refuse once") if at > pivot else (*oracle.WORKING, "ok", "ok")
         how = chance.choice(oracle.FAILING if at == fails_at else working)

@@ -79,6 +79,6 @@ class Scene:
         until(turned, what="the workers get there")
 
 
-def do(params: Any = None, name: str = "Do", service: str = "work", **more: Any) -> dict[str, Any]:
-    """One step."""
+def do(params: Any = None, name: str = "Do", service: str = "work", **more: Any) -> Any:
+    """One step: a StepRequest, unless `more` says otherwise."""
     return {"transaction": name, "service": service, "params": params} | more

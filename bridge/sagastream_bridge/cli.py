@@ -16,6 +16,7 @@ from sagastream_bridge.frame import call_on_signals, finite, opened, orderly, sa
 
 if TYPE_CHECKING:
     from sagastream.broker import Broker
+    from sagastream.listing import ListStatus
 
 _STATUSES = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to show up before it says that there is none, in seconds.
@@ -233,7 +234,7 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
             click.echo(f"{request.saga_id} accepted")
             return
         try:
-            state = outage.patiently(lambda: client.wait(accepted, timeout))
+            state = client.wait(accepted, timeout)
         except TimeoutError as error:
             raise click.ClickException(str(error)) from None
         why = f"parked: {state.parked}" if state.parked else state.reason
@@ -267,12 +268,12 @@ def show(saga_id: str, as_json: bool) -> None:
 @click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only these.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at the most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def list_sagas(status: str | None, limit: int, as_json: bool) -> None:
+def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
     """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
     with opened() as broker:
         from sagastream_bridge import lookup, views
 
-        listing = lookup.listing(broker.client, status.upper() if status else None, limit)
+        listing = lookup.listing(broker, status, limit)
         for state in listing.states:
             click.echo(lookup.row_as_json(state) if as_json else views.row(state, listing.now_ms))
         for problem in listing.damaged:

@@ -10,7 +10,7 @@ import click
 
 from sagastream import keys
 from sagastream.broker import Broker
-from sagastream.client import Accepted, SagaClient, read_events
+from sagastream.client import SagaClient, last_event, read_events
 from sagastream.console import printable
 from sagastream.embedded import EmbeddedServer
 from sagastream.errors import SagastreamError
@@ -59,7 +59,9 @@ def run() -> None:
         for title, body in _SAGAS:
             begin = parse_begin(body, request_id=uuid.uuid4().hex, trace=True)
             click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
-            _watch(broker, stack, SagaClient(broker).begin_request(begin))
+            after = last_event(broker.client)
+            SagaClient(broker).begin_request(begin)
+            _watch(broker, stack, begin.saga_id, after)
             click.echo()
         _show_hash(broker, "saga44")
     finally:
@@ -71,16 +73,14 @@ def run() -> None:
     click.echo(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
 
 
-def _watch(broker: Broker, stack: Stack, accepted: Accepted) -> None:
-    """Print the messages of one saga until it has ended."""
-    after = accepted.after
-    saga_id = accepted.begin.saga_id.encode()
+def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes) -> None:
+    """Print the messages of one saga, from those after an event on, until it has ended."""
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         stack.tend()
         for event in read_events(broker.client, after, 500):
             after = event.id
-            if event.fields.get(b"saga_id") != saga_id:
+            if event.fields.get(b"saga_id") != saga_id.encode():
                 continue
             body = decode(event.fields[b"body"])
             if (kind := event.fields[b"kind"].decode()) == "outcome":

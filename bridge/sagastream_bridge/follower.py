@@ -9,6 +9,7 @@ from sagastream.client import last_event, read_events
 from sagastream.console import say
 from sagastream.decision import begun_with, conflict
 from sagastream.errors import MalformedMessage
+from sagastream.events import order
 from sagastream.messages import Code, Intervene
 from sagastream.moves import Found
 from sagastream.saga import SagaState
@@ -66,7 +67,7 @@ class Follower:
         if events:
             self._tell(events)
             self.after = events[-1].id
-        if self._seen and (not events or _order(self.after) >= _order(self._seen_at)):
+        if self._seen and (not events or order(self.after) >= order(self._seen_at)):
             for state in self._seen:
                 self._watches.end_trace(state.saga_id)
                 self._ended(state)
@@ -143,8 +144,3 @@ class Follower:
                 if state.reason is not None:
                     outcome["reason"] = state.reason
                 self._out.answer(watch.caller, f"saga_{state.status.lower()}", outcome)
-
-
-def _order(event_id: bytes) -> tuple[int, int]:
-    ms, _, number = event_id.partition(b"-")
-    return int(ms), int(number)

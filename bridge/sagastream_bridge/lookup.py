@@ -1,7 +1,6 @@
 """Looks into the store for people: one saga with all that explains it, or many on a line each."""
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -10,7 +9,10 @@ import orjson
 import redis
 
 from sagastream import keys
+from sagastream.broker import Broker
+from sagastream.client import SagaClient
 from sagastream.errors import CorruptSaga
+from sagastream.listing import ListStatus
 from sagastream.quarantine import Quarantine
 from sagastream.saga import SagaState, Step, protocol_view
 from sagastream.saga_hash import iso
@@ -18,7 +20,6 @@ from sagastream.store import Store
 
 #: A reader that has not asked for news for this long, in milliseconds, is dead or hangs.
 ALIVE_MS: Final = 5_000
-_PAGE: Final = 200
 #: How many of the newest quarantined entries are looked through for a saga.
 _QUARANTINE_LOOK: Final = 1000
 
@@ -110,25 +111,23 @@ def row_as_json(state: SagaState) -> str:
     return json.dumps(row)
 
 
-def listing(client: "redis.Redis", status: str | None, limit: int) -> Listing:
-    """Sagas for a list: parked ones first, then live ones, the one that waits longest first, then ended ones, the
-    newest first. `status` may be PARKED."""
-    store = Store(client)
+def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
+    """Sagas for a list, up to `limit`, and what is damaged before the last of them."""
+    store = broker.client
     found = Listing(
-        now_ms=store.load([])[1],
-        live=client.zcard(keys.TIMERS),
-        ended=client.zcard(keys.ENDED),
-        unread=client.xlen(keys.REQUESTS),
-        quarantined=client.xlen(keys.QUARANTINE),
+        now_ms=Store(store).load([])[1],
+        live=store.zcard(keys.TIMERS),
+        ended=store.zcard(keys.ENDED),
+        unread=store.xlen(keys.REQUESTS),
+        quarantined=store.xlen(keys.QUARANTINE),
     )
-    ids = _ids(client, status)
-    while len(found.states) < limit and (page := list(islice(ids, _PAGE))):
-        for state in store.load(page)[0].values():
-            if isinstance(state, CorruptSaga):
-                found.damaged.append(str(state))
-            elif state is not None and status in (None, str(state.status), "PARKED" if state.parked else None):
-                found.states.append(state)
-    del found.states[limit:]
+    for one in SagaClient(broker).list(status):
+        if isinstance(one, CorruptSaga):
+            found.damaged.append(str(one))
+        else:
+            found.states.append(one)
+            if len(found.states) == limit:
+                break
     return found
 
 
@@ -140,27 +139,6 @@ def worker_is_alive(client: "redis.Redis") -> bool:
 
 def _no_worker(client: "redis.Redis", matters: bool) -> str:
     return ", and no worker is running: sagastream worker" if matters and not worker_is_alive(client) else ""
-
-
-def _ids(client: "redis.Redis", status: str | None) -> Iterator[str]:
-    """The ids of the sagas that may have this status, in the order of a list. One that moves meanwhile may come twice
-    or not at all."""
-    parked, live, ended = (
-        lambda start: client.zrangebyscore(keys.TIMERS, "+inf", "+inf", start, _PAGE),
-        lambda start: client.zrangebyscore(keys.TIMERS, "-inf", "(+inf", start, _PAGE),
-        lambda start: client.zrevrange(keys.ENDED, start, start + _PAGE - 1),
-    )
-    places: dict[str | None, list[Callable[[int], Any]]] = {
-        None: [parked, live, ended],
-        "PARKED": [parked],
-        "PENDING": [live],
-        "COMPENSATING": [parked, live],
-    }
-    for page_from in places.get(status, [ended]):
-        start = 0
-        while page := page_from(start):
-            yield from (saga_id.decode(errors="backslashreplace") for saga_id in page)
-            start += _PAGE
 
 
 def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:

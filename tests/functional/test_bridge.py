@@ -27,11 +27,11 @@ def begin(saga_id: str, *steps: dict[str, Any], msg_id: int | None = 1) -> dict[
     return body if msg_id is None else body | {"msg_id": msg_id}
 
 
-def reserve(sku: str = "abc123") -> dict[str, Any]:
+def reserve(sku: str = "abc123") -> Any:
     return do({"sku": sku, "quantity": 1}, "ReserveInventory", "inventory")
 
 
-def charge(amount: float) -> dict[str, Any]:
+def charge(amount: float) -> Any:
     return do({"user_id": "u7", "amount": amount}, "ChargePayment", "payment")
 
 

@@ -9,12 +9,13 @@ import redis
 
 from processes import SAMPLES, Commands
 from sagastream import keys, orchestrator
-from sagastream.client import Accepted, SagaClient, append_requests, last_event, read_events
+from sagastream.client import SagaClient, append_requests, last_event, read_events
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga, RequestRefused
 from sagastream.messages import Reply, ok
 from sagastream.moves import Moment
 from sagastream.parsing import parse_begin
+from sagastream.requests import Accepted
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.store import Change, Store
 from sagastream.streams import Entry
@@ -118,7 +119,7 @@ def test_begun_again_with_another_body_it_is_refused_and_nothing_changes(scene: 
     assert (event.fields[b"kind"], event.fields[b"saga_id"], event.fields[b"request_id"]) == (b"refused", b"s1", b"r2")
     assert json.loads(event.fields[b"body"])["code"] == 22
     with pytest.raises(RequestRefused):
-        scene.client.wait(Accepted(begin=other, after=after), 1)
+        scene.client.wait(Accepted(begin=other), 1)
     assert scene.redis.hgetall(keys.saga("s1")) == before
 
 

@@ -22,7 +22,7 @@ def scene(server: Server) -> Scene:
     return Scene(server.broker())
 
 
-def quick(params: Any = None, **more: Any) -> dict[str, Any]:
+def quick(params: Any = None, **more: Any) -> Any:
     """A step that is given up soon."""
     return do(params, **{"timeout_ms": 40, "backoff_ms": 1, "attempts": 2, "compensation_attempts": 2} | more)
 

@@ -174,7 +174,15 @@ def test_imports_point_from_the_orchestrator_down_to_the_errors(upper: str, lowe
     assert above not in _reached(below)
 
 
-@pytest.mark.parametrize(("name", "below"), [("scripts", {"sagastream.wire"}), ("wire", set()), ("keys", set())])
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("scripts", {"sagastream.exchange", "sagastream.wire"}),
+        ("exchange", {"sagastream.wire"}),
+        ("wire", set()),
+        ("keys", set()),
+    ],
+)
 def test_what_streams_and_store_rest_on_imports_next_to_nothing_of_the_project(name: str, below: set[str]) -> None:
     assert EDGES[f"sagastream.{name}"] == below
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sagastream.async_client import AsyncSagaClient as AsyncSagaClient
     from sagastream.broker import Broker as Broker
     from sagastream.broker import connect as connect
     from sagastream.client import SagaClient as SagaClient
@@ -15,38 +16,64 @@ if TYPE_CHECKING:
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import Reject as Reject
     from sagastream.errors import RequestRefused as RequestRefused
+    from sagastream.errors import SagaAborted as SagaAborted
+    from sagastream.errors import SagaNotCompleted as SagaNotCompleted
+    from sagastream.errors import SagaParked as SagaParked
+    from sagastream.requests import Accepted as Accepted
+    from sagastream.requests import Refused as Refused
+    from sagastream.requests import SagaRequest as SagaRequest
+    from sagastream.requests import StepRequest as StepRequest
+    from sagastream.requests import Unsettled as Unsettled
     from sagastream.saga import SagaState as SagaState
     from sagastream.saga import SagaStatus as SagaStatus
     from sagastream.service import Context as Context
     from sagastream.service import Service as Service
 
 _WHERE = {
+    "Accepted": "requests",
+    "AsyncSagaClient": "async_client",
     "Broker": "broker",
     "Context": "service",
     "CorruptSaga": "errors",
     "Effects": "effects",
     "MalformedMessage": "errors",
+    "Refused": "requests",
     "Reject": "errors",
     "RequestRefused": "errors",
+    "SagaAborted": "errors",
     "SagaClient": "client",
+    "SagaNotCompleted": "errors",
+    "SagaParked": "errors",
+    "SagaRequest": "requests",
     "SagaState": "saga",
     "SagaStatus": "saga",
     "Service": "service",
+    "StepRequest": "requests",
+    "Unsettled": "requests",
     "connect": "broker",
 }
 
 __all__ = [
+    "Accepted",
+    "AsyncSagaClient",
     "Broker",
     "Context",
     "CorruptSaga",
     "Effects",
     "MalformedMessage",
+    "Refused",
     "Reject",
     "RequestRefused",
+    "SagaAborted",
     "SagaClient",
+    "SagaNotCompleted",
+    "SagaParked",
+    "SagaRequest",
     "SagaState",
     "SagaStatus",
     "Service",
+    "StepRequest",
+    "Unsettled",
     "connect",
 ]
 

@@ -1,12 +1,14 @@
 """The way to the broker: REDIS_URL or the embedded Valkey, one client factory, and what to do while it is away."""
 
 import contextlib
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 import redis
@@ -19,10 +21,20 @@ from sagastream.console import say
 from sagastream.embedded import EmbeddedServer
 from sagastream.errors import BrokerError, StoreMismatch
 
+if TYPE_CHECKING:
+    from redis.asyncio import ConnectionPool
+
 #: How long one blocking read waits, in milliseconds: also how long a process may take to notice that it shall stop.
 BLOCK_MS: Final = 500
 #: How long an answer may take, in seconds, over and above a blocking read.
 ANSWER_TIMEOUT_S: Final = 5.0
+
+#: What every connection is told.
+_OPTIONS: Final[dict[str, Any]] = {
+    "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
+    "socket_connect_timeout": ANSWER_TIMEOUT_S,
+    "protocol": 2,  # one shape of answers from every server
+}
 
 _T = TypeVar("_T")
 
@@ -128,16 +140,19 @@ def connect(url: str | None = None) -> redis.Redis:
     url = url or os.environ.get("REDIS_URL")
     if not url:
         raise BrokerError("REDIS_URL is not set")
-    options: dict[str, Any] = {
-        "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
-        "socket_connect_timeout": ANSWER_TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,  # one shape of answers from every server
-    }
     try:
-        return redis.Redis.from_url(url, **options)
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS)
     except ValueError as error:
         raise BrokerError(f"REDIS_URL is not usable: {error}") from None
+
+
+def connect_async(url: str) -> "ConnectionPool":
+    """Connections for an event loop, as those of `connect`; few, for what asks for another one waits its turn."""
+    from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio.retry import Retry
+
+    retry = Retry(NoBackoff(), 0)
+    return BlockingConnectionPool.from_url(url, retry=retry, max_connections=16, timeout=None, **_OPTIONS)
 
 
 def execute(pipeline: Pipeline) -> list[Any]:
@@ -190,17 +205,18 @@ class Outage:
                 self.wait(error)
                 interrupted = True
 
-    def patiently(self, call: Callable[[], _T]) -> _T:
+    def patiently(self, call: Callable[[], _T], *, until: float = math.inf) -> _T:
         """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it.
 
-        Raises redis.RedisError if the process is to stop before the broker is back.
+        Raises redis.RedisError if the process is to stop, or the monotonic clock shows `until`, before the broker is
+        back.
         """
         while True:
             try:
                 answer = call()
             except redis.RedisError as error:
-                self.wait(error)
-                if self._stop.is_set():
+                self.wait(error, at_most_s=until - time.monotonic())
+                if self._stop.is_set() or time.monotonic() >= until:
                     raise
             else:
                 self._succeeded()
@@ -211,7 +227,7 @@ class Outage:
         with contextlib.suppress(redis.RedisError):
             call()
 
-    def wait(self, error: redis.RedisError) -> None:
+    def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
         """After a failed call: wait until it may be tried again. Raises the error if it is not an outage."""
         if not is_outage(error):
             raise error
@@ -221,7 +237,7 @@ class Outage:
             is_news = tries == 1 and len(self._tries) == 1
         if is_news:
             say(self._who, f"the broker is away ({error}); waiting, nothing is lost")
-        self._stop.wait(backoff.delay(tries))
+        self._stop.wait(max(0.0, min(backoff.delay(tries), at_most_s)))
         if not self._stop.is_set():
             self.restore()
 

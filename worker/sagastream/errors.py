@@ -21,6 +21,45 @@ class RequestRefused(SagastreamError):
         self.code = code
 
 
+class SagaNotCompleted(SagastreamError):
+    """Raised where a client asked for a saga that has not completed to be an error: see its two kinds.
+
+    `saga_id`, `reason`; `step` (from 1), `transaction` and `service`: the step on account of which, all three None
+    where it is on account of none.
+    """
+
+    said = "has not completed"
+
+    def __init__(
+        self,
+        saga_id: str,
+        reason: str,
+        step: int | None = None,
+        transaction: str | None = None,
+        service: str | None = None,
+    ) -> None:
+        where = "" if step is None else f" (step {step}, {transaction} of {service})"
+        super().__init__(f"saga {saga_id} {self.said}: {reason}{where}")
+        self.saga_id = saga_id
+        self.reason = reason
+        self.step = step
+        self.transaction = transaction
+        self.service = service
+
+
+class SagaAborted(SagaNotCompleted):
+    """The saga has ended ABORTED; the step is the one that failed, None where it was cancelled."""
+
+    said = "was aborted"
+
+
+class SagaParked(SagaNotCompleted):
+    """The saga stands still until a person acts; the step is the one that it is parked at, and `transaction` is what is
+    parked: the compensation, where the saga is being undone."""
+
+    said = "is parked"
+
+
 class CorruptSaga(SagastreamError):
     """A saga's hash cannot be read: another type stands at its key, or fields are missing or garbled."""
 

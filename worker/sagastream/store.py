@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import redis
 
-from sagastream import keys, saga_hash, scripts, wire
+from sagastream import exchange, keys, saga_hash, scripts, wire
 from sagastream.broker import execute, or_raise
 from sagastream.errors import CorruptSaga
+from sagastream.exchange import Exchange
 from sagastream.messages import Command, Fields, Notice
 from sagastream.moves import Decision, Found
 from sagastream.saga import SagaState
@@ -65,17 +66,7 @@ class Store:
 
     def load(self, saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
         """The states of these sagas (None: there is none), and the broker's time in ms; one round trip."""
-        commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
-        time, *answers = wire.round_trip(self._client, commands)
-        states: dict[str, Found] = {}
-        for saga_id, answer in zip(saga_ids, answers, strict=True):
-            if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
-                states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
-            else:
-                words = iter(or_raise(answer))
-                states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
-        seconds, micros = or_raise(time)
-        return states, int(seconds) * 1000 + int(micros) // 1000
+        return exchange.run(self._client, load(saga_ids))
 
     def due(self, count: int, lease_ms: int) -> tuple[list[str], int | None]:
         """Lease up to `count` sagas whose time has come, by the broker's clock; how long it is until the next one, in
@@ -113,6 +104,21 @@ class Store:
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
         stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
         return lost, stuck
+
+
+def load(saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
+    """See Store.load."""
+    commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
+    time, *answers = yield commands
+    states: dict[str, Found] = {}
+    for saga_id, answer in zip(saga_ids, answers, strict=True):
+        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+            states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
+        else:
+            words = iter(or_raise(answer))
+            states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
+    seconds, micros = or_raise(time)
+    return states, int(seconds) * 1000 + int(micros) // 1000
 
 
 class _CommitArguments:

@@ -24,8 +24,7 @@ def call(client: "redis.Redis", words: Words) -> Any:
 
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
     """The answers to these commands, as the server gives them, refusals among them."""
-    # In one piece: redis-py writes each item of a list to the socket by itself.
-    packed = b"".join([pack_command(tuple(words)) for words in commands])  # type: ignore[arg-type]  # it takes any word
+    packed = pack(commands)
     pool = client.connection_pool
     connection: Any = pool.get_connection()
     try:
@@ -36,6 +35,11 @@ def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
         raise
     finally:
         pool.release(connection)
+
+
+def pack(commands: Sequence[Words]) -> bytes:
+    """These commands as they are sent, in one piece: redis-py writes each item of a list to the socket by itself."""
+    return b"".join([pack_command(tuple(words)) for words in commands])  # type: ignore[arg-type]  # it takes any word
 
 
 def _answer(connection: Any) -> Any:

@@ -1,31 +1,47 @@
 """The Lua scripts: one atomic change a file, its contract at the top of it."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from sagastream import wire
+from sagastream.exchange import Exchange, run
 
 if TYPE_CHECKING:
     import redis
 
 
-def load(client: "redis.Redis", name: str, package: str = __name__) -> Callable[..., Any]:
-    """The script `name`.lua of a package, to be called with keys and args.
+class Script:
+    """The script `name`.lua of a package.
 
     It is sent as EVALSHA; where the server has forgotten it, it is loaded and sent once more, whole: the server may
     forget it again in between, so that redis-py's own way of doing this can end a process.
     """
-    text = resources.files(package).joinpath(f"{name}.lua").read_text()
-    sha = client.register_script(text).sha
+
+    def __init__(self, name: str, package: str = __name__) -> None:
+        self._text = resources.files(package).joinpath(f"{name}.lua").read_text()
+        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()  # the name that servers use
+
+    def call(self, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Exchange[Any]:
+        """What it returns; raises what it, or the server, refuses with."""
+        words: wire.Words = (len(keys), *keys, *args)
+        (answer,) = yield [("EVALSHA", self._sha, *words)]
+        if isinstance(answer, NoScriptError):
+            # EVAL alone leaves it among those that Valkey evicts.
+            _, answer = yield [("SCRIPT", "LOAD", self._text), ("EVAL", self._text, *words)]
+        if isinstance(answer, ResponseError):
+            raise answer
+        return answer
+
+
+def load(client: "redis.Redis", name: str, package: str = __name__) -> Callable[..., Any]:
+    """The script `name`.lua of a package, to be called with keys and args."""
+    script = Script(name, package)
 
     def call(keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Any:
-        try:
-            return wire.call(client, ("EVALSHA", sha, len(keys), *keys, *args))
-        except NoScriptError:
-            client.script_load(text)  # EVAL alone leaves it among those that Valkey evicts
-            return wire.call(client, ("EVAL", text, len(keys), *keys, *args))
+        return run(client, script.call(keys, args))
 
     return call

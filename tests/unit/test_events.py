@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagastream_bridge.follower import _order
+from sagastream.events import order
 
 
 @pytest.mark.parametrize(
@@ -16,5 +16,5 @@ from sagastream_bridge.follower import _order
     ],
 )
 def test_events_are_ordered_by_number_and_not_by_their_text(earlier: bytes, later: bytes) -> None:
-    assert _order(earlier) < _order(later)
-    assert _order(earlier) == _order(earlier)
+    assert order(earlier) < order(later)
+    assert order(earlier) == order(earlier)

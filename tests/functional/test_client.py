@@ -1,0 +1,632 @@
+"""The clients, on real servers: what a begin costs, what is told of it, what waits see, what outages and forks do."""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+import redis
+from msgspec.structs import replace
+
+from processes import Commands
+from proxy import CuttingProxy
+from sagastream import (
+    Accepted,
+    AsyncSagaClient,
+    CorruptSaga,
+    MalformedMessage,
+    Refused,
+    RequestRefused,
+    SagaAborted,
+    SagaClient,
+    SagaParked,
+    SagaRequest,
+    SagaState,
+    SagaStatus,
+    Unsettled,
+    keys,
+    saga_hash,
+)
+from sagastream.broker import Broker
+from sagastream.decision import decide
+from sagastream.errors import BrokerError
+from sagastream.moves import Moment
+from sagastream.requests import BATCH, to_begin
+from scenes import Scene, do
+from servers import Server
+from waiting import until
+
+T = TypeVar("T")
+
+#: A service that does what its params say; its compensation never works.
+TILL = """
+from sagastream import Reject, Service
+
+service = Service("till")
+
+
+@service.command("Do", compensation=None)
+def do(params, context):
+    if params == "fail":
+        raise Reject("no money")
+    return params
+
+
+@service.command("Charge", compensation="Refund")
+def charge(params, context):
+    return params
+
+
+@service.compensation("Refund")
+def refund(params, context):
+    raise Reject("the bank is closed")
+"""
+PARKS = [do(1, "Charge", "till", compensation_attempts=1), do("fail", service="till")]
+
+
+def a_saga(saga_id: str, *steps: Any) -> SagaRequest:
+    return {"saga_id": saga_id, "steps": list(steps) or [do(1, service="till")]}
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+@pytest.fixture
+def client(server: Server) -> SagaClient:
+    return SagaClient(server.broker())
+
+
+@pytest.fixture
+def running(server: Server, commands: Commands) -> Server:
+    """A server with a worker and the service."""
+    (commands.folder / "till.py").write_text(TILL)
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    commands.quiet("service", "till:service", env=env)
+    return server
+
+
+def in_loop(server: Server, use: Callable[[AsyncSagaClient], Coroutine[Any, Any, T]]) -> T:
+    """What a coroutine comes to that is given an open client; no task may be left of it then."""
+
+    async def main() -> T:
+        async with AsyncSagaClient(server.broker()) as client:
+            result = await use(client)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    return asyncio.run(main())
+
+
+def calls(client: SagaClient) -> Counter[str]:
+    """How often each command was called on the server."""
+    stats: Any = client._redis.info("commandstats")
+    return Counter({name: one["calls"] for name, one in stats.items()})
+
+
+# --- begin
+
+
+def test_a_begin_is_one_round_trip(client: SagaClient) -> None:
+    client.begin("warm", [do(1)])
+    before = calls(client)
+    client.begin("s1", [do(1)])
+    # What the script calls counts too: it looks at the hash, and appends.
+    assert calls(client) - before == Counter(
+        {"cmdstat_evalsha": 1, "cmdstat_hgetall": 1, "cmdstat_xadd": 1, "cmdstat_info": 1}
+    )
+
+
+def test_many_begins_are_one_round_trip_a_batch(client: SagaClient) -> None:
+    client.begin("warm", [do(1)])
+    before = calls(client)
+    answers = client.begin_many(a_saga(f"s{n}") for n in range(2 * BATCH + 1))
+    assert [type(answer) for answer in answers] == [Accepted] * (2 * BATCH + 1)
+    assert (calls(client) - before)["cmdstat_evalsha"] == 3
+    assert client._redis.xlen(keys.REQUESTS) == 2 * BATCH + 2
+
+
+def test_nothing_is_begun_of_no_sagas(client: SagaClient) -> None:
+    assert client.begin_many([]) == []
+
+
+def test_a_server_that_forgot_the_script_is_given_it_again(client: SagaClient) -> None:
+    client.begin("s1", [do(1)])
+    client._redis.script_flush()
+    client.begin("s2", [do(1)])
+    assert client._redis.xlen(keys.REQUESTS) == 2
+
+
+def test_what_was_begun_before_is_accepted_and_not_asked_for_again(scene: Scene) -> None:
+    scene.client.begin("s1", [do({"a": 1, "b": 2})])
+    scene.play("s1")
+    scene.client.begin("s1", [do({"b": 2, "a": 1})])
+    assert scene.redis.xlen(keys.REQUESTS) == 0
+
+
+def test_each_saga_of_many_has_its_answer_in_its_place(scene: Scene) -> None:
+    scene.client.begin("taken", [do(1)])
+    scene.play("taken")
+    scene.redis.set(keys.saga("damaged"), "x")
+    scene.redis.hset(keys.saga("garbled"), "status", "?")
+    malformed: Any = {"saga_id": "malformed", "steps": [do(1), do(1, colour="red")]}
+    begun = [a_saga("new"), a_saga("taken", do(2)), malformed, a_saga("damaged"), a_saga("taken", do(1))]
+    answers = scene.client.begin_many([*begun, a_saga("garbled")])
+    assert [answer.saga_id for answer in answers] == ["new", "taken", "malformed", "damaged", "taken", "garbled"]
+    errors = [answer.error if isinstance(answer, Refused) else None for answer in answers]
+    told = [type(error) for error in errors]
+    assert told == [type(None), RequestRefused, MalformedMessage, CorruptSaga, type(None), CorruptSaga]
+    assert str(errors[1]) == "another saga has the id taken: it began with other steps"
+    assert str(errors[2]) == "steps[1] has an unknown member 'colour'"
+    # Nothing of what was refused, or known, was sent.
+    assert scene.redis.xlen(keys.REQUESTS) == 1
+
+
+def test_one_begin_raises_what_many_tell(scene: Scene) -> None:
+    scene.redis.set(keys.saga("damaged"), "x")
+    with pytest.raises(CorruptSaga, match="the key of saga damaged holds no hash"):
+        scene.client.begin("damaged", [do(1)])
+    with pytest.raises(MalformedMessage, match=r"steps must be a list of 1 to 100"):
+        scene.client.begin("s1", [])
+    assert scene.redis.xlen(keys.REQUESTS) == 0
+
+
+def test_a_fault_is_raised_not_told_as_an_outage(client: SagaClient) -> None:
+    client._redis.set(keys.REQUESTS, "x")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        client.begin_many([a_saga("s1")])
+
+
+def test_a_full_server_takes_nothing_of_a_batch(client: SagaClient) -> None:
+    client.begin("warm", [do(1)])
+    client._redis.config_set("maxmemory", 1)
+    answers = client.begin_many(a_saga(f"s{n}") for n in range(3))
+    client._redis.config_set("maxmemory", 0)
+    assert [type(answer) for answer in answers] == [Unsettled] * 3
+    assert client._redis.xlen(keys.REQUESTS) == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_broker_that_dies_in_the_middle_leaves_it_known_what_to_begin_again(server: Server, kind: str) -> None:
+    def sagas() -> Iterator[SagaRequest]:
+        for number in range(3 * BATCH):
+            if number == BATCH + 5:  # the first batch is sent when its successor is begun
+                server.kill()
+            yield a_saga(f"s{number}", do(number))
+
+    def begun(again: list[SagaRequest] | None = None) -> list[Accepted | Refused | Unsettled]:
+        given = sagas() if again is None else again
+        if kind == "async":
+            return in_loop(server, lambda client: client.begin_many(given))
+        return SagaClient(server.broker()).begin_many(given)
+
+    answers = begun()
+    assert [type(answer) for answer in answers] == [Accepted] * BATCH + [Unsettled] * 2 * BATCH
+    assert [answer.sent for answer in answers if isinstance(answer, Unsettled)] == [True] * BATCH + [False] * BATCH
+    server.start()
+    again = [a_saga(answer.saga_id, do(n)) for n, answer in enumerate(answers) if isinstance(answer, Unsettled)]
+    assert {type(answer) for answer in begun(again)} == {Accepted}
+    # All of them again, as one does who has forgotten which: each is run once.
+    assert {type(answer) for answer in begun([a_saga(f"s{n}", do(n)) for n in range(3 * BATCH)])} == {Accepted}
+    scene = Scene(server.broker())
+
+    def all_ended() -> bool:
+        scene.worker.turn(block_ms=1)
+        scene.runner.turn(block_ms=1)
+        return bool(scene.redis.zcard(keys.ENDED) == 3 * BATCH)
+
+    until(all_ended, what="all have ended")
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    assert sorted(Counter(scene.effects.done).values()) == [1] * 3 * BATCH
+
+
+# --- wait
+
+
+def test_every_way_of_ending_is_a_value_or_an_error_if_asked(running: Server) -> None:
+    client = SagaClient(running.broker())
+    assert client.wait(client.begin("good", [do(1, service="till")]), 20, check=True).status == "COMPLETED"
+    bad = client.wait(client.begin("bad", [do("fail", service="till")]), 20)
+    assert (bad.status, bad.reason) == ("ABORTED", "Step 1 failed: no money")
+    with pytest.raises(SagaAborted, match=r"saga bad was aborted: Step 1 failed: no money \(step 1, Do of till\)"):
+        client.wait("bad", 20, check=True)
+    parked = client.wait(client.begin("parked", PARKS), 20)
+    assert (parked.status, parked.parked) == ("COMPENSATING", "Refund of step 1 failed: the bank is closed")
+    with pytest.raises(SagaParked, match=r"saga parked is parked: .* \(step 1, Refund of till\)"):
+        client.wait("parked", 20, check=True)
+    assert client.abandon("parked", "it does not matter", 10).status == "ABORTED"
+    with pytest.raises(RequestRefused, match="saga parked has ended, ABORTED"):
+        client.retry("parked", "once more", 10)
+    with pytest.raises(RequestRefused, match="there is no saga nobody"):
+        client.cancel("nobody", "why", 10)
+
+
+def test_the_async_client_tells_the_same(running: Server) -> None:
+    async def use(client: AsyncSagaClient) -> None:
+        assert await client.get("good") is None
+        accepted = await client.begin("good", [do(1, service="till")], deadline_ms=60_000)
+        assert (await client.wait(accepted, 20, check=True)).status == "COMPLETED"
+        assert (await client.wait("good", 0)).status == "COMPLETED"
+        answers = await client.begin_many([a_saga("bad", do("fail", service="till")), a_saga("parked", *PARKS)])
+        bad, parked = await asyncio.gather(*(client.wait(answer.saga_id, 20) for answer in answers))
+        assert (bad.reason, parked.parked) == ("Step 1 failed: no money", "Refund of step 1 failed: the bank is closed")
+        with pytest.raises(SagaAborted):
+            await client.wait("bad", 20, check=True)
+        with pytest.raises(SagaParked):
+            await client.wait("parked", 20, check=True)
+        with pytest.raises(RequestRefused, match="another saga has the id good"):
+            await client.begin("good", [do(2, service="till")])
+        listed = [saga.saga_id async for saga in client.list() if isinstance(saga, SagaState)]
+        assert listed == ["parked", "bad", "good"]
+        assert (await client.abandon("parked", "it does not matter", 10)).status == "ABORTED"
+        with pytest.raises(RequestRefused, match="saga parked has ended, ABORTED"):
+            await client.retry("parked", "once more", 10)
+        with pytest.raises(RequestRefused, match="there is no saga nobody"):
+            await client.cancel("nobody", "why", 10)
+        with pytest.raises(RequestRefused, match="saga bad has ended"):
+            await client.skip("bad", "why", 10)
+        with pytest.raises(ValueError, match="status must be one of"):
+            client.list("GONE")  # type: ignore[arg-type]
+
+    in_loop(running, use)
+
+
+def test_many_are_waited_for_together_and_come_as_they_end(running: Server) -> None:
+    client = SagaClient(running.broker())
+    never = client.begin("never", [do(1, service="nobody")])
+    answers = client.begin_many(a_saga(f"s{n}", do("fail" if n % 3 == 0 else n, service="till")) for n in range(60))
+    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
+    found = [one for one in client.as_completed(accepted, 20) if isinstance(one, SagaState)]
+    assert Counter(one.status for one in found) == {"COMPLETED": 40, "ABORTED": 20}
+    assert sorted(one.saga_id for one in found) == sorted(f"s{n}" for n in range(60))
+    waiting = client.as_completed([never, *accepted[:3], "unheard of"], 0.3)
+    assert {one.saga_id for one in [next(waiting) for _ in range(3)]} == {"s0", "s1", "s2"}
+    with pytest.raises(TimeoutError, match=r"saga never and 1 more have not ended within 0\.3 s"):
+        next(waiting)
+
+
+def test_of_two_begins_that_no_worker_has_read_the_second_is_told_that_it_was_refused(scene: Scene) -> None:
+    first, second = scene.client.begin("s1", [do(1)]), scene.client.begin("s1", [do(2)])
+    with ThreadPoolExecutor(2) as threads:
+        waits = [threads.submit(scene.client.wait, accepted, 10) for accepted in (first, second)]
+        scene.play("s1")
+        assert waits[0].result().status == "COMPLETED"
+        with pytest.raises(RequestRefused, match="another saga has the id s1"):
+            waits[1].result()
+    (told,) = scene.client.as_completed([second], 10)
+    assert isinstance(told, Refused)
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.2])
+def test_a_wait_is_no_longer_than_asked_for(server: Server, timeout_s: float) -> None:
+    client = SagaClient(server.broker())
+
+    async def use(client: AsyncSagaClient) -> None:
+        with pytest.raises(TimeoutError, match=f"saga nobody has not ended within {timeout_s} s$"):
+            await client.wait("nobody", timeout_s)
+        with pytest.raises(TimeoutError, match="no worker has taken the cancel of saga nobody"):
+            await client.cancel("nobody", "why", timeout_s)
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=f"saga nobody has not ended within {timeout_s} s$"):
+        client.wait("nobody", timeout_s)
+    with pytest.raises(TimeoutError, match="no worker has taken the cancel of saga nobody"):
+        client.cancel("nobody", "why", timeout_s)
+    in_loop(server, use)
+    assert time.monotonic() - began < 4 * timeout_s + 2
+    assert client._redis.xlen(keys.REQUESTS) == 2  # the cancels are in the store
+
+
+def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
+    """The events are capped, or a failover has lost some: the hash is the truth."""
+    store = server.broker().client
+    with ThreadPoolExecutor(2) as threads:
+        waits = [
+            threads.submit(SagaClient(server.broker()).wait, "s1", 10),
+            threads.submit(in_loop, server, lambda client: client.wait("s1", 10)),
+        ]
+        until(lambda: len(readers(store)) == 2, what="both read the events")
+        put(store, "s1", SagaStatus.COMPLETED)
+        assert [wait.result().status for wait in waits] == ["COMPLETED", "COMPLETED"]
+
+
+# --- waits and outages
+
+
+def test_waits_go_on_through_a_restart_of_the_broker(
+    running: Server, commands: Commands, capfd: pytest.CaptureFixture[str]
+) -> None:
+    accepted = SagaClient(running.broker()).begin("s1", [do(1, service="later")])
+    with ThreadPoolExecutor(2) as threads:
+        waits = [
+            threads.submit(SagaClient(running.broker()).wait, accepted, 30),
+            threads.submit(in_loop, running, lambda client: client.wait(accepted, 30)),
+        ]
+        store = running.broker().client
+        until(lambda: len(readers(store)) == 2, what="both read the events")
+        running.kill()
+        until(lambda: capfd.readouterr().err.count("sagastream client: the broker is away") or None, what="it is said")
+        running.start()
+        (commands.folder / "later.py").write_text(TILL.replace('"till"', '"later"'))
+        commands.quiet("service", "later:service", env={"REDIS_URL": running.url})
+        assert [wait.result().status for wait in waits] == ["COMPLETED", "COMPLETED"]
+
+
+def test_a_wait_that_times_out_while_the_broker_is_away_says_so(server: Server) -> None:
+    client = SagaClient(server.broker())
+    client.begin("s1", [do(1)])
+
+    async def use(client: AsyncSagaClient) -> None:
+        with pytest.raises(TimeoutError, match=r"saga s1 has not ended within 0\.3 s \(the broker is away: .+\)"):
+            await client.wait("s1", 0.3)
+        with pytest.raises(redis.ConnectionError):
+            await client.cancel("s1", "why", 1)
+
+    server.kill()
+    with pytest.raises(TimeoutError, match=r"saga s1 has not ended within 0\.3 s \(the broker is away: .+\)"):
+        client.wait("s1", 0.3)
+    with pytest.raises(redis.ConnectionError):
+        client.cancel("s1", "why", 1)
+    in_loop(server, use)
+
+
+def test_a_fault_ends_every_wait(server: Server) -> None:
+    client = SagaClient(server.broker())
+    client._redis.set(keys.EVENTS, "x")
+
+    async def use(client: AsyncSagaClient) -> None:
+        waits = (client.wait(f"s{n}", 10) for n in range(3))
+        errors = await asyncio.gather(*waits, return_exceptions=True)
+        assert [type(error) for error in errors] == [redis.ResponseError] * 3
+
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        client.wait("s1", 10)
+    in_loop(server, use)
+
+
+def test_clients_come_through_a_network_that_cuts_everywhere(server: Server) -> None:
+    """Before a request, in it, before its answer, in that: each saga is run once, and each wait ends."""
+    scene = Scene(server.broker())
+    threads = [threading.Thread(target=run) for run in (scene.worker.run, scene.runner.run)]
+    for thread in threads:
+        thread.start()
+    try:
+        with CuttingProxy(server.url.removeprefix("unix://"), seed=1) as proxy:
+            proxy.cut = 0.1
+            assert asyncio.run(begun_and_waited_for(proxy.url, 100)) == {"COMPLETED": 66, "ABORTED": 34}
+            client = SagaClient(Broker(proxy.url))
+            left = [a_saga(f"many{n}", do(n)) for n in range(10 * BATCH)]
+            while left:
+                answers = client.begin_many(left)
+                left = [saga for saga, answer in zip(left, answers, strict=True) if isinstance(answer, Unsettled)]
+            found = client.as_completed([f"many{n}" for n in range(10 * BATCH)], 30)
+            assert Counter(one.status for one in found if isinstance(one, SagaState)) == {"COMPLETED": 10 * BATCH}
+            client.close()
+            assert proxy.cuts.total() > 10
+    finally:
+        scene.stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(Counter(scene.effects.done).values()) == {1}
+    assert len(scene.effects.done) == 10 * BATCH + 66 * 2 + 34
+
+
+async def begun_and_waited_for(url: str, count: int) -> Counter[str]:
+    """How so many sagas ended, of which each third fails, begun and waited for side by side."""
+
+    async def one(client: AsyncSagaClient, number: int) -> str:
+        while True:
+            with contextlib.suppress(redis.RedisError):
+                accepted = await client.begin(f"s{number}", [do(number), do("fail" if number % 3 == 0 else number)])
+                break
+        if number % 5 == 0:
+            gives_up = asyncio.create_task(client.wait(accepted))
+            await asyncio.sleep(number / 1000)
+            gives_up.cancel()
+            await asyncio.wait([gives_up])
+        return (await client.wait(accepted, 30)).status
+
+    async with AsyncSagaClient(Broker(url)) as client:
+        statuses = await asyncio.gather(*(one(client, number) for number in range(count)))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    return Counter(statuses)
+
+
+# --- many coroutines
+
+
+def readers(store: "redis.Redis") -> list[Any]:
+    """The connections that wait for events."""
+    return [one for one in store.client_list() if one["cmd"] == "xread" and "b" in one["flags"]]
+
+
+def test_a_thousand_coroutines_wait_on_one_connection(running: Server) -> None:
+    store = running.broker().client
+    most = Counter[str]()
+
+    async def use(client: AsyncSagaClient) -> list[SagaState]:
+        waits = [asyncio.create_task(client.wait(f"s{n}", 30)) for n in range(1000)]
+        await asyncio.sleep(0)
+        while not readers(store):
+            await asyncio.sleep(0.01)
+        most.update(readers=len(readers(store)), connections=len(client._pool._in_use_connections))
+        await client.begin_many(a_saga(f"s{n}") for n in range(1000))
+        return await asyncio.gather(*waits)
+
+    before = calls(SagaClient(running.broker()))
+    states = in_loop(running, use)
+    assert Counter(state.status for state in states) == {"COMPLETED": 1000}
+    assert most == {"readers": 1, "connections": 1}
+    assert (calls(SagaClient(running.broker())) - before)["cmdstat_xread"] < 1000
+
+
+def test_a_cancelled_wait_leaves_no_task_and_no_connection_behind(server: Server) -> None:
+    store = server.broker().client
+
+    async def use(client: AsyncSagaClient) -> None:
+        others = asyncio.all_tasks()
+        for wait_s in (0, 0.05, 0.1):  # at different points of its way
+            wait = asyncio.create_task(client.wait("s1"))
+            await asyncio.sleep(wait_s)
+            wait.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await wait
+        deadline = time.monotonic() + 5
+        while asyncio.all_tasks() != others:
+            assert time.monotonic() < deadline, "a task is left"
+            await asyncio.sleep(0.01)
+        assert not client._pool._in_use_connections
+        assert not readers(store)
+
+    in_loop(server, use)
+    until(lambda: len(store.client_list()) == 1, what="the connections are closed")
+
+
+def test_a_client_that_is_closed_ends_the_waits(server: Server) -> None:
+    async def main() -> None:
+        client = AsyncSagaClient(server.broker())
+        wait = asyncio.create_task(client.wait("s1"))
+        await asyncio.sleep(0.05)
+        await client.aclose()
+        with pytest.raises(BrokerError, match="the client was closed"):
+            await wait
+
+    asyncio.run(main())
+
+
+def test_a_client_waits_again_after_nobody_did(running: Server) -> None:
+    async def use(client: AsyncSagaClient) -> None:
+        for number in range(3):
+            assert (await client.wait(await client.begin(f"s{number}", [do(1, service="till")]), 20)).ended
+            while client._follower._task is None or not client._follower._task.done():
+                await asyncio.sleep(0.01)
+
+    in_loop(running, use)
+
+
+# --- threads and forks
+
+
+def test_threads_may_share_a_client(running: Server) -> None:
+    client = SagaClient(running.broker())
+
+    with ThreadPoolExecutor(16) as threads:
+        ended = list(threads.map(lambda n: client.wait(client.begin(f"s{n}", [do(n, service="till")]), 20), range(64)))
+    assert [(one.saga_id, one.status, one.steps[0].result) for one in ended] == [
+        (f"s{n}", "COMPLETED", str(n).encode()) for n in range(64)
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_process_and_those_that_it_forks_may_share_a_client(running: Server) -> None:
+    """As RQ does for every job."""
+    client = SagaClient(running.broker())
+    client.wait(client.begin("before", [do(0, service="till")]), 20)  # its connections are open
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                state = client.wait(client.begin(f"child{number}", [do(number, service="till")]), 20)
+                code = 0 if state.steps[0].result == str(number).encode() else 2
+            finally:
+                os._exit(code)
+        children.append(child)
+    for number in range(10):
+        state = client.wait(client.begin(f"parent{number}", [do(number, service="till")]), 20)
+        assert state.steps[0].result == str(number).encode()
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+
+
+# --- list
+
+
+def put(store: "redis.Redis", saga_id: str, status: SagaStatus, *, parked: bool = False, score: float = 0) -> None:
+    """Have a saga stand in the store, with nobody told."""
+    state = decide(None, to_begin(a_saga(saga_id)), Moment(now_ms=1_700_000_000_000, published={})).state
+    assert isinstance(state, SagaState)
+    state = replace(state, status=status, parked="why" if parked else None)
+    words: list[Any] = saga_hash.changed_fields(None, state)
+    with store.pipeline() as transaction:
+        transaction.hset(keys.saga(saga_id), items=words)
+        transaction.zadd(keys.ENDED if state.ended else keys.TIMERS, {saga_id: float("inf") if parked else score})
+        transaction.execute()
+
+
+def listed(found: Iterator[SagaState | CorruptSaga]) -> list[str]:
+    return [one.saga_id if isinstance(one, SagaState) else str(one) for one in found]
+
+
+def test_parked_sagas_come_first_then_live_ones_then_ended_ones(client: SagaClient) -> None:
+    store = client._redis
+    put(store, "ended-early", SagaStatus.COMPLETED, score=1)
+    put(store, "ended-late", SagaStatus.ABORTED, score=2)
+    put(store, "due-late", SagaStatus.PENDING, score=9)
+    put(store, "due-soon", SagaStatus.COMPENSATING, score=3)
+    put(store, "parked", SagaStatus.COMPENSATING, parked=True)
+    put(store, "parked-past-its-pivot", SagaStatus.PENDING, parked=True)
+    parked, live, over = ["parked", "parked-past-its-pivot"], ["due-soon", "due-late"], ["ended-late", "ended-early"]
+    assert listed(client.list()) == [*parked, *live, *over]
+    assert listed(client.list(limit=3)) == [*parked, "due-soon"]
+    assert listed(client.list(limit=0)) == []
+    assert listed(client.list(status="PARKED")) == parked
+    assert listed(client.list(status=SagaStatus.PENDING)) == ["parked-past-its-pivot", "due-late"]
+    assert listed(client.list(status="COMPENSATING")) == ["parked", "due-soon"]
+    assert listed(client.list(status="COMPLETED")) == ["ended-early"]
+    assert listed(client.list(status="ABORTED", limit=5)) == ["ended-late"]
+    with pytest.raises(ValueError, match=r"status must be one of PENDING, .*, PARKED, not 'GONE'"):
+        client.list(status="GONE")  # type: ignore[arg-type]
+
+
+def test_what_is_damaged_or_gone_stops_no_list(client: SagaClient) -> None:
+    for saga_id in ("a", "b", "c", "d"):
+        put(client._redis, saga_id, SagaStatus.PENDING)
+    client._redis.delete(keys.saga("b"))
+    client._redis.delete(keys.saga("c"))
+    client._redis.set(keys.saga("c"), "x")
+    assert listed(client.list()) == ["a", "the key of saga c holds no hash", "d"]
+
+
+@pytest.mark.parametrize("status", ["PARKED", "PENDING", "COMPLETED"])
+def test_a_long_list_comes_whole_and_a_page_at_a_time(client: SagaClient, status: Any) -> None:
+    kind = SagaStatus.PENDING if status == "PARKED" else SagaStatus(status)
+    for number in range(450):
+        # Many with the same score: where a page ends among them, the next one begins among them.
+        put(client._redis, f"s{number}", kind, parked=status == "PARKED", score=number // 300)
+    before = calls(client)
+    first = next(client.list(status))
+    assert isinstance(first, SagaState)
+    assert (calls(client) - before)["cmdstat_hgetall"] <= 200
+    assert sorted(listed(client.list(status))) == sorted(f"s{number}" for number in range(450))
+
+
+def test_all_parked_sagas_are_met_though_each_is_taken_away_meanwhile(client: SagaClient) -> None:
+    for number in range(450):
+        put(client._redis, f"s{number}", SagaStatus.COMPENSATING, parked=True)
+    met = 0
+    for saga in client.list(status="PARKED"):
+        assert isinstance(saga, SagaState)
+        client._redis.zadd(keys.TIMERS, {saga.saga_id: 1})  # as a retry does
+        met += 1
+    assert met == 450
+
+
+def test_ended_sagas_that_come_meanwhile_shift_nothing(client: SagaClient) -> None:
+    for number in range(450):
+        put(client._redis, f"s{number}", SagaStatus.COMPLETED, score=number)
+    met = []
+    for number, saga in enumerate(client.list(status="COMPLETED")):
+        assert isinstance(saga, SagaState)
+        met.append(saga.saga_id)
+        if number % 2:
+            put(client._redis, f"late{number}", SagaStatus.COMPLETED, score=1000 + number)
+    assert met == [f"s{number}" for number in reversed(range(450))]

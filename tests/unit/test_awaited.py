@@ -1,0 +1,106 @@
+"""What settles a wait, and how a saga that has not completed becomes an error."""
+
+import pytest
+from msgspec.structs import replace
+
+from sagastream import CorruptSaga, RequestRefused, SagaAborted, SagaParked
+from sagastream.awaited import Outcome, Wait, completed
+from sagastream.messages import Verb
+from sagastream.requests import Accepted, Refused, to_begin, to_intervene
+from sagastream.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+
+BEGIN = to_begin(
+    {
+        "saga_id": "s1",
+        "steps": [
+            {"transaction": "Reserve", "service": "inventory"},
+            {"transaction": "Charge", "service": "till"},
+        ],
+    }
+)
+
+
+def a_saga(status: SagaStatus, *steps: StepStatus, unknown: bool = False, **more: object) -> SagaState:
+    made = [Step(definition=d, status=s) for d, s in zip(BEGIN.steps, steps, strict=True)]
+    made[-1] = replace(made[-1], unknown=unknown)
+    state = SagaState(saga_id="s1", status=status, current_step=1, steps=tuple(made), begun_ms=0, updated_ms=0)
+    return replace(state, **more)
+
+
+COMPLETED = a_saga(SagaStatus.COMPLETED, StepStatus.COMPLETED, StepStatus.COMPLETED)
+PENDING = a_saga(SagaStatus.PENDING, StepStatus.PENDING, StepStatus.PENDING)
+
+
+def refusal(outcome: Outcome | None) -> Exception:
+    assert isinstance(outcome, Refused)
+    return outcome.error
+
+
+def test_a_saga_that_is_not_there_or_goes_on_settles_nothing() -> None:
+    wait = Wait.end_of(Accepted(begin=BEGIN))
+    assert wait.outcome(None) is None
+    assert wait.outcome(PENDING) is None
+
+
+def test_its_end_and_its_being_parked_settle_it() -> None:
+    parked = replace(PENDING, parked="why")
+    for wait in (Wait.end_of("s1"), Wait.end_of(Accepted(begin=BEGIN))):
+        assert wait.outcome(COMPLETED) is COMPLETED
+        assert wait.outcome(parked) is parked
+
+
+def test_another_saga_of_the_same_id_is_refused_even_while_it_goes_on() -> None:
+    other = to_begin({"saga_id": "s1", "steps": [{"transaction": "Else", "service": "till"}]})
+    error = refusal(Wait.end_of(Accepted(begin=other)).outcome(PENDING))
+    assert isinstance(error, RequestRefused)
+    assert error.code == 22
+
+
+def test_a_damaged_saga_is_told_as_such() -> None:
+    assert isinstance(refusal(Wait.end_of("s1").outcome(CorruptSaga("why"))), CorruptSaga)
+
+
+def test_an_operators_request_is_settled_when_it_was_done_and_not_by_the_end() -> None:
+    request = to_intervene(Verb.CANCEL, "s1", "why")
+    wait = Wait(saga_id="s1", request=request)
+    assert wait.outcome(COMPLETED) is None
+    done = Intervention(verb="cancel", reason="why", at_ms=0, request_id=request.request_id)
+    state = PENDING.with_intervention(done)
+    assert wait.outcome(state) is state
+
+
+def test_a_completed_saga_is_itself() -> None:
+    assert completed(COMPLETED) is COMPLETED
+
+
+def test_an_aborted_saga_names_the_step_that_failed() -> None:
+    state = a_saga(SagaStatus.ABORTED, StepStatus.COMPENSATED, StepStatus.FAILED, reason="Step 2 failed: no money")
+    with pytest.raises(SagaAborted) as caught:
+        completed(state)
+    error = caught.value
+    assert (error.saga_id, error.reason) == ("s1", "Step 2 failed: no money")
+    assert (error.step, error.transaction, error.service) == (2, "Charge", "till")
+    assert str(error) == "saga s1 was aborted: Step 2 failed: no money (step 2, Charge of till)"
+
+
+def test_a_step_that_was_undone_because_nobody_knew_is_the_one_that_failed() -> None:
+    state = a_saga(SagaStatus.ABORTED, StepStatus.COMPENSATED, StepStatus.COMPENSATED, unknown=True, reason="why")
+    with pytest.raises(SagaAborted) as caught:
+        completed(state)
+    assert caught.value.step == 2
+
+
+def test_a_cancelled_saga_names_no_step() -> None:
+    state = a_saga(SagaStatus.ABORTED, StepStatus.COMPENSATED, StepStatus.PENDING, reason="Cancelled: why")
+    with pytest.raises(SagaAborted) as caught:
+        completed(state)
+    assert (caught.value.step, caught.value.transaction, caught.value.service) == (None, None, None)
+    assert str(caught.value) == "saga s1 was aborted: Cancelled: why"
+
+
+def test_a_parked_saga_names_what_it_is_parked_at() -> None:
+    state = a_saga(SagaStatus.COMPENSATING, StepStatus.COMPLETED, StepStatus.FAILED, parked="the bank is closed")
+    state = state.with_step(1, replace(state.steps[0], compensation="Release"))
+    with pytest.raises(SagaParked) as caught:
+        completed(state)
+    assert str(caught.value) == "saga s1 is parked: the bank is closed (step 1, Release of inventory)"

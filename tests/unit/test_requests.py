@@ -1,0 +1,86 @@
+"""What clients ask for: its types, its checks, its batches."""
+
+from typing import Any, get_type_hints
+
+import pytest
+
+from sagastream import RequestRefused, SagaRequest, StepRequest
+from sagastream.errors import MalformedMessage
+from sagastream.messages import OPTIONS, Begin, StepKind
+from sagastream.requests import BATCH, Refused, _batches, granted, to_begin
+
+
+def a_saga(saga_id: str, params: Any = None) -> SagaRequest:
+    return {"saga_id": saga_id, "steps": [{"transaction": "Do", "service": "work", "params": params}]}
+
+
+def test_the_type_of_a_step_has_the_members_that_the_protocol_knows() -> None:
+    assert get_type_hints(StepRequest).keys() == {"transaction", "service", "params", *OPTIONS}
+    assert StepRequest.__required_keys__ == {"transaction", "service"}
+
+
+def test_a_type_checker_finds_what_is_misspelt() -> None:
+    # mypy says so where one of these comments is not needed: the test is its run over this file.
+    right: StepRequest = {"transaction": "Do", "service": "work", "kind": "pivot", "compensation": None}
+    assert StepKind(right["kind"]) is StepKind.PIVOT
+    misspelt: StepRequest = {"transaction": "Do", "service": "work", "timeout": 5}  # type: ignore[typeddict-unknown-key]
+    unknown: StepRequest = {"transaction": "Do", "service": "work", "kind": "perhaps"}  # type: ignore[typeddict-item]
+    nobody: StepRequest = {"transaction": "Do"}  # type: ignore[typeddict-item]
+    for wrong in (misspelt, unknown, nobody):
+        with pytest.raises(MalformedMessage):
+            to_begin({"saga_id": "s1", "steps": [wrong]})
+
+
+def test_steps_may_be_a_tuple() -> None:
+    saga = a_saga("s1")
+    assert to_begin({"saga_id": "s1", "steps": tuple(saga["steps"])}).steps == to_begin(saga).steps
+
+
+@pytest.mark.parametrize("steps", [None, "abc", 5, {}, []])
+def test_steps_that_are_none_are_malformed(steps: Any) -> None:
+    with pytest.raises(MalformedMessage, match="steps must be a list of 1 to 100"):
+        to_begin({"saga_id": "s1", "steps": steps})
+
+
+def test_every_request_has_an_id_of_its_own() -> None:
+    assert to_begin(a_saga("s1")).request_id != to_begin(a_saga("s1")).request_id
+
+
+def test_batches_are_bounded_in_number_and_in_bytes_and_keep_the_order() -> None:
+    many = list(_batches(a_saga(f"s{n}") for n in range(2 * BATCH + 1)))
+    assert [len(batch) for batch in many] == [BATCH, BATCH, 1]
+    assert [one.saga_id for batch in many for one in batch] == [f"s{n}" for n in range(2 * BATCH + 1)]
+    large = list(_batches(a_saga(f"s{n}", "x" * 400_000) for n in range(5)))
+    assert [len(batch) for batch in large] == [2, 2, 1]
+
+
+def test_what_is_no_request_keeps_its_place_and_says_why() -> None:
+    strange: Any = [a_saga("s1"), a_saga("not an id"), "no saga", {"saga_id": 5}, a_saga("s2")]
+    [batch] = _batches(strange)
+    assert [isinstance(one, Begin) for one in batch] == [True, False, False, False, True]
+    told = [(one.saga_id, str(one.error)) for one in batch if isinstance(one, Refused)]
+    allowed = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
+    assert told == [
+        ("not an id", f"the body: saga_id must be {allowed}"),
+        ("", "the body is not a JSON object"),
+        ("", f"the body: saga_id must be {allowed}"),
+    ]
+
+
+def test_batches_are_made_as_they_are_sent() -> None:
+    taken = 0
+
+    def sagas() -> Any:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield a_saga(f"s{taken}")
+
+    assert len(next(_batches(sagas()))) == BATCH
+    assert taken == BATCH + 1
+
+
+def test_a_refusal_is_a_value_until_it_is_asked_for() -> None:
+    assert granted(5) == 5
+    with pytest.raises(RequestRefused, match="why"):
+        granted(Refused(saga_id="s1", error=RequestRefused(22, "why")))

@@ -1,0 +1,75 @@
+"""Conversations with the broker, apart from how their bytes travel.
+
+An exchange is a generator. It yields the commands of one round trip, is sent their answers as `wire.round_trip` gives
+them, and returns what it found out. So what is asked, and what the answers mean, is written once: for callers that
+block, and for those that run in an event loop.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import RedisError, ResponseError
+
+from sagastream import wire
+
+if TYPE_CHECKING:
+    import redis
+    from redis.asyncio import ConnectionPool
+
+_T = TypeVar("_T")
+
+Exchange = Generator[Sequence[wire.Words], list[Any], _T]
+
+
+def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:
+    """What the exchange returns. Where a round trip fails its error is thrown into it, and comes back out of it unless
+    it goes on."""
+    try:
+        commands = next(exchange)
+        while True:
+            try:
+                answers = wire.round_trip(client, commands)
+            except RedisError as error:
+                commands = exchange.throw(error)
+            else:
+                commands = exchange.send(answers)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+
+
+async def run_async(pool: "ConnectionPool", exchange: Exchange[_T]) -> _T:
+    """As `run`, in an event loop. Cancelled in the middle of a round trip, it gives its connection up."""
+    try:
+        commands = next(exchange)
+        while True:
+            try:
+                answers = await _round_trip(pool, commands)
+            except RedisError as error:
+                commands = exchange.throw(error)
+            else:
+                commands = exchange.send(answers)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    finally:
+        exchange.close()
+
+
+async def _round_trip(pool: "ConnectionPool", commands: Sequence[wire.Words]) -> list[Any]:
+    connection: Any = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+    try:
+        await connection.send_packed_command([wire.pack(commands)])
+        return [await _answer(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect(nowait=True)  # an answer may still be on its way
+        raise
+    finally:
+        await pool.release(connection)
+
+
+async def _answer(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
