@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from sagastream_bridge.frame import finite, opened
 
 if TYPE_CHECKING:
     from sagastream.broker import Broker
+    from sagastream_bridge.conformance.cases import Published
     from sagastream_bridge.conformance.trial import Case
 
 
@@ -58,7 +60,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
         from sagastream_bridge.conformance.examination import Examination
         from sagastream_bridge.conformance.exchange import Exchange, refuse_beside_a_worker
 
-        cases = _cases(broker, service, options)
+        cases = _cases(broker, service, timeout, options)
         refuse_beside_a_worker(broker.client)
         exchange = Exchange(broker.client, service, timeout_s=timeout)
         if not yes and sys.stdin.isatty() and sys.stderr.isatty():
@@ -79,17 +81,14 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
     sys.exit(1 if counts["broken"] else 0)
 
 
-def _cases(broker: "Broker", service: str, options: dict[str, Any]) -> "list[Case]":
-    from sagastream import keys, published
+def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
     from sagastream.errors import MalformedMessage
     from sagastream.messages import is_id
     from sagastream_bridge.conformance import cases
 
     if not is_id(service):
         raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="SERVICE")
-    found = published.read(broker.client, [service]).get(service, {})
-    if not found and not broker.client.exists(keys.commands(service)):
-        raise click.ClickException(_nobody(broker, service))
+    found = _published(broker, service, timeout_s)
     file = options.pop("cases")
     try:
         if file is None:
@@ -101,14 +100,21 @@ def _cases(broker: "Broker", service: str, options: dict[str, Any]) -> "list[Cas
         raise click.UsageError(str(error)) from None
 
 
-def _nobody(broker: "Broker", service: str) -> str:
-    from sagastream import keys
+def _published(broker: "Broker", service: str, timeout_s: float) -> "Published":
+    """What the service publishes, once it has come."""
+    from sagastream import keys, published
     from sagastream_bridge.frame import safe
 
-    begin = keys.published("")
-    there = sorted(
-        key.decode(errors="backslashreplace").removeprefix(begin)
-        for key in broker.client.scan_iter(keys.published("*"), 1000)
-    )
-    which = f"; services that are: {', '.join(there[:20])}" if there else ""
-    return safe(f"there is no service {service} at {broker.shown_url}: start it there first{which}")
+    deadline, told = time.monotonic() + timeout_s, False
+    while not broker.client.exists(keys.published(service), keys.commands(service)):
+        if time.monotonic() >= deadline:
+            begin = keys.published("")
+            found = broker.client.scan_iter(keys.published("*"), 1000)
+            there = sorted(key.decode(errors="backslashreplace").removeprefix(begin) for key in found)
+            which = f"; there are: {', '.join(there[:20])}" if there else ""
+            raise click.ClickException(safe(f"no service {service} is at {broker.shown_url}: start it there{which}"))
+        if not told:
+            told = True
+            click.echo(f"waiting for the service {service}", err=True)
+        time.sleep(0.05)
+    return published.read(broker.client, [service]).get(service, {})

@@ -118,12 +118,18 @@ def _send_malformed(malformed: _Malformed, trial: Trial) -> str:
 
 
 def _malformed_check(malformed: _Malformed) -> Check:
+    # What the simplest one does to a service, the others do too.
+    first = malformed is _MALFORMED[0]
     return Check(
-        name=f"malformed: {malformed.what}",
+        name=_name(malformed),
         promise="What is no command is quarantined or answered, and holds nothing up.",
         run=lambda trial: _send_malformed(malformed, trial),
-        needs=("answers",),
+        needs=("answers",) if first else ("answers", _name(_MALFORMED[0])),
     )
+
+
+def _name(malformed: _Malformed) -> str:
+    return f"malformed: {malformed.what}"
 
 
 CHECKS.all += map(_malformed_check, _MALFORMED)
