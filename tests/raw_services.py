@@ -234,7 +234,7 @@ class LeavesWhatIsMalformedPending(Raw):
 
 class RefusesWhatItDoesNotKnow(Raw):
     def deal(self, entry_id: bytes, fields: dict[bytes, bytes], *, again: bool) -> None:
-        known = {b"body", b"attempt", b"begun_ms", b"not_after_ms", b"params", b"result"}
+        known = {b"body", b"attempt", b"begun_ms", b"not_after_ms", b"retried", b"params", b"result"}
         if b"body" in fields and (strange := fields.keys() - known):
             self.malformed(entry_id, fields, ValueError(strange))
         else:
@@ -317,6 +317,13 @@ class AnswersNoStranger(Raw):
     def finish(self, entry_id: bytes, reply: Any) -> None:
         if "unknown command" not in reply["body"]:
             super().finish(entry_id, reply)
+
+
+class SaysNoResult(Raw):
+    """No fault: whoever has nothing to tell may do so."""
+
+    def do(self, body: Any) -> Reply:
+        return {name: value for name, value in super().do(body).items() if name != "result"}
 
 
 class PublishesNothing(Raw):

@@ -25,9 +25,9 @@ class Finding:
     command: str
     promise: str  # in one sentence
     verdict: Verdict
+    read_on: str  # where in the documentation
     expected: str = ""  # where it is broken
     came: str = ""  # what was seen; where it was not checked: why not
-    read_on: str = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +42,17 @@ class Check:
     promise: str
     run: Callable[[Trial], str]
     needs: tuple[str, ...] = ()
+    section: str = ""  # of PROTOCOL
 
     def about(self, command: str) -> Finding:
         """What is known before it was run."""
-        return Finding(check=self.name, command=command, promise=self.promise, verdict=Verdict.NOT_CHECKED)
+        return Finding(
+            check=self.name,
+            command=command,
+            promise=self.promise,
+            verdict=Verdict.NOT_CHECKED,
+            read_on=f"{PROTOCOL}#{self.section}",
+        )
 
     def put_to(self, trial: Trial) -> Finding:
         """Run it. Raises CheckError where no verdict can be had at all; a redis.RedisError likewise."""
@@ -59,16 +66,16 @@ class Check:
 
 
 class Checks:
-    """Checks in the order in which they are run."""
+    """Checks in the order in which they are run. `section`: where the page of the protocol has it, as a link does."""
 
     def __init__(self) -> None:
         self.all: list[Check] = []
 
     def check(
-        self, name: str, promise: str, *, needs: tuple[str, ...] = ("answers",)
+        self, name: str, promise: str, section: str, *, needs: tuple[str, ...] = ("answers",)
     ) -> Callable[[Callable[[Trial], str]], Callable[[Trial], str]]:
         def declare(run: Callable[[Trial], str]) -> Callable[[Trial], str]:
-            self.all.append(Check(name=name, promise=promise, run=run, needs=needs))
+            self.all.append(Check(name=name, promise=promise, run=run, needs=needs, section=section))
             return run
 
         return declare

@@ -24,7 +24,11 @@ _HUGE: Final = (1 << 20) + 1000
 _DEEP: Final = 50_000
 
 
-@_check("group", "Its processes read their commands as one consumer group, which has the service's name.")
+@_check(
+    "group",
+    "Its processes read their commands as one consumer group, which has the service's name.",
+    "the-minimum-that-is-safe",
+)
 def group(trial: Trial) -> str:
     service = trial.exchange.service
     found = trial.exchange.group()
@@ -33,7 +37,11 @@ def group(trial: Trial) -> str:
     return f"group {service} with {found['consumers']} consumers"
 
 
-@_check("cleared", "A command is acknowledged and deleted once it is answered, so that its stream does not grow.")
+@_check(
+    "cleared",
+    "A command is acknowledged and deleted once it is answered, so that its stream does not grow.",
+    "what-a-service-must-never-do",
+)
 def cleared(trial: Trial) -> str:
     command = trial.transaction()
     [entry_id] = trial.exchange.send(command.fields())
@@ -46,7 +54,11 @@ def cleared(trial: Trial) -> str:
     return "acknowledged and deleted"
 
 
-@_check("unknown command", "A command that the service does not have is answered with _failed, and holds nothing up.")
+@_check(
+    "unknown command",
+    "A command that the service does not have is answered with _failed, and holds nothing up.",
+    "the-minimum-that-is-safe",
+)
 def unknown_command(trial: Trial) -> str:
     command = replace(trial.transaction(), type=_NO_COMMAND)
     answer = trial.ask(command)
@@ -56,9 +68,13 @@ def unknown_command(trial: Trial) -> str:
     return str(answer)
 
 
-@_check("unknown compensation", "A compensation that it does not have is answered with _failed: nothing was undone.")
+@_check(
+    "unknown compensation",
+    "A compensation that it does not have is answered with _failed: nothing was undone.",
+    "the-minimum-that-is-safe",
+)
 def unknown_compensation(trial: Trial) -> str:
-    undo = replace(trial.transaction(step=2), type=_NO_COMPENSATION, compensating=True)
+    undo = replace(trial.transaction(step=2), type=_NO_COMPENSATION, compensating=True, not_after_ms=None)
     answer = trial.ask(undo)
     if answer.reply.type != failed(undo.type):
         raise Broken(failed(undo.type), str(answer))
@@ -66,7 +82,7 @@ def unknown_compensation(trial: Trial) -> str:
     return str(answer)
 
 
-@_check("more fields", "Fields of an entry that the service does not know are ignored.")
+@_check("more fields", "Fields of an entry that the service does not know are ignored.", "what-is-stable")
 def more_fields(trial: Trial) -> str:
     command = trial.transaction()
     extra: Fields = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x": "\x00\x01"}
@@ -125,6 +141,7 @@ def _malformed_check(malformed: _Malformed) -> Check:
         promise="What is no command is quarantined or answered, and holds nothing up.",
         run=lambda trial: _send_malformed(malformed, trial),
         needs=("answers",) if first else ("answers", _name(_MALFORMED[0])),
+        section="the-minimum-that-is-safe",
     )
 
 
@@ -135,7 +152,7 @@ def _name(malformed: _Malformed) -> str:
 CHECKS.all += map(_malformed_check, _MALFORMED)
 
 
-@_check("alive", "After all that, the service answers as in the beginning.")
+@_check("alive", "After all that, the service answers as in the beginning.", "the-minimum-that-is-safe")
 def alive(trial: Trial) -> str:
     return _must_go_on(trial)
 

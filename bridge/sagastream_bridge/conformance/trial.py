@@ -75,6 +75,8 @@ class Trial:
             type=self.case.compensation,
             compensating=True,
             result=done.reply.result if done is not None else None,
+            not_after_ms=None,
+            retried=True,
         )
 
     def ask(self, command: Command, extra: Fields | None = None) -> Answer:
