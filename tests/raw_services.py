@@ -47,7 +47,7 @@ class Raw:
         while not self._stop.is_set():
             for entry_id, fields in self.abandoned():
                 self.deal(entry_id, fields, again=True)
-            news: Any = self.redis.xreadgroup(self.group, "one", {self._stream: ">"}, count=10, block=50)
+            news: Any = self.redis.xreadgroup(self.group, "one", {self._stream: ">"}, count=10, block=20)
             for entry_id, fields in news[0][1] if news else []:
                 self.deal(entry_id, fields, again=False)
 

@@ -153,7 +153,7 @@ def running_beside(kind: type[Raw], server: Server) -> Iterator[Raw]:
         service.close()
 
 
-def examined(service: Raw, server: Server, *, probed: bool = True, timeout_s: float = 1.5) -> dict[str, Finding]:
+def examined(service: Raw, server: Server, *, probed: bool = True, timeout_s: float = 1.2) -> dict[str, Finding]:
     exchange = Exchange(server.broker().client, raw.NAME, timeout_s=timeout_s)
     probe = Counted(service) if probed else None
     return {found.check: found for found in Examination(exchange, [Case(**CASE)], probe).findings()}  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def test_a_broken_promise_says_what_was_expected_and_what_came(one_server: Serve
     assert broken(findings) == {"answers"}
     found = findings["answers"]
     assert found.expected.startswith("Do_ok or Do_failed of saga check-service-")
-    assert found.came.startswith('within 1.5 s only {"type": "Do_ok", "saga_id": "another", "step": 2')
+    assert found.came.startswith('within 1.2 s only {"type": "Do_ok", "saga_id": "another", "step": 2')
     assert found.came.endswith("of a saga that this store does not hold")
     assert found.read_on == "docs/protocol.md#the-messages"
 

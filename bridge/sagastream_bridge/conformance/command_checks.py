@@ -71,7 +71,7 @@ def answered_first(trial: Trial) -> str:
     if trial.case.compensation is not None:
         looks += [trial.compensation(step) for step in range(1, _LOOKS + 1)]
     for command in looks:
-        [entry_id] = trial.exchange.send(command.fields())
+        [entry_id] = trial.send(command)
         was_first = trial.exchange.answered_before_acknowledged(entry_id, trial.saga_id)
         trial.exchange.answers(trial.saga_id)  # heard, so that the next look sees the next
         if was_first is None or entry_id in trial.exchange.quarantined:

@@ -33,18 +33,28 @@ class Examination:
             yield replace(self._put(check, self._cases[0]), command="")
 
     def _put(self, check: Check, case: Case) -> Finding:
-        finding = check.about(case.command)
         if why := self._hindrance(check, case):
-            finding = replace(finding, came=why)
+            finding = replace(check.about(case.command), came=why)
         else:
-            trial = self._trial(case)
-            try:
-                finding = check.put_to(trial)
-            finally:
-                trial.close()
+            finding = self._try(check, case)
         self._verdicts[case.command, check.name] = finding.verdict
-        if finding.verdict is Verdict.BROKEN and not self._answers_still(case):
-            self._silent_since = check.name
+        return finding
+
+    def _try(self, check: Check, case: Case) -> Finding:
+        self._trials += 1
+        trial = Trial(self._exchange, case, self._probe, self._trials)
+        try:
+            finding = check.put_to(trial)
+            # One that never answered is told of by the first check.
+            answered = self._verdicts.get((case.command, "answers")) is Verdict.KEPT
+            if finding.verdict is Verdict.BROKEN and answered and not trial.is_heard():
+                self._silent_since = check.name
+        finally:
+            try:
+                if not self._silent_since:
+                    trial.undo()
+            finally:
+                self._exchange.tidy()
         return finding
 
     def _hindrance(self, check: Check, case: Case) -> str:
@@ -55,18 +65,3 @@ class Examination:
             if (verdict := self._verdicts[case.command, name]) is not Verdict.KEPT:
                 return f"{name}, on which it rests, was {verdict}"
         return ""
-
-    def _answers_still(self, case: Case) -> bool:
-        """Whether the service answers a command in any way; True where it never did: that was told then."""
-        if self._verdicts.get((case.command, "answers")) is not Verdict.KEPT:
-            return True
-        trial = self._trial(case)
-        try:
-            self._exchange.send(trial.transaction().fields())
-            return bool(self._exchange.until(lambda: self._exchange.answers(trial.saga_id)))
-        finally:
-            trial.close()
-
-    def _trial(self, case: Case) -> Trial:
-        self._trials += 1
-        return Trial(self._exchange, case, self._probe, self._trials)

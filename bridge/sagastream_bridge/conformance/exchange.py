@@ -222,11 +222,15 @@ class Exchange:
         return False
 
     def _take_quarantined(self, fields: dict[bytes, bytes]) -> bool:
-        entry_id = fields.get(b"entry_id", b"")
-        if fields.get(b"stream") != self._stream.encode() or entry_id not in self._sent:
+        """Whether it is ours: what we sent, or a reply that a worker took which has come meanwhile."""
+        stream, entry_id = fields.get(b"stream", b""), fields.get(b"entry_id", b"")
+        if stream == self._stream.encode() and entry_id in self._sent:
+            self.quarantined[entry_id] = fields.get(b"reason", b"").decode(errors="backslashreplace")
+            return True
+        if stream != keys.REPLIES.encode():
             return False
-        self.quarantined[entry_id] = fields.get(b"reason", b"").decode(errors="backslashreplace")
-        return True
+        reply = read_reply({b"body": fields.get(b"body", b"")})
+        return isinstance(reply, Reply) and reply.saga_id.startswith(self.run)
 
     def _last_id(self, stream: str) -> str:
         last: Any = self.client.xrevrange(stream, count=1)

@@ -44,7 +44,7 @@ def group(trial: Trial) -> str:
 )
 def cleared(trial: Trial) -> str:
     command = trial.transaction()
-    [entry_id] = trial.exchange.send(command.fields())
+    [entry_id] = trial.send(command)
     trial.exchange.until(lambda: bool(trial.exchange.answers(trial.saga_id)))
     if trial.exchange.until(lambda: not trial.exchange.is_there(entry_id)) is None:
         held = "not acknowledged" if trial.exchange.is_pending(entry_id) else "acknowledged"

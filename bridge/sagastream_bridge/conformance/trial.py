@@ -12,6 +12,8 @@ from sagastream_bridge.conformance.exchange import Answer, Exchange
 
 #: Until when a command may be begun, in milliseconds from now: no check but one is about that.
 _IN_TIME_MS: Final = 3_600_000
+#: A step that no check uses.
+_STEP_ALONE: Final = 90
 
 
 class Broken(Exception):
@@ -44,6 +46,7 @@ class Trial:
         self.exchange = exchange
         self.case = case
         self.saga_id = f"{exchange.run}-{number}"
+        self._sent_steps: set[int] = set()  # of which the transaction was sent
         self._probe = probe
         self._begun_ms = exchange.now_ms()
         self._before = probe.count(self.saga_id) if probe is not None and case.effect else 0
@@ -79,13 +82,18 @@ class Trial:
             retried=True,
         )
 
+    def send(self, *commands: Command) -> list[bytes]:
+        """Send commands, in one transaction; the ids of their entries."""
+        self._sent_steps |= {command.step for command in commands if command.type == self.case.command}
+        return self.exchange.send(*(command.fields() for command in commands))
+
     def ask(self, command: Command, extra: Fields | None = None) -> Answer:
         """Send a command, with further fields of the entry if need be; its answer. Raises Broken if none comes."""
         return self._ask(command, lambda: self.exchange.send(command.fields() | (extra or {})))[0]
 
     def ask_twice_at_once(self, command: Command) -> list[Answer]:
         """Send a command twice, in one transaction; both answers. Raises Broken if they do not come."""
-        return self._ask(command, lambda: self.exchange.send(command.fields(), command.fields()), 2)
+        return self._ask(command, lambda: self.send(command, command), 2)
 
     def ask_by_a_dead_reader(self, command: Command) -> Answer:
         """Have a command read by a reader that dies with it; the answer of whoever takes it over. Raises Broken if
@@ -137,30 +145,38 @@ class Trial:
                 raise Broken(f"--effects prints {before} again once it is undone", str(after))
         self.case.effect = effect
 
-    def close(self) -> None:
-        """Undo what was done, as far as the service undoes it, and clear away what was sent."""
-        try:
-            for step in self._standing():
-                undo = self.compensation(step)
-                try:
-                    self.ask(undo)
-                except Broken:  # it was told of, or will be, by the checks that are about that
-                    break
-        finally:
-            self.exchange.tidy()
+    def is_heard(self) -> bool:
+        """Whether the service answers a command in any way."""
+        known = len(self.exchange.answers(self.saga_id))
+        self.send(self.transaction(step=_STEP_ALONE))
+        return bool(self.exchange.until(lambda: len(self.exchange.answers(self.saga_id)) > known))
+
+    def undo(self) -> None:
+        """Undo what was done, or may have been, as far as the service undoes it."""
+        if self.case.compensation is None:
+            return
+        for step in self._standing():
+            command = self.compensation(step)
+            try:
+                self.ask(command)
+            except Broken:  # it was told of, or will be, by the checks that are about that
+                return
 
     def _standing(self) -> list[int]:
-        """The steps that were done, and not undone after that."""
-        if self.case.compensation is None:
-            return []
-        last: dict[int, str] = {}
+        """The steps that were done and not undone after that, or of which nobody knows."""
+        done, undone = ok(self.case.command), ok(self.case.compensation or "")
+        last = dict.fromkeys(sorted(self._sent_steps), "")
         for answer in self.exchange.answers(self.saga_id):
-            if answer.reply.type in (ok(self.case.command), ok(self.case.compensation)):
+            if answer.reply.type in (done, undone):
                 last[answer.reply.step] = answer.reply.type
-        return [step for step, kind in last.items() if kind == ok(self.case.command)]
+            elif answer.reply.type == failed(self.case.command) and not answer.reply.unknown:
+                last[answer.reply.step] = last.get(answer.reply.step) or undone
+        return [step for step, kind in last.items() if kind != undone]
 
     def _ask(self, command: Command, send: Callable[[], object], count: int = 1) -> list[Answer]:
         known = len(self._answers(command))
+        if command.type == self.case.command:
+            self._sent_steps.add(command.step)
         send()
         if self.exchange.until(lambda: len(self._answers(command)) >= known + count):
             return self._answers(command)[known : known + count]
