@@ -24,7 +24,9 @@ from sagastream_bridge.lookup import worker_is_alive
 from servers import Server, start_valkey
 from waiting import until
 
-PAGE = (Path(__file__).parents[2] / "docs" / "check-service.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "check-service.md").read_text()
+PROTOCOL = DOCS / "protocol.md"
 
 #: The services that must keep every promise: how each is started, and what it is tried with.
 SOUND: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -340,3 +342,11 @@ def test_the_page_names_every_check_with_its_promise() -> None:
     assert re.findall(r"^\| (.+) \| (.+[.]) \|$", PAGE.partition("## The checks")[2], re.MULTILINE) == [
         (check.name, check.promise) for check in checks
     ]
+
+
+@pytest.mark.skipif(not PROTOCOL.exists(), reason="the page of the protocol is not written yet")
+def test_every_check_names_a_section_of_the_page_of_the_protocol() -> None:
+    titles = re.findall(r"^#+ (.+)$", PROTOCOL.read_text(), re.MULTILINE)
+    sections = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    checks = (*command_checks.CHECKS.all, *service_checks.CHECKS.all)
+    assert {check.name: check.section for check in checks if check.section not in sections} == {}
