@@ -12,6 +12,7 @@ import click
 
 from sagastream_bridge import operations
 from sagastream_bridge.bench.command import bench
+from sagastream_bridge.conformance.command import check_service
 from sagastream_bridge.frame import call_on_signals, finite, opened, orderly, safe, stop_event
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def cli() -> None:
     """
 
 
-for command in (*operations.COMMANDS, bench):
+for command in (*operations.COMMANDS, bench, check_service):
     cli.add_command(command)
 
 _RETENTION = click.option(

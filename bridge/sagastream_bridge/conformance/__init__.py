@@ -1,0 +1,1 @@
+"""`sagastream check-service`: does a live service, in whatever language, keep the promises of the protocol?"""

@@ -1,0 +1,70 @@
+"""What a service is tried with: which of its commands, with which params, and what undoes each."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sagastream.errors import MalformedMessage
+from sagastream.messages import is_id
+from sagastream.strict_json import decode, encode_payload
+from sagastream_bridge.conformance.trial import Case
+
+_MEMBERS: Final = {"params", "rejected_params", "compensation"}
+
+#: What a service publishes: its commands, and what undoes each (None: it needs nothing).
+Published = Mapping[str, str | None]
+
+
+def read(text: bytes, published: Published) -> list[Case]:
+    """The cases of a file: {"ChargePayment": {"params": …, "rejected_params": …, "compensation": …}, …}, of which
+    only the params must be there. Raises MalformedMessage."""
+    value = decode(text)
+    if not isinstance(value, dict) or not value:
+        raise MalformedMessage('the cases must be a JSON object like {"ChargePayment": {"params": {"amount": 5}}}')
+    return [_case(name, members, published) for name, members in value.items()]
+
+
+def one(
+    command: str | None,
+    params: str | None,
+    rejected_params: str | None,
+    compensation: str | None,
+    published: Published,
+) -> Case:
+    """The case that options name: JSON texts. Raises MalformedMessage."""
+    if command is None:
+        if len(published) != 1:
+            which = f"one of {', '.join(sorted(published))}" if published else "it: the service publishes none"
+            raise MalformedMessage(f"--command must name {which}")
+        [command] = published
+    members: dict[str, Any] = {"params": _json(params or "null", "--params")}
+    if rejected_params is not None:
+        members["rejected_params"] = _json(rejected_params, "--rejected-params")
+    if compensation is not None:
+        members["compensation"] = compensation or None
+    return _case(command, members, published)
+
+
+def _case(name: str, members: Any, published: Published) -> Case:
+    if not is_id(name):
+        raise MalformedMessage(f"{name[:128]!a} cannot be the name of a command")
+    if not isinstance(members, dict) or "params" not in members:
+        raise MalformedMessage(f"{name}: params are missing")
+    if strange := sorted(members.keys() - _MEMBERS):
+        raise MalformedMessage(f"{name} has an unknown member {strange[0][:128]!a}")
+    compensation = members.get("compensation", published.get(name))
+    if compensation is not None and not is_id(compensation):
+        raise MalformedMessage(f"{name}: compensation must be a name, or null")
+    return Case(
+        command=name,
+        params=encode_payload(members["params"]),
+        rejected_params=encode_payload(members["rejected_params"]) if "rejected_params" in members else None,
+        compensation=compensation,
+    )
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return decode(text.encode(errors="surrogateescape"))
+    except MalformedMessage as error:
+        raise MalformedMessage(f"{what}: {error}, as in {what} {json.dumps(chr(123) + chr(125))}") from None

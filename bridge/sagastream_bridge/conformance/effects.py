@@ -1,0 +1,38 @@
+"""How many effects a service has had, as a command of the user's tells: from outside, only replies can be seen."""
+
+import os
+import subprocess
+from typing import Final
+
+from sagastream_bridge.conformance.exchange import CheckError
+
+#: How long the user's command may take, in seconds.
+_TIMEOUT_S: Final = 30.0
+
+
+class Effects:
+    """Asks a shell command. It prints one whole number: how many effects stand, of the saga in SAGA_ID or of all."""
+
+    def __init__(self, shell_command: str) -> None:
+        self._command = shell_command
+
+    def count(self, saga_id: str) -> int:
+        """Raises CheckError if the command fails, or prints something else."""
+        try:
+            done = subprocess.run(
+                ["/bin/sh", "-c", self._command],
+                env=os.environ | {"SAGA_ID": saga_id},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise CheckError(f"--effects took longer than {_TIMEOUT_S:g} s") from None
+        said = done.stdout.decode(errors="backslashreplace").strip()
+        if done.returncode != 0:
+            raise CheckError(f"--effects ended with exit code {done.returncode}")
+        try:
+            return int(said)
+        except ValueError:
+            raise CheckError(f"--effects must print one whole number; it printed {said[:80]!a}") from None

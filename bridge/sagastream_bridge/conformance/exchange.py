@@ -1,0 +1,264 @@
+"""Plays the orchestrator to a live service: writes into its commands, hears its replies, and leaves nothing behind.
+
+Nothing of others is touched. Replies are read without a group, and only those are deleted that name a saga of this
+run; of the quarantine, only what this run has sent; of the service's commands, likewise.
+"""
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import orjson
+import redis
+
+from sagastream import keys
+from sagastream.broker import execute
+from sagastream.errors import SagastreamError
+from sagastream.messages import Fields, Reply
+from sagastream.parsing import read_reply
+from sagastream_bridge import lookup
+
+#: What the ids of all sagas that this makes up begin with.
+PREFIX: Final = "check-service-"
+#: What a dead reader's entry is made to look like: held for a day, in milliseconds. Longer than anybody's lease.
+_HELD_MS: Final = 24 * 3600 * 1000
+#: How long one reading waits for news, in milliseconds: some conditions come true without any.
+_BLOCK_MS: Final = 20
+_PAGE: Final = 1000
+#: How many replies that name no saga of ours are remembered, to tell of.
+_STRANGERS_KEPT: Final = 50
+
+_T = TypeVar("_T")
+
+
+class CheckError(SagastreamError):
+    """The service cannot be checked; says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A reply that names a saga of this run."""
+
+    fields: dict[bytes, bytes]
+    reply: Reply
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return dict(orjson.loads(self.fields[b"body"]))
+
+    def __str__(self) -> str:
+        return shown(self.fields)
+
+
+class Exchange:
+    def __init__(self, client: "redis.Redis", service: str, *, timeout_s: float) -> None:
+        """`timeout_s`: how long anything is waited for."""
+        self.service = service
+        self.timeout_s = timeout_s
+        self.run = f"{PREFIX}{uuid.uuid4().hex[:8]}"
+        self.client = client
+        self._stream = keys.commands(service)
+        self._dead = f"{self.run}-dead"  # the reader that dies
+        self._read_to = {name: self._last_id(name) for name in (keys.REPLIES, keys.QUARANTINE)}
+        self._sent: set[bytes] = set()
+        self._answers: defaultdict[str, list[Answer]] = defaultdict(list)
+        self._strangers: list[tuple[str | None, str]] = []  # other replies: the saga they name, what they say
+        self.quarantined: dict[bytes, str] = {}  # entries that were sent -> why they were set aside
+
+    def now_ms(self) -> int:
+        """The time by the broker's clock."""
+        seconds, microseconds = self.client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    def send(self, *entries: Fields) -> list[bytes]:
+        """Add entries to the service's commands, all at once; their ids."""
+        pipeline = self.client.pipeline()
+        for fields in entries:
+            pipeline.xadd(self._stream, _untyped(fields))
+        ids = execute(pipeline)
+        self._sent.update(ids)
+        return ids
+
+    def send_to_the_dead(self, fields: Fields) -> bytes:
+        """Add an entry, and have it held by a reader of the service's group that died long ago; its id.
+
+        It is added and read in one transaction, so that no living reader gets it first, and only when nothing else
+        waits to be read, which would be read in its place. Raises CheckError where that does not come about.
+        """
+        entry_id = self.until(lambda: self._add_and_read(fields))
+        if entry_id is None:
+            raise CheckError(
+                f"{self._stream} always has entries that its group has not read, or has no group {self.service}; "
+                "check the service where it has little else to do"
+            )
+        self._sent.add(entry_id)
+        self.client.xclaim(self._stream, self.service, self._dead, 0, [entry_id], idle=_HELD_MS, justid=True)
+        return entry_id
+
+    def answers(self, saga_id: str) -> list[Answer]:
+        """The replies that have come for a saga of this run, in their order."""
+        self._listen(0)
+        return self._answers[saga_id]
+
+    def until(self, condition: Callable[[], _T | None]) -> _T | None:
+        """The first true value of `condition`; None if there is none in time.
+
+        Raises CheckError where an orchestrator has come to read the replies.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while not (value := condition()):
+            if time.monotonic() >= deadline:
+                refuse_beside_a_worker(self.client)
+                return None
+            self._listen(_BLOCK_MS)
+        return value
+
+    def group(self) -> dict[str, Any] | None:
+        """The service's consumer group, as XINFO GROUPS has it; None where there is none."""
+        try:
+            groups: Any = self.client.xinfo_groups(self._stream)
+        except redis.ResponseError as error:
+            if lookup.is_no_group(error):
+                return None
+            raise
+        return next((group for group in groups if group["name"] == self.service.encode()), None)
+
+    def is_pending(self, entry_id: bytes) -> bool:
+        """Whether an entry was read by somebody and not acknowledged, or was not read at all."""
+        group = self.group()
+        if group is None:
+            return self.is_there(entry_id)
+        if self.client.xpending_range(self._stream, self.service, entry_id, entry_id, 1):
+            return True
+        return _order(group["last-delivered-id"]) < _order(entry_id) and self.is_there(entry_id)
+
+    def is_there(self, entry_id: bytes) -> bool:
+        """Whether an entry is still in the stream."""
+        return bool(self.client.xrange(self._stream, entry_id, entry_id))
+
+    def answered_before_acknowledged(self, entry_id: bytes, saga_id: str) -> bool | None:
+        """Watch a command that was sent just now: whether there is a reply to its saga before it is acknowledged; None:
+        neither came in time."""
+        deadline = time.monotonic() + self.timeout_s
+        while time.monotonic() < deadline:
+            pipeline = self.client.pipeline()
+            pipeline.xpending_range(self._stream, self.service, entry_id, entry_id, 1)
+            pipeline.xrange(self._stream, entry_id, entry_id)
+            pipeline.xinfo_groups(self._stream)
+            pipeline.xrange(keys.REPLIES, f"({self._read_to[keys.REPLIES]}", "+", _PAGE)
+            held, there, groups, replies = execute(pipeline)
+            if any(read_reply(fields).saga_id == saga_id for _, fields in replies):
+                return True
+            read_to = next((g["last-delivered-id"] for g in groups if g["name"] == self.service.encode()), b"0-0")
+            if not held and (not there or _order(read_to) >= _order(entry_id)):
+                return False
+        refuse_beside_a_worker(self.client)
+        return None
+
+    def strangers(self) -> list[str]:
+        """The replies that came and that no orchestrator could make sense of: they name no saga of this store."""
+        return [
+            what for saga_id, what in self._strangers if saga_id is None or not self.client.exists(keys.saga(saga_id))
+        ]
+
+    def tidy(self) -> None:
+        """Take out of the store what was sent, and what came of it."""
+        self._listen(0)
+        if self._sent:
+            ids = sorted(self._sent)
+            pipeline = self.client.pipeline()
+            if self.group() is not None:
+                pipeline.xack(self._stream, self.service, *ids)
+                # Only now, when it holds nothing: what it held would be lost to the group.
+                pipeline.xgroup_delconsumer(self._stream, self.service, self._dead)
+            pipeline.xdel(self._stream, *ids)
+            execute(pipeline)
+            self._sent.clear()
+
+    def _add_and_read(self, fields: Fields) -> bytes | None:
+        with self.client.pipeline() as pipeline:
+            try:
+                pipeline.watch(self._stream)  # type: ignore[no-untyped-call]
+                group = self.group()
+                if group is None or self.client.xrange(
+                    self._stream, f"({group['last-delivered-id'].decode()}", "+", count=1
+                ):
+                    return None
+                pipeline.multi()
+                pipeline.xadd(self._stream, _untyped(fields))
+                pipeline.xreadgroup(self.service, self._dead, {self._stream: ">"}, count=1)
+                entry_id, _ = execute(pipeline)
+            except redis.WatchError:
+                return None
+        assert isinstance(entry_id, bytes)
+        return entry_id
+
+    def _listen(self, block_ms: int) -> None:
+        """Take in what has come; where nothing has, wait for a moment (0: do not)."""
+        while True:
+            news: Any = self.client.xread(_untyped(self._read_to), count=_PAGE, block=block_ms or None)
+            for stream, entries in news:
+                name = stream.decode()
+                self._read_to[name] = entries[-1][0].decode()
+                take = self._take_reply if name == keys.REPLIES else self._take_quarantined
+                ours = [entry_id for entry_id, fields in entries if take(fields)]
+                if ours:
+                    self.client.xdel(name, *ours)
+            block_ms = 0
+            if all(len(entries) < _PAGE for _, entries in news):
+                return
+
+    def _take_reply(self, fields: dict[bytes, bytes]) -> bool:
+        """Whether it is ours."""
+        reply = read_reply(fields)
+        if isinstance(reply, Reply) and reply.saga_id.startswith(self.run):
+            self._answers[reply.saga_id].append(Answer(fields=fields, reply=reply))
+            return True
+        if len(self._strangers) < _STRANGERS_KEPT:
+            self._strangers.append((reply.saga_id, shown(fields)))
+        return False
+
+    def _take_quarantined(self, fields: dict[bytes, bytes]) -> bool:
+        """Whether it is ours: what we sent, or a reply that a worker took which has come meanwhile."""
+        stream, entry_id = fields.get(b"stream", b""), fields.get(b"entry_id", b"")
+        if stream == self._stream.encode() and entry_id in self._sent:
+            self.quarantined[entry_id] = fields.get(b"reason", b"").decode(errors="backslashreplace")
+            return True
+        if stream != keys.REPLIES.encode():
+            return False
+        reply = read_reply({b"body": fields.get(b"body", b"")})
+        return isinstance(reply, Reply) and reply.saga_id.startswith(self.run)
+
+    def _last_id(self, stream: str) -> str:
+        last: Any = self.client.xrevrange(stream, count=1)
+        return last[0][0].decode() if last else "0-0"
+
+
+def refuse_beside_a_worker(client: "redis.Redis") -> None:
+    """Raises CheckError if an orchestrator's worker reads this store: it would take the replies away."""
+    if lookup.worker_is_alive(client):
+        raise CheckError(
+            "a worker reads the replies of this store (or did until a moment ago), and would quarantine those of the "
+            "check: stop `sagastream worker` and `sagastream up`, or run the service on a store of its own"
+        )
+
+
+def shown(fields: dict[bytes, bytes]) -> str:
+    """An entry, for people: its body, and its other fields."""
+    body = fields.get(b"body", b"no body").decode(errors="backslashreplace")
+    others = [f"{n.decode(errors='backslashreplace')}={v.decode(errors='backslashreplace')}"
+              for n, v in fields.items() if n != b"body"]  # fmt: skip
+    text = body + (f" with {', '.join(others)}" if others else "")
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _untyped(mapping: Mapping[str, Any]) -> dict[Any, Any]:
+    """A mapping as redis-py's annotations have it, which know of no narrower keys."""
+    return dict(mapping)
+
+
+def _order(entry_id: bytes) -> tuple[int, ...]:
+    return tuple(int(part) for part in entry_id.split(b"-"))

@@ -1,0 +1,81 @@
+"""What a check is, and what it finds: a promise, kept or broken, with what was expected and what came."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial
+
+#: Where the protocol is described; a check names the section.
+PROTOCOL: Final = "docs/protocol.md"
+
+
+class Verdict(StrEnum):
+    KEPT = "kept"
+    BROKEN = "broken"
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found of one command, or of the service where `command` is ""."""
+
+    check: str
+    command: str
+    promise: str  # in one sentence
+    verdict: Verdict
+    read_on: str  # where in the documentation
+    expected: str = ""  # where it is broken
+    came: str = ""  # what was seen; where it was not checked: why not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One promise, and the trial that it is put to.
+
+    `run` returns what came where the promise is kept; it raises Broken or NotChecked. `needs`: checks that tell
+    nothing where this one would fail for the same reason; it is run only where they were kept.
+    """
+
+    name: str
+    promise: str
+    run: Callable[[Trial], str]
+    needs: tuple[str, ...] = ()
+    section: str = ""  # of PROTOCOL
+
+    def about(self, command: str) -> Finding:
+        """What is known before it was run."""
+        return Finding(
+            check=self.name,
+            command=command,
+            promise=self.promise,
+            verdict=Verdict.NOT_CHECKED,
+            read_on=f"{PROTOCOL}#{self.section}",
+        )
+
+    def put_to(self, trial: Trial) -> Finding:
+        """Run it. Raises CheckError where no verdict can be had at all; a redis.RedisError likewise."""
+        finding = self.about(trial.case.command)
+        try:
+            return replace(finding, verdict=Verdict.KEPT, came=self.run(trial))
+        except Broken as broken:
+            return replace(finding, verdict=Verdict.BROKEN, expected=broken.expected, came=broken.came)
+        except NotChecked as why:
+            return replace(finding, came=str(why))
+
+
+class Checks:
+    """Checks in the order in which they are run. `section`: where the page of the protocol has it, as a link does."""
+
+    def __init__(self) -> None:
+        self.all: list[Check] = []
+
+    def check(
+        self, name: str, promise: str, section: str, *, needs: tuple[str, ...] = ("answers",)
+    ) -> Callable[[Callable[[Trial], str]], Callable[[Trial], str]]:
+        def declare(run: Callable[[Trial], str]) -> Callable[[Trial], str]:
+            self.all.append(Check(name=name, promise=promise, run=run, needs=needs, section=section))
+            return run
+
+        return declare

@@ -1,0 +1,352 @@
+"""`sagastream check-service`: sound services pass; a fault is caught by the checks that are about it, and no others."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raw_services as raw
+from processes import SAGASTREAM, Commands
+from raw_services import Raw
+from sagastream import keys
+from sagastream_bridge.conformance import cases, command_checks, service_checks
+from sagastream_bridge.conformance.effects import Effects
+from sagastream_bridge.conformance.examination import Examination
+from sagastream_bridge.conformance.exchange import Exchange
+from sagastream_bridge.conformance.promises import Finding, Verdict
+from sagastream_bridge.conformance.trial import Case
+from sagastream_bridge.lookup import worker_is_alive
+from servers import Server, start_valkey
+from waiting import until
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "check-service.md").read_text()
+PROTOCOL = DOCS / "protocol.md"
+
+#: The services that must keep every promise: how each is started, and what it is tried with.
+SOUND: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "inventory": (
+        [SAGASTREAM, "service", "sagastream_stubs.inventory:service"],
+        {
+            "ReserveInventory": {
+                "params": {"sku": "abc123", "quantity": 1},
+                "rejected_params": {"sku": "sold_out", "quantity": 1},
+            }
+        },
+    ),
+    "payment": (
+        [SAGASTREAM, "service", "sagastream_stubs.payment:service"],
+        {
+            "ChargePayment": {
+                "params": {"user_id": "u1", "amount": 5},
+                "rejected_params": {"user_id": "u42", "amount": 500},
+            }
+        },
+    ),
+    "shipping": (
+        [SAGASTREAM, "service", "sagastream_stubs.shipping:service"],
+        {"CreateShipment": {"params": {"order_id": "o1"}, "rejected_params": {}}},
+    ),
+}
+
+
+def test_the_sample_services_keep_every_promise(server: Server, commands: Commands) -> None:
+    env = commands.environment(REDIS_URL=server.url)
+    for start, _ in SOUND.values():
+        commands.running.append(subprocess.Popen(start, cwd=commands.folder, env=env, stderr=subprocess.DEVNULL))
+    client = server.broker().client
+    for name in SOUND:
+        until(lambda name=name: client.exists(keys.published(name)), what=f"{name} is there")  # type: ignore[misc]
+    checks = {}
+    for name, (_, tried) in SOUND.items():
+        (commands.folder / f"{name}.json").write_text(json.dumps(tried))
+        arguments = ("check-service", name, "--cases", f"{name}.json", "--json", "--timeout", "20")
+        checks[name] = commands.start(*arguments, env={"REDIS_URL": server.url})
+    for name, check in checks.items():
+        said, errors = check.communicate(timeout=120)
+        findings = list(map(json.loads, said.splitlines()))
+        assert [one["check"] for one in findings if one["verdict"] != "kept"] == ["effects"], name
+        counts = f"{len(findings) - 1} kept, 0 broken, 1 not checked"
+        assert (check.returncode, errors.decode()) == (0, f"service {name}: {counts}\n")
+    for name in SOUND:
+        assert client.xlen(keys.commands(name)) == 0
+    assert client.xlen(keys.REPLIES) == client.xlen(keys.QUARANTINE) == 0
+
+
+# --- faults
+
+CASE = {"command": "Do", "params": b'"yes"', "rejected_params": b'"no"', "compensation": "Undo"}
+TWICE = {"duplicate", "twins", "next attempt", "crash after"}
+MALFORMED = {"malformed: not JSON"}  # the others are not checked then
+#: Each fault, and the checks that catch it.
+FAULTS: dict[type[Raw], set[str]] = {
+    raw.DoesNotDedupe: TWICE | {"rejection again"},
+    raw.DoesItAgainWhereItTakesOver: {"crash after"},
+    raw.SaysTheSameButDoesItAgain: TWICE | {"command after it was undone"},
+    raw.SaysAnotherResult: TWICE | {"command after it was undone"},
+    raw.KnowsSagasButNotSteps: {"steps apart"},
+    raw.AcknowledgesFirst: {"answered first"},
+    raw.DeletesNothing: {"cleared"},
+    raw.AcknowledgesNothing: {"cleared"} | MALFORMED,
+    raw.IsHeldUpByWhatIsMalformed: MALFORMED,
+    raw.DropsWhatIsMalformed: MALFORMED,
+    raw.LeavesWhatIsMalformedPending: MALFORMED,
+    raw.RefusesWhatItDoesNotKnow: {"more fields"},
+    raw.IsNeverTooLate: {"late"},
+    raw.SaysThatNothingRemainsWhereItIsLate: {"late"},
+    raw.LeavesNoTombstone: {"command after its compensation"},
+    raw.CannotUndoNothing: {"nothing to undo"},
+    raw.UndoesNothing: {"effects"},
+    raw.RejectsForNoReason: {"rejection"},
+    raw.ForgetsRejections: {"rejection again"},
+    raw.AnswersForStepOne: {"answers"},
+    raw.AnswersWithTheNameAlone: {"answers"},
+    raw.SaysMoreThanItShould: {"shape", "shape of a rejection"},
+    raw.KeepsTheAttemptToItself: {"shape", "shape of a rejection", "shape of a compensation"},
+    raw.GivesCompensationsAResult: {"shape of a compensation"},
+    raw.KnowsEveryCommand: {"unknown command", "unknown compensation"},
+    raw.AnswersNoStranger: {"unknown command", "unknown compensation"},
+    raw.PublishesNothing: {"published"},
+    raw.AnswersElsewhere: {"answers"},
+    raw.HasAGroupOfAnotherName: {"group"},
+    raw.WritesWhatIsNoJson: {"answers"},
+}
+
+
+class Counted(Effects):
+    """Asks a service of this process."""
+
+    def __init__(self, service: Raw) -> None:
+        super().__init__("false")
+        self._service = service
+
+    def count(self, saga_id: str) -> int:
+        return self._service.count(saga_id)
+
+
+@pytest.fixture(scope="module")
+def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all the faults: they are about services, not about servers."""
+    started = start_valkey(tmp_path_factory.mktemp("faults"))
+    started.broker().client.config_set("appendfsync", "no")  # nothing here outlives its test
+    yield started
+    started.stop()
+
+
+@contextmanager
+def running(kind: type[Raw], server: Server) -> Iterator[Raw]:
+    server.broker().client.flushall()
+    with running_beside(kind, server) as service:
+        yield service
+
+
+@contextmanager
+def running_beside(kind: type[Raw], server: Server) -> Iterator[Raw]:
+    """A service on a store in which there is something already."""
+    service = kind(server.url)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def examined(service: Raw, server: Server, *, probed: bool = True, timeout_s: float = 1.2) -> dict[str, Finding]:
+    exchange = Exchange(server.broker().client, raw.NAME, timeout_s=timeout_s)
+    probe = Counted(service) if probed else None
+    return {found.check: found for found in Examination(exchange, [Case(**CASE)], probe).findings()}  # type: ignore[arg-type]
+
+
+def broken(findings: dict[str, Finding]) -> set[str]:
+    return {name for name, found in findings.items() if found.verdict is Verdict.BROKEN}
+
+
+def test_a_sound_service_of_another_make_keeps_every_promise(server: Server) -> None:
+    with running(Raw, server) as service:
+        findings = examined(service, server, timeout_s=20)
+        assert [found for found in findings.values() if found.verdict is not Verdict.KEPT] == []
+        assert service.standing == {}
+
+
+@pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
+def test_a_fault_is_caught_by_the_checks_that_are_about_it(one_server: Server, kind: type[Raw]) -> None:
+    with running(kind, one_server) as service:
+        findings = examined(service, one_server)
+        assert {name: (findings[name].expected, findings[name].came) for name in broken(findings)}.keys() == FAULTS[
+            kind
+        ]
+
+
+def test_two_effects_that_are_told_alike_are_found_out_by_the_effects_alone(one_server: Server) -> None:
+    with running(raw.SaysTheSameButDoesItAgain, one_server) as service:
+        assert broken(examined(service, one_server, probed=False)) == set()
+
+
+def test_what_cannot_be_told_is_said(one_server: Server) -> None:
+    with running(raw.SaysNoResult, one_server) as service:
+        findings = examined(service, one_server, probed=False)
+        unknown = {name for name, found in findings.items() if found.verdict is Verdict.NOT_CHECKED}
+        assert unknown == TWICE | {"effects", "command after it was undone"}
+        assert "--effects tells" in findings["duplicate"].came
+        assert broken(examined(service, one_server)) == set()
+
+
+def test_a_broken_promise_says_what_was_expected_and_what_came(one_server: Server) -> None:
+    with running(raw.AnswersForAnotherSaga, one_server) as service:
+        findings = examined(service, one_server)
+    assert broken(findings) == {"answers"}
+    found = findings["answers"]
+    assert found.expected.startswith("Do_ok or Do_failed of saga check-service-")
+    assert found.came.startswith('within 1.2 s only {"type": "Do_ok", "saga_id": "another", "step": 2')
+    assert found.came.endswith("of a saga that this store does not hold")
+    assert found.read_on == "docs/protocol.md#the-messages"
+
+
+def test_after_a_service_has_fallen_silent_nothing_is_held_against_it(one_server: Server) -> None:
+    with running(raw.DiesOfWhatIsMalformed, one_server) as service:
+        findings = examined(service, one_server)
+    assert broken(findings) == MALFORMED
+    found = findings["alive"]
+    assert found.verdict is Verdict.NOT_CHECKED
+    assert found.came == "the service has answered nothing since the check malformed: not JSON"
+
+
+# --- what it leaves alone, and what it leaves
+
+
+def test_what_others_have_in_the_store_stays_as_it_is(server: Server) -> None:
+    client = server.broker().client
+    with running(Raw, server) as service:
+        others: Any = {
+            keys.REPLIES: {"body": '{"type":"Do_ok","saga_id":"o-1","step":1}', "attempt": "1"},
+            keys.QUARANTINE: {"reason": "x", "stream": keys.commands(raw.NAME), "entry_id": "1-1", "body": "x"},
+        }
+        for stream, fields in others.items():
+            client.xadd(stream, fields)
+        before = {stream: client.xrange(stream) for stream in others}
+        assert broken(examined(service, server, timeout_s=20)) == set()
+        assert {stream: client.xrange(stream) for stream in others} == before
+        assert client.xlen(keys.commands(raw.NAME)) == 0
+        assert [one["name"] for one in client.xinfo_consumers(keys.commands(raw.NAME), raw.NAME)] == [b"one"]
+
+
+def test_what_was_held_by_a_reader_that_nobody_heard_of_is_cleared_away(one_server: Server) -> None:
+    with running(raw.TakesNothingOver, one_server) as service:
+        assert broken(examined(service, one_server)) == {"crash before"}
+        client = one_server.broker().client
+        assert client.xlen(keys.commands(raw.NAME)) == 0
+        assert client.xpending(keys.commands(raw.NAME), raw.NAME)["pending"] == 0
+
+
+def test_it_refuses_beside_a_worker(server: Server, commands: Commands) -> None:
+    client = server.broker().client
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    until(lambda: worker_is_alive(client), what="the worker is there")
+    with running_beside(Raw, server):
+        done = commands.run("check-service", raw.NAME, "--params", '"yes"', REDIS_URL=server.url)
+        assert client.xlen(keys.REPLIES) == 0
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a worker reads the replies of this store" in done.stderr
+
+
+# --- the command line
+
+
+def test_for_people_it_says_what_is_broken_on_one_line(one_server: Server, commands: Commands) -> None:
+    with running(raw.SaysMoreThanItShould, one_server):
+        arguments = ("--params", '"yes"', "--rejected-params", '"no"', "--timeout", "5")
+        done = commands.run("check-service", raw.NAME, *arguments, REDIS_URL=one_server.url)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert "kept: answers, Do" in lines
+    [shape] = [line for line in lines if line.startswith("broken: shape, Do")]
+    assert "; expected no members but result, saga_id, step, type; came took_ms in {" in shape
+    assert shape.endswith("; read docs/protocol.md#fields-of-a-reply")
+    assert done.stderr.endswith("2 broken, 1 not checked\n")
+
+
+def test_the_probe_is_a_shell_command_that_is_told_the_saga(one_server: Server, commands: Commands) -> None:
+    arguments = ("check-service", raw.NAME, "--params", '"yes"', "--effects")
+    with running(Raw, one_server):
+        for shell, says in {
+            "echo $SAGA_ID": "--effects must print one whole number; it printed 'check-service-",
+            "exit 3": "--effects ended with exit code 3",
+        }.items():
+            done = commands.run(*arguments, shell, REDIS_URL=one_server.url)
+            assert done.returncode == 1
+            assert says in done.stderr
+        done = commands.run(*arguments, "echo 7", "--timeout", "5", REDIS_URL=one_server.url)
+    assert "not checked: effects, Do: because --effects printed 7 before Do was done, and after it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--params", "{"], "--params: not JSON"),
+        (["--cases", "-", "--params", "1"], "--cases says it all"),
+        (["--cases", "-"], "the cases must be a JSON object"),
+        (["--timeout", "nan"], "must be a number"),
+        (["--timeout", "0"], "--timeout"),
+    ],
+)
+def test_wrong_usage(one_server: Server, commands: Commands, options: list[str], says: str) -> None:
+    with running(Raw, one_server):
+        done = commands.run("check-service", raw.NAME, *options, given="[]", REDIS_URL=one_server.url)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_a_service_that_is_not_there(one_server: Server, commands: Commands) -> None:
+    with running(Raw, one_server):
+        done = commands.run("check-service", "row", "--timeout", "0.2", REDIS_URL=one_server.url)
+    assert done.returncode == 1
+    assert "no service row is at" in done.stderr
+    assert done.stderr.endswith("start it there; there are: raw\n")
+
+
+# --- docs/check-service.md
+
+
+def test_the_example_of_the_page_comes_out_as_it_stands_there(commands: Commands) -> None:
+    service = re.search(r"```python\n# till\.py\n(.*?)```", PAGE, re.DOTALL)
+    shell = re.search(r"\n((?:    .*\n)*    sagastream service till(?:.*\n)(?:    .*\n)*)", PAGE)
+    assert service is not None
+    assert shell is not None
+    (commands.folder / "till.py").write_text(service[1])
+    script = shell[1].replace("sagastream ", f"{SAGASTREAM} ") + "\nwait $!\n"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=commands.folder, env=commands.environment(), capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if not line.startswith("kept: ")] == []
+    assert re.search(r"service till: \d+ kept, 0 broken, 0 not checked\n", done.stderr)
+    assert list((commands.folder / "charges").iterdir()) == []
+
+
+def test_the_cases_of_the_page_can_be_read() -> None:
+    text = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    assert text is not None
+    first, second = cases.read(text[1].encode(), {"ChargeCard": "RefundCard", "BlockCard": None})
+    assert first == Case(
+        command="ChargeCard", params=b'{"amount":5}', rejected_params=b'{"amount":500}', compensation="RefundCard"
+    )
+    assert second == Case(command="BlockCard", params=b'{"card":"c1"}', compensation="UnblockCard")
+
+
+def test_the_page_names_every_check_with_its_promise() -> None:
+    checks = (*command_checks.CHECKS.all, *service_checks.CHECKS.all)
+    assert re.findall(r"^\| (.+) \| (.+[.]) \|$", PAGE.partition("## The checks")[2], re.MULTILINE) == [
+        (check.name, check.promise) for check in checks
+    ]
+
+
+@pytest.mark.skipif(not PROTOCOL.exists(), reason="the page of the protocol is not written yet")
+def test_every_check_names_a_section_of_the_page_of_the_protocol() -> None:
+    titles = re.findall(r"^#+ (.+)$", PROTOCOL.read_text(), re.MULTILINE)
+    sections = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    checks = (*command_checks.CHECKS.all, *service_checks.CHECKS.all)
+    assert {check.name: check.section for check in checks if check.section not in sections} == {}
