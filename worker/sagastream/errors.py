@@ -41,6 +41,10 @@ class ServiceError(SagastreamError):
     """A service is declared wrongly, or cannot be loaded from MODULE:NAME."""
 
 
+class JobRefused(SagastreamError):
+    """An RQ job is none of ours, or of a service that the worker does not run."""
+
+
 class Reject(Exception):
     """Raised by a handler: the step fails, and nothing of it remains to be undone.
 
