@@ -119,11 +119,11 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
         loaded, elsewhere = load_service(where), None
         if loaded.queues:
-            from sagastream.job_dispatcher import service_runner
+            from sagastream.job_dispatcher import on_rq
 
-            service_runner(broker, loaded, stop).run()
-        else:
-            ServiceRunner(broker, loaded, stop).run()
+            elsewhere = on_rq(broker, loaded)
+        with health_file_at(health_file) as health:
+            ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, elsewhere=elsewhere).run()
 
 
 @cli.command("rq-worker")

@@ -23,7 +23,7 @@ from rq.serializers import JSONSerializer
 
 from processes import Commands
 from sagastream import Service, keys, published
-from sagastream.job_dispatcher import service_runner
+from sagastream.job_dispatcher import on_rq
 from sagastream.rq_runner import SERVICES_VARIABLE
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.service_runner import ServiceRunner
@@ -144,7 +144,7 @@ class Stage(Scene):
         self.runner = self.dispatcher()
 
     def dispatcher(self) -> ServiceRunner:
-        return service_runner(self.broker, self.service, threading.Event())
+        return ServiceRunner(self.broker, self.service, threading.Event(), elsewhere=on_rq(self.broker, self.service))
 
     def effects_on_rq(self) -> list[str]:
         found: Any = self.redis.lrange("effects", 0, -1)

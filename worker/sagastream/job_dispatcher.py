@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import redis
@@ -21,7 +22,6 @@ from sagastream.console import say
 from sagastream.messages import Command, failed, reply_to
 from sagastream.rq_runner import Jobs, JobState, job_id
 from sagastream.service import Registration, Service
-from sagastream.service_runner import ServiceRunner
 from sagastream.streams import BATCH
 from sagastream.strict_json import encode
 
@@ -184,8 +184,6 @@ class JobDispatcher:
         return f"{state.status.decode(errors='backslashreplace')}: {words or 'it ended without an answer'}"
 
 
-def service_runner(broker: Broker, service: Service, stop: threading.Event) -> ServiceRunner:
-    """One process of a service that has commands run as RQ jobs, where they are declared so."""
-    return ServiceRunner(
-        broker, service, stop, elsewhere=lambda inbox, who: JobDispatcher(broker.client, service, inbox, who)
-    )
+def on_rq(broker: Broker, service: Service) -> Callable[[CommandInbox, str], JobDispatcher]:
+    """For ServiceRunner: has commands run as RQ jobs, where they are declared so."""
+    return lambda inbox, who: JobDispatcher(broker.client, service, inbox, who)
