@@ -255,7 +255,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
 
 
 def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> None:
-    """Also where the command line asks for pickle, as it does where it says nothing."""
+    """Also where the command line asks for pickle."""
     (stage.fleet.folder / "evil.py").write_text("open('pwned', 'w')\n")
     queue = Queue("steps", connection=stage.redis)
     for number, claim in enumerate(CLAIMS.values()):
@@ -265,7 +265,7 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
     stage.redis.rpush(queue.key, "no id at all", "no-such-job")
     stage.redis.set(Job.key_for("a-string"), "x")
     stage.redis.rpush(queue.key, "a-string")
-    worker = stage.fleet.worker("-S", "pickle")
+    worker = stage.fleet.worker("-S", "rq.serializers.DefaultSerializer")
     stage.begin("s1", do("last"))
     assert stage.play("s1").status is SagaStatus.COMPLETED
     assert worker.poll() is None
@@ -276,7 +276,7 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
         "JobRefused: this worker runs the steps of sagas only, not sagastream.rq_runner.load_services",
         "JobRefused: this worker does not run the service evil:service; it runs work",
         "JobRefused: the job does not name the entry of a command",
-        "passed over the job 'no id at all', which cannot be read: ValueError(",
+        "passed over the job 'a-string', which cannot be read: ResponseError(",
     ):
         assert reason in stage.fleet.said
     failed = [
@@ -290,7 +290,7 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
 
 def test_a_worker_of_another_class_runs_no_step(stage: Stage) -> None:
     worker = subprocess.Popen(
-        [RQ, "worker", "-S", "json", "steps"],
+        [RQ, "worker", "-S", "rq.serializers.JSONSerializer", "steps"],
         cwd=stage.fleet.folder,
         env=stage.fleet.env,
         stdout=subprocess.DEVNULL,

@@ -7,7 +7,6 @@ after. Where this process dies, another takes the entry over, finds the job that
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -53,7 +52,7 @@ class JobDispatcher:
         self._jobs = Jobs(client, service)
         self._lock = threading.Lock()
         self._out: dict[bytes, _Out] = {}  # by entry
-        self._waiting: deque[Delivery] = deque()
+        self._waiting: list[Delivery] = []
         self._look_at = self._renew_at = self._search_at = 0.0
 
     def takes(self, command: Command) -> bool:
@@ -83,9 +82,10 @@ class JobDispatcher:
             if not self._out or time.monotonic() < self._look_at:
                 return
             self._look()
-            while self._waiting and self._has_room(self._waiting[0]):
-                self._enqueue(self._waiting[0])
-                self._waiting.popleft()
+            for delivery in list(self._waiting):
+                if self._has_room(delivery):
+                    self._enqueue(delivery)
+                    self._waiting.remove(delivery)
             every_s = _LOOK_EVERY_WHEN_FULL_S if self._waiting else _LOOK_EVERY_S
             self._look_at = time.monotonic() + min(every_s, self._service.lease_ms / 4000)
 
@@ -123,7 +123,7 @@ class JobDispatcher:
         outs = list(self._out.values())
         states = self._jobs.look([job_id(out.delivery.command) for out in outs])
         # After the jobs: one that has ended while its entry is pending has not answered it.
-        done = self._let_go([out.delivery for out in outs] + [*self._waiting])
+        done = self._let_go([out.delivery for out in outs] + self._waiting)
         if searching := time.monotonic() >= self._search_at:
             self._search_at = time.monotonic() + _SEARCH_EVERY_S
         for out, state in zip(outs, states, strict=True):
@@ -141,7 +141,7 @@ class JobDispatcher:
             done = self._inbox.renew(held)
         else:  # to renew is a write, which a durable broker syncs: not for every look
             done = self._inbox.answered(held)
-        self._waiting = deque(one for one in self._waiting if one.entry.id not in done)
+        self._waiting = [one for one in self._waiting if one.entry.id not in done]
         return done
 
     def _look_at_queued(self, out: _Out, state: JobState, *, searching: bool) -> None:
