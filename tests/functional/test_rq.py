@@ -276,7 +276,7 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
         "JobRefused: this worker runs the steps of sagas only, not sagastream.rq_runner.load_services",
         "JobRefused: this worker does not run the service evil:service; it runs work",
         "JobRefused: the job does not name the entry of a command",
-        "passed over the job 'a-string', which cannot be read: ResponseError(",
+        "passed over the job 'a-string', which cannot be read: ResponseError: WRONGTYPE",
     ):
         assert reason in stage.fleet.said
     failed = [

@@ -28,7 +28,7 @@ from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from sagastream import keys
 from sagastream.broker import Broker, Outage, execute
-from sagastream.console import printable, say
+from sagastream.console import describe, printable, say
 from sagastream.errors import JobRefused, ServiceError
 from sagastream.messages import Command
 from sagastream.service import Service, load_service
@@ -271,7 +271,7 @@ class SagaJob(Job):
             raise
         except Exception as error:
             # RQ passes over a job that is not there; at one that it cannot read its workers end, one after another.
-            say("rq worker", f"passed over the job {id!a}, which cannot be read: {error!a}")
+            say("rq worker", f"passed over the job {id!a}, which cannot be read: {describe(error)}")
             raise NoSuchJobError(f"the job {id!a} cannot be read") from error
 
     @property
