@@ -128,7 +128,7 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
 
 @cli.command("rq-worker")
 @click.argument("services", nargs=-1, required=True, metavar="MODULE:NAME...")
-@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+@_UNTIL_EOF
 def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     """Run an RQ worker for the steps of services that run on RQ.
 
