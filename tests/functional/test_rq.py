@@ -34,7 +34,7 @@ from waiting import until
 RQ = str(Path(sys.executable).with_name("rq"))
 
 SHOP = """
-import os, signal
+import asyncio, os, signal
 from sagastream import Reject, Service, connect
 
 service = Service("work", lease_ms=2000)
@@ -62,6 +62,12 @@ def do(params, context):
 @service.compensation("Undo", via="rq", queue="steps")
 def undo(params, context):
     note(f"undone {context.transaction_key}")
+
+
+@service.command("Later", compensation=None, via="rq", queue="steps")
+async def later(params, context):
+    await asyncio.sleep(0)
+    return params
 
 
 @service.command("Swallow", compensation=None, via="rq", queue="steps", timeout_s=1)
@@ -192,10 +198,12 @@ def stage(server: Server, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Stag
 
 def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
     stage.fleet.worker()
-    stage.begin("s.1_a:b", do({"a": [1]}), do({"user": "u1"}, "Charge"), do(["u1", 2], "Charge"), do("fail"))
+    stage.begin(
+        "s.1_a:b", do({"a": [1]}), do({"user": "u1"}, "Charge"), do(["u1", 2], "Charge"), do(4, "Later"), do("fail")
+    )
     state = stage.play("s.1_a:b")
-    assert (state.status, state.reason) == (SagaStatus.ABORTED, "Step 4 failed: as asked")
-    assert [step.result for step in state.steps] == [b'{"a":[1]}', b'{"charged":1}', b'{"charged":2}', None]
+    assert (state.status, state.reason) == (SagaStatus.ABORTED, "Step 5 failed: as asked")
+    assert [step.result for step in state.steps] == [b'{"a":[1]}', b'{"charged":1}', b'{"charged":2}', b"4", None]
     assert stage.effects_on_rq() == [
         "done s.1_a:b/1/transaction",
         "charged u1 1 as saga-s_d1__a_cb-2-transaction",
@@ -205,7 +213,7 @@ def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
         "undone s.1_a:b/1/transaction",
     ]
     queue = Queue("steps", connection=stage.redis, serializer=JSONSerializer)
-    until(lambda: queue.finished_job_registry.count == 7, what="RQ has all of them as finished")
+    until(lambda: queue.finished_job_registry.count == 8, what="RQ has all of them as finished")
     assert queue.failed_job_registry.count == 0
     job = Job.fetch("saga-s_d1__a_cb-1-transaction", connection=stage.redis, serializer=JSONSerializer)
     assert job.description == "Do of saga s.1_a:b, step 1, attempt 1"
