@@ -1,6 +1,9 @@
 """The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant."""
 
+import contextlib
 import os
+import select
+import signal
 import sys
 import threading
 import time
@@ -116,8 +119,32 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
         from sagastream.service_runner import ServiceRunner
 
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
+        loaded, elsewhere = load_service(where), None
+        if loaded.queues:
+            from sagastream.job_dispatcher import on_rq
+
+            elsewhere = on_rq(broker, loaded)
         with health_file_at(health_file) as health:
-            ServiceRunner(broker, load_service(where), stop, grace_s=grace, health=health).run()
+            ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, elsewhere=elsewhere).run()
+
+
+@cli.command("rq-worker")
+@click.argument("services", nargs=-1, required=True, metavar="MODULE:NAME...")
+@_UNTIL_EOF
+def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
+    """Run an RQ worker for the steps of services that run on RQ.
+
+    The same as `rq worker -w sagastream.rq_runner.SagaWorker`, with SAGASTREAM_SERVICES and the queues set; also for an
+    embedded broker.
+    """
+    for where in services:
+        _check_where(where)
+    with opened() as broker:
+        from sagastream.rq_runner import run_worker
+
+        sys.path.insert(0, str(Path.cwd()))
+        threading.Thread(target=_tend, args=(broker, until_eof), daemon=True).start()
+        run_worker(broker, services)
 
 
 @cli.command()
@@ -143,11 +170,14 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
         # What no restart can mend is told at once.
         broker.check()
         sys.path.insert(0, str(Path.cwd()))
+        on_rq = []
         for where in services:
-            load_service(where).publishes()
+            (loaded := load_service(where)).publishes()
+            if loaded.queues:
+                on_rq.append(where)
         os.environ["SAGASTREAM_RETENTION_DAYS"] = str(retention_days)  # for the workers
         outage = Outage(broker, "sagastream up", stop)
-        stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()))
+        stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
         click.echo(f"broker   {broker.shown_url}")
         if broker.embedded is not None:
             click.echo(f"look     redis-cli -p {broker.embedded.port}")
@@ -297,6 +327,20 @@ def demo() -> None:
         from sagastream_bridge.demo import run
 
         run()
+
+
+def _tend(broker: "Broker", until_eof: bool) -> None:
+    """For a worker of RQ's, which knows nothing of an embedded server that dies, nor of standard input."""
+    from sagastream.errors import BrokerError
+
+    while True:
+        if until_eof and select.select([0], [], [], 1.0)[0] and not os.read(0, 4096):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if not until_eof:
+            time.sleep(1.0)
+        with contextlib.suppress(BrokerError):
+            broker.restore()
 
 
 def _check_where(where: str) -> None:

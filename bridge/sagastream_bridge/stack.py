@@ -37,12 +37,22 @@ class Stack:
     """Workers and services as child processes. They live as long as their parent: a child stops when its standard
     input ends, which it does however the parent dies."""
 
-    def __init__(self, broker: Broker, *, workers: int, services: Sequence[str], log_dir: Path | None = None) -> None:
-        """`services`: MODULE:NAME each. `log_dir`: where what the children say goes, by default to our stderr."""
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        workers: int,
+        services: Sequence[str],
+        on_rq: Sequence[str] = (),
+        log_dir: Path | None = None,
+    ) -> None:
+        """`services`: MODULE:NAME each. `on_rq`: those that need an RQ worker too. `log_dir`: where what the children
+        say goes, by default to our stderr."""
         self._broker = broker
         self._log_dir = log_dir
         self._children = [_Child(f"worker-{n}", ["worker"]) for n in range(1, workers + 1)]
         self._children += [_Child(where.replace(":", "-"), ["service", where]) for where in services]
+        self._children += [_Child(f"{where.replace(':', '-')}-rq", ["rq-worker", where]) for where in on_rq]
 
     def tend(self) -> None:
         """Start what is not running. To be called again and again."""

@@ -9,9 +9,12 @@ from sagastream_stubs.ledger import Ledger
 PARCELS = 1_000_000
 
 service = Service("shipping")
+#: The same service with its steps as RQ jobs; see the Procfile.
+on_rq = Service("shipping")
 ledger = Ledger("shipping", "s")
 
 
+@on_rq.command("CreateShipment", compensation="CancelShipment", via="rq")
 @service.command("CreateShipment", compensation="CancelShipment")
 def create(params: Any, context: Context) -> dict[str, str]:
     try:
@@ -21,6 +24,7 @@ def create(params: Any, context: Context) -> dict[str, str]:
     return {"shipment_id": ledger.take(context.key, order_id, 1, PARCELS, "too_many_parcels")}
 
 
+@on_rq.compensation("CancelShipment", via="rq")
 @service.compensation("CancelShipment")
 def cancel(_params: Any, context: Context) -> None:
     ledger.give_back(context.transaction_key)

@@ -83,7 +83,7 @@ class Shop:
         return self._commands.quiet("service", "books:service", env=self._env)
 
     def begin(self, saga_id: str, *params: Any, **options: Any) -> None:
-        step = {"transaction": "Take", "service": "books", "backoff_ms": 20} | options
+        step: Any = {"transaction": "Take", "service": "books", "backoff_ms": 20} | options
         self.client.begin(saga_id, [step | {"params": each} for each in params])
 
     def settled(self, saga_ids: list[str]) -> dict[str, SagaState] | None:

@@ -188,11 +188,12 @@ def test_sagas_of_python_and_javascript_steps_complete_and_are_undone(
     }
     misdirected = notify | {"params": {"to": "ann", "text": ""}}
     sagas = SagaClient(server.broker())
-    for saga_id, steps in {
+    stories: dict[str, Any] = {
         "done": [reserve, notify],
         "first": [notify, too_many],
         "last": [reserve, misdirected],
-    }.items():
+    }
+    for saga_id, steps in stories.items():
         sagas.begin(saga_id, steps)
     states = {saga_id: sagas.wait(saga_id, 20) for saga_id in ("done", "first", "last")}
     assert states["done"].status is SagaStatus.COMPLETED

@@ -85,12 +85,16 @@ class CommandInbox:
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done now, or undone. What is none is quarantined; what was done before is
         answered from its record."""
-        deliveries = []
         entries = self.reader.read(block_ms, count=count)
         self.heard = time.monotonic()
         if any(entry.again for entry in entries):
             answered = self._answered()
             entries = [entry for entry in entries if entry.id not in answered]
+        return self.take(entries)
+
+    def take(self, entries: Sequence[Entry]) -> list[Delivery]:
+        """Of entries that were read, the commands that are to be done now, or undone; the others as `read` has it."""
+        deliveries = []
         for entry in entries:
             command = read_command(self._service, entry.fields, entry.added_ms)
             if isinstance(command, Unreadable):
@@ -166,6 +170,20 @@ class CommandInbox:
     def hand_back(self, deliveries: Iterable[Delivery]) -> None:
         """Have others take these over at once."""
         self._held_for([delivery.entry.id for delivery in deliveries], _LONG_MS)
+
+    def fetch(self, entry_id: bytes, *, again: bool) -> Entry | None:
+        """An entry that another process holds; None: it was answered."""
+        stream = keys.commands(self._service)
+        found: Any = self._client.xrange(stream, entry_id, entry_id)
+        return Entry(stream=stream, id=entry_id, fields=found[0][1], again=again) if found else None
+
+    def answered(self, deliveries: Iterable[Delivery]) -> set[bytes]:
+        """Of these, the ids of the entries that are no longer pending: somebody has answered them."""
+        ids = [delivery.entry.id for delivery in deliveries]
+        pipeline = self._client.pipeline(transaction=False)
+        for entry_id in ids:
+            pipeline.xpending_range(keys.commands(self._service), self._service, entry_id, entry_id, 1)
+        return {entry_id for entry_id, found in zip(ids, execute(pipeline), strict=True) if not found}
 
     def show_up(self) -> None:
         """Be seen to be alive, while nothing can be read."""

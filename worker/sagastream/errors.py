@@ -85,6 +85,10 @@ class ScenarioError(SagastreamError):
     never happened."""
 
 
+class JobRefused(SagastreamError):
+    """An RQ job is none of ours, or of a service that the worker does not run."""
+
+
 class Reject(Exception):
     """Raised by a handler: the step fails, and nothing of it remains to be undone.
 

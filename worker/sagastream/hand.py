@@ -61,6 +61,11 @@ class Hand:
         """How many run."""
         return len(self._running)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether none is in hand."""
+        return not self._in_hand
+
     def add(self, works: list[Work]) -> None:
         """Take these in hand, but for those that are already: a process may be given again what it has."""
         with self._lock:

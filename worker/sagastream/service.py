@@ -21,13 +21,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from traceback import extract_tb
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, overload
 
 import orjson
 from msgspec import Struct
 
 from sagastream.errors import ServiceError
 from sagastream.messages import AS_PUBLISHED, Command, is_id
+from sagastream.named_function import NamedFunction
 
 #: How long a process may hold a command before others take it over, in milliseconds, unless a service says otherwise.
 LEASE_MS: Final = 30_000
@@ -58,7 +59,9 @@ class Registration(Struct, frozen=True, kw_only=True):
     handler: Handler
     compensation: str | None = None  # of a command: what undoes it; None: it needs none
     concurrency: int | None = None  # how many of it at once in one process; None: as many as the process runs
-    is_async: bool  # the handler gives a coroutine
+    is_async: bool = False  # the handler gives a coroutine
+    queue: str | None = None  # the RQ queue of the jobs that it runs as; None: it runs in the service's own process
+    timeout_s: int | None = None  # how long a job may take; None: until nobody waits for it any more
 
 
 class Service:
@@ -85,44 +88,114 @@ class Service:
         self._commands: dict[str, Registration] = {}
         self._compensations: dict[str, Registration] = {}
 
-    def command(self, name: str, *, compensation: str | None, concurrency: int | None = None) -> Callable[[_H], _H]:
+    @overload
+    def command(
+        self,
+        name: str,
+        *,
+        compensation: str | None,
+        concurrency: int | None = None,
+        via: Literal["rq"] | None = None,
+        queue: str | None = None,
+        timeout_s: int | None = None,
+    ) -> Callable[[_H], _H]: ...
+    @overload
+    def command(
+        self,
+        name: str,
+        *,
+        call: str,
+        compensation: str | None = None,
+        concurrency: int | None = None,
+        via: Literal["rq"] | None = None,
+        queue: str | None = None,
+        timeout_s: int | None = None,
+    ) -> None: ...
+    def command(
+        self,
+        name: str,
+        *,
+        compensation: str | None = AS_PUBLISHED,
+        call: str | None = None,
+        concurrency: int | None = None,
+        **route: Any,
+    ) -> Callable[[_H], _H] | None:
         """Declare a command's handler.
 
         Args:
             compensation: the name of the compensation that undoes it; None: it needs none.
-            concurrency: how many of this command one process runs at once at the most.
+            call: the name of a function that does it, like "shop.jobs.charge", in place of a handler; nothing is
+                decorated then. It is called with the params alone (see NamedFunction).
+            concurrency: how many of this command one process runs at once at the most; of jobs, how many are out.
+            via: "rq": it runs as a job of the team's RQ workers. `queue`: in which queue, by default the one named like
+                the service. `timeout_s`: how long it may take before RQ kills it.
         """
-        self._check_new(name)
-        self._check_concurrency(name, concurrency)
+        if compensation == AS_PUBLISHED:
+            if call is None:
+                raise ServiceError(f"service {self.name}: {name} says compensation=…; None where it needs none")
+            compensation = None
         if compensation == name:
             raise ServiceError(f"service {self.name}: {name} cannot be its own compensation")
+        return self._declare(self._commands, name, call, concurrency, route, compensation=compensation)
+
+    @overload
+    def compensation(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        via: Literal["rq"] | None = None,
+        queue: str | None = None,
+        timeout_s: int | None = None,
+    ) -> Callable[[_H], _H]: ...
+    @overload
+    def compensation(
+        self,
+        name: str,
+        *,
+        call: str,
+        concurrency: int | None = None,
+        via: Literal["rq"] | None = None,
+        queue: str | None = None,
+        timeout_s: int | None = None,
+    ) -> None: ...
+    def compensation(
+        self, name: str, *, call: str | None = None, concurrency: int | None = None, **route: Any
+    ) -> Callable[[_H], _H] | None:
+        """Declare the handler of a compensation. The rest is as with `command`."""
+        return self._declare(self._compensations, name, call, concurrency, route)
+
+    def _declare(
+        self,
+        declared: dict[str, Registration],
+        name: str,
+        call: str | None,
+        concurrency: int | None,
+        route: dict[str, Any],
+        *,
+        compensation: str | None = None,
+    ) -> Callable[[_H], _H] | None:
+        self._check_new(name)
+        self._check_concurrency(name, concurrency)
+        queue, timeout_s = self._route(name, **route)
 
         def declare(handler: _H) -> _H:
             self._check_handler(name, handler)
-            self._commands[name] = Registration(
+            declared[name] = Registration(
                 name=name,
                 handler=handler,
                 compensation=compensation,
                 concurrency=concurrency,
                 is_async=is_async(handler),
+                queue=queue,
+                timeout_s=timeout_s,
             )
             return handler
 
-        return declare
-
-    def compensation(self, name: str, *, concurrency: int | None = None) -> Callable[[_H], _H]:
-        """Declare the handler of a compensation. `concurrency`: how many of it one process runs at once at the most."""
-        self._check_new(name)
-        self._check_concurrency(name, concurrency)
-
-        def declare(handler: _H) -> _H:
-            self._check_handler(name, handler)
-            self._compensations[name] = Registration(
-                name=name, handler=handler, concurrency=concurrency, is_async=is_async(handler)
-            )
-            return handler
-
-        return declare
+        if call is None:
+            return declare
+        declare(NamedFunction(call))
+        return None
 
     @property
     def registrations(self) -> list[Registration]:
@@ -158,6 +231,25 @@ class Service:
         if not self._commands:
             raise ServiceError(f"service {self.name} declares no command")
         return {name: registration.compensation for name, registration in self._commands.items()}
+
+    def _route(
+        self, name: str, *, via: str | None = None, queue: str | None = None, timeout_s: int | None = None
+    ) -> tuple[str | None, int | None]:
+        """The RQ queue and the time limit of what is declared so."""
+        if via not in (None, "rq"):
+            raise ServiceError(f'service {self.name}: {name} cannot run via {via!r}; say "rq", or nothing')
+        if via is None and (queue is not None or timeout_s is not None):
+            raise ServiceError(f'service {self.name}: {name} has a queue or a timeout_s, but not via="rq"')
+        if queue is not None and (not isinstance(queue, str) or not queue):
+            raise ServiceError(f"service {self.name}: {name} cannot run in the queue {queue!r}")
+        if timeout_s is not None and (type(timeout_s) is not int or timeout_s < 1):
+            raise ServiceError(f"service {self.name}: {name} cannot have {timeout_s!r} s; give whole seconds from 1 on")
+        return (queue or self.name) if via else None, timeout_s
+
+    @property
+    def queues(self) -> list[str]:
+        """The RQ queues that its steps run in, none where all run in the service's own processes."""
+        return sorted({one.queue for one in self.registrations if one.queue is not None})
 
     def _check_new(self, name: str) -> None:
         if not is_id(name):

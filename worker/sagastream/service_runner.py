@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 import redis
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ from sagastream.hand import Hand, Work
 from sagastream.handlers import call, call_async
 from sagastream.health import HealthFile
 from sagastream.messages import Command, Reply, failed, ok, reply_to
+from sagastream.named_function import NamedFunction
 from sagastream.service import Service, context_of
 from sagastream.streams import BATCH, consumer_name
 from sagastream.strict_json import encode
@@ -47,6 +48,25 @@ _SILENCE_S: Final = 1.0
 #: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
 _FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 
+#: How long to wait before looking again whether there is room elsewhere, in milliseconds.
+_FULL_MS: Final = 50
+
+
+class Elsewhere(Protocol):
+    """Has commands done outside this process, and answers for those of which no answer comes. For several threads."""
+
+    def takes(self, command: Command) -> bool:
+        """Whether this command is done there."""
+
+    def send(self, delivery: Delivery) -> None:
+        """Have a command done, or what may have come of it undone. May be called again for the same entry."""
+
+    def turn(self) -> None:
+        """Look after what was sent. To be called again and again."""
+
+    def room(self) -> int:
+        """How many commands more are to be read."""
+
 
 class ServiceRunner:
     """One process of a service. `stop` may be set from anywhere: handlers that run are let finish, what was not begun
@@ -60,8 +80,12 @@ class ServiceRunner:
         *,
         grace_s: float = GRACE_S,
         health: HealthFile | None = None,
+        elsewhere: "Callable[[CommandInbox, str], Elsewhere] | None" = None,
     ) -> None:
-        """`grace_s`: how long handlers may still run once `stop` is set.
+        """
+        Args:
+            grace_s: how long handlers may still run once `stop` is set.
+            elsewhere: makes what has commands done outside this process; without, all are done in it.
 
         Raises ServiceError if the service is declared wrongly.
         """
@@ -76,6 +100,7 @@ class ServiceRunner:
         self._inbox = CommandInbox(
             broker.client, service.name, consumer=consumer, lease_ms=service.lease_ms, on_join=self._join
         )
+        self._elsewhere = elsewhere(self._inbox, self.name) if elsewhere else None
         self._hand = Hand(service.concurrency)
         self._reading = threading.Lock()
         self._lingering = threading.Event()  # an answer waits while its thread is at the next command
@@ -133,6 +158,25 @@ class ServiceRunner:
             if work is not None and not self._lingering.is_set():
                 self._lingering.set()
 
+    def work_on(self, entry_id: bytes, *, again: bool) -> bool:
+        """Do one command that another process holds, and answer it; False: it was answered before.
+
+        `again`: whether somebody may have been at it. May be called again after a redis.RedisError.
+        """
+        self._hand.put_down(lambda _: True)
+        self._send()
+        entry = self._inbox.fetch(entry_id, again=again)
+        self._take([] if entry is None else self._inbox.take([entry]))
+        while self._error is None:
+            changes = self._hand.changes
+            if (work := self._next_or_send()) is not None:
+                self._begin(work)
+            elif self._hand.is_empty:
+                return entry is not None
+            else:
+                self._hand.wait(changes, max(0.0, min(self._hand.next_due() - time.monotonic(), _TEND_EVERY_S)))
+        raise self._error
+
     def finish(self, work: Work, outcome: Reply | BaseException) -> None:
         """What came of a handler: its reply, or what it raised. To be called once for each beginning, by any thread."""
         now = time.monotonic()
@@ -160,6 +204,8 @@ class ServiceRunner:
             self._hand.put_down(lambda work: work.delivery.entry.id in lost)
         if now >= self._publish_at:
             self._publish()
+        if self._elsewhere is not None:
+            self._elsewhere.turn()
         if now - self._inbox.heard > _SILENCE_S:
             self._inbox.show_up()
         if self._health is not None:
@@ -221,16 +267,27 @@ class ServiceRunner:
     def _read_or_wait(self, block_ms: int, changes: int) -> None:
         """Take more commands in hand; or wait for something to do, where no more may begin, or another thread reads."""
         block_ms = max(1, int(min(block_ms, (self._hand.next_due() - time.monotonic()) * 1000)))
-        room = self._hand.room()
+        if self._elsewhere is not None:
+            self._elsewhere.turn()
+            self._send()
+            block_ms = block_ms if self._elsewhere.room() else min(block_ms, _FULL_MS)
+        room = self._room()
         if not room or not self._reading.acquire(blocking=False):
             self._hand.wait(changes, block_ms / 1000)
             return
         try:
-            deliveries = self._inbox.read(block_ms, count=min(BATCH, room * max(1, int(_BATCH_S / self._pace_s))))
+            self._take(self._inbox.read(block_ms, count=room))
         finally:
             self._reading.release()
-        if deliveries:
-            self._hand.add([work for delivery in deliveries if (work := self._work_for(delivery)) is not None])
+
+    def _room(self) -> int:
+        """How many commands are to be read."""
+        room = min(BATCH, self._hand.room() * max(1, int(_BATCH_S / self._pace_s)))
+        return room if self._elsewhere is None else min(room, self._elsewhere.room())
+
+    def _take(self, deliveries: list[Delivery]) -> None:
+        if works := [work for delivery in deliveries if (work := self._work_for(delivery)) is not None]:
+            self._hand.add(works)
 
     def _hand_back(self, which: Callable[[Work], bool]) -> None:
         self._inbox.hand_back([work.delivery for work in self._hand.put_down(which)])
@@ -268,6 +325,10 @@ class ServiceRunner:
     def _work_for(self, delivery: Delivery, result: bytes | None = None) -> Work | None:
         """What is to be done about a command; None: nothing, or nothing but what was done here."""
         command, key = delivery.command, None
+        if self._elsewhere is not None and self._elsewhere.takes(command):
+            self._elsewhere.send(delivery)
+            self._pace_s = max(0.8 * self._pace_s, 1e-6)  # it takes no time here
+            return None
         if delivery.refusal is not None:
             name = self._service.undo_of(command)
             if name is None:
@@ -358,8 +419,10 @@ class ServiceRunner:
         if isinstance(failure, MalformedMessage):
             return self._give_up(work.command, f"the result of {work.command.type} is unusable: {failure}")
         work.tries += 1
-        say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {TRIES})")
-        if work.tries < TRIES:
+        # One that is not told the idempotency key may have had its effect, and would have it twice.
+        tries = 1 if isinstance(work.registration.handler, NamedFunction) else TRIES
+        say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {tries})")
+        if work.tries < tries:
             self._hand.put_back(work, now + backoff.delay(work.tries))
             return None
         for line in "".join(traceback.format_exception(failure)).splitlines():

@@ -1,0 +1,571 @@
+"""Steps as RQ jobs, on real RQ workers: what is done once, what is refused, and what becomes of jobs that die."""
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rq import Queue
+from rq.command import send_stop_job_command
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from processes import Commands
+from sagastream import Service, keys, published
+from sagastream.job_dispatcher import on_rq
+from sagastream.rq_runner import SERVICES_VARIABLE
+from sagastream.saga import SagaState, SagaStatus
+from sagastream.service_runner import ServiceRunner
+from scenes import Scene, do
+from servers import Server, alive
+from waiting import until
+
+RQ = str(Path(sys.executable).with_name("rq"))
+
+SHOP = """
+import asyncio, os, signal
+from sagastream import Reject, Service, connect
+
+service = Service("work", lease_ms=2000)
+
+
+def note(what):
+    with connect() as db:
+        db.rpush("effects", what)
+
+
+@service.command("Do", compensation="Undo", via="rq", queue="steps", concurrency=3)
+def do(params, context):
+    if params == "fail":
+        raise Reject("as asked")
+    with connect() as db:
+        db.rpush("begun", os.getpid())
+        if params == "wait":
+            db.blpop("go", 5)
+        if params == "die" and context.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    note(f"done {context.key}")
+    return params
+
+
+@service.compensation("Undo", via="rq", queue="steps")
+def undo(params, context):
+    note(f"undone {context.transaction_key}")
+
+
+@service.command("Later", compensation=None, via="rq", queue="steps")
+async def later(params, context):
+    await asyncio.sleep(0)
+    return params
+
+
+@service.command("Swallow", compensation=None, via="rq", queue="steps", timeout_s=1)
+def swallow(params, context):
+    while True:
+        try:
+            connect().blpop("never", 5)
+        except Exception:
+            pass
+
+
+service.command("Charge", call="jobs.charge", compensation="Refund", via="rq", queue="steps")
+service.compensation("Refund", call="jobs.refund", via="rq", queue="steps")
+"""
+
+JOBS = """
+from rq import get_current_job
+from sagastream import connect
+
+
+def charge(user, amount=1):
+    with connect() as db:
+        db.rpush("effects", f"charged {user} {amount} as {get_current_job().id}")
+    if amount > 10:
+        raise ValueError("too much")
+    return {"charged": amount}
+
+
+async def refund(user, amount=1):
+    with connect() as db:
+        db.rpush("effects", f"refunded {user} {amount}")
+"""
+
+
+class Fleet:
+    """RQ workers as a team runs them, in a folder with their modules."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.env = os.environ | {"REDIS_URL": url, SERVICES_VARIABLE: "shop:service", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.workers: list[subprocess.Popen[bytes]] = []
+        (folder / "shop.py").write_text(SHOP)
+        (folder / "jobs.py").write_text(JOBS)
+
+    def worker(self, *options: str, queue: str = "steps") -> "subprocess.Popen[bytes]":
+        with (self.folder / "rq.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [RQ, "worker", "-w", "sagastream.rq_runner.SagaWorker", *options, queue],
+                cwd=self.folder,
+                env=self.env,
+                stdout=log,
+                stderr=log,
+            )
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "rq.log").read_text()
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+
+
+class Stage(Scene):
+    """A scene whose service `work` runs on RQ."""
+
+    def __init__(self, server: Server, fleet: Fleet) -> None:
+        super().__init__(server.broker())
+        spec = importlib.util.spec_from_file_location("shop", fleet.folder / "shop.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self.service: Service = module.service
+        self.fleet = fleet
+        published.publish(self.redis, "work", self.service.publishes())
+        self.runner = self.dispatcher()
+
+    def dispatcher(self) -> ServiceRunner:
+        return ServiceRunner(self.broker, self.service, threading.Event(), elsewhere=on_rq(self.broker, self.service))
+
+    def effects_on_rq(self) -> list[str]:
+        found: Any = self.redis.lrange("effects", 0, -1)
+        return [effect.decode() for effect in found]
+
+    def all_until(self, condition: Callable[[], Any], *, what: str) -> Any:
+        def turned() -> Any:
+            self.worker.turn(block_ms=1)
+            self.runner.turn(block_ms=1)
+            return condition()
+
+        return until(turned, what=what)
+
+    def begun(self, times: int = 1) -> int:
+        """Wait until a handler has begun for the nth time; the pid of its work horse."""
+        self.all_until(lambda: self.redis.llen("begun") >= times, what=f"handler {times} begins")
+        pids: Any = self.redis.lrange("begun", 0, -1)
+        return int(pids[times - 1])
+
+    def job(self, saga_id: str, direction: str = "transaction") -> Job:
+        return Job.fetch(f"saga-{saga_id}-1-{direction}", connection=self.redis, serializer=JSONSerializer)
+
+    def state(self, saga_id: str) -> SagaState:
+        state = self.client.get(saga_id)
+        assert state is not None
+        return state
+
+
+@pytest.fixture
+def fleet(server: Server, tmp_path: Path) -> Iterator[Fleet]:
+    folder = tmp_path / "team"
+    folder.mkdir()
+    fleet = Fleet(folder, server.url)
+    try:
+        yield fleet
+    finally:
+        fleet.end()
+
+
+@pytest.fixture
+def stage(server: Server, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setenv("REDIS_URL", server.url)
+    return Stage(server, fleet)
+
+
+def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.begin(
+        "s.1_a:b", do({"a": [1]}), do({"user": "u1"}, "Charge"), do(["u1", 2], "Charge"), do(4, "Later"), do("fail")
+    )
+    state = stage.play("s.1_a:b")
+    assert (state.status, state.reason) == (SagaStatus.ABORTED, "Step 5 failed: as asked")
+    assert [step.result for step in state.steps] == [b'{"a":[1]}', b'{"charged":1}', b'{"charged":2}', b"4", None]
+    assert stage.effects_on_rq() == [
+        "done s.1_a:b/1/transaction",
+        "charged u1 1 as saga-s_d1__a_cb-2-transaction",
+        "charged u1 2 as saga-s_d1__a_cb-3-transaction",
+        "refunded u1 2",
+        "refunded u1 1",
+        "undone s.1_a:b/1/transaction",
+    ]
+    queue = Queue("steps", connection=stage.redis, serializer=JSONSerializer)
+    until(lambda: queue.finished_job_registry.count == 8, what="RQ has all of them as finished")
+    assert queue.failed_job_registry.count == 0
+    job = Job.fetch("saga-s_d1__a_cb-1-transaction", connection=stage.redis, serializer=JSONSerializer)
+    assert job.description == "Do of saga s.1_a:b, step 1, attempt 1"
+    assert job.args == ["work", job.meta["entry"], False]
+
+
+def test_params_that_a_function_does_not_take_reject_the_step(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.begin("s1", do({"usr": "u1"}, "Charge"))
+    state = stage.play("s1")
+    assert "malformed_params: jobs.charge: missing a required argument: 'user'" in (state.reason or "")
+    assert stage.effects_on_rq() == []
+
+
+def test_a_function_that_raises_is_called_once_an_attempt_and_undone(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.begin("s1", do({"user": "u", "amount": 11}, "Charge", attempts=1))
+    state = stage.play("s1")
+    assert state.reason == "Step 1 failed: ValueError: too much"
+    assert stage.effects_on_rq() == ["charged u 11 as saga-s1-1-transaction", "refunded u 11"]
+
+
+def as_json(*job: Any) -> bytes:
+    return json.dumps(job).encode()
+
+
+CLAIMS: dict[str, dict[str, Any]] = {
+    "another function": {"data": as_json("os.system", None, ["touch pwned"], {})},
+    "a pickle": {"data": pickle.dumps(("os.system", None, ("touch pwned",), {}))},
+    "another function of the module": {
+        "data": as_json("sagastream.rq_runner.load_services", None, [["evil:service"]], {})
+    },
+    "an instance": {"data": as_json("sagastream.rq_runner.run_step", "x", ["work", "1-1", False], {})},
+    "another service": {"data": as_json("sagastream.rq_runner.run_step", None, ["evil:service", "1-1", False], {})},
+    "no entry": {"data": as_json("sagastream.rq_runner.run_step", None, ["work", ["x"], False], {})},
+    "callbacks": {
+        "data": as_json("sagastream.rq_runner.run_step", None, ["work", "1-1", False], {}),
+        "success_callback_name": "evil.callback",
+        "failure_callback_name": "evil.callback",
+        "stopped_callback_name": "evil.callback",
+        "retries_left": "3",
+    },
+    "callbacks of what fails": {"data": b"[", "failure_callback_name": "evil.callback", "retries_left": "3"},
+    "meta data that are a pickle": {"data": b"[", "meta": pickle.dumps(os.system)},
+    "a status that is none": {"data": b"[", "status": "\x1b[31m"},
+}
+
+
+def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> None:
+    """Also where the command line asks for pickle."""
+    (stage.fleet.folder / "evil.py").write_text("open('pwned', 'w')\n")
+    queue = Queue("steps", connection=stage.redis)
+    for number, claim in enumerate(CLAIMS.values()):
+        usual = {"origin": "steps", "status": "queued", "created_at": "2026-01-01T00:00:00.000000Z", "timeout": "60"}
+        stage.redis.hset(Job.key_for(f"evil-{number}"), mapping=usual | claim)
+        stage.redis.rpush(queue.key, f"evil-{number}")
+    stage.redis.rpush(queue.key, "no id at all", "no-such-job")
+    stage.redis.set(Job.key_for("a-string"), "x")
+    stage.redis.rpush(queue.key, "a-string")
+    worker = stage.fleet.worker("-S", "rq.serializers.DefaultSerializer")
+    stage.begin("s1", do("last"))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    assert worker.poll() is None
+    assert not (stage.fleet.folder / "pwned").exists()
+    assert stage.effects_on_rq() == ["done s1/1/transaction"]
+    for reason in (
+        "JobRefused: this worker runs the steps of sagas only, not os.system",
+        "JobRefused: this worker runs the steps of sagas only, not sagastream.rq_runner.load_services",
+        "JobRefused: this worker does not run the service evil:service; it runs work",
+        "JobRefused: the job does not name the entry of a command",
+        "passed over the job 'a-string', which cannot be read: ResponseError: WRONGTYPE",
+    ):
+        assert reason in stage.fleet.said
+    failed = [
+        number
+        for number in range(len(CLAIMS))
+        if stage.redis.hget(Job.key_for(f"evil-{number}"), "status") == b"failed"
+    ]
+    assert failed == [0, 1, 2, 3, 4, 5, 7, 8]  # 6 is a step, of an entry that is not there; 9 was passed over
+    assert b"\x1b[31m" not in (stage.fleet.folder / "rq.log").read_bytes()
+
+
+def test_a_worker_of_another_class_runs_no_step(stage: Stage) -> None:
+    worker = subprocess.Popen(
+        [RQ, "worker", "-S", "rq.serializers.JSONSerializer", "steps"],
+        cwd=stage.fleet.folder,
+        env=stage.fleet.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stage.fleet.workers.append(worker)
+    stage.begin("s1", do(1, attempts=1, compensation=None))
+    state = stage.play("s1")
+    assert "this worker does not run the service work; it runs none" in (state.reason or "")
+    assert stage.effects_on_rq() == []
+
+
+def test_a_work_horse_that_is_killed_is_an_unknown_outcome_and_the_next_attempt_does_it(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.begin("s1", do("die", backoff_ms=1))
+    state = stage.play("s1")
+    assert state.status is SagaStatus.COMPLETED
+    assert state.steps[0].attempt == 2
+    assert stage.effects_on_rq() == ["done s1/1/transaction"]
+
+
+@pytest.mark.parametrize("how", ["stopped", "deleted"])
+def test_a_job_that_an_operator_ends_is_an_unknown_outcome_and_undone(stage: Stage, how: str) -> None:
+    stage.fleet.worker()
+    stage.begin("s1", do("wait", attempts=1))
+    horse = stage.begun()
+    if how == "stopped":
+        send_stop_job_command(stage.redis, "saga-s1-1-transaction", serializer=JSONSerializer)
+        until(lambda: not alive(horse), what="the work horse is gone")
+    else:
+        stage.job("s1").delete()
+        os.kill(horse, signal.SIGKILL)
+    state = stage.play("s1")
+    assert state.status is SagaStatus.ABORTED
+    said = "stopped: Job stopped by user, work-horse terminated." if how == "stopped" else "is gone: it was deleted"
+    assert said in (state.reason or "")
+    assert state.steps[0].unknown
+    assert stage.effects_on_rq() == ["undone s1/1/transaction"]
+
+
+def test_no_handler_swallows_the_time_limit(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.begin("s1", do(1, "Swallow", attempts=1))
+    state = stage.play("s1")
+    assert "JobTimedOut: Task exceeded maximum timeout value (1 seconds)" in (state.reason or "")
+
+
+def test_a_worker_that_is_killed_with_its_work_horse_is_given_up_and_another_does_it(stage: Stage) -> None:
+    worker = stage.fleet.worker()
+    stage.begin("s1", do("wait", timeout_ms=5000, backoff_ms=1))
+    horse = stage.begun()
+    worker.kill()
+    os.kill(horse, signal.SIGKILL)
+    until(lambda: not alive(horse), what="the work horse is gone")
+    # Nobody has told RQ: it is not heard of any more when this has passed.
+    registry = StartedJobRegistry("steps", connection=stage.redis)
+    executions: Any = stage.redis.zrange(registry.key, 0, -1)
+    stage.redis.zadd(registry.key, {executions[0]: time.time() - 1})
+    queue = Queue("steps", connection=stage.redis)
+    stage.all_until(lambda: queue.count == 1, what="the next attempt is a job of its own")
+    stage.fleet.worker()
+    stage.redis.rpush("go", "1")
+    state = stage.play("s1")
+    assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
+    assert stage.effects_on_rq() == ["done s1/1/transaction"]
+    assert StartedJobRegistry("steps", connection=stage.redis).count == 0
+
+
+def test_a_worker_that_is_killed_alone_leaves_a_work_horse_that_answers(stage: Stage) -> None:
+    worker = stage.fleet.worker()
+    stage.begin("s1", do("wait"))
+    stage.begun()
+    worker.kill()
+    stage.redis.rpush("go", "1")
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    assert stage.effects_on_rq() == ["done s1/1/transaction"]
+
+
+def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagastream.job_dispatcher._SEARCH_EVERY_S", 0.0)
+    stage.begin("s1", do(1, backoff_ms=1))
+    queue = Queue("steps", connection=stage.redis)
+    stage.all_until(lambda: queue.count == 1, what="the job is in the queue")
+    assert queue.pop_job_id() == "saga-s1-1-transaction"  # and here it dies
+    stage.fleet.worker()
+    state = stage.play("s1")
+    assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
+    assert stage.effects_on_rq() == ["done s1/1/transaction"]
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_taken_off_the_queue(stage: Stage) -> None:
+    stage.begin("s1", do(1, attempts=1, timeout_ms=50))
+    queue = Queue("steps", connection=stage.redis, serializer=JSONSerializer)
+    stage.all_until(lambda: queue.job_ids == ["saga-s1-1-compensation"], what="only its compensation is left")
+    assert not Job.exists("saga-s1-1-transaction", stage.redis)
+    stage.fleet.worker()
+    assert stage.play("s1").status is SagaStatus.ABORTED
+    assert stage.effects_on_rq() == ["undone s1/1/transaction"]
+
+
+def test_a_dispatcher_that_dies_before_or_after_it_has_sent_a_job_leaves_it_to_another(stage: Stage) -> None:
+    """Before: it has read the command. After: its job is out."""
+    before, after = stage.dispatcher(), stage.dispatcher()
+    stage.begin("s1", do(1))
+    stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 1)
+    assert len(before._inbox.read(1)) == 1
+    stage.begin("s2", do("wait"))
+    stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 2)
+    after.turn(block_ms=1)
+    assert stage.redis.lrange("rq:queue:steps", 0, -1) == [b"saga-s2-1-transaction"]
+    stage.fleet.worker()
+    stage.begun()
+    until(lambda: len(pending(stage, 2000)) == 2, what="their lease is over")
+    stage.all_until(lambda: Job.exists("saga-s1-1-transaction", stage.redis), what="another takes over")
+    stage.redis.rpush("go", "1")
+    assert stage.play("s2").status is SagaStatus.COMPLETED
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    assert sorted(stage.effects_on_rq()) == ["done s1/1/transaction", "done s2/1/transaction"]
+
+
+def test_a_command_that_comes_again_meanwhile_is_no_second_job(stage: Stage) -> None:
+    """Its twin, a later attempt, and the same job put back by hand when it is done."""
+    stage.fleet.worker()
+    stage.begin("s1", do("wait"), do("fail"))
+    stage.begun()
+    entries: Any = stage.redis.xrange(keys.commands("work"))
+    fields = entries[0][1]
+    stage.redis.xadd(keys.commands("work"), fields)
+    stage.redis.xadd(keys.commands("work"), fields | {b"attempt": b"2"})
+    stage.all_until(lambda: len(pending(stage)) == 3, what="they are in hand")
+    stage.redis.rpush("go", "1")
+    assert stage.play("s1").status is SagaStatus.ABORTED
+    stage.all_until(lambda: not pending(stage), what="all are answered")
+    assert stage.effects_on_rq() == ["done s1/1/transaction", "undone s1/1/transaction"]
+    job = stage.job("s1", "compensation")
+    until(lambda: job.get_status() == JobStatus.FINISHED, what="RQ knows the end of it")
+    Queue("steps", connection=stage.redis, serializer=JSONSerializer).enqueue_job(job)
+    until(lambda: "was answered before" in str(stage.job("s1", "compensation").return_value()), what="it ran again")
+    assert stage.effects_on_rq() == ["done s1/1/transaction", "undone s1/1/transaction"]
+
+
+def test_what_a_job_does_after_its_step_was_undone_is_undone_in_the_job(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.fleet.worker()
+    stage.begin("s1", do("wait", attempts=1))
+    stage.begun()
+    body = b'{"type":"Undo","saga_id":"s1","step":1,"compensating":true}'
+    begun_ms = stage.state("s1").begun_ms
+    stage.redis.xadd(keys.commands("work"), {"body": body, "begun_ms": begun_ms, "params": b'"wait"'})
+    stage.all_until(stage.effects_on_rq, what="it is undone")
+    stage.redis.rpush("go", "1")
+    assert stage.play("s1").reason == "Step 1 failed: cancelled: Do came after its compensation"
+    assert stage.effects_on_rq() == ["undone s1/1/transaction", "done s1/1/transaction", "undone s1/1/transaction"]
+
+
+def test_no_more_jobs_are_out_than_the_command_says(stage: Stage) -> None:
+    for number in range(8):
+        stage.begin(f"s{number}", do(number))
+    queue = Queue("steps", connection=stage.redis)
+    stage.all_until(lambda: queue.count == 3, what="three are out")
+    for _ in range(20):
+        stage.runner.turn(block_ms=1)
+        assert queue.count == 3
+    stage.fleet.worker("--burst")
+    stage.fleet.worker()
+    for number in range(8):
+        assert stage.play(f"s{number}").status is SagaStatus.COMPLETED
+    assert sorted(stage.effects_on_rq()) == [f"done s{number}/1/transaction" for number in range(8)]
+
+
+def test_a_dispatcher_that_is_stopped_hands_over_at_once_and_its_jobs_go_on(stage: Stage, commands: Commands) -> None:
+    (commands.folder / "shop.py").write_text(SHOP.replace("lease_ms=2000", "lease_ms=600_000"))
+    env = {"REDIS_URL": stage.broker.url}
+    first = commands.start("service", "shop:service", env=env)
+    stage.fleet.worker()
+    stage.begin("s1", do("wait"))
+    stage.turns_until(lambda: stage.redis.llen("begun") == 1)
+    first.terminate()
+    assert first.wait(10) == 0
+    commands.quiet("service", "shop:service", env=env)
+    until(lambda: [p for p in pending(stage) if p["time_since_delivered"] < 3000], what="another has it")
+    horses: Any = stage.redis.lrange("begun", 0, 0)
+    os.kill(int(horses[0]), signal.SIGKILL)
+    stage.redis.rpush("go", "1", "1")
+    stage.turns_until(lambda: (state := stage.client.get("s1")) is not None and state.ended)
+    assert stage.state("s1").status is SagaStatus.COMPLETED
+    assert stage.effects_on_rq() == ["done s1/1/transaction"]
+
+
+def pending(stage: Stage, idle_ms: int = 0) -> list[dict[str, Any]]:
+    found: Any = stage.redis.xpending_range(keys.commands("work"), "work", "-", "+", 100, idle=idle_ms)
+    return list(found)
+
+
+@pytest.mark.parametrize(
+    ("services", "complaint"),
+    [
+        ("", "SAGASTREAM_SERVICES is not set; it names the services to run, as MODULE:NAME"),
+        ("nowhere:service", "cannot import nowhere: No module named 'nowhere'; run it where the module is found"),
+        ("sagastream_stubs.payment:service", "no step of sagastream_stubs.payment:service runs on RQ; say via="),
+    ],
+)
+def test_a_worker_that_has_nothing_to_run_says_so_in_one_line(fleet: Fleet, services: str, complaint: str) -> None:
+    fleet.env[SERVICES_VARIABLE] = services
+    assert fleet.worker().wait(20) == 1
+    assert fleet.said.count("\n") == 1
+    assert fleet.said.startswith(f"rq worker: {complaint}")
+
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "rq.md").read_text()
+
+
+def test_the_service_of_the_guide_runs_as_it_stands_there(server: Server, commands: Commands) -> None:
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE, re.DOTALL):
+        (commands.folder / name).write_text(code)
+    [lines] = re.findall(r"\n\n((?:    sagastream .*\n)(?:    .*\n)+)", GUIDE)
+    env = commands.environment(REDIS_URL=server.url, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    script = f"{lines}\nread -r; kill $(jobs -p); wait"
+    with (commands.folder / "log").open("wb") as log:
+        running = subprocess.Popen(
+            ["bash", "-c", script], cwd=commands.folder, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    steps = [do(None, "PackParcel", "shop"), do({"user": "u", "amount": 5}, "Charge", "shop")]
+    saga = json.dumps({"saga_id": "o-1", "steps": [*steps, do(["u", 500], "Charge", "shop", attempts=1)]})
+    done = commands.run("begin", "-", "--wait", given=saga, REDIS_URL=server.url)
+    assert done.stdout == "o-1 ABORTED: Step 3 failed: ValueError: insufficient_funds\n"
+    running.communicate(b"\n", timeout=20)
+    said = (commands.folder / "log").read_text()
+    undone = [line for line in said.splitlines() if line.startswith(("refunded", "unpacked"))]
+    assert undone == ["refunded u 500", "refunded u 5", "unpacked what was packed under o-1/1/transaction"]
+
+
+PROCFILE = (Path(__file__).parents[2] / "Procfile").read_text()
+
+
+def test_the_procfile_runs_the_samples_with_shipments_on_rq(server: Server, commands: Commands, tmp_path: Path) -> None:
+    env = commands.environment(REDIS_URL=server.url, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    running = []
+    for line in PROCFILE.splitlines():
+        name, _, command = line.partition(": ")
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            running.append(
+                subprocess.Popen(["bash", "-c", command], cwd=commands.folder, env=env, stdout=log, stderr=log)
+            )
+    try:
+        steps = [
+            do({"sku": "abc123", "quantity": 1}, "ReserveInventory", "inventory"),
+            do({"order_id": "o1"}, "CreateShipment", "shipping"),
+            do({"user_id": "u999", "amount": 99999}, "ChargePayment", "payment"),
+        ]
+        saga = json.dumps({"saga_id": "order-1", "steps": steps})
+        done = commands.run("begin", "-", "--wait", given=saga, REDIS_URL=server.url)
+        assert done.stdout == "order-1 ABORTED: Step 3 failed: insufficient_funds\n"
+        said = (tmp_path / "shipping-jobs.log").read_text()
+        assert "saga-order-1-2-transaction" in said
+        assert "saga-order-1-2-compensation" in said
+    finally:
+        for process in running:
+            process.terminate()
+        assert [process.wait(15) for process in running] == [0] * len(running)
+
+
+def test_a_service_on_rq_needs_no_more_than_up(commands: Commands) -> None:
+    """On an embedded broker, with a worker of RQ's that `up` starts."""
+    (commands.folder / "shop.py").write_text(SHOP)
+    (commands.folder / "jobs.py").write_text(JOBS)
+    commands.quiet("up", "--service", "shop:service")
+    saga = '{"saga_id": "s1", "steps": [{"transaction": "Charge", "service": "work", "params": {"user": "u"}}]}'
+    assert commands.run("begin", "-", "--wait", given=saga).stdout == "s1 COMPLETED\n"

@@ -1,0 +1,335 @@
+"""Steps as RQ jobs. The only module that imports rq.
+
+A job names no code. It holds the name of a service and the id of an entry of its commands, which the service's own
+process keeps pending meanwhile (see job_dispatcher). The job works on that entry as that process would: it looks the
+command up, calls the handler, records and answers, undoes what was overruled. So neither an effect nor its answer needs
+the process that sent the job.
+
+RQ imports and calls whatever a job in Redis names. SagaWorker does not: it runs the steps of the services that it was
+started with, and refuses everything else.
+"""
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import redis
+from msgspec import Struct
+from rq import Queue, Worker
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.results import Result
+from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
+
+from sagastream import keys
+from sagastream.broker import Broker, Outage, execute
+from sagastream.console import describe, printable, say
+from sagastream.errors import JobRefused, ServiceError
+from sagastream.messages import Command
+from sagastream.service import Service, load_service
+from sagastream.service_runner import ServiceRunner
+
+#: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
+SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
+#: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
+_FAILED_KEPT_S: Final = keys.ENDED_KEPT_MS // 1000
+#: The statuses of a job that may still answer.
+_LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"rate_limited", b"ready_to_enqueue"}
+_ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+#: What is believed of a job that stands in Redis: nothing that makes RQ import, call, fetch or repeat anything.
+_BELIEVED: Final = frozenset(
+    b"data created_at origin enqueued_at started_at ended_at timeout status description meta "
+    b"failure_ttl result_ttl worker_name last_heartbeat".split()
+)
+
+
+def job_id(command: Command) -> str:
+    """The id of the RQ job of a command: the same for every attempt.
+
+    RQ knows letters, digits, _ and - in ids: what else a saga's id may have is written as two characters, so that no
+    two sagas share one.
+    """
+    saga_id = command.saga_id.replace("_", "__").replace(".", "_d").replace(":", "_c")
+    return f"saga-{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
+
+
+# --- for the service's process
+
+
+class JobState(Struct, frozen=True, kw_only=True):
+    """What was seen of a job."""
+
+    status: bytes | None = None  # as RQ has it; None: there is no such job
+    entry: str | None = None  # the entry that it is for
+    abandoned: tuple[bytes, ...] = ()  # it was begun, and its worker is not heard of any more: what that left behind
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it may still answer."""
+        return self.status in _LIVE and not self.abandoned
+
+    def is_still(self, status: bytes | None, meta: bytes | None) -> bool:
+        return (self.status, self.entry) == (status, _entry(meta))
+
+
+class Jobs:
+    """The jobs of one service. All of it raises redis.RedisError."""
+
+    def __init__(self, client: "redis.Redis", service: Service) -> None:
+        self._client = client
+        self._service = service
+        self._queues = {name: Queue(name, connection=client, serializer=JSONSerializer) for name in service.queues}
+
+    def enqueue(
+        self, command: Command, entry_id: str, *, time_limit_s: int, undoing: bool, again: bool, dead: JobState | None
+    ) -> None:
+        """Enqueue the job of a command, unless it has one already: that counts as sent.
+
+        One that ended is replaced, but not where it was for this very entry: whoever looks at it answers for it.
+
+        Args:
+            time_limit_s: how long it may take.
+            undoing: what the job of this entry may have done is to be undone, by another.
+            again: somebody may have been at it before.
+            dead: what a job was like that will not answer, whatever its status says.
+        """
+        registration = self._service.registration(command)
+        assert registration is not None
+        queue = self._queues[registration.queue or ""]
+        key = Job.key_for(job_id(command))
+        with self._client.pipeline() as pipeline:
+            while True:
+                try:
+                    _watch(pipeline, key)
+                    status, meta = _hmget(pipeline, key)
+                    is_dead = dead is not None and dead.is_still(status, meta)
+                    if not is_dead and (status in _LIVE or (_entry(meta) == entry_id and not undoing)):
+                        return
+                    pipeline.multi()
+                    self._erase(pipeline, queue, job_id(command), dead)
+                    job = self._job(command, entry_id, time_limit_s, again=again or status is not None)
+                    queue.enqueue_job(job, pipeline)
+                    pipeline.execute()
+                    return
+                except redis.WatchError:
+                    continue  # somebody else has just enqueued it, or it has just ended
+
+    def look(self, job_ids: Sequence[str]) -> list[JobState]:
+        """What each job is like now."""
+        pipeline = self._client.pipeline(transaction=False)
+        for one in job_ids:
+            pipeline.hmget(Job.key_for(one), ["status", "meta"])
+        for queue in self._queues.values():
+            pipeline.zrange(queue.started_job_registry.key, 0, -1, withscores=True)
+        answers = execute(pipeline)
+        executions: dict[str, list[tuple[bytes, float]]] = {}
+        for found in answers[len(job_ids) :]:
+            for member, heard_until in found:
+                executions.setdefault(member.partition(b":")[0].decode(), []).append((member, heard_until))
+        states = []
+        for one, (status, meta) in zip(job_ids, answers, strict=False):
+            left = executions.get(one, [])
+            is_heard = status != b"started" or any(heard_until >= time.time() for _, heard_until in left)
+            abandoned = () if is_heard else tuple(member for member, _ in left)
+            states.append(JobState(status=status, entry=_entry(meta), abandoned=abandoned))
+        return states
+
+    def is_in_queue(self, command: Command) -> bool:
+        return self._client.lpos(self._queue(command).key, job_id(command)) is not None
+
+    def take_back(self, command: Command) -> bool:
+        """Delete the job of a command; False: it is being begun."""
+        key = Job.key_for(job_id(command))
+        with self._client.pipeline() as pipeline:
+            try:
+                _watch(pipeline, key)
+                if _hmget(pipeline, key)[0] != b"queued":
+                    return False
+                pipeline.multi()
+                pipeline.delete(key)
+                self._queue(command).remove(job_id(command), pipeline=pipeline)
+                pipeline.execute()
+            except redis.WatchError:
+                return False
+        return True
+
+    def last_words(self, command: Command) -> str:
+        """What RQ says of the end of a job that failed; "" where it says nothing."""
+        job = Job(job_id(command), connection=self._client, serializer=JSONSerializer)
+        try:
+            result = Result.fetch_latest(job, serializer=JSONSerializer)
+        except redis.RedisError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever RQ makes of what stands there
+            return ""
+        lines = (result.exc_string or "").strip().splitlines() if result else []
+        return printable(lines[-1][:500]) if lines else ""
+
+    def _queue(self, command: Command) -> Queue:
+        registration = self._service.registration(command)
+        assert registration is not None
+        return self._queues[registration.queue or ""]
+
+    def _erase(self, pipeline: Any, queue: Queue, one: str, dead: JobState | None) -> None:
+        pipeline.delete(Job.key_for(one), f"{Result.get_key(one)}")  # type: ignore[no-untyped-call]
+        for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry):
+            pipeline.zrem(registry.key, one)
+        if dead is not None and dead.abandoned:
+            # For these RQ would take the new job to be abandoned too.
+            pipeline.zrem(queue.started_job_registry.key, *dead.abandoned)
+
+    def _job(self, command: Command, entry_id: str, time_limit_s: int, *, again: bool) -> Job:
+        return Job.create(
+            f"{__name__}.{run_step.__name__}",
+            args=(self._service.name, entry_id, again),
+            connection=self._client,
+            serializer=JSONSerializer,
+            id=job_id(command),
+            timeout=time_limit_s,
+            failure_ttl=_FAILED_KEPT_S,
+            description=f"{command.type} of saga {command.saga_id}, step {command.step}, attempt {command.attempt}",
+            meta={"entry": entry_id},
+        )
+
+
+def _watch(pipeline: Any, key: str) -> None:
+    pipeline.watch(key)
+
+
+def _hmget(pipeline: Any, key: str) -> list[bytes | None]:
+    found: list[bytes | None] = pipeline.hmget(key, "status", "meta")
+    return found
+
+
+def _entry(meta: bytes | None) -> str | None:
+    """The entry that a job is for, by its meta data; None where they do not say."""
+    try:
+        entry = json.loads(meta or b"null")["entry"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return entry if isinstance(entry, str) else None
+
+
+# --- in the RQ worker
+
+#: The services of this process, by name.
+_services: dict[str, Service] = {}
+
+
+class JobTimedOut(BaseException):
+    """A job takes too long. No Exception, so that no handler, and none of its tries, swallows it."""
+
+
+class _TimeLimit(UnixSignalDeathPenalty):
+    def __init__(self, timeout: int, exception: type[BaseException], **options: Any) -> None:
+        kind = JobTimedOut if exception is JobTimeoutException else exception
+        super().__init__(timeout, kind, **options)  # type: ignore[no-untyped-call]
+
+
+def run_step(service: object, entry_id: object, again: object) -> str:
+    """The job: answer one command of a service.
+
+    Args:
+        service: the name of one of the services of this worker.
+        entry_id: of the service's commands.
+        again: whether somebody may have been at it before.
+
+    Returns what became of it, to be shown. Raises JobRefused.
+    """
+    if not isinstance(service, str) or service not in _services:
+        have = ", ".join(_services) or "none; it is to be started with -w sagastream.rq_runner.SagaWorker"
+        raise JobRefused(f"this worker does not run the service {printable(str(service)[:200])}; it runs {have}")
+    if not isinstance(entry_id, str) or not _ENTRY_ID.fullmatch(entry_id):
+        raise JobRefused("the job does not name the entry of a command")
+    broker = Broker(os.environ["REDIS_URL"])
+    runner = ServiceRunner(broker, _services[service], threading.Event())
+    outage = Outage(broker, runner.name, threading.Event())
+    try:
+        was_pending = outage.patiently(lambda: runner.work_on(entry_id.encode(), again=bool(again)))
+        return "done" if was_pending else "was answered before"
+    finally:
+        broker.close()
+
+
+class SagaJob(Job):
+    """A job as it stands in Redis, of which nothing is believed but what `Jobs.enqueue` writes."""
+
+    def restore(self, raw_data: Any) -> Any:
+        super().restore({name: value for name, value in raw_data.items() if name in _BELIEVED})
+        self.description = printable((self.description or "")[:500])
+
+    @classmethod
+    def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> Job:  # noqa: A002 - RQ's name
+        try:
+            return super().fetch(id, connection=connection, serializer=serializer)
+        except (NoSuchJobError, redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:
+            # RQ passes over a job that is not there; at one that it cannot read its workers end, one after another.
+            say("rq worker", f"passed over the job {id!a}, which cannot be read: {describe(error)}")
+            raise NoSuchJobError(f"the job {id!a} cannot be read") from error
+
+    @property
+    def func(self) -> Any:
+        if self.func_name != f"{__name__}.{run_step.__name__}" or self.instance is not None:
+            name = printable(str(self.func_name)[:200])
+            raise JobRefused(f"this worker runs the steps of sagas only, not {name}")
+        return run_step
+
+
+class SagaWorker(Worker):
+    """`rq worker -w sagastream.rq_runner.SagaWorker QUEUE…`: runs the steps of SAGASTREAM_SERVICES and nothing else,
+    whatever serializer or job class the command line names."""
+
+    death_penalty_class = _TimeLimit
+
+    def __init__(
+        self, queues: str | Queue | Sequence[str] | Sequence[Queue], name: str | None = None, **options: Any
+    ) -> None:
+        given = [queues] if isinstance(queues, str | Queue) else queues
+        for queue in given:
+            if isinstance(queue, Queue):
+                options.setdefault("connection", queue.connection)
+        options |= {"job_class": SagaJob, "queue_class": Queue, "serializer": JSONSerializer}
+        # By name: those of RQ's command line would read the jobs with pickle.
+        names = [queue.name if isinstance(queue, Queue) else queue for queue in given]
+        super().__init__(names, name, **options)
+
+    def work(self, *args: Any, **options: Any) -> bool:
+        """Raises SystemExit, with what to do about it, where a service cannot be loaded."""
+        try:
+            load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
+        except ServiceError as error:
+            raise SystemExit(printable(f"rq worker: {error}")) from None
+        return super().work(*args, **options)
+
+
+def load_services(names: Iterable[str]) -> list[str]:
+    """Load the services (MODULE:NAME) that this process runs steps of. Returns the queues that their jobs come in.
+
+    Raises ServiceError.
+    """
+    url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")
+    if not url:
+        raise ServiceError("REDIS_URL is not set; answers go to the broker that it names")
+    os.environ["REDIS_URL"] = url
+    for where in filter(None, names):
+        service = load_service(where)
+        service.publishes()
+        if not service.queues:
+            raise ServiceError(f'no step of {where} runs on RQ; say via="rq" where one should')
+        _services[service.name] = service
+    if not _services:
+        raise ServiceError(f"{SERVICES_VARIABLE} is not set; it names the services to run, as MODULE:NAME")
+    return sorted({queue for service in _services.values() for queue in service.queues})
+
+
+def run_worker(broker: Broker, services: Sequence[str]) -> None:
+    """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError."""
+    os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
+    SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url)).work()
