@@ -35,7 +35,9 @@ def test_the_service_runs_as_it_stands_there(server: Server, commands: Commands,
     client = SagaClient(server.broker())
 
     def run(saga_id: str, *steps: tuple[str, Any]) -> Any:
-        body: Any = [{"transaction": name, "service": "trips", "params": params, "attempts": 1} for name, params in steps]
+        body: Any = [
+            {"transaction": name, "service": "trips", "params": params, "attempts": 1} for name, params in steps
+        ]
         return client.wait(client.begin(saga_id, body), 20)
 
     flight = {"flight": "LX12"}
