@@ -53,5 +53,5 @@ class Shell:
             timeout=30,
             check=False,
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout

@@ -1,0 +1,74 @@
+"""The examples of docs/sagas.md and docs/operating.md, word for word."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from page import Shell
+from processes import SAMPLES, Commands
+from sagastream import keys
+from sagastream.client import append_requests
+from sagastream.parsing import parse_begin
+from servers import Server
+from waiting import until
+
+ROOT = Path(__file__).parents[2]
+SAGAS = (ROOT / "docs" / "sagas.md").read_text()
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def only(pattern: str, text: str) -> str:
+    [found] = re.findall(pattern, text, re.DOTALL)
+    return str(found)
+
+
+def test_the_saga_with_a_pivot_completes(server: Server, commands: Commands) -> None:
+    for arguments in (("worker",), *(("service", where) for where in SAMPLES)):
+        commands.quiet(*arguments, env={"REDIS_URL": server.url})
+    request = only(r"```json\n(.*?)```", SAGAS)
+    done = commands.run("begin", "-", "--wait", given=request, REDIS_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    shown = commands.run("show", "order-17", "--json", REDIS_URL=server.url)
+    assert json.loads(shown.stdout)["status"] == "COMPLETED"
+
+
+def test_the_saga_from_python_completes(server: Server, commands: Commands) -> None:
+    (commands.folder / "shop.py").write_text(only(r"```python\n# shop\.py\n(.*?)```", README))
+    for arguments in (("worker",), ("service", "shop:service")):
+        commands.quiet(*arguments, env={"REDIS_URL": server.url})
+    script = only(r"```python\n(.*?)```", SAGAS)
+    env = commands.environment(REDIS_URL=server.url)
+    said = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=40, check=True
+    )
+    assert said.stdout == "COMPLETED None None\n"
+
+
+def test_what_operators_type_does_what_it_says(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands
+) -> None:
+    monkeypatch.setenv("REDIS_URL", server.url)
+    client = server.broker().client
+    append_requests(client, [parse_begin({"saga_id": "ID", "steps": [{"transaction": "Do", "service": "nobody"}]})])
+    client.xadd(keys.REPLIES, {"body": "garbage"})
+    client.xadd(keys.REPLIES, {"body": "rubbish"})
+    worker = commands.quiet("worker", env={"REDIS_URL": server.url})
+    until(lambda: client.xlen(keys.QUARANTINE) == 2 and client.zcard(keys.TIMERS) == 1, what="all is read")
+    worker.terminate()
+    worker.wait(20)
+    shell = Shell(server, tmp_path)
+    looks, quarantine = re.findall(r"\n\n((?:    (?:sagastream|redis-cli) .*\n)+)", OPERATING)
+    said = shell.run("exec 2>&1\n" + looks)
+    assert re.search(r"^ID +PENDING", said, re.MULTILINE)
+    assert "nobody to answer Do, step 1" in said
+    assert "waiting_for" in said
+    for command in quarantine.strip().splitlines():
+        newest = str(client.xrevrange(keys.QUARANTINE, count=1)[0][0].decode())  # type: ignore[index,union-attr]
+        assert shell.run("exec 2>&1\n" + command.replace("ENTRY …", newest).replace("ENTRY", newest))
+    assert client.xlen(keys.QUARANTINE) == 0
+    assert client.xlen(keys.REPLIES) == 1  # what was put back

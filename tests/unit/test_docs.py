@@ -1,0 +1,64 @@
+"""What the pages name is there: commands with their options, files, sections."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from sagastream_bridge.cli import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def commands(text: str) -> Iterator[str]:
+    """The command lines of a page: what stands in backticks, or in a line of its own, after `sagastream`."""
+    for code in [*re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text), *re.findall(r"^    (.+)$", text, re.MULTILINE)]:
+        yield from re.findall(r"(?:^|[|&(;] ?|[A-Z_]+=\S+ )sagastream ([a-z].*?)(?=$|[|&;)]| #)", code)
+
+
+def anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+@named
+def test_every_command_and_option_that_a_page_names_is_there(page: Path) -> None:
+    for line in commands(page.read_text().replace("\\|", "/")):  # in a table, | is escaped
+        name, *words = line.split()
+        for alternative in name.split("/"):
+            command: click.Command | None = cli.commands.get(alternative)
+            assert command is not None, f"{page.name}: sagastream {line}"
+            if isinstance(command, click.Group) and words and words[0].islower():
+                command = command.commands.get(words[0].split("/")[0])
+                assert command is not None, f"{page.name}: sagastream {line}"
+            options = {option for parameter in command.params for option in parameter.opts}
+            for word in words:
+                if word.startswith("--"):
+                    assert word.partition("=")[0] in options | {"--help"}, f"{page.name}: sagastream {line}"
+
+
+def test_the_commands_of_a_page_are_found() -> None:
+    text = "`sagastream show ID`, `A=b sagastream begin -`:\n\n    sagastream list  # all\n    x | sagastream up &\n"
+    assert [line.split()[0] for line in commands(text)] == ["show", "begin", "list", "up"]
+
+
+@named
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, section = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if section:
+            titles = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            assert section in map(anchor, titles), target
+
+
+@named
+def test_every_test_file_that_a_page_names_is_there(page: Path) -> None:
+    for path in re.findall(r"\btests/[\w/]+(?:\.py)?", page.read_text()):
+        assert (ROOT / path).exists(), path
