@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from processes import Commands
+from processes import SAMPLES, Commands
 from sagastream import keys
 from servers import Server
 from waiting import until
@@ -324,7 +324,7 @@ def test_a_worker_has_a_health_file_too(server: Server, commands: Commands) -> N
     assert not health.exists()
 
 
-@pytest.mark.parametrize("command", [["worker"], ["service", "shop:service"]], ids=["worker", "service"])
+@pytest.mark.parametrize("command", [["worker"], ["service", SAMPLES[0]]], ids=["worker", "service"])
 def test_a_health_file_that_cannot_be_written_is_told_in_one_line(
     server: Server, commands: Commands, command: list[str]
 ) -> None:
