@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from postgres import Postgres, find_binaries
 from processes import Commands
 from servers import Server, start_redis, start_valkey
+
+NODE_SAMPLE = Path(__file__).parents[1] / "stubs" / "node-notification"
 
 
 @pytest.fixture
@@ -60,3 +63,20 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
         yield running
     finally:
         running.end()
+
+
+@pytest.fixture(scope="session")
+def node_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's folder, installed as its user would install it."""
+    if missing := [name for name in ("node", "npm") if shutil.which(name) is None]:
+        message = f"{' and '.join(missing)} not on the path: Debian has the packages nodejs and npm"
+        if "CI" in os.environ:
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path_factory.mktemp("node") / "service"
+    shutil.copytree(NODE_SAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert installed.returncode == 0, installed.stderr
+    return folder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -56,22 +55,11 @@ redis.destroy()
 """
 
 
-@pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's folder, installed as its user would install it, and the probe in it."""
-    if missing := [name for name in ("node", "npm") if shutil.which(name) is None]:
-        message = f"{' and '.join(missing)} not on the path: Debian has the packages nodejs and npm"
-        if "CI" in os.environ:
-            pytest.fail(message)
-        pytest.skip(message)
-    folder = tmp_path_factory.mktemp("node") / "service"
-    shutil.copytree(SAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    installed = subprocess.run(
-        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert installed.returncode == 0, installed.stderr
-    (folder / "probe.mjs").write_text(PROBE)
-    return folder
+@pytest.fixture
+def sample(node_sample: Path) -> Path:
+    """The sample's folder, and the probe in it."""
+    (node_sample / "probe.mjs").write_text(PROBE)
+    return node_sample
 
 
 class Node:
