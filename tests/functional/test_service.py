@@ -526,6 +526,21 @@ def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
     assert [c["name"].decode() for c in consumers] == [scene.runner.name.split()[-1]]
 
 
+def test_an_effect_is_left_to_a_person_where_no_process_has_what_undoes_it(scene: Scene) -> None:
+    """The step names a compensation that the service does not have."""
+    service = Service("work", lease_ms=1)
+    service.command("Do", compensation=None)(lambda params, context: None)
+    body = json.dumps({"type": "Do", "saga_id": "s1", "step": 1})
+    entry: dict[Any, Any] = {"body": body, "begun_ms": 1, "compensation": "UndoSo"}
+    scene.redis.xadd(keys.commands("work"), entry)
+    assert runner(scene, service)._inbox.read(1)  # its effect happens, and here it dies
+    deliver(scene, "Undo", compensating=True)
+    scene.runner.turn(block_ms=1)
+    works_until(runner(scene, service), lambda: nothing_is_pending(scene))
+    [message] = Quarantine(scene.redis).newest_first()
+    assert "may have been done after it was refused" in message.reason
+
+
 def test_what_an_older_release_published_stays(scene: Scene) -> None:
     published.publish(scene.redis, "till", {"Charge": "Refund", "Old": "UndoOld"})
     published.publish(scene.redis, "till", {"Charge": "Refund2", "Remind": None})

@@ -340,7 +340,9 @@ class ServiceRunner:
             command = replace(command, type=name, compensating=True, result=result)
             key = f"{command.key}/{delivery.entry.id.decode()}"
             if self._service.registration(command) is None:
-                say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
+                # A try as any other: a later release may have it, or else it is left to a person.
+                if self._inbox.take_up_undo(delivery):
+                    say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
                 return None
         registration = self._service.registration(command)
         if registration is None:
