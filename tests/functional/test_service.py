@@ -196,6 +196,18 @@ def test_a_handler_may_take_longer_than_the_lease_while_its_answer_is_waited_for
     assert other._inbox.now_ms > deadline_ms
 
 
+def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) -> None:
+    scene.runner.turn(block_ms=1)
+    pipeline = scene.redis.pipeline()
+    for _ in range(8_200):
+        pipeline.xadd(keys.commands("work"), {"body": "{}"})
+    pipeline.execute()
+    inbox = scene.runner._inbox
+    stream: Any = {keys.commands("work"): ">"}
+    found: Any = scene.redis.xreadgroup("work", inbox._consumer, stream, count=9_000)
+    assert len(inbox._held_for([entry_id for entry_id, _ in found[0][1]], 0)) == 8_200
+
+
 def test_what_others_took_over_while_a_process_slept_is_not_begun_by_it(scene: Scene) -> None:
     sleeper = runner(scene, scene.effects.service)
     waiting(scene, "s1")

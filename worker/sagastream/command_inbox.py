@@ -19,6 +19,8 @@ from sagastream.streams import BATCH, Entry, GroupReader
 #: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
 #: be unknown: a command that kills whoever works on it must not do so for ever.
 MAX_TAKEOVERS: Final = 10
+#: Of how many entries a script call renews the lease: far below what it can take, and no long wait for others.
+_HELD_AT_ONCE: Final = 1000
 #: For how long what is handed back is made to look held, in milliseconds: longer than any lease.
 _LONG_MS: Final = 24 * 3600 * 1000
 
@@ -195,10 +197,10 @@ class CommandInbox:
         self.heard = time.monotonic()
 
     def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
-        if not ids:
-            return []
-        args = [self._service, self._consumer, idle_ms, *ids]
-        held: list[bytes] = self._hold(keys=[keys.commands(self._service)], args=args)
+        held: list[bytes] = []
+        for at in range(0, len(ids), _HELD_AT_ONCE):
+            args = [self._service, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
+            held += self._hold(keys=[keys.commands(self._service)], args=args)
         return held
 
     def _answered(self) -> set[bytes]:
