@@ -245,10 +245,10 @@ class ServiceRunner:
                 self._lingering.clear()
             try:
                 self.tend()
-            except redis.RedisError as error:
-                if not is_outage(error):
-                    raise
-                # Whoever reads waits for the broker, and says so.
+            except Exception as error:  # noqa: BLE001 - `run` raises it
+                # Whoever reads waits for an outage, and says so. A fault ends the process: in order, or by `_abandon`.
+                if not (isinstance(error, redis.RedisError) and is_outage(error)):
+                    self._fail(error)
             if self._stop.is_set():
                 stopped = stopped or time.monotonic()
                 if time.monotonic() - stopped > self._grace_s and self._hand.runs:
@@ -256,10 +256,11 @@ class ServiceRunner:
 
     def _abandon(self) -> NoReturn:
         """End with the handlers that do not: a thread cannot be ended in any other way."""
-        say(
-            self.name,
-            f"handlers: {self._hand.runs} still running {self._grace_s:g} s after the signal; ended, others take over",
-        )
+        if self._error is not None:  # which `run` will not come to raise
+            say(self.name, f"ends by {describe(self._error)}")
+        since = "the signal" if self._error is None else "that"
+        text = f"handlers: {self._hand.runs} still running {self._grace_s:g} s after {since}; ended, others take over"
+        say(self.name, text)
         self._outage.once(self._send)
         self._outage.once(self._inbox.reader.leave)
         os._exit(1)
