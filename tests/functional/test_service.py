@@ -159,7 +159,7 @@ def test_what_waits_for_long_behind_a_slow_handler_is_handed_to_others(scene: Sc
         if context.saga_id == "slow":
 
             def others_do_the_rest() -> bool:
-                slow.tend()
+                slow._keeper.turn()
                 other.turn(block_ms=1)
                 return len(done) == 2
 
@@ -188,7 +188,7 @@ def test_a_handler_may_take_longer_than_the_lease_while_its_answer_is_waited_for
     taken_over: list[Delivery] = []
 
     def other_has_it() -> bool:
-        slow.tend()
+        slow._keeper.turn()
         taken_over.extend(other._inbox.read(1))
         return bool(taken_over)
 
@@ -565,7 +565,7 @@ def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
     monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
     scene.runner.turn(block_ms=1)
     scene.redis.delete(keys.published("work"))
-    scene.runner.tend()
+    scene.runner._keeper.turn()
     assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
 
 

@@ -114,7 +114,7 @@ class Nowhere:
 
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
-    runner._inbox = post
+    runner._inbox = runner._keeper._inbox = post
     return runner
 
 
@@ -205,7 +205,7 @@ def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds()
     runner = a_runner(a_service(handle), post)
     runner._pace_s = 0.001
     runner.turn(block_ms=1)
-    runner.tend()
+    runner._keeper.turn()
     assert calls == ["saga42"]
     assert sorted(post.handed_back) == [b"1-0", b"2-0"]
     assert post.sent == []

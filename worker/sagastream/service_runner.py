@@ -2,7 +2,7 @@
 
 The threads of a process are all alike: each calls the handler of a command in hand or, where none may begin, reads
 more; one reads at a time. So with one thread a command passes through no other. Async handlers run in an event loop.
-A further thread, the keeper, never calls a handler: it renews leases and sends what others have no time to send.
+A further thread, the keeper, does meanwhile what cannot wait for a handler's end (see keeper).
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from sagastream.event_loop import EventLoop
 from sagastream.hand import Hand, Work
 from sagastream.handlers import call, call_async
 from sagastream.health import HealthFile
+from sagastream.keeper import LINGER_S, Keeper
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.named_function import NamedFunction
 from sagastream.service import Service, context_of
@@ -39,12 +40,6 @@ GRACE_S: Final = 25.0
 _BATCH_S: Final = 0.2
 #: How often a service says anew which commands it has, in seconds: somebody may have deleted it.
 _PUBLISH_EVERY_S: Final = 30.0
-#: How long a finished answer may wait for the rest of its batch, in seconds.
-_LINGER_S: Final = 0.02
-#: How often the keeper looks, in seconds, at the least; four times a lease where that is more often.
-_TEND_EVERY_S: Final = 0.5
-#: After how long without a reading the keeper shows that the process is alive, in seconds.
-_SILENCE_S: Final = 1.0
 #: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
 _FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 
@@ -95,7 +90,6 @@ class ServiceRunner:
         self._broker = broker
         self._stop = stop
         self._grace_s = grace_s
-        self._health = health
         self._outage = Outage(broker, self.name, stop)
         self._inbox = CommandInbox(
             broker.client, service.name, consumer=consumer, lease_ms=service.lease_ms, on_join=self._join
@@ -103,14 +97,23 @@ class ServiceRunner:
         self._elsewhere = elsewhere(self._inbox, self.name) if elsewhere else None
         self._hand = Hand(service.concurrency)
         self._reading = threading.Lock()
-        self._lingering = threading.Event()  # an answer waits while its thread is at the next command
         self._loop = EventLoop()
         self._pace_s = _BATCH_S  # what a command takes, about
         self._publish_at = float("inf")  # when it has joined
-        self._renew_at = 0.0
         self._data_away = False
-        self._ended = threading.Event()
         self._error: BaseException | None = None
+        self._keeper = Keeper(
+            self._inbox,
+            self._hand,
+            stop,
+            lease_ms=service.lease_ms,
+            grace_s=grace_s,
+            health=health,
+            send=self._send,
+            chores=[self._publish_again, *([self._elsewhere.turn] if self._elsewhere else [])],
+            fail=self._fail,
+            abandon=self._abandon,
+        )
 
     def run(self) -> None:
         """Work until `stop` is set. Handlers that run after that for longer than the grace end with the process.
@@ -118,7 +121,7 @@ class ServiceRunner:
         Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …).
         """
         say(self.name, "started")
-        keeper = threading.Thread(target=self._guarded, args=[self._keep], name="keeper", daemon=True)
+        keeper = threading.Thread(target=self._guarded, args=[self._keeper.run], name="keeper", daemon=True)
         others = [
             threading.Thread(target=self._guarded, args=[self._work], name=f"handlers-{number}", daemon=True)
             for number in range(2, self._threads() + 1)
@@ -131,10 +134,9 @@ class ServiceRunner:
             thread.join()
         while self._hand.runs and self._error is None:  # what runs in the event loop
             self._outage.once(self._send)
-            self._hand.wait(self._hand.changes, _LINGER_S)
+            self._hand.wait(self._hand.changes, LINGER_S)
         self._outage.once(self._send)
-        self._ended.set()
-        self._lingering.set()
+        self._keeper.end()
         keeper.join()
         self._outage.once(self._inbox.reader.leave)
         self._loop.close()
@@ -151,12 +153,12 @@ class ServiceRunner:
         sent = time.monotonic()
         while work is not None:
             self._begin(work)
-            if (now := time.monotonic()) - sent > _LINGER_S:
+            if (now := time.monotonic()) - sent > LINGER_S:
                 self._send()
                 sent = now
             work = self._next_or_send()
-            if work is not None and not self._lingering.is_set():
-                self._lingering.set()
+            if work is not None:
+                self._keeper.lingers()
 
     def work_on(self, entry_id: bytes, *, again: bool) -> bool:
         """Do one command that another process holds, and answer it; False: it was answered before.
@@ -174,7 +176,7 @@ class ServiceRunner:
             elif self._hand.is_empty:
                 return entry is not None
             else:
-                self._hand.wait(changes, max(0.0, min(self._hand.next_due() - time.monotonic(), _TEND_EVERY_S)))
+                self._hand.wait(changes, max(0.0, min(self._hand.next_due() - time.monotonic(), BLOCK_MS / 1000)))
         raise self._error
 
     def finish(self, work: Work, outcome: Reply | BaseException) -> None:
@@ -186,30 +188,6 @@ class ServiceRunner:
             self._through(work, outcome)
         elif (reply := self._raised(work, outcome, now)) is not None:
             self._through(work, reply)
-
-    def tend(self) -> None:
-        """What is to be done whether handlers run or not: the keeper's turn."""
-        now = time.monotonic()
-        if self._inbox.lingers(_LINGER_S):
-            self._send()
-        if self._stop.is_set():
-            self._hand_back(lambda _: True)
-        else:
-            # What waits here for long, others may have the time for.
-            patience_s = self._service.lease_ms / 4000
-            self._hand_back(lambda work: not work.begins and now - work.since > patience_s)
-        if now >= self._renew_at:
-            self._renew_at = now + self._service.lease_ms / 4000
-            lost = self._inbox.renew([work.delivery for work in self._hand.begun(self._inbox.now_ms)])
-            self._hand.put_down(lambda work: work.delivery.entry.id in lost)
-        if now >= self._publish_at:
-            self._publish()
-        if self._elsewhere is not None:
-            self._elsewhere.turn()
-        if now - self._inbox.heard > _SILENCE_S:
-            self._inbox.show_up()
-        if self._health is not None:
-            self._health.beat(self._inbox.heard)
 
     # --- the threads
 
@@ -236,23 +214,6 @@ class ServiceRunner:
         """What does not run is looked up anew, for others may have it by now."""
         self._hand.put_down(lambda _: True)
         self._inbox.reader.recover()
-
-    def _keep(self) -> None:
-        stopped = None
-        while not self._ended.is_set():
-            if self._lingering.wait(max(_LINGER_S, min(_TEND_EVERY_S, self._service.lease_ms / 4000))):
-                self._ended.wait(_LINGER_S)
-                self._lingering.clear()
-            try:
-                self.tend()
-            except Exception as error:  # noqa: BLE001 - `run` raises it
-                # Whoever reads waits for an outage, and says so. A fault ends the process: in order, or by `_abandon`.
-                if not (isinstance(error, redis.RedisError) and is_outage(error)):
-                    self._fail(error)
-            if self._stop.is_set():
-                stopped = stopped or time.monotonic()
-                if time.monotonic() - stopped > self._grace_s and self._hand.runs:
-                    self._abandon()
 
     def _abandon(self) -> NoReturn:
         """End with the handlers that do not: a thread cannot be ended in any other way."""
@@ -290,9 +251,6 @@ class ServiceRunner:
         if works := [work for delivery in deliveries if (work := self._work_for(delivery)) is not None]:
             self._hand.add(works)
 
-    def _hand_back(self, which: Callable[[Work], bool]) -> None:
-        self._inbox.hand_back([work.delivery for work in self._hand.put_down(which)])
-
     def _join(self) -> None:
         self._broker.check()
         self._publish()
@@ -300,6 +258,10 @@ class ServiceRunner:
     def _publish(self) -> None:
         published.publish(self._broker.client, self._service.name, self._publishes)
         self._publish_at = time.monotonic() + _PUBLISH_EVERY_S
+
+    def _publish_again(self) -> None:
+        if time.monotonic() >= self._publish_at:
+            self._publish()
 
     def _send(self) -> None:
         """Send the answers that are ready. What was overruled meanwhile is to be undone, then answered."""
