@@ -14,7 +14,8 @@ import redis
 from processes import Commands
 from sagastream import Context, Reject, Service, keys, published, service_runner
 from sagastream.client import SagaClient
-from sagastream.command_inbox import MAX_TAKEOVERS, Delivery
+from sagastream.command_inbox import Delivery
+from sagastream.dedupe import MAX_TAKEOVERS
 from sagastream.errors import ServiceError
 from sagastream.hand import Work
 from sagastream.messages import ok, reply_to

@@ -14,10 +14,11 @@ from msgspec.structs import replace
 from sagastream import backoff, dedupe, keys
 from sagastream.broker import Broker
 from sagastream.command_inbox import CommandInbox, Delivery
+from sagastream.dedupe import TRIES
 from sagastream.errors import Reject
 from sagastream.messages import Command, Reply
 from sagastream.service import Context, Handler, Service
-from sagastream.service_runner import GRACE_S, TRIES, ServiceRunner
+from sagastream.service_runner import GRACE_S, ServiceRunner
 from sagastream.streams import Entry
 from sagastream.strict_json import MAX_PAYLOAD_BYTES
 from sagastream_bridge.cli import cli

@@ -32,8 +32,6 @@ from sagastream.service import Service, context_of
 from sagastream.streams import BATCH, consumer_name
 from sagastream.strict_json import encode
 
-#: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
-TRIES: Final = 3
 #: How long running handlers may take when the process is to end, in seconds; a Kubernetes pod has 30.
 GRACE_S: Final = 25.0
 #: How much work is taken at once for each handler that may run, in seconds: what one process holds, no other can do.
@@ -385,7 +383,7 @@ class ServiceRunner:
             return self._give_up(work.command, f"the result of {work.command.type} is unusable: {failure}")
         work.tries += 1
         # One that is not told the idempotency key may have had its effect, and would have it twice.
-        tries = 1 if isinstance(work.registration.handler, NamedFunction) else TRIES
+        tries = 1 if isinstance(work.registration.handler, NamedFunction) else dedupe.TRIES
         say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {tries})")
         if work.tries < tries:
             self._hand.put_back(work, now + backoff.delay(work.tries))
