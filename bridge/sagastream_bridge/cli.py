@@ -121,13 +121,13 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
         from sagastream.service_runner import ServiceRunner
 
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
-        loaded, elsewhere = load_service(where), None
-        if loaded.queues:
-            from sagastream.job_dispatcher import on_rq
-
-            elsewhere = on_rq(broker, loaded)
-        gc.freeze()  # see `worker`
         with health_file_at(health_file) as health:
+            loaded, elsewhere = load_service(where), None
+            if loaded.queues:
+                from sagastream.job_dispatcher import on_rq
+
+                elsewhere = on_rq(broker, loaded)
+            gc.freeze()  # see `worker`
             ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, elsewhere=elsewhere).run()
 
 

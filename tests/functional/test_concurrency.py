@@ -260,6 +260,22 @@ def test_a_handler_that_does_not_end_is_ended_with_its_process_and_handed_to_oth
     assert len(shop.listed("begun")) == 2
 
 
+def test_a_handler_that_does_not_end_is_ended_with_its_process_after_a_fault_too(
+    server: Server, commands: Commands
+) -> None:
+    shop = Shop(server, commands, PLAIN.replace("concurrency=4, ", ""))
+    hanging = shop.start("--grace", "0.3", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    shop.send("Slow", "slow")
+    shop.begun(1)
+    shop.redis.delete(keys.commands("work"))
+    shop.redis.set(keys.commands("work"), "no stream")
+    assert hanging.wait(10) == 1
+    assert hanging.stderr is not None
+    said = hanging.stderr.read()
+    assert b"WRONGTYPE" in said
+    assert b"handlers: 1 still running 0.3 s after that" in said
+
+
 @both_kinds
 def test_handlers_outlive_a_restart_of_the_broker(server: Server, commands: Commands, source: str) -> None:
     # Its data are elsewhere: the handlers know nothing of it.

@@ -15,7 +15,7 @@ from page import Shell, shell
 from processes import SAMPLES, Commands
 from sagastream import keys
 from sagastream.client import SagaClient
-from sagastream.command_inbox import MAX_TAKEOVERS
+from sagastream.dedupe import MAX_TAKEOVERS
 from sagastream.quarantine import Quarantine
 from sagastream.saga import SagaStatus
 from scenes import do

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import redis
 from rq import Queue
 from rq.command import send_stop_job_command
 from rq.job import Job, JobStatus
@@ -24,7 +26,8 @@ from rq.serializers import JSONSerializer
 from processes import Commands
 from sagastream import Service, keys, published
 from sagastream.job_dispatcher import on_rq
-from sagastream.rq_runner import SERVICES_VARIABLE
+from sagastream.messages import ok, reply_to
+from sagastream.rq_runner import SERVICES_VARIABLE, job_id
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.service_runner import ServiceRunner
 from scenes import Scene, do
@@ -569,3 +572,31 @@ def test_a_service_on_rq_needs_no_more_than_up(commands: Commands) -> None:
     commands.quiet("up", "--service", "shop:service")
     saga = '{"saga_id": "s1", "steps": [{"transaction": "Charge", "service": "work", "params": {"user": "u"}}]}'
     assert commands.run("begin", "-", "--wait", given=saga).stdout == "s1 COMPLETED\n"
+
+
+def test_a_dispatcher_whose_last_job_has_ended_sends_what_waits_though_the_broker_failed_at_first(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagastream.job_dispatcher._LOOK_EVERY_WHEN_FULL_S", 0.0)
+    dispatcher = on_rq(stage.broker, stage.service)(stage.runner._inbox, "dispatcher")
+    for number in range(4):
+        stage.begin(f"s{number}", do(number))
+    stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 4)
+    *out, waiting = stage.runner._inbox.read(1)
+    for delivery in (*out, waiting):
+        dispatcher.send(delivery)
+    for delivery in out:
+        stage.runner._inbox.reply(delivery, reply_to(delivery.command, ok("Do")))
+    stage.runner._inbox.send()
+    with monkeypatch.context() as cut:
+        cut.setattr(dispatcher._jobs, "enqueue", Mock(side_effect=redis.ConnectionError))
+        with pytest.raises(redis.ConnectionError):
+            until(dispatcher.turn, what="it looks at the jobs")
+    assert dispatcher.room() == 0
+
+    def reads_on() -> bool:
+        dispatcher.turn()
+        return dispatcher.room() > 0
+
+    until(reads_on, what="what waited is out")
+    assert Job.exists(job_id(waiting.command), stage.redis)

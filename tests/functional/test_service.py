@@ -14,7 +14,8 @@ import redis
 from processes import Commands
 from sagastream import Context, Reject, Service, keys, published, service_runner
 from sagastream.client import SagaClient
-from sagastream.command_inbox import MAX_TAKEOVERS, Delivery
+from sagastream.command_inbox import Delivery
+from sagastream.dedupe import MAX_TAKEOVERS
 from sagastream.errors import ServiceError
 from sagastream.hand import Work
 from sagastream.messages import ok, reply_to
@@ -159,7 +160,7 @@ def test_what_waits_for_long_behind_a_slow_handler_is_handed_to_others(scene: Sc
         if context.saga_id == "slow":
 
             def others_do_the_rest() -> bool:
-                slow.tend()
+                slow._keeper.turn()
                 other.turn(block_ms=1)
                 return len(done) == 2
 
@@ -188,12 +189,24 @@ def test_a_handler_may_take_longer_than_the_lease_while_its_answer_is_waited_for
     taken_over: list[Delivery] = []
 
     def other_has_it() -> bool:
-        slow.tend()
+        slow._keeper.turn()
         taken_over.extend(other._inbox.read(1))
         return bool(taken_over)
 
     until(other_has_it, what="another takes it over")
     assert other._inbox.now_ms > deadline_ms
+
+
+def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) -> None:
+    scene.runner.turn(block_ms=1)
+    pipeline = scene.redis.pipeline()
+    for _ in range(8_200):
+        pipeline.xadd(keys.commands("work"), {"body": "{}"})
+    pipeline.execute()
+    inbox = scene.runner._inbox
+    stream: Any = {keys.commands("work"): ">"}
+    found: Any = scene.redis.xreadgroup("work", inbox._consumer, stream, count=9_000)
+    assert len(inbox._held_for([entry_id for entry_id, _ in found[0][1]], 0)) == 8_200
 
 
 def test_what_others_took_over_while_a_process_slept_is_not_begun_by_it(scene: Scene) -> None:
@@ -526,6 +539,21 @@ def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
     assert [c["name"].decode() for c in consumers] == [scene.runner.name.split()[-1]]
 
 
+def test_an_effect_is_left_to_a_person_where_no_process_has_what_undoes_it(scene: Scene) -> None:
+    """The step names a compensation that the service does not have."""
+    service = Service("work", lease_ms=1)
+    service.command("Do", compensation=None)(lambda params, context: None)
+    body = json.dumps({"type": "Do", "saga_id": "s1", "step": 1})
+    entry: dict[Any, Any] = {"body": body, "begun_ms": 1, "compensation": "UndoSo"}
+    scene.redis.xadd(keys.commands("work"), entry)
+    assert runner(scene, service)._inbox.read(1)  # its effect happens, and here it dies
+    deliver(scene, "Undo", compensating=True)
+    scene.runner.turn(block_ms=1)
+    works_until(runner(scene, service), lambda: nothing_is_pending(scene))
+    [message] = Quarantine(scene.redis).newest_first()
+    assert "may have been done after it was refused" in message.reason
+
+
 def test_what_an_older_release_published_stays(scene: Scene) -> None:
     published.publish(scene.redis, "till", {"Charge": "Refund", "Old": "UndoOld"})
     published.publish(scene.redis, "till", {"Charge": "Refund2", "Remind": None})
@@ -538,7 +566,7 @@ def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
     monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
     scene.runner.turn(block_ms=1)
     scene.redis.delete(keys.published("work"))
-    scene.runner.tend()
+    scene.runner._keeper.turn()
     assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream import dedupe, keys, scripts, service, service_runner, streams
-from sagastream.command_inbox import MAX_TAKEOVERS
+from sagastream import dedupe, keys, scripts, service, streams
+from sagastream.dedupe import MAX_TAKEOVERS, TRIES
 from sagastream.messages import ID_PATTERN, MAX_STEPS, Begin, Command, Reply, failed, ok, reply_to
 from sagastream.parsing import parse_begin, read_command, read_reply, read_request
 from sagastream.streams import REPLAYED, Entry
@@ -184,7 +184,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
         keys.DONE_KEPT_S,
         service.LEASE_MS,
         MAX_TAKEOVERS,
-        service_runner.TRIES,
+        TRIES,
         streams._GONE_MS,
         keys.EVENTS_KEPT,
     ]

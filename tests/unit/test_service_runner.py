@@ -14,10 +14,11 @@ from msgspec.structs import replace
 from sagastream import backoff, dedupe, keys
 from sagastream.broker import Broker
 from sagastream.command_inbox import CommandInbox, Delivery
+from sagastream.dedupe import TRIES
 from sagastream.errors import Reject
 from sagastream.messages import Command, Reply
 from sagastream.service import Context, Handler, Service
-from sagastream.service_runner import GRACE_S, TRIES, ServiceRunner
+from sagastream.service_runner import GRACE_S, ServiceRunner
 from sagastream.streams import Entry
 from sagastream.strict_json import MAX_PAYLOAD_BYTES
 from sagastream_bridge.cli import cli
@@ -114,7 +115,7 @@ class Nowhere:
 
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
-    runner._inbox = post
+    runner._inbox = runner._keeper._inbox = post
     return runner
 
 
@@ -205,7 +206,7 @@ def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds()
     runner = a_runner(a_service(handle), post)
     runner._pace_s = 0.001
     runner.turn(block_ms=1)
-    runner.tend()
+    runner._keeper.turn()
     assert calls == ["saga42"]
     assert sorted(post.handed_back) == [b"1-0", b"2-0"]
     assert post.sent == []

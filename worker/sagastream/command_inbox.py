@@ -16,9 +16,8 @@ from sagastream.messages import Command, Fields, Reply, Unreadable
 from sagastream.parsing import read_command
 from sagastream.streams import BATCH, Entry, GroupReader
 
-#: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
-#: be unknown: a command that kills whoever works on it must not do so for ever.
-MAX_TAKEOVERS: Final = 10
+#: Of how many entries a script call renews the lease: far below what it can take, and no long wait for others.
+_HELD_AT_ONCE: Final = 1000
 #: For how long what is handed back is made to look held, in milliseconds: longer than any lease.
 _LONG_MS: Final = 24 * 3600 * 1000
 
@@ -124,7 +123,7 @@ class CommandInbox:
     def take_up(self, delivery: Delivery) -> Reply | None:
         """To be called before a handler is: the reply in its place, where too many have died of the command."""
         command = delivery.command
-        if not delivery.entry.taken_over or (times := self._count(command, "takeovers")) < MAX_TAKEOVERS:
+        if not delivery.entry.taken_over or (times := self._count(command, "takeovers")) < dedupe.MAX_TAKEOVERS:
             return None
         self._say(f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it")
         return dedupe.gave_up(command, times)
@@ -134,7 +133,7 @@ class CommandInbox:
         failed too often, it is left to a person."""
         # Counted by entry: put back from the quarantine, it is tried as often again.
         undos = f"undos/{delivery.entry.id.decode()}"
-        if not delivery.entry.again or (times := self._count(delivery.command, undos)) < MAX_TAKEOVERS:
+        if not delivery.entry.again or (times := self._count(delivery.command, undos)) < dedupe.MAX_TAKEOVERS:
             return True
         what = f"{delivery.command.type} may have been done after it was refused, and could not be undone {times} times"
         self._quarantine(delivery.entry, what)
@@ -195,10 +194,10 @@ class CommandInbox:
         self.heard = time.monotonic()
 
     def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
-        if not ids:
-            return []
-        args = [self._service, self._consumer, idle_ms, *ids]
-        held: list[bytes] = self._hold(keys=[keys.commands(self._service)], args=args)
+        held: list[bytes] = []
+        for at in range(0, len(ids), _HELD_AT_ONCE):
+            args = [self._service, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
+            held += self._hold(keys=[keys.commands(self._service)], args=args)
         return held
 
     def _answered(self) -> set[bytes]:

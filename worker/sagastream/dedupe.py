@@ -16,6 +16,12 @@ from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.parsing import read_reply
 from sagastream.strict_json import encode
 
+#: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
+TRIES: Final = 3
+#: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
+#: be unknown: a command that kills whoever works on it must not do so for ever.
+MAX_TAKEOVERS: Final = 10
+
 _RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
 

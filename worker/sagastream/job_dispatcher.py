@@ -79,7 +79,7 @@ class JobDispatcher:
     def turn(self) -> None:
         """Where it is time: look at the jobs that are out, answer for those that ended without an answer, send more."""
         with self._lock:
-            if not self._out or time.monotonic() < self._look_at:
+            if not (self._out or self._waiting) or time.monotonic() < self._look_at:
                 return
             self._look()
             for delivery in list(self._waiting):

@@ -2,7 +2,7 @@
 
 The threads of a process are all alike: each calls the handler of a command in hand or, where none may begin, reads
 more; one reads at a time. So with one thread a command passes through no other. Async handlers run in an event loop.
-A further thread, the keeper, never calls a handler: it renews leases and sends what others have no time to send.
+A further thread, the keeper, does meanwhile what cannot wait for a handler's end (see keeper).
 """
 
 import asyncio
@@ -25,26 +25,19 @@ from sagastream.event_loop import EventLoop
 from sagastream.hand import Hand, Work
 from sagastream.handlers import call, call_async
 from sagastream.health import HealthFile
+from sagastream.keeper import LINGER_S, Keeper
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.named_function import NamedFunction
 from sagastream.service import Service, context_of
 from sagastream.streams import BATCH, consumer_name
 from sagastream.strict_json import encode
 
-#: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
-TRIES: Final = 3
 #: How long running handlers may take when the process is to end, in seconds; a Kubernetes pod has 30.
 GRACE_S: Final = 25.0
 #: How much work is taken at once for each handler that may run, in seconds: what one process holds, no other can do.
 _BATCH_S: Final = 0.2
 #: How often a service says anew which commands it has, in seconds: somebody may have deleted it.
 _PUBLISH_EVERY_S: Final = 30.0
-#: How long a finished answer may wait for the rest of its batch, in seconds.
-_LINGER_S: Final = 0.02
-#: How often the keeper looks, in seconds, at the least; four times a lease where that is more often.
-_TEND_EVERY_S: Final = 0.5
-#: After how long without a reading the keeper shows that the process is alive, in seconds.
-_SILENCE_S: Final = 1.0
 #: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
 _FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 
@@ -95,7 +88,6 @@ class ServiceRunner:
         self._broker = broker
         self._stop = stop
         self._grace_s = grace_s
-        self._health = health
         self._outage = Outage(broker, self.name, stop)
         self._inbox = CommandInbox(
             broker.client, service.name, consumer=consumer, lease_ms=service.lease_ms, on_join=self._join
@@ -103,14 +95,23 @@ class ServiceRunner:
         self._elsewhere = elsewhere(self._inbox, self.name) if elsewhere else None
         self._hand = Hand(service.concurrency)
         self._reading = threading.Lock()
-        self._lingering = threading.Event()  # an answer waits while its thread is at the next command
         self._loop = EventLoop()
         self._pace_s = _BATCH_S  # what a command takes, about
         self._publish_at = float("inf")  # when it has joined
-        self._renew_at = 0.0
         self._data_away = False
-        self._ended = threading.Event()
         self._error: BaseException | None = None
+        self._keeper = Keeper(
+            self._inbox,
+            self._hand,
+            stop,
+            lease_ms=service.lease_ms,
+            grace_s=grace_s,
+            health=health,
+            send=self._send,
+            chores=[self._publish_again, *([self._elsewhere.turn] if self._elsewhere else [])],
+            fail=self._fail,
+            abandon=self._abandon,
+        )
 
     def run(self) -> None:
         """Work until `stop` is set. Handlers that run after that for longer than the grace end with the process.
@@ -118,7 +119,7 @@ class ServiceRunner:
         Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …).
         """
         say(self.name, "started")
-        keeper = threading.Thread(target=self._guarded, args=[self._keep], name="keeper", daemon=True)
+        keeper = threading.Thread(target=self._guarded, args=[self._keeper.run], name="keeper", daemon=True)
         others = [
             threading.Thread(target=self._guarded, args=[self._work], name=f"handlers-{number}", daemon=True)
             for number in range(2, self._threads() + 1)
@@ -131,10 +132,9 @@ class ServiceRunner:
             thread.join()
         while self._hand.runs and self._error is None:  # what runs in the event loop
             self._outage.once(self._send)
-            self._hand.wait(self._hand.changes, _LINGER_S)
+            self._hand.wait(self._hand.changes, LINGER_S)
         self._outage.once(self._send)
-        self._ended.set()
-        self._lingering.set()
+        self._keeper.end()
         keeper.join()
         self._outage.once(self._inbox.reader.leave)
         self._loop.close()
@@ -151,12 +151,12 @@ class ServiceRunner:
         sent = time.monotonic()
         while work is not None:
             self._begin(work)
-            if (now := time.monotonic()) - sent > _LINGER_S:
+            if (now := time.monotonic()) - sent > LINGER_S:
                 self._send()
                 sent = now
             work = self._next_or_send()
-            if work is not None and not self._lingering.is_set():
-                self._lingering.set()
+            if work is not None:
+                self._keeper.lingers()
 
     def work_on(self, entry_id: bytes, *, again: bool) -> bool:
         """Do one command that another process holds, and answer it; False: it was answered before.
@@ -174,7 +174,7 @@ class ServiceRunner:
             elif self._hand.is_empty:
                 return entry is not None
             else:
-                self._hand.wait(changes, max(0.0, min(self._hand.next_due() - time.monotonic(), _TEND_EVERY_S)))
+                self._hand.wait(changes, max(0.0, min(self._hand.next_due() - time.monotonic(), BLOCK_MS / 1000)))
         raise self._error
 
     def finish(self, work: Work, outcome: Reply | BaseException) -> None:
@@ -186,30 +186,6 @@ class ServiceRunner:
             self._through(work, outcome)
         elif (reply := self._raised(work, outcome, now)) is not None:
             self._through(work, reply)
-
-    def tend(self) -> None:
-        """What is to be done whether handlers run or not: the keeper's turn."""
-        now = time.monotonic()
-        if self._inbox.lingers(_LINGER_S):
-            self._send()
-        if self._stop.is_set():
-            self._hand_back(lambda _: True)
-        else:
-            # What waits here for long, others may have the time for.
-            patience_s = self._service.lease_ms / 4000
-            self._hand_back(lambda work: not work.begins and now - work.since > patience_s)
-        if now >= self._renew_at:
-            self._renew_at = now + self._service.lease_ms / 4000
-            lost = self._inbox.renew([work.delivery for work in self._hand.begun(self._inbox.now_ms)])
-            self._hand.put_down(lambda work: work.delivery.entry.id in lost)
-        if now >= self._publish_at:
-            self._publish()
-        if self._elsewhere is not None:
-            self._elsewhere.turn()
-        if now - self._inbox.heard > _SILENCE_S:
-            self._inbox.show_up()
-        if self._health is not None:
-            self._health.beat(self._inbox.heard)
 
     # --- the threads
 
@@ -237,29 +213,13 @@ class ServiceRunner:
         self._hand.put_down(lambda _: True)
         self._inbox.reader.recover()
 
-    def _keep(self) -> None:
-        stopped = None
-        while not self._ended.is_set():
-            if self._lingering.wait(max(_LINGER_S, min(_TEND_EVERY_S, self._service.lease_ms / 4000))):
-                self._ended.wait(_LINGER_S)
-                self._lingering.clear()
-            try:
-                self.tend()
-            except redis.RedisError as error:
-                if not is_outage(error):
-                    raise
-                # Whoever reads waits for the broker, and says so.
-            if self._stop.is_set():
-                stopped = stopped or time.monotonic()
-                if time.monotonic() - stopped > self._grace_s and self._hand.runs:
-                    self._abandon()
-
     def _abandon(self) -> NoReturn:
         """End with the handlers that do not: a thread cannot be ended in any other way."""
-        say(
-            self.name,
-            f"handlers: {self._hand.runs} still running {self._grace_s:g} s after the signal; ended, others take over",
-        )
+        if self._error is not None:  # which `run` will not come to raise
+            say(self.name, f"ends by {describe(self._error)}")
+        since = "the signal" if self._error is None else "that"
+        text = f"handlers: {self._hand.runs} still running {self._grace_s:g} s after {since}; ended, others take over"
+        say(self.name, text)
         self._outage.once(self._send)
         self._outage.once(self._inbox.reader.leave)
         os._exit(1)
@@ -289,9 +249,6 @@ class ServiceRunner:
         if works := [work for delivery in deliveries if (work := self._work_for(delivery)) is not None]:
             self._hand.add(works)
 
-    def _hand_back(self, which: Callable[[Work], bool]) -> None:
-        self._inbox.hand_back([work.delivery for work in self._hand.put_down(which)])
-
     def _join(self) -> None:
         self._broker.check()
         self._publish()
@@ -299,6 +256,10 @@ class ServiceRunner:
     def _publish(self) -> None:
         published.publish(self._broker.client, self._service.name, self._publishes)
         self._publish_at = time.monotonic() + _PUBLISH_EVERY_S
+
+    def _publish_again(self) -> None:
+        if time.monotonic() >= self._publish_at:
+            self._publish()
 
     def _send(self) -> None:
         """Send the answers that are ready. What was overruled meanwhile is to be undone, then answered."""
@@ -340,7 +301,9 @@ class ServiceRunner:
             command = replace(command, type=name, compensating=True, result=result)
             key = f"{command.key}/{delivery.entry.id.decode()}"
             if self._service.registration(command) is None:
-                say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
+                # A try as any other: a later release may have it, or else it is left to a person.
+                if self._inbox.take_up_undo(delivery):
+                    say(self.name, f"{where} cannot be undone: the service has no compensation {name}")
                 return None
         registration = self._service.registration(command)
         if registration is None:
@@ -420,7 +383,7 @@ class ServiceRunner:
             return self._give_up(work.command, f"the result of {work.command.type} is unusable: {failure}")
         work.tries += 1
         # One that is not told the idempotency key may have had its effect, and would have it twice.
-        tries = 1 if isinstance(work.registration.handler, NamedFunction) else TRIES
+        tries = 1 if isinstance(work.registration.handler, NamedFunction) else dedupe.TRIES
         say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {tries})")
         if work.tries < tries:
             self._hand.put_back(work, now + backoff.delay(work.tries))

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from sagastream import backoff, dedupe
 from sagastream.console import describe, printable
+from sagastream.dedupe import MAX_TAKEOVERS, TRIES
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
 from sagastream.handlers import call, call_async
 from sagastream.messages import Command, Fields, Reply, failed, ok, reply_to
@@ -23,11 +24,6 @@ from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.records import Records, answer, recall
 from sagastream.testing.story import Story
-
-#: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
-TRIES: Final = 3
-#: How many processes may begin with a command and die before its outcome is said to be unknown.
-MAX_TAKEOVERS: Final = 10
 
 #: What goes wrong so that nobody answers.
 _NOT_ANSWERED: Final = (Kind.LOST, Kind.ANSWER_LOST, Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT)
