@@ -11,10 +11,10 @@ import redis
 
 from page import PAGE, Shell, shell
 from processes import Commands
-from sagastream import Service, keys
+from sagastream import Service, keys, published
 from sagastream.broker import connect
 from sagastream.client import SagaClient
-from sagastream.saga import SagaState, SagaStatus
+from sagastream.saga import SagaState, SagaStatus, StepStatus
 from sagastream.service_runner import ServiceRunner
 from scenes import Scene, do
 from servers import Server
@@ -75,6 +75,47 @@ def test_a_person_answers_a_command_with_ten_lines_of_redis_cli(scene: Scene, ba
     ServiceRunner(scene.broker, service, scene.stop).turn(block_ms=1)
     summary: Any = scene.redis.xpending(TILL, "till")
     assert (calls, scene.redis.xlen(TILL), summary["pending"]) == ([], 0, 0)
+
+
+def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -> None:
+    """With the two changes that the page names."""
+    [script] = shell("Answering by hand")
+    [key, tombstone] = re.findall(r'`(key=\S+)`, and `"(HSET .*?)"`', PAGE, re.DOTALL)[0]
+    script = script.replace("key=o-1/1/transaction", key).replace("ChargeCard", "RefundCard")
+    script = script.replace("printf '%s\\n' MULTI", f"printf '%s\\n' MULTI \"{tombstone}\"")
+    script = script.replace(',"result":{"payment_id":"by hand"}', "")
+    published.publish(scene.redis, "till", {"ChargeCard": "RefundCard"})
+    scene.begin("o-1", do({"amount": 5}, "ChargeCard", "till"), do("fail"))
+    scene.turns_until(lambda: scene.redis.xlen(TILL) == 1)
+    command: Any = scene.redis.xrange(TILL)
+    scene.redis.xdel(TILL, command[0][0])
+    scene.redis.xadd(keys.REPLIES, {"body": '{"type":"ChargeCard_ok","saga_id":"o-1","step":1}'})
+
+    def is_asked_to_undo() -> bool:
+        scene.runner.turn(block_ms=1)
+        return scene.redis.xlen(TILL) == 1
+
+    scene.turns_until(is_asked_to_undo)
+    bash.run(script)
+    state = ended(scene)
+    assert (state.status, state.steps[0].status) == (SagaStatus.ABORTED, StepStatus.COMPENSATED)
+    records = keys.done("till", state.begun_ms)
+    assert scene.redis.hget(records, "o-1/1/transaction/(void)") == b"1"
+    assert scene.redis.hexists(records, "o-1/1/compensation/RefundCard")
+
+
+def test_without_the_scripts_a_reply_is_one_transaction(scene: Scene) -> None:
+    [block] = re.findall(r"\n    MULTI\n(.*?)    EXEC\n", PAGE, re.DOTALL)
+    waiting_for_till(scene)
+    scene.redis.xgroup_create(TILL, "till", id="0")
+    entry: Any = scene.redis.xreadgroup("till", "me", {TILL: ">"})
+    entry_id = entry[0][1][0][0].decode()
+    transaction = scene.redis.pipeline(transaction=True)
+    for line in block.replace(" ID\n", f" {entry_id}\n").replace(",…}", ',"saga_id":"o-1","step":1}').splitlines():
+        transaction.execute_command(*line.split())  # type: ignore[no-untyped-call]
+    transaction.execute()
+    assert ended(scene).status is SagaStatus.COMPLETED
+    assert scene.redis.xlen(TILL) == 0
 
 
 def test_the_two_calls_record_reply_and_acknowledge(scene: Scene, bash: Shell) -> None:
