@@ -212,6 +212,25 @@ def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds()
     assert post.sent == []
 
 
+def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None:
+    class Cut(Post):
+        cuts = 1
+
+        def take_up(self, delivery: Delivery) -> Reply | None:
+            if self.cuts:
+                self.cuts -= 1
+                raise redis.ConnectionError("cut")
+            return dedupe.gave_up(delivery.command, dedupe.MAX_TAKEOVERS)
+
+    handler = Raising()
+    runner = a_runner(a_service(handler), post := Cut(a_command()))
+    with pytest.raises(redis.ConnectionError):
+        runner.turn(block_ms=1)
+    runner.turn(block_ms=1)  # of another thread: this one would read it anew
+    assert handler.calls == 0
+    assert [reply.unknown for _, reply, _ in post.sent] == [True]
+
+
 @pytest.mark.parametrize("outcome", ["done", Reject("no"), math.nan])
 def test_a_process_that_is_to_stop_still_answers_what_runs(outcome: object) -> None:
     def handle(params: Any, context: Context) -> object:

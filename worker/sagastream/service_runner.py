@@ -326,6 +326,7 @@ class ServiceRunner:
             if not self._may_begin(work):
                 return
         except redis.RedisError:
+            work.begins -= 1  # whoever takes it next, perhaps before this thread has recovered, looks anew
             self._hand.put_back(work, 0.0)
             raise
         if work.registration.is_async:
