@@ -117,7 +117,7 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
             run(broker, where, more, stop, grace_s=grace)
             return
         from sagastream.health import health_file_at
-        from sagastream.service import load_service
+        from sagastream.loading import load_service
         from sagastream.service_runner import ServiceRunner
 
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
@@ -167,7 +167,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     stop = stop_event()
     with opened() as broker:
         from sagastream.broker import Outage
-        from sagastream.service import load_service
+        from sagastream.loading import load_service
         from sagastream_bridge.stack import SAMPLES, Stack
 
         # What no restart can mend is told at once.

@@ -1,18 +1,16 @@
 """What services are written with: declarations, and what a handler is told."""
 
 import functools
-import sys
-import types
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from sagastream.errors import ServiceError
+from sagastream.loading import load_service
 from sagastream.messages import Command
-from sagastream.service import Context, Service, context_of, load_service
+from sagastream.service import Context, Service, context_of
 
 
 def a_command(kind: str = "Charge", *, compensating: bool = False, result: bytes | None = None) -> Command:
@@ -235,40 +233,6 @@ def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> No
     assert context.key == "saga42/2/compensation"
     assert context.transaction_key == context_of(a_command()).key
     assert context.result == {"payment_id": "p1"}
-
-
-def test_a_service_is_loaded_by_module_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("shop_payment")
-    vars(module).update(service=Service("payment"), other="not one")
-    monkeypatch.setitem(sys.modules, "shop_payment", module)
-    assert load_service("shop_payment:service") is vars(module)["service"]
-    assert told(load_service, "shop_payment:other") == "other in shop_payment is not a sagastream.Service"
-    assert told(load_service, "shop_payment:nothing") == "nothing in shop_payment is not a sagastream.Service"
-
-
-@pytest.mark.parametrize("where", ["", "payment", "payment:", ":service", ":"])
-def test_what_is_no_module_and_name_is_told_with_an_example(where: str) -> None:
-    assert told(load_service, where) == f"{where!r} is not MODULE:NAME, like shop.payment:service"
-
-
-def test_a_module_that_is_not_found_is_told_with_what_to_do() -> None:
-    text = told(load_service, "no_such_module_anywhere:service")
-    assert text.startswith("cannot import no_such_module_anywhere: ")
-    assert text.endswith("; run it where the module is found")
-
-
-def test_a_module_that_raises_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shop_broken.py").write_text("\nraise KeyError('no configuration')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    text = told(load_service, "shop_broken:service")
-    assert text.startswith("cannot import shop_broken: KeyError: 'no configuration' (raised in ")
-    assert text.endswith("shop_broken.py, line 2)")
-
-
-def test_a_module_that_exits_when_it_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shop_exits.py").write_text("raise SystemExit('no configuration')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert told(load_service, "shop_exits:service").startswith("cannot import shop_exits: SystemExit: no configuration")
 
 
 @pytest.mark.parametrize("name", ["inventory", "payment", "shipping"])

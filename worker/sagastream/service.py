@@ -19,8 +19,6 @@ finds under `context.transaction_key`, and sees to it that nothing more can be d
 import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import import_module
-from traceback import extract_tb
 from typing import Any, Final, Literal, TypeVar, overload
 
 import orjson
@@ -296,22 +294,3 @@ def _moment(ms: int | None) -> datetime | None:
         return datetime.fromtimestamp(ms / 1000, UTC)
     except (OverflowError, ValueError):  # beyond the years that a datetime can hold, as a stray message may have it
         return None
-
-
-def load_service(where: str) -> Service:
-    """The Service that MODULE:NAME names. Raises ServiceError with what to do about it."""
-    module_name, _, name = where.partition(":")
-    if not module_name or not name:
-        raise ServiceError(f"{where!r} is not MODULE:NAME, like shop.payment:service")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ServiceError(f"cannot import {module_name}: {error}; run it where the module is found") from None
-    except (Exception, SystemExit) as error:
-        at = extract_tb(error.__traceback__)[-1]
-        why = f"{type(error).__name__}: {error} (raised in {at.filename}, line {at.lineno})"
-        raise ServiceError(f"cannot import {module_name}: {why}") from error
-    service = getattr(module, name, None)
-    if not isinstance(service, Service):
-        raise ServiceError(f"{name} in {module_name} is not a sagastream.Service")
-    return service
