@@ -55,9 +55,26 @@ _RETENTION = click.option(
     help="How long a saga is kept once it has ended.",
 )
 
+
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Told now, and not by a process that is up already."""
+    from sagastream.health import HealthFile
+
+    if path is None:
+        return None
+    if path == Path():
+        raise click.BadParameter("'' is no path")
+    try:
+        HealthFile(path)
+    except OSError as error:
+        raise click.BadParameter(safe(f"cannot write {path}: {error.strerror}")) from None
+    return path
+
+
 _HEALTH_FILE = click.option(
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=_writable,
     metavar="PATH",
     help="Touch this file every second or two for as long as the broker answers.",
 )

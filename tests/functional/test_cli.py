@@ -151,6 +151,9 @@ WRONG = [
     ("bridge", "--serve", "orchestrator"),
     ("begin", "-", "--wait", "--timeout", "nan"),
     ("service", "nowhere"),
+    ("service", "nowhere:service", "--health-file", ""),
+    ("worker", "--health-file", ""),
+    ("worker", "--health-file", "."),
     ("up", "--workers", "0"),
     ("up", "--service", "a:"),
 ]
@@ -161,6 +164,19 @@ def test_wrong_usage_is_exit_code_2(commands: Commands, arguments: tuple[str, ..
     done = commands.run(*arguments)
     assert done.returncode == 2
     assert "Error: " in done.stderr
+    assert not (commands.folder / ".sagastream").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("worker",), ("service", "nowhere:service"), ("service", "nowhere:s", "--reload")]
+)
+def test_a_health_file_that_cannot_be_written_is_told_by_option_and_path(
+    commands: Commands, arguments: tuple[str, ...]
+) -> None:
+    done = commands.run(*arguments, "--health-file", "/nonexist/x")
+    assert done.returncode == 2
+    complaint = "Error: Invalid value for '--health-file': cannot write /nonexist/x: No such file or directory"
+    assert done.stderr.splitlines()[-1] == complaint
     assert not (commands.folder / ".sagastream").exists()
 
 
