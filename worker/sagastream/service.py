@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeVar, overload
 import orjson
 from msgspec import Struct
 
+from sagastream import dedupe
 from sagastream.errors import ServiceError
 from sagastream.messages import AS_PUBLISHED, Command, failed, is_id, ok
 from sagastream.named_function import NamedFunction
@@ -33,8 +34,6 @@ LEASE_MS: Final = 30_000
 #: The shortest lease, in milliseconds. It is renewed four times within it; with less, a process that the machine lets
 #: wait for a moment would lose what it has in hand.
 SHORTEST_LEASE_MS: Final = 100
-#: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
-TRIES: Final = 3
 
 #: A handler: (params, context) -> any JSON value, or a coroutine of it. For a compensation: the params of the step that
 #: it undoes.
@@ -76,7 +75,7 @@ class Registration(Struct, frozen=True, kw_only=True):
     def tries(self) -> int:
         """How often the handler is called that raises something other than Reject."""
         # One that is not told the idempotency key may have had its effect, and would have it twice.
-        return 1 if isinstance(self.handler, NamedFunction) else TRIES
+        return 1 if isinstance(self.handler, NamedFunction) else dedupe.TRIES
 
 
 class Service:
