@@ -76,6 +76,15 @@ def test_a_module_that_is_not_in_its_package_is_told_as_not_found(
     )
 
 
+def test_a_module_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_binary.py").write_bytes(b"\0")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = told(load_service, "shop_binary:service")
+    assert text.startswith("cannot import shop_binary: SyntaxError: source code ")
+    assert "null bytes" in text
+    assert told(load_service, ".shop:service").startswith("cannot import .shop: TypeError: ")
+
+
 def test_a_syntax_error_is_told_with_its_place_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shop_syntax.py").write_text("\ndef\n")
     (tmp_path / "shop_outer.py").write_text("import shop_syntax\n")
@@ -92,6 +101,14 @@ def test_a_module_that_raises_is_told_with_the_place(tmp_path: Path, monkeypatch
     text = told(load_service, "shop_broken:service")
     assert text.startswith("cannot import shop_broken: KeyError: 'no configuration' (raised in ")
     assert text.endswith("shop_broken.py, line 2)")
+
+
+def test_a_wrong_declaration_is_told_with_the_line_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_lease.py").write_text("from sagastream import Service\nservice = Service('shop', lease_ms=0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = told(load_service, "shop_lease:service")
+    assert text.startswith("cannot import shop_lease: ServiceError: service shop: lease_ms cannot be 0; ")
+    assert text.endswith(f" (raised in {tmp_path / 'shop_lease.py'}, line 2)")
 
 
 def test_a_module_that_exits_when_it_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,17 @@
 """A service by the name that a person gives: MODULE:NAME."""
 
 import importlib
-from pathlib import PurePath
+import os
+from pathlib import Path, PurePath
 from traceback import extract_tb
 from typing import Final
 
 from sagastream.errors import ServiceError
 from sagastream.service import Service
 
-#: Where an error passes through on its way from a module that is imported, and where its cause is not.
-_MACHINERY: Final = (
-    __file__,
-    importlib.__file__,
-    "<frozen importlib._bootstrap>",
-    "<frozen importlib._bootstrap_external>",
-)
+#: The files that an error passes through on its way from the line of the user's that caused it: of importlib, and ours,
+#: which refuse a wrong declaration.
+_NOT_THE_USERS: Final = ("<frozen importlib.", importlib.__file__, str(Path(__file__).parent) + os.sep)
 
 
 def load_service(where: str) -> Service:
@@ -37,11 +34,13 @@ def load_service(where: str) -> Service:
 def _why(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
-    frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename not in _MACHINERY]
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)]
     if frames:
         return f"{type(error).__name__}: {error} (raised in {frames[-1].filename}, line {frames[-1].lineno})"
     # No module had begun to run: it is this one that is not there, and none that it imports.
-    return f"{error}; run it where the module is found"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; run it where the module is found"
+    return f"{type(error).__name__}: {error}"
 
 
 def _dotted(file: str) -> str:
