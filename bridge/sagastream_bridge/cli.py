@@ -67,7 +67,7 @@ def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
     try:
         HealthFile(path)
     except OSError as error:
-        raise click.BadParameter(safe(f"cannot write {path}: {error.strerror}")) from None
+        raise click.ClickException(safe(f"cannot write --health-file {path}: {error.strerror}")) from None
     return path
 
 

@@ -167,19 +167,6 @@ def test_wrong_usage_is_exit_code_2(commands: Commands, arguments: tuple[str, ..
     assert not (commands.folder / ".sagastream").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments", [("worker",), ("service", "nowhere:service"), ("service", "nowhere:s", "--reload")]
-)
-def test_a_health_file_that_cannot_be_written_is_told_by_option_and_path(
-    commands: Commands, arguments: tuple[str, ...]
-) -> None:
-    done = commands.run(*arguments, "--health-file", "/nonexist/x")
-    assert done.returncode == 2
-    complaint = "Error: Invalid value for '--health-file': cannot write /nonexist/x: No such file or directory"
-    assert done.stderr.splitlines()[-1] == complaint
-    assert not (commands.folder / ".sagastream").exists()
-
-
 def test_a_broker_that_is_not_there_is_told_of_in_one_line(commands: Commands) -> None:
     done = commands.run("list", REDIS_URL="redis://127.0.0.1:1")
     assert done.returncode == 1
