@@ -55,9 +55,26 @@ _RETENTION = click.option(
     help="How long a saga is kept once it has ended.",
 )
 
+
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Told now, and not by a process that is up already."""
+    from sagastream.health import HealthFile
+
+    if path is None:
+        return None
+    if path == Path():
+        raise click.BadParameter("'' is no path")
+    try:
+        HealthFile(path)
+    except OSError as error:
+        raise click.ClickException(safe(f"cannot write --health-file {path}: {error.strerror}")) from None
+    return path
+
+
 _HEALTH_FILE = click.option(
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=_writable,
     metavar="PATH",
     help="Touch this file every second or two for as long as the broker answers.",
 )
@@ -117,7 +134,7 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
             run(broker, where, more, stop, grace_s=grace)
             return
         from sagastream.health import health_file_at
-        from sagastream.service import load_service
+        from sagastream.loading import load_service
         from sagastream.service_runner import ServiceRunner
 
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
@@ -167,7 +184,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     stop = stop_event()
     with opened() as broker:
         from sagastream.broker import Outage
-        from sagastream.service import load_service
+        from sagastream.loading import load_service
         from sagastream_bridge.stack import SAMPLES, Stack
 
         # What no restart can mend is told at once.

@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from sagastream import keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.command_inbox import CommandInbox, Delivery
+from sagastream.loading import load_service
 from sagastream.messages import Reply, failed, ok
 from sagastream.parsing import parse_reply
-from sagastream.service import LEASE_MS, load_service
+from sagastream.service import LEASE_MS
 from sagastream.streams import consumer_name
 from sagastream.strict_json import decode
 from sagastream_bridge.lines import ORCHESTRATOR, LineWriter

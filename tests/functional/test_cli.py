@@ -151,6 +151,9 @@ WRONG = [
     ("bridge", "--serve", "orchestrator"),
     ("begin", "-", "--wait", "--timeout", "nan"),
     ("service", "nowhere"),
+    ("service", "nowhere:service", "--health-file", ""),
+    ("worker", "--health-file", ""),
+    ("worker", "--health-file", "."),
     ("up", "--workers", "0"),
     ("up", "--service", "a:"),
 ]

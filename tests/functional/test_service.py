@@ -57,11 +57,18 @@ def test_a_command_sent_again_is_answered_from_the_record(scene: Scene) -> None:
     assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "a"}] * 2
 
 
+def impatient() -> Service:
+    """The service `work`: what a process of it holds is another's at once. No declared lease is as short."""
+    service = Service("work")
+    service.lease_ms = 1
+    return service
+
+
 def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
     """Two processes hold the same command, as after a pause longer than the lease."""
     sent(scene, "s1", do("a"))
     [held] = scene.runner._inbox.read(1)
-    other = Service("work", lease_ms=1)
+    other = impatient()
     other.command("Do", compensation=None)(lambda params, context: "other")
     heir = runner(scene, other)
 
@@ -257,7 +264,7 @@ def test_a_killed_services_commands_are_taken_over(server: Server, commands: Com
 
 
 def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> None:
-    service = Service("work", lease_ms=1)
+    service = impatient()
     service.command("Do", compensation=None)(lambda params, context: None)
     sent(scene, "s1", do(1, attempts=1))
     for _ in range(MAX_TAKEOVERS):
@@ -462,7 +469,7 @@ def test_what_undoes_a_handler_that_was_overruled_is_what_its_step_says(scene: S
 
 
 def test_who_waits_behind_a_command_that_kills_does_not_share_its_fate(scene: Scene) -> None:
-    service = Service("work", lease_ms=1)
+    service = impatient()
     service.command("Do", compensation=None)(lambda params, context: None)
     for number in (1, 2):
         scene.begin(f"s{number}", do(number, attempts=1))
@@ -481,7 +488,7 @@ def test_who_waits_behind_a_command_that_kills_does_not_share_its_fate(scene: Sc
 
 def a_victim_of_its_own_effect(scene: Scene) -> Service:
     """Its process has died after the effect; the step was undone before anybody noticed."""
-    service = Service("work", lease_ms=1)
+    service = impatient()
     service.command("Do", compensation="Undo")(scene.effects._do)
     service.compensation("Undo")(scene.effects._undo)
     deliver(scene, "Do")
@@ -503,7 +510,7 @@ def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(scen
 
 def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_person(scene: Scene) -> None:
     service = a_victim_of_its_own_effect(scene)
-    broken = Service("work", lease_ms=1)
+    broken = impatient()
     broken.command("Do", compensation="Undo")(scene.effects._do)
     tries: list[str] = []
 

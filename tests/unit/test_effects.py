@@ -458,6 +458,22 @@ def test_once_is_for_commands_and_undo_for_compensations(plain: Till) -> None:
     assert plain.states() == {}
 
 
+def test_a_handler_that_is_made_for_the_other_kind_is_refused_where_it_is_declared(plain: Till) -> None:
+    service = Service("till")
+    charge, refund = plain.effects.once(nothing), plain.effects.undo(nothing)
+
+    @functools.wraps(charge)
+    def logged(params: Any, context: Context) -> Any:
+        return charge(params, context)
+
+    with pytest.raises(ServiceError, match=r"till: Charge is a command: its handler is made with @effects\.once"):
+        service.command("Charge", compensation="Refund")(refund)
+    with pytest.raises(ServiceError, match=r"till: Refund is a compensation: its handler is made with @effects\.undo"):
+        service.compensation("Refund")(logged)
+    service.command("Charge", compensation="Refund")(charge)
+    service.compensation("Refund")(refund)
+
+
 def test_a_connection_is_no_source(tmp_path: Path) -> None:
     with (
         contextlib.closing(sqlite3.connect(":memory:")) as connection,

@@ -210,5 +210,7 @@ def test_what_cannot_be_declared_is_told_at_once(declared: dict[str, Any], compl
 
 
 def test_a_handler_says_what_undoes_it_or_that_nothing_does() -> None:
-    with pytest.raises(ServiceError, match="A says compensation=…; None where it needs none"):
+    with pytest.raises(
+        ServiceError, match="A: say compensation=NAME, or compensation=None where nothing is to be undone"
+    ):
         Service("shop").command("A")  # type: ignore[call-overload]

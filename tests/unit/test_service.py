@@ -1,18 +1,16 @@
 """What services are written with: declarations, and what a handler is told."""
 
 import functools
-import sys
-import types
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from sagastream.errors import ServiceError
+from sagastream.loading import load_service
 from sagastream.messages import Command
-from sagastream.service import Context, Service, context_of, load_service
+from sagastream.service import SHORTEST_LEASE_MS, Context, Service, context_of
 
 
 def a_command(kind: str = "Charge", *, compensating: bool = False, result: bytes | None = None) -> Command:
@@ -96,6 +94,41 @@ def test_a_command_cannot_be_its_own_compensation() -> None:
     assert "its own compensation" in told(Service("payment").command, "Charge", compensation="Charge")
 
 
+def test_a_decorator_without_parentheses_is_told_how_it_is_written() -> None:
+    service: Any = Service("payment")
+    assert told(service.command, handle) == (
+        'service payment: write @service.command("NAME", compensation=…) above a handler'
+    )
+    assert told(service.compensation, handle) == 'service payment: write @service.compensation("NAME") above a handler'
+
+
+@pytest.mark.parametrize("compensation", [handle, 3, "a b", ["Refund"]])
+def test_a_compensation_is_referred_to_by_its_name(compensation: Any) -> None:
+    text = told(Service("payment").command, "Charge", compensation=compensation)
+    assert text.startswith(f"service payment: Charge: compensation={compensation!r} is no name; its handler is")
+    assert text.endswith('declared with @service.compensation("NAME"), and compensation="NAME" refers to it')
+
+
+@pytest.mark.parametrize("name", ["Charge_ok", "Charge_failed", "_ok"])
+def test_a_name_that_reads_like_a_reply_is_refused(name: str) -> None:
+    service = Service("payment")
+    expected = f"service payment: {name} reads like a reply: no name ends in _ok or _failed"
+    assert told(service.command, name, compensation=None) == told(service.compensation, name) == expected
+
+
+def test_what_a_compensation_does_not_take_is_refused_by_the_name_of_what_was_called() -> None:
+    service: Any = Service("payment")
+    with pytest.raises(TypeError, match=r"Service\.compensation\(\) got an unexpected keyword argument 'compensation'"):
+        service.compensation("Refund", compensation="Charge")
+
+
+def test_a_function_that_is_not_told_the_key_is_tried_once() -> None:
+    service = Service("payment")
+    service.command("Charge", call="shop.jobs.charge")
+    service.command("Remind", compensation=None)(handle)
+    assert {one.name: one.tries for one in service.registrations} == {"Charge": 1, "Remind": 3}
+
+
 def test_a_service_publishes_its_commands_and_what_undoes_each() -> None:
     service = Service("payment")
     service.compensation("Refund")(handle)
@@ -170,6 +203,13 @@ def test_a_concurrency_that_is_no_number_is_refused_where_it_is_declared(concurr
     assert "give a number from 1 on" in told(service.compensation, "Refund", concurrency=concurrency)
 
 
+@pytest.mark.parametrize("lease_ms", [0, 1, -30_000, SHORTEST_LEASE_MS - 1, None, "30s", 30_000.0, True])
+def test_a_lease_that_is_no_number_or_too_short_is_refused_where_it_is_declared(lease_ms: Any) -> None:
+    text = told(Service, "payment", lease_ms=lease_ms)
+    assert text == f"service payment: lease_ms cannot be {lease_ms!r}; give whole milliseconds from 100 on"
+    assert Service("payment", lease_ms=SHORTEST_LEASE_MS).lease_ms == SHORTEST_LEASE_MS
+
+
 def test_each_command_and_compensation_may_have_a_concurrency_of_its_own() -> None:
     service = Service("payment", concurrency=8)
     service.command("Charge", compensation="Refund", concurrency=2)(handle)
@@ -189,6 +229,34 @@ def test_a_handler_that_does_not_take_params_and_context_is_refused_where_it_is_
     for declare, name in ((service.command("Charge", compensation=None), "Charge"), (service.compensation("B"), "B")):
         assert told(declare, handler).startswith(f"service payment: a handler takes (params, context); {name}: ")
     assert service.handler(a_command("Charge")) is None
+
+
+def test_a_builtin_that_does_not_tell_what_it_takes_is_no_handler() -> None:
+    told_ = told(Service("payment").command("Charge", compensation=None), dict)
+    assert told_.startswith("service payment: a handler takes (params, context); Charge: ")
+
+
+def yields(params: Any, context: Context) -> Any:
+    """A handler that would be begun and never run."""
+    yield params
+
+
+async def yields_async(params: Any, context: Context) -> Any:
+    """The same, as its async twin."""
+    yield params
+
+
+class YieldingObject:
+    """An object that is called as a handler, and yields."""
+
+    def __call__(self, params: Any, context: Context) -> Any:
+        yield params
+
+
+@pytest.mark.parametrize("handler", [yields, yields_async, functools.partial(yields), YieldingObject()])
+def test_a_handler_that_yields_is_refused_where_it_is_declared(handler: Any) -> None:
+    text = told(Service("payment").command("Charge", compensation=None), handler)
+    assert text == "service payment: the handler of Charge yields; a handler returns its result"
 
 
 @pytest.mark.parametrize(
@@ -235,40 +303,6 @@ def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> No
     assert context.key == "saga42/2/compensation"
     assert context.transaction_key == context_of(a_command()).key
     assert context.result == {"payment_id": "p1"}
-
-
-def test_a_service_is_loaded_by_module_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("shop_payment")
-    vars(module).update(service=Service("payment"), other="not one")
-    monkeypatch.setitem(sys.modules, "shop_payment", module)
-    assert load_service("shop_payment:service") is vars(module)["service"]
-    assert told(load_service, "shop_payment:other") == "other in shop_payment is not a sagastream.Service"
-    assert told(load_service, "shop_payment:nothing") == "nothing in shop_payment is not a sagastream.Service"
-
-
-@pytest.mark.parametrize("where", ["", "payment", "payment:", ":service", ":"])
-def test_what_is_no_module_and_name_is_told_with_an_example(where: str) -> None:
-    assert told(load_service, where) == f"{where!r} is not MODULE:NAME, like shop.payment:service"
-
-
-def test_a_module_that_is_not_found_is_told_with_what_to_do() -> None:
-    text = told(load_service, "no_such_module_anywhere:service")
-    assert text.startswith("cannot import no_such_module_anywhere: ")
-    assert text.endswith("; run it where the module is found")
-
-
-def test_a_module_that_raises_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shop_broken.py").write_text("\nraise KeyError('no configuration')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    text = told(load_service, "shop_broken:service")
-    assert text.startswith("cannot import shop_broken: KeyError: 'no configuration' (raised in ")
-    assert text.endswith("shop_broken.py, line 2)")
-
-
-def test_a_module_that_exits_when_it_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shop_exits.py").write_text("raise SystemExit('no configuration')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert told(load_service, "shop_exits:service").startswith("cannot import shop_exits: SystemExit: no configuration")
 
 
 @pytest.mark.parametrize("name", ["inventory", "payment", "shipping"])

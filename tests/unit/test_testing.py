@@ -104,6 +104,40 @@ def test_a_handler_that_raises_is_tried_as_often_as_in_production(sagas: Sagas, 
     assert saga.called == ["Take"] + ["Pay"] * calls
 
 
+charged: list[int] = []
+
+
+def charge(amount: int) -> None:
+    """What `call=` names: it knows nothing of sagas."""
+    charged.append(amount)
+    if amount < 0:
+        raise ValueError(amount)
+
+
+def test_a_step_that_is_declared_to_run_on_rq_runs_here(sagas: Sagas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shop_charges", sys.modules[__name__])
+    service = Service("work")
+    service.command("Take", compensation=None, via="rq", queue="slow")(lambda params, context: {"took": params})
+    service.command("Pay", call="shop_charges.charge", via="rq")
+    sagas.serve(service)
+    charged.clear()
+    saga = sagas.run(STEPS)
+    assert (saga.status, saga.results, charged) == ("COMPLETED", [{"took": 1}, None], [5])
+
+
+def test_a_function_that_is_not_told_the_key_is_tried_once_as_in_production(
+    sagas: Sagas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shop_charges", sys.modules[__name__])
+    service = Service("work")
+    service.command("Pay", call="shop_charges.charge")
+    sagas.serve(service)
+    charged.clear()
+    saga = sagas.run([do("Pay", -5, attempts=1)])
+    assert (saga.called, charged) == (["Pay"], [-5])
+    assert "(try 1 of 1)" in saga.explain()
+
+
 def test_what_goes_well_first_is_counted(sagas: Sagas) -> None:
     serve(sagas)
     sagas.command("Pay").rejects("no", skip=1)
@@ -328,6 +362,40 @@ def test_a_fault_that_cannot_be_is_refused_where_it_is_named(sagas: Sagas) -> No
         sagas.command("Pay").times_out(times=0)
     with pytest.raises(MalformedMessage):
         sagas.command("Pay").rejects(object())
+    with pytest.raises(ScenarioError, match=r"not a Reject: \.rejects\('no'\)"):
+        sagas.command("Pay").rejects(Reject("no"))
+    wrong: Any = "1"
+    with pytest.raises(ScenarioError, match="Pay: times is a whole number, or None for each time, and not '1'"):
+        sagas.command("Pay").raises(times=wrong)
+    with pytest.raises(ScenarioError, match="Pay: skip is a whole number, and not '1'"):
+        sagas.command("Pay").raises(skip=wrong)
+    for seconds in (wrong, float("nan"), float("inf")):
+        with pytest.raises(ScenarioError, match="is no number of seconds"):
+            sagas.command("Pay").takes(seconds)
+    for step in (0, -1, wrong):
+        with pytest.raises(ScenarioError, match=f"Pay of step {step!r}: steps count from 1"):
+            sagas.command("Pay", step=step)
+
+
+@pytest.mark.parametrize("given", ["x", None, [Service("work")]])
+def test_what_is_no_service_is_refused(given: Any) -> None:
+    with pytest.raises(ServiceError, match=r"is no Service: give services one by one, as in sagas\.serve\("):
+        Sagas(given)
+
+
+@pytest.mark.parametrize("steps", [None, 3, do("Pay"), "Pay", ["Pay"], [[do("Pay")]]])
+def test_what_is_no_list_of_steps_is_refused(sagas: Sagas, steps: Any) -> None:
+    serve(sagas)
+    with pytest.raises(
+        ScenarioError, match=r"steps is a list of steps, each a dict, as in sagas\.run\(\[step\]\); not "
+    ):
+        sagas.run(steps)
+
+
+@pytest.mark.parametrize("seconds", [-1, -0.001, float("nan"), float("inf"), "1", None])
+def test_time_goes_on_by_no_less_than_nothing(sagas: Sagas, seconds: Any) -> None:
+    with pytest.raises(ScenarioError, match=r"time cannot advance by .*; give a number of seconds from 0 on"):
+        sagas.advance(seconds)
 
 
 @pytest.mark.parametrize(
@@ -472,6 +540,15 @@ def test_the_sweep_finds_services_that_do_not_keep_to_the_rules(mistake: str, fo
 
     with pytest.raises(AssertionError, match=re.escape(found)):
         check_every_fault(careless, [do("Pay", 5)], paid_or_not)
+
+
+@pytest.mark.parametrize("returned", [False, True, 0])
+def test_a_check_that_asserts_nothing_but_returns_is_refused(returned: object) -> None:
+    def check(saga: Any, books: Books) -> Any:
+        return returned
+
+    with pytest.raises(ScenarioError, match=f"check returned {returned}, which nobody looks at: have it assert"):
+        check_every_fault(serve, STEPS, check)
 
 
 def test_a_sweep_of_what_fails_by_itself_is_refused() -> None:

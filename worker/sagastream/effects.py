@@ -36,7 +36,7 @@ from sagastream import transactions
 from sagastream.console import describe
 from sagastream.errors import Reject, ServiceError
 from sagastream.handlers import error_of
-from sagastream.service import Context, Handler, is_async
+from sagastream.service import MADE_FOR, Context, Handler, Kind, is_async
 from sagastream.strict_json import encode_payload
 from sagastream.transactions import NOT_ITS_OWN, Transaction
 
@@ -100,7 +100,7 @@ class Effects:
         The handler raises ServiceError where the table is missing, or where it ends the transaction by itself.
         """
         self._check(handler)
-        return _like(handler, self._once_async(handler) if self._is_async else self._once(handler))
+        return _like(handler, self._once_async(handler) if self._is_async else self._once(handler), "command")
 
     def _once(self, handler: EffectHandler) -> Handler:
         def once(params: Any, context: Context) -> Any:
@@ -154,7 +154,7 @@ class Effects:
         `context.result` is what `once` kept of it. If there is none, there never will be.
         """
         self._check(handler)
-        return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler))
+        return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler), "compensation")
 
     def _undo(self, handler: EffectHandler) -> Handler:
         def undo(params: Any, context: Context) -> None:
@@ -210,10 +210,12 @@ def _rejected(rejection: Reject) -> _Row:
 _BEGUN: Final = _Row("begun")
 
 
-def _like(handler: EffectHandler, wrapper: Handler) -> Handler:
-    """`wrapper` under the name of the handler, by which others find it; with its own parameters."""
+def _like(handler: EffectHandler, wrapper: Handler, kind: Kind) -> Handler:
+    """`wrapper` under the name of the handler, by which others find it; with its own parameters, and a mark that says
+    what it can be declared as."""
     functools.update_wrapper(wrapper, handler, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     del wrapper.__wrapped__  # type: ignore[attr-defined]
+    setattr(wrapper, MADE_FOR, kind)
     return wrapper
 
 

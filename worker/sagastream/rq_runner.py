@@ -30,8 +30,9 @@ from sagastream import keys
 from sagastream.broker import Broker, Outage, execute
 from sagastream.console import describe, printable, say
 from sagastream.errors import JobRefused, ServiceError
+from sagastream.loading import load_service
 from sagastream.messages import Command
-from sagastream.service import Service, load_service
+from sagastream.service import Service
 from sagastream.service_runner import ServiceRunner
 
 #: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.

@@ -19,24 +19,32 @@ finds under `context.transaction_key`, and sees to it that nothing more can be d
 import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import import_module
-from traceback import extract_tb
 from typing import Any, Final, Literal, TypeVar, overload
 
 import orjson
 from msgspec import Struct
 
+from sagastream import dedupe
 from sagastream.errors import ServiceError
-from sagastream.messages import AS_PUBLISHED, Command, is_id
+from sagastream.messages import AS_PUBLISHED, Command, failed, is_id, ok
 from sagastream.named_function import NamedFunction
 
 #: How long a process may hold a command before others take it over, in milliseconds, unless a service says otherwise.
 LEASE_MS: Final = 30_000
+#: The shortest lease, in milliseconds. It is renewed four times within it; with less, a process that the machine lets
+#: wait for a moment would lose what it has in hand.
+SHORTEST_LEASE_MS: Final = 100
 
 #: A handler: (params, context) -> any JSON value, or a coroutine of it. For a compensation: the params of the step that
 #: it undoes.
 Handler = Callable[[Any, "Context"], Any]
 _H = TypeVar("_H", bound=Handler)
+
+#: What a handler can be declared as.
+Kind = Literal["command", "compensation"]
+#: The attribute of a handler that is made for one of them alone: for which; and the decorators that make such.
+MADE_FOR: Final = "sagastream_made_for"
+_MAKERS: Final[dict[Kind, str]] = {"command": "@effects.once", "compensation": "@effects.undo"}
 
 
 class Context(Struct, frozen=True, kw_only=True):
@@ -63,6 +71,12 @@ class Registration(Struct, frozen=True, kw_only=True):
     queue: str | None = None  # the RQ queue of the jobs that it runs as; None: it runs in the service's own process
     timeout_s: int | None = None  # how long a job may take; None: until nobody waits for it any more
 
+    @property
+    def tries(self) -> int:
+        """How often the handler is called that raises something other than Reject."""
+        # One that is not told the idempotency key may have had its effect, and would have it twice.
+        return 1 if isinstance(self.handler, NamedFunction) else dedupe.TRIES
+
 
 class Service:
     """The commands of one service and their handlers."""
@@ -77,11 +91,16 @@ class Service:
             concurrency: how many handlers one process runs at once: plain ones in threads, async ones in one event
                 loop.
 
-        Raises ServiceError if the name cannot be one, or the concurrency is no number from 1 on.
+        Raises ServiceError if the name cannot be one, the lease is no whole number from SHORTEST_LEASE_MS on, or the
+        concurrency none from 1 on.
         """
         if not is_id(name):
             raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ : -")
         self.name = name
+        if type(lease_ms) is not int or lease_ms < SHORTEST_LEASE_MS:
+            raise ServiceError(
+                f"service {name}: lease_ms cannot be {lease_ms!r}; give whole milliseconds from {SHORTEST_LEASE_MS} on"
+            )
         self._check_concurrency("it", concurrency)
         self.lease_ms = lease_ms
         self.concurrency = concurrency
@@ -118,7 +137,9 @@ class Service:
         compensation: str | None = AS_PUBLISHED,
         call: str | None = None,
         concurrency: int | None = None,
-        **route: Any,
+        via: Literal["rq"] | None = None,
+        queue: str | None = None,
+        timeout_s: int | None = None,
     ) -> Callable[[_H], _H] | None:
         """Declare a command's handler.
 
@@ -130,13 +151,24 @@ class Service:
             via: "rq": it runs as a job of the team's RQ workers. `queue`: in which queue, by default the one named like
                 the service. `timeout_s`: how long it may take before RQ kills it.
         """
+        self._check_new(name, "command")
         if compensation == AS_PUBLISHED:
             if call is None:
-                raise ServiceError(f"service {self.name}: {name} says compensation=…; None where it needs none")
+                raise ServiceError(
+                    f"service {self.name}: {name}: say compensation=NAME, or compensation=None where nothing is to be "
+                    "undone"
+                )
             compensation = None
+        if compensation is not None and not is_id(compensation):
+            raise ServiceError(
+                f"service {self.name}: {name}: compensation={compensation!r} is no name; its handler is declared with "
+                '@service.compensation("NAME"), and compensation="NAME" refers to it'
+            )
         if compensation == name:
             raise ServiceError(f"service {self.name}: {name} cannot be its own compensation")
-        return self._declare(self._commands, name, call, concurrency, route, compensation=compensation)
+        self._check_concurrency(name, concurrency)
+        route = self._route(name, via, queue, timeout_s)
+        return self._declare("command", name, call, concurrency, route, compensation=compensation)
 
     @overload
     def compensation(
@@ -160,27 +192,35 @@ class Service:
         timeout_s: int | None = None,
     ) -> None: ...
     def compensation(
-        self, name: str, *, call: str | None = None, concurrency: int | None = None, **route: Any
+        self,
+        name: str,
+        *,
+        call: str | None = None,
+        concurrency: int | None = None,
+        via: Literal["rq"] | None = None,
+        queue: str | None = None,
+        timeout_s: int | None = None,
     ) -> Callable[[_H], _H] | None:
         """Declare the handler of a compensation. The rest is as with `command`."""
-        return self._declare(self._compensations, name, call, concurrency, route)
+        self._check_new(name, "compensation")
+        self._check_concurrency(name, concurrency)
+        return self._declare("compensation", name, call, concurrency, self._route(name, via, queue, timeout_s))
 
     def _declare(
         self,
-        declared: dict[str, Registration],
+        kind: Kind,
         name: str,
         call: str | None,
         concurrency: int | None,
-        route: dict[str, Any],
+        route: tuple[str | None, int | None],
         *,
         compensation: str | None = None,
     ) -> Callable[[_H], _H] | None:
-        self._check_new(name)
-        self._check_concurrency(name, concurrency)
-        queue, timeout_s = self._route(name, **route)
+        queue, timeout_s = route
 
         def declare(handler: _H) -> _H:
-            self._check_handler(name, handler)
+            self._check_handler(name, handler, kind)
+            declared = self._commands if kind == "command" else self._compensations
             declared[name] = Registration(
                 name=name,
                 handler=handler,
@@ -233,7 +273,7 @@ class Service:
         return {name: registration.compensation for name, registration in self._commands.items()}
 
     def _route(
-        self, name: str, *, via: str | None = None, queue: str | None = None, timeout_s: int | None = None
+        self, name: str, via: str | None, queue: str | None, timeout_s: int | None
     ) -> tuple[str | None, int | None]:
         """The RQ queue and the time limit of what is declared so."""
         if via not in (None, "rq"):
@@ -251,9 +291,14 @@ class Service:
         """The RQ queues that its steps run in, none where all run in the service's own processes."""
         return sorted({one.queue for one in self.registrations if one.queue is not None})
 
-    def _check_new(self, name: str) -> None:
+    def _check_new(self, name: str, kind: Kind) -> None:
+        if callable(name):
+            more = ", compensation=…" if kind == "command" else ""
+            raise ServiceError(f'service {self.name}: write @service.{kind}("NAME"{more}) above a handler')
         if not is_id(name):
             raise ServiceError(f"service {self.name}: {name!r} cannot be the name of a command")
+        if name.endswith((ok(""), failed(""))):
+            raise ServiceError(f"service {self.name}: {name} reads like a reply: no name ends in _ok or _failed")
         if name in self._commands or name in self._compensations:
             raise ServiceError(f"service {self.name} declares {name} twice")
 
@@ -263,16 +308,25 @@ class Service:
                 f"service {self.name}: {name} cannot run {concurrency!r} at once; give a number from 1 on"
             )
 
-    def _check_handler(self, name: str, handler: Handler) -> None:
+    def _check_handler(self, name: str, handler: Handler, kind: Kind) -> None:
         try:
             inspect.signature(handler).bind(None, None)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # ValueError: a builtin that does not tell what it takes
             raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
+        if _is_a(inspect.isgeneratorfunction, handler) or _is_a(inspect.isasyncgenfunction, handler):
+            raise ServiceError(f"service {self.name}: the handler of {name} yields; a handler returns its result")
+        if getattr(handler, MADE_FOR, kind) != kind:
+            raise ServiceError(f"service {self.name}: {name} is a {kind}: its handler is made with {_MAKERS[kind]}")
+
+
+def _is_a(test: Callable[[Any], bool], handler: Callable[..., Any]) -> bool:
+    """Whether a test holds of a function, a method, a partial of one, or of how an object is called."""
+    return test(handler) or test(type(handler).__call__)
 
 
 def is_async(handler: Callable[..., Any]) -> bool:
     """Whether this was declared with async def: a function, a method, a partial of one, or an object called so."""
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+    return _is_a(inspect.iscoroutinefunction, handler)
 
 
 def context_of(command: Command, key: str | None = None) -> Context:
@@ -296,22 +350,3 @@ def _moment(ms: int | None) -> datetime | None:
         return datetime.fromtimestamp(ms / 1000, UTC)
     except (OverflowError, ValueError):  # beyond the years that a datetime can hold, as a stray message may have it
         return None
-
-
-def load_service(where: str) -> Service:
-    """The Service that MODULE:NAME names. Raises ServiceError with what to do about it."""
-    module_name, _, name = where.partition(":")
-    if not module_name or not name:
-        raise ServiceError(f"{where!r} is not MODULE:NAME, like shop.payment:service")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ServiceError(f"cannot import {module_name}: {error}; run it where the module is found") from None
-    except (Exception, SystemExit) as error:
-        at = extract_tb(error.__traceback__)[-1]
-        why = f"{type(error).__name__}: {error} (raised in {at.filename}, line {at.lineno})"
-        raise ServiceError(f"cannot import {module_name}: {why}") from error
-    service = getattr(module, name, None)
-    if not isinstance(service, Service):
-        raise ServiceError(f"{name} in {module_name} is not a sagastream.Service")
-    return service

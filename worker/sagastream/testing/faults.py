@@ -1,11 +1,12 @@
 """What a test has go wrong: which command, in what way, how often."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 from sagastream.console import printable
-from sagastream.errors import ScenarioError
+from sagastream.errors import Reject, ScenarioError
 from sagastream.messages import Command
 from sagastream.strict_json import encode_payload
 
@@ -132,13 +133,16 @@ class CommandFaults:
 
     def rejects(self, error: object, *, times: int | None = None, skip: int = 0) -> Fault:
         """As if its handler raised Reject(error): nothing is done. `error`: any JSON value."""
+        if isinstance(error, Reject):
+            raise ScenarioError(f"rejects takes the error itself, not a Reject: .rejects({error.error!r})")
         encode_payload(error)
         return self._add(Kind.REJECTED, times, skip, error=error)
 
     def raises(
         self, error: Exception | None = None, *, after_effect: bool = False, times: int | None = None, skip: int = 0
     ) -> Fault:
-        """Its handler raises, each of the three times that a process tries it; `after_effect`: having run."""
+        """Its handler raises, each time that a process tries it, three times at the most; `after_effect`:
+        having run."""
         kind = Kind.RAISES_AFTER_EFFECT if after_effect else Kind.RAISES
         return self._add(kind, times, skip, raised=error or InjectedError("as the test has it"))
 
@@ -148,15 +152,15 @@ class CommandFaults:
 
     def takes(self, seconds: float, *, times: int | None = None, skip: int = 0) -> Fault:
         """Its effect is had at once, its answer takes that long; no other process takes it over meanwhile."""
-        return self._add(Kind.SLOW, times, skip, delay_ms=round(seconds * 1000))
+        return self._add(Kind.SLOW, times, skip, delay_ms=_ms(seconds))
 
     def answers_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
         """Its effect is had at once, its answer comes that much after the time at which it is given up."""
-        return self._add(Kind.LATE, times, skip, delay_ms=round(by_s * 1000))
+        return self._add(Kind.LATE, times, skip, delay_ms=_ms(by_s))
 
     def is_done_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
         """Its handler hangs, and has its effect that much after the time at which it is given up."""
-        return self._add(Kind.DONE_LATE, times, skip, delay_ms=round(by_s * 1000))
+        return self._add(Kind.DONE_LATE, times, skip, delay_ms=_ms(by_s))
 
     def answers_twice(self, *, times: int | None = None, skip: int = 0) -> Fault:
         """Its one answer reaches the orchestrator twice."""
@@ -181,9 +185,19 @@ class CommandFaults:
         raised: Exception | None = None,
         delay_ms: int = 0,
     ) -> Fault:
+        if times is not None and type(times) is not int:
+            raise ScenarioError(f"{self._target}: times is a whole number, or None for each time, and not {times!r}")
+        if type(skip) is not int:
+            raise ScenarioError(f"{self._target}: skip is a whole number, and not {skip!r}")
         if (times is not None and times < 1) or skip < 0 or delay_ms < 0:
             raise ScenarioError(f"{self._target} cannot go wrong so often or so late: times from 1, the rest from 0 on")
         fault = Fault(target=self._target, kind=kind, times=times, skip=skip, error=error, delay_ms=delay_ms)
         if raised is not None:
             fault.raised = raised
         return self._faults.add(fault)
+
+
+def _ms(seconds: float) -> int:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise ScenarioError(f"{seconds!r} is no number of seconds")
+    return round(seconds * 1000)

@@ -1,5 +1,6 @@
 """What a test is written with: services, what goes wrong, sagas and how they end."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Self
@@ -67,9 +68,11 @@ class Sagas:
     def command(self, name: str, *, step: int | None = None, saga_id: str | None = None) -> CommandFaults:
         """Say what goes wrong with a command or a compensation: of all steps and sagas, or of these.
 
-        Raises ScenarioError if no service that is served has it.
+        Raises ScenarioError if no service that is served has it, or no saga the step.
         """
         self._check_known(name)
+        if step is not None and (type(step) is not int or step < 1):
+            raise ScenarioError(f"{name} of step {step!r}: steps count from 1")
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
 
     def begin(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
@@ -77,9 +80,12 @@ class Sagas:
 
         Raises:
             MalformedMessage: says what is wrong, and where.
-            ScenarioError: a step asks for a service or a command that is not served.
+            ScenarioError: `steps` is no sequence of mappings, or a step asks for a service or a command that is not
+                served.
             RequestRefused: another saga has the id.
         """
+        if not isinstance(steps, Sequence) or not all(isinstance(step, Mapping) for step in steps):
+            raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
         saga_id = saga_id or f"saga-{len(self._orchestrator.states) + 1}"
         body: dict[str, Any] = {"saga_id": saga_id, "steps": [dict(step) for step in steps]}
         if deadline_ms is not None:
@@ -102,7 +108,9 @@ class Sagas:
         return saga
 
     def advance(self, seconds: float) -> None:
-        """Let this much time pass, and all happen that happens in it."""
+        """Let this much time pass, and all happen that happens in it. Raises ScenarioError if it is less than none."""
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            raise ScenarioError(f"time cannot advance by {seconds!r} s; give a number of seconds from 0 on")
         until_ms = self.clock.now_ms + round(seconds * 1000)
         self._move(until_ms)
         self.clock.go_to(until_ms)

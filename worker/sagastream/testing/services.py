@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from sagastream import backoff, dedupe
 from sagastream.console import describe, printable
-from sagastream.dedupe import MAX_TAKEOVERS, TRIES
+from sagastream.dedupe import MAX_TAKEOVERS
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
 from sagastream.handlers import call, call_async
 from sagastream.messages import Command, Fields, Reply, failed, ok, reply_to
@@ -68,7 +68,9 @@ class InProcessServices:
         return self._services
 
     def add(self, service: Service) -> None:
-        """Raises ServiceError if it is declared wrongly, or its name is taken."""
+        """Raises ServiceError if it is none, is declared wrongly, or its name is taken."""
+        if not isinstance(service, Service):
+            raise ServiceError(f"{service!r} is no Service: give services one by one, as in sagas.serve(one, another)")
         if service.name in self._services:
             raise ServiceError(f"two services are called {service.name}")
         self._published[service.name] = service.publishes()
@@ -170,7 +172,8 @@ class InProcessServices:
     ) -> tuple[Reply, int]:
         """Call a handler, more than once if need be; its reply, and how long it waited in between, ms."""
         waited_ms = 0
-        for attempt in range(1, TRIES + 1):
+        tries = registration.tries
+        for attempt in range(1, tries + 1):
             try:
                 return self._call(registration, command, fault, key), waited_ms
             except MalformedMessage as error:
@@ -181,11 +184,11 @@ class InProcessServices:
             except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - as service_runner does; the story has it
                 _raise_outage(error)
                 why = describe(error)
-                text = f"step {command.step}: {command.type} raised {why} (try {attempt} of {TRIES})"
-                # Of what the test itself has raised there is nothing to learn; what was raised thrice is shown once.
+                text = f"step {command.step}: {command.type} raised {why} (try {attempt} of {tries})"
+                # Of what the test itself has raised there is nothing to learn; what was raised each time is shown once.
                 injected = fault is not None and error is fault.raised
-                self._tell(command, text, error if attempt == TRIES and not injected else None)
-                waited_ms += round(backoff.delay(attempt) * 1000) if attempt < TRIES else 0
+                self._tell(command, text, error if attempt == tries and not injected else None)
+                waited_ms += round(backoff.delay(attempt) * 1000) if attempt < tries else 0
         return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True), waited_ms
 
     def _call(self, registration: Registration, command: Command, fault: Fault | None, key: str | None) -> Reply:

@@ -74,7 +74,7 @@ class Sweep:
 def check_every_fault(
     setup: Callable[[Sagas], S],
     steps: Sequence[Step],
-    check: Callable[[Saga, S], object],
+    check: Callable[[Saga, S], None],
     *,
     deadline_ms: int | None = None,
 ) -> Sweep:
@@ -87,9 +87,10 @@ def check_every_fault(
         setup: called before each run: serves services that have done nothing yet, and returns what `check` looks at.
         steps: of the saga, as `SagaClient.begin` takes them.
         check: called after each run, with the saga and what `setup` returned; raises AssertionError if they do not
-            fit.
+            fit, and returns nothing.
 
-    Raises AssertionError, with each run that broke and the story of the first.
+    Raises AssertionError, with each run that broke and the story of the first; ScenarioError where `check` returns
+    something.
     """
     sweep = _Sweep(setup, steps, check, deadline_ms)
     sweep.run_all()
@@ -101,7 +102,7 @@ class _Sweep(Generic[S]):
         self,
         setup: Callable[[Sagas], S],
         steps: Sequence[Step],
-        check: Callable[[Saga, S], object],
+        check: Callable[[Saga, S], None],
         deadline_ms: int | None,
     ) -> None:
         self._setup = setup
@@ -168,9 +169,12 @@ class _Sweep(Generic[S]):
             self._broken.append((str(run), error, run.saga.explain()))
             return
         try:
-            self._check(run.saga, run.state)
+            returned: object = self._check(run.saga, run.state)
         except Exception as error:  # noqa: BLE001 - whatever a check raises, it has not passed
             self._broken.append((str(run), error, run.saga.explain()))
+            return
+        if returned is not None:
+            raise ScenarioError(f"check returned {returned!r}, which nobody looks at: have it assert what must hold")
 
 
 def _first_line(error: Exception) -> str:
