@@ -24,9 +24,10 @@ from rq.serializers import JSONSerializer
 from processes import Commands
 from sagastream import Service, keys, published
 from sagastream.job_dispatcher import on_rq
-from sagastream.rq_runner import SERVICES_VARIABLE
+from sagastream.rq_runner import SERVICES_VARIABLE, waiting_for_worker
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.service_runner import ServiceRunner
+from sagastream_bridge.doctor import Doctor
 from scenes import Scene, do
 from servers import Server, alive
 from waiting import until
@@ -296,9 +297,22 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
     assert b"\x1b[31m" not in (stage.fleet.folder / "rq.log").read_bytes()
 
 
-def test_a_worker_of_another_class_runs_no_step(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            ["-S", "rq.serializers.JSONSerializer"],
+            "JobRefused: this worker does not run the service work; it runs none; it is to be started as rq worker -w",
+        ),
+        ([], "failed: rq.exceptions.DeserializationError; run it with rq worker -w sagastream.rq_runner.SagaWorker"),
+    ],
+    ids=["that reads jobs as JSON", "as RQ starts it"],
+)
+def test_a_worker_of_another_class_runs_no_step_and_the_reason_says_which_to_start(
+    stage: Stage, options: list[str], why: str
+) -> None:
     worker = subprocess.Popen(
-        [RQ, "worker", "-S", "rq.serializers.JSONSerializer", "steps"],
+        [RQ, "worker", *options, "steps"],
         cwd=stage.fleet.folder,
         env=stage.fleet.env,
         stdout=subprocess.DEVNULL,
@@ -307,7 +321,7 @@ def test_a_worker_of_another_class_runs_no_step(stage: Stage) -> None:
     stage.fleet.workers.append(worker)
     stage.begin("s1", do(1, attempts=1, compensation=None))
     state = stage.play("s1")
-    assert "this worker does not run the service work; it runs none" in (state.reason or "")
+    assert why in (state.reason or "")
     assert stage.effects_on_rq() == []
 
 
@@ -387,6 +401,47 @@ def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, mo
     state = stage.play("s1")
     assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
     assert stage.effects_on_rq() == ["done s1/1/transaction"]
+
+
+def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sagastream.job_dispatcher._SEARCH_EVERY_S", 0.0)
+    heard: list[str] = []
+
+    def complaints() -> list[str]:
+        heard.extend(line for line in capsys.readouterr().err.splitlines() if "no RQ worker" in line)
+        return heard
+
+    stage.fleet.worker(queue="others")
+    stage.begin("s1", do(1))
+    stage.begin("s2", do(2))
+    # One that was killed long ago, and that RQ has not cleared away.
+    stage.redis.sadd("rq:workers:steps", "rq:worker:gone")
+    start = "SAGASTREAM_SERVICES=MODULE:NAME rq worker -w sagastream.rq_runner.SagaWorker steps"
+    stage.all_until(complaints, what="the service says so")
+    assert len(heard) == 1
+    assert heard[0].endswith(f": no RQ worker works on queue steps: 2 jobs wait; on this Redis, start {start}")
+    stage.redis.rpush("rq:queue:of-others", "a-job-of-theirs")
+    stage.redis.sadd("rq:queues", "rq:queue:of-others")
+    told = [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about]
+    assert [(one.level, one.about, one.text) for one in told] == [
+        ("problem", "queue steps", f"no RQ worker works on it, 2 jobs wait: {start}")
+    ]
+    searches: list[dict[str, int]] = []
+
+    def search(*given: Any) -> dict[str, int]:
+        searches.append(waiting_for_worker(*given))
+        return searches[-1]
+
+    monkeypatch.setattr("sagastream.job_dispatcher.waiting_for_worker", search)
+    stage.all_until(lambda: len(searches) > 2, what="it has looked again")
+    assert searches[1] == {"steps": 2}
+    assert len(complaints()) == 1  # once a minute
+    stage.fleet.worker()
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    assert stage.play("s2").status is SagaStatus.COMPLETED
+    assert [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about] == []
 
 
 def test_a_job_that_nobody_waits_for_any_more_is_taken_off_the_queue(stage: Stage) -> None:
@@ -493,19 +548,47 @@ def pending(stage: Stage, idle_ms: int = 0) -> list[dict[str, Any]]:
     return list(found)
 
 
+TYPOS = """
+from sagastream import Service
+
+service = Service("typos")
+service.command("Do", call="jobs.charg", compensation="Undo", via="rq")
+service.compensation("Undo", call="job.refund", via="rq")
+service.command("Here", call="nowhere.else")  # which is for the process of the service
+"""
+
+
 @pytest.mark.parametrize(
     ("services", "complaint"),
     [
         ("", "SAGASTREAM_SERVICES is not set; it names the services to run, as MODULE:NAME"),
         ("nowhere:service", "cannot import nowhere: No module named 'nowhere'; run it where the module is found"),
         ("sagastream_stubs.payment:service", "no step of sagastream_stubs.payment:service runs on RQ; say via="),
+        (
+            "typos:service",
+            (
+                "service typos: Do: cannot import jobs.charg: AttributeError: module 'jobs' has no attribute 'charg'; "
+                "Undo: cannot import job.refund: ModuleNotFoundError: No module named 'job'; run it where the modules"
+            ),
+        ),
     ],
 )
-def test_a_worker_that_has_nothing_to_run_says_so_in_one_line(fleet: Fleet, services: str, complaint: str) -> None:
+def test_a_worker_that_cannot_work_says_so_in_one_line(fleet: Fleet, services: str, complaint: str) -> None:
     fleet.env[SERVICES_VARIABLE] = services
+    (fleet.folder / "typos.py").write_text(TYPOS)
     assert fleet.worker().wait(20) == 1
     assert fleet.said.count("\n") == 1
     assert fleet.said.startswith(f"rq worker: {complaint}")
+
+
+def test_a_worker_says_which_steps_it_runs(fleet: Fleet) -> None:
+    fleet.worker("--burst", queue="step")
+    assert fleet.workers[0].wait(20) == 0
+    said = [line for line in fleet.said.splitlines() if line.startswith("rq worker: ")]
+    assert said == [
+        "rq worker: warning: steps of work wait in queue steps too, on which this worker does not work",
+        "rq worker: warning: works on queue step, in which no step of work runs",
+    ]
 
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "rq.md").read_text()
