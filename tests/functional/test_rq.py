@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from rq import Queue
 from rq.command import send_stop_job_command
 from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from page import Shell, shell
 from processes import Commands
 from sagastream import Service, keys, published
+from sagastream.broker import connect
+from sagastream.client import SagaClient
 from sagastream.job_dispatcher import on_rq
 from sagastream.rq_runner import SERVICES_VARIABLE, waiting_for_worker
 from sagastream.saga import SagaState, SagaStatus
@@ -178,6 +182,11 @@ class Stage(Scene):
         state = self.client.get(saga_id)
         assert state is not None
         return state
+
+
+@pytest.fixture
+def bash(server: Server, tmp_path: Path) -> Shell:
+    return Shell(server, tmp_path)
 
 
 @pytest.fixture
@@ -613,6 +622,70 @@ def test_the_service_of_the_guide_runs_as_it_stands_there(server: Server, comman
     said = (commands.folder / "log").read_text()
     undone = [line for line in said.splitlines() if line.startswith(("refunded", "unpacked"))]
     assert undone == ["refunded u 500", "refunded u 5", "unpacked what was packed under o-1/1/transaction"]
+
+
+NOTIFICATION = """
+import os, signal, threading
+from sagastream import Service
+
+service = Service("notification", lease_ms=2000)
+
+
+@service.command("Do", compensation="Undo", via="rq")
+def do(params, context):
+    if params == "die" and context.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@service.compensation("Undo", via="rq")
+def undo(params, context):
+    pass
+
+
+@service.command("Slow", compensation=None, via="rq", timeout_s=1)
+def slow(params, context):
+    threading.Event().wait(30)
+"""
+
+
+def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
+    server: Server, commands: Commands, bash: Shell
+) -> None:
+    base = shell("A user of its own")
+    for_service, for_workers = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+    for script in (*base, for_service, *(one.replace(" notification ", " notification-jobs ") for one in base)):
+        bash.run(script)
+    bash.run(for_workers)
+    service_url, workers_url = (
+        server.url.replace("unix://", f"unix://{user}:secret@") for user in ("notification", "notification-jobs")
+    )
+    (commands.folder / "shop.py").write_text(NOTIFICATION)
+    broker = server.broker()
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    service = commands.start("service", "shop:service", env={"REDIS_URL": service_url})
+    workers = commands.start("rq-worker", "shop:service", env={"REDIS_URL": workers_url})
+    sagas = SagaClient(broker)
+    steps = [do("die", service="notification", backoff_ms=1), do(1, "Slow", "notification", attempts=1)]
+    sagas.begin("s1", steps)
+    assert "JobTimedOut" in (sagas.wait("s1", 30).reason or "")
+    state = sagas.get("s1")
+    assert state is not None
+    assert state.steps[0].attempt == 2
+    for process in (workers, service):
+        process.terminate()
+        assert "NOPERM" not in process.communicate(timeout=20)[1].decode()
+        assert process.returncode == 0
+    refused: Any = broker.client.acl_log()
+    assert {entry["object"] for entry in refused} <= {"client|setinfo"}  # the Redis client does without
+    for url, forbidden in (
+        (service_url, ["LPUSH", "rq:queue:payment", "x"]),
+        (service_url, ["HGETALL", "rq:job:of-others"]),
+        (workers_url, ["XRANGE", keys.commands("payment"), "-", "+"]),
+        (workers_url, ["HGETALL", keys.saga("s1")]),
+        (workers_url, ["SCAN", "0"]),
+    ):
+        with connect(url) as client, pytest.raises(redis.ResponseError, match="permission"):
+            client.execute_command(*forbidden)
 
 
 PROCFILE = (Path(__file__).parents[2] / "Procfile").read_text()
