@@ -14,6 +14,7 @@ import redis
 
 from sagastream import keys, saga_hash
 from sagastream.broker import or_raise
+from sagastream.console import describe
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator import LEASE_MS
 from sagastream.saga import SagaState
@@ -88,6 +89,7 @@ class Doctor:
             command = "sagastream service MODULE:NAME"
             yield from self._readers(f"service {service}", keys.commands(service), service, command)
             yield from self._held(keys.commands(service), service)
+        yield from self._jobs()
         if quarantined := self._client.xlen(keys.QUARANTINE):
             yield _warning("quarantine", f"messages that were set aside: {quarantined}; see sagastream quarantine list")
 
@@ -249,6 +251,19 @@ class Doctor:
             yield _problem(about, f"none is running, entries that wait: {waiting}; {command}")
         else:
             yield _ok(about, "none is running, and there is nothing to do")
+
+    def _jobs(self) -> Iterator[Finding]:
+        """Steps that wait in RQ's queues, for workers that there are not."""
+        # Here: its import takes longer than the rest of a command.
+        from sagastream.rq_runner import queues_of_sagas, start_worker, waiting_for_worker
+
+        try:
+            waiting = waiting_for_worker(self._client, queues_of_sagas(self._client))
+        except redis.ResponseError as error:
+            yield _warning("rq", f"what waits in RQ's queues cannot be read: {describe(error)}")
+            return
+        for queue, jobs in waiting.items():
+            yield _problem(f"queue {queue}", f"no RQ worker works on it, {jobs} jobs wait: {start_worker(queue)}")
 
     def _held(self, stream: str, group: str) -> Iterator[Finding]:
         """Entries that somebody has held for long."""

@@ -23,13 +23,17 @@ from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from page import Shell, shell
 from processes import Commands
 from sagastream import Service, keys, published
+from sagastream.broker import connect
+from sagastream.client import SagaClient
 from sagastream.job_dispatcher import on_rq
 from sagastream.messages import ok, reply_to
-from sagastream.rq_runner import SERVICES_VARIABLE, job_id
+from sagastream.rq_runner import SERVICES_VARIABLE, job_id, waiting_for_worker
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.service_runner import ServiceRunner
+from sagastream_bridge.doctor import Doctor
 from scenes import Scene, do
 from servers import Server, alive
 from waiting import until
@@ -183,6 +187,11 @@ class Stage(Scene):
 
 
 @pytest.fixture
+def bash(server: Server, tmp_path: Path) -> Shell:
+    return Shell(server, tmp_path)
+
+
+@pytest.fixture
 def fleet(server: Server, tmp_path: Path) -> Iterator[Fleet]:
     folder = tmp_path / "team"
     folder.mkdir()
@@ -299,9 +308,22 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
     assert b"\x1b[31m" not in (stage.fleet.folder / "rq.log").read_bytes()
 
 
-def test_a_worker_of_another_class_runs_no_step(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            ["-S", "rq.serializers.JSONSerializer"],
+            "JobRefused: this worker does not run the service work; it runs none; it is to be started as rq worker -w",
+        ),
+        ([], "failed: rq.exceptions.DeserializationError; run it with rq worker -w sagastream.rq_runner.SagaWorker"),
+    ],
+    ids=["that reads jobs as JSON", "as RQ starts it"],
+)
+def test_a_worker_of_another_class_runs_no_step_and_the_reason_says_which_to_start(
+    stage: Stage, options: list[str], why: str
+) -> None:
     worker = subprocess.Popen(
-        [RQ, "worker", "-S", "rq.serializers.JSONSerializer", "steps"],
+        [RQ, "worker", *options, "steps"],
         cwd=stage.fleet.folder,
         env=stage.fleet.env,
         stdout=subprocess.DEVNULL,
@@ -310,7 +332,7 @@ def test_a_worker_of_another_class_runs_no_step(stage: Stage) -> None:
     stage.fleet.workers.append(worker)
     stage.begin("s1", do(1, attempts=1, compensation=None))
     state = stage.play("s1")
-    assert "this worker does not run the service work; it runs none" in (state.reason or "")
+    assert why in (state.reason or "")
     assert stage.effects_on_rq() == []
 
 
@@ -390,6 +412,47 @@ def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, mo
     state = stage.play("s1")
     assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
     assert stage.effects_on_rq() == ["done s1/1/transaction"]
+
+
+def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sagastream.job_dispatcher._SEARCH_EVERY_S", 0.0)
+    heard: list[str] = []
+
+    def complaints() -> list[str]:
+        heard.extend(line for line in capsys.readouterr().err.splitlines() if "no RQ worker" in line)
+        return heard
+
+    stage.fleet.worker(queue="others")
+    stage.begin("s1", do(1))
+    stage.begin("s2", do(2))
+    # One that was killed long ago, and that RQ has not cleared away.
+    stage.redis.sadd("rq:workers:steps", "rq:worker:gone")
+    start = "SAGASTREAM_SERVICES=MODULE:NAME rq worker -w sagastream.rq_runner.SagaWorker steps"
+    stage.all_until(complaints, what="the service says so")
+    assert len(heard) == 1
+    assert heard[0].endswith(f": no RQ worker works on queue steps: 2 jobs wait; on this Redis, start {start}")
+    stage.redis.rpush("rq:queue:of-others", "a-job-of-theirs")
+    stage.redis.sadd("rq:queues", "rq:queue:of-others")
+    told = [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about]
+    assert [(one.level, one.about, one.text) for one in told] == [
+        ("problem", "queue steps", f"no RQ worker works on it, 2 jobs wait: {start}")
+    ]
+    searches: list[dict[str, int]] = []
+
+    def search(*given: Any) -> dict[str, int]:
+        searches.append(waiting_for_worker(*given))
+        return searches[-1]
+
+    monkeypatch.setattr("sagastream.job_dispatcher.waiting_for_worker", search)
+    stage.all_until(lambda: len(searches) > 2, what="it has looked again")
+    assert searches[1] == {"steps": 2}
+    assert len(complaints()) == 1  # once a minute
+    stage.fleet.worker()
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    assert stage.play("s2").status is SagaStatus.COMPLETED
+    assert [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about] == []
 
 
 def test_a_job_that_nobody_waits_for_any_more_is_taken_off_the_queue(stage: Stage) -> None:
@@ -496,19 +559,47 @@ def pending(stage: Stage, idle_ms: int = 0) -> list[dict[str, Any]]:
     return list(found)
 
 
+TYPOS = """
+from sagastream import Service
+
+service = Service("typos")
+service.command("Do", call="jobs.charg", compensation="Undo", via="rq")
+service.compensation("Undo", call="job.refund", via="rq")
+service.command("Here", call="nowhere.else")  # which is for the process of the service
+"""
+
+
 @pytest.mark.parametrize(
     ("services", "complaint"),
     [
         ("", "SAGASTREAM_SERVICES is not set; it names the services to run, as MODULE:NAME"),
         ("nowhere:service", "cannot import nowhere: No module named 'nowhere'; run it where the module is found"),
         ("sagastream_stubs.payment:service", "no step of sagastream_stubs.payment:service runs on RQ; say via="),
+        (
+            "typos:service",
+            (
+                "service typos: Do: cannot import jobs.charg: AttributeError: module 'jobs' has no attribute 'charg'; "
+                "Undo: cannot import job.refund: ModuleNotFoundError: No module named 'job'; run it where the modules"
+            ),
+        ),
     ],
 )
-def test_a_worker_that_has_nothing_to_run_says_so_in_one_line(fleet: Fleet, services: str, complaint: str) -> None:
+def test_a_worker_that_cannot_work_says_so_in_one_line(fleet: Fleet, services: str, complaint: str) -> None:
     fleet.env[SERVICES_VARIABLE] = services
+    (fleet.folder / "typos.py").write_text(TYPOS)
     assert fleet.worker().wait(20) == 1
     assert fleet.said.count("\n") == 1
     assert fleet.said.startswith(f"rq worker: {complaint}")
+
+
+def test_a_worker_says_which_steps_it_runs(fleet: Fleet) -> None:
+    fleet.worker("--burst", queue="step")
+    assert fleet.workers[0].wait(20) == 0
+    said = [line for line in fleet.said.splitlines() if line.startswith("rq worker: ")]
+    assert said == [
+        "rq worker: warning: steps of work wait in queue steps too, on which this worker does not work",
+        "rq worker: warning: works on queue step, in which no step of work runs",
+    ]
 
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "rq.md").read_text()
@@ -533,6 +624,70 @@ def test_the_service_of_the_guide_runs_as_it_stands_there(server: Server, comman
     said = (commands.folder / "log").read_text()
     undone = [line for line in said.splitlines() if line.startswith(("refunded", "unpacked"))]
     assert undone == ["refunded u 500", "refunded u 5", "unpacked what was packed under o-1/1/transaction"]
+
+
+NOTIFICATION = """
+import os, signal, threading
+from sagastream import Service
+
+service = Service("notification", lease_ms=2000)
+
+
+@service.command("Do", compensation="Undo", via="rq")
+def do(params, context):
+    if params == "die" and context.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@service.compensation("Undo", via="rq")
+def undo(params, context):
+    pass
+
+
+@service.command("Slow", compensation=None, via="rq", timeout_s=1)
+def slow(params, context):
+    threading.Event().wait(30)
+"""
+
+
+def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
+    server: Server, commands: Commands, bash: Shell
+) -> None:
+    base = shell("A user of its own")
+    for_service, for_workers = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+    for script in (*base, for_service, *(one.replace(" notification ", " notification-jobs ") for one in base)):
+        bash.run(script)
+    bash.run(for_workers)
+    service_url, workers_url = (
+        server.url.replace("unix://", f"unix://{user}:secret@") for user in ("notification", "notification-jobs")
+    )
+    (commands.folder / "shop.py").write_text(NOTIFICATION)
+    broker = server.broker()
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    service = commands.start("service", "shop:service", env={"REDIS_URL": service_url})
+    workers = commands.start("rq-worker", "shop:service", env={"REDIS_URL": workers_url})
+    sagas = SagaClient(broker)
+    steps = [do("die", service="notification", backoff_ms=1), do(1, "Slow", "notification", attempts=1)]
+    sagas.begin("s1", steps)
+    assert "JobTimedOut" in (sagas.wait("s1", 30).reason or "")
+    state = sagas.get("s1")
+    assert state is not None
+    assert state.steps[0].attempt == 2
+    for process in (workers, service):
+        process.terminate()
+        assert "NOPERM" not in process.communicate(timeout=20)[1].decode()
+        assert process.returncode == 0
+    refused: Any = broker.client.acl_log()
+    assert {entry["object"] for entry in refused} <= {"client|setinfo"}  # the Redis client does without
+    for url, forbidden in (
+        (service_url, ["LPUSH", "rq:queue:payment", "x"]),
+        (service_url, ["HGETALL", "rq:job:of-others"]),
+        (workers_url, ["XRANGE", keys.commands("payment"), "-", "+"]),
+        (workers_url, ["HGETALL", keys.saga("s1")]),
+        (workers_url, ["SCAN", "0"]),
+    ):
+        with connect(url) as client, pytest.raises(redis.ResponseError, match="permission"):
+            client.execute_command(*forbidden)
 
 
 PROCFILE = (Path(__file__).parents[2] / "Procfile").read_text()

@@ -18,7 +18,7 @@ from sagastream import Reject, Service
 from sagastream.errors import JobRefused, ServiceError
 from sagastream.messages import Command
 from sagastream.named_function import NamedFunction
-from sagastream.rq_runner import JobState, JobTimedOut, SagaJob, _entry, _TimeLimit, job_id, run_step
+from sagastream.rq_runner import JobState, JobTimedOut, SagaJob, _entry, _TimeLimit, coverage, job_id, run_step
 
 NOWHERE = redis.Redis(port=1)
 
@@ -128,6 +128,36 @@ def test_who_runs_no_step_on_rq_does_not_wait_for_its_import() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+# --- which queues a worker is for
+
+
+@pytest.mark.parametrize(
+    ("queues", "lines"),
+    [
+        (["till", "slow"], ["runs steps of till, of queue slow, till"]),
+        (
+            ["slow"],
+            [
+                "runs steps of till, of queue slow",
+                "warning: steps of till wait in queue till too, on which this worker does not work",
+            ],
+        ),
+        (
+            ["slow", "till", "mail"],
+            [
+                "runs steps of till, of queue slow, till",
+                "warning: works on queue mail, in which no step of till runs",
+            ],
+        ),
+    ],
+)
+def test_a_worker_tells_which_queues_it_has_steps_of_and_which_are_missing(queues: list[str], lines: list[str]) -> None:
+    till = Service("till")
+    till.command("A", compensation=None, via="rq")(lambda params, context: None)
+    till.command("B", call="jobs.b", via="rq", queue="slow")
+    assert coverage(queues, [till]) == lines
+
+
 # --- functions by their names
 
 
@@ -176,6 +206,11 @@ def test_an_async_function_is_run(shop: Any) -> None:
 def test_what_is_no_name_of_a_function_is_told_at_once(name: Any) -> None:
     with pytest.raises(ServiceError, match=r"is not the name of a function, like shop\.jobs\.charge"):
         NamedFunction(name)
+
+
+def test_what_is_there_and_is_no_function_is_told(shop: Any) -> None:
+    with pytest.raises(ServiceError, match=r"^shop_jobs\.function is not a function$"):
+        shop("charge").load()
 
 
 # --- declarations

@@ -19,7 +19,7 @@ from sagastream.broker import Broker
 from sagastream.command_inbox import CommandInbox, Delivery
 from sagastream.console import say
 from sagastream.messages import Command, failed, reply_to
-from sagastream.rq_runner import Jobs, JobState, job_id
+from sagastream.rq_runner import Jobs, JobState, job_id, start_worker, waiting_for_worker
 from sagastream.service import Registration, Service
 from sagastream.streams import BATCH
 from sagastream.strict_json import encode
@@ -32,6 +32,8 @@ _LOOK_EVERY_WHEN_FULL_S: Final = 0.05
 #: How often jobs that were not begun are looked for in their queue, in seconds: a worker that dies as it takes one off
 #: the queue loses it.
 _SEARCH_EVERY_S: Final = 10.0
+#: How often it is said that no worker runs for a queue, in seconds.
+_SAY_EVERY_S: Final = 60.0
 
 
 class _Out(Struct, kw_only=True):
@@ -49,11 +51,13 @@ class JobDispatcher:
         self._service = service
         self._inbox = inbox
         self._who = who
+        self._client = client
         self._jobs = Jobs(client, service)
         self._lock = threading.Lock()
         self._out: dict[bytes, _Out] = {}  # by entry
         self._waiting: list[Delivery] = []
-        self._look_at = self._renew_at = self._search_at = 0.0
+        self._look_at = self._renew_at = self._search_at = self._say_at = 0.0
+        self._without_worker: set[str] = set()  # the queues that had none when it was last looked for
 
     def takes(self, command: Command) -> bool:
         """Whether this command runs as a job."""
@@ -133,6 +137,8 @@ class JobDispatcher:
                 self._ended(out, state)
             elif state.status == b"queued":
                 self._look_at_queued(out, state, searching=searching)
+        if searching:
+            self._look_for_workers()
 
     def _let_go(self, held: list[Delivery]) -> set[bytes]:
         """The ids of the entries that were answered or taken over; on the others the lease is renewed."""
@@ -157,6 +163,18 @@ class JobDispatcher:
             if missing and out.missed:
                 self._ended(out, state)
             out.missed = missing
+
+    def _look_for_workers(self) -> None:
+        """Say where jobs wait and no worker runs: found twice, since both may have just been started."""
+        waiting = waiting_for_worker(self._client, self._service.queues)
+        missed = sorted(self._without_worker & waiting.keys())
+        self._without_worker = set(waiting)
+        if not missed or time.monotonic() < self._say_at:
+            return
+        self._say_at = time.monotonic() + _SAY_EVERY_S
+        for queue in missed:
+            what = f"{waiting[queue]} jobs wait; on this Redis, start {start_worker(queue)}"
+            say(self._who, f"no RQ worker works on queue {queue}: {what}")
 
     def _ended(self, out: _Out, state: JobState) -> None:
         """A job will not answer, and the entry is pending."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final
 
+from sagastream.console import describe
 from sagastream.errors import Reject, ServiceError
 
 _NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -16,7 +17,7 @@ class NamedFunction:
     """A handler that calls a function with a step's params: the members of an object as keyword arguments, the items
     of a list as positional ones, nothing for null, any other value as the one argument.
 
-    The function is imported when it is first called, by the process that calls it.
+    The function is imported by the process that calls it: an RQ worker does so when it starts.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,7 +28,7 @@ class NamedFunction:
 
     def __call__(self, params: Any, _context: object) -> Any:
         """What the function returns. Raises Reject where the params do not fit it, since then nothing was begun."""
-        function = self._function()
+        function = self.load()
         args, named = _arguments(params)
         try:
             inspect.signature(function).bind(*args, **named)
@@ -39,9 +40,15 @@ class NamedFunction:
         # As RQ has it: a function may be declared with async def.
         return asyncio.run(result) if inspect.iscoroutine(result) else result
 
-    def _function(self) -> Callable[..., Any]:
+    def load(self) -> Callable[..., Any]:
+        """The function. Raises ServiceError where it cannot be had."""
         module, _, name = self.name.rpartition(".")
-        function: Callable[..., Any] = getattr(import_module(module), name)
+        try:
+            function: Callable[..., Any] = getattr(import_module(module), name)
+        except (Exception, SystemExit) as error:
+            raise ServiceError(f"cannot import {self.name}: {describe(error)}") from error
+        if not callable(function):
+            raise ServiceError(f"{self.name} is not a function")
         return function
 
 

@@ -14,17 +14,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import redis
 from msgspec import Struct
 from rq import Queue, Worker
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.job import Job
 from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from sagastream import keys
 from sagastream.broker import Broker, Outage, execute
@@ -32,21 +33,30 @@ from sagastream.console import describe, printable, say
 from sagastream.errors import JobRefused, ServiceError
 from sagastream.loading import load_service
 from sagastream.messages import Command
+from sagastream.named_function import NamedFunction
 from sagastream.service import Service
 from sagastream.service_runner import ServiceRunner
 
 #: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
 SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
+#: How the worker is started that runs the jobs.
+WORKER_COMMAND: Final = "rq worker -w sagastream.rq_runner.SagaWorker"
 #: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
 _FAILED_KEPT_S: Final = keys.ENDED_KEPT_MS // 1000
 #: The statuses of a job that may still answer.
 _LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"rate_limited", b"ready_to_enqueue"}
+#: What a job ends with where the worker has another serializer.
+_UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError.__name__}"
 _ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 #: What is believed of a job that stands in Redis: nothing that makes RQ import, call, fetch or repeat anything.
 _BELIEVED: Final = frozenset(
     b"data created_at origin enqueued_at started_at ended_at timeout status description meta "
     b"failure_ttl result_ttl worker_name last_heartbeat".split()
 )
+
+
+#: How the id of every job begins.
+_ID_BEGINS: Final = "saga-"
 
 
 def job_id(command: Command) -> str:
@@ -56,7 +66,41 @@ def job_id(command: Command) -> str:
     two sagas share one.
     """
     saga_id = command.saga_id.replace("_", "__").replace(".", "_d").replace(":", "_c")
-    return f"saga-{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
+    return f"{_ID_BEGINS}{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
+
+
+def start_worker(queue: str) -> str:
+    """What a person is told to run for a queue."""
+    return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND} {queue}"
+
+
+# --- for who looks after the jobs
+
+
+def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str, int]:
+    """Those of the queues in which jobs wait and on which no RQ worker is registered: how many wait in each.
+
+    A worker that was killed is registered until RQ has not heard of it for some minutes. Raises redis.RedisError.
+    """
+    waiting = {}
+    for name in queues:
+        # Not by rq.Worker.all: it deletes and reads what it finds there.
+        workers: Any = client.smembers(WORKERS_BY_QUEUE_KEY % name)
+        if not (workers and client.exists(*workers)) and (jobs := Queue(name, connection=client).count):
+            waiting[name] = jobs
+    return waiting
+
+
+def queues_of_sagas(client: "redis.Redis") -> list[str]:
+    """The queues whose oldest job is a step of a saga, of whatever service. Raises redis.RedisError."""
+    found: Any = client.smembers(Queue.redis_queues_keys)
+    prefix = Queue.redis_queue_namespace_prefix
+    oldest: dict[str, Any] = {key.decode(errors="replace"): client.lindex(key, 0) for key in found}
+    return sorted(
+        key.removeprefix(prefix)
+        for key, job in oldest.items()
+        if key.startswith(prefix) and job is not None and job.startswith(_ID_BEGINS.encode())
+    )
 
 
 # --- for the service's process
@@ -169,7 +213,9 @@ class Jobs:
         except Exception:  # noqa: BLE001 - whatever RQ makes of what stands there
             return ""
         lines = (result.exc_string or "").strip().splitlines() if result else []
-        return printable(lines[-1][:500]) if lines else ""
+        words = printable(lines[-1][:500]) if lines else ""
+        # A worker that reads jobs as RQ does by default. What SagaWorker refuses tells why in its own words.
+        return f"{words}; run it with {WORKER_COMMAND}" if words.startswith(_UNREADABLE) else words
 
     def _queue(self, command: Command) -> Queue:
         registration = self._service.registration(command)
@@ -243,7 +289,7 @@ def run_step(service: object, entry_id: object, again: object) -> str:
     Returns what became of it, to be shown. Raises JobRefused.
     """
     if not isinstance(service, str) or service not in _services:
-        have = ", ".join(_services) or "none; it is to be started with -w sagastream.rq_runner.SagaWorker"
+        have = ", ".join(_services) or f"none; it is to be started as {WORKER_COMMAND}"
         raise JobRefused(f"this worker does not run the service {printable(str(service)[:200])}; it runs {have}")
     if not isinstance(entry_id, str) or not _ENTRY_ID.fullmatch(entry_id):
         raise JobRefused("the job does not name the entry of a command")
@@ -307,7 +353,28 @@ class SagaWorker(Worker):
             load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
         except ServiceError as error:
             raise SystemExit(printable(f"rq worker: {error}")) from None
+        for line in coverage(self.queue_names(), _services.values()):
+            say("rq worker", line)
         return super().work(*args, **options)
+
+
+def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:
+    """What a worker of these queues does for these services, and what it does not; one line each."""
+    lines = []
+    for service in services:
+        if own := [queue for queue in service.queues if queue in queues]:
+            lines.append(f"runs steps of {service.name}, of queue {', '.join(own)}")
+        lines += [
+            f"warning: steps of {service.name} wait in queue {queue} too, on which this worker does not work"
+            for queue in service.queues
+            if queue not in queues
+        ]
+    known = {queue for service in services for queue in service.queues}
+    return lines + [
+        f"warning: works on queue {queue}, in which no step of {', '.join(service.name for service in services)} runs"
+        for queue in queues
+        if queue not in known
+    ]
 
 
 def load_services(names: Iterable[str]) -> list[str]:
@@ -324,10 +391,25 @@ def load_services(names: Iterable[str]) -> list[str]:
         service.publishes()
         if not service.queues:
             raise ServiceError(f'no step of {where} runs on RQ; say via="rq" where one should')
+        _load_functions(service)
         _services[service.name] = service
     if not _services:
         raise ServiceError(f"{SERVICES_VARIABLE} is not set; it names the services to run, as MODULE:NAME")
     return sorted({queue for service in _services.values() for queue in service.queues})
+
+
+def _load_functions(service: Service) -> None:
+    """Import what its jobs call by name. Raises ServiceError with all that cannot be: else each would be an unknown
+    outcome of some saga."""
+    wrong = []
+    for one in service.registrations:
+        if one.queue is not None and isinstance(one.handler, NamedFunction):
+            try:
+                one.handler.load()
+            except ServiceError as error:
+                wrong.append(f"{one.name}: {error}")
+    if wrong:
+        raise ServiceError(f"service {service.name}: {'; '.join(wrong)}; run it where the modules are found")
 
 
 def run_worker(broker: Broker, services: Sequence[str]) -> None:
