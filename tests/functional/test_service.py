@@ -548,7 +548,7 @@ def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
 
 def test_an_effect_is_left_to_a_person_where_no_process_has_what_undoes_it(scene: Scene) -> None:
     """The step names a compensation that the service does not have."""
-    service = Service("work", lease_ms=1)
+    service = impatient()
     service.command("Do", compensation=None)(lambda params, context: None)
     body = json.dumps({"type": "Do", "saga_id": "s1", "step": 1})
     entry: dict[Any, Any] = {"body": body, "begun_ms": 1, "compensation": "UndoSo"}
