@@ -14,8 +14,8 @@ from typing import Self
 import redis
 
 from sagastream import events, requests
-from sagastream.awaited import Awaited, Outcome, Settled, Wait, completed
-from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
+from sagastream.awaited import Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.broker import BLOCK_MS, Broker, Outage, broker_of, is_outage
 from sagastream.errors import CorruptSaga
 from sagastream.exchange import run
 from sagastream.listing import Listing, ListStatus
@@ -32,10 +32,13 @@ class SagaClient:
     Threads may share one, and so may a process and those that it forks: each opens connections of its own.
     """
 
-    def __init__(self, broker: Broker | None = None) -> None:
-        """With no broker given, opens the one of the environment (see Broker)."""
-        self._owns_broker = broker is None
-        self._broker = broker or Broker()
+    def __init__(self, broker: Broker | str | None = None) -> None:
+        """`broker`: one that is open, and stays so; or the url of one; by default that of the environment (see Broker).
+
+        Raises BrokerError as Broker does.
+        """
+        self._owns_broker = not isinstance(broker, Broker)
+        self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
         self._outage = Outage(self._broker, "sagastream client", threading.Event())
 
@@ -93,14 +96,15 @@ class SagaClient:
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Wait until the saga has ended, or is parked and waits for a person, and return it as it is then.
 
-        `saga`: what `begin` returned, or an id; one that nobody knows yet is waited for. `check`: a saga that has not
+        `saga`: what `begin` returned, or an id; one that nobody knows yet is waited for. `timeout_s`: None waits for as
+        long as it takes, which is for ever where nobody begins it. `check`: a saga that has not
         completed is an error. While the broker is away the wait goes on, for it asks for nothing.
 
         Raises:
             SagaAborted, SagaParked: with `check`; with the reason and the step.
             RequestRefused: another saga has the id.
             CorruptSaga: what stands at its key cannot be read.
-            TimeoutError: it has not ended in time; it goes on by itself.
+            TimeoutError: it has not ended in time; it goes on by itself. Says so where there is no such saga yet.
             redis.RedisError: a fault that waiting does not mend.
         """
         (outcome,) = self.as_completed([saga], timeout_s)
@@ -115,7 +119,11 @@ class SagaClient:
         A Refused stands for a saga of which `wait` would raise its `error`. Raises TimeoutError once the time is up
         that all of them have together, and redis.RedisError as `wait` does.
         """
-        awaited = Awaited(map(Wait.end_of, sagas))
+        check_timeout(timeout_s)
+        many = requests.one_by_one(sagas, "ids, or of what begin returned")
+        return self._as_completed(Awaited(map(Wait.end_of, many)), timeout_s)
+
+    def _as_completed(self, awaited: Awaited, timeout_s: float | None) -> Iterator[Outcome]:
         yield from self._settled(awaited, timeout_s)
         if awaited:
             assert timeout_s is not None
@@ -148,6 +156,7 @@ class SagaClient:
             TimeoutError: no worker has taken it in time; it is in the store, and one will.
             redis.RedisError: the broker is away; whether the request arrived is open.
         """
+        check_timeout(timeout_s)
         awaited = Awaited([Wait(saga_id=request.saga_id, request=request)])
         run(self._redis, awaited.start())
         append_requests(self._redis, [request])

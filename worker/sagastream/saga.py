@@ -30,8 +30,8 @@ class StepStatus(StrEnum):
 class Step(Struct, frozen=True, kw_only=True):
     """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet.
 
-    `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are kept as the
-    JSON that was sent; `result_value`, `error_value` and `compensation_error_value` are what it says.
+    `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are kept as
+    the JSON that was sent; `result_value`, `error_value` and `compensation_error_value` are what it says.
     """
 
     definition: StepDefinition
