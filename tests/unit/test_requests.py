@@ -1,10 +1,11 @@
 """What clients ask for: its types, its checks, its batches."""
 
+from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import pytest
 
-from sagastream import RequestRefused, SagaRequest, StepRequest
+from sagastream import CorruptSaga, RequestRefused, SagaClient, SagaRequest, SagaState, SagaStatus, StepRequest
 from sagastream.errors import MalformedMessage
 from sagastream.messages import OPTIONS, Begin, StepKind, Verb
 from sagastream.requests import BATCH, Accepted, Refused, _batches, begin_many, granted, to_begin, to_intervene
@@ -29,6 +30,23 @@ def test_a_type_checker_finds_what_is_misspelt() -> None:
     for wrong in (misspelt, unknown, nobody):
         with pytest.raises(MalformedMessage):
             to_begin({"saga_id": "s1", "steps": [wrong]})
+
+
+def test_a_type_checker_has_what_is_no_saga_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As above, by the comments: what is yielded has no status before it was asked what it is.
+    def look(client: SagaClient) -> Iterator[str]:
+        for ended in client.as_completed(["s1"]):
+            yield ended.status  # type: ignore[union-attr]
+            yield str(ended.error) if isinstance(ended, Refused) else ended.status
+        for found in client.list():
+            yield found.status  # type: ignore[union-attr]
+            yield str(found) if isinstance(found, CorruptSaga) else found.status
+
+    saga = SagaState(saga_id="s1", status=SagaStatus.COMPLETED, current_step=1, steps=(), begun_ms=0, updated_ms=0)
+    with SagaClient("redis://nowhere.invalid") as client:
+        monkeypatch.setattr(client, "as_completed", lambda _: [saga])
+        monkeypatch.setattr(client, "list", lambda: [saga])
+        assert list(look(client)) == ["COMPLETED"] * 4
 
 
 def test_steps_may_be_a_tuple() -> None:

@@ -35,7 +35,7 @@ class SagaClient:
     def __init__(self, broker: Broker | str | None = None) -> None:
         """`broker`: one that is open, and stays so; or the url of one; by default that of the environment (see Broker).
 
-        Raises BrokerError as Broker does.
+        Raises BrokerError as Broker does, TypeError for anything else.
         """
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
@@ -79,7 +79,8 @@ class SagaClient:
         The answers are in the order of the sagas, one each, and values: Accepted; Refused, with the reason; Unsettled
         where the broker went away meanwhile, to be begun again under the same id, as often as it takes.
 
-        Raises redis.RedisError where it is no outage but a fault: mend it, then begin all of them again.
+        Raises redis.RedisError where it is no outage but a fault: mend it, then begin all of them again. TypeError for
+        one saga, or none, in place of many.
         """
         return run(self._redis, requests.begin_many(sagas))
 
@@ -106,6 +107,7 @@ class SagaClient:
             CorruptSaga: what stands at its key cannot be read.
             TimeoutError: it has not ended in time; it goes on by itself. Says so where there is no such saga yet.
             redis.RedisError: a fault that waiting does not mend.
+            TypeError, ValueError: that is nothing to wait for, or no time to wait.
         """
         (outcome,) = self.as_completed([saga], timeout_s)
         state = requests.granted(outcome)
@@ -117,7 +119,7 @@ class SagaClient:
         """Wait for many sagas together; yields each as `wait` returns it, in the order in which they end.
 
         A Refused stands for a saga of which `wait` would raise its `error`. Raises TimeoutError once the time is up
-        that all of them have together, and redis.RedisError as `wait` does.
+        that all of them have together; redis.RedisError, TypeError and ValueError as `wait` does.
         """
         check_timeout(timeout_s)
         many = requests.one_by_one(sagas, "ids, or of what begin returned")
