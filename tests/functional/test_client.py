@@ -289,7 +289,9 @@ def test_many_are_waited_for_together_and_come_as_they_end(running: Server) -> N
     assert sorted(one.saga_id for one in found) == sorted(f"s{n}" for n in range(60))
     waiting = client.as_completed([never, *accepted[:3], "unheard of"], 0.3)
     assert {one.saga_id for one in [next(waiting) for _ in range(3)]} == {"s0", "s1", "s2"}
-    with pytest.raises(TimeoutError, match=r"saga never and 1 more have not ended within 0\.3 s"):
+    with pytest.raises(
+        TimeoutError, match=r"saga never and 1 more have not ended within 0\.3 s: there is no saga unheard of yet$"
+    ):
         next(waiting)
 
 
@@ -310,19 +312,26 @@ def test_a_wait_is_no_longer_than_asked_for(server: Server, timeout_s: float) ->
     client = SagaClient(server.broker())
 
     async def use(client: AsyncSagaClient) -> None:
-        with pytest.raises(TimeoutError, match=f"saga nobody has not ended within {timeout_s} s$"):
+        with pytest.raises(
+            TimeoutError, match=f"saga nobody has not ended within {timeout_s} s: there is no saga nobody yet$"
+        ):
             await client.wait("nobody", timeout_s)
         with pytest.raises(TimeoutError, match="no worker has taken the cancel of saga nobody"):
             await client.cancel("nobody", "why", timeout_s)
 
     began = time.monotonic()
-    with pytest.raises(TimeoutError, match=f"saga nobody has not ended within {timeout_s} s$"):
+    with pytest.raises(
+        TimeoutError, match=f"saga nobody has not ended within {timeout_s} s: there is no saga nobody yet$"
+    ):
         client.wait("nobody", timeout_s)
     with pytest.raises(TimeoutError, match="no worker has taken the cancel of saga nobody"):
         client.cancel("nobody", "why", timeout_s)
+    accepted = client.begin("unread", [do(1)])
+    with pytest.raises(TimeoutError, match=r"saga unread has not ended within .* s: no worker has begun unread yet$"):
+        client.wait(accepted, timeout_s)
     in_loop(server, use)
-    assert time.monotonic() - began < 4 * timeout_s + 2
-    assert client._redis.xlen(keys.REQUESTS) == 2  # the cancels are in the store
+    assert time.monotonic() - began < 5 * timeout_s + 2
+    assert client._redis.xlen(keys.REQUESTS) == 3  # the cancels are in the store too
 
 
 def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
@@ -495,7 +504,7 @@ def test_a_client_that_is_closed_ends_the_waits(server: Server) -> None:
         client = AsyncSagaClient(server.broker())
         wait = asyncio.create_task(client.wait("s1"))
         await asyncio.sleep(0.05)
-        await client.aclose()
+        await client.close()
         with pytest.raises(BrokerError, match="the client was closed"):
             await wait
 
@@ -513,6 +522,20 @@ def test_a_client_waits_again_after_nobody_did(running: Server) -> None:
 
 
 # --- threads and forks
+
+
+def test_a_client_of_a_url_closes_what_it_has_opened_and_no_broker_of_another(server: Server) -> None:
+    async def use() -> None:
+        async with contextlib.aclosing(AsyncSagaClient(server.url)) as client:
+            assert await client.get("s1") is None
+            assert [saga async for saga in client.list()] == []
+
+    broker = server.broker()
+    with SagaClient(server.url) as mine, SagaClient(broker) as anothers:
+        assert mine.get("s1") is anothers.get("s1") is None
+    asyncio.run(use())
+    pools = [mine._redis.connection_pool, broker.client.connection_pool]
+    assert [any(one.is_connected for one in pool._available_connections) for pool in pools] == [False, True]
 
 
 def test_threads_may_share_a_client(running: Server) -> None:

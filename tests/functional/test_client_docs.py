@@ -67,16 +67,22 @@ def test_every_example_does_what_the_page_says(shop: Commands, server: Server) -
     assert set(EXAMPLES) == {"buy.py", "import_orders.py", "web.py", "jobs.py", "orders.py"}
     no_money = "Step 2 failed: insufficient_funds"
     assert told(shop, server, "buy.py") == [
-        "order-17 COMPLETED",
+        "order-17 COMPLETED p-order-17/1/transaction",
         f"order-18 ABORTED {no_money}",
+        "[('ChargeCard', 'COMPENSATED', None), ('ChargeCard', 'FAILED', 'insufficient_funds')]",
         f"2 till saga order-18 was aborted: {no_money} (step 2, ChargeCard of till)",
     ]
-    # 101 to 104 are too much; order-18 was before.
-    assert told(shop, server, "import_orders.py") == ["10 have ended; 5 were aborted"]
+    # 101 to 104 are too much.
+    charged, *aborted = told(shop, server, "import_orders.py")
+    assert charged == "6 were charged"
+    assert len(aborted) == 2
+    assert {line.partition(" ")[2] for line in aborted} == {"Step 1 failed: insufficient_funds"}
     assert told(shop, server, "web.py") == [
         "200 {'status': 'COMPLETED', 'reason': ''}",
         "200 {'status': 'ABORTED', 'reason': 'Step 1 failed: insufficient_funds'}",
         "409 {'error': 'another saga has the id web-5: it began with other steps'}",
+        "400 {'error': 'the saga: saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -'}",
+        "web-5",
     ]
     assert told(shop, server, "use_orders.py") == ["COMPLETED [(1,)]"]
 

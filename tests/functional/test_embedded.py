@@ -235,5 +235,5 @@ def test_a_home_that_is_no_folder_is_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["http://localhost", "redis://localhost:port"])
 def test_an_unusable_url_is_told_of(url: str) -> None:
-    with pytest.raises(BrokerError, match="REDIS_URL is not usable"):
+    with pytest.raises(BrokerError, match="the url that was given is not usable"):
         Broker(url)

@@ -1,9 +1,14 @@
 """What settles a wait, and how a saga that has not completed becomes an error."""
 
+import asyncio
+import math
+from typing import Any
+
 import pytest
+import redis
 from msgspec.structs import replace
 
-from sagastream import CorruptSaga, RequestRefused, SagaAborted, SagaParked
+from sagastream import AsyncSagaClient, CorruptSaga, RequestRefused, SagaAborted, SagaClient, SagaParked, Unsettled
 from sagastream.awaited import Outcome, Wait, completed
 from sagastream.messages import Verb
 from sagastream.requests import Accepted, Refused, to_begin, to_intervene
@@ -67,6 +72,59 @@ def test_an_operators_request_is_settled_when_it_was_done_and_not_by_the_end() -
     done = Intervention(verb="cancel", reason="why", at_ms=0, request_id=request.request_id)
     state = PENDING.with_intervention(done)
     assert wait.outcome(state) is state
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (PENDING, "not SagaState: give its saga_id"),
+        (
+            Refused(saga_id="s1", error=RequestRefused(22, "why")),
+            "not Refused: it was not begun, and its error says why",
+        ),
+        (Unsettled(saga_id="s1", error=redis.TimeoutError(), sent=True), "not Unsettled: begin it again first"),
+        (["s1"], "not list: for many there is as_completed"),
+        (5, "not int"),
+        (b"s1", "not bytes"),
+        (None, "not NoneType"),
+    ],
+)
+def test_what_cannot_be_waited_for_is_told_with_what_to_do_instead(wrong: Any, hint: str) -> None:
+    told = f"^to be waited for: what begin returned, or the id of a saga, {hint}$"
+    with pytest.raises(TypeError, match=told):
+        Wait.end_of(wrong)
+    with SagaClient("redis://nowhere.invalid") as client, pytest.raises(TypeError, match=told):
+        client.wait(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["q5", b"q5", None, 5, Accepted(begin=BEGIN)])
+def test_one_saga_is_not_waited_for_as_if_it_were_many(wrong: Any) -> None:
+    told = f"^sagas must be a list of ids, or of what begin returned, not {type(wrong).__name__}$"
+    with SagaClient("redis://nowhere.invalid") as client, pytest.raises(TypeError, match=told):
+        client.as_completed(wrong)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "error"),
+    [(-1, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("5", TypeError), (True, TypeError)],
+)
+def test_what_is_no_time_to_wait_is_refused_before_anything_is_sent(timeout_s: Any, error: type[Exception]) -> None:
+    told = "timeout_s must be a number of seconds from 0 on, or None to wait for as long as it takes, not "
+
+    async def use() -> None:
+        async with AsyncSagaClient("redis://nowhere.invalid") as client:
+            for call in (client.wait("s1", timeout_s), client.retry("s1", "why", timeout_s)):
+                with pytest.raises(error, match=told):
+                    await call
+
+    with SagaClient("redis://nowhere.invalid") as client:
+        with pytest.raises(error, match=told):
+            client.wait("s1", timeout_s)
+        with pytest.raises(error, match=told):
+            client.as_completed(["s1"], timeout_s)
+        with pytest.raises(error, match=told):
+            client.cancel("s1", "why", timeout_s)
+    asyncio.run(use())
 
 
 def test_a_completed_saga_is_itself() -> None:

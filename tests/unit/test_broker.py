@@ -1,11 +1,14 @@
 """The way to the broker, as far as it goes without one."""
 
+from typing import Any
+
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.broker import Broker, connect, is_outage, or_raise
+from sagastream import AsyncSagaClient, SagaClient
+from sagastream.broker import Broker, broker_of, connect, is_outage, or_raise
 from sagastream.errors import BrokerError
 
 
@@ -63,8 +66,29 @@ def test_a_password_in_the_query_is_not_shown(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["host:6379", "http://host", "redis://host:port"])
 def test_a_url_that_is_none_is_told(url: str) -> None:
-    with pytest.raises(BrokerError, match=r"^REDIS_URL is not usable: "):
+    with pytest.raises(BrokerError, match=r"^the url that was given is not usable: "):
         connect(url)
+    with pytest.raises(BrokerError, match=r"^the url that was given is not usable: "):
+        Broker(url)
+
+
+def test_a_redis_url_that_is_none_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "http://host")
+    for open_it in (connect, Broker):
+        with pytest.raises(BrokerError, match=r"^REDIS_URL is not usable: "):
+            open_it()
+
+
+@pytest.mark.parametrize("client", [SagaClient, AsyncSagaClient])
+def test_a_client_takes_a_broker_or_a_url_and_nothing_else(client: Any) -> None:
+    for wrong in (redis.Redis(), 6379, b"redis://host"):
+        with pytest.raises(TypeError, match=r"^broker must be a Broker or a url, like redis://localhost:6379, not "):
+            client(wrong)
+    with pytest.raises(BrokerError, match=r"^the url that was given is not usable: "):
+        client("http://host")
+    broker = Broker("redis://host")
+    assert broker_of(broker) is broker
+    assert broker_of("redis://host").url == "redis://host"
 
 
 def test_where_there_is_no_url_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 """What clients ask for: its types, its checks, its batches."""
 
+from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import pytest
 
-from sagastream import RequestRefused, SagaRequest, StepRequest
+from sagastream import CorruptSaga, RequestRefused, SagaClient, SagaRequest, SagaState, SagaStatus, StepRequest
 from sagastream.errors import MalformedMessage
-from sagastream.messages import OPTIONS, Begin, StepKind
-from sagastream.requests import BATCH, Refused, _batches, granted, to_begin
+from sagastream.messages import OPTIONS, Begin, StepKind, Verb
+from sagastream.requests import BATCH, Accepted, Refused, _batches, begin_many, granted, to_begin, to_intervene
 
 
 def a_saga(saga_id: str, params: Any = None) -> SagaRequest:
@@ -29,6 +30,23 @@ def test_a_type_checker_finds_what_is_misspelt() -> None:
     for wrong in (misspelt, unknown, nobody):
         with pytest.raises(MalformedMessage):
             to_begin({"saga_id": "s1", "steps": [wrong]})
+
+
+def test_a_type_checker_has_what_is_no_saga_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As above, by the comments: what is yielded has no status before it was asked what it is.
+    def look(client: SagaClient) -> Iterator[str]:
+        for ended in client.as_completed(["s1"]):
+            yield ended.status  # type: ignore[union-attr]
+            yield str(ended.error) if isinstance(ended, Refused) else ended.status
+        for found in client.list():
+            yield found.status  # type: ignore[union-attr]
+            yield str(found) if isinstance(found, CorruptSaga) else found.status
+
+    saga = SagaState(saga_id="s1", status=SagaStatus.COMPLETED, current_step=1, steps=(), begun_ms=0, updated_ms=0)
+    with SagaClient("redis://nowhere.invalid") as client:
+        monkeypatch.setattr(client, "as_completed", lambda _: [saga])
+        monkeypatch.setattr(client, "list", lambda: [saga])
+        assert list(look(client)) == ["COMPLETED"] * 4
 
 
 def test_steps_may_be_a_tuple() -> None:
@@ -61,10 +79,28 @@ def test_what_is_no_request_keeps_its_place_and_says_why() -> None:
     told = [(one.saga_id, str(one.error)) for one in batch if isinstance(one, Refused)]
     allowed = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
     assert told == [
-        ("not an id", f"the body: saga_id must be {allowed}"),
-        ("", "the body is not a JSON object"),
-        ("", f"the body: saga_id must be {allowed}"),
+        ("not an id", f"the saga: saga_id must be {allowed}"),
+        ("", "the saga is not a JSON object"),
+        ("", f"the saga: saga_id must be {allowed}"),
     ]
+
+
+def test_an_operators_request_that_is_malformed_says_where() -> None:
+    with pytest.raises(MalformedMessage, match=r"^the request: saga_id must be 1 to 128 characters of "):
+        to_intervene(Verb.CANCEL, "not an id", "why")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "s1", b"s1", a_saga("s1")])
+def test_one_saga_is_not_taken_for_many(wrong: Any) -> None:
+    name = type(wrong).__name__
+    with pytest.raises(
+        TypeError, match=f"^sagas must be a list of SagaRequest, dicts with saga_id and steps, not {name}$"
+    ):
+        next(begin_many(wrong))
+
+
+def test_what_was_accepted_is_shown_without_its_steps() -> None:
+    assert repr(Accepted(begin=to_begin(a_saga("s1", "secret")))) == "Accepted(saga_id='s1')"
 
 
 def test_batches_are_made_as_they_are_sent() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sagastream import Context, Reject, Service
 from sagastream.messages import StepDefinition, StepKind
 from sagastream.saga import (
     MAX_INTERVENTIONS,
@@ -15,6 +16,7 @@ from sagastream.saga import (
     StepStatus,
     protocol_view,
 )
+from sagastream.testing import Sagas
 
 
 def a_step(
@@ -232,6 +234,30 @@ def test_a_parked_saga_waits_for_a_person() -> None:
 @pytest.mark.parametrize("status", [SagaStatus.COMPLETED, SagaStatus.ABORTED])
 def test_an_ended_saga_waits_for_nothing(status: SagaStatus) -> None:
     assert a_saga(a_step("A"), status=status).waiting_for == "nothing, it has ended"
+
+
+def test_what_a_step_returned_or_failed_with_is_told_as_a_value() -> None:
+    first = a_step("A", StepStatus.COMPLETED, result=b'{"payment":18446744073709551615}')
+    second = a_step("B", StepStatus.FAILED, error=b'"no money"', compensation_error=b"[1]")
+    saga = a_saga(first, second, a_step("C"))
+    assert saga.results == [{"payment": 18446744073709551615}, None, None]
+    assert [step.error_value for step in saga.steps] == [None, "no money", None]
+    assert [step.compensation_error_value for step in saga.steps] == [None, [1], None]
+
+
+def test_the_test_kit_tells_the_same_results() -> None:
+    service = Service("shop")
+
+    @service.command("Sell", compensation=None)
+    def sell(params: Any, context: Context) -> Any:
+        if params is None:
+            raise Reject("sold out")
+        return params
+
+    with Sagas(service) as sagas:
+        steps = ({"transaction": "Sell", "service": "shop", "params": params} for params in ({"n": [1.5]}, None))
+        saga = sagas.run(list(steps))
+    assert saga.results == saga.state.results == [{"n": [1.5]}, None]
 
 
 def test_the_protocols_view_has_its_members_in_order_and_no_others() -> None:

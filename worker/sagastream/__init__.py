@@ -78,6 +78,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """The public names, whether they were used before or not."""
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     """Import on first use: the command line starts in a fraction of the time that redis takes to import."""
     if name not in _WHERE:

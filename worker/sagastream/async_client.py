@@ -9,8 +9,8 @@ import redis
 from redis.asyncio import ConnectionPool
 
 from sagastream import backoff, requests
-from sagastream.awaited import Awaited, Outcome, Settled, Wait, completed
-from sagastream.broker import BLOCK_MS, Broker, connect_async, is_outage
+from sagastream.awaited import Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.broker import BLOCK_MS, Broker, broker_of, connect_async, is_outage
 from sagastream.console import say
 from sagastream.errors import BrokerError, CorruptSaga
 from sagastream.exchange import Exchange, run_async
@@ -27,15 +27,15 @@ _WHO: Final = "sagastream client"
 class AsyncSagaClient:
     """The sagas of a store, for the coroutines of one event loop. Close it, or use it as a context manager.
 
-    The methods are those of SagaClient, with the same arguments, answers and errors. However many coroutines wait, one
-    reader of the events stream serves them all; it runs while any of them waits, and for half a second after that.
+    The methods are those of SagaClient, with the same arguments, answers and errors: to be awaited, but for `list`,
+    which is for `async for`. There is no `as_completed`: `asyncio.gather` waits for many. However many coroutines wait,
+    one reader of the events stream serves them all; it runs while any of them waits, and for half a second after that.
     """
 
-    def __init__(self, broker: Broker | None = None) -> None:
-        """With no broker given, opens the one of the environment (see Broker); one that is embedded may have to be
-        started for that, which blocks."""
-        self._owns_broker = broker is None
-        self._broker = broker or Broker()
+    def __init__(self, broker: Broker | str | None = None) -> None:
+        """See SagaClient. A server that is embedded may have to be started for that, which blocks."""
+        self._owns_broker = not isinstance(broker, Broker)
+        self._broker = broker_of(broker)
         self._pool = connect_async(self._broker.url)
         self._follower = _Follower(self._broker, self._pool)
 
@@ -43,14 +43,16 @@ class AsyncSagaClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        await self.close()
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         """Let go of the connections. Whoever still waits gets a BrokerError."""
         await self._follower.stop()
         await self._pool.aclose()
         if self._owns_broker:
             await asyncio.to_thread(self._broker.close)
+
+    aclose = close  #: the name that contextlib.aclosing calls
 
     async def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
         return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
@@ -92,7 +94,7 @@ class AsyncSagaClient:
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
     ) -> AsyncIterator[SagaState | CorruptSaga]:
-        """See SagaClient.list."""
+        """See SagaClient.list. For `async for`; there is nothing to await."""
         return self._listed(Listing(status, limit))
 
     async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | CorruptSaga]:
@@ -116,6 +118,7 @@ class _Follower:
 
     async def settled(self, wait: Wait, timeout_s: float | None) -> Outcome:
         """What settles the wait; an operator's request is sent for it."""
+        check_timeout(timeout_s)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[wait] = future
         if self._task is None or self._task.done():
@@ -137,7 +140,7 @@ class _Follower:
                 return await future
         except TimeoutError:
             assert timeout_s is not None
-            raise wait.late(timeout_s, self._awaited.away) from None
+            raise self._awaited.late(timeout_s, wait) from None
         finally:
             del self._futures[wait]
             self._awaited.discard(wait)

@@ -5,6 +5,7 @@ The hashes are the truth; the events only say which of them to look at. Events a
 every saga that is waited for is looked at now and then whatever the events say.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, Sag
 from sagastream.exchange import Exchange
 from sagastream.messages import Begin, Intervene
 from sagastream.moves import Found
-from sagastream.requests import Accepted, Refused, conflicting
+from sagastream.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
 from sagastream.store import load
 from sagastream.strict_json import decode
@@ -32,6 +33,26 @@ _AT_ONCE: Final = 500
 
 Outcome = SagaState | Refused
 
+#: What to do with what cannot be waited for.
+_INSTEAD: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
+    (SagaState, ": give its saga_id"),
+    (Refused, ": it was not begun, and its error says why"),
+    (Unsettled, ": begin it again first"),
+    ((list, tuple, set, dict), ": for many there is as_completed"),
+)
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Raises TypeError or ValueError for what is no time to wait."""
+    given: object = timeout_s
+    if given is None:
+        return
+    said = f"timeout_s must be a number of seconds from 0 on, or None to wait for as long as it takes, not {given!r}"
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(said)
+    if not 0 <= given < math.inf:
+        raise ValueError(said)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wait:
@@ -42,7 +63,14 @@ class Wait:
 
     @classmethod
     def end_of(cls, saga: Accepted | str) -> Self:
-        return cls(saga_id=saga) if isinstance(saga, str) else cls(saga_id=saga.saga_id, request=saga.begin)
+        """Raises TypeError for what is neither."""
+        given: object = saga
+        if isinstance(given, str):
+            return cls(saga_id=given)
+        if isinstance(given, Accepted):
+            return cls(saga_id=given.saga_id, request=given.begin)
+        hint = next((hint for kinds, hint in _INSTEAD if isinstance(given, kinds)), "")
+        raise TypeError(f"to be waited for: what begin returned, or the id of a saga, not {type(given).__name__}{hint}")
 
     def outcome(self, found: Found) -> Outcome | None:
         """What settles it, with the saga as it stands; None: nothing yet."""
@@ -56,9 +84,17 @@ class Wait:
             return conflicting(self.saga_id)
         return found if found.ended or found.parked is not None else None
 
-    def late(self, timeout_s: float, away: redis.RedisError | None, *, others: int = 0) -> TimeoutError:
-        """What to raise where the time is up. `away`: why the broker cannot be asked. `others`: how many more wait."""
-        why = f" (the broker is away: {away})" if away else ""
+    @property
+    def unbegun(self) -> str:
+        """What there is to say where there is no such saga yet."""
+        if isinstance(self.request, Intervene):
+            return ""  # whether there is one is for the worker to say
+        if self.request is None:
+            return f"there is no saga {self.saga_id} yet"
+        return f"no worker has begun {self.saga_id} yet"
+
+    def late(self, timeout_s: float, why: str, *, others: int = 0) -> TimeoutError:
+        """What to raise where the time is up. `others`: how many more wait."""
         if isinstance(self.request, Intervene):
             return TimeoutError(
                 f"no worker has taken the {self.request.verb} of saga {self.saga_id} within {timeout_s:g} s{why}; "
@@ -77,6 +113,7 @@ class Awaited:
     def __init__(self, waits: Iterable[Wait] = ()) -> None:
         self._waits: dict[str, list[Wait]] = {}
         self._to_look: dict[str, None] = {}  # the sagas to be looked at, in the order in which they came up
+        self._unknown: set[str] = set()  # the sagas that were not there when they were looked at
         self._after: bytes | None = None  # the last event that was read
         self.in_place = False  # whether what is to come after `_after` is all that is not known yet
         self.away: redis.RedisError | None = None  # why the last turn failed
@@ -97,11 +134,16 @@ class Awaited:
             waits.remove(wait)
             if not waits:
                 del self._waits[wait.saga_id]
+                self._unknown.discard(wait.saga_id)
 
-    def late(self, timeout_s: float) -> TimeoutError:
-        """What to raise where the time is up."""
-        waits = [wait for waits in self._waits.values() for wait in waits]
-        return waits[0].late(timeout_s, self.away, others=len(waits) - 1)
+    def late(self, timeout_s: float, wait: Wait | None = None) -> TimeoutError:
+        """What to raise where the time is up that one of the waits has, or all of them have together."""
+        waits = [wait] if wait is not None else [one for waits in self._waits.values() for one in waits]
+        if self.away is not None:
+            why = f" (the broker is away: {self.away})"
+        else:
+            why = next((f": {one.unbegun}" for one in waits if one.saga_id in self._unknown and one.unbegun), "")
+        return waits[0].late(timeout_s, why, others=len(waits) - 1)
 
     def turn(self, block_ms: int) -> Exchange[Settled]:
         """Look at what is to be looked at or, where that settles nothing, read events for up to `block_ms`, none if
@@ -142,6 +184,8 @@ class Awaited:
         except BaseException:
             self._to_look |= dict.fromkeys(saga_ids)
             raise
+        self._unknown.difference_update(saga_ids)
+        self._unknown.update(one for one in saga_ids if states[one] is None and one in self._waits)
         waits = [wait for saga_id in saga_ids for wait in self._waits.get(saga_id, ())]
         return self._settle([(wait, outcome) for wait in waits if (outcome := wait.outcome(states[wait.saga_id]))])
 

@@ -70,6 +70,7 @@ class Broker:
         Raises:
             BrokerError: the url is unusable, or the embedded server does not start.
         """
+        given = bool(url)
         url = url or (os.environ.get("REDIS_URL") if home is None else None)
         self.embedded: EmbeddedServer | None = None
         self._restoring = threading.Lock()
@@ -82,7 +83,7 @@ class Broker:
         try:
             if self.embedded is not None:
                 self.embedded.ensure()
-            self.client = connect(url)
+            self.client = connect(url) if given else _client(url, "REDIS_URL")
         except BaseException:  # a signal, too, must not leave a server behind
             if self.embedded is not None:
                 self.embedded.leave()
@@ -137,13 +138,21 @@ def connect(url: str | None = None) -> redis.Redis:
     redis-py would send a command again whose answer got lost, and so apply it twice; whoever uses this client
     looks first and then decides. By default of REDIS_URL, which services started by sagastream always have.
     """
-    url = url or os.environ.get("REDIS_URL")
+    if url:
+        return _client(url, "the url that was given")
+    url = os.environ.get("REDIS_URL")
     if not url:
         raise BrokerError("REDIS_URL is not set")
-    try:
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS)
-    except ValueError as error:
-        raise BrokerError(f"REDIS_URL is not usable: {error}") from None
+    return _client(url, "REDIS_URL")
+
+
+def broker_of(given: Broker | str | None) -> Broker:
+    """What a client uses that was given a broker, its url, or nothing: then the broker of the environment."""
+    if isinstance(given, Broker):
+        return given
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"broker must be a Broker or a url, like redis://localhost:6379, not {type(given).__name__}")
+    return Broker(given)
 
 
 def connect_async(url: str) -> "ConnectionPool":
@@ -153,6 +162,14 @@ def connect_async(url: str) -> "ConnectionPool":
 
     retry = Retry(NoBackoff(), 0)
     return BlockingConnectionPool.from_url(url, retry=retry, max_connections=16, timeout=None, **_OPTIONS)
+
+
+def _client(url: str, named: str) -> redis.Redis:
+    """`named`: where the url is from."""
+    try:
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS)
+    except ValueError as error:
+        raise BrokerError(f"{named} is not usable: {error}") from None
 
 
 def execute(pipeline: Pipeline) -> list[Any]:

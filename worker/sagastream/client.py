@@ -14,8 +14,8 @@ from typing import Self
 import redis
 
 from sagastream import events, requests
-from sagastream.awaited import Awaited, Outcome, Settled, Wait, completed
-from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
+from sagastream.awaited import Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.broker import BLOCK_MS, Broker, Outage, broker_of, is_outage
 from sagastream.errors import CorruptSaga
 from sagastream.exchange import run
 from sagastream.listing import Listing, ListStatus
@@ -32,10 +32,13 @@ class SagaClient:
     Threads may share one, and so may a process and those that it forks: each opens connections of its own.
     """
 
-    def __init__(self, broker: Broker | None = None) -> None:
-        """With no broker given, opens the one of the environment (see Broker)."""
-        self._owns_broker = broker is None
-        self._broker = broker or Broker()
+    def __init__(self, broker: Broker | str | None = None) -> None:
+        """`broker`: one that is open, and stays so; or the url of one; by default that of the environment (see Broker).
+
+        Raises BrokerError as Broker does, TypeError for anything else.
+        """
+        self._owns_broker = not isinstance(broker, Broker)
+        self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
         self._outage = Outage(self._broker, "sagastream client", threading.Event())
 
@@ -76,7 +79,8 @@ class SagaClient:
         The answers are in the order of the sagas, one each, and values: Accepted; Refused, with the reason; Unsettled
         where the broker went away meanwhile, to be begun again under the same id, as often as it takes.
 
-        Raises redis.RedisError where it is no outage but a fault: mend it, then begin all of them again.
+        Raises redis.RedisError where it is no outage but a fault: mend it, then begin all of them again. TypeError for
+        one saga, or none, in place of many.
         """
         return run(self._redis, requests.begin_many(sagas))
 
@@ -93,15 +97,17 @@ class SagaClient:
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Wait until the saga has ended, or is parked and waits for a person, and return it as it is then.
 
-        `saga`: what `begin` returned, or an id; one that nobody knows yet is waited for. `check`: a saga that has not
+        `saga`: what `begin` returned, or an id; one that nobody knows yet is waited for. `timeout_s`: None waits for as
+        long as it takes, which is for ever where nobody begins it. `check`: a saga that has not
         completed is an error. While the broker is away the wait goes on, for it asks for nothing.
 
         Raises:
             SagaAborted, SagaParked: with `check`; with the reason and the step.
             RequestRefused: another saga has the id.
             CorruptSaga: what stands at its key cannot be read.
-            TimeoutError: it has not ended in time; it goes on by itself.
+            TimeoutError: it has not ended in time; it goes on by itself. Says so where there is no such saga yet.
             redis.RedisError: a fault that waiting does not mend.
+            TypeError, ValueError: that is nothing to wait for, or no time to wait.
         """
         (outcome,) = self.as_completed([saga], timeout_s)
         state = requests.granted(outcome)
@@ -113,9 +119,13 @@ class SagaClient:
         """Wait for many sagas together; yields each as `wait` returns it, in the order in which they end.
 
         A Refused stands for a saga of which `wait` would raise its `error`. Raises TimeoutError once the time is up
-        that all of them have together, and redis.RedisError as `wait` does.
+        that all of them have together; redis.RedisError, TypeError and ValueError as `wait` does.
         """
-        awaited = Awaited(map(Wait.end_of, sagas))
+        check_timeout(timeout_s)
+        many = requests.one_by_one(sagas, "ids, or of what begin returned")
+        return self._as_completed(Awaited(map(Wait.end_of, many)), timeout_s)
+
+    def _as_completed(self, awaited: Awaited, timeout_s: float | None) -> Iterator[Outcome]:
         yield from self._settled(awaited, timeout_s)
         if awaited:
             assert timeout_s is not None
@@ -148,6 +158,7 @@ class SagaClient:
             TimeoutError: no worker has taken it in time; it is in the store, and one will.
             redis.RedisError: the broker is away; whether the request arrived is open.
         """
+        check_timeout(timeout_s)
         awaited = Awaited([Wait(saga_id=request.saga_id, request=request)])
         run(self._redis, awaited.start())
         append_requests(self._redis, [request])

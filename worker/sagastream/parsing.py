@@ -77,12 +77,13 @@ def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> C
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
 
-def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False) -> Begin:
-    """A decoded saga_begin body, checked; MalformedMessage says what is wrong and where."""
-    _object(body, "the body", {"type", "msg_id", "saga_id", "steps", "deadline_ms"})
+def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False, called: str = "the body") -> Begin:
+    """A decoded saga_begin body, checked; MalformedMessage says what is wrong and where. `called`: what it is to those
+    who read that."""
+    _object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms"})
     if body.get("type", "saga_begin") != "saga_begin":
         raise MalformedMessage("type is not saga_begin")
-    saga_id = _name(body, "saga_id", "the body")
+    saga_id = _name(body, "saga_id", called)
     steps = body.get("steps")
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
@@ -91,7 +92,7 @@ def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False
     begin = Begin(
         saga_id=saga_id,
         steps=definitions,
-        deadline_ms=_limit(body["deadline_ms"], "deadline_ms", "the body", MAX_DEADLINE_MS)
+        deadline_ms=_limit(body["deadline_ms"], "deadline_ms", called, MAX_DEADLINE_MS)
         if "deadline_ms" in body
         else None,
         request_id=request_id,
@@ -103,13 +104,13 @@ def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False
     return begin
 
 
-def parse_intervene(body: Any, *, request_id: str | None = None) -> Intervene:
-    """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon, checked."""
+def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "the body") -> Intervene:
+    """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon, checked. `called`: as for parse_begin."""
     verb = VERBS[_type_of(body)]
-    _object(body, "the body", {"type", "msg_id", "saga_id", "reason"})
+    _object(body, called, {"type", "msg_id", "saga_id", "reason"})
     return Intervene(
         verb=verb,
-        saga_id=_name(body, "saga_id", "the body"),
+        saga_id=_name(body, "saga_id", called),
         reason=parse_reason(body.get("reason")),
         request_id=request_id,
     )

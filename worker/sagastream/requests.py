@@ -5,7 +5,7 @@ if the store knows nothing of it yet.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
 
@@ -52,7 +52,7 @@ class SagaRequest(TypedDict):
     deadline_ms: NotRequired[int]  # how long after its begin it is cancelled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Accepted:
     """The broker has the request, or the saga itself: durable, and sure to be run or refused."""
 
@@ -61,6 +61,10 @@ class Accepted:
     @property
     def saga_id(self) -> str:
         return self.begin.saga_id
+
+    def __repr__(self) -> str:
+        """Without the steps, whose params are long, and nothing for a log."""
+        return f"Accepted(saga_id={self.saga_id!r})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +103,22 @@ def to_begin(saga: SagaRequest) -> Begin:
     body: Any = saga
     if isinstance(body, dict) and isinstance(body.get("steps"), tuple):
         body = body | {"steps": list(body["steps"])}
-    return parse_begin(body, request_id=uuid.uuid4().hex)
+    return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
 
 
 def to_intervene(verb: Verb, saga_id: str, reason: str) -> Intervene:
     """An operator's request, likewise."""
     body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
-    return parse_intervene(body, request_id=uuid.uuid4().hex)
+    return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
+
+
+def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
+    """The members of what must be many. Raises TypeError for a single one: a text is made of texts, an object of its
+    keys, so each would be taken for many strange ones."""
+    given: object = sagas
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"sagas must be a list of {what}, not {type(given).__name__}")
+    return iter(sagas)
 
 
 def append(requests: Sequence[Begin | Intervene]) -> Exchange[None]:
@@ -135,7 +148,7 @@ def begin_many(sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused
     """
     answers: list[Accepted | Refused | Unsettled] = []
     failure: redis.RedisError | None = None
-    for batch in _batches(sagas):
+    for batch in _batches(one_by_one(sagas, "SagaRequest, dicts with saga_id and steps")):
         begins = [one for one in batch if isinstance(one, Begin)]
         sent = failure is None
         told: Iterator[Accepted | Refused] = iter(())

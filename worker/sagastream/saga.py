@@ -28,7 +28,11 @@ class StepStatus(StrEnum):
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet."""
+    """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet.
+
+    `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are kept as
+    the JSON that was sent; `result_value`, `error_value` and `compensation_error_value` are what it says.
+    """
 
     definition: StepDefinition
     status: StepStatus = StepStatus.PENDING
@@ -46,6 +50,21 @@ class Step(Struct, frozen=True, kw_only=True):
     compensation_error: bytes | None = None  # JSON, of the last attempt that failed
     tried_before: int = 0  # of the attempts of its command, or by now of its undo: those before an operator's retry
     skipped: bool = False  # by an operator: nothing is done about it any more
+
+    @property
+    def result_value(self) -> Any:
+        """What its transaction returned; None: nothing, or nothing is known of it."""
+        return _value(self.result)
+
+    @property
+    def error_value(self) -> Any:
+        """Why the last attempt failed that did: what the service said; None: none failed, or it said nothing."""
+        return _value(self.error)
+
+    @property
+    def compensation_error_value(self) -> Any:
+        """The same for the attempts to undo it."""
+        return _value(self.compensation_error)
 
     @property
     def completed(self) -> bool:
@@ -71,7 +90,11 @@ class Intervention(Struct, frozen=True, kw_only=True):
 
 
 class SagaState(Struct, frozen=True, kw_only=True):
-    """The whole of a saga, as the decision core sees it and the store keeps it.
+    """The whole of a saga as it stands: what clients are given, the decision core sees, and the store keeps.
+
+    To users: `status`; `reason`, why it goes or went back; `parked`, why it waits for a person; `ended`; `results`; and
+    `steps`, each with its own status and error. It is a picture: ask for the saga again to see what has become of it.
+    Times are milliseconds since the epoch by the broker's clock.
 
     A live saga always has a reason to move: it is parked, or one of `times_out_ms` and `send_again_ms` is set.
     """
@@ -99,6 +122,11 @@ class SagaState(Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         # By identity: it is asked some twenty times a turn, and an enum of strings compares as strings.
         return self.status is SagaStatus.COMPLETED or self.status is SagaStatus.ABORTED
+
+    @property
+    def results(self) -> list[Any]:
+        """What each step returned; None: nothing, or nothing is known of it."""
+        return [step.result_value for step in self.steps]
 
     @property
     def step(self) -> Step:
@@ -181,6 +209,10 @@ class SagaState(Struct, frozen=True, kw_only=True):
 
     def with_intervention(self, intervention: Intervention) -> "SagaState":
         return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
+
+
+def _value(data: bytes | None) -> Any:
+    return None if data is None else orjson.loads(data)
 
 
 def protocol_view(state: SagaState) -> dict[str, Any]:
