@@ -27,7 +27,6 @@ from sagastream.handlers import call, call_async
 from sagastream.health import HealthFile
 from sagastream.keeper import LINGER_S, Keeper
 from sagastream.messages import Command, Reply, failed, ok, reply_to
-from sagastream.named_function import NamedFunction
 from sagastream.service import Service, context_of
 from sagastream.streams import BATCH, consumer_name
 from sagastream.strict_json import encode
@@ -383,8 +382,7 @@ class ServiceRunner:
         if isinstance(failure, MalformedMessage):
             return self._give_up(work.command, f"the result of {work.command.type} is unusable: {failure}")
         work.tries += 1
-        # One that is not told the idempotency key may have had its effect, and would have it twice.
-        tries = 1 if isinstance(work.registration.handler, NamedFunction) else dedupe.TRIES
+        tries = work.registration.tries
         say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {tries})")
         if work.tries < tries:
             self._hand.put_back(work, now + backoff.delay(work.tries))
