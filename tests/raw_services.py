@@ -268,6 +268,10 @@ class UndoesNothing(Raw):
         return True
 
 
+class DoesItAgainAndUndoesNothing(SaysTheSameButDoesItAgain, UndoesNothing):
+    pass
+
+
 class RejectsForNoReason(Raw):
     def reply(self, body: Any, how: str, **payload: Any) -> Reply:
         return super().reply(body, how, **{k: v for k, v in payload.items() if k != "error"})

@@ -1,7 +1,10 @@
 """`sagastream check-service`: sound services pass; a fault is caught by the checks that are about it, and no others."""
 
 import json
+import os
+import pty
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,25 +32,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "check-service.md").read_text()
 PROTOCOL = DOCS / "protocol.md"
 
-#: The sample services, and what each is tried with.
-SAMPLES: dict[str, dict[str, Any]] = {
-    "inventory": {
-        "ReserveInventory": {
-            "params": {"sku": "abc123", "quantity": 1},
-            "rejected_params": {"sku": "sold_out", "quantity": 1},
-        }
-    },
-    "payment": {
-        "ChargePayment": {
-            "params": {"user_id": "u1", "amount": 5},
-            "rejected_params": {"user_id": "u42", "amount": 500},
-        }
-    },
-    "shipping": {"CreateShipment": {"params": {"order_id": "o1"}, "rejected_params": {}}},
-    "notification": {
-        "SendNotification": {"params": {"to": "a@b", "text": "x"}, "rejected_params": {"to": "a", "text": "x"}}
-    },
-}
+#: How the page checks the sample services: in the shell, without the signs of how its lines go on.
+RECIPE = PAGE.partition("## The sample services")[2].partition("\n## ")[0].replace("\\\n", "")
+#: The sample services, and the words with which each is checked.
+CHECKED = re.findall(r"^    (sagastream check-service .*)$", RECIPE, re.MULTILINE)
+SAMPLES = {words[2]: words[1:] for words in map(shlex.split, CHECKED)}
 
 
 def start(commands: Commands, server: Server, *line: str, folder: Path | None = None, **more: str) -> None:
@@ -56,39 +45,45 @@ def start(commands: Commands, server: Server, *line: str, folder: Path | None = 
     commands.running.append(process)
 
 
+def start_sample(commands: Commands, server: Server, line: str, folder: Path | None = None) -> None:
+    """Start it as the page does."""
+    assert f"    {line} &\n" in RECIPE
+    program, *arguments = line.split()
+    start(commands, server, SAGASTREAM if program == "sagastream" else program, *arguments, folder=folder)
+
+
 def assert_kept(commands: Commands, server: Server, *names: str) -> None:
     """These services, which run, keep every promise, and nothing is left of the checks."""
     client = server.broker().client
     checks = {}
     for name in names:
         until(lambda name=name: client.exists(keys.published(name)), what=f"{name} is there")  # type: ignore[misc]
-        (commands.folder / f"{name}.json").write_text(json.dumps(SAMPLES[name]))
-        arguments = ("check-service", name, "--cases", f"{name}.json", "--json", "--timeout", "20")
-        checks[name] = commands.start(*arguments, env={"REDIS_URL": server.url})
+        more = ("--json", "--timeout", "20")
+        checks[name] = commands.start(*SAMPLES[name], *more, env={"REDIS_URL": server.url})
     for name, check in checks.items():
         said, errors = check.communicate(timeout=120)
         findings = list(map(json.loads, said.splitlines()))
         assert [one["check"] for one in findings if one["verdict"] != "kept"] == ["effects"], (name, findings)
         counts = f"{len(findings) - 1} kept, 0 broken, 1 not checked"
-        assert (check.returncode, errors.decode()) == (0, f"service {name}: {counts}\n")
+        assert (check.returncode, errors.decode().splitlines()[0]) == (0, f"service {name}: {counts}")
         assert client.xlen(keys.commands(name)) == 0
     assert client.xlen(keys.REPLIES) == client.xlen(keys.QUARANTINE) == 0
 
 
 def test_the_sample_services_keep_every_promise(server: Server, commands: Commands) -> None:
     for name in ("inventory", "payment", "shipping"):
-        start(commands, server, SAGASTREAM, "service", f"sagastream_stubs.{name}:service")
+        start_sample(commands, server, f"sagastream service sagastream_stubs.{name}:service")
     assert_kept(commands, server, "inventory", "payment", "shipping")
 
 
 def test_the_sample_in_javascript_keeps_every_promise(server: Server, commands: Commands, node_sample: Path) -> None:
-    start(commands, server, "node", "notification.mjs", folder=node_sample)
+    start_sample(commands, server, "node notification.mjs", folder=node_sample)
     assert_kept(commands, server, "notification")
 
 
 def test_the_sample_on_rq_keeps_every_promise(server: Server, commands: Commands) -> None:
-    start(commands, server, SAGASTREAM, "service", "sagastream_stubs.shipping:on_rq")
-    start(commands, server, SAGASTREAM, "rq-worker", "sagastream_stubs.shipping:on_rq")
+    start_sample(commands, server, "sagastream service sagastream_stubs.shipping:on_rq")
+    start_sample(commands, server, "sagastream rq-worker sagastream_stubs.shipping:on_rq")
     assert_kept(commands, server, "shipping")
 
 
@@ -96,7 +91,8 @@ def test_the_sample_on_rq_keeps_every_promise(server: Server, commands: Commands
 
 CASE = {"command": "Do", "params": b'"yes"', "rejected_params": b'"no"', "compensation": "Undo"}
 TWICE = {"duplicate", "twins", "next attempt", "crash after"}
-MALFORMED = {"malformed: not JSON"}  # the others are not checked then
+MALFORMED = {check.name for check in service_checks.CHECKS.all if check.name.startswith("malformed: ")}
+FIRST_MALFORMED = {"malformed: not JSON"}  # after which a service that falls silent is asked no more
 #: Each fault, and the checks that catch it.
 FAULTS: dict[type[Raw], set[str]] = {
     raw.DoesNotDedupe: TWICE | {"rejection again"},
@@ -107,7 +103,7 @@ FAULTS: dict[type[Raw], set[str]] = {
     raw.AcknowledgesFirst: {"answered first"},
     raw.DeletesNothing: {"cleared"},
     raw.AcknowledgesNothing: {"cleared"} | MALFORMED,
-    raw.IsHeldUpByWhatIsMalformed: MALFORMED,
+    raw.IsHeldUpByWhatIsMalformed: FIRST_MALFORMED,
     raw.DropsWhatIsMalformed: MALFORMED,
     raw.LeavesWhatIsMalformedPending: MALFORMED,
     raw.RefusesWhatItDoesNotKnow: {"more fields"},
@@ -197,7 +193,17 @@ def test_a_fault_is_caught_by_the_checks_that_are_about_it(one_server: Server, k
 
 def test_two_effects_that_are_told_alike_are_found_out_by_the_effects_alone(one_server: Server) -> None:
     with running(raw.SaysTheSameButDoesItAgain, one_server) as service:
-        assert broken(examined(service, one_server, probed=False)) == set()
+        findings = examined(service, one_server, probed=False)
+    assert broken(findings) == set()
+    assert {findings[name].only for name in TWICE} == {"as far as its replies show"}
+
+
+def test_where_the_count_cannot_be_trusted_nothing_rests_on_it(one_server: Server) -> None:
+    with running(raw.DoesItAgainAndUndoesNothing, one_server) as service:
+        findings = examined(service, one_server)
+    assert broken(findings) == {"effects"}
+    kept = (*TWICE, "late", "command after its compensation", "command after it was undone")
+    assert {findings[name].only for name in kept} == {"as far as its replies show"}
 
 
 def test_what_cannot_be_told_is_said(one_server: Server) -> None:
@@ -223,7 +229,7 @@ def test_a_broken_promise_says_what_was_expected_and_what_came(one_server: Serve
 def test_after_a_service_has_fallen_silent_nothing_is_held_against_it(one_server: Server) -> None:
     with running(raw.DiesOfWhatIsMalformed, one_server) as service:
         findings = examined(service, one_server)
-    assert broken(findings) == MALFORMED
+    assert broken(findings) == FIRST_MALFORMED
     found = findings["alive"]
     assert found.verdict is Verdict.NOT_CHECKED
     assert found.came == "the service has answered nothing since the check malformed: not JSON"
@@ -280,21 +286,68 @@ def test_for_people_it_says_what_is_broken_on_one_line(one_server: Server, comma
     [shape] = [line for line in lines if line.startswith("broken: shape, Do")]
     assert "; expected no members but result, saga_id, step, type; came took_ms in {" in shape
     assert shape.endswith("; read docs/protocol.md#fields-of-a-reply")
-    assert done.stderr.endswith("2 broken, 1 not checked\n")
+    assert done.stderr.endswith("2 broken, 1 not checked\neffects were not counted: --effects COMMAND counts them\n")
 
 
 def test_the_probe_is_a_shell_command_that_is_told_the_saga(one_server: Server, commands: Commands) -> None:
     arguments = ("check-service", raw.NAME, "--params", '"yes"', "--effects")
-    with running(Raw, one_server):
+    with running(Raw, one_server) as service:
         for shell, says in {
-            "echo $SAGA_ID": "--effects must print one whole number; it printed 'check-service-",
-            "exit 3": "--effects ended with exit code 3",
+            "echo $SAGA_ID": "must print one whole number; it printed 'check-service-",
+            "exit 3": "--effects 'exit 3' ended with exit code 3 and said ''",
         }.items():
             done = commands.run(*arguments, shell, REDIS_URL=one_server.url)
-            assert done.returncode == 1
+            assert (done.returncode, done.stdout) == (2, "")
             assert says in done.stderr
+            assert service.standing == {}
         done = commands.run(*arguments, "echo 7", "--timeout", "5", REDIS_URL=one_server.url)
     assert "not checked: effects, Do: because --effects printed 7 before Do was done, and after it" in done.stdout
+    assert "kept: duplicate, Do: only as far as its replies show" in done.stdout
+    assert done.stderr.endswith("effects were not counted: why, the check effects says\n")
+
+
+def test_params_that_the_service_rejects_are_not_held_against_it(one_server: Server, commands: Commands) -> None:
+    with running(Raw, one_server):
+        done = commands.run("check-service", raw.NAME, "--params", '"no"', REDIS_URL=one_server.url)
+    assert (done.returncode, done.stdout) == (2, "kept: published, Do\n")
+    assert 'raw rejected Do with the params "no": "no"; give params with which it does that' in done.stderr
+
+
+def test_a_service_that_publishes_nothing_breaks_that_promise(one_server: Server, commands: Commands) -> None:
+    with running(raw.PublishesNothing, one_server):
+        done = commands.run("check-service", raw.NAME, REDIS_URL=one_server.url)
+    assert done.returncode == 1
+    [line] = done.stdout.splitlines()
+    assert line.startswith("broken: published: promise The service publishes its commands")
+    assert "came none; --command NAME checks what it does not publish; read docs/protocol.md#" in line
+
+
+def test_what_is_left_once_a_service_is_silent_is_one_line(one_server: Server, commands: Commands) -> None:
+    with running(raw.DiesOfWhatIsMalformed, one_server):
+        arguments = ("--params", '"yes"', "--rejected-params", '"no"', "--timeout", "2")
+        done = commands.run("check-service", raw.NAME, *arguments, REDIS_URL=one_server.url)
+    more = len(MALFORMED) - 1
+    assert done.stdout.endswith(
+        f"\nnot checked: malformed: no object and {more} more: because "
+        "the service has answered nothing since the check malformed: not JSON\n"
+    )
+
+
+def test_on_a_terminal_it_asks_first(one_server: Server, commands: Commands) -> None:
+    with running(Raw, one_server) as service:
+        main, side = pty.openpty()
+        check = commands.start(
+            "check-service", raw.NAME, "--params", '"yes"', env={"REDIS_URL": one_server.url}, stdin=side, stderr=side
+        )
+        os.close(side)
+        os.write(main, b"n\n")
+        assert check.wait(20) == 1
+        said = os.read(main, 65536).decode()
+        os.close(main)
+        assert service.standing == {}
+    assert "does them for real and undoes them where it can" in " ".join(said.split())
+    assert said.endswith("Error: nothing was sent\r\n")
+    assert max(map(len, said.splitlines())) < 80
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.conformance import cases, command_checks, report, service_checks
 from sagastream_bridge.conformance.effects import Effects
-from sagastream_bridge.conformance.exchange import CheckError
+from sagastream_bridge.conformance.exchange import WrongUsage
 from sagastream_bridge.conformance.promises import Check, Finding, Verdict
 from sagastream_bridge.conformance.trial import Broken, Case, NotChecked, Trial
 
@@ -22,6 +22,7 @@ class _NoTrial:
     """Enough of a trial for a check that does nothing."""
 
     case = Case(command="Do", params=b"1")
+    is_uncounted = False
 
 
 TRIAL = cast("Trial", _NoTrial())
@@ -45,6 +46,14 @@ def test_a_check_that_returns_found_the_promise_kept() -> None:
     found = a_check(lambda _: "this").put_to(TRIAL)
     assert (found.verdict, found.command, found.came) == (Verdict.KEPT, "Do", "this")
     assert found.read_on == "docs/protocol.md#the-messages"
+
+
+def test_what_would_have_been_counted_is_kept_as_far_as_replies_show() -> None:
+    uncounted = _NoTrial()
+    uncounted.is_uncounted = True
+    found = a_check(lambda _: "this").put_to(cast("Trial", uncounted))
+    assert (found.verdict, found.only) == (Verdict.KEPT, "as far as its replies show")
+    assert report.line(found) == "kept: x, Do: only as far as its replies show"
 
 
 def test_a_broken_promise_has_what_was_expected_and_what_came() -> None:
@@ -86,18 +95,29 @@ def test_params_that_are_not_given_are_null() -> None:
     )
 
 
-@pytest.mark.parametrize(("named", "undo"), [("Other", "Other"), ("", None), (None, "Undo")])
-def test_a_compensation_that_is_named_comes_before_the_published_one(named: str | None, undo: str | None) -> None:
-    assert cases.one("Do", "1", None, named, {"Do": "Undo"}).compensation == undo
+@pytest.mark.parametrize(
+    ("named", "published", "undo"),
+    [("Undo", None, "Undo"), ("Undo", "Undo", "Undo"), ("", "Undo", None), (None, "Undo", "Undo")],
+)
+def test_a_compensation_is_published_or_named(named: str | None, published: str | None, undo: str | None) -> None:
+    assert cases.one("Do", "1", None, named, {"Do": published}).compensation == undo
 
 
 @pytest.mark.parametrize(
-    ("published", "says"),
-    [({}, "--command must name it: the service publishes none"), ({"B": None, "A": None}, "name one of A, B")],
+    ("command", "compensation", "says"),
+    [
+        ("Dew", None, "the service publishes no command Dew, but Do, Fly"),
+        ("Do", "Undew", "Do is undone by Undo, as the service publishes it, not by Undew"),
+    ],
 )
-def test_a_command_must_be_named_where_it_is_not_plain(published: dict[str, str | None], says: str) -> None:
+def test_a_name_that_the_service_does_not_publish_is_refused(command: str, compensation: str | None, says: str) -> None:
     with pytest.raises(MalformedMessage, match=says):
-        cases.one(None, "1", None, None, published)
+        cases.one(command, "1", None, compensation, {"Do": "Undo", "Fly": None})
+
+
+def test_a_command_must_be_named_where_it_is_not_plain() -> None:
+    with pytest.raises(MalformedMessage, match="--command must name one of A, B"):
+        cases.one(None, "1", None, None, {"B": None, "A": None})
 
 
 @pytest.mark.parametrize(
@@ -109,6 +129,7 @@ def test_a_command_must_be_named_where_it_is_not_plain(published: dict[str, str 
         (b'{"Do": 1}', "Do: params are missing"),
         (b'{"Do": {}}', "Do: params are missing"),
         (b'{"Do": {"params": 1, "x": 1}}', "Do has an unknown member 'x'"),
+        (b'{"Do": {"parms": 1}}', "Do has an unknown member 'parms'"),
         (b'{"D o": {"params": 1}}', "'D o' cannot be the name of a command"),
         (b'{"Do": {"params": 1, "compensation": 7}}', "Do: compensation must be a name, or null"),
     ],
@@ -137,11 +158,11 @@ def test_the_probe_is_told_the_saga() -> None:
         ("true", "it printed ''"),
         ("printf '\\033[2J'", r"it printed '\\x1b\[2J'"),
         ("printf '\\377'", "it printed"),
-        ("echo 1; exit 7", "exit code 7"),
+        ("echo 0; exit 1", "ended with exit code 1 and said '0'; a command that counts ends with 0: add `; true`"),
     ],
 )
 def test_a_probe_that_tells_no_number_is_an_error(shell: str, says: str) -> None:
-    with pytest.raises(CheckError, match=says):
+    with pytest.raises(WrongUsage, match=says):
         Effects(shell).count("s1")
 
 
@@ -167,22 +188,39 @@ def test_lines_say_what_there_is_to_know() -> None:
 
 
 def test_rows_stand_below_each_other() -> None:
-    assert list(map(click.unstyle, report.rows(a_finding(Verdict.BROKEN), 4))) == [
+    assert list(map(click.unstyle, report.rows(a_finding(Verdict.BROKEN), 4, 80))) == [
         "broken       late                            Do",
         "             promise   It is so.",
         "             expected  this",
         "             came      that",
         "             read      page",
     ]
-    assert list(map(click.unstyle, report.rows(a_finding(Verdict.KEPT), 4))) == [
+    assert list(map(click.unstyle, report.rows(a_finding(Verdict.KEPT), 4, 80))) == [
         "kept         late                            Do"
     ]
+
+
+def test_what_is_too_long_for_the_terminal_goes_on_below_where_it_began() -> None:
+    found = a_finding(Verdict.NOT_CHECKED, came="one two three " * 10)
+    _, first, *more = report.rows(found, 2, 60)
+    assert first == " " * 13 + "because   one two three one two three one two"
+    assert more[0] == " " * 23 + "three one two three one two three"
+    assert {len(row) < 60 for row in (first, *more)} == {True}
+
+
+def test_what_was_not_checked_for_one_reason_is_told_together() -> None:
+    kept, silent = a_finding(Verdict.KEPT), a_finding(Verdict.NOT_CHECKED, came="it is silent")
+    other = a_finding(Verdict.NOT_CHECKED, came="no params")
+    groups = list(report.grouped([kept, kept, other, silent, silent, silent, kept]))
+    assert groups == [[kept], [kept], [other], [silent] * 3, [kept]]
+    assert report.line(report.as_one(groups[3])) == "not checked: late and 2 more, Do: because it is silent"
+    assert report.as_one(groups[2]) == other
 
 
 @given(NASTY, NASTY, st.sampled_from(Verdict))
 def test_nothing_that_a_service_says_acts_on_a_terminal(expected: str, came: str, verdict: Verdict) -> None:
     found = a_finding(verdict, expected, came)
-    for line in (report.line(found), *map(click.unstyle, report.rows(found, 2))):
+    for line in (report.line(found), *map(click.unstyle, report.rows(found, 2, 80))):
         assert [c for c in line if unicodedata.category(c) in HARMFUL] == []
 
 
@@ -195,6 +233,6 @@ def test_the_summary_counts_what_there_is() -> None:
 def test_the_warning_says_whether_it_is_undone() -> None:
     undone = Case(command="Do", params=b"1", compensation="Undo")
     final = Case(command="Fly", params=b"1")
-    assert "Do, Fly, more than" in report.warning("till", [undone, final], "redis://x")
-    assert "undone again where it has a compensation" in report.warning("till", [undone], "redis://x")
-    assert "NOT undone" in report.warning("till", [final], "redis://x")
+    assert "commands (Do, Fly) to the service till at redis://x" in report.warning("till", [undone, final], "redis://x")
+    assert "does them for real and undoes them where it can" in report.warning("till", [undone], "redis://x")
+    assert "does them for real and does NOT undo them" in report.warning("till", [final], "redis://x")

@@ -31,11 +31,11 @@ def one(
     compensation: str | None,
     published: Published,
 ) -> Case:
-    """The case that options name: JSON texts. Raises MalformedMessage."""
+    """The case that options name: JSON texts; the command may be left out where one is published. Raises
+    MalformedMessage."""
     if command is None:
         if len(published) != 1:
-            which = f"one of {', '.join(sorted(published))}" if published else "it: the service publishes none"
-            raise MalformedMessage(f"--command must name {which}")
+            raise MalformedMessage(f"--command must name one of {', '.join(sorted(published))}")
         [command] = published
     members: dict[str, Any] = {"params": _json(params or "null", "--params")}
     if rejected_params is not None:
@@ -48,13 +48,19 @@ def one(
 def _case(name: str, members: Any, published: Published) -> Case:
     if not is_id(name):
         raise MalformedMessage(f"{name[:128]!a} cannot be the name of a command")
+    if published and name not in published:
+        raise MalformedMessage(f"the service publishes no command {name}, but {', '.join(sorted(published))}")
+    # First, as it may be "params", mistyped.
+    if isinstance(members, dict) and (strange := sorted(members.keys() - _MEMBERS)):
+        raise MalformedMessage(f"{name} has an unknown member {strange[0][:128]!a}")
     if not isinstance(members, dict) or "params" not in members:
         raise MalformedMessage(f"{name}: params are missing")
-    if strange := sorted(members.keys() - _MEMBERS):
-        raise MalformedMessage(f"{name} has an unknown member {strange[0][:128]!a}")
-    compensation = members.get("compensation", published.get(name))
+    undo = published.get(name)
+    compensation = members.get("compensation", undo)
     if compensation is not None and not is_id(compensation):
         raise MalformedMessage(f"{name}: compensation must be a name, or null")
+    if undo is not None and compensation not in (None, undo):
+        raise MalformedMessage(f"{name} is undone by {undo}, as the service publishes it, not by {compensation}")
     return Case(
         command=name,
         params=encode_payload(members["params"]),

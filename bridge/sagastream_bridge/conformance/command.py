@@ -1,19 +1,23 @@
 """The command `sagastream check-service`."""
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagastream_bridge.frame import finite, opened
+from sagastream_bridge.frame import finite, opened, safe
 
 if TYPE_CHECKING:
     from sagastream.broker import Broker
     from sagastream_bridge.conformance.cases import Published
+    from sagastream_bridge.conformance.promises import Finding
     from sagastream_bridge.conformance.trial import Case
 
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--effects",
-    metavar="SHELL",
+    metavar="COMMAND",
     help="A shell command that prints how many effects stand, of the saga in SAGA_ID or of all.",
 )
 @click.option(
@@ -52,36 +56,58 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
     reserves, charges and ships. What it did is undone by the compensations, where there are some. No worker may run on
     the store.
 
-    Exit code 1 if a promise is broken.
+    Exit code 1 if a promise is broken, 2 if the service does not do what it is tried with.
     """
     with opened() as broker:
         from sagastream_bridge.conformance import report
         from sagastream_bridge.conformance.effects import Effects
         from sagastream_bridge.conformance.examination import Examination
-        from sagastream_bridge.conformance.exchange import Exchange, refuse_beside_a_worker
+        from sagastream_bridge.conformance.exchange import Exchange, WrongUsage, refuse_beside_a_worker
 
         cases = _cases(broker, service, timeout, options)
         refuse_beside_a_worker(broker.client)
         exchange = Exchange(broker.client, service, timeout_s=timeout)
-        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-            click.confirm(report.warning(service, cases, broker.shown_url), abort=True, err=True)
-        counts: Counter[str] = Counter()
         probe = Effects(effects) if effects is not None else None
-        width = report.width(cases)
-        for finding in Examination(exchange, cases, probe).findings():
-            counts[finding.verdict] += 1
-            if as_json:
-                click.echo(json.dumps(asdict(finding)))
-            elif sys.stdout.isatty():
-                for line in report.rows(finding, width):
-                    click.echo(line)
-            else:
-                click.echo(report.line(finding))
-        click.echo(report.summary(service, counts), err=True)
-    sys.exit(1 if counts["broken"] else 0)
+        try:
+            if probe is not None:
+                probe.count(exchange.run)  # before anything is done: it may be no command that counts
+            if cases and not yes and sys.stdin.isatty() and sys.stderr.isatty():
+                _confirm(report.warning(service, cases, broker.shown_url))
+            found = _told(Examination(exchange, cases, probe).findings(), report.width(cases), as_json)
+        except WrongUsage as error:
+            raise click.UsageError(safe(str(error))) from None
+        click.echo(report.summary(service, Counter(finding.verdict for finding in found)), err=True)
+        if any(finding.only for finding in found):
+            how = "--effects COMMAND counts them" if probe is None else "why, the check effects says"
+            click.echo(f"effects were not counted: {how}", err=True)
+    sys.exit(1 if any(finding.verdict == "broken" for finding in found) else 0)
+
+
+def _confirm(warning: str) -> None:
+    click.echo(textwrap.fill(warning, max(shutil.get_terminal_size().columns - 1, 20)), err=True)
+    if not click.confirm("Go on?", err=True):
+        raise click.ClickException("nothing was sent")
+
+
+def _told(findings: "Iterator[Finding]", width: int, as_json: bool) -> "list[Finding]":
+    """The findings, each told as soon as it is there."""
+    from sagastream_bridge.conformance import report
+
+    found = []
+    for alike in ([one] for one in findings) if as_json else report.grouped(findings):
+        found += alike
+        if as_json:
+            click.echo(json.dumps(asdict(alike[0])))
+        elif sys.stdout.isatty():
+            for line in report.rows(report.as_one(alike), width, shutil.get_terminal_size().columns):
+                click.echo(line)
+        else:
+            click.echo(report.line(report.as_one(alike)))
+    return found
 
 
 def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
+    """What the service is tried with; nothing where it publishes nothing, and no command is named."""
     from sagastream.errors import MalformedMessage
     from sagastream.messages import is_id
     from sagastream_bridge.conformance import cases
@@ -92,18 +118,19 @@ def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, 
     file = options.pop("cases")
     try:
         if file is None:
+            if not found and options["command"] is None:
+                return []
             return [cases.one(published=found, **options)]
         if any(value is not None for value in options.values()):
             raise click.UsageError("--cases says it all: give it alone, or the options for one command")
         return cases.read(file.read(), found)
     except MalformedMessage as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(safe(str(error))) from None
 
 
 def _published(broker: "Broker", service: str, timeout_s: float) -> "Published":
     """What the service publishes, once it has come."""
     from sagastream import keys, published
-    from sagastream_bridge.frame import safe
 
     deadline, told = time.monotonic() + timeout_s, False
     while not broker.client.exists(keys.published(service), keys.commands(service)):

@@ -37,7 +37,9 @@ def published(trial: Trial) -> str:
 @_check("answers", "A command is answered with its type and _ok, for its saga and its step.", "the-messages", needs=())
 def answers(trial: Trial) -> str:
     command = trial.transaction(step=2)
-    return str(trial.must_be_done(command, trial.ask(command)))
+    answer = trial.ask(command)
+    trial.must_accept(command, answer)
+    return str(trial.must_be_done(command, answer))
 
 
 @_check(

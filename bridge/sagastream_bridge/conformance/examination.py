@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from sagastream import keys
 from sagastream_bridge.conformance import command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Exchange
@@ -16,7 +17,8 @@ SERVICE_CHECKS = len(service_checks.CHECKS.all)
 
 class Examination:
     def __init__(self, exchange: Exchange, cases: Sequence[Case], probe: Effects | None) -> None:
-        """`cases`: one a command, at least one; the checks of the service as a whole use the first."""
+        """`cases`: one a command; the checks of the service as a whole use the first. None where the service publishes
+        nothing: then that is all that can be found."""
         self._exchange = exchange
         self._cases = cases
         self._probe = probe
@@ -26,11 +28,20 @@ class Examination:
 
     def findings(self) -> Iterator[Finding]:
         """Raises CheckError where the service cannot be checked."""
+        if not self._cases:
+            yield self._nothing_published()
+            return
         for case in self._cases:
             for check in command_checks.CHECKS.all:
                 yield self._put(check, case)
         for check in service_checks.CHECKS.all:
             yield replace(self._put(check, self._cases[0]), command="")
+
+    def _nothing_published(self) -> Finding:
+        [check] = (check for check in command_checks.CHECKS.all if check.name == "published")
+        expected = f"a hash {keys.published(self._exchange.service)} with a field for each command"
+        came = "none; --command NAME checks what it does not publish"
+        return replace(check.about(""), verdict=Verdict.BROKEN, expected=expected, came=came)
 
     def _put(self, check: Check, case: Case) -> Finding:
         if why := self._hindrance(check, case):
@@ -63,5 +74,5 @@ class Examination:
             return f"the service has answered nothing since the check {self._silent_since}"
         for name in check.needs:
             if (verdict := self._verdicts[case.command, name]) is not Verdict.KEPT:
-                return f"{name}, on which it rests, was {verdict}"
+                return f"{name}, on which that rests, was {verdict}"
         return ""

@@ -38,6 +38,10 @@ class CheckError(SagastreamError):
     """The service cannot be checked; says why, and what to do."""
 
 
+class WrongUsage(CheckError):
+    """What the check was given does not fit the service, or itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A reply that names a saga of this run."""

@@ -9,6 +9,8 @@ from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial
 
 #: Where the protocol is described; a check names the section.
 PROTOCOL: Final = "docs/protocol.md"
+#: How far a promise about effects was seen to be kept where nobody could count them.
+AS_REPLIES_SHOW: Final = "as far as its replies show"
 
 
 class Verdict(StrEnum):
@@ -28,6 +30,7 @@ class Finding:
     read_on: str  # where in the documentation
     expected: str = ""  # where it is broken
     came: str = ""  # what was seen; where it was not checked: why not
+    only: str = ""  # where it is kept, but not all of it could be seen: how far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,9 @@ class Check:
         """Run it. Raises CheckError where no verdict can be had at all; a redis.RedisError likewise."""
         finding = self.about(trial.case.command)
         try:
-            return replace(finding, verdict=Verdict.KEPT, came=self.run(trial))
+            came = self.run(trial)
+            only = AS_REPLIES_SHOW if trial.is_uncounted else ""
+            return replace(finding, verdict=Verdict.KEPT, came=came, only=only)
         except Broken as broken:
             return replace(finding, verdict=Verdict.BROKEN, expected=broken.expected, came=broken.came)
         except NotChecked as why:

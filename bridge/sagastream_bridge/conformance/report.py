@@ -1,6 +1,8 @@
 """How findings look to a person. Everything that came from outside goes through `printable`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -13,31 +15,62 @@ from sagastream_bridge.conformance.trial import Case
 _COLOURS: Final = {Verdict.KEPT: "green", Verdict.BROKEN: "red", Verdict.NOT_CHECKED: "yellow"}
 _VERDICT_WIDTH: Final = max(map(len, Verdict))
 _CHECK_WIDTH: Final = 30
+#: Of the text beside a label, however narrow the terminal is.
+_LEAST_WIDTH: Final = 20
+#: On average, what undoes them included.
+_COMMANDS_A_CHECK: Final = 3
 
 
 def warning(service: str, cases: Sequence[Case], url: str) -> str:
     """What is asked before it begins."""
     names = ", ".join(case.command for case in cases)
-    undone = "undone again where it has a compensation" if any(case.compensation for case in cases) else "NOT undone"
-    times = COMMAND_CHECKS * len(cases) + SERVICE_CHECKS
+    undone = "undoes them where it can" if any(case.compensation for case in cases) else "does NOT undo them"
+    checks = COMMAND_CHECKS * len(cases) + SERVICE_CHECKS
     return printable(
-        f"The service {service} at {url} is going to be sent {names}, more than {times} times, and does what it does: "
-        f"{undone}. It should be a test environment. Go on?"
+        f"This sends about {round(checks * _COMMANDS_A_CHECK, -1)} commands ({names}) to the service {service} at "
+        f"{url}, which does them for real and {undone}. It should be a test environment."
     )
 
 
 def width(cases: Sequence[Case]) -> int:
     """Of the column of commands."""
-    return max(len(case.command) for case in cases)
+    return max((len(case.command) for case in cases), default=0)
 
 
-def rows(finding: Finding, width: int) -> Iterator[str]:
-    """A finding as a row of a table; below it, where there is something to do or to know, what that is."""
+def grouped(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
+    """Each finding alone, but together those in a row that were not checked for the same reason."""
+    alike: list[Finding] = []
+    for finding in findings:
+        if alike and (finding.verdict is not Verdict.NOT_CHECKED or finding.came != alike[0].came):
+            yield alike
+            alike = []
+        if finding.verdict is Verdict.NOT_CHECKED:
+            alike.append(finding)
+        else:
+            yield [finding]
+    if alike:
+        yield alike
+
+
+def as_one(alike: Sequence[Finding]) -> Finding:
+    """Findings of one group as one, for people."""
+    [first, *more] = alike
+    return replace(first, check=f"{first.check} and {len(more)} more") if more else first
+
+
+def rows(finding: Finding, width: int, columns: int) -> Iterator[str]:
+    """A finding as a row of a table; below it, where there is something to do or to know, what that is. `columns`: of
+    the terminal."""
     verdict = click.style(finding.verdict.ljust(_VERDICT_WIDTH), fg=_COLOURS[finding.verdict])
     yield f"{verdict}  {finding.check:<{_CHECK_WIDTH}}  {finding.command:<{width}}".rstrip()
     indent = " " * (_VERDICT_WIDTH + 2)
     for label, text in _details(finding):
-        yield f"{indent}{label:<8}  {printable(text)}"
+        first = f"{indent}{label:<8}  "
+        # One column is left free: some terminals go on in the next line once the last one is full.
+        room = max(columns - 1 - len(first), _LEAST_WIDTH)
+        pieces = textwrap.wrap(printable(text), room, break_on_hyphens=False) or [""]
+        yield first + pieces[0]
+        yield from (" " * len(first) + piece for piece in pieces[1:])
 
 
 def line(finding: Finding) -> str:
@@ -57,4 +90,4 @@ def _details(finding: Finding) -> list[tuple[str, str]]:
         return list(zip(("promise", "expected", "came", "read"), texts, strict=True))
     if finding.verdict is Verdict.NOT_CHECKED:
         return [("because", finding.came)]
-    return []
+    return [("only", finding.only)] if finding.only else []

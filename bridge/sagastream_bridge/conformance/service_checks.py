@@ -123,8 +123,13 @@ def _send_malformed(malformed: _Malformed, trial: Trial) -> str:
 
     if exchange.until(lambda: answer_to(2)) is None:
         raise Broken("an answer to the good command behind it", f"nothing within {exchange.timeout_s:g} s")
-    exchange.until(lambda: entry_id in exchange.quarantined or answer_to(1))
-    if exchange.until(lambda: not exchange.is_pending(entry_id)) is None:
+
+    def is_settled() -> bool:
+        told = entry_id in exchange.quarantined or answer_to(1) is not None
+        return told and not exchange.is_pending(entry_id)
+
+    exchange.until(is_settled)
+    if exchange.is_pending(entry_id):
         raise Broken("it quarantined or answered, and acknowledged", "it is still pending")
     if entry_id in exchange.quarantined:
         return f"quarantined: {exchange.quarantined[entry_id]}"
@@ -134,19 +139,13 @@ def _send_malformed(malformed: _Malformed, trial: Trial) -> str:
 
 
 def _malformed_check(malformed: _Malformed) -> Check:
-    # What the simplest one does to a service, the others do too.
-    first = malformed is _MALFORMED[0]
     return Check(
-        name=_name(malformed),
+        name=f"malformed: {malformed.what}",
         promise="What is no command is quarantined or answered, and holds nothing up.",
         run=lambda trial: _send_malformed(malformed, trial),
-        needs=("answers",) if first else ("answers", _name(_MALFORMED[0])),
+        needs=("answers",),
         section="the-minimum-that-is-safe",
     )
-
-
-def _name(malformed: _Malformed) -> str:
-    return f"malformed: {malformed.what}"
 
 
 CHECKS.all += map(_malformed_check, _MALFORMED)

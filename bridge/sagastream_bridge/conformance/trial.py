@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from sagastream.messages import Command, Fields, failed, ok
 from sagastream_bridge.conformance.effects import Effects
-from sagastream_bridge.conformance.exchange import Answer, Exchange
+from sagastream_bridge.conformance.exchange import Answer, Exchange, WrongUsage
 
 #: Until when a command may be begun, in milliseconds from now: no check but one is about that.
 _IN_TIME_MS: Final = 3_600_000
@@ -46,6 +46,7 @@ class Trial:
         self.exchange = exchange
         self.case = case
         self.saga_id = f"{exchange.run}-{number}"
+        self.is_uncounted = False  # the check would have counted effects, and could not
         self._sent_steps: set[int] = set()  # of which the transaction was sent
         self._probe = probe
         self._begun_ms = exchange.now_ms()
@@ -107,6 +108,16 @@ class Trial:
             raise Broken(f"{ok(command.type)} for step {command.step}", str(answer))
         return answer
 
+    def must_accept(self, command: Command, answer: Answer) -> None:
+        """Raises WrongUsage where the service does not want the params: that is no fault of its own."""
+        if answer.reply.type == failed(command.type) and not answer.reply.unknown:
+            params = self.case.params.decode(errors="backslashreplace")
+            error = (answer.reply.error or b"no error").decode(errors="backslashreplace")
+            raise WrongUsage(
+                f"{self.exchange.service} rejected {command.type} with the params {params[:200]}: "
+                f"{error[:200]}; give params with which it does that: --params JSON"
+            )
+
     def must_be_refused(self, command: Command, answer: Answer) -> Answer:
         """It was not done, and nothing of it remains."""
         if answer.reply.type != failed(command.type) or answer.reply.unknown:
@@ -123,6 +134,7 @@ class Trial:
     def must_stand(self, effects: int) -> None:
         """So many effects of this trial must be there, where somebody can tell."""
         if self._probe is None or not self.case.effect:
+            self.is_uncounted = True
             return
         found = (self._probe.count(self.saga_id) - self._before) / self.case.effect
         if found != effects:
