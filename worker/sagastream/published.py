@@ -13,7 +13,8 @@ from sagastream.moves import Published
 def publish(client: "redis.Redis", service: str, commands: Mapping[str, str | None]) -> None:
     """Publish a service's commands and their compensations (None: it needs none). What was published before stays:
     sagas that began with an older release may still have to be undone."""
-    client.hset(keys.published(service), mapping={name: undo or "" for name, undo in commands.items()})
+    if commands:
+        client.hset(keys.published(service), mapping={name: undo or "" for name, undo in commands.items()})
 
 
 def read(client: "redis.Redis", services: Collection[str]) -> Published:

@@ -65,7 +65,7 @@ class Registration(Struct, frozen=True, kw_only=True):
 
     name: str
     handler: Handler
-    compensation: str | None = None  # of a command: what undoes it; None: it needs none
+    compensation: str | None = None  # of a command: what undoes it; None: it needs none; AS_PUBLISHED: it does not say
     concurrency: int | None = None  # how many of it at once in one process; None: as many as the process runs
     is_async: bool = False  # the handler gives a coroutine
     queue: str | None = None  # the RQ queue of the jobs that it runs as; None: it runs in the service's own process
@@ -144,7 +144,8 @@ class Service:
         """Declare a command's handler.
 
         Args:
-            compensation: the name of the compensation that undoes it; None: it needs none.
+            compensation: the name of the compensation that undoes it; None: it needs none. It may be left out with
+                `call`: then nobody knows, and a saga that has to undo the step is parked, unless the step says more.
             call: the name of a function that does it, like "shop.jobs.charge", in place of a handler; nothing is
                 decorated then. It is called with the params alone (see NamedFunction).
             concurrency: how many of this command one process runs at once at the most; of jobs, how many are out.
@@ -158,7 +159,6 @@ class Service:
                     f"service {self.name}: {name}: say compensation=NAME, or compensation=None where nothing is to be "
                     "undone"
                 )
-            compensation = None
         if compensation is not None and not is_id(compensation):
             raise ServiceError(
                 f"service {self.name}: {name}: compensation={compensation!r} is no name; its handler is declared with "
@@ -260,17 +260,19 @@ class Service:
         return None if registration is None else registration.compensation
 
     def publishes(self) -> dict[str, str | None]:
-        """The commands and what undoes each (None: it needs nothing). Raises ServiceError where that has no handler."""
+        """The commands and what undoes each (None: it needs nothing), but for those that do not say. Raises
+        ServiceError where that has no handler."""
         for name, registration in self._commands.items():
             compensation = registration.compensation
-            if compensation is not None and compensation not in self._compensations:
+            if compensation and compensation not in self._compensations:
                 raise ServiceError(
                     f"service {self.name}: {name} is undone by {compensation}, which has no handler; "
                     f'declare one with @service.compensation("{compensation}")'
                 )
         if not self._commands:
             raise ServiceError(f"service {self.name} declares no command")
-        return {name: registration.compensation for name, registration in self._commands.items()}
+        undone_by = {name: registration.compensation for name, registration in self._commands.items()}
+        return {name: undo for name, undo in undone_by.items() if undo != AS_PUBLISHED}
 
     def _route(
         self, name: str, via: str | None, queue: str | None, timeout_s: int | None
