@@ -129,6 +129,14 @@ def test_a_function_that_is_not_told_the_key_is_tried_once() -> None:
     assert {one.name: one.tries for one in service.registrations} == {"Charge": 1, "Remind": 3}
 
 
+def test_a_command_whose_compensation_is_not_told_is_not_published() -> None:
+    """So that a saga that has to undo it is parked, rather than taken for undone."""
+    service = Service("payment")
+    service.command("Charge", call="shop.jobs.charge")
+    service.command("Remind", call="shop.jobs.remind", compensation=None)
+    assert service.publishes() == {"Remind": None}
+
+
 def test_a_service_publishes_its_commands_and_what_undoes_each() -> None:
     service = Service("payment")
     service.compensation("Refund")(handle)

@@ -153,13 +153,11 @@ class Service:
                 the service. `timeout_s`: how long it may take before RQ kills it.
         """
         self._check_new(name, "command")
-        if compensation == AS_PUBLISHED:
-            if call is None:
-                raise ServiceError(
-                    f"service {self.name}: {name}: say compensation=NAME, or compensation=None where nothing is to be "
-                    "undone"
-                )
-        if compensation is not None and not is_id(compensation):
+        if compensation == AS_PUBLISHED and call is None:
+            raise ServiceError(
+                f"service {self.name}: {name}: say compensation=NAME, or compensation=None where nothing is to be undone"
+            )
+        if compensation not in (None, AS_PUBLISHED) and not is_id(compensation):
             raise ServiceError(
                 f"service {self.name}: {name}: compensation={compensation!r} is no name; its handler is declared with "
                 '@service.compensation("NAME"), and compensation="NAME" refers to it'
