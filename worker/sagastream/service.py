@@ -155,7 +155,7 @@ class Service:
         self._check_new(name, "command")
         if compensation == AS_PUBLISHED and call is None:
             raise ServiceError(
-                f"service {self.name}: {name}: say compensation=NAME, or compensation=None where nothing is to be undone"
+                f"service {self.name}: {name}: say compensation=NAME, or None where nothing is to be undone"
             )
         if compensation not in (None, AS_PUBLISHED) and not is_id(compensation):
             raise ServiceError(
