@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sagastream.broker import connect as connect
     from sagastream.client import SagaClient as SagaClient
     from sagastream.effects import Effects as Effects
+    from sagastream.errors import BrokerError as BrokerError
     from sagastream.errors import CorruptSaga as CorruptSaga
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import Reject as Reject
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sagastream.errors import SagaAborted as SagaAborted
     from sagastream.errors import SagaNotCompleted as SagaNotCompleted
     from sagastream.errors import SagaParked as SagaParked
+    from sagastream.errors import SagastreamError as SagastreamError
+    from sagastream.errors import ServiceError as ServiceError
     from sagastream.requests import Accepted as Accepted
     from sagastream.requests import Refused as Refused
     from sagastream.requests import SagaRequest as SagaRequest
@@ -33,6 +36,7 @@ _WHERE = {
     "Accepted": "requests",
     "AsyncSagaClient": "async_client",
     "Broker": "broker",
+    "BrokerError": "errors",
     "Context": "service",
     "CorruptSaga": "errors",
     "Effects": "effects",
@@ -47,7 +51,9 @@ _WHERE = {
     "SagaRequest": "requests",
     "SagaState": "saga",
     "SagaStatus": "saga",
+    "SagastreamError": "errors",
     "Service": "service",
+    "ServiceError": "errors",
     "StepRequest": "requests",
     "Unsettled": "requests",
     "connect": "broker",
@@ -57,6 +63,7 @@ __all__ = [
     "Accepted",
     "AsyncSagaClient",
     "Broker",
+    "BrokerError",
     "Context",
     "CorruptSaga",
     "Effects",
@@ -71,7 +78,9 @@ __all__ = [
     "SagaRequest",
     "SagaState",
     "SagaStatus",
+    "SagastreamError",
     "Service",
+    "ServiceError",
     "StepRequest",
     "Unsettled",
     "connect",
