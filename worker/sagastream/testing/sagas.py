@@ -10,7 +10,6 @@ from sagastream.messages import AS_PUBLISHED, Begin, Command, Verb
 from sagastream.parsing import parse_begin, parse_intervene
 from sagastream.saga import SagaState, SagaStatus
 from sagastream.service import Service
-from sagastream.strict_json import decode
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import CommandFaults, Faults, Target
 from sagastream.testing.orchestrator import InProcessOrchestrator
@@ -244,7 +243,7 @@ class Saga:
     @property
     def results(self) -> list[Any]:
         """What each step returned; None: nothing, or nothing is known of it."""
-        return [None if step.result is None else decode(step.result) for step in self.state.steps]
+        return self.state.results
 
     def cancel(self, reason: str = _REASON) -> None:
         """As `SagaClient.cancel`; then all happens that will. Raises RequestRefused."""
