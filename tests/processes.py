@@ -57,6 +57,19 @@ class Commands:
         )
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
+    def shell(self, lines: str) -> "subprocess.CompletedProcess[str]":
+        """Run lines that a page has a person type, and end what they left in the background last."""
+        script = lines.replace("sagastream ", f"{SAGASTREAM} ") + "\nkill $!; wait $!\n"
+        return subprocess.run(
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def end(self) -> None:
         for process in self.running:
             process.terminate()

@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import re
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, inspect
 
 from postgres import Postgres
-from processes import SAGASTREAM, Commands
+from processes import Commands
 from sagastream import Context, Reject
 from sagastream.effects import CREATE_TABLE
 
@@ -72,16 +71,7 @@ def test_the_service_on_sqlite_runs_as_it_stands_there(commands: Commands) -> No
     shell = re.search(r"\n((?:    .*\n)*    sagastream up --service(?:.*\n)(?:    .*\n)*)", DOCS)
     assert shell is not None
     (commands.folder / "till.py").write_text(PYTHON["till.py"])
-    script = shell[1].replace("sagastream ", f"{SAGASTREAM} ") + "\nkill $!; wait $!\n"
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=commands.folder,
-        env=commands.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = commands.shell(shell[1])
     assert "o-1 ABORTED: Step 2 failed: insufficient_funds" in done.stdout
     assert "Traceback" not in done.stderr
     with closing(sqlite3.connect(commands.folder / "till.db")) as db:

@@ -1,10 +1,9 @@
 """The README's own example, word for word."""
 
 import re
-import subprocess
 from pathlib import Path
 
-from processes import SAGASTREAM, Commands
+from processes import Commands
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -15,16 +14,7 @@ def test_the_service_of_the_readme_runs_as_it_stands_there(commands: Commands) -
     assert service is not None
     assert shell is not None
     (commands.folder / "shop.py").write_text(service[1])
-    script = shell[1].replace("sagastream ", f"{SAGASTREAM} ") + "\nkill $!; wait $!\n"
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=commands.folder,
-        env=commands.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = commands.shell(shell[1])
     assert "o-1 ABORTED: Step 2 failed: insufficient_funds" in done.stdout
     assert re.search(r"undone by RefundCard +sent .*answered", done.stdout)
     assert "refunded what was charged under o-1/1/transaction" in done.stderr

@@ -14,14 +14,6 @@ if TYPE_CHECKING:
 Words = Sequence[str | bytes | int]
 
 
-def call(client: "redis.Redis", words: Words) -> Any:
-    """The answer to one command, as the server gives it; raises what it refuses with."""
-    (answer,) = round_trip(client, [words])
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
     """The answers to these commands, as the server gives them, refusals among them."""
     packed = pack(commands)

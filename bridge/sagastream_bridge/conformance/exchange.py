@@ -17,6 +17,7 @@ import redis
 from sagastream import keys
 from sagastream.broker import execute
 from sagastream.errors import SagastreamError
+from sagastream.events import order
 from sagastream.messages import Fields, Reply
 from sagastream.parsing import read_reply
 from sagastream_bridge import lookup
@@ -137,7 +138,7 @@ class Exchange:
             return self.is_there(entry_id)
         if self.client.xpending_range(self._stream, self.service, entry_id, entry_id, 1):
             return True
-        return _order(group["last-delivered-id"]) < _order(entry_id) and self.is_there(entry_id)
+        return order(group["last-delivered-id"]) < order(entry_id) and self.is_there(entry_id)
 
     def is_there(self, entry_id: bytes) -> bool:
         """Whether an entry is still in the stream."""
@@ -157,7 +158,7 @@ class Exchange:
             if any(read_reply(fields).saga_id == saga_id for _, fields in replies):
                 return True
             read_to = next((g["last-delivered-id"] for g in groups if g["name"] == self.service.encode()), b"0-0")
-            if not held and (not there or _order(read_to) >= _order(entry_id)):
+            if not held and (not there or order(read_to) >= order(entry_id)):
                 return False
         refuse_beside_a_worker(self.client)
         return None
@@ -262,7 +263,3 @@ def shown(fields: dict[bytes, bytes]) -> str:
 def _untyped(mapping: Mapping[str, Any]) -> dict[Any, Any]:
     """A mapping as redis-py's annotations have it, which know of no narrower keys."""
     return dict(mapping)
-
-
-def _order(entry_id: bytes) -> tuple[int, ...]:
-    return tuple(int(part) for part in entry_id.split(b"-"))
