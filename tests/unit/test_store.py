@@ -37,6 +37,7 @@ class Unpacked:
 
     key: str | None
     version: Word
+    updated: Word
     timer: Word
     member: Word
     hash: list[Word]
@@ -101,7 +102,7 @@ def _unpacked(names: list[str], fixed: int, words: Reader) -> Unpacked:
 
     key = words.number()
     assert key == 0 or fixed < key <= len(names)
-    version, timer, member = words.many(3)
+    version, updated, timer, member = words.many(4)
     hash_words = words.many(words.number())
     appends = []
     for _ in range(words.number()):
@@ -113,6 +114,7 @@ def _unpacked(names: list[str], fixed: int, words: Reader) -> Unpacked:
     return Unpacked(
         key=names[key - 1] if key else None,
         version=version,
+        updated=updated,
         timer=timer,
         member=member,
         hash=hash_words,

@@ -58,6 +58,20 @@ def may_undo(state: SagaState, event: Event) -> bool:
     return isinstance(event, Reply | Due | Intervene)
 
 
+def awaits(state: SagaState, reply: Reply) -> bool:
+    """Whether the reply is news of the command that the saga is at. That it was done is, whichever attempt did it;
+    that an attempt has failed is news as long as that attempt is out."""
+    if state.ended or reply.step != state.current_step or state.attempt == 0:
+        return False
+    if reply.type == ok(state.command):
+        return True
+    if reply.type != failed(state.command):
+        return False
+    if state.status is SagaStatus.PENDING and not reply.unknown and not state.step.definition.retried:
+        return True  # nothing of it remains, of no attempt
+    return state.times_out_ms is not None and reply.attempt in (None, state.attempt)
+
+
 def begun_with(state: SagaState, begin: Begin) -> bool:
     """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
@@ -156,7 +170,7 @@ def _due(state: SagaState, moment: Moment) -> Decision:
 def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
-    if _answers_current(state, reply):
+    if awaits(state, reply):
         answered = _compensation_answered if state.status is SagaStatus.COMPENSATING else _transaction_answered
         decision = answered(state, reply, moment)
         return replace(decision, notices=_traced_reply(state, reply) + decision.notices)
@@ -167,20 +181,6 @@ def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if _answered_before(state, reply):
         return Decision(state=replace(state, duplicates=state.duplicates + 1))
     return Decision(state=state, quarantine=_why_unfit(state, reply))
-
-
-def _answers_current(state: SagaState, reply: Reply) -> bool:
-    """Whether the reply is news of the command that the saga is at. That it was done is, whichever attempt did it;
-    that an attempt has failed is news as long as that attempt is out."""
-    if state.ended or reply.step != state.current_step or state.attempt == 0:
-        return False
-    if reply.type == ok(state.command):
-        return True
-    if reply.type != failed(state.command):
-        return False
-    if state.status is SagaStatus.PENDING and not reply.unknown and not state.step.definition.retried:
-        return True  # nothing of it remains, of no attempt
-    return state.times_out_ms is not None and reply.attempt in (None, state.attempt)
 
 
 def _transaction_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:

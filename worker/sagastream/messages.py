@@ -81,7 +81,7 @@ class Verb(StrEnum):
     ABANDON = "abandon"
 
 
-class StepDefinition(Struct, frozen=True, kw_only=True):
+class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
     """What a saga_begin says of one step."""
 
     transaction: str
@@ -134,7 +134,7 @@ _option_values = attrgetter(*OPTIONS)
 _USUAL: Final = {kind: tuple((OPTIONS | {"attempts": usual_attempts(kind)}).values()) for kind in StepKind}
 
 
-class Begin(Struct, frozen=True, kw_only=True):
+class Begin(Struct, frozen=True, kw_only=True, gc=False):
     """A request to run a saga."""
 
     saga_id: str
@@ -158,7 +158,7 @@ class Begin(Struct, frozen=True, kw_only=True):
         return fields
 
 
-class Intervene(Struct, frozen=True, kw_only=True):
+class Intervene(Struct, frozen=True, kw_only=True, gc=False):
     """A request of an operator: cancel a saga, or have one that is parked go on in some way."""
 
     verb: Verb
@@ -176,13 +176,13 @@ class Intervene(Struct, frozen=True, kw_only=True):
         return fields
 
 
-class Due(Struct, frozen=True, kw_only=True):
+class Due(Struct, frozen=True, kw_only=True, gc=False):
     """The time of a saga has come: something that it waits for has not happened, or is to be done now."""
 
     saga_id: str
 
 
-class Command(Struct, frozen=True, kw_only=True):
+class Command(Struct, frozen=True, kw_only=True, gc=False):
     """A command for a service; with `compensating`, the one that undoes the step."""
 
     service: str
@@ -241,7 +241,7 @@ class Command(Struct, frozen=True, kw_only=True):
         return fields
 
 
-class Reply(Struct, frozen=True, kw_only=True):
+class Reply(Struct, frozen=True, kw_only=True, gc=False):
     """A service's answer to a command."""
 
     type: str
@@ -269,7 +269,7 @@ class Reply(Struct, frozen=True, kw_only=True):
         return fields
 
 
-class Unreadable(Struct, frozen=True, kw_only=True):
+class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
     """An entry that is no message, or none that its reader knows."""
 
     code: Code
@@ -278,7 +278,7 @@ class Unreadable(Struct, frozen=True, kw_only=True):
     saga_id: None = None
 
 
-class Notice(Struct, frozen=True, kw_only=True):
+class Notice(Struct, frozen=True, kw_only=True, gc=False):
     """One entry of the events stream: what the orchestrator tells whoever follows it."""
 
     kind: str  # outcome, parked, done, refused, command, reply

@@ -60,7 +60,7 @@ REASON_CHARS: Final = 500
 Found = SagaState | CorruptSaga | None
 
 
-class Moment(Struct, frozen=True, kw_only=True):
+class Moment(Struct, frozen=True, kw_only=True, gc=False):
     """What a decision may depend on besides the saga and what has happened to it."""
 
     now_ms: int  # by the broker's clock
@@ -68,7 +68,7 @@ class Moment(Struct, frozen=True, kw_only=True):
     jitter: float = 0.0  # 0 to 1, by chance: spreads what would be tried again at once
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, kw_only=True, gc=False):
     """What an event leads to. `state` is the saga after it: the very same object where nothing changed."""
 
     state: Found

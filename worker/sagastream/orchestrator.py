@@ -17,6 +17,7 @@ from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Event, decide, may_undo
 from sagastream.health import HealthFile
+from sagastream.memory import Memory
 from sagastream.messages import Due
 from sagastream.moves import Found, Moment, Published
 from sagastream.parsing import read_reply, read_request
@@ -67,6 +68,7 @@ class Orchestrator:
             lease_ms=LEASE_MS,
             on_join=broker.check,
         )
+        self._memory = Memory()
         self._replies_only = False
         self._look_at = self._tidy_at = 0.0
         self._report_at: dict[str, float] = {}
@@ -81,15 +83,27 @@ class Orchestrator:
         """Read, load, decide, commit; the number of entries that were read."""
         entries = self._read(block_ms)
         letters = [_open(entry) for entry in entries] + self._due(entries)
+        states = self._memory.presume(letters)
         while letters:
-            states, now_ms = self._store.load({event.saga_id for _, event in letters if event.saga_id is not None})
+            now_ms = self._load(letters, states)
             changes = _fold(letters, states, now_ms, self._published(letters, states))
             lost, stuck = self._store.commit(changes, now_ms)
+            self._memory.keep(changes, [*lost, *stuck])
             self._report(changes, lost, stuck)
             self._look_again(changes, now_ms)
             again = {change.saga_id for change in lost}
             letters = [letter for letter in letters if letter[1].saga_id in again]
+            states = {}
         return len(entries)
+
+    def _load(self, letters: Sequence[Letter], states: dict[str, Found]) -> int:
+        """Read the states that are not there yet; the broker's time, in ms."""
+        asked = {event.saga_id for _, event in letters if event.saga_id is not None} - states.keys()
+        if not asked:
+            return self._inbox.now_ms
+        loaded, now_ms = self._store.load(asked)
+        states |= loaded
+        return now_ms
 
     def _report(self, changes: Sequence[Change], lost: Sequence[Change], stuck: Sequence[Change]) -> None:
         """Say what somebody should know of a commit."""

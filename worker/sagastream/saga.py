@@ -27,7 +27,7 @@ class StepStatus(StrEnum):
     COMPENSATED = "COMPENSATED"
 
 
-class Step(Struct, frozen=True, kw_only=True):
+class Step(Struct, frozen=True, kw_only=True, gc=False):
     """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet.
 
     `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are kept as
@@ -80,7 +80,7 @@ class Step(Struct, frozen=True, kw_only=True):
         return self.status is StepStatus.COMPLETED or (self.status is StepStatus.FAILED and self.unknown)
 
 
-class Intervention(Struct, frozen=True, kw_only=True):
+class Intervention(Struct, frozen=True, kw_only=True, gc=False):
     """What was done about a saga from outside of it, and why."""
 
     verb: str  # cancel, retry, skip, abandon; or what became of that
@@ -89,7 +89,7 @@ class Intervention(Struct, frozen=True, kw_only=True):
     request_id: str | None = None  # of the request, so that it is done once however often it arrives
 
 
-class SagaState(Struct, frozen=True, kw_only=True):
+class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     """The whole of a saga as it stands: what clients are given, the decision core sees, and the store keeps.
 
     To users: `status`; `reason`, why it goes or went back; `parked`, why it waits for a person; `ended`; `results`; and
@@ -127,6 +127,12 @@ class SagaState(Struct, frozen=True, kw_only=True):
     def results(self) -> list[Any]:
         """What each step returned; None: nothing, or nothing is known of it."""
         return [step.result_value for step in self.steps]
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes, of params and what services said."""
+        steps = self.steps
+        return sum([len(step.definition.params) + len(step.result or b"") + len(step.error or b"") for step in steps])
 
     @property
     def step(self) -> Step:

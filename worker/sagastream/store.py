@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any, Final
 
 import redis
+from msgspec.structs import replace
 
 from sagastream import exchange, keys, saga_hash, scripts, wire
 from sagastream.broker import execute, or_raise
@@ -49,6 +50,13 @@ class Change:
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
         return self.after is self.before and not self.entries and not self.notices and not self.rearm
+
+    @property
+    def written(self) -> Found:
+        """What the saga is once this is committed."""
+        if self.after is self.before or not isinstance(self.after, SagaState):
+            return self.after
+        return replace(self.after, version=1 + (self.before.version if isinstance(self.before, SagaState) else 0))
 
     @property
     def key(self) -> str | None:
@@ -117,8 +125,7 @@ def load(saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
         else:
             words = iter(or_raise(answer))
             states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
-    seconds, micros = or_raise(time)
-    return states, int(seconds) * 1000 + int(micros) // 1000
+    return states, wire.milliseconds(or_raise(time))
 
 
 class _CommitArguments:
@@ -136,6 +143,7 @@ class _CommitArguments:
         fields = saga_hash.changed_fields(before, after)
         packed: list[str | bytes | int] = [
             before.version if before else "",
+            saga_hash.iso(before.updated_ms) if before else "",
             _score(before, after) if fields or change.rearm else "",
             change.saga_id or "",
             len(fields),

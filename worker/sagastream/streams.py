@@ -10,13 +10,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
 from msgspec import Struct
 
-from sagastream import scripts
+from sagastream import scripts, wire
+from sagastream.broker import or_raise
 from sagastream.console import say
 
 #: Entries of one stream that one reading takes at the most. What a script gets is bounded by it.
@@ -36,7 +37,7 @@ _BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
     """One entry of a stream."""
 
     stream: str
@@ -90,6 +91,7 @@ class GroupReader:
                 was deleted: the store may be another one by then.
         """
         self.streams = list(streams)
+        self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
         self._client = client
         self._group = group
         self._consumer = consumer
@@ -137,10 +139,7 @@ class GroupReader:
             if time.monotonic() >= self._next_forget:
                 self._next_forget = time.monotonic() + _FORGET_EVERY_S
                 self._forget_gone()
-            wanted: dict[Any, Any] = dict.fromkeys([only] if only else self.streams, ">")
-            block = None if only else block_ms
-            answer = self._client.xreadgroup(self._group, self._consumer, wanted, count=count, block=block)
-            return _entries(answer)
+            return self._read_new([only] if only else self.streams, count, None if only else block_ms)
         except redis.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
@@ -150,8 +149,8 @@ class GroupReader:
 
     def show_up(self) -> None:
         """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
-        wanted: dict[Any, Any] = dict.fromkeys(self.streams, _AFTER_ALL)
-        self._client.xreadgroup(self._group, self._consumer, wanted, count=1)
+        (answer,) = wire.round_trip(self._client, [self._reading(dict.fromkeys(self.streams, _AFTER_ALL), 1)])
+        or_raise(answer)
 
     def leave(self) -> None:
         """Leave the group, and what is still held to others."""
@@ -170,11 +169,23 @@ class GroupReader:
         self.renew()
         self._joined = True
 
+    def _read_new(self, streams: Sequence[str], count: int, block_ms: int | None) -> list[Entry]:
+        """New entries; and what the time is, once they are there."""
+        reading = self._reading(dict.fromkeys(streams, ">"), count, block_ms)
+        answer, clock = wire.round_trip(self._client, [reading, ("TIME",)])
+        entries = _entries(or_raise(answer))
+        self.now_ms = wire.milliseconds(or_raise(clock))
+        return entries
+
+    def _reading(self, after: Mapping[str, str | bytes], count: int, block_ms: int | None = None) -> wire.Words:
+        block: wire.Words = () if block_ms is None else ("BLOCK", block_ms)
+        group = ("XREADGROUP", "GROUP", self._group, self._consumer)
+        return (*group, "COUNT", count, *block, "STREAMS", *after.keys(), *after.values())
+
     def _read_own(self) -> list[Entry]:
         """The next page of what this consumer holds."""
-        wanted: dict[Any, Any] = dict(self._own)
-        answer: Any = self._client.xreadgroup(self._group, self._consumer, wanted, count=BATCH)
-        entries = _entries(answer, again=True)
+        (answer,) = wire.round_trip(self._client, [self._reading(self._own, BATCH)])
+        entries = _entries(or_raise(answer), again=True)
         self._own = {}
         for name, page in answer or ():
             if page:
@@ -189,9 +200,9 @@ class GroupReader:
         """The next page of what others have held for longer than the lease."""
         entries: list[Entry] = []
         for stream, cursor in list(self._abandoned.items()):
-            following, page, *deleted = self._client.xautoclaim(
-                stream, self._group, self._consumer, self._lease_ms, cursor, count=BATCH
-            )
+            words = ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
+            (answer,) = wire.round_trip(self._client, [words])
+            following, page, *deleted = or_raise(answer)
             if deleted and deleted[0]:
                 self._report_deleted(stream, deleted[0])
             entries += _entries([(stream.encode(), page)], again=True, taken_over=True)
@@ -212,15 +223,14 @@ class GroupReader:
 
 
 def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:
-    return [
-        Entry(
-            stream=stream.decode(),
-            id=entry_id,
-            fields=fields,
-            again=again or REPLAYED in fields,
-            taken_over=taken_over,
-        )
-        for stream, page in answer or ()
-        for entry_id, fields in page
-        if fields
-    ]
+    """The entries of an answer of XREADGROUP, without those that were deleted while they were pending."""
+    entries = []
+    for name, page in answer or ():
+        stream = name.decode()
+        for entry_id, words in page:
+            if words:
+                pairs = iter(words)
+                fields = dict(zip(pairs, pairs, strict=True))
+                again_too = again or REPLAYED in fields
+                entries.append(Entry(stream=stream, id=entry_id, fields=fields, again=again_too, taken_over=taken_over))
+    return entries

@@ -34,6 +34,12 @@ def pack(commands: Sequence[Words]) -> bytes:
     return b"".join([pack_command(tuple(words)) for words in commands])  # type: ignore[arg-type]  # it takes any word
 
 
+def milliseconds(time: Any) -> int:
+    """What TIME answered, in ms since the epoch."""
+    seconds, micros = time
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()

@@ -11,7 +11,9 @@
 --       6 how many changes follow; each is, in this order:
 --           length of the rest of the change, in arguments
 --           key index of its saga (0: no saga, nothing to compare)
---           the version that the hash must have ("": there must be none)
+--           the version that the hash must have ("": there must be no hash)
+--           the time of its last change, as it stands in the hash: a saga that was deleted and begun again, or that a
+--           failover threw back, comes to the same versions once more
 --           its score in timers, ms or "+inf" ("": no change; "ended": it has ended now; "gone": there is no such saga)
 --           the member of timers and ended: the saga's id
 --           number of hash arguments, then field, value, ...
@@ -67,16 +69,17 @@ for change = 1, tonumber(ARGV[6]) do
   results[change] = 1
   if key > 0 then
     -- pcall: at this key may stand something that is no hash; its reader will say so
-    local version = redis.pcall('HGET', KEYS[key], 'version')
+    local found = redis.pcall('HMGET', KEYS[key], 'version', 'updated_at')
+    local version, updated = found[1], found[2]
     if version == false then
       -- a hash without a version is not ours to write to
-      version = redis.call('EXISTS', KEYS[key]) == 0 and '' or nil
+      version, updated = redis.call('EXISTS', KEYS[key]) == 0 and '' or nil, ''
     end
-    if version ~= ARGV[cursor + 2] then
+    if version ~= ARGV[cursor + 2] or updated ~= ARGV[cursor + 3] then
       results[change] = 0
     end
   end
-  if next(unusable) and results[change] == 1 and is_stuck(cursor + 5) then
+  if next(unusable) and results[change] == 1 and is_stuck(cursor + 6) then
     results[change] = 2
   end
   cursor = cursor + 1 + tonumber(ARGV[cursor])
@@ -87,9 +90,9 @@ for change = 1, #results do
   if results[change] == 1 then
     local at = starts[change]
     local last = at - 1 + tonumber(ARGV[at - 1])
-    local key, timer, id = tonumber(ARGV[at]), ARGV[at + 2], ARGV[at + 3]
-    local n = tonumber(ARGV[at + 4])
-    at = at + 5
+    local key, timer, id = tonumber(ARGV[at]), ARGV[at + 3], ARGV[at + 4]
+    local n = tonumber(ARGV[at + 5])
+    at = at + 6
     if n > 0 then
       redis.call('HSET', KEYS[key], unpack(ARGV, at, at + n - 1))
       at = at + n
