@@ -609,11 +609,10 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                 lookup.as_json(lookup.Found(state=state, now_ms=now_ms, notes=[]))
                 for event, moment in itertools.product(events, moments):
                     decision = decide(state, event, moment)
-                    arguments = _CommitArguments(now_ms, 1000)
                     change = Change(saga_id="s1", before=state, after=state)
                     change.add(Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decision)
-                    arguments.add(change)
-                    assert all(isinstance(word, str | bytes | int) for word in arguments.args), (name, value, event)
+                    words = _CommitArguments([change], now_ms, 1000).args
+                    assert all(isinstance(word, str | bytes | int) for word in words), (name, value, event)
     assert damaged > 1000
     assert read > 1000
 

@@ -237,7 +237,8 @@ def test_nothing_is_written_that_stands_there_already(pair: tuple[SagaState, Sag
     before, after = pair
     whole = written(changed_fields(None, before)) | {b"version": b"7"}
     for name, value in written(changed_fields(before, after)).items():
-        assert whole.get(name) != value
+        # What it waits for is not put into words twice, to be compared, where the saga has moved.
+        assert whole.get(name) != value or (name == b"waiting_for" and before.updated_ms != after.updated_ms)
 
 
 def test_a_state_that_is_the_same_writes_nothing() -> None:

@@ -173,7 +173,8 @@ def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if awaits(state, reply):
         answered = _compensation_answered if state.status is SagaStatus.COMPENSATING else _transaction_answered
         decision = answered(state, reply, moment)
-        return replace(decision, notices=_traced_reply(state, reply) + decision.notices)
+        traced = _traced_reply(state, reply)
+        return replace(decision, notices=traced + decision.notices) if traced else decision
     step = state.steps[reply.step - 1]
     if _is_late(step, reply):
         late = replace(step, late_ms=moment.now_ms, result=reply.result)

@@ -122,8 +122,7 @@ def skip_step(state: SagaState, moment: Moment) -> Decision:
 def _go_on(state: SagaState, step: Step, moment: Moment, happening: str) -> Decision:
     if state.current_step == len(state.steps):
         return _end(_moved(state, f"last {happening}", moment, step))
-    state = _moved(state, happening, moment, step)
-    return _send_transaction(replace(state, current_step=state.current_step + 1), moment)
+    return _send_transaction(_moved(state, happening, moment, step, current_step=state.current_step + 1), moment)
 
 
 # --- attempts
@@ -266,7 +265,7 @@ def _send_transaction(state: SagaState, moment: Moment) -> Decision:
     step = replace(step, attempt=step.attempt + 1, sent_ms=moment.now_ms)
     definition = step.definition
     times_out_ms = moment.now_ms + definition.timeout_ms
-    state = replace(state.with_step(state.current_step, step), times_out_ms=times_out_ms)
+    state = state.with_step(state.current_step, step, times_out_ms=times_out_ms)
     command = Command(
         service=definition.service,
         type=definition.transaction,
@@ -300,12 +299,14 @@ def _send_compensation(state: SagaState, moment: Moment) -> Decision:
         retried=True,
     )
     times_out_ms = moment.now_ms + definition.timeout_ms
-    return _sent(replace(state.with_step(state.current_step, step), times_out_ms=times_out_ms), command)
+    return _sent(state.with_step(state.current_step, step, times_out_ms=times_out_ms), command)
 
 
 def _sent(state: SagaState, command: Command) -> Decision:
+    if not state.trace:
+        return Decision(state=state, commands=(command,))
     traced = Notice(kind="command", saga_id=state.saga_id, service=command.service, body=command.body())
-    return Decision(state=state, commands=(command,), notices=(traced,) if state.trace else ())
+    return Decision(state=state, commands=(command,), notices=(traced,))
 
 
 def _park(state: SagaState, step: Step, why: str, moment: Moment) -> Decision:
@@ -329,13 +330,16 @@ def outcome(state: SagaState, request_id: str | None) -> Notice:
 def _moved(state: SagaState, happening: str, moment: Moment, step: Step, **changes: Any) -> SagaState:
     """The saga after `happening`, with `step` in the place of its current one. It waits for nothing but what
     `changes` say."""
-    waits = {"parked": None, "cancelling": None, "times_out_ms": None, "send_again_ms": None}
-    return replace(
-        state.with_step(state.current_step, step),
+    return state.with_step(
+        state.current_step,
+        step,
         status=TRANSITIONS[state.status, happening],
         updated_ms=moment.now_ms,
-        **waits | changes,
+        **_WAITS_FOR_NOTHING | changes,
     )
+
+
+_WAITS_FOR_NOTHING: Final = {"parked": None, "cancelling": None, "times_out_ms": None, "send_again_ms": None}
 
 
 def _quote(error: bytes | None) -> str:

@@ -269,8 +269,8 @@ def _limit(number: Any, name: str, where: str, most: int) -> int:
 def _object(value: Any, where: str, known: set[str] | None) -> None:
     if not isinstance(value, dict):
         raise MalformedMessage(f"{where} is not a JSON object")
-    if known is not None and (strange := sorted(value.keys() - known)):
-        raise MalformedMessage(f"{where} has an unknown member {strange[0][:128]!a}")
+    if known is not None and not value.keys() <= known:
+        raise MalformedMessage(f"{where} has an unknown member {min(value.keys() - known)[:128]!a}")
 
 
 def _name(value: dict[str, Any], key: str, where: str, pattern: re.Pattern[str] = ID_PATTERN) -> str:

@@ -188,8 +188,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def failure_is_open(self) -> bool:
         """Whether a `_failed` of the attempt that is out is no last word: it is tried again, and is not recorded."""
         definition = self.step.definition
-        last = definition.kind is not StepKind.RETRIABLE and self.attempt >= self.attempts
-        return definition.retried and not last
+        return definition.retried and (definition.kind is StepKind.RETRIABLE or self.attempt < self.attempts)
 
     @property
     def waiting_for(self) -> str:
@@ -205,9 +204,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         which = f" (attempt {self.attempt} of {self.attempts})" if self.attempt > 1 else ""
         return f"{self.step.definition.service} to answer {what}{which}{then}"
 
-    def with_step(self, number: int, step: Step) -> "SagaState":
-        """The same saga, with this step in the place of the one of that number."""
-        return replace(self, steps=(*self.steps[: number - 1], step, *self.steps[number:]))
+    def with_step(self, number: int, step: Step, **changes: Any) -> "SagaState":
+        """The same saga, with this step in the place of the one of that number, and these changes."""
+        return replace(self, steps=(*self.steps[: number - 1], step, *self.steps[number:]), **changes)
 
     def has_taken(self, request_id: str | None) -> bool:
         """Whether this request of an operator was done, as far back as that is kept."""

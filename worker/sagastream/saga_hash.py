@@ -227,6 +227,7 @@ _step_values = attrgetter(*(column.attribute for column in _STEP))
 #: What nothing is written for, but for the status, which comes first.
 _NO_SAGA: Final = (None, None, None, None, None, (), None, None, None, None, None, (), 0, None, False)
 _NO_STEP: Final = (None, 0, None, None, None, None, False, None, None, 0, None, None, None, 0, False)
+_PLACES: Final = tuple(range(max(len(_SAGA), len(_STEP))))
 
 
 @lru_cache(maxsize=MAX_STEPS)
@@ -244,42 +245,43 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
     share the steps that did not, and a step's definition never does."""
     if after is None or after is before:
         return []
-    words: list[Word] = ["version", (before.version if before else 0) + 1]
     if before is None:
-        words += ("steps", len(after.steps))
-    if before is None or before.waiting_for != after.waiting_for:
+        return _all_fields(after)
+    words: list[Word] = ["version", before.version + 1]
+    if before.updated_ms != after.updated_ms or before.waiting_for != after.waiting_for:
         words += ("waiting_for", after.waiting_for)
-    words += _changed(_SAGA, _saga_values(before) if before else _NO_SAGA, _saga_values(after))
-    for number, step in enumerate(after.steps, 1):
-        earlier = before.steps[number - 1] if before else None
-        if step is earlier:
-            continue
-        if earlier is None:
-            words += _definition_words(step.definition, number)
-        was = _step_values(earlier) if earlier else _NO_STEP
-        words += _changed(_step_columns(number), was, _step_values(step))
+    _add_changed(words, _SAGA, _saga_values(before), _saga_values(after))
+    for number, (earlier, step) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+        if step is not earlier:
+            _add_changed(words, _step_columns(number), _step_values(earlier), _step_values(step))
     return words
 
 
-def _changed(columns: tuple[_Column, ...], was: tuple[Any, ...], now: tuple[Any, ...]) -> list[Word]:
-    """The fields whose values are others now; those that are empty only where there was something before."""
-    words: list[Word] = []
-    for (_, field, write, _), old, new in compress(zip(columns, was, now, strict=True), map(is_not, was, now)):
-        if old == new:
-            continue
-        word = write(new)
-        if word or write(old):  # a count of 0 is written as nothing
-            words += (field, word)
+def _all_fields(state: SagaState) -> list[Word]:
+    words: list[Word] = ["version", 1, "steps", len(state.steps), "waiting_for", state.waiting_for]
+    _add_changed(words, _SAGA, _NO_SAGA, _saga_values(state))
+    for number, step in enumerate(state.steps, 1):
+        definition = step.definition
+        transaction, service, params, *options = _definition_columns(number)
+        words += (transaction.field, definition.transaction, service.field, definition.service)
+        words += (params.field, definition.params)
+        if unusual := definition.unusual_options():
+            for attribute, field, write, _ in options:
+                if attribute in unusual:
+                    words += (field, write(getattr(definition, attribute)))
+        _add_changed(words, _step_columns(number), _NO_STEP, _step_values(step))
     return words
 
 
-def _definition_words(definition: StepDefinition, number: int) -> list[Word]:
-    said = {"transaction", "service", "params", *definition.unusual_options()}
-    words: list[Word] = []
-    for attribute, field, write, _ in _definition_columns(number):
-        if attribute in said:
-            words += (field, write(getattr(definition, attribute)))
-    return words
+def _add_changed(words: list[Word], columns: tuple[_Column, ...], was: tuple[Any, ...], now: tuple[Any, ...]) -> None:
+    """Add the fields whose values are others now; those that are empty only where there was something before."""
+    for place in compress(_PLACES, map(is_not, was, now)):
+        old, new = was[place], now[place]
+        if old != new:
+            _, field, write, _ = columns[place]
+            word = write(new)
+            if word or write(old):  # a count of 0 is written as nothing
+                words += (field, word)
 
 
 # --- read

@@ -105,9 +105,7 @@ class Store:
         """
         if not changes:
             return [], []
-        arguments = _CommitArguments(now_ms, self._retention_ms)
-        for change in changes:
-            arguments.add(change)
+        arguments = _CommitArguments(changes, now_ms, self._retention_ms)
         results = self._commit(keys=arguments.keys, args=arguments.args)
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
         stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
@@ -131,56 +129,54 @@ def load(saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
 class _CommitArguments:
     """Packs changes as commit.lua takes them; its header has the order."""
 
-    def __init__(self, now_ms: int, retention_ms: int) -> None:
-        self._now_ms = now_ms
-        self._retention_ms = retention_ms
+    def __init__(self, changes: Sequence[Change], now_ms: int, retention_ms: int) -> None:
         self._streams = {keys.TIMERS: 1, keys.ENDED: 2, keys.EVENTS: 3}
-        self._changes: list[tuple[str | None, list[str | bytes | int]]] = []
+        self._hashes: list[str] = []
+        self.args: list[str | bytes | int] = [0, keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, now_ms, retention_ms]
+        for change in changes:
+            self._add(change)
+        self.args[0] = len(self._streams)
+        self.keys = [*self._streams, *self._hashes]
 
-    def add(self, change: Change) -> None:
+    def _add(self, change: Change) -> None:
+        args = self.args
         before = change.before if isinstance(change.before, SagaState) else None
         after = change.after if isinstance(change.after, SagaState) else None
         fields = saga_hash.changed_fields(before, after)
-        packed: list[str | bytes | int] = [
+        start = len(args)
+        args += (
+            0,  # how long it is, once that is known
+            self._hash(change.key),
             before.version if before else "",
             saga_hash.iso(before.updated_ms) if before else "",
             _score(before, after) if fields or change.rearm else "",
             change.saga_id or "",
             len(fields),
-            *fields,
-            len(change.commands) + len(change.notices) + len(change.quarantined),
-        ]
+        )
+        args += fields
+        args.append(len(change.commands) + len(change.notices) + len(change.quarantined))
         for command in change.commands:
-            packed += self._append(keys.commands(command.service), command.fields())
+            self._append(keys.commands(command.service), command.fields())
         for notice in change.notices:
-            packed += self._append(keys.EVENTS, notice.fields())
+            self._append(keys.EVENTS, notice.fields())
         for entry, reason in change.quarantined:
-            packed += self._append(keys.QUARANTINE, entry.quarantined(reason))
+            self._append(keys.QUARANTINE, entry.quarantined(reason))
         for entry in change.entries:
-            packed += (self._stream(entry.stream), entry.id)
-        self._changes.append((change.key, packed))
+            args += (self._stream(entry.stream), entry.id)
+        args[start] = len(args) - start - 1
 
-    @property
-    def keys(self) -> list[str]:
-        return [*self._streams, *(key for key, _ in self._changes if key is not None)]
-
-    @property
-    def args(self) -> list[str | bytes | int]:
-        index = len(self._streams)
-        args: list[str | bytes | int] = [
-            keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, self._now_ms, index, self._retention_ms, len(self._changes)
-        ]  # fmt: skip
-        for key, packed in self._changes:
-            if key is not None:
-                index += 1
-            args += (len(packed) + 1, 0 if key is None else index, *packed)
-        return args
+    def _append(self, key: str, fields: Fields) -> None:
+        self.args += (self._stream(key), 2 * len(fields))
+        self.args += chain.from_iterable(fields.items())
 
     def _stream(self, key: str) -> int:
         return self._streams.setdefault(key, len(self._streams) + 1)
 
-    def _append(self, key: str, fields: Fields) -> list[str | bytes | int]:
-        return [self._stream(key), 2 * len(fields), *chain.from_iterable(fields.items())]
+    def _hash(self, key: str | None) -> int:
+        if key is None:
+            return 0
+        self._hashes.append(key)
+        return len(self._hashes)
 
 
 def _score(before: SagaState | None, after: SagaState | None) -> str:
@@ -189,4 +185,7 @@ def _score(before: SagaState | None, after: SagaState | None) -> str:
         return "gone"
     if before is not None and before.ended and before is not after:
         return ""  # it ended long ago, and hears of a late reply
-    return "ended" if after.ended else "+inf" if after.due_ms is None else str(after.due_ms)
+    if after.ended:
+        return "ended"
+    due_ms = after.due_ms
+    return "+inf" if due_ms is None else str(due_ms)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from sagastream import wire
 from sagastream.exchange import Exchange, run
 
 if TYPE_CHECKING:
@@ -27,11 +26,10 @@ class Script:
 
     def call(self, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Exchange[Any]:
         """What it returns; raises what it, or the server, refuses with."""
-        words: wire.Words = (len(keys), *keys, *args)
-        (answer,) = yield [("EVALSHA", self._sha, *words)]
+        (answer,) = yield [("EVALSHA", self._sha, len(keys), *keys, *args)]
         if isinstance(answer, NoScriptError):
             # EVAL alone leaves it among those that Valkey evicts.
-            _, answer = yield [("SCRIPT", "LOAD", self._text), ("EVAL", self._text, *words)]
+            _, answer = yield [("SCRIPT", "LOAD", self._text), ("EVAL", self._text, len(keys), *keys, *args)]
         if isinstance(answer, ResponseError):
             raise answer
         return answer

@@ -3,14 +3,14 @@
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
 --       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
--- ARGV  1 the group of the acknowledged streams
---       2 about how many entries the events stream keeps
---       3 the time now, ms
---       4 how many of KEYS are timers, ended or streams (the hashes follow)
+-- ARGV  1 how many of KEYS are timers, ended or streams (the hashes follow)
+--       2 the group of the acknowledged streams
+--       3 about how many entries the events stream keeps
+--       4 the time now, ms
 --       5 how long the hash of a saga is kept once it has ended, ms
---       6 how many changes follow; each is, in this order:
+--       6.. the changes; each is, in this order:
 --           length of the rest of the change, in arguments
---           key index of its saga (0: no saga, nothing to compare)
+--           which of the hashes is its saga's, from 1 (0: no saga, nothing to compare)
 --           the version that the hash must have ("": there must be no hash)
 --           the time of its last change, as it stands in the hash: a saga that was deleted and begun again, or that a
 --           failover threw back, comes to the same versions once more
@@ -25,8 +25,7 @@
 --
 -- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
 
-local group, events_kept, now = ARGV[1], ARGV[2], ARGV[3]
-local fixed, kept_ms = tonumber(ARGV[4]), ARGV[5]
+local fixed, group, events_kept, now, kept_ms = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 -- Lua hands over some 8,000 values in one call at the most.
 local function in_slices(list, call)
@@ -62,18 +61,20 @@ local function is_stuck(at)
 end
 
 local results, starts = {}, {}
-local cursor = 7
-for change = 1, tonumber(ARGV[6]) do
+local cursor, change, last = 6, 0, #ARGV
+while cursor <= last do
+  change = change + 1
   starts[change] = cursor + 1
-  local key = tonumber(ARGV[cursor + 1])
+  local hash = tonumber(ARGV[cursor + 1])
   results[change] = 1
-  if key > 0 then
+  if hash > 0 then
+    local key = KEYS[fixed + hash]
     -- pcall: at this key may stand something that is no hash; its reader will say so
-    local found = redis.pcall('HMGET', KEYS[key], 'version', 'updated_at')
+    local found = redis.pcall('HMGET', key, 'version', 'updated_at')
     local version, updated = found[1], found[2]
     if version == false then
       -- a hash without a version is not ours to write to
-      version, updated = redis.call('EXISTS', KEYS[key]) == 0 and '' or nil, ''
+      version, updated = redis.call('EXISTS', key) == 0 and '' or nil, ''
     end
     if version ~= ARGV[cursor + 2] or updated ~= ARGV[cursor + 3] then
       results[change] = 0
@@ -90,17 +91,17 @@ for change = 1, #results do
   if results[change] == 1 then
     local at = starts[change]
     local last = at - 1 + tonumber(ARGV[at - 1])
-    local key, timer, id = tonumber(ARGV[at]), ARGV[at + 3], ARGV[at + 4]
+    local key, timer, id = KEYS[fixed + tonumber(ARGV[at])], ARGV[at + 3], ARGV[at + 4]
     local n = tonumber(ARGV[at + 5])
     at = at + 6
     if n > 0 then
-      redis.call('HSET', KEYS[key], unpack(ARGV, at, at + n - 1))
+      redis.call('HSET', key, unpack(ARGV, at, at + n - 1))
       at = at + n
     end
     -- Of a change that writes no fields only the places in timers and ended are set right.
     if timer == 'ended' then
-      if n > 0 or redis.call('PTTL', KEYS[key]) == -1 then
-        redis.call('PEXPIRE', KEYS[key], kept_ms)
+      if n > 0 or redis.call('PTTL', key) == -1 then
+        redis.call('PEXPIRE', key, kept_ms)
       end
       ended[#ended + 1], ended[#ended + 2] = now, id
       done_with[#done_with + 1] = id
@@ -108,7 +109,7 @@ for change = 1, #results do
       done_with[#done_with + 1] = id
     elseif timer ~= '' then
       if n == 0 then
-        redis.call('PERSIST', KEYS[key])
+        redis.call('PERSIST', key)
       end
       waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
     end
