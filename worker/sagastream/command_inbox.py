@@ -84,7 +84,7 @@ class CommandInbox:
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done now, or undone. What is none is quarantined; what was done before is
         answered from its record."""
-        entries = self.reader.read(block_ms, count=count)
+        entries = self.reader.read(block_ms, dict.fromkeys(self.reader.streams, count))
         self.heard = time.monotonic()
         if any(entry.again for entry in entries):
             answered = self._answered()

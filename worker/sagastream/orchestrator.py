@@ -28,9 +28,10 @@ from sagastream.streams import BATCH, Entry, GroupReader, consumer_name
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
 #: only slow loses the comparison and nothing else.
 LEASE_MS: Final = 5_000
-#: Requests that one turn takes at the most. Every begin brings replies later, so that turns of a full load come out at
+#: What one turn takes at the most. Every begin brings replies later, so that turns of a full load come out at
 #: about BATCH messages; with more, whoever floods the stream makes the sagas under way wait for whole turns of begins.
-_REQUESTS_A_TURN: Final = BATCH // 4
+_REPLIES_AND_REQUESTS: Final = {keys.REPLIES: BATCH, keys.REQUESTS: BATCH // 4}
+_REPLIES_ONLY: Final = {keys.REPLIES: BATCH}
 #: How often a worker looks for what is due, in seconds, at the most: a timeout is late by no more than a turn and this.
 _LOOK_EVERY_S: Final = 0.02
 #: How often it strikes the sagas off the index that are kept no longer, in seconds.
@@ -128,16 +129,10 @@ class Orchestrator:
     def _read(self, block_ms: int) -> list[Entry]:
         """The replies that wait, up to BATCH, and some requests; none, where a turn cannot take all the replies."""
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
-        if self._replies_only:
-            entries = self._inbox.read(wait_ms, only=keys.REPLIES)
-        else:
-            # One reading has one count for both streams: where it was too low for the replies, read on.
-            entries = self._inbox.read(wait_ms, count=_REQUESTS_A_TURN)
-            if _replies(entries) == _REQUESTS_A_TURN and not entries[0].again:
-                entries += self._inbox.read(wait_ms, count=BATCH - _REQUESTS_A_TURN, only=keys.REPLIES)
+        entries = self._inbox.read(wait_ms, _REPLIES_ONLY if self._replies_only else _REPLIES_AND_REQUESTS)
         if self._health is not None:
             self._health.beat(time.monotonic())
-        self._replies_only = _replies(entries) >= BATCH
+        self._replies_only = sum(entry.stream == keys.REPLIES for entry in entries) >= BATCH
         return entries
 
     def _due(self, entries: Sequence[Entry]) -> list[Letter]:
@@ -176,10 +171,6 @@ class Orchestrator:
             if isinstance(state, SagaState) and may_undo(state, event):
                 services |= {step.definition.service for step in state.steps}
         return published.read(self._broker.client, services) if services else {}
-
-
-def _replies(entries: Sequence[Entry]) -> int:
-    return sum(entry.stream == keys.REPLIES for entry in entries)
 
 
 def _open(entry: Entry) -> Letter:

@@ -114,14 +114,14 @@ class GroupReader:
         """Have the next readings bring what this consumer holds already, which renews the lease on it."""
         self._own = dict.fromkeys(self.streams, "0")
 
-    def read(self, block_ms: int, *, count: int = BATCH, only: str | None = None) -> list[Entry]:
+    def read(self, block_ms: int, counts: Mapping[str, int] | None = None) -> list[Entry]:
         """The entries that are to be worked on now, at most BATCH a stream: own pending ones, abandoned ones, or new
         ones.
 
         Args:
-            block_ms: how long to wait for new ones where there are none.
-            count: how many new ones of each stream at the most.
-            only: read new entries of this stream alone, and do not wait for them.
+            block_ms: how long to wait for new ones where there are none in any stream.
+            counts: how many new ones at the most, by stream; by default BATCH of each. Where a stream is left out,
+                no new ones of it are read, and it is not waited for the others.
         """
         try:
             if not self._joined:
@@ -139,7 +139,7 @@ class GroupReader:
             if time.monotonic() >= self._next_forget:
                 self._next_forget = time.monotonic() + _FORGET_EVERY_S
                 self._forget_gone()
-            return self._read_new([only] if only else self.streams, count, None if only else block_ms)
+            return self._read_new(block_ms, counts or dict.fromkeys(self.streams, BATCH))
         except redis.ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
@@ -169,11 +169,15 @@ class GroupReader:
         self.renew()
         self._joined = True
 
-    def _read_new(self, streams: Sequence[str], count: int, block_ms: int | None) -> list[Entry]:
+    def _read_new(self, block_ms: int, counts: Mapping[str, int]) -> list[Entry]:
         """New entries; and what the time is, once they are there."""
-        reading = self._reading(dict.fromkeys(streams, ">"), count, block_ms)
-        answer, clock = wire.round_trip(self._client, [reading, ("TIME",)])
-        entries = _entries(or_raise(answer))
+        # One reading waits for all streams and has one count for them; what more is wanted of some is read after it.
+        least = min(counts.values())
+        block = block_ms if counts.keys() >= set(self.streams) else None
+        readings = [self._reading(dict.fromkeys(counts, ">"), least, block)]
+        readings += [self._reading({stream: ">"}, count - least) for stream, count in counts.items() if count > least]
+        *answers, clock = wire.round_trip(self._client, [*readings, ("TIME",)])
+        entries = [entry for answer in answers for entry in _entries(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
         return entries
 
