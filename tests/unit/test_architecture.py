@@ -177,7 +177,7 @@ def test_imports_point_from_the_orchestrator_down_to_the_errors(upper: str, lowe
 @pytest.mark.parametrize(
     ("name", "below"),
     [
-        ("scripts", {"sagastream.exchange", "sagastream.wire"}),
+        ("scripts", {"sagastream.exchange"}),
         ("exchange", {"sagastream.wire"}),
         ("wire", set()),
         ("keys", set()),

@@ -6,6 +6,7 @@ block, and for those that run in an event loop.
 """
 
 from collections.abc import Generator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
@@ -17,8 +18,26 @@ if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 Exchange = Generator[Sequence[wire.Words], list[Any], _T]
+
+
+def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U]]:
+    """Both at once: what they ask goes out in the same round trips, that of the first before that of the second. Where
+    one of them raises, what the other found out is lost."""
+    exchanges: list[Exchange[Any]] = [first, second]
+    asked = {number: next(one) for number, one in enumerate(exchanges)}
+    found: list[Any] = [None, None]
+    while asked:
+        answers = iter((yield [command for commands in asked.values() for command in commands]))
+        for number, commands in list(asked.items()):
+            try:
+                asked[number] = exchanges[number].send(list(islice(answers, len(commands))))
+            except StopIteration as end:
+                found[number] = end.value
+                del asked[number]
+    return found[0], found[1]
 
 
 def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sagastream import keys, published
+from sagastream import exchange, keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Event, decide, may_undo
@@ -88,7 +88,7 @@ class Orchestrator:
         while letters:
             now_ms = self._load(letters, states)
             changes = _fold(letters, states, now_ms, self._published(letters, states))
-            lost, stuck = self._store.commit(changes, now_ms)
+            lost, stuck = self._commit(changes, now_ms)
             self._memory.keep(changes, [*lost, *stuck])
             self._report(changes, lost, stuck)
             self._look_again(changes, now_ms)
@@ -129,11 +129,24 @@ class Orchestrator:
     def _read(self, block_ms: int) -> list[Entry]:
         """The replies that wait, up to BATCH, and some requests; none, where a turn cannot take all the replies."""
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
-        entries = self._inbox.read(wait_ms, _REPLIES_ONLY if self._replies_only else _REPLIES_AND_REQUESTS)
+        entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
             self._health.beat(time.monotonic())
         self._replies_only = sum(entry.stream == keys.REPLIES for entry in entries) >= BATCH
         return entries
+
+    @property
+    def _wanted(self) -> Mapping[str, int]:
+        """How many entries of each stream are to be read."""
+        return _REPLIES_ONLY if self._replies_only else _REPLIES_AND_REQUESTS
+
+    def _commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
+        """Commit, and read on in the same round trip; those that lost the comparison, and those that are stuck."""
+        if not changes or self._inbox.is_ahead:
+            return self._store.commit(changes, now_ms)
+        both = exchange.together(self._store.committing(changes, now_ms), self._inbox.read_ahead(self._wanted))
+        done, _ = exchange.run(self._broker.client, both)
+        return done
 
     def _due(self, entries: Sequence[Entry]) -> list[Letter]:
         """The sagas whose time has come. None while there are replies that nobody has read: after a time in which no

@@ -69,7 +69,7 @@ class Store:
         """`retention_ms`: how long a saga is kept once it has ended."""
         self._client = client
         self._retention_ms = retention_ms
-        self._commit = scripts.load(client, "commit")
+        self._commit = scripts.Script("commit")
         self._due = scripts.load(client, "due")
 
     def load(self, saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
@@ -103,10 +103,12 @@ class Store:
         Returns those that lost the comparison, and those that cannot be written for what stands where one of their
         streams should be.
         """
-        if not changes:
-            return [], []
+        return exchange.run(self._client, self.committing(changes, now_ms)) if changes else ([], [])
+
+    def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
+        """See commit."""
         arguments = _CommitArguments(changes, now_ms, self._retention_ms)
-        results = self._commit(keys=arguments.keys, args=arguments.args)
+        results = yield from self._commit.call(arguments.keys, arguments.args)
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
         stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
         return lost, stuck

@@ -16,9 +16,10 @@ from typing import Any, Final
 import redis
 from msgspec import Struct
 
-from sagastream import scripts, wire
+from sagastream import exchange, scripts, wire
 from sagastream.broker import or_raise
 from sagastream.console import say
+from sagastream.exchange import Exchange
 
 #: Entries of one stream that one reading takes at the most. What a script gets is bounded by it.
 BATCH: Final = 128
@@ -102,6 +103,7 @@ class GroupReader:
         # Where the reading of own pending and of abandoned entries goes on, by stream; nothing: it is through.
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
+        self._ahead: list[Entry] = []  # what came along with something else, for the next reading
         self._next_claim = 0.0
         self._next_forget = 0.0
         self._joined = False
@@ -109,6 +111,7 @@ class GroupReader:
     def recover(self) -> None:
         """Have the next reading begin anew: an answer may have been lost, the store may have changed."""
         self._joined = False
+        self._ahead = []
 
     def renew(self) -> None:
         """Have the next readings bring what this consumer holds already, which renews the lease on it."""
@@ -123,6 +126,9 @@ class GroupReader:
             counts: how many new ones at the most, by stream; by default BATCH of each. Where a stream is left out,
                 no new ones of it are read, and it is not waited for the others.
         """
+        if self._ahead:
+            entries, self._ahead = self._ahead, []
+            return entries
         try:
             if not self._joined:
                 self._join()
@@ -139,13 +145,23 @@ class GroupReader:
             if time.monotonic() >= self._next_forget:
                 self._next_forget = time.monotonic() + _FORGET_EVERY_S
                 self._forget_gone()
-            return self._read_new(block_ms, counts or dict.fromkeys(self.streams, BATCH))
+            return exchange.run(self._client, self._read_new(counts or dict.fromkeys(self.streams, BATCH), block_ms))
         except redis.ResponseError as error:
-            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
-                raise
-            say(self._consumer, f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
-            self.recover()
+            self._deleted(error)
             return []
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next reading has come already."""
+        return bool(self._ahead)
+
+    def read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
+        """To go along with something else that is sent: the new entries that there are by then, for the next reading.
+        It will have to be soon, for they are this reader's from now on."""
+        try:
+            self._ahead = yield from self._read_new(counts)
+        except redis.ResponseError as error:
+            self._deleted(error)
 
     def show_up(self) -> None:
         """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
@@ -169,14 +185,21 @@ class GroupReader:
         self.renew()
         self._joined = True
 
-    def _read_new(self, block_ms: int, counts: Mapping[str, int]) -> list[Entry]:
+    def _deleted(self, error: redis.ResponseError) -> None:
+        """See to it that a stream or group that was deleted is made anew; raises any other error."""
+        if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+            raise error
+        say(self._consumer, f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
+        self.recover()
+
+    def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
         """New entries; and what the time is, once they are there."""
         # One reading waits for all streams and has one count for them; what more is wanted of some is read after it.
         least = min(counts.values())
         block = block_ms if counts.keys() >= set(self.streams) else None
         readings = [self._reading(dict.fromkeys(counts, ">"), least, block)]
         readings += [self._reading({stream: ">"}, count - least) for stream, count in counts.items() if count > least]
-        *answers, clock = wire.round_trip(self._client, [*readings, ("TIME",)])
+        *answers, clock = yield [*readings, ("TIME",)]
         entries = [entry for answer in answers for entry in _entries(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
         return entries
