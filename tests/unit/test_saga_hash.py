@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
+from sagastream import saga_hash
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga
 from sagastream.messages import (
@@ -239,6 +240,11 @@ def test_nothing_is_written_that_stands_there_already(pair: tuple[SagaState, Sag
     for name, value in written(changed_fields(before, after)).items():
         # What it waits for is not put into words twice, to be compared, where the saga has moved.
         assert whole.get(name) != value or (name == b"waiting_for" and before.updated_ms != after.updated_ms)
+
+
+def test_the_columns_stand_in_the_order_of_what_they_hold() -> None:
+    assert tuple(column.attribute for column in saga_hash._SAGA) == SagaState.__struct_fields__[2:-1]
+    assert tuple(column.attribute for column in saga_hash._STEP) == Step.__struct_fields__[1:]
 
 
 def test_a_state_that_is_the_same_writes_nothing() -> None:

@@ -100,20 +100,20 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     """
 
     saga_id: str
+    steps: tuple[Step, ...]
     status: SagaStatus
     current_step: int  # counts from 1; while compensating: the step being undone
-    steps: tuple[Step, ...]
-    compensating_steps: tuple[int, ...] = ()  # in the order in which their compensation was sent
     reason: str | None = None  # why it compensates
     parked: str | None = None  # why it stands still until a person acts
     cancelling: str | None = None  # why it is to go back as soon as the current step is answered
+    compensating_steps: tuple[int, ...] = ()  # in the order in which their compensation was sent
+    begun_ms: int
+    updated_ms: int
     times_out_ms: int | None = None  # a command is out: when its answer is no longer waited for
     send_again_ms: int | None = None  # it failed: when the next attempt is sent
     deadline_ms: int | None = None  # when the saga is cancelled
     interventions: tuple[Intervention, ...] = ()
     duplicates: int = 0  # replies that came more than once, and were ignored
-    begun_ms: int
-    updated_ms: int
     request_id: str | None = None  # of the saga_begin
     trace: bool = False
     version: int = 0  # counts commits; 0: not stored yet. Only the store sets it

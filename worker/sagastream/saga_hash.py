@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import compress
-from operator import attrgetter, is_not
+from operator import is_not
 from typing import Any, Final, NamedTuple
 
 import orjson
+from msgspec.structs import astuple
 
 from sagastream.errors import CorruptSaga
 from sagastream.messages import (
@@ -166,7 +167,7 @@ def _read_intervention(done: Any) -> Intervention:
 # --- the fields
 
 
-#: The fields of a saga, in the order in which they are first written.
+#: The fields of a saga, in the order in which its attributes stand in SagaState, and in which they are first written.
 _SAGA: Final[tuple[_Column, ...]] = (
     _Column("status", "status", _plain, {status.encode(): status for status in SagaStatus}.__getitem__),
     _Column("current_step", "current_step", _plain, _number),
@@ -222,8 +223,16 @@ _DEFINITION: Final[tuple[_Column, ...]] = (
 # --- written
 
 
-_saga_values = attrgetter(*(column.attribute for column in _SAGA))
-_step_values = attrgetter(*(column.attribute for column in _STEP))
+def _saga_values(state: SagaState) -> tuple[Any, ...]:
+    """What the columns of _SAGA hold: all but its id and its steps, which come first, and its version, which is last."""
+    return astuple(state)[2:-1]
+
+
+def _step_values(step: Step) -> tuple[Any, ...]:
+    """What the columns of _STEP hold: all but its definition, which comes first."""
+    return astuple(step)[1:]
+
+
 #: What nothing is written for, but for the status, which comes first.
 _NO_SAGA: Final = (None, None, None, None, None, (), None, None, None, None, None, (), 0, None, False)
 _NO_STEP: Final = (None, 0, None, None, None, None, False, None, None, 0, None, None, None, 0, False)
