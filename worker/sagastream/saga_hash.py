@@ -224,7 +224,7 @@ _DEFINITION: Final[tuple[_Column, ...]] = (
 
 
 def _saga_values(state: SagaState) -> tuple[Any, ...]:
-    """What the columns of _SAGA hold: all but its id and its steps, which come first, and its version, which is last."""
+    """What the columns of _SAGA hold: all but its id and its steps, which come first, and its version, the last."""
     return astuple(state)[2:-1]
 
 
