@@ -472,6 +472,7 @@ class Model:
                 tombstone="" if command.compensating else command.tombstone,
                 seen=self.seen.values[seen],
                 kind=kind or dedupe.kind(command, reply),
+                payload=reply.payload or b"",
                 body=reply.body(),
             )
             if answered.sent is None:
@@ -682,7 +683,7 @@ class Model:
 
     def _record(self, command: Command) -> str:
         if self.bug is Bug.ATTEMPT_IN_KEY:
-            return f"{command.record}/{command.attempt}"
+            return f"{command.key}, {command.attempt}/{command.type}"
         return command.record
 
     def _is_undoable(self, command: Command) -> bool:

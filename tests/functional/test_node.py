@@ -239,7 +239,7 @@ def test_what_comes_again_is_answered_from_the_record(client: redis.Redis, node:
     assert answers(client, 4) == ["Do_ok a"] * 4
     assert calls(client) == 1
     until(lambda: nothing_is_left(client), what="all is acknowledged")
-    assert client.hget(keys.done("work", 1), "s1/1/transaction/Do") is not None
+    assert client.hget(keys.done("work", 1), "s1/1/transaction/Do") == b'ok "a"'
 
 
 def test_a_command_that_comes_after_its_compensation_is_refused(client: redis.Redis, node: Node) -> None:

@@ -83,7 +83,7 @@ def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -
     [key, tombstone] = re.findall(r'`(key=\S+)`, and `"(HSET .*?)"`', PAGE, re.DOTALL)[0]
     script = script.replace("key=o-1/1/transaction", key).replace("ChargeCard", "RefundCard")
     script = script.replace("printf '%s\\n' MULTI", f"printf '%s\\n' MULTI \"{tombstone}\"")
-    script = script.replace(',"result":{"payment_id":"by hand"}', "")
+    script = script.replace(""","result":'$result""", "'").replace("""{"payment_id":"by hand"}""", "")
     published.publish(scene.redis, "till", {"ChargeCard": "RefundCard"})
     scene.begin("o-1", do({"amount": 5}, "ChargeCard", "till"), do("fail"))
     scene.turns_until(lambda: scene.redis.xlen(TILL) == 1)
@@ -101,7 +101,7 @@ def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -
     assert (state.status, state.steps[0].status) == (SagaStatus.ABORTED, StepStatus.COMPENSATED)
     records = keys.done("till", state.begun_ms)
     assert scene.redis.hget(records, "o-1/1/transaction/(void)") == b"1"
-    assert scene.redis.hexists(records, "o-1/1/compensation/RefundCard")
+    assert scene.redis.hget(records, "o-1/1/compensation/RefundCard") == b"ok "
 
 
 def test_without_the_scripts_a_reply_is_one_transaction(scene: Scene) -> None:
@@ -130,7 +130,7 @@ def test_the_two_calls_record_reply_and_acknowledge(scene: Scene, bash: Shell) -
     assert scene.redis.xlen(TILL) == 0
     hour = int(state.begun_ms / 3600_000)
     record: Any = scene.redis.hget(f"saga:{{0}}:done:till:{hour}", "o-1/1/transaction/ChargeCard")
-    assert record.startswith(b'ok {"type":"ChargeCard_ok"')
+    assert record == b'ok {"payment_id":"p1"}'
 
 
 def test_a_saga_is_begun_with_redis_cli(scene: Scene, bash: Shell) -> None:

@@ -31,6 +31,7 @@ from sagastream.streams import BATCH, Entry, GroupReader
 from scenes import Scene, do
 from servers import Server
 from stored import dump
+from unit.values import GARBLED_RECORDS
 from waiting import until
 
 WORK = keys.commands("work")
@@ -44,6 +45,10 @@ def client(server: Server) -> redis.Redis:
 
 
 # --- recall.lua and answer.lua, and dedupe.py
+
+
+#: Results and errors, as they stand in a record.
+PAYLOADS = st.sampled_from([None, b"1", b"null", b'"a b"', b'{"a":"\\n"}', b'{"type":"Else_ok","step":7}'])
 
 
 @dataclass
@@ -85,6 +90,7 @@ class Books:
             tombstone="" if command.compensating else command.tombstone,
             seen=held.seen,
             kind=kind,
+            payload=reply.payload or b"",
             body=reply.body(),
         )
         self.records[keys.done("work", command.begun_ms)] = told.records
@@ -168,7 +174,7 @@ class Services(RuleBasedStateMachine):
             if outcome == "quarantine":
                 entry = Entry(stream=WORK, id=held.entry_id, fields={b"body": command.body()})
                 words = [word for pair in entry.quarantined("so").items() for word in pair]
-                args += (held.entry_id, 3, 0, "", "", b"", "final", len(words), *words)
+                args += (held.entry_id, 3, 0, "", "", b"", "final", "", len(words), *words)
                 self.quarantined += 1
                 continue
             reply = held.verdict.reply
@@ -178,15 +184,16 @@ class Services(RuleBasedStateMachine):
                 reply = reply_to(
                     command,
                     (ok if outcome == "ok" else failed)(command.type),
-                    result=data.draw(st.sampled_from([b"1", b'"a b"', b'{"a":"\\n"}'])) if outcome == "ok" else None,
-                    error=None if outcome == "ok" else b'"no"',
+                    result=data.draw(PAYLOADS) if outcome == "ok" else None,
+                    error=None if outcome == "ok" else data.draw(PAYLOADS),
                     unknown=outcome == "unknown",
                 )
                 kind = dedupe.kind(command, reply)
             record = streams.setdefault(keys.done("work", command.begun_ms), len(streams) + 1)
             words = [word for pair in reply.fields().items() for word in pair]
             tombstone = "" if command.compensating else command.tombstone
-            args += (held.entry_id, 2, record, command.record, tombstone, held.seen, kind, len(words), *words)
+            args += (held.entry_id, 2, record, command.record, tombstone, held.seen, kind, reply.payload or b"")
+            args += (len(words), *words)
             agreed = self._as_dedupe_has_it(command, reply, kind)
             if self.books.answer(held, reply, kind):
                 assert agreed == self.books.replies[-1][0]
@@ -220,7 +227,7 @@ class Services(RuleBasedStateMachine):
     @rule(
         saga=st.integers(0, 2),
         value=st.sampled_from(
-            [b"", b"junk", b"ok", b"okay {}", b"unknown {}", b"ok {", b"ok 1", b"ok []", b"failed \xff", b"failed "]
+            [b"", b"junk", b"ok", b"okay {}", b"unknown {}", b"ok {", b"ok  ", b"ok [}", b"failed \xff", b"failed no"]
         ),
     )
     def garble_a_record(self, saga: int, value: bytes) -> None:
@@ -250,6 +257,22 @@ class Services(RuleBasedStateMachine):
         assert sorted(entry_id for entry_id, _ in left) == waiting
         held: Any = self.client.xpending_range(WORK, GROUP, "-", "+", 1000)
         assert sorted(one["message_id"] for one in held) == waiting
+
+
+@pytest.mark.parametrize(
+    "record", [*GARBLED_RECORDS, b"ok ", b"failed ", b'ok {"a":[1,null]}', b'failed "no"', b"ok 1"]
+)
+def test_the_script_and_dedupe_agree_on_what_a_record_says(client: redis.Redis, record: bytes) -> None:
+    command = Command(service="work", type="Do", saga_id="s:1", step=12, params=b"1", begun_ms=0)
+    client.hset(keys.done("work", 0), command.record, record)
+    client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
+    words = ["1-1", 2, 4, command.record, command.tombstone, "", "final", "", 2, "body", "its own"]
+    names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
+    assert scripts.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, *words]) == []
+    found = dedupe.verdict(command, record=record, tombstone=False, again=False)
+    [(_, sent)] = client.xrange(keys.REPLIES)  # type: ignore[misc]  # the answer is not awaited
+    assert sent == {b"body": b"its own" if found.reply is None else found.reply.body()}
+    assert client.hget(keys.done("work", 0), command.record) == record
 
 
 def test_the_scripts_and_dedupe_agree_whatever_is_answered_in_whatever_order(client: redis.Redis) -> None:
@@ -517,6 +540,7 @@ class Calls:
             "t",
             "",
             "ok",
+            "",
             2,
             "body",
             "b",
@@ -527,6 +551,7 @@ class Calls:
             "",
             "",
             "final",
+            "",
             2,
             "a",
             "b",

@@ -65,3 +65,23 @@ def a_command(*, compensating: bool = False, attempt: int = 1) -> Command:
         attempt=attempt,
         begun_ms=1_700_000_000_000,
     )
+
+
+#: What may stand in the place of a record and is none.
+GARBLED_RECORDS = [
+    b"",
+    b"ok",
+    b"failed",
+    b"ok{}",
+    b"OK {}",
+    b" ok {}",
+    b"ok {",
+    b"ok  ",
+    b"ok yes",
+    b"done {}",
+    b'unknown {"payment_id":"p1"}',
+    b"ok \xff",
+    b"failed insufficient_funds",
+    b'{"payment_id":"p1"}',
+    b'ok {"payment_id":"p1"}}',
+]

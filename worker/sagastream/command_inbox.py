@@ -41,6 +41,7 @@ class _Answer(Struct, frozen=True, kw_only=True):
     delivery: Delivery | None = None
     reply: Reply | None = None
     kind: str = "final"
+    payload: bytes = b""  # what is recorded, where the kind is one that is
 
 
 class CommandInbox:
@@ -117,6 +118,7 @@ class CommandInbox:
                 delivery=delivery,
                 reply=reply,
                 kind=kind,
+                payload=reply.payload or b"",
             )
         )
 
@@ -216,7 +218,16 @@ class CommandInbox:
                 record = streams.setdefault(keys.done(self._service, command.begun_ms), len(streams) + 1)
                 field, tombstone = answer.delivery.record, "" if command.compensating else command.tombstone
             words = [word for pair in answer.fields.items() for word in pair]
-            args += (answer.entry.id, streams[answer.target], record, field, tombstone, seen, answer.kind)
+            args += (
+                answer.entry.id,
+                streams[answer.target],
+                record,
+                field,
+                tombstone,
+                seen,
+                answer.kind,
+                answer.payload,
+            )
             args += (len(words), *words)
         overruled: list[int] = self._answer(keys=list(streams), args=args)
         return overruled

@@ -1,20 +1,20 @@
 """What a service does with a command that it may have seen before, or that was undone before it came. Pure.
 
-A service keeps, by idempotency key and type of the command, a *record* of the answer that it gave: `ok <body>` or
-`failed <body>`; or, of a transaction that may have been done, `unknown <how often>`, which answers nothing. Before it
-undoes a step it leaves a *tombstone* for the step's transaction: from then on that is refused, and whoever was at it
-meanwhile has to undo what came of it. answer.lua has the same rules for the moment in which an answer is given.
+A service keeps, by idempotency key and type of the command, a *record* of the answer that it gave: `ok <result>` or
+`failed <error>`, in JSON, with nothing after the blank where there is none; or, of a transaction that may have been
+done, `unknown <how often>`, which answers nothing. Before it undoes a step it leaves a *tombstone* for the step's
+transaction: from then on that is refused, and whoever was at it meanwhile has to undo what came of it. answer.lua has
+the same rules for the moment in which an answer is given.
 """
 
 import re
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
 
+from sagastream.errors import MalformedMessage
 from sagastream.messages import Command, Reply, failed, ok, reply_to
-from sagastream.parsing import read_reply
-from sagastream.strict_json import encode
+from sagastream.strict_json import decode, encode
 
 #: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
@@ -79,5 +79,13 @@ def _recorded(command: Command, record: bytes | None) -> Reply | None:
     if record is None:
         return None
     match = _RECORD.fullmatch(record)
-    reply = read_reply({b"body": match[2]}) if match else None
-    return replace(reply, attempt=command.attempt) if isinstance(reply, Reply) else None
+    if match is None:
+        return None
+    if payload := match[2] or None:
+        try:
+            decode(payload)
+        except MalformedMessage:  # a garbled record answers nothing
+            return None
+    if match[1] == b"ok":
+        return reply_to(command, ok(command.type), result=payload)
+    return reply_to(command, failed(command.type), error=payload)

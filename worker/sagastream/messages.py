@@ -252,6 +252,11 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
     attempt: int | None = None  # of the stream entry: which sending of the command it answers; None: the last one
 
+    @property
+    def payload(self) -> bytes | None:
+        """The result or the error, whichever it has: what a service records of it besides how it ended."""
+        return self.error if self.result is None else self.result
+
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
         if self.result is not None:

@@ -83,7 +83,7 @@ export class Inbox {
   async answer(entry, reply, kind, seen) {
     const { command } = reply
     const tombstone = command.compensating ? '' : command.tombstone
-    const answer = [entry.id, 2, 4, command.record, tombstone, seen ?? '', kind]
+    const answer = [entry.id, 2, 4, command.record, tombstone, seen ?? '', kind, reply.result ?? reply.error ?? '']
     const overruled = await this.#answer([...answer, ...counted(replyFields(reply))], this.#done(command))
     return overruled.length === 0
   }
@@ -91,7 +91,7 @@ export class Inbox {
   async quarantine(entry, reason) {
     this.say(`quarantined the entry ${entry.id}: ${reason}`)
     const fields = quarantineFields(entry, this.stream, reason)
-    await this.#answer([entry.id, 3, 0, '', '', '', 'final', ...counted(fields)])
+    await this.#answer([entry.id, 3, 0, '', '', '', 'final', '', ...counted(fields)])
   }
 
   /** How often this was begun of a command that others had in hand before, this time included. */

@@ -151,15 +151,12 @@ function recorded(command, record) {
   const [, kind, text] = /^(ok|failed) (.*)$/s.exec(record ?? '') ?? []
   if (kind === undefined) return undefined
   try {
-    const body = JSON.parse(text)
-    const json = (value) => (value === undefined ? undefined : JSON.stringify(value))
-    // answer.lua sends the record itself in its place: this only tells whether it answers the command, and how.
-    if (body.type === `${command.type}_ok`) return done(command, json(body.result))
-    if (body.type === `${command.type}_failed`) return failed(command, json(body.error))
+    if (text !== '') JSON.parse(text)
   } catch {
-    // A garbled record answers nothing.
+    return undefined // a garbled record answers nothing
   }
-  return undefined
+  const payload = text === '' ? undefined : text
+  return kind === 'ok' ? done(command, payload) : failed(command, payload)
 }
 
 function readBody(bytes) {

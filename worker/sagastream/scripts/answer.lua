@@ -14,15 +14,16 @@
 --           what its record was when it was looked up ("": there was none)
 --           kind: ok, failed: recorded; unknown: counted, it may have been done; final: neither, nor overruled, what is
 --           recorded is sent in its place
---           number of arguments of the answer, then field, value, ...; the first value is what is recorded
+--           what is recorded with `ok` or `failed`: the result or the error of the answer, JSON ("": it has none)
+--           number of arguments of the answer, then field, value, ...; the first value is its body
 -- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
 --          their step has failed or was undone meanwhile; of these nothing was written
 --          error WRONGTYPE: one of the keys is not what it should be; nothing was written
 --
--- A record is "<kind> <body>", and the first one stands: whoever answers the command later, another process or a later
--- attempt, sends the recorded reply in place of its own (of whose fields all but the first are sent as they are).
--- Or it is "unknown <how often>" of a transaction: whoever had it in hand meanwhile cannot say that nothing of it
--- remains. Such a failure is sent as unknown, and not recorded.
+-- A record is "ok <result>" or "failed <error>", and the first one stands: whoever answers the command later, another
+-- process or a later attempt, sends in place of its own body the one that the record stands for; the rest of the body is
+-- in the record's field (its other fields are sent as they are). Or it is "unknown <how often>" of a transaction: whoever
+-- had it in hand meanwhile cannot say that nothing of it remains. Such a failure is sent as unknown, and not recorded.
 
 local group, kept = ARGV[1], ARGV[2]
 
@@ -34,18 +35,26 @@ for i = 1, #KEYS do
   end
 end
 
+-- The body of the reply that says how a command ended. No name in a field needs escaping, none has a slash.
+local function body_of(field, kind, payload)
+  local saga_id, step, name = string.match(field, '^([^/]+)/(%d+)/%a+/([^/]+)$')
+  if not name then
+    return nil
+  end
+  local member = payload ~= '' and ',"' .. (kind == 'ok' and 'result' or 'error') .. '":' .. payload or ''
+  return '{"type":"' .. name .. '_' .. kind .. '","saga_id":"' .. saga_id .. '","step":' .. step .. member .. '}'
+end
+
 -- What is recorded of a command: ok or failed, and the body of the reply; or how often its outcome was unknown.
 local function recorded(key, field)
   local record = redis.call('HGET', key, field) or ''
-  local kind, body = string.match(record, '^(%a+) (.*)$')
-  if kind == 'ok' or kind == 'failed' then
-    -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
-    local fine, reply = pcall(cjson.decode, body)
-    if fine and type(reply) == 'table' and type(reply.type) == 'string' then
-      return kind, body, 0, record
-    end
+  local kind, payload = string.match(record, '^(%a+) (.*)$')
+  -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
+  if (kind == 'ok' or kind == 'failed') and (payload == '' or pcall(cjson.decode, payload)) then
+    local body = body_of(field, kind, payload)
+    return body and kind, body, 0, record
   end
-  return nil, nil, kind == 'unknown' and tonumber(body) or 0, record
+  return nil, nil, kind == 'unknown' and tonumber(payload) or 0, record
 end
 
 -- Whether what a handler may have done of a transaction must not stand: its step has failed, or was undone. Also where
@@ -58,8 +67,8 @@ local overruled, ids, records = {}, {}, {}
 local number, at = 0, 3
 while at <= #ARGV do
   local target, key, field, tombstone = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
-  local seen, kind, n = ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 7])
-  local first, last = at + 8, at + 7 + n
+  local seen, kind, payload, n = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], tonumber(ARGV[at + 8])
+  local first, last = at + 9, at + 8 + n
   number = number + 1
   local before, body, times, record = nil, nil, 0, ''
   if key > 0 then
@@ -75,7 +84,7 @@ while at <= #ARGV do
       redis.call('HSET', KEYS[key], field, 'unknown ' .. times + 1)
       records[key] = true
     elseif (kind == 'ok' or kind == 'failed') and not in_doubt then
-      redis.call('HSET', KEYS[key], field, kind .. ' ' .. ARGV[first + 1])
+      redis.call('HSET', KEYS[key], field, kind .. ' ' .. payload)
       records[key] = true
     end
     if in_doubt then

@@ -6,8 +6,11 @@ real servers and to these functions, and compares.
 
 from collections.abc import Mapping
 
-import orjson
 from msgspec import Struct
+
+from sagastream.errors import MalformedMessage
+from sagastream.messages import Reply
+from sagastream.strict_json import decode
 
 #: One hash of a service's records: field -> value.
 Records = Mapping[str, bytes]
@@ -36,31 +39,36 @@ class Answered(Struct, frozen=True):
     in_doubt: bool = False  # a failure that is sent as unknown
 
 
-def answer(records: Records, *, record: str, tombstone: str, seen: bytes, kind: str, body: bytes) -> Answered:
+def answer(
+    records: Records, *, record: str, tombstone: str, seen: bytes, kind: str, payload: bytes, body: bytes
+) -> Answered:
     """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown or
-    final."""
+    final. `payload`: what is recorded besides the kind, the result or the error that is in `body`."""
     there = records.get(record, b"")
-    before, _, rest = there.partition(b" ")
-    recorded = rest if before in (b"ok", b"failed") and _is_reply(rest) else b""
+    before, blank, rest = there.partition(b" ")
+    recorded = _body(record, before.decode(), rest) if before in (b"ok", b"failed") and blank else None
     times = int(rest) if before == b"unknown" and rest.isdigit() else 0
-    has_failed = before == b"failed" and recorded
+    has_failed = before == b"failed" and recorded is not None
     if tombstone and kind in ("ok", "unknown") and (has_failed or tombstone in records):
         return Answered(sent=None, records=records)
-    if recorded:
+    if recorded is not None:
         return Answered(sent=recorded, records=records)
     if kind == "unknown" and tombstone:
         return Answered(sent=body, records={**records, record: b"unknown %d" % (times + 1)})
     if kind == "failed" and times and there != seen:
         return Answered(sent=body, records=records, in_doubt=True)
     if kind in ("ok", "failed"):
-        return Answered(sent=body, records={**records, record: kind.encode() + b" " + body})
+        return Answered(sent=body, records={**records, record: kind.encode() + b" " + payload})
     return Answered(sent=body, records=records)
 
 
-def _is_reply(body: bytes) -> bool:
-    """Whether the body of a record is one: a garbled one answers nothing."""
+def _body(record: str, kind: str, payload: bytes) -> bytes | None:
+    """The body of the reply that a record stands for; None: it is garbled, and stands for none."""
+    saga_id, step, _, name = record.split("/")
     try:
-        reply = orjson.loads(body)
-    except ValueError:
-        return False
-    return isinstance(reply, dict) and isinstance(reply.get("type"), str)
+        decode(payload or b"null")
+    except MalformedMessage:
+        return None
+    result, error = (payload, b"") if kind == "ok" else (b"", payload)
+    reply = Reply(type=f"{name}_{kind}", saga_id=saga_id, step=int(step), result=result or None, error=error or None)
+    return reply.body()

@@ -223,6 +223,7 @@ class InProcessServices:
             tombstone="" if command.compensating else command.tombstone,
             seen=delivery.seen,
             kind="final" if final else dedupe.kind(command, reply),
+            payload=reply.payload or b"",
             body=reply.body(),
         )
         if answered.sent is None:
