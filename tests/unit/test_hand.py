@@ -33,8 +33,13 @@ def a_work(
         not_after_ms=not_after_ms or None,
     )
     entry = Entry(stream=keys.commands("work"), id=b"%d-0" % number, fields={}, again=again)
-    delivery = Delivery(entry=entry, command=command, record=command.record)
-    return Work(delivery=delivery, command=command, registration=registration, record=command.record, since=NOW)
+    return Work(
+        delivery=Delivery.of(entry, command),
+        command=command,
+        registration=registration,
+        record=command.record,
+        since=NOW,
+    )
 
 
 def a_hand(slots: int, *works: Work) -> Hand:

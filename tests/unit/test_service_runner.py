@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from sagastream import backoff, dedupe, keys
 from sagastream.broker import Broker
-from sagastream.command_inbox import CommandInbox, Delivery
+from sagastream.command_inbox import CommandInbox, Delivery, _Answer
 from sagastream.dedupe import TRIES
 from sagastream.errors import Reject
 from sagastream.messages import Command, Reply
@@ -52,10 +52,9 @@ class Post(CommandInbox):
 
     def __init__(self, *commands: Command, again: bool = False, overrules: tuple[int, ...] = ()) -> None:
         self._unread = [
-            Delivery(
-                entry=Entry(stream=keys.commands("payment"), id=b"%d-0" % number, fields={}, again=again),
-                command=command,
-                record=command.record,
+            Delivery.of(
+                Entry(stream=keys.commands("payment"), id=b"%d-0" % number, fields={}, again=again),
+                command,
             )
             for number, command in enumerate(commands, 1)
         ]
@@ -79,8 +78,7 @@ class Post(CommandInbox):
     def send(self) -> list[tuple[Delivery, Reply]]:
         overruled = []
         for answer in self._answers:
-            assert answer.reply is not None
-            assert answer.delivery is not None
+            assert isinstance(answer, _Answer)
             if answer.entry.id in self._overrules:
                 self._overrules.discard(answer.entry.id)
                 overruled.append((answer.delivery, answer.reply))
@@ -93,7 +91,7 @@ class Post(CommandInbox):
         (self.handed_back if idle_ms else self.renewed).extend(ids)
         return list(ids)
 
-    def _count(self, command: Command, what: str) -> int:
+    def _count(self, delivery: Delivery, what: str) -> int:
         return 1
 
 

@@ -27,21 +27,37 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
     entry: Entry
     command: Command
-    record: str  # what the answer is filed under, as the command has it
+    done: str  # the key of the hash with the next two
+    record: str  # the field that the answer is filed under, as the command has it
+    tombstone: str  # … and the one that is there once the step was undone
     seen: bytes = b""  # its record, when it was looked up
     refusal: Reply | None = None  # not to be done: undo what an earlier delivery may have done, then answer this
 
+    @classmethod
+    def of(cls, entry: Entry, command: Command) -> "Delivery":
+        return cls(
+            entry=entry,
+            command=command,
+            done=keys.done(command.service, command.begun_ms),
+            record=command.record,
+            tombstone=command.tombstone,
+        )
 
-class _Answer(Struct, frozen=True, kw_only=True):
-    """What one entry is answered with. `kind`: as answer.lua has it."""
+
+class _Answer(Struct, frozen=True):
+    """The reply to a command. `kind`: as answer.lua has it."""
 
     entry: Entry
-    target: str
+    delivery: Delivery
+    reply: Reply
+    kind: str
+
+
+class _SetAside(Struct, frozen=True):
+    """An entry that is no command, or is left to a person; and its fields in the quarantine."""
+
+    entry: Entry
     fields: Fields
-    delivery: Delivery | None = None
-    reply: Reply | None = None
-    kind: str = "final"
-    payload: bytes = b""  # what is recorded, where the kind is one that is
 
 
 class CommandInbox:
@@ -72,7 +88,7 @@ class CommandInbox:
         self._hold = scripts.load(client, "hold")
         self._lock = threading.Lock()  # of the answers: one thread may read while others answer
         self._sending = threading.Lock()  # no answer is sent twice
-        self._answers: list[_Answer] = []  # until the broker has them
+        self._answers: list[_Answer | _SetAside] = []  # until the broker has them
         self._oldest = 0.0  # since when the first of them waits, by time.monotonic
         self.heard = time.monotonic()  # when the broker last answered a reading, by the same clock
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
@@ -100,7 +116,7 @@ class CommandInbox:
             if isinstance(command, Unreadable):
                 self._quarantine(entry, command.text)
             else:
-                deliveries.append(Delivery(entry=entry, command=command, record=command.record))
+                deliveries.append(Delivery.of(entry, command))
         return self._settle(deliveries) if deliveries else []
 
     def reply(self, delivery: Delivery, reply: Reply, *, final: bool = False) -> None:
@@ -110,23 +126,13 @@ class CommandInbox:
         sent in its place.
         """
         kind = "final" if final else dedupe.kind(delivery.command, reply)
-        self._add(
-            _Answer(
-                entry=delivery.entry,
-                target=keys.REPLIES,
-                fields=reply.fields(),
-                delivery=delivery,
-                reply=reply,
-                kind=kind,
-                payload=reply.payload or b"",
-            )
-        )
+        self._add(_Answer(delivery.entry, delivery, reply, kind))
 
     def take_up(self, delivery: Delivery) -> Reply | None:
         """To be called before a handler is: the reply in its place, where too many have died of the command."""
-        command = delivery.command
-        if not delivery.entry.taken_over or (times := self._count(command, "takeovers")) < dedupe.MAX_TAKEOVERS:
+        if not delivery.entry.taken_over or (times := self._count(delivery, "takeovers")) < dedupe.MAX_TAKEOVERS:
             return None
+        command = delivery.command
         self._say(f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it")
         return dedupe.gave_up(command, times)
 
@@ -135,7 +141,7 @@ class CommandInbox:
         failed too often, it is left to a person."""
         # Counted by entry: put back from the quarantine, it is tried as often again.
         undos = f"undos/{delivery.entry.id.decode()}"
-        if not delivery.entry.again or (times := self._count(delivery.command, undos)) < dedupe.MAX_TAKEOVERS:
+        if not delivery.entry.again or (times := self._count(delivery, undos)) < dedupe.MAX_TAKEOVERS:
             return True
         what = f"{delivery.command.type} may have been done after it was refused, and could not be undone {times} times"
         self._quarantine(delivery.entry, what)
@@ -148,11 +154,13 @@ class CommandInbox:
         may have done is to be undone, and then they are to be answered, for good.
         """
         overruled: list[tuple[Delivery, Reply]] = []
+        if not self._answers:
+            return overruled
         with self._sending:
             while answers := self._answers[:BATCH]:
                 for number in self._answer_all(answers):
                     answer = answers[number - 1]
-                    if answer.delivery is not None and answer.reply is not None:
+                    if isinstance(answer, _Answer):
                         overruled.append((answer.delivery, answer.reply))
                 with self._lock:
                     del self._answers[: len(answers)]
@@ -207,28 +215,23 @@ class CommandInbox:
         with self._lock:
             return {answer.entry.id for answer in self._answers}
 
-    def _answer_all(self, answers: Sequence[_Answer]) -> list[int]:
+    def _answer_all(self, answers: Sequence[_Answer | _SetAside]) -> list[int]:
         """Send these. Returns the numbers, from 1, of those that were overruled."""
         streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
         args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
         for answer in answers:
-            record, field, tombstone, seen = 0, "", "", b""
-            if answer.delivery is not None:
-                command, seen = answer.delivery.command, answer.delivery.seen
-                record = streams.setdefault(keys.done(self._service, command.begun_ms), len(streams) + 1)
-                field, tombstone = answer.delivery.record, "" if command.compensating else command.tombstone
-            words = [word for pair in answer.fields.items() for word in pair]
-            args += (
-                answer.entry.id,
-                streams[answer.target],
-                record,
-                field,
-                tombstone,
-                seen,
-                answer.kind,
-                answer.payload,
-            )
-            args += (len(words), *words)
+            if isinstance(answer, _SetAside):
+                fields = answer.fields
+                args += (answer.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
+            else:
+                delivery, reply = answer.delivery, answer.reply
+                fields = reply.fields()
+                done = streams.setdefault(delivery.done, len(streams) + 1)
+                tombstone = "" if delivery.command.compensating else delivery.tombstone
+                args += (answer.entry.id, 2, done, delivery.record, tombstone, delivery.seen)
+                args += (answer.kind, reply.payload or "", 2 * len(fields))
+            for pair in fields.items():
+                args += pair
         overruled: list[int] = self._answer(keys=list(streams), args=args)
         return overruled
 
@@ -256,29 +259,27 @@ class CommandInbox:
         hashes: dict[str, int] = {}
         args: list[str | int] = [keys.DONE_KEPT_S]
         for delivery in deliveries:
-            command = delivery.command
-            key = hashes.setdefault(keys.done(self._service, command.begun_ms), len(hashes) + 1)
-            args += (key, delivery.record, command.tombstone, int(command.compensating))
+            index = hashes.setdefault(delivery.done, len(hashes) + 1)
+            args += (index, delivery.record, delivery.tombstone, int(delivery.command.compensating))
         answer: list[Any] = self._recall(keys=list(hashes), args=args)
         now_ms, *found = answer
         self._ahead_ms = now_ms - time.monotonic() * 1000
         return found
 
-    def _count(self, command: Command, what: str) -> int:
+    def _count(self, delivery: Delivery, what: str) -> int:
         """How often this was begun of a command that others had in hand before, this time included."""
         # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
         pipeline = self._client.pipeline(transaction=False)
-        done = keys.done(self._service, command.begun_ms)
-        pipeline.hincrby(done, f"{command.record}/{what}", 1)
-        pipeline.expire(done, keys.DONE_KEPT_S)
+        pipeline.hincrby(delivery.done, f"{delivery.record}/{what}", 1)
+        pipeline.expire(delivery.done, keys.DONE_KEPT_S)
         times: int = execute(pipeline)[0]
         return times
 
     def _quarantine(self, entry: Entry, reason: str) -> None:
         self._say(f"quarantined the entry {entry.id.decode()}: {reason}")
-        self._add(_Answer(entry=entry, target=keys.QUARANTINE, fields=entry.quarantined(reason)))
+        self._add(_SetAside(entry, entry.quarantined(reason)))
 
-    def _add(self, answer: _Answer) -> None:
+    def _add(self, answer: _Answer | _SetAside) -> None:
         with self._lock:
             if not self._answers:
                 self._oldest = time.monotonic()

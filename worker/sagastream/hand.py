@@ -44,7 +44,8 @@ class Hand:
     def __init__(self, slots: int) -> None:
         """`slots`: how many run at once at the most."""
         self._slots: Final = slots
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
         self._waiting: deque[Work] = deque()
         self._running: dict[str, Work] = {}  # by record
         self._resting: dict[str, Work] = {}  # by record
@@ -76,7 +77,7 @@ class Hand:
                 self._in_hand[work.record] = self._in_hand.get(work.record, 0) + 1
             self._waiting += works
             self._changes += 1
-            self._lock.notify(len(works))
+            self._news.notify(len(works))
 
     def take(self, now: float) -> Work | None:
         """The next one that may begin, or begin again, which runs from now on; None: there is none."""
@@ -140,13 +141,13 @@ class Hand:
         """Wake a thread that waits: there is something for it to do."""
         with self._lock:
             self._changes += 1
-            self._lock.notify()
+            self._news.notify()
 
     def wait(self, changes: int, timeout_s: float) -> None:
         """Wait for the next change; not where there have been more than so many already."""
         with self._lock:
             if self._changes == changes:
-                self._lock.wait(timeout_s)
+                self._news.wait(timeout_s)
 
     def _begun(self) -> list[Work]:
         return [*self._running.values(), *self._resting.values()]
@@ -159,11 +160,8 @@ class Hand:
 
     def _next(self) -> Work | None:
         for place, work in enumerate(self._waiting):
-            if (
-                work.record not in self._running
-                and work.record not in self._resting
-                and self._is_within_limit(work.registration)
-            ):
+            record = work.record
+            if record not in self._running and record not in self._resting and self._is_within_limit(work.registration):
                 del self._waiting[place]
                 return work
         return None
