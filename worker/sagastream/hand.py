@@ -84,7 +84,7 @@ class Hand:
         with self._lock:
             if len(self._running) >= self._slots:
                 return None
-            if (work := self._rested(now) or self._next()) is not None:
+            if (work := (self._resting and self._rested(now)) or self._next()) is not None:
                 self._running[work.record] = work
                 work.began = now
                 work.begins += 1

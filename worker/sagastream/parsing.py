@@ -172,7 +172,8 @@ def _compensation(fields: Mapping[bytes, bytes]) -> str | None:
 
 def _number(fields: Mapping[bytes, bytes], name: bytes, default: int = 0) -> int:
     """A field of an entry that is a whole number, at most what a time in milliseconds needs."""
-    digits = fields.get(name, b"%d" % default)
+    if (digits := fields.get(name)) is None:
+        return default
     if not digits.isdigit() or len(digits) > 15:
         raise MalformedMessage(f"the field {name.decode()} must be a whole number")
     return int(digits)

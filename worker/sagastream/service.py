@@ -331,11 +331,12 @@ def is_async(handler: Callable[..., Any]) -> bool:
 
 def context_of(command: Command, key: str | None = None) -> Context:
     """What a handler is told of this command; `key`: where it is not the command's own."""
+    transaction_key = command.transaction_key
     return Context(
         saga_id=command.saga_id,
         step=command.step,
-        key=key or command.key,
-        transaction_key=command.transaction_key,
+        key=key or (command.key if command.compensating else transaction_key),
+        transaction_key=transaction_key,
         attempt=command.attempt,
         deadline=_moment(command.not_after_ms),
         result=orjson.loads(command.result) if command.result is not None else None,
