@@ -113,7 +113,7 @@ class Nowhere:
 
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
-    runner._inbox = runner._keeper._inbox = post
+    runner._inbox = runner._keeper._inbox = runner._outcomes._inbox = post
     return runner
 
 

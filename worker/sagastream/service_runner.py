@@ -9,24 +9,23 @@ import asyncio
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn, Protocol
 
 import redis
 from msgspec.structs import replace
 
-from sagastream import backoff, dedupe, published
-from sagastream.broker import BLOCK_MS, Broker, Outage, is_outage
+from sagastream import dedupe, published
+from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.command_inbox import CommandInbox, Delivery
-from sagastream.console import describe, printable, say
-from sagastream.errors import MalformedMessage
+from sagastream.console import describe, say
 from sagastream.event_loop import EventLoop
 from sagastream.hand import Hand, Work
 from sagastream.handlers import call, call_async
 from sagastream.health import HealthFile
 from sagastream.keeper import LINGER_S, Keeper
-from sagastream.messages import Command, Reply, failed, ok, reply_to
+from sagastream.messages import Command, Reply, failed, reply_to
+from sagastream.outcomes import Outcomes, described
 from sagastream.service import Service, context_of
 from sagastream.streams import BATCH, consumer_name
 from sagastream.strict_json import encode
@@ -93,11 +92,11 @@ class ServiceRunner:
         )
         self._elsewhere = elsewhere(self._inbox, self.name) if elsewhere else None
         self._hand = Hand(service.concurrency)
+        self._outcomes = Outcomes(self._inbox, self._hand, self.name)
         self._reading = threading.Lock()
         self._loop = EventLoop()
         self._pace_s = _BATCH_S  # what a command takes, about
         self._publish_at = float("inf")  # when it has joined
-        self._data_away = False
         self._error: BaseException | None = None
         self._keeper = Keeper(
             self._inbox,
@@ -180,11 +179,7 @@ class ServiceRunner:
         """What came of a handler: its reply, or what it raised. To be called once for each beginning, by any thread."""
         now = time.monotonic()
         self._pace_s = 0.8 * self._pace_s + 0.2 * max(now - work.began, 1e-6)
-        if isinstance(outcome, Reply):
-            self._data_away = False
-            self._through(work, outcome)
-        elif (reply := self._raised(work, outcome, now)) is not None:
-            self._through(work, reply)
+        self._outcomes.settle(work, outcome, now)
 
     # --- the threads
 
@@ -294,7 +289,7 @@ class ServiceRunner:
             if name is None:
                 self._inbox.reply(delivery, delivery.refusal, final=True)
                 return None
-            where = _where(command)
+            where = described(command)
             say(self.name, f"{where} must not be done: undoing what may have come of it")
             # Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
             command = replace(command, type=name, compensating=True, result=result)
@@ -322,7 +317,7 @@ class ServiceRunner:
     def _begin(self, work: Work) -> None:
         """Have the handler called: here, or in the event loop. Wherever it runs, it runs until `finish` is told."""
         try:
-            if not self._may_begin(work):
+            if not self._outcomes.may_begin(work):
                 return
         except redis.RedisError:
             work.begins -= 1  # whoever takes it next, perhaps before this thread has recovered, looks anew
@@ -349,66 +344,3 @@ class ServiceRunner:
         except BaseException as error:  # noqa: BLE001 - `run` raises it; it must not end the loop before
             self._fail(error)
         self._hand.wake()
-
-    def _may_begin(self, work: Work) -> bool:
-        """Whether the handler is to be called; where it is not, the command is seen to."""
-        delivery, is_first = work.delivery, work.begins == 1
-        if work.undoes:
-            if not is_first or self._inbox.take_up_undo(delivery):
-                return True
-            self._hand.finish(work)
-            return False
-        if (late := dedupe.stale(work.command, self._inbox.now_ms)) is not None:
-            # Where nobody had it before it was certainly not begun, and leaves nothing in doubt.
-            self._inbox.reply(delivery, late, final=is_first and not delivery.entry.again)
-            self._hand.finish(work)
-            return False
-        if is_first and (reply := self._inbox.take_up(delivery)) is not None:
-            self._through(work, reply)
-            return False
-        return True
-
-    def _raised(self, work: Work, failure: BaseException, now: float) -> Reply | None:
-        """The reply to a command whose handler has raised; None: it is called again after a while, others meanwhile."""
-        where = _where(work.command)
-        if isinstance(failure, redis.RedisError) and is_outage(failure):
-            # An outage like any other: no fault of the handler's, and no verdict on the step.
-            if not self._data_away:
-                self._data_away = True
-                say(self.name, f"{where} cannot reach its data ({describe(failure)}); waiting, nothing is lost")
-            work.outages += 1
-            self._hand.put_back(work, now + backoff.delay(work.outages))
-            return None
-        if isinstance(failure, MalformedMessage):
-            return self._give_up(work.command, f"the result of {work.command.type} is unusable: {failure}")
-        work.tries += 1
-        tries = work.registration.tries
-        say(self.name, f"{where}, raised {describe(failure)} (try {work.tries} of {tries})")
-        if work.tries < tries:
-            self._hand.put_back(work, now + backoff.delay(work.tries))
-            return None
-        for line in "".join(traceback.format_exception(failure)).splitlines():
-            say(self.name, line)
-        return self._give_up(work.command, describe(failure))
-
-    def _give_up(self, command: Command, why: str) -> Reply:
-        """The reply that says that nobody knows whether the step had its effect."""
-        say(self.name, f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}")
-        return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True)
-
-    def _through(self, work: Work, reply: Reply) -> None:
-        """Answer a command, and its twins in hand with it; where that is no last word, they are still to be done."""
-        if work.delivery.refusal is None:
-            self._inbox.reply(work.delivery, reply)
-            if self._hand.finish(work) and dedupe.kind(work.command, reply) != "unknown":
-                for twin in self._hand.put_down(lambda other: other.record == work.record and not other.undoes):
-                    self._inbox.reply(twin.delivery, replace(reply, attempt=twin.command.attempt))
-            return
-        if reply.type == ok(work.command.type):
-            self._inbox.reply(work.delivery, work.delivery.refusal, final=True)
-        # Else it stays pending, to be undone by whoever takes it over.
-        self._hand.finish(work)
-
-
-def _where(command: Command) -> str:
-    return f"{command.type} of saga {command.saga_id}, step {command.step}"
