@@ -122,9 +122,13 @@ class Services(RuleBasedStateMachine):
         for command in commands:
             index = hashes.setdefault(keys.done("work", command.begun_ms), len(hashes) + 1)
             args += (index, command.record, command.tombstone, int(command.compensating))
-        now_ms, *found = self.recall(keys=list(hashes), args=args)
+        now_ms, *known = self.recall(keys=list(hashes), args=args)
         assert abs(now_ms - time.time() * 1000) < 60_000
-        return list(found)
+        assert all(record is not None or tombstone for _, record, tombstone in known)
+        found: list[list[Any]] = [[None, 0] for _ in commands]
+        for number, record, tombstone in known:
+            found[number - 1] = [record, tombstone]
+        return found
 
     commands = st.builds(
         lambda saga, step, undo, other, attempt, retried: Command(

@@ -241,8 +241,12 @@ class CommandInbox:
         Every command is looked up, also one that comes for the first time: its twin may have been answered, and a
         handler that refused it then may do it now.
         """
+        known = self._look_up(deliveries)
+        if not known:
+            return deliveries
         left = []
-        for delivery, (record, tombstone) in zip(deliveries, self._look_up(deliveries), strict=True):
+        for number, delivery in enumerate(deliveries, 1):
+            record, tombstone = known.get(number, (None, 0))
             verdict = dedupe.verdict(
                 delivery.command, record=record, tombstone=bool(tombstone), again=delivery.entry.again
             )
@@ -254,17 +258,17 @@ class CommandInbox:
                 self.reply(delivery, verdict.reply, final=True)
         return left
 
-    def _look_up(self, deliveries: list[Delivery]) -> list[tuple[bytes | None, int]]:
-        """Of each: its record, and whether its step has a tombstone."""
+    def _look_up(self, deliveries: list[Delivery]) -> dict[int, tuple[bytes | None, int]]:
+        """Of those of which something is known, by number, from 1: the record, and whether there is a tombstone."""
         hashes: dict[str, int] = {}
         args: list[str | int] = [keys.DONE_KEPT_S]
         for delivery in deliveries:
             index = hashes.setdefault(delivery.done, len(hashes) + 1)
             args += (index, delivery.record, delivery.tombstone, int(delivery.command.compensating))
         answer: list[Any] = self._recall(keys=list(hashes), args=args)
-        now_ms, *found = answer
+        now_ms, *known = answer
         self._ahead_ms = now_ms - time.monotonic() * 1000
-        return found
+        return {number: (record, tombstone) for number, record, tombstone in known}
 
     def _count(self, delivery: Delivery, what: str) -> int:
         """How often this was begun of a command that others had in hand before, this time included."""

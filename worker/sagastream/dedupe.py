@@ -32,9 +32,6 @@ class Verdict(Struct, frozen=True, kw_only=True):
     undo: bool = False  # … once what an earlier delivery may have done is undone
 
 
-_HANDLE: Final = Verdict()
-
-
 def verdict(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Verdict:
     """What is to be done with a command.
 
@@ -43,8 +40,6 @@ def verdict(command: Command, *, record: bytes | None, tombstone: bool, again: b
         tombstone: whether the step's compensation has come already.
         again: whether it was delivered before: somebody may have been at it.
     """
-    if record is None and not tombstone:
-        return _HANDLE
     reply = _recorded(command, record)
     if reply is None and tombstone and not command.compensating:
         reply = refusal(command)

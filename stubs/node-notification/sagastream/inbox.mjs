@@ -75,7 +75,8 @@ export class Inbox {
   /** What is recorded of a command, and what time it is; of a compensation, a tombstone is left for its step. */
   async recall(command) {
     const args = [DONE_KEPT_S, 1, command.record, command.tombstone, command.compensating ? 1 : 0]
-    const [nowMs, [record, tombstone]] = await this.writer.script('recall', [this.#done(command)], args)
+    const [nowMs, known] = await this.writer.script('recall', [this.#done(command)], args)
+    const [, record, tombstone] = known ?? [1, null, 0] // most often nothing is known
     return { nowMs, record, tombstone: tombstone === 1 }
   }
 

@@ -45,22 +45,15 @@ local function body_of(field, kind, payload)
   return '{"type":"' .. name .. '_' .. kind .. '","saga_id":"' .. saga_id .. '","step":' .. step .. member .. '}'
 end
 
--- What is recorded of a command: ok or failed, and the body of the reply; or how often its outcome was unknown.
-local function recorded(key, field)
-  local record = redis.call('HGET', key, field) or ''
+-- What a record says: ok or failed, and the body of the reply; or how often the outcome was unknown.
+local function read(record, field)
   local kind, payload = string.match(record, '^(%a+) (.*)$')
   -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
   if (kind == 'ok' or kind == 'failed') and (payload == '' or pcall(cjson.decode, payload)) then
     local body = body_of(field, kind, payload)
-    return body and kind, body, 0, record
+    return body and kind, body, 0
   end
-  return nil, nil, kind == 'unknown' and tonumber(payload) or 0, record
-end
-
--- Whether what a handler may have done of a transaction must not stand: its step has failed, or was undone. Also where
--- an ok is recorded: that was of an earlier delivery, and its undo did not undo what was done after it.
-local function is_void(key, before, tombstone)
-  return before == 'failed' or redis.call('HEXISTS', key, tombstone) == 1
+  return nil, nil, kind == 'unknown' and tonumber(payload) or 0
 end
 
 local overruled, ids, records = {}, {}, {}
@@ -70,11 +63,13 @@ while at <= #ARGV do
   local seen, kind, payload, n = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], tonumber(ARGV[at + 8])
   local first, last = at + 9, at + 8 + n
   number = number + 1
-  local before, body, times, record = nil, nil, 0, ''
-  if key > 0 then
-    before, body, times, record = recorded(KEYS[key], field)
-  end
-  if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void(KEYS[key], before, tombstone) then
+  local known = key > 0 and redis.call('HMGET', KEYS[key], field, tombstone) or {}
+  local record = known[1] or ''
+  local before, body, times = read(record, field)
+  -- Whether what a handler may have done must not stand: its step has failed, or was undone. Also where an ok is
+  -- recorded: that was of an earlier delivery, and its undo did not undo what was done after it.
+  local is_void = before == 'failed' or known[2]
+  if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void then
     overruled[#overruled + 1] = number
   else
     local in_doubt = kind == 'failed' and times > 0 and record ~= seen

@@ -9,8 +9,8 @@
 --              field of the record: the idempotency key and the type of the command
 --              field of the tombstone of its step
 --              1: it is a compensation
--- RETURNS  the time, ms; then for every command a list of two: its record (false: none), 1 if the tombstone of its step
---          is there
+-- RETURNS  the time, ms; then for every command of which something is known, of most there is not, a list of three: its
+--          number, from 1; its record (nil: none); 1 if the tombstone of its step is there, else 0
 --          error WRONGTYPE: one of the keys is no hash; nothing was written
 
 for i = 1, #KEYS do
@@ -28,7 +28,10 @@ for at = 2, #ARGV, 4 do
     redis.call('HSETNX', key, tombstone, '1')
     written[key] = true
   end
-  answers[#answers + 1] = { redis.call('HGET', key, ARGV[at + 1]), redis.call('HEXISTS', key, tombstone) }
+  local known = redis.call('HMGET', key, ARGV[at + 1], tombstone)
+  if known[1] or known[2] then
+    answers[#answers + 1] = { (at + 2) / 4, known[1], known[2] and 1 or 0 }
+  end
 end
 for key in pairs(written) do
   redis.call('EXPIRE', key, ARGV[1])
