@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from exploration import mirror
 from sagastream import dedupe, keys, scripts
 from sagastream.decision import decide
+from sagastream.exchange import run
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.moves import Moment
 from sagastream.parsing import parse_begin
@@ -392,6 +393,24 @@ def test_only_consumers_that_hold_nothing_and_were_not_seen_for_long_are_forgott
     client.xreadgroup(GROUP, "fresh", {WORK: "0"}, count=1)
     assert forget(keys=[WORK], args=[GROUP, 400]) == 1
     assert consumers(client) == {"holds": 1, "fresh": 0}
+
+
+def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_to_read_ahead(
+    client: redis.Redis,
+) -> None:
+    reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=100, on_join=lambda: None)
+    assert reader.read(1) == []
+    client.xadd(WORK, {"held": "1"})
+    client.xreadgroup(GROUP, "victim", {WORK: ">"})
+
+    def is_taken_over() -> bool:
+        client.xadd(WORK, {"new": "1"})
+        if reader.may_read_ahead:
+            run(client, reader.read_ahead({WORK: 1}))
+            assert not reader.may_read_ahead  # what came would be lost
+        return any(entry.taken_over and b"held" in entry.fields for entry in reader.read(1))
+
+    until(is_taken_over, what="it is taken over")
 
 
 def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) -> None:

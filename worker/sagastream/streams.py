@@ -151,9 +151,11 @@ class GroupReader:
             return []
 
     @property
-    def is_ahead(self) -> bool:
-        """Whether the next reading has come already."""
-        return bool(self._ahead)
+    def may_read_ahead(self) -> bool:
+        """Whether the next reading will be of new entries, and has not come already. Where something is always read
+        ahead, what dead readers held would else never be taken over."""
+        is_through = self._joined and not (self._own or self._abandoned or self._ahead)
+        return is_through and time.monotonic() < min(self._next_claim, self._next_forget)
 
     def read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
         """To go along with something else that is sent: the new entries that there are by then, for the next reading.
