@@ -149,12 +149,12 @@ def _points_beyond_handlers() -> None:
         if _is_undo(_in_hand[-1][1]):
             _at("before the commit", *_in_hand[-1])
 
-    def send_between(self: CommandInbox) -> Any:
+    def send_between(self: CommandInbox, ahead: int = 0) -> Any:
         if not self._answers:
-            return send(self)
+            return send(self, ahead)
         for called in _in_hand:
             _at("before the answer", *called)
-        overruled = send(self)
+        overruled = send(self, ahead)
         for called in _in_hand:
             _at("after the answer", *called)
         _in_hand.clear()

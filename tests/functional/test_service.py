@@ -216,6 +216,45 @@ def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) 
     assert len(inbox._held_for([entry_id for entry_id, _ in found[0][1]], 0)) == 8_200
 
 
+def held_by(scene: Scene, service: ServiceRunner) -> int:
+    """How many entries this process has been given, and has not answered."""
+    pending: Any = scene.redis.xpending_range(keys.commands("work"), "work", "-", "+", 1000)
+    return sum(one["consumer"].decode() in service.name for one in pending)
+
+
+def test_under_load_the_next_commands_come_along_with_the_answers_and_none_is_lost(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = runner(scene, scene.effects.service)
+    monkeypatch.setattr(service, "_room", lambda: 2)
+    assert service._inbox.read(1) == []
+    waiting(scene, *(f"s{number}" for number in range(7)))
+    service.turn(block_ms=1)
+    assert (len(scene.effects.done), held_by(scene, service)) == (2, 2)
+    # An answer of the broker is lost, with what came along: it is among this process's own pending entries.
+    service._recover()
+    works_until(service, lambda: len(scene.effects.done) == 4)
+    # The process is to stop: what came along is another's at once.
+    service.turn(block_ms=1)
+    left = held_by(scene, service)
+    service._inbox.reader.leave()
+    other = runner(scene, scene.effects.service)
+    works_until(other, lambda: len(replies(scene)) == 7)
+    assert left > 0
+    assert sorted(scene.effects.done) == [f"s{number}/1/transaction" for number in range(7)]
+
+
+def test_where_commands_come_one_by_one_the_next_is_not_asked_for_with_the_answer(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = runner(scene, scene.effects.service)
+    monkeypatch.setattr(service, "_room", lambda: 1)
+    assert service._inbox.read(1) == []
+    waiting(scene, "s1", "s2")
+    service.turn(block_ms=1)
+    assert (len(scene.effects.done), held_by(scene, service)) == (1, 0)
+
+
 def test_what_others_took_over_while_a_process_slept_is_not_begun_by_it(scene: Scene) -> None:
     sleeper = runner(scene, scene.effects.service)
     waiting(scene, "s1")

@@ -75,7 +75,7 @@ class Post(CommandInbox):
         read, self._unread = self._unread[:count], self._unread[count:]
         return read
 
-    def send(self) -> list[tuple[Delivery, Reply]]:
+    def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
         overruled = []
         for answer in self._answers:
             assert isinstance(answer, _Answer)

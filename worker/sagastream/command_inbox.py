@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from sagastream import dedupe, keys, scripts
 from sagastream.broker import execute
 from sagastream.console import say
+from sagastream.exchange import Exchange, run, together
 from sagastream.messages import Command, Fields, Reply, Unreadable
 from sagastream.parsing import read_command
 from sagastream.streams import BATCH, Entry, GroupReader
@@ -84,7 +85,7 @@ class CommandInbox:
             on_join=on_join,
         )
         self._recall = scripts.load(client, "recall")
-        self._answer = scripts.load(client, "answer")
+        self._answer = scripts.Script("answer")
         self._hold = scripts.load(client, "hold")
         self._lock = threading.Lock()  # of the answers: one thread may read while others answer
         self._sending = threading.Lock()  # no answer is sent twice
@@ -147,8 +148,11 @@ class CommandInbox:
         self._quarantine(delivery.entry, what)
         return False
 
-    def send(self) -> list[tuple[Delivery, Reply]]:
+    def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
         """Send the answers that are ready; none is forgotten before the broker has it.
+
+        `ahead`: how many new commands are to come along, if they are there, for the next reading; none unless it is
+        the caller's turn to read.
 
         Returns those that were overruled: their step has failed, or was undone, while the handler was at it. What they
         may have done is to be undone, and then they are to be answered, for good.
@@ -158,7 +162,7 @@ class CommandInbox:
             return overruled
         with self._sending:
             while answers := self._answers[:BATCH]:
-                for number in self._answer_all(answers):
+                for number in self._answer_all(answers, ahead):
                     answer = answers[number - 1]
                     if isinstance(answer, _Answer):
                         overruled.append((answer.delivery, answer.reply))
@@ -215,7 +219,7 @@ class CommandInbox:
         with self._lock:
             return {answer.entry.id for answer in self._answers}
 
-    def _answer_all(self, answers: Sequence[_Answer | _SetAside]) -> list[int]:
+    def _answer_all(self, answers: Sequence[_Answer | _SetAside], ahead: int) -> list[int]:
         """Send these. Returns the numbers, from 1, of those that were overruled."""
         streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
         args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
@@ -232,7 +236,11 @@ class CommandInbox:
                 args += (answer.kind, reply.payload or "", 2 * len(fields))
             for pair in fields.items():
                 args += pair
-        overruled: list[int] = self._answer(keys=list(streams), args=args)
+        answering: Exchange[list[int]] = self._answer.call(keys=list(streams), args=args)
+        if not ahead or not self.reader.may_read_ahead:
+            return run(self._client, answering)
+        reading = self.reader.read_ahead(dict.fromkeys(self.reader.streams, ahead))
+        overruled, _ = run(self._client, together(answering, reading))
         return overruled
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:

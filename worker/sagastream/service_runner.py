@@ -96,6 +96,7 @@ class ServiceRunner:
         self._reading = threading.Lock()
         self._loop = EventLoop()
         self._pace_s = _BATCH_S  # what a command takes, about
+        self._are_many = False  # whether the last reading brought more than one
         self._publish_at = float("inf")  # when it has joined
         self._error: BaseException | None = None
         self._keeper = Keeper(
@@ -152,9 +153,11 @@ class ServiceRunner:
             if (now := time.monotonic()) - sent > LINGER_S:
                 self._send()
                 sent = now
-            work = self._next_or_send()
-            if work is not None:
+            if (work := self._next()) is not None:
                 self._keeper.lingers()
+            else:
+                self._send_and_read_on()
+                work = self._next()
 
     def work_on(self, entry_id: bytes, *, again: bool) -> bool:
         """Do one command that another process holds, and answer it; False: it was answered before.
@@ -230,7 +233,9 @@ class ServiceRunner:
             self._hand.wait(changes, block_ms / 1000)
             return
         try:
-            self._take(self._inbox.read(block_ms, count=room))
+            deliveries = self._inbox.read(block_ms, count=room)
+            self._are_many = len(deliveries) > 1
+            self._take(deliveries)
         finally:
             self._reading.release()
 
@@ -255,9 +260,22 @@ class ServiceRunner:
         if time.monotonic() >= self._publish_at:
             self._publish()
 
-    def _send(self) -> None:
-        """Send the answers that are ready. What was overruled meanwhile is to be undone, then answered."""
-        while overruled := self._inbox.send():
+    def _send_and_read_on(self) -> None:
+        """Send the answers. Where all is done, what is to be done next comes along in the same round trip."""
+        # Not where commands come one by one: the next is yet to come, and is waited for.
+        is_free = self._are_many and self._hand.is_empty and self._elsewhere is None and not self._stop.is_set()
+        if not is_free or not self._reading.acquire(blocking=False):
+            self._send()
+            return
+        try:
+            self._send(ahead=self._room())
+        finally:
+            self._reading.release()
+
+    def _send(self, ahead: int = 0) -> None:
+        """Send the answers that are ready. What was overruled meanwhile is to be undone, then answered. `ahead`: how
+        many commands are to come along, for the next reading."""
+        while overruled := self._inbox.send(ahead):
             works = []
             for delivery, reply in overruled:
                 refused = replace(delivery, refusal=dedupe.refusal(delivery.command))
