@@ -244,6 +244,29 @@ def test_under_load_the_next_commands_come_along_with_the_answers_and_none_is_lo
     assert sorted(scene.effects.done) == [f"s{number}/1/transaction" for number in range(7)]
 
 
+def test_what_came_along_with_an_answer_that_was_overruled_is_in_hand_while_that_is_undone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, in_hand = Service("work"), []
+
+    @service.command("Do", compensation="Undo")
+    def do(params: Any, context: Context) -> None:
+        if context.saga_id == "s0":  # meanwhile its compensation comes
+            scene.redis.hset(keys.done("work", begun_ms), "s0/1/transaction/(void)", 1)
+
+    @service.compensation("Undo")
+    def undo(params: Any, context: Context) -> None:
+        in_hand.append(len(process._hand._in_hand))
+
+    begun_ms = 1
+    process = runner(scene, service)
+    monkeypatch.setattr(process, "_room", lambda: 2)
+    assert process._inbox.read(1) == []
+    waiting(scene, "s0", "s1", "s2", "s3", begun_ms=begun_ms)
+    works_until(process, lambda: len(replies(scene)) == 4)
+    assert in_hand == [3]
+
+
 def test_where_commands_come_one_by_one_the_next_is_not_asked_for_with_the_answer(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

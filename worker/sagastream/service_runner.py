@@ -268,7 +268,11 @@ class ServiceRunner:
             self._send()
             return
         try:
-            self._send(ahead=self._room())
+            room = self._room()
+            self._send(ahead=room)
+            if not self._hand.is_empty:
+                # Some were overruled, and are undone first: what came along is looked after meanwhile, being in hand.
+                self._take(self._inbox.read(1, count=room))
         finally:
             self._reading.release()
 
