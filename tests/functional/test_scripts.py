@@ -175,7 +175,7 @@ class Services(RuleBasedStateMachine):
             held = self.in_hand.pop(data.draw(st.integers(0, len(self.in_hand) - 1)))
             chosen.append(held)
             command = held.command
-            outcome = data.draw(st.sampled_from(["ok", "failed", "unknown", "quarantine"]))
+            outcome = data.draw(st.sampled_from(["ok", "ok", "failed", "unknown", "unknown", "quarantine"]))
             if outcome == "quarantine":
                 entry = Entry(stream=WORK, id=held.entry_id, fields={b"body": command.body()})
                 words = [word for pair in entry.quarantined("so").items() for word in pair]
