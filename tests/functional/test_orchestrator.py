@@ -12,7 +12,7 @@ from sagastream import keys, orchestrator
 from sagastream.client import SagaClient, append_requests, last_event, read_events
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga, RequestRefused
-from sagastream.messages import Reply, ok
+from sagastream.messages import Intervene, Reply, Verb, ok
 from sagastream.moves import Moment
 from sagastream.parsing import parse_begin
 from sagastream.requests import Accepted
@@ -160,6 +160,60 @@ def dump(scene: Scene) -> dict[bytes, Any]:
         is_stream = scene.redis.type(key) == b"stream"
         found[key] = scene.redis.xrange(key) if is_stream else scene.redis.dump(key)
     return found
+
+
+def test_a_saga_that_one_worker_runs_is_never_read(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin("s1", do(1), do(2), do(3))
+    scene.redis.config_resetstat()
+
+    def has_ended() -> bool:
+        scene.worker.turn(block_ms=1)
+        scene.runner.turn(block_ms=1)
+        return scene.redis.zcard(keys.ENDED) == 1
+
+    until(has_ended, what="it has ended")
+    calls: Any = scene.redis.info("commandstats")
+    assert calls["cmdstat_hset"]["calls"] >= 4
+    assert "cmdstat_hgetall" not in calls
+
+
+def test_what_another_worker_has_done_to_a_saga_is_seen_by_the_one_that_remembers_it(scene: Scene) -> None:
+    """The reply is just what it waits for, as the first worker knows it."""
+    first, other = scene.another_worker(), scene.another_worker()
+    scene.begin("s1", do(1), do(2))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, first)
+    cancel = Intervene(verb=Verb.CANCEL, saga_id="s1", reason="changed my mind")
+    scene.redis.xadd(keys.REQUESTS, cancel.fields())  # type: ignore[arg-type]
+    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0, other)
+    assert scene.redis.hget(keys.saga("s1"), "cancelling")
+    scene.runner.turn(block_ms=1)
+    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0, first)
+    assert scene.redis.hget(keys.saga("s1"), "status") == b"COMPENSATING"
+    assert scene.play("s1").status is SagaStatus.ABORTED
+    assert (scene.effects.done, scene.effects.undone) == (["s1/1/transaction"], ["s1/1/transaction"])
+    nothing_is_left_over(scene)
+
+
+def test_a_saga_that_was_deleted_and_begun_again_is_not_taken_for_the_one_that_is_remembered(scene: Scene) -> None:
+    """It comes to the same versions, and waits for the same reply."""
+    first, other = scene.another_worker(), scene.another_worker()
+    scene.begin("s1", do(1), do("before"))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, first)
+    before = scene.client.get("s1")
+    assert before is not None
+    scene.redis.delete(keys.saga("s1"), keys.TIMERS)
+    until(lambda: Store(scene.redis).load([])[1] > before.updated_ms, what="a millisecond passes")
+    scene.begin("s1", do(1), do("after"))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2, other)
+    again = scene.client.get("s1")
+    assert again is not None
+    assert (again.version, again.current_step) == (before.version, before.current_step)
+    reply = Reply(type=ok("Do"), saga_id="s1", step=1, result=b"1", attempt=1)
+    scene.redis.xadd(keys.REPLIES, reply.fields())  # type: ignore[arg-type]
+    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0, first)
+    commands: Any = scene.redis.xrange(keys.commands("work"))
+    assert json.loads(commands[-1][1][b"body"])["params"] == "after"
 
 
 def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: Scene) -> None:
