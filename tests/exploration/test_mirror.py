@@ -17,6 +17,7 @@ from sagastream import keys, scripts
 from sagastream.messages import Command
 from sagastream.moves import begin
 from sagastream.saga import SagaState
+from sagastream.saga_hash import iso
 from sagastream.store import Change, Store
 from servers import Server, start_redis, start_valkey
 
@@ -108,9 +109,15 @@ def test_a_services_records_are_as_the_mirror_has_them(server: Server, calls: li
         assert client.hgetall(key) == {name.encode(): value for name, value in records.items()}
 
 
+#: A version, and the time of the last change.
+COMPARED = st.none() | st.tuples(st.integers(1, 3), st.sampled_from([1_700_000_000_000, 1_700_000_000_001]))
+
+
 @settings(deadline=None, max_examples=50)
-@given(there=st.none() | st.integers(1, 3), seen=st.none() | st.integers(1, 3))
-def test_a_commit_compares_versions_as_the_mirror_has_it(server: Server, there: int | None, seen: int | None) -> None:
+@given(there=COMPARED, seen=COMPARED)
+def test_a_commit_compares_as_the_mirror_has_it(
+    server: Server, there: tuple[int, int] | None, seen: tuple[int, int] | None
+) -> None:
     from exploration.configurations import step
     from exploration.rules import NOW
     from sagastream.messages import Begin
@@ -121,8 +128,10 @@ def test_a_commit_compares_versions_as_the_mirror_has_it(server: Server, there: 
     decision = begin(Begin(saga_id=saga_id, steps=(step(),)), Moment(now_ms=NOW, published={}))
     assert isinstance(decision.state, SagaState)
     if there is not None:
-        client.hset(keys.saga(saga_id), "version", there)
-    loaded = None if seen is None else replace(decision.state, version=seen, reason="as it was")
+        client.hset(keys.saga(saga_id), mapping={"version": there[0], "updated_at": iso(there[1])})
+    loaded = None
+    if seen is not None:
+        loaded = replace(decision.state, version=seen[0], updated_ms=seen[1], reason="as it was")
     change = Change(saga_id=saga_id, before=loaded, after=decision.state, commands=list(decision.commands))
     commands = client.xlen(keys.commands("work"))
     lost, stuck = Store(client).commit([change], NOW)

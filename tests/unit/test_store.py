@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from msgspec import msgpack
 from msgspec.structs import replace
 
 from sagastream import keys
@@ -20,7 +22,7 @@ NOW_MS = 1_700_000_000_000
 EARLIER_MS = NOW_MS - 60_000
 PUBLISHED = {"inventory": {"Reserve": "Release"}, "payment": {"Charge": "Refund"}}
 
-Word = str | bytes | int
+Word = str | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,81 +38,51 @@ class Unpacked:
     """One change as the script sees it."""
 
     key: str | None
-    version: Word
-    updated: Word
-    timer: Word
-    member: Word
+    version: str
+    updated: str
+    timer: str
+    member: str
     hash: list[Word]
     appends: list[Append]
-    acknowledged: list[tuple[str, Word]]
+    acknowledged: list[tuple[str, str]]
 
 
-class Reader:
-    """Takes one argument after the other."""
-
-    def __init__(self, words: Sequence[Word]) -> None:
-        self.words = list(words)
-
-    def take(self) -> Word:
-        return self.words.pop(0)
-
-    def number(self) -> int:
-        word = self.take()
-        assert isinstance(word, int)
-        return word
-
-    def many(self, count: int) -> list[Word]:
-        taken, self.words = self.words[:count], self.words[count:]
-        assert len(taken) == count
-        return taken
+def pairs(words: Sequence[Any]) -> dict[Any, Any]:
+    return dict(two_by_two(words))
 
 
-def pairs(words: Sequence[Word]) -> dict[Word, Word]:
-    return dict(zip(words[::2], words[1::2], strict=True))
+def two_by_two(items: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(items[::2], items[1::2], strict=True))
 
 
 def unpacked(*changes: Change) -> list[Unpacked]:
     """The changes, read from the keys and arguments in the order that the header of commit.lua gives."""
     arguments = _CommitArguments(changes, NOW_MS, KEPT_MS)
-    names, words = arguments.keys, Reader(arguments.args)
+    names, (packed,) = arguments.keys, arguments.args
     assert names[:3] == [keys.TIMERS, keys.ENDED, keys.EVENTS]
     assert len(set(names)) == len(names)
-    fixed = words.number()
-    assert words.many(4) == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, NOW_MS, KEPT_MS]
-    read = []
-    while words.words:
-        change = Reader(words.many(words.number()))
-        read.append(_unpacked(names, fixed, change))
-        assert not change.words
-    return read
+    fixed, *head, read = msgpack.decode(packed)
+    assert head == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, NOW_MS, KEPT_MS]
+    return [_unpacked(names, fixed, change) for change in read]
 
 
-def _unpacked(names: list[str], fixed: int, words: Reader) -> Unpacked:
-    def stream() -> str:
-        index = words.number()
+def _unpacked(names: list[str], fixed: int, change: list[Any]) -> Unpacked:
+    key, version, updated, timer, member, fields, appends, entries = change
+
+    def stream(index: int) -> str:
         assert 3 <= index <= fixed
         return names[index - 1]
 
-    key = words.number()
     assert 0 <= key <= len(names) - fixed
-    version, updated, timer, member = words.many(4)
-    hash_words = words.many(words.number())
-    appends = []
-    for _ in range(words.number()):
-        target = stream()
-        appends.append(Append(stream=target, fields=pairs(words.many(words.number()))))
-    acknowledged = []
-    while words.words:
-        acknowledged.append((stream(), words.take()))
     return Unpacked(
         key=names[fixed + key - 1] if key else None,
         version=version,
         updated=updated,
         timer=timer,
         member=member,
-        hash=hash_words,
-        appends=appends,
-        acknowledged=acknowledged,
+        hash=fields,
+        appends=[Append(stream=stream(index), fields=pairs(words)) for index, words in two_by_two(appends)],
+        acknowledged=[(stream(index), entry_id) for index, entry_id in two_by_two(entries)],
     )
 
 
@@ -170,22 +142,22 @@ def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_co
         Append(
             stream="saga:{0}:commands:inventory",
             fields={
-                "body": b'{"type":"Reserve","saga_id":"saga42","step":1,"params":{"sku":"abc123"}}',
+                "body": '{"type":"Reserve","saga_id":"saga42","step":1,"params":{"sku":"abc123"}}',
                 "attempt": 1,
                 "begun_ms": NOW_MS,
                 "not_after_ms": NOW_MS + TIMEOUT_MS,
             },
         )
     ]
-    assert read.acknowledged == [(keys.REQUESTS, b"1-0")]
+    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
 
 
 def test_a_saga_that_moves_names_the_version_it_was_loaded_with_and_writes_the_next() -> None:
     (read,) = unpacked(a_change(a_saga(version=3), a_reply("Reserve_ok", 1)))
-    assert read.version == 3
+    assert read.version == "3"
     assert pairs(read.hash)["version"] == 4
     assert read.timer == str(NOW_MS + TIMEOUT_MS)
-    assert read.acknowledged == [(keys.REPLIES, b"1-0")]
+    assert read.acknowledged == [(keys.REPLIES, "1-0")]
 
 
 def test_a_saga_that_moves_names_the_time_of_its_last_change_for_one_that_was_begun_again_has_the_same_versions() -> (
@@ -225,7 +197,7 @@ def test_a_saga_that_goes_on_after_it_was_parked_needs_attention_again() -> None
     (read,) = unpacked(a_change(saga, asked))
     assert read.timer == str(NOW_MS + TIMEOUT_MS)
     assert [append.stream for append in read.appends] == [keys.commands("inventory"), keys.EVENTS]
-    assert read.acknowledged == [(keys.REQUESTS, b"1-0")]
+    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
 
 
 def test_a_saga_that_is_to_be_sent_again_needs_attention_then() -> None:
@@ -247,7 +219,7 @@ def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
     change = due(a_saga())
     assert not change.is_empty
     (read,) = unpacked(change)
-    assert (read.version, read.acknowledged, read.appends) == (3, [], [])
+    assert (read.version, read.acknowledged, read.appends) == ("3", [], [])
     assert read.timer == str(known(change.after).send_again_ms)
 
 
@@ -291,7 +263,7 @@ def test_several_messages_for_one_saga_are_one_change_and_one_version() -> None:
     assert pairs(read.hash)["version"] == 4
     assert pairs(read.hash)["status"] == "COMPLETED"
     assert [append.stream for append in read.appends] == ["saga:{0}:commands:payment", keys.EVENTS]
-    assert read.acknowledged == [(keys.REPLIES, b"1-0"), (keys.REPLIES, b"2-0")]
+    assert read.acknowledged == [(keys.REPLIES, "1-0"), (keys.REPLIES, "2-0")]
 
 
 def test_a_saga_that_ends_leaves_the_timers_and_tells_its_outcome() -> None:
@@ -303,7 +275,7 @@ def test_a_saga_that_ends_leaves_the_timers_and_tells_its_outcome() -> None:
             stream=keys.EVENTS,
             fields={
                 "kind": "outcome",
-                "body": b'{"type":"saga_completed","saga_id":"saga42","status":"COMPLETED"}',
+                "body": '{"type":"saga_completed","saga_id":"saga42","status":"COMPLETED"}',
                 "saga_id": "saga42",
                 "request_id": "me-1",
             },
@@ -317,12 +289,12 @@ def test_a_compensation_carries_the_params_and_the_result_of_its_step_beside_its
         Append(
             stream="saga:{0}:commands:inventory",
             fields={
-                "body": b'{"type":"Release","saga_id":"saga42","step":1,"compensating":true}',
+                "body": '{"type":"Release","saga_id":"saga42","step":1,"compensating":true}',
                 "attempt": 1,
                 "begun_ms": EARLIER_MS,
                 "retried": 1,
-                "params": b'{"sku":"abc123"}',
-                "result": b'{"id":"r1"}',
+                "params": '{"sku":"abc123"}',
+                "result": '{"id":"r1"}',
             },
         )
     ]
@@ -342,8 +314,8 @@ def test_traced_commands_and_replies_name_their_service() -> None:
 
 def test_a_message_that_changes_nothing_is_acknowledged_and_the_saga_must_still_be_the_same() -> None:
     (read,) = unpacked(a_change(a_saga(version=3), a_begin()))
-    assert (read.version, read.timer, read.hash, read.appends) == (3, "", [], [])
-    assert read.acknowledged == [(keys.REQUESTS, b"1-0")]
+    assert (read.version, read.timer, read.hash, read.appends) == ("3", "", [], [])
+    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
 
 
 def test_a_reply_for_no_saga_is_quarantined_as_long_as_there_is_none() -> None:
@@ -355,13 +327,13 @@ def test_a_reply_for_no_saga_is_quarantined_as_long_as_there_is_none() -> None:
             fields={
                 "reason": "there is no saga saga42",
                 "stream": keys.REPLIES,
-                "entry_id": b"1-0",
-                "body": b"{}",
+                "entry_id": "1-0",
+                "body": "{}",
                 "fields": '{"unknown": "1"}',
             },
         )
     ]
-    assert read.acknowledged == [(keys.REPLIES, b"1-0")]
+    assert read.acknowledged == [(keys.REPLIES, "1-0")]
 
 
 def test_an_entry_that_names_no_saga_is_compared_with_none() -> None:
@@ -370,7 +342,7 @@ def test_an_entry_that_names_no_saga_is_compared_with_none() -> None:
     (read,) = unpacked(change)
     assert (read.key, read.version, read.timer, read.member, read.hash) == (None, "", "", "", [])
     assert [append.fields["reason"] for append in read.appends] == ["not JSON"]
-    assert read.acknowledged == [(keys.REQUESTS, b"5-1")]
+    assert read.acknowledged == [(keys.REQUESTS, "5-1")]
 
 
 def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
@@ -402,7 +374,7 @@ def test_the_refusal_of_a_saga_that_cannot_be_read_is_told_and_nothing_is_writte
             stream=keys.EVENTS,
             fields={
                 "kind": "refused",
-                "body": b'{"type":"error","code":13,"text":"damaged"}',
+                "body": '{"type":"error","code":13,"text":"damaged"}',
                 "saga_id": "saga42",
                 "request_id": "me-1",
             },

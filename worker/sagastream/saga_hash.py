@@ -33,7 +33,7 @@ from sagastream.messages import (
 )
 from sagastream.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 
-Word = str | bytes | int
+Word = str | int
 
 
 class _Column(NamedTuple):
@@ -82,15 +82,19 @@ def _sendings(value: int) -> Word:
     return value if value > 1 else ""  # once is what the time of sending says
 
 
-def _steps(numbers: tuple[int, ...]) -> bytes:
-    return orjson.dumps(numbers) if numbers else b""
+def _payload(value: bytes | None) -> str:
+    return "" if value is None else value.decode()  # JSON is text
 
 
-def _interventions(done: tuple[Intervention, ...]) -> bytes:
+def _steps(numbers: tuple[int, ...]) -> str:
+    return orjson.dumps(numbers).decode() if numbers else ""
+
+
+def _interventions(done: tuple[Intervention, ...]) -> str:
     written = [
         {"verb": one.verb, "reason": one.reason, "at": iso(one.at_ms), "request_id": one.request_id} for one in done
     ]
-    return orjson.dumps(written) if written else b""
+    return orjson.dumps(written).decode() if written else ""
 
 
 def _undo(name: str | None) -> str:
@@ -192,15 +196,15 @@ _STEP: Final[tuple[_Column, ...]] = (
     _Column("attempt", "attempt", _sendings, _number),
     _Column("sent_ms", "sent_at", _time, _moment),
     _Column("answered_ms", "answered_at", _time, _moment),
-    _Column("result", "result", _plain, _json),
-    _Column("error", "error", _plain, _json),
+    _Column("result", "result", _payload, _json),
+    _Column("error", "error", _payload, _json),
     _Column("unknown", "unknown", _flag, _is_set),
     _Column("late_ms", "late_at", _time, _moment),
     _Column("compensation", "undone_by", _plain, _id),
     _Column("compensation_attempt", "compensation_attempt", _sendings, _number),
     _Column("compensation_sent_ms", "compensation_sent_at", _time, _moment),
     _Column("compensation_answered_ms", "compensation_answered_at", _time, _moment),
-    _Column("compensation_error", "compensation_error", _plain, _json),
+    _Column("compensation_error", "compensation_error", _payload, _json),
     _Column("tried_before", "tried_before", _count, _number),
     _Column("skipped", "skipped", _flag, _is_set),
 )
@@ -209,7 +213,7 @@ _STEP: Final[tuple[_Column, ...]] = (
 _DEFINITION: Final[tuple[_Column, ...]] = (
     _Column("transaction", "transaction", _plain, _id),
     _Column("service", "service", _plain, _id),
-    _Column("params", "params", _plain, _json),
+    _Column("params", "params", _payload, _json),
     _Column("compensation", "compensation", _undo, _read_undo),
     _Column("kind", "kind", _plain, {kind.encode(): kind for kind in StepKind}.__getitem__),
     _Column("timeout_ms", "timeout_ms", _plain, partial(_number, least=1, most=MAX_TIMEOUT_MS)),
@@ -273,7 +277,7 @@ def _all_fields(state: SagaState) -> list[Word]:
         definition = step.definition
         transaction, service, params, *options = _definition_columns(number)
         words += (transaction.field, definition.transaction, service.field, definition.service)
-        words += (params.field, definition.params)
+        words += (params.field, params.write(definition.params))
         if unusual := definition.unusual_options():
             for attribute, field, write, _ in options:
                 if attribute in unusual:
@@ -315,7 +319,7 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
             parts[part][attribute] = read(value)
     version = fields[b"version"]
     steps = tuple(map(_step, parts[1::2], parts[2::2]))
-    state = SagaState(saga_id=saga_id, steps=steps, version=int(version), **parts[0])
+    state = SagaState(saga_id=saga_id, steps=steps, version=_number(version), **parts[0])
     if b"%d" % state.version != version:
         raise ValueError(f"version {version!a}")  # the commit compares it as text
     if not 1 <= state.current_step <= count or max(state.compensating_steps, default=0) > count:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Final
 
 import redis
@@ -134,42 +133,44 @@ class _CommitArguments:
     def __init__(self, changes: Sequence[Change], now_ms: int, retention_ms: int) -> None:
         self._streams = {keys.TIMERS: 1, keys.ENDED: 2, keys.EVENTS: 3}
         self._hashes: list[str] = []
-        self.args: list[str | bytes | int] = [0, keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, now_ms, retention_ms]
-        for change in changes:
-            self._add(change)
-        self.args[0] = len(self._streams)
+        packed = [self._packed(change) for change in changes]
         self.keys = [*self._streams, *self._hashes]
+        self.args = [
+            wire.message_pack(
+                [len(self._streams), keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, now_ms, retention_ms, packed]
+            )
+        ]
 
-    def _add(self, change: Change) -> None:
-        args = self.args
+    def _packed(self, change: Change) -> list[Any]:
         before = change.before if isinstance(change.before, SagaState) else None
         after = change.after if isinstance(change.after, SagaState) else None
         fields = saga_hash.changed_fields(before, after)
-        start = len(args)
-        args += (
-            0,  # how long it is, once that is known
+        appends: list[Any] = []
+        for command in change.commands:
+            appends += self._append(keys.commands(command.service), command.fields())
+        for notice in change.notices:
+            appends += self._append(keys.EVENTS, notice.fields())
+        for entry, reason in change.quarantined:
+            appends += self._append(keys.QUARANTINE, entry.quarantined(reason))
+        entries: list[int | str] = []
+        for entry in change.entries:
+            entries += (self._stream(entry.stream), entry.id.decode())
+        return [
             self._hash(change.key),
-            before.version if before else "",
+            str(before.version) if before else "",
             saga_hash.iso(before.updated_ms) if before else "",
             _score(before, after) if fields or change.rearm else "",
             change.saga_id or "",
-            len(fields),
-        )
-        args += fields
-        args.append(len(change.commands) + len(change.notices) + len(change.quarantined))
-        for command in change.commands:
-            self._append(keys.commands(command.service), command.fields())
-        for notice in change.notices:
-            self._append(keys.EVENTS, notice.fields())
-        for entry, reason in change.quarantined:
-            self._append(keys.QUARANTINE, entry.quarantined(reason))
-        for entry in change.entries:
-            args += (self._stream(entry.stream), entry.id)
-        args[start] = len(args) - start - 1
+            fields,
+            appends,
+            entries,
+        ]
 
-    def _append(self, key: str, fields: Fields) -> None:
-        self.args += (self._stream(key), 2 * len(fields))
-        self.args += chain.from_iterable(fields.items())
+    def _append(self, key: str, fields: Fields) -> tuple[int, list[Any]]:
+        words: list[Any] = []
+        for name, value in fields.items():
+            words += (name, wire.raw(value) if isinstance(value, bytes) else value)
+        return self._stream(key), words
 
     def _stream(self, key: str) -> int:
         return self._streams.setdefault(key, len(self._streams) + 1)

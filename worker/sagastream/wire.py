@@ -3,15 +3,18 @@ and each answer in Python, which is most of the time that a turn would take.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hiredis import pack_command
+from msgspec import Raw, msgpack
 from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
     import redis
 
 Words = Sequence[str | bytes | int]
+
+_PACKER: Final = msgpack.Encoder()
 
 
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
@@ -32,6 +35,17 @@ def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
 def pack(commands: Sequence[Words]) -> bytes:
     """These commands as they are sent, in one piece: redis-py writes each item of a list to the socket by itself."""
     return b"".join([pack_command(tuple(words)) for words in commands])  # type: ignore[arg-type]  # it takes any word
+
+
+def message_pack(value: Any) -> bytes:
+    """A value in MessagePack, for a script that takes many words: as one, they cost a tenth of the time here, and the
+    server parses one. There, cmsgpack knows no type for bytes: they have to be `raw`."""
+    return _PACKER.encode(value)
+
+
+def raw(data: bytes) -> Raw:
+    """Bytes, of whatever kind, as cmsgpack reads them: as it reads text."""
+    return Raw(b"\xdb" + len(data).to_bytes(4, "big") + data)
 
 
 def milliseconds(time: Any) -> int:

@@ -3,29 +3,30 @@
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
 --       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
--- ARGV  1 how many of KEYS are timers, ended or streams (the hashes follow)
---       2 the group of the acknowledged streams
---       3 about how many entries the events stream keeps
---       4 the time now, ms
---       5 how long the hash of a saga is kept once it has ended, ms
---       6.. the changes; each is, in this order:
---           length of the rest of the change, in arguments
---           which of the hashes is its saga's, from 1 (0: no saga, nothing to compare)
---           the version that the hash must have ("": there must be no hash)
---           the time of its last change, as it stands in the hash: a saga that was deleted and begun again, or that a
---           failover threw back, comes to the same versions once more
---           its score in timers, ms or "+inf" ("": no change; "ended": it has ended now; "gone": there is no such saga)
---           the member of timers and ended: the saga's id
---           number of hash arguments, then field, value, ...
---           number of appends; each: key index, number of arguments, field, value, ...
---           the entries to acknowledge and delete: key index, entry id, ... (to the end of the change)
+-- ARGV  1 in MessagePack, so that few words travel, a list:
+--           1 how many of KEYS are timers, ended or streams (the hashes follow)
+--           2 the group of the acknowledged streams
+--           3 about how many entries the events stream keeps
+--           4 the time now, ms
+--           5 how long the hash of a saga is kept once it has ended, ms
+--           6 the changes; each a list:
+--               1 which of the hashes is its saga's, from 1 (0: no saga, nothing to compare)
+--               2 the version that the hash must have, as text ("": there must be no hash)
+--               3 the time of its last change, as it stands in the hash: a saga that was deleted and begun again, or
+--                 that a failover threw back, comes to the same versions once more
+--               4 its score in timers, ms or "+inf" ("": no change; "ended": it has ended now; "gone": there is no such
+--                 saga)
+--               5 the member of timers and ended: the saga's id
+--               6 what is written into the hash: a list of field, value, ...
+--               7 what is appended: a list of key index, list of field, value, ..., and so on
+--               8 the entries to acknowledge and delete: a list of key index, entry id, ...
 -- RETURNS  for every change 1: committed; or, with nothing of it written, 0: the hash has another version, or is none
 --          of ours, 2: where it appends to stands something that is no stream
 --          error WRONGTYPE: timers, ended or events is not what it should be; nothing was written
 --
 -- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
 
-local fixed, group, events_kept, now, kept_ms = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local fixed, group, events_kept, now, kept_ms, changes = unpack(cmsgpack.unpack(ARGV[1]))
 
 -- Lua hands over some 8,000 values in one call at the most.
 local function in_slices(list, call)
@@ -46,61 +47,48 @@ for i = 1, fixed do
   end
 end
 
--- Whether a change appends to something unusable; `at` is its number of hash arguments.
-local function is_stuck(at)
-  at = at + 1 + tonumber(ARGV[at])
-  local appends = tonumber(ARGV[at])
-  at = at + 1
-  for _ = 1, appends do
-    if unusable[tonumber(ARGV[at])] then
+-- Whether the hash is as this was decided on.
+local function is_as_it_was(key, version, updated_at)
+  -- pcall: at this key may stand something that is no hash; its reader will say so
+  local found = redis.pcall('HMGET', key, 'version', 'updated_at')
+  if found[1] == false then
+    -- a hash without a version is not ours to write to
+    return version == '' and redis.call('EXISTS', key) == 0
+  end
+  return found[1] == version and found[2] == updated_at
+end
+
+-- Whether something unusable is appended to.
+local function is_stuck(appends)
+  for i = 1, #appends, 2 do
+    if unusable[appends[i]] then
       return true
     end
-    at = at + 2 + tonumber(ARGV[at + 1])
   end
   return false
 end
 
-local results, starts = {}, {}
-local cursor, change, last = 6, 0, #ARGV
-while cursor <= last do
-  change = change + 1
-  starts[change] = cursor + 1
-  local hash = tonumber(ARGV[cursor + 1])
-  results[change] = 1
-  if hash > 0 then
-    local key = KEYS[fixed + hash]
-    -- pcall: at this key may stand something that is no hash; its reader will say so
-    local found = redis.pcall('HMGET', key, 'version', 'updated_at')
-    local version, updated = found[1], found[2]
-    if version == false then
-      -- a hash without a version is not ours to write to
-      version, updated = redis.call('EXISTS', key) == 0 and '' or nil, ''
-    end
-    if version ~= ARGV[cursor + 2] or updated ~= ARGV[cursor + 3] then
-      results[change] = 0
-    end
+local results = {}
+for number, change in ipairs(changes) do
+  local hash, version, updated_at, appends = change[1], change[2], change[3], change[7]
+  if hash > 0 and not is_as_it_was(KEYS[fixed + hash], version, updated_at) then
+    results[number] = 0
+  else
+    results[number] = is_stuck(appends) and 2 or 1
   end
-  if next(unusable) and results[change] == 1 and is_stuck(cursor + 6) then
-    results[change] = 2
-  end
-  cursor = cursor + 1 + tonumber(ARGV[cursor])
 end
 
 local acknowledged, waiting, ended, done_with = {}, {}, {}, {}
-for change = 1, #results do
-  if results[change] == 1 then
-    local at = starts[change]
-    local last = at - 1 + tonumber(ARGV[at - 1])
-    local key, timer, id = KEYS[fixed + tonumber(ARGV[at])], ARGV[at + 3], ARGV[at + 4]
-    local n = tonumber(ARGV[at + 5])
-    at = at + 6
-    if n > 0 then
-      redis.call('HSET', key, unpack(ARGV, at, at + n - 1))
-      at = at + n
+for number, change in ipairs(changes) do
+  if results[number] == 1 then
+    local hash, _, _, timer, id, fields, appends, entries = unpack(change)
+    local key, moves = KEYS[fixed + hash], #fields > 0
+    if moves then
+      redis.call('HSET', key, unpack(fields))
     end
     -- Of a change that writes no fields only the places in timers and ended are set right.
     if timer == 'ended' then
-      if n > 0 or redis.call('PTTL', key) == -1 then
+      if moves or redis.call('PTTL', key) == -1 then
         redis.call('PEXPIRE', key, kept_ms)
       end
       ended[#ended + 1], ended[#ended + 2] = now, id
@@ -108,27 +96,23 @@ for change = 1, #results do
     elseif timer == 'gone' then
       done_with[#done_with + 1] = id
     elseif timer ~= '' then
-      if n == 0 then
+      if not moves then
         redis.call('PERSIST', key)
       end
       waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
     end
-    local appends = tonumber(ARGV[at])
-    at = at + 1
-    for _ = 1, appends do
-      local stream = tonumber(ARGV[at])
-      n = tonumber(ARGV[at + 1])
+    for i = 1, #appends, 2 do
+      local stream = appends[i]
       if stream == 3 then
-        redis.call('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(ARGV, at + 2, at + 1 + n))
+        redis.call('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(appends[i + 1]))
       else
-        redis.call('XADD', KEYS[stream], '*', unpack(ARGV, at + 2, at + 1 + n))
+        redis.call('XADD', KEYS[stream], '*', unpack(appends[i + 1]))
       end
-      at = at + 2 + n
     end
-    for i = at, last, 2 do
-      local stream = tonumber(ARGV[i])
+    for i = 1, #entries, 2 do
+      local stream = entries[i]
       local ids = acknowledged[stream] or {}
-      ids[#ids + 1] = ARGV[i + 1]
+      ids[#ids + 1] = entries[i + 1]
       acknowledged[stream] = ids
     end
   end
