@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from exploration import mirror
-from sagastream import dedupe, keys, scripts
+from sagastream import dedupe, keys, scripts, streams
 from sagastream.decision import decide
 from sagastream.exchange import run
 from sagastream.messages import Command, Reply, failed, ok, reply_to
@@ -411,6 +411,18 @@ def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_t
         return any(entry.taken_over and b"held" in entry.fields for entry in reader.read(1))
 
     until(is_taken_over, what="it is taken over")
+
+
+def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_by_now(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: None)
+    assert reader.read(1) == []
+    taken, kept = (client.xadd(WORK, {"n": n}) for n in (1, 2))
+    run(client, reader.read_ahead({WORK: 2}))
+    client.xclaim(WORK, GROUP, "another", 0, [taken])
+    monkeypatch.setattr(streams, "_FRESH_S", 0.0)
+    assert [(entry.id, entry.again) for entry in reader.read(1)] == [(kept, True)]
 
 
 def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) -> None:

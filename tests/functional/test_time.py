@@ -69,6 +69,24 @@ def test_a_lost_command_is_sent_again_and_done_once(scene: Scene) -> None:
     assert [step.attempt for step in state.steps] == [2, 1]
 
 
+def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_timed_out(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a worker that has read something ahead before it slept."""
+    monkeypatch.setattr(orchestrator, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
+    monkeypatch.setattr(streams, "_FRESH_S", 0.0)
+    scene.begin("s1", quick(1, attempts=1, timeout_ms=300))
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.begin("s2", do(1))
+    scene.begin("s3", do(1))
+    scene.worker.turn(block_ms=1)
+    assert scene.worker._inbox._ahead
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == ["s1/1/transaction"]
+    until(lambda: scene.worker._store.load([])[1] > (saga(scene).times_out_ms or 0), what="it times out")
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
 def test_a_step_that_nobody_answers_is_undone_first_and_then_those_before_it(scene: Scene) -> None:
     scene.begin("s1", do(1), quick(2, attempts=1))
     scene.turns_until(lambda: saga_exists(scene))

@@ -28,6 +28,8 @@ _CLAIM_EVERY_S: Final = 2.0
 #: How often consumers that are gone are forgotten, in seconds, and how long one must not have asked for that, in ms.
 _FORGET_EVERY_S: Final = 30.0
 _GONE_MS: Final = 60_000
+#: For how long what was read ahead is as good as read now, in seconds. Far more than it takes to come to it.
+_FRESH_S: Final = 1.0
 #: An id that no entry comes after.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 #: A field of entries that were put back from the quarantine: somebody may have worked on them before.
@@ -104,6 +106,7 @@ class GroupReader:
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
         self._ahead: list[Entry] = []  # what came along with something else, for the next reading
+        self._ahead_at = 0.0  # when that was asked for, by time.monotonic
         self._next_claim = 0.0
         self._next_forget = 0.0
         self._joined = False
@@ -126,8 +129,7 @@ class GroupReader:
             counts: how many new ones at the most, by stream; by default BATCH of each. Where a stream is left out,
                 no new ones of it are read, and it is not waited for the others.
         """
-        if self._ahead:
-            entries, self._ahead = self._ahead, []
+        if entries := self._came_ahead():
             return entries
         try:
             if not self._joined:
@@ -160,6 +162,7 @@ class GroupReader:
     def read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
         """To go along with something else that is sent: the new entries that there are by then, for the next reading.
         It will have to be soon, for they are this reader's from now on."""
+        self._ahead_at = time.monotonic()
         try:
             self._ahead = yield from self._read_new(counts)
         except redis.ResponseError as error:
@@ -193,6 +196,15 @@ class GroupReader:
             raise error
         say(self._consumer, f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
         self.recover()
+
+    def _came_ahead(self) -> list[Entry]:
+        """What was read ahead. Not where the process has slept since then: others may have it by now, and more may have
+        come; so what is still held is read anew."""
+        entries, self._ahead = self._ahead, []
+        if entries and time.monotonic() - self._ahead_at >= _FRESH_S:
+            self.renew()
+            return []
+        return entries
 
     def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
         """New entries; and what the time is, once they are there."""
