@@ -443,6 +443,15 @@ def test_scripts_that_the_server_forgot_are_loaded_again(scene: Scene) -> None:
     assert scene.effects.done == ["s1/1/transaction", "s1/2/transaction"]
 
 
+def test_a_worker_that_is_to_stop_reads_nothing_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orchestrator, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
+    for number in range(3):
+        scene.begin(f"s{number}", do(1))
+    scene.stop.set()
+    scene.turns_until(lambda: scene.redis.exists(keys.saga("s0")) == 1)
+    assert pending(scene, keys.REQUESTS, "orchestrator") == 0
+
+
 def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> None:
     worker = commands.start("worker", env={"REDIS_URL": server.url})
     assert worker.stderr is not None

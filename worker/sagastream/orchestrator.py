@@ -58,6 +58,7 @@ class Orchestrator:
         self._health = health
         self.name = f"worker {(consumer := consumer_name())}"
         self._broker = broker
+        self._stop = stop
         self._outage = Outage(broker, self.name, stop)
         self._store = Store(broker.client, retention_ms=retention_ms)
         # Replies first: what is begun is finished before more is begun.
@@ -142,7 +143,7 @@ class Orchestrator:
 
     def _commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
         """Commit, and read on in the same round trip; those that lost the comparison, and those that are stuck."""
-        if not changes or not self._inbox.may_read_ahead:
+        if not changes or self._stop.is_set() or not self._inbox.may_read_ahead:
             return self._store.commit(changes, now_ms)
         both = exchange.together(self._store.committing(changes, now_ms), self._inbox.read_ahead(self._wanted))
         done, _ = exchange.run(self._broker.client, both)
