@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from processes import SAMPLES, Commands
-from sagastream import keys, orchestrator
+from sagastream import keys, orchestrator, store
 from sagastream.client import SagaClient, append_requests, last_event, read_events
 from sagastream.decision import decide
 from sagastream.errors import CorruptSaga, RequestRefused
@@ -449,6 +449,18 @@ def test_a_worker_that_is_to_stop_reads_nothing_more(scene: Scene, monkeypatch: 
         scene.begin(f"s{number}", do(1))
     scene.stop.set()
     scene.turns_until(lambda: scene.redis.exists(keys.saga("s0")) == 1)
+    assert pending(scene, keys.REQUESTS, "orchestrator") == 0
+
+
+def test_a_turn_of_more_than_a_script_takes_is_committed_in_pieces(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.redis.config_set("proto-max-bulk-len", 1 << 20)
+    monkeypatch.setattr(store, "_LONGEST", 1 << 20)
+    for number in range(5):
+        scene.begin(f"s{number}", do("x" * 200_000))
+    scene.turns_until(lambda: scene.redis.zcard(keys.TIMERS) == 5)
+    assert scene.redis.xlen(keys.commands("work")) == 5
     assert pending(scene, keys.REQUESTS, "orchestrator") == 0
 
 

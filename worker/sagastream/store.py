@@ -16,6 +16,9 @@ from sagastream.moves import Decision, Found
 from sagastream.saga import SagaState
 from sagastream.streams import Entry
 
+#: The longest argument of a script, in bytes: a server takes none of 512 MB, which a turn of very many very large
+#: results would come to, again and again.
+_LONGEST: Final = 64 << 20
 #: How many ended sagas are looked at in one round trip.
 _PAGE: Final = 1000
 
@@ -59,7 +62,7 @@ class Change:
 
     @property
     def key(self) -> str | None:
-        """The hash whose version is compared; there is none to compare where the saga cannot be read."""
+        """The hash that is compared; there is none to compare where the saga cannot be read."""
         return None if self.saga_id is None or isinstance(self.before, CorruptSaga) else keys.saga(self.saga_id)
 
 
@@ -97,7 +100,7 @@ class Store:
                 break
 
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
-        """Write these changes, all in one script call.
+        """Write these changes, all in one script call, unless they are very large.
 
         Returns those that lost the comparison, and those that cannot be written for what stands where one of their
         streams should be.
@@ -107,6 +110,11 @@ class Store:
     def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
         """See commit."""
         arguments = _CommitArguments(changes, now_ms, self._retention_ms)
+        if len(arguments.args[0]) > _LONGEST and len(changes) > 1:
+            half = len(changes) // 2
+            lost, stuck = yield from self.committing(changes[:half], now_ms)
+            more_lost, more_stuck = yield from self.committing(changes[half:], now_ms)
+            return lost + more_lost, stuck + more_stuck
         results = yield from self._commit.call(arguments.keys, arguments.args)
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
         stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
