@@ -146,6 +146,14 @@ def test_sagas_that_carry_much_are_not_remembered() -> None:
     assert found.presume(letters).keys() == {"light"}
 
 
+def test_nor_are_those_of_which_much_was_said() -> None:
+    state = known(begun().after)
+    step, change = state.steps[0], begun()
+    for said in ("result", "error", "compensation_error"):
+        change.after = state.with_step(1, replace(step, **{said: b'"' + b"x" * 10_000 + b'"'}))
+        assert remembering(change).presume([a_letter(a_reply())]) == {}, said
+
+
 def test_of_many_sagas_those_that_were_heard_of_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_SAGAS", 3)
     found = remembering(*(begun(f"s{number}") for number in range(1, 4)))

@@ -131,8 +131,15 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def weight(self) -> int:
         """About how many bytes it takes, of params and what services said."""
-        steps = self.steps
-        return sum([len(step.definition.params) + len(step.result or b"") + len(step.error or b"") for step in steps])
+        return sum(
+            [
+                len(step.definition.params)
+                + len(step.result or b"")
+                + len(step.error or b"")
+                + len(step.compensation_error or b"")
+                for step in self.steps
+            ]
+        )
 
     @property
     def step(self) -> Step:
