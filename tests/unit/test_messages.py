@@ -205,6 +205,11 @@ def test_replies_have_the_bodies_of_the_protocol() -> None:
     assert undone.body() == b'{"type":"ReleaseReservation_ok","saga_id":"saga42","step":1}'
 
 
+@pytest.mark.parametrize(("kind", "recorded"), [("A_ok", b"1"), ("A_failed", b'"no"')])
+def test_of_a_reply_that_says_both_what_its_type_tells_of_is_recorded(kind: str, recorded: bytes) -> None:
+    assert Reply(type=kind, saga_id="s1", step=1, result=b"1", error=b'"no"').payload == recorded
+
+
 def test_an_unknown_outcome_and_the_attempt_are_no_part_of_the_body() -> None:
     reply = Reply(type="A_failed", saga_id="x", step=1, unknown=True, attempt=3)
     assert reply.body() == b'{"type":"A_failed","saga_id":"x","step":1}'

@@ -254,8 +254,8 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def payload(self) -> bytes | None:
-        """The result or the error, whichever it has: what a service records of it besides how it ended."""
-        return self.error if self.result is None else self.result
+        """The result or, where it failed, the error: what a service records of it besides how it ended."""
+        return self.error if self.type.endswith("_failed") else self.result
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
