@@ -1,9 +1,9 @@
 """What a worker remembers of sagas, so that it need not ask for what it has just written.
 
 Of most messages it is plain what their saga is: a begin is of one that there is not yet; a reply that a saga waits
-for, as this worker left it, says that nobody has moved it since. That is presumed, and the commit finds out: it
-what was presumed with what stands there, as it does with what was read. Where another worker has been at the saga it is
-read, and decided on anew. So a memory can cost a second try, and cannot lead to a wrong decision.
+for, as this worker left it, says that nobody has moved it since. That is presumed, and the commit finds out: what was
+presumed is compared with what stands there, as what was read is. Where another worker has been at the saga it is read,
+and decided on anew. So a memory can cost a second try, and cannot lead to a wrong decision.
 """
 
 from collections.abc import Collection, Iterable

@@ -1,5 +1,5 @@
 #!lua
--- Commit one turn of the orchestrator: for every saga in it compare the version, then write all that was decided.
+-- Commit one turn of the orchestrator: where nobody has moved a saga since, write all that was decided of it.
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
 --       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
@@ -20,8 +20,8 @@
 --               6 what is written into the hash: a list of field, value, ...
 --               7 what is appended: a list of key index, list of field, value, ..., and so on
 --               8 the entries to acknowledge and delete: a list of key index, entry id, ...
--- RETURNS  for every change 1: committed; or, with nothing of it written, 0: the hash has another version, or is none
---          of ours, 2: where it appends to stands something that is no stream
+-- RETURNS  for every change 1: committed; or, with nothing of it written, 0: the hash has another version or time, or
+--          is none of ours, 2: where it appends to stands something that is no stream
 --          error WRONGTYPE: timers, ended or events is not what it should be; nothing was written
 --
 -- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
