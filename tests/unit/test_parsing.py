@@ -2,6 +2,7 @@
 
 import math
 import re
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -662,3 +663,19 @@ def test_a_body_of_another_type_has_one_all_the_same() -> None:
     assert _type_of({"type": "saga_dance", "x": 1}) == "saga_dance"
     assert complaint(_type_of, {}) == "the body: type is missing"
     assert complaint(_type_of, []) == "the body is not a JSON object"
+
+
+def test_payloads_take_no_more_memory_than_they_need_for_workers_keep_them() -> None:
+    def kept() -> list[bytes | None]:
+        step = {"transaction": "A", "service": "s", "params": 1}
+        begun = [parse_begin({"saga_id": "s1", "steps": [step]}).steps[0].params for _ in range(100)]
+        answers = [("A_ok", "result"), ("A_failed", "error")] * 100
+        replies = [parse_reply({"type": kind, "saga_id": "s1", "step": 1, said: 1}) for kind, said in answers]
+        return [*begun, *(reply.payload for reply in replies)]
+
+    kept()
+    tracemalloc.start()
+    payloads = kept()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 200 * len(payloads)

@@ -18,7 +18,7 @@ from sagastream.streams import Entry
 
 #: How many sagas are remembered at the most: those of which this worker heard last.
 _SAGAS: Final = 1024
-#: How much params and results a saga may carry to be remembered, in bytes; so all of them take some 30 MB at the most.
+#: How much params and results a saga may carry to be remembered, in bytes; so all of them take some 40 MB at the most.
 _HEAVIEST: Final = 4096
 
 

@@ -32,7 +32,7 @@ from sagastream.messages import (
     is_id,
     usual_attempts,
 )
-from sagastream.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload
+from sagastream.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload, trimmed
 
 _D = TypeVar("_D", None, bytes)
 
@@ -132,8 +132,8 @@ def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None)
         type=_type_of(body),
         saga_id=_name(body, "saga_id", "the body"),
         step=_step_number(body),
-        result=encode(body["result"]) if "result" in body else None,
-        error=encode(body["error"]) if "error" in body else None,
+        result=trimmed(encode(body["result"])) if "result" in body else None,
+        error=trimmed(encode(body["error"])) if "error" in body else None,
         unknown=unknown,
         attempt=attempt,
     )
@@ -206,7 +206,7 @@ def _parse_step(step: Any, where: str) -> StepDefinition:
     return StepDefinition(
         transaction=transaction,
         service=_name(step, "service", where),
-        params=encode_payload(step.get("params")),
+        params=trimmed(encode_payload(step.get("params"))),
         **options,
     )
 
