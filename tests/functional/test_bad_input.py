@@ -19,6 +19,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import msgpack
 
 import corpus
 from corpus import Bad, written
@@ -583,6 +584,11 @@ _OPTIONAL = (
 )
 
 
+#: What commit.lua takes: texts and whole numbers, where its header says so, and nothing else.
+_CHANGE = tuple[int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str]]
+_COMMITS = msgpack.Decoder(tuple[int, str, int, int, int, list[_CHANGE]])
+
+
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)  # it only gives the hashes
 def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> None:
     """Not one field of a saga's hash can be given a value that a worker, or whoever looks at the saga, dies of:
@@ -611,7 +617,7 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                     decision = decide(state, event, moment)
                     change = Change(saga_id="s1", before=state, after=state)
                     change.add(Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decision)
-                    _CommitArguments([change], now_ms, 1000)  # can be packed
+                    _COMMITS.decode(*_CommitArguments([change], now_ms, 1000).args)
     assert damaged > 1000
     assert read > 1000
 
