@@ -28,7 +28,8 @@ _CLAIM_EVERY_S: Final = 2.0
 #: How often consumers that are gone are forgotten, in seconds, and how long one must not have asked for that, in ms.
 _FORGET_EVERY_S: Final = 30.0
 _GONE_MS: Final = 60_000
-#: For how long what was read ahead is as good as read now, in seconds. Far more than it takes to come to it.
+#: For how long what was read ahead is as good as read now, in seconds, or a quarter of the lease where that is less.
+#: Far more than it takes to come to it.
 _FRESH_S: Final = 1.0
 #: An id that no entry comes after.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
@@ -201,7 +202,7 @@ class GroupReader:
         """What was read ahead. Not where the process has slept since then: others may have it by now, and more may have
         come; so what is still held is read anew."""
         entries, self._ahead = self._ahead, []
-        if entries and time.monotonic() - self._ahead_at >= _FRESH_S:
+        if entries and time.monotonic() - self._ahead_at >= min(_FRESH_S, self._lease_ms / 4000):
             self.renew()
             return []
         return entries
