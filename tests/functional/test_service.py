@@ -222,12 +222,19 @@ def held_by(scene: Scene, service: ServiceRunner) -> int:
     return sum(one["consumer"].decode() in service.name for one in pending)
 
 
+def reader(scene: Scene, service: Service, monkeypatch: pytest.MonkeyPatch, *, count: int) -> ServiceRunner:
+    """A process that reads so many commands at once, and has looked for what others hold: the next reading is of new
+    ones."""
+    process = runner(scene, service)
+    monkeypatch.setattr(process, "_room", lambda: count)
+    assert process._inbox.read(1) == []
+    return process
+
+
 def test_under_load_the_next_commands_come_along_with_the_answers_and_none_is_lost(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = runner(scene, scene.effects.service)
-    monkeypatch.setattr(service, "_room", lambda: 2)
-    assert service._inbox.read(1) == []
+    service = reader(scene, scene.effects.service, monkeypatch, count=2)
     waiting(scene, *(f"s{number}" for number in range(7)))
     service.turn(block_ms=1)
     assert (len(scene.effects.done), held_by(scene, service)) == (2, 2)
@@ -259,9 +266,7 @@ def test_what_came_along_with_an_answer_that_was_overruled_is_in_hand_while_that
         in_hand.append(len(process._hand._in_hand))
 
     begun_ms = 1
-    process = runner(scene, service)
-    monkeypatch.setattr(process, "_room", lambda: 2)
-    assert process._inbox.read(1) == []
+    process = reader(scene, service, monkeypatch, count=2)
     waiting(scene, "s0", "s1", "s2", "s3", begun_ms=begun_ms)
     works_until(process, lambda: len(replies(scene)) == 4)
     assert in_hand == [3]
@@ -270,9 +275,7 @@ def test_what_came_along_with_an_answer_that_was_overruled_is_in_hand_while_that
 def test_where_commands_come_one_by_one_the_next_is_not_asked_for_with_the_answer(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = runner(scene, scene.effects.service)
-    monkeypatch.setattr(service, "_room", lambda: 1)
-    assert service._inbox.read(1) == []
+    service = reader(scene, scene.effects.service, monkeypatch, count=1)
     waiting(scene, "s1", "s2")
     service.turn(block_ms=1)
     assert (len(scene.effects.done), held_by(scene, service)) == (1, 0)
