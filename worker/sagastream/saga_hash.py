@@ -253,6 +253,11 @@ def _definition_columns(number: int) -> tuple[_Column, ...]:
     return tuple(column._replace(field=f"step{number}.{column.field}") for column in _DEFINITION)
 
 
+def next_version(before: SagaState | None) -> int:
+    """The version that a saga has once a change of it is committed; None: it is begun."""
+    return 1 if before is None else before.version + 1
+
+
 def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Word]:
     """The hash's fields and values that turn `before` into `after`, where only what changed need be looked at: states
     share the steps that did not, and a step's definition never does."""
@@ -260,7 +265,7 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
         return []
     if before is None:
         return _all_fields(after)
-    words: list[Word] = ["version", before.version + 1]
+    words: list[Word] = ["version", next_version(before)]
     if before.updated_ms != after.updated_ms or before.waiting_for != after.waiting_for:
         words += ("waiting_for", after.waiting_for)
     _add_changed(words, _SAGA, _saga_values(before), _saga_values(after))
@@ -271,7 +276,7 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
 
 
 def _all_fields(state: SagaState) -> list[Word]:
-    words: list[Word] = ["version", 1, "steps", len(state.steps), "waiting_for", state.waiting_for]
+    words: list[Word] = ["version", next_version(None), "steps", len(state.steps), "waiting_for", state.waiting_for]
     _add_changed(words, _SAGA, _NO_SAGA, _saga_values(state))
     for number, step in enumerate(state.steps, 1):
         definition = step.definition

@@ -58,7 +58,8 @@ class Change:
         """What the saga is once this is committed."""
         if self.after is self.before or not isinstance(self.after, SagaState):
             return self.after
-        return replace(self.after, version=1 + (self.before.version if isinstance(self.before, SagaState) else 0))
+        before = self.before if isinstance(self.before, SagaState) else None
+        return replace(self.after, version=saga_hash.next_version(before))
 
     @property
     def key(self) -> str | None:
