@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,21 @@ def test_a_forked_child_does_not_keep_the_home(home: Path) -> None:
     finally:
         os.close(write)
         os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(find_library("jemalloc") is None or sys.platform != "linux", reason="needs jemalloc")
+@pytest.mark.parametrize("preloaded", [None, ""])
+def test_it_runs_with_jemalloc_where_there_is_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch, preloaded: str | None
+) -> None:
+    """And where nobody says otherwise."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if preloaded is not None:
+        monkeypatch.setenv("LD_PRELOAD", preloaded)
+    broker = Broker(home=home)
+    mapped = Path(f"/proc/{pid_of(home)}/maps").read_text()
+    broker.close()
+    assert ("libjemalloc" in mapped) == (preloaded is None)
 
 
 def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(home: Path) -> None:

@@ -28,10 +28,13 @@ from sagastream.streams import BATCH, Entry, GroupReader, consumer_name
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
 #: only slow loses the comparison and nothing else.
 LEASE_MS: Final = 5_000
-#: What one turn takes at the most. Every begin brings replies later, so that turns of a full load come out at
-#: about BATCH messages; with more, whoever floods the stream makes the sagas under way wait for whole turns of begins.
-_REPLIES_AND_REQUESTS: Final = {keys.REPLIES: BATCH, keys.REQUESTS: BATCH // 4}
+#: What one turn takes at the most.
+_REPLIES_AND_REQUESTS: Final = {keys.REPLIES: BATCH, keys.REQUESTS: 3 * BATCH // 4}
 _REPLIES_ONLY: Final = {keys.REPLIES: BATCH}
+#: With how many replies a turn has its work, so that the next one takes no requests. Sagas that begin together go on
+#: together, in one batch from process to process, and what a batch costs is much the same for few and for many: so
+#: they begin in large batches, and seldom. Some 200 are under way at a time, for whom few others are in the way.
+_MANY_REPLIES: Final = BATCH // 2
 #: How often a worker looks for what is due, in seconds, at the most: a timeout is late by no more than a turn and this.
 _LOOK_EVERY_S: Final = 0.02
 #: How often it strikes the sagas off the index that are kept no longer, in seconds.
@@ -71,7 +74,7 @@ class Orchestrator:
             on_join=broker.check,
         )
         self._memory = Memory()
-        self._replies_only = False
+        self._replies = 0  # that the last reading brought
         self._look_at = self._tidy_at = 0.0
         self._report_at: dict[str, float] = {}
 
@@ -128,18 +131,18 @@ class Orchestrator:
                 say(self.name, f"{stream} is no stream: sagas that need it stand still, until it is one or is gone")
 
     def _read(self, block_ms: int) -> list[Entry]:
-        """The replies that wait, up to BATCH, and some requests; none, where a turn cannot take all the replies."""
+        """The replies that wait, up to BATCH; and requests, unless the last reading brought many replies."""
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
             self._health.beat(time.monotonic())
-        self._replies_only = sum(entry.stream == keys.REPLIES for entry in entries) >= BATCH
+        self._replies = sum(entry.stream == keys.REPLIES for entry in entries)
         return entries
 
     @property
     def _wanted(self) -> Mapping[str, int]:
         """How many entries of each stream are to be read."""
-        return _REPLIES_ONLY if self._replies_only else _REPLIES_AND_REQUESTS
+        return _REPLIES_ONLY if self._replies >= _MANY_REPLIES else _REPLIES_AND_REQUESTS
 
     def _commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
         """Commit, and read on in the same round trip; those that lost the comparison, and those that are stuck."""
@@ -152,7 +155,7 @@ class Orchestrator:
     def _due(self, entries: Sequence[Entry]) -> list[Letter]:
         """The sagas whose time has come. None while there are replies that nobody has read: after a time in which no
         worker ran they may be just what is waited for."""
-        if self._replies_only or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
+        if self._replies >= BATCH or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
             return []
         saga_ids, wait_ms = self._store.due(BATCH, LEASE_MS)
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
