@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 )
 
 from exploration import mirror
-from sagastream import dedupe, keys, scripts, streams
+from sagastream import dedupe, keys, scripts, streams, wire
 from sagastream.decision import decide
-from sagastream.exchange import run
+from sagastream.exchange import Exchange, run, run_each
 from sagastream.messages import Command, Reply, failed, ok, reply_to
 from sagastream.moves import Moment
 from sagastream.parsing import parse_begin
@@ -395,6 +395,46 @@ def test_only_consumers_that_hold_nothing_and_were_not_seen_for_long_are_forgott
     assert consumers(client) == {"holds": 1, "fresh": 0}
 
 
+def ping() -> Exchange[Any]:
+    (answer,) = yield [("PING",)]
+    return answer
+
+
+def test_what_came_along_is_not_lost_where_more_would_come_along(client: redis.Redis) -> None:
+    reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: None)
+    assert reader.read(1) == []
+    added = [client.xadd(WORK, {"n": n}) for n in (1, 2)]
+    assert [run(client, reader.read_along(ping(), {WORK: 1})) for _ in added] == [b"PONG"] * 2
+    assert [reader.read(1)[0].id for _ in added] == added
+
+
+def test_exchanges_that_begin_one_after_the_other_are_on_their_way_while_the_next_is_made(client: redis.Redis) -> None:
+    def adds(times: int) -> Exchange[list[Any]]:
+        found = []
+        for _ in range(times):
+            found += yield [("INCR", "n")]
+        return found
+
+    def made() -> Iterator[Exchange[list[Any]]]:
+        yield adds(1)
+        until(lambda: client.get("n") == b"1", what="the first has come")
+        yield adds(3)
+        until(lambda: client.get("n") == b"2", what="the second has begun")
+        yield adds(1)
+
+    assert run_each(client, made()) == [[1], [2, 4, 5], [3]]
+
+
+def test_where_exchanges_break_off_their_answers_are_no_answers_to_what_comes_next(client: redis.Redis) -> None:
+    def made() -> Iterator[Exchange[Any]]:
+        yield ping()
+        raise ValueError("as asked")
+
+    with pytest.raises(ValueError, match="as asked"):
+        run_each(client, made())
+    assert wire.round_trip(client, [("ECHO", "mine")]) == [b"mine"]
+
+
 def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_to_read_ahead(
     client: redis.Redis,
 ) -> None:
@@ -405,9 +445,7 @@ def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_t
 
     def is_taken_over() -> bool:
         client.xadd(WORK, {"new": "1"})
-        if reader.may_read_ahead:
-            run(client, reader.read_ahead({WORK: 1}))
-            assert not reader.may_read_ahead  # what came would be lost
+        assert run(client, reader.read_along(ping(), {WORK: 1})) == b"PONG"
         return any(entry.taken_over and b"held" in entry.fields for entry in reader.read(1))
 
     until(is_taken_over, what="it is taken over")
@@ -419,7 +457,7 @@ def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_b
     reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: None)
     assert reader.read(1) == []
     taken, kept = (client.xadd(WORK, {"n": n}) for n in (1, 2))
-    run(client, reader.read_ahead({WORK: 2}))
+    run(client, reader.read_along(ping(), {WORK: 2}))
     client.xclaim(WORK, GROUP, "another", 0, [taken])
     monkeypatch.setattr(streams, "_FRESH_S", 0.0)
     assert [(entry.id, entry.again) for entry in reader.read(1)] == [(kept, True)]

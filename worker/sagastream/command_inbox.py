@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream import dedupe, keys, scripts
 from sagastream.broker import execute
 from sagastream.console import say
-from sagastream.exchange import Exchange, run, together
+from sagastream.exchange import Exchange, run
 from sagastream.messages import Command, Fields, Reply, Unreadable
 from sagastream.parsing import read_command
 from sagastream.streams import BATCH, Entry, GroupReader
@@ -237,11 +237,9 @@ class CommandInbox:
             for pair in fields.items():
                 args += pair
         answering: Exchange[list[int]] = self._answer.call(keys=list(streams), args=args)
-        if not ahead or not self.reader.may_read_ahead:
-            return run(self._client, answering)
-        reading = self.reader.read_ahead(dict.fromkeys(self.reader.streams, ahead))
-        overruled, _ = run(self._client, together(answering, reading))
-        return overruled
+        if ahead:
+            answering = self.reader.read_along(answering, dict.fromkeys(self.reader.streams, ahead))
+        return run(self._client, answering)
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Answer those that need no handler; those that are left.

@@ -5,7 +5,8 @@ them, and returns what it found out. So what is asked, and what the answers mean
 block, and for those that run in an event loop.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,8 +44,27 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
 def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:
     """What the exchange returns. Where a round trip fails its error is thrown into it, and comes back out of it unless
     it goes on."""
+    return _go_on(client, exchange, exchange.__next__)
+
+
+def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T]:
+    """What these exchanges return, in their order. The next one is asked for when the one before is on its way, so that
+    whoever makes them works while the broker does. No answer is read before all have begun; where that fails, all
+    have."""
+    with wire.connection(client) as connection:
+        begun = []
+        for exchange in exchanges:
+            commands = next(exchange)
+            wire.send(connection, commands)
+            begun.append((exchange, len(commands)))
+        answered = [(exchange, wire.answers(connection, count)) for exchange, count in begun]
+    return [_go_on(client, exchange, partial(exchange.send, answers)) for exchange, answers in answered]
+
+
+def _go_on(client: "redis.Redis", exchange: Exchange[_T], begin: Callable[[], Sequence[wire.Words]]) -> _T:
+    """What the exchange returns, begun, or gone on with, by `begin`."""
     try:
-        commands = next(exchange)
+        commands = begin()
         while True:
             try:
                 answers = wire.round_trip(client, commands)

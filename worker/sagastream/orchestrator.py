@@ -9,13 +9,14 @@ anywhere: what it held is claimed by another.
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from sagastream import exchange, keys, published
 from sagastream.broker import BLOCK_MS, Broker, Outage
 from sagastream.console import say
 from sagastream.decision import Event, decide, may_undo
+from sagastream.exchange import Exchange
 from sagastream.health import HealthFile
 from sagastream.memory import Memory
 from sagastream.messages import Due
@@ -35,6 +36,8 @@ _REPLIES_ONLY: Final = {keys.REPLIES: BATCH}
 #: together, in one batch from process to process, and what a batch costs is much the same for few and for many: so
 #: they begin in large batches, and seldom. Some 200 are under way at a time, for whom few others are in the way.
 _MANY_REPLIES: Final = BATCH // 2
+#: How many messages are decided on before they are committed, and more are decided on meanwhile.
+_PART: Final = 32
 #: How often a worker looks for what is due, in seconds, at the most: a timeout is late by no more than a turn and this.
 _LOOK_EVERY_S: Final = 0.02
 #: How often it strikes the sagas off the index that are kept no longer, in seconds.
@@ -91,8 +94,7 @@ class Orchestrator:
         states = self._memory.presume(letters)
         while letters:
             now_ms = self._load(letters, states)
-            changes = _fold(letters, states, now_ms, self._published(letters, states))
-            lost, stuck = self._commit(changes, now_ms)
+            changes, lost, stuck = self._settle(letters, states, now_ms)
             self._memory.keep(changes, [*lost, *stuck])
             self._report(changes, lost, stuck)
             self._look_again(changes, now_ms)
@@ -144,13 +146,27 @@ class Orchestrator:
         """How many entries of each stream are to be read."""
         return _REPLIES_ONLY if self._replies >= _MANY_REPLIES else _REPLIES_AND_REQUESTS
 
-    def _commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
-        """Commit, and read on in the same round trip; those that lost the comparison, and those that are stuck."""
-        if not changes or self._stop.is_set() or not self._inbox.may_read_ahead:
-            return self._store.commit(changes, now_ms)
-        both = exchange.together(self._store.committing(changes, now_ms), self._inbox.read_ahead(self._wanted))
-        done, _ = exchange.run(self._broker.client, both)
-        return done
+    def _settle(
+        self, letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int
+    ) -> tuple[list[Change], list[Change], list[Change]]:
+        """Decide and commit, part by part: while the broker works on one, the next is decided on. With the last, read
+        on. Returns all changes, those of them that lost the comparison, and those that are stuck."""
+        changes: list[Change] = []
+        parts = _parts(letters)
+        published = self._published(letters, states)
+
+        def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
+            for part in parts:
+                if decided := _fold(part, states, now_ms, published):
+                    changes.extend(decided)
+                    committing = self._store.committing(decided, now_ms)
+                    reads_on = part is parts[-1] and not self._stop.is_set()
+                    yield self._inbox.read_along(committing, self._wanted) if reads_on else committing
+
+        refused = exchange.run_each(self._broker.client, commits())
+        lost = [change for those, _ in refused for change in those]
+        stuck = [change for _, those in refused for change in those]
+        return changes, lost, stuck
 
     def _due(self, entries: Sequence[Entry]) -> list[Letter]:
         """The sagas whose time has come. None while there are replies that nobody has read: after a time in which no
@@ -192,6 +208,20 @@ class Orchestrator:
 
 def _open(entry: Entry) -> Letter:
     return entry, read_reply(entry.fields) if entry.stream == keys.REPLIES else read_request(entry.fields)
+
+
+def _parts(letters: Sequence[Letter]) -> list[list[Letter]]:
+    """The letters, _PART of them in a part, or a few more: those of one saga are in the same."""
+    by_saga: dict[str | None, list[Letter]] = {}
+    for letter in letters:
+        by_saga.setdefault(letter[1].saga_id, []).append(letter)
+    parts: list[list[Letter]] = []
+    for those in by_saga.values():
+        if parts and len(parts[-1]) < _PART:
+            parts[-1] += those
+        else:
+            parts.append(those)
+    return parts
 
 
 def _fold(letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:

@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 from msgspec import Struct
@@ -19,7 +19,9 @@ from msgspec import Struct
 from sagastream import exchange, scripts, wire
 from sagastream.broker import or_raise
 from sagastream.console import say
-from sagastream.exchange import Exchange
+from sagastream.exchange import Exchange, together
+
+_T = TypeVar("_T")
 
 #: Entries of one stream that one reading takes at the most. What a script gets is bounded by it.
 BATCH: Final = 128
@@ -154,20 +156,20 @@ class GroupReader:
             return []
 
     @property
-    def may_read_ahead(self) -> bool:
+    def _may_read_ahead(self) -> bool:
         """Whether the next reading will be of new entries, and has not come already. Where something is always read
         ahead, what dead readers held would else never be taken over."""
         is_through = self._joined and not (self._own or self._abandoned or self._ahead)
         return is_through and time.monotonic() < min(self._next_claim, self._next_forget)
 
-    def read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
-        """To go along with something else that is sent: the new entries that there are by then, for the next reading.
-        It will have to be soon, for they are this reader's from now on."""
-        self._ahead_at = time.monotonic()
-        try:
-            self._ahead = yield from self._read_new(counts)
-        except redis.ResponseError as error:
-            self._deleted(error)
+    def read_along(self, exchange: Exchange[_T], counts: Mapping[str, int]) -> Exchange[_T]:
+        """The exchange, and in its first round trip the new entries that there are by then, for the next reading; the
+        exchange alone, where that will not be of new entries. It will have to be soon, for they are this reader's from
+        now on."""
+        if not self._may_read_ahead:
+            return (yield from exchange)
+        found, _ = yield from together(exchange, self._read_ahead(counts))
+        return found
 
     def show_up(self) -> None:
         """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
@@ -178,6 +180,13 @@ class GroupReader:
         """Leave the group, and what is still held to others."""
         for stream in self.streams:
             self._leave(keys=[stream], args=[self._group, self._consumer])
+
+    def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
+        self._ahead_at = time.monotonic()
+        try:
+            self._ahead = yield from self._read_new(counts)
+        except redis.ResponseError as error:
+            self._deleted(error)
 
     def _join(self) -> None:
         self._on_join()

@@ -2,7 +2,8 @@
 and each answer in Python, which is most of the time that a turn would take.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from hiredis import pack_command
@@ -19,17 +20,34 @@ _PACKER: Final = msgpack.Encoder()
 
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
     """The answers to these commands, as the server gives them, refusals among them."""
-    packed = pack(commands)
+    with connection(client) as one:
+        send(one, commands)
+        return answers(one, len(commands))
+
+
+@contextmanager
+def connection(client: "redis.Redis") -> Iterator[Any]:
+    """A connection of the client's, for as long as this is in use. Left by an exception, it is closed: an answer may
+    still be on its way."""
     pool = client.connection_pool
-    connection: Any = pool.get_connection()
+    one: Any = pool.get_connection()
     try:
-        connection.send_packed_command([packed])
-        return [_answer(connection) for _ in commands]
+        yield one
     except BaseException:
-        connection.disconnect()  # an answer may still be on its way
+        one.disconnect()
         raise
     finally:
-        pool.release(connection)
+        pool.release(one)
+
+
+def send(connection: Any, commands: Sequence[Words]) -> None:
+    """Send these, and wait for no answer."""
+    connection.send_packed_command([pack(commands)])
+
+
+def answers(connection: Any, count: int) -> list[Any]:
+    """The next answers that come, refusals among them."""
+    return [_answer(connection) for _ in range(count)]
 
 
 def pack(commands: Sequence[Words]) -> bytes:
