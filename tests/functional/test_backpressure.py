@@ -45,7 +45,7 @@ def test_a_flood_of_begins_does_not_hold_up_a_saga_that_is_under_way(scene: Scen
         assert state is not None
         assert state.current_step == step
         answer_all(scene)
-    assert scene.redis.xlen(keys.REQUESTS) >= 1000 - 4 * 96
+    assert scene.redis.xlen(keys.REQUESTS) >= 1000 - 4 * 64
 
 
 def test_where_many_replies_wait_they_come_before_requests(scene: Scene) -> None:
@@ -55,9 +55,9 @@ def test_where_many_replies_wait_they_come_before_requests(scene: Scene) -> None
     answer_all(scene)
     begin_many(scene, "late", 100)
     scene.worker.turn(block_ms=1)
-    assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (160 - 128, 100 - 96)
+    assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (160 - 128, 100 - 64)
     scene.worker.turn(block_ms=1)
-    assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (0, 100 - 96)  # it took no more
+    assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (0, 100 - 64)  # it took no more
     scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
 
 

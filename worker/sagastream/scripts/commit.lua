@@ -1,5 +1,5 @@
 #!lua
--- Commit one turn of the orchestrator: where nobody has moved a saga since, write all that was decided of it.
+-- Commit a part of a turn of the orchestrator: where nobody has moved a saga since, write all that was decided of it.
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
 --       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
