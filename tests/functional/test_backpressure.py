@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from processes import Commands
-from sagastream import keys
+from sagastream import keys, wire
 from sagastream.client import SagaClient, append_requests
 from sagastream.messages import Begin
 from sagastream.parsing import parse_begin
 from sagastream.saga import SagaStatus
 from scenes import Scene, do
 from servers import Server
+from waiting import until
 
 
 def begin(saga_id: str, name: str = "Do", service: str = "work") -> Begin:
@@ -59,6 +60,47 @@ def test_where_many_replies_wait_they_come_before_requests(scene: Scene) -> None
     scene.worker.turn(block_ms=1)
     assert (scene.redis.xlen(keys.REPLIES), scene.redis.xlen(keys.REQUESTS)) == (0, 100 - 64)  # it took no more
     scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+
+
+def test_a_turn_of_some_replies_sees_to_what_is_due_and_is_followed_by_one_without_requests(scene: Scene) -> None:
+    scene.begin("timed", do(service="nobody", timeout_ms=50, attempts=1))
+    begin_many(scene, "early", 40)
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 40)
+    answer_all(scene)
+    timed = scene.client.get("timed")
+    assert timed is not None
+    due_ms = timed.due_ms
+    assert due_ms is not None
+    until(lambda: wire.milliseconds(scene.redis.time()) > due_ms + 100, what="it is due")
+    scene.worker.turn(block_ms=1)
+    assert scene.redis.xlen(keys.REPLIES) == 0
+    timed = scene.client.get("timed")
+    assert timed is not None
+    assert timed.steps[0].unknown
+    begin_many(scene, "late", 10)
+    scene.worker.turn(block_ms=1)
+    assert scene.redis.xlen(keys.REQUESTS) == 10
+    scene.worker.turn(block_ms=1)
+    assert scene.redis.xlen(keys.REQUESTS) == 0
+
+
+def test_however_many_replies_come_a_request_is_taken_in_the_end(scene: Scene) -> None:
+    """An operator's, for instance. Here a service repeats what nobody waits for any more."""
+    scene.begin("old", do(1))
+    scene.play("old")
+
+    def a_turn_of_replies() -> None:
+        for _ in range(40):
+            scene.redis.xadd(keys.REPLIES, {"body": '{"type":"Do_ok","saga_id":"old","step":1}'})
+        scene.worker.turn(block_ms=1)
+
+    a_turn_of_replies()
+    scene.begin("new", do(1))
+    turns = 0
+    while scene.client.get("new") is None and turns < 20:
+        a_turn_of_replies()
+        turns += 1
+    assert 1 < turns < 10
 
 
 SLOW_AND_FAST = """

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -180,19 +181,51 @@ def test_a_forked_child_does_not_keep_the_home(home: Path) -> None:
         os.waitpid(child, 0)
 
 
-@pytest.mark.skipif(find_library("jemalloc") is None or sys.platform != "linux", reason="needs jemalloc")
-@pytest.mark.parametrize("preloaded", [None, ""])
-def test_it_runs_with_jemalloc_where_there_is_one(
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("preloaded", [None, "", "libthey-chose.so"])
+def test_it_runs_with_jemalloc_where_there_is_one_and_nobody_chose_another(
     home: Path, monkeypatch: pytest.MonkeyPatch, preloaded: str | None
 ) -> None:
-    """And where nobody says otherwise."""
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     if preloaded is not None:
         monkeypatch.setenv("LD_PRELOAD", preloaded)
+    there = find_library("jemalloc") is not None
+    if not there and "CI" not in os.environ:
+        pytest.skip("there is no jemalloc")
     broker = Broker(home=home)
     mapped = Path(f"/proc/{pid_of(home)}/maps").read_text()
     broker.close()
     assert ("libjemalloc" in mapped) == (preloaded is None)
+
+
+def none(_: str) -> None:
+    return None
+
+
+def cannot_look(_: str) -> str:
+    raise FileNotFoundError("no usable temporary directory found")
+
+
+@pytest.mark.parametrize("find", [none, cannot_look])
+def test_it_runs_without_jemalloc_where_there_is_none(
+    home: Path, monkeypatch: pytest.MonkeyPatch, find: Callable[[str], str | None]
+) -> None:
+    monkeypatch.setattr("ctypes.util.find_library", find)
+    broker = Broker(home=home)
+    assert broker.client.ping()
+    broker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a loader that can be misled")
+def test_where_it_does_not_start_with_what_was_found_it_starts_without(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "libc.so.6").write_text("nonsense")
+    monkeypatch.setattr("sagastream.embedded._environment", lambda: os.environ | {"LD_LIBRARY_PATH": str(tmp_path)})
+    broker = Broker(home=home)
+    assert broker.client.ping()
+    broker.close()
+    assert "libc.so.6" in (home / "valkey.log").read_text()
 
 
 def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(home: Path) -> None:

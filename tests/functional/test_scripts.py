@@ -426,8 +426,12 @@ def test_exchanges_that_begin_one_after_the_other_are_on_their_way_while_the_nex
 
 
 def test_where_exchanges_break_off_their_answers_are_no_answers_to_what_comes_next(client: redis.Redis) -> None:
+    def slow() -> Exchange[Any]:
+        (answer,) = yield [("BLPOP", "nothing", "0.2")]
+        return answer
+
     def made() -> Iterator[Exchange[Any]]:
-        yield ping()
+        yield slow()
         raise ValueError("as asked")
 
     with pytest.raises(ValueError, match="as asked"):

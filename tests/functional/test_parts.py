@@ -1,0 +1,94 @@
+"""A turn of many messages is committed in parts, and is one turn all the same."""
+
+from typing import Any
+
+import pytest
+
+from sagastream import keys
+from sagastream.client import append_requests
+from sagastream.messages import Due
+from sagastream.orchestrator import _PART, Letter, _parts
+from sagastream.parsing import parse_begin
+from scenes import Scene, do
+from servers import Server
+
+IDS = [f"s{number}" for number in range(3 * _PART)]
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def bring_to_the_second_step(scene: Scene, second: dict[str, Any]) -> None:
+    """Sagas whose first step is done, which the worker has yet to read."""
+    steps = [do(1), second]
+    append_requests(scene.redis, [parse_begin({"saga_id": one, "steps": steps}, request_id=one) for one in IDS])
+    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == len(IDS))
+    while scene.redis.xlen(keys.commands("work")):
+        scene.runner.turn(block_ms=1)
+
+
+def read_the_replies(scene: Scene) -> None:
+    while not scene.worker.turn(block_ms=1):
+        pass
+
+
+def calls(scene: Scene) -> int:
+    found: Any = scene.redis.info("commandstats")
+    return int(found["cmdstat_evalsha"]["calls"])
+
+
+def test_it_is_committed_in_parts(scene: Scene) -> None:
+    bring_to_the_second_step(scene, do(2))
+    before = calls(scene)
+    read_the_replies(scene)
+    assert calls(scene) - before in (3, 4)  # and perhaps one that looks for what is due
+
+
+def test_what_lost_the_comparison_in_any_part_is_decided_again_at_once(scene: Scene) -> None:
+    bring_to_the_second_step(scene, do(2))
+    for one in IDS:
+        scene.redis.hincrby(keys.saga(one), "version", 1)
+    read_the_replies(scene)
+    assert scene.redis.xlen(keys.REPLIES) == 0
+    assert scene.redis.xlen(keys.commands("work")) == len(IDS)
+
+
+def test_what_is_stuck_in_any_part_is_not_taken_for_written(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    scene.redis.set(keys.commands("broken"), "no stream")
+    bring_to_the_second_step(scene, do(2, service="broken"))
+    read_the_replies(scene)
+    assert "commands:broken is no stream" in capsys.readouterr().err
+    assert not scene.worker._memory._states
+    scene.redis.delete(keys.commands("broken"))
+    scene.worker._inbox.renew()
+    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
+    assert scene.redis.xlen(keys.commands("broken")) == len(IDS)
+
+
+def test_what_any_part_has_written_is_remembered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the answers to it are decided on with no look at the hash."""
+    bring_to_the_second_step(scene, do(2))
+    read_the_replies(scene)
+    while scene.redis.xlen(keys.commands("work")):
+        scene.runner.turn(block_ms=1)
+    monkeypatch.setattr(type(scene.worker._store), "load", None)
+    read_the_replies(scene)
+    assert scene.redis.zcard(keys.ENDED) == len(IDS)
+
+
+def test_what_is_quarantined_in_any_part_is_told_of(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    for one in IDS:
+        scene.redis.xadd(keys.REPLIES, {"body": f'{{"type":"Do_ok","saga_id":"{one}","step":1}}'})
+    read_the_replies(scene)
+    assert f"and {len(IDS) - 1} more" in capsys.readouterr().err
+
+
+def test_messages_of_one_saga_are_in_one_part() -> None:
+    letters: list[Letter] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
+    parts = _parts(letters)
+    ids = [{event.saga_id for _, event in part} for part in parts]
+    assert len(parts) > 1
+    assert sum(map(len, ids)) == len(set().union(*ids)) == 50
+    assert sum(map(len, parts)) == 200
