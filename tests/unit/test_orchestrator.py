@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -11,15 +12,20 @@ from sagastream import keys
 from sagastream.decision import Event
 from sagastream.errors import CorruptSaga
 from sagastream.messages import BACKOFF_MS, TIMEOUT_MS, Begin, Code, Due, Intervene, Reply, Unreadable, Verb
-from sagastream.moves import Found
-from sagastream.orchestrator import Letter, Orchestrator, _fold, _open
+from sagastream.moves import Found, Published
+from sagastream.orchestrator import Letter, Orchestrator, _fold, _open, _parts
 from sagastream.saga import SagaState
+from sagastream.store import Change
 from sagastream.streams import Entry
 from sagastream.strict_json import encode
 
 NOW_MS = 1_700_000_000_000
 BEGIN = {"type": "saga_begin", "saga_id": "saga42", "steps": [{"transaction": "A", "service": "s", "params": 1}]}
 REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
+
+
+def folded(letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
+    return [change for part in _parts(letters) for change in _fold(part, states, now_ms, published)]
 
 
 def a_request(body: object, **fields: bytes) -> Entry:
@@ -43,7 +49,7 @@ def opened(entry: Entry) -> Event:
 
 
 def fold(*entries: Entry, state: Found = None, now_ms: int = NOW_MS) -> Any:
-    (change,) = _fold([_open(entry) for entry in entries], {"saga42": state}, now_ms, {})
+    (change,) = folded([_open(entry) for entry in entries], {"saga42": state}, now_ms, {})
     return change
 
 
@@ -92,7 +98,7 @@ def test_what_an_entry_is_depends_on_its_stream() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff"])
 def test_an_entry_that_cannot_be_understood_is_refused_or_quarantined_where_nobody_asked(body: bytes) -> None:
     asked, unasked, reply = a_request(body, request_id=b"me-1"), a_request(body), a_reply(body, request_id=b"me-1")
-    (change,) = _fold([_open(entry) for entry in (asked, unasked, reply)], {}, NOW_MS, {})
+    (change,) = folded([_open(entry) for entry in (asked, unasked, reply)], {}, NOW_MS, {})
     assert (change.saga_id, change.key, change.after) == (None, None, None)
     assert [entry for entry, _ in change.quarantined] == [unasked, reply]
     assert change.entries == [asked, unasked, reply]
@@ -138,7 +144,7 @@ def test_sagas_do_not_mix_and_what_names_none_stands_apart() -> None:
     other = a_request(BEGIN | {"saga_id": "saga7"})
     bad = a_reply(b"{")
     letters = [_open(entry) for entry in (a_request(BEGIN), bad, other, bad)]
-    changes = {c.saga_id: c for c in _fold(letters, {"saga42": None, "saga7": None}, NOW_MS, {})}
+    changes = {c.saga_id: c for c in folded(letters, {"saga42": None, "saga7": None}, NOW_MS, {})}
     assert set(changes) == {"saga42", "saga7", None}
     assert changes["saga7"].entries == [other]
     assert changes[None].entries == [bad, bad]
@@ -151,13 +157,13 @@ def test_sagas_do_not_mix_and_what_names_none_stands_apart() -> None:
 def test_what_is_due_is_folded_after_what_has_come_for_the_same_saga() -> None:
     saga = fold(a_request(BEGIN)).after
     done = a_reply(REPLY)
-    (change,) = _fold([_open(done), DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+    (change,) = folded([_open(done), DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
     assert (change.before, known(change.after).status, change.entries) == (saga, "COMPLETED", [done])
 
 
 def test_what_is_due_changes_a_saga_and_acknowledges_nothing() -> None:
     saga = fold(a_request(BEGIN)).after
-    (change,) = _fold([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+    (change,) = folded([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
     assert (change.entries, change.quarantined, change.commands) == ([], [], [])
     assert change.key == keys.saga("saga42")
     # Chance spreads what failed together over the second half of the delay.
@@ -171,23 +177,23 @@ def test_chance_is_drawn_for_each_saga_anew() -> None:
     waits = {
         known(change.after).send_again_ms
         for _ in range(40)
-        for change in _fold([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+        for change in folded([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
     }
     assert len(waits) > 1
 
 
 def test_what_is_due_of_a_saga_that_cannot_be_read_is_no_change() -> None:
-    assert _fold([DUE], {"saga42": CorruptSaga("damaged")}, NOW_MS, {}) == []
+    assert folded([DUE], {"saga42": CorruptSaga("damaged")}, NOW_MS, {}) == []
 
 
 def test_what_is_due_of_a_saga_that_there_is_not_is_told_to_the_store() -> None:
-    (change,) = _fold([DUE], {"saga42": None}, NOW_MS, {})
+    (change,) = folded([DUE], {"saga42": None}, NOW_MS, {})
     assert (change.rearm, change.before, change.after, change.entries) == (True, None, None, [])
 
 
 def test_what_is_looked_at_too_early_is_no_change() -> None:
     saga = fold(a_request(BEGIN)).after
-    assert _fold([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS - 1, {}) == []
+    assert folded([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS - 1, {}) == []
 
 
 def test_a_saga_that_is_begun_and_cancelled_in_one_turn_waits_for_its_first_step() -> None:

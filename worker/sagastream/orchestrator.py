@@ -219,29 +219,34 @@ def _open(entry: Entry) -> Letter:
     return entry, read_reply(entry.fields) if entry.stream == keys.REPLIES else read_request(entry.fields)
 
 
-def _parts(letters: Sequence[Letter]) -> list[list[Letter]]:
-    """The letters, _PART of them in a part, or more: those of one saga are in the same."""
+def _parts(letters: Sequence[Letter]) -> list[list[list[Letter]]]:
+    """The letters, those of one saga together, and _PART of them in a part, or more: no saga is in two."""
     by_saga: dict[str | None, list[Letter]] = {}
     for letter in letters:
         by_saga.setdefault(letter[1].saga_id, []).append(letter)
-    parts: list[list[Letter]] = []
+    parts: list[list[list[Letter]]] = []
+    room = 0
     for those in by_saga.values():
-        if parts and len(parts[-1]) < _PART:
-            parts[-1] += those
-        else:
-            parts.append(those)
+        if room <= 0:
+            parts.append([])
+            room = _PART
+        parts[-1].append(those)
+        room -= len(those)
     return parts
 
 
-def _fold(letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
+def _fold(
+    part: Sequence[Sequence[Letter]], states: Mapping[str, Found], now_ms: int, published: Published
+) -> list[Change]:
     """Fold the letters over the states: one change a saga, however many letters it got."""
-    changes: dict[str | None, Change] = {}
-    for entry, event in letters:
-        saga_id = event.saga_id
-        if saga_id not in changes:
-            before = None if saga_id is None else states[saga_id]
-            changes[saga_id] = Change(saga_id=saga_id, before=before, after=before)
-        change = changes[saga_id]
-        moment = Moment(now_ms=now_ms, published=published, jitter=random.random())  # noqa: S311 - no secret
-        change.add(entry, decide(change.after, event, moment))
-    return [change for change in changes.values() if not change.is_empty]
+    changes: list[Change] = []
+    for letters in part:
+        saga_id = letters[0][1].saga_id
+        before = None if saga_id is None else states[saga_id]
+        change = Change(saga_id=saga_id, before=before, after=before)
+        for entry, event in letters:
+            moment = Moment(now_ms=now_ms, published=published, jitter=random.random())  # noqa: S311 - no secret
+            change.add(entry, decide(change.after, event, moment))
+        if not change.is_empty:
+            changes.append(change)
+    return changes

@@ -16,8 +16,8 @@ from sagastream.moves import Decision, Found
 from sagastream.saga import SagaState
 from sagastream.streams import Entry
 
-#: The longest argument of a script, in bytes: a server takes none of 512 MB, which a turn of very many very large
-#: results would come to, again and again.
+#: The longest argument of a script, in bytes: a server takes none of 512 MB, which many very large results would
+#: come to, again and again.
 _LONGEST: Final = 64 << 20
 #: How many ended sagas are looked at in one round trip.
 _PAGE: Final = 1000
