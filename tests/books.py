@@ -19,8 +19,9 @@ import psycopg
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from sagastream import Context, Effects, Reject, Service, effects
-from sagastream.command_inbox import CommandInbox
+from sagastream import Context, Effects, Reject, Service
+from sagastream.effects import once
+from sagastream.service.inbox import CommandInbox
 
 #: The ways to keep books: what opens a connection, and on what.
 WAYS: Final = (
@@ -138,7 +139,7 @@ _in_hand: list[tuple[Any, Context]] = []
 
 
 def _points_beyond_handlers() -> None:
-    settle, release, send = effects._settle, effects._release, CommandInbox.send
+    settle, release, send = once._settle, once._release, CommandInbox.send
 
     def settle_and(*arguments: Any) -> None:
         settle(*arguments)
@@ -160,8 +161,8 @@ def _points_beyond_handlers() -> None:
         _in_hand.clear()
         return overruled
 
-    effects._settle = settle_and  # type: ignore[assignment]
-    effects._release = release_and  # type: ignore[assignment]
+    once._settle = settle_and  # type: ignore[assignment]
+    once._release = release_and  # type: ignore[assignment]
     CommandInbox.send = send_between  # type: ignore[method-assign]
 
 

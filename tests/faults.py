@@ -21,11 +21,11 @@ import redis
 
 import oracle
 from processes import Commands
-from sagastream import keys
-from sagastream.broker import Broker, connect, is_outage
-from sagastream.client import SagaClient
-from sagastream.requests import StepRequest
-from sagastream.saga import SagaState, SagaStatus, StepStatus
+from sagastream.broker.connection import Broker, connect, is_outage
+from sagastream.client.blocking import SagaClient
+from sagastream.client.requests import StepRequest
+from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.store import keys
 from servers import Server
 from waiting import until
 

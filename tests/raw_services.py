@@ -6,7 +6,8 @@ import threading
 import time
 from typing import Any, ClassVar
 
-from sagastream import connect, keys
+from sagastream import connect
+from sagastream.store import keys
 
 Reply = dict[str, Any]
 

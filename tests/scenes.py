@@ -5,13 +5,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from sagastream import Context, Reject, Service, published
-from sagastream.broker import Broker
-from sagastream.client import SagaClient, append_requests
-from sagastream.orchestrator import Orchestrator
-from sagastream.parsing import parse_begin
-from sagastream.saga import SagaState
-from sagastream.service_runner import ServiceRunner
+from sagastream import Context, Reject, Service
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import published
 from waiting import until
 
 

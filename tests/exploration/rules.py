@@ -6,11 +6,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from sagastream import saga_hash
-from sagastream.decision import Event
-from sagastream.messages import Command, Due, Reply, StepKind
-from sagastream.moves import Decision, Found
-from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.decision import Event
+from sagastream.core.messages import Command, Due, Reply, StepKind
+from sagastream.core.moves import Decision, Found
+from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.store import saga_hash
 
 #: The time at which all happens. What is set for a later time may come at any moment.
 NOW: Final = 1_700_000_000_000

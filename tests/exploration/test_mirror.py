@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from exploration import mirror
-from sagastream import keys, scripts
-from sagastream.messages import Command
-from sagastream.moves import begin
-from sagastream.saga import SagaState
-from sagastream.saga_hash import iso
-from sagastream.store import Change, Store
+from sagastream.broker import scripting
+from sagastream.core.messages import Command
+from sagastream.core.moves import begin
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.commit import Change, Store
+from sagastream.store import keys
+from sagastream.store.saga_hash import iso
 from servers import Server, start_redis, start_valkey
 
 COMMANDS = [
@@ -50,7 +51,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_services_records_are_as_the_mirror_has_them(server: Server, calls: list[Any], data: st.DataObject) -> None:
     client = server.broker().client
     key, commands, replies = (f"{name}:{uuid.uuid4().hex}" for name in ("records", "commands", "replies"))
-    recall, answer = scripts.load(client, "recall"), scripts.load(client, "answer")
+    recall, answer = scripting.load(client, "recall"), scripting.load(client, "answer")
     records: mirror.Records = {}
     seen = [b""]
     for number, (call, command, _again, kind) in enumerate(calls):
@@ -120,8 +121,8 @@ def test_a_commit_compares_as_the_mirror_has_it(
 ) -> None:
     from exploration.configurations import step
     from exploration.rules import NOW
-    from sagastream.messages import Begin
-    from sagastream.moves import Moment
+    from sagastream.core.messages import Begin
+    from sagastream.core.moves import Moment
 
     client = server.broker().client
     saga_id = uuid.uuid4().hex

@@ -25,13 +25,13 @@ from msgspec.structs import replace
 from exploration import mirror, rules
 from exploration.bugs import Bug
 from exploration.rules import NOW, canonical
-from sagastream import dedupe
-from sagastream.decision import Event, decide
-from sagastream.messages import Begin, Command, Due, Intervene, Reply, StepDefinition, Verb, failed, ok, reply_to
-from sagastream.moves import Decision, Moment
-from sagastream.parsing import read_reply
-from sagastream.saga import SagaState, SagaStatus, StepStatus
-from sagastream.store import _score
+from sagastream.core import service_rules
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, StepDefinition, Verb, failed, ok, reply_to
+from sagastream.core.moves import Decision, Moment
+from sagastream.core.parsing import read_reply
+from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.orchestrator.commit import _score
 
 SAGA_ID: Final = "s"
 _DEADLINE_MS: Final = 10_000_000
@@ -347,7 +347,7 @@ class Model:
                 tombstone=command.tombstone,
                 compensating=command.compensating and bug is not Bug.NO_TOMBSTONE,
             )
-            verdict = dedupe.verdict(
+            verdict = service_rules.verdict(
                 command,
                 record=None if bug is Bug.NO_DEDUPE else found.record,
                 tombstone=found.tombstone,
@@ -392,7 +392,7 @@ class Model:
         done = self._done(effects, command)
         results = {"b": ("raises, not having done,", effects, unknown)}
         if command.not_after_ms is not None:
-            too_late = dedupe.stale(command, command.not_after_ms + 1)
+            too_late = service_rules.stale(command, command.not_after_ms + 1)
             assert too_late is not None
             results["s"] = ("is not called, too late, for", effects, too_late)
         if void:
@@ -446,7 +446,7 @@ class Model:
         sent, records = self._answer_of(world[RECORDS], number, reply, seen, kind)
         if sent == _OVERRULED:
             command = self.commands.values[number]
-            refusal = self.replies.number(dedupe.refusal(command))
+            refusal = self.replies.number(service_rules.refusal(command))
             undo = self._is_undoable(command) and self.bug is not Bug.OVERRULED_NOT_UNDONE
             after = self._with_process(world, slots, at, (_UNDO if undo else _FINAL, number, entry, refusal, seen))
             return Move(("a process is overruled", number), after, fault=False)
@@ -471,7 +471,7 @@ class Model:
                 record=self._record(command),
                 tombstone="" if command.compensating else command.tombstone,
                 seen=self.seen.values[seen],
-                kind=kind or dedupe.kind(command, reply),
+                kind=kind or service_rules.kind(command, reply),
                 payload=reply.payload or b"",
                 body=reply.body(),
             )

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from processes import Commands
-from sagastream import keys, wire
-from sagastream.client import SagaClient, append_requests
-from sagastream.messages import Begin
-from sagastream.parsing import parse_begin
-from sagastream.saga import SagaStatus
+from sagastream.broker import wire
+from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.core.messages import Begin
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaStatus
+from sagastream.store import keys
 from scenes import Scene, do
 from servers import Server
 from waiting import until

@@ -24,16 +24,17 @@ from msgspec import msgpack
 import corpus
 from corpus import Bad, written
 from processes import SAGASTREAM, Commands
-from sagastream import Context, Reject, keys, saga_hash
-from sagastream.client import SagaClient, append_requests
-from sagastream.decision import decide
-from sagastream.messages import Due, Intervene, Reply, Verb
-from sagastream.moves import Moment
-from sagastream.parsing import parse_begin, parse_intervene
-from sagastream.saga import SagaState, SagaStatus
-from sagastream.store import Change, _CommitArguments
-from sagastream.streams import Entry
-from sagastream_bridge import lookup, views
+from sagastream import Context, Reject
+from sagastream.broker.group_reader import Entry
+from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.core.decision import decide
+from sagastream.core.messages import Due, Intervene, Reply, Verb
+from sagastream.core.moves import Moment
+from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.orchestrator.commit import Change, _CommitArguments
+from sagastream.store import keys, saga_hash
+from sagastream_bridge.inspection import lookup, views
 from sagastream_stubs import payment
 from scenes import Scene, do
 from servers import Server, start_redis, start_valkey

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from processes import SAMPLES, Commands, Talk
-from sagastream import keys
-from sagastream.broker import Broker
-from sagastream.client import SagaClient
-from sagastream.saga import SagaStatus
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaStatus
+from sagastream.store import keys
 from scenes import do
 from servers import Server
 from waiting import until

@@ -17,14 +17,14 @@ import pytest
 import raw_services as raw
 from processes import SAGASTREAM, Commands
 from raw_services import Raw
-from sagastream import keys
+from sagastream.store import keys
 from sagastream_bridge.conformance import cases, command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.examination import Examination
 from sagastream_bridge.conformance.exchange import Exchange
 from sagastream_bridge.conformance.promises import Finding, Verdict
 from sagastream_bridge.conformance.trial import Case
-from sagastream_bridge.lookup import worker_is_alive
+from sagastream_bridge.inspection.lookup import worker_is_alive
 from servers import Server, start_valkey
 from waiting import until
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from processes import SAGASTREAM, SAMPLES, Commands
-from sagastream import keys
-from sagastream.client import SagaClient
+from sagastream.client.blocking import SagaClient
+from sagastream.store import keys
 from scenes import do
 from servers import Server, alive
 from waiting import until

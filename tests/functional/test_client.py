@@ -30,14 +30,13 @@ from sagastream import (
     SagaState,
     SagaStatus,
     Unsettled,
-    keys,
-    saga_hash,
 )
-from sagastream.broker import Broker
-from sagastream.decision import decide
+from sagastream.broker.connection import Broker
+from sagastream.client.requests import BATCH, to_begin
+from sagastream.core.decision import decide
+from sagastream.core.moves import Moment
 from sagastream.errors import BrokerError
-from sagastream.moves import Moment
-from sagastream.requests import BATCH, to_begin
+from sagastream.store import keys, saga_hash
 from scenes import Scene, do
 from servers import Server
 from waiting import until

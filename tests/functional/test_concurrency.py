@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from processes import SAMPLES, Commands
-from sagastream import keys
+from sagastream.store import keys
 from servers import Server
 from waiting import until
 

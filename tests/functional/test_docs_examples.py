@@ -10,9 +10,9 @@ import pytest
 
 from page import Shell
 from processes import SAMPLES, Commands
-from sagastream import keys
-from sagastream.client import append_requests
-from sagastream.parsing import parse_begin
+from sagastream.client.blocking import append_requests
+from sagastream.core.parsing import parse_begin
+from sagastream.store import keys
 from servers import Server
 from waiting import until
 

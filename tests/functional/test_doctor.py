@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from processes import Commands
-from sagastream import keys
-from sagastream.store import Change, Store
-from sagastream_bridge import doctor
-from sagastream_bridge.doctor import Doctor
+from sagastream.orchestrator.commit import Change, Store
+from sagastream.store import keys
+from sagastream_bridge.inspection import doctor
+from sagastream_bridge.inspection.doctor import Doctor
 from scenes import Scene, do
 from servers import Server
 from waiting import until

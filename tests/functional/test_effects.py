@@ -22,10 +22,10 @@ from books import POINTS, Book, is_on_postgres, run, source, write
 from postgres import Postgres
 from processes import Commands
 from sagastream import Context, Effects, Reject, Service
-from sagastream.client import SagaClient
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import ServiceError
-from sagastream.saga import SagaState, SagaStatus
-from sagastream.service_runner import ServiceRunner
+from sagastream.service.runner import ServiceRunner
 from scenes import Scene, do
 from servers import Server
 from waiting import until

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from sagastream.broker import Broker
-from sagastream.embedded import EmbeddedServer
+from sagastream.broker.connection import Broker
+from sagastream.broker.embedded import EmbeddedServer
 from sagastream.errors import BrokerError
 from servers import alive
 from waiting import until
@@ -221,7 +221,9 @@ def test_where_it_does_not_start_with_what_was_found_it_starts_without(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "libc.so.6").write_text("nonsense")
-    monkeypatch.setattr("sagastream.embedded._environment", lambda: os.environ | {"LD_LIBRARY_PATH": str(tmp_path)})
+    monkeypatch.setattr(
+        "sagastream.broker.embedded._environment", lambda: os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    )
     broker = Broker(home=home)
     assert broker.client.ping()
     broker.close()

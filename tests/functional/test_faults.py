@@ -20,8 +20,8 @@ import pytest
 from faults import Relay, Scale, World, errors_of
 from processes import Commands
 from proxy import CuttingProxy
-from sagastream import keys
-from sagastream.client import SagaClient
+from sagastream.client.blocking import SagaClient
+from sagastream.store import keys
 from servers import Server, start_redis, start_valkey
 from waiting import until
 

@@ -13,11 +13,11 @@ import redis
 
 from page import Shell, shell
 from processes import SAMPLES, Commands
-from sagastream import keys
-from sagastream.client import SagaClient
-from sagastream.dedupe import MAX_TAKEOVERS
-from sagastream.quarantine import Quarantine
-from sagastream.saga import SagaStatus
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaStatus
+from sagastream.core.service_rules import MAX_TAKEOVERS
+from sagastream.store import keys
+from sagastream.store.quarantine import Quarantine
 from scenes import do
 from servers import Server
 from waiting import until

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from processes import SAMPLES, Commands, Talk
-from sagastream import keys
-from sagastream.broker import connect
-from sagastream.client import SagaClient
+from sagastream.broker.connection import connect
+from sagastream.client.blocking import SagaClient
+from sagastream.store import keys
 from scenes import do
 from servers import Server
 from waiting import until
@@ -175,7 +175,7 @@ def test_a_bridge_tells_at_once_of_a_saga_that_parks(env: dict[str, str], comman
 
 
 def commands_broker(env: dict[str, str]) -> Any:
-    from sagastream.broker import Broker
+    from sagastream.broker.connection import Broker
 
     return Broker(env["REDIS_URL"])
 

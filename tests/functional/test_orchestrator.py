@@ -8,17 +8,18 @@ import pytest
 import redis
 
 from processes import SAMPLES, Commands
-from sagastream import keys, orchestrator, store
-from sagastream.client import SagaClient, append_requests, last_event, read_events
-from sagastream.decision import decide
+from sagastream.broker.group_reader import Entry
+from sagastream.client.blocking import SagaClient, append_requests, last_event, read_events
+from sagastream.client.requests import Accepted
+from sagastream.core.decision import decide
+from sagastream.core.messages import Intervene, Reply, Verb, ok
+from sagastream.core.moves import Moment
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import CorruptSaga, RequestRefused
-from sagastream.messages import Intervene, Reply, Verb, ok
-from sagastream.moves import Moment
-from sagastream.parsing import parse_begin
-from sagastream.requests import Accepted
-from sagastream.saga import SagaState, SagaStatus
-from sagastream.store import Change, Store
-from sagastream.streams import Entry
+from sagastream.orchestrator import commit, worker
+from sagastream.orchestrator.commit import Change, Store
+from sagastream.store import keys
 from scenes import Scene, do
 from servers import Server
 from waiting import until
@@ -239,7 +240,7 @@ def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: S
 
 
 def test_a_dead_workers_entries_are_taken_over(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "LEASE_MS", 50)
+    monkeypatch.setattr(worker, "LEASE_MS", 50)
     dead, heir = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1))
     assert len(dead._inbox.read(1)) == 1  # and here it dies
@@ -287,7 +288,7 @@ def test_an_entry_with_thousands_of_fields_stops_nobody(scene: Scene, stream: st
 
 def test_what_many_dead_workers_held_is_taken_over_in_turns(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that got it all at once would fail halfway."""
-    monkeypatch.setattr(orchestrator, "LEASE_MS", 1)
+    monkeypatch.setattr(worker, "LEASE_MS", 1)
     count = 5000
     begins = [parse_begin({"saga_id": f"s{n}", "steps": [do(n)]}, request_id=f"r{n}") for n in range(count)]
     append_requests(scene.redis, begins)
@@ -371,7 +372,7 @@ def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) ->
 def test_a_stream_that_is_none_holds_up_its_own_sagas_only(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(orchestrator, "LEASE_MS", 1)
+    monkeypatch.setattr(worker, "LEASE_MS", 1)
     scene.redis.set(keys.commands("void"), "in the way")
     scene.begin("s1", do(1, service="void"))
     scene.begin("s2", do(1))
@@ -444,7 +445,7 @@ def test_scripts_that_the_server_forgot_are_loaded_again(scene: Scene) -> None:
 
 
 def test_a_worker_that_is_to_stop_reads_nothing_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
+    monkeypatch.setattr(worker, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
     for number in range(3):
         scene.begin(f"s{number}", do(1))
     scene.stop.set()
@@ -456,7 +457,7 @@ def test_a_turn_of_more_than_a_script_takes_is_committed_in_pieces(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.redis.config_set("proto-max-bulk-len", 1 << 20)
-    monkeypatch.setattr(store, "_LONGEST", 1 << 20)
+    monkeypatch.setattr(commit, "_LONGEST", 1 << 20)
     for number in range(5):
         scene.begin(f"s{number}", do("x" * 200_000))
     scene.turns_until(lambda: scene.redis.zcard(keys.TIMERS) == 5)
@@ -492,8 +493,8 @@ def test_5000_sagas_end_right_though_two_of_four_workers_are_killed(server: Serv
             )
         pipeline.execute()
     until(lambda: client._redis.zcard(keys.ENDED) > count / 10, what="some have ended")
-    for worker in workers[:2]:
-        worker.kill()
+    for process in workers[:2]:
+        process.kill()
     assert client._redis.zcard(keys.ENDED) < count / 2, "the kills came too late to matter"
     until(lambda: client._redis.zcard(keys.ENDED) == count, what="all have ended", timeout_s=60)
     assert client._redis.zcard(keys.TIMERS) == 0
@@ -542,7 +543,7 @@ def test_a_store_of_another_layout_is_refused_in_one_line(server: Server, comman
 
 def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both hold the same reply, as after a pause longer than the lease."""
-    monkeypatch.setattr(orchestrator, "LEASE_MS", 1)
+    monkeypatch.setattr(worker, "LEASE_MS", 1)
     slow, quick = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1), do(2))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from sagastream import keys
-from sagastream.client import append_requests
-from sagastream.messages import Due
-from sagastream.orchestrator import _PART, Letter, _parts
-from sagastream.parsing import parse_begin
+from sagastream.client.blocking import append_requests
+from sagastream.core.messages import Due
+from sagastream.core.parsing import parse_begin
+from sagastream.orchestrator.worker import _PART, Letter, _parts
+from sagastream.store import keys
 from scenes import Scene, do
 from servers import Server
 

@@ -11,11 +11,12 @@ import redis
 
 from page import PAGE, Shell, shell
 from processes import Commands
-from sagastream import Service, keys, published
-from sagastream.broker import connect
-from sagastream.client import SagaClient
-from sagastream.saga import SagaState, SagaStatus, StepStatus
-from sagastream.service_runner import ServiceRunner
+from sagastream import Service
+from sagastream.broker.connection import connect
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import keys, published
 from scenes import Scene, do
 from servers import Server
 from waiting import until

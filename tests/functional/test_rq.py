@@ -25,15 +25,16 @@ from rq.serializers import JSONSerializer
 
 from page import Shell, shell
 from processes import Commands
-from sagastream import Service, keys, published
-from sagastream.broker import connect
-from sagastream.client import SagaClient
-from sagastream.job_dispatcher import on_rq
-from sagastream.messages import ok, reply_to
-from sagastream.rq_runner import SERVICES_VARIABLE, job_id, waiting_for_worker
-from sagastream.saga import SagaState, SagaStatus
-from sagastream.service_runner import ServiceRunner
-from sagastream_bridge.doctor import Doctor
+from sagastream import Service
+from sagastream.broker.connection import connect
+from sagastream.client.blocking import SagaClient
+from sagastream.core.messages import ok, reply_to
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.rq_steps.dispatcher import on_rq
+from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_worker
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import keys, published
+from sagastream_bridge.inspection.doctor import Doctor
 from scenes import Scene, do
 from servers import Server, alive
 from waiting import until
@@ -403,7 +404,7 @@ def test_a_worker_that_is_killed_alone_leaves_a_work_horse_that_answers(stage: S
 
 
 def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sagastream.job_dispatcher._SEARCH_EVERY_S", 0.0)
+    monkeypatch.setattr("sagastream.rq_steps.dispatcher._SEARCH_EVERY_S", 0.0)
     stage.begin("s1", do(1, backoff_ms=1))
     queue = Queue("steps", connection=stage.redis)
     stage.all_until(lambda: queue.count == 1, what="the job is in the queue")
@@ -417,7 +418,7 @@ def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, mo
 def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sagastream.job_dispatcher._SEARCH_EVERY_S", 0.0)
+    monkeypatch.setattr("sagastream.rq_steps.dispatcher._SEARCH_EVERY_S", 0.0)
     heard: list[str] = []
 
     def complaints() -> list[str]:
@@ -445,7 +446,7 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
         searches.append(waiting_for_worker(*given))
         return searches[-1]
 
-    monkeypatch.setattr("sagastream.job_dispatcher.waiting_for_worker", search)
+    monkeypatch.setattr("sagastream.rq_steps.dispatcher.waiting_for_worker", search)
     stage.all_until(lambda: len(searches) > 2, what="it has looked again")
     assert searches[1] == {"steps": 2}
     assert len(complaints()) == 1  # once a minute
@@ -732,7 +733,7 @@ def test_a_service_on_rq_needs_no_more_than_up(commands: Commands) -> None:
 def test_a_dispatcher_whose_last_job_has_ended_sends_what_waits_though_the_broker_failed_at_first(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sagastream.job_dispatcher._LOOK_EVERY_WHEN_FULL_S", 0.0)
+    monkeypatch.setattr("sagastream.rq_steps.dispatcher._LOOK_EVERY_WHEN_FULL_S", 0.0)
     dispatcher = on_rq(stage.broker, stage.service)(stage.runner._inbox, "dispatcher")
     for number in range(4):
         stage.begin(f"s{number}", do(number))

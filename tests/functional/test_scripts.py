@@ -20,15 +20,17 @@ from hypothesis.stateful import (
 )
 
 from exploration import mirror
-from sagastream import dedupe, keys, scripts, streams, wire
-from sagastream.decision import decide
-from sagastream.exchange import Exchange, run, run_each
-from sagastream.messages import Command, Reply, failed, ok, reply_to
-from sagastream.moves import Moment
-from sagastream.parsing import parse_begin
-from sagastream.saga import SagaState, SagaStatus
-from sagastream.store import Change, Store
-from sagastream.streams import BATCH, Entry, GroupReader
+from sagastream.broker import group_reader, scripting, wire
+from sagastream.broker.exchange import Exchange, run, run_each
+from sagastream.broker.group_reader import BATCH, Entry, GroupReader
+from sagastream.core import service_rules
+from sagastream.core.decision import decide
+from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.moves import Moment
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.orchestrator.commit import Change, Store
+from sagastream.store import keys
 from scenes import Scene, do
 from servers import Server
 from stored import dump
@@ -45,7 +47,7 @@ def client(server: Server) -> redis.Redis:
     return server.broker().client
 
 
-# --- recall.lua and answer.lua, and dedupe.py
+# --- recall.lua and answer.lua, and service_rules.py
 
 
 #: Results and errors, as they stand in a record.
@@ -58,7 +60,7 @@ class InHand:
 
     entry_id: bytes
     command: Command
-    verdict: dedupe.Verdict
+    verdict: service_rules.Verdict
     seen: bytes = b""  # its record, when it was looked up
 
 
@@ -111,8 +113,8 @@ class Services(RuleBasedStateMachine):
         super().__init__()
         self.client.flushall()
         self.client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
-        self.recall = scripts.load(self.client, "recall")
-        self.answer = scripts.load(self.client, "answer")
+        self.recall = scripting.load(self.client, "recall")
+        self.answer = scripting.load(self.client, "answer")
         self.books = Books()
         self.in_hand: list[InHand] = []
         self.quarantined = self.garbled = 0
@@ -157,7 +159,7 @@ class Services(RuleBasedStateMachine):
         expected = [self.books.recall(command) for command, _ in batch]
         assert found == expected
         for (command, again), (entry_id, _), (record, tombstone) in zip(batch, page[0][1], found, strict=True):
-            verdict = dedupe.verdict(command, record=record, tombstone=bool(tombstone), again=again)
+            verdict = service_rules.verdict(command, record=record, tombstone=bool(tombstone), again=again)
             self.in_hand.append(InHand(entry_id=entry_id, command=command, verdict=verdict, seen=record or b""))
             self.ran["read"] += 1
 
@@ -193,7 +195,7 @@ class Services(RuleBasedStateMachine):
                     error=None if outcome == "ok" else data.draw(PAYLOADS),
                     unknown=outcome == "unknown",
                 )
-                kind = dedupe.kind(command, reply)
+                kind = service_rules.kind(command, reply)
             record = streams.setdefault(keys.done("work", command.begun_ms), len(streams) + 1)
             words = [word for pair in reply.fields().items() for word in pair]
             tombstone = "" if command.compensating else command.tombstone
@@ -212,20 +214,20 @@ class Services(RuleBasedStateMachine):
         # What was overruled is undone, and then answered for good.
         for number in expected:
             held = chosen[number - 1]
-            refusal = dedupe.refusal(held.command)
+            refusal = service_rules.refusal(held.command)
             self.in_hand.append(
-                InHand(entry_id=held.entry_id, command=held.command, verdict=dedupe.Verdict(reply=refusal))
+                InHand(entry_id=held.entry_id, command=held.command, verdict=service_rules.Verdict(reply=refusal))
             )
 
     def _as_dedupe_has_it(self, command: Command, reply: Reply, kind: str) -> bytes | None:
-        """What dedupe.py would have sent, had it been asked in this moment; None: it must be undone first."""
+        """What service_rules.py would have sent, had it been asked in this moment; None: it must be undone first."""
         records = self.books.of(command)
-        now = dedupe.verdict(
+        now = service_rules.verdict(
             command, record=records.get(command.record), tombstone=command.tombstone in records, again=True
         )
         if now.undo and kind in ("ok", "unknown"):
             return None
-        is_recorded = now.reply is not None and now.reply != dedupe.refusal(command)
+        is_recorded = now.reply is not None and now.reply != service_rules.refusal(command)
         return now.reply.body() if is_recorded and now.reply is not None else reply.body()
 
     @precondition(lambda self: self.garbled < 2)  # what is garbled takes a tombstone's or a record's place
@@ -273,8 +275,8 @@ def test_the_script_and_dedupe_agree_on_what_a_record_says(client: redis.Redis, 
     client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
     words = ["1-1", 2, 4, command.record, command.tombstone, "", "final", "", 2, "body", "its own"]
     names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
-    assert scripts.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, *words]) == []
-    found = dedupe.verdict(command, record=record, tombstone=False, again=False)
+    assert scripting.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, *words]) == []
+    found = service_rules.verdict(command, record=record, tombstone=False, again=False)
     [(_, sent)] = client.xrange(keys.REPLIES)  # type: ignore[misc]  # the answer is not awaited
     assert sent == {b"body": b"its own" if found.reply is None else found.reply.body()}
     assert client.hget(keys.done("work", 0), command.record) == record
@@ -382,7 +384,7 @@ def group_with(client: redis.Redis, **holds: int) -> None:
 
 def test_only_consumers_that_hold_nothing_and_were_not_seen_for_long_are_forgotten(client: redis.Redis) -> None:
     group_with(client, holds=1, gone=0, fresh=0)
-    forget = scripts.load(client, "forget")
+    forget = scripting.load(client, "forget")
     assert forget(keys=[WORK], args=[GROUP, 60_000]) == 0
 
     def idle() -> dict[str, int]:
@@ -463,7 +465,7 @@ def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_b
     taken, kept = (client.xadd(WORK, {"n": n}) for n in (1, 2))
     run(client, reader.read_along(ping(), {WORK: 2}))
     client.xclaim(WORK, GROUP, "another", 0, [taken])
-    monkeypatch.setattr(streams, "_FRESH_S", 0.0)
+    monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
     assert [(entry.id, entry.again) for entry in reader.read(1)] == [(kept, True)]
 
 
@@ -485,7 +487,7 @@ def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) ->
 @given(holds=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 3), min_size=1))
 def test_a_consumer_that_holds_something_is_never_forgotten(client: redis.Redis, holds: dict[str, int]) -> None:
     group_with(client, **holds)
-    forget = scripts.load(client, "forget")
+    forget = scripting.load(client, "forget")
     forget(keys=[WORK], args=[GROUP, -1])
     assert consumers(client) == {name: count for name, count in holds.items() if count}
     pending: Any = client.xpending(WORK, GROUP)
@@ -495,7 +497,7 @@ def test_a_consumer_that_holds_something_is_never_forgotten(client: redis.Redis,
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
 def test_what_a_leaver_holds_is_there_for_others_at_once(client: redis.Redis, count: int) -> None:
     group_with(client, leaver=count, other=1)
-    leave = scripts.load(client, "leave")
+    leave = scripting.load(client, "leave")
     assert leave(keys=[WORK], args=[GROUP, "leaver"]) == count
     assert consumers(client) == ({"leaver": count} if count else {}) | {"other": 1}
     taken, cursor = 0, b"0-0"
@@ -511,9 +513,9 @@ def test_what_a_leaver_holds_is_there_for_others_at_once(client: redis.Redis, co
 def test_a_leaver_of_a_group_or_stream_that_is_gone_is_let_go(client: redis.Redis) -> None:
     for name, args in (("leave", [GROUP, "p"]), ("forget", [GROUP, 0])):
         client.flushall()
-        assert scripts.load(client, name)(keys=[WORK], args=args) == 0
+        assert scripting.load(client, name)(keys=[WORK], args=args) == 0
         client.xadd(WORK, {"body": "x"})
-        assert scripts.load(client, name)(keys=[WORK], args=args) == 0
+        assert scripting.load(client, name)(keys=[WORK], args=args) == 0
         assert dump(client).keys() == {WORK.encode()}
 
 
@@ -603,7 +605,7 @@ class Calls:
 
     def recall(self) -> Any:
         key = keys.done("work", 0)
-        return scripts.load(self.client, "recall")(keys=[key], args=[9, 1, "f", "t", 1])
+        return scripting.load(self.client, "recall")(keys=[key], args=[9, 1, "f", "t", 1])
 
     def answer(self) -> Any:
         names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
@@ -633,14 +635,14 @@ class Calls:
             "a",
             "b",
         ]
-        return scripts.load(self.client, "answer")(keys=names, args=args)
+        return scripting.load(self.client, "answer")(keys=names, args=args)
 
     def forget(self) -> Any:
         self.client.ping()
-        return scripts.load(self.client, "forget")(keys=[WORK], args=[GROUP, 60_000])
+        return scripting.load(self.client, "forget")(keys=[WORK], args=[GROUP, 60_000])
 
     def leave(self) -> Any:
-        return scripts.load(self.client, "leave")(keys=[WORK], args=[GROUP, "p"])
+        return scripting.load(self.client, "leave")(keys=[WORK], args=[GROUP, "p"])
 
 
 #: Each script, and each key that it is given, with the type that belongs there.
@@ -747,7 +749,7 @@ def test_processes_go_on_once_what_stood_in_their_way_is_gone(
     server: Server, key: str, right: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process either goes on with what it can or ends, having changed nothing; `sagastream up` starts it again."""
-    monkeypatch.setattr("sagastream.orchestrator.LEASE_MS", 1)
+    monkeypatch.setattr("sagastream.orchestrator.worker.LEASE_MS", 1)
     scene = Scene(server.broker())
     for kind in sorted({"string", "zset", "hash"} - {right}):
         scene.redis.flushall()

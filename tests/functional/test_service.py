@@ -12,16 +12,18 @@ import pytest
 import redis
 
 from processes import Commands
-from sagastream import Context, Reject, Service, keys, published, service_runner
-from sagastream.client import SagaClient
-from sagastream.command_inbox import Delivery
-from sagastream.dedupe import MAX_TAKEOVERS
+from sagastream import Context, Reject, Service
+from sagastream.client.blocking import SagaClient
+from sagastream.core.messages import ok, reply_to
+from sagastream.core.saga import SagaStatus
+from sagastream.core.service_rules import MAX_TAKEOVERS
 from sagastream.errors import ServiceError
-from sagastream.hand import Work
-from sagastream.messages import ok, reply_to
-from sagastream.quarantine import Quarantine
-from sagastream.saga import SagaStatus
-from sagastream.service_runner import ServiceRunner
+from sagastream.service import runner as service_runner
+from sagastream.service.in_flight import Work
+from sagastream.service.inbox import Delivery
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import keys, published
+from sagastream.store.quarantine import Quarantine
 from scenes import Scene, do
 from servers import Server
 from waiting import until

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from processes import Commands
-from sagastream.client import SagaClient
-from sagastream.saga import SagaStatus
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaStatus
 from servers import Server
 from waiting import until
 

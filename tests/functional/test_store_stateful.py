@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from sagastream import keys
-from sagastream.decision import Event, decide
+from sagastream.broker.group_reader import Entry
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import Due, Fields, Intervene, Reply, Verb
+from sagastream.core.moves import Found, Moment
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState
 from sagastream.errors import CorruptSaga
-from sagastream.messages import Due, Fields, Intervene, Reply, Verb
-from sagastream.moves import Found, Moment
-from sagastream.parsing import parse_begin
-from sagastream.saga import SagaState
-from sagastream.store import Change, Store
-from sagastream.streams import Entry
+from sagastream.orchestrator.commit import Change, Store
+from sagastream.store import keys
 from scenes import do
 from servers import Server
 from stored import dump

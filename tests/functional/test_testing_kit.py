@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from sagastream import Context, Reject, Service, keys, published
-from sagastream.client import SagaClient, append_requests
-from sagastream.messages import Command, Verb, ok, reply_to
-from sagastream.orchestrator import Orchestrator
-from sagastream.parsing import parse_begin, read_command
-from sagastream.saga import SagaState
-from sagastream.service import Handler
-from sagastream.service_runner import ServiceRunner
-from sagastream.strict_json import encode
+from sagastream import Context, Reject, Service
+from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.core.messages import Command, Verb, ok, reply_to
+from sagastream.core.parsing import parse_begin, read_command
+from sagastream.core.saga import SagaState
+from sagastream.core.strict_json import encode
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.declaration import Handler
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import keys, published
 from sagastream.testing import Sagas
 from servers import Server
 from waiting import until

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from sagastream import keys, orchestrator, streams
-from sagastream.client import last_event, read_events
+from sagastream.broker import group_reader
+from sagastream.client.blocking import last_event, read_events
+from sagastream.core.messages import Reply, ok
+from sagastream.core.parsing import parse_intervene
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused
-from sagastream.messages import Reply, ok
-from sagastream.orchestrator import Orchestrator
-from sagastream.parsing import parse_intervene
-from sagastream.saga import SagaState, SagaStatus
+from sagastream.orchestrator import worker
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.store import keys
 from scenes import Scene, do
 from servers import Server
 from waiting import until
@@ -73,8 +75,8 @@ def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_ti
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a worker that has read something ahead before it slept."""
-    monkeypatch.setattr(orchestrator, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
-    monkeypatch.setattr(streams, "_FRESH_S", 0.0)
+    monkeypatch.setattr(worker, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
+    monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
     scene.begin("s1", quick(1, attempts=1, timeout_ms=300))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
     scene.begin("s2", do(1))
@@ -180,7 +182,7 @@ def test_a_deadline_cancels(scene: Scene) -> None:
 
 
 def test_what_a_worker_had_leased_when_it_died_comes_up_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "LEASE_MS", 100)
+    monkeypatch.setattr(worker, "LEASE_MS", 100)
     scene.begin("s1", quick(1, attempts=1, compensation=None))
     lost(scene)
     leased = until(lambda: scene.worker._store.due(10, 100)[0], what="its time comes")
@@ -220,7 +222,7 @@ def test_a_command_that_nobody_waits_for_is_not_begun(scene: Scene) -> None:
 
 
 def test_an_ended_saga_expires_and_a_live_one_does_not(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "_TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(worker, "_TIDY_EVERY_S", 0.0)
     scene = Scene(server.broker())
     scene.worker = Orchestrator(scene.broker, scene.stop, retention_ms=200)
     scene.begin("live", do(1, service="nobody"))
@@ -233,7 +235,7 @@ def test_an_ended_saga_expires_and_a_live_one_does_not(server: Server, monkeypat
 
 
 def test_under_steady_load_the_store_does_not_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "_TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(worker, "_TIDY_EVERY_S", 0.0)
     scene = Scene(server.broker())
     scene.worker = Orchestrator(scene.broker, scene.stop, retention_ms=1)
     sizes = []
@@ -269,9 +271,9 @@ def sizes_of(scene: Scene) -> dict[bytes, int]:
 def test_readers_that_are_gone_are_forgotten_and_nothing_that_they_held_is(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator, "LEASE_MS", 100_000)
-    monkeypatch.setattr(streams, "_FORGET_EVERY_S", 0.0)
-    monkeypatch.setattr(streams, "_GONE_MS", 50)
+    monkeypatch.setattr(worker, "LEASE_MS", 100_000)
+    monkeypatch.setattr(group_reader, "_FORGET_EVERY_S", 0.0)
+    monkeypatch.setattr(group_reader, "_GONE_MS", 50)
     idle, holder, heir = scene.another_worker(), scene.another_worker(), scene.another_worker()
     idle.turn(block_ms=1)
     scene.begin("s1", do(1))

@@ -5,9 +5,8 @@ from typing import Any, Final, Self
 import orjson
 from msgspec.structs import replace
 
-from sagastream.decision import Event, decide
-from sagastream.errors import CorruptSaga
-from sagastream.messages import (
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import (
     AS_PUBLISHED,
     Begin,
     Code,
@@ -20,9 +19,10 @@ from sagastream.messages import (
     done_body,
     parked_body,
 )
-from sagastream.moves import Decision, Found, Moment, Published
-from sagastream.saga import SagaState
-from sagastream.strict_json import encode
+from sagastream.core.moves import Decision, Found, Moment, Published
+from sagastream.core.saga import SagaState
+from sagastream.core.strict_json import encode
+from sagastream.errors import CorruptSaga
 
 BEGUN_MS: Final = 1_700_000_000_000
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastream.moves import TRANSITIONS
+from sagastream.core.moves import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {

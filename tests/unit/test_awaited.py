@@ -9,10 +9,10 @@ import redis
 from msgspec.structs import replace
 
 from sagastream import AsyncSagaClient, CorruptSaga, RequestRefused, SagaAborted, SagaClient, SagaParked, Unsettled
-from sagastream.awaited import Outcome, Wait, completed
-from sagastream.messages import Verb
-from sagastream.requests import Accepted, Refused, to_begin, to_intervene
-from sagastream.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
+from sagastream.client.waiting import Outcome, Wait, completed
+from sagastream.core.messages import Verb
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 
 BEGIN = to_begin(
     {

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.backoff import FIRST_S, LONGEST_MS, LONGEST_S, delay, step_delay_ms
+from sagastream.core.backoff import FIRST_S, LONGEST_MS, LONGEST_S, delay, step_delay_ms
 
 
 def test_delays_double_up_to_the_longest() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastream import AsyncSagaClient, SagaClient
-from sagastream.broker import Broker, broker_of, connect, is_outage, or_raise
+from sagastream.broker.connection import Broker, broker_of, connect, is_outage, or_raise
 from sagastream.errors import BrokerError
 
 

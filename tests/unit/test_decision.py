@@ -6,9 +6,8 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.decision import Event, conflict, decide, may_undo
-from sagastream.errors import CorruptSaga
-from sagastream.messages import (
+from sagastream.core.decision import Event, conflict, decide, may_undo
+from sagastream.core.messages import (
     MAX_TIMEOUT_MS,
     Begin,
     Code,
@@ -22,9 +21,10 @@ from sagastream.messages import (
     Unreadable,
     Verb,
 )
-from sagastream.moves import REASON_CHARS, Decision, Moment, Published
-from sagastream.saga import MAX_INTERVENTIONS, protocol_view
-from sagastream.strict_json import encode
+from sagastream.core.moves import REASON_CHARS, Decision, Moment, Published
+from sagastream.core.saga import MAX_INTERVENTIONS, protocol_view
+from sagastream.core.strict_json import encode
+from sagastream.errors import CorruptSaga
 from unit.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, step
 
 # --- the way forward

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.dedupe import Verdict, gave_up, kind, refusal, stale, verdict
-from sagastream.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.service_rules import Verdict, gave_up, kind, refusal, stale, verdict
 from unit.values import GARBLED_RECORDS, a_command
 
 CHARGED = b'ok {"payment_id":"p1"}'

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from sagastream_bridge.cli import cli
+from sagastream_bridge.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

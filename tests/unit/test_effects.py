@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmake
 
 from books import run
 from sagastream import Context, Effects, MalformedMessage, Reject, Service
-from sagastream.effects import CREATE_TABLE
+from sagastream.effects.once import CREATE_TABLE
 from sagastream.errors import ServiceError
 
 KEY = "s1/1/transaction"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagastream.events import order
+from sagastream.store.events import order
 
 
 @pytest.mark.parametrize(

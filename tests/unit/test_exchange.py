@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.exchange import Exchange, together
-from sagastream.wire import Words
+from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.wire import Words
 
 
 def asks(name: str, *counts: int) -> Exchange[list[Any]]:

@@ -12,9 +12,9 @@ from typing import Any, Self
 import pytest
 from msgspec.structs import replace
 
-from sagastream.messages import Begin, Intervene, StepKind, Verb
-from sagastream.saga import SagaState, protocol_view
-from sagastream.saga_hash import changed_fields
+from sagastream.core.messages import Begin, Intervene, StepKind, Verb
+from sagastream.core.saga import SagaState, protocol_view
+from sagastream.store.saga_hash import changed_fields
 from unit.stories import CHARGE, PUBLISHED, RESERVE, SHIP, Story, step
 
 GOLDEN = Path(__file__).parent / "golden"

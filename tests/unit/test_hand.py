@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from sagastream import keys
-from sagastream.command_inbox import Delivery
-from sagastream.hand import Hand, Work
-from sagastream.messages import Command
-from sagastream.service import Context, Registration
-from sagastream.streams import Entry
+from sagastream.broker.group_reader import Entry
+from sagastream.core.messages import Command
+from sagastream.service.declaration import Context, Registration
+from sagastream.service.in_flight import Hand, Work
+from sagastream.service.inbox import Delivery
+from sagastream.store import keys
 
 
 def handle(params: Any, context: Context) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
+from sagastream.core.messages import Command, Reply
+from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, decode
 from sagastream.errors import MalformedMessage, Reject
-from sagastream.handlers import call, call_async
-from sagastream.messages import Command, Reply
-from sagastream.service import Context, Handler, context_of
-from sagastream.strict_json import MAX_PAYLOAD_BYTES, decode
+from sagastream.service.declaration import Context, Handler, context_of
+from sagastream.service.handlers import call, call_async
 
 
 def a_command(*, compensating: bool = False) -> Command:

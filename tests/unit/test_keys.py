@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream import keys
+from sagastream.store import keys
 
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
 HOUR_MS = 3600 * 1000

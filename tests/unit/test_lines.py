@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream_bridge.lines import MAX_LINE_BYTES, BadLine, Caller, Line, LineWriter, parse, read_lines
+from sagastream_bridge.stdin.lines import MAX_LINE_BYTES, BadLine, Caller, Line, LineWriter, parse, read_lines
 
 CALLER = Caller(src="c1", msg_id=7)
 

@@ -9,7 +9,7 @@ import pytest
 
 from sagastream import Service
 from sagastream.errors import ServiceError
-from sagastream.loading import load_service
+from sagastream.service.loading import load_service
 
 
 def told(call: Any, *args: Any) -> str:

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream import memory
-from sagastream.decision import Event, decide
+from sagastream.broker.group_reader import Entry
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import Begin, Due, Intervene, Reply, StepDefinition, Unreadable, Verb
+from sagastream.core.moves import Found, Moment
+from sagastream.core.saga import SagaState
 from sagastream.errors import CorruptSaga
-from sagastream.memory import Memory
-from sagastream.messages import Begin, Due, Intervene, Reply, StepDefinition, Unreadable, Verb
-from sagastream.moves import Found, Moment
-from sagastream.saga import SagaState
-from sagastream.store import Change
-from sagastream.streams import Entry
+from sagastream.orchestrator import state_cache
+from sagastream.orchestrator.commit import Change
+from sagastream.orchestrator.state_cache import Memory
 
 MOMENT = Moment(now_ms=1_760_000_000_000, published={"payment": {"Charge": "Refund"}})
 
@@ -155,7 +155,7 @@ def test_nor_are_those_of_which_much_was_said() -> None:
 
 
 def test_of_many_sagas_those_that_were_heard_of_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_SAGAS", 3)
+    monkeypatch.setattr(state_cache, "_SAGAS", 3)
     found = remembering(*(begun(f"s{number}") for number in range(1, 4)))
     state = found.presume([a_letter(a_reply())])["s1"]
     found.keep([a_change(state, a_reply()), begun("s4"), begun("s5")], [])

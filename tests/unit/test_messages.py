@@ -6,7 +6,7 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.messages import (
+from sagastream.core.messages import (
     OPTIONS,
     PERSISTENT_ATTEMPTS,
     Begin,
@@ -26,7 +26,7 @@ from sagastream.messages import (
     parked_body,
     reply_to,
 )
-from sagastream.strict_json import MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode_payload
+from sagastream.core.strict_json import MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode_payload
 from unit.values import BAD_IDS, OTHER_TYPES, a_command, nested_value
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream import moves
-from sagastream.backoff import LONGEST_MS
-from sagastream.decision import Event, decide
-from sagastream.messages import (
+from sagastream.core import moves
+from sagastream.core.backoff import LONGEST_MS
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import (
     AS_PUBLISHED,
     PERSISTENT_ATTEMPTS,
     Begin,
@@ -24,8 +24,8 @@ from sagastream.messages import (
     StepKind,
     Verb,
 )
-from sagastream.moves import TRANSITIONS, Decision, Moment, Published
-from sagastream.saga import SagaState, SagaStatus, Step, StepStatus, protocol_view
+from sagastream.core.moves import TRANSITIONS, Decision, Moment, Published
+from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus, protocol_view
 from unit.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, readable, step
 
 PIVOT = step("ChargePayment", "payment", 7, compensation=None, kind=StepKind.PIVOT, attempts=2)

@@ -8,16 +8,16 @@ from typing import Any
 import orjson
 import pytest
 
-from sagastream import keys
-from sagastream.decision import Event
+from sagastream.broker.group_reader import Entry
+from sagastream.core.decision import Event
+from sagastream.core.messages import BACKOFF_MS, TIMEOUT_MS, Begin, Code, Due, Intervene, Reply, Unreadable, Verb
+from sagastream.core.moves import Found, Published
+from sagastream.core.saga import SagaState
+from sagastream.core.strict_json import encode
 from sagastream.errors import CorruptSaga
-from sagastream.messages import BACKOFF_MS, TIMEOUT_MS, Begin, Code, Due, Intervene, Reply, Unreadable, Verb
-from sagastream.moves import Found, Published
-from sagastream.orchestrator import Letter, Orchestrator, _fold, _open, _parts
-from sagastream.saga import SagaState
-from sagastream.store import Change
-from sagastream.streams import Entry
-from sagastream.strict_json import encode
+from sagastream.orchestrator.commit import Change
+from sagastream.orchestrator.worker import Letter, Orchestrator, _fold, _open, _parts
+from sagastream.store import keys
 
 NOW_MS = 1_700_000_000_000
 BEGIN = {"type": "saga_begin", "saga_id": "saga42", "steps": [{"transaction": "A", "service": "s", "params": 1}]}

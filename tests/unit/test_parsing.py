@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.errors import MalformedMessage
-from sagastream.messages import (
+from sagastream.core.messages import (
     AS_PUBLISHED,
     ATTEMPTS,
     MAX_ATTEMPTS,
@@ -36,7 +35,7 @@ from sagastream.messages import (
     is_id,
     ok,
 )
-from sagastream.parsing import (
+from sagastream.core.parsing import (
     _type_of,
     parse_begin,
     parse_intervene,
@@ -46,7 +45,8 @@ from sagastream.parsing import (
     read_reply,
     read_request,
 )
-from sagastream.strict_json import decode, encode, encode_payload
+from sagastream.core.strict_json import decode, encode, encode_payload
+from sagastream.errors import MalformedMessage
 from unit.values import BAD_IDS, JSON_VALUES, OTHER_TYPES, a_command, complaint
 
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream import dedupe, keys, scripts, service, streams
-from sagastream.dedupe import MAX_TAKEOVERS, TRIES
-from sagastream.messages import ID_PATTERN, MAX_STEPS, Begin, Command, Reply, failed, ok, reply_to
-from sagastream.parsing import parse_begin, read_command, read_reply, read_request
-from sagastream.streams import REPLAYED, Entry
-from sagastream.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
+from sagastream import scripts
+from sagastream.broker import group_reader
+from sagastream.broker.group_reader import REPLAYED, Entry
+from sagastream.core import service_rules
+from sagastream.core.messages import ID_PATTERN, MAX_STEPS, Begin, Command, Reply, failed, ok, reply_to
+from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
+from sagastream.core.service_rules import MAX_TAKEOVERS, TRIES
+from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
+from sagastream.service import declaration
+from sagastream.store import keys
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "protocol.md").read_text()
@@ -148,25 +152,25 @@ def test_the_table_of_what_to_do_is_what_the_code_does(record: str, tombstone: b
     rows = {(row[0].strip("`"), row[1], row[2]): row[3] for row in table}
     assert len(rows) == len(list(product("abc", "ab", "ab")))
     written = None if record == "none" else f"{record} ".encode()
-    verdict = dedupe.verdict(CHARGE, record=written, tombstone=tombstone, again=again)
+    verdict = service_rules.verdict(CHARGE, record=written, tombstone=tombstone, again=again)
     what = "handle" if verdict.reply is None else "undo, answer" if verdict.undo else "answer"
     said = {False: "no", True: "yes"}
     assert rows[record, said[tombstone], said[again]] == what
-    undoing = dedupe.verdict(REFUND, record=None, tombstone=True, again=again)
+    undoing = service_rules.verdict(REFUND, record=None, tombstone=True, again=again)
     assert (undoing.reply, undoing.undo) == (None, False)
 
 
 def test_the_kinds_of_an_answer_are_as_the_page_says() -> None:
     [table] = tables("After the handler")
     done, refused, unknown = (row[1] for row in table)
-    assert done == f"`{dedupe.kind(CHARGE, reply_to(CHARGE, ok('ChargeCard')))}`"
+    assert done == f"`{service_rules.kind(CHARGE, reply_to(CHARGE, ok('ChargeCard')))}`"
     kinds = [
-        dedupe.kind(command, reply_to(command, failed("ChargeCard")))
+        service_rules.kind(command, reply_to(command, failed("ChargeCard")))
         for command in (CHARGE, replace(CHARGE, retried=True))
     ]
     assert refused == f"`{kinds[0]}`; with the field `retried` `{kinds[1]}`"
-    assert unknown == f"`{dedupe.kind(CHARGE, reply_to(CHARGE, failed('ChargeCard'), unknown=True))}`"
-    refusal = dedupe.refusal(CHARGE).error or b""
+    assert unknown == f"`{service_rules.kind(CHARGE, reply_to(CHARGE, failed('ChargeCard'), unknown=True))}`"
+    refusal = service_rules.refusal(CHARGE).error or b""
     assert f"`{json.loads(refusal)}`" in DOC.replace("\n  ", " ")
 
 
@@ -181,10 +185,10 @@ def test_the_numbers_are_those_of_the_code() -> None:
         MAX_DEPTH - 3,
         64,
         keys.DONE_KEPT_S,
-        service.LEASE_MS,
+        declaration.LEASE_MS,
         MAX_TAKEOVERS,
         TRIES,
-        streams._GONE_MS,
+        group_reader._GONE_MS,
         keys.EVENTS_KEPT,
     ]
 

@@ -6,9 +6,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from sagastream import CorruptSaga, RequestRefused, SagaClient, SagaRequest, SagaState, SagaStatus, StepRequest
+from sagastream.client.requests import BATCH, Accepted, Refused, _batches, begin_many, granted, to_begin, to_intervene
+from sagastream.core.messages import OPTIONS, Begin, StepKind, Verb
 from sagastream.errors import MalformedMessage
-from sagastream.messages import OPTIONS, Begin, StepKind, Verb
-from sagastream.requests import BATCH, Accepted, Refused, _batches, begin_many, granted, to_begin, to_intervene
 
 
 def a_saga(saga_id: str, params: Any = None) -> SagaRequest:

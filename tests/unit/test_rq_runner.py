@@ -15,10 +15,11 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import HorseMonitorTimeoutException, JobTimeoutException
 
 from sagastream import Reject, Service
+from sagastream.core.messages import Command
 from sagastream.errors import JobRefused, ServiceError
-from sagastream.messages import Command
-from sagastream.named_function import NamedFunction
-from sagastream.rq_runner import JobState, JobTimedOut, SagaJob, _entry, _TimeLimit, coverage, job_id, run_step
+from sagastream.rq_steps.jobs import JobState, _entry, job_id
+from sagastream.rq_steps.worker import JobTimedOut, SagaJob, _TimeLimit, coverage, run_step
+from sagastream.service.named_function import NamedFunction
 
 NOWHERE = redis.Redis(port=1)
 
@@ -123,7 +124,8 @@ def test_a_time_limit_is_no_exception_that_a_handler_catches() -> None:
 
 
 def test_who_runs_no_step_on_rq_does_not_wait_for_its_import() -> None:
-    modules = "sagastream.service_runner, sagastream.client, sagastream_bridge.cli, sagastream_bridge.stack"
+    ours = "sagastream.service.runner, sagastream.client.blocking"
+    modules = f"{ours}, sagastream_bridge.commands.main, sagastream_bridge.local.stack"
     code = f"import sys, {modules}; sys.exit(sum(name.split('.')[0] == 'rq' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream import Context, Reject, Service
-from sagastream.messages import StepDefinition, StepKind
-from sagastream.saga import (
+from sagastream.core.messages import StepDefinition, StepKind
+from sagastream.core.saga import (
     MAX_INTERVENTIONS,
     Intervention,
     SagaState,

@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
-from sagastream import saga_hash
-from sagastream.decision import decide
-from sagastream.errors import CorruptSaga
-from sagastream.messages import (
+from sagastream.core.decision import decide
+from sagastream.core.messages import (
     AS_PUBLISHED,
     ATTEMPTS,
     MAX_ATTEMPTS,
@@ -25,10 +23,12 @@ from sagastream.messages import (
     StepKind,
     Verb,
 )
-from sagastream.moves import Moment
-from sagastream.saga import Intervention, SagaState, SagaStatus, Step, StepStatus, protocol_view
-from sagastream.saga_hash import changed_fields, iso, read
-from sagastream.strict_json import encode
+from sagastream.core.moves import Moment
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus, protocol_view
+from sagastream.core.strict_json import encode
+from sagastream.errors import CorruptSaga
+from sagastream.store import saga_hash
+from sagastream.store.saga_hash import changed_fields, iso, read
 
 NAMES = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
 #: From 1970 to 2096, in milliseconds.

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sagastream.core.messages import Command
 from sagastream.errors import ServiceError
-from sagastream.loading import load_service
-from sagastream.messages import Command
-from sagastream.service import SHORTEST_LEASE_MS, Context, Service, context_of
+from sagastream.service.declaration import SHORTEST_LEASE_MS, Context, Service, context_of
+from sagastream.service.loading import load_service
 
 
 def a_command(kind: str = "Charge", *, compensating: bool = False, result: bytes | None = None) -> Command:

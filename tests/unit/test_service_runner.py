@@ -11,17 +11,18 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from sagastream import backoff, dedupe, keys
-from sagastream.broker import Broker
-from sagastream.command_inbox import CommandInbox, Delivery, _Answer
-from sagastream.dedupe import TRIES
+from sagastream.broker.connection import Broker
+from sagastream.broker.group_reader import Entry
+from sagastream.core import backoff, service_rules
+from sagastream.core.messages import Command, Reply
+from sagastream.core.service_rules import TRIES
+from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
-from sagastream.messages import Command, Reply
-from sagastream.service import Context, Handler, Service
-from sagastream.service_runner import GRACE_S, ServiceRunner
-from sagastream.streams import Entry
-from sagastream.strict_json import MAX_PAYLOAD_BYTES
-from sagastream_bridge.cli import cli
+from sagastream.service.declaration import Context, Handler, Service
+from sagastream.service.inbox import CommandInbox, Delivery, _Answer
+from sagastream.service.runner import GRACE_S, ServiceRunner
+from sagastream.store import keys
+from sagastream_bridge.commands.main import cli
 from waiting import until
 
 
@@ -218,7 +219,7 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
             if self.cuts:
                 self.cuts -= 1
                 raise redis.ConnectionError("cut")
-            return dedupe.gave_up(delivery.command, dedupe.MAX_TAKEOVERS)
+            return service_rules.gave_up(delivery.command, service_rules.MAX_TAKEOVERS)
 
     handler = Raising()
     runner = a_runner(a_service(handler), post := Cut(a_command()))
@@ -355,7 +356,7 @@ def overruled(handler: Handler, undo: Handler | None = None) -> list[tuple[bytes
     return handled(handler, a_command(), undo=undo, overrules=(1,))
 
 
-REFUSED = [(b"1-0", dedupe.refusal(a_command()), "final")]
+REFUSED = [(b"1-0", service_rules.refusal(a_command()), "final")]
 
 
 def test_what_must_not_have_been_done_is_undone_and_then_refused_for_good() -> None:

@@ -7,15 +7,15 @@ from typing import Any
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from sagastream import keys
-from sagastream.decision import decide
+from sagastream.broker.group_reader import Entry
+from sagastream.core.decision import decide
+from sagastream.core.messages import TIMEOUT_MS, Begin, Due, Intervene, Reply, StepDefinition, Verb
+from sagastream.core.moves import Decision, Found, Moment
+from sagastream.core.saga import SagaState
 from sagastream.errors import CorruptSaga
-from sagastream.messages import TIMEOUT_MS, Begin, Due, Intervene, Reply, StepDefinition, Verb
-from sagastream.moves import Decision, Found, Moment
-from sagastream.saga import SagaState
-from sagastream.saga_hash import changed_fields, iso
-from sagastream.store import Change, _CommitArguments
-from sagastream.streams import Entry
+from sagastream.orchestrator.commit import Change, _CommitArguments
+from sagastream.store import keys
+from sagastream.store.saga_hash import changed_fields, iso
 
 KEPT_MS = 1_000_000
 NOW_MS = 1_700_000_000_000

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.streams import Entry, consumer_name
+from sagastream.broker.group_reader import Entry, consumer_name
 
 
 def an_entry(fields: dict[bytes, bytes]) -> Entry:

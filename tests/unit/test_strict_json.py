@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode, encode_payload
 from sagastream.errors import MalformedMessage
-from sagastream.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode, encode_payload
 from unit.values import JSON_VALUES, complaint, nested_value
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.messages import StepDefinition
-from sagastream.saga import SagaState, SagaStatus, Step, StepStatus
-from sagastream.strict_json import encode
-from sagastream_bridge import views
+from sagastream.core.messages import StepDefinition
+from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.strict_json import encode
+from sagastream_bridge.inspection import views
 
 NOW_MS = 1_700_000_000_000
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")

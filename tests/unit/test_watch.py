@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from sagastream.messages import Begin, Intervene, StepDefinition, Verb
-from sagastream_bridge.lines import Caller
-from sagastream_bridge.watch import Watch, Watches
+from sagastream.core.messages import Begin, Intervene, StepDefinition, Verb
+from sagastream_bridge.stdin.lines import Caller
+from sagastream_bridge.stdin.watch import Watch, Watches
 
 
 def a_begin(saga_id: str, request_id: str, *, trace: bool = False) -> Watch:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from sagastream.core.messages import Command
 from sagastream.errors import MalformedMessage
-from sagastream.messages import Command
 
 JSON_VALUES = st.recursive(
     st.none()

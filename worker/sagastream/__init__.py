@@ -1,17 +1,24 @@
 """sagastream: sagas over Redis streams.
 
-Read on in the order in which data travels: messages, decision, store, orchestrator, service.
+Read on in the order in which data travels: client, orchestrator, core, store, service.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sagastream.async_client import AsyncSagaClient as AsyncSagaClient
-    from sagastream.broker import Broker as Broker
-    from sagastream.broker import connect as connect
-    from sagastream.client import SagaClient as SagaClient
-    from sagastream.effects import Effects as Effects
+    from sagastream.broker.connection import Broker as Broker
+    from sagastream.broker.connection import connect as connect
+    from sagastream.client.blocking import SagaClient as SagaClient
+    from sagastream.client.event_loop import AsyncSagaClient as AsyncSagaClient
+    from sagastream.client.requests import Accepted as Accepted
+    from sagastream.client.requests import Refused as Refused
+    from sagastream.client.requests import SagaRequest as SagaRequest
+    from sagastream.client.requests import StepRequest as StepRequest
+    from sagastream.client.requests import Unsettled as Unsettled
+    from sagastream.core.saga import SagaState as SagaState
+    from sagastream.core.saga import SagaStatus as SagaStatus
+    from sagastream.effects.once import Effects as Effects
     from sagastream.errors import BrokerError as BrokerError
     from sagastream.errors import CorruptSaga as CorruptSaga
     from sagastream.errors import MalformedMessage as MalformedMessage
@@ -22,41 +29,34 @@ if TYPE_CHECKING:
     from sagastream.errors import SagaParked as SagaParked
     from sagastream.errors import SagastreamError as SagastreamError
     from sagastream.errors import ServiceError as ServiceError
-    from sagastream.requests import Accepted as Accepted
-    from sagastream.requests import Refused as Refused
-    from sagastream.requests import SagaRequest as SagaRequest
-    from sagastream.requests import StepRequest as StepRequest
-    from sagastream.requests import Unsettled as Unsettled
-    from sagastream.saga import SagaState as SagaState
-    from sagastream.saga import SagaStatus as SagaStatus
-    from sagastream.service import Context as Context
-    from sagastream.service import Service as Service
+    from sagastream.service.declaration import Context as Context
+    from sagastream.service.declaration import Service as Service
 
 _WHERE = {
-    "Accepted": "requests",
-    "AsyncSagaClient": "async_client",
-    "Broker": "broker",
+    "Accepted": "client.requests",
+    "AsyncSagaClient": "client.event_loop",
+    "Broker": "broker.connection",
     "BrokerError": "errors",
-    "Context": "service",
+    "Context": "service.declaration",
     "CorruptSaga": "errors",
-    "Effects": "effects",
+    "Effects": "effects.once",
     "MalformedMessage": "errors",
-    "Refused": "requests",
+    "Refused": "client.requests",
     "Reject": "errors",
     "RequestRefused": "errors",
     "SagaAborted": "errors",
-    "SagaClient": "client",
+    "SagaClient": "client.blocking",
     "SagaNotCompleted": "errors",
     "SagaParked": "errors",
-    "SagaRequest": "requests",
-    "SagaState": "saga",
-    "SagaStatus": "saga",
+    "SagaRequest": "client.requests",
+    "SagaState": "core.saga",
+    "SagaStatus": "core.saga",
     "SagastreamError": "errors",
-    "Service": "service",
+    "Service": "service.declaration",
     "ServiceError": "errors",
-    "StepRequest": "requests",
-    "Unsettled": "requests",
-    "connect": "broker",
+    "StepRequest": "client.requests",
+    "Unsettled": "client.requests",
+    "connect": "broker.connection",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sagastream_bridge.frame import opened
+from sagastream_bridge.commands.context import opened
 
 
 @click.command()

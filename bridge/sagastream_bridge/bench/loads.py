@@ -8,10 +8,10 @@ from itertools import islice
 
 import redis
 
-from sagastream.client import append_requests, last_event, read_events
+from sagastream.client.blocking import append_requests, last_event, read_events
+from sagastream.core.messages import Begin
+from sagastream.core.parsing import parse_begin
 from sagastream.errors import SagastreamError
-from sagastream.messages import Begin
-from sagastream.parsing import parse_begin
 from sagastream_bridge.bench import services
 
 #: How many sagas are begun in one round trip.

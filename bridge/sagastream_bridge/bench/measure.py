@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sagastream.broker import Broker
+from sagastream.broker.connection import Broker
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import Account, account, used_memory
 from sagastream_bridge.bench.floor import Floor
 from sagastream_bridge.bench.loads import BATCH, Loads, Run
-from sagastream_bridge.stack import Stack
+from sagastream_bridge.local.stack import Stack
 
 #: What a progress bar is told: how many sagas more have ended.
 Tick = Callable[[int], object]

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from sagastream.core.messages import is_id
+from sagastream.core.strict_json import decode, encode_payload
 from sagastream.errors import MalformedMessage
-from sagastream.messages import is_id
-from sagastream.strict_json import decode, encode_payload
 from sagastream_bridge.conformance.trial import Case
 
 _MEMBERS: Final = {"params", "rejected_params", "compensation"}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagastream_bridge.frame import finite, opened, safe
+from sagastream_bridge.commands.context import finite, opened, safe
 
 if TYPE_CHECKING:
-    from sagastream.broker import Broker
+    from sagastream.broker.connection import Broker
     from sagastream_bridge.conformance.cases import Published
     from sagastream_bridge.conformance.promises import Finding
     from sagastream_bridge.conformance.trial import Case
@@ -108,8 +108,8 @@ def _told(findings: "Iterator[Finding]", width: int, as_json: bool) -> "list[Fin
 
 def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
     """What the service is tried with; nothing where it publishes nothing, and no command is named."""
+    from sagastream.core.messages import is_id
     from sagastream.errors import MalformedMessage
-    from sagastream.messages import is_id
     from sagastream_bridge.conformance import cases
 
     if not is_id(service):
@@ -130,7 +130,7 @@ def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, 
 
 def _published(broker: "Broker", service: str, timeout_s: float) -> "Published":
     """What the service publishes, once it has come."""
-    from sagastream import keys, published
+    from sagastream.store import keys, published
 
     deadline, told = time.monotonic() + timeout_s, False
     while not broker.client.exists(keys.published(service), keys.commands(service)):

@@ -4,8 +4,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from sagastream import keys
-from sagastream.messages import Command, failed, is_id, ok
+from sagastream.core.messages import Command, failed, is_id, ok
+from sagastream.store import keys
 from sagastream_bridge.conformance.exchange import Answer
 from sagastream_bridge.conformance.promises import Checks
 from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from sagastream import keys
+from sagastream.store import keys
 from sagastream_bridge.conformance import command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Exchange

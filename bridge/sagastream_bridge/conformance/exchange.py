@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 import orjson
 import redis
 
-from sagastream import keys
-from sagastream.broker import execute
+from sagastream.broker.connection import execute
+from sagastream.core.messages import Fields, Reply
+from sagastream.core.parsing import read_reply
 from sagastream.errors import SagastreamError
-from sagastream.events import order
-from sagastream.messages import Fields, Reply
-from sagastream.parsing import read_reply
-from sagastream_bridge import lookup
+from sagastream.store import keys
+from sagastream.store.events import order
+from sagastream_bridge.inspection import lookup
 
 #: What the ids of all sagas that this makes up begin with.
 PREFIX: Final = "check-service-"

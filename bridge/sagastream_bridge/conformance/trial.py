@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from sagastream.messages import Command, Fields, failed, ok
+from sagastream.core.messages import Command, Fields, failed, ok
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Answer, Exchange, WrongUsage
 

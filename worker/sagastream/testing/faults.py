@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagastream.console import printable
+from sagastream.core.messages import Command
+from sagastream.core.strict_json import encode_payload
 from sagastream.errors import Reject, ScenarioError
-from sagastream.messages import Command
-from sagastream.strict_json import encode_payload
 
 
 class Kind(Enum):

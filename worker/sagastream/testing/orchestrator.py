@@ -4,12 +4,12 @@ import heapq
 import random
 from collections.abc import Mapping
 
-from sagastream.decision import Event, decide
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply
+from sagastream.core.moves import Moment, Published, no_answer
+from sagastream.core.saga import SagaState
+from sagastream.core.strict_json import decode
 from sagastream.errors import RequestRefused
-from sagastream.messages import Begin, Command, Due, Intervene, Reply
-from sagastream.moves import Moment, Published, no_answer
-from sagastream.saga import SagaState
-from sagastream.strict_json import decode
 from sagastream.testing import story
 from sagastream.testing.clock import Clock
 from sagastream.testing.story import Story

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from sagastream.core.messages import Reply
+from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
-from sagastream.messages import Reply
-from sagastream.strict_json import decode
 
 #: One hash of a service's records: field -> value.
 Records = Mapping[str, bytes]

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Self
 
+from sagastream.core.messages import AS_PUBLISHED, Begin, Command, Verb
+from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import ScenarioError
-from sagastream.messages import AS_PUBLISHED, Begin, Command, Verb
-from sagastream.parsing import parse_begin, parse_intervene
-from sagastream.saga import SagaState, SagaStatus
-from sagastream.service import Service
+from sagastream.service.declaration import Service
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import CommandFaults, Faults, Target
 from sagastream.testing.orchestrator import InProcessOrchestrator

@@ -10,15 +10,15 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sagastream import backoff, dedupe
 from sagastream.console import describe, printable
-from sagastream.dedupe import MAX_TAKEOVERS
+from sagastream.core import backoff, service_rules
+from sagastream.core.messages import Command, Fields, Reply, failed, ok, reply_to
+from sagastream.core.parsing import read_command, read_reply
+from sagastream.core.service_rules import MAX_TAKEOVERS
+from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
-from sagastream.handlers import call, call_async
-from sagastream.messages import Command, Fields, Reply, failed, ok, reply_to
-from sagastream.parsing import read_command, read_reply
-from sagastream.service import Registration, Service, context_of
-from sagastream.strict_json import encode
+from sagastream.service.declaration import Registration, Service, context_of
+from sagastream.service.handlers import call, call_async
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
@@ -100,7 +100,7 @@ class InProcessServices:
             compensating=command.compensating,
         )
         self._records[command.service] = found.records
-        verdict = dedupe.verdict(command, record=found.record, tombstone=found.tombstone, again=delivery.again)
+        verdict = service_rules.verdict(command, record=found.record, tombstone=found.tombstone, again=delivery.again)
         if verdict.reply is None:
             self._take_up(replace(delivery, seen=found.record or b""))
         elif verdict.undo:
@@ -112,10 +112,10 @@ class InProcessServices:
     def _take_up(self, delivery: Delivery) -> None:
         """A process has a command that is to be done."""
         command = delivery.command
-        if (late := dedupe.stale(command, self._clock.now_ms)) is not None:
+        if (late := service_rules.stale(command, self._clock.now_ms)) is not None:
             self._answer(delivery, late, final=not delivery.again)
         elif delivery.again and self._count(f"{command.service} {command.record}") >= MAX_TAKEOVERS:
-            self._answer(delivery, dedupe.gave_up(command, MAX_TAKEOVERS))
+            self._answer(delivery, service_rules.gave_up(command, MAX_TAKEOVERS))
         else:
             self._work(delivery, self._faults.strike(command))
 
@@ -222,12 +222,12 @@ class InProcessServices:
             record=command.record,
             tombstone="" if command.compensating else command.tombstone,
             seen=delivery.seen,
-            kind="final" if final else dedupe.kind(command, reply),
+            kind="final" if final else service_rules.kind(command, reply),
             payload=reply.payload or b"",
             body=reply.body(),
         )
         if answered.sent is None:
-            self._overrule(delivery, reply.result, dedupe.refusal(command))
+            self._overrule(delivery, reply.result, service_rules.refusal(command))
             return
         self._records[command.service] = answered.records
         in_doubt: Fields = {"unknown": 1} if answered.in_doubt else {}
@@ -274,7 +274,7 @@ def _entry(fields: Fields) -> dict[bytes, bytes]:
 def _raise_outage(error: BaseException) -> None:
     """Raise what in production is waited out: here nobody mends it."""
     if isinstance(error, Exception) and "redis" in sys.modules:
-        from sagastream.broker import is_outage
+        from sagastream.broker.connection import is_outage
 
         if isinstance(error, sys.modules["redis"].RedisError) and is_outage(error):
             raise error

@@ -5,9 +5,9 @@ import traceback
 from msgspec import Struct
 
 from sagastream.console import printable
-from sagastream.messages import Command, Reply
-from sagastream.moves import Decision
-from sagastream.saga import SagaState
+from sagastream.core.messages import Command, Reply
+from sagastream.core.moves import Decision
+from sagastream.core.saga import SagaState
 
 #: The longest payload that a story quotes, in characters.
 _QUOTED_CHARS = 200

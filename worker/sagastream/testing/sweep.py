@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from sagastream.core.messages import StepKind
+from sagastream.core.saga import SagaStatus
 from sagastream.errors import ScenarioError
-from sagastream.messages import StepKind
-from sagastream.saga import SagaStatus
 from sagastream.testing.faults import CommandFaults, Fault
 from sagastream.testing.sagas import Saga, Sagas, Step
 

@@ -1,0 +1,117 @@
+"""What every command stands in: the broker opened and closed, signals ending it in order, errors told on one line."""
+
+import math
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from sagastream.broker.connection import Broker
+
+
+@contextmanager
+def opened() -> "Iterator[Broker]":
+    """The broker of the environment, open for as long as a command runs."""
+    with orderly():
+        from sagastream.broker.connection import Broker
+
+        broker = None
+        try:
+            broker = Broker()
+            yield broker
+        finally:
+            if broker is not None:
+                broker.close()
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """A command's frame: a signal ends it in order, so that nothing is left running; what a user can cause or mend is
+    told on one line of stderr, with exit code 1."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:  # it was closed, and the next file that we open would take its place
+            os.open(os.devnull, os.O_RDWR)
+    import redis
+
+    from sagastream.errors import SagastreamError
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        _on_signals(_terminated)
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
+    except BrokenPipeError:
+        # Whoever read it has had enough: nobody is to be told, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from None
+    except redis.OutOfMemoryError:
+        raise click.ClickException("the store is full: raise maxmemory, or wait until sagas have expired") from None
+    except redis.ResponseError as error:
+        hint = "; sagastream doctor tells which key it is" if "WRONGTYPE" in str(error) else ""
+        raise click.ClickException(safe(f"{error}{hint}")) from None
+    except (SagastreamError, redis.RedisError, OSError) as error:
+        raise click.ClickException(safe(str(error) or type(error).__name__)) from None
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """What is to be done when the process is to end: asked, interrupted, or its terminal gone."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, handler)
+
+
+def _terminated(number: int, _: FrameType | None) -> NoReturn:
+    _on_signals(lambda *_: None)  # once is enough: a second one must not break off the tidying up
+    raise SystemExit(128 + number)
+
+
+def call_on_signals(stop: Callable[[], object], until_eof: bool = False) -> None:
+    """Have a thread call `stop` when the process is to end, and when standard input ends where that is asked for.
+
+    Not the handler: it runs between any two statements of the main thread, and would wait for ever for a lock that
+    those hold. And it runs only when that thread comes round to it, whereas the pipe is written at once.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    _on_signals(lambda *_: None)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while True:
+            ready = select.select([read, 0] if until_eof else [read], [], [])[0]
+            if read in ready or not os.read(0, 4096):
+                break
+        stop()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_event(until_eof: bool = False) -> threading.Event:
+    """Set when the process is to end."""
+    stop = threading.Event()
+    call_on_signals(stop.set, until_eof)
+    return stop
+
+
+def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """A number of seconds or days, checked: click lets nan and inf pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("must be a number")
+    return value
+
+
+def safe(text: str) -> str:
+    """The text, made harmless for a terminal."""
+    from sagastream.console import printable
+
+    return printable(text)

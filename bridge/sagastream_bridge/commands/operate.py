@@ -1,0 +1,158 @@
+"""The commands of operators: have sagas go back or on, deal with what was set aside, examine the store."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sagastream_bridge.commands.context import finite, opened, safe
+
+if TYPE_CHECKING:
+    from sagastream.store.quarantine import Quarantined
+
+#: What each of an operator's verbs does, for the help.
+_VERBS: Final = {
+    "cancel": "Have a saga go back: at its next step boundary, and not past its pivot.",
+    "retry": "Have a parked saga try anew what it is parked at. Exit code 3 if it is parked again at once.",
+    "skip": "Have a parked saga go on as if what it is parked at were done.",
+    "abandon": "Have a parked saga end as it stands, ABORTED; what was not undone stays.",
+}
+
+
+def _verb(verb: str, help_text: str) -> click.Command:
+    @click.command(verb, help=help_text)
+    @click.argument("saga_id", metavar="ID")
+    @click.option("--reason", required=True, metavar="TEXT", help="Why; it stays with the saga, for others to read.")
+    @click.option(
+        "--timeout",
+        default=10.0,
+        show_default=True,
+        type=click.FloatRange(0, 86400),
+        callback=finite,
+        metavar="SECONDS",
+        help="How long to wait for a worker to do it; one will do it later, too.",
+    )
+    def command(saga_id: str, reason: str, timeout: float) -> None:
+        from sagastream.errors import MalformedMessage
+
+        with opened() as broker:
+            from sagastream.client.blocking import SagaClient
+
+            client = SagaClient(broker)
+            broker.check()
+            try:
+                state = getattr(client, verb)(saga_id, reason, timeout)
+            except MalformedMessage as error:
+                raise click.UsageError(str(error)) from None
+            except TimeoutError as error:
+                raise click.ClickException(safe(str(error))) from None
+        then = state.reason
+        if not state.ended:
+            then = f"parked: {state.parked}" if state.parked else f"waits for {state.waiting_for}"
+        click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
+        sys.exit(3 if state.parked else 0)
+
+    return command
+
+
+@click.group()
+def quarantine() -> None:
+    """Messages that made no sense, or came too late: look at them, put them back, drop them."""
+
+
+@quarantine.command("list")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at the most.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_quarantined(limit: int, as_json: bool) -> None:
+    """List them, the newest first."""
+    from itertools import islice
+
+    with opened() as broker:
+        from sagastream.store.quarantine import Quarantine
+        from sagastream_bridge.inspection import views
+
+        messages = Quarantine(broker.client)
+        shown = 0
+        for message in islice(messages.newest_first(), limit):
+            shown += 1
+            click.echo(json.dumps(_as_json(message)) if as_json else views.quarantined(message))
+        click.echo(
+            f"{shown} shown of {len(messages)}" + (" (--limit shows more)" if shown < len(messages) else ""), err=True
+        )
+
+
+@quarantine.command("show")
+@click.argument("entry_id", metavar="ID")
+def show_quarantined(entry_id: str) -> None:
+    """Show all that is known of one, as JSON."""
+    with opened() as broker:
+        from sagastream.store.quarantine import Quarantine
+
+        click.echo(json.dumps(_as_json(Quarantine(broker.client).get(entry_id)), indent=2))
+
+
+@quarantine.command("replay")
+@click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
+def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
+    """Put messages back into the streams from which they came, to be read again: once what was wrong is mended."""
+    with opened() as broker:
+        from sagastream.store.quarantine import Quarantine
+
+        messages = Quarantine(broker.client)
+        for entry_id in entry_ids:
+            message = messages.replay(entry_id)
+            click.echo(safe(f"{message.id} put back into {message.stream}"))
+
+
+@quarantine.command("drop")
+@click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
+def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
+    """Forget messages for good."""
+    with opened() as broker:
+        from sagastream.store.quarantine import Quarantine
+
+        messages = Quarantine(broker.client)
+        for entry_id in entry_ids:
+            click.echo(safe(f"{messages.drop(entry_id).id} dropped"))
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Set right what can be: the places of sagas in the indexes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def doctor(repair: bool, as_json: bool) -> None:
+    """Examine the store: is it kept safely, has every live saga a reason to move, is somebody at work?
+
+    Exit code 1 if there is a problem that was not repaired.
+    """
+    with opened() as broker:
+        from sagastream_bridge.inspection import views
+        from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
+
+        problems = 0
+        for finding in Doctor(broker.client, repair=repair).examine():
+            problems += finding.level == PROBLEM
+            if as_json:
+                click.echo(json.dumps({"level": finding.level, "about": finding.about, "text": finding.text}))
+            else:
+                click.echo(views.finding(finding.level, finding.about, finding.text))
+    if problems:
+        sys.exit(1)
+
+
+def _as_json(message: "Quarantined") -> dict[str, object]:
+    from sagastream.store.saga_hash import iso
+
+    return {
+        "id": message.id,
+        "at": iso(message.at_ms),
+        "reason": message.reason,
+        "stream": message.stream,
+        "entry_id": message.entry_id,
+        "body": message.body.decode(errors="backslashreplace"),
+        "fields": message.fields,
+    }
+
+
+#: All of them.
+COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), quarantine, doctor)

@@ -1,0 +1,1 @@
+"""Sagas and stores looked up for people."""

@@ -1,0 +1,314 @@
+"""Examines a store: whether the broker is set up to keep it, and whether every saga in it has a reason to move.
+
+`Doctor.examine` yields findings as they come. What is wrong with the place of a saga in the indexes, which is what a
+lost failover can leave behind, is set right where repair was asked for; all else says what to do.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import redis
+
+from sagastream.broker.connection import or_raise
+from sagastream.console import describe
+from sagastream.core.saga import SagaState
+from sagastream.errors import CorruptSaga
+from sagastream.orchestrator.commit import Change, Store
+from sagastream.orchestrator.worker import LEASE_MS
+from sagastream.store import keys, saga_hash
+from sagastream_bridge.inspection import lookup
+
+#: How many sagas are examined in one transaction of the broker.
+_PAGE: Final = 100
+#: Of how many sagas the same finding is told.
+_SHOWN: Final = 10
+#: How late a saga's time may be seen to before that is a problem, in milliseconds.
+_LATE_MS: Final = 30_000
+#: How long ago a reader must have asked for work to count as being at work, in milliseconds. Redis 7.0 sees those that
+#: find nothing every two seconds only.
+_AT_WORK_MS: Final = 15_000
+#: How long an entry may be held by one reader before that is a problem, in milliseconds.
+_HELD_MS: Final = 120_000
+
+#: What stands at the keys that everything needs.
+_CENTRAL: Final = {
+    keys.REQUESTS: "stream",
+    keys.REPLIES: "stream",
+    keys.EVENTS: "stream",
+    keys.QUARANTINE: "stream",
+    keys.TIMERS: "zset",
+    keys.ENDED: "zset",
+}
+
+#: What leave.lua has handed back looks as if it had been held for longer than this, in seconds.
+_HANDED_BACK_S: Final = 86_000
+
+OK: Final = "ok"
+WARNING: Final = "warning"
+PROBLEM: Final = "problem"
+REPAIRED: Final = "repaired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    level: str  # ok, warning, problem, repaired
+    about: str  # server, sagas, workers, service …
+    text: str  # what there is and, where it is wrong, what to do
+
+
+class Doctor:
+    def __init__(self, client: "redis.Redis", *, repair: bool = False) -> None:
+        """`repair`: set right what can be, rather than only say it."""
+        self._client = client
+        self._repair = repair
+        self._store = Store(client)
+        self._services: set[str] = set()  # that live sagas wait for
+        self._live = self._parked = self._ended = self._overdue = 0
+        self._wrong: Counter[str] = Counter()  # how often the same was found of a saga
+
+    def examine(self) -> Iterator[Finding]:
+        yield from self._server()
+        yield from self._memory()
+        wrong_types = list(self._types(_CENTRAL))
+        yield from wrong_types
+        if wrong_types:
+            return  # nothing else can be read then
+        yield from self._sagas()
+        found = self._client.scan_iter(keys.commands("*"), _PAGE)
+        self._services |= {keys.service(key.decode(errors="backslashreplace")) for key in found}
+        yield from self._readers("workers", keys.REQUESTS, keys.ORCHESTRATOR_GROUP, "sagastream worker")
+        yield from self._held(keys.REPLIES, keys.ORCHESTRATOR_GROUP)
+        yield from self._held(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+        for service in sorted(self._services):
+            if wrong_types := list(self._types({keys.commands(service): "stream"})):
+                yield from wrong_types
+                continue
+            command = "sagastream service MODULE:NAME"
+            yield from self._readers(f"service {service}", keys.commands(service), service, command)
+            yield from self._held(keys.commands(service), service)
+        yield from self._jobs()
+        if quarantined := self._client.xlen(keys.QUARANTINE):
+            yield _warning("quarantine", f"messages that were set aside: {quarantined}; see sagastream quarantine list")
+
+    # --- the server
+
+    def _server(self) -> Iterator[Finding]:
+        info: Any = self._client.info()
+        name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+        if int(str(info["redis_version"]).split(".", maxsplit=1)[0]) < 7:
+            yield _problem("server", f"{name} is too old: Redis 7.0 or Valkey 8 or later is needed")
+        elif info["role"] != "master":
+            yield _problem("server", f"{name} is a replica: nothing can be written to it; set REDIS_URL to its master")
+        else:
+            yield _ok("server", name)
+        if not info["aof_enabled"]:
+            yield _problem("durability", "appendonly is off: a crash loses what was accepted; set appendonly yes")
+        elif info.get("aof_last_write_status", "ok") != "ok":
+            yield _problem(
+                "durability", "the last write to the append-only file failed; look at the server's log and disk"
+            )
+        else:
+            yield self._fsync()
+
+    def _fsync(self) -> Finding:
+        try:
+            found: Any = self._client.config_get("appendfsync")
+        except redis.ResponseError:
+            found = {}
+        if (mode := found.get("appendfsync")) is None:
+            return _warning("durability", "appendonly is on; the server does not say with which appendfsync")
+        if mode != "always":
+            return _warning(
+                "durability", f"appendfsync is {mode}: a power cut loses what was accepted last; set always"
+            )
+        return _ok("durability", "appendonly with appendfsync always")
+
+    def _memory(self) -> Iterator[Finding]:
+        info: Any = self._client.info("memory")
+        used, most = int(info["used_memory"]), int(info["maxmemory"])
+        if info["maxmemory_policy"] != "noeviction":
+            policy = info["maxmemory_policy"]
+            yield _problem("memory", f"maxmemory-policy is {policy}: it may drop sagas; set noeviction")
+        elif most and used > 0.9 * most:
+            yield _problem(
+                "memory", f"{used} of {most} bytes are used: when all are, everything waits; raise maxmemory"
+            )
+        else:
+            yield _ok(
+                "memory", f"{used // 2**20} MiB used, " + (f"at most {most // 2**20} MiB" if most else "no limit")
+            )
+
+    def _types(self, wanted: Mapping[str, str]) -> Iterator[Finding]:
+        for key, kind in wanted.items():
+            found: Any = self._client.type(key)
+            if found.decode() not in (kind, "none"):
+                yield _problem("keys", f"{key} is a {found.decode()}, not a {kind}: something else has written there")
+
+    # --- sagas
+
+    def _sagas(self) -> Iterator[Finding]:
+        found = (
+            keys.saga_id(key.decode(errors="backslashreplace")) for key in self._client.scan_iter(keys.saga("*"), _PAGE)
+        )
+        while page := list(islice(found, _PAGE)):
+            yield from self._page(page)
+        yield from self._strangers()
+        for what, times in self._wrong.items():
+            if times > _SHOWN:
+                level = REPAIRED if self._repair else PROBLEM
+                yield Finding(level=level, about="sagas", text=f"… and {times - _SHOWN} more, of which each {what}")
+        if self._overdue:
+            text = f"{self._overdue} should have moved more than {_LATE_MS // 1000} s ago: no worker sees to them"
+            yield _problem("sagas", text)
+        if not self._wrong and not self._overdue:
+            yield _ok("sagas", f"{self._live} live, {self._ended} ended; each live one has a reason to move")
+        if self._parked:
+            text = f"parked, waiting for a person: {self._parked}; see sagastream list --status parked"
+            yield _warning("sagas", text)
+
+    def _page(self, saga_ids: list[str]) -> Iterator[Finding]:
+        try:
+            # In one transaction: the hash of a saga and its place in the indexes move together.
+            (seconds, micros), *answers = self._places(saga_ids, transaction=True)
+        except redis.OutOfMemoryError:  # which bars transactions, and commits: nothing moves
+            (seconds, micros), *answers = self._places(saga_ids, transaction=False)
+        now_ms = seconds * 1000 + micros // 1000
+        for at, saga_id in enumerate(saga_ids):
+            fields, timer, ended, ttl = answers[4 * at : 4 * at + 4]
+            if isinstance(fields, redis.ResponseError):
+                yield from self._found("stands at a key that holds no hash", saga_id)
+                continue
+            state = saga_hash.read(saga_id, or_raise(fields))
+            if isinstance(state, CorruptSaga):
+                yield from self._found(f"stands still until its fields are mended: {state}", saga_id)
+            elif state is not None:
+                self._count(state)
+                what = _misplaced(state, now_ms, timer, ended, ttl)
+                if what is not None:
+                    yield from self._found(
+                        what, saga_id, Change(saga_id=saga_id, before=state, after=state, rearm=True)
+                    )
+                elif timer is not None and timer < now_ms - _LATE_MS:
+                    self._overdue += 1
+
+    def _places(self, saga_ids: list[str], *, transaction: bool) -> list[Any]:
+        """The time; then of each saga its hash, its places in timers and ended, when it expires."""
+        pipeline = self._client.pipeline(transaction=transaction)
+        pipeline.time()
+        for saga_id in saga_ids:
+            pipeline.hgetall(keys.saga(saga_id))
+            pipeline.zscore(keys.TIMERS, saga_id)
+            pipeline.zscore(keys.ENDED, saga_id)
+            pipeline.pttl(keys.saga(saga_id))
+        return pipeline.execute(raise_on_error=False)
+
+    def _count(self, state: SagaState) -> None:
+        if state.ended:
+            self._ended += 1
+            return
+        self._live += 1
+        if state.parked is not None:
+            self._parked += 1
+        else:
+            self._services.add(state.step.definition.service)
+
+    def _strangers(self) -> Iterator[Finding]:
+        """What is waited for, and is not there."""
+        members = (member.decode(errors="backslashreplace") for member, _ in self._client.zscan_iter(keys.TIMERS))
+        while page := list(islice(members, _PAGE)):
+            pipeline = self._client.pipeline(transaction=False)
+            for saga_id in page:
+                pipeline.exists(keys.saga(saga_id))
+            for saga_id, there in zip(page, pipeline.execute(), strict=True):
+                if not there:
+                    change = Change(saga_id=saga_id, before=None, after=None, rearm=True)
+                    yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
+
+    def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
+        """Something is wrong with a saga; `mend`: what sets it right. Of many the first are told."""
+        mended = mend is not None and self._repair
+        if mend is not None and self._repair and self._store.commit([mend], self._store.load([])[1])[0]:
+            return  # it has moved meanwhile, and so is right by now
+        self._wrong[what] += 1
+        if self._wrong[what] <= _SHOWN:
+            remedy = "" if mend is None else "; set right" if mended else "; sagastream doctor --repair sets it right"
+            yield Finding(level=REPAIRED if mended else PROBLEM, about="sagas", text=f"saga {saga_id} {what}{remedy}")
+
+    # --- who works
+
+    def _readers(self, about: str, stream: str, group: str, command: str) -> Iterator[Finding]:
+        idle = lookup.consumers(self._client, stream, group)
+        waiting = self._client.xlen(stream)
+        if idle and min(idle) <= _AT_WORK_MS:
+            yield _ok(about, f"{sum(ms <= _AT_WORK_MS for ms in idle)} at work, entries waiting or in hand: {waiting}")
+        elif idle:
+            text = f"nobody has asked for work for {min(idle) // 1000} s: busy, hung or dead; if dead: {command}"
+            yield _warning(about, text)
+        elif waiting or (self._live and group == keys.ORCHESTRATOR_GROUP):
+            yield _problem(about, f"none is running, entries that wait: {waiting}; {command}")
+        else:
+            yield _ok(about, "none is running, and there is nothing to do")
+
+    def _jobs(self) -> Iterator[Finding]:
+        """Steps that wait in RQ's queues, for workers that there are not."""
+        # Here: its import takes longer than the rest of a command.
+        from sagastream.rq_steps.jobs import queues_of_sagas, start_worker, waiting_for_worker
+
+        try:
+            waiting = waiting_for_worker(self._client, queues_of_sagas(self._client))
+        except redis.ResponseError as error:
+            yield _warning("rq", f"what waits in RQ's queues cannot be read: {describe(error)}")
+            return
+        for queue, jobs in waiting.items():
+            yield _problem(f"queue {queue}", f"no RQ worker works on it, {jobs} jobs wait: {start_worker(queue)}")
+
+    def _held(self, stream: str, group: str) -> Iterator[Finding]:
+        """Entries that somebody has held for long."""
+        try:
+            held: Any = self._client.xpending_range(stream, group, "-", "+", 10, idle=_HELD_MS)
+        except redis.ResponseError as error:
+            if lookup.is_no_group(error):
+                return
+            raise
+        for entry in held:
+            seconds, times = entry["time_since_delivered"] // 1000, entry["times_delivered"]
+            what = (
+                f"was held by {entry['consumer'].decode(errors='replace')} for {seconds} s (delivered {times} times): "
+                "it takes long, or nobody is there to take it over"
+            )
+            if seconds >= _HANDED_BACK_S:
+                what = "was handed back, and waits for somebody to take it over"
+            yield _warning(stream, f"{entry['message_id'].decode()} {what}")
+
+
+def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:
+    """What is wrong with a saga's place in the indexes; None: nothing."""
+    if state.ended:
+        if timer is not None:
+            return "has ended, and is still waited for"
+        if ended is None:
+            return "has ended, and is not in the list of those"
+        return "has ended, and would be kept for ever" if ttl_ms == -1 else None
+    if ttl_ms != -1:
+        return "is live, and its hash would expire"
+    if timer is None:
+        return "is live, and nobody would look at it again: it is in no timer"
+    if state.due_ms is None:
+        return None if timer == float("inf") else "is parked, and has a timer"
+    leased = state.due_ms <= now_ms and timer <= now_ms + LEASE_MS
+    return None if timer == state.due_ms or leased else "is live, and its timer is not the time that its hash says"
+
+
+def _ok(about: str, text: str) -> Finding:
+    return Finding(level=OK, about=about, text=text)
+
+
+def _warning(about: str, text: str) -> Finding:
+    return Finding(level=WARNING, about=about, text=text)
+
+
+def _problem(about: str, text: str) -> Finding:
+    return Finding(level=PROBLEM, about=about, text=text)

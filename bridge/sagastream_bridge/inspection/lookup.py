@@ -1,0 +1,193 @@
+"""Looks into the store for people: one saga with all that explains it, or many on a line each."""
+
+import json
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+import redis
+
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient
+from sagastream.client.listing import ListStatus
+from sagastream.core.saga import SagaState, Step, protocol_view
+from sagastream.errors import CorruptSaga
+from sagastream.orchestrator.commit import Store
+from sagastream.store import keys
+from sagastream.store.quarantine import Quarantine
+from sagastream.store.saga_hash import iso
+
+#: A reader that has not asked for news for this long, in milliseconds, is dead or hangs.
+ALIVE_MS: Final = 5_000
+#: How many of the newest quarantined entries are looked through for a saga.
+_QUARANTINE_LOOK: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One saga, and what explains that it is where it is."""
+
+    state: SagaState | None
+    now_ms: int
+    notes: list[str]
+    hint: str = ""  # where there is no such saga: why that may be
+
+
+@dataclass(slots=True, kw_only=True)
+class Listing:
+    now_ms: int
+    live: int
+    ended: int
+    unread: int  # requests that no worker has read yet
+    quarantined: int
+    states: list[SagaState] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def saga(client: "redis.Redis", saga_id: str) -> Found:
+    """Look one saga up. Raises CorruptSaga."""
+    states, now_ms = Store(client).load([saga_id])
+    state = states[saga_id]
+    if isinstance(state, CorruptSaga):
+        raise state
+    if state is None:
+        unread = client.xlen(keys.REQUESTS)
+        hint = f"; {unread} requests were not read yet" if unread else ""
+        return Found(state=None, now_ms=now_ms, notes=[], hint=hint + _no_worker(client, bool(unread)))
+    notes = []
+    if not state.ended and not state.parked:
+        service = state.step.definition.service
+        idle = consumers(client, keys.commands(service), service)
+        if not idle:
+            notes.append(f"no process of service {service} is listening")
+        elif min(idle) > ALIVE_MS:
+            seconds = min(idle) // 1000
+            notes.append(f"no process of service {service} has asked for work for {seconds} s: busy, hung or dead")
+        if not worker_is_alive(client):
+            notes.append("no worker is running")
+    if not state.ended:
+        notes += _quarantined(client, saga_id)
+    return Found(state=state, now_ms=now_ms, notes=notes)
+
+
+def as_json(found: Found) -> str:
+    """The SagaState of the protocol, and beside it what else is known; one JSON object."""
+    state = found.state
+    assert state is not None
+    view = protocol_view(state)
+    view |= {
+        "reason": state.reason,
+        "parked": state.parked,
+        "cancelling": state.cancelling,
+        "waiting_for": None if state.ended else state.waiting_for,
+        "notes": found.notes,
+        "begun_at": iso(state.begun_ms),
+        "updated_at": iso(state.updated_ms),
+        "times_out_at": _iso(state.times_out_ms),
+        "send_again_at": _iso(state.send_again_ms),
+        "deadline_at": _iso(state.deadline_ms),
+        "interventions": [
+            {"verb": done.verb, "reason": done.reason, "at": iso(done.at_ms)} for done in state.interventions
+        ],
+        "duplicates": state.duplicates,
+        "version": state.version,
+    }
+    view["steps"] = [step | _step_details(known) for step, known in zip(view["steps"], state.steps, strict=True)]
+    return json.dumps(view, indent=2)  # plain ASCII: nothing in it can act on a terminal
+
+
+def row_as_json(state: SagaState) -> str:
+    """What a list says of a saga, as one line of JSON."""
+    row = {
+        "saga_id": state.saga_id,
+        "status": str(state.status),
+        "waiting_for": None if state.ended else state.waiting_for,
+        "parked": state.parked,
+        "reason": state.reason,
+        "begun_at": iso(state.begun_ms),
+        "updated_at": iso(state.updated_ms),
+    }
+    return json.dumps(row)
+
+
+def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
+    """Sagas for a list, up to `limit`, and what is damaged before the last of them."""
+    store = broker.client
+    found = Listing(
+        now_ms=Store(store).load([])[1],
+        live=store.zcard(keys.TIMERS),
+        ended=store.zcard(keys.ENDED),
+        unread=store.xlen(keys.REQUESTS),
+        quarantined=store.xlen(keys.QUARANTINE),
+    )
+    for one in SagaClient(broker).list(status):
+        if isinstance(one, CorruptSaga):
+            found.damaged.append(str(one))
+        else:
+            found.states.append(one)
+            if len(found.states) == limit:
+                break
+    return found
+
+
+def worker_is_alive(client: "redis.Redis") -> bool:
+    """Whether a worker has asked for requests a moment ago."""
+    idle = consumers(client, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    return bool(idle) and min(idle) <= ALIVE_MS
+
+
+def _no_worker(client: "redis.Redis", matters: bool) -> str:
+    return ", and no worker is running: sagastream worker" if matters and not worker_is_alive(client) else ""
+
+
+def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
+    """Why messages that name this saga were set aside, of the newest that were."""
+    newest = islice(Quarantine(client).newest_first(), _QUARANTINE_LOOK)
+    about = (message for message in newest if message.saga_id == saga_id)
+    return [
+        f"{message.kind or 'a message'} was quarantined as {message.id}: {message.reason}"
+        for message in islice(about, 5)
+    ]
+
+
+def consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
+    """How long ago each reader of a group last asked, in milliseconds."""
+    try:
+        return [int(consumer["idle"]) for consumer in client.xinfo_consumers(stream, group)]
+    except redis.ResponseError as error:
+        if is_no_group(error):
+            return []
+        raise
+
+
+def is_no_group(error: redis.ResponseError) -> bool:
+    """Whether there is no such group, for there is no such stream, or something else stands in its place."""
+    return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
+
+
+def _step_details(step: Step) -> dict[str, Any]:
+    return {
+        "service": step.definition.service,
+        "kind": str(step.definition.kind),
+        "attempt": step.attempt,
+        "error": _value(step.error),
+        "unknown": step.unknown,
+        "skipped": step.skipped,
+        "sent_at": _iso(step.sent_ms),
+        "answered_at": _iso(step.answered_ms),
+        "late_at": _iso(step.late_ms),
+        "compensation": step.compensation or step.definition.compensation or None,
+        "compensation_attempt": step.compensation_attempt,
+        "compensation_error": _value(step.compensation_error),
+        "compensation_sent_at": _iso(step.compensation_sent_ms),
+        "compensation_answered_at": _iso(step.compensation_answered_ms),
+    }
+
+
+def _value(payload: bytes | None) -> Any:
+    return None if payload is None else orjson.loads(payload)
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)

@@ -1,0 +1,158 @@
+"""How sagas and messages look to a person. Everything that strangers wrote goes through `printable`."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+import orjson
+
+from sagastream.console import printable
+from sagastream.core.messages import StepKind
+from sagastream.core.saga import SagaState, Step, StepStatus
+from sagastream.store.quarantine import Quarantined
+from sagastream.store.saga_hash import iso
+
+_COLOURS: Final = {
+    "COMPLETED": "green",
+    "PENDING": "cyan",
+    "COMPENSATING": "yellow",
+    "COMPENSATED": "yellow",
+    "ABORTED": "red",
+    "FAILED": "red",
+}
+
+_LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaired": "cyan"}
+
+
+def status(text: str, width: int = 0) -> str:
+    """A status in its colour."""
+    return click.style(text.ljust(width), fg=_COLOURS.get(text))
+
+
+def message(body: dict[str, Any], service: str, kind: str) -> str:
+    """A command or a reply on one line: who, what, and the payload."""
+    arrow, fg = "->", "blue"
+    if kind == "reply":
+        arrow, fg = "<-", "red" if str(body["type"]).endswith("_failed") else "green"
+    elif body.get("compensating"):
+        fg = "yellow"
+    payload = next((f"{name} {_json(body[name])}" for name in ("params", "result", "error") if name in body), "")
+    if body.get("compensating"):
+        payload = "compensating"
+    name = click.style(printable(str(body["type"])).ljust(24), fg=fg)
+    return f"{arrow} {printable(service):<10} step {body['step']}  {name} {payload}".rstrip()
+
+
+def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
+    """All that is known of a saga. `notes`: what else explains why it is where it is."""
+    parked = click.style("  PARKED", fg="red", bold=True) if state.parked else ""
+    yield f"{click.style(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
+    yield f"  began    {_when(state.begun_ms, now_ms)}"
+    yield f"  {'ended ' if state.ended else 'moved '}   {_when(state.updated_ms, now_ms)}"
+    if state.reason:
+        yield f"  reason   {printable(state.reason)}"
+    if not state.ended:
+        yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
+    if state.parked:
+        yield f"  parked   {printable(state.parked)}"
+        verbs = "retry|skip|abandon" + ("|cancel" if state.may_be_cancelled else "")
+        yield f"  you can  sagastream {verbs} {printable(state.saga_id)} --reason TEXT"
+    if state.cancelling:
+        yield f"  then     goes back: {printable(state.cancelling)}"
+    if state.deadline_ms is not None:
+        yield f"  deadline {iso(state.deadline_ms)}"
+    for done in state.interventions:
+        yield f"  {done.verb:<8} {iso(done.at_ms)}  {printable(done.reason)}"
+    for note in notes:
+        yield f"  note     {printable(note)}"
+    if state.duplicates:
+        yield f"  ignored  {state.duplicates} replies that came too late, or more than once"
+    for number, step in enumerate(state.steps, 1):
+        yield from _step(number, step)
+
+
+def row(state: SagaState, now_ms: int) -> str:
+    """A saga on one line of a list."""
+    why = state.parked and f"parked: {state.parked}"
+    why = why or (state.reason if state.ended else f"waits for {printable(state.waiting_for)}") or ""
+    name = "PARKED" if state.parked else str(state.status)
+    shown = click.style(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
+    return f"{shown}  {_age(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
+
+
+def quarantined(message: Quarantined) -> str:
+    """A message that was set aside, on one line."""
+    what = f"{message.kind} {message.saga_id}".strip() or "no message"
+    return f"{message.id}  {iso(message.at_ms)}  {printable(what)}: {printable(message.reason)}"
+
+
+def finding(level: str, about: str, text: str) -> str:
+    """A finding of the doctor, on one line."""
+    return f"{click.style(level.ljust(8), fg=_LEVELS.get(level))}  {printable(about):<12}  {printable(text)}"
+
+
+def _step(number: int, step: Step) -> Iterator[str]:
+    definition = step.definition
+    kind = "" if definition.kind is StepKind.COMPENSATABLE else f"  {definition.kind}"
+    yield (
+        f"  {number:>3}  {printable(definition.transaction):<24} {printable(definition.service):<14} "
+        + status(step.status, 12)
+        + _times(step.sent_ms, step.answered_ms, step.attempt, unknown=step.unknown)
+        + kind
+        + ("  skipped" if step.skipped and step.compensation is None else "")
+    ).rstrip()
+    yield f"       params {_json(orjson.loads(definition.params))}"
+    if step.result is not None:
+        yield f"       result {_json(orjson.loads(step.result))}"
+    if step.error is not None:
+        unknown = ", and whether it had an effect is unknown" if step.unknown else ""
+        yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
+    if step.late_ms is not None:
+        yield f"       late   it was done after all, as was heard at {_clock(step.late_ms)}"
+    if step.compensation is not None:
+        times = _times(
+            step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, unknown=False
+        )
+        how = "undone by" if step.status is StepStatus.COMPENSATED else "undo skipped:" if step.skipped else "undo by"
+        yield f"       {how} {printable(step.compensation)}  {times}"
+    if step.compensation_error is not None:
+        yield f"       error of the undo  {_json(orjson.loads(step.compensation_error))}"
+
+
+def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, *, unknown: bool) -> str:
+    if sent_ms is None:
+        return ""
+    sent = f"sent {_clock(sent_ms)}" + (f" (attempt {attempt})" if attempt > 1 else "")
+    how = "given up" if unknown else "answered"
+    return sent if answered_ms is None else f"{sent}, {how} after {answered_ms - sent_ms} ms"
+
+
+def _until(state: SagaState, now_ms: int) -> str:
+    """Until when a saga waits for what it waits for."""
+    if state.due_ms is None:
+        return ""
+    until = f"{_clock(state.due_ms)}, in {_age(state.due_ms - now_ms)}"
+    return f", at {until}" if state.send_again_ms is not None else f", until {until}"
+
+
+def _when(ms: int, now_ms: int) -> str:
+    return f"{iso(ms)}  ({_age(now_ms - ms)} ago)"
+
+
+def _clock(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M:%S.") + f"{ms % 1000:03}"
+
+
+def _age(ms: int) -> str:
+    seconds = max(ms, 0) // 1000
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value)  # plain ASCII: nothing in it can act on a terminal
+    return text if len(text) <= 300 else text[:300] + "…"

@@ -1,0 +1,1 @@
+"""Workers and services as child processes of one command."""

@@ -1,0 +1,108 @@
+"""The demonstration: three sagas on a broker of their own, every message shown as it happens."""
+
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from sagastream.broker.connection import Broker
+from sagastream.broker.embedded import EmbeddedServer
+from sagastream.client.blocking import SagaClient, last_event, read_events
+from sagastream.console import printable
+from sagastream.core.parsing import parse_begin
+from sagastream.core.strict_json import decode
+from sagastream.errors import SagastreamError
+from sagastream.store import keys
+from sagastream_bridge.inspection import views
+from sagastream_bridge.local.stack import SAMPLES, Stack
+
+#: How long a saga of the demonstration may take, in seconds; it takes a few milliseconds.
+_TIMEOUT_S: Final = 10.0
+
+
+def _saga(saga_id: str, user_id: str, amount: float, order_id: str) -> dict[str, object]:
+    return {
+        "saga_id": saga_id,
+        "steps": [
+            {
+                "transaction": "ReserveInventory",
+                "service": "inventory",
+                "params": {"sku": "abc123", "quantity": 1},
+            },
+            {
+                "transaction": "ChargePayment",
+                "service": "payment",
+                "params": {"user_id": user_id, "amount": amount},
+            },
+            {"transaction": "CreateShipment", "service": "shipping", "params": {"order_id": order_id}},
+        ],
+    }
+
+
+_SAGAS: Final = (
+    ("all goes well", _saga("saga42", "u42", 50, "o123")),
+    ("a user without the money", _saga("saga43", "u999", 99999, "o124")),
+    ("the money is spent: what was reserved is released", _saga("saga44", "u42", 99.99, "o125")),
+)
+
+
+def run() -> None:
+    """Run it in `demo` below the home, from scratch each time; the data stay there to be looked at."""
+    home = Path(os.environ.get("SAGASTREAM_HOME") or ".sagastream") / "demo"
+    EmbeddedServer(home).erase()
+    broker = Broker(home=home)
+    stack = Stack(broker, workers=1, services=tuple(SAMPLES.values()), log_dir=home)
+    try:
+        for title, body in _SAGAS:
+            begin = parse_begin(body, request_id=uuid.uuid4().hex, trace=True)
+            click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
+            after = last_event(broker.client)
+            SagaClient(broker).begin_request(begin)
+            _watch(broker, stack, begin.saga_id, after)
+            click.echo()
+        _show_hash(broker, "saga44")
+    finally:
+        stack.stop()
+        broker.close()
+    click.echo("See for yourself:")
+    click.echo(f"  SAGASTREAM_HOME={home} sagastream show saga44")
+    click.echo(f"  SAGASTREAM_HOME={home} sagastream up       # and in another terminal:")
+    click.echo(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
+
+
+def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes) -> None:
+    """Print the messages of one saga, from those after an event on, until it has ended."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        stack.tend()
+        for event in read_events(broker.client, after, 500):
+            after = event.id
+            if event.fields.get(b"saga_id") != saga_id.encode():
+                continue
+            body = decode(event.fields[b"body"])
+            if (kind := event.fields[b"kind"].decode()) == "outcome":
+                mark = "=" if body["status"] == "COMPLETED" else "x"
+                click.echo(f"  {mark}  {views.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
+                return
+            click.echo("  " + views.message(body, event.fields[b"service"].decode(), kind))
+    assert broker.embedded is not None
+    raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
+
+
+def _show_hash(broker: Broker, saga_id: str) -> None:
+    key = keys.saga(saga_id)
+    click.echo(click.style(f"HGETALL {key}", bold=True))
+    fields: Any = broker.client.hgetall(key)
+    for name, value in fields.items():
+        click.echo(f"  {printable(name.decode()):<28} {printable(value.decode())}")
+    click.echo()
+
+
+def _redis_cli(broker: Broker) -> str:
+    assert broker.embedded is not None
+    path = broker.embedded.socket_path
+    short = os.path.relpath(path)
+    return f"redis-cli -s {short if len(short) < len(str(path)) else path}"

@@ -1,0 +1,64 @@
+"""`sagastream service --reload`: the service in a child process, which is started again when a source file changes.
+
+A new process rather than new modules in the old one: nothing of the old code is left.
+"""
+
+import subprocess
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import click
+
+from sagastream.broker.connection import Broker, Outage
+from sagastream.console import printable, say
+from sagastream_bridge.local.stack import end, spawn
+
+#: How often the broker and the child are looked after, in milliseconds.
+_LOOK_MS: Final = 500
+_WHO: Final = "sagastream"
+
+
+def run(broker: Broker, where: str, arguments: Sequence[str], stop: threading.Event, *, grace_s: float) -> None:
+    """Run `sagastream service WHERE`, and again after each change of a .py file below the current folder, or of the
+    module where that lies elsewhere. What ends by itself, as by an error in the code, waits for the next change."""
+    try:
+        from watchfiles import PythonFilter, watch
+    except ModuleNotFoundError:
+        raise click.ClickException("--reload needs watchfiles: pip install 'sagastream[reload]'") from None
+    outage = Outage(broker, _WHO, stop)
+    child: subprocess.Popen[bytes] | None = spawn(broker, ["service", where, *arguments])
+    try:
+        for changes in watch(
+            *_watched(where),
+            watch_filter=PythonFilter(),
+            stop_event=stop,
+            rust_timeout=_LOOK_MS,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        ):
+            if changes:
+                changed = ", ".join(sorted(Path(path).name for _, path in changes)[:3])
+                say(_WHO, f"{printable(changed)} changed; starting {where} again")
+                if child is not None:
+                    end(child, grace_s + 1.0)
+                child = spawn(broker, ["service", where, *arguments])
+            elif child is not None and (code := child.poll()) is not None:
+                say(_WHO, f"{where} ended with exit code {code}; waiting for the next change")
+                child = None
+            outage.restore()
+    finally:
+        if child is not None:
+            end(child, grace_s + 1.0)
+
+
+def _watched(where: str) -> list[Path]:
+    here = Path.cwd().resolve()
+    spec = find_spec(where.partition(":")[0].partition(".")[0])  # of what stands on top: nothing is imported
+    if spec is None or spec.origin is None:
+        return [here]
+    module = Path(spec.origin).resolve()
+    module = module.parent if spec.submodule_search_locations else module
+    return [here] if module.is_relative_to(here) else [here, module]

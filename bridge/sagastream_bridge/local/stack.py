@@ -1,0 +1,118 @@
+"""The processes of a whole installation on one machine: workers and services, restarted when they die."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from sagastream.broker.connection import Broker
+from sagastream.console import say
+from sagastream.core.backoff import delay
+
+#: The sample services, by name. Named, not imported: they are run as any other service is.
+SAMPLES: Final[Mapping[str, str]] = {
+    name: f"sagastream_stubs.{name}:service" for name in ("inventory", "payment", "shipping")
+}
+#: How long a process may take to finish what it has in hand before it is killed, in seconds.
+STOP_TIMEOUT_S: Final = 10.0
+#: A process that lived this long, in seconds, is restarted at once when it dies; one that did not, ever later.
+_HEALTHY_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class _Child:
+    name: str
+    arguments: list[str]
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+    failures: int = 0
+    not_before: float = field(default=0.0)
+
+
+class Stack:
+    """Workers and services as child processes. They live as long as their parent: a child stops when its standard
+    input ends, which it does however the parent dies."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        workers: int,
+        services: Sequence[str],
+        on_rq: Sequence[str] = (),
+        log_dir: Path | None = None,
+    ) -> None:
+        """`services`: MODULE:NAME each. `on_rq`: those that need an RQ worker too. `log_dir`: where what the children
+        say goes, by default to our stderr."""
+        self._broker = broker
+        self._log_dir = log_dir
+        self._children = [_Child(f"worker-{n}", ["worker"]) for n in range(1, workers + 1)]
+        self._children += [_Child(where.replace(":", "-"), ["service", where]) for where in services]
+        self._children += [_Child(f"{where.replace(':', '-')}-rq", ["rq-worker", where]) for where in on_rq]
+
+    def tend(self) -> None:
+        """Start what is not running. To be called again and again."""
+        for child in self._children:
+            if child.process is not None and (code := child.process.poll()) is not None:
+                lived = time.monotonic() - child.started
+                child.failures = 1 if lived > _HEALTHY_S else child.failures + 1
+                child.not_before = time.monotonic() + delay(child.failures, longest_s=10.0)
+                child.process = None
+                ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                say("sagastream", f"{' '.join(child.arguments)} {ended}; starting it again")
+            if child.process is None and time.monotonic() >= child.not_before:
+                self._start(child)
+
+    def pids(self, command: str) -> list[int]:
+        """Of those that run as `sagastream COMMAND`."""
+        return [
+            child.process.pid for child in self._children if child.process is not None and child.arguments[0] == command
+        ]
+
+    def stop(self) -> None:
+        """Let all finish what they have in hand, and wait for them."""
+        running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.close()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in running:
+            end(process, max(0.0, deadline - time.monotonic()))
+
+    def _start(self, child: _Child) -> None:
+        child.started = time.monotonic()
+        log = None if self._log_dir is None else (self._log_dir / f"{child.name}.log").open("ab")
+        try:
+            child.process = spawn(self._broker, child.arguments, log)
+        finally:
+            if log is not None:
+                log.close()
+
+
+def spawn(broker: Broker, arguments: Sequence[str], log: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
+    """Start `sagastream ARGUMENTS` on this broker; a command that ends when its standard input does. What it says goes
+    to `log`, by default to our stderr."""
+    said = log or sys.stderr
+    return subprocess.Popen(
+        [sys.executable, "-m", "sagastream_bridge.commands.main", *arguments, "--until-eof"],
+        stdin=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
+        env=os.environ | {"REDIS_URL": broker.url, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
+    )
+
+
+def end(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
+    """Let a process finish what it has in hand, for so long."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()  # what it held is taken over when somebody runs again
+        process.wait()

@@ -1,0 +1,1 @@
+"""The stdin protocol: JSON lines to the streams, and back."""

@@ -1,0 +1,279 @@
+"""The stdin bridge: lines of the stdin protocol in, streams out, and back again.
+
+Three kinds of threads: the main one reads lines and appends what they ask for; the follower reads the events stream
+and answers; one a served service writes its commands out.
+"""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import redis
+
+from sagastream.broker.connection import Broker, Outage
+from sagastream.client.blocking import SagaClient, append_requests, last_event
+from sagastream.console import say
+from sagastream.core.decision import decide
+from sagastream.core.messages import Begin, Code, Intervene, is_id
+from sagastream.core.moves import Found, Moment
+from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
+from sagastream.core.saga import SagaState
+from sagastream.errors import CorruptSaga, MalformedMessage
+from sagastream.orchestrator.commit import Store
+from sagastream_bridge.inspection import lookup
+from sagastream_bridge.local.stack import SAMPLES, Stack
+from sagastream_bridge.stdin.follower import Follower
+from sagastream_bridge.stdin.lines import ORCHESTRATOR, BadLine, Caller, Line, LineWriter, parse, read_lines, told
+from sagastream_bridge.stdin.served import ServedService
+from sagastream_bridge.stdin.watch import Watch, Watches
+
+_WHO = "sagastream bridge"
+#: How long the threads may take to come to an end, in seconds: longer than any answer of the broker. One that is stuck
+#: because nobody reads what it writes ends with the process.
+_JOIN_S: Final = 6.0
+#: How long no worker may be about before the bridge of an embedded server runs its own, in seconds: whoever has just
+#: started the server may be starting one.
+_LONELY_S: Final = 2.0
+
+
+class StdinBridge:
+    """One run of the bridge."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        outcomes: bool = False,
+        trace: bool = False,
+        serve: Sequence[str] = (),
+        drain_timeout_s: float = 4.0,
+    ) -> None:
+        """
+        Args:
+            outcomes: tell the end of every saga to who began it.
+            trace: write out every command and reply of the sagas that were begun here.
+            serve: services that are played by the lines.
+            drain_timeout_s: how long to wait at the end of input for what was begun here.
+        """
+        self._broker = broker
+        self._trace = trace
+        self._drain_timeout_s = drain_timeout_s
+        self._stop = threading.Event()
+        self._wake = os.pipe()
+        self._outage = Outage(broker, _WHO, self._stop)
+        self._out = LineWriter(self._stop)
+        self._client = SagaClient(broker)
+        self._watches = Watches()
+        self._follower = Follower(
+            broker, self._watches, self._out, outcomes=outcomes, served=serve, refused=self._refused
+        )
+        self._served = {name: ServedService(broker, name, self._out, self._outage) for name in serve}
+        self._stack: Stack | None = None
+        self._lonely_since = time.monotonic()
+        self._fault: Exception | None = None
+        self._line_number = 0
+        self._read = self._settled = 0  # lines that were read; those of them whose effect the broker has
+        self._requests: list[Begin | Intervene] = []  # of the lines between
+        self._bad_lines = 0
+        self._run_id = uuid.uuid4().hex
+
+    def run(self, fd: int) -> int:
+        """Bridge until the lines of `fd` end, or `stop` is called; the exit code."""
+        threads: list[threading.Thread] = []
+        finished = False
+        try:
+            self._start(threads)
+            for lines in read_lines(fd, self._wake[0]):
+                self._take(lines)
+            self._drain()
+            finished = True
+        except redis.RedisError:
+            if not self._stop.is_set():
+                raise
+            # Stopped while the broker was away.
+        finally:
+            self._stop.set()
+            deadline = time.monotonic() + _JOIN_S
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            if self._stack is not None:
+                self._stack.stop()
+        if self._fault is not None:
+            raise self._fault
+        if self._out.gone:
+            say(_WHO, "nobody reads the output any more")
+        if self._read > self._settled:
+            say(_WHO, f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
+        return 0 if finished and not self._bad_lines and not self._out.gone else 1
+
+    def _start(self, threads: list[threading.Thread]) -> None:
+        self._outage.patiently(self._broker.check)
+        self._follower.after = self._outage.patiently(lambda: last_event(self._broker.client))
+        self._outage.patiently(self._tend)
+        for target in (self._follow, *(served.run for served in self._served.values())):
+            threads.append(threading.Thread(target=self._guard, args=[target], daemon=True))
+            threads[-1].start()
+
+    def stop(self) -> None:
+        """End the bridge after the lines that it has read. To be called from anywhere, signal handlers included."""
+        self._stop.set()
+        os.write(self._wake[1], b"!")
+
+    def _take(self, lines: Sequence[bytes]) -> None:
+        """Do what these lines ask for, in order; begins next to each other go to the broker together."""
+        self._read += len(lines)
+        for text in lines:
+            self._line_number += 1
+            try:
+                self._take_line(text)
+            except BadLine as error:
+                self._settle()
+                self._complain(error.caller, error.code, str(error))
+        self._settle()
+
+    def _take_line(self, text: bytes) -> None:
+        if not text.strip():
+            return
+        line = parse(text)
+        try:
+            if line.dest != ORCHESTRATOR:
+                text_of_it = f"dest must be {ORCHESTRATOR}, not {line.dest[:128]!a}"
+                raise BadLine(text_of_it, line.caller, Code.NOT_SUPPORTED)
+            if line.type == "saga_begin" or line.type in VERBS:
+                self._requests.append(self._prepare(line))
+            elif line.caller.src in self._served and line.type.endswith(("_ok", "_failed")):
+                self._append()
+                served = self._served[line.caller.src]
+                served.reply(line.body)
+                self._outage.patiently(served.send)
+            else:
+                self._settle()
+                self._answer(line)
+        except MalformedMessage as error:
+            raise BadLine(str(error), line.caller) from None
+        except CorruptSaga as error:
+            raise BadLine(str(error), line.caller, Code.CRASH) from None
+
+    def _prepare(self, line: Line) -> Begin | Intervene:
+        """The request that a line makes, with somebody to wait for what becomes of it."""
+        request_id = f"{self._run_id}-{self._line_number}"
+        request: Begin | Intervene
+        if line.type in VERBS:
+            request = parse_intervene(line.body, request_id=request_id)
+        else:
+            request = parse_begin(line.body, request_id=request_id, trace=self._trace)
+        self._watches.add(Watch(caller=line.caller, saga_id=request.saga_id, request=request))
+        return request
+
+    def _append(self) -> None:
+        if self._requests:
+            self._outage.patiently(lambda: append_requests(self._broker.client, self._requests))
+            self._requests.clear()
+
+    def _settle(self) -> None:
+        """See to it that the broker has the effect of every line up to this one."""
+        self._append()
+        self._settled = self._line_number
+
+    def _answer(self, line: Line) -> None:
+        if line.type == "init":
+            self._out.answer(line.caller, "init_ok")
+        elif line.type == "saga_status":
+            self._out.answer(line.caller, "saga_status_ok", told(self._look(line)))
+        elif line.type == "saga_await":
+            self._await(line)
+        else:
+            text = f"the orchestrator knows no {line.type[:128]!a}"
+            raise BadLine(text, line.caller, Code.NOT_SUPPORTED)
+
+    def _await(self, line: Line) -> None:
+        watch = Watch(caller=line.caller, saga_id=self._look(line).saga_id)
+        self._watches.add(watch)
+        # Only now: had it ended in between, nobody would tell.
+        state = self._outage.patiently(lambda: self._client.get(watch.saga_id))
+        if state is not None and state.ended and self._watches.take_one(watch):
+            self._out.answer(watch.caller, "saga_await_ok", told(state))
+
+    def _look(self, line: Line) -> SagaState:
+        """The saga that a line asks about."""
+        if line.caller.msg_id is None:
+            raise BadLine(f"{line.type} needs a msg_id, to be answered")
+        saga_id = line.body.get("saga_id")
+        if not is_id(saga_id):
+            raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        assert isinstance(saga_id, str)
+        state: Found = self._outage.patiently(lambda: self._client.get(saga_id))
+        if state is None and (begin := self._watches.begin_of(saga_id)) is not None:
+            # It was accepted, and a worker has yet to read of it.
+            state = decide(None, begin, Moment(now_ms=int(time.time() * 1000), published={})).state
+        if not isinstance(state, SagaState):
+            raise BadLine(f"there is no saga {saga_id}", line.caller, Code.NO_SUCH_SAGA)
+        return state
+
+    def _complain(self, caller: Caller | None, code: Code, text: str) -> None:
+        self._bad_lines += 1
+        if caller is not None and caller.msg_id is not None:
+            self._out.error(caller, code, text)
+        else:
+            say(_WHO, f"line {self._line_number}: {text}")
+
+    def _refused(self, watch: Watch, code: int, text: str) -> None:
+        self._bad_lines += 1
+        if watch.caller.msg_id is not None:
+            self._out.error(watch.caller, code, text)
+        else:
+            verb = watch.request.verb if isinstance(watch.request, Intervene) else "begin"
+            say(_WHO, f"saga_{verb} of {watch.saga_id} was refused: {text}")
+
+    def _follow(self) -> None:
+        def turn() -> None:
+            self._follower.turn()
+            self._tend()
+            if self._out.gone:
+                self.stop()
+
+        self._outage.keep(turn, self._tend)
+
+    def _tend(self) -> None:
+        """Run a worker and the sample services where an embedded server has none: because it is ours, or because
+        whoever ran them has gone."""
+        self._outage.restore()
+        if self._broker.embedded is None:
+            return
+        if self._stack is None:
+            if not self._broker.embedded.owned and not self._is_lonely():
+                return
+            services = [where for name, where in SAMPLES.items() if name not in self._served]
+            self._stack = Stack(self._broker, workers=1, services=services, log_dir=self._broker.embedded.home)
+        self._stack.tend()
+
+    def _is_lonely(self) -> bool:
+        """Whether no worker has been about for a while."""
+        if lookup.worker_is_alive(self._broker.client):
+            self._lonely_since = time.monotonic()
+        return time.monotonic() - self._lonely_since > _LONELY_S
+
+    def _drain(self) -> None:
+        """Wait for the end of what was begun here, for as long as is allowed, and tell what has not ended."""
+        left = self._watches.wait_until_empty(self._drain_timeout_s, self._stop)
+        if not left or self._stop.is_set() or self._out.gone:
+            return
+        states = self._outage.patiently(lambda: Store(self._broker.client).load(left)[0])
+        parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
+        going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
+        if going:
+            alive = self._stack is None and self._outage.patiently(lambda: lookup.worker_is_alive(self._broker.client))
+            names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
+            then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream up"
+            say(_WHO, f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
+
+    def _guard(self, target: Callable[[], None]) -> None:
+        """Run a thread's work; what it cannot go on from ends the whole bridge, not just the thread."""
+        try:
+            target()
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            self._fault = error
+            self.stop()

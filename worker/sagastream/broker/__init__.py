@@ -1,0 +1,1 @@
+"""Transport: the way to the broker, and how commands travel. It knows no saga."""

@@ -1,0 +1,113 @@
+"""Conversations with the broker, apart from how their bytes travel.
+
+An exchange is a generator. It yields the commands of one round trip, is sent their answers as `wire.round_trip` gives
+them, and returns what it found out. So what is asked, and what the answers mean, is written once: for callers that
+block, and for those that run in an event loop.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import RedisError, ResponseError
+
+from sagastream.broker import wire
+
+if TYPE_CHECKING:
+    import redis
+    from redis.asyncio import ConnectionPool
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+Exchange = Generator[Sequence[wire.Words], list[Any], _T]
+
+
+def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U]]:
+    """Both at once: what they ask goes out in the same round trips, that of the first before that of the second. Where
+    one of them raises, what the other found out is lost."""
+    exchanges: list[Exchange[Any]] = [first, second]
+    asked = {number: next(one) for number, one in enumerate(exchanges)}
+    found: list[Any] = [None, None]
+    while asked:
+        answers = iter((yield [command for commands in asked.values() for command in commands]))
+        for number, commands in list(asked.items()):
+            try:
+                asked[number] = exchanges[number].send(list(islice(answers, len(commands))))
+            except StopIteration as end:
+                found[number] = end.value
+                del asked[number]
+    return found[0], found[1]
+
+
+def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:
+    """What the exchange returns. Where a round trip fails its error is thrown into it, and comes back out of it unless
+    it goes on."""
+    return _go_on(client, exchange)
+
+
+def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T]:
+    """What these exchanges return, in their order. The next one is asked for when the one before is on its way, so that
+    whoever makes them works while the broker does. No answer is read before all are on their way; where that fails, or
+    the reading of their first answers, the error is raised here, and none of them goes on."""
+    with wire.connection(client) as connection:
+        begun = []
+        for exchange in exchanges:
+            commands = next(exchange)
+            wire.send(connection, commands)
+            begun.append((exchange, len(commands)))
+        answered = [(exchange, wire.answers(connection, count)) for exchange, count in begun]
+    return [_go_on(client, exchange, answers) for exchange, answers in answered]
+
+
+def _go_on(client: "redis.Redis", exchange: Exchange[_T], answers: Any = None) -> _T:
+    """What the exchange returns once it has these answers, or, without any, from its beginning."""
+    try:
+        commands = exchange.send(answers)
+        while True:
+            try:
+                answers = wire.round_trip(client, commands)
+            except RedisError as error:
+                commands = exchange.throw(error)
+            else:
+                commands = exchange.send(answers)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+
+
+async def run_async(pool: "ConnectionPool", exchange: Exchange[_T]) -> _T:
+    """As `run`, in an event loop. Cancelled in the middle of a round trip, it gives its connection up."""
+    try:
+        commands = next(exchange)
+        while True:
+            try:
+                answers = await _round_trip(pool, commands)
+            except RedisError as error:
+                commands = exchange.throw(error)
+            else:
+                commands = exchange.send(answers)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    finally:
+        exchange.close()
+
+
+async def _round_trip(pool: "ConnectionPool", commands: Sequence[wire.Words]) -> list[Any]:
+    connection: Any = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+    try:
+        await connection.send_packed_command([wire.pack(commands)])
+        return [await _answer(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect(nowait=True)  # an answer may still be on its way
+        raise
+    finally:
+        await pool.release(connection)
+
+
+async def _answer(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error

@@ -1,0 +1,1 @@
+"""Begin sagas, look at them, wait for their end, act on them."""

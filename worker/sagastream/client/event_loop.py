@@ -1,0 +1,195 @@
+"""The client for programs that run in an event loop: `SagaClient`, awaited."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final, Self, TypeVar
+
+import redis
+from redis.asyncio import ConnectionPool
+
+from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async, is_outage
+from sagastream.broker.exchange import Exchange, run_async
+from sagastream.client import requests
+from sagastream.client.listing import Listing, ListStatus
+from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
+from sagastream.client.waiting import Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.console import say
+from sagastream.core import backoff
+from sagastream.core.messages import Begin, Intervene, Verb
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.errors import BrokerError, CorruptSaga
+from sagastream.orchestrator.commit import load
+
+_T = TypeVar("_T")
+_WHO: Final = "sagastream client"
+
+
+class AsyncSagaClient:
+    """The sagas of a store, for the coroutines of one event loop. Close it, or use it as a context manager.
+
+    The methods are those of SagaClient, with the same arguments, answers and errors: to be awaited, but for `list`,
+    which is for `async for`. There is no `as_completed`: `asyncio.gather` waits for many. However many coroutines wait,
+    one reader of the events stream serves them all; it runs while any of them waits, and for half a second after that.
+    """
+
+    def __init__(self, broker: Broker | str | None = None) -> None:
+        """See SagaClient. A server that is embedded may have to be started for that, which blocks."""
+        self._owns_broker = not isinstance(broker, Broker)
+        self._broker = broker_of(broker)
+        self._pool = connect_async(self._broker.url)
+        self._follower = _Follower(self._broker, self._pool)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections. Whoever still waits gets a BrokerError."""
+        await self._follower.stop()
+        await self._pool.aclose()
+        if self._owns_broker:
+            await asyncio.to_thread(self._broker.close)
+
+    aclose = close  #: the name that contextlib.aclosing calls
+
+    async def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
+        return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
+
+    async def begin_request(self, request: Begin) -> Accepted:
+        (answer,) = await self._run(requests.begin([request]))
+        return requests.granted(answer)
+
+    async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
+        return await self._run(requests.begin_many(sagas))
+
+    async def get(self, saga_id: str) -> SagaState | None:
+        state = (await self._run(load([saga_id])))[0][saga_id]
+        if isinstance(state, CorruptSaga):
+            raise state
+        return state
+
+    async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
+        """See SagaClient.wait. To wait for many sagas, wait for each in a task of its own."""
+        state = requests.granted(await self._follower.settled(Wait.end_of(saga), timeout_s))
+        return completed(state) if check else state
+
+    async def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        return await self.intervene(requests.to_intervene(Verb.CANCEL, saga_id, reason), timeout_s)
+
+    async def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        return await self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason), timeout_s)
+
+    async def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        return await self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason), timeout_s)
+
+    async def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        return await self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason), timeout_s)
+
+    async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
+        wait = Wait(saga_id=request.saga_id, request=request)
+        return requests.granted(await self._follower.settled(wait, timeout_s))
+
+    def list(
+        self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
+    ) -> AsyncIterator[SagaState | CorruptSaga]:
+        """See SagaClient.list. For `async for`; there is nothing to await."""
+        return self._listed(Listing(status, limit))
+
+    async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | CorruptSaga]:
+        while page := await self._run(listing.next_page()):
+            for found in page:
+                yield found
+
+    async def _run(self, exchange: Exchange[_T]) -> _T:
+        return await run_async(self._pool, exchange)
+
+
+class _Follower:
+    """The one reader of the events stream, for all who wait."""
+
+    def __init__(self, broker: Broker, pool: ConnectionPool) -> None:
+        self._broker = broker
+        self._pool = pool
+        self._awaited = Awaited()
+        self._futures: dict[Wait, asyncio.Future[Outcome]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def settled(self, wait: Wait, timeout_s: float | None) -> Outcome:
+        """What settles the wait; an operator's request is sent for it."""
+        check_timeout(timeout_s)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._futures[wait] = future
+        if self._task is None or self._task.done():
+            self._awaited = Awaited()  # to read on from where the last one stopped might mean to read for long
+            self._awaited.add(wait)
+            self._task = asyncio.create_task(self._follow(), name="sagastream events")
+        else:
+            self._awaited.add(wait)
+        try:
+            if isinstance(wait.request, Intervene):
+                await run_async(self._pool, self._awaited.start())
+                await run_async(self._pool, requests.append([wait.request]))
+            elif timeout_s is not None and timeout_s <= 0:
+                await self._look()  # what is asked is whether it has ended by now
+            async with asyncio.timeout(timeout_s):
+                # The reader may be waiting for events; if not, it will look at all that is waited for, first.
+                if self._awaited.in_place and not future.done():
+                    await self._look()
+                return await future
+        except TimeoutError:
+            assert timeout_s is not None
+            raise self._awaited.late(timeout_s, wait) from None
+        finally:
+            del self._futures[wait]
+            self._awaited.discard(wait)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._fail(BrokerError("the client was closed while this was waited for"))
+
+    async def _look(self) -> None:
+        await asyncio.sleep(0)  # those who come at the same moment share the round trip of the first
+        try:
+            self._settle(await run_async(self._pool, self._awaited.look()))
+        except redis.RedisError:
+            return  # the reader meets with it too, and deals with it
+
+    async def _follow(self) -> None:
+        tries = 0
+        while self._awaited:
+            try:
+                self._settle(await run_async(self._pool, self._awaited.turn(BLOCK_MS)))
+            except Exception as error:  # noqa: BLE001 - handed to those who wait
+                if not (isinstance(error, redis.RedisError) and is_outage(error)):
+                    self._fail(error)
+                    return
+                tries += 1
+                if tries == 1:
+                    say(_WHO, f"the broker is away ({error}); waiting, nothing is lost")
+                await asyncio.sleep(backoff.delay(tries))
+                await self._restore()
+            else:
+                if tries:
+                    say(_WHO, "the broker is back")
+                tries = 0
+
+    async def _restore(self) -> None:
+        if self._broker.embedded is not None:
+            with contextlib.suppress(BrokerError):  # it may start the next time
+                await asyncio.to_thread(self._broker.restore)
+
+    def _settle(self, settled: Settled) -> None:
+        for wait, outcome in settled:
+            future = self._futures.get(wait)  # none: it has left meanwhile
+            if future is not None and not future.done():
+                future.set_result(outcome)
+
+    def _fail(self, error: Exception) -> None:
+        for future in self._futures.values():
+            if not future.done():
+                future.set_exception(error)

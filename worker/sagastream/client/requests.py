@@ -1,0 +1,220 @@
+"""The requests of clients: what they are made of, how they are sent, and what becomes of each.
+
+A saga to be begun is appended to the requests stream by `begin.lua`, together with others in one round trip, and only
+if the store knows nothing of it yet.
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
+
+import redis
+
+from sagastream.broker import wire
+from sagastream.broker.connection import is_outage, or_raise
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.scripting import Script
+from sagastream.core.decision import begun_with, conflict
+from sagastream.core.messages import Begin, Code, Intervene, Verb
+from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused
+from sagastream.store import keys, saga_hash
+
+#: How many sagas go to the broker in one round trip, and about how many bytes of them: a script keeps everybody
+#: waiting while it runs.
+BATCH: Final = 128
+_BATCH_BYTES: Final = 1 << 20
+
+_T = TypeVar("_T")
+_SCRIPT: Final = Script("begin")
+
+
+class StepRequest(TypedDict):
+    """One step. What each member says, and what holds where there is none, is in docs/sagas.md."""
+
+    transaction: str
+    service: str
+    params: NotRequired[Any]  # what JSON can say
+    compensation: NotRequired[str | None]
+    kind: NotRequired[Literal["compensatable", "pivot", "retriable"]]
+    timeout_ms: NotRequired[int]
+    attempts: NotRequired[int]
+    compensation_attempts: NotRequired[int]
+    backoff_ms: NotRequired[int]
+    retry_failed: NotRequired[bool]
+
+
+class SagaRequest(TypedDict):
+    """A saga to be begun: the members of the protocol's saga_begin."""
+
+    saga_id: str
+    steps: Sequence[StepRequest]
+    deadline_ms: NotRequired[int]  # how long after its begin it is cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Accepted:
+    """The broker has the request, or the saga itself: durable, and sure to be run or refused."""
+
+    begin: Begin
+
+    @property
+    def saga_id(self) -> str:
+        return self.begin.saga_id
+
+    def __repr__(self) -> str:
+        """Without the steps, whose params are long, and nothing for a log."""
+        return f"Accepted(saga_id={self.saga_id!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Nothing was begun, and nothing will be: `error` says why.
+
+    MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. CorruptSaga: what stands at its
+    key cannot be read.
+    """
+
+    saga_id: str  # as far as the request has one
+    error: MalformedMessage | RequestRefused | CorruptSaga
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsettled:
+    """The broker went away, and nobody knows whether it has the request: begin the saga again, under the same id.
+
+    `error`: how the broker failed. `sent`: False if the request was never on its way.
+    """
+
+    saga_id: str
+    error: redis.RedisError
+    sent: bool
+
+
+def saga(saga_id: str, steps: Sequence[StepRequest], deadline_ms: int | None) -> SagaRequest:
+    request: SagaRequest = {"saga_id": saga_id, "steps": steps}
+    if deadline_ms is not None:
+        request["deadline_ms"] = deadline_ms
+    return request
+
+
+def to_begin(saga: SagaRequest) -> Begin:
+    """The request, ready to be sent. Raises MalformedMessage: says what is wrong, and where."""
+    body: Any = saga
+    if isinstance(body, dict) and isinstance(body.get("steps"), tuple):
+        body = body | {"steps": list(body["steps"])}
+    return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
+
+
+def to_intervene(verb: Verb, saga_id: str, reason: str) -> Intervene:
+    """An operator's request, likewise."""
+    body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
+    return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
+
+
+def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
+    """The members of what must be many. Raises TypeError for a single one: a text is made of texts, an object of its
+    keys, so each would be taken for many strange ones."""
+    given: object = sagas
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"sagas must be a list of {what}, not {type(given).__name__}")
+    return iter(sagas)
+
+
+def append(requests: Sequence[Begin | Intervene]) -> Exchange[None]:
+    """Append requests as they are, whatever the store knows; durable when this returns. To be called again with the
+    same ones where it raised: a request that arrived twice is known by its request_id."""
+    commands: list[wire.Words] = [("XADD", keys.REQUESTS, "*", *_words(request)) for request in requests]
+    answers = (yield commands) if commands else []
+    for answer in answers:
+        or_raise(answer)
+
+
+def begin(begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
+    """Begin these sagas, in one round trip; the answers are in their order. All requests arrive, or none."""
+    args: list[str | bytes | int] = []
+    for one in begins:
+        words = _words(one)
+        args += (len(words), *words)
+    names = [keys.REQUESTS, *(keys.saga(one.saga_id) for one in begins)]
+    known = yield from _SCRIPT.call(names, args)
+    return [_answer(one, held) for one, held in zip(begins, known, strict=True)]
+
+
+def begin_many(sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused | Unsettled]]:
+    """Begin these sagas, a batch in a round trip; the answers are in their order.
+
+    Once the broker is away nothing more is sent. Raises redis.RedisError where it is no outage but a fault.
+    """
+    answers: list[Accepted | Refused | Unsettled] = []
+    failure: redis.RedisError | None = None
+    for batch in _batches(one_by_one(sagas, "SagaRequest, dicts with saga_id and steps")):
+        begins = [one for one in batch if isinstance(one, Begin)]
+        sent = failure is None
+        told: Iterator[Accepted | Refused] = iter(())
+        if begins and failure is None:
+            try:
+                told = iter((yield from begin(begins)))
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                failure = error
+        for one in batch:
+            if isinstance(one, Refused):
+                answers.append(one)
+            elif failure is not None:
+                answers.append(Unsettled(saga_id=one.saga_id, error=failure, sent=sent))
+            else:
+                answers.append(next(told))
+    return answers
+
+
+def granted(answer: _T | Refused) -> _T:
+    """An answer, raised if it is a refusal."""
+    if isinstance(answer, Refused):
+        raise answer.error
+    return answer
+
+
+def conflicting(saga_id: str) -> Refused:
+    """The answer to a request whose id another saga has."""
+    return Refused(saga_id=saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, conflict(saga_id)))
+
+
+def _words(request: Begin | Intervene) -> list[str | bytes | int]:
+    """The fields of its entry."""
+    return [word for field in request.fields().items() for word in field]
+
+
+def _answer(one: Begin, held: Any) -> Accepted | Refused:
+    """What begin.lua says of one saga."""
+    if held == 1:
+        return Accepted(begin=one)
+    if held == 0:
+        return Refused(saga_id=one.saga_id, error=CorruptSaga(f"the key of saga {one.saga_id} holds no hash"))
+    state = saga_hash.read(one.saga_id, dict(zip(held[::2], held[1::2], strict=True)))
+    if isinstance(state, CorruptSaga):
+        return Refused(saga_id=one.saga_id, error=state)
+    assert state is not None  # an empty hash is none
+    return Accepted(begin=one) if begun_with(state, one) else conflicting(one.saga_id)
+
+
+def _batches(sagas: Iterable[SagaRequest]) -> Iterator[list[Begin | Refused]]:
+    """The requests, or why one is none, in batches that are to go in one round trip each."""
+    batch: list[Begin | Refused] = []
+    size = 0
+    for saga in sagas:
+        try:
+            one: Begin | Refused = to_begin(saga)
+        except MalformedMessage as error:
+            saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
+            one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)
+        more = sum(len(step.params) for step in one.steps) if isinstance(one, Begin) else 0
+        if batch and (len(batch) == BATCH or size + more > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += more
+    if batch:
+        yield batch

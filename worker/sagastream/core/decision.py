@@ -1,0 +1,240 @@
+"""The decision core: what happens to a saga, and what comes of it. Pure: no Redis, no clock, no randomness.
+
+`decide(state, event, moment)` returns a Decision, a value that says everything that is to be written and sent;
+store.py commits it in one piece. This module reads what an event means for a saga; moves.py has what a saga can do.
+"""
+
+from msgspec.structs import replace
+
+from sagastream.core import moves
+from sagastream.core.messages import (
+    Begin,
+    Code,
+    Due,
+    Intervene,
+    Notice,
+    Reply,
+    Unreadable,
+    Verb,
+    done_body,
+    error_body,
+    failed,
+    ok,
+)
+from sagastream.core.moves import Decision, Found, Moment
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.errors import CorruptSaga
+
+#: What may happen: a request, a reply, an entry that is neither; or that the time has come.
+Event = Begin | Intervene | Reply | Due | Unreadable
+
+
+def decide(state: Found, event: Event, moment: Moment) -> Decision:
+    """What `event` does to the saga `state`.
+
+    Where `may_undo` says so, the moment must know what the services of the saga's steps publish.
+    """
+    if isinstance(event, Unreadable):
+        return _refuse(state, event, event.code, event.text)
+    if isinstance(event, Due):
+        return _due(state, moment) if isinstance(state, SagaState) else Decision(state=state)
+    if isinstance(state, CorruptSaga):
+        if isinstance(event, Reply):
+            return Decision(state=state, quarantine=str(state))
+        return _refuse(state, event, Code.CRASH, str(state))
+    if isinstance(event, Begin):
+        return _begin_again(state, event) if state else moves.begin(event, moment)
+    if isinstance(event, Intervene):
+        return _intervene(state, event, moment)
+    if state is None:
+        return Decision(state=None, quarantine=f"there is no saga {event.saga_id}")
+    return _reply(state, event, moment)
+
+
+def may_undo(state: SagaState, event: Event) -> bool:
+    """Whether the event may lead to a compensation, and so to what services publish."""
+    if isinstance(event, Reply) and state.status is SagaStatus.PENDING:
+        return state.cancelling is not None or event.type.endswith("_failed")
+    return isinstance(event, Reply | Due | Intervene)
+
+
+def awaits(state: SagaState, reply: Reply) -> bool:
+    """Whether the reply is news of the command that the saga is at. That it was done is, whichever attempt did it;
+    that an attempt has failed is news as long as that attempt is out."""
+    if state.ended or reply.step != state.current_step or state.attempt == 0:
+        return False
+    if reply.type == ok(state.command):
+        return True
+    if reply.type != failed(state.command):
+        return False
+    if state.status is SagaStatus.PENDING and not reply.unknown and not state.step.definition.retried:
+        return True  # nothing of it remains, of no attempt
+    return state.times_out_ms is not None and reply.attempt in (None, state.attempt)
+
+
+def begun_with(state: SagaState, begin: Begin) -> bool:
+    """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
+    deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
+    before = [step.definition.canonical() for step in state.steps]
+    return deadline_ms == begin.deadline_ms and before == [definition.canonical() for definition in begin.steps]
+
+
+def conflict(saga_id: str) -> str:
+    """What the sender of a saga_begin is told that has another saga's id."""
+    return f"another saga has the id {saga_id}: it began with other steps"
+
+
+# --- requests
+
+
+def _refuse(state: Found, event: Begin | Intervene | Unreadable, code: Code, text: str) -> Decision:
+    """A request is turned down: its sender is told or, where nobody is named, it is quarantined."""
+    if event.request_id is None:
+        return Decision(state=state, quarantine=text)
+    body = error_body(code, text)
+    notice = Notice(kind="refused", saga_id=event.saga_id, request_id=event.request_id, body=body)
+    return Decision(state=state, notices=(notice,))
+
+
+def _begin_again(state: SagaState, event: Begin) -> Decision:
+    if event.request_id is not None and event.request_id == state.request_id:
+        return Decision(state=state)  # the very same request, delivered again
+    if not begun_with(state, event):
+        return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
+    # Its outcome is still to come, or is told once more to whoever asks again.
+    return Decision(state=state, notices=(moves.outcome(state, event.request_id),) if state.ended else ())
+
+
+def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Decision:
+    if state is None:
+        return _refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
+    done = Notice(
+        kind="done", saga_id=state.saga_id, request_id=event.request_id, body=done_body(event.verb, state.saga_id)
+    )
+    if state.has_taken(event.request_id):
+        return Decision(state=state, notices=(done,))  # the very same request, delivered again
+    if (why_not := _why_not(state, event.verb)) is not None:
+        return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
+    state = state.with_intervention(
+        Intervention(verb=event.verb, reason=event.reason, at_ms=moment.now_ms, request_id=event.request_id)
+    )
+    decision = _VERBS[event.verb](state, event.reason, moment)
+    return replace(decision, notices=((done,) if event.request_id is not None else ()) + decision.notices)
+
+
+def _why_not(state: SagaState, verb: Verb) -> str | None:
+    """Why an operator's request cannot be done; None: it can."""
+    if state.ended:
+        return f"has ended, {state.status}"
+    if verb is not Verb.CANCEL:
+        return None if state.parked is not None else f"is not parked, it waits for {state.waiting_for}"
+    if state.status is SagaStatus.COMPENSATING:
+        return "is being undone already; its compensation cannot be cancelled"
+    if state.past_pivot:
+        return "is past its pivot: there is no way back"
+    return "is being cancelled already" if state.cancelling is not None else None
+
+
+def _skip(state: SagaState, _reason: str, moment: Moment) -> Decision:
+    going_back = state.status is SagaStatus.COMPENSATING
+    return moves.skip_compensation(state, moment) if going_back else moves.skip_step(state, moment)
+
+
+_VERBS = {
+    Verb.CANCEL: lambda state, reason, moment: moves.cancel(state, f"Cancelled: {reason}", moment),
+    Verb.RETRY: lambda state, _reason, moment: moves.retry(state, moment),
+    Verb.SKIP: _skip,
+    Verb.ABANDON: moves.abandon,
+}
+
+
+# --- time
+
+
+def _due(state: SagaState, moment: Moment) -> Decision:
+    """Do what is due by now. Nothing, where something else has moved the saga since its time was looked at."""
+    if state.due_ms is None or state.due_ms > moment.now_ms:
+        return Decision(state=state)
+    if state.may_be_cancelled and state.deadline_ms is not None and state.deadline_ms <= moment.now_ms:
+        # Where the current step is due as well, the saga stays due, and the next look at it sees to that.
+        why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
+        return moves.cancel(state, why, moment)
+    if state.times_out_ms is not None:
+        return moves.fail_attempt(state, moves.no_answer(state), moment, unknown=True)
+    return moves.send_again(state, moment)
+
+
+# --- replies
+
+
+def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
+    if reply.step > len(state.steps):
+        return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
+    if awaits(state, reply):
+        answered = _compensation_answered if state.status is SagaStatus.COMPENSATING else _transaction_answered
+        decision = answered(state, reply, moment)
+        traced = _traced_reply(state, reply)
+        return replace(decision, notices=traced + decision.notices) if traced else decision
+    step = state.steps[reply.step - 1]
+    if _is_late(step, reply):
+        late = replace(step, late_ms=moment.now_ms, result=reply.result)
+        return Decision(state=state.with_step(reply.step, late), notices=_traced_reply(state, reply))
+    if _answered_before(state, reply):
+        return Decision(state=replace(state, duplicates=state.duplicates + 1))
+    return Decision(state=state, quarantine=_why_unfit(state, reply))
+
+
+def _transaction_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
+    if reply.type == ok(state.command):
+        return moves.complete_step(state, reply.result, moment)
+    if reply.unknown or state.failure_is_open:
+        # Where it is to be cancelled it is not tried again, and another delivery may do it yet.
+        unknown = reply.unknown or state.cancelling is not None
+        return moves.fail_attempt(state, reply.error, moment, unknown=unknown)
+    return moves.fail_step(state, replace(state.step, error=reply.error, unknown=False), moment)
+
+
+def _compensation_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
+    if reply.type == ok(state.command):
+        return moves.compensate_step(state, moment)
+    return moves.fail_attempt(state, reply.error, moment, unknown=reply.unknown)
+
+
+def _is_late(step: Step, reply: Reply) -> bool:
+    """Whether the reply tells that the transaction was done after all, of a step that was given up for unknown."""
+    given_up = step.status in (StepStatus.FAILED, StepStatus.COMPENSATED) and (step.unknown or step.skipped)
+    return given_up and step.late_ms is None and reply.type == ok(step.definition.transaction)
+
+
+def _answered_before(state: SagaState, reply: Reply) -> bool:
+    """Whether the reply says what is known, or is of an attempt that is not waited for any more."""
+    step = state.steps[reply.step - 1]
+    if reply.type == ok(step.definition.transaction):
+        return step.completed
+    if reply.type == failed(step.definition.transaction):
+        was_done = step.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not step.unknown
+        return step.attempt > 0 and (not was_done or reply.unknown or step.definition.retried)
+    if step.compensation is None:
+        return False
+    is_undone = step.status is StepStatus.COMPENSATED
+    if reply.type == failed(step.compensation):
+        return not is_undone or step.compensation_attempt > 1
+    return is_undone and reply.type == ok(step.compensation)
+
+
+def _why_unfit(state: SagaState, reply: Reply) -> str:
+    step = state.steps[reply.step - 1]
+    transaction = step.definition.transaction
+    names = [transaction] + ([step.compensation] if step.compensation else [])
+    if reply.type not in [kind(name) for name in names for kind in (ok, failed)]:
+        return f"step {reply.step} is {transaction}; {reply.type} does not answer it"
+    if step.sent_ms is None:
+        return f"step {reply.step} was not sent yet"
+    return f"too late: step {reply.step} is {step.status}, the saga {state.status}"
+
+
+def _traced_reply(state: SagaState, reply: Reply) -> tuple[Notice, ...]:
+    if not state.trace:
+        return ()
+    service = state.steps[reply.step - 1].definition.service
+    return (Notice(kind="reply", saga_id=state.saga_id, service=service, body=reply.body()),)

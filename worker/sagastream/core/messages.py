@@ -1,0 +1,355 @@
+"""The messages of the protocol: what each says, and how it is written into a stream entry.
+
+Bodies are exact JSON objects, in the field `body`. What the engine needs besides (attempt, request id, trace) travels
+as fields of the entry next to it. Payloads (params, result, error) are kept as JSON bytes and put into messages as they
+are; `parsing` read and wrote them once, where they came in.
+"""
+
+import re
+from enum import IntEnum, StrEnum
+from operator import attrgetter
+from typing import Any, Final
+
+import orjson
+from msgspec import NODEFAULT, Struct, structs
+
+from sagastream.core.strict_json import encode
+
+#: The most steps that one saga may have.
+MAX_STEPS: Final = 100
+#: What saga ids and the names of transactions, compensations and services are made of.
+ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+#: The type of a reply: the name of a command and `_ok` or `_failed`.
+REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
+
+#: In `StepDefinition.compensation`: the step is undone by whatever its service publishes.
+AS_PUBLISHED: Final = ""
+
+#: What holds for a step that does not say otherwise. A service may be away for some minutes before its sagas fail …
+TIMEOUT_MS: Final = 60_000
+ATTEMPTS: Final = 3
+BACKOFF_MS: Final = 1_000
+#: … and for a quarter of an hour before what has to be done, undone above all, is left to a person.
+PERSISTENT_ATTEMPTS: Final = 10
+#: The longest times that a request may ask for: 1 day, 1 day, 365 days. Services remember for longer what they did.
+MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
+MAX_BACKOFF_MS: Final = 24 * 3600 * 1000
+MAX_DEADLINE_MS: Final = 365 * 24 * 3600 * 1000
+MAX_ATTEMPTS: Final = 1000
+#: The longest reason that an operator may give, in characters.
+MAX_REASON_CHARS: Final = 500
+
+
+#: The fields of an entry that is to be written.
+Fields = dict[str, str | bytes | int]
+
+
+class Code(IntEnum):
+    """The error codes of the protocol that are in use (Maelstrom's)."""
+
+    NOT_SUPPORTED = 10
+    MALFORMED = 12
+    CRASH = 13
+    NO_SUCH_SAGA = 20
+    PRECONDITION_FAILED = 22
+
+
+class StepKind(StrEnum):
+    """How a step takes failure. Steps come in this order, with one pivot at the most, and retriable ones only after it.
+
+    compensatable: it can be undone.
+    pivot: once it has completed there is no way back.
+    retriable: it cannot fail for good, and is tried until it is done.
+    """
+
+    COMPENSATABLE = "compensatable"
+    PIVOT = "pivot"
+    RETRIABLE = "retriable"
+
+
+def usual_attempts(kind: StepKind) -> int:
+    """How often the command of a step is sent at the most that does not say so."""
+    return PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
+
+
+class Verb(StrEnum):
+    """What an operator may say about a saga; the request is `saga_<verb>`."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
+    SKIP = "skip"
+    ABANDON = "abandon"
+
+
+class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
+    """What a saga_begin says of one step."""
+
+    transaction: str
+    service: str
+    params: bytes  # JSON
+    compensation: str | None = AS_PUBLISHED  # None: declared to need none
+    kind: StepKind = StepKind.COMPENSATABLE
+    timeout_ms: int = TIMEOUT_MS  # how long an answer may take, of the compensation too
+    attempts: int = ATTEMPTS  # how often its command is sent at the most
+    compensation_attempts: int = PERSISTENT_ATTEMPTS  # … and its compensation, before the saga is parked
+    backoff_ms: int = BACKOFF_MS  # how long to wait before the second attempt; doubles with each
+    retry_failed: bool = False  # a `_failed` is tried again too
+
+    @property
+    def retried(self) -> bool:
+        """Whether a `_failed` is no last word."""
+        return self.retry_failed or self.kind is StepKind.RETRIABLE
+
+    def canonical(self) -> tuple[object, ...]:
+        """What two definitions are compared by: the order of keys and white space do not count."""
+        params = orjson.dumps(orjson.loads(self.params), option=orjson.OPT_SORT_KEYS)
+        return (self.transaction, self.service, params, *(getattr(self, name) for name in OPTIONS))
+
+    def body(self) -> dict[str, Any]:
+        """The members of a step in a saga_begin; what is as usual is left out."""
+        members: dict[str, Any] = {
+            "transaction": self.transaction,
+            "service": self.service,
+            "params": orjson.Fragment(self.params),
+        }
+        return members | {name: getattr(self, name) for name in self.unusual_options()}
+
+    def unusual_options(self) -> list[str]:
+        """The names of the options in which this step differs from one that says nothing."""
+        values = _option_values(self)
+        usual = _USUAL[self.kind]
+        if values == usual:
+            return []
+        return [name for name, value, other in zip(OPTIONS, values, usual, strict=True) if value != other]
+
+
+#: What a step may say besides transaction, service and params, and what holds where it does not.
+OPTIONS: Final[dict[str, Any]] = {
+    field.name: field.default for field in structs.fields(StepDefinition) if field.default is not NODEFAULT
+}
+
+
+_option_values = attrgetter(*OPTIONS)
+#: The options of a step that says no more than its kind, if that.
+_USUAL: Final = {kind: tuple((OPTIONS | {"attempts": usual_attempts(kind)}).values()) for kind in StepKind}
+
+
+class Begin(Struct, frozen=True, kw_only=True, gc=False):
+    """A request to run a saga."""
+
+    saga_id: str
+    steps: tuple[StepDefinition, ...]
+    deadline_ms: int | None = None  # how long after its begin it is cancelled
+    request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
+    trace: bool = False  # of the stream entry: report every command and reply on the events stream
+
+    def body(self) -> bytes:
+        members: dict[str, Any] = {"type": "saga_begin", "saga_id": self.saga_id}
+        if self.deadline_ms is not None:
+            members["deadline_ms"] = self.deadline_ms
+        return encode(members | {"steps": [step.body() for step in self.steps]})
+
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.request_id is not None:
+            fields["request_id"] = self.request_id
+        if self.trace:
+            fields["trace"] = 1
+        return fields
+
+
+class Intervene(Struct, frozen=True, kw_only=True, gc=False):
+    """A request of an operator: cancel a saga, or have one that is parked go on in some way."""
+
+    verb: Verb
+    saga_id: str
+    reason: str  # why; it stays with the saga
+    request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
+
+    def body(self) -> bytes:
+        return encode({"type": f"saga_{self.verb}", "saga_id": self.saga_id, "reason": self.reason})
+
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.request_id is not None:
+            fields["request_id"] = self.request_id
+        return fields
+
+
+class Due(Struct, frozen=True, kw_only=True, gc=False):
+    """The time of a saga has come: something that it waits for has not happened, or is to be done now."""
+
+    saga_id: str
+
+
+class Command(Struct, frozen=True, kw_only=True, gc=False):
+    """A command for a service; with `compensating`, the one that undoes the step."""
+
+    service: str
+    type: str
+    saga_id: str
+    step: int  # counts from 1
+    params: bytes  # JSON; of the step, for its compensation too
+    result: bytes | None = None  # JSON; what the step returned, told to its compensation
+    compensating: bool = False
+    attempt: int = 1
+    begun_ms: int  # when the saga began; services file their dedupe records by it
+    not_after_ms: int | None = None  # by the broker's clock: nobody waits for it any more, it must not be started
+    retried: bool = False  # its failure is no last word, and is not recorded
+    compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, where the step says so (None: nothing)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key: the same for every attempt."""
+        return f"{self.saga_id}/{self.step}/{'compensation' if self.compensating else 'transaction'}"
+
+    @property
+    def transaction_key(self) -> str:
+        """The idempotency key of the step's transaction: of what a compensation undoes."""
+        return f"{self.saga_id}/{self.step}/transaction"
+
+    @property
+    def record(self) -> str:
+        """What the service files its answer under: a stray command of another name has a record of its own."""
+        return f"{self.key}/{self.type}"
+
+    @property
+    def tombstone(self) -> str:
+        """What a compensation leaves behind for the transaction of its step. No command can be called so."""
+        return f"{self.transaction_key}/(void)"
+
+    def body(self) -> bytes:
+        members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
+        if self.compensating:
+            members["compensating"] = True
+        else:
+            members["params"] = orjson.Fragment(self.params)
+        return encode(members)
+
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body(), "attempt": self.attempt, "begun_ms": self.begun_ms}
+        if self.not_after_ms is not None:
+            fields["not_after_ms"] = self.not_after_ms
+        if self.retried:
+            fields["retried"] = 1
+        if self.compensation != AS_PUBLISHED:
+            fields["compensation"] = self.compensation or ""
+        if self.compensating:
+            fields["params"] = self.params
+            if self.result is not None:
+                fields["result"] = self.result
+        return fields
+
+
+class Reply(Struct, frozen=True, kw_only=True, gc=False):
+    """A service's answer to a command."""
+
+    type: str
+    saga_id: str
+    step: int
+    result: bytes | None = None  # JSON
+    error: bytes | None = None  # JSON
+    unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
+    attempt: int | None = None  # of the stream entry: which sending of the command it answers; None: the last one
+
+    @property
+    def payload(self) -> bytes | None:
+        """The result or, where it failed, the error: what a service records of it besides how it ended."""
+        return self.error if self.type.endswith("_failed") else self.result
+
+    def body(self) -> bytes:
+        members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
+        if self.result is not None:
+            members["result"] = orjson.Fragment(self.result)
+        if self.error is not None:
+            members["error"] = orjson.Fragment(self.error)
+        return encode(members)
+
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.attempt is not None:
+            fields["attempt"] = self.attempt
+        if self.unknown:
+            fields["unknown"] = 1
+        return fields
+
+
+class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
+    """An entry that is no message, or none that its reader knows."""
+
+    code: Code
+    text: str
+    request_id: str | None = None  # who asked, if that could be read
+    saga_id: None = None
+
+
+class Notice(Struct, frozen=True, kw_only=True, gc=False):
+    """One entry of the events stream: what the orchestrator tells whoever follows it."""
+
+    kind: str  # outcome, parked, done, refused, command, reply
+    body: bytes  # the message itself, JSON
+    saga_id: str | None = None
+    service: str | None = None  # of command and reply
+    request_id: str | None = None  # of the request that it answers
+
+    def fields(self) -> Fields:
+        fields: Fields = {"kind": self.kind, "body": self.body}
+        for name in ("saga_id", "service", "request_id"):
+            if (value := getattr(self, name)) is not None:
+                fields[name] = value
+        return fields
+
+
+def ok(name: str) -> str:
+    """The type of the reply that says `name` was done."""
+    return f"{name}_ok"
+
+
+def failed(name: str) -> str:
+    """The type of the reply that says `name` was not done, and that nothing of it remains; unless it is `unknown`."""
+    return f"{name}_failed"
+
+
+def reply_to(
+    command: Command,
+    kind: str,
+    *,
+    result: bytes | None = None,
+    error: bytes | None = None,
+    unknown: bool = False,
+) -> Reply:
+    """The reply of this type to a command."""
+    return Reply(
+        type=kind,
+        saga_id=command.saga_id,
+        step=command.step,
+        result=result,
+        error=error,
+        unknown=unknown,
+        attempt=command.attempt,
+    )
+
+
+def outcome_body(saga_id: str, status: str, reason: str | None) -> bytes:
+    members = {"type": f"saga_{status.lower()}", "saga_id": saga_id, "status": status}
+    if reason is not None:
+        members["reason"] = reason
+    return encode(members)
+
+
+def parked_body(saga_id: str, status: str, reason: str) -> bytes:
+    return encode({"type": "saga_parked", "saga_id": saga_id, "status": status, "reason": reason})
+
+
+def done_body(verb: Verb, saga_id: str) -> bytes:
+    """The answer to an operator's request that was accepted."""
+    return encode({"type": f"saga_{verb}_ok", "saga_id": saga_id})
+
+
+def error_body(code: int, text: str) -> bytes:
+    return encode({"type": "error", "code": code, "text": text})
+
+
+def is_id(text: object) -> bool:
+    """Whether this can be a saga id, or the name of a service, transaction or compensation."""
+    return isinstance(text, str) and ID_PATTERN.fullmatch(text) is not None

@@ -1,0 +1,293 @@
+"""Effects that happen once: the idempotency key and the effect in one transaction of the service's own database.
+
+    effects = Effects(engine)
+
+    @service.command("ChargeCard", compensation="RefundCard")
+    @effects.once
+    def charge(params, context, db):
+        db.execute(text("INSERT INTO payments …"), …)
+        return {"payment_id": …}
+
+    @service.compensation("RefundCard")
+    @effects.undo
+    def refund(params, context, db):
+        db.execute(text("DELETE FROM payments …"), …)
+
+The key is written first, so that a twin waits until this transaction has ended, whatever becomes of it. A row, once
+committed, says what holds of its step for good:
+
+    done      the effect is there; `result` is what the handler returned
+    rejected  the step failed for good; `result` is the error
+    undone    it was reversed, or must not come any more: its compensation was there first
+
+A compensation turns `done` into `undone` in the transaction of the reversal. So neither a process that everybody holds
+for dead nor a command that overtakes its compensation can have an effect that nobody undoes.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import orjson
+from msgspec.structs import replace
+
+from sagastream.console import describe
+from sagastream.core.strict_json import encode_payload
+from sagastream.effects import transactions
+from sagastream.effects.transactions import NOT_ITS_OWN, Transaction
+from sagastream.errors import Reject, ServiceError
+from sagastream.service.declaration import MADE_FOR, Context, Handler, Kind, is_async
+from sagastream.service.handlers import error_of
+
+#: The table, for a migration; in SQLite and PostgreSQL alike.
+CREATE_TABLE: Final = """\
+CREATE TABLE IF NOT EXISTS sagastream_effects (
+    key TEXT NOT NULL PRIMARY KEY,
+    state TEXT NOT NULL,
+    result TEXT,
+    changed_at TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT CURRENT_TIMESTAMP
+)"""
+
+_INSERT: Final = """\
+INSERT INTO sagastream_effects (key, state, result) VALUES (:key, :state, :result) ON CONFLICT (key) DO NOTHING"""
+_SELECT: Final = "SELECT state, result FROM sagastream_effects WHERE key = :key"
+_UPDATE: Final = """\
+UPDATE sagastream_effects SET state = :state, result = coalesce(:result, result), changed_at = CURRENT_TIMESTAMP
+WHERE key = :key AND state = :before"""
+#: A trip wire: it is gone where the handler ended the transaction, also where its statements are those of another.
+_SAVEPOINT: Final = "SAVEPOINT sagastream_effect"
+_RELEASE: Final = "RELEASE SAVEPOINT sagastream_effect"
+#: No other program takes this lock but by chance; where it does, both only wait. The letters `sagaeffe`.
+_LOCK: Final = "SELECT pg_advisory_xact_lock(8314040055113344613)"
+
+#: A handler that is given the transaction too: (params, context, db) -> any JSON value, or a coroutine of it.
+EffectHandler = Callable[[Any, Context, Any], Any]
+
+
+class Effects:
+    """The effects of a service in one database: which were had, which were undone or rejected for good."""
+
+    def __init__(self, source: Any) -> None:
+        """
+        Args:
+            source: what opens a connection for each command. An Engine or sessionmaker of SQLAlchemy, or their async
+                twins; or a function that gives a new connection of sqlite3 or psycopg, or lends one, as the
+                `connection` of psycopg's pool does.
+
+        Raises ServiceError where it is none of these.
+        """
+        self._open = transactions.opener_of(source)
+        self._is_async = transactions.is_async(source)
+
+    def create_table(self) -> None:
+        """Create the table unless it is there. Any number of processes may call it at once."""
+        if self._is_async:
+            raise ServiceError("an async Engine creates no table here: have a migration do it, with CREATE_TABLE")
+        with transactions.transaction(self._open) as tx:
+            if tx.is_postgresql:  # where IF NOT EXISTS does not keep two apart that create one table at once
+                tx.row(_LOCK)
+            tx.execute(CREATE_TABLE)
+
+    def once(self, handler: EffectHandler) -> Handler:
+        """The handler of a command, from one that takes `(params, context, db)`.
+
+        What it changes through `db`, the connection or Session, happens once, however often the command comes. When
+        it comes again the handler does not run: the answer is that of before, be it a result or a Reject. A Reject
+        rolls back what was changed; it is not kept where the orchestrator will send the command again. Where the
+        compensation was there first, the answer is Reject.
+
+        The handler raises ServiceError where the table is missing, or where it ends the transaction by itself.
+        """
+        self._check(handler)
+        return _like(handler, self._once_async(handler) if self._is_async else self._once(handler), "command")
+
+    def _once(self, handler: EffectHandler) -> Handler:
+        def once(params: Any, context: Context) -> Any:
+            key = _key_of_command(context)
+            try:
+                with transactions.transaction(self._open) as tx:
+                    if (row := _claim(tx, key, _BEGUN)) is None:
+                        with tx.guarded():
+                            result = handler(params, context, tx.handle)
+                        _settle(tx, key, result)
+                        return result
+            except Reject as rejection:
+                if context.retried:
+                    raise
+                # In a transaction of its own: a Session that goes on would still write what the handler added to it.
+                with transactions.transaction(self._open) as tx:
+                    row = _claim(tx, key, _rejected(rejection))
+                if row is None:
+                    raise
+            return _answer(row, key)  # also where a twin was done while this one was rejected
+
+        return once
+
+    def _once_async(self, handler: EffectHandler) -> Handler:
+        async def once(params: Any, context: Context) -> Any:
+            key = _key_of_command(context)
+            try:
+                async with transactions.async_transaction(self._open) as db:
+                    tx = await db.run_sync(transactions.within)
+                    if (row := await db.run_sync(lambda _: _claim(tx, key, _BEGUN))) is None:
+                        with tx.guarded():
+                            result = await handler(params, context, db)
+                        await db.run_sync(lambda _: _settle(tx, key, result))
+                        return result
+            except Reject as rejection:
+                if context.retried:
+                    raise
+                rejected = _rejected(rejection)
+                async with transactions.async_transaction(self._open) as db:
+                    row = await db.run_sync(lambda db: _claim(transactions.within(db), key, rejected))
+                if row is None:
+                    raise
+            return _answer(row, key)
+
+        return once
+
+    def undo(self, handler: EffectHandler) -> Handler:
+        """The handler of a compensation, from one that takes `(params, context, db)` and reverses the effect.
+
+        It is called once, in the transaction that marks the effect as undone, and only if there is an effect;
+        `context.result` is what `once` kept of it. If there is none, there never will be.
+        """
+        self._check(handler)
+        return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler), "compensation")
+
+    def _undo(self, handler: EffectHandler) -> Handler:
+        def undo(params: Any, context: Context) -> None:
+            key = _key_of_undone(context)
+            with transactions.transaction(self._open) as tx:
+                if (done := _take_back(tx, key)) is not None:
+                    with tx.guarded():
+                        handler(params, replace(context, result=done.value), tx.handle)
+                    _release(tx, key)
+
+        return undo
+
+    def _undo_async(self, handler: EffectHandler) -> Handler:
+        async def undo(params: Any, context: Context) -> None:
+            key = _key_of_undone(context)
+            async with transactions.async_transaction(self._open) as db:
+                tx = await db.run_sync(transactions.within)
+                if (done := await db.run_sync(lambda _: _take_back(tx, key))) is not None:
+                    with tx.guarded():
+                        await handler(params, replace(context, result=done.value), db)
+                    await db.run_sync(lambda _: _release(tx, key))
+
+        return undo
+
+    def _check(self, handler: EffectHandler) -> None:
+        name = getattr(handler, "__name__", repr(handler))
+        try:
+            inspect.signature(handler).bind(None, None, None)
+        except TypeError as error:
+            raise ServiceError(f"a handler with effects takes (params, context, db); {name}: {error}") from None
+        if is_async(handler) and not self._is_async:
+            raise ServiceError(f"{name} is async: its effects need an AsyncEngine or async_sessionmaker of SQLAlchemy")
+        if self._is_async and not is_async(handler):
+            raise ServiceError(f"{name} must be declared with async def: its effects are in an async Engine")
+
+
+class _Row(NamedTuple):
+    """What the table says of a step."""
+
+    state: str
+    result: str | None = None  # JSON
+
+    @property
+    def value(self) -> Any:
+        return None if self.result is None else orjson.loads(self.result)
+
+
+def _rejected(rejection: Reject) -> _Row:
+    return _Row("rejected", error_of(rejection).decode())
+
+
+#: Never committed, but by a handler that did so itself.
+_BEGUN: Final = _Row("begun")
+
+
+def _like(handler: EffectHandler, wrapper: Handler, kind: Kind) -> Handler:
+    """`wrapper` under the name of the handler, by which others find it; with its own parameters, and a mark that says
+    what it can be declared as."""
+    functools.update_wrapper(wrapper, handler, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    setattr(wrapper, MADE_FOR, kind)
+    return wrapper
+
+
+def _key_of_command(context: Context) -> str:
+    if context.key != context.transaction_key:
+        raise ServiceError(f"{context.key} is a compensation: declare its handler with @effects.undo, not once")
+    return context.key
+
+
+def _key_of_undone(context: Context) -> str:
+    if context.key == context.transaction_key:
+        raise ServiceError(f"{context.key} is a command: declare its handler with @effects.once, not undo")
+    return context.transaction_key
+
+
+def _claim(tx: Transaction, key: str, row: _Row) -> _Row | None:
+    """Write the row of a step; None: done, else the one that is there. Waits for a transaction that has it in hand."""
+    try:
+        tx.execute(_SAVEPOINT)
+        if tx.execute(_INSERT, key=key, state=row.state, result=row.result) == 1:
+            return None
+        found = tx.row(_SELECT, key=key)
+    except Exception as error:
+        if "sagastream_effects" in str(error) and ("no such table" in str(error) or "does not exist" in str(error)):
+            text = "the table sagastream_effects is missing: call create_table(), or create it with a migration"
+            raise ServiceError(text) from error
+        raise
+    if found is None:
+        raise ServiceError(f"{key} was deleted from sagastream_effects just now")
+    return _Row(*found)
+
+
+def _take_back(tx: Transaction, key: str) -> _Row | None:
+    """Have a step undone: what is to be reversed, None: nothing."""
+    row = _claim(tx, key, _Row("undone"))
+    if row is not None and row.state == "begun":
+        raise _unclear(key)
+    if row is None or row.state != "done":
+        return None
+    # Where two come at once, the second waits for the first here and then finds no row that is done.
+    return row if tx.execute(_UPDATE, key=key, before="done", state="undone", result=None) == 1 else None
+
+
+def _settle(tx: Transaction, key: str, result: Any) -> None:
+    """Keep what the handler returned. Raises MalformedMessage where it is no JSON."""
+    _release(tx, key)
+    kept = encode_payload(result).decode()
+    if tx.execute(_UPDATE, key=key, before="begun", state="done", result=kept) != 1:
+        raise ServiceError(f"{key}: {NOT_ITS_OWN}")
+
+
+def _release(tx: Transaction, key: str) -> None:
+    """Make sure that the transaction is still the one that was begun."""
+    try:
+        tx.execute(_RELEASE)
+    except Exception as error:
+        raise ServiceError(f"{key}: {NOT_ITS_OWN} ({describe(error)})") from error
+
+
+def _answer(row: _Row, key: str) -> Any:
+    """What is answered to a command that comes again."""
+    if row.state == "done":
+        return row.value
+    if row.state == "rejected":
+        raise Reject(row.value)
+    if row.state == "undone":
+        raise Reject("cancelled: it came after its compensation")
+    raise _unclear(key)
+
+
+def _unclear(key: str) -> ServiceError:
+    return ServiceError(
+        f"{key} was committed by its handler before it was through; see what of it there is, then set its row in "
+        "sagastream_effects to done or undone"
+    )

@@ -1,0 +1,1 @@
+"""The orchestrator's worker: one turn after the other."""

@@ -1,0 +1,1 @@
+"""Steps as RQ jobs. The only modules that import rq."""

@@ -1,0 +1,247 @@
+"""The RQ jobs of steps, as a service's process and people see them: enqueued, looked at, taken back.
+
+A job names no code. It holds the name of a service and the id of an entry of its commands, which the service's own
+process keeps pending meanwhile (see job_dispatcher). The job works on that entry as that process would: it looks the
+command up, calls the handler, records and answers, undoes what was overruled. So neither an effect nor its answer needs
+the process that sent the job.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import redis
+from msgspec import Struct
+from rq import Queue
+from rq.exceptions import DeserializationError
+from rq.job import Job
+from rq.results import Result
+from rq.serializers import JSONSerializer
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
+
+from sagastream.broker.connection import execute
+from sagastream.console import printable
+from sagastream.core.messages import Command
+from sagastream.service.declaration import Service
+from sagastream.store import keys
+
+#: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
+SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
+#: How the worker is started that runs the jobs.
+WORKER_COMMAND: Final = "rq worker -w sagastream.rq_runner.SagaWorker"
+#: The function that every job names. It stays valid: jobs wait in Redis, and another release may run them.
+RUN_STEP: Final = "sagastream.rq_runner.run_step"
+#: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
+_FAILED_KEPT_S: Final = keys.ENDED_KEPT_MS // 1000
+#: The statuses of a job that may still answer.
+_LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"rate_limited", b"ready_to_enqueue"}
+#: What a job ends with where the worker has another serializer.
+_UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError.__name__}"
+
+
+#: How the id of every job begins.
+_ID_BEGINS: Final = "saga-"
+
+
+def job_id(command: Command) -> str:
+    """The id of the RQ job of a command: the same for every attempt.
+
+    RQ knows letters, digits, _ and - in ids: what else a saga's id may have is written as two characters, so that no
+    two sagas share one.
+    """
+    saga_id = command.saga_id.replace("_", "__").replace(".", "_d").replace(":", "_c")
+    return f"{_ID_BEGINS}{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
+
+
+def start_worker(queue: str) -> str:
+    """What a person is told to run for a queue."""
+    return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND} {queue}"
+
+
+# --- for who looks after the jobs
+
+
+def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str, int]:
+    """Those of the queues in which jobs wait and on which no RQ worker is registered: how many wait in each.
+
+    A worker that was killed is registered until RQ has not heard of it for some minutes. Raises redis.RedisError.
+    """
+    waiting = {}
+    for name in queues:
+        # Not by rq.Worker.all: it deletes and reads what it finds there.
+        workers: Any = client.smembers(WORKERS_BY_QUEUE_KEY % name)
+        if not (workers and client.exists(*workers)) and (jobs := Queue(name, connection=client).count):
+            waiting[name] = jobs
+    return waiting
+
+
+def queues_of_sagas(client: "redis.Redis") -> list[str]:
+    """The queues whose oldest job is a step of a saga, of whatever service. Raises redis.RedisError."""
+    found: Any = client.smembers(Queue.redis_queues_keys)
+    prefix = Queue.redis_queue_namespace_prefix
+    oldest: dict[str, Any] = {key.decode(errors="replace"): client.lindex(key, 0) for key in found}
+    return sorted(
+        key.removeprefix(prefix)
+        for key, job in oldest.items()
+        if key.startswith(prefix) and job is not None and job.startswith(_ID_BEGINS.encode())
+    )
+
+
+# --- for the service's process
+
+
+class JobState(Struct, frozen=True, kw_only=True):
+    """What was seen of a job."""
+
+    status: bytes | None = None  # as RQ has it; None: there is no such job
+    entry: str | None = None  # the entry that it is for
+    abandoned: tuple[bytes, ...] = ()  # it was begun, and its worker is not heard of any more: what that left behind
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it may still answer."""
+        return self.status in _LIVE and not self.abandoned
+
+    def is_still(self, status: bytes | None, meta: bytes | None) -> bool:
+        return (self.status, self.entry) == (status, _entry(meta))
+
+
+class Jobs:
+    """The jobs of one service. All of it raises redis.RedisError."""
+
+    def __init__(self, client: "redis.Redis", service: Service) -> None:
+        self._client = client
+        self._service = service
+        self._queues = {name: Queue(name, connection=client, serializer=JSONSerializer) for name in service.queues}
+
+    def enqueue(
+        self, command: Command, entry_id: str, *, time_limit_s: int, undoing: bool, again: bool, dead: JobState | None
+    ) -> None:
+        """Enqueue the job of a command, unless it has one already: that counts as sent.
+
+        One that ended is replaced, but not where it was for this very entry: whoever looks at it answers for it.
+
+        Args:
+            time_limit_s: how long it may take.
+            undoing: what the job of this entry may have done is to be undone, by another.
+            again: somebody may have been at it before.
+            dead: what a job was like that will not answer, whatever its status says.
+        """
+        registration = self._service.registration(command)
+        assert registration is not None
+        queue = self._queues[registration.queue or ""]
+        key = Job.key_for(job_id(command))
+        with self._client.pipeline() as pipeline:
+            while True:
+                try:
+                    _watch(pipeline, key)
+                    status, meta = _hmget(pipeline, key)
+                    is_dead = dead is not None and dead.is_still(status, meta)
+                    if not is_dead and (status in _LIVE or (_entry(meta) == entry_id and not undoing)):
+                        return
+                    pipeline.multi()
+                    self._erase(pipeline, queue, job_id(command), dead)
+                    job = self._job(command, entry_id, time_limit_s, again=again or status is not None)
+                    queue.enqueue_job(job, pipeline)
+                    pipeline.execute()
+                    return
+                except redis.WatchError:
+                    continue  # somebody else has just enqueued it, or it has just ended
+
+    def look(self, job_ids: Sequence[str]) -> list[JobState]:
+        """What each job is like now."""
+        pipeline = self._client.pipeline(transaction=False)
+        for one in job_ids:
+            pipeline.hmget(Job.key_for(one), ["status", "meta"])
+        for queue in self._queues.values():
+            pipeline.zrange(queue.started_job_registry.key, 0, -1, withscores=True)
+        answers = execute(pipeline)
+        executions: dict[str, list[tuple[bytes, float]]] = {}
+        for found in answers[len(job_ids) :]:
+            for member, heard_until in found:
+                executions.setdefault(member.partition(b":")[0].decode(), []).append((member, heard_until))
+        states = []
+        for one, (status, meta) in zip(job_ids, answers, strict=False):
+            left = executions.get(one, [])
+            is_heard = status != b"started" or any(heard_until >= time.time() for _, heard_until in left)
+            abandoned = () if is_heard else tuple(member for member, _ in left)
+            states.append(JobState(status=status, entry=_entry(meta), abandoned=abandoned))
+        return states
+
+    def is_in_queue(self, command: Command) -> bool:
+        return self._client.lpos(self._queue(command).key, job_id(command)) is not None
+
+    def take_back(self, command: Command) -> bool:
+        """Delete the job of a command; False: it is being begun."""
+        key = Job.key_for(job_id(command))
+        with self._client.pipeline() as pipeline:
+            try:
+                _watch(pipeline, key)
+                if _hmget(pipeline, key)[0] != b"queued":
+                    return False
+                pipeline.multi()
+                pipeline.delete(key)
+                self._queue(command).remove(job_id(command), pipeline=pipeline)
+                pipeline.execute()
+            except redis.WatchError:
+                return False
+        return True
+
+    def last_words(self, command: Command) -> str:
+        """What RQ says of the end of a job that failed; "" where it says nothing."""
+        job = Job(job_id(command), connection=self._client, serializer=JSONSerializer)
+        try:
+            result = Result.fetch_latest(job, serializer=JSONSerializer)
+        except redis.RedisError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever RQ makes of what stands there
+            return ""
+        lines = (result.exc_string or "").strip().splitlines() if result else []
+        words = printable(lines[-1][:500]) if lines else ""
+        # A worker that reads jobs as RQ does by default. What SagaWorker refuses tells why in its own words.
+        return f"{words}; run it with {WORKER_COMMAND}" if words.startswith(_UNREADABLE) else words
+
+    def _queue(self, command: Command) -> Queue:
+        registration = self._service.registration(command)
+        assert registration is not None
+        return self._queues[registration.queue or ""]
+
+    def _erase(self, pipeline: Any, queue: Queue, one: str, dead: JobState | None) -> None:
+        pipeline.delete(Job.key_for(one), f"{Result.get_key(one)}")  # type: ignore[no-untyped-call]
+        for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry):
+            pipeline.zrem(registry.key, one)
+        if dead is not None and dead.abandoned:
+            # For these RQ would take the new job to be abandoned too.
+            pipeline.zrem(queue.started_job_registry.key, *dead.abandoned)
+
+    def _job(self, command: Command, entry_id: str, time_limit_s: int, *, again: bool) -> Job:
+        return Job.create(
+            RUN_STEP,
+            args=(self._service.name, entry_id, again),
+            connection=self._client,
+            serializer=JSONSerializer,
+            id=job_id(command),
+            timeout=time_limit_s,
+            failure_ttl=_FAILED_KEPT_S,
+            description=f"{command.type} of saga {command.saga_id}, step {command.step}, attempt {command.attempt}",
+            meta={"entry": entry_id},
+        )
+
+
+def _watch(pipeline: Any, key: str) -> None:
+    pipeline.watch(key)
+
+
+def _hmget(pipeline: Any, key: str) -> list[bytes | None]:
+    found: list[bytes | None] = pipeline.hmget(key, "status", "meta")
+    return found
+
+
+def _entry(meta: bytes | None) -> str | None:
+    """The entry that a job is for, by its meta data; None where they do not say."""
+    try:
+        entry = json.loads(meta or b"null")["entry"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return entry if isinstance(entry, str) else None

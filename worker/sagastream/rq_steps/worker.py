@@ -1,0 +1,186 @@
+"""The RQ worker of steps.
+
+RQ imports and calls whatever a job in Redis names. SagaWorker does not: it runs the steps of the services that it was
+started with, and refuses everything else.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+import redis
+from rq import Queue, Worker
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
+
+from sagastream.broker.connection import Broker, Outage
+from sagastream.console import describe, printable, say
+from sagastream.errors import JobRefused, ServiceError
+from sagastream.rq_steps.jobs import RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
+from sagastream.service.declaration import Service
+from sagastream.service.loading import load_service
+from sagastream.service.named_function import NamedFunction
+from sagastream.service.runner import ServiceRunner
+
+_ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+#: What is believed of a job that stands in Redis: nothing that makes RQ import, call, fetch or repeat anything.
+_BELIEVED: Final = frozenset(
+    b"data created_at origin enqueued_at started_at ended_at timeout status description meta "
+    b"failure_ttl result_ttl worker_name last_heartbeat".split()
+)
+#: The services of this process, by name.
+_services: dict[str, Service] = {}
+
+
+class JobTimedOut(BaseException):
+    """A job takes too long. No Exception, so that no handler, and none of its tries, swallows it."""
+
+
+class _TimeLimit(UnixSignalDeathPenalty):
+    def __init__(self, timeout: int, exception: type[BaseException], **options: Any) -> None:
+        kind = JobTimedOut if exception is JobTimeoutException else exception
+        super().__init__(timeout, kind, **options)  # type: ignore[no-untyped-call]
+
+
+def run_step(service: object, entry_id: object, again: object) -> str:
+    """The job: answer one command of a service.
+
+    Args:
+        service: the name of one of the services of this worker.
+        entry_id: of the service's commands.
+        again: whether somebody may have been at it before.
+
+    Returns what became of it, to be shown. Raises JobRefused.
+    """
+    if not isinstance(service, str) or service not in _services:
+        have = ", ".join(_services) or f"none; it is to be started as {WORKER_COMMAND}"
+        raise JobRefused(f"this worker does not run the service {printable(str(service)[:200])}; it runs {have}")
+    if not isinstance(entry_id, str) or not _ENTRY_ID.fullmatch(entry_id):
+        raise JobRefused("the job does not name the entry of a command")
+    broker = Broker(os.environ["REDIS_URL"])
+    runner = ServiceRunner(broker, _services[service], threading.Event())
+    outage = Outage(broker, runner.name, threading.Event())
+    try:
+        was_pending = outage.patiently(lambda: runner.work_on(entry_id.encode(), again=bool(again)))
+        return "done" if was_pending else "was answered before"
+    finally:
+        broker.close()
+
+
+class SagaJob(Job):
+    """A job as it stands in Redis, of which nothing is believed but what `Jobs.enqueue` writes."""
+
+    def restore(self, raw_data: Any) -> Any:
+        super().restore({name: value for name, value in raw_data.items() if name in _BELIEVED})
+        self.description = printable((self.description or "")[:500])
+
+    @classmethod
+    def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> Job:  # noqa: A002 - RQ's name
+        try:
+            return super().fetch(id, connection=connection, serializer=serializer)
+        except (NoSuchJobError, redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:
+            # RQ passes over a job that is not there; at one that it cannot read its workers end, one after another.
+            say("rq worker", f"passed over the job {id!a}, which cannot be read: {describe(error)}")
+            raise NoSuchJobError(f"the job {id!a} cannot be read") from error
+
+    @property
+    def func(self) -> Any:
+        if self.func_name != RUN_STEP or self.instance is not None:
+            name = printable(str(self.func_name)[:200])
+            raise JobRefused(f"this worker runs the steps of sagas only, not {name}")
+        return run_step
+
+
+class SagaWorker(Worker):
+    """`rq worker -w sagastream.rq_runner.SagaWorker QUEUE…`: runs the steps of SAGASTREAM_SERVICES and nothing else,
+    whatever serializer or job class the command line names."""
+
+    death_penalty_class = _TimeLimit
+
+    def __init__(
+        self, queues: str | Queue | Sequence[str] | Sequence[Queue], name: str | None = None, **options: Any
+    ) -> None:
+        given = [queues] if isinstance(queues, str | Queue) else queues
+        for queue in given:
+            if isinstance(queue, Queue):
+                options.setdefault("connection", queue.connection)
+        options |= {"job_class": SagaJob, "queue_class": Queue, "serializer": JSONSerializer}
+        # By name: those of RQ's command line would read the jobs with pickle.
+        names = [queue.name if isinstance(queue, Queue) else queue for queue in given]
+        super().__init__(names, name, **options)
+
+    def work(self, *args: Any, **options: Any) -> bool:
+        """Raises SystemExit, with what to do about it, where a service cannot be loaded."""
+        try:
+            load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
+        except ServiceError as error:
+            raise SystemExit(printable(f"rq worker: {error}")) from None
+        for line in coverage(self.queue_names(), _services.values()):
+            say("rq worker", line)
+        return super().work(*args, **options)
+
+
+def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:
+    """What a worker of these queues does for these services, and what it does not; one line each."""
+    lines = []
+    for service in services:
+        if own := [queue for queue in service.queues if queue in queues]:
+            lines.append(f"runs steps of {service.name}, of queue {', '.join(own)}")
+        lines += [
+            f"warning: steps of {service.name} wait in queue {queue} too, on which this worker does not work"
+            for queue in service.queues
+            if queue not in queues
+        ]
+    known = {queue for service in services for queue in service.queues}
+    return lines + [
+        f"warning: works on queue {queue}, in which no step of {', '.join(service.name for service in services)} runs"
+        for queue in queues
+        if queue not in known
+    ]
+
+
+def load_services(names: Iterable[str]) -> list[str]:
+    """Load the services (MODULE:NAME) that this process runs steps of. Returns the queues that their jobs come in.
+
+    Raises ServiceError.
+    """
+    url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")
+    if not url:
+        raise ServiceError("REDIS_URL is not set; answers go to the broker that it names")
+    os.environ["REDIS_URL"] = url
+    for where in filter(None, names):
+        service = load_service(where)
+        service.publishes()
+        if not service.queues:
+            raise ServiceError(f'no step of {where} runs on RQ; say via="rq" where one should')
+        _load_functions(service)
+        _services[service.name] = service
+    if not _services:
+        raise ServiceError(f"{SERVICES_VARIABLE} is not set; it names the services to run, as MODULE:NAME")
+    return sorted({queue for service in _services.values() for queue in service.queues})
+
+
+def _load_functions(service: Service) -> None:
+    """Import what its jobs call by name. Raises ServiceError with all that cannot be: else each would be an unknown
+    outcome of some saga."""
+    wrong = []
+    for one in service.registrations:
+        if one.queue is not None and isinstance(one.handler, NamedFunction):
+            try:
+                one.handler.load()
+            except ServiceError as error:
+                wrong.append(f"{one.name}: {error}")
+    if wrong:
+        raise ServiceError(f"service {service.name}: {'; '.join(wrong)}; run it where the modules are found")
+
+
+def run_worker(broker: Broker, services: Sequence[str]) -> None:
+    """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError."""
+    os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
+    SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url)).work()

@@ -1,0 +1,1 @@
+"""What services are written with, and what runs them."""

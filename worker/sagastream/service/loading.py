@@ -1,0 +1,49 @@
+"""A service by the name that a person gives: MODULE:NAME."""
+
+import importlib
+import os
+from pathlib import Path, PurePath
+from traceback import extract_tb
+from typing import Final
+
+from sagastream.errors import ServiceError
+from sagastream.service.declaration import Service
+
+#: The files that an error passes through on its way from the line of the user's that caused it: of importlib, and ours,
+#: which refuse a wrong declaration.
+_NOT_THE_USERS: Final = ("<frozen importlib.", importlib.__file__, str(Path(__file__).parent) + os.sep)
+
+
+def load_service(where: str) -> Service:
+    """The Service that MODULE:NAME names. Raises ServiceError with what to do about it."""
+    module_name, _, name = where.partition(":")
+    if not module_name or not name:
+        raise ServiceError(f"{where!r} is not MODULE:NAME, like shop.payment:service")
+    if module_name.endswith(".py"):
+        raise ServiceError(f"{module_name} is a file, not a module: write {_dotted(module_name)}:{name}")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise ServiceError(f"cannot import {module_name}: {_why(error)}") from error
+    service = getattr(module, name, None)
+    if not isinstance(service, Service):
+        raise ServiceError(f"{name} in {module_name} is not a sagastream.Service")
+    return service
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)]
+    if frames:
+        return f"{type(error).__name__}: {error} (raised in {frames[-1].filename}, line {frames[-1].lineno})"
+    # No module had begun to run: it is this one that is not there, and none that it imports.
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; run it where the module is found"
+    return f"{type(error).__name__}: {error}"
+
+
+def _dotted(file: str) -> str:
+    """The module that a file is, seen from the current folder; of one that lies elsewhere, from its own."""
+    path = PurePath(file).with_suffix("")
+    return ".".join(path.parts) if all(part.isidentifier() for part in path.parts) else path.name

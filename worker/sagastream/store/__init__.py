@@ -1,0 +1,1 @@
+"""What stands in Redis: key names, the hash of a saga, the events stream, what services publish."""

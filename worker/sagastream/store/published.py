@@ -1,0 +1,34 @@
+"""What services publish of themselves: their commands, and what undoes each."""
+
+from collections.abc import Collection, Mapping
+
+import redis
+
+from sagastream.broker.connection import or_raise
+from sagastream.core.messages import is_id
+from sagastream.core.moves import Published
+from sagastream.store import keys
+
+
+def publish(client: "redis.Redis", service: str, commands: Mapping[str, str | None]) -> None:
+    """Publish a service's commands and their compensations (None: it needs none). What was published before stays:
+    sagas that began with an older release may still have to be undone."""
+    if commands:
+        client.hset(keys.published(service), mapping={name: undo or "" for name, undo in commands.items()})
+
+
+def read(client: "redis.Redis", services: Collection[str]) -> Published:
+    """What these services publish. A compensation whose name no command could carry is left out."""
+    pipeline = client.pipeline(transaction=False)
+    for service in services:
+        pipeline.hgetall(keys.published(service))
+    found: dict[str, dict[str, str | None]] = {}
+    for service, answer in zip(services, pipeline.execute(raise_on_error=False), strict=True):
+        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+            continue  # something else stands at its key
+        found[service] = {
+            command.decode(errors="replace"): undo.decode() or None
+            for command, undo in or_raise(answer).items()
+            if not undo or is_id(undo.decode(errors="replace"))
+        }
+    return found
