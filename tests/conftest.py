@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from postgres import Postgres, find_binaries
-from processes import Commands
-from servers import Server, start_redis, start_valkey
+from support.postgres import Postgres, find_binaries
+from support.processes import Commands
+from support.servers import Server, start_redis, start_valkey
 
 NODE_SAMPLE = Path(__file__).parents[1] / "stubs" / "node-notification"
 

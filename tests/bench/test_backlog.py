@@ -20,8 +20,8 @@ from sagastream.store import keys
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import memory_of, used_memory
 from sagastream_bridge.local.stack import Stack
-from servers import Server
-from waiting import until
+from support.servers import Server
+from support.waiting import until
 
 #: Sagas that are begun in one round trip.
 BATCH = 500

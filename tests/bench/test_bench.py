@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from processes import Commands
-from servers import Server
+from support.processes import Commands
+from support.servers import Server
 
 
 def test_it_measures_against_the_floor(server: Server, commands: Commands) -> None:

@@ -6,7 +6,8 @@ from msgspec.structs import replace
 
 from exploration.bugs import Bug
 from exploration.world import Config, Handler
-from sagastream.core.messages import StepDefinition, StepKind, Verb
+from sagastream.core.messages import Verb
+from sagastream.core.steps import StepDefinition, StepKind
 
 
 def step(**options: Any) -> StepDefinition:

@@ -7,9 +7,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core.decision import Event
-from sagastream.core.messages import Command, Due, Reply, StepKind
-from sagastream.core.moves import Decision, Found
-from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.messages import Command, Due, Reply
+from sagastream.core.moves import Decision
+from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.steps import StepKind
 from sagastream.store import saga_hash
 
 #: The time at which all happens. What is set for a later time may come at any moment.

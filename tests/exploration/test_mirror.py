@@ -17,10 +17,11 @@ from sagastream.broker import scripting
 from sagastream.core.messages import Command
 from sagastream.core.moves import begin
 from sagastream.core.saga import SagaState
-from sagastream.orchestrator.commit import Change, Store
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
 from sagastream.store.saga_hash import iso
-from servers import Server, start_redis, start_valkey
+from support.servers import Server, start_redis, start_valkey
 
 COMMANDS = [
     Command(service="work", type=kind, saga_id="s", step=number, params=b"1", compensating=kind == "Undo", begun_ms=0)

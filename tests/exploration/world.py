@@ -27,10 +27,11 @@ from exploration.bugs import Bug
 from exploration.rules import NOW, canonical
 from sagastream.core import service_rules
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, StepDefinition, Verb, failed, ok, reply_to
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, failed, ok, reply_to
 from sagastream.core.moves import Decision, Moment
 from sagastream.core.parsing import read_reply
 from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.core.steps import StepDefinition
 from sagastream.orchestrator.commit import _score
 
 SAGA_ID: Final = "s"

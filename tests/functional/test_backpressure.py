@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from processes import Commands
 from sagastream.broker import wire
 from sagastream.client.blocking import SagaClient, append_requests
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
 from sagastream.store import keys
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 
 def begin(saga_id: str, name: str = "Do", service: str = "work") -> Begin:

@@ -21,9 +21,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack
 
-import corpus
-from corpus import Bad, written
-from processes import SAGASTREAM, Commands
 from sagastream import Context, Reject
 from sagastream.broker.group_reader import Entry
 from sagastream.client.blocking import SagaClient, append_requests
@@ -32,13 +29,17 @@ from sagastream.core.messages import Due, Intervene, Reply, Verb
 from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.orchestrator.commit import Change, _CommitArguments
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import _CommitArguments
 from sagastream.store import keys, saga_hash
 from sagastream_bridge.inspection import lookup, views
 from sagastream_stubs import payment
-from scenes import Scene, do
-from servers import Server, start_redis, start_valkey
-from waiting import until
+from support import corpus
+from support.corpus import Bad, written
+from support.processes import SAGASTREAM, Commands
+from support.scenes import Scene, do
+from support.servers import Server, start_redis, start_valkey
+from support.waiting import until
 
 WORK = keys.commands("work")
 _DAY_MS = 24 * 3600 * 1000

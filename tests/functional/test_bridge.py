@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from processes import SAMPLES, Commands, Talk
 from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.store import keys
-from scenes import do
-from servers import Server
-from waiting import until
+from support.processes import SAMPLES, Commands, Talk
+from support.scenes import do
+from support.servers import Server
+from support.waiting import until
 
 
 def begin(saga_id: str, *steps: dict[str, Any], msg_id: int | None = 1) -> dict[str, Any]:

@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 
-import raw_services as raw
-from processes import SAGASTREAM, Commands
-from raw_services import Raw
 from sagastream.store import keys
 from sagastream_bridge.conformance import cases, command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
@@ -25,8 +22,11 @@ from sagastream_bridge.conformance.exchange import Exchange
 from sagastream_bridge.conformance.promises import Finding, Verdict
 from sagastream_bridge.conformance.trial import Case
 from sagastream_bridge.inspection.lookup import worker_is_alive
-from servers import Server, start_valkey
-from waiting import until
+from support import raw_services as raw
+from support.processes import SAGASTREAM, Commands
+from support.raw_services import Raw
+from support.servers import Server, start_valkey
+from support.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "check-service.md").read_text()

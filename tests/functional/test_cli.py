@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from processes import SAGASTREAM, SAMPLES, Commands
 from sagastream.client.blocking import SagaClient
 from sagastream.store import keys
-from scenes import do
-from servers import Server, alive
-from waiting import until
+from support.processes import SAGASTREAM, SAMPLES, Commands
+from support.scenes import do
+from support.servers import Server, alive
+from support.waiting import until
 
 GOOD: dict[str, Any] = {"saga_id": "good", "steps": [do({"sku": "a", "quantity": 1}, "ReserveInventory", "inventory")]}
 BAD: dict[str, Any] = {

@@ -14,8 +14,6 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from processes import Commands
-from proxy import CuttingProxy
 from sagastream import (
     Accepted,
     AsyncSagaClient,
@@ -37,9 +35,11 @@ from sagastream.core.decision import decide
 from sagastream.core.moves import Moment
 from sagastream.errors import BrokerError
 from sagastream.store import keys, saga_hash
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from support.processes import Commands
+from support.proxy import CuttingProxy
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rq import Queue
 
-from processes import Commands
 from sagastream import SagaClient
-from servers import Server
+from support.processes import Commands
+from support.servers import Server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.DOTALL))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import redis
 
-from processes import SAMPLES, Commands
 from sagastream.store import keys
-from servers import Server
-from waiting import until
+from support.processes import SAMPLES, Commands
+from support.servers import Server
+from support.waiting import until
 
 #: What the services of these tests begin with. `at_it` counts what runs, and keeps the most that ran at once.
 PREAMBLE = """

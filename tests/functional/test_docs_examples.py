@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from page import Shell
-from processes import SAMPLES, Commands
 from sagastream.client.blocking import append_requests
 from sagastream.core.parsing import parse_begin
 from sagastream.store import keys
-from servers import Server
-from waiting import until
+from support.page import Shell
+from support.processes import SAMPLES, Commands
+from support.servers import Server
+from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SAGAS = (ROOT / "docs" / "sagas.md").read_text()

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from processes import Commands
-from sagastream.orchestrator.commit import Change, Store
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
 from sagastream_bridge.inspection import doctor
 from sagastream_bridge.inspection.doctor import Doctor
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 
 @pytest.fixture

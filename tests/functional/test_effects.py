@@ -17,18 +17,18 @@ from psycopg.rows import dict_row
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-import books
-from books import POINTS, Book, is_on_postgres, run, source, write
-from postgres import Postgres
-from processes import Commands
 from sagastream import Context, Effects, Reject, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import ServiceError
 from sagastream.service.runner import ServiceRunner
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from support import books
+from support.books import POINTS, Book, is_on_postgres, run, source, write
+from support.postgres import Postgres
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 #: Once on each kind of database, with and without SQLAlchemy.
 FOUR_WAYS: Final = ("sqlite3", "psycopg", "engine on postgresql", "session on sqlite")
@@ -80,7 +80,7 @@ class Shop:
         self.deaths = 0
 
     def _service(self) -> Any:
-        return self._commands.quiet("service", "books:service", env=self._env)
+        return self._commands.quiet("service", "support.books:service", env=self._env)
 
     def begin(self, saga_id: str, *params: Any, **options: Any) -> None:
         step: Any = {"transaction": "Take", "service": "books", "backoff_ms": 20} | options

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from postgres import Postgres
-from processes import Commands
 from sagastream import Context, Reject
 from sagastream.effects.once import CREATE_TABLE
+from support.postgres import Postgres
+from support.processes import Commands
 
 DOCS = (Path(__file__).parents[2] / "docs" / "effects.md").read_text()
 PYTHON = {match[1]: match[0] for match in re.finditer(r"(?<=```python\n)# (\w+\.py)\n.*?(?=```)", DOCS, re.DOTALL)}

@@ -16,8 +16,8 @@ import redis
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.errors import BrokerError
-from servers import alive
-from waiting import until
+from support.servers import alive
+from support.waiting import until
 
 
 def pid_of(home: Path) -> int:

@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import pytest
 
-from faults import Relay, Scale, World, errors_of
-from processes import Commands
-from proxy import CuttingProxy
 from sagastream.client.blocking import SagaClient
 from sagastream.store import keys
-from servers import Server, start_redis, start_valkey
-from waiting import until
+from support.faults import Relay, Scale, World, errors_of
+from support.processes import Commands
+from support.proxy import CuttingProxy
+from support.servers import Server, start_redis, start_valkey
+from support.waiting import until
 
 SHORT: Final = Scale(sagas=60, factor=1)
 _SOAK_SAGAS: Final = int(os.environ.get("SAGASTREAM_SOAK_SAGAS", "3000"))

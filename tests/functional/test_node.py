@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import redis
 
-from page import Shell, shell
-from processes import SAMPLES, Commands
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.core.service_rules import MAX_TAKEOVERS
 from sagastream.store import keys
 from sagastream.store.quarantine import Quarantine
-from scenes import do
-from servers import Server
-from waiting import until
+from support.page import Shell, shell
+from support.processes import SAMPLES, Commands
+from support.scenes import do
+from support.servers import Server
+from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "stubs" / "node-notification"

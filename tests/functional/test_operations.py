@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import redis
 
-from processes import SAMPLES, Commands, Talk
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.store import keys
-from scenes import do
-from servers import Server
-from waiting import until
+from support.processes import SAMPLES, Commands, Talk
+from support.scenes import do
+from support.servers import Server
+from support.waiting import until
 
 #: A service whose compensations work once a file is there.
 TILL = """

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import redis
 
-from processes import SAMPLES, Commands
 from sagastream.broker.group_reader import Entry
 from sagastream.client.blocking import SagaClient, append_requests, last_event, read_events
 from sagastream.client.requests import Accepted
@@ -18,11 +17,13 @@ from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import CorruptSaga, RequestRefused
 from sagastream.orchestrator import commit, worker
-from sagastream.orchestrator.commit import Change, Store
-from sagastream.store import keys
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
+from sagastream.store import keys, sagas
+from support.processes import SAMPLES, Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_commit_decided_on_an_old_version_is_refused_whole(scene: Scene) -> No
     scene.begin("s1", do(1), do(2))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
     store = Store(scene.redis)
-    states, now_ms = store.load(["s1"])
+    states, now_ms = sagas.read(scene.redis, ["s1"])
     state = states["s1"]
     assert isinstance(state, SagaState)
     # Both the worker and a slower one decide on the same state.
@@ -204,7 +205,7 @@ def test_a_saga_that_was_deleted_and_begun_again_is_not_taken_for_the_one_that_i
     before = scene.client.get("s1")
     assert before is not None
     scene.redis.delete(keys.saga("s1"), keys.TIMERS)
-    until(lambda: Store(scene.redis).load([])[1] > before.updated_ms, what="a millisecond passes")
+    until(lambda: sagas.read(scene.redis, [])[1] > before.updated_ms, what="a millisecond passes")
     scene.begin("s1", do(1), do("after"))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2, other)
     again = scene.client.get("s1")
@@ -222,7 +223,7 @@ def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: S
         scene.begin(saga_id, do(1), do(2))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)
     store = Store(scene.redis)
-    states, now_ms = store.load(["s1", "s2"])
+    states, now_ms = sagas.read(scene.redis, ["s1", "s2"])
     changes = []
     for saga_id, state in states.items():
         assert isinstance(state, SagaState)

@@ -9,8 +9,8 @@ from sagastream.core.messages import Due
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.worker import _PART, Letter, _parts
 from sagastream.store import keys
-from scenes import Scene, do
-from servers import Server
+from support.scenes import Scene, do
+from support.servers import Server
 
 IDS = [f"s{number}" for number in range(3 * _PART)]
 

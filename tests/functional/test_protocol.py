@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import redis
 
-from page import PAGE, Shell, shell
-from processes import Commands
 from sagastream import Service
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState, SagaStatus, StepStatus
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from support.page import PAGE, Shell, shell
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 TILL = keys.commands("till")
 

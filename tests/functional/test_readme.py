@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from processes import Commands
+from support.processes import Commands
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

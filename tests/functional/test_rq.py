@@ -23,8 +23,6 @@ from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from page import Shell, shell
-from processes import Commands
 from sagastream import Service
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
@@ -35,9 +33,11 @@ from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_work
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
 from sagastream_bridge.inspection.doctor import Doctor
-from scenes import Scene, do
-from servers import Server, alive
-from waiting import until
+from support.page import Shell, shell
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server, alive
+from support.waiting import until
 
 RQ = str(Path(sys.executable).with_name("rq"))
 

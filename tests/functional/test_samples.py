@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from processes import Commands
-from waiting import until
+from support.processes import Commands
+from support.waiting import until
 
 SAMPLES = Path(__file__).parent / "samples"
 CASES = [("completes", "saga42", "COMPLETED"), ("compensates", "saga43", "ABORTED")]

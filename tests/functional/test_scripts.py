@@ -29,13 +29,14 @@ from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.orchestrator.commit import Change, Store
-from sagastream.store import keys
-from scenes import Scene, do
-from servers import Server
-from stored import dump
-from unit.values import GARBLED_RECORDS
-from waiting import until
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
+from sagastream.store import keys, sagas
+from support.scenes import Scene, do
+from support.servers import Server
+from support.stored import dump
+from support.values import GARBLED_RECORDS
+from support.waiting import until
 
 WORK = keys.commands("work")
 GROUP = "work"
@@ -315,12 +316,12 @@ def test_what_is_due_is_leased_and_what_is_parked_never_is(
 ) -> None:
     client.flushall()
     store = Store(client)
-    _, begun_ms = store.load([])
+    _, begun_ms = sagas.read(client, [])
     scores = {f"s{n}": float(at) if isinstance(at, str) else begun_ms + at for n, at in enumerate(offsets)}
     if scores:
         client.zadd(keys.TIMERS, scores)
     ids, wait_ms = store.due(count, lease_ms)
-    _, now_ms = store.load([])
+    _, now_ms = sagas.read(client, [])
     in_time = sorted((score, saga_id) for saga_id, score in scores.items() if score <= begun_ms)
     assert ids == [saga_id for _, saga_id in in_time[:count]]
     after = {saga_id: client.zscore(keys.TIMERS, saga_id) for saga_id in scores}
@@ -575,7 +576,7 @@ class Calls:
         start = Change(saga_id="s1", before=None, after=None)
         start.add(None, decision)
         assert self.store.commit([start], 1) == ([], [])
-        states, _ = self.store.load(["s1"])
+        states, _ = sagas.read(self.client, ["s1"])
         self.state = states["s1"]
 
     def _read(self, stream: str, body: bytes, group: str = keys.ORCHESTRATOR_GROUP) -> Entry:

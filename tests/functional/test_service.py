@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 import redis
 
-from processes import Commands
 from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
@@ -24,9 +23,10 @@ from sagastream.service.inbox import Delivery
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
 from sagastream.store.quarantine import Quarantine
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 
 @pytest.fixture

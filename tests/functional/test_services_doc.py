@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from processes import Commands
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
-from servers import Server
-from waiting import until
+from support.processes import Commands
+from support.servers import Server
+from support.waiting import until
 
 DOC = (Path(__file__).parents[2] / "docs" / "services.md").read_text()
 

@@ -12,15 +12,17 @@ from msgspec.structs import replace
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Due, Fields, Intervene, Reply, Verb
-from sagastream.core.moves import Found, Moment
+from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import Found, SagaState
 from sagastream.errors import CorruptSaga
-from sagastream.orchestrator.commit import Change, Store
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
-from scenes import do
-from servers import Server
-from stored import dump
+from sagastream.store.sagas import read
+from support.scenes import do
+from support.servers import Server
+from support.stored import dump
 
 RETENTION_MS = 3_600_000
 #: What services publish: nobody knows what undoes Do at `silent`, so that sagas with it are parked.
@@ -47,7 +49,7 @@ class Workers(RuleBasedStateMachine):
         self.client.flushall()
         self.stores = [Store(self.client, retention_ms=RETENTION_MS) for _ in range(2)]
         self.held: list[dict[str, Found]] = [dict.fromkeys(SAGAS), dict.fromkeys(SAGAS)]
-        _, self.now_ms = self.stores[0].load([])
+        _, self.now_ms = read(self.client, [])
         for stream in STREAMS:
             self.client.xgroup_create(stream, keys.ORCHESTRATOR_GROUP, id="0", mkstream=True)
         # The model: what must be in the store.
@@ -62,7 +64,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 1), sagas=st.sets(st.sampled_from(SAGAS), min_size=1))
     def load(self, worker: int, sagas: set[str]) -> None:
-        found, _ = self.stores[worker].load(sagas)
+        found, _ = read(self.client, sagas)
         for saga_id, state in found.items():
             if saga_id in self.damaged:
                 assert isinstance(state, CorruptSaga)
@@ -250,7 +252,7 @@ class Workers(RuleBasedStateMachine):
     @invariant()
     def sagas_are_as_the_model_has_them(self) -> None:
         whole = [saga_id for saga_id in SAGAS if saga_id not in self.damaged]
-        found, _ = self.stores[0].load(whole)
+        found, _ = read(self.client, whole)
         assert found == {saga_id: self.states[saga_id] for saga_id in whole}
         for saga_id in whole:
             state = self.states[saga_id]

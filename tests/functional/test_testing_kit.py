@@ -26,8 +26,8 @@ from sagastream.service.declaration import Handler
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
 from sagastream.testing import Sagas
-from servers import Server
-from waiting import until
+from support.servers import Server
+from support.waiting import until
 
 #: How long a step may take that shall time out, in milliseconds: long enough for one that shall not.
 TIMEOUT_MS = 1_000

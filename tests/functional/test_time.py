@@ -13,10 +13,10 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused
 from sagastream.orchestrator import worker
 from sagastream.orchestrator.worker import Orchestrator
-from sagastream.store import keys
-from scenes import Scene, do
-from servers import Server
-from waiting import until
+from sagastream.store import keys, sagas
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_ti
     assert scene.worker._inbox._ahead
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
-    until(lambda: scene.worker._store.load([])[1] > (saga(scene).times_out_ms or 0), what="it times out")
+    until(lambda: sagas.read(scene.redis, [])[1] > (saga(scene).times_out_ms or 0), what="it times out")
     assert scene.play("s1").status is SagaStatus.COMPLETED
 
 

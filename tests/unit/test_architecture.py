@@ -105,10 +105,10 @@ def _strings(name: str) -> list[str]:
 
 
 def test_the_sources_are_found() -> None:
-    assert {"sagastream.decision", "sagastream.scripts", "sagastream_bridge.cli"} <= MODULES.keys()
+    assert {"sagastream.core.decision", "sagastream.scripts", "sagastream_bridge.commands.main"} <= MODULES.keys()
     assert {"commit.lua", "answer.lua"} <= {path.name for path in SCRIPTS}
-    assert "sagastream.messages" in EDGES["sagastream.decision"]
-    assert "sagastream_bridge.views" in EDGES["sagastream_bridge.cli"]  # a lazy one
+    assert "sagastream.core.messages" in EDGES["sagastream.core.decision"]
+    assert "sagastream_bridge.inspection.lookup" in EDGES["sagastream_bridge.commands.main"]  # a lazy one
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -129,67 +129,71 @@ def test_bridge_and_stubs_never_import_each_other(name: str) -> None:
     assert other not in {_top(module) for module in IMPORTS[name]}
 
 
-#: The design's order of imports: each module, and those below it that it may import; nothing else of the project.
-MAY_IMPORT = {
+#: The wings of the library, each above those that import it, and what each may import of the others. A wing is a folder
+#: or, at the top, a module. The front door, sagastream itself, offers what stands in all of them.
+WINGS = {
     "errors": set(),
     "console": set(),
-    "backoff": set(),
-    "keys": set(),
-    "strict_json": {"errors"},
-    "messages": {"strict_json", "errors"},
-    "saga": {"messages", "strict_json", "errors"},
-    "moves": {"saga", "backoff", "messages", "strict_json", "errors"},
-    "decision": {"moves", "saga", "backoff", "messages", "strict_json", "errors"},
-    "parsing": {"messages", "strict_json", "errors"},
-    "dedupe": {"parsing", "messages", "strict_json", "errors"},
+    "health": {"console"},
+    "core": {"errors"},
+    "broker": {"core", "console", "errors"},
+    "scripts": {"broker"},
+    "store": {"broker", "core", "errors"},
+    "orchestrator": {"store", "broker", "core", "health", "console", "errors"},
+    "service": {"store", "broker", "core", "health", "console", "errors"},
+    "client": {"store", "broker", "core", "console", "errors"},
+    "effects": {"service", "core", "console", "errors"},
+    "rq_steps": {"service", "store", "broker", "core", "console", "errors"},
+    "rq_runner": {"rq_steps"},
+    "testing": {"service", "broker", "core", "console", "errors"},
+    "pytest_plugin": {"testing"},
+    "__main__": set(),
+}
+#: The wings of the bridge likewise; each may import all of the library.
+BRIDGE_WINGS = {
+    "inspection": set(),
+    "local": {"inspection"},
+    "stdin": {"local", "inspection"},
+    "bench": {"local", "commands"},
+    "conformance": {"inspection", "commands"},
+    "commands": {"local", "inspection", "stdin", "bench", "conformance"},
+    "__main__": {"commands"},
 }
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_the_core_imports_only_what_stands_below_it(name: str) -> None:
-    assert EDGES[f"sagastream.{name}"] <= {f"sagastream.{below}" for below in MAY_IMPORT[name]}
+def _wing(module: str) -> str:
+    """The wing that a module stands in; of the front door there is none."""
+    return module.split(".")[1] if "." in module else ""
 
 
 @pytest.mark.parametrize(
-    ("upper", "lower"),
-    [
-        ("orchestrator", "store"),
-        ("orchestrator", "streams"),
-        ("orchestrator", "decision"),
-        ("orchestrator", "keys"),
-        ("store", "moves"),
-        ("store", "scripts"),
-        ("store", "keys"),
-        ("streams", "scripts"),
-        ("decision", "moves"),
-        ("moves", "saga"),
-        ("saga", "messages"),
-        ("messages", "strict_json"),
-        ("strict_json", "errors"),
-    ],
+    ("package", "wings"), [("sagastream", WINGS), ("sagastream_bridge", BRIDGE_WINGS)], ids=["library", "bridge"]
 )
-def test_imports_point_from_the_orchestrator_down_to_the_errors(upper: str, lower: str) -> None:
-    above, below = f"sagastream.{upper}", f"sagastream.{lower}"
-    assert below in EDGES[above]
-    assert above not in _reached(below)
+def test_every_wing_imports_only_those_that_the_table_allows(package: str, wings: dict[str, set[str]]) -> None:
+    found: dict[str, set[str]] = {wing: set() for wing in wings}
+    for name in MODULES:
+        if _top(name) == package and (wing := _wing(name)):
+            found[wing] |= {_wing(module) for module in EDGES[name] if _top(module) == package} - {wing, ""}
+    assert found == wings
 
 
-@pytest.mark.parametrize(
-    ("name", "below"),
-    [
-        ("scripts", {"sagastream.exchange"}),
-        ("exchange", {"sagastream.wire"}),
-        ("wire", set()),
-        ("keys", set()),
-    ],
-)
-def test_what_streams_and_store_rest_on_imports_next_to_nothing_of_the_project(name: str, below: set[str]) -> None:
-    assert EDGES[f"sagastream.{name}"] == below
+def test_a_wing_of_the_library_stands_in_the_table_below_those_that_it_imports() -> None:
+    places = {wing: place for place, wing in enumerate(WINGS)}
+    for wing, imported in WINGS.items():
+        assert all(places[below] < places[wing] for below in imported), wing
 
 
-@pytest.mark.parametrize("name", sorted(_reached("sagastream.decision") | _reached("sagastream.dedupe")))
-def test_what_decides_and_all_below_it_are_pure(name: str) -> None:
-    assert {_top(module) for module in IMPORTS[name]} & IMPURE == set()
+CORE = [name for name in MODULES if _wing(name) == "core"]
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_and_all_that_it_imports_are_pure(name: str) -> None:
+    for module in _reached(name):
+        assert {_top(imported) for imported in IMPORTS[module]} & IMPURE == set(), module
+
+
+def test_the_core_is_there() -> None:
+    assert {"sagastream.core.decision", "sagastream.core.service_rules"} <= set(CORE)
 
 
 TEST_KIT = [name for name in MODULES if f"{name}.".startswith("sagastream.testing.")]
@@ -209,11 +213,12 @@ def test_the_errors_import_nothing() -> None:
     assert IMPORTS["sagastream.errors"] == set()
 
 
-def test_at_most_one_module_imports_rq() -> None:
-    assert len([name for name, imported in IMPORTS.items() if "rq" in map(_top, imported)]) <= 1
+def test_one_wing_imports_rq() -> None:
+    importing = {name for name, imported in IMPORTS.items() if "rq" in map(_top, imported)}
+    assert {_wing(name) for name in importing} == {"rq_steps"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "sagastream.keys"])
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "sagastream.store.keys"])
 def test_only_keys_puts_key_names_together(name: str) -> None:
     for text in _strings(name):
         assert not re.search(r"saga:(\{|services|store)", text), text
@@ -264,22 +269,32 @@ def test_the_picture_of_the_states_has_exactly_the_edges_of_the_state_machine() 
 
 
 def _listed_files() -> dict[str, list[str]]:
-    """The files of each package, in the order of the list of where things live."""
+    """The modules of each package, in the order of the list of where things live."""
     folders = {str(path.relative_to(ROOT)): package for package, path in PACKAGES.items()}
     listed: dict[str, list[str]] = {package: [] for package in PACKAGES}
-    package = None
+    package, wing = None, ""
     for line in ARCHITECTURE.splitlines():
-        if found := re.match(r" {4}(\S+)/ ", line):
-            package = folders.get(found[1])
-        elif package is not None and (found := re.match(r" {6}(\S+\.py(?:, \S+\.py)*)", line)):
-            listed[package] += found[1].split(", ")
+        if found := re.match(r" {4}(\S+)/(?: |$)", line):
+            package, wing = folders.get(found[1]), ""
+        elif package is not None and (found := re.match(r" {6}(\w+)/(?: |$)", line)):
+            wing = found[1] + "."
+        elif package is not None and (found := re.match(r"( {6}| {8})(\w+)\.py(?: |$)", line)):
+            listed[package].append(found[2] if len(found[1]) == 6 else wing + found[2])
     return listed
+
+
+#: What is listed by its folder alone.
+_BY_FOLDER = re.compile(r"(testing|bench|conformance)\.")
 
 
 @pytest.mark.parametrize("package", ["sagastream", "sagastream_bridge"])
 def test_every_module_that_there_is_and_no_other_stands_in_the_list(package: str) -> None:
-    there = [path.name for path in PACKAGES[package].glob("*.py") if not path.name.startswith("__")]
-    assert sorted(_listed_files()[package]) == sorted(there)
+    there = [
+        name.removeprefix(f"{package}.")
+        for name, path in MODULES.items()
+        if _top(name) == package and not path.name.startswith("__")
+    ]
+    assert sorted(_listed_files()[package]) == sorted(name for name in there if not _BY_FOLDER.match(name))
 
 
 def test_every_sample_service_stands_in_the_list() -> None:
@@ -290,7 +305,7 @@ def test_every_sample_service_stands_in_the_list() -> None:
 
 
 def test_the_list_of_the_library_has_each_module_above_those_that_import_it() -> None:
-    names = [f"sagastream.{name.removesuffix('.py')}" for name in _listed_files()["sagastream"]]
+    names = [f"sagastream.{name}" for name in _listed_files()["sagastream"]]
     order = {name: place for place, name in enumerate(names)}
     for name in order.keys() & EDGES.keys():
         assert {below for below in EDGES[name] & order.keys() if order[below] > order[name]} == set(), name

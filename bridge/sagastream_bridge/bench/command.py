@@ -25,9 +25,10 @@ def bench(sagas: int, workers: int, rounds: int, as_json: bool) -> None:
     until they expire. What counts are the ratios and the CPU time a saga: on a shared machine, the rest is weather.
     """
     with opened() as broker:
+        from sagastream.store import layout
         from sagastream_bridge.bench.measure import Measurement, lines
 
-        broker.check()
+        layout.check(broker)
         with TemporaryDirectory(prefix="sagastream-bench-") as logs:
             measurement = Measurement(broker, sagas=sagas, workers=workers, rounds=rounds, log_dir=Path(logs))
             with _progress(measurement.total) as tick:

@@ -183,12 +183,14 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
         _check_where(where)
     stop = stop_event()
     with opened() as broker:
-        from sagastream.broker.connection import Outage
+        from sagastream.broker.outage import Outage
         from sagastream.service.loading import load_service
-        from sagastream_bridge.local.stack import SAMPLES, Stack
 
         # What no restart can mend is told at once.
-        broker.check()
+        from sagastream.store import layout
+        from sagastream_bridge.local.stack import SAMPLES, Stack
+
+        layout.check(broker)
         sys.path.insert(0, str(Path.cwd()))
         on_rq = []
         for where in services:
@@ -272,12 +274,14 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
     except MalformedMessage as error:
         raise click.ClickException(f"{file.name}: {error}") from None
     with opened() as broker:
-        from sagastream.broker.connection import Outage
+        from sagastream.broker.outage import Outage
         from sagastream.client.blocking import SagaClient
 
         outage = Outage(broker, "sagastream begin", threading.Event())
         client = SagaClient(broker)
-        broker.check()
+        from sagastream.store import layout
+
+        layout.check(broker)
         accepted = outage.patiently(lambda: client.begin_request(request))
         if not outage.patiently(lambda: _worker_shows_up(broker)):
             click.echo("no worker is running; the saga waits for one: sagastream up", err=True)

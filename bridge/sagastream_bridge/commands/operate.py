@@ -40,7 +40,9 @@ def _verb(verb: str, help_text: str) -> click.Command:
             from sagastream.client.blocking import SagaClient
 
             client = SagaClient(broker)
-            broker.check()
+            from sagastream.store import layout
+
+            layout.check(broker)
             try:
                 state = getattr(client, verb)(saga_id, reason, timeout)
             except MalformedMessage as error:

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import redis
 
-from sagastream.broker.connection import or_raise
+from sagastream.broker.wire import or_raise
 from sagastream.console import describe
 from sagastream.core.saga import SagaState
 from sagastream.errors import CorruptSaga
-from sagastream.orchestrator.commit import Change, Store
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.worker import LEASE_MS
-from sagastream.store import keys, saga_hash
+from sagastream.store import keys, saga_hash, sagas
 from sagastream_bridge.inspection import lookup
 
 #: How many sagas are examined in one transaction of the broker.
@@ -230,7 +231,7 @@ class Doctor:
     def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
         """Something is wrong with a saga; `mend`: what sets it right. Of many the first are told."""
         mended = mend is not None and self._repair
-        if mend is not None and self._repair and self._store.commit([mend], self._store.load([])[1])[0]:
+        if mend is not None and self._repair and self._store.commit([mend], sagas.read(self._client, [])[1])[0]:
             return  # it has moved meanwhile, and so is right by now
         self._wrong[what] += 1
         if self._wrong[what] <= _SHOWN:

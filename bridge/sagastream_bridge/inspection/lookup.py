@@ -13,8 +13,7 @@ from sagastream.client.blocking import SagaClient
 from sagastream.client.listing import ListStatus
 from sagastream.core.saga import SagaState, Step, protocol_view
 from sagastream.errors import CorruptSaga
-from sagastream.orchestrator.commit import Store
-from sagastream.store import keys
+from sagastream.store import keys, sagas
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.saga_hash import iso
 
@@ -47,7 +46,7 @@ class Listing:
 
 def saga(client: "redis.Redis", saga_id: str) -> Found:
     """Look one saga up. Raises CorruptSaga."""
-    states, now_ms = Store(client).load([saga_id])
+    states, now_ms = sagas.read(client, [saga_id])
     state = states[saga_id]
     if isinstance(state, CorruptSaga):
         raise state
@@ -115,7 +114,7 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
     """Sagas for a list, up to `limit`, and what is damaged before the last of them."""
     store = broker.client
     found = Listing(
-        now_ms=Store(store).load([])[1],
+        now_ms=sagas.read(store, [])[1],
         live=store.zcard(keys.TIMERS),
         ended=store.zcard(keys.ENDED),
         unread=store.xlen(keys.REQUESTS),

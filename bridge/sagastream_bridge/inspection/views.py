@@ -9,8 +9,8 @@ import click
 import orjson
 
 from sagastream.console import printable
-from sagastream.core.messages import StepKind
 from sagastream.core.saga import SagaState, Step, StepStatus
+from sagastream.core.steps import StepKind
 from sagastream.store.quarantine import Quarantined
 from sagastream.store.saga_hash import iso
 

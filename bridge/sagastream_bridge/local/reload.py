@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from sagastream.broker.connection import Broker, Outage
+from sagastream.broker.connection import Broker
+from sagastream.broker.outage import Outage
 from sagastream.console import printable, say
 from sagastream_bridge.local.stack import end, spawn
 

@@ -13,16 +13,17 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.connection import Broker, Outage
+from sagastream.broker.connection import Broker
+from sagastream.broker.outage import Outage
 from sagastream.client.blocking import SagaClient, append_requests, last_event
 from sagastream.console import say
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Code, Intervene, is_id
-from sagastream.core.moves import Found, Moment
+from sagastream.core.moves import Moment
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import Found, SagaState
 from sagastream.errors import CorruptSaga, MalformedMessage
-from sagastream.orchestrator.commit import Store
+from sagastream.store import layout, sagas
 from sagastream_bridge.inspection import lookup
 from sagastream_bridge.local.stack import SAMPLES, Stack
 from sagastream_bridge.stdin.follower import Follower
@@ -110,7 +111,7 @@ class StdinBridge:
         return 0 if finished and not self._bad_lines and not self._out.gone else 1
 
     def _start(self, threads: list[threading.Thread]) -> None:
-        self._outage.patiently(self._broker.check)
+        self._outage.patiently(lambda: layout.check(self._broker))
         self._follower.after = self._outage.patiently(lambda: last_event(self._broker.client))
         self._outage.patiently(self._tend)
         for target in (self._follow, *(served.run for served in self._served.values())):
@@ -261,7 +262,7 @@ class StdinBridge:
         left = self._watches.wait_until_empty(self._drain_timeout_s, self._stop)
         if not left or self._stop.is_set() or self._out.gone:
             return
-        states = self._outage.patiently(lambda: Store(self._broker.client).load(left)[0])
+        states = self._outage.patiently(lambda: sagas.read(self._broker.client, left)[0])
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
         going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
         if going:

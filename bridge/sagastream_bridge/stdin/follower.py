@@ -8,13 +8,11 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import Entry
 from sagastream.client.blocking import last_event, read_events
 from sagastream.console import say
-from sagastream.core.decision import begun_with, conflict
 from sagastream.core.messages import Code, Intervene
-from sagastream.core.moves import Found
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import Found, SagaState, begun_with, conflict
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
-from sagastream.orchestrator.commit import Store
+from sagastream.store import sagas
 from sagastream.store.events import order
 from sagastream_bridge.stdin.lines import ORCHESTRATOR, LineWriter, told
 from sagastream_bridge.stdin.watch import Watch, Watches
@@ -50,7 +48,6 @@ class Follower:
         """
         self.after = b"0-0"
         self._client = broker.client
-        self._store = Store(broker.client)
         self._watches = watches
         self._out = out
         self._outcomes = outcomes
@@ -74,7 +71,7 @@ class Follower:
             self._seen = []
         if not self._seen and time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + _CHECK_EVERY_S
-            found = self._store.load(self._watches.some(_CHECK_COUNT))[0].values()
+            found = sagas.read(self._client, self._watches.some(_CHECK_COUNT))[0].values()
             states = [state for state in found if isinstance(state, SagaState)]
             for state in states:
                 self._intervened(state)
@@ -84,7 +81,7 @@ class Follower:
     def _tell(self, events: Sequence[Entry]) -> None:
         news = [event.fields.get(b"saga_id", b"") for event in events if event.fields.get(b"kind") in _LOOK_AT]
         saga_ids = {saga_id.decode(errors="replace") for saga_id in news}
-        states = self._store.load([saga_id for saga_id in saga_ids if self._watches.of(saga_id)])[0]
+        states = sagas.read(self._client, [saga_id for saga_id in saga_ids if self._watches.of(saga_id)])[0]
         for event in events:
             try:
                 self._tell_one(event.fields, states)

@@ -7,8 +7,9 @@ from typing import Any
 import redis
 from msgspec.structs import replace
 
-from sagastream.broker.connection import BLOCK_MS, Broker, Outage
+from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
+from sagastream.broker.outage import Outage
 from sagastream.core.messages import Reply, failed, ok
 from sagastream.core.parsing import parse_reply
 from sagastream.core.strict_json import decode

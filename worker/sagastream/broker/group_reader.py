@@ -17,8 +17,8 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import exchange, scripting, wire
-from sagastream.broker.connection import or_raise
 from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.wire import or_raise
 from sagastream.console import say
 
 _T = TypeVar("_T")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hiredis import pack_command
 from msgspec import Raw, msgpack
+from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
@@ -70,6 +71,21 @@ def milliseconds(time: Any) -> int:
     """What TIME answered, in ms since the epoch."""
     seconds, micros = time
     return int(seconds) * 1000 + int(micros) // 1000
+
+
+def execute(pipeline: Pipeline) -> list[Any]:
+    """A pipeline's answers; the first error among them is raised as the server gave it.
+
+    redis-py would put the whole command before it, payloads and all, and hide what kind of error it is.
+    """
+    return [or_raise(answer) for answer in pipeline.execute(raise_on_error=False)]
+
+
+def or_raise(answer: Any) -> Any:
+    """An answer of a pipeline, raised if it is an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _answer(connection: Any) -> Any:

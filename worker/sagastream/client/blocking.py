@@ -13,9 +13,10 @@ from typing import Self
 
 import redis
 
-from sagastream.broker.connection import BLOCK_MS, Broker, Outage, broker_of, is_outage
+from sagastream.broker.connection import BLOCK_MS, Broker, broker_of
 from sagastream.broker.exchange import run
 from sagastream.broker.group_reader import Entry
+from sagastream.broker.outage import Outage, is_outage
 from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
@@ -23,8 +24,8 @@ from sagastream.client.waiting import Awaited, Outcome, Settled, Wait, check_tim
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import CorruptSaga
-from sagastream.orchestrator.commit import load
 from sagastream.store import events
+from sagastream.store.sagas import load
 
 
 class SagaClient:

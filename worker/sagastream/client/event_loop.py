@@ -8,8 +8,9 @@ from typing import Final, Self, TypeVar
 import redis
 from redis.asyncio import ConnectionPool
 
-from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async, is_outage
+from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange, run_async
+from sagastream.broker.outage import is_outage
 from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
@@ -19,7 +20,7 @@ from sagastream.core import backoff
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import BrokerError, CorruptSaga
-from sagastream.orchestrator.commit import load
+from sagastream.store.sagas import load
 
 _T = TypeVar("_T")
 _WHO: Final = "sagastream client"

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final, Literal, get_args
 
-from sagastream.broker.connection import or_raise
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import or_raise
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import CorruptSaga
-from sagastream.orchestrator.commit import load
 from sagastream.store import keys
+from sagastream.store.sagas import load
 
 #: What a list may be narrowed to; a parked saga is COMPENSATING or PENDING besides.
 ListStatus = Literal["PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED"]

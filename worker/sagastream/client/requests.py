@@ -12,12 +12,13 @@ from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
 import redis
 
 from sagastream.broker import wire
-from sagastream.broker.connection import is_outage, or_raise
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.outage import is_outage
 from sagastream.broker.scripting import Script
-from sagastream.core.decision import begun_with, conflict
+from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.saga import begun_with, conflict
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused
 from sagastream.store import keys, saga_hash
 

@@ -16,14 +16,12 @@ import redis
 
 from sagastream.broker.exchange import Exchange
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
-from sagastream.core.decision import begun_with
 from sagastream.core.messages import Begin, Intervene
-from sagastream.core.moves import Found
-from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus, begun_with
 from sagastream.core.strict_json import decode
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, SagaAborted, SagaParked
-from sagastream.orchestrator.commit import load
 from sagastream.store import events
+from sagastream.store.sagas import load
 
 #: Events after which the saga itself is looked at.
 _LOOK_AT: Final = (b"outcome", b"parked", b"done")

@@ -21,8 +21,8 @@ from sagastream.core.messages import (
     failed,
     ok,
 )
-from sagastream.core.moves import Decision, Found, Moment
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.moves import Decision, Moment
+from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, Step, StepStatus, begun_with, conflict
 from sagastream.errors import CorruptSaga
 
 #: What may happen: a request, a reply, an entry that is neither; or that the time has come.
@@ -70,18 +70,6 @@ def awaits(state: SagaState, reply: Reply) -> bool:
     if state.status is SagaStatus.PENDING and not reply.unknown and not state.step.definition.retried:
         return True  # nothing of it remains, of no attempt
     return state.times_out_ms is not None and reply.attempt in (None, state.attempt)
-
-
-def begun_with(state: SagaState, begin: Begin) -> bool:
-    """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
-    deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
-    before = [step.definition.canonical() for step in state.steps]
-    return deadline_ms == begin.deadline_ms and before == [definition.canonical() for definition in begin.steps]
-
-
-def conflict(saga_id: str) -> str:
-    """What the sender of a saga_begin is told that has another saga's id."""
-    return f"another saga has the id {saga_id}: it began with other steps"
 
 
 # --- requests

@@ -12,18 +12,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core.backoff import step_delay_ms
-from sagastream.core.messages import (
-    AS_PUBLISHED,
-    Begin,
-    Command,
-    Notice,
-    StepKind,
-    outcome_body,
-    parked_body,
-)
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.messages import Begin, Command, Notice, outcome_body, parked_body
+from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.steps import AS_PUBLISHED, StepKind
 from sagastream.core.strict_json import encode
-from sagastream.errors import CorruptSaga
 
 #: What services publish: service -> command -> the compensation that undoes it (None: it needs none).
 Published = Mapping[str, Mapping[str, str | None]]
@@ -54,10 +46,6 @@ TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
 
 #: The longest text that a saga's reason quotes of an error; the whole error stays with the step.
 REASON_CHARS: Final = 500
-
-
-#: What a saga may be found to be; None: there is none.
-Found = SagaState | CorruptSaga | None
 
 
 class Moment(Struct, frozen=True, kw_only=True, gc=False):

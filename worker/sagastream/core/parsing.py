@@ -9,26 +9,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from sagastream.core.messages import (
-    AS_PUBLISHED,
     ID_PATTERN,
-    MAX_ATTEMPTS,
-    MAX_BACKOFF_MS,
-    MAX_DEADLINE_MS,
     MAX_REASON_CHARS,
-    MAX_STEPS,
-    MAX_TIMEOUT_MS,
-    OPTIONS,
     REPLY_PATTERN,
     Begin,
     Code,
     Command,
     Intervene,
     Reply,
-    StepDefinition,
-    StepKind,
     Unreadable,
     Verb,
     is_id,
+)
+from sagastream.core.steps import (
+    AS_PUBLISHED,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_DEADLINE_MS,
+    MAX_STEPS,
+    MAX_TIMEOUT_MS,
+    OPTIONS,
+    StepDefinition,
+    StepKind,
     usual_attempts,
 )
 from sagastream.core.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload, trimmed

@@ -7,7 +7,9 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sagastream.core.messages import StepDefinition, StepKind
+from sagastream.core.messages import Begin
+from sagastream.core.steps import StepDefinition, StepKind
+from sagastream.errors import CorruptSaga
 
 #: How many interventions a saga keeps, the newest ones.
 MAX_INTERVENTIONS: Final = 100
@@ -223,8 +225,24 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
 
 
+#: What a saga may be found to be; None: there is none.
+Found = SagaState | CorruptSaga | None
+
+
 def _value(data: bytes | None) -> Any:
     return None if data is None else orjson.loads(data)
+
+
+def begun_with(state: SagaState, begin: Begin) -> bool:
+    """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
+    deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
+    before = [step.definition.canonical() for step in state.steps]
+    return deadline_ms == begin.deadline_ms and before == [definition.canonical() for definition in begin.steps]
+
+
+def conflict(saga_id: str) -> str:
+    """What the sender of a saga_begin is told that has another saga's id."""
+    return f"another saga has the id {saga_id}: it began with other steps"
 
 
 def protocol_view(state: SagaState) -> dict[str, Any]:

@@ -1,71 +1,23 @@
 """Sagas in the broker: read their hashes, commit a turn's decisions."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
-from msgspec.structs import replace
 
 from sagastream.broker import exchange, scripting, wire
-from sagastream.broker.connection import execute, or_raise
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.group_reader import Entry
-from sagastream.core.messages import Command, Fields, Notice
-from sagastream.core.moves import Decision, Found
+from sagastream.broker.wire import execute
+from sagastream.core.messages import Fields
 from sagastream.core.saga import SagaState
-from sagastream.errors import CorruptSaga
-from sagastream.store import keys, saga_hash
+from sagastream.orchestrator.change import Change
+from sagastream.store import keys, saga_hash, sagas
 
 #: The longest argument of a script, in bytes: a server takes none of 512 MB, which many very large results would
 #: come to, again and again.
 _LONGEST: Final = 64 << 20
 #: How many ended sagas are looked at in one round trip.
 _PAGE: Final = 1000
-
-
-@dataclass(slots=True)
-class Change:
-    """All that one turn does to one saga (or, where `saga_id` is None, about entries that name no saga)."""
-
-    saga_id: str | None
-    before: Found
-    after: Found
-    commands: list[Command] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    quarantined: list[tuple[Entry, str]] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)  # to be acknowledged
-    rearm: bool = False  # set its place in timers and ended right, whether it moves or not
-
-    def add(self, entry: Entry | None, decision: Decision) -> None:
-        """Fold one more decision over those before it. `entry`: what it answers; None: its time had come."""
-        self.after = decision.state
-        self.commands += decision.commands
-        self.notices += decision.notices
-        if entry is None:
-            self.rearm = decision.state is None  # somebody has deleted its hash: nothing waits for it any more
-            return
-        self.entries.append(entry)
-        if decision.quarantine is not None:
-            self.quarantined.append((entry, decision.quarantine))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to commit."""
-        return self.after is self.before and not self.entries and not self.notices and not self.rearm
-
-    @property
-    def written(self) -> Found:
-        """What the saga is once this is committed."""
-        if self.after is self.before or not isinstance(self.after, SagaState):
-            return self.after
-        before = self.before if isinstance(self.before, SagaState) else None
-        return replace(self.after, version=saga_hash.next_version(before))
-
-    @property
-    def key(self) -> str | None:
-        """The hash that is compared; there is none to compare where the saga cannot be read."""
-        return None if self.saga_id is None or isinstance(self.before, CorruptSaga) else keys.saga(self.saga_id)
 
 
 class Store:
@@ -76,10 +28,6 @@ class Store:
         self._commit = scripting.Script("commit")
         self._due = scripting.load(client, "due")
 
-    def load(self, saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
-        """The states of these sagas (None: there is none), and the broker's time in ms; one round trip."""
-        return exchange.run(self._client, load(saga_ids))
-
     def due(self, count: int, lease_ms: int) -> tuple[list[str], int | None]:
         """Lease up to `count` sagas whose time has come, by the broker's clock; how long it is until the next one, in
         ms, None: nothing waits for a time. What is leased comes up again where nothing is done about it."""
@@ -88,7 +36,7 @@ class Store:
 
     def forget_ended(self) -> None:
         """Strike the sagas off the list of ended ones whose hash has expired."""
-        _, now_ms = self.load([])
+        _, now_ms = sagas.read(self._client, [])
         while page := self._client.zrangebyscore(keys.ENDED, "-inf", now_ms - self._retention_ms, 0, _PAGE):
             saga_ids: Any = page
             pipeline = self._client.pipeline(transaction=False)
@@ -121,20 +69,6 @@ class Store:
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
         stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
         return lost, stuck
-
-
-def load(saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
-    """See Store.load."""
-    commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
-    time, *answers = yield commands
-    states: dict[str, Found] = {}
-    for saga_id, answer in zip(saga_ids, answers, strict=True):
-        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
-            states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
-        else:
-            words = iter(or_raise(answer))
-            states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
-    return states, wire.milliseconds(or_raise(time))
 
 
 class _CommitArguments:

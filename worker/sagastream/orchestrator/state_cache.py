@@ -12,9 +12,8 @@ from typing import Final
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import Event, awaits
 from sagastream.core.messages import Begin, Reply
-from sagastream.core.moves import Found
-from sagastream.core.saga import SagaState
-from sagastream.orchestrator.commit import Change
+from sagastream.core.saga import Found, SagaState
+from sagastream.orchestrator.change import Change
 
 #: How many sagas are remembered at the most: those of which this worker heard last.
 _SAGAS: Final = 1024

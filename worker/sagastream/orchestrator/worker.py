@@ -10,22 +10,25 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from sagastream.broker import exchange
-from sagastream.broker.connection import BLOCK_MS, Broker, Outage
+from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import BATCH, Entry, GroupReader, consumer_name
+from sagastream.broker.outage import Outage
 from sagastream.console import say
 from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Due
-from sagastream.core.moves import Found, Moment, Published
+from sagastream.core.moves import Moment, Published
 from sagastream.core.parsing import read_reply, read_request
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import Found, SagaState
 from sagastream.health import HealthFile
-from sagastream.orchestrator.commit import Change, Store
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.state_cache import Memory
-from sagastream.store import keys, published
+from sagastream.store import keys, layout, published, sagas
 
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
 #: only slow loses the comparison and nothing else.
@@ -80,7 +83,7 @@ class Orchestrator:
             group=keys.ORCHESTRATOR_GROUP,
             consumer=consumer,
             lease_ms=LEASE_MS,
-            on_join=broker.check,
+            on_join=partial(layout.check, broker),
         )
         self._memory = Memory()
         self._replies = 0  # that the last reading brought
@@ -115,7 +118,7 @@ class Orchestrator:
         asked = {event.saga_id for _, event in letters if event.saga_id is not None} - states.keys()
         if not asked:
             return self._inbox.now_ms
-        loaded, now_ms = self._store.load(asked)
+        loaded, now_ms = sagas.read(self._broker.client, asked)
         states |= loaded
         return now_ms
 

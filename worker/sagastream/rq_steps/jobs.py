@@ -20,7 +20,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from sagastream.broker.connection import execute
+from sagastream.broker.wire import execute
 from sagastream.console import printable
 from sagastream.core.messages import Command
 from sagastream.service.declaration import Service

@@ -17,7 +17,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from sagastream.broker.connection import Broker, Outage
+from sagastream.broker.connection import Broker
+from sagastream.broker.outage import Outage
 from sagastream.console import describe, printable, say
 from sagastream.errors import JobRefused, ServiceError
 from sagastream.rq_steps.jobs import RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND

@@ -25,7 +25,8 @@ import orjson
 from msgspec import Struct
 
 from sagastream.core import service_rules
-from sagastream.core.messages import AS_PUBLISHED, Command, failed, is_id, ok
+from sagastream.core.messages import Command, failed, is_id, ok
+from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import ServiceError
 from sagastream.service.named_function import NamedFunction
 

@@ -10,9 +10,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker import scripting
-from sagastream.broker.connection import execute
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.group_reader import BATCH, Entry, GroupReader
+from sagastream.broker.wire import execute
 from sagastream.console import say
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Reply, Unreadable

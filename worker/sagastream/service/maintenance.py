@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 import redis
 
-from sagastream.broker.connection import is_outage
+from sagastream.broker.outage import is_outage
 from sagastream.health import HealthFile
 from sagastream.service.in_flight import Hand, Work
 from sagastream.service.inbox import CommandInbox

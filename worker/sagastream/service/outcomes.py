@@ -5,7 +5,7 @@ import traceback
 import redis
 from msgspec.structs import replace
 
-from sagastream.broker.connection import is_outage
+from sagastream.broker.outage import is_outage
 from sagastream.console import describe, printable, say
 from sagastream.core import backoff, service_rules
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to

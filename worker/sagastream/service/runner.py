@@ -15,8 +15,9 @@ from typing import Final, NoReturn, Protocol
 import redis
 from msgspec.structs import replace
 
-from sagastream.broker.connection import BLOCK_MS, Broker, Outage
+from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import BATCH, consumer_name
+from sagastream.broker.outage import Outage
 from sagastream.console import describe, say
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply, failed, reply_to
@@ -29,7 +30,7 @@ from sagastream.service.in_flight import Hand, Work
 from sagastream.service.inbox import CommandInbox, Delivery
 from sagastream.service.maintenance import LINGER_S, Keeper
 from sagastream.service.outcomes import Outcomes, described
-from sagastream.store import published
+from sagastream.store import layout, published
 
 #: How long running handlers may take when the process is to end, in seconds; a Kubernetes pod has 30.
 GRACE_S: Final = 25.0
@@ -250,7 +251,7 @@ class ServiceRunner:
             self._hand.add(works)
 
     def _join(self) -> None:
-        self._broker.check()
+        layout.check(self._broker)
         self._publish()
 
     def _publish(self) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
-from sagastream.broker.connection import or_raise
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import Entry
+from sagastream.broker.wire import or_raise
 from sagastream.store import keys
 
 #: How many events one reading takes at the most.

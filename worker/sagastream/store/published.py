@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 import redis
 
-from sagastream.broker.connection import or_raise
+from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
 from sagastream.core.moves import Published
 from sagastream.store import keys

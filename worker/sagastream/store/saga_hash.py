@@ -20,17 +20,17 @@ from typing import Any, Final, NamedTuple
 import orjson
 from msgspec.structs import astuple
 
-from sagastream.core.messages import (
+from sagastream.core.messages import is_id
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.steps import (
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     StepDefinition,
     StepKind,
-    is_id,
     usual_attempts,
 )
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 from sagastream.errors import CorruptSaga
 
 Word = str | int

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Self
 
-from sagastream.core.messages import AS_PUBLISHED, Begin, Command, Verb
+from sagastream.core.messages import Begin, Command, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import ScenarioError
 from sagastream.service.declaration import Service
 from sagastream.testing.clock import Clock

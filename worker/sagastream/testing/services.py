@@ -274,7 +274,7 @@ def _entry(fields: Fields) -> dict[bytes, bytes]:
 def _raise_outage(error: BaseException) -> None:
     """Raise what in production is waited out: here nobody mends it."""
     if isinstance(error, Exception) and "redis" in sys.modules:
-        from sagastream.broker.connection import is_outage
+        from sagastream.broker.outage import is_outage
 
         if isinstance(error, sys.modules["redis"].RedisError) and is_outage(error):
             raise error

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from sagastream.core.messages import StepKind
 from sagastream.core.saga import SagaStatus
+from sagastream.core.steps import StepKind
 from sagastream.errors import ScenarioError
 from sagastream.testing.faults import CommandFaults, Fault
 from sagastream.testing.sagas import Saga, Sagas, Step

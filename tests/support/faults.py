@@ -1,0 +1,456 @@
+"""Faults on real processes: workers and services that run sagas while something is done to them, and the verdict.
+
+A `World` has a server, worker and service processes, and a feeder that begins sagas all the while, as a client would:
+what was refused or got lost is begun again under the same id. The services keep their effects in a file of their own,
+see support/oracle.py; the verdict compares it with what the sagas say.
+"""
+
+import contextlib
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import redis
+
+from sagastream.broker.connection import Broker, connect
+from sagastream.broker.outage import is_outage
+from sagastream.client.blocking import SagaClient
+from sagastream.client.requests import StepRequest
+from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.store import keys
+from support import oracle
+from support.processes import Commands
+from support.servers import Server
+from support.waiting import until
+
+#: How many sagas may be under way at once: so that there are some, and none waits for long behind the others.
+IN_FLIGHT: Final = 32
+#: The lease of the services; no handler takes as long.
+SERVICE_LEASE_MS: Final = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One saga that is to be begun, and how it ends if every message arrives in time."""
+
+    saga_id: str
+    steps: list[StepRequest]
+    expected: SagaStatus
+
+
+def plan(number: int, **options: Any) -> Plan:
+    """The saga of this number: always the same one. `options` go into every step."""
+    chance = random.Random(number)
+    count = chance.randint(1, 4)
+    pivot = chance.randint(1, count + 2)  # beyond the last step: none
+    fails_at = chance.randint(1, min(pivot, count)) if chance.random() < 0.4 else None
+    steps: list[Any] = []
+    for at in range(1, count + 1):
+        working = (*oracle.WORKING, "ok", "ok", "ok", "refuse once") if at > pivot else (*oracle.WORKING, "ok", "ok")
+        how = chance.choice(oracle.FAILING if at == fails_at else working)
+        kind = "compensatable" if at < pivot else "pivot" if at == pivot else "retriable"
+        params = {"how": how, "undo": chance.choice((*oracle.UNDOING, "ok", "ok"))}
+        step = {"transaction": "Do", "service": chance.choice(oracle.NAMES), "params": params, "kind": kind}
+        # What always raises is tried three times by the service each time; once again is enough.
+        attempts = {"attempts": 2} if how in oracle.FAILING else {}
+        steps.append(step | {"backoff_ms": 20} | attempts | options)
+    expected = SagaStatus.ABORTED if fails_at is not None else SagaStatus.COMPLETED
+    return Plan(saga_id=f"s{number}", steps=steps, expected=expected)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much of it."""
+
+    sagas: int  # at the least
+    factor: int  # how many times as many faults as in a short run
+
+
+@dataclass(slots=True)
+class Process:
+    """A worker or a service process: what it is, and the one that is it now."""
+
+    arguments: tuple[str, ...]
+    now: "subprocess.Popen[bytes]"
+
+
+class World:
+    def __init__(self, server: Server, commands: Commands, scale: "Scale") -> None:
+        self.server = server
+        self.sagas = scale.sagas  # how many are begun at the least
+        self.factor = scale.factor
+        self.redis = connect(server.url)
+        self.url = server.url  # where processes and the feeder find the server
+        self.service_url = server.url  # … and services
+        self.service_redis = self.redis
+        self.workers: list[Process] = []
+        self.services: list[Process] = []
+        self.figures: Counter[str] = Counter()  # what was done to them
+        self.expect_as_planned = True  # … rather than COMPLETED or ABORTED, as chance will have it
+        self.store_forgets = False  # what sagas say may be less than what was done, never more
+        self.options: dict[str, Any] = {}  # of every step
+        self.nobody_begins = threading.Lock()  # for who holds it
+        self._commands = commands
+        self._oracle = commands.folder / "oracle.sqlite"
+        self._plans: dict[str, Plan] = {}
+        oracle.prepare(self._oracle)
+
+    # --- processes
+
+    def start(self, workers: int = 2, services: int = 1) -> None:
+        """Start so many workers, and so many processes of each service."""
+        self.workers = [self._process("worker") for _ in range(workers)]
+        self.services = [
+            self._process("service", f"support.oracle:{name}") for name in oracle.NAMES for _ in range(services)
+        ]
+
+    def _process(self, *arguments: str) -> Process:
+        return Process(arguments, self._spawn(arguments))
+
+    def _spawn(self, arguments: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+        url = self.url if arguments[0] == "worker" else self.service_url
+        env = {
+            "REDIS_URL": url,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "ORACLE_FILE": str(self._oracle),
+            "ORACLE_LEASE_MS": str(SERVICE_LEASE_MS),
+        }
+        log = (self._commands.folder / "stderr.log").open("ab")
+        with log:
+            return self._commands.start(
+                *arguments, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            )
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL it, count what it held, and start another in its place."""
+        process.now.kill()
+        process.now.wait()
+        self.figures["kills"] += 1
+        self.figures["entries held by the killed"] += sum(self.held_by(process).values())
+        self._commands.running.remove(process.now)
+        process.now = self._spawn(process.arguments)
+
+    def held_by(self, process: Process) -> dict[str, int]:
+        """How many entries a process has taken and not answered, by stream."""
+        if process.arguments[0] == "worker":
+            groups = [(keys.REPLIES, keys.ORCHESTRATOR_GROUP), (keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
+        else:
+            name = process.arguments[1].removeprefix("support.oracle:")
+            groups = [(keys.commands(name), name)]
+        held = {}
+        for stream, group in groups:
+            consumers: Any = []
+            with contextlib.suppress(redis.ResponseError):  # nobody has made the group yet
+                consumers = self.redis.xinfo_consumers(stream, group)
+            held[stream] = sum(c["pending"] for c in consumers if f"-{process.now.pid}-".encode() in c["name"])
+        return held
+
+    @contextlib.contextmanager
+    def stopped_while_it_holds_something(self, process: Process) -> Iterator[None]:
+        """Within this, a process is stopped that has taken entries and not answered them."""
+
+        def is_stopped() -> bool:
+            process.now.send_signal(signal.SIGSTOP)
+            if sum(self.held_by(process).values()):
+                return True
+            process.now.send_signal(signal.SIGCONT)
+            return False
+
+        until(is_stopped, what="a process was stopped while it held entries")
+        self.figures["stops"] += 1
+        self.figures["entries held by the stopped"] += sum(self.held_by(process).values())
+        try:
+            yield
+        finally:
+            process.now.send_signal(signal.SIGCONT)
+
+    def assert_all_live(self) -> None:
+        for process in (*self.workers, *self.services):
+            assert process.now.poll() is None, f"{process.arguments} has ended\n{self.tail()}"
+
+    # --- sagas
+
+    def feed(self, enough: Callable[[], bool], sagas: int | None = None) -> "Feeder":
+        """Begin sagas, a few at a time, until there are as many as wanted (by now) and `enough` says so."""
+        return Feeder(self, enough, self.sagas if sagas is None else sagas)
+
+    def run(self, fault: Callable[[], object], *, every_s: float, times: int) -> None:
+        """Begin sagas; meanwhile have the fault happen until all were begun, `times` times at the least (more in a
+        long run)."""
+        done = 0
+        give_up = time.monotonic() + 60 * self.factor
+        with self.feed(lambda: done >= times * self.factor) as feeder:
+            while feeder.is_busy:
+                self.assert_all_live()
+                assert time.monotonic() < give_up, f"too few sagas get on\n{self.tail()}"
+                fault()
+                done += 1
+                feeder.wait(every_s)
+
+    def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
+        """Begin a saga as a careful client does: again, under the same id, until the broker has said that it has it."""
+        wanted = plan(number, **self.options)
+        while not stop.is_set():
+            try:
+                with self.nobody_begins:
+                    client.begin(wanted.saga_id, wanted.steps)
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                self.figures["begins sent again"] += 1
+                stop.wait(0.02)
+            else:
+                self._plans[wanted.saga_id] = wanted
+                return
+
+    def begin_again(self, client: SagaClient) -> None:
+        """Begin those sagas again of which the store does not know any more."""
+        for wanted in list(self._plans.values()):
+            if client.get(wanted.saga_id) is None:
+                client.begin(wanted.saga_id, wanted.steps)
+                self.figures["forgotten and begun again"] += 1
+
+    def may_end_otherwise(self) -> None:
+        """Sagas may be aborted that are planned to complete: their attempts may be used up."""
+        self.expect_as_planned = False
+
+    def accepted(self) -> int:
+        return len(self._plans)
+
+    def settle(self, timeout_s: float = 40.0) -> None:
+        """Wait until every saga has ended or is parked, and nothing is left to be read."""
+
+        def is_settled() -> bool:
+            self.assert_all_live()
+            moving = self.redis.zcount(keys.TIMERS, "-inf", "(+inf")
+            stores = (self.redis, self.service_redis)
+            return not moving and not any(store.xlen(stream) for store in stores for stream in self.streams())
+
+        try:
+            until(is_settled, what="all sagas settle", timeout_s=timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.tail()}") from None
+
+    def streams(self) -> list[str]:
+        return [keys.REQUESTS, keys.REPLIES, *map(keys.commands, oracle.NAMES)]
+
+    def tail(self) -> str:
+        """What stands still, and the last words of the processes: for the message of a failure."""
+        waiting: Any = self.redis.zrange(keys.TIMERS, 0, 4, withscores=True)
+        lengths = {stream: self.redis.xlen(stream) for stream in self.streams()}
+        groups = [self.redis.xinfo_groups(stream) for stream, length in lengths.items() if length]
+        log = (self._commands.folder / "stderr.log").read_text(errors="replace")
+        return f"timers {waiting}\nstreams {lengths}, {groups}\n{log[-4000:]}"
+
+    def retry_parked(self, client: SagaClient) -> None:
+        """Have every parked saga tried anew, as an operator would."""
+        parked: Any = self.redis.zrangebyscore(keys.TIMERS, "+inf", "+inf")
+        for saga_id in parked:
+            client.retry(saga_id.decode(), "the fault is over", 10)
+            self.figures["parked and retried"] += 1
+
+    # --- the verdict
+
+    def verdict(self, *, unfit: tuple[str, ...] = ()) -> None:
+        """Every saga that was accepted has ended, and what it says is what happened; nothing is left over.
+
+        `unfit`: why the fault may have led to replies that are quarantined, the texts in the reasons.
+        """
+        self.settle()
+        found = oracle.records(self._oracle)
+        assert set(found) <= set(self._plans), "effects of sagas that nobody was told are accepted"
+        pipeline = self.redis.pipeline(transaction=False)
+        for saga_id in self._plans:
+            pipeline.pttl(keys.saga(saga_id))
+        lives = dict(zip(self._plans, pipeline.execute(), strict=True))
+        client = SagaClient(self.server.broker())
+        for saga_id, wanted in self._plans.items():
+            state = client.get(saga_id)
+            assert state is not None, f"{saga_id} was accepted, and is not there"
+            assert state.ended, f"{saga_id} has not ended: {state}"
+            assert lives[saga_id] > 0, f"{saga_id} has ended, and is kept for ever"
+            self._judge(wanted, state, found.get(saga_id, oracle.Record()))
+            self.figures[str(state.status)] += 1
+        self._judge_store(unfit)
+        self.figures["sagas"] = len(self._plans)
+        self.figures["handlers called again"] = sum(
+            sum(record.calls.values()) - len(record.calls) for record in found.values()
+        )
+
+    def _judge(self, wanted: Plan, state: SagaState, record: oracle.Record) -> None:
+        told = f"{state.saga_id} {state.status}, {record}, {state}"
+        if self.expect_as_planned:
+            assert state.status is wanted.expected, told
+        assert len(record.did) == len(set(record.did)), f"an effect was there twice: {told}"
+        assert record.did == sorted(record.did), f"steps out of order: {told}"
+        if state.status is SagaStatus.COMPLETED:
+            numbers = list(range(1, len(state.steps) + 1))
+            assert record.did == numbers, told
+            assert record.effects == set(numbers), told
+            assert record.undid == [], told
+            assert all(step.status is StepStatus.COMPLETED for step in state.steps), told
+        else:
+            assert record.effects == set(), f"an effect remains: {told}"
+            assert record.undid == record.did[::-1], f"not undone once each, in reverse order: {told}"
+            assert not any(step.may_have_effect for step in state.steps), told
+            undone = [n for n, step in enumerate(state.steps, 1) if step.status is StepStatus.COMPENSATED]
+            assert self.store_forgets or set(record.did) <= set(undone), told
+            assert list(state.compensating_steps) == undone[::-1], told
+
+    def _judge_store(self, unfit: tuple[str, ...]) -> None:
+        """Nothing waits, nothing is held, and the indexes name the sagas that there are."""
+        waiting: Any = self.redis.zrange(keys.TIMERS, 0, -1, withscores=True)
+        assert not waiting, waiting
+        ids = {saga_id.encode() for saga_id in self._plans}
+        ended: Any = self.redis.zrange(keys.ENDED, 0, -1)
+        assert set(ended) == ids, set(ended) ^ ids
+        prefix = keys.saga("").encode()
+        there = {key.removeprefix(prefix) for key in self.redis.scan_iter(prefix + b"*", count=1000)}
+        assert there == ids, there ^ ids
+        for store in (self.redis, self.service_redis):
+            for stream in self.streams():
+                assert store.xlen(stream) == 0, stream
+                groups: Any = store.xinfo_groups(stream) if store.exists(stream) else []
+                assert [group["pending"] for group in groups] in ([], [0]), (stream, groups)
+        strange: Any = self.redis.xrange(keys.QUARANTINE)
+        others = [entry for entry in strange if not any(text.encode() in entry[1][b"reason"] for text in unfit)]
+        assert not others, others
+        self.figures["replies quarantined"] = len(strange)
+
+    def close(self) -> None:
+        for process in (*self.workers, *self.services):
+            process.now.kill()  # that they end in order is tried elsewhere
+        self.redis.close()
+        self.service_redis.close()
+
+    def through(self, url: str) -> None:
+        """Have all processes and the feeder find the server there."""
+        self.url = self.service_url = url
+
+    def takeovers(self) -> int:
+        """How often a command was taken over from a process that did not answer it, as services have counted."""
+        total = 0
+        for key in self.redis.scan_iter("saga:{0}:done:*"):
+            record: Any = self.redis.hgetall(key)
+            total += sum(int(value) for name, value in record.items() if name.endswith(b"/takeovers"))
+        return total
+
+
+class Feeder:
+    """Begins sagas in a thread of its own."""
+
+    def __init__(self, world: World, enough: Callable[[], bool], sagas: int) -> None:
+        self._world = world
+        self._sagas = sagas
+        self._enough = enough
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    @property
+    def is_busy(self) -> bool:
+        return not self._ready.is_set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for as long, or until all were begun."""
+        self._ready.wait(timeout_s)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._stop.set()
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            broker = Broker(self._world.url)
+            with contextlib.closing(broker):
+                self._feed(SagaClient(broker), broker.client)
+        except BaseException as error:  # noqa: BLE001 - raised again where the feeder is left
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def _feed(self, client: SagaClient, store: redis.Redis) -> None:
+        while not self._stop.is_set():
+            begun = self._world.accepted()
+            if begun >= self._sagas and self._enough():
+                return
+            with contextlib.suppress(redis.RedisError):  # it will be told of when a saga is begun
+                ended: Any = store.zcard(keys.ENDED)
+                parked: Any = store.zcount(keys.TIMERS, "+inf", "+inf")
+                if begun - ended - parked >= IN_FLIGHT:
+                    self._stop.wait(0.005)
+                    continue
+            self._world.begin(begun, client, self._stop)
+
+
+class Relay:
+    """Carries commands and replies between two halves of a world, workers here and services there, and does to them
+    on the way what a network and a careless retry can do."""
+
+    def __init__(self, world: World, mangle: Callable[[list[Any], str], list[Any]]) -> None:
+        """`mangle`: what becomes of some entries of `commands` or `replies`: those that are delivered."""
+        world.service_url = world.server.url + "?db=1"
+        self._near = connect(world.server.url)
+        self._far = world.service_redis = connect(world.service_url)
+        self._mangle = mangle
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._near.close()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for name in oracle.NAMES:  # what is undone by what, which services tell of once
+                    published: Any = self._far.hgetall(keys.published(name))
+                    if published:
+                        self._near.hset(keys.published(name), mapping=published)
+                moved = self._move(self._near, self._far, list(map(keys.commands, oracle.NAMES)), "commands")
+                moved += self._move(self._far, self._near, [keys.REPLIES], "replies")
+                self._stop.wait(0.0 if moved else 0.005)
+        except BaseException as error:  # noqa: BLE001 - raised again where the relay is left
+            self._error = error
+
+    def _move(self, source: redis.Redis, target: redis.Redis, streams: list[str], what: str) -> int:
+        wanted: dict[Any, Any] = dict.fromkeys(streams, "0")
+        answer: Any = source.xread(wanted, count=100)
+        entries = [(stream, entry_id, fields) for stream, page in answer or () for entry_id, fields in page]
+        pipeline = target.pipeline(transaction=False)
+        for stream, _, fields in self._mangle(entries, what):
+            pipeline.xadd(stream, fields)
+        pipeline.execute()
+        for stream, entry_id, _ in entries:
+            source.xdel(stream, entry_id)
+        return len(entries)
+
+
+def errors_of(client: redis.Redis, code: str) -> int:
+    """How many errors of this code the server has answered."""
+    stats: Any = client.info("errorstats")
+    counted = stats.get(f"errorstat_{code}", 0)
+    return int(counted["count"] if isinstance(counted, dict) else str(counted or "count=0").removeprefix("count="))

@@ -1,0 +1,85 @@
+"""A worker and a service in the test's own process, on a real server, moved turn by turn."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from sagastream import Context, Reject, Service
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import published
+from support.waiting import until
+
+
+class Effects:
+    """The service `work`, which does and undoes things, and what it did: the oracle of a test."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.undone: list[str] = []
+        self.service = Service("work")
+        self.service.command("Do", compensation="Undo")(self._do)
+        self.service.compensation("Undo")(self._undo)
+        self.service.command("DoForGood", compensation=None)(self._do)
+
+    def _do(self, params: Any, context: Context) -> Any:
+        if params == "fail":
+            raise Reject("as asked")
+        self.done.append(context.key)
+        return params
+
+    def _undo(self, params: Any, context: Context) -> None:
+        self.undone.append(context.transaction_key)
+
+
+class Scene:
+    """A worker, a service and a client."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.redis = broker.client
+        self.effects = Effects()
+        self.client = SagaClient(broker)
+        self.stop = threading.Event()
+        self.worker = Orchestrator(broker, self.stop)
+        published.publish(broker.client, "work", self.effects.service.publishes())
+        self.runner = ServiceRunner(broker, self.effects.service, self.stop)
+
+    def another_worker(self) -> Orchestrator:
+        return Orchestrator(self.broker, self.stop)
+
+    def begin(self, saga_id: str, *steps: dict[str, Any], deadline_ms: int | None = None, **options: Any) -> str:
+        """Ask for a saga; the request's id."""
+        options = {"request_id": uuid.uuid4().hex} | options
+        body = {"saga_id": saga_id, "steps": list(steps)} | ({"deadline_ms": deadline_ms} if deadline_ms else {})
+        append_requests(self.redis, [parse_begin(body, **options)])
+        return str(options["request_id"])
+
+    def play(self, saga_id: str) -> SagaState:
+        """Let all move until the saga has ended or stands still for good."""
+
+        def settled() -> SagaState | None:
+            self.worker.turn(block_ms=1)
+            self.runner.turn(block_ms=1)
+            state = self.client.get(saga_id)
+            return state if state and (state.ended or state.parked) else None
+
+        return until(settled, what=f"{saga_id} settles")
+
+    def turns_until(self, condition: Callable[[], bool], *workers: Orchestrator) -> None:
+        def turned() -> bool:
+            for worker in workers or (self.worker,):
+                worker.turn(block_ms=1)
+            return condition()
+
+        until(turned, what="the workers get there")
+
+
+def do(params: Any = None, name: str = "Do", service: str = "work", **more: Any) -> Any:
+    """One step: a StepRequest, unless `more` says otherwise."""
+    return {"transaction": name, "service": service, "params": params} | more

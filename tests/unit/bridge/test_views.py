@@ -1,0 +1,196 @@
+"""How sagas and messages look to a person; nothing that strangers wrote can act on a terminal."""
+
+import unicodedata
+from typing import Any
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.steps import StepDefinition
+from sagastream.core.strict_json import encode
+from sagastream_bridge.inspection import views
+
+NOW_MS = 1_700_000_000_000
+HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
+#: Text as strangers write it: lone surrogates never come this far, the decoder refuses them.
+NASTY = st.text(
+    st.characters(categories=["Cc", "Cf", "Zl", "Zp"]) | st.sampled_from("[2J31m;ab"),
+    max_size=12,
+)
+
+
+def harmful(line: str) -> list[str]:
+    """What is left to act on a terminal when click's own colours are taken away."""
+    return [c for c in click.unstyle(line) if unicodedata.category(c) in HARMFUL]
+
+
+def a_step(name: str = "ChargePayment", **members: Any) -> Step:
+    definition = StepDefinition(transaction=name, service="payment", params=b'{"amount":99.99}')
+    return Step(definition=definition, **members)
+
+
+def a_saga(*steps: Step, status: SagaStatus = SagaStatus.PENDING, **members: Any) -> SagaState:
+    saga = SagaState(
+        saga_id="saga42",
+        status=status,
+        current_step=1,
+        steps=steps,
+        begun_ms=NOW_MS - 3_600_000,
+        updated_ms=NOW_MS - 5_000,
+    )
+    return replace(saga, **members)
+
+
+def shown(state: SagaState, *notes: str) -> str:
+    return click.unstyle("\n".join(views.saga(state, NOW_MS, list(notes))))
+
+
+# --- harm
+
+
+@given(text=NASTY, other=NASTY)
+def test_nothing_that_strangers_wrote_into_a_saga_can_act_on_a_terminal(text: str, other: str) -> None:
+    step = a_step(
+        status=StepStatus.FAILED, result=encode({text: [other]}), error=encode(text), compensation="Undo", unknown=True
+    )
+    definition = replace(step.definition, params=encode({text: other}))
+    saga = a_saga(replace(step, definition=definition), reason=text, parked=other, duplicates=1)
+    for state in (
+        replace(saga, status=SagaStatus.COMPENSATING),
+        replace(saga, status=SagaStatus.ABORTED, parked=None),
+        replace(saga, status=SagaStatus.PENDING, parked=None, reason=None),
+    ):
+        for line in [*views.saga(state, NOW_MS, [text]), views.row(state, NOW_MS)]:
+            assert harmful(line) == []
+
+
+@given(text=NASTY, kind=st.sampled_from(["command", "reply"]), member=st.sampled_from(["params", "result", "error"]))
+def test_nothing_that_strangers_wrote_into_a_message_can_act_on_a_terminal(text: str, kind: str, member: str) -> None:
+    body = {"type": text, "saga_id": "saga42", "step": 1, member: {text: text}}
+    for told in (body, body | {"compensating": True}):
+        assert harmful(views.message(told, text, kind)) == []
+
+
+@pytest.mark.parametrize("what", ["transaction", "service", "undone by", "saga_id"])
+def test_names_from_a_store_that_others_write_to_cannot_act_on_a_terminal(what: str) -> None:
+    nasty = "\x1b[2J\u202e"
+    step = a_step(status=StepStatus.COMPLETED, compensation=nasty if what == "undone by" else "Undo")
+    if what == "transaction":
+        step = replace(step, definition=replace(step.definition, transaction=nasty))
+    if what == "service":
+        step = replace(step, definition=replace(step.definition, service=nasty))
+    saga = a_saga(step, status=SagaStatus.COMPENSATING)
+    if what == "saga_id":
+        saga = replace(saga, saga_id=nasty)
+    for line in [*views.saga(saga, NOW_MS, []), views.row(saga, NOW_MS)]:
+        assert harmful(line) == []
+
+
+# --- sense
+
+
+def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
+    charged = a_step(
+        status=StepStatus.COMPLETED,
+        sent_ms=NOW_MS - 9_000,
+        answered_ms=NOW_MS - 8_877,
+        result=b'{"payment_id":"p1"}',
+        compensation="RefundPayment",
+        compensation_sent_ms=NOW_MS - 5_000,
+    )
+    failed = a_step("ShipGoods", status=StepStatus.FAILED, error=b'"no address"', unknown=True)
+    saga = a_saga(charged, failed, status=SagaStatus.COMPENSATING, reason="Step 2 failed: no address", duplicates=2)
+    text = shown(saga, "no process of service payment has ever listened")
+    for part in (
+        "saga42  COMPENSATING",
+        "began    2023-11-14T21:13:20.000Z  (60 m ago)",
+        "(5 s ago)",
+        "reason   Step 2 failed: no address",
+        "waits    for payment to answer RefundPayment, step 1",
+        "note     no process of service payment has ever listened",
+        "ignored  2 replies",
+        'params {"amount": 99.99}',
+        'result {"payment_id": "p1"}',
+        'error  "no address", and whether it had an effect is unknown',
+        "answered after 123 ms",
+        "undo by RefundPayment  sent 22:13:15.000",
+    ):
+        assert part in text
+    assert "PARKED" not in text
+
+
+def test_a_parked_saga_says_so_and_why() -> None:
+    saga = a_saga(a_step(), status=SagaStatus.COMPENSATING, parked="nobody knows what undoes it")
+    assert "saga42  COMPENSATING  PARKED" in shown(saga)
+    assert "parked   nobody knows what undoes it" in shown(saga)
+    assert click.unstyle(views.row(saga, NOW_MS)) == (
+        "PARKED           5 s  saga42  parked: nobody knows what undoes it"
+    )
+
+
+def test_an_ended_saga_waits_for_nothing_and_its_row_has_the_reason() -> None:
+    saga = a_saga(a_step(status=StepStatus.FAILED), status=SagaStatus.ABORTED, reason="Step 1 failed: no")
+    assert "waits" not in shown(saga)
+    assert "ended" in shown(saga)
+    assert click.unstyle(views.row(saga, NOW_MS)) == "ABORTED          5 s  saga42  Step 1 failed: no"
+
+
+def test_the_row_of_a_live_saga_says_what_it_waits_for() -> None:
+    assert click.unstyle(views.row(a_saga(a_step()), NOW_MS)) == (
+        "PENDING          5 s  saga42  waits for payment to answer ChargePayment, step 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "age"),
+    [
+        (-5, "0 s"),
+        (999, "0 s"),
+        (119_999, "119 s"),
+        (120_000, "2 m"),
+        (7_199_999, "119 m"),
+        (7_200_000, "2 h"),
+        (172_800_000, "2 d"),
+    ],
+)
+def test_ages_are_told_in_the_unit_that_suits_them(age_ms: int, age: str) -> None:
+    assert f" {age}  saga42" in views.row(a_saga(a_step(), updated_ms=NOW_MS - age_ms), NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "line"),
+    [
+        (
+            {"type": "ChargePayment", "saga_id": "x", "step": 2, "params": {"amount": 1}},
+            "command",
+            '-> payment    step 2  ChargePayment            params {"amount": 1}',
+        ),
+        (
+            {"type": "ChargePayment_failed", "saga_id": "x", "step": 2, "error": "no"},
+            "reply",
+            '<- payment    step 2  ChargePayment_failed     error "no"',
+        ),
+        (
+            {"type": "RefundPayment", "saga_id": "x", "step": 2, "compensating": True},
+            "command",
+            "-> payment    step 2  RefundPayment            compensating",
+        ),
+        ({"type": "RefundPayment_ok", "saga_id": "x", "step": 2}, "reply", "<- payment    step 2  RefundPayment_ok"),
+    ],
+)
+def test_a_message_is_one_line_with_its_direction_and_payload(body: dict[str, Any], kind: str, line: str) -> None:
+    assert click.unstyle(views.message(body, "payment", kind)).rstrip() == line
+
+
+def test_a_long_payload_is_cut() -> None:
+    body = {"type": "A", "saga_id": "x", "step": 1, "params": "x" * 100_000}
+    assert len(views.message(body, "payment", "command")) < 500
+
+
+@pytest.mark.parametrize("name", [*SagaStatus, *StepStatus, "SOMETHING"])
+def test_a_status_is_padded_without_its_colour(name: str) -> None:
+    assert click.unstyle(views.status(name, 14)) == name.ljust(14)

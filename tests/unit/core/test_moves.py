@@ -1,0 +1,790 @@
+"""What a saga can do: try again, go back, undo, be parked and go on; and what holds whatever comes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from sagastream.core import moves
+from sagastream.core.backoff import LONGEST_MS
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
+from sagastream.core.moves import TRANSITIONS, Decision, Moment, Published
+from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus, protocol_view
+from sagastream.core.steps import AS_PUBLISHED, PERSISTENT_ATTEMPTS, StepDefinition, StepKind
+from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, readable, step
+
+PIVOT = step("ChargePayment", "payment", 7, compensation=None, kind=StepKind.PIVOT, attempts=2)
+RETRIABLE = step("CreateShipment", "shipping", 7, kind=StepKind.RETRIABLE, attempts=2)
+
+NO_ANSWER = "no answer within 60000 ms"
+
+
+# --- attempts
+
+
+def test_a_command_that_is_not_answered_in_time_is_sent_again_after_a_while_with_the_same_key() -> None:
+    story = given_saga(RESERVE)
+    (first,) = story.decision.commands
+    story.when_due().expect_status("PENDING").expect_sent_again_in(1000)
+    story.expect_waits("the time to send ReserveInventory, step 1 again (attempt 2 of 3)").expect_notices()
+    story.when_due().expect_sent("inventory", "ReserveInventory", 1, attempt=2)
+    story.expect_waits("inventory to answer ReserveInventory, step 1 (attempt 2 of 3)")
+    (second,) = story.decision.commands
+    assert second.key == first.key
+    assert second == replace(first, attempt=2, not_after_ms=story.now_ms + 60_000)
+
+
+def test_an_answer_is_waited_for_as_long_as_the_step_says() -> None:
+    story = given_saga(replace(RESERVE, timeout_ms=250))
+    assert story.saga.due_ms == BEGUN_MS + 250
+    assert story.decision.commands[0].not_after_ms == BEGUN_MS + 250
+    story.when_due().when_due()
+    assert story.saga.steps[0].error == b'"no answer within 250 ms"'
+    assert story.saga.times_out_ms == story.now_ms + 250
+
+
+def test_the_delay_between_attempts_doubles_up_to_a_minute() -> None:
+    story = given_saga(replace(RESERVE, attempts=9, backoff_ms=2000))
+    for attempt, delay_ms in enumerate((2000, 4000, 8000, 16_000, 32_000, LONGEST_MS, LONGEST_MS, LONGEST_MS), 2):
+        story.when_due().expect_sent_again_in(delay_ms)
+        story.when_due().expect_sent("inventory", "ReserveInventory", 1, attempt=attempt)
+
+
+@pytest.mark.parametrize(("jitter", "delay_ms"), [(0.0, 500), (0.5, 750), (1.0, 1000)])
+def test_chance_takes_off_up_to_the_half_of_a_delay(jitter: float, delay_ms: int) -> None:
+    given_saga(RESERVE, jitter=jitter).when_due().expect_sent_again_in(delay_ms)
+
+
+def test_a_step_that_no_attempt_got_done_has_failed_and_is_compensated_first() -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1)
+    for attempt in (1, 2):
+        story.when_due().expect_sent_again_in(1000 * attempt)
+        story.when_due().expect_sent("payment", "ChargePayment", 2, attempt=attempt + 1)
+    reason = f"Step 2 failed: {NO_ANSWER} (3 attempts)"
+    story.when_due().expect_status("COMPENSATING", reason).expect_steps("COMPLETED", "FAILED")
+    story.expect_sent("payment", "RefundPayment", 2)
+    given_up = story.saga.steps[1]
+    assert (given_up.unknown, given_up.attempt, given_up.answered_ms) == (True, 3, story.now_ms)
+    story.when("RefundPayment_ok", 2).expect_sent("inventory", "ReleaseReservation", 1)
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", reason)
+
+
+def test_a_step_is_not_tried_again_where_one_attempt_is_all_it_has() -> None:
+    given_saga(replace(RESERVE, attempts=1)).when_due().expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_each_step_has_attempts_of_its_own() -> None:
+    story = given_saga(RESERVE, CHARGE).when_due().when_due().when("ReserveInventory_ok", 1)
+    story.expect_sent("payment", "ChargePayment", 2, attempt=1).when_due().expect_sent_again_in(1000)
+
+
+def test_a_failure_is_tried_again_where_the_step_asks_for_it() -> None:
+    story = given_saga(replace(CHARGE, retry_failed=True))
+    for attempt in (1, 2):
+        assert story.decision.commands[0].retried
+        story.when("ChargePayment_failed", 1, error="busy", attempt=attempt).expect_sent_again_in(1000 * attempt)
+        story.when_due().expect_sent("payment", "ChargePayment", 1, attempt=attempt + 1)
+    # Each said that nothing of it remains: there is nothing to undo.
+    story.when("ChargePayment_failed", 1, error="busy", attempt=3)
+    story.expect_status("ABORTED", "Step 1 failed: busy (3 attempts)").expect_steps("FAILED")
+
+
+def test_a_failure_is_not_tried_again_where_the_step_does_not_ask_for_it() -> None:
+    story = given_saga(CHARGE)
+    assert not story.decision.commands[0].retried
+    story.when("ChargePayment_failed", 1, error="busy").expect_status("ABORTED", "Step 1 failed: busy")
+
+
+def test_the_last_failure_of_a_step_is_its_last_word_whatever_was_unknown_before() -> None:
+    # The service records it, and undoes what any other delivery does after that.
+    story = given_saga(replace(CHARGE, retry_failed=True, attempts=2)).when_due().when_due()
+    story.when("ChargePayment_failed", 1, error="busy", attempt=2)
+    story.expect_status("ABORTED", "Step 1 failed: busy (2 attempts)")
+
+
+def test_a_failure_that_is_tried_again_leaves_a_step_of_unknown_outcome_so() -> None:
+    story = given_saga(replace(CHARGE, retry_failed=True)).when_due().when_due()
+    story.when("ChargePayment_failed", 1, error="busy", attempt=2).when_due().when_due()
+    story.expect_status("COMPENSATING", "Step 1 failed: no answer within 60000 ms (3 attempts)")
+    story.expect_sent("payment", "RefundPayment", 1)
+
+
+def test_a_step_that_is_done_in_the_end_tells_no_error() -> None:
+    story = given_saga(RESERVE, CHARGE).when_due().when_due().when("ReserveInventory_ok", 1)
+    done = story.saga.steps[0]
+    assert (done.error, done.unknown, done.attempt) == (None, False, 2)
+
+
+# --- attempts of a compensation
+
+
+def undoing(**options: Any) -> Story:
+    """Step 1 is being undone."""
+    story = given_saga(replace(RESERVE, **options), CHARGE, request_id="me-1")
+    story.when("ReserveInventory_ok", 1, result=1).when("ChargePayment_failed", 2, error="no")
+    return story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_compensation_that_is_not_answered_is_sent_again_after_a_while_with_the_same_key() -> None:
+    story = undoing()
+    (first,) = story.decision.commands
+    story.when_due().expect_status("COMPENSATING", "Step 2 failed: no").expect_sent_again_in(1000)
+    story.expect_waits("the time to send ReleaseReservation, step 1 again (attempt 2 of 10)")
+    story.when_due().expect_sent("inventory", "ReleaseReservation", 1, attempt=2)
+    (second,) = story.decision.commands
+    assert second == replace(first, attempt=2)
+    assert (second.key, second.result, second.not_after_ms, second.retried) == (first.key, b"1", None, True)
+    assert story.saga.compensating_steps == (1,)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_compensation_that_fails_is_sent_again_too(unknown: bool) -> None:
+    story = undoing().when("ReleaseReservation_failed", 1, error="closed", unknown=unknown, attempt=1)
+    story.expect_status("COMPENSATING", "Step 2 failed: no").expect_sent_again_in(1000)
+    story.expect_steps("COMPLETED", "FAILED").when_due()
+    story.expect_sent("inventory", "ReleaseReservation", 1, attempt=2)
+    assert story.saga.steps[0].compensation_error == b'"closed"'
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Step 2 failed: no")
+
+
+def test_a_compensation_that_no_attempt_got_done_parks_the_saga() -> None:
+    story = undoing()
+    for attempt in range(2, PERSISTENT_ATTEMPTS + 1):
+        story.when_due().expect_sent_again_in(min(LONGEST_MS, 1000 * 2 ** (attempt - 2)))
+        story.when_due().expect_sent("inventory", "ReleaseReservation", 1, attempt=attempt)
+    story.when_due().expect_parked(f"ReleaseReservation of step 1 failed 10 times: {NO_ANSWER}")
+    story.expect_status("COMPENSATING", "Step 2 failed: no").expect_steps("COMPLETED", "FAILED")
+    story.expect_notices("parked - saga_parked")
+
+
+def test_a_compensation_has_as_many_attempts_as_its_step_says_whatever_the_transaction_has() -> None:
+    story = undoing(compensation_attempts=2, attempts=7).when("ReleaseReservation_failed", 1).when_due()
+    story.when("ReleaseReservation_failed", 1, error="closed", attempt=2)
+    story.expect_parked("ReleaseReservation of step 1 failed 2 times: closed")
+
+
+# --- kinds of steps
+
+
+@pytest.mark.parametrize("fails", ["_failed", "unknown", "in silence"])
+def test_a_retriable_step_is_tried_again_and_then_parked_on_the_way_forward(fails: str) -> None:
+    story = given_saga(PIVOT, RETRIABLE).when("ChargePayment_ok", 1)
+    for attempt in (1, 2):
+        story.expect_sent("shipping", "CreateShipment", 2, attempt=attempt)
+        (command,) = story.decision.commands
+        assert (command.not_after_ms, command.retried) == (None, True)  # it may be done late, and must be in the end
+        if fails == "in silence":
+            story.when_due()
+        else:
+            story.when("CreateShipment_failed", 2, error="full", unknown=fails == "unknown", attempt=attempt)
+        if attempt == 1:
+            story.expect_sent_again_in(1000).when_due()
+    why = NO_ANSWER if fails == "in silence" else "full"
+    story.expect_parked(f"CreateShipment of step 2 failed 2 times: {why}", status="PENDING")
+    story.expect_steps("COMPLETED", "PENDING").when("CreateShipment_ok", 2)
+    story.expect_status("COMPLETED").expect_steps("COMPLETED", "COMPLETED")
+    assert story.saga.parked is None
+
+
+def test_a_pivot_that_may_have_been_done_and_that_nothing_undoes_is_parked() -> None:
+    story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1).when_due()
+    story.expect_sent_again_in(1000).when_due().when_due()
+    why = f"ChargePayment of step 2 failed 2 times: {NO_ANSWER}"
+    story.expect_parked(f"{why}; it may have been done all the same, and nothing undoes it", status="PENDING")
+    story.expect_steps("COMPLETED", "PENDING", "PENDING")
+
+
+def parked_at_the_pivot() -> Story:
+    story = given_saga(RESERVE, replace(PIVOT, attempts=1), RETRIABLE).when("ReserveInventory_ok", 1).when_due()
+    assert story.saga.parked is not None
+    return story
+
+
+def test_a_saga_that_is_parked_at_its_pivot_goes_on_when_that_was_done_after_all() -> None:
+    parked_at_the_pivot().when("ChargePayment_ok", 2).expect_sent("shipping", "CreateShipment", 3)
+
+
+def test_a_saga_that_is_parked_at_its_pivot_goes_back_when_that_was_certainly_not_done() -> None:
+    story = parked_at_the_pivot().when("ChargePayment_failed", 2, error="no")
+    story.expect_status("COMPENSATING", "Step 2 failed: no").expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_saga_that_is_parked_at_its_pivot_can_be_cancelled() -> None:
+    story = parked_at_the_pivot().when_asked(Verb.CANCEL, "the bank says no")
+    story.expect_status("COMPENSATING", "Cancelled: the bank says no")
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+@pytest.mark.parametrize("published", [{}, {"payment": {"ChargePayment": None}}])
+def test_a_pivot_that_nobody_says_how_to_undo_is_parked_likewise(published: Published) -> None:
+    story = given_saga(step("ChargePayment", "payment", kind=StepKind.PIVOT, attempts=1), published=published)
+    why = f"ChargePayment of step 1 failed: {NO_ANSWER}"
+    story.when_due().expect_parked(f"{why}; it may have been done all the same, and nothing undoes it", "PENDING")
+
+
+def test_a_pivot_of_unknown_outcome_that_can_be_undone_is_compensated() -> None:
+    story = given_saga(RESERVE, replace(CHARGE, kind=StepKind.PIVOT, attempts=1), RETRIABLE)
+    story.when("ReserveInventory_ok", 1).when_due().expect_status("COMPENSATING", f"Step 2 failed: {NO_ANSWER}")
+    story.expect_sent("payment", "RefundPayment", 2)
+    story.when("RefundPayment_ok", 2).expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_pivot_that_was_certainly_not_done_is_a_step_like_any_other() -> None:
+    story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1)
+    story.when("ChargePayment_failed", 2, error="no").expect_status("COMPENSATING", "Step 2 failed: no")
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_pivot_that_was_certainly_not_done_by_any_attempt_is_not_parked() -> None:
+    story = given_saga(RESERVE, replace(PIVOT, retry_failed=True), RETRIABLE).when("ReserveInventory_ok", 1)
+    story.when("ChargePayment_failed", 2, error="busy").when_due().when("ChargePayment_failed", 2, error="busy")
+    story.expect_status("COMPENSATING", "Step 2 failed: busy (2 attempts)")
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_cancel_that_the_pivot_overtakes_comes_too_late_and_that_is_kept() -> None:
+    story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1)
+    story.when_asked(Verb.CANCEL, "ordered twice").when("ChargePayment_ok", 2)
+    story.expect_status("PENDING").expect_sent("shipping", "CreateShipment", 3)
+    story.expect_interventions(
+        "cancel: ordered twice",
+        "too late: step 2, the pivot, was done before this could be: Cancelled: ordered twice",
+    )
+    story.expect_waits("shipping to answer CreateShipment, step 3")
+    story.when("CreateShipment_ok", 3).expect_status("COMPLETED")
+
+
+def test_a_deadline_that_the_pivot_overtakes_comes_too_late_likewise() -> None:
+    story = given_saga(PIVOT, RETRIABLE, deadline_ms=5000).when_due().when("ChargePayment_ok", 1)
+    story.expect_status("PENDING").expect_sent("shipping", "CreateShipment", 2)
+    story.expect_interventions(
+        "too late: step 1, the pivot, was done before this could be: The deadline, 5000 ms after the begin, has passed"
+    )
+    assert story.saga.due_ms == story.saga.times_out_ms
+
+
+def test_a_pivot_that_is_to_be_cancelled_and_may_have_been_done_is_parked() -> None:
+    story = given_saga(PIVOT, RETRIABLE).when_asked(Verb.CANCEL).when_due()
+    why = f"ChargePayment of step 1 failed: {NO_ANSWER}"
+    story.expect_parked(f"{why}; it may have been done all the same, and nothing undoes it", "PENDING")
+
+
+# --- what becomes of a parked saga
+
+
+def parked_going_forward() -> Story:
+    """A saga that stands still at its second step of three, past its pivot."""
+    last = step("SendMail", "mail", compensation=None, kind=StepKind.RETRIABLE)
+    story = given_saga(PIVOT, replace(RETRIABLE, attempts=2), last, request_id="me-1").when("ChargePayment_ok", 1)
+    story.when_due().when_due().when_due()
+    return story.expect_parked(f"CreateShipment of step 2 failed 2 times: {NO_ANSWER}", status="PENDING")
+
+
+def parked_going_back() -> Story:
+    """A saga that cannot undo the second of three steps."""
+    twice = replace(CHARGE, compensation_attempts=2)
+    story = given_saga(RESERVE, twice, SHIP, request_id="me-1").when("ReserveInventory_ok", 1)
+    story.when("ChargePayment_ok", 2).when("CreateShipment_failed", 3, error="no").when_due().when_due().when_due()
+    return story.expect_parked(f"RefundPayment of step 2 failed 2 times: {NO_ANSWER}")
+
+
+def test_a_retried_saga_tries_its_step_anew_as_often_as_before() -> None:
+    story = parked_going_forward().when_asked(Verb.RETRY).expect_done(Verb.RETRY)
+    story.expect_sent("shipping", "CreateShipment", 2, attempt=3)
+    story.expect_waits("shipping to answer CreateShipment, step 2 (attempt 3 of 4)")
+    story.when_due().expect_sent_again_in(1000)  # as after the first attempt
+    story.when_due().expect_sent("shipping", "CreateShipment", 2, attempt=4)
+    story.when_due().expect_parked(f"CreateShipment of step 2 failed 4 times: {NO_ANSWER}", status="PENDING")
+    story.when_asked(Verb.RETRY, request_id="op-2").when("CreateShipment_ok", 2, attempt=5)
+    story.expect_sent("mail", "SendMail", 3)
+
+
+def test_a_retried_saga_tries_its_compensation_anew_as_often_as_before() -> None:
+    story = parked_going_back().when_asked(Verb.RETRY).expect_done(Verb.RETRY)
+    story.expect_status("COMPENSATING", "Step 3 failed: no")
+    story.expect_sent("payment", "RefundPayment", 2, attempt=3)
+    story.when("RefundPayment_failed", 2, error="closed").expect_sent_again_in(1000)
+    story.when_due().when("RefundPayment_failed", 2, error="closed")
+    story.expect_parked("RefundPayment of step 2 failed 4 times: closed")
+    story.when_asked(Verb.RETRY, request_id="op-2").when("RefundPayment_ok", 2)
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+    assert story.saga.compensating_steps == (2, 1)
+
+
+def test_a_compensation_has_no_more_attempts_for_its_transaction_having_been_retried() -> None:
+    pivot = step("ChargePayment", "payment", kind=StepKind.PIVOT, attempts=1, compensation_attempts=2)
+    story = given_saga(pivot, published={}).when_due().when_asked(Verb.RETRY)
+    story.expect_sent("payment", "ChargePayment", 1, attempt=2)
+    story.published = PUBLISHED
+    story.when_due().expect_sent("payment", "RefundPayment", 1)
+    story.when_due().expect_sent_again_in(1000).when_due().when_due()
+    story.expect_parked(f"RefundPayment of step 1 failed 2 times: {NO_ANSWER}")
+
+
+def test_a_retried_saga_looks_anew_for_what_undoes_its_step() -> None:
+    story = given_saga(RESERVE, CHARGE, published={}).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    why = story.saga.parked
+    assert why is not None
+    story.when_asked(Verb.RETRY, request_id="op-1").expect_done(Verb.RETRY).expect_parked(why)
+    story.published = PUBLISHED
+    story.when_asked(Verb.RETRY, request_id="op-2").expect_sent("inventory", "ReleaseReservation", 1)
+    assert story.saga.compensating_steps == (1,)
+
+
+def test_a_step_that_is_skipped_counts_as_done_on_the_way_forward() -> None:
+    story = parked_going_forward().when_asked(Verb.SKIP, "sent by hand").expect_done(Verb.SKIP)
+    story.expect_sent("mail", "SendMail", 3).expect_steps("COMPLETED", "FAILED", "PENDING")
+    assert story.saga.steps[1].skipped
+    story.when("SendMail_ok", 3).expect_status("COMPLETED")
+    assert protocol_view(story.saga)["completed_steps"] == [1, 3]
+
+
+def test_that_a_skipped_step_was_done_after_all_is_recorded() -> None:
+    story = parked_going_forward().when_asked(Verb.SKIP).when("CreateShipment_ok", 2, result=1).expect_late(2, 1)
+    story.when("CreateShipment_failed", 2, attempt=1).expect_duplicate_counted()
+    assert protocol_view(story.saga)["completed_steps"] == [1, 2]
+
+
+def test_that_a_skipped_step_was_done_after_all_is_recorded_also_where_it_said_that_it_was_not() -> None:
+    story = given_saga(PIVOT, replace(RETRIABLE, attempts=1)).when("ChargePayment_ok", 1)
+    story.when("CreateShipment_failed", 2, error="full").when_asked(Verb.SKIP)
+    story.when("CreateShipment_ok", 2).expect_late(2)
+
+
+def test_a_saga_whose_last_step_is_skipped_is_completed() -> None:
+    story = given_saga(PIVOT, replace(RETRIABLE, attempts=1), request_id="me-1").when("ChargePayment_ok", 1).when_due()
+    story.when_asked(Verb.SKIP).expect_done(Verb.SKIP).expect_status("COMPLETED")
+    story.expect_outcome('{"type": "saga_completed", "saga_id": "saga42", "status": "COMPLETED"}', to="me-1")
+
+
+def test_a_pivot_that_is_skipped_is_behind_the_saga() -> None:
+    story = parked_at_the_pivot().when_asked(Verb.SKIP, "seen at the bank").expect_done(Verb.SKIP)
+    story.expect_sent("shipping", "CreateShipment", 3)
+    story.when_asked(Verb.CANCEL, request_id="op-2")
+    story.expect_refused("is past its pivot: there is no way back", to="op-2")
+
+
+def test_a_compensation_that_is_skipped_is_done_no_more() -> None:
+    story = parked_going_back().when_asked(Verb.SKIP, "refunded by hand").expect_done(Verb.SKIP)
+    story.expect_sent("inventory", "ReleaseReservation", 1).expect_steps("COMPLETED", "COMPLETED", "FAILED")
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Step 3 failed: no")
+    story.expect_steps("COMPENSATED", "COMPLETED", "FAILED")
+
+
+def test_a_compensation_that_nobody_knows_can_be_skipped() -> None:
+    story = given_saga(RESERVE, CHARGE, published={}).when("ReserveInventory_ok", 1)
+    story.when("ChargePayment_failed", 2, error="no").when_asked(Verb.SKIP).expect_done(Verb.SKIP)
+    story.expect_status("ABORTED", "Step 2 failed: no").expect_steps("COMPLETED", "FAILED")
+    assert story.saga.compensating_steps == ()
+
+
+def test_a_saga_that_is_abandoned_on_the_way_forward_ends_as_it_stands() -> None:
+    story = parked_going_forward().when_asked(Verb.ABANDON, "the customer is gone").expect_done(Verb.ABANDON)
+    why = "abandoned at step 2: the customer is gone"
+    story.expect_status("ABORTED", why).expect_steps("COMPLETED", "FAILED", "PENDING").expect_outcome(
+        f'{{"type": "saga_aborted", "saga_id": "saga42", "status": "ABORTED", "reason": "{why}"}}', to="me-1"
+    )
+    story.expect_waits("nothing, it has ended").expect_interventions("abandon: the customer is gone")
+
+
+def test_a_saga_that_is_abandoned_on_the_way_back_ends_as_it_stands() -> None:
+    story = parked_going_back().when_asked(Verb.ABANDON, "the bank is gone").expect_done(Verb.ABANDON)
+    why = "Step 3 failed: no; abandoned at step 2: the bank is gone"
+    story.expect_status("ABORTED", why).expect_steps("COMPLETED", "COMPLETED", "FAILED").expect_outcome(
+        f'{{"type": "saga_aborted", "saga_id": "saga42", "status": "ABORTED", "reason": "{why}"}}', to="me-1"
+    )
+    story.when("RefundPayment_ok", 2).expect_quarantined("too late: step 2 is COMPLETED, the saga ABORTED")
+
+
+# --- the edges of the state machine
+
+Edge = tuple[SagaStatus | None, str]
+
+
+class Footprints(dict[Edge, SagaStatus]):
+    """TRANSITIONS that remember which of its edges were walked."""
+
+    def __init__(self) -> None:
+        super().__init__(TRANSITIONS)
+        self.walked: list[Edge] = []
+
+    def __getitem__(self, edge: Edge) -> SagaStatus:
+        self.walked.append(edge)
+        return super().__getitem__(edge)
+
+
+@pytest.fixture
+def footprints(monkeypatch: pytest.MonkeyPatch) -> Footprints:
+    prints = Footprints()
+    monkeypatch.setattr(moves, "TRANSITIONS", prints)
+    return prints
+
+
+def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Footprints) -> None:
+    parked_going_forward().when_asked(Verb.RETRY)
+    parked_going_forward().when_asked(Verb.ABANDON)
+    parked_going_forward().when_asked(Verb.SKIP).when_due().when_due().when_due().when_due().when_due()
+    test_a_saga_whose_last_step_is_skipped_is_completed()
+    parked_going_back().when_asked(Verb.ABANDON)
+    parked_going_back().when_asked(Verb.SKIP).when("ReleaseReservation_ok", 1)
+    given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL).when("ReserveInventory_ok", 1)
+    given_saga(SHIP).when("CreateShipment_ok", 1)
+    assert set(footprints.walked) == set(TRANSITIONS)
+
+
+def test_an_ended_saga_has_no_way_on() -> None:
+    assert {status for status, _ in TRANSITIONS} == {None, SagaStatus.PENDING, SagaStatus.COMPENSATING}
+    assert set(TRANSITIONS.values()) == set(SagaStatus)
+
+
+# --- whatever comes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance:
+    """Something that comes: the reply that is waited for, one like it, any other, one again; the time, too early or
+    not; a saga_begin; something that an operator asks for, where it may help or at any time."""
+
+    kind: str  # ok, failed, unknown, stale, any, again, due, early, begin, help, ask
+    pick: int = 0
+    reply: Reply | None = None
+    verb: Verb = Verb.CANCEL
+
+
+NAMES = [f"{prefix}{n}" for prefix in ("Do", "Undo", "Other") for n in range(1, 5)]
+ANY_REPLIES = st.builds(
+    Reply,
+    type=st.builds("{}_{}".format, st.sampled_from(NAMES), st.sampled_from(["ok", "failed"])),
+    saga_id=st.just("saga42"),
+    step=st.integers(1, 5),
+    result=st.sampled_from([None, b"1"]),
+    error=st.sampled_from([None, b'"no"']),
+    unknown=st.booleans(),
+    attempt=st.none() | st.integers(0, 4),
+)
+_CHANCE = (
+    st.builds(Chance, kind=st.sampled_from(["ok", "ok", "failed", "unknown", "due", "due", "early", "stale"]))
+    | st.builds(Chance, kind=st.just("any"), reply=ANY_REPLIES)
+    | st.builds(Chance, kind=st.just("again"), pick=st.integers(0, 30))
+    | st.builds(Chance, kind=st.just("begin"), pick=st.integers(0, 2))
+    | st.builds(Chance, kind=st.just("ask"), pick=st.integers(0, 4), verb=st.sampled_from(Verb))
+    | st.builds(Chance, kind=st.just("help"), verb=st.sampled_from([Verb.RETRY, Verb.SKIP, Verb.ABANDON]))
+)
+CHANCES = st.integers(0, 25).flatmap(lambda count: st.lists(_CHANCE, min_size=count, max_size=count + 5))
+SERVICES = st.sampled_from(["alpha", "beta"])
+
+
+@st.composite
+def sagas(draw: st.DrawFn) -> tuple[Begin, Published]:
+    """A saga of up to four steps of all kinds whose compensations are published, named, declared away or unknown."""
+    published: dict[str, dict[str, str | None]] = {"alpha": {}}
+    count = draw(st.integers(1, 4))
+    pivot = draw(st.none() | st.integers(1, count))
+    steps = []
+    for n in range(1, count + 1):
+        how = draw(st.sampled_from(["named", "published", "published", "needs none", "published none", "unknown"]))
+        options: dict[str, Any] = {
+            "attempts": draw(st.integers(1, 3)),
+            "compensation_attempts": draw(st.integers(1, 2)),
+            "retry_failed": draw(st.booleans()),
+            "timeout_ms": draw(st.sampled_from([1, 60_000])),
+        }
+        definition = step(f"Do{n}", draw(SERVICES), n, **options)
+        if how in ("published", "published none"):
+            undo = f"Undo{n}" if how == "published" else None
+            published.setdefault(definition.service, {})[definition.transaction] = undo
+        if pivot is not None and n > pivot:
+            definition = replace(definition, kind=StepKind.RETRIABLE)
+        elif how in ("named", "needs none"):
+            definition = replace(definition, compensation=f"Undo{n}" if how == "named" else None)
+        if n == pivot:
+            definition = replace(definition, kind=StepKind.PIVOT)
+        steps.append(definition)
+    deadline_ms = draw(st.none() | st.integers(1, 200_000))
+    trace = draw(st.booleans())
+    begin = Begin(saga_id="saga42", steps=tuple(steps), request_id="me-1", trace=trace, deadline_ms=deadline_ms)
+    return begin, published
+
+
+class Run:
+    """A saga that all sorts of things happen to; after each of them all that must hold is checked."""
+
+    def __init__(self, begin: Begin, published: Published) -> None:
+        self.begin = begin
+        self.published = published
+        self.prints = Footprints()
+        self.now_ms = BEGUN_MS
+        self.state: SagaState | None = None
+        self.last: Command | None = None
+        self.replies: list[Reply] = []
+        self.outcomes = 0
+        self.asked: set[str | None] = set()  # what was asked for and done
+        self.abandoned = False
+        self.happens(begin)
+
+    @property
+    def saga(self) -> SagaState:
+        assert self.state is not None
+        return self.state
+
+    def comes(self, chance: Chance) -> None:
+        self.now_ms += 10
+        if chance.kind == "begin":
+            first, *rest = self.begin.steps
+            other = replace(self.begin, request_id="you-2", steps=(replace(first, params=b'"other"'), *rest))
+            self.happens((self.begin, replace(self.begin, request_id="you-1"), other)[chance.pick])
+        elif chance.kind == "ask":
+            self.asks(chance.verb, f"op-{chance.verb}-{chance.pick}")
+        elif chance.kind == "help" and self.saga.parked is not None:
+            self.asks(chance.verb, f"helper-{self.now_ms}")
+        elif chance.kind in ("due", "early", "help"):
+            due_ms = self.saga.due_ms if self.saga.due_ms is not None else self.now_ms + 100_000
+            self.now_ms = max(self.now_ms, (self.now_ms + due_ms) // 2 if chance.kind == "early" else due_ms)
+            self.happens(Due(saga_id="saga42"))
+        elif chance.kind == "again" and self.replies:
+            self.happens(self.replies[chance.pick % len(self.replies)])
+        elif chance.reply is not None:
+            self.happens(chance.reply)
+        else:
+            self.answers(chance.kind)
+
+    def asks(self, verb: Verb, request_id: str) -> None:
+        self.happens(Intervene(verb=verb, saga_id="saga42", reason="as agreed", request_id=request_id))
+
+    def answers(self, how: str) -> None:
+        """The service answers the last command, or the attempt before it."""
+        assert self.last is not None
+        done = how not in ("failed", "unknown", "stale")
+        payload: dict[str, Any] = {"result": b"7"} if done else {"error": b'"no"'}
+        reply = Reply(
+            type=f"{self.last.type}_{'ok' if done else 'failed'}",
+            saga_id="saga42",
+            step=self.last.step,
+            unknown=how in ("unknown", "stale"),
+            attempt=self.last.attempt - (1 if how == "stale" else 0),
+            **payload,
+        )
+        self.happens(reply)
+
+    def happens(self, event: Event) -> None:
+        before = self.state
+        walked = len(self.prints.walked)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(moves, "TRANSITIONS", self.prints)
+            decided = decide(before, event, Moment(now_ms=self.now_ms, published=self.published, jitter=0.5))
+        after = readable(decided.state)
+        assert after is not None
+        if isinstance(event, Reply):
+            self.replies.append(event)
+        self._check_edges(before, after, self.prints.walked[walked:])
+        self._check_commands(after, decided)
+        self._check_notices(before, event, after, decided)
+        if before is not None:
+            self._check_change(before, event, after, decided)
+        self._check_state(after)
+        self._check_it_goes_on(after)
+        self.state = after
+
+    def _check_edges(self, before: SagaState | None, after: SagaState, edges: list[Edge]) -> None:
+        """The saga came from its status before to the one after along edges that follow on each other."""
+        status = before.status if before else None
+        for edge in edges:
+            assert edge[0] == status
+            status = TRANSITIONS[edge]
+        assert status == after.status
+
+    def _check_commands(self, after: SagaState, decided: Decision) -> None:
+        """At most one command, for the current step, in the direction in which the saga goes, and not too often."""
+        assert len(decided.commands) <= 1
+        for command in decided.commands:
+            self.last = command
+            current = after.step
+            retriable = current.definition.kind is StepKind.RETRIABLE
+            assert command.step == after.current_step
+            assert command.service == current.definition.service
+            assert command.params == current.definition.params
+            assert command.compensating == (after.status is SagaStatus.COMPENSATING)
+            assert command.type == (current.compensation if command.compensating else current.definition.transaction)
+            assert 1 <= command.attempt == after.attempt <= after.attempts
+            assert after.times_out_ms == self.now_ms + current.definition.timeout_ms
+            assert command.not_after_ms == (None if command.compensating or retriable else after.times_out_ms)
+            # The last failure of what may fail for good is its last word.
+            more = current.definition.retry_failed and after.attempt < after.attempts
+            assert command.retried == (command.compensating or retriable or more)
+
+    def _check_notices(self, before: SagaState | None, event: Event, after: SagaState, decided: Decision) -> None:
+        """Who is told what."""
+        kinds = [notice.kind for notice in decided.notices]
+        assert ("command" in kinds) == (self.begin.trace and len(decided.commands) == 1)
+        assert "reply" not in kinds or (self.begin.trace and isinstance(event, Reply) and kinds[0] == "reply")
+        if after.parked is not None and (before is None or before.parked != after.parked):
+            assert kinds[-1] == "parked"
+        if after.ended and before is not None and not before.ended:
+            assert kinds[-1] == "outcome"
+            assert decided.notices[-1].request_id == "me-1"
+            self.outcomes += 1
+        elif not after.ended:
+            assert "outcome" not in kinds
+        if isinstance(event, Intervene):
+            assert kinds[0] in ("done", "refused")
+            assert decided.notices[0].request_id == event.request_id
+
+    def _check_change(self, before: SagaState, event: Event, after: SagaState, decided: Decision) -> None:
+        """What each that comes may change."""
+        same = decided.commands == () and after is before
+        if isinstance(event, Begin) or decided.quarantine is not None:
+            assert same
+        if decided.quarantine is not None:
+            assert decided.notices == ()
+        if isinstance(event, Due):
+            # What is due is done, at once; else it would come up for ever.
+            assert same == (before.due_ms is None or before.due_ms > self.now_ms)
+        if isinstance(event, Intervene):
+            if event.request_id in self.asked or decided.notices[0].kind == "refused":
+                assert same
+            else:
+                self.asked.add(event.request_id)
+                self.abandoned |= event.verb is Verb.ABANDON
+                (new,) = after.interventions[len(before.interventions) :]
+                assert (new.verb, new.reason, new.request_id) == (event.verb, event.reason, event.request_id)
+        if after == replace(before, duplicates=after.duplicates):
+            assert decided.commands == ()
+            assert "reply" not in [notice.kind for notice in decided.notices]
+        elif isinstance(event, Reply) and self.begin.trace:
+            assert decided.notices[0].kind == "reply"
+        if before.ended:
+            assert decided.commands == ()
+            changed = [number for number, part in enumerate(after.steps) if part is not before.steps[number]]
+            assert replace(after, duplicates=before.duplicates, steps=before.steps) == before
+            assert len(changed) <= isinstance(event, Reply)
+            for number in changed:  # that it was done after all
+                assert before.steps[number].late_ms is None
+                assert after.steps[number].late_ms == self.now_ms
+        assert set(completed(before)) <= set(completed(after))
+        assert after.duplicates - before.duplicates in (0, 1)
+        assert after.updated_ms in (before.updated_ms, self.now_ms)
+
+    def _check_state(self, state: SagaState) -> None:
+        """What holds of any saga."""
+        undone = state.compensating_steps
+        assert list(undone) == sorted(set(undone), reverse=True)
+        for number in undone:
+            assert number in completed(state) or state.steps[number - 1].unknown
+        for number, part in enumerate(state.steps, 1):
+            self._check_step(part, number in undone)
+            if part.definition.kind is StepKind.PIVOT and part.status is StepStatus.COMPLETED:
+                assert state.status is not SagaStatus.COMPENSATING  # there is no way back
+        view = protocol_view(state)
+        assert view["compensating_steps"] == list(undone)
+        assert view["status"] == state.status
+        assert self.outcomes == state.ended
+        assert (state.reason is None) == (state.status in (SagaStatus.PENDING, SagaStatus.COMPLETED))
+        if state.status is SagaStatus.PENDING:
+            for part in state.steps[: state.current_step - 1]:
+                assert part.status is StepStatus.COMPLETED or part.skipped
+            for part in state.steps[state.current_step :]:
+                assert (part.status, part.attempt) == (StepStatus.PENDING, 0)
+        elif state.status is SagaStatus.COMPLETED:
+            assert all(part.status is StepStatus.COMPLETED or part.skipped for part in state.steps)
+            assert undone == ()
+        elif state.status is SagaStatus.ABORTED and not self.abandoned:
+            assert not any(part.may_have_effect and self._needs_undoing(part.definition) for part in state.steps)
+
+    def _check_step(self, part: Step, undone: bool) -> None:
+        """What holds of any step."""
+        assert (part.compensation is not None) == (part.compensation_attempt > 0) == undone
+        assert (part.attempt > 0) == (part.sent_ms is not None)
+        assert (part.status is StepStatus.COMPENSATED) <= undone
+        if part.status is StepStatus.PENDING:
+            assert part.answered_ms is None
+        elif part.answered_ms is None:
+            assert part.skipped or self.abandoned
+        if part.definition.kind is StepKind.RETRIABLE:
+            assert part.status is not StepStatus.FAILED or part.skipped or self.abandoned
+            assert not undone
+
+    def _check_it_goes_on(self, state: SagaState) -> None:
+        """A live saga has exactly one reason to move, and an ended one has none."""
+        reasons = (state.parked, state.times_out_ms, state.send_again_ms)
+        assert sum(reason is not None for reason in reasons) == (0 if state.ended else 1)
+        assert (state.due_ms is None) == (state.ended or state.parked is not None)
+        if state.due_ms is not None:
+            assert state.due_ms > BEGUN_MS
+        if state.cancelling is not None:
+            assert (state.status, state.send_again_ms) == (SagaStatus.PENDING, None)
+            assert state.parked is None
+        if state.times_out_ms is not None:
+            assert self.last is not None
+            assert self.last.step == state.current_step  # somebody is at work on it
+            assert (self.last.type, self.last.attempt) == (state.command, state.attempt)
+
+    def _needs_undoing(self, definition: StepDefinition) -> bool:
+        published: Mapping[str, str | None] = self.published.get(definition.service, {})
+        if definition.compensation == AS_PUBLISHED:
+            return published.get(definition.transaction, "unknown") is not None
+        return definition.compensation is not None
+
+
+def completed(state: SagaState) -> list[int]:
+    view: list[int] = protocol_view(state)["completed_steps"]
+    return view
+
+
+def after_all_that(saga: tuple[Begin, Published], chances: list[Chance]) -> Run:
+    run = Run(*saga)
+    for chance in chances:
+        run.comes(chance)
+    return run
+
+
+@settings(max_examples=300)
+@given(saga=sagas(), chances=CHANCES)
+def test_whatever_comes_in_whatever_order_a_saga_keeps_its_promises(
+    saga: tuple[Begin, Published], chances: list[Chance]
+) -> None:
+    after_all_that(saga, chances)
+
+
+@settings(max_examples=300)
+@given(saga=sagas(), chances=CHANCES)
+def test_a_saga_whose_services_do_all_they_are_asked_in_the_end_ends(
+    saga: tuple[Begin, Published], chances: list[Chance]
+) -> None:
+    run = after_all_that(saga, chances)
+    for number in range(5 * len(saga[0].steps)):
+        if run.saga.parked is not None:
+            # Skipped only where it is nobody's to do it: what services are asked for, they do.
+            nobodys = run.saga.parked.startswith("nobody knows what undoes ")
+            run.asks(Verb.SKIP if nobodys else Verb.RETRY, f"last-{number}")
+        elif run.saga.send_again_ms is not None:
+            run.comes(Chance(kind="due"))
+        elif not run.saga.ended:
+            run.comes(Chance(kind="ok"))
+    assert run.saga.ended
+
+
+@settings(max_examples=300)
+@given(saga=sagas(), chances=CHANCES)
+def test_a_saga_whose_services_never_answer_again_ends_or_is_left_to_a_person(
+    saga: tuple[Begin, Published], chances: list[Chance]
+) -> None:
+    run = after_all_that(saga, chances)
+    # Each attempt times out and is waited for; an operator may have asked for as many again, up to 30 times.
+    for _ in range(31 * sum(2 * (one.attempts + one.compensation_attempts) for one in saga[0].steps) + 1):
+        if run.saga.due_ms is None:
+            break
+        run.comes(Chance(kind="due"))
+    assert run.saga.ended or run.saga.parked
+
+
+@settings(max_examples=300)
+@given(saga=sagas(), chances=CHANCES)
+def test_a_decision_depends_on_nothing_but_what_it_is_given(
+    saga: tuple[Begin, Published], chances: list[Chance]
+) -> None:
+    assert after_all_that(saga, chances).state == after_all_that(saga, chances).state

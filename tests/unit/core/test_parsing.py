@@ -1,0 +1,683 @@
+"""Reading messages strictly, out of entries and out of decoded bodies."""
+
+import math
+import re
+import tracemalloc
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from sagastream.core.messages import (
+    MAX_REASON_CHARS,
+    Begin,
+    Code,
+    Command,
+    Fields,
+    Intervene,
+    Reply,
+    Unreadable,
+    Verb,
+    failed,
+    is_id,
+    ok,
+)
+from sagastream.core.parsing import (
+    _type_of,
+    parse_begin,
+    parse_intervene,
+    parse_reason,
+    parse_reply,
+    read_command,
+    read_reply,
+    read_request,
+)
+from sagastream.core.steps import (
+    AS_PUBLISHED,
+    ATTEMPTS,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_DEADLINE_MS,
+    MAX_STEPS,
+    MAX_TIMEOUT_MS,
+    PERSISTENT_ATTEMPTS,
+    StepDefinition,
+    StepKind,
+)
+from sagastream.core.strict_json import decode, encode, encode_payload
+from sagastream.errors import MalformedMessage
+from support.values import BAD_IDS, JSON_VALUES, OTHER_TYPES, a_command, complaint
+
+IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
+
+
+STEP_NUMBERS = st.integers(1, MAX_STEPS)
+
+
+PAYLOADS = JSON_VALUES.map(encode_payload)
+
+
+NAME_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+
+
+def step_body(**members: Any) -> dict[str, Any]:
+    return {"transaction": "ChargePayment", "service": "payment", "params": {"amount": 1}} | members
+
+
+def begin_body(**members: Any) -> dict[str, Any]:
+    return {"type": "saga_begin", "msg_id": 1, "saga_id": "saga42", "steps": [step_body()]} | members
+
+
+def reply_body(**members: Any) -> dict[str, Any]:
+    return {"type": "ChargePayment_ok", "saga_id": "saga42", "step": 2} | members
+
+
+def command_fields(body: object, **fields: bytes) -> Mapping[bytes, bytes]:
+    return {b"body": encode(body)} | {name.encode(): value for name, value in fields.items()}
+
+
+def without(body: dict[str, Any], member: str) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name != member}
+
+
+def stored(fields: Fields) -> dict[bytes, bytes]:
+    """The fields of an entry as the broker gives them back."""
+    return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
+
+
+def a_command_of(fields: Mapping[bytes, bytes], sent_ms: int = 0) -> Command:
+    command = read_command("payment", fields, sent_ms)
+    assert isinstance(command, Command)
+    return command
+
+
+def why_unreadable(fields: Mapping[bytes, bytes]) -> str:
+    """What is said of a command that is none."""
+    found = read_command("payment", fields, 0)
+    assert isinstance(found, Unreadable)
+    assert (found.code, found.request_id, found.saga_id) == (Code.MALFORMED, None, None)
+    return found.text
+
+
+def test_a_begin_of_the_protocol_is_understood() -> None:
+    text = b"""{"type": "saga_begin", "msg_id": 1, "saga_id": "saga42", "steps": [
+        {"transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1}},
+        {"transaction": "ChargePayment", "service": "payment", "compensation": "RefundPayment"},
+        {"transaction": "CreateShipment", "service": "shipping", "params": [1.5, null], "compensation": null}]}"""
+    assert parse_begin(decode(text), request_id="me-1", trace=True) == Begin(
+        saga_id="saga42",
+        steps=(
+            StepDefinition(
+                transaction="ReserveInventory", service="inventory", params=b'{"sku":"abc123","quantity":1}'
+            ),
+            StepDefinition(
+                transaction="ChargePayment", service="payment", params=b"null", compensation="RefundPayment"
+            ),
+            StepDefinition(transaction="CreateShipment", service="shipping", params=b"[1.5,null]", compensation=None),
+        ),
+        request_id="me-1",
+        trace=True,
+    )
+
+
+def test_type_and_msg_id_need_not_stand_in_a_begin() -> None:
+    body = {"saga_id": "saga42", "steps": [step_body()]}
+    assert parse_begin(body) == parse_begin(begin_body())
+
+
+@pytest.mark.parametrize("body", [None, True, 1, "saga_begin", [begin_body()]])
+def test_a_message_that_is_no_object_is_malformed(body: Any) -> None:
+    assert complaint(parse_begin, body) == "the body is not a JSON object"
+    assert complaint(parse_reply, body) == "the body is not a JSON object"
+    assert why_unreadable(command_fields(body)) == "the body is not a JSON object"
+
+
+@pytest.mark.parametrize("kind", ["saga_started", "", None, 1, ["saga_begin"]])
+def test_a_begin_of_another_type_is_malformed(kind: Any) -> None:
+    assert complaint(parse_begin, begin_body(type=kind)) == "type is not saga_begin"
+
+
+@pytest.mark.parametrize("bad", [*BAD_IDS.values(), *OTHER_TYPES.values()], ids=[*BAD_IDS, *OTHER_TYPES])
+def test_a_name_in_a_begin_that_is_none_is_malformed_and_the_place_is_told(bad: Any) -> None:
+    assert complaint(parse_begin, begin_body(saga_id=bad)) == f"the body: saga_id {NAME_RULE}"
+    for member in ("transaction", "service"):
+        steps = [step_body(), step_body(**{member: bad})]
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[1]: {member} {NAME_RULE}"
+    if bad is not None:  # null says that it needs none
+        steps = [step_body(), step_body(), step_body(compensation=bad)]
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[2]: compensation {NAME_RULE}"
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 128, "A.b_c:d-9", "-", "..", "null"])
+def test_names_of_all_the_allowed_characters_and_lengths_are_accepted(name: str) -> None:
+    step = step_body(transaction=name, service=name, compensation="Undo")
+    begin = parse_begin(begin_body(saga_id=name, steps=[step]))
+    assert (begin.saga_id, begin.steps[0].transaction, begin.steps[0].service) == (name, name, name)
+    assert is_id(name)
+
+
+def test_what_is_missing_in_a_begin_is_named_with_its_place() -> None:
+    assert complaint(parse_begin, without(begin_body(), "saga_id")) == "the body: saga_id is missing"
+    assert complaint(parse_begin, without(begin_body(), "steps")) == "steps must be a list of 1 to 100"
+    for member in ("transaction", "service"):
+        steps = [without(step_body(), member)]
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[0]: {member} is missing"
+
+
+@pytest.mark.parametrize("steps", [None, 1, "steps", {}, {"0": step_body()}, [], [step_body()] * (MAX_STEPS + 1)])
+def test_steps_that_are_no_list_of_1_to_100_are_malformed(steps: Any) -> None:
+    assert complaint(parse_begin, begin_body(steps=steps)) == "steps must be a list of 1 to 100"
+
+
+def test_a_saga_may_have_100_steps() -> None:
+    assert len(parse_begin(begin_body(steps=[step_body()] * MAX_STEPS)).steps) == 100
+
+
+@pytest.mark.parametrize("step", [None, "ChargePayment", 1, [step_body()]])
+def test_a_step_that_is_no_object_is_malformed(step: Any) -> None:
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step])) == "steps[1] is not a JSON object"
+
+
+def test_a_member_that_nobody_knows_is_named_with_its_place() -> None:
+    assert complaint(parse_begin, begin_body(sagaid="x")) == "the body has an unknown member 'sagaid'"
+    steps = [step_body(), step_body(compensate="x")]
+    assert complaint(parse_begin, begin_body(steps=steps)) == "steps[1] has an unknown member 'compensate'"
+
+
+def test_an_unknown_member_cannot_act_on_a_terminal() -> None:
+    assert complaint(parse_begin, begin_body(**{"\x1b[2J\u202e": 1})).isprintable()
+
+
+def test_an_unknown_member_with_a_long_name_is_not_repeated_in_full() -> None:
+    assert len(complaint(parse_begin, begin_body(**{"k" * 100_000: 1}))) < 300
+
+
+def test_a_transaction_cannot_be_its_own_compensation() -> None:
+    steps = [step_body(compensation="ChargePayment")]
+    assert complaint(parse_begin, begin_body(steps=steps)) == ("steps[0]: a transaction cannot be its own compensation")
+
+
+# --- what a step may say besides
+
+
+LIMITS = {
+    "timeout_ms": MAX_TIMEOUT_MS,
+    "attempts": MAX_ATTEMPTS,
+    "compensation_attempts": MAX_ATTEMPTS,
+    "backoff_ms": MAX_BACKOFF_MS,
+}
+
+
+def parsed_step(**members: Any) -> StepDefinition:
+    """One step of the members, behind a pivot where it needs one."""
+    pivot = [step_body(kind="pivot")] if members.get("kind") == "retriable" else []
+    return parse_begin(begin_body(steps=[*pivot, step_body(**members)])).steps[-1]
+
+
+def test_a_step_that_says_no_more_than_it_must_has_what_is_usual() -> None:
+    step = parsed_step()
+    assert (step.kind, step.timeout_ms, step.attempts) == (StepKind.COMPENSATABLE, 60_000, 3)
+    assert (step.compensation_attempts, step.backoff_ms, step.retry_failed) == (10, 1000, False)
+    assert (step.compensation, step.retried) == (AS_PUBLISHED, False)
+
+
+def test_a_retriable_step_is_tried_more_often_unless_it_says_how_often() -> None:
+    assert parsed_step(kind="retriable").attempts == PERSISTENT_ATTEMPTS
+    assert parsed_step(kind="pivot").attempts == ATTEMPTS
+    assert parsed_step(kind="retriable", attempts=2).attempts == 2
+
+
+def test_all_that_a_step_says_is_understood() -> None:
+    said = {"timeout_ms": 1, "attempts": 2, "compensation_attempts": 3, "backoff_ms": 4, "retry_failed": True}
+    step = parsed_step(kind="pivot", compensation="RefundPayment", **said)
+    assert step == StepDefinition(
+        transaction="ChargePayment",
+        service="payment",
+        params=b'{"amount":1}',
+        compensation="RefundPayment",
+        kind=StepKind.PIVOT,
+        timeout_ms=1,
+        attempts=2,
+        compensation_attempts=3,
+        backoff_ms=4,
+        retry_failed=True,
+    )
+
+
+@pytest.mark.parametrize("member", LIMITS)
+def test_a_number_of_a_step_may_be_1_and_as_large_as_its_limit(member: str) -> None:
+    for number in (1, LIMITS[member]):
+        assert getattr(parsed_step(**{member: number}), member) == number
+
+
+@pytest.mark.parametrize("bad", [None, True, "1", 0, -1, 1.0, 1.5, [1], 2**64 - 1, "too large"])
+@pytest.mark.parametrize("member", LIMITS)
+def test_a_number_of_a_step_that_is_none_is_malformed_and_the_place_and_the_limit_are_told(
+    member: str, bad: Any
+) -> None:
+    number = LIMITS[member] + 1 if bad == "too large" else bad
+    told = f"steps[1]: {member} must be a whole number from 1 to {LIMITS[member]}"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(**{member: number})])) == told
+
+
+@pytest.mark.parametrize("bad", [None, 1, 0, "true", []])
+def test_retry_failed_is_true_or_false(bad: Any) -> None:
+    told = "steps[1]: retry_failed must be true or false"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(retry_failed=bad)])) == told
+    assert not parsed_step(retry_failed=False).retry_failed
+
+
+@pytest.mark.parametrize("bad", ["PIVOT", "", "compensable", None, True, 1, ["pivot"], {}])
+def test_a_kind_that_there_is_not_is_malformed(bad: Any) -> None:
+    told = "steps[1]: kind must be one of compensatable, pivot, retriable"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(kind=bad)])) == told
+
+
+def kinds(letters: str) -> list[dict[str, Any]]:
+    """Steps of these kinds: c, p, r."""
+    names = {"c": "compensatable", "p": "pivot", "r": "retriable"}
+    return [step_body(kind=names[letter]) for letter in letters]
+
+
+@pytest.mark.parametrize("letters", ["c", "p", "cc", "cp", "pr", "cpr", "ccprr", "prrr"])
+def test_what_can_be_undone_comes_first_then_the_pivot_then_what_is_retried(letters: str) -> None:
+    found = parse_begin(begin_body(steps=kinds(letters)))
+    assert "".join(step.kind[0] for step in found.steps) == letters
+
+
+ONE_PIVOT = "there is one pivot at the most: the steps after it must be retriable"
+NO_WAY_BACK = "after the pivot comes no way back: the steps after it must be retriable"
+NEEDS_PIVOT = "a retriable step needs a pivot before it"
+
+
+@pytest.mark.parametrize(
+    ("letters", "told"),
+    [
+        ("r", f"steps[0]: {NEEDS_PIVOT}"),
+        ("cr", f"steps[1]: {NEEDS_PIVOT}"),
+        ("rp", f"steps[0]: {NEEDS_PIVOT}"),
+        ("crp", f"steps[1]: {NEEDS_PIVOT}"),
+        ("pp", f"steps[1]: {ONE_PIVOT}"),
+        ("cprp", f"steps[3]: {ONE_PIVOT}"),
+        ("pc", f"steps[1]: {NO_WAY_BACK}"),
+        ("cprc", f"steps[3]: {NO_WAY_BACK}"),
+    ],
+)
+def test_steps_in_another_order_are_malformed_and_it_is_told_which_and_why(letters: str, told: str) -> None:
+    assert complaint(parse_begin, begin_body(steps=kinds(letters))) == told
+
+
+@given(st.text("cpr", min_size=1, max_size=5))
+def test_no_other_order_of_kinds_is_accepted(letters: str) -> None:
+    begin = begin_body(steps=kinds(letters))
+    if re.fullmatch("c*(pr*)?", letters):
+        parse_begin(begin)
+    else:
+        complaint(parse_begin, begin)
+
+
+def test_a_retriable_step_names_no_compensation_and_may_say_so() -> None:
+    told = "steps[1]: a retriable step is never undone, and names no compensation"
+    steps = [step_body(kind="pivot"), step_body(kind="retriable", compensation="RefundPayment")]
+    assert complaint(parse_begin, begin_body(steps=steps)) == told
+    assert parsed_step(kind="retriable", compensation=None).compensation is None
+
+
+def test_a_saga_may_have_a_deadline() -> None:
+    assert parse_begin(begin_body()).deadline_ms is None
+    for deadline_ms in (1, MAX_DEADLINE_MS):
+        assert parse_begin(begin_body(deadline_ms=deadline_ms)).deadline_ms == deadline_ms
+
+
+@pytest.mark.parametrize("bad", [None, True, "1", 0, -1, 1.5, [1], MAX_DEADLINE_MS + 1])
+def test_a_deadline_that_is_none_is_malformed_and_the_limit_is_told(bad: Any) -> None:
+    told = f"the body: deadline_ms must be a whole number from 1 to {MAX_DEADLINE_MS}"
+    assert complaint(parse_begin, begin_body(deadline_ms=bad)) == told
+
+
+# --- what operators ask for
+
+
+def asked_body(verb: Verb = Verb.CANCEL, **members: Any) -> dict[str, Any]:
+    return {"type": f"saga_{verb}", "saga_id": "saga42", "reason": "ordered twice"} | members
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_an_operator_asks_for_is_understood(verb: Verb) -> None:
+    asked = Intervene(verb=verb, saga_id="saga42", reason="ordered twice", request_id="op-1")
+    assert parse_intervene(asked_body(verb), request_id="op-1") == asked
+    assert parse_intervene(asked_body(verb, msg_id=7)) == replace(asked, request_id=None)
+    assert read_request({b"body": encode(asked_body(verb)), b"request_id": b"op-1"}) == asked
+
+
+def test_there_are_four_things_that_an_operator_may_ask_for() -> None:
+    assert list(Verb) == ["cancel", "retry", "skip", "abandon"]
+
+
+@given(
+    verb=st.sampled_from(Verb),
+    saga_id=IDS,
+    reason=st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(str.strip),
+    request_id=st.none() | IDS,
+)
+def test_what_an_operator_asks_for_is_read_back_from_the_fields_of_its_entry(
+    verb: Verb, saga_id: str, reason: str, request_id: str | None
+) -> None:
+    asked = Intervene(verb=verb, saga_id=saga_id, reason=reason, request_id=request_id)
+    assert read_request(stored(asked.fields())) == asked
+
+
+@pytest.mark.parametrize("reason", ["x", "x" * MAX_REASON_CHARS, " x ", "ü" * MAX_REASON_CHARS])
+def test_a_reason_is_kept_as_it_is(reason: str) -> None:
+    assert parse_reason(reason) == reason
+    assert parse_intervene(asked_body(reason=reason)).reason == reason
+
+
+@pytest.mark.parametrize("bad", ["", " ", "\n\t", "x" * (MAX_REASON_CHARS + 1), None, True, 7, ["x"]])
+def test_a_reason_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
+    told = "reason must be a text of 1 to 500 characters: it stays with the saga"
+    assert complaint(parse_reason, bad) == told
+    assert complaint(parse_intervene, asked_body(reason=bad)) == told
+
+
+@pytest.mark.parametrize("bad", ["caf\udce9", "\ud800"])
+def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
+    # As an argument of a shell is that is no UTF-8.
+    assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can say"
+
+
+def test_what_an_operator_leaves_out_or_adds_is_told() -> None:
+    assert complaint(parse_intervene, without(asked_body(), "saga_id")) == "the body: saga_id is missing"
+    assert complaint(parse_intervene, without(asked_body(), "reason")).startswith("reason must be a text")
+    assert complaint(parse_intervene, asked_body(steps=[])) == "the body has an unknown member 'steps'"
+    assert complaint(parse_intervene, asked_body(saga_id="a b")) == f"the body: saga_id {NAME_RULE}"
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_an_operator_asks_for_in_a_malformed_way_says_who_asked(verb: Verb) -> None:
+    found = read_request({b"body": encode(asked_body(verb, reason="")), b"request_id": b"op-1"})
+    assert isinstance(found, Unreadable)
+    assert (found.code, found.request_id, found.saga_id) == (Code.MALFORMED, "op-1", None)
+
+
+# --- what no message can carry
+
+
+@pytest.mark.parametrize("params", [math.nan, {"amount": math.inf}, {1, 2}])
+def test_params_of_python_code_that_json_cannot_say_are_malformed(params: object) -> None:
+    assert complaint(parse_begin, begin_body(steps=[step_body(params=params)]))
+
+
+def test_no_begin_is_accepted_whose_command_its_service_must_refuse() -> None:
+    numbers = b"[" + b",".join([b"1e15"] * 100_000) + b"]"
+    step = b'{"transaction":"A","service":"s","params":' + numbers + b"}"
+    body = decode(b'{"saga_id":"x","steps":[' + step + b"]}")  # within all limits as it came
+    try:
+        begin = parse_begin(body)
+    except MalformedMessage:
+        return
+    decode(Command(service="s", type="A", saga_id="x", step=1, params=begin.steps[0].params, begun_ms=0).body())
+
+
+DEFINITIONS = st.builds(
+    StepDefinition,
+    transaction=IDS,
+    service=IDS,
+    params=PAYLOADS,
+    compensation=st.just(AS_PUBLISHED) | st.none() | IDS.map(lambda name: f"undo{name}"[:128]),
+    timeout_ms=st.just(60_000) | st.integers(1, MAX_TIMEOUT_MS),
+    attempts=st.sampled_from([ATTEMPTS, PERSISTENT_ATTEMPTS]) | st.integers(1, MAX_ATTEMPTS),
+    compensation_attempts=st.sampled_from([ATTEMPTS, PERSISTENT_ATTEMPTS]) | st.integers(1, MAX_ATTEMPTS),
+    backoff_ms=st.just(1000) | st.integers(1, MAX_BACKOFF_MS),
+    retry_failed=st.booleans(),
+).filter(lambda step: step.compensation != step.transaction)
+
+
+def with_kinds(steps: list[StepDefinition], pivot: int) -> tuple[StepDefinition, ...]:
+    """The same steps, with a pivot among them where there are as many."""
+    return tuple(
+        step
+        if index < pivot
+        else replace(step, kind=StepKind.PIVOT)
+        if index == pivot
+        else replace(step, kind=StepKind.RETRIABLE, compensation=step.compensation and AS_PUBLISHED)
+        for index, step in enumerate(steps)
+    )
+
+
+BEGINS = st.builds(
+    Begin,
+    saga_id=IDS,
+    steps=st.builds(with_kinds, st.lists(DEFINITIONS, min_size=1, max_size=4), st.integers(0, 4)),
+    deadline_ms=st.none() | st.integers(1, MAX_DEADLINE_MS),
+)
+
+
+@given(begin=BEGINS, request_id=st.none() | IDS, trace=st.booleans())
+def test_a_begin_is_read_back_from_the_fields_of_its_entry(begin: Begin, request_id: str | None, trace: bool) -> None:
+    asked = replace(begin, request_id=request_id, trace=trace)
+    assert read_request(stored(asked.fields())) == asked
+    assert parse_begin(decode(asked.body())) == begin
+
+
+def test_the_entry_of_a_begin_holds_no_more_than_there_is_to_say() -> None:
+    begin = parse_begin(begin_body())
+    assert begin.fields() == {"body": begin.body()}
+    asked = replace(begin, request_id="me-1", trace=True)
+    assert asked.fields() == {"body": begin.body(), "request_id": "me-1", "trace": 1}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"NaN", b"[]", b'"x"', b"null", b'{"type":"saga_begin"}', b"\xff"])
+def test_a_request_that_is_none_is_malformed_and_says_who_asked(body: bytes) -> None:
+    found = read_request({b"body": body, b"request_id": b"me-1"})
+    assert isinstance(found, Unreadable)
+    assert (found.code, found.request_id, found.saga_id) == (Code.MALFORMED, "me-1", None)
+    assert found.text
+    assert read_request({b"body": body}) == replace(found, request_id=None)
+
+
+def test_an_entry_without_a_body_is_malformed() -> None:
+    for found in (read_request({}), read_reply({}), read_command("payment", {}, 0)):
+        assert isinstance(found, Unreadable)
+        assert found.code == Code.MALFORMED
+        assert found.text.startswith("not JSON: ")
+
+
+def test_a_request_of_another_type_is_not_supported() -> None:
+    fields = {b"body": b'{"type":"saga_dance"}', b"request_id": b"me-1"}
+    assert read_request(fields) == Unreadable(
+        code=Code.NOT_SUPPORTED, text="the orchestrator knows no request saga_dance", request_id="me-1"
+    )
+
+
+def test_what_is_wrong_with_a_request_is_told_with_its_place() -> None:
+    body = encode(begin_body(steps=[step_body(), step_body(service="a b")]))
+    found = read_request({b"body": body, b"request_id": b"me-1"})
+    assert found == Unreadable(code=Code.MALFORMED, text=f"steps[1]: service {NAME_RULE}", request_id="me-1")
+
+
+@pytest.mark.parametrize("request_id", [b"", b"a b", b"\xff", b"x" * 129, b"a\n"])
+def test_a_request_id_that_is_none_is_malformed_and_nobody_can_be_told(request_id: bytes) -> None:
+    found = read_request({b"body": encode(begin_body()), b"request_id": request_id})
+    assert found == Unreadable(code=Code.MALFORMED, text=f"request_id {NAME_RULE}")
+
+
+COMMANDS = st.builds(
+    Command,
+    service=st.just("payment"),
+    type=IDS,
+    saga_id=IDS,
+    step=STEP_NUMBERS,
+    params=PAYLOADS,
+    result=st.none() | PAYLOADS,
+    compensating=st.booleans(),
+    attempt=st.integers(1, 10**6),
+    begun_ms=st.integers(0, 4_000_000_000_000),
+    not_after_ms=st.none() | st.integers(0, 4_000_000_000_000),
+    retried=st.booleans(),
+)
+
+
+@given(COMMANDS)
+def test_a_command_is_parsed_back_from_the_fields_of_its_entry(command: Command) -> None:
+    # The params of a transaction stand in its body, its result is nowhere yet.
+    known = command if command.compensating else replace(command, result=None)
+    assert a_command_of(stored(command.fields()), sent_ms=9) == known
+
+
+@pytest.mark.parametrize("field", ["params", "result"])
+@pytest.mark.parametrize("bad", [b"", b"{", b"NaN", b"\xff", b'{"a":1,"a":2}', b"[" * 100_000])
+def test_a_compensation_with_a_payload_that_is_no_json_is_unreadable(field: str, bad: bytes) -> None:
+    fields = stored(a_command(compensating=True).fields()) | {field.encode(): bad}
+    assert why_unreadable(fields)
+
+
+def test_a_compensation_added_by_hand_has_null_for_params_and_no_result() -> None:
+    body = {"type": "RefundPayment", "saga_id": "saga42", "step": 2, "compensating": True}
+    command = a_command_of(command_fields(body), sent_ms=9)
+    assert (command.params, command.result, command.begun_ms) == (b"null", None, 9)
+
+
+def test_a_command_added_by_hand_needs_nothing_but_its_body() -> None:
+    body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2}
+    assert a_command_of(command_fields(body), sent_ms=9) == Command(
+        service="payment", type="ChargePayment", saga_id="saga42", step=2, params=b"null", attempt=1, begun_ms=9
+    )
+
+
+def test_a_command_without_a_body_is_malformed() -> None:
+    assert why_unreadable({}).startswith("not JSON: ")
+
+
+@pytest.mark.parametrize("bad", [b"", b"one", b"1.5", b"-1", b"\xff", b"\xd9\xa1", b"9" * 16, b"9" * 5000])
+@pytest.mark.parametrize("field", ["attempt", "begun_ms", "not_after_ms"])
+def test_a_command_with_a_field_that_is_no_whole_number_is_malformed(field: str, bad: bytes) -> None:
+    body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2}
+    assert why_unreadable(command_fields(body, **{field: bad})) == f"the field {field} must be a whole number"
+
+
+@pytest.mark.parametrize("bad", [*BAD_IDS.values(), *OTHER_TYPES.values()], ids=[*BAD_IDS, *OTHER_TYPES])
+@pytest.mark.parametrize("member", ["type", "saga_id"])
+def test_a_command_or_reply_with_a_bad_name_is_malformed(member: str, bad: Any) -> None:
+    if not (member == "type" and bad == "x" * 129):  # the type of a reply may be as long as that
+        rule = NAME_RULE.replace("128", "135") if member == "type" else NAME_RULE
+        assert complaint(parse_reply, reply_body(**{member: bad})) == f"the body: {member} {rule}"
+    body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2} | {member: bad}
+    assert why_unreadable(command_fields(body)) == f"the body: {member} {NAME_RULE}"
+
+
+@pytest.mark.parametrize("bad", [None, True, 0, -1, MAX_STEPS + 1, 1.0, 1.5, "1", [1], {}, 2**64 - 1])
+def test_a_command_or_reply_with_a_step_that_is_none_is_malformed(bad: Any) -> None:
+    told = "step must be a whole number from 1 to 100"
+    assert complaint(parse_reply, reply_body(step=bad)) == told
+    body = {"type": "ChargePayment", "saga_id": "saga42", "step": bad}
+    assert why_unreadable(command_fields(body)) == told
+
+
+@pytest.mark.parametrize("member", ["type", "saga_id"])
+def test_what_is_missing_in_a_command_or_reply_is_named(member: str) -> None:
+    assert complaint(parse_reply, without(reply_body(), member)) == f"the body: {member} is missing"
+    body = without({"type": "ChargePayment", "saga_id": "saga42", "step": 2}, member)
+    assert why_unreadable(command_fields(body)) == f"the body: {member} is missing"
+
+
+def test_a_step_that_is_missing_is_told() -> None:
+    assert complaint(parse_reply, without(reply_body(), "step")) == "step must be a whole number from 1 to 100"
+
+
+def test_a_body_that_says_it_does_not_compensate_is_a_transaction() -> None:
+    body = {"type": "ChargePayment", "saga_id": "saga42", "step": 2, "compensating": False, "params": 1}
+    assert not a_command_of(command_fields(body)).compensating
+
+
+@pytest.mark.parametrize("bad", [1, "true", None, [True]])
+def test_a_command_that_says_compensating_in_another_way_is_malformed(bad: Any) -> None:
+    body = {"type": "RefundPayment", "saga_id": "saga42", "step": 2, "compensating": bad}
+    assert "compensating" in why_unreadable(command_fields(body))
+
+
+def test_a_reply_may_be_as_long_as_the_longest_name_and_its_ending() -> None:
+    assert parse_reply(reply_body(type="x" * 128 + "_failed")).type == failed("x" * 128)
+    assert complaint(parse_reply, reply_body(type="x" * 129 + "_failed")).startswith("the body: type must be ")
+
+
+def test_what_a_service_adds_to_a_reply_is_ignored() -> None:
+    assert parse_reply(reply_body(in_reply_to=7, msg_id=3, extra={"a": 1})) == parse_reply(reply_body())
+
+
+def test_a_reply_with_null_for_its_result_has_one_and_a_reply_without_has_none() -> None:
+    assert parse_reply(reply_body(result=None)).result == b"null"
+    assert parse_reply(reply_body()).result is None
+    assert parse_reply(reply_body(error=None)).error == b"null"
+    assert parse_reply(reply_body()).error is None
+
+
+REPLIES = st.builds(
+    Reply,
+    type=IDS.map(ok) | IDS.map(failed),
+    saga_id=IDS,
+    step=STEP_NUMBERS,
+    result=st.none() | PAYLOADS,
+    error=st.none() | PAYLOADS,
+    unknown=st.booleans(),
+    attempt=st.none() | st.integers(0, 10**6),
+)
+
+
+@given(REPLIES)
+def test_a_reply_is_read_back_from_the_fields_of_its_entry(reply: Reply) -> None:
+    assert read_reply(stored(reply.fields())) == reply
+    assert parse_reply(decode(reply.body())) == replace(reply, unknown=False, attempt=None)
+
+
+@pytest.mark.parametrize("bad", [b"", b"one", b"1.5", b"-1", b"\xff", b"9" * 16])
+def test_a_reply_to_an_attempt_that_is_no_number_is_malformed(bad: bytes) -> None:
+    found = read_reply({b"body": encode(reply_body()), b"attempt": bad})
+    assert found == Unreadable(code=Code.MALFORMED, text="the field attempt must be a whole number")
+
+
+def test_a_reply_that_does_not_say_which_attempt_it_answers_answers_none_in_particular() -> None:
+    found = read_reply({b"body": encode(reply_body(attempt=7))})
+    assert isinstance(found, Reply)
+    assert found.attempt is None
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"NaN", b"[]", b'"x"', b"null", b'{"step":1}', b"\xff", b"[" * 100_000])
+def test_a_reply_that_is_none_is_malformed_and_nobody_asked(body: bytes) -> None:
+    found = read_reply({b"body": body, b"request_id": b"me-1"})
+    assert isinstance(found, Unreadable)
+    assert (found.code, found.request_id, found.saga_id) == (Code.MALFORMED, None, None)
+    assert found.text
+
+
+def test_no_reply_is_accepted_whose_result_its_compensation_cannot_carry() -> None:
+    numbers = b"[" + b",".join([b"1e15"] * 100_000) + b"]"
+    reply = read_reply({b"body": b'{"type":"A_ok","saga_id":"x","step":1,"result":' + numbers + b"}"})
+    if isinstance(reply, Reply):
+        undo = replace(a_command(compensating=True), result=reply.result)
+        assert a_command_of(stored(undo.fields())) == undo
+
+
+def test_a_body_of_another_type_has_one_all_the_same() -> None:
+    assert _type_of({"type": "saga_dance", "x": 1}) == "saga_dance"
+    assert complaint(_type_of, {}) == "the body: type is missing"
+    assert complaint(_type_of, []) == "the body is not a JSON object"
+
+
+def test_payloads_take_no_more_memory_than_they_need_for_workers_keep_them() -> None:
+    def kept() -> list[bytes | None]:
+        step = {"transaction": "A", "service": "s", "params": 1}
+        begun = [parse_begin({"saga_id": "s1", "steps": [step]}).steps[0].params for _ in range(100)]
+        answers = [("A_ok", "result"), ("A_failed", "error")] * 100
+        replies = [parse_reply({"type": kind, "saga_id": "s1", "step": 1, said: 1}) for kind, said in answers]
+        return [*begun, *(reply.payload for reply in replies)]
+
+    kept()
+    tracemalloc.start()
+    payloads = kept()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 200 * len(payloads)

@@ -1,0 +1,403 @@
+"""How a turn's changes are packed for the script that commits them, read as the script's header says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import msgpack
+from msgspec.structs import replace
+
+from sagastream.broker.group_reader import Entry
+from sagastream.core.decision import decide
+from sagastream.core.messages import Begin, Due, Intervene, Reply, Verb
+from sagastream.core.moves import Decision, Moment
+from sagastream.core.saga import Found, SagaState
+from sagastream.core.steps import TIMEOUT_MS, StepDefinition
+from sagastream.errors import CorruptSaga
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import _CommitArguments
+from sagastream.store import keys
+from sagastream.store.saga_hash import changed_fields, iso
+
+KEPT_MS = 1_000_000
+NOW_MS = 1_700_000_000_000
+EARLIER_MS = NOW_MS - 60_000
+PUBLISHED = {"inventory": {"Reserve": "Release"}, "payment": {"Charge": "Refund"}}
+
+Word = str | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """An entry that the script adds to a stream."""
+
+    stream: str
+    fields: dict[Word, Word]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpacked:
+    """One change as the script sees it."""
+
+    key: str | None
+    version: str
+    updated: str
+    timer: str
+    member: str
+    hash: list[Word]
+    appends: list[Append]
+    acknowledged: list[tuple[str, str]]
+
+
+def pairs(words: Sequence[Any]) -> dict[Any, Any]:
+    return dict(two_by_two(words))
+
+
+def two_by_two(items: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+def unpacked(*changes: Change) -> list[Unpacked]:
+    """The changes, read from the keys and arguments in the order that the header of commit.lua gives."""
+    arguments = _CommitArguments(changes, NOW_MS, KEPT_MS)
+    names, (packed,) = arguments.keys, arguments.args
+    assert names[:3] == [keys.TIMERS, keys.ENDED, keys.EVENTS]
+    assert len(set(names)) == len(names)
+    fixed, *head, read = msgpack.decode(packed)
+    assert head == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, NOW_MS, KEPT_MS]
+    return [_unpacked(names, fixed, change) for change in read]
+
+
+def _unpacked(names: list[str], fixed: int, change: list[Any]) -> Unpacked:
+    key, version, updated, timer, member, fields, appends, entries = change
+
+    def stream(index: int) -> str:
+        assert 3 <= index <= fixed
+        return names[index - 1]
+
+    assert 0 <= key <= len(names) - fixed
+    return Unpacked(
+        key=names[fixed + key - 1] if key else None,
+        version=version,
+        updated=updated,
+        timer=timer,
+        member=member,
+        hash=fields,
+        appends=[Append(stream=stream(index), fields=pairs(words)) for index, words in two_by_two(appends)],
+        acknowledged=[(stream(index), entry_id) for index, entry_id in two_by_two(entries)],
+    )
+
+
+def a_begin(saga_id: str = "saga42", *, request_id: str | None = None, trace: bool = False) -> Begin:
+    steps = (
+        StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}', compensation_attempts=1),
+        StepDefinition(transaction="Charge", service="payment", params=b"7"),
+    )
+    return Begin(saga_id=saga_id, steps=steps, request_id=request_id, trace=trace)
+
+
+def an_entry(entry_id: bytes, stream: str = keys.REPLIES, body: bytes = b"{}") -> Entry:
+    return Entry(stream=stream, id=entry_id, fields={b"body": body, b"unknown": b"1"})
+
+
+def a_reply(kind: str, step: int, saga_id: str = "saga42") -> Reply:
+    result = b'{"id":"r1"}' if kind.endswith("_ok") else None
+    return Reply(type=kind, saga_id=saga_id, step=step, result=result)
+
+
+def a_change(
+    before: Found, *events: Begin | Intervene | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS
+) -> Change:
+    """What these events, which came as the entries 1-0, 2-0 and so on, do to a saga."""
+    change = Change(saga_id=saga_id, before=before, after=before)
+    for number, event in enumerate(events, 1):
+        stream = keys.REPLIES if isinstance(event, Reply) else keys.REQUESTS
+        change.add(
+            an_entry(b"%d-0" % number, stream), decide(change.after, event, Moment(now_ms=now_ms, published=PUBLISHED))
+        )
+    return change
+
+
+def a_saga(*events: Reply, version: int = 3, request_id: str | None = None, trace: bool = False) -> SagaState:
+    """A saga after these replies, as it was loaded."""
+    after = a_change(None, a_begin(request_id=request_id, trace=trace), *events, now_ms=EARLIER_MS).after
+    return replace(known(after), version=version)
+
+
+def known(state: Found) -> SagaState:
+    """The saga, which is there and can be read."""
+    assert isinstance(state, SagaState)
+    return state
+
+
+def test_a_turn_with_nothing_in_it_packs_no_change() -> None:
+    assert unpacked() == []
+
+
+def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_command() -> None:
+    change = a_change(None, a_begin())
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer) == ("saga:{0}:saga:saga42", "", str(NOW_MS + TIMEOUT_MS))
+    assert read.member == "saga42"
+    assert read.hash == changed_fields(None, known(change.after))
+    assert read.appends == [
+        Append(
+            stream="saga:{0}:commands:inventory",
+            fields={
+                "body": '{"type":"Reserve","saga_id":"saga42","step":1,"params":{"sku":"abc123"}}',
+                "attempt": 1,
+                "begun_ms": NOW_MS,
+                "not_after_ms": NOW_MS + TIMEOUT_MS,
+            },
+        )
+    ]
+    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
+
+
+def test_a_saga_that_moves_names_the_version_it_was_loaded_with_and_writes_the_next() -> None:
+    (read,) = unpacked(a_change(a_saga(version=3), a_reply("Reserve_ok", 1)))
+    assert read.version == "3"
+    assert pairs(read.hash)["version"] == 4
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
+    assert read.acknowledged == [(keys.REPLIES, "1-0")]
+
+
+def test_a_saga_that_moves_names_the_time_of_its_last_change_for_one_that_was_begun_again_has_the_same_versions() -> (
+    None
+):
+    before = a_saga()
+    (read,) = unpacked(a_change(before, a_reply("Reserve_ok", 1)))
+    assert read.updated == iso(before.updated_ms)
+    (read,) = unpacked(a_change(None, a_begin()))
+    assert read.updated == ""
+
+
+def test_a_duplicate_does_not_make_a_saga_look_as_if_it_had_moved() -> None:
+    (read,) = unpacked(a_change(a_saga(a_reply("Reserve_ok", 1)), a_reply("Reserve_ok", 1)))
+    assert pairs(read.hash) == {"duplicates": 1, "version": 4}
+    assert read.timer == str(EARLIER_MS + TIMEOUT_MS)
+
+
+def test_a_duplicate_does_not_make_a_saga_end_once_more() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_ok", 2))
+    (read,) = unpacked(a_change(saga, a_reply("Charge_ok", 2)))
+    assert pairs(read.hash) == {"duplicates": 1, "version": 4}
+    assert read.timer == ""
+
+
+def test_a_parked_saga_needs_no_attention_until_a_person_acts() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_failed", 2))
+    (read,) = unpacked(a_change(saga, a_reply("Release_failed", 1)))
+    assert read.timer == "+inf"
+    assert [append.fields["kind"] for append in read.appends] == ["parked"]
+
+
+def test_a_saga_that_goes_on_after_it_was_parked_needs_attention_again() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), a_reply("Charge_failed", 2), a_reply("Release_failed", 1))
+    assert saga.parked is not None
+    asked = Intervene(verb=Verb.RETRY, saga_id="saga42", reason="as agreed", request_id="op-1")
+    (read,) = unpacked(a_change(saga, asked))
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
+    assert [append.stream for append in read.appends] == [keys.commands("inventory"), keys.EVENTS]
+    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
+
+
+def test_a_saga_that_is_to_be_sent_again_needs_attention_then() -> None:
+    unknown = Reply(type="Reserve_failed", saga_id="saga42", step=1, unknown=True)
+    change = a_change(a_saga(), unknown)
+    again_ms = known(change.after).send_again_ms
+    assert again_ms is not None
+    assert again_ms > NOW_MS
+    (read,) = unpacked(change)
+    assert (read.timer, read.appends) == (str(again_ms), [])
+
+
+def test_a_saga_needs_attention_when_its_deadline_is_if_that_comes_first() -> None:
+    (read,) = unpacked(a_change(None, replace(a_begin(), deadline_ms=5000)))
+    assert read.timer == str(NOW_MS + 5000)
+
+
+def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
+    change = due(a_saga())
+    assert not change.is_empty
+    (read,) = unpacked(change)
+    assert (read.version, read.acknowledged, read.appends) == ("3", [], [])
+    assert read.timer == str(known(change.after).send_again_ms)
+
+
+def due(before: Found, *, now_ms: int = NOW_MS) -> Change:
+    """The time of this saga has come, or so it was thought."""
+    change = Change(saga_id="saga42", before=before, after=before)
+    assert change.is_empty
+    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)))
+    return change
+
+
+def test_a_saga_of_which_nothing_is_due_is_not_committed() -> None:
+    assert due(a_saga(), now_ms=EARLIER_MS).is_empty
+    assert due(CorruptSaga("damaged")).is_empty
+
+
+def test_a_saga_that_is_gone_leaves_the_timers_as_long_as_it_is() -> None:
+    change = due(None)
+    assert not change.is_empty
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.member) == (keys.saga("saga42"), "", "gone", "saga42")
+    assert (read.hash, read.appends, read.acknowledged) == ([], [], [])
+
+
+def test_a_saga_that_is_begun_anew_in_the_turn_in_which_it_was_found_gone_stays() -> None:
+    change = a_change(None, a_begin())
+    change.add(None, decide(change.after, Due(saga_id="saga42"), Moment(now_ms=NOW_MS, published=PUBLISHED)))
+    (read,) = unpacked(change)
+    assert read.timer == str(NOW_MS + TIMEOUT_MS)
+
+
+def test_an_entry_that_changes_nothing_is_to_be_acknowledged_all_the_same() -> None:
+    assert not a_change(a_saga(), a_begin()).is_empty
+    nameless = Change(saga_id=None, before=None, after=None)
+    nameless.add(an_entry(b"5-1"), Decision(state=None, quarantine="not JSON"))
+    assert not nameless.is_empty
+
+
+def test_several_messages_for_one_saga_are_one_change_and_one_version() -> None:
+    (read,) = unpacked(a_change(a_saga(), a_reply("Reserve_ok", 1), a_reply("Charge_ok", 2)))
+    assert pairs(read.hash)["version"] == 4
+    assert pairs(read.hash)["status"] == "COMPLETED"
+    assert [append.stream for append in read.appends] == ["saga:{0}:commands:payment", keys.EVENTS]
+    assert read.acknowledged == [(keys.REPLIES, "1-0"), (keys.REPLIES, "2-0")]
+
+
+def test_a_saga_that_ends_leaves_the_timers_and_tells_its_outcome() -> None:
+    saga = a_saga(a_reply("Reserve_ok", 1), request_id="me-1")
+    (read,) = unpacked(a_change(saga, a_reply("Charge_ok", 2)))
+    assert read.timer == "ended"
+    assert read.appends == [
+        Append(
+            stream=keys.EVENTS,
+            fields={
+                "kind": "outcome",
+                "body": '{"type":"saga_completed","saga_id":"saga42","status":"COMPLETED"}',
+                "saga_id": "saga42",
+                "request_id": "me-1",
+            },
+        )
+    ]
+
+
+def test_a_compensation_carries_the_params_and_the_result_of_its_step_beside_its_body() -> None:
+    (read,) = unpacked(a_change(a_saga(a_reply("Reserve_ok", 1)), a_reply("Charge_failed", 2)))
+    assert read.appends == [
+        Append(
+            stream="saga:{0}:commands:inventory",
+            fields={
+                "body": '{"type":"Release","saga_id":"saga42","step":1,"compensating":true}',
+                "attempt": 1,
+                "begun_ms": EARLIER_MS,
+                "retried": 1,
+                "params": '{"sku":"abc123"}',
+                "result": '{"id":"r1"}',
+            },
+        )
+    ]
+
+
+def test_a_compensation_of_a_step_without_a_result_carries_none() -> None:
+    saga = a_saga(Reply(type="Reserve_ok", saga_id="saga42", step=1))
+    (read,) = unpacked(a_change(saga, a_reply("Charge_failed", 2)))
+    assert "result" not in read.appends[0].fields
+
+
+def test_traced_commands_and_replies_name_their_service() -> None:
+    (read,) = unpacked(a_change(a_saga(trace=True), a_reply("Reserve_ok", 1)))
+    events = [append.fields for append in read.appends if append.stream == keys.EVENTS]
+    assert [(event["kind"], event["service"]) for event in events] == [("reply", "inventory"), ("command", "payment")]
+
+
+def test_a_message_that_changes_nothing_is_acknowledged_and_the_saga_must_still_be_the_same() -> None:
+    (read,) = unpacked(a_change(a_saga(version=3), a_begin()))
+    assert (read.version, read.timer, read.hash, read.appends) == ("3", "", [], [])
+    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
+
+
+def test_a_reply_for_no_saga_is_quarantined_as_long_as_there_is_none() -> None:
+    (read,) = unpacked(a_change(None, a_reply("Reserve_ok", 1)))
+    assert (read.key, read.version, read.timer, read.hash) == ("saga:{0}:saga:saga42", "", "", [])
+    assert read.appends == [
+        Append(
+            stream=keys.QUARANTINE,
+            fields={
+                "reason": "there is no saga saga42",
+                "stream": keys.REPLIES,
+                "entry_id": "1-0",
+                "body": "{}",
+                "fields": '{"unknown": "1"}',
+            },
+        )
+    ]
+    assert read.acknowledged == [(keys.REPLIES, "1-0")]
+
+
+def test_an_entry_that_names_no_saga_is_compared_with_none() -> None:
+    change = Change(saga_id=None, before=None, after=None)
+    change.add(an_entry(b"5-1", keys.REQUESTS), Decision(state=None, quarantine="not JSON"))
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.member, read.hash) == (None, "", "", "", [])
+    assert [append.fields["reason"] for append in read.appends] == ["not JSON"]
+    assert read.acknowledged == [(keys.REQUESTS, "5-1")]
+
+
+def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
+    change = a_change(CorruptSaga("damaged"), a_reply("Reserve_ok", 1))
+    assert change.key is None
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.hash) == (None, "", "", [])
+    assert [append.fields["reason"] for append in read.appends] == ["damaged"]
+    assert _CommitArguments([change], NOW_MS, KEPT_MS).keys == [
+        keys.TIMERS,
+        keys.ENDED,
+        keys.EVENTS,
+        keys.QUARANTINE,
+        keys.REPLIES,
+    ]
+
+
+def test_a_change_names_the_hash_that_is_compared() -> None:
+    assert Change(saga_id="saga42", before=None, after=None).key == keys.saga("saga42")
+    assert a_change(a_saga(), a_reply("Reserve_ok", 1)).key == keys.saga("saga42")
+    assert Change(saga_id=None, before=None, after=None).key is None
+
+
+def test_the_refusal_of_a_saga_that_cannot_be_read_is_told_and_nothing_is_written() -> None:
+    (read,) = unpacked(a_change(CorruptSaga("damaged"), a_begin(request_id="me-1")))
+    assert (read.key, read.timer, read.hash) == (None, "", [])
+    assert read.appends == [
+        Append(
+            stream=keys.EVENTS,
+            fields={
+                "kind": "refused",
+                "body": '{"type":"error","code":13,"text":"damaged"}',
+                "saga_id": "saga42",
+                "request_id": "me-1",
+            },
+        )
+    ]
+
+
+def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
+    nameless = Change(saga_id=None, before=None, after=None)
+    nameless.add(an_entry(b"9-0"), Decision(state=None, quarantine="not JSON"))
+    damaged = a_change(CorruptSaga("damaged"), a_reply("Reserve_ok", 1, "damaged"), saga_id="damaged")
+    begins = [a_change(None, a_begin(f"saga{n}"), saga_id=f"saga{n}") for n in range(3)]
+    read = unpacked(begins[0], nameless, begins[1], damaged, begins[2])
+    assert [change.key for change in read] == [keys.saga("saga0"), None, keys.saga("saga1"), None, keys.saga("saga2")]
+    for change in (read[0], read[2], read[4]):
+        assert [append.stream for append in change.appends] == [keys.commands("inventory")]
+    assert _CommitArguments(begins, NOW_MS, KEPT_MS).keys == [
+        keys.TIMERS,
+        keys.ENDED,
+        keys.EVENTS,
+        keys.commands("inventory"),
+        keys.REQUESTS,
+        *(keys.saga(f"saga{n}") for n in range(3)),
+    ]

@@ -1,0 +1,436 @@
+"""What a service does with the commands in hand."""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import orjson
+import pytest
+import redis
+from msgspec.structs import replace
+
+from sagastream.broker.connection import Broker
+from sagastream.broker.group_reader import Entry
+from sagastream.core import backoff, service_rules
+from sagastream.core.messages import Command, Reply
+from sagastream.core.service_rules import TRIES
+from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
+from sagastream.errors import Reject
+from sagastream.service.declaration import Context, Handler, Service
+from sagastream.service.inbox import CommandInbox, Delivery, _Answer
+from sagastream.service.runner import GRACE_S, ServiceRunner
+from sagastream.store import keys
+from sagastream_bridge.commands.main import cli
+from support.waiting import until
+
+
+def a_command(*, compensating: bool = False, not_after_ms: int | None = None) -> Command:
+    return Command(
+        service="payment",
+        type="Refund" if compensating else "Charge",
+        saga_id="saga42",
+        step=2,
+        params=b'{"n":18446744073709551615}',
+        compensating=compensating,
+        attempt=3,
+        begun_ms=5,
+        not_after_ms=not_after_ms,
+    )
+
+
+# --- handlers that raise
+
+
+#: The time by the broker's clock, about, in these tests.
+NOW_MS = 1_700_000_000_000
+
+
+class Post(CommandInbox):
+    """An inbox that is handed its commands, and keeps the answers that are sent; `overrules`: those that the broker
+    overrules, by the number of the entry."""
+
+    def __init__(self, *commands: Command, again: bool = False, overrules: tuple[int, ...] = ()) -> None:
+        self._unread = [
+            Delivery.of(
+                Entry(stream=keys.commands("payment"), id=b"%d-0" % number, fields={}, again=again),
+                command,
+            )
+            for number, command in enumerate(commands, 1)
+        ]
+        self._overrules = {b"%d-0" % number for number in overrules}
+        self._lock = threading.Lock()
+        self._answers = []
+        self._ahead_ms = NOW_MS - time.monotonic() * 1000
+        self.heard = time.monotonic()
+        self.sent: list[tuple[bytes, Reply, str]] = []
+        self.renewed: list[bytes] = []
+        self.handed_back: list[bytes] = []
+        self.counts: list[int] = []  # how many were asked for
+
+    def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
+        self.counts.append(count)
+        if not self._unread:
+            time.sleep(block_ms / 1000)
+        read, self._unread = self._unread[:count], self._unread[count:]
+        return read
+
+    def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
+        overruled = []
+        for answer in self._answers:
+            assert isinstance(answer, _Answer)
+            if answer.entry.id in self._overrules:
+                self._overrules.discard(answer.entry.id)
+                overruled.append((answer.delivery, answer.reply))
+            else:
+                self.sent.append((answer.entry.id, answer.reply, answer.kind))
+        self._answers = []
+        return overruled
+
+    def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
+        (self.handed_back if idle_ms else self.renewed).extend(ids)
+        return list(ids)
+
+    def _count(self, delivery: Delivery, what: str) -> int:
+        return 1
+
+
+def a_service(
+    handler: Handler, *, undo: Handler | None = None, concurrency: int = 1, limit: int | None = None
+) -> Service:
+    service = Service("payment", concurrency=concurrency)
+    service.command("Charge", compensation="Refund" if undo else None, concurrency=limit)(handler)
+    if undo is not None:
+        service.compensation("Refund")(undo)
+    return service
+
+
+class Nowhere:
+    """As much of a broker as a runner takes that is never run."""
+
+    client = redis.Redis()  # which connects to nothing before it is used
+
+
+def a_runner(service: Service, post: Post) -> ServiceRunner:
+    runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
+    runner._inbox = runner._keeper._inbox = runner._outcomes._inbox = post
+    return runner
+
+
+def handled(
+    handler: Handler, *commands: Command, undo: Handler | None = None, **options: Any
+) -> list[tuple[bytes, Reply, str]]:
+    """The answers to these commands, in one batch: the entry, the reply and its kind."""
+    post = Post(*commands, **options)
+    runner = a_runner(a_service(handler, undo=undo), post)
+    runner._pace_s = 0.001
+
+    def through() -> bool:
+        runner.turn(block_ms=1)
+        return not (post._unread or runner._hand._begun() or runner._hand._waiting)
+
+    until(through, what="all is through")
+    return post.sent
+
+
+def reply_of(handler: Handler, command: Command | None = None) -> Reply:
+    """The reply, of which there is one."""
+    [(_, reply, _)] = handled(handler, command or a_command())
+    return reply
+
+
+class Raising:
+    """A handler that raises these, one after the other, and then succeeds."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.left = list(errors)
+        self.calls = 0
+
+    def __call__(self, params: Any, context: Context) -> str:
+        self.calls += 1
+        if self.left:
+            raise self.left.pop(0)
+        return "done"
+
+
+def test_a_handler_that_raises_is_called_again_after_a_while() -> None:
+    handler = Raising(ValueError("once"), ValueError("twice"))
+    began = time.monotonic()
+    assert reply_of(handler) == Reply(type="Charge_ok", saga_id="saga42", step=2, result=b'"done"', attempt=3)
+    assert time.monotonic() - began >= backoff.delay(1) + backoff.delay(2)
+
+
+def test_while_a_handler_rests_that_has_raised_others_are_called() -> None:
+    calls: list[str] = []
+
+    def handle(params: Any, context: Context) -> None:
+        calls.append(context.saga_id)
+        if calls == ["saga42"]:
+            raise ValueError("once")
+
+    others = [replace(a_command(), saga_id=f"other{number}") for number in range(3)]
+    handled(handle, a_command(), *others)
+    assert calls == ["saga42", "other0", "other1", "other2", "saga42"]
+
+
+def test_a_handler_that_raises_at_every_try_leaves_the_outcome_unknown() -> None:
+    handler = Raising(*[ValueError(f"try {n}") for n in range(1, TRIES + 2)])
+    reply = reply_of(handler)
+    assert reply == Reply(
+        type="Charge_failed", saga_id="saga42", step=2, error=b'"ValueError: try 3"', unknown=True, attempt=3
+    )
+    assert handler.calls == TRIES
+
+
+def test_a_handler_that_exits_is_one_that_raises() -> None:
+    assert reply_of(Raising(SystemExit(0))).type == "Charge_ok"
+    reply = reply_of(Raising(*[SystemExit("no configuration")] * TRIES))
+    assert (reply.type, reply.error, reply.unknown) == ("Charge_failed", b'"SystemExit: no configuration"', True)
+
+
+def test_whoever_interrupts_the_process_does_so() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        reply_of(Raising(KeyboardInterrupt()))
+
+
+def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds() -> None:
+    def handle(params: Any, context: Context) -> None:
+        calls.append(context.saga_id)
+        runner._stop.set()
+        raise ValueError("once")
+
+    calls: list[str] = []
+    post = Post(a_command(), replace(a_command(), saga_id="other"))
+    runner = a_runner(a_service(handle), post)
+    runner._pace_s = 0.001
+    runner.turn(block_ms=1)
+    runner._keeper.turn()
+    assert calls == ["saga42"]
+    assert sorted(post.handed_back) == [b"1-0", b"2-0"]
+    assert post.sent == []
+
+
+def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None:
+    class Cut(Post):
+        cuts = 1
+
+        def take_up(self, delivery: Delivery) -> Reply | None:
+            if self.cuts:
+                self.cuts -= 1
+                raise redis.ConnectionError("cut")
+            return service_rules.gave_up(delivery.command, service_rules.MAX_TAKEOVERS)
+
+    handler = Raising()
+    runner = a_runner(a_service(handler), post := Cut(a_command()))
+    with pytest.raises(redis.ConnectionError):
+        runner.turn(block_ms=1)
+    runner.turn(block_ms=1)  # of another thread: this one would read it anew
+    assert handler.calls == 0
+    assert [reply.unknown for _, reply, _ in post.sent] == [True]
+
+
+@pytest.mark.parametrize("outcome", ["done", Reject("no"), math.nan])
+def test_a_process_that_is_to_stop_still_answers_what_runs(outcome: object) -> None:
+    def handle(params: Any, context: Context) -> object:
+        runner._stop.set()
+        if isinstance(outcome, Reject):
+            raise outcome
+        return outcome
+
+    post = Post(a_command())
+    runner = a_runner(a_service(handle), post)
+    runner.turn(block_ms=1)
+    assert len(post.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [redis.ConnectionError("gone"), redis.TimeoutError("slow"), redis.ResponseError("MISCONF no disk")],
+)
+def test_a_handler_that_cannot_reach_its_data_is_called_until_it_can(
+    error: redis.RedisError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = Raising(*[error] * (TRIES + 1))
+    assert reply_of(handler).type == "Charge_ok"
+    assert handler.calls == TRIES + 2
+    # That is told once, not at each try.
+    assert capsys.readouterr().err.count("cannot reach its data") == 1
+
+
+@pytest.mark.parametrize("error", [redis.ResponseError("WRONGTYPE it is a list"), redis.AuthenticationError("no")])
+def test_an_error_of_the_broker_that_is_no_outage_counts_as_any_other(error: redis.RedisError) -> None:
+    assert reply_of(Raising(*[error] * TRIES)).unknown
+
+
+@pytest.mark.parametrize("result", [math.nan, {1, 2}, object(), "x" * (MAX_PAYLOAD_BYTES + 1)])
+def test_a_handler_whose_result_is_no_json_is_not_called_again(
+    result: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def handle(params: Any, context: Context) -> object:
+        calls.append(params)
+        return result
+
+    reply = reply_of(handle)
+    assert (reply.type, reply.unknown, len(calls)) == ("Charge_failed", True, 1)
+    assert orjson.loads(reply.error or b"").startswith("the result of Charge is unusable: ")
+    assert "the outcome of step" in capsys.readouterr().err
+
+
+def test_a_rejection_is_final() -> None:
+    handler = Raising(Reject("no"))
+    reply = reply_of(handler)
+    assert (reply.type, reply.error, reply.unknown, handler.calls) == ("Charge_failed", b'"no"', False, 1)
+
+
+def test_a_command_that_the_service_does_not_have_fails_and_has_no_effect() -> None:
+    reply = reply_of(Raising(), a_command(compensating=True))
+    assert (reply.type, reply.unknown) == ("Refund_failed", False)
+    assert orjson.loads(reply.error or b"") == "unknown_command: service payment has no compensation Refund"
+
+
+def test_what_a_handler_raises_is_told_on_stderr_and_cannot_act_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reply_of(Raising(*[ValueError("\x1b[2J\u202e")] * TRIES))
+    lines = capsys.readouterr().err.splitlines()
+    assert "Charge of saga saga42, step 2, raised ValueError" in lines[0]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_an_error_whose_text_has_a_lone_surrogate_does_not_end_the_service() -> None:
+    # As the name of a file that is no UTF-8 has.
+    reply = reply_of(Raising(*[FileNotFoundError("caf\udce9.txt")] * TRIES))
+    assert reply.unknown
+
+
+# --- commands that come too late
+
+
+def test_a_command_that_nobody_waits_for_any_more_is_not_begun() -> None:
+    handler = Raising()
+    late = a_command(not_after_ms=NOW_MS - 60_000)
+    [(_, first, first_kind)] = handled(handler, late)
+    [(_, second, second_kind)] = handled(handler, late, again=True)
+    assert handler.calls == 0
+    for reply in (first, second):
+        assert (reply.type, reply.unknown, reply.attempt) == ("Charge_failed", True, 3)
+        assert "too late, and was not begun" in (reply.error or b"").decode()
+    # Only of one that somebody may have begun before anything is in doubt.
+    assert (first_kind, second_kind) == ("final", "unknown")
+
+
+def test_a_command_that_is_still_waited_for_is_begun() -> None:
+    handler = Raising()
+    assert reply_of(handler, a_command(not_after_ms=NOW_MS + 60_000)).type == "Charge_ok"
+    assert reply_of(handler, a_command(not_after_ms=None)).type == "Charge_ok"
+    assert handler.calls == 2
+
+
+def test_a_command_that_was_begun_and_rests_is_not_begun_again_too_late() -> None:
+    handler = Raising(redis.ConnectionError("gone"), redis.ConnectionError("gone"))
+    [(_, reply, kind)] = handled(handler, a_command(not_after_ms=NOW_MS + 20))
+    assert handler.calls == 1
+    assert (reply.unknown, kind) == (True, "unknown")
+
+
+# --- commands whose step has failed, or was undone meanwhile
+
+
+class Undoing(Raising):
+    """A handler that also keeps what it was told."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        super().__init__(*errors)
+        self.told: list[tuple[Any, Context]] = []
+
+    def __call__(self, params: Any, context: Context) -> str:
+        self.told.append((params, context))
+        return super().__call__(params, context)
+
+
+def overruled(handler: Handler, undo: Handler | None = None) -> list[tuple[bytes, Reply, str]]:
+    """What is answered in the end to a command that was overruled when its handler had run."""
+    return handled(handler, a_command(), undo=undo, overrules=(1,))
+
+
+REFUSED = [(b"1-0", service_rules.refusal(a_command()), "final")]
+
+
+def test_what_must_not_have_been_done_is_undone_and_then_refused_for_good() -> None:
+    undo = Undoing()
+    assert overruled(Raising(), undo) == REFUSED
+    ((params, context),) = undo.told
+    assert params == {"n": 2**64 - 1}
+    # A key of its own: under the usual one the step's compensation has run, and has found nothing.
+    assert (context.key, context.transaction_key) == ("saga42/2/compensation/1-0", "saga42/2/transaction")
+    assert context.result == "done"
+
+
+def test_what_may_have_been_done_is_undone_without_a_result() -> None:
+    undo = Undoing()
+    assert overruled(Raising(*[ValueError("after the effect")] * TRIES), undo) == REFUSED
+    assert [context.result for _, context in undo.told] == [None]
+
+
+def test_what_needs_no_undoing_is_refused_at_once() -> None:
+    handler = Raising()
+    assert overruled(handler) == REFUSED
+    assert handler.calls == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("raised"), redis.ConnectionError("gone")])
+def test_an_undo_that_raises_is_tried_again(error: Exception) -> None:
+    undo = Undoing(error, error)
+    assert overruled(Raising(), undo) == REFUSED
+    assert undo.calls == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("always"), Reject("no")])
+def test_a_command_whose_undo_does_not_succeed_is_not_answered(error: Exception) -> None:
+    assert overruled(Raising(), Undoing(*[error] * TRIES)) == []
+
+
+def test_the_command_line_grants_the_grace_that_the_runner_does() -> None:
+    [grace] = [option.default for option in cli.commands["service"].params if option.name == "grace"]
+    assert grace == GRACE_S
+
+
+# --- a batch of commands
+
+
+def answers(handler: Handler, *commands: Command) -> list[tuple[int | None, str]]:
+    """The attempt that each answer is to, and its kind, in the order of the commands."""
+    return [(reply.attempt, kind) for _, reply, kind in sorted(handled(handler, *commands), key=lambda one: one[0])]
+
+
+def attempts(*not_after_ms: int | None, retried: bool = False) -> list[Command]:
+    """Attempts of one command, from the first on."""
+    return [
+        replace(a_command(not_after_ms=ms), attempt=number, retried=retried)
+        for number, ms in enumerate(not_after_ms, 1)
+    ]
+
+
+def test_a_command_that_comes_twice_in_one_batch_is_done_once_and_both_are_answered() -> None:
+    handler = Raising()
+    assert answers(handler, *attempts(None, None)) == [(1, "ok"), (2, "ok")]
+    assert handler.calls == 1
+    refusing = Raising(Reject("no"))
+    assert answers(refusing, *attempts(None, None)) == [(1, "failed"), (2, "failed")]
+    assert refusing.calls == 1
+
+
+def test_an_attempt_that_is_in_time_is_made_where_an_earlier_one_in_its_batch_came_too_late() -> None:
+    # A service that was away finds all of them at once when it comes back.
+    handler = Raising()
+    late, in_time = NOW_MS - 60_000, NOW_MS + 60_000
+    assert answers(handler, *attempts(late, late, in_time)) == [(1, "final"), (2, "final"), (3, "ok")]
+    assert handler.calls == 1
+
+
+def test_a_later_attempt_is_made_where_an_earlier_one_in_its_batch_was_no_last_word() -> None:
+    assert answers(Raising(*[ValueError()] * TRIES), *attempts(None, None)) == [(1, "unknown"), (2, "ok")]
+    assert answers(Raising(Reject("busy")), *attempts(None, None, retried=True)) == [(1, "unknown"), (2, "ok")]

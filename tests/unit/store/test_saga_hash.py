@@ -1,0 +1,526 @@
+"""A saga's hash says all of a saga, whatever was written before it; a damaged one is told from a whole one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import fields, replace
+
+from sagastream.core.decision import decide
+from sagastream.core.messages import Due, Intervene, Verb
+from sagastream.core.moves import Moment
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus, protocol_view
+from sagastream.core.steps import (
+    AS_PUBLISHED,
+    ATTEMPTS,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_TIMEOUT_MS,
+    PERSISTENT_ATTEMPTS,
+    StepDefinition,
+    StepKind,
+)
+from sagastream.core.strict_json import encode
+from sagastream.errors import CorruptSaga
+from sagastream.store import saga_hash
+from sagastream.store.saga_hash import changed_fields, iso, read
+
+NAMES = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
+#: From 1970 to 2096, in milliseconds.
+TIMES = st.integers(0, 4_000_000_000_000)
+PAYLOADS = st.sampled_from([b"null", b"1", b"18446744073709551615", b'"\xc3\xbc"', b'{"a":[1.5,true,{}]}', b'""'])
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
+
+DEFINITIONS = st.builds(
+    StepDefinition,
+    transaction=NAMES,
+    service=NAMES,
+    params=PAYLOADS,
+    compensation=st.just(AS_PUBLISHED) | st.none() | NAMES,
+    kind=st.sampled_from(StepKind),
+    timeout_ms=st.just(60_000) | st.integers(1, MAX_TIMEOUT_MS),
+    attempts=st.sampled_from([ATTEMPTS, PERSISTENT_ATTEMPTS]) | st.integers(1, MAX_ATTEMPTS),
+    compensation_attempts=st.sampled_from([ATTEMPTS, PERSISTENT_ATTEMPTS]) | st.integers(1, MAX_ATTEMPTS),
+    backoff_ms=st.just(1000) | st.integers(1, MAX_BACKOFF_MS),
+    retry_failed=st.booleans(),
+)
+
+
+def _sent(step: Step) -> Step:
+    """The same step, sent as often as its times allow: what was sent has a time, and what has one was sent."""
+    attempt = 0 if step.sent_ms is None else max(1, step.attempt)
+    compensation_attempt = 0 if step.compensation_sent_ms is None else max(1, step.compensation_attempt)
+    return replace(step, attempt=attempt, compensation_attempt=compensation_attempt)
+
+
+COUNTS = st.integers(0, 3) | st.integers(0, 10**6)
+STEPS = st.builds(
+    Step,
+    definition=DEFINITIONS,
+    status=st.sampled_from(StepStatus),
+    attempt=COUNTS,
+    sent_ms=st.none() | TIMES,
+    answered_ms=st.none() | TIMES,
+    result=st.none() | PAYLOADS,
+    error=st.none() | PAYLOADS,
+    unknown=st.booleans(),
+    late_ms=st.none() | TIMES,
+    compensation=st.none() | NAMES,
+    compensation_attempt=COUNTS,
+    compensation_sent_ms=st.none() | TIMES,
+    compensation_answered_ms=st.none() | TIMES,
+    compensation_error=st.none() | PAYLOADS,
+    tried_before=COUNTS,
+    skipped=st.booleans(),
+).map(_sent)
+INTERVENTIONS = st.builds(
+    Intervention, verb=st.sampled_from(["cancel", "retry"]), reason=TEXTS, at_ms=TIMES, request_id=st.none() | NAMES
+)
+
+
+@st.composite
+def states(draw: st.DrawFn, steps: Sequence[Step] | None = None) -> SagaState:
+    """Any state, also one that no saga can come to: what the hash keeps must not hang on what it means."""
+    steps = tuple(steps or draw(st.lists(STEPS, min_size=1, max_size=4)))
+    return draw(
+        st.builds(
+            SagaState,
+            saga_id=st.just("saga42"),
+            status=st.sampled_from(SagaStatus),
+            current_step=st.integers(1, len(steps)),
+            steps=st.just(steps),
+            compensating_steps=st.lists(st.integers(1, len(steps)), unique=True).map(tuple),
+            reason=st.none() | TEXTS,
+            parked=st.none() | TEXTS,
+            cancelling=st.none() | TEXTS,
+            times_out_ms=st.none() | TIMES,
+            send_again_ms=st.none() | TIMES,
+            deadline_ms=st.none() | TIMES,
+            interventions=st.lists(INTERVENTIONS, max_size=3).map(tuple),
+            duplicates=st.integers(0, 10**6),
+            begun_ms=TIMES,
+            updated_ms=TIMES,
+            request_id=st.none() | NAMES,
+            trace=st.booleans(),
+        )
+    )
+
+
+@st.composite
+def successors(draw: st.DrawFn) -> tuple[SagaState, SagaState]:
+    """A state and one that may follow on it: of the same steps, some of them as they were and some not."""
+    before = replace(draw(states()), version=7)
+    steps = [
+        earlier if draw(st.booleans()) else replace(draw(STEPS), definition=earlier.definition)
+        for earlier in before.steps
+    ]
+    return before, replace(draw(states(steps)), version=7)
+
+
+def written(words: Sequence[str | bytes | int], onto: Mapping[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+    """The hash after HSET with these words, as HGETALL answers it."""
+    raw = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return dict(onto or {}) | dict(zip(raw[::2], raw[1::2], strict=True))
+
+
+def a_saga() -> SagaState:
+    """A saga that is parked in the middle of its undo, with a value in every field."""
+    definition = StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}')
+    charge = StepDefinition(
+        transaction="Charge",
+        service="payment",
+        params=b"null",
+        compensation="Refund",
+        kind=StepKind.PIVOT,
+        timeout_ms=250,
+        attempts=1,
+        compensation_attempts=2,
+        backoff_ms=7,
+        retry_failed=True,
+    )
+    mail = StepDefinition(transaction="Mail", service="mail", params=b"[]", compensation=None)
+    return SagaState(
+        saga_id="saga42",
+        status=SagaStatus.COMPENSATING,
+        current_step=1,
+        steps=(
+            Step(
+                definition=definition,
+                status=StepStatus.COMPLETED,
+                attempt=2,
+                sent_ms=1_700_000_000_001,
+                answered_ms=1_700_000_000_002,
+                result=b'{"id":"r1"}',
+                compensation="Release",
+                compensation_attempt=10,
+                compensation_sent_ms=1_700_000_000_005,
+                compensation_answered_ms=1_700_000_000_006,
+                compensation_error=b'"closed"',
+                tried_before=1,
+            ),
+            Step(
+                definition=charge,
+                status=StepStatus.FAILED,
+                attempt=1,
+                sent_ms=1_700_000_000_002,
+                answered_ms=1_700_000_000_003,
+                error=b'"no"',
+                unknown=True,
+                late_ms=1_700_000_000_004,
+                compensation="Refund",
+                compensation_attempt=1,
+                skipped=True,
+                compensation_sent_ms=1_700_000_000_003,
+            ),
+            Step(definition=mail),
+        ),
+        compensating_steps=(2, 1),
+        reason="Step 2 failed: no",
+        parked="Release of step 1 failed: closed",
+        cancelling="the deadline has passed",
+        times_out_ms=1_700_000_060_005,
+        send_again_ms=1_700_000_000_007,
+        deadline_ms=1_700_000_000_004,
+        interventions=(
+            Intervention(verb="retry", reason="open again", at_ms=1_700_000_000_005, request_id="op-1"),
+            Intervention(verb="cancel", reason="came too late", at_ms=1_700_000_000_006),
+        ),
+        duplicates=3,
+        begun_ms=1_700_000_000_000,
+        updated_ms=1_700_000_000_006,
+        request_id="me-1",
+        trace=True,
+    )
+
+
+HASH = written(changed_fields(None, a_saga()))
+#: Without these there is no saga to speak of; all others may be missing.
+NEEDED = [b"status", b"current_step", b"begun_at", b"updated_at", b"version"] + [
+    b"step%d.%s" % (number, name) for number in (1, 2, 3) for name in (b"transaction", b"service", b"params", b"status")
+]
+
+
+# --- there and back
+
+
+def test_the_saga_of_these_tests_has_a_value_in_every_field() -> None:
+    saga = a_saga()
+    usual = SagaState(saga_id="", status=SagaStatus.PENDING, current_step=0, steps=(), begun_ms=0, updated_ms=0)
+    for field in fields(SagaState):
+        assert field.name == "version" or getattr(saga, field.name) != getattr(usual, field.name)
+    unsaid = Step(definition=StepDefinition(transaction="", service="", params=b""))
+    for field in fields(Step):
+        assert any(getattr(step, field.name) != getattr(unsaid, field.name) for step in saga.steps)
+    for field in fields(StepDefinition):
+        definition = saga.steps[1].definition
+        assert getattr(definition, field.name) != getattr(unsaid.definition, field.name)
+
+
+@given(states())
+def test_a_state_that_was_written_is_read_back(state: SagaState) -> None:
+    assert read("saga42", written(changed_fields(None, state))) == replace(state, version=1)
+
+
+@given(successors())
+def test_writing_only_what_changed_leads_to_the_same_as_writing_all(pair: tuple[SagaState, SagaState]) -> None:
+    before, after = pair
+    whole = written(changed_fields(None, before)) | {b"version": b"7"}
+    assert read("saga42", written(changed_fields(before, after), onto=whole)) == replace(after, version=8)
+
+
+@given(successors())
+def test_nothing_is_written_that_stands_there_already(pair: tuple[SagaState, SagaState]) -> None:
+    before, after = pair
+    whole = written(changed_fields(None, before)) | {b"version": b"7"}
+    for name, value in written(changed_fields(before, after)).items():
+        # What it waits for is not put into words twice, to be compared, where the saga has moved.
+        assert whole.get(name) != value or (name == b"waiting_for" and before.updated_ms != after.updated_ms)
+
+
+def test_the_columns_stand_in_the_order_of_what_they_hold() -> None:
+    assert tuple(column.attribute for column in saga_hash._SAGA) == SagaState.__struct_fields__[2:-1]
+    assert tuple(column.attribute for column in saga_hash._STEP) == Step.__struct_fields__[1:]
+
+
+def test_a_state_that_is_the_same_writes_nothing() -> None:
+    state = a_saga()
+    assert changed_fields(state, state) == []
+    assert changed_fields(None, None) == []
+
+
+def test_one_more_duplicate_writes_its_count_and_the_version_alone() -> None:
+    before = replace(a_saga(), version=4)
+    assert written(changed_fields(before, replace(before, duplicates=4))) == {
+        b"duplicates": b"4",
+        b"version": b"5",
+    }
+
+
+def test_the_first_version_is_1() -> None:
+    assert HASH[b"version"] == b"1"
+
+
+def test_what_no_longer_holds_is_emptied_rather_than_deleted() -> None:
+    before = replace(a_saga(), version=4)
+    after = replace(
+        before, parked=None, cancelling=None, times_out_ms=None, send_again_ms=None, reason=None, interventions=()
+    )
+    emptied = written(changed_fields(before, after))
+    assert emptied == {
+        b"parked": b"",
+        b"cancelling": b"",
+        b"times_out_at": b"",
+        b"send_again_at": b"",
+        b"reason": b"",
+        b"interventions": b"",
+        b"waiting_for": after.waiting_for.encode(),
+        b"version": b"5",
+    }
+    whole = written(changed_fields(None, before)) | {b"version": b"4"}
+    assert read("saga42", whole | emptied) == replace(after, version=5)
+
+
+def test_an_error_is_emptied_once_its_step_was_done() -> None:
+    before = replace(a_saga(), version=4)
+    done = replace(before.steps[1], error=None, unknown=False, status=StepStatus.COMPLETED)
+    after = replace(before, steps=(before.steps[0], done, before.steps[2]))
+    assert written(changed_fields(before, after)) == {
+        b"step2.error": b"",
+        b"step2.unknown": b"",
+        b"step2.status": b"COMPLETED",
+        b"version": b"5",
+    }
+
+
+@given(states())
+def test_nothing_that_is_as_usual_takes_up_a_field(state: SagaState) -> None:
+    assert b"" not in written(changed_fields(None, state)).values()
+
+
+# --- what a person sees
+
+
+def test_a_hash_reads_as_an_answer_to_where_the_saga_is_and_why() -> None:
+    seen = {name.decode(): value.decode() for name, value in HASH.items()}
+    assert seen["status"] == "COMPENSATING"
+    assert seen["waiting_for"] == "a person, it is parked"
+    assert seen["reason"] == "Step 2 failed: no"
+    assert seen["parked"] == "Release of step 1 failed: closed"
+    assert seen["current_step"] == "1"
+    assert seen["compensating_steps"] == "[2,1]"
+    assert seen["begun_at"] == "2023-11-14T22:13:20.000Z"
+    assert seen["step1.compensation_answered_at"] == "2023-11-14T22:13:20.006Z"
+    assert seen["step1.undone_by"] == "Release"
+    assert seen["step2.compensation"] == "Refund"
+    assert seen["step3.compensation"] == "(none)"
+    assert seen["step1.compensation_attempt"] == "10"
+    assert seen["step1.compensation_error"] == '"closed"'
+    assert seen["step2.late_at"] == "2023-11-14T22:13:20.004Z"
+    assert (seen["step2.unknown"], seen["step2.skipped"], seen["step2.retry_failed"]) == ("1", "1", "1")
+    assert (seen["step2.kind"], seen["step2.timeout_ms"], seen["step2.attempts"]) == ("pivot", "250", "1")
+    assert seen["deadline_at"] == "2023-11-14T22:13:20.004Z"
+    assert seen["times_out_at"] == "2023-11-14T22:14:20.005Z"
+    assert orjson.loads(seen["interventions"]) == [
+        {"verb": "retry", "reason": "open again", "at": "2023-11-14T22:13:20.005Z", "request_id": "op-1"},
+        {"verb": "cancel", "reason": "came too late", "at": "2023-11-14T22:13:20.006Z", "request_id": None},
+    ]
+    assert not seen.keys() & {"step1.compensation", "step1.kind", "step1.timeout_ms", "step1.unknown", "step2.attempt"}
+    assert "step3.sent_at" not in seen
+
+
+def test_the_hash_of_a_saga_that_has_just_begun_says_no_more_than_there_is_to_say() -> None:
+    step = Step(
+        definition=StepDefinition(transaction="Reserve", service="inventory", params=b"7"), attempt=1, sent_ms=5
+    )
+    saga = SagaState(
+        saga_id="saga42",
+        status=SagaStatus.PENDING,
+        current_step=1,
+        steps=(step,),
+        times_out_ms=60_005,
+        begun_ms=5,
+        updated_ms=5,
+    )
+    assert written(changed_fields(None, saga)) == {
+        b"status": b"PENDING",
+        b"waiting_for": b"inventory to answer Reserve, step 1",
+        b"current_step": b"1",
+        b"steps": b"1",
+        b"begun_at": b"1970-01-01T00:00:00.005Z",
+        b"updated_at": b"1970-01-01T00:00:00.005Z",
+        b"times_out_at": b"1970-01-01T00:01:00.005Z",
+        b"version": b"1",
+        b"step1.transaction": b"Reserve",
+        b"step1.service": b"inventory",
+        b"step1.params": b"7",
+        b"step1.status": b"PENDING",
+        b"step1.sent_at": b"1970-01-01T00:00:00.005Z",
+    }
+
+
+def test_a_retriable_step_with_as_many_attempts_as_is_usual_for_one_says_its_kind_alone() -> None:
+    usual = StepDefinition(
+        transaction="A", service="s", params=b"7", kind=StepKind.RETRIABLE, attempts=PERSISTENT_ATTEMPTS
+    )
+    for definition, told in ((usual, None), (replace(usual, attempts=ATTEMPTS), b"3")):
+        saga = replace(a_saga(), steps=(Step(definition=definition),), current_step=1, compensating_steps=())
+        found = written(changed_fields(None, saga))
+        assert (found[b"step1.kind"], found.get(b"step1.attempts")) == (b"retriable", told)
+        assert read("saga42", found) == replace(saga, version=1)
+
+
+@given(TIMES)
+def test_a_time_is_written_in_utc_with_milliseconds(ms: int) -> None:
+    text = iso(ms)
+    assert text.endswith(f".{ms % 1000:03}Z")
+    assert len(text) == len("2023-11-14T22:13:20.000Z")
+
+
+# --- hashes that are not as they were
+
+
+def test_no_hash_is_no_saga() -> None:
+    assert read("saga42", {}) is None
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_hash_without_a_field_that_it_needs_is_corrupt(name: bytes, empty: bool) -> None:
+    left = HASH | {name: b""} if empty else {key: value for key, value in HASH.items() if key != name}
+    found = read("saga42", left)
+    assert isinstance(found, CorruptSaga)
+    assert str(found).startswith("the hash of saga saga42 is damaged: ")
+
+
+@pytest.mark.parametrize("name", sorted(set(HASH) - set(NEEDED)))
+def test_a_field_that_need_not_be_there_is_missed_as_if_it_were_empty(name: bytes) -> None:
+    missing = read("saga42", {key: value for key, value in HASH.items() if key != name})
+    assert isinstance(missing, SagaState)
+    assert read("saga42", HASH | {name: b""}) == missing
+
+
+@pytest.mark.parametrize("name", sorted(HASH))
+def test_a_hash_without_any_one_field_is_never_worse_than_corrupt(name: bytes) -> None:
+    found = read("saga42", {key: value for key, value in HASH.items() if key != name})
+    assert isinstance(found, SagaState | CorruptSaga)
+
+
+LIMITS = ("timeout_ms", "attempts", "compensation_attempts", "backoff_ms")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("status", b"DONE"),
+        ("status", b""),
+        ("status", b"pending"),
+        ("current_step", b"0"),
+        ("current_step", b"-1"),
+        ("current_step", b"4"),
+        ("current_step", b"one"),
+        ("current_step", b"9" * 5000),
+        ("compensating_steps", b"[2,"),
+        ("duplicates", b"many"),
+        ("cancelling", b"\xff"),
+        ("times_out_at", b"1700000000000"),
+        ("send_again_at", b"soon"),
+        ("deadline_at", b"2023-11-14T22:13:20.004+00:00"),
+        ("version", b""),
+        ("version", b"\xff"),
+        ("begun_at", b"yesterday"),
+        ("updated_at", b""),
+        ("updated_at", b"2023-13-14T22:13:20.000Z"),
+        ("reason", b"\xff"),
+        ("parked", b"\xff"),
+        ("request_id", b"\xff"),
+        ("step1.transaction", b"\xff"),
+        ("step1.service", b"\xff"),
+        ("step1.status", b"DONE"),
+        ("step1.sent_at", b"0"),
+        ("step1.undone_by", b"\xff"),
+        ("step1.undone_by", b"Release it"),
+        ("step1.attempt", b"many"),
+        ("step1.attempt", b"1.5"),
+        ("step1.attempt", b"-1"),
+        ("step1.compensation_attempt", b"many"),
+        ("step1.compensation_attempt", b"-1"),
+        ("step1.tried_before", b"many"),
+        ("step1.tried_before", b"-1"),
+        ("step1.tried_before", b"9" * 5000),
+        ("step1.late_at", b"late"),
+        ("step2.kind", b"PIVOT"),
+        ("step2.kind", b"\xff"),
+        *((f"step2.{name}", value) for name in LIMITS for value in (b"0", b"-1", b"many", b"1e3", b"9" * 20)),
+        ("step2.compensation", b"\xff"),
+        ("step1.compensation_sent_at", b"9" * 400),
+    ],
+)
+def test_a_hash_with_a_garbled_field_is_corrupt(name: str, value: bytes) -> None:
+    found = read("saga42", HASH | {name.encode(): value})
+    assert isinstance(found, CorruptSaga)
+    assert str(found).isprintable()
+
+
+@pytest.mark.parametrize("value", [b"1", b"null", b"true", b'["1"]', b'{"1":2}', b"[9]", b"[0]", b'"21"', b"[null]"])
+def test_a_hash_whose_compensated_steps_are_no_list_of_them_is_corrupt(value: bytes) -> None:
+    assert isinstance(read("saga42", HASH | {b"compensating_steps": value}), CorruptSaga)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"{", b"1", b"null", b"true", b'"retry"', b'""', b"{}", b'{"verb":"retry"}', b"[1]", b"[null]", b'["retry"]'),
+        *(b"[{}]", b"[[]]", b'[{"verb":"retry","reason":"x","at":"2023-11-14T22:13:20.005Z"}]'),
+        b'[{"verb":"retry","reason":"x","at":null,"request_id":null}]',
+        b'[{"verb":"retry","reason":"x","at":"yesterday","request_id":null}]',
+        b'[{"verb":null,"reason":"x","at":"2023-11-14T22:13:20.005Z","request_id":null}]',
+        b'[{"verb":"retry","reason":7,"at":"2023-11-14T22:13:20.005Z","request_id":null}]',
+        b'[{"verb":"retry","reason":"x","at":"2023-11-14T22:13:20.005Z","request_id":7}]',
+    ],
+)
+def test_a_hash_whose_interventions_are_no_list_of_them_is_corrupt(value: bytes) -> None:
+    assert isinstance(read("saga42", HASH | {b"interventions": value}), CorruptSaga)
+
+
+@pytest.mark.parametrize("name", ["step1.params", "step1.result", "step1.compensation_error", "step2.error"])
+@pytest.mark.parametrize("value", [b"\xff", b"{", b"NaN"])
+def test_a_hash_with_a_payload_that_is_no_json_is_corrupt(name: str, value: bytes) -> None:
+    assert isinstance(read("saga42", HASH | {name.encode(): value}), CorruptSaga)
+
+
+@given(
+    name=st.sampled_from(sorted(set(HASH) - {b"compensating_steps"})),
+    value=st.binary(max_size=30)
+    | st.integers().map(lambda number: str(number).encode())
+    | st.sampled_from(sorted(HASH.values()))
+    | st.datetimes().map(lambda time: time.isoformat().encode()),
+)
+def test_a_hash_with_any_one_field_garbled_is_never_worse_than_corrupt(name: bytes, value: bytes) -> None:
+    found = read("saga42", HASH | {name: value})
+    assert isinstance(found, SagaState | CorruptSaga)
+    if isinstance(found, SagaState):  # … and can be decided on, and written
+        moment = Moment(now_ms=1_700_000_000_007, published={})
+        asked = Intervene(verb=Verb.RETRY, saga_id="saga42", reason="x")
+        for event in (asked, Due(saga_id="saga42")):
+            decided = decide(found, event, moment)
+            assert isinstance(decided.state, SagaState)
+            assert changed_fields(found, decided.state) is not None
+
+
+@given(st.dictionaries(st.sampled_from(sorted(HASH)) | st.binary(max_size=8), st.binary(max_size=8), min_size=1))
+def test_a_hash_of_anything_is_corrupt(found: dict[bytes, bytes]) -> None:
+    assert isinstance(read("saga42", found), CorruptSaga)
+
+
+def test_fields_that_nobody_knows_are_left_alone() -> None:
+    assert read("saga42", HASH | {b"note": b"seen by Ann", b"step9x": b"1"}) == replace(a_saga(), version=1)
+
+
+@given(states())
+def test_a_state_that_was_read_back_can_be_shown(state: SagaState) -> None:
+    found: Any = read("saga42", written(changed_fields(None, state)))
+    assert protocol_view(found) == protocol_view(state)
+    assert encode(protocol_view(found))

@@ -1,0 +1,31 @@
+"""Sagas read from the store."""
+
+from collections.abc import Collection
+
+import redis
+
+from sagastream.broker import exchange, wire
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import or_raise
+from sagastream.core.saga import Found
+from sagastream.errors import CorruptSaga
+from sagastream.store import keys, saga_hash
+
+
+def read(client: "redis.Redis", saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
+    """The states of these sagas (None: there is none), and the broker's time in ms; one round trip."""
+    return exchange.run(client, load(saga_ids))
+
+
+def load(saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
+    """See `read`."""
+    commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
+    time, *answers = yield commands
+    states: dict[str, Found] = {}
+    for saga_id, answer in zip(saga_ids, answers, strict=True):
+        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+            states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
+        else:
+            words = iter(or_raise(answer))
+            states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
+    return states, wire.milliseconds(or_raise(time))
