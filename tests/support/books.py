@@ -1,6 +1,6 @@
 """Books that are kept with `Effects`, in any way in which they can be: what tests look at, and real services write.
 
-Real processes run them: `sagastream service support.books:service`, with BOOKS in the environment, which says how and where.
+Real processes run them: `sagastream service support.books:service`. BOOKS in the environment says how and where.
 The book only grows: each effect and each reversal adds an entry. Steps may ask for the process to be killed, or
 stopped, at a named point; once each, so that whoever takes over comes further.
 """
