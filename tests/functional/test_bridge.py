@@ -321,7 +321,7 @@ def reads(client: Any) -> int:
     return int(client.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
 
 
-def test_a_traced_saga_is_told_whole_whoever_awaits_it(talk: Talk, commands: Commands) -> None:
+def test_an_echoed_saga_is_told_whole_whoever_awaits_it(talk: Talk, commands: Commands) -> None:
     talk.finish()
     talk = Talk(commands.start("bridge", "--trace", "--outcomes"))
     for n in range(60):

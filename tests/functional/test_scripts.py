@@ -570,7 +570,7 @@ class Calls:
                 "saga_id": "s1",
                 "steps": [do(1), do(2)],
             },
-            trace=True,
+            echo=True,
         )
         decision = decide(None, begin, Moment(now_ms=1, published={}))
         start = Change(saga_id="s1", before=None, after=None)

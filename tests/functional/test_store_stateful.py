@@ -184,7 +184,7 @@ class Workers(RuleBasedStateMachine):
         request_id = f"r{len(self.appended[keys.EVENTS])}"
         if what == "begin":
             body = {"saga_id": saga_id, "steps": SHAPES[shape]}
-            return parse_begin(body, request_id=request_id, trace=shape == "two")
+            return parse_begin(body, request_id=request_id, echo=shape == "two")
         if what in list(Verb):
             return Intervene(verb=Verb(what), saga_id=saga_id, reason="so", request_id=request_id)
         if what == "due":

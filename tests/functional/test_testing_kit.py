@@ -221,7 +221,7 @@ class Reality:
         body: dict[str, Any] = {"saga_id": "s", "steps": list(self._wanted.steps)}
         if self._wanted.deadline_ms is not None:
             body["deadline_ms"] = self._wanted.deadline_ms
-        append_requests(self._redis, [parse_begin(body, request_id="r", trace=True)])
+        append_requests(self._redis, [parse_begin(body, request_id="r", echo=True)])
         for verb in self._wanted.verbs:
             assert self.client.wait("s", timeout_s=20).parked
             getattr(self.client, verb)("s", "as the test has it", 20)
@@ -324,7 +324,7 @@ class Reality:
 def story(state: SagaState) -> dict[str, Any]:
     """All of a saga but when it was, and who asked."""
     told = structs.asdict(state)
-    for name in ("begun_ms", "updated_ms", "deadline_ms", "request_id", "trace", "version", "duplicates"):
+    for name in ("begun_ms", "updated_ms", "deadline_ms", "request_id", "echo", "version", "duplicates"):
         del told[name]
     told["interventions"] = [(done.verb, done.reason) for done in state.interventions]
     told["steps"] = [

@@ -210,10 +210,10 @@ def given_saga(
     *steps: StepDefinition,
     published: Published = PUBLISHED,
     request_id: str | None = None,
-    trace: bool = False,
+    echo: bool = False,
     deadline_ms: int | None = None,
     jitter: float = 1.0,
 ) -> Story:
     """A saga of these steps has just begun."""
-    begin = Begin(saga_id="saga42", steps=steps, request_id=request_id, trace=trace, deadline_ms=deadline_ms)
+    begin = Begin(saga_id="saga42", steps=steps, request_id=request_id, echo=echo, deadline_ms=deadline_ms)
     return Story(begin, published, jitter)

@@ -131,7 +131,7 @@ def test_the_fields_of_what_is_set_aside_are_all_there() -> None:
 
 def test_the_fields_of_a_request_are_all_there_and_its_example_is_one() -> None:
     [table] = tables("Beginning a saga")
-    begin = parse_begin({"saga_id": "s", "steps": [{"transaction": "T", "service": "s"}]}, request_id="r", trace=True)
+    begin = parse_begin({"saga_id": "s", "steps": [{"transaction": "T", "service": "s"}]}, request_id="r", echo=True)
     assert sorted(first_column(table)) == sorted(begin.fields())
     found = re.search(r"XADD saga:\{0\}:requests '\*' body '(.*?)'\n", DOC, re.DOTALL)
     assert found is not None

@@ -215,7 +215,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
 
 @cli.command()
 @click.option("--outcomes/--no-outcomes", default=None, help="Tell how each saga ended [default: on a terminal].")
-@click.option("--trace", is_flag=True, help="Write out every command and reply too.")
+@click.option("--trace", "echo", is_flag=True, help="Write out every command and reply too.")
 @click.option("--serve", default="", metavar="A,B", help="Services that standard input plays.")
 @click.option(
     "--drain-timeout",
@@ -226,7 +226,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     metavar="SECONDS",
     help="How long to wait at the end of input for the sagas that were begun.",
 )
-def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float) -> None:
+def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) -> None:
     """Speak the stdin protocol: one JSON object a line, in and out.
 
     Without REDIS_URL, and where nothing runs in the home yet, the bridge brings up the broker, a worker and the sample
@@ -243,7 +243,7 @@ def bridge(outcomes: bool | None, trace: bool, serve: str, drain_timeout: float)
 
         if outcomes is None:
             outcomes = os.isatty(0)
-        run = StdinBridge(broker, outcomes=outcomes, trace=trace, serve=names, drain_timeout_s=drain_timeout)
+        run = StdinBridge(broker, outcomes=outcomes, echo=echo, serve=names, drain_timeout_s=drain_timeout)
         call_on_signals(run.stop)
         code = run.run(0)
     sys.exit(code)

@@ -57,7 +57,7 @@ def run() -> None:
     stack = Stack(broker, workers=1, services=tuple(SAMPLES.values()), log_dir=home)
     try:
         for title, body in _SAGAS:
-            begin = parse_begin(body, request_id=uuid.uuid4().hex, trace=True)
+            begin = parse_begin(body, request_id=uuid.uuid4().hex, echo=True)
             click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
             after = last_event(broker.client)
             SagaClient(broker).begin_request(begin)

@@ -48,19 +48,19 @@ class StdinBridge:
         broker: Broker,
         *,
         outcomes: bool = False,
-        trace: bool = False,
+        echo: bool = False,
         serve: Sequence[str] = (),
         drain_timeout_s: float = 4.0,
     ) -> None:
         """
         Args:
             outcomes: tell the end of every saga to who began it.
-            trace: write out every command and reply of the sagas that were begun here.
+            echo: write out every command and reply of the sagas that were begun here.
             serve: services that are played by the lines.
             drain_timeout_s: how long to wait at the end of input for what was begun here.
         """
         self._broker = broker
-        self._trace = trace
+        self._echo = echo
         self._drain_timeout_s = drain_timeout_s
         self._stop = threading.Event()
         self._wake = os.pipe()
@@ -165,7 +165,7 @@ class StdinBridge:
         if line.type in VERBS:
             request = parse_intervene(line.body, request_id=request_id)
         else:
-            request = parse_begin(line.body, request_id=request_id, trace=self._trace)
+            request = parse_begin(line.body, request_id=request_id, echo=self._echo)
         self._watches.add(Watch(caller=line.caller, saga_id=request.saga_id, request=request))
         return request
 

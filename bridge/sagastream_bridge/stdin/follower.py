@@ -66,7 +66,7 @@ class Follower:
             self.after = events[-1].id
         if self._seen and (not events or order(self.after) >= order(self._seen_at)):
             for state in self._seen:
-                self._watches.end_trace(state.saga_id)
+                self._watches.end_echo(state.saga_id)
                 self._ended(state)
             self._seen = []
         if not self._seen and time.monotonic() >= self._check_at:
@@ -90,7 +90,7 @@ class Follower:
 
     def _tell_one(self, fields: dict[bytes, bytes], states: Mapping[str, Found]) -> None:
         kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode(errors="replace")
-        if kind in (b"command", b"reply") and self._watches.traces(saga_id):
+        if kind in (b"command", b"reply") and self._watches.echoes(saga_id):
             self._tell_message(fields, is_reply=kind == b"reply")
         elif kind == b"refused":
             self._tell_refusal(saga_id, fields)
@@ -103,7 +103,7 @@ class Follower:
             state = states.get(saga_id)
             if isinstance(state, SagaState) and not state.ended:
                 return  # whoever wrote that, it is not true
-            self._watches.end_trace(saga_id)
+            self._watches.end_echo(saga_id)
             if isinstance(state, SagaState):
                 self._ended(state)
 

@@ -33,13 +33,13 @@ class Watches:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._by_saga: dict[str, list[Watch]] = {}
-        self._traced: set[str] = set()
+        self._echoed: set[str] = set()
 
     def add(self, watch: Watch) -> None:
         with self._changed:
             self._by_saga.setdefault(watch.saga_id, []).append(watch)
-            if watch.begin is not None and watch.begin.trace:
-                self._traced.add(watch.saga_id)
+            if watch.begin is not None and watch.begin.echo:
+                self._echoed.add(watch.saga_id)
 
     def take(self, saga_id: str) -> list[Watch]:
         """All who wait for the end of this saga; they are answered now, and wait no more."""
@@ -71,15 +71,15 @@ class Watches:
         """The saga_begin that somebody sent and that has not led to an end yet."""
         return next((watch.begin for watch in self.of(saga_id) if watch.begin is not None), None)
 
-    def traces(self, saga_id: str) -> bool:
+    def echoes(self, saga_id: str) -> bool:
         """Whether the messages of the saga are to be told."""
         with self._changed:
-            return saga_id in self._traced
+            return saga_id in self._echoed
 
-    def end_trace(self, saga_id: str) -> None:
+    def end_echo(self, saga_id: str) -> None:
         """The last message of the saga was told."""
         with self._changed:
-            self._traced.discard(saga_id)
+            self._echoed.discard(saga_id)
 
     def some(self, count: int) -> list[str]:
         """Up to `count` of the sagas that are waited for; others the next time."""

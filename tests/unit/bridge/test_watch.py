@@ -10,10 +10,10 @@ from sagastream_bridge.stdin.lines import Caller
 from sagastream_bridge.stdin.watch import Watch, Watches
 
 
-def a_begin(saga_id: str, request_id: str, *, trace: bool = False) -> Watch:
+def a_begin(saga_id: str, request_id: str, *, echo: bool = False) -> Watch:
     """Somebody who began a saga."""
     steps = (StepDefinition(transaction="A", service="s", params=b"null"),)
-    begin = Begin(saga_id=saga_id, steps=steps, request_id=request_id, trace=trace)
+    begin = Begin(saga_id=saga_id, steps=steps, request_id=request_id, echo=echo)
     return Watch(caller=Caller(src="c1", msg_id=1), saga_id=saga_id, request=begin)
 
 
@@ -62,7 +62,7 @@ def test_what_an_operator_asked_for_is_no_begin() -> None:
     watches = watches_of(an_asking("saga1", "r1"))
     assert watches.begin_of("saga1") is None
     assert an_asking("saga1", "r1").begin is None
-    assert not watches.traces("saga1")
+    assert not watches.echoes("saga1")
 
 
 def test_nobody_waits_for_a_saga_that_was_never_watched() -> None:
@@ -71,7 +71,7 @@ def test_nobody_waits_for_a_saga_that_was_never_watched() -> None:
     assert watches.of("saga1") == []
     assert watches.begin_of("saga1") is None
     assert watches.some(9) == []
-    assert not watches.traces("saga1")
+    assert not watches.echoes("saga1")
     assert not watches.take_one(an_await("saga1"))
 
 
@@ -123,19 +123,19 @@ def test_some_of_the_sagas_come_and_others_the_next_time() -> None:
     assert watches.some(0) == []
 
 
-def test_a_saga_is_traced_until_its_last_message_was_told_whoever_waits() -> None:
-    watches = watches_of(a_begin("saga1", "r1", trace=True), a_begin("saga2", "r2"), an_await("saga3"))
-    assert [watches.traces(f"saga{n}") for n in (1, 2, 3)] == [True, False, False]
+def test_a_saga_is_echoed_until_its_last_message_was_told_whoever_waits() -> None:
+    watches = watches_of(a_begin("saga1", "r1", echo=True), a_begin("saga2", "r2"), an_await("saga3"))
+    assert [watches.echoes(f"saga{n}") for n in (1, 2, 3)] == [True, False, False]
     watches.take("saga1")
-    assert watches.traces("saga1")
-    watches.end_trace("saga1")
-    watches.end_trace("saga1")
-    assert not watches.traces("saga1")
+    assert watches.echoes("saga1")
+    watches.end_echo("saga1")
+    watches.end_echo("saga1")
+    assert not watches.echoes("saga1")
 
 
-def test_one_traced_begin_is_enough_for_a_saga() -> None:
-    watches = watches_of(a_begin("saga1", "r1"), a_begin("saga1", "r2", trace=True), an_await("saga1"))
-    assert watches.traces("saga1")
+def test_one_echoed_begin_is_enough_for_a_saga() -> None:
+    watches = watches_of(a_begin("saga1", "r1"), a_begin("saga1", "r2", echo=True), an_await("saga1"))
+    assert watches.echoes("saga1")
 
 
 def test_the_first_begin_of_a_saga_is_the_one_that_is_told() -> None:

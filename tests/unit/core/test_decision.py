@@ -307,8 +307,8 @@ def test_a_late_ok_of_a_saga_that_has_ended_is_recorded() -> None:
     story.when("ChargePayment_ok", 1, result=1).expect_late(1, 1).expect_steps("FAILED")
 
 
-def test_a_late_ok_of_a_traced_saga_is_told() -> None:
-    story = given_saga(ONCE, trace=True).when_due().when("ChargePayment_ok", 1)
+def test_a_late_ok_of_an_echoed_saga_is_told() -> None:
+    story = given_saga(ONCE, echo=True).when_due().when("ChargePayment_ok", 1)
     story.expect_notices("reply payment ChargePayment_ok").expect_nothing_sent()
     assert story.saga.steps[0].late_ms == story.now_ms
 
@@ -972,12 +972,12 @@ def test_what_comes_for_a_saga_that_cannot_be_read_and_of_nobody_is_quarantined(
     )
 
 
-# --- trace
+# --- echo
 
 
-def test_a_traced_saga_tells_of_every_reply_command_and_outcome_in_order() -> None:
+def test_an_echoed_saga_tells_of_every_reply_command_and_outcome_in_order() -> None:
     (
-        given_saga(RESERVE, CHARGE, trace=True)
+        given_saga(RESERVE, CHARGE, echo=True)
         .expect_notices("command inventory ReserveInventory")
         .when("ReserveInventory_ok", 1, result=1)
         .expect_notices("reply inventory ReserveInventory_ok", "command payment ChargePayment")
@@ -994,8 +994,8 @@ def test_a_traced_saga_tells_of_every_reply_command_and_outcome_in_order() -> No
     )
 
 
-def test_a_traced_saga_tells_the_very_bodies() -> None:
-    story = given_saga(RESERVE, CHARGE, trace=True).when("ReserveInventory_ok", 1, result={"reservation_id": "r1"})
+def test_an_echoed_saga_tells_the_very_bodies() -> None:
+    story = given_saga(RESERVE, CHARGE, echo=True).when("ReserveInventory_ok", 1, result={"reservation_id": "r1"})
     assert [notice.body for notice in story.decision.notices] == [
         b'{"type":"ReserveInventory_ok","saga_id":"saga42","step":1,"result":{"reservation_id":"r1"}}',
         story.decision.commands[0].body(),
@@ -1003,7 +1003,7 @@ def test_a_traced_saga_tells_the_very_bodies() -> None:
     assert {notice.saga_id for notice in story.decision.notices} == {"saga42"}
 
 
-def test_a_saga_that_is_not_traced_tells_its_outcome_alone() -> None:
+def test_a_saga_that_is_not_echoed_tells_its_outcome_alone() -> None:
     story = given_saga(RESERVE, CHARGE).expect_notices().when("ReserveInventory_ok", 1).expect_notices()
     story.when("ChargePayment_failed", 2).expect_notices()
     story.when("ReleaseReservation_ok", 1).expect_notices("outcome - saga_aborted")

@@ -82,7 +82,7 @@ def completes() -> Recorder:
 
 
 def compensates() -> Recorder:
-    saga = _saga(RESERVE, CHARGE, SHIP, request_id="req-1", trace=True)
+    saga = _saga(RESERVE, CHARGE, SHIP, request_id="req-1", echo=True)
     saga.when("ReserveInventory_ok", 1, result={"reservation_id": "r1"})
     saga.when("ChargePayment_failed", 2, error="insufficient_funds")
     saga.when("ReleaseReservation_ok", 1)
@@ -102,7 +102,7 @@ def times_out_and_is_undone() -> Recorder:
 
 
 def pivot_and_retriable() -> Recorder:
-    saga = _saga(RESERVE, PAY, MAIL, trace=True)
+    saga = _saga(RESERVE, PAY, MAIL, echo=True)
     saga.when("ReserveInventory_ok", 1, result=1.5).when("Pay_ok", 2)
     saga.when("SendMail_failed", 3, error="full").when_due().when("SendMail_failed", 3, error="full")
     saga.when_asked(Verb.RETRY).when("SendMail_failed", 3, error="full").when_due().when_due()

@@ -506,8 +506,8 @@ def sagas(draw: st.DrawFn) -> tuple[Begin, Published]:
             definition = replace(definition, kind=StepKind.PIVOT)
         steps.append(definition)
     deadline_ms = draw(st.none() | st.integers(1, 200_000))
-    trace = draw(st.booleans())
-    begin = Begin(saga_id="saga42", steps=tuple(steps), request_id="me-1", trace=trace, deadline_ms=deadline_ms)
+    echo = draw(st.booleans())
+    begin = Begin(saga_id="saga42", steps=tuple(steps), request_id="me-1", echo=echo, deadline_ms=deadline_ms)
     return begin, published
 
 
@@ -620,8 +620,8 @@ class Run:
     def _check_notices(self, before: SagaState | None, event: Event, after: SagaState, decided: Decision) -> None:
         """Who is told what."""
         kinds = [notice.kind for notice in decided.notices]
-        assert ("command" in kinds) == (self.begin.trace and len(decided.commands) == 1)
-        assert "reply" not in kinds or (self.begin.trace and isinstance(event, Reply) and kinds[0] == "reply")
+        assert ("command" in kinds) == (self.begin.echo and len(decided.commands) == 1)
+        assert "reply" not in kinds or (self.begin.echo and isinstance(event, Reply) and kinds[0] == "reply")
         if after.parked is not None and (before is None or before.parked != after.parked):
             assert kinds[-1] == "parked"
         if after.ended and before is not None and not before.ended:
@@ -655,7 +655,7 @@ class Run:
         if after == replace(before, duplicates=after.duplicates):
             assert decided.commands == ()
             assert "reply" not in [notice.kind for notice in decided.notices]
-        elif isinstance(event, Reply) and self.begin.trace:
+        elif isinstance(event, Reply) and self.begin.echo:
             assert decided.notices[0].kind == "reply"
         if before.ended:
             assert decided.commands == ()

@@ -107,7 +107,7 @@ def test_a_begin_of_the_protocol_is_understood() -> None:
         {"transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1}},
         {"transaction": "ChargePayment", "service": "payment", "compensation": "RefundPayment"},
         {"transaction": "CreateShipment", "service": "shipping", "params": [1.5, null], "compensation": null}]}"""
-    assert parse_begin(decode(text), request_id="me-1", trace=True) == Begin(
+    assert parse_begin(decode(text), request_id="me-1", echo=True) == Begin(
         saga_id="saga42",
         steps=(
             StepDefinition(
@@ -119,7 +119,7 @@ def test_a_begin_of_the_protocol_is_understood() -> None:
             StepDefinition(transaction="CreateShipment", service="shipping", params=b"[1.5,null]", compensation=None),
         ),
         request_id="me-1",
-        trace=True,
+        echo=True,
     )
 
 
@@ -456,9 +456,9 @@ BEGINS = st.builds(
 )
 
 
-@given(begin=BEGINS, request_id=st.none() | IDS, trace=st.booleans())
-def test_a_begin_is_read_back_from_the_fields_of_its_entry(begin: Begin, request_id: str | None, trace: bool) -> None:
-    asked = replace(begin, request_id=request_id, trace=trace)
+@given(begin=BEGINS, request_id=st.none() | IDS, echo=st.booleans())
+def test_a_begin_is_read_back_from_the_fields_of_its_entry(begin: Begin, request_id: str | None, echo: bool) -> None:
+    asked = replace(begin, request_id=request_id, echo=echo)
     assert read_request(stored(asked.fields())) == asked
     assert parse_begin(decode(asked.body())) == begin
 
@@ -466,7 +466,7 @@ def test_a_begin_is_read_back_from_the_fields_of_its_entry(begin: Begin, request
 def test_the_entry_of_a_begin_holds_no_more_than_there_is_to_say() -> None:
     begin = parse_begin(begin_body())
     assert begin.fields() == {"body": begin.body()}
-    asked = replace(begin, request_id="me-1", trace=True)
+    asked = replace(begin, request_id="me-1", echo=True)
     assert asked.fields() == {"body": begin.body(), "request_id": "me-1", "trace": 1}
 
 

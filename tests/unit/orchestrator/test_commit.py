@@ -88,12 +88,12 @@ def _unpacked(names: list[str], fixed: int, change: list[Any]) -> Unpacked:
     )
 
 
-def a_begin(saga_id: str = "saga42", *, request_id: str | None = None, trace: bool = False) -> Begin:
+def a_begin(saga_id: str = "saga42", *, request_id: str | None = None, echo: bool = False) -> Begin:
     steps = (
         StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}', compensation_attempts=1),
         StepDefinition(transaction="Charge", service="payment", params=b"7"),
     )
-    return Begin(saga_id=saga_id, steps=steps, request_id=request_id, trace=trace)
+    return Begin(saga_id=saga_id, steps=steps, request_id=request_id, echo=echo)
 
 
 def an_entry(entry_id: bytes, stream: str = keys.REPLIES, body: bytes = b"{}") -> Entry:
@@ -118,9 +118,9 @@ def a_change(
     return change
 
 
-def a_saga(*events: Reply, version: int = 3, request_id: str | None = None, trace: bool = False) -> SagaState:
+def a_saga(*events: Reply, version: int = 3, request_id: str | None = None, echo: bool = False) -> SagaState:
     """A saga after these replies, as it was loaded."""
-    after = a_change(None, a_begin(request_id=request_id, trace=trace), *events, now_ms=EARLIER_MS).after
+    after = a_change(None, a_begin(request_id=request_id, echo=echo), *events, now_ms=EARLIER_MS).after
     return replace(known(after), version=version)
 
 
@@ -308,8 +308,8 @@ def test_a_compensation_of_a_step_without_a_result_carries_none() -> None:
     assert "result" not in read.appends[0].fields
 
 
-def test_traced_commands_and_replies_name_their_service() -> None:
-    (read,) = unpacked(a_change(a_saga(trace=True), a_reply("Reserve_ok", 1)))
+def test_echoed_commands_and_replies_name_their_service() -> None:
+    (read,) = unpacked(a_change(a_saga(echo=True), a_reply("Reserve_ok", 1)))
     events = [append.fields for append in read.appends if append.stream == keys.EVENTS]
     assert [(event["kind"], event["service"]) for event in events] == [("reply", "inventory"), ("command", "payment")]
 

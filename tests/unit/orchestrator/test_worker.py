@@ -65,13 +65,13 @@ DUE: Letter = (None, Due(saga_id="saga42"))
 CANCEL = {"type": "saga_cancel", "saga_id": "saga42", "reason": "ordered twice"}
 
 
-def test_a_request_says_what_to_begin_for_whom_and_whether_to_trace_it() -> None:
+def test_a_request_says_what_to_begin_for_whom_and_whether_to_echo_it() -> None:
     begin = opened(a_request(BEGIN, request_id=b"me-1", trace=b"1"))
     assert isinstance(begin, Begin)
-    assert (begin.saga_id, begin.request_id, begin.trace) == ("saga42", "me-1", True)
+    assert (begin.saga_id, begin.request_id, begin.echo) == ("saga42", "me-1", True)
     begin = opened(a_request(BEGIN))
     assert isinstance(begin, Begin)
-    assert (begin.request_id, begin.trace) == (None, False)
+    assert (begin.request_id, begin.echo) == (None, False)
 
 
 def test_a_reply_says_whether_its_outcome_is_unknown() -> None:

@@ -104,7 +104,7 @@ def states(draw: st.DrawFn, steps: Sequence[Step] | None = None) -> SagaState:
             begun_ms=TIMES,
             updated_ms=TIMES,
             request_id=st.none() | NAMES,
-            trace=st.booleans(),
+            echo=st.booleans(),
         )
     )
 
@@ -192,7 +192,7 @@ def a_saga() -> SagaState:
         begun_ms=1_700_000_000_000,
         updated_ms=1_700_000_000_006,
         request_id="me-1",
-        trace=True,
+        echo=True,
     )
 
 

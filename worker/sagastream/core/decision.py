@@ -161,12 +161,12 @@ def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
     if awaits(state, reply):
         answered = _compensation_answered if state.status is SagaStatus.COMPENSATING else _transaction_answered
         decision = answered(state, reply, moment)
-        traced = _traced_reply(state, reply)
-        return replace(decision, notices=traced + decision.notices) if traced else decision
+        echoed = _echoed_reply(state, reply)
+        return replace(decision, notices=echoed + decision.notices) if echoed else decision
     step = state.steps[reply.step - 1]
     if _is_late(step, reply):
         late = replace(step, late_ms=moment.now_ms, result=reply.result)
-        return Decision(state=state.with_step(reply.step, late), notices=_traced_reply(state, reply))
+        return Decision(state=state.with_step(reply.step, late), notices=_echoed_reply(state, reply))
     if _answered_before(state, reply):
         return Decision(state=replace(state, duplicates=state.duplicates + 1))
     return Decision(state=state, quarantine=_why_unfit(state, reply))
@@ -221,8 +221,8 @@ def _why_unfit(state: SagaState, reply: Reply) -> str:
     return f"too late: step {reply.step} is {step.status}, the saga {state.status}"
 
 
-def _traced_reply(state: SagaState, reply: Reply) -> tuple[Notice, ...]:
-    if not state.trace:
+def _echoed_reply(state: SagaState, reply: Reply) -> tuple[Notice, ...]:
+    if not state.echo:
         return ()
     service = state.steps[reply.step - 1].definition.service
     return (Notice(kind="reply", saga_id=state.saga_id, service=service, body=reply.body()),)

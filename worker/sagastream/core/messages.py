@@ -1,6 +1,6 @@
 """The messages of the protocol: what each says, and how it is written into a stream entry.
 
-Bodies are exact JSON objects, in the field `body`. What the engine needs besides (attempt, request id, trace) travels
+Bodies are exact JSON objects, in the field `body`. What the engine needs besides (attempt, request id, echo) travels
 as fields of the entry next to it. Payloads (params, result, error) are kept as JSON bytes and put into messages as they
 are; `parsing` read and wrote them once, where they came in.
 """
@@ -54,7 +54,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     steps: tuple[StepDefinition, ...]
     deadline_ms: int | None = None  # how long after its begin it is cancelled
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
-    trace: bool = False  # of the stream entry: report every command and reply on the events stream
+    echo: bool = False  # of the stream entry, where it is `trace`: report every command and reply on the events stream
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": "saga_begin", "saga_id": self.saga_id}
@@ -66,7 +66,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
         fields: Fields = {"body": self.body()}
         if self.request_id is not None:
             fields["request_id"] = self.request_id
-        if self.trace:
+        if self.echo:
             fields["trace"] = 1
         return fields
 

@@ -78,7 +78,7 @@ def begin(event: Begin, moment: Moment) -> Decision:
         begun_ms=moment.now_ms,
         updated_ms=moment.now_ms,
         request_id=event.request_id,
-        trace=event.trace,
+        echo=event.echo,
     )
     return _send_transaction(state, moment)
 
@@ -291,10 +291,10 @@ def _send_compensation(state: SagaState, moment: Moment) -> Decision:
 
 
 def _sent(state: SagaState, command: Command) -> Decision:
-    if not state.trace:
+    if not state.echo:
         return Decision(state=state, commands=(command,))
-    traced = Notice(kind="command", saga_id=state.saga_id, service=command.service, body=command.body())
-    return Decision(state=state, commands=(command,), notices=(traced,))
+    echoed = Notice(kind="command", saga_id=state.saga_id, service=command.service, body=command.body())
+    return Decision(state=state, commands=(command,), notices=(echoed,))
 
 
 def _park(state: SagaState, step: Step, why: str, moment: Moment) -> Decision:

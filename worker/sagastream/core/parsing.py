@@ -57,7 +57,7 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Unreadabl
         if kind != "saga_begin":
             text = f"the orchestrator knows no request {kind}"
             return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
-        return parse_begin(body, request_id=request_id, trace=b"trace" in fields)
+        return parse_begin(body, request_id=request_id, echo=b"trace" in fields)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error), request_id=request_id)
 
@@ -79,7 +79,7 @@ def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> C
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
 
-def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False, called: str = "the body") -> Begin:
+def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False, called: str = "the body") -> Begin:
     """A decoded saga_begin body, checked; MalformedMessage says what is wrong and where. `called`: what it is to those
     who read that."""
     _object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms"})
@@ -98,7 +98,7 @@ def parse_begin(body: Any, *, request_id: str | None = None, trace: bool = False
         if "deadline_ms" in body
         else None,
         request_id=request_id,
-        trace=trace,
+        echo=echo,
     )
     if sum(len(step.params) for step in definitions) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
         # A number may be longer in the one way in which we write it.

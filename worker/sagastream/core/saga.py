@@ -117,7 +117,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     interventions: tuple[Intervention, ...] = ()
     duplicates: int = 0  # replies that came more than once, and were ignored
     request_id: str | None = None  # of the saga_begin
-    trace: bool = False
+    echo: bool = False  # the field `trace`: the messages of the saga are reported too
     version: int = 0  # counts commits; 0: not stored yet. Only the store sets it
 
     @property

@@ -187,7 +187,7 @@ _SAGA: Final[tuple[_Column, ...]] = (
     _Column("interventions", "interventions", _interventions, _read_interventions),
     _Column("duplicates", "duplicates", _count, _number),
     _Column("request_id", "request_id", _plain, _text),
-    _Column("trace", "trace", _flag, _is_set),
+    _Column("echo", "trace", _flag, _is_set),
 )
 
 #: The fields of a step, likewise; in the hash each begins with `stepN.`.
