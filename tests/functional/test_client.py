@@ -27,6 +27,7 @@ from sagastream import (
     SagaRequest,
     SagaState,
     SagaStatus,
+    UnreadableSaga,
     Unsettled,
 )
 from sagastream.broker.connection import Broker
@@ -584,7 +585,7 @@ def put(store: "redis.Redis", saga_id: str, status: SagaStatus, *, parked: bool 
         transaction.execute()
 
 
-def listed(found: Iterator[SagaState | CorruptSaga]) -> list[str]:
+def listed(found: Iterator[SagaState | UnreadableSaga]) -> list[str]:
     return [one.saga_id if isinstance(one, SagaState) else str(one) for one in found]
 
 

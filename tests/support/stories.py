@@ -11,7 +11,7 @@ from sagastream.core.moves import Decision, Moment, Published
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition
 from sagastream.core.strict_json import encode
-from sagastream.errors import CorruptSaga
+from sagastream.errors import UnreadableSaga
 
 BEGUN_MS: Final = 1_700_000_000_000
 
@@ -202,7 +202,7 @@ class Story:
 
 def readable(state: Found) -> SagaState | None:
     """The state, of a saga whose hash can be read."""
-    assert not isinstance(state, CorruptSaga)
+    assert not isinstance(state, UnreadableSaga)
     return state
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sagastream.errors import BrokerError as BrokerError
     from sagastream.errors import CorruptSaga as CorruptSaga
     from sagastream.errors import MalformedMessage as MalformedMessage
+    from sagastream.errors import NewerFormat as NewerFormat
     from sagastream.errors import Reject as Reject
     from sagastream.errors import RequestRefused as RequestRefused
     from sagastream.errors import SagaAborted as SagaAborted
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sagastream.errors import SagaParked as SagaParked
     from sagastream.errors import SagastreamError as SagastreamError
     from sagastream.errors import ServiceError as ServiceError
+    from sagastream.errors import UnreadableSaga as UnreadableSaga
     from sagastream.service.declaration import Context as Context
     from sagastream.service.declaration import Service as Service
 
@@ -41,6 +43,7 @@ _WHERE = {
     "CorruptSaga": "errors",
     "Effects": "effects.once",
     "MalformedMessage": "errors",
+    "NewerFormat": "errors",
     "Refused": "client.requests",
     "Reject": "errors",
     "RequestRefused": "errors",
@@ -55,6 +58,7 @@ _WHERE = {
     "Service": "service.declaration",
     "ServiceError": "errors",
     "StepRequest": "client.requests",
+    "UnreadableSaga": "errors",
     "Unsettled": "client.requests",
     "connect": "broker.connection",
 }
@@ -68,6 +72,7 @@ __all__ = [
     "CorruptSaga",
     "Effects",
     "MalformedMessage",
+    "NewerFormat",
     "Refused",
     "Reject",
     "RequestRefused",
@@ -82,6 +87,7 @@ __all__ = [
     "Service",
     "ServiceError",
     "StepRequest",
+    "UnreadableSaga",
     "Unsettled",
     "connect",
 ]

@@ -60,8 +60,24 @@ class SagaParked(SagaNotCompleted):
     said = "is parked"
 
 
-class CorruptSaga(SagastreamError):
+class UnreadableSaga(SagastreamError):
+    """A saga is in the store, and this release cannot read it: see its two kinds."""
+
+
+class CorruptSaga(UnreadableSaga):
     """A saga's hash cannot be read: another type stands at its key, or fields are missing or garbled."""
+
+
+class NewerFormat(UnreadableSaga):
+    """A saga's hash has a format that only a newer release knows. Nothing is wrong with it: leave it to that release.
+
+    `saga_id`; `format`, the number of the format.
+    """
+
+    def __init__(self, saga_id: str, number: int) -> None:
+        super().__init__(f"saga {saga_id} has format {number}: only a newer release of sagastream can read it")
+        self.saga_id = saga_id
+        self.format = number
 
 
 class BrokerError(SagastreamError):

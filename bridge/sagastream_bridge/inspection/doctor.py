@@ -185,7 +185,7 @@ class Doctor:
             state = saga_hash.read(saga_id, or_raise(fields))
             if isinstance(state, CorruptSaga):
                 yield from self._found(f"stands still until its fields are mended: {state}", saga_id)
-            elif state is not None:
+            elif isinstance(state, SagaState):  # of a newer format only a newer doctor can tell
                 self._count(state)
                 what = _misplaced(state, now_ms, timer, ended, ttl)
                 if what is not None:

@@ -12,7 +12,7 @@ from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.client.listing import ListStatus
 from sagastream.core.saga import SagaState, Step, protocol_view
-from sagastream.errors import CorruptSaga
+from sagastream.errors import UnreadableSaga
 from sagastream.store import keys, sagas
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.saga_hash import iso
@@ -45,10 +45,10 @@ class Listing:
 
 
 def saga(client: "redis.Redis", saga_id: str) -> Found:
-    """Look one saga up. Raises CorruptSaga."""
+    """Look one saga up. Raises UnreadableSaga."""
     states, now_ms = sagas.read(client, [saga_id])
     state = states[saga_id]
-    if isinstance(state, CorruptSaga):
+    if isinstance(state, UnreadableSaga):
         raise state
     if state is None:
         unread = client.xlen(keys.REQUESTS)
@@ -121,7 +121,7 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
         quarantined=store.xlen(keys.QUARANTINE),
     )
     for one in SagaClient(broker).list(status):
-        if isinstance(one, CorruptSaga):
+        if isinstance(one, UnreadableSaga):
             found.damaged.append(str(one))
         else:
             found.states.append(one)

@@ -22,7 +22,7 @@ from sagastream.core.messages import Begin, Code, Intervene, is_id
 from sagastream.core.moves import Moment
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.core.saga import Found, SagaState
-from sagastream.errors import CorruptSaga, MalformedMessage
+from sagastream.errors import MalformedMessage, NewerFormat, UnreadableSaga
 from sagastream.store import layout, sagas
 from sagastream_bridge.inspection import lookup
 from sagastream_bridge.local.stack import SAMPLES, Stack
@@ -155,8 +155,9 @@ class StdinBridge:
                 self._answer(line)
         except MalformedMessage as error:
             raise BadLine(str(error), line.caller) from None
-        except CorruptSaga as error:
-            raise BadLine(str(error), line.caller, Code.CRASH) from None
+        except UnreadableSaga as error:
+            code = Code.NOT_SUPPORTED if isinstance(error, NewerFormat) else Code.CRASH
+            raise BadLine(str(error), line.caller, code) from None
 
     def _prepare(self, line: Line) -> Begin | Intervene:
         """The request that a line makes, with somebody to wait for what becomes of it."""

@@ -5,7 +5,15 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from sagastream import CorruptSaga, RequestRefused, SagaClient, SagaRequest, SagaState, SagaStatus, StepRequest
+from sagastream import (
+    RequestRefused,
+    SagaClient,
+    SagaRequest,
+    SagaState,
+    SagaStatus,
+    StepRequest,
+    UnreadableSaga,
+)
 from sagastream.client.requests import BATCH, Accepted, Refused, _batches, begin_many, granted, to_begin, to_intervene
 from sagastream.core.messages import Begin, Verb
 from sagastream.core.steps import OPTIONS, StepKind
@@ -41,7 +49,7 @@ def test_a_type_checker_has_what_is_no_saga_told_apart(monkeypatch: pytest.Monke
             yield str(ended.error) if isinstance(ended, Refused) else ended.status
         for found in client.list():
             yield found.status  # type: ignore[union-attr]
-            yield str(found) if isinstance(found, CorruptSaga) else found.status
+            yield str(found) if isinstance(found, UnreadableSaga) else found.status
 
     saga = SagaState(saga_id="s1", status=SagaStatus.COMPLETED, current_step=1, steps=(), begun_ms=0, updated_ms=0)
     with SagaClient("redis://nowhere.invalid") as client:

@@ -7,12 +7,12 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.core.decision import Event, decide, may_undo
-from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Notice, Reply, Unreadable, Verb
+from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Notice, Reply, Unreadable, Verb
 from sagastream.core.moves import REASON_CHARS, Decision, Moment, Published
-from sagastream.core.saga import MAX_INTERVENTIONS, conflict, protocol_view
+from sagastream.core.saga import MAX_INTERVENTIONS, begun_with, conflict, protocol_view
 from sagastream.core.steps import MAX_TIMEOUT_MS, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
-from sagastream.errors import CorruptSaga
+from sagastream.errors import CorruptSaga, NewerFormat
 from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, step
 
 # --- the way forward
@@ -1014,3 +1014,36 @@ def test_a_result_is_passed_on_to_the_byte() -> None:
     story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1, result=result)
     story.when("ChargePayment_failed", 2)
     assert story.decision.commands[0].result == orjson.dumps(result)
+
+
+# --- what is for a newer release
+
+
+@pytest.mark.parametrize("state", [None, given_saga(RESERVE).saga, CorruptSaga("damaged")])
+def test_a_request_of_a_newer_format_is_left_to_a_newer_release(state: Any) -> None:
+    newer = Newer(format=9, saga_id="saga42", request_id="me-1")
+    assert decide(state, newer, Moment(now_ms=BEGUN_MS, published={})) == Decision(state=state, left=True)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Begin(saga_id="saga42", steps=(RESERVE,), request_id="me-1"),
+        Intervene(verb=Verb.ABANDON, saga_id="saga42", reason="why", request_id="op-1"),
+        Reply(type="ReserveInventory_ok", saga_id="saga42", step=1),
+        Due(saga_id="saga42"),
+        Newer(format=9, saga_id="saga42"),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_whatever_comes_for_a_saga_of_a_newer_format_is_left_to_a_newer_release(event: Event) -> None:
+    state = NewerFormat("saga42", 9)
+    assert decide(state, event, Moment(now_ms=BEGUN_MS, published={})) == Decision(state=state, left=True)
+
+
+def test_a_saga_has_the_format_of_its_begin() -> None:
+    begin = Begin(saga_id="saga42", steps=(RESERVE,), format=2)
+    state: Any = decide(None, begin, Moment(now_ms=BEGUN_MS, published={})).state
+    assert state.format == 2
+    assert begun_with(state, begin)
+    assert not begun_with(state, replace(begin, format=1))

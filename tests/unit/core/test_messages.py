@@ -240,3 +240,13 @@ def test_a_notice_says_what_there_is_to_say() -> None:
         "saga_id": "saga42",
         "service": "payment",
     }
+
+
+def test_a_begin_names_its_format_where_it_is_not_the_plain_one() -> None:
+    begin = Begin(saga_id="s", steps=(StepDefinition(transaction="A", service="b", params=b"1"),))
+    assert b"format" not in begin.body()
+    assert list(orjson.loads(replace(begin, format=2).body()).items())[:3] == [
+        ("type", "saga_begin"),
+        ("saga_id", "s"),
+        ("format", 2),
+    ]

@@ -18,6 +18,7 @@ from sagastream.core.messages import (
     Command,
     Fields,
     Intervene,
+    Newer,
     Reply,
     Unreadable,
     Verb,
@@ -38,6 +39,7 @@ from sagastream.core.parsing import (
 from sagastream.core.steps import (
     AS_PUBLISHED,
     ATTEMPTS,
+    FORMATS,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_DEADLINE_MS,
@@ -681,3 +683,50 @@ def test_payloads_take_no_more_memory_than_they_need_for_workers_keep_them() -> 
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size < 200 * len(payloads)
+
+
+# --- formats
+
+NEWER = {"type": "saga_begin", "saga_id": "saga42", "format": 9, "steps": {"a": "graph"}, "input": 1}
+
+
+def _asked(body: object, **fields: bytes) -> Any:
+    return read_request({b"body": encode(body)} | {name.encode(): value for name, value in fields.items()})
+
+
+def test_this_release_knows_the_plain_format_alone() -> None:
+    assert {1} == FORMATS
+
+
+@pytest.mark.parametrize("kind", ["saga_begin", "saga_retry", "saga_signal"])
+def test_a_request_of_a_newer_format_is_told_apart_whatever_else_it_says(kind: str) -> None:
+    newer = Newer(format=9, saga_id="saga42", request_id="me-1")
+    assert _asked(NEWER | {"type": kind}, request_id=b"me-1", trace=b"1") == newer
+
+
+@pytest.mark.parametrize("body", [NEWER | {"saga_id": "no id"}, NEWER | {"type": 7}])
+def test_a_request_of_a_newer_format_that_names_no_saga_or_type_is_malformed(body: object) -> None:
+    found = _asked(body, request_id=b"me-1")
+    assert isinstance(found, Unreadable)
+    assert (found.code, found.request_id) == (Code.MALFORMED, "me-1")
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.0, "2", True, None, [2]])
+@pytest.mark.parametrize("kind", ["saga_begin", "saga_skip"])
+def test_a_format_is_a_whole_number_from_1(kind: str, number: object) -> None:
+    found = _asked(NEWER | {"type": kind, "format": number})
+    assert found == Unreadable(code=Code.MALFORMED, text="the body: format must be a whole number from 1")
+
+
+def test_a_request_may_name_the_plain_format() -> None:
+    begin = {"type": "saga_begin", "saga_id": "s", "steps": [{"transaction": "A", "service": "b"}]}
+    assert _asked(begin | {"format": 1}) == _asked(begin)
+    skip = {"type": "saga_skip", "saga_id": "s", "reason": "why"}
+    assert _asked(skip | {"format": 1}) == _asked(skip)
+
+
+@pytest.mark.parametrize(("parse", "kind"), [(parse_begin, "saga_begin"), (parse_intervene, "saga_skip")])
+def test_what_is_to_be_carried_out_has_a_format_that_this_release_knows(parse: Any, kind: str) -> None:
+    text = "the line: format 9 is not known to this release, which knows 1"
+    with pytest.raises(MalformedMessage, match=re.escape(text)):
+        parse(NEWER | {"type": kind}, called="the line")

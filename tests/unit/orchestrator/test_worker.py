@@ -15,7 +15,7 @@ from sagastream.core.moves import Published
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import BACKOFF_MS, TIMEOUT_MS
 from sagastream.core.strict_json import encode
-from sagastream.errors import CorruptSaga
+from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.worker import Letter, Orchestrator, _fold, _open, _parts
 from sagastream.store import keys
@@ -133,6 +133,19 @@ def test_messages_for_a_saga_that_cannot_be_read_are_quarantined_and_it_is_not_t
     change = fold(begin, done, state=damaged)
     assert change.quarantined == [(begin, "damaged"), (done, "damaged")]
     assert (change.before, change.after, change.key, change.commands) == (damaged, damaged, None, [])
+
+
+def test_what_is_for_a_newer_release_is_neither_acknowledged_nor_set_aside_nor_answered() -> None:
+    newer = a_request(BEGIN | {"format": 9}, request_id=b"me-1")
+    assert folded([_open(newer)], {"saga42": None}, NOW_MS, {}) == []
+    letters = [_open(a_request(BEGIN, request_id=b"me-1")), _open(a_reply(REPLY)), DUE]
+    assert folded(letters, {"saga42": NewerFormat("saga42", 9)}, NOW_MS, {}) == []
+
+
+def test_what_comes_beside_a_request_for_a_newer_release_is_dealt_with() -> None:
+    begin = a_request(BEGIN)
+    change = fold(a_request(BEGIN | {"format": 9}), begin)
+    assert (change.entries, change.quarantined, change.after.status) == ([begin], [], "PENDING")
 
 
 def test_a_request_for_a_saga_that_cannot_be_read_is_refused_to_whoever_asked() -> None:

@@ -23,7 +23,7 @@ from sagastream.client.requests import Accepted, Refused, SagaRequest, StepReque
 from sagastream.client.waiting import Awaited, Outcome, Settled, Wait, check_timeout, completed
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.errors import CorruptSaga
+from sagastream.errors import UnreadableSaga
 from sagastream.store import events
 from sagastream.store.sagas import load
 
@@ -92,7 +92,7 @@ class SagaClient:
         Raises CorruptSaga if what stands at its key cannot be read.
         """
         state = run(self._redis, load([saga_id]))[0][saga_id]
-        if isinstance(state, CorruptSaga):
+        if isinstance(state, UnreadableSaga):
             raise state
         return state
 
@@ -171,7 +171,7 @@ class SagaClient:
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
-    ) -> Iterator[SagaState | CorruptSaga]:
+    ) -> Iterator[SagaState | UnreadableSaga]:
         """The sagas of the store: parked ones first, then live ones, then ended ones, the newest first.
 
         They are read a page at a time, as they are asked for. Parked sagas may be acted on meanwhile, and none is

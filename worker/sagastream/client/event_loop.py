@@ -19,7 +19,7 @@ from sagastream.console import say
 from sagastream.core import backoff
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.errors import BrokerError, CorruptSaga
+from sagastream.errors import BrokerError, UnreadableSaga
 from sagastream.store.sagas import load
 
 _T = TypeVar("_T")
@@ -68,7 +68,7 @@ class AsyncSagaClient:
 
     async def get(self, saga_id: str) -> SagaState | None:
         state = (await self._run(load([saga_id])))[0][saga_id]
-        if isinstance(state, CorruptSaga):
+        if isinstance(state, UnreadableSaga):
             raise state
         return state
 
@@ -95,11 +95,11 @@ class AsyncSagaClient:
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
-    ) -> AsyncIterator[SagaState | CorruptSaga]:
+    ) -> AsyncIterator[SagaState | UnreadableSaga]:
         """See SagaClient.list. For `async for`; there is nothing to await."""
         return self._listed(Listing(status, limit))
 
-    async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | CorruptSaga]:
+    async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | UnreadableSaga]:
         while page := await self._run(listing.next_page()):
             for found in page:
                 yield found

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.errors import CorruptSaga
+from sagastream.errors import UnreadableSaga
 from sagastream.store import keys
 from sagastream.store.sagas import load
 
@@ -41,7 +41,7 @@ class Listing:
         }
         self._places = places.get(status, [ended])
 
-    def next_page(self) -> Exchange[list[SagaState | CorruptSaga]]:
+    def next_page(self) -> Exchange[list[SagaState | UnreadableSaga]]:
         """The next sagas of the list, and what is damaged among them; nothing: this is the end."""
         while self._places and self._left > 0:
             saga_ids = yield from self._places[0].next_page()
@@ -56,8 +56,8 @@ class Listing:
                 return page
         return []
 
-    def _has_status(self, found: SagaState | CorruptSaga) -> bool:
-        if self._status is None or isinstance(found, CorruptSaga):
+    def _has_status(self, found: SagaState | UnreadableSaga) -> bool:
+        if self._status is None or isinstance(found, UnreadableSaga):
             return True
         return found.parked is not None if self._status == "PARKED" else found.status == self._status
 

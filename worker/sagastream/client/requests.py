@@ -19,7 +19,7 @@ from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import begun_with, conflict
-from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused
+from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import keys, saga_hash
 
 #: How many sagas go to the broker in one round trip, and about how many bytes of them: a script keeps everybody
@@ -78,7 +78,7 @@ class Refused:
     """
 
     saga_id: str  # as far as the request has one
-    error: MalformedMessage | RequestRefused | CorruptSaga
+    error: MalformedMessage | RequestRefused | UnreadableSaga
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ def _answer(one: Begin, held: Any) -> Accepted | Refused:
     if held == 0:
         return Refused(saga_id=one.saga_id, error=CorruptSaga(f"the key of saga {one.saga_id} holds no hash"))
     state = saga_hash.read(one.saga_id, dict(zip(held[::2], held[1::2], strict=True)))
-    if isinstance(state, CorruptSaga):
+    if isinstance(state, UnreadableSaga):
         return Refused(saga_id=one.saga_id, error=state)
     assert state is not None  # an empty hash is none
     return Accepted(begin=one) if begun_with(state, one) else conflicting(one.saga_id)

@@ -19,7 +19,7 @@ from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
 from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus, begun_with
 from sagastream.core.strict_json import decode
-from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, SagaAborted, SagaParked
+from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
 from sagastream.store import events
 from sagastream.store.sagas import load
 
@@ -72,7 +72,7 @@ class Wait:
 
     def outcome(self, found: Found) -> Outcome | None:
         """What settles it, with the saga as it stands; None: nothing yet."""
-        if isinstance(found, CorruptSaga):
+        if isinstance(found, UnreadableSaga):
             return Refused(saga_id=self.saga_id, error=found)
         if found is None:
             return None

@@ -12,6 +12,7 @@ from sagastream.core.messages import (
     Code,
     Due,
     Intervene,
+    Newer,
     Notice,
     Reply,
     Unreadable,
@@ -23,10 +24,10 @@ from sagastream.core.messages import (
 )
 from sagastream.core.moves import Decision, Moment
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, Step, StepStatus, begun_with, conflict
-from sagastream.errors import CorruptSaga
+from sagastream.errors import NewerFormat, UnreadableSaga
 
-#: What may happen: a request, a reply, an entry that is neither; or that the time has come.
-Event = Begin | Intervene | Reply | Due | Unreadable
+#: What may happen: a request, a reply, an entry that is neither or for a newer release; or that the time has come.
+Event = Begin | Intervene | Reply | Due | Newer | Unreadable
 
 
 def decide(state: Found, event: Event, moment: Moment) -> Decision:
@@ -34,11 +35,13 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
 
     Where `may_undo` says so, the moment must know what the services of the saga's steps publish.
     """
+    if isinstance(event, Newer) or isinstance(state, NewerFormat):
+        return Decision(state=state, left=True)  # a newer release knows what to do
     if isinstance(event, Unreadable):
         return _refuse(state, event, event.code, event.text)
     if isinstance(event, Due):
         return _due(state, moment) if isinstance(state, SagaState) else Decision(state=state)
-    if isinstance(state, CorruptSaga):
+    if isinstance(state, UnreadableSaga):
         if isinstance(event, Reply):
             return Decision(state=state, quarantine=str(state))
         return _refuse(state, event, Code.CRASH, str(state))

@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 from msgspec import Struct
 
-from sagastream.core.steps import AS_PUBLISHED, StepDefinition
+from sagastream.core.steps import AS_PUBLISHED, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
 
 #: What saga ids and the names of transactions, compensations and services are made of.
@@ -55,9 +55,12 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     deadline_ms: int | None = None  # how long after its begin it is cancelled
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
     echo: bool = False  # of the stream entry, where it is `trace`: report every command and reply on the events stream
+    format: int = PLAIN  # one of FORMATS
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": "saga_begin", "saga_id": self.saga_id}
+        if self.format != PLAIN:
+            members["format"] = self.format
         if self.deadline_ms is not None:
             members["deadline_ms"] = self.deadline_ms
         return encode(members | {"steps": [step.body() for step in self.steps]})
@@ -194,6 +197,14 @@ class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
     text: str
     request_id: str | None = None  # who asked, if that could be read
     saga_id: None = None
+
+
+class Newer(Struct, frozen=True, kw_only=True, gc=False):
+    """A request of a format that only a newer release knows: what else it says is not looked at."""
+
+    format: int
+    saga_id: str
+    request_id: str | None = None  # of the stream entry: who asked
 
 
 class Notice(Struct, frozen=True, kw_only=True, gc=False):

@@ -63,6 +63,7 @@ class Decision(Struct, frozen=True, kw_only=True, gc=False):
     commands: tuple[Command, ...] = ()
     notices: tuple[Notice, ...] = ()
     quarantine: str | None = None  # why the event's entry is set aside
+    left: bool = False  # the event is for a newer release: its entry is neither acknowledged nor set aside
 
 
 # --- forward
@@ -79,6 +80,7 @@ def begin(event: Begin, moment: Moment) -> Decision:
         updated_ms=moment.now_ms,
         request_id=event.request_id,
         echo=event.echo,
+        format=event.format,
     )
     return _send_transaction(state, moment)
 

@@ -16,6 +16,7 @@ from sagastream.core.messages import (
     Code,
     Command,
     Intervene,
+    Newer,
     Reply,
     Unreadable,
     Verb,
@@ -23,12 +24,14 @@ from sagastream.core.messages import (
 )
 from sagastream.core.steps import (
     AS_PUBLISHED,
+    FORMATS,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_DEADLINE_MS,
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     OPTIONS,
+    PLAIN,
     StepDefinition,
     StepKind,
     usual_attempts,
@@ -45,13 +48,16 @@ _STEP_MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
 VERBS: Final = {f"saga_{verb}": verb for verb in Verb}
 
 
-def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Unreadable:
+def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Newer | Unreadable:
     """The entry of the requests stream."""
     request_id = None
     try:
         request_id = _request_id(fields)
         body = decode(fields.get(b"body", b""))
         kind = _type_of(body)
+        if (number := _format_of(body, "the body")) > max(FORMATS):
+            # Of such a request only what says where it belongs has a meaning that is known here.
+            return Newer(format=number, saga_id=_name(body, "saga_id", "the body"), request_id=request_id)
         if kind in VERBS:
             return parse_intervene(body, request_id=request_id)
         if kind != "saga_begin":
@@ -82,7 +88,8 @@ def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> C
 def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False, called: str = "the body") -> Begin:
     """A decoded saga_begin body, checked; MalformedMessage says what is wrong and where. `called`: what it is to those
     who read that."""
-    _object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms"})
+    format_number = _known_format(body, called)
+    _object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms", "format"})
     if body.get("type", "saga_begin") != "saga_begin":
         raise MalformedMessage("type is not saga_begin")
     saga_id = _name(body, "saga_id", called)
@@ -99,6 +106,7 @@ def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False,
         else None,
         request_id=request_id,
         echo=echo,
+        format=format_number,
     )
     if sum(len(step.params) for step in definitions) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
         # A number may be longer in the one way in which we write it.
@@ -109,7 +117,8 @@ def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False,
 def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "the body") -> Intervene:
     """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon, checked. `called`: as for parse_begin."""
     verb = VERBS[_type_of(body)]
-    _object(body, called, {"type", "msg_id", "saga_id", "reason"})
+    _known_format(body, called)
+    _object(body, called, {"type", "msg_id", "saga_id", "reason", "format"})
     return Intervene(
         verb=verb,
         saga_id=_name(body, "saga_id", called),
@@ -260,6 +269,22 @@ def _check_order(steps: Sequence[StepDefinition]) -> None:
                 "there is one pivot at the most" if step.kind is StepKind.PIVOT else "after the pivot comes no way back"
             )
             raise MalformedMessage(f"steps[{index}]: {what}: the steps after it must be retriable")
+
+
+def _format_of(body: Any, where: str) -> int:
+    """The format of a decoded request; of one that does not say, the plain one."""
+    number = body.get("format", PLAIN) if isinstance(body, dict) else PLAIN
+    if type(number) is not int or number < 1:
+        raise MalformedMessage(f"{where}: format must be a whole number from 1")
+    return number
+
+
+def _known_format(body: Any, where: str) -> int:
+    """The same, of a request that this release is to carry out."""
+    if (number := _format_of(body, where)) not in FORMATS:
+        known = ", ".join(map(str, sorted(FORMATS)))
+        raise MalformedMessage(f"{where}: format {number} is not known to this release, which knows {known}")
+    return number
 
 
 def _limit(number: Any, name: str, where: str, most: int) -> int:

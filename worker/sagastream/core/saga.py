@@ -8,8 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core.messages import Begin
-from sagastream.core.steps import StepDefinition, StepKind
-from sagastream.errors import CorruptSaga
+from sagastream.core.steps import PLAIN, StepDefinition, StepKind
+from sagastream.errors import UnreadableSaga
 
 #: How many interventions a saga keeps, the newest ones.
 MAX_INTERVENTIONS: Final = 100
@@ -118,6 +118,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     duplicates: int = 0  # replies that came more than once, and were ignored
     request_id: str | None = None  # of the saga_begin
     echo: bool = False  # the field `trace`: the messages of the saga are reported too
+    format: int = PLAIN  # one of FORMATS
     version: int = 0  # counts commits; 0: not stored yet. Only the store sets it
 
     @property
@@ -226,7 +227,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
 
 #: What a saga may be found to be; None: there is none.
-Found = SagaState | CorruptSaga | None
+Found = SagaState | UnreadableSaga | None
 
 
 def _value(data: bytes | None) -> Any:
@@ -237,7 +238,9 @@ def begun_with(state: SagaState, begin: Begin) -> bool:
     """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
     before = [step.definition.canonical() for step in state.steps]
-    return deadline_ms == begin.deadline_ms and before == [definition.canonical() for definition in begin.steps]
+    if state.format != begin.format or deadline_ms != begin.deadline_ms:
+        return False
+    return before == [definition.canonical() for definition in begin.steps]
 
 
 def conflict(saga_id: str) -> str:

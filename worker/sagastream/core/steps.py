@@ -9,6 +9,11 @@ from typing import Any, Final
 import orjson
 from msgspec import NODEFAULT, Struct, structs
 
+#: The formats of requests and of sagas' hashes that this release knows. A number stands for all that a saga of it may
+#: say. What says nothing has format 1; what has a higher one than these is left to a newer release.
+FORMATS: Final = frozenset({1})
+#: The format of a saga that says nothing.
+PLAIN: Final = 1
 #: The most steps that one saga may have.
 MAX_STEPS: Final = 100
 #: In `StepDefinition.compensation`: the step is undone by whatever its service publishes.

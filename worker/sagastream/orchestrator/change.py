@@ -8,7 +8,7 @@ from sagastream.broker.group_reader import Entry
 from sagastream.core.messages import Command, Notice
 from sagastream.core.moves import Decision
 from sagastream.core.saga import Found, SagaState
-from sagastream.errors import CorruptSaga
+from sagastream.errors import UnreadableSaga
 from sagastream.store import keys, saga_hash
 
 
@@ -33,6 +33,8 @@ class Change:
         if entry is None:
             self.rearm = decision.state is None  # somebody has deleted its hash: nothing waits for it any more
             return
+        if decision.left:
+            return  # it stays pending, for whoever knows what to do with it
         self.entries.append(entry)
         if decision.quarantine is not None:
             self.quarantined.append((entry, decision.quarantine))
@@ -53,4 +55,4 @@ class Change:
     @property
     def key(self) -> str | None:
         """The hash that is compared; there is none to compare where the saga cannot be read."""
-        return None if self.saga_id is None or isinstance(self.before, CorruptSaga) else keys.saga(self.saga_id)
+        return None if self.saga_id is None or isinstance(self.before, UnreadableSaga) else keys.saga(self.saga_id)

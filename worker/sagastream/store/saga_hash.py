@@ -23,15 +23,17 @@ from msgspec.structs import astuple
 from sagastream.core.messages import is_id
 from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 from sagastream.core.steps import (
+    FORMATS,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_STEPS,
     MAX_TIMEOUT_MS,
+    PLAIN,
     StepDefinition,
     StepKind,
     usual_attempts,
 )
-from sagastream.errors import CorruptSaga
+from sagastream.errors import CorruptSaga, NewerFormat, UnreadableSaga
 
 Word = str | int
 
@@ -76,6 +78,10 @@ def _flag(value: bool) -> Word:
 
 def _count(value: int) -> Word:
     return value or ""
+
+
+def _format(value: int) -> Word:
+    return "" if value == PLAIN else value
 
 
 def _sendings(value: int) -> Word:
@@ -188,6 +194,7 @@ _SAGA: Final[tuple[_Column, ...]] = (
     _Column("duplicates", "duplicates", _count, _number),
     _Column("request_id", "request_id", _plain, _text),
     _Column("echo", "trace", _flag, _is_set),
+    _Column("format", "format", _format, partial(_number, least=1)),
 )
 
 #: The fields of a step, likewise; in the hash each begins with `stepN.`.
@@ -238,7 +245,7 @@ def _step_values(step: Step) -> tuple[Any, ...]:
 
 
 #: What nothing is written for, but for the status, which comes first.
-_NO_SAGA: Final = (None, None, None, None, None, (), None, None, None, None, None, (), 0, None, False)
+_NO_SAGA: Final = (None, None, None, None, None, (), None, None, None, None, None, (), 0, None, False, PLAIN)
 _NO_STEP: Final = (None, 0, None, None, None, None, False, None, None, 0, None, None, None, 0, False)
 _PLACES: Final = tuple(range(max(len(_SAGA), len(_STEP))))
 
@@ -305,11 +312,14 @@ def _add_changed(words: list[Word], columns: tuple[_Column, ...], was: tuple[Any
 # --- read
 
 
-def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | CorruptSaga | None:
-    """The state that HGETALL's answer holds, None where there is no such saga."""
+def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | UnreadableSaga | None:
+    """The state that HGETALL's answer holds, None where there is no such saga; CorruptSaga where the hash is damaged,
+    NewerFormat where only a newer release can read it."""
     if not fields:
         return None
     try:
+        if (number := _number(fields.get(b"format") or b"%d" % PLAIN, least=1)) > max(FORMATS):
+            return NewerFormat(saga_id, number)
         return _decode(fields, saga_id)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         return CorruptSaga(f"the hash of saga {saga_id} is damaged: {error!r}")
