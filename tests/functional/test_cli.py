@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,34 @@ def test_help_starts_in_half_a_second(commands: Commands) -> None:
         assert commands.run("--help").returncode == 0
         took.append(time.monotonic() - began)
     assert sorted(took)[2] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "begin"),
+    [
+        (("--help",), 0, "Usage: python -m sagastream [OPTIONS] COMMAND [ARGS]...\n"),
+        (("nope",), 2, "Usage: python -m sagastream [OPTIONS] COMMAND [ARGS]...\n"),
+        (("show", "--help"), 0, "Usage: python -m sagastream show [OPTIONS] ID\n"),
+        (("show",), 2, "Usage: python -m sagastream show [OPTIONS] ID\n"),
+    ],
+)
+def test_the_package_can_be_run_as_the_command(
+    commands: Commands, arguments: tuple[str, ...], code: int, begin: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sagastream", *arguments],
+        cwd=commands.folder,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    shown, other = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
+    assert shown.startswith(begin)
+    assert ("Error: " in shown) == bool(code)
+    assert other == ""
 
 
 def test_up_runs_everything_and_restarts_what_dies(commands: Commands) -> None:

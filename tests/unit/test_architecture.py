@@ -108,7 +108,7 @@ def test_the_sources_are_found() -> None:
     assert {"sagastream.core.decision", "sagastream.scripts", "sagastream_bridge.commands.main"} <= MODULES.keys()
     assert {"commit.lua", "answer.lua"} <= {path.name for path in SCRIPTS}
     assert "sagastream.core.messages" in EDGES["sagastream.core.decision"]
-    assert "sagastream_bridge.inspection.lookup" in EDGES["sagastream_bridge.commands.main"]  # a lazy one
+    assert "sagastream_bridge.inspection.lookup" in EDGES["sagastream_bridge.commands.sagas"]  # a lazy one
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -154,8 +154,8 @@ BRIDGE_WINGS = {
     "inspection": set(),
     "local": {"inspection"},
     "stdin": {"local", "inspection"},
-    "bench": {"local", "commands"},
-    "conformance": {"inspection", "commands"},
+    "bench": {"local"},
+    "conformance": {"inspection"},
     "commands": {"local", "inspection", "stdin", "bench", "conformance"},
     "__main__": {"commands"},
 }
@@ -216,6 +216,11 @@ def test_the_errors_import_nothing() -> None:
 def test_one_wing_imports_rq() -> None:
     importing = {name for name, imported in IMPORTS.items() if "rq" in map(_top, imported)}
     assert {_wing(name) for name in importing} == {"rq_steps"}
+
+
+def test_one_wing_imports_click() -> None:
+    importing = {name for name, imported in IMPORTS.items() if "click" in map(_top, imported)}
+    assert {name.rpartition(".")[0] for name in importing} == {"sagastream_bridge.commands"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "sagastream.store.keys"])

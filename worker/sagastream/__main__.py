@@ -1,8 +1,8 @@
 """`python -m sagastream` is the command line, `sagastream`."""
 
-from importlib.metadata import entry_points
+from importlib.metadata import distribution
 
 if __name__ == "__main__":
-    # By its entry point: the library imports nothing of the bridge, where the command line stands.
-    (command,) = entry_points(group="console_scripts", name="sagastream")
-    command.load()(prog_name="python -m sagastream")
+    # By its entry point: the library imports nothing of the bridge, where the command line is.
+    (command,) = distribution("sagastream").entry_points.select(group="console_scripts", name="sagastream")
+    command.load()()

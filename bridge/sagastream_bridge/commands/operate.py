@@ -64,7 +64,7 @@ def quarantine() -> None:
 
 
 @quarantine.command("list")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many at the most.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most how many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_quarantined(limit: int, as_json: bool) -> None:
     """List them, the newest first."""

@@ -1,18 +1,40 @@
 """What a service is tried with: which of its commands, with which params, and what undoes each."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from sagastream.broker.connection import Broker
 from sagastream.core.messages import is_id
 from sagastream.core.strict_json import decode, encode_payload
 from sagastream.errors import MalformedMessage
+from sagastream.store import keys, published
+from sagastream_bridge.conformance.exchange import CheckError
 from sagastream_bridge.conformance.trial import Case
 
 _MEMBERS: Final = {"params", "rejected_params", "compensation"}
 
 #: What a service publishes: its commands, and what undoes each (None: it needs nothing).
 Published = Mapping[str, str | None]
+
+
+def published_by(broker: Broker, service: str, timeout_s: float, write: Callable[[str], object]) -> Published:
+    """What the service publishes, once it has started. `write` tells a person that it is waited for. Raises CheckError
+    if it has not started within `timeout_s`."""
+    deadline, told = time.monotonic() + timeout_s, False
+    while not broker.client.exists(keys.published(service), keys.commands(service)):
+        if time.monotonic() >= deadline:
+            begin = keys.published("")
+            found = broker.client.scan_iter(keys.published("*"), 1000)
+            there = sorted(key.decode(errors="backslashreplace").removeprefix(begin) for key in found)
+            which = f"; there are: {', '.join(there[:20])}" if there else ""
+            raise CheckError(f"no service {service} is at {broker.shown_url}: start it there{which}")
+        if not told:
+            told = True
+            write(f"waiting for the service {service}")
+        time.sleep(0.05)
+    return published.read(broker.client, [service]).get(service, {})
 
 
 def read(text: bytes, published: Published) -> list[Case]:

@@ -1,16 +1,16 @@
 """How findings look to a person. Everything that came from outside goes through `printable`."""
 
+import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Final
-
-import click
 
 from sagastream.console import printable
 from sagastream_bridge.conformance.examination import COMMAND_CHECKS, SERVICE_CHECKS
 from sagastream_bridge.conformance.promises import Finding, Verdict
 from sagastream_bridge.conformance.trial import Case
+from sagastream_bridge.inspection import views
 
 _COLOURS: Final = {Verdict.KEPT: "green", Verdict.BROKEN: "red", Verdict.NOT_CHECKED: "yellow"}
 _VERDICT_WIDTH: Final = max(map(len, Verdict))
@@ -19,6 +19,33 @@ _CHECK_WIDTH: Final = 30
 _LEAST_WIDTH: Final = 20
 #: On average, what undoes them included.
 _COMMANDS_A_CHECK: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tells findings as soon as they are there: a table on a terminal, else a line each."""
+
+    write: Callable[[str], object]
+    columns: int | None  # of the terminal, where there is one
+    width: int  # of the column of commands
+    as_json: bool
+
+    def tell(self, findings: Iterable[Finding]) -> list[Finding]:
+        """All of them, once they are told."""
+        found = []
+        for alike in ([one] for one in findings) if self.as_json else grouped(findings):
+            found += alike
+            for text in self._lines(alike):
+                self.write(text)
+        return found
+
+    def _lines(self, alike: Sequence[Finding]) -> Iterator[str]:
+        if self.as_json:
+            yield json.dumps(asdict(alike[0]))
+        elif self.columns is not None:
+            yield from rows(as_one(alike), self.width, self.columns)
+        else:
+            yield line(as_one(alike))
 
 
 def warning(service: str, cases: Sequence[Case], url: str) -> str:
@@ -61,7 +88,7 @@ def as_one(alike: Sequence[Finding]) -> Finding:
 def rows(finding: Finding, width: int, columns: int) -> Iterator[str]:
     """A finding as a row of a table; below it, where there is something to do or to know, what that is. `columns`: of
     the terminal."""
-    verdict = click.style(finding.verdict.ljust(_VERDICT_WIDTH), fg=_COLOURS[finding.verdict])
+    verdict = views.styled(finding.verdict.ljust(_VERDICT_WIDTH), fg=_COLOURS[finding.verdict])
     yield f"{verdict}  {finding.check:<{_CHECK_WIDTH}}  {finding.command:<{width}}".rstrip()
     indent = " " * (_VERDICT_WIDTH + 2)
     for label, text in _details(finding):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import click
 import orjson
 
 from sagastream.console import printable
@@ -14,6 +13,8 @@ from sagastream.core.steps import StepKind
 from sagastream.store.quarantine import Quarantined
 from sagastream.store.saga_hash import iso
 
+#: The codes of colours, as terminals take them (ECMA-48, "select graphic rendition").
+_SGR: Final = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 _COLOURS: Final = {
     "COMPLETED": "green",
     "PENDING": "cyan",
@@ -26,9 +27,16 @@ _COLOURS: Final = {
 _LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaired": "cyan"}
 
 
+def styled(text: str, fg: str | None = None, *, bold: bool = False) -> str:
+    """The text with terminal escapes for a colour of `_SGR`, or bold. Whoever prints it strips them where nobody sees
+    colours, as click.echo does."""
+    begin = (f"\x1b[{_SGR[fg]}m" if fg else "") + ("\x1b[1m" if bold else "")
+    return f"{begin}{text}\x1b[0m" if begin else text
+
+
 def status(text: str, width: int = 0) -> str:
     """A status in its colour."""
-    return click.style(text.ljust(width), fg=_COLOURS.get(text))
+    return styled(text.ljust(width), fg=_COLOURS.get(text))
 
 
 def message(body: dict[str, Any], service: str, kind: str) -> str:
@@ -41,14 +49,14 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
     payload = next((f"{name} {_json(body[name])}" for name in ("params", "result", "error") if name in body), "")
     if body.get("compensating"):
         payload = "compensating"
-    name = click.style(printable(str(body["type"])).ljust(24), fg=fg)
+    name = styled(printable(str(body["type"])).ljust(24), fg=fg)
     return f"{arrow} {printable(service):<10} step {body['step']}  {name} {payload}".rstrip()
 
 
 def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     """All that is known of a saga. `notes`: what else explains why it is where it is."""
-    parked = click.style("  PARKED", fg="red", bold=True) if state.parked else ""
-    yield f"{click.style(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
+    parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
+    yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
     yield f"  began    {_when(state.begun_ms, now_ms)}"
     yield f"  {'ended ' if state.ended else 'moved '}   {_when(state.updated_ms, now_ms)}"
     if state.reason:
@@ -78,7 +86,7 @@ def row(state: SagaState, now_ms: int) -> str:
     why = state.parked and f"parked: {state.parked}"
     why = why or (state.reason if state.ended else f"waits for {printable(state.waiting_for)}") or ""
     name = "PARKED" if state.parked else str(state.status)
-    shown = click.style(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
+    shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
     return f"{shown}  {_age(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
 
 
@@ -90,7 +98,7 @@ def quarantined(message: Quarantined) -> str:
 
 def finding(level: str, about: str, text: str) -> str:
     """A finding of the doctor, on one line."""
-    return f"{click.style(level.ljust(8), fg=_LEVELS.get(level))}  {printable(about):<12}  {printable(text)}"
+    return f"{styled(level.ljust(8), fg=_LEVELS.get(level))}  {printable(about):<12}  {printable(text)}"
 
 
 def _step(number: int, step: Step) -> Iterator[str]:

@@ -3,10 +3,9 @@
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
-
-import click
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
@@ -19,6 +18,8 @@ from sagastream.store import keys
 from sagastream_bridge.inspection import views
 from sagastream_bridge.local.stack import SAMPLES, Stack
 
+#: Prints a line, colours and all.
+Write = Callable[[str], object]
 #: How long a saga of the demonstration may take, in seconds; it takes a few milliseconds.
 _TIMEOUT_S: Final = 10.0
 
@@ -49,7 +50,7 @@ _SAGAS: Final = (
 )
 
 
-def run() -> None:
+def demonstrate(write: Write) -> None:
     """Run it in `demo` below the home, from scratch each time; the data stay there to be looked at."""
     home = Path(os.environ.get("SAGASTREAM_HOME") or ".sagastream") / "demo"
     EmbeddedServer(home).erase()
@@ -58,22 +59,22 @@ def run() -> None:
     try:
         for title, body in _SAGAS:
             begin = parse_begin(body, request_id=uuid.uuid4().hex, echo=True)
-            click.echo(click.style(f"{begin.saga_id}: {title}", bold=True))
+            write(views.styled(f"{begin.saga_id}: {title}", bold=True))
             after = last_event(broker.client)
             SagaClient(broker).begin_request(begin)
-            _watch(broker, stack, begin.saga_id, after)
-            click.echo()
-        _show_hash(broker, "saga44")
+            _watch(broker, stack, begin.saga_id, after, write)
+            write("")
+        _show_hash(broker, "saga44", write)
     finally:
         stack.stop()
         broker.close()
-    click.echo("See for yourself:")
-    click.echo(f"  SAGASTREAM_HOME={home} sagastream show saga44")
-    click.echo(f"  SAGASTREAM_HOME={home} sagastream up       # and in another terminal:")
-    click.echo(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
+    write("See for yourself:")
+    write(f"  SAGASTREAM_HOME={home} sagastream show saga44")
+    write(f"  SAGASTREAM_HOME={home} sagastream up       # and in another terminal:")
+    write(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
 
 
-def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes) -> None:
+def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes, write: Write) -> None:
     """Print the messages of one saga, from those after an event on, until it has ended."""
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
@@ -85,20 +86,20 @@ def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes) -> None:
             body = decode(event.fields[b"body"])
             if (kind := event.fields[b"kind"].decode()) == "outcome":
                 mark = "=" if body["status"] == "COMPLETED" else "x"
-                click.echo(f"  {mark}  {views.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
+                write(f"  {mark}  {views.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
                 return
-            click.echo("  " + views.message(body, event.fields[b"service"].decode(), kind))
+            write("  " + views.message(body, event.fields[b"service"].decode(), kind))
     assert broker.embedded is not None
     raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
 
 
-def _show_hash(broker: Broker, saga_id: str) -> None:
+def _show_hash(broker: Broker, saga_id: str, write: Write) -> None:
     key = keys.saga(saga_id)
-    click.echo(click.style(f"HGETALL {key}", bold=True))
+    write(views.styled(f"HGETALL {key}", bold=True))
     fields: Any = broker.client.hgetall(key)
     for name, value in fields.items():
-        click.echo(f"  {printable(name.decode()):<28} {printable(value.decode())}")
-    click.echo()
+        write(f"  {printable(name.decode()):<28} {printable(value.decode())}")
+    write("")
 
 
 def _redis_cli(broker: Broker) -> str:

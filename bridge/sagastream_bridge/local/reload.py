@@ -10,11 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-import click
-
 from sagastream.broker.connection import Broker
 from sagastream.broker.outage import Outage
 from sagastream.console import printable, say
+from sagastream.errors import SagastreamError
 from sagastream_bridge.local.stack import end, spawn
 
 #: How often the broker and the child are looked after, in milliseconds.
@@ -22,13 +21,15 @@ _LOOK_MS: Final = 500
 _WHO: Final = "sagastream"
 
 
-def run(broker: Broker, where: str, arguments: Sequence[str], stop: threading.Event, *, grace_s: float) -> None:
+def run_again_when_changed(
+    broker: Broker, where: str, arguments: Sequence[str], stop: threading.Event, *, grace_s: float
+) -> None:
     """Run `sagastream service WHERE`, and again after each change of a .py file below the current folder, or of the
     module where that lies elsewhere. What ends by itself, as by an error in the code, waits for the next change."""
     try:
         from watchfiles import PythonFilter, watch
     except ModuleNotFoundError:
-        raise click.ClickException("--reload needs watchfiles: pip install 'sagastream[reload]'") from None
+        raise SagastreamError("--reload needs watchfiles: pip install 'sagastream[reload]'") from None
     outage = Outage(broker, _WHO, stop)
     child: subprocess.Popen[bytes] | None = spawn(broker, ["service", where, *arguments])
     try:

@@ -1,13 +1,10 @@
 """The command `sagastream check-service`."""
 
-import json
 import shutil
 import sys
 import textwrap
-import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,8 +13,6 @@ from sagastream_bridge.commands.context import finite, opened, safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
-    from sagastream_bridge.conformance.cases import Published
-    from sagastream_bridge.conformance.promises import Finding
     from sagastream_bridge.conformance.trial import Case
 
 
@@ -73,7 +68,8 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
                 probe.count(exchange.run)  # before anything is done: it may be no command that counts
             if cases and not yes and sys.stdin.isatty() and sys.stderr.isatty():
                 _confirm(report.warning(service, cases, broker.shown_url))
-            found = _told(Examination(exchange, cases, probe).findings(), report.width(cases), as_json)
+            told = report.Report(click.echo, _columns(), report.width(cases), as_json=as_json)
+            found = told.tell(Examination(exchange, cases, probe).findings())
         except WrongUsage as error:
             raise click.UsageError(safe(str(error))) from None
         click.echo(report.summary(service, Counter(finding.verdict for finding in found)), err=True)
@@ -83,27 +79,15 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
     sys.exit(1 if any(finding.verdict == "broken" for finding in found) else 0)
 
 
+def _columns() -> int | None:
+    """Of the terminal, where there is one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _confirm(warning: str) -> None:
     click.echo(textwrap.fill(warning, max(shutil.get_terminal_size().columns - 1, 20)), err=True)
     if not click.confirm("Go on?", err=True):
         raise click.ClickException("nothing was sent")
-
-
-def _told(findings: "Iterator[Finding]", width: int, as_json: bool) -> "list[Finding]":
-    """The findings, each told as soon as it is there."""
-    from sagastream_bridge.conformance import report
-
-    found = []
-    for alike in ([one] for one in findings) if as_json else report.grouped(findings):
-        found += alike
-        if as_json:
-            click.echo(json.dumps(asdict(alike[0])))
-        elif sys.stdout.isatty():
-            for line in report.rows(report.as_one(alike), width, shutil.get_terminal_size().columns):
-                click.echo(line)
-        else:
-            click.echo(report.line(report.as_one(alike)))
-    return found
 
 
 def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
@@ -114,7 +98,7 @@ def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, 
 
     if not is_id(service):
         raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="SERVICE")
-    found = _published(broker, service, timeout_s)
+    found = cases.published_by(broker, service, timeout_s, partial(click.echo, err=True))
     file = options.pop("cases")
     try:
         if file is None:
@@ -126,22 +110,3 @@ def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, 
         return cases.read(file.read(), found)
     except MalformedMessage as error:
         raise click.UsageError(safe(str(error))) from None
-
-
-def _published(broker: "Broker", service: str, timeout_s: float) -> "Published":
-    """What the service publishes, once it has come."""
-    from sagastream.store import keys, published
-
-    deadline, told = time.monotonic() + timeout_s, False
-    while not broker.client.exists(keys.published(service), keys.commands(service)):
-        if time.monotonic() >= deadline:
-            begin = keys.published("")
-            found = broker.client.scan_iter(keys.published("*"), 1000)
-            there = sorted(key.decode(errors="backslashreplace").removeprefix(begin) for key in found)
-            which = f"; there are: {', '.join(there[:20])}" if there else ""
-            raise click.ClickException(safe(f"no service {service} is at {broker.shown_url}: start it there{which}"))
-        if not told:
-            told = True
-            click.echo(f"waiting for the service {service}", err=True)
-        time.sleep(0.05)
-    return published.read(broker.client, [service]).get(service, {})

@@ -1,0 +1,253 @@
+"""The commands that run something: workers, services, a whole stack, the bridge, the demonstration."""
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sagastream_bridge.commands.context import call_on_signals, finite, opened, orderly, safe, stop_event
+
+if TYPE_CHECKING:
+    from sagastream.broker.connection import Broker
+
+_DAY_MS: Final = 24 * 3600 * 1000
+
+_RETENTION = click.option(
+    "--retention-days",
+    default=7.0,
+    show_default=True,
+    type=click.FloatRange(0, 3650, min_open=True),
+    envvar="SAGASTREAM_RETENTION_DAYS",
+    show_envvar=True,
+    callback=finite,
+    help="How long a saga is kept once it has ended.",
+)
+
+
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Told now, and not by a process that is up already."""
+    from sagastream.health import HealthFile
+
+    if path is None:
+        return None
+    if path == Path():
+        raise click.BadParameter("'' is no path")
+    try:
+        HealthFile(path)
+    except OSError as error:
+        raise click.ClickException(safe(f"cannot write --health-file {path}: {error.strerror}")) from None
+    return path
+
+
+_HEALTH_FILE = click.option(
+    "--health-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_writable,
+    metavar="PATH",
+    help="Touch this file every second or two for as long as the broker answers.",
+)
+_UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+
+
+@click.command()
+@_RETENTION
+@_HEALTH_FILE
+@_UNTIL_EOF
+def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> None:
+    """Run an orchestrator worker. Any number of them may run side by side."""
+    stop = stop_event(until_eof)
+    with opened() as broker:
+        from sagastream.health import health_file_at
+        from sagastream.orchestrator.worker import Orchestrator
+
+        gc.freeze()  # what was imported stays: looking at it again and again is one 25th of a worker's time
+        with health_file_at(health_file) as health:
+            Orchestrator(broker, stop, retention_ms=max(1, int(retention_days * _DAY_MS)), health=health).run()
+
+
+@click.command()
+@click.argument("where", metavar="MODULE:NAME")
+@click.option(
+    "--reload", is_flag=True, help="Start it again when a .py file below this folder changes: for development."
+)
+@click.option(
+    "--grace",
+    default=25.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    callback=finite,
+    metavar="SECONDS",
+    help="How long handlers may still run when the process is to end.",
+)
+@_HEALTH_FILE
+@_UNTIL_EOF
+def service(where: str, reload: bool, grace: float, health_file: Path | None, until_eof: bool) -> None:
+    """Run a service, like shop.payment:service. Any number of processes may share its work."""
+    _check_where(where)
+    stop = stop_event(until_eof)
+    sys.path.insert(0, str(Path.cwd()))
+    with opened() as broker:
+        if reload:
+            from sagastream_bridge.local.reload import run_again_when_changed
+
+            more = ["--grace", str(grace), *(["--health-file", str(health_file)] if health_file else [])]
+            run_again_when_changed(broker, where, more, stop, grace_s=grace)
+            return
+        from sagastream.health import health_file_at
+        from sagastream.service.loading import load_service
+        from sagastream.service.runner import ServiceRunner
+
+        os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
+        with health_file_at(health_file) as health:
+            loaded, elsewhere = load_service(where), None
+            if loaded.queues:
+                from sagastream.rq_steps.dispatcher import on_rq
+
+                elsewhere = on_rq(broker, loaded)
+            gc.freeze()  # see `worker`
+            ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, elsewhere=elsewhere).run()
+
+
+@click.command("rq-worker")
+@click.argument("services", nargs=-1, required=True, metavar="MODULE:NAME...")
+@_UNTIL_EOF
+def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
+    """Run an RQ worker for the steps of services that run on RQ.
+
+    The same as `rq worker -w sagastream.rq_runner.SagaWorker`, with SAGASTREAM_SERVICES and the queues set; also for an
+    embedded broker.
+    """
+    for where in services:
+        _check_where(where)
+    with opened() as broker:
+        from sagastream.rq_steps.worker import run_worker
+
+        sys.path.insert(0, str(Path.cwd()))
+        threading.Thread(target=_tend, args=(broker, until_eof), daemon=True).start()
+        run_worker(broker, services)
+
+
+@click.command()
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Orchestrator workers.")
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="A service to run in place of the three samples; may be given several times.",
+)
+@_RETENTION
+def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
+    """Run everything: the broker, workers, services. What dies is started again."""
+    for where in services:
+        _check_where(where)
+    stop = stop_event()
+    with opened() as broker:
+        from sagastream.broker.outage import Outage
+        from sagastream.service.loading import load_service
+
+        # What no restart can mend is told at once.
+        from sagastream.store import layout
+        from sagastream_bridge.local.stack import SAMPLES, Stack
+
+        layout.check(broker)
+        sys.path.insert(0, str(Path.cwd()))
+        on_rq = []
+        for where in services:
+            (loaded := load_service(where)).publishes()
+            if loaded.queues:
+                on_rq.append(where)
+        os.environ["SAGASTREAM_RETENTION_DAYS"] = str(retention_days)  # for the workers
+        outage = Outage(broker, "sagastream up", stop)
+        stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
+        click.echo(f"broker   {broker.shown_url}")
+        if broker.embedded is not None:
+            click.echo(f"look     redis-cli -p {broker.embedded.port}")
+        click.echo("stop     Ctrl-C")
+        try:
+            while not stop.is_set():
+                outage.restore()
+                stack.tend()
+                stop.wait(0.2)
+        finally:
+            stack.stop()
+
+
+@click.command()
+@click.option("--outcomes/--no-outcomes", default=None, help="Tell how each saga ended [default: on a terminal].")
+@click.option("--trace", "echo", is_flag=True, help="Write out every command and reply too.")
+@click.option("--serve", default="", metavar="A,B", help="Services that standard input plays.")
+@click.option(
+    "--drain-timeout",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    callback=finite,
+    metavar="SECONDS",
+    help="How long to wait at the end of input for the sagas that were begun.",
+)
+def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) -> None:
+    """Speak the stdin protocol: one JSON object a line, in and out.
+
+    Without REDIS_URL, and where nothing runs in the home yet, the bridge brings up the broker, a worker and the sample
+    services for as long as it lives.
+    """
+    from sagastream.core.messages import is_id
+
+    names = [name.strip() for name in serve.split(",") if name.strip()]
+    for name in names:
+        if not is_id(name) or name == "orchestrator":
+            raise click.BadParameter(f"{name!a} cannot be the name of a service", param_hint="--serve")
+    with opened() as broker:
+        from sagastream_bridge.stdin.bridge import StdinBridge
+
+        if outcomes is None:
+            outcomes = os.isatty(0)
+        run = StdinBridge(broker, outcomes=outcomes, echo=echo, serve=names, drain_timeout_s=drain_timeout)
+        call_on_signals(run.stop)
+        code = run.run(0)
+    sys.exit(code)
+
+
+@click.command()
+def demo() -> None:
+    """Run three sagas on an embedded broker, and show every message.
+
+    The broker is one of its own, in `demo` below the home; what an earlier demonstration left in it is erased.
+    """
+    with orderly():
+        from sagastream_bridge.local.demo import demonstrate
+
+        demonstrate(click.echo)
+
+
+def _tend(broker: "Broker", until_eof: bool) -> None:
+    """For a worker of RQ's, which knows nothing of an embedded server that dies, nor of standard input."""
+    from sagastream.errors import BrokerError
+
+    while True:
+        if until_eof and select.select([0], [], [], 1.0)[0] and not os.read(0, 4096):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if not until_eof:
+            time.sleep(1.0)
+        with contextlib.suppress(BrokerError):
+            broker.restore()
+
+
+def _check_where(where: str) -> None:
+    module, _, name = where.partition(":")
+    if not module or not name:
+        raise click.BadParameter(f"{where!a} is not MODULE:NAME, like shop.payment:service")
+
+
+#: All of them.
+COMMANDS: Final = (worker, service, rq_worker, up, bridge, demo)

@@ -1,0 +1,124 @@
+"""The commands for sagas: begin one, show one, list them."""
+
+import sys
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sagastream_bridge.commands.context import finite, opened, orderly, safe
+
+if TYPE_CHECKING:
+    from sagastream.broker.connection import Broker
+    from sagastream.client.listing import ListStatus
+
+_STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
+#: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
+_WORKER_GRACE_S: Final = 1.0
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--wait", is_flag=True, help="Wait for the end; exit code 3 if the saga was aborted or is parked.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    callback=finite,
+    metavar="SECONDS",
+    help="With --wait: at most how long.",
+)
+def begin(file: Any, wait: bool, timeout: float | None) -> None:
+    """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
+    from sagastream.core.parsing import parse_begin
+    from sagastream.core.strict_json import decode
+    from sagastream.errors import MalformedMessage
+
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
+    with orderly():
+        body = file.read()
+    try:
+        request = parse_begin(decode(body), request_id=uuid.uuid4().hex)
+    except MalformedMessage as error:
+        raise click.ClickException(f"{file.name}: {error}") from None
+    with opened() as broker:
+        from sagastream.broker.outage import Outage
+        from sagastream.client.blocking import SagaClient
+
+        outage = Outage(broker, "sagastream begin", threading.Event())
+        client = SagaClient(broker)
+        from sagastream.store import layout
+
+        layout.check(broker)
+        accepted = outage.patiently(lambda: client.begin_request(request))
+        if not outage.patiently(lambda: _worker_shows_up(broker)):
+            click.echo("no worker is running; the saga waits for one: sagastream up", err=True)
+        if not wait:
+            click.echo(f"{request.saga_id} accepted")
+            return
+        try:
+            state = client.wait(accepted, timeout)
+        except TimeoutError as error:
+            raise click.ClickException(str(error)) from None
+        why = f"parked: {state.parked}" if state.parked else state.reason
+        click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
+    sys.exit(0 if state.status == "COMPLETED" else 3)
+
+
+@click.command()
+@click.argument("saga_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="The SagaState of the protocol, with what else is known.")
+def show(saga_id: str, as_json: bool) -> None:
+    """Show where a saga is, and why."""
+    from sagastream.core.messages import is_id
+
+    if not is_id(saga_id):
+        raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
+    with opened() as broker:
+        from sagastream_bridge.inspection import lookup, views
+
+        found = lookup.saga(broker.client, saga_id)
+        if found.state is None:
+            raise click.ClickException(f"there is no saga {saga_id} in this store{found.hint}")
+        if as_json:
+            click.echo(lookup.as_json(found))
+        else:
+            for line in views.saga(found.state, found.now_ms, found.notes):
+                click.echo(line)
+
+
+@click.command("list")
+@click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only these.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most how many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
+    """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
+    with opened() as broker:
+        from sagastream_bridge.inspection import lookup, views
+
+        listing = lookup.listing(broker, status, limit)
+        for state in listing.states:
+            click.echo(lookup.row_as_json(state) if as_json else views.row(state, listing.now_ms))
+        for problem in listing.damaged:
+            click.echo(f"DAMAGED       {safe(problem)}")
+        shown = len(listing.states)
+        more = " (--limit shows more)" if shown == limit else ""
+        unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
+        aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
+        counts = f"{listing.live} live and {listing.ended} ended in the store{unread}{aside}"
+        click.echo(f"{shown} shown{more}; {counts}", err=True)
+
+
+def _worker_shows_up(broker: "Broker") -> bool:
+    from sagastream_bridge.inspection import lookup
+
+    deadline = time.monotonic() + _WORKER_GRACE_S
+    while not (alive := lookup.worker_is_alive(broker.client)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
+
+
+#: All of them.
+COMMANDS: Final = (begin, show, list_sagas)
