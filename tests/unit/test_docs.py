@@ -10,7 +10,7 @@ import pytest
 from sagastream_bridge.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
