@@ -351,7 +351,7 @@ def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
 
 
 def test_waits_go_on_through_a_restart_of_the_broker(
-    running: Server, commands: Commands, capfd: pytest.CaptureFixture[str]
+    running: Server, commands: Commands, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     accepted = SagaClient(running.broker()).begin("s1", [do(1, service="later")])
     with ThreadPoolExecutor(2) as threads:
@@ -362,11 +362,16 @@ def test_waits_go_on_through_a_restart_of_the_broker(
         store = running.broker().client
         until(lambda: len(readers(store)) == 2, what="both read the events")
         running.kill()
-        until(lambda: capfd.readouterr().err.count("sagastream client: the broker is away") or None, what="it is said")
+        until(lambda: caplog.text.count("the broker is away") == 2, what="both log it")
         running.start()
         (commands.folder / "later.py").write_text(TILL.replace('"till"', '"later"'))
         commands.quiet("service", "later:service", env={"REDIS_URL": running.url})
         assert [wait.result().status for wait in waits] == ["COMPLETED", "COMPLETED"]
+    assert caplog.text.count("the broker is back") == caplog.text.count("the broker is away")
+    assert {(record.name, record.__dict__["source"]) for record in caplog.records} == {
+        ("sagastream.broker", "sagastream client")
+    }
+    assert capfd.readouterr().err == ""
 
 
 def test_a_wait_that_times_out_while_the_broker_is_away_says_so(server: Server) -> None:

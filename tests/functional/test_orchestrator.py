@@ -258,13 +258,13 @@ def test_entries_whose_delivery_got_lost_are_read_again(scene: Scene) -> None:
     assert scene.client.get("s1") is not None
 
 
-def test_a_deleted_group_or_stream_is_made_anew(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deleted_group_or_stream_is_made_anew(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     scene.worker.turn(block_ms=1)
     scene.redis.xgroup_destroy(keys.REQUESTS, "orchestrator")
     scene.redis.delete(keys.REPLIES)
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
-    assert "made it anew" in capsys.readouterr().err
+    assert "made it anew" in caplog.text
 
 
 GARBAGE = [
@@ -371,7 +371,7 @@ def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) ->
 
 
 def test_a_stream_that_is_none_holds_up_its_own_sagas_only(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker, "LEASE_MS", 1)
     scene.redis.set(keys.commands("void"), "in the way")
@@ -379,7 +379,7 @@ def test_a_stream_that_is_none_holds_up_its_own_sagas_only(
     scene.begin("s2", do(1))
     assert scene.play("s2").status is SagaStatus.COMPLETED
     assert scene.client.get("s1") is None
-    assert capsys.readouterr().err.count("saga:{0}:commands:void is no stream: sagas that need it stand still") == 1
+    assert caplog.text.count("saga:{0}:commands:void is not a stream: sagas that need it stand still") == 1
     scene.redis.delete(keys.commands("void"))
     heir = scene.another_worker()
     scene.turns_until(lambda: scene.client.get("s1") is not None, heir)
@@ -559,9 +559,9 @@ def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkey
     assert (state.current_step, state.duplicates) == (2, 1)
 
 
-def test_a_worker_says_what_it_sets_aside_one_line_a_turn(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_says_what_it_sets_aside_one_line_a_turn(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(3):
         scene.redis.xadd(keys.REPLIES, {"body": f'{{"type":"Do_ok","saga_id":"nobody{number}","step":1}}'})
     scene.turns_until(lambda: scene.redis.xlen(keys.QUARANTINE) == 3)
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "quarantined" in line]
+    [line] = [line for line in caplog.messages if "quarantined" in line]
     assert line.endswith(f"of {keys.REPLIES}: there is no saga nobody0, and 2 more")

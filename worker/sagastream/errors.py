@@ -92,6 +92,10 @@ class QuarantineError(SagastreamError):
     """A quarantined message is not there, or cannot be put back."""
 
 
+class SettingsError(SagastreamError):
+    """A variable of the environment has a value that it cannot have."""
+
+
 class ServiceError(SagastreamError):
     """A service is declared wrongly, or cannot be loaded from MODULE:NAME."""
 

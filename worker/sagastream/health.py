@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sagastream.console import printable, say
+from sagastream.telemetry import Log
 
-#: How often it is touched at the most, in seconds.
+#: The file is touched at most this often, in seconds.
 _EVERY_S: Final = 1.0
+
+_log: Final = Log("health", "sagastream")
 
 
 class HealthFile:
@@ -36,7 +38,7 @@ class HealthFile:
         except OSError as error:
             if not self._failed:
                 self._failed = True
-                say("sagastream", f"cannot touch the health file: {printable(str(error))}")
+                _log.warning(f"cannot touch the health file: {error}")
 
 
 @contextmanager

@@ -8,12 +8,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
+from sagastream import log_output
+
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 @contextmanager
@@ -47,6 +51,7 @@ def orderly() -> Iterator[None]:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         _on_signals(_terminated)
     try:
+        log_output.write_to_stderr()
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
@@ -101,6 +106,34 @@ def stop_event(until_eof: bool = False) -> threading.Event:
     stop = threading.Event()
     call_on_signals(stop.set, until_eof)
     return stop
+
+
+def _keep(_: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Where `orderly` finds it, and child processes too."""
+    if value is not None:
+        assert isinstance(parameter, click.Option)
+        os.environ[str(parameter.envvar)] = value
+
+
+def logged(command: _Command) -> _Command:
+    """Give a command that runs processes the options of what it logs, and how."""
+    for name, variable, choices, default, text in (
+        ("--log-level", log_output.LEVEL_VARIABLE, log_output.LEVELS, "info", "Log nothing below this level."),
+        ("--log-format", log_output.FORMAT_VARIABLE, log_output.FORMATS, "text", "How a line on stderr is written."),
+    ):
+        option = click.option(
+            name,
+            type=click.Choice(choices, case_sensitive=False),
+            default=default,
+            show_default=True,
+            envvar=variable,
+            show_envvar=True,
+            expose_value=False,
+            callback=_keep,
+            help=text,
+        )
+        command = option(command)
+    return command
 
 
 def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:

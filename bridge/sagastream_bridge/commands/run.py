@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import call_on_signals, finite, opened, orderly, safe, stop_event
+from sagastream_bridge.commands.context import call_on_signals, finite, logged, opened, orderly, safe, stop_event
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -60,6 +60,7 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 @click.command()
 @_RETENTION
 @_HEALTH_FILE
+@logged
 @_UNTIL_EOF
 def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
@@ -88,6 +89,7 @@ def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> 
     help="How long handlers may still run when the process is to end.",
 )
 @_HEALTH_FILE
+@logged
 @_UNTIL_EOF
 def service(where: str, reload: bool, grace: float, health_file: Path | None, until_eof: bool) -> None:
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
@@ -118,6 +120,7 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
 
 @click.command("rq-worker")
 @click.argument("services", nargs=-1, required=True, metavar="MODULE:NAME...")
+@logged
 @_UNTIL_EOF
 def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     """Run an RQ worker for the steps of services that run on RQ.
@@ -144,6 +147,7 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     metavar="MODULE:NAME",
     help="A service to run in place of the three samples; may be given several times.",
 )
+@logged
 @_RETENTION
 def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     """Run everything: the broker, workers, services. What dies is started again."""
@@ -194,6 +198,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
     metavar="SECONDS",
     help="How long to wait at the end of input for the sagas that were begun.",
 )
+@logged
 def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) -> None:
     """Speak the stdin protocol: one JSON object a line, in and out.
 

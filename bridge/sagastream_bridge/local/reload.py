@@ -3,6 +3,7 @@
 A new process rather than new modules in the old one: nothing of the old code is left.
 """
 
+import logging
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from typing import Final
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.outage import Outage
-from sagastream.console import printable, say
 from sagastream.errors import SagastreamError
+from sagastream.telemetry import Log
 from sagastream_bridge.local.stack import end, spawn
 
 #: How often the broker and the child are looked after, in milliseconds.
 _LOOK_MS: Final = 500
 _WHO: Final = "sagastream"
+_LOG: Final = Log("reload", _WHO)
 
 
 def run_again_when_changed(
@@ -30,6 +32,7 @@ def run_again_when_changed(
         from watchfiles import PythonFilter, watch
     except ModuleNotFoundError:
         raise SagastreamError("--reload needs watchfiles: pip install 'sagastream[reload]'") from None
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, and so do we
     outage = Outage(broker, _WHO, stop)
     child: subprocess.Popen[bytes] | None = spawn(broker, ["service", where, *arguments])
     try:
@@ -43,12 +46,12 @@ def run_again_when_changed(
         ):
             if changes:
                 changed = ", ".join(sorted(Path(path).name for _, path in changes)[:3])
-                say(_WHO, f"{printable(changed)} changed; starting {where} again")
+                _LOG.info(f"{changed} changed; starting {where} again")
                 if child is not None:
                     end(child, grace_s + 1.0)
                 child = spawn(broker, ["service", where, *arguments])
             elif child is not None and (code := child.poll()) is not None:
-                say(_WHO, f"{where} ended with exit code {code}; waiting for the next change")
+                _LOG.warning(f"{where} ended with exit code {code}; waiting for the next change")
                 child = None
             outage.restore()
     finally:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from sagastream.broker.connection import Broker
-from sagastream.console import say
 from sagastream.core.backoff import delay
+from sagastream.telemetry import Log
 
 #: The sample services, by name. Named, not imported: they are run as any other service is.
 SAMPLES: Final[Mapping[str, str]] = {
@@ -21,6 +21,7 @@ SAMPLES: Final[Mapping[str, str]] = {
 STOP_TIMEOUT_S: Final = 10.0
 #: A process that lived this long, in seconds, is restarted at once when it dies; one that did not, ever later.
 _HEALTHY_S: Final = 10.0
+_LOG: Final = Log("stack", "sagastream")
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ class Stack:
                 child.not_before = time.monotonic() + delay(child.failures, longest_s=10.0)
                 child.process = None
                 ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                say("sagastream", f"{' '.join(child.arguments)} {ended}; starting it again")
+                _LOG.warning(f"{' '.join(child.arguments)} {ended}; starting it again")
             if child.process is None and time.monotonic() >= child.not_before:
                 self._start(child)
 

@@ -16,7 +16,6 @@ import redis
 from sagastream.broker.connection import Broker
 from sagastream.broker.outage import Outage
 from sagastream.client.blocking import SagaClient, append_requests, last_event
-from sagastream.console import say
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Code, Intervene, is_id
 from sagastream.core.moves import Moment
@@ -24,14 +23,14 @@ from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.core.saga import Found, SagaState
 from sagastream.errors import MalformedMessage, NewerFormat, UnreadableSaga
 from sagastream.store import layout, sagas
+from sagastream.telemetry import Observer, guarded, runs
 from sagastream_bridge.inspection import lookup
 from sagastream_bridge.local.stack import SAMPLES, Stack
-from sagastream_bridge.stdin.follower import Follower
+from sagastream_bridge.stdin.follower import LOG, WHO, Follower
 from sagastream_bridge.stdin.lines import ORCHESTRATOR, BadLine, Caller, Line, LineWriter, parse, read_lines, told
 from sagastream_bridge.stdin.served import ServedService
 from sagastream_bridge.stdin.watch import Watch, Watches
 
-_WHO = "sagastream bridge"
 #: How long the threads may take to come to an end, in seconds: longer than any answer of the broker. One that is stuck
 #: because nobody reads what it writes ends with the process.
 _JOIN_S: Final = 6.0
@@ -51,6 +50,7 @@ class StdinBridge:
         echo: bool = False,
         serve: Sequence[str] = (),
         drain_timeout_s: float = 4.0,
+        observer: Observer | None = None,
     ) -> None:
         """
         Args:
@@ -64,7 +64,8 @@ class StdinBridge:
         self._drain_timeout_s = drain_timeout_s
         self._stop = threading.Event()
         self._wake = os.pipe()
-        self._outage = Outage(broker, _WHO, self._stop)
+        self._observer = guarded(observer)
+        self._outage = Outage(broker, WHO, self._stop, observer=self._observer)
         self._out = LineWriter(self._stop)
         self._client = SagaClient(broker)
         self._watches = Watches()
@@ -83,6 +84,10 @@ class StdinBridge:
 
     def run(self, fd: int) -> int:
         """Bridge until the lines of `fd` end, or `stop` is called; the exit code."""
+        with runs("bridge", WHO, self._observer):
+            return self._run(fd)
+
+    def _run(self, fd: int) -> int:
         threads: list[threading.Thread] = []
         finished = False
         try:
@@ -105,9 +110,9 @@ class StdinBridge:
         if self._fault is not None:
             raise self._fault
         if self._out.gone:
-            say(_WHO, "nobody reads the output any more")
+            LOG.warning("nobody reads the output any more")
         if self._read > self._settled:
-            say(_WHO, f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
+            LOG.warning(f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
         return 0 if finished and not self._bad_lines and not self._out.gone else 1
 
     def _start(self, threads: list[threading.Thread]) -> None:
@@ -220,7 +225,7 @@ class StdinBridge:
         if caller is not None and caller.msg_id is not None:
             self._out.error(caller, code, text)
         else:
-            say(_WHO, f"line {self._line_number}: {text}")
+            LOG.warning(f"line {self._line_number}: {text}")
 
     def _refused(self, watch: Watch, code: int, text: str) -> None:
         self._bad_lines += 1
@@ -228,7 +233,7 @@ class StdinBridge:
             self._out.error(watch.caller, code, text)
         else:
             verb = watch.request.verb if isinstance(watch.request, Intervene) else "begin"
-            say(_WHO, f"saga_{verb} of {watch.saga_id} was refused: {text}")
+            LOG.warning(f"saga_{verb} of {watch.saga_id} was refused: {text}", extra={"saga_id": watch.saga_id})
 
     def _follow(self) -> None:
         def turn() -> None:
@@ -270,7 +275,7 @@ class StdinBridge:
             alive = self._stack is None and self._outage.patiently(lambda: lookup.worker_is_alive(self._broker.client))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
             then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream up"
-            say(_WHO, f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
+            LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
 
     def _guard(self, target: Callable[[], None]) -> None:
         """Run a thread's work; what it cannot go on from ends the whole bridge, not just the thread."""

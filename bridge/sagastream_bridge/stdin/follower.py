@@ -7,16 +7,19 @@ from typing import Any, Final
 from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import Entry
 from sagastream.client.blocking import last_event, read_events
-from sagastream.console import say
 from sagastream.core.messages import Code, Intervene
 from sagastream.core.saga import Found, SagaState, begun_with, conflict
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
 from sagastream.store import sagas
 from sagastream.store.events import order
+from sagastream.telemetry import Log
 from sagastream_bridge.stdin.lines import ORCHESTRATOR, LineWriter, told
 from sagastream_bridge.stdin.watch import Watch, Watches
 
+#: The name of the bridge in the log, and its logger.
+WHO: Final = "sagastream bridge"
+LOG: Final = Log("bridge", WHO)
 #: How long one reading waits for events, in milliseconds.
 _BLOCK_MS: Final = 500
 #: How often the states of sagas that are waited for are looked at, in seconds, and of how many.
@@ -86,7 +89,7 @@ class Follower:
             try:
                 self._tell_one(event.fields, states)
             except (KeyError, TypeError, MalformedMessage) as error:
-                say("sagastream bridge", f"the event {event.id.decode()} makes no sense: {error!r}")
+                LOG.warning(f"the event {event.id.decode()} makes no sense: {error!r}")
 
     def _tell_one(self, fields: dict[bytes, bytes], states: Mapping[str, Found]) -> None:
         kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode(errors="replace")
@@ -96,7 +99,7 @@ class Follower:
             self._tell_refusal(saga_id, fields)
         elif kind == b"parked" and self._watches.of(saga_id):
             reason = decode(fields[b"body"])["reason"]
-            say("sagastream bridge", f"saga {saga_id} is parked, and waits for a person: {reason}")
+            LOG.warning(f"saga {saga_id} is parked, and waits for a person: {reason}", extra={"saga_id": saga_id})
         elif kind == b"done" and isinstance(state := states.get(saga_id), SagaState):
             self._intervened(state)
         elif kind == b"outcome":

@@ -12,8 +12,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.console import say
 from sagastream.errors import BrokerError
+from sagastream.telemetry import Log
 
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
@@ -29,6 +29,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": ANSWER_TIMEOUT_S,
     "protocol": 2,  # one shape of answers from every server
 }
+_log: Final = Log("broker", "broker")
 
 
 class Broker:
@@ -86,7 +87,7 @@ class Broker:
         memory: Any = self.client.info("memory")
         if memory["maxmemory_policy"] != "noeviction" and not self._warned:
             self._warned = True
-            say("broker", f"maxmemory-policy is {memory['maxmemory_policy']}: it may drop sagas; set noeviction")
+            _log.warning(f"maxmemory-policy is {memory['maxmemory_policy']}: it may drop sagas; set noeviction")
 
     def restore(self) -> None:
         """Bring an embedded server back that has gone; with REDIS_URL there is nothing we could do.

@@ -19,7 +19,7 @@ from msgspec import Struct
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.wire import or_raise
-from sagastream.console import say
+from sagastream.telemetry import Log
 
 _T = TypeVar("_T")
 
@@ -101,6 +101,7 @@ class GroupReader:
         self._client = client
         self._group = group
         self._consumer = consumer
+        self._log = Log("broker", consumer)
         self._lease_ms = lease_ms
         self._on_join = on_join
         self._leave = scripting.load(client, "leave")
@@ -204,7 +205,7 @@ class GroupReader:
         """See to it that a stream or group that was deleted is made anew; raises any other error."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
-        say(self._consumer, f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
+        self._log.warning(f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
         self.recover()
 
     def _came_ahead(self) -> list[Entry]:
@@ -270,7 +271,7 @@ class GroupReader:
 
     def _report_deleted(self, stream: str, ids: Sequence[bytes]) -> None:
         names = ", ".join(entry_id.decode() for entry_id in ids[:5])
-        say(self._consumer, f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
+        self._log.warning(f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
 
 
 def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:

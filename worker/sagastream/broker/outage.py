@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 import redis
 
 from sagastream.broker.connection import Broker
-from sagastream.console import say
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
+from sagastream.telemetry import Log, Observer
 
 _T = TypeVar("_T")
 
@@ -37,15 +37,40 @@ def is_outage(error: redis.RedisError) -> bool:
     return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and str(error).startswith(_PASSING))
 
 
-class Outage:
-    """Waits while the broker is away, and says so on stderr: once when it goes, once when it is back.
+class OutageReport:
+    """Tells the log and the observer that an outage has begun, and that it is over.
 
-    The threads of a process share one, so that the process says it once; each is away and back by itself.
+    Both are warnings: who reads nothing below sees the second one too.
     """
 
-    def __init__(self, broker: Broker, who: str, stop: threading.Event) -> None:
+    def __init__(self, who: str, observer: Observer | None) -> None:
+        """`who`: the name of the process, as its log records have it."""
+        self.log = Log("broker", who)
+        self._observer = observer
+        self._since = 0.0  # by time.monotonic
+
+    def began(self, error: redis.RedisError) -> None:
+        self._since = time.monotonic()
+        self.log.warning(f"the broker is away ({error}); waiting, nothing is lost")
+        if self._observer is not None:
+            self._observer.outage_began(error=error)
+
+    def ended(self) -> None:
+        self.log.warning("the broker is back")
+        if self._observer is not None:
+            self._observer.outage_ended(duration_s=time.monotonic() - self._since)
+
+
+class Outage:
+    """Waits while the broker is away, and reports it: once when it goes, once when it is back.
+
+    The threads of a process share one, so that the process reports it once; each is away and back by itself.
+    """
+
+    def __init__(self, broker: Broker, who: str, stop: threading.Event, *, observer: Observer | None = None) -> None:
+        """`who`: the name of the process, as its log records have it."""
         self._broker = broker
-        self._who = who
+        self._report = OutageReport(who, observer)
         self._stop = stop
         self._lock = threading.Lock()
         self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker
@@ -96,20 +121,20 @@ class Outage:
             tries = self._tries[me] = self._tries.get(me, 0) + 1
             is_news = tries == 1 and len(self._tries) == 1
         if is_news:
-            say(self._who, f"the broker is away ({error}); waiting, nothing is lost")
+            self._report.began(error)
         self._stop.wait(max(0.0, min(backoff.delay(tries), at_most_s)))
         if not self._stop.is_set():
             self.restore()
 
     def restore(self) -> None:
-        """Bring an embedded server back that has gone. One that does not start is told of, and tried again later:
+        """Bring an embedded server back that has gone. One that does not start is reported, and tried again later:
         its disk may be full for a while."""
         try:
             self._broker.restore()
         except BrokerError as error:
             if str(error) != self._said:
                 self._said = str(error)
-                say(self._who, self._said)
+                self._report.log.warning(self._said)
 
     def _succeeded(self) -> None:
         if not self._tries:
@@ -118,4 +143,4 @@ class Outage:
             is_news = self._tries.pop(threading.get_ident(), None) is not None and not self._tries
         if is_news:
             self._said = ""
-            say(self._who, "the broker is back")
+            self._report.ended()

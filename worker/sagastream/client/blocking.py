@@ -20,12 +20,13 @@ from sagastream.broker.outage import Outage, is_outage
 from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
-from sagastream.client.waiting import Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.client.waiting import WHO, Awaited, Outcome, Settled, Wait, check_timeout, completed
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
 from sagastream.store import events
 from sagastream.store.sagas import load
+from sagastream.telemetry import Observer, guarded
 
 
 class SagaClient:
@@ -34,15 +35,16 @@ class SagaClient:
     Threads may share one, and so may a process and those that it forks: each opens connections of its own.
     """
 
-    def __init__(self, broker: Broker | str | None = None) -> None:
+    def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
         """`broker`: one that is open, and stays so; or the url of one; by default that of the environment (see Broker).
+        `observer`: is told of outages.
 
         Raises BrokerError as Broker does, TypeError for anything else.
         """
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
-        self._outage = Outage(self._broker, "sagastream client", threading.Event())
+        self._outage = Outage(self._broker, WHO, threading.Event(), observer=guarded(observer))
 
     def __enter__(self) -> Self:
         return self

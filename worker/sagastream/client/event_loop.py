@@ -3,27 +3,26 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 import redis
 from redis.asyncio import ConnectionPool
 
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange, run_async
-from sagastream.broker.outage import is_outage
+from sagastream.broker.outage import OutageReport, is_outage
 from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
-from sagastream.client.waiting import Awaited, Outcome, Settled, Wait, check_timeout, completed
-from sagastream.console import say
+from sagastream.client.waiting import WHO, Awaited, Outcome, Settled, Wait, check_timeout, completed
 from sagastream.core import backoff
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import BrokerError, UnreadableSaga
 from sagastream.store.sagas import load
+from sagastream.telemetry import Observer, guarded
 
 _T = TypeVar("_T")
-_WHO: Final = "sagastream client"
 
 
 class AsyncSagaClient:
@@ -34,12 +33,12 @@ class AsyncSagaClient:
     one reader of the events stream serves them all; it runs while any of them waits, and for half a second after that.
     """
 
-    def __init__(self, broker: Broker | str | None = None) -> None:
+    def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
         """See SagaClient. A server that is embedded may have to be started for that, which blocks."""
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._pool = connect_async(self._broker.url)
-        self._follower = _Follower(self._broker, self._pool)
+        self._follower = _Follower(self._broker, self._pool, OutageReport(WHO, guarded(observer)))
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,9 +110,10 @@ class AsyncSagaClient:
 class _Follower:
     """The one reader of the events stream, for all who wait."""
 
-    def __init__(self, broker: Broker, pool: ConnectionPool) -> None:
+    def __init__(self, broker: Broker, pool: ConnectionPool, outage: OutageReport) -> None:
         self._broker = broker
         self._pool = pool
+        self._outage = outage
         self._awaited = Awaited()
         self._futures: dict[Wait, asyncio.Future[Outcome]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -171,12 +171,12 @@ class _Follower:
                     return
                 tries += 1
                 if tries == 1:
-                    say(_WHO, f"the broker is away ({error}); waiting, nothing is lost")
+                    self._outage.began(error)
                 await asyncio.sleep(backoff.delay(tries))
                 await self._restore()
             else:
                 if tries:
-                    say(_WHO, "the broker is back")
+                    self._outage.ended()
                 tries = 0
 
     async def _restore(self) -> None:

@@ -23,6 +23,8 @@ from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, Sag
 from sagastream.store import events
 from sagastream.store.sagas import load
 
+#: The name of a client in the log.
+WHO: Final = "sagastream client"
 #: Events after which the saga itself is looked at.
 _LOOK_AT: Final = (b"outcome", b"parked", b"done")
 #: How often sagas are looked at without an event, in seconds, and of how many a round trip may ask.

@@ -18,7 +18,6 @@ from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import BATCH, Entry, GroupReader, consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.console import say
 from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Due
 from sagastream.core.moves import Moment, Published
@@ -27,8 +26,10 @@ from sagastream.core.saga import Found, SagaState
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.state_cache import Memory
 from sagastream.store import keys, layout, published, sagas
+from sagastream.telemetry import Log, Observer, guarded, runs
 
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
 #: only slow loses the comparison and nothing else.
@@ -51,8 +52,6 @@ _PART: Final = 32
 _LOOK_EVERY_S: Final = 0.02
 #: How often it strikes the sagas off the index that are kept no longer, in seconds.
 _TIDY_EVERY_S: Final = 10.0
-#: How often a worker says that a stream holds sagas up, in seconds.
-_REPORT_EVERY_S: Final = 60.0
 
 #: An entry, and what it says. No entry: the time of a saga has come.
 Letter = tuple[Entry | None, Event]
@@ -68,13 +67,16 @@ class Orchestrator:
         *,
         retention_ms: int = keys.ENDED_KEPT_MS,
         health: HealthFile | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """`retention_ms`: how long a saga is kept once it has ended."""
         self._health = health
+        self._observer = guarded(observer)
         self.name = f"worker {(consumer := consumer_name())}"
         self._broker = broker
         self._stop = stop
-        self._outage = Outage(broker, self.name, stop)
+        self._outage = Outage(broker, self.name, stop, observer=self._observer)
+        self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms)
         # Replies first: what is begun is finished before more is begun.
         self._inbox = GroupReader(
@@ -89,13 +91,13 @@ class Orchestrator:
         self._replies = 0  # that the last reading brought
         self._busy = 0  # how many readings in a row brought many
         self._look_at = self._tidy_at = 0.0
-        self._report_at: dict[str, float] = {}
 
     def run(self) -> None:
         """Work until `stop` is set. Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …)."""
-        say(self.name, "started")
-        self._outage.keep(self.turn, self._inbox.recover)
-        self._outage.once(self._inbox.leave)
+        with runs("worker", self.name, self._observer):
+            Log("worker", self.name).info("started")
+            self._outage.keep(self.turn, self._inbox.recover)
+            self._outage.once(self._inbox.leave)
 
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit; the number of entries that were read."""
@@ -103,10 +105,13 @@ class Orchestrator:
         letters = [_open(entry) for entry in entries] + self._due(entries)
         states = self._memory.presume(letters)
         while letters:
+            began = time.monotonic()
             now_ms = self._load(letters, states)
             changes, lost, stuck = self._decide_and_commit(letters, states, now_ms)
             self._memory.keep(changes, [*lost, *stuck])
-            self._report(changes, lost, stuck)
+            self._report.committed(
+                changes, lost=lost, stuck=stuck, messages=len(letters), duration_s=time.monotonic() - began
+            )
             self._look_again(changes, now_ms)
             again = {change.saga_id for change in lost}
             letters = [letter for letter in letters if letter[1].saga_id in again]
@@ -121,26 +126,6 @@ class Orchestrator:
         loaded, now_ms = sagas.read(self._broker.client, asked)
         states |= loaded
         return now_ms
-
-    def _report(self, changes: Sequence[Change], lost: Sequence[Change], stuck: Sequence[Change]) -> None:
-        """Say what somebody should know of a commit."""
-        refused = {id(change) for change in (*lost, *stuck)}
-        written = [change for change in changes if id(change) not in refused]
-        self._report_stuck(stuck)
-        self._report_quarantined(written)
-        for change in written:
-            if change.rearm:
-                say(self.name, f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash")
-
-    def _report_stuck(self, stuck: Sequence[Change]) -> None:
-        """Say which streams hold sagas up, once a while each. Their entries stay pending, and are tried again."""
-        streams = {keys.commands(command.service) for change in stuck for command in change.commands}
-        if any(change.quarantined for change in stuck):
-            streams.add(keys.QUARANTINE)
-        for stream in sorted(streams):
-            if time.monotonic() >= self._report_at.get(stream, 0.0):
-                self._report_at[stream] = time.monotonic() + _REPORT_EVERY_S
-                say(self.name, f"{stream} is no stream: sagas that need it stand still, until it is one or is gone")
 
     def _read(self, block_ms: int) -> list[Entry]:
         """The replies that wait, up to BATCH; and requests, few where the readings before brought many replies."""
@@ -193,13 +178,6 @@ class Orchestrator:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._store.forget_ended()
         return [(None, Due(saga_id=saga_id)) for saga_id in saga_ids]
-
-    def _report_quarantined(self, changes: Sequence[Change]) -> None:
-        """Say that entries were set aside: of many in one turn, which may be somebody's flood, of the first."""
-        if found := [one for change in changes for one in change.quarantined]:
-            entry, reason = found[0]
-            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-            say(self.name, f"quarantined the entry {entry.id.decode()} of {entry.stream}: {reason}{more}")
 
     def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
         """Look for what is due when the first of these sagas is. Of one that another worker moves we learn at the next

@@ -1,0 +1,203 @@
+"""Who observes is told, and harms nothing; log records say which call of a handler they belong to."""
+
+import asyncio
+import logging
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
+from typing import Any
+
+import pytest
+
+from sagastream.core.messages import Command
+from sagastream.telemetry import POINTS, HandlerFields, Log, Observer, Observers, Outcome, guarded, handling, runs
+
+
+def a_command(step: int = 1) -> Command:
+    return Command(service="shop", type="Charge", saga_id="o-1", step=step, attempt=2, params=b"{}", begun_ms=0)
+
+
+class Notes(Observer):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in POINTS:
+            return super().__getattribute__(name)
+        return lambda **arguments: self.told.append((name, arguments))
+
+
+class Broken(Observer):
+    """Raises at one point."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.calls = 0
+
+    def comparison_lost(self, *, saga_id: str) -> None:
+        self.calls += 1
+        raise self.error
+
+
+# --- observers
+
+
+def test_every_method_of_an_observer_does_nothing_takes_keywords_only_and_says_what_they_are() -> None:
+    assert {"turn_committed", "handler_finished", "outage_ended"} <= set(POINTS)
+    for point in POINTS:
+        method = getattr(Observer, point)
+        first, *others = signature(method).parameters.values()
+        assert first.name == "self"
+        assert all(one.kind is one.KEYWORD_ONLY and one.annotation is not one.empty for one in others), point
+        assert method.__doc__, point
+        assert getattr(Observer(), point)(**{one.name: None for one in others}) is None
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_several_observers_are_all_told_in_turn(point: str) -> None:
+    first, second = Notes(), Notes()
+    getattr(Observers(first, second), point)(one=1, two=2)
+    assert first.told == second.told == [(point, {"one": 1, "two": 2})]
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nway"), SystemExit(3)])
+def test_one_that_raises_is_logged_once_and_left_out(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    broken, notes = Broken(error), Notes()
+    observers = Observers(broken, notes)
+    for _ in range(3):
+        observers.comparison_lost(saga_id="o-1")
+    observers.stream_stuck(stream="s")
+    assert broken.calls == 1
+    assert [point for point, _ in notes.told] == ["comparison_lost"] * 3 + ["stream_stuck"]
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("sagastream.telemetry", "ERROR")
+    assert record.getMessage().startswith(f"Broken.comparison_lost raised {type(error).__name__}: ")
+    assert record.getMessage().isprintable()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+def test_one_that_raises_in_many_threads_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    at_once = threading.Barrier(8)
+
+    class Meeting(Observer):
+        def comparison_lost(self, *, saga_id: str) -> None:
+            at_once.wait(10)
+            raise ValueError(saga_id)
+
+    observers = Observers(Meeting())
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: observers.comparison_lost(saga_id=str(n)), range(8)))
+    assert len(caplog.records) == 1
+
+
+def test_a_method_that_lacks_an_argument_harms_nothing_either(caplog: pytest.LogCaptureFixture) -> None:
+    class Outdated(Observer):
+        def stream_stuck(self) -> None:  # type: ignore[override]
+            raise AssertionError("it cannot be called")
+
+    Observers(Outdated()).stream_stuck(stream="s")
+    assert "Outdated.stream_stuck raised TypeError" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()])
+def test_what_is_to_end_the_process_does(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        Observers(Broken(error)).comparison_lost(saga_id="o-1")
+
+
+@pytest.mark.parametrize("given", [Notes, object(), "me", 1])
+def test_what_is_no_observer_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="an instance of a subclass of Observer"):
+        guarded(given)
+
+
+def test_nobody_is_nobody_and_several_stay_as_they_are() -> None:
+    assert guarded(None) is None
+    several = Observers(Notes())
+    assert guarded(several) is several
+
+
+def test_a_process_is_told_of_when_it_starts_and_however_it_stops() -> None:
+    notes = Notes()
+    with runs("worker", "worker 1", notes):
+        assert notes.told == [("process_started", {"kind": "worker", "name": "worker 1"})]
+    assert notes.told[1:] == [("process_stopped", {"kind": "worker", "name": "worker 1", "error": None})]
+    error = ValueError("no")
+    with pytest.raises(ValueError, match="no"), runs("worker", "worker 1", notes):
+        raise error
+    assert notes.told[-1] == ("process_stopped", {"kind": "worker", "name": "worker 1", "error": error})
+    with runs("worker", "worker 1", None):
+        pass
+
+
+def test_outcomes_are_words() -> None:
+    assert list(Outcome) == ["ok", "rejected", "raised", "away"]
+
+
+# --- log records
+
+
+def fields(record: logging.LogRecord) -> list[object]:
+    assert HandlerFields().filter(record)
+    return [record.__dict__[name] for name in ("saga_id", "service", "step", "attempt")]
+
+
+def a_record(**extra: object) -> logging.LogRecord:
+    return logging.getLogger("shop").makeRecord("shop", logging.INFO, "f.py", 1, "text", (), None, extra=extra)
+
+
+def test_a_record_of_a_handler_says_which_call_it_belongs_to() -> None:
+    assert fields(a_record()) == [None] * 4
+    with handling(a_command(1)):
+        assert fields(a_record()) == ["o-1", "shop", 1, 2]
+        with handling(a_command(2)):
+            assert fields(a_record()) == ["o-1", "shop", 2, 2]
+        assert fields(a_record()) == ["o-1", "shop", 1, 2]
+    assert fields(a_record()) == [None] * 4
+
+
+def test_the_call_ends_with_the_handler_that_raises() -> None:
+    with pytest.raises(SystemExit), handling(a_command()):
+        sys.exit(1)
+    assert fields(a_record()) == [None] * 4
+
+
+def test_what_a_record_says_itself_holds() -> None:
+    with handling(a_command()):
+        assert fields(a_record(step="charging", saga_id=None)) == [None, "shop", "charging", 2]
+
+
+def test_each_thread_and_each_task_has_its_own_call() -> None:
+    together = threading.Barrier(4)
+
+    def in_thread(step: int) -> list[object]:
+        with handling(a_command(step)):
+            together.wait(10)
+            return fields(a_record())
+
+    async def in_task(step: int) -> list[list[object]]:
+        with handling(a_command(step)):
+            await asyncio.sleep(0)
+            return [fields(a_record()), await asyncio.to_thread(lambda: fields(a_record()))]
+
+    async def tasks() -> list[list[list[object]]]:
+        return await asyncio.gather(*map(in_task, range(1, 5)))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(in_thread, range(1, 5))) == [["o-1", "shop", n, 2] for n in range(1, 5)]
+    assert asyncio.run(tasks()) == [[["o-1", "shop", n, 2]] * 2 for n in range(1, 5)]
+
+
+def test_a_record_of_ours_names_its_process_and_is_one_harmless_line(caplog: pytest.LogCaptureFixture) -> None:
+    Log("worker", "worker 1").warning("a saga\n\x1b[2J of 100%", extra={"saga_id": "o-1"})
+    (record,) = caplog.records
+    assert (record.name, record.__dict__["source"], record.__dict__["saga_id"]) == (
+        "sagastream.worker",
+        "worker 1",
+        "o-1",
+    )
+    assert record.getMessage() == "a saga\\n\\x1b[2J of 100%"

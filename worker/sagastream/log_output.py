@@ -1,0 +1,135 @@
+"""Log records written to stderr, as text or as JSON. Only programs' entry points have this installed: the command line,
+and an RQ worker that nobody has configured logging for."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from sagastream.console import describe, printable
+from sagastream.errors import SettingsError
+from sagastream.telemetry import HandlerFields
+
+FORMATS: Final = ("text", "json")
+LEVELS: Final = ("debug", "info", "warning", "error")
+#: Where the command line keeps what it was told: child processes have it from there.
+FORMAT_VARIABLE: Final = "SAGASTREAM_LOG_FORMAT"
+LEVEL_VARIABLE: Final = "SAGASTREAM_LOG_LEVEL"
+
+#: What every record has by itself, and what formatters add. All else was given with `extra`.
+_USUAL: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def write_to_stderr(environment: Mapping[str, str] = os.environ) -> None:
+    """Have all log records of this process written to stderr, from now on, in the format and from the level that the
+    environment names; by default as text, from INFO. Called again, it takes the place of what it did before.
+
+    Raises SettingsError.
+    """
+    written = _setting(environment, FORMAT_VARIABLE, FORMATS, "text")
+    level = _setting(environment, LEVEL_VARIABLE, LEVELS, "info")
+    handler = _Stderr()
+    handler.setFormatter(JsonLines() if written == "json" else TextLines())
+    handler.addFilter(HandlerFields())
+    root = logging.getLogger()
+    for old in [one for one in root.handlers if isinstance(one, _Stderr)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def _setting(environment: Mapping[str, str], variable: str, allowed: tuple[str, ...], default: str) -> str:
+    value = environment.get(variable, "").lower() or default
+    if value not in allowed:
+        raise SettingsError(f"{variable} is {value[:50]!a}; it must be one of {', '.join(allowed)}")
+    return value
+
+
+class TextLines(logging.Formatter):
+    """`name: text`, and for what a handler wrote the saga, step and attempt. `name` is the process or, for records that
+    are not of sagastream, the logger. An exception follows, each line of its traceback like the first."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = getattr(record, "source", record.name)
+        lines = [_message(record) + _suffix(record), *_traceback(record).splitlines()]
+        return "\n".join(printable(f"{name}: {line}") for line in lines)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, what was given with `extra` and is
+    not None, and `exception`, a traceback. ASCII only: nothing in it can act on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        members: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _message(record),
+        }
+        if text := _traceback(record):
+            members["exception"] = text
+        for name, value in vars(record).items():
+            if name not in _USUAL and name not in members and value is not None:
+                members[name] = value
+        return "{" + ", ".join(f"{_json(name)}: {_json(value)}" for name, value in members.items()) + "}"
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever sys.stderr is. Whether anybody reads it changes nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:  # it was closed before we came
+            return
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - what was given with `extra` may do anything
+            self.handleError(record)
+            return
+        with contextlib.suppress(OSError, ValueError):
+            # In one piece: the lines of several processes must not run into each other.
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001 - a handler's mistake in a log call must not look like one of ours
+        return f"{record.pathname}:{record.lineno}: this log call cannot be written: {describe(error)}"
+
+
+def _suffix(record: logging.LogRecord) -> str:
+    """Of which call of a handler a record is. Our own lines say it in their words."""
+    saga_id: object = getattr(record, "saga_id", None)
+    if saga_id is None or record.name.startswith("sagastream."):
+        return ""
+    step, attempt = getattr(record, "step", None), getattr(record, "attempt", None)
+    return f" [saga {saga_id}, step {step}, attempt {attempt}]"
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    parts = [record.exc_text or (record.exc_info and logging.Formatter().formatException(record.exc_info))]
+    parts.append(record.stack_info)
+    return "\n".join(part for part in parts if part)
+
+
+def _json(value: object) -> str:
+    """The value as JSON or, if it has none, what it looks like."""
+    import orjson  # the command line reads this module before it knows whether it needs that
+
+    try:
+        plain = orjson.loads(orjson.dumps(value))
+    except Exception:  # noqa: BLE001 - it is a stranger's object
+        plain = _shown(value)
+    return json.dumps(plain)
+
+
+def _shown(value: object) -> str:
+    try:
+        return printable(value) if isinstance(value, str) else ascii(value)
+    except Exception as error:  # noqa: BLE001 - its __repr__ may do anything
+        return describe(error)

@@ -1,0 +1,94 @@
+"""What a worker's turn tells: the log what somebody should know, the observer all of it."""
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.change import Change
+from sagastream.store import keys
+from sagastream.telemetry import Log, Observer
+
+#: How often a worker says that a stream holds sagas up, in seconds.
+_STUCK_EVERY_S: Final = 60.0
+
+
+class TurnReport:
+    """Tells of the commits of one worker."""
+
+    def __init__(self, who: str, observer: Observer | None) -> None:
+        """`who`: the name of the worker, as its log records have it."""
+        self._log = Log("worker", who)
+        self._observer = observer
+        self._stuck_at: dict[str, float] = {}  # when to tell of a stream again, by time.monotonic
+
+    def committed(
+        self,
+        changes: Sequence[Change],
+        *,
+        lost: Sequence[Change],
+        stuck: Sequence[Change],
+        messages: int,
+        duration_s: float,
+    ) -> None:
+        """Tell of a commit of these changes. `lost` and `stuck`: those of them that were not written. `messages`: how
+        many messages and timers led to them. `duration_s`: how long deciding and committing took."""
+        refused = {id(change) for change in (*lost, *stuck)}
+        written = [change for change in changes if id(change) not in refused]
+        if self._observer is not None:
+            self._tell(self._observer, written, lost, messages, duration_s)
+        self._tell_stuck(stuck)
+        self._tell_quarantined(written)
+        for change in written:
+            if change.rearm:
+                text = f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash"
+                self._log.warning(text, extra={"saga_id": change.saga_id})
+
+    def _tell(
+        self, observer: Observer, written: Sequence[Change], lost: Sequence[Change], messages: int, duration_s: float
+    ) -> None:
+        moved = [change for change in written if change.after is not change.before]
+        commands = sum(len(change.commands) for change in written)
+        observer.turn_committed(sagas=len(moved), messages=messages, commands=commands, duration_s=duration_s)
+        for change in lost:
+            observer.comparison_lost(saga_id=str(change.saga_id))
+        for change in moved:
+            before, after = change.before, change.written
+            if isinstance(after, SagaState):
+                _tell_moved(observer, before if isinstance(before, SagaState) else None, after)
+
+    def _tell_stuck(self, stuck: Sequence[Change]) -> None:
+        """Which streams hold sagas up, once a while each. Their entries stay pending, and are tried again."""
+        streams = {keys.commands(command.service) for change in stuck for command in change.commands}
+        if any(change.quarantined for change in stuck):
+            streams.add(keys.QUARANTINE)
+        for stream in sorted(streams):
+            if time.monotonic() >= self._stuck_at.get(stream, 0.0):
+                self._stuck_at[stream] = time.monotonic() + _STUCK_EVERY_S
+                self._log.error(
+                    f"{stream} is not a stream: sagas that need it stand still, until it is one or is gone",
+                    extra={"stream": stream},
+                )
+                if self._observer is not None:
+                    self._observer.stream_stuck(stream=stream)
+
+    def _tell_quarantined(self, written: Sequence[Change]) -> None:
+        """The log gets one line: many entries in one turn may be somebody's flood."""
+        found = [(change.saga_id, *one) for change in written for one in change.quarantined]
+        if not found:
+            return
+        saga_id, entry, reason = found[0]
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        text = f"quarantined the entry {entry.id.decode()} of {entry.stream}: {reason}{more}"
+        self._log.warning(text, extra={"saga_id": saga_id, "stream": entry.stream, "entry_id": entry.id.decode()})
+        if self._observer is not None:
+            for _, entry, reason in found:
+                self._observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=reason)
+
+
+def _tell_moved(observer: Observer, before: SagaState | None, after: SagaState) -> None:
+    observer.saga_moved(before=before, after=after)
+    if after.parked is not None and (before is None or before.parked != after.parked):
+        observer.saga_parked(saga=after)
+    if after.ended and (before is None or not before.ended):
+        observer.saga_ended(saga=after)
