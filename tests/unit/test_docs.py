@@ -3,15 +3,18 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
+import sagastream
+from sagastream import testing
 from sagastream_bridge.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def commands(text: str) -> Iterator[str]:
@@ -56,6 +59,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if section:
             titles = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
             assert section in map(anchor, titles), target
+
+
+@pytest.mark.parametrize("package", [sagastream, testing], ids=lambda package: package.__name__)
+def test_every_public_name_stands_in_the_reference(package: ModuleType) -> None:
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = re.findall(rf"^::: {re.escape(package.__name__)}\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(listed) == sorted(package.__all__)
 
 
 @named
