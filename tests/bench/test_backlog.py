@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import redis
 
-from sagastream.client.blocking import append_requests
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator import commit
@@ -21,6 +20,7 @@ from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import memory_of, used_memory
 from sagastream_bridge.local.stack import Stack
 from support.servers import Server
+from support.streams import append_requests
 from support.waiting import until
 
 #: Sagas that are begun in one round trip.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sagastream.broker import wire
-from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
@@ -13,6 +13,7 @@ from sagastream.store import keys
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
+from support.streams import append_requests
 from support.waiting import until
 
 

@@ -23,7 +23,7 @@ from msgspec import msgpack
 
 from sagastream import Context, Reject
 from sagastream.broker.group_reader import Entry
-from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.client.blocking import SagaClient
 from sagastream.core.decision import decide
 from sagastream.core.messages import Due, Intervene, Reply, Verb
 from sagastream.core.moves import Moment
@@ -39,6 +39,7 @@ from support.corpus import Bad, written
 from support.processes import SAGASTREAM, Commands
 from support.scenes import Scene, do
 from support.servers import Server, start_redis, start_valkey
+from support.streams import append_requests
 from support.waiting import until
 
 WORK = keys.commands("work")

@@ -458,6 +458,23 @@ def test_a_stray_event_ends_nothing(server: Server, commands: Commands, event: d
     assert talk.finish()[0] == 0
 
 
+def test_a_stray_event_that_is_read_after_the_end_swallows_nothing(server: Server, commands: Commands) -> None:
+    """It says the truth by the time it is read, and stands before the saga's last messages."""
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--trace", "--outcomes", env=env))
+    talk.say("c", begin("a", do(1)))
+    assert talk.hear()[2]["type"] == "Do"
+    client = server.broker().client
+    talk.process.send_signal(signal.SIGSTOP)
+    client.xadd(keys.EVENTS, {"kind": "outcome", "saga_id": "a"})
+    client.xadd(keys.REPLIES, {"body": json.dumps({"type": "Do_ok", "saga_id": "a", "step": 1})})
+    until(lambda: client.zscore(keys.ENDED, "a"), what="the saga has ended")
+    talk.process.send_signal(signal.SIGCONT)
+    assert [talk.hear()[2]["type"], talk.hear()[2]["type"]] == ["Do_ok", "saga_completed"]
+    assert talk.finish() == (0, "", "")
+
+
 def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) -> None:
     talk = Talk(commands.start("bridge"))
     talk.say("c", {"type": "init", "msg_id": 1})

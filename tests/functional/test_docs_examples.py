@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sagastream.client.blocking import append_requests
 from sagastream.core.parsing import parse_begin
 from sagastream.store import keys
 from support.page import Shell
 from support.processes import SAMPLES, Commands
 from support.servers import Server
+from support.streams import append_requests
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]

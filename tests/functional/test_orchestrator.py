@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from sagastream.broker.group_reader import Entry
-from sagastream.client.blocking import SagaClient, append_requests, last_event, read_events
+from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import Accepted
 from sagastream.core.decision import decide
 from sagastream.core.messages import Intervene, Reply, Verb, ok
@@ -23,6 +23,7 @@ from sagastream.store import keys, sagas
 from support.processes import SAMPLES, Commands
 from support.scenes import Scene, do
 from support.servers import Server
+from support.streams import append_requests, last_event, read_events
 from support.waiting import until
 
 

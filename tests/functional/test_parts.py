@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from sagastream.client.blocking import append_requests
 from sagastream.core.messages import Due
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.worker import _PART, Letter, _parts
 from sagastream.store import keys
 from support.scenes import Scene, do
 from support.servers import Server
+from support.streams import append_requests
 
 IDS = [f"s{number}" for number in range(3 * _PART)]
 

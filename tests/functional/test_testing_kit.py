@@ -16,7 +16,7 @@ import pytest
 from msgspec import structs
 
 from sagastream import Context, Reject, Service
-from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Command, Verb, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command
 from sagastream.core.saga import SagaState
@@ -27,6 +27,7 @@ from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
 from sagastream.testing import Sagas
 from support.servers import Server
+from support.streams import append_requests
 from support.waiting import until
 
 #: How long a step may take that shall time out, in milliseconds: long enough for one that shall not.

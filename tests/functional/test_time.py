@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from sagastream.broker import group_reader
-from sagastream.client.blocking import last_event, read_events
 from sagastream.core.messages import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
@@ -16,6 +15,7 @@ from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import keys, sagas
 from support.scenes import Scene, do
 from support.servers import Server
+from support.streams import last_event, read_events
 from support.waiting import until
 
 

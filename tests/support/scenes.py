@@ -7,12 +7,13 @@ from typing import Any
 
 from sagastream import Context, Reject, Service
 from sagastream.broker.connection import Broker
-from sagastream.client.blocking import SagaClient, append_requests
+from sagastream.client.blocking import SagaClient
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
+from support.streams import append_requests
 from support.waiting import until
 
 

@@ -220,6 +220,11 @@ def test_one_wing_imports_rq() -> None:
     assert {_wing(name) for name in importing} == {"rq_steps"}
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if _top(name) == "sagastream_bridge"])
+def test_nothing_at_the_edge_decides_on_sagas(name: str) -> None:
+    assert IMPORTS[name] & {"sagastream.core.decision", "sagastream.core.moves"} == set()
+
+
 def test_one_wing_imports_click() -> None:
     importing = {name for name, imported in IMPORTS.items() if "click" in map(_top, imported)}
     assert {name.rpartition(".")[0] for name in importing} == {"sagastream_bridge.commands"}

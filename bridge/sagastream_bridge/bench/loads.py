@@ -8,10 +8,12 @@ from itertools import islice
 
 import redis
 
-from sagastream.client.blocking import append_requests, last_event, read_events
+from sagastream.broker import exchange
+from sagastream.client import requests
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.errors import SagastreamError
+from sagastream.store import events
 from sagastream_bridge.bench import services
 
 #: How many sagas are begun in one round trip.
@@ -56,14 +58,14 @@ class Loads:
     def throughput(self, count: int, *, failing: bool = False) -> Run:
         """All sagas at once."""
         run = Run(sagas=count)
-        after = last_event(self._client)
+        after = exchange.run(self._client, events.newest())
         cpu = time.process_time()
         begins = self.begins(count, failing=failing)
         cpu = time.process_time() - cpu
         start = time.perf_counter()
         for batch in _batches(begins):
             began = time.process_time()
-            append_requests(self._client, batch)
+            exchange.run(self._client, requests.append(batch))
             run.begin_cpu_s += time.process_time() - began
         run.begin_cpu_s += cpu
         left = {begin.saga_id.encode() for begin in begins}
@@ -76,14 +78,14 @@ class Loads:
         run = Run(sagas=count)
         waiting = iter(self.begins(count))
         began: dict[bytes, float] = {}
-        after = last_event(self._client)
+        after = exchange.run(self._client, events.newest())
 
         def begin(batch: Iterable[Begin]) -> None:
             sent = list(batch)
             now = time.perf_counter()
             began.update((one.saga_id.encode(), now) for one in sent)
             if sent:
-                append_requests(self._client, sent)
+                exchange.run(self._client, requests.append(sent))
 
         def ended(saga_ids: Sequence[bytes]) -> None:
             now = time.perf_counter()
@@ -102,7 +104,7 @@ class Loads:
         run = Run(sagas=count)
         begins = self.begins(count)
         intended: dict[bytes, float] = {}
-        after = last_event(self._client)
+        after = exchange.run(self._client, events.newest())
         start = time.perf_counter()
         sent, heard = 0, time.perf_counter()
         while sent < count or intended:
@@ -110,7 +112,7 @@ class Loads:
             if due > sent:
                 for number in range(sent, due):
                     intended[begins[number].saga_id.encode()] = start + number / per_s
-                append_requests(self._client, begins[sent:due])
+                exchange.run(self._client, requests.append(begins[sent:due]))
                 sent = due
             wait_ms = max(1, int((start + sent / per_s - time.perf_counter()) * 1000)) if sent < count else 100
             ended, after = self._ended(intended, after, wait_ms)
@@ -136,7 +138,7 @@ class Loads:
             ended(saga_ids)
 
     def _ended(self, among: set[bytes] | dict[bytes, float], after: bytes, block_ms: int) -> tuple[list[bytes], bytes]:
-        entries = read_events(self._client, after, block_ms)
+        entries = exchange.run(self._client, events.after(after, block_ms))
         saga_ids = [
             saga_id
             for entry in entries

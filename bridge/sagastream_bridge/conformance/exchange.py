@@ -19,7 +19,7 @@ from sagastream.core.messages import Fields, Reply
 from sagastream.core.parsing import read_reply
 from sagastream.errors import SagastreamError
 from sagastream.store import keys
-from sagastream.store.events import order
+from sagastream.store.events import sort_key
 from sagastream_bridge.inspection import lookup
 
 #: What the ids of all sagas that this makes up begin with.
@@ -138,7 +138,7 @@ class Exchange:
             return self.is_there(entry_id)
         if self.client.xpending_range(self._stream, self.service, entry_id, entry_id, 1):
             return True
-        return order(group["last-delivered-id"]) < order(entry_id) and self.is_there(entry_id)
+        return sort_key(group["last-delivered-id"]) < sort_key(entry_id) and self.is_there(entry_id)
 
     def is_there(self, entry_id: bytes) -> bool:
         """Whether an entry is still in the stream."""
@@ -158,7 +158,7 @@ class Exchange:
             if any(read_reply(fields).saga_id == saga_id for _, fields in replies):
                 return True
             read_to = next((g["last-delivered-id"] for g in groups if g["name"] == self.service.encode()), b"0-0")
-            if not held and (not there or order(read_to) >= order(entry_id)):
+            if not held and (not there or sort_key(read_to) >= sort_key(entry_id)):
                 return False
         refuse_beside_a_worker(self.client)
         return None

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.client.blocking import SagaClient, last_event, read_events
+from sagastream.broker.exchange import run
+from sagastream.client.blocking import SagaClient
 from sagastream.console import printable
 from sagastream.core.parsing import parse_begin
 from sagastream.core.strict_json import decode
 from sagastream.errors import SagastreamError
-from sagastream.store import keys
+from sagastream.store import events, keys
 from sagastream_bridge.inspection import views
 from sagastream_bridge.local.stack import SAMPLES, Stack
 
@@ -60,7 +61,7 @@ def demonstrate(write: Write) -> None:
         for title, body in _SAGAS:
             begin = parse_begin(body, request_id=uuid.uuid4().hex, echo=True)
             write(views.styled(f"{begin.saga_id}: {title}", bold=True))
-            after = last_event(broker.client)
+            after = run(broker.client, events.newest())
             SagaClient(broker).begin_request(begin)
             _watch(broker, stack, begin.saga_id, after, write)
             write("")
@@ -79,7 +80,7 @@ def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes, write: Writ
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         stack.tend()
-        for event in read_events(broker.client, after, 500):
+        for event in run(broker.client, events.after(after, 500)):
             after = event.id
             if event.fields.get(b"saga_id") != saga_id.encode():
                 continue

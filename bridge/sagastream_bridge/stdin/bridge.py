@@ -14,22 +14,32 @@ from typing import Final
 import redis
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
-from sagastream.client.blocking import SagaClient, append_requests, last_event
-from sagastream.core.decision import decide
+from sagastream.client import requests
+from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Begin, Code, Intervene, is_id
-from sagastream.core.moves import Moment
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
-from sagastream.core.saga import Found, SagaState
-from sagastream.errors import MalformedMessage, NewerFormat, UnreadableSaga
+from sagastream.core.saga import SagaState
+from sagastream.errors import MalformedMessage, UnreadableSaga
 from sagastream.store import layout, sagas
 from sagastream.telemetry import Observer, guarded, runs
 from sagastream_bridge.inspection import lookup
 from sagastream_bridge.local.stack import SAMPLES, Stack
-from sagastream_bridge.stdin.follower import LOG, WHO, Follower
-from sagastream_bridge.stdin.lines import ORCHESTRATOR, BadLine, Caller, Line, LineWriter, parse, read_lines, told
+from sagastream_bridge.stdin.follower import LOG, WHO, Asker, Follower
+from sagastream_bridge.stdin.lines import (
+    ORCHESTRATOR,
+    BadLine,
+    Caller,
+    Line,
+    LineWriter,
+    Refusal,
+    code_of,
+    parse,
+    read_lines,
+    told,
+)
 from sagastream_bridge.stdin.served import ServedService
-from sagastream_bridge.stdin.watch import Watch, Watches
 
 #: How long the threads may take to come to an end, in seconds: longer than any answer of the broker. One that is stuck
 #: because nobody reads what it writes ends with the process.
@@ -68,10 +78,7 @@ class StdinBridge:
         self._outage = Outage(broker, WHO, self._stop, observer=self._observer)
         self._out = LineWriter(self._stop)
         self._client = SagaClient(broker)
-        self._watches = Watches()
-        self._follower = Follower(
-            broker, self._watches, self._out, outcomes=outcomes, served=serve, refused=self._refused
-        )
+        self._follower = Follower(broker, self._out, outcomes=outcomes, served=serve, refused=self._refused)
         self._served = {name: ServedService(broker, name, self._out, self._outage) for name in serve}
         self._stack: Stack | None = None
         self._lonely_since = time.monotonic()
@@ -117,7 +124,7 @@ class StdinBridge:
 
     def _start(self, threads: list[threading.Thread]) -> None:
         self._outage.patiently(lambda: layout.check(self._broker))
-        self._follower.after = self._outage.patiently(lambda: last_event(self._broker.client))
+        self._outage.patiently(self._follower.start)
         self._outage.patiently(self._tend)
         for target in (self._follow, *(served.run for served in self._served.values())):
             threads.append(threading.Thread(target=self._guard, args=[target], daemon=True))
@@ -158,11 +165,8 @@ class StdinBridge:
             else:
                 self._settle()
                 self._answer(line)
-        except MalformedMessage as error:
-            raise BadLine(str(error), line.caller) from None
-        except UnreadableSaga as error:
-            code = Code.NOT_SUPPORTED if isinstance(error, NewerFormat) else Code.CRASH
-            raise BadLine(str(error), line.caller, code) from None
+        except (MalformedMessage, UnreadableSaga) as error:
+            raise BadLine(str(error), line.caller, code_of(error)) from None
 
     def _prepare(self, line: Line) -> Begin | Intervene:
         """The request that a line makes, with somebody to wait for what becomes of it."""
@@ -172,12 +176,12 @@ class StdinBridge:
             request = parse_intervene(line.body, request_id=request_id)
         else:
             request = parse_begin(line.body, request_id=request_id, echo=self._echo)
-        self._watches.add(Watch(caller=line.caller, saga_id=request.saga_id, request=request))
+        self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
         return request
 
     def _append(self) -> None:
         if self._requests:
-            self._outage.patiently(lambda: append_requests(self._broker.client, self._requests))
+            self._outage.patiently(lambda: run(self._broker.client, requests.append(self._requests)))
             self._requests.clear()
 
     def _settle(self) -> None:
@@ -197,12 +201,10 @@ class StdinBridge:
             raise BadLine(text, line.caller, Code.NOT_SUPPORTED)
 
     def _await(self, line: Line) -> None:
-        watch = Watch(caller=line.caller, saga_id=self._look(line).saga_id)
-        self._watches.add(watch)
-        # Only now: had it ended in between, nobody would tell.
-        state = self._outage.patiently(lambda: self._client.get(watch.saga_id))
-        if state is not None and state.ended and self._watches.take_one(watch):
-            self._out.answer(watch.caller, "saga_await_ok", told(state))
+        saga_id = self._look(line).saga_id
+        self._follower.add(Asker(caller=line.caller, saga_id=saga_id))
+        # The saga may have ended, and no event may come for a while.
+        self._outage.patiently(lambda: self._follower.look(saga_id))
 
     def _look(self, line: Line) -> SagaState:
         """The saga that a line asks about."""
@@ -212,28 +214,29 @@ class StdinBridge:
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         assert isinstance(saga_id, str)
-        state: Found = self._outage.patiently(lambda: self._client.get(saga_id))
-        if state is None and (begin := self._watches.begin_of(saga_id)) is not None:
-            # It was accepted, and a worker has yet to read of it.
-            state = decide(None, begin, Moment(now_ms=int(time.time() * 1000), published={})).state
-        if not isinstance(state, SagaState):
+        # In this order: whoever began it waits for it until it has been seen in the store.
+        begin = self._follower.begin_of(saga_id)
+        state = self._outage.patiently(lambda: self._client.get(saga_id))
+        if state is not None:
+            return state
+        if begin is None:
             raise BadLine(f"there is no saga {saga_id}", line.caller, Code.NO_SUCH_SAGA)
-        return state
+        return requests.unread(begin)
 
-    def _complain(self, caller: Caller | None, code: Code, text: str) -> None:
+    def _complain(self, caller: Caller | None, code: int, text: str) -> None:
         self._bad_lines += 1
         if caller is not None and caller.msg_id is not None:
             self._out.error(caller, code, text)
         else:
             LOG.warning(f"line {self._line_number}: {text}")
 
-    def _refused(self, watch: Watch, code: int, text: str) -> None:
+    def _refused(self, asker: Asker, why: Refusal) -> None:
         self._bad_lines += 1
-        if watch.caller.msg_id is not None:
-            self._out.error(watch.caller, code, text)
+        if asker.caller.msg_id is not None:
+            self._out.error(asker.caller, code_of(why), str(why))
         else:
-            verb = watch.request.verb if isinstance(watch.request, Intervene) else "begin"
-            LOG.warning(f"saga_{verb} of {watch.saga_id} was refused: {text}", extra={"saga_id": watch.saga_id})
+            verb = asker.request.verb if isinstance(asker.request, Intervene) else "begin"
+            LOG.warning(f"saga_{verb} of {asker.saga_id} was refused: {why}", extra={"saga_id": asker.saga_id})
 
     def _follow(self) -> None:
         def turn() -> None:
@@ -265,7 +268,7 @@ class StdinBridge:
 
     def _drain(self) -> None:
         """Wait for the end of what was begun here, for as long as is allowed, and tell what has not ended."""
-        left = self._watches.wait_until_empty(self._drain_timeout_s, self._stop)
+        left = self._follower.wait_until_answered(self._drain_timeout_s, self._stop)
         if not left or self._stop.is_set() or self._out.gone:
             return
         states = self._outage.patiently(lambda: sagas.read(self._broker.client, left)[0])

@@ -1,114 +1,130 @@
-"""Follows the events stream and answers those who wait for sagas."""
+"""From the events stream back to lines: the messages of traced sagas, and the answers to those who wait."""
 
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import redis
 
 from sagastream.broker.connection import Broker
-from sagastream.broker.group_reader import Entry
-from sagastream.client.blocking import last_event, read_events
-from sagastream.core.messages import Code, Intervene
-from sagastream.core.saga import Found, SagaState, begun_with, conflict
+from sagastream.broker.exchange import Exchange, locked, run
+from sagastream.client.requests import Refused
+from sagastream.client.waiting import Outcome, SagaWatcher, Settled, Waiter
+from sagastream.core.messages import Begin, Intervene
+from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
-from sagastream.store import sagas
-from sagastream.store.events import order
 from sagastream.telemetry import Log
-from sagastream_bridge.stdin.lines import ORCHESTRATOR, LineWriter, told
-from sagastream_bridge.stdin.watch import Watch, Watches
+from sagastream_bridge.stdin.lines import ORCHESTRATOR, Caller, LineWriter, Refusal, told
 
 #: The name of the bridge in the log, and its logger.
 WHO: Final = "sagastream bridge"
 LOG: Final = Log("bridge", WHO)
 #: How long one reading waits for events, in milliseconds.
 _BLOCK_MS: Final = 500
-#: How often the states of sagas that are waited for are looked at, in seconds, and of how many.
-_CHECK_EVERY_S: Final = 1.0
-_CHECK_COUNT: Final = 500
-#: Events after which the saga itself is looked at.
-_LOOK_AT: Final = (b"outcome", b"done")
+#: How often a thread that waits for all answers looks whether it is to stop, in seconds.
+_STOP_CHECK_S: Final = 0.1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asker(Waiter):
+    """Whoever sent a line that is answered later: a request or, without one, a saga_await."""
+
+    caller: Caller
+    past_parking: bool = True  # a saga that is parked has not ended
+
+    @property
+    def begin(self) -> Begin | None:
+        """The request, if it is one to begin the saga."""
+        return self.request if isinstance(self.request, Begin) else None
 
 
 class Follower:
-    """Answers with the events after `after`, in their order. The hashes are the truth, though: events are capped, so
-    now and then it looks at the hashes themselves."""
+    """Follows the events for all who asked. Every message of a traced saga is told, then its end, each once.
+
+    One thread takes turns; the others add askers, look, and wait until all are answered.
+    """
 
     def __init__(
         self,
         broker: Broker,
-        watches: Watches,
         out: LineWriter,
         *,
         outcomes: bool,
         served: Collection[str],
-        refused: Callable[[Watch, int, str], None],
+        refused: Callable[[Asker, Refusal], None],
     ) -> None:
         """
         Args:
-            outcomes: tell the end of every saga to who began it.
-            served: services that are played here; their commands are written where they are handed out.
-            refused: told of a request that was refused.
+            outcomes: tell the end of every saga to whoever began it.
+            served: services that are played here; their commands are written when they are handed out.
+            refused: called when a request is refused, or its saga cannot be read.
         """
-        self.after = b"0-0"
-        self._client = broker.client
-        self._watches = watches
+        self._client: redis.Redis = broker.client
         self._out = out
         self._outcomes = outcomes
         self._served = served
         self._refused = refused
-        # Sagas that were seen to have ended, and the newest event of that moment: once that was read, their own were.
-        self._seen: list[SagaState] = []
-        self._seen_at = b"0-0"
-        self._check_at = 0.0
+        # The lock of what follows.
+        self._changed = threading.Condition()
+        self._watcher = SagaWatcher(in_order=True)
+        self._unanswered: dict[Waiter, None] = {}
+
+    def start(self) -> None:
+        """Follow the events from now on."""
+        self._run(self._watcher.start())
+
+    def add(self, asker: Asker) -> None:
+        with self._changed:
+            self._watcher.add(asker)
+            self._unanswered[asker] = None
+
+    def begin_of(self, saga_id: str) -> Begin | None:
+        """The saga_begin that somebody sent here, if its saga has not ended yet."""
+        return next((asker.begin for asker in self._askers(saga_id) if asker.begin is not None), None)
+
+    def look(self, saga_id: str) -> None:
+        """Answer those who asked about this saga, if there is something to tell: the turn may be waiting for events."""
+        self._answer_all(self._run(self._watcher.look_at([saga_id])))
 
     def turn(self) -> None:
-        """Read events and answer with them."""
-        events = read_events(self._client, self.after, _BLOCK_MS)
-        if events:
-            self._tell(events)
-            self.after = events[-1].id
-        if self._seen and (not events or order(self.after) >= order(self._seen_at)):
-            for state in self._seen:
-                self._watches.end_echo(state.saga_id)
-                self._ended(state)
-            self._seen = []
-        if not self._seen and time.monotonic() >= self._check_at:
-            self._check_at = time.monotonic() + _CHECK_EVERY_S
-            found = sagas.read(self._client, self._watches.some(_CHECK_COUNT))[0].values()
-            states = [state for state in found if isinstance(state, SagaState)]
-            for state in states:
-                self._intervened(state)
-            self._seen = [state for state in states if state.ended]
-            self._seen_at = last_event(self._client)
-
-    def _tell(self, events: Sequence[Entry]) -> None:
-        news = [event.fields.get(b"saga_id", b"") for event in events if event.fields.get(b"kind") in _LOOK_AT]
-        saga_ids = {saga_id.decode(errors="replace") for saga_id in news}
-        states = sagas.read(self._client, [saga_id for saga_id in saga_ids if self._watches.of(saga_id)])[0]
-        for event in events:
+        """Read events, and tell what they tell."""
+        settled = self._run(self._watcher.turn(_BLOCK_MS))
+        for event in self._watcher.heard:
             try:
-                self._tell_one(event.fields, states)
+                self._tell(event.fields)
             except (KeyError, TypeError, MalformedMessage) as error:
                 LOG.warning(f"the event {event.id.decode()} makes no sense: {error!r}")
+        self._answer_all(settled)
 
-    def _tell_one(self, fields: dict[bytes, bytes], states: Mapping[str, Found]) -> None:
-        kind, saga_id = fields.get(b"kind"), fields.get(b"saga_id", b"").decode(errors="replace")
-        if kind in (b"command", b"reply") and self._watches.echoes(saga_id):
-            self._tell_message(fields, is_reply=kind == b"reply")
-        elif kind == b"refused":
-            self._tell_refusal(saga_id, fields)
-        elif kind == b"parked" and self._watches.of(saga_id):
+    def wait_until_answered(self, timeout_s: float, stop: threading.Event) -> list[str]:
+        """Wait until all askers are answered, at most so long and until `stop`. Returns the sagas of the others."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while self._unanswered and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, _STOP_CHECK_S))
+            return list(dict.fromkeys(asker.saga_id for asker in self._unanswered))
+
+    def _run(self, exchange: Exchange[_T]) -> _T:
+        return run(self._client, locked(exchange, self._changed))
+
+    def _askers(self, saga_id: str) -> list[Asker]:
+        with self._changed:
+            return [waiter for waiter in self._watcher.waiting_for(saga_id) if isinstance(waiter, Asker)]
+
+    def _tell(self, fields: dict[bytes, bytes]) -> None:
+        """Tell an event of a saga that somebody waits for."""
+        kind, saga_id = fields.get(b"kind"), fields[b"saga_id"].decode(errors="replace")
+        if kind in (b"command", b"reply"):
+            if any(asker.begin is not None and asker.begin.echo for asker in self._askers(saga_id)):
+                self._tell_message(fields, is_reply=kind == b"reply")
+        elif kind == b"parked":
             reason = decode(fields[b"body"])["reason"]
             LOG.warning(f"saga {saga_id} is parked, and waits for a person: {reason}", extra={"saga_id": saga_id})
-        elif kind == b"done" and isinstance(state := states.get(saga_id), SagaState):
-            self._intervened(state)
-        elif kind == b"outcome":
-            state = states.get(saga_id)
-            if isinstance(state, SagaState) and not state.ended:
-                return  # whoever wrote that, it is not true
-            self._watches.end_echo(saga_id)
-            if isinstance(state, SagaState):
-                self._ended(state)
 
     def _tell_message(self, fields: dict[bytes, bytes], *, is_reply: bool) -> None:
         service, body = fields[b"service"].decode(errors="replace"), decode(fields[b"body"])
@@ -117,30 +133,26 @@ class Follower:
         elif service not in self._served:
             self._out.message(ORCHESTRATOR, service, body)
 
-    def _tell_refusal(self, saga_id: str, fields: dict[bytes, bytes]) -> None:
-        error, request_id = decode(fields[b"body"]), fields[b"request_id"].decode(errors="replace")
-        for watch in self._watches.of(saga_id):
-            if watch.request and watch.request.request_id == request_id and self._watches.take_one(watch):
-                self._refused(watch, error["code"], error["text"])
+    def _answer_all(self, settled: Settled) -> None:
+        for asker, outcome in settled:
+            assert isinstance(asker, Asker)
+            self._answer(asker, outcome)
+            with self._changed:
+                del self._unanswered[asker]
+                self._changed.notify_all()
 
-    def _intervened(self, state: SagaState) -> None:
-        """Answer those whose requests about this saga were done."""
-        for watch in self._watches.of(state.saga_id):
-            request = watch.request
-            if not isinstance(request, Intervene) or not state.has_taken(request.request_id):
-                continue
-            if self._watches.take_one(watch):
-                self._out.answer(watch.caller, f"saga_{request.verb}_ok", told(state))
+    def _answer(self, asker: Asker, outcome: Outcome) -> None:
+        if isinstance(outcome, Refused):
+            self._refused(asker, outcome.error)
+        elif isinstance(asker.request, Intervene):
+            self._out.answer(asker.caller, f"saga_{asker.request.verb}_ok", told(outcome))
+        elif asker.begin is None:
+            self._out.answer(asker.caller, "saga_await_ok", told(outcome))
+        elif self._outcomes:
+            self._out.answer(asker.caller, f"saga_{outcome.status.lower()}", _end(outcome))
 
-    def _ended(self, state: SagaState) -> None:
-        """Answer everybody who waited for the end of this saga."""
-        for watch in self._watches.take(state.saga_id):
-            if watch.begin is not None and not begun_with(state, watch.begin):
-                self._refused(watch, Code.PRECONDITION_FAILED, conflict(state.saga_id))
-            elif watch.begin is None:
-                self._out.answer(watch.caller, "saga_await_ok", told(state))
-            elif self._outcomes:
-                outcome: dict[str, Any] = {"saga_id": state.saga_id, "status": str(state.status)}
-                if state.reason is not None:
-                    outcome["reason"] = state.reason
-                self._out.answer(watch.caller, f"saga_{state.status.lower()}", outcome)
+
+def _end(state: SagaState) -> dict[str, Any]:
+    """The members of a line that tells how a saga ended."""
+    end = {"saga_id": state.saga_id, "status": str(state.status)}
+    return end if state.reason is None else end | {"reason": state.reason}

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sagastream.core.messages import Code
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.strict_json import MAX_BYTES, decode
-from sagastream.errors import MalformedMessage
+from sagastream.errors import MalformedMessage, NewerFormat, RequestRefused, UnreadableSaga
 
 #: What the orchestrator is called in `src` and `dest`.
 ORCHESTRATOR: Final = "orchestrator"
@@ -20,6 +20,10 @@ MAX_LINE_BYTES: Final = MAX_BYTES
 _CHUNK_BYTES: Final = 1 << 16
 #: How soon a writing is given up that nobody reads, once the process is to stop, in seconds.
 _STOP_CHECK_S: Final = 0.2
+
+
+#: Why a line is not done, as an error that the library raises.
+Refusal = MalformedMessage | RequestRefused | UnreadableSaga
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +48,19 @@ class Line:
 class BadLine(Exception):
     """A line that cannot be done; `caller` is there if somebody can be told, with this error code."""
 
-    def __init__(self, text: str, caller: Caller | None = None, code: Code = Code.MALFORMED) -> None:
+    def __init__(self, text: str, caller: Caller | None = None, code: int = Code.MALFORMED) -> None:
         super().__init__(text)
         self.caller = caller
         self.code = code
+
+
+def code_of(refusal: Refusal) -> int:
+    """The code of the error line that tells it."""
+    if isinstance(refusal, RequestRefused):
+        return refusal.code
+    if isinstance(refusal, MalformedMessage):
+        return Code.MALFORMED
+    return Code.NOT_SUPPORTED if isinstance(refusal, NewerFormat) else Code.CRASH
 
 
 def read_lines(fd: int, wake_fd: int) -> Iterator[list[bytes]]:

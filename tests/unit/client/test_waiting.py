@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from sagastream import AsyncSagaClient, CorruptSaga, RequestRefused, SagaAborted, SagaClient, SagaParked, Unsettled
 from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
-from sagastream.client.waiting import Outcome, Wait, completed
+from sagastream.client.waiting import Outcome, Waiter, completed
 from sagastream.core.messages import Verb
 from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
 
@@ -42,32 +42,32 @@ def refusal(outcome: Outcome | None) -> Exception:
 
 
 def test_a_saga_that_is_not_there_or_goes_on_settles_nothing() -> None:
-    wait = Wait.end_of(Accepted(begin=BEGIN))
+    wait = Waiter.for_end_of(Accepted(begin=BEGIN))
     assert wait.outcome(None) is None
     assert wait.outcome(PENDING) is None
 
 
 def test_its_end_and_its_being_parked_settle_it() -> None:
     parked = replace(PENDING, parked="why")
-    for wait in (Wait.end_of("s1"), Wait.end_of(Accepted(begin=BEGIN))):
+    for wait in (Waiter.for_end_of("s1"), Waiter.for_end_of(Accepted(begin=BEGIN))):
         assert wait.outcome(COMPLETED) is COMPLETED
         assert wait.outcome(parked) is parked
 
 
 def test_another_saga_of_the_same_id_is_refused_even_while_it_goes_on() -> None:
     other = to_begin({"saga_id": "s1", "steps": [{"transaction": "Else", "service": "till"}]})
-    error = refusal(Wait.end_of(Accepted(begin=other)).outcome(PENDING))
+    error = refusal(Waiter.for_end_of(Accepted(begin=other)).outcome(PENDING))
     assert isinstance(error, RequestRefused)
     assert error.code == 22
 
 
 def test_a_damaged_saga_is_told_as_such() -> None:
-    assert isinstance(refusal(Wait.end_of("s1").outcome(CorruptSaga("why"))), CorruptSaga)
+    assert isinstance(refusal(Waiter.for_end_of("s1").outcome(CorruptSaga("why"))), CorruptSaga)
 
 
 def test_an_operators_request_is_settled_when_it_was_done_and_not_by_the_end() -> None:
     request = to_intervene(Verb.CANCEL, "s1", "why")
-    wait = Wait(saga_id="s1", request=request)
+    wait = Waiter(saga_id="s1", request=request)
     assert wait.outcome(COMPLETED) is None
     done = Intervention(verb="cancel", reason="why", at_ms=0, request_id=request.request_id)
     state = PENDING.with_intervention(done)
@@ -92,7 +92,7 @@ def test_an_operators_request_is_settled_when_it_was_done_and_not_by_the_end() -
 def test_what_cannot_be_waited_for_is_told_with_what_to_do_instead(wrong: Any, hint: str) -> None:
     told = f"^to be waited for: what begin returned, or the id of a saga, {hint}$"
     with pytest.raises(TypeError, match=told):
-        Wait.end_of(wrong)
+        Waiter.for_end_of(wrong)
     with SagaClient("redis://nowhere.invalid") as client, pytest.raises(TypeError, match=told):
         client.wait(wrong)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagastream.store.events import order
+from sagastream.store.events import sort_key
 
 
 @pytest.mark.parametrize(
@@ -16,5 +16,5 @@ from sagastream.store.events import order
     ],
 )
 def test_events_are_ordered_by_number_and_not_by_their_text(earlier: bytes, later: bytes) -> None:
-    assert order(earlier) < order(later)
-    assert order(earlier) == order(earlier)
+    assert sort_key(earlier) < sort_key(later)
+    assert sort_key(earlier) == sort_key(earlier)

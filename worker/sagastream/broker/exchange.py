@@ -6,6 +6,7 @@ block, and for those that run in an event loop.
 """
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,24 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
                 found[number] = end.value
                 del asked[number]
     return found[0], found[1]
+
+
+def locked(exchange: Exchange[_T], lock: AbstractContextManager[object]) -> Exchange[_T]:
+    """The same exchange, for threads that share what it changes: it goes on only under the lock, and leaves the lock
+    to others during each round trip."""
+    answers: Any = None
+    failure: RedisError | None = None
+    while True:
+        with lock:
+            try:
+                commands = exchange.send(answers) if failure is None else exchange.throw(failure)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
+        try:
+            answers, failure = (yield commands), None
+        except RedisError as error:
+            failure = error
 
 
 def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:

@@ -15,16 +15,14 @@ import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of
 from sagastream.broker.exchange import run
-from sagastream.broker.group_reader import Entry
 from sagastream.broker.outage import Outage, is_outage
 from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
-from sagastream.client.waiting import WHO, Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
-from sagastream.store import events
 from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
@@ -127,13 +125,13 @@ class SagaClient:
         """
         check_timeout(timeout_s)
         many = requests.one_by_one(sagas, "ids, or of what begin returned")
-        return self._as_completed(Awaited(map(Wait.end_of, many)), timeout_s)
+        return self._as_completed(SagaWatcher(map(Waiter.for_end_of, many)), timeout_s)
 
-    def _as_completed(self, awaited: Awaited, timeout_s: float | None) -> Iterator[Outcome]:
-        yield from self._settled(awaited, timeout_s)
-        if awaited:
+    def _as_completed(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
+        yield from self._settled(watcher, timeout_s)
+        if watcher:
             assert timeout_s is not None
-            raise awaited.late(timeout_s)
+            raise watcher.timeout_error(timeout_s)
 
     def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
         """Have a saga go back: at its next step boundary, before its pivot. See `intervene`."""
@@ -163,13 +161,13 @@ class SagaClient:
             redis.RedisError: the broker is away; whether the request arrived is open.
         """
         check_timeout(timeout_s)
-        awaited = Awaited([Wait(saga_id=request.saga_id, request=request)])
-        run(self._redis, awaited.start())
-        append_requests(self._redis, [request])
-        for outcome in self._settled(awaited, timeout_s):
+        watcher = SagaWatcher([Waiter(saga_id=request.saga_id, request=request)])
+        run(self._redis, watcher.start())
+        run(self._redis, requests.append([request]))
+        for outcome in self._settled(watcher, timeout_s):
             return requests.granted(outcome)
         assert timeout_s is not None
-        raise awaited.late(timeout_s)
+        raise watcher.timeout_error(timeout_s)
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
@@ -189,15 +187,15 @@ class SagaClient:
     def _intervene(self, verb: Verb, saga_id: str, reason: str, timeout_s: float | None) -> SagaState:
         return self.intervene(requests.to_intervene(verb, saga_id, reason), timeout_s)
 
-    def _settled(self, awaited: Awaited, timeout_s: float | None) -> Iterator[Outcome]:
+    def _settled(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
         """What settles the waits, as it comes, until none is left or the time is up."""
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
         def turn() -> Settled:
             left_ms = (deadline - time.monotonic()) * 1000
-            return run(self._redis, awaited.turn(int(min(left_ms, BLOCK_MS))))
+            return run(self._redis, watcher.turn(int(min(left_ms, BLOCK_MS))))
 
-        while awaited:
+        while watcher:
             try:
                 settled = self._outage.patiently(turn, until=deadline)
             except redis.RedisError as error:
@@ -207,18 +205,3 @@ class SagaClient:
             yield from (outcome for _, outcome in settled)
             if not settled and time.monotonic() >= deadline:
                 return
-
-
-def append_requests(client: "redis.Redis", sent: Sequence[Begin | Intervene]) -> None:
-    """See requests.append."""
-    run(client, requests.append(sent))
-
-
-def last_event(client: "redis.Redis") -> bytes:
-    """See events.newest."""
-    return run(client, events.newest())
-
-
-def read_events(client: "redis.Redis", after: bytes, block_ms: int) -> list[Entry]:
-    """See events.after."""
-    return run(client, events.after(after, block_ms))

@@ -14,7 +14,7 @@ from sagastream.broker.outage import OutageReport, is_outage
 from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
-from sagastream.client.waiting import WHO, Awaited, Outcome, Settled, Wait, check_timeout, completed
+from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.core import backoff
 from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
@@ -73,7 +73,7 @@ class AsyncSagaClient:
 
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """See SagaClient.wait. To wait for many sagas, wait for each in a task of its own."""
-        state = requests.granted(await self._follower.settled(Wait.end_of(saga), timeout_s))
+        state = requests.granted(await self._follower.settled(Waiter.for_end_of(saga), timeout_s))
         return completed(state) if check else state
 
     async def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
@@ -89,8 +89,8 @@ class AsyncSagaClient:
         return await self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason), timeout_s)
 
     async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
-        wait = Wait(saga_id=request.saga_id, request=request)
-        return requests.granted(await self._follower.settled(wait, timeout_s))
+        waiter = Waiter(saga_id=request.saga_id, request=request)
+        return requests.granted(await self._follower.settled(waiter, timeout_s))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
@@ -114,38 +114,38 @@ class _Follower:
         self._broker = broker
         self._pool = pool
         self._outage = outage
-        self._awaited = Awaited()
-        self._futures: dict[Wait, asyncio.Future[Outcome]] = {}
+        self._watcher = SagaWatcher()
+        self._futures: dict[Waiter, asyncio.Future[Outcome]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def settled(self, wait: Wait, timeout_s: float | None) -> Outcome:
-        """What settles the wait; an operator's request is sent for it."""
+    async def settled(self, waiter: Waiter, timeout_s: float | None) -> Outcome:
+        """What settles the waiter; an operator's request is sent for it."""
         check_timeout(timeout_s)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._futures[wait] = future
+        self._futures[waiter] = future
         if self._task is None or self._task.done():
-            self._awaited = Awaited()  # to read on from where the last one stopped might mean to read for long
-            self._awaited.add(wait)
+            self._watcher = SagaWatcher()  # to read on from where the last one stopped might mean to read for long
+            self._watcher.add(waiter)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
         else:
-            self._awaited.add(wait)
+            self._watcher.add(waiter)
         try:
-            if isinstance(wait.request, Intervene):
-                await run_async(self._pool, self._awaited.start())
-                await run_async(self._pool, requests.append([wait.request]))
+            if isinstance(waiter.request, Intervene):
+                await run_async(self._pool, self._watcher.start())
+                await run_async(self._pool, requests.append([waiter.request]))
             elif timeout_s is not None and timeout_s <= 0:
                 await self._look()  # what is asked is whether it has ended by now
             async with asyncio.timeout(timeout_s):
                 # The reader may be waiting for events; if not, it will look at all that is waited for, first.
-                if self._awaited.in_place and not future.done():
+                if self._watcher.in_place and not future.done():
                     await self._look()
                 return await future
         except TimeoutError:
             assert timeout_s is not None
-            raise self._awaited.late(timeout_s, wait) from None
+            raise self._watcher.timeout_error(timeout_s, waiter) from None
         finally:
-            del self._futures[wait]
-            self._awaited.discard(wait)
+            del self._futures[waiter]
+            self._watcher.discard(waiter)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -156,15 +156,15 @@ class _Follower:
     async def _look(self) -> None:
         await asyncio.sleep(0)  # those who come at the same moment share the round trip of the first
         try:
-            self._settle(await run_async(self._pool, self._awaited.look()))
+            self._settle(await run_async(self._pool, self._watcher.look()))
         except redis.RedisError:
             return  # the reader meets with it too, and deals with it
 
     async def _follow(self) -> None:
         tries = 0
-        while self._awaited:
+        while self._watcher:
             try:
-                self._settle(await run_async(self._pool, self._awaited.turn(BLOCK_MS)))
+                self._settle(await run_async(self._pool, self._watcher.turn(BLOCK_MS)))
             except Exception as error:  # noqa: BLE001 - handed to those who wait
                 if not (isinstance(error, redis.RedisError) and is_outage(error)):
                     self._fail(error)
@@ -185,8 +185,8 @@ class _Follower:
                 await asyncio.to_thread(self._broker.restore)
 
     def _settle(self, settled: Settled) -> None:
-        for wait, outcome in settled:
-            future = self._futures.get(wait)  # none: it has left meanwhile
+        for waiter, outcome in settled:
+            future = self._futures.get(waiter)  # none: it has left meanwhile
             if future is not None and not future.done():
                 future.set_result(outcome)
 

@@ -18,7 +18,7 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
-from sagastream.core.saga import begun_with, conflict
+from sagastream.core.saga import SagaState, SagaStatus, Step, begun_with, conflict
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import keys, saga_hash
 
@@ -181,6 +181,18 @@ def granted(answer: _T | Refused) -> _T:
 def conflicting(saga_id: str) -> Refused:
     """The answer to a request whose id another saga has."""
     return Refused(saga_id=saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, conflict(saga_id)))
+
+
+def unread(begin: Begin) -> SagaState:
+    """The saga that was asked for, as it is until a worker reads the request."""
+    return SagaState(
+        saga_id=begin.saga_id,
+        status=SagaStatus.PENDING,
+        current_step=1,
+        steps=tuple(Step(definition=definition) for definition in begin.steps),
+        begun_ms=0,
+        updated_ms=0,
+    )
 
 
 def _words(request: Begin | Intervene) -> list[str | bytes | int]:

@@ -1,8 +1,7 @@
-"""What becomes of sagas, as those see it who wait for it: which sagas are waited for, when each is to be looked at, and
-what settles the waiting.
+"""What becomes of sagas, for those who wait: for which saga, when to look at it, and what settles a waiter.
 
-The hashes are the truth; the events only say which of them to look at. Events are capped, and a store may lose some, so
-every saga that is waited for is looked at now and then whatever the events say.
+The hashes are the truth. Events only say which saga to look at: they are capped, a store may lose some, and anybody can
+write one. So every saga that somebody waits for is looked at now and then, whatever the events say.
 """
 
 import math
@@ -14,7 +13,8 @@ from typing import Final, Self
 
 import redis
 
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.group_reader import Entry
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
 from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus, begun_with
@@ -25,15 +25,15 @@ from sagastream.store.sagas import load
 
 #: The name of a client in the log.
 WHO: Final = "sagastream client"
-#: Events after which the saga itself is looked at.
+#: Events after which to look at the saga itself.
 _LOOK_AT: Final = (b"outcome", b"parked", b"done")
-#: How often sagas are looked at without an event, in seconds, and of how many a round trip may ask.
+#: How often to look at sagas without an event, in seconds, and at how many in one round trip.
 _SWEEP_EVERY_S: Final = 1.0
 _AT_ONCE: Final = 500
 
 Outcome = SagaState | Refused
 
-#: What to do with what cannot be waited for.
+#: What nobody can wait for, and what to do instead.
 _INSTEAD: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
     (SagaState, ": give its saga_id"),
     (Refused, ": it was not begun, and its error says why"),
@@ -43,7 +43,7 @@ _INSTEAD: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
 
 
 def check_timeout(timeout_s: float | None) -> None:
-    """Raises TypeError or ValueError for what is no time to wait."""
+    """Raises TypeError or ValueError for what is not a time to wait."""
     given: object = timeout_s
     if given is None:
         return
@@ -55,15 +55,16 @@ def check_timeout(timeout_s: float | None) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Wait:
-    """Somebody waits: for the end of a saga or, with an operator's request, for that to be done."""
+class Waiter:
+    """Somebody waits: for the end of a saga or, with an operator's request, until a worker has done it."""
 
     saga_id: str
     request: Begin | Intervene | None = None
+    past_parking: bool = False  # whether to wait on while the saga is parked
 
     @classmethod
-    def end_of(cls, saga: Accepted | str) -> Self:
-        """Raises TypeError for what is neither."""
+    def for_end_of(cls, saga: Accepted | str) -> Self:
+        """Raises TypeError for anything else."""
         given: object = saga
         if isinstance(given, str):
             return cls(saga_id=given)
@@ -73,7 +74,7 @@ class Wait:
         raise TypeError(f"to be waited for: what begin returned, or the id of a saga, not {type(given).__name__}{hint}")
 
     def outcome(self, found: Found) -> Outcome | None:
-        """What settles it, with the saga as it stands; None: nothing yet."""
+        """What settles this waiter when the saga is as it was found; None: nothing yet."""
         if isinstance(found, UnreadableSaga):
             return Refused(saga_id=self.saga_id, error=found)
         if found is None:
@@ -82,19 +83,19 @@ class Wait:
             return found if found.has_taken(self.request.request_id) else None
         if self.request is not None and not begun_with(found, self.request):
             return conflicting(self.saga_id)
-        return found if found.ended or found.parked is not None else None
+        return found if found.ended or (found.parked is not None and not self.past_parking) else None
 
     @property
     def unbegun(self) -> str:
-        """What there is to say where there is no such saga yet."""
+        """What to say where there is no such saga yet."""
         if isinstance(self.request, Intervene):
             return ""  # whether there is one is for the worker to say
         if self.request is None:
             return f"there is no saga {self.saga_id} yet"
         return f"no worker has begun {self.saga_id} yet"
 
-    def late(self, timeout_s: float, why: str, *, others: int = 0) -> TimeoutError:
-        """What to raise where the time is up. `others`: how many more wait."""
+    def timeout_error(self, timeout_s: float, why: str, *, others: int = 0) -> TimeoutError:
+        """What to raise when the time is up. `others`: how many more wait."""
         if isinstance(self.request, Intervene):
             return TimeoutError(
                 f"no worker has taken the {self.request.verb} of saga {self.saga_id} within {timeout_s:g} s{why}; "
@@ -104,54 +105,75 @@ class Wait:
         return TimeoutError(f"{which} not ended within {timeout_s:g} s{why}")
 
 
-Settled = Sequence[tuple[Wait, Outcome]]
+Settled = Sequence[tuple[Waiter, Outcome]]
 
 
-class Awaited:
-    """All that one reader of the events stream waits for. What is settled is waited for no more."""
+class SagaWatcher:
+    """Watches sagas for those who wait, as one reader of the events stream. Whoever is settled waits no more.
 
-    def __init__(self, waits: Iterable[Wait] = ()) -> None:
-        self._waits: dict[str, list[Wait]] = {}
-        self._to_look: dict[str, None] = {}  # the sagas to be looked at, in the order in which they came up
-        self._unknown: set[str] = set()  # the sagas that were not there when they were looked at
+    What it does is exchanges, so that clients that block and clients in an event loop share it. An exchange changes the
+    watcher only between its round trips: several threads can use one through `exchange.locked`.
+    """
+
+    def __init__(self, waiters: Iterable[Waiter] = (), *, in_order: bool = False) -> None:
+        """`in_order`: settle a waiter only after the caller has dealt with all events (`heard`) up to the one that
+        settled it. Without that, settle it at once."""
+        self._in_order = in_order
+        self._waiters: dict[str, list[Waiter]] = {}
+        self._to_look: dict[str, None] = {}  # the sagas to look at, in the order in which that became known
+        self._unknown: set[str] = set()  # the sagas that were not there at the last look
         self._after: bytes | None = None  # the last event that was read
-        self.in_place = False  # whether what is to come after `_after` is all that is not known yet
+        self._dealt_with: bytes | None = None  # the last event that the caller has dealt with
+        # What a look has found, and the newest event after that look: the saga's own events are not newer.
+        self._found: list[tuple[bytes, Settled]] = []
+        self.heard: Sequence[Entry] = ()  # the events that the last turn read of sagas that somebody waits for
+        self.in_place = False  # whether all that is not known yet comes after `_after`
         self.away: redis.RedisError | None = None  # why the last turn failed
         self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
-        for wait in waits:
-            self.add(wait)
+        for waiter in waiters:
+            self.add(waiter)
 
     def __bool__(self) -> bool:
-        return bool(self._waits)
+        return bool(self._waiters)
 
-    def add(self, wait: Wait) -> None:
-        self._waits.setdefault(wait.saga_id, []).append(wait)
-        self._to_look[wait.saga_id] = None
+    def add(self, waiter: Waiter) -> None:
+        self._waiters.setdefault(waiter.saga_id, []).append(waiter)
+        self._to_look[waiter.saga_id] = None
 
-    def discard(self, wait: Wait) -> None:
-        waits = self._waits.get(wait.saga_id, [])
-        if wait in waits:
-            waits.remove(wait)
-            if not waits:
-                del self._waits[wait.saga_id]
-                self._unknown.discard(wait.saga_id)
+    def discard(self, waiter: Waiter) -> bool:
+        """Whether this one was still waiting. It waits no more."""
+        waiters = self._waiters.get(waiter.saga_id, [])
+        if waiter not in waiters:
+            return False
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiters[waiter.saga_id]
+            self._unknown.discard(waiter.saga_id)
+        return True
 
-    def late(self, timeout_s: float, wait: Wait | None = None) -> TimeoutError:
-        """What to raise where the time is up that one of the waits has, or all of them have together."""
-        waits = [wait] if wait is not None else [one for waits in self._waits.values() for one in waits]
+    def waiting_for(self, saga_id: str) -> Sequence[Waiter]:
+        """All who wait for this saga."""
+        return tuple(self._waiters.get(saga_id, ()))
+
+    def timeout_error(self, timeout_s: float, waiter: Waiter | None = None) -> TimeoutError:
+        """What to raise when the time is up of one waiter, or of all of them together."""
+        waiters = [waiter] if waiter is not None else [one for alike in self._waiters.values() for one in alike]
         if self.away is not None:
             why = f" (the broker is away: {self.away})"
         else:
-            why = next((f": {one.unbegun}" for one in waits if one.saga_id in self._unknown and one.unbegun), "")
-        return waits[0].late(timeout_s, why, others=len(waits) - 1)
+            why = next((f": {one.unbegun}" for one in waiters if one.saga_id in self._unknown and one.unbegun), "")
+        return waiters[0].timeout_error(timeout_s, why, others=len(waiters) - 1)
 
     def turn(self, block_ms: int) -> Exchange[Settled]:
-        """Look at what is to be looked at or, where that settles nothing, read events for up to `block_ms`, none if
-        that is below 1. To be called again where it raised."""
+        """Look at the sagas that are to be looked at. If that settles nobody, read events, and wait for them up to
+        `block_ms`; below 1, read none. Whoever calls again has dealt with what was heard and settled. After an error,
+        call again."""
+        self.heard = ()
+        self._dealt_with = self._after
         try:
             if not self.in_place:
                 yield from self.start()
-            settled: Settled = ()
+            settled = self._due()
             while self._to_look and not settled:
                 settled = yield from self.look()
             if not settled and block_ms > 0:
@@ -167,71 +189,102 @@ class Awaited:
         """Take the place in the events stream from which to read on. All news of a request that is sent from now on
         come after it."""
         newest = yield from events.newest()
-        if self._after is None or events.order(newest) < events.order(self._after):
-            self._after = newest  # there was none, or it is of a store that has lost its last events
-        self._to_look = dict.fromkeys(self._waits)
+        if self._after is None or events.sort_key(newest) < events.sort_key(self._after):
+            self._after = self._dealt_with = newest  # there was none, or the store has lost its last events
+        self._found.clear()
+        self._to_look = dict.fromkeys(self._waiters)
         self.in_place = True
 
     def look(self) -> Exchange[Settled]:
-        """Look at sagas that are to be looked at; several may do so side by side."""
+        """Look at the next sagas that are to be looked at. Several may do so side by side."""
         saga_ids = list(islice(self._to_look, _AT_ONCE))
-        if not saga_ids:
-            return ()
+        return (yield from self.look_at(saga_ids)) if saga_ids else ()
+
+    def look_at(self, saga_ids: Sequence[str]) -> Exchange[Settled]:
+        """Look at these sagas, whether or not they are to be looked at."""
         for saga_id in saga_ids:  # now: what is heard of one from here on may be too new for the answer
-            del self._to_look[saga_id]
+            self._to_look.pop(saga_id, None)
+        newest = None
         try:
-            states, _ = yield from load(saga_ids)
+            if self._in_order:
+                (states, _), newest = yield from together(load(saga_ids), events.newest())
+            else:
+                states, _ = yield from load(saga_ids)
         except BaseException:
             self._to_look |= dict.fromkeys(saga_ids)
             raise
         self._unknown.difference_update(saga_ids)
-        self._unknown.update(one for one in saga_ids if states[one] is None and one in self._waits)
-        waits = [wait for saga_id in saga_ids for wait in self._waits.get(saga_id, ())]
-        return self._settle([(wait, outcome) for wait in waits if (outcome := wait.outcome(states[wait.saga_id]))])
+        self._unknown.update(one for one in saga_ids if states[one] is None and one in self._waiters)
+        waiters = [waiter for saga_id in saga_ids for waiter in self._waiters.get(saga_id, ())]
+        found = [(waiter, outcome) for waiter in waiters if (outcome := waiter.outcome(states[waiter.saga_id]))]
+        if newest is None:
+            return self._settle(found)
+        if found:
+            self._found.append((newest, found))
+        return self._due()
+
+    def _due(self) -> Settled:
+        """Settle those whose events the caller has dealt with."""
+        assert self._dealt_with is not None
+        reached = events.sort_key(self._dealt_with)
+        due = [one for newest, found in self._found if events.sort_key(newest) <= reached for one in found]
+        if due:
+            self._found = [one for one in self._found if events.sort_key(one[0]) > reached]
+        return self._settle(due)
 
     def _read(self, block_ms: int) -> Exchange[Settled]:
         assert self._after is not None
         entries = yield from events.after(self._after, block_ms)
-        refused: list[tuple[Wait, Outcome]] = []
+        heard: list[Entry] = []
+        refused: list[tuple[Waiter, Outcome]] = []
         for entry in entries:
             self._after = entry.id
             saga_id = entry.fields.get(b"saga_id", b"").decode(errors="replace")
-            if saga_id not in self._waits:
+            if saga_id not in self._waiters:
                 continue
+            heard.append(entry)
             kind = entry.fields.get(b"kind")
             if kind in _LOOK_AT:
                 self._to_look[saga_id] = None
             elif kind == b"refused":
                 refused += self._refusals(saga_id, entry.fields)
+        self.heard = heard
+        if not entries:
+            self._look_anew()
         if time.monotonic() >= self._sweep_at:
             self._sweep()
         return self._settle(refused)
 
-    def _refusals(self, saga_id: str, fields: Mapping[bytes, bytes]) -> list[tuple[Wait, Outcome]]:
+    def _look_anew(self) -> None:
+        """There are no more events, so those that the last looks wait for are lost: the next look waits for fewer."""
+        for _, found in self._found:
+            self._to_look |= dict.fromkeys(waiter.saga_id for waiter, _ in found)
+        self._found.clear()
+
+    def _refusals(self, saga_id: str, fields: Mapping[bytes, bytes]) -> list[tuple[Waiter, Outcome]]:
         request_id = fields.get(b"request_id", b"").decode(errors="replace")
-        asked = [one for one in self._waits[saga_id] if one.request and one.request.request_id == request_id]
+        asked = [one for one in self._waiters[saga_id] if one.request and one.request.request_id == request_id]
         try:
             body = decode(fields[b"body"])
             refused = Refused(saga_id=saga_id, error=RequestRefused(body["code"], body["text"]))
-        except (KeyError, TypeError, MalformedMessage):  # whoever wrote that, it is no refusal of ours
+        except (KeyError, TypeError, MalformedMessage):  # whoever wrote that, it is not a refusal of ours
             return []
-        return [(wait, refused) for wait in asked]
+        return [(waiter, refused) for waiter in asked]
 
     def _sweep(self) -> None:
-        """Have some sagas looked at; others the next time."""
+        """Have some sagas looked at, and others the next time."""
         self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
-        for saga_id in list(islice(self._waits, _AT_ONCE)):
-            self._waits[saga_id] = self._waits.pop(saga_id)
+        for saga_id in list(islice(self._waiters, _AT_ONCE)):
+            self._waiters[saga_id] = self._waiters.pop(saga_id)
             self._to_look[saga_id] = None
 
-    def _settle(self, settled: Settled) -> Settled:
-        for wait, _ in settled:
-            self.discard(wait)
-        return settled
+    def _settle(self, found: Settled) -> Settled:
+        """Those of them who have not been settled before."""
+        return [one for one in found if self.discard(one[0])]
 
 
 def completed(state: SagaState) -> SagaState:
-    """The saga itself. Raises SagaAborted or SagaParked where it has not completed."""
+    """The saga itself. Raises SagaAborted or SagaParked if it has not completed."""
     if state.status is SagaStatus.COMPLETED:
         return state
     if state.parked is not None:
@@ -246,5 +299,5 @@ def completed(state: SagaState) -> SagaState:
 
 
 def _has_failed(step: Step) -> bool:
-    """Whether it is on account of this step that its saga went back; one whose outcome is unknown is undone too."""
+    """Whether its saga went back because of this step. A step whose outcome is unknown is undone too."""
     return step.status is StepStatus.FAILED or (step.status is StepStatus.COMPENSATED and step.unknown)
