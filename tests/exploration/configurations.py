@@ -101,5 +101,7 @@ PLANTED: Final = [
     (Bug.LATE_OK_APPLIED, Config(name="two steps", steps=(step(attempts=2), step()), outcomes=("o", "o"))),
     (Bug.RECORD_APART, Config(name="a process dies", steps=(step(attempts=2),), outcomes=("or",), service_crashes=1)),
     (Bug.OVERRULED_NOT_UNDONE, Config(name="undone while it runs", steps=(step(),), outcomes=("o",))),
+    (Bug.FAILED_UNDO_ANSWERED, Config(name="the undo fails", steps=(step(),), outcomes=("o",), undo="ob",
+                                      service_crashes=1)),
     (Bug.UNKNOWN_IS_FAILED, Config(name="not answered", steps=(step(),), outcomes=("o",))),
 ]  # fmt: skip

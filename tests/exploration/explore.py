@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from exploration.bugs import planted
 from exploration.world import Config, Label, Model, Move, World
 
 
@@ -22,8 +23,19 @@ class Found:
         return "\n  ".join([text, *self.trace, f"BROKEN: {self.broken}"]) if self.broken else text
 
 
-def every_run(config: Config) -> Found:  # noqa: C901 - one loop, which all the time is spent in
+def every_run(config: Config) -> Found:
     """Follow every run to its end, depth first. Also finds runs that go round for ever."""
+    with planted(config.bug):
+        return _every_run(config)
+
+
+def shortest_break(config: Config, limit: int = 2_000_000) -> Found:
+    """Look for what is broken with the fewest moves, breadth first, in up to `limit` worlds."""
+    with planted(config.bug):
+        return _shortest_break(config, limit)
+
+
+def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, which all the time is spent in
     model = Model(config)
     start = model.start()
     under_way: dict[World, bool] = {start: True}
@@ -64,8 +76,7 @@ def every_run(config: Config) -> Found:  # noqa: C901 - one loop, which all the 
     return found(None)
 
 
-def shortest_break(config: Config, limit: int = 2_000_000) -> Found:
-    """Look for what is broken with the fewest moves, breadth first, in up to `limit` worlds."""
+def _shortest_break(config: Config, limit: int) -> Found:
     model = Model(config)
     start = model.start()
     came: dict[World, tuple[World, Label] | None] = {start: None}

@@ -1,7 +1,7 @@
 """One saga, its workers and services and all that lies between them, as a value; and every move that can come next.
 
-The decisions are the real ones: `decide` of the core, `verdict`, `stale`, `kind` and `refusal` of the services, and
-what the store makes of a saga's score. The scripts are those of mirror.py.
+The decisions are the real ones: `decide` of the core for a saga, `service_rules` for a service's command, and what the
+store makes of a saga's score. The scripts are those of mirror.py.
 
 A world is a tuple of numbers, each of which names a value in a table: so it is small, quick to compare and to hash.
 Two reductions keep the number of worlds down, neither of which leaves anything out:
@@ -31,8 +31,10 @@ from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
 from sagastream.core.moves import Decision, Moment
 from sagastream.core.parsing import read_reply
 from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.core.service_rules import RELEASE, RUN, TRIES, Answer, Next, Undo
 from sagastream.core.steps import StepDefinition
 from sagastream.orchestrator.commit import _score
+from sagastream.service.declaration import Service
 
 SAGA_ID: Final = "s"
 _DEADLINE_MS: Final = 10_000_000
@@ -89,11 +91,14 @@ Entry = tuple[int, int, bool]
 #: What a worker holds: events and numbers of entries (-1: none, a time has come); the saga as it has loaded it
 #: (_STALE: it has changed since).
 Worker = tuple[Any, ...]
-#: What a process holds: phase, command, number of its entry, reply, number of the record as it was looked up.
+#: What a process holds: what the rules have it do next, command, number of its entry, number of the record as it was
+#: looked up, _AGAIN or _TO_RECORD or 0.
 Process = tuple[int, ...]
 _STALE: Final = -1
-_RUN, _UNDO, _ANSWER, _FINAL, _RECORD = range(5)
-_PHASES: Final = ("handle", "undo", "answer", "answer for good", "record", "set aside")
+#: The command was delivered before; only where something depends on that after it was looked up.
+_AGAIN: Final = 1
+#: It was answered, and is recorded only now: a mistake.
+_TO_RECORD: Final = 2
 
 Label = tuple[Any, ...]
 
@@ -139,7 +144,7 @@ class Model:
         self.sagas: Table[SagaState | None] = Table()
         self.events: Table[Event] = Table()
         self.commands: Table[Command] = Table()
-        self.replies: Table[Reply] = Table()
+        self.steps: Table[Next] = Table()
         self.entries: Table[tuple[Entry, ...]] = Table()
         self.workers: Table[tuple[Worker, ...]] = Table()
         self.processes: Table[tuple[Process, ...]] = Table()
@@ -152,10 +157,13 @@ class Model:
         self._deadline = self.events.number(Due(saga_id=f"{SAGA_ID}-deadline"))
         self._decided: dict[tuple[int, tuple[int, ...]], Outcome] = {}
         self._one: dict[tuple[int, int], tuple[int, bool, tuple[int, ...], str | None]] = {}
-        self._recalled: dict[tuple[int, int, bool], tuple[int, int, int, int]] = {}
-        self._answered: dict[tuple[int, int, int, int, str], tuple[int, int]] = {}
+        self._recalled: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
+        self._answered: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         self._checked: dict[tuple[int, ...], str | None] = {}
-        self._published = {"work": {"Do": "Undo"}}
+        self._service = Service("work")
+        self._service.command("Do", compensation="Undo")(lambda params, context: None)
+        self._service.compensation("Undo")(lambda params, context: None)
+        self._published = {"work": self._service.publishes()}
 
     def start(self) -> World:
         config = self.config
@@ -303,18 +311,22 @@ class Model:
             if not slot:
                 yield from self._receive(world, slots, at, budget)
                 continue
-            phase, command, number, *_ = slot
-            if phase == _RUN:
+            what, command, number, _, flag = slot
+            step = self.steps.values[what]
+            if flag == _TO_RECORD:
+                yield self._record_apart(world, slots, at)
+            elif step is RUN:
                 yield from self._handle(world, slots, at)
-            elif phase == _UNDO:
-                yield from self._overrule(world, slots, at)
+            elif isinstance(step, Undo):
+                yield from self._undo(world, slots, at, step)
             else:
                 yield self._answer(world, slots, at)
             taken_over = (command, number) not in alive or held.count((command, number)) > 1
-            orphan = taken_over and phase in (_ANSWER, _UNDO)
+            may_be_done = isinstance(step, Undo) or (isinstance(step, Answer) and step.kind != "final")
+            orphan = taken_over and may_be_done and flag != _TO_RECORD
             if budget[SERVICE_CRASH] and (self.config.orphans_die or not orphan):
                 crashed = self._with_process(world, slots, at, ())
-                label = ("a process dies that was to", _PHASES[phase], command)
+                label = ("a process dies that was to", _shown_step(step), command)
                 yield Move(label, self._spend(crashed, SERVICE_CRASH), fault=True)
 
     def _receive(self, world: World, slots: tuple[Process, ...], at: int, budget: tuple[int, ...]) -> Iterator[Move]:
@@ -325,8 +337,9 @@ class Model:
             zombie = delivered and (command, number) in held
             if delivered and (self.bug is Bug.NEVER_READ_AGAIN or (zombie and not budget[ZOMBIE])):
                 continue
-            phase, reply, records, seen = self._recall(world[RECORDS], command, delivered)
-            after = self._with_process(world, slots, at, (phase, command, number, reply, seen))
+            step, records, seen = self._recall(world[RECORDS], command, delivered)
+            flag = _AGAIN if delivered and self._may_come_too_late(command) else 0
+            after = self._with_process(world, slots, at, (step, command, number, seen, flag))
             parts = list(after)
             parts[RECORDS] = records
             if not delivered:
@@ -334,55 +347,59 @@ class Model:
                 parts[COMMANDS] = self.entries.number(taken)
             after = self._spend(tuple(parts), ZOMBIE) if zombie else tuple(parts)
             what = "a process takes over" if delivered else "a process reads"
-            yield Move((what, command, _PHASES[phase]), after, fault=zombie)
+            yield Move((what, command, _shown_step(self.steps.values[step])), after, fault=zombie)
 
-    def _recall(self, records: int, number: int, again: bool) -> tuple[int, int, int, int]:
-        """What comes of a command that was looked up: the phase, the reply, the records, the record as it was."""
+    def _may_come_too_late(self, number: int) -> bool:
+        command = self.commands.values[number]
+        return not command.compensating and "s" in self.config.outcomes[command.step - 1]
+
+    def _recall(self, records: int, number: int, again: bool) -> tuple[int, int, int]:
+        """What comes of a command that was looked up: what is to be done, the records, the record as it was."""
         key = (records, number, again)
         if key not in self._recalled:
             command = self.commands.values[number]
-            bug = self.bug
             found = mirror.recall(
                 dict(self.records.values[records]),
                 record=self._record(command),
                 tombstone=command.tombstone,
-                compensating=command.compensating and bug is not Bug.NO_TOMBSTONE,
+                compensating=command.compensating and self.bug is not Bug.NO_TOMBSTONE,
             )
-            verdict = service_rules.verdict(
-                command,
-                record=None if bug is Bug.NO_DEDUPE else found.record,
-                tombstone=found.tombstone,
-                again=again,
-            )
-            if verdict.undo:
-                phase = _FINAL if bug is Bug.OVERRULED_NOT_UNDONE or not self._is_undoable(command) else _UNDO
-            elif verdict.reply is None:
-                phase = _RUN
-            else:
-                phase = _FINAL
-            reply = -1 if verdict.reply is None else self.replies.number(verdict.reply)
+            step = service_rules.delivered(command, record=found.record, tombstone=found.tombstone, again=again)
             # Of a record that says how it ended there is nothing more to see.
-            in_doubt = phase == _RUN and found.record is not None and found.record.startswith(b"unknown ")
+            in_doubt = step is RUN and found.record is not None and found.record.startswith(b"unknown ")
             seen = self.seen.number(found.record or b"" if in_doubt else b"")
-            self._recalled[key] = (phase, reply, self.records.number(tuple(sorted(found.records.items()))), seen)
+            recorded = self.records.number(tuple(sorted(found.records.items())))
+            self._recalled[key] = (self._step(command, step), recorded, seen)
         return self._recalled[key]
+
+    def _step(self, command: Command, step: Next) -> int:
+        """The number of what the rules say is next for a command, prepared as a process does it."""
+        if isinstance(step, Undo):
+            undo = self._undoing(command, step)
+            # The result of what is undone is for its handler alone.
+            step = undo if isinstance(undo, Answer) else replace(step, result=None)
+        return self.steps.number(step)
+
+    def _undoing(self, command: Command, undo: Undo) -> "service_rules.Call | Answer":
+        compensation = self._service.undo_of(command)
+        return service_rules.undoing(command, undo, compensation=compensation, entry_id="1-0")
 
     def _handle(self, world: World, slots: tuple[Process, ...], at: int) -> Iterator[Move]:
         """The handler is called: whatever it may come to."""
-        _, number, entry, _, seen = slots[at]
+        _, number, entry, seen, flag = slots[at]
         command = self.commands.values[number]
-        for kind, effects, reply in self._results(command, world[EFFECTS]):
-            after = self._with_process(world, slots, at, (_ANSWER, number, entry, self.replies.number(reply), seen))
+        for kind, effects, step in self._results(command, world[EFFECTS], again=flag == _AGAIN):
+            after = self._with_process(world, slots, at, (self._step(command, step), number, entry, seen, 0))
             yield Move(("a handler", kind, number), self._with(after, EFFECTS, effects), fault=False)
 
-    def _results(self, command: Command, effects: int) -> Iterator[tuple[str, int, Reply]]:
-        """What a handler may come to: in words, the effects after it, its reply."""
-        rejected = reply_to(command, failed(command.type), error=b'"no"')
-        unknown = reply_to(command, failed(command.type), error=b'"?"', unknown=True)
+    def _results(self, command: Command, effects: int, *, again: bool) -> Iterator[tuple[str, int, Next]]:
+        """What a handler may come to: in words, the effects after it, what the rules say is next."""
+        rejected = _replied(command, failed(command.type), error=b'"no"')
+        unknown = _raised(RUN, command)
         if command.compensating:
             undone = self._undone(effects, command)
             results = {
-                "o": ("undoes", undone, reply_to(command, ok(command.type))),
+                "o": ("undoes", undone, _replied(command, ok(command.type))),
                 "r": ("rejects", effects, rejected),
                 "b": ("raises, not having undone,", effects, unknown),
                 "a": ("raises, having undone,", undone, unknown),
@@ -393,13 +410,14 @@ class Model:
         done = self._done(effects, command)
         results = {"b": ("raises, not having done,", effects, unknown)}
         if command.not_after_ms is not None:
-            too_late = service_rules.stale(command, command.not_after_ms + 1)
-            assert too_late is not None
+            too_late = service_rules.before_call(
+                command, RUN, is_first=True, again=again, taken_over=False, now_ms=command.not_after_ms + 1
+            )
             results["s"] = ("is not called, too late, for", effects, too_late)
         if void:
-            yield "rejects", effects, reply_to(command, failed(command.type), error=b'"cancelled"')
+            yield "rejects", effects, _replied(command, failed(command.type), error=b'"cancelled"')
         else:
-            results["o"] = ("does", done, reply_to(command, ok(command.type), result=b"1"))
+            results["o"] = ("does", done, _replied(command, ok(command.type), result=b"1"))
             results["a"] = ("raises, having done,", done, unknown)
             if not present:  # what was done under this key is told again, not rejected
                 results["r"] = ("rejects", effects, rejected)
@@ -424,32 +442,40 @@ class Model:
         all_of_them = self.effects.values[effects]
         return self.effects.number((*all_of_them[: step - 1], effect, *all_of_them[step:]))
 
-    def _overrule(self, world: World, slots: tuple[Process, ...], at: int) -> Iterator[Move]:
+    def _undo(self, world: World, slots: tuple[Process, ...], at: int, undo: Undo) -> Iterator[Move]:
         """What came of a command that must not be done any more is undone by the runtime."""
-        _, number, entry, refusal, seen = slots[at]
+        _, number, entry, seen, _ = slots[at]
         command = self.commands.values[number]
-        after = self._with_process(world, slots, at, (_FINAL, number, entry, refusal, seen))
+        call = self._undoing(command, undo)
+        assert isinstance(call, service_rules.Call)
+        step: Next = service_rules.replied(undo, call.command, reply_to(call.command, ok(call.command.type)))
+        after = self._with_process(world, slots, at, (self.steps.number(step), number, entry, seen, 0))
         after = self._with(after, EFFECTS, self._undone(world[EFFECTS], command))
         yield Move(("the runtime undoes", number), after, fault=False)
         left = self.budgets.values[world[BUDGET]][SERVICE_CRASH]
         if left and set(self.config.undo) - {"o"} and (number, entry, True) in self.entries.values[world[COMMANDS]]:
-            # It cannot be undone now: the entry stays pending. Counted as a crash, which it looks like.
-            after = self._spend(self._with_process(world, slots, at, ()), SERVICE_CRASH)
-            yield Move(("the runtime fails to undo, and leaves it to others", number), after, fault=True)
+            # It cannot be undone now. Counted as a crash, which it looks like: the entry stays pending.
+            step = _raised(undo, call.command)
+            slot: Process = () if step is RELEASE else (self.steps.number(step), number, entry, seen, 0)
+            after = self._spend(self._with_process(world, slots, at, slot), SERVICE_CRASH)
+            yield Move(("the runtime fails to undo", number), after, fault=True)
+
+    def _record_apart(self, world: World, slots: tuple[Process, ...], at: int) -> Move:
+        """A mistake: what belongs into the script call of the answer is done after it."""
+        step, number, _, seen, _ = slots[at]
+        _, records = self._answer_of(world[RECORDS], number, step, seen)
+        after = self._with(self._with_process(world, slots, at, ()), RECORDS, records)
+        return Move(("a process records", number), after, fault=False)
 
     def _answer(self, world: World, slots: tuple[Process, ...], at: int) -> Move:
-        phase, number, entry, reply, seen = slots[at]
+        step, number, entry, seen, _ = slots[at]
         parts = list(world)
-        if phase == _RECORD:
-            _, parts[RECORDS] = self._answer_of(world[RECORDS], number, reply, seen, "")
-            return Move(("a process records", number), self._with_process(tuple(parts), slots, at, ()), fault=False)
-        kind = "final" if phase == _FINAL else ""
-        sent, records = self._answer_of(world[RECORDS], number, reply, seen, kind)
+        sent, records = self._answer_of(world[RECORDS], number, step, seen)
         if sent == _OVERRULED:
-            command = self.commands.values[number]
-            refusal = self.replies.number(service_rules.refusal(command))
-            undo = self._is_undoable(command) and self.bug is not Bug.OVERRULED_NOT_UNDONE
-            after = self._with_process(world, slots, at, (_UNDO if undo else _FINAL, number, entry, refusal, seen))
+            command, answer = self.commands.values[number], self.steps.values[step]
+            assert isinstance(answer, Answer)
+            overruled = self._step(command, service_rules.overruled(command, answer.reply))
+            after = self._with_process(world, slots, at, (overruled, number, entry, seen, 0))
             return Move(("a process is overruled", number), after, fault=False)
         apart = self.bug is Bug.RECORD_APART and records != world[RECORDS]
         if not apart:
@@ -458,21 +484,23 @@ class Model:
         parts[COMMANDS] = self.entries.number(tuple(one for one in entries if one[:2] != (number, entry)))
         held = [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
         parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
-        left: Process = (_RECORD, number, entry, reply, seen) if apart else ()
+        left: Process = (step, number, entry, seen, _TO_RECORD) if apart else ()
         return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), fault=False)
 
-    def _answer_of(self, records: int, number: int, reply_number: int, seen: int, kind: str) -> tuple[int, int]:
+    def _answer_of(self, records: int, number: int, step: int, seen: int) -> tuple[int, int]:
         """What answer.lua sends, or _OVERRULED, and the records after it."""
-        key = (records, number, reply_number, seen, kind)
+        key = (records, number, step, seen)
         if key not in self._answered:
-            command, reply = self.commands.values[number], self.replies.values[reply_number]
+            command, answer = self.commands.values[number], self.steps.values[step]
+            assert isinstance(answer, Answer)
+            reply = answer.reply
             there = dict(self.records.values[records])
             answered = mirror.answer(
                 {} if self.bug is Bug.NO_DEDUPE else there,
                 record=self._record(command),
                 tombstone="" if command.compensating else command.tombstone,
                 seen=self.seen.values[seen],
-                kind=kind or service_rules.kind(command, reply),
+                kind=answer.kind,
                 payload=reply.payload or b"",
                 body=reply.body(),
             )
@@ -687,9 +715,6 @@ class Model:
             return f"{command.key}, {command.attempt}/{command.type}"
         return command.record
 
-    def _is_undoable(self, command: Command) -> bool:
-        return self._published["work"].get(command.type) is not None
-
     # --- for people
 
     def describe(self, label: Label, after: World) -> str:
@@ -752,6 +777,22 @@ _OVERRULED: Final = -2
 
 def _timeless(command: Command) -> Command:
     return command if command.not_after_ms is None else replace(command, not_after_ms=NOW)
+
+
+def _replied(command: Command, kind: str, *, result: bytes | None = None, error: bytes | None = None) -> Next:
+    """What the rules say of the reply of a handler."""
+    return service_rules.replied(RUN, command, reply_to(command, kind, result=result, error=error))
+
+
+def _raised(todo: "service_rules.Run | Undo", called: Command) -> Next:
+    """What the rules say of a handler that has raised as often as it may."""
+    return service_rules.raised(todo, called, "?", tries=TRIES, limit=TRIES)
+
+
+def _shown_step(step: Next) -> str:
+    if isinstance(step, Answer):
+        return "answer for good" if step.kind == "final" else "answer"
+    return "undo" if isinstance(step, Undo) else "handle"
 
 
 def _bytes(value: str | bytes | int) -> bytes:

@@ -28,6 +28,7 @@ from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.service_rules import Answer
 from sagastream.rq_steps.dispatcher import on_rq
 from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_worker
 from sagastream.service.runner import ServiceRunner
@@ -158,7 +159,7 @@ class Stage(Scene):
         self.runner = self.dispatcher()
 
     def dispatcher(self) -> ServiceRunner:
-        return ServiceRunner(self.broker, self.service, threading.Event(), elsewhere=on_rq(self.broker, self.service))
+        return ServiceRunner(self.broker, self.service, threading.Event(), dispatcher=on_rq(self.broker, self.service))
 
     def effects_on_rq(self) -> list[str]:
         found: Any = self.redis.lrange("effects", 0, -1)
@@ -742,7 +743,8 @@ def test_a_dispatcher_whose_last_job_has_ended_sends_what_waits_though_the_broke
     for delivery in (*out, waiting):
         dispatcher.send(delivery)
     for delivery in out:
-        stage.runner._inbox.reply(delivery, reply_to(delivery.command, ok("Do")))
+        done = reply_to(delivery.command, ok("Do"))
+        stage.runner._inbox.answer(delivery, Answer(done, "ok"))
     stage.runner._inbox.send()
     with monkeypatch.context() as cut:
         cut.setattr(dispatcher._jobs, "enqueue", Mock(side_effect=redis.ConnectionError))

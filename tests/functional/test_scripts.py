@@ -29,6 +29,7 @@ from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.service_rules import Answer, Run, Undo
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys, sagas
@@ -61,8 +62,16 @@ class InHand:
 
     entry_id: bytes
     command: Command
-    verdict: service_rules.Verdict
+    todo: Run | Undo | Answer
     seen: bytes = b""  # its record, when it was looked up
+
+
+def _without_handler(step: Run | Undo | Answer) -> Reply | None:
+    """The reply that a command gets without its handler; None: the handler is called."""
+    match step:
+        case Answer(reply=reply) | Undo(refusal=reply):
+            return reply
+    return None
 
 
 @dataclass
@@ -160,8 +169,8 @@ class Services(RuleBasedStateMachine):
         expected = [self.books.recall(command) for command, _ in batch]
         assert found == expected
         for (command, again), (entry_id, _), (record, tombstone) in zip(batch, page[0][1], found, strict=True):
-            verdict = service_rules.verdict(command, record=record, tombstone=bool(tombstone), again=again)
-            self.in_hand.append(InHand(entry_id=entry_id, command=command, verdict=verdict, seen=record or b""))
+            todo = service_rules.delivered(command, record=record, tombstone=bool(tombstone), again=again)
+            self.in_hand.append(InHand(entry_id=entry_id, command=command, todo=todo, seen=record or b""))
             self.ran["read"] += 1
 
     @precondition(lambda self: self.in_hand)
@@ -185,9 +194,9 @@ class Services(RuleBasedStateMachine):
                 args += (held.entry_id, 3, 0, "", "", b"", "final", "", len(words), *words)
                 self.quarantined += 1
                 continue
-            reply = held.verdict.reply
+            reply = _without_handler(held.todo)
             if reply is not None and not reply.unknown:
-                kind = "final"
+                kind: service_rules.Kind = "final"
             else:
                 reply = reply_to(
                     command,
@@ -202,7 +211,7 @@ class Services(RuleBasedStateMachine):
             tombstone = "" if command.compensating else command.tombstone
             args += (held.entry_id, 2, record, command.record, tombstone, held.seen, kind, reply.payload or b"")
             args += (len(words), *words)
-            agreed = self._as_dedupe_has_it(command, reply, kind)
+            agreed = self._as_the_rules_have_it(command, reply, kind)
             if self.books.answer(held, reply, kind):
                 assert agreed == self.books.replies[-1][0]
                 standing.append(held)
@@ -215,21 +224,20 @@ class Services(RuleBasedStateMachine):
         # What was overruled is undone, and then answered for good.
         for number in expected:
             held = chosen[number - 1]
-            refusal = service_rules.refusal(held.command)
-            self.in_hand.append(
-                InHand(entry_id=held.entry_id, command=held.command, verdict=service_rules.Verdict(reply=refusal))
-            )
+            refused = Answer(service_rules.refusal(held.command), "final")
+            self.in_hand.append(InHand(entry_id=held.entry_id, command=held.command, todo=refused))
 
-    def _as_dedupe_has_it(self, command: Command, reply: Reply, kind: str) -> bytes | None:
+    def _as_the_rules_have_it(self, command: Command, reply: Reply, kind: str) -> bytes | None:
         """What service_rules.py would have sent, had it been asked in this moment; None: it must be undone first."""
         records = self.books.of(command)
-        now = service_rules.verdict(
+        now = service_rules.delivered(
             command, record=records.get(command.record), tombstone=command.tombstone in records, again=True
         )
-        if now.undo and kind in ("ok", "unknown"):
+        if isinstance(now, Undo) and kind in ("ok", "unknown"):
             return None
-        is_recorded = now.reply is not None and now.reply != service_rules.refusal(command)
-        return now.reply.body() if is_recorded and now.reply is not None else reply.body()
+        recorded = _without_handler(now)
+        is_recorded = recorded is not None and recorded != service_rules.refusal(command)
+        return recorded.body() if is_recorded and recorded is not None else reply.body()
 
     @precondition(lambda self: self.garbled < 2)  # what is garbled takes a tombstone's or a record's place
     @rule(
@@ -270,20 +278,20 @@ class Services(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     "record", [*GARBLED_RECORDS, b"ok ", b"failed ", b'ok {"a":[1,null]}', b'failed "no"', b"ok 1"]
 )
-def test_the_script_and_dedupe_agree_on_what_a_record_says(client: redis.Redis, record: bytes) -> None:
+def test_the_script_and_the_rules_agree_on_what_a_record_says(client: redis.Redis, record: bytes) -> None:
     command = Command(service="work", type="Do", saga_id="s:1", step=12, params=b"1", begun_ms=0)
     client.hset(keys.done("work", 0), command.record, record)
     client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
     words = ["1-1", 2, 4, command.record, command.tombstone, "", "final", "", 2, "body", "its own"]
     names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
     assert scripting.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, *words]) == []
-    found = service_rules.verdict(command, record=record, tombstone=False, again=False)
+    found = _without_handler(service_rules.delivered(command, record=record, tombstone=False, again=False))
     [(_, sent)] = client.xrange(keys.REPLIES)  # type: ignore[misc]  # the answer is not awaited
-    assert sent == {b"body": b"its own" if found.reply is None else found.reply.body()}
+    assert sent == {b"body": b"its own" if found is None else found.body()}
     assert client.hget(keys.done("work", 0), command.record) == record
 
 
-def test_the_scripts_and_dedupe_agree_whatever_is_answered_in_whatever_order(client: redis.Redis) -> None:
+def test_the_scripts_and_the_rules_agree_whatever_is_answered_in_whatever_order(client: redis.Redis) -> None:
     Services.client, Services.ran = client, Counter()
     run_state_machine_as_test(
         Services,

@@ -15,10 +15,9 @@ from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaStatus
-from sagastream.core.service_rules import MAX_TAKEOVERS
+from sagastream.core.service_rules import MAX_TAKEOVERS, RUN, Answer
 from sagastream.errors import ServiceError
 from sagastream.service import runner as service_runner
-from sagastream.service.in_flight import Work
 from sagastream.service.inbox import Delivery
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
@@ -79,7 +78,8 @@ def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
         return scene.redis.xlen(keys.REPLIES) > 0
 
     until(heir_answers, what="the heir answers")
-    scene.runner._inbox.reply(held, reply_to(held.command, ok("Do"), result=b'"late"'))
+    late = reply_to(held.command, ok("Do"), result=b'"late"')
+    scene.runner._inbox.answer(held, Answer(late, "ok"))
     scene.runner._inbox.send()
     assert [reply["result"] for reply in replies(scene)] == ["other", "other"]
     assert scene.play("s1").steps[0].result == b'"other"'
@@ -169,7 +169,7 @@ def test_what_waits_for_long_behind_a_slow_handler_is_handed_to_others(scene: Sc
         if context.saga_id == "slow":
 
             def others_do_the_rest() -> bool:
-                slow._keeper.turn()
+                slow._maintenance.turn()
                 other.turn(block_ms=1)
                 return len(done) == 2
 
@@ -177,7 +177,7 @@ def test_what_waits_for_long_behind_a_slow_handler_is_handed_to_others(scene: Sc
         done.append(context.saga_id)
 
     slow, other = runner(scene, service), runner(scene, service)
-    slow._pace_s = 0.01
+    slow._prefetch._command_s = 0.01
     waiting(scene, "slow", "s1", "s2", not_after_ms=10**13)
     slow.turn(block_ms=1)
     # Once each: what runs was renewed meanwhile, though it took longer than the lease.
@@ -193,12 +193,12 @@ def test_a_handler_may_take_longer_than_the_lease_while_its_answer_is_waited_for
     deadline_ms = int(time.time() * 1000) + 600
     waiting(scene, "s1", not_after_ms=deadline_ms)
     [delivery] = slow._inbox.read(1)
-    slow._hand.add([work := cast(Work, slow._work_for(delivery))])
-    assert slow._hand.take(time.monotonic()) is work
+    slow._executor.hold([delivery])
+    assert slow._in_flight.begin(time.monotonic()) is not None
     taken_over: list[Delivery] = []
 
     def other_has_it() -> bool:
-        slow._keeper.turn()
+        slow._maintenance.turn()
         taken_over.extend(other._inbox.read(1))
         return bool(taken_over)
 
@@ -228,7 +228,7 @@ def reader(scene: Scene, service: Service, monkeypatch: pytest.MonkeyPatch, *, c
     """A process that reads so many commands at once, and has looked for what others hold: the next reading is of new
     ones."""
     process = runner(scene, service)
-    monkeypatch.setattr(process, "_room", lambda: count)
+    monkeypatch.setattr(process._prefetch, "count", lambda: count)
     assert process._inbox.read(1) == []
     return process
 
@@ -265,7 +265,7 @@ def test_what_came_along_with_an_answer_that_was_overruled_is_in_hand_while_that
 
     @service.compensation("Undo")
     def undo(params: Any, context: Context) -> None:
-        in_hand.append(len(process._hand._in_hand))
+        in_hand.append(len(process._in_flight._count))
 
     begun_ms = 1
     process = reader(scene, service, monkeypatch, count=2)
@@ -330,6 +330,14 @@ def test_a_killed_services_commands_are_taken_over(server: Server, commands: Com
     until(lambda: -signal.SIGKILL in [s.poll() for s in services], what="one of them was killed")
 
 
+def begin_and_die(victim: ServiceRunner, delivery: Delivery) -> None:
+    """A process begins with a command, and dies before its handler is called."""
+    victim._executor.hold([delivery])
+    held = victim._in_flight.begin(time.monotonic())
+    assert held is not None
+    assert victim._executor._before_call(held) is RUN
+
+
 def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> None:
     service = impatient()
     service.command("Do", compensation=None)(lambda params, context: None)
@@ -337,7 +345,7 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> N
     for _ in range(MAX_TAKEOVERS):
         victim = runner(scene, service)
         [held] = until(lambda victim=victim: victim._inbox.read(1), what="it takes the command")  # type: ignore[misc]
-        assert victim._inbox.take_up(held) is None  # and here it dies
+        begin_and_die(victim, held)
     heir = runner(scene, service)
 
     def answered() -> bool:
@@ -408,7 +416,7 @@ def test_a_failure_that_is_tried_again_is_not_recorded(scene: Scene) -> None:
 def test_a_refusal_stands_though_its_command_comes_again_and_could_be_done_now(scene: Scene) -> None:
     service = a_service_that_answers(outcomes := [Reject("no money"), "paid", "paid"])
     process = runner(scene, service)
-    process._pace_s = 0.01
+    process._prefetch._command_s = 0.01
     for _ in range(2):  # first in one batch, then in another
         for _ in range(2):
             scene.redis.xadd(keys.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}', "begun_ms": 1})
@@ -547,7 +555,7 @@ def test_who_waits_behind_a_command_that_kills_does_not_share_its_fate(scene: Sc
             lambda victim=victim: len(held := victim._inbox.read(1)) == 2 and held,  # type: ignore[misc]
             what="it takes both commands",
         )
-        assert victim._inbox.take_up(first) is None  # and here it dies
+        begin_and_die(victim, first)
     works_until(runner(scene, service), lambda: nothing_is_pending(scene))
     assert scene.play("s1").status is SagaStatus.ABORTED
     assert scene.play("s2").status is SagaStatus.COMPLETED
@@ -640,7 +648,7 @@ def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
     monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
     scene.runner.turn(block_ms=1)
     scene.redis.delete(keys.published("work"))
-    scene.runner._keeper.turn()
+    scene.runner._maintenance.turn()
     assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
 
 

@@ -151,7 +151,7 @@ def _points_beyond_handlers() -> None:
             _at("before the commit", *_in_hand[-1])
 
     def send_between(self: CommandInbox, ahead: int = 0) -> Any:
-        if not self._answers:
+        if not self._ready:
             return send(self, ahead)
         for called in _in_hand:
             _at("before the answer", *called)

@@ -15,7 +15,7 @@ from sagastream.broker.group_reader import REPLAYED, Entry
 from sagastream.core import service_rules
 from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
-from sagastream.core.service_rules import MAX_TAKEOVERS, TRIES
+from sagastream.core.service_rules import MAX_TAKEOVERS, RUN, TRIES, Undo
 from sagastream.core.steps import MAX_STEPS
 from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
 from sagastream.service import declaration
@@ -153,12 +153,11 @@ def test_the_table_of_what_to_do_is_what_the_code_does(record: str, tombstone: b
     rows = {(row[0].strip("`"), row[1], row[2]): row[3] for row in table}
     assert len(rows) == len(list(product("abc", "ab", "ab")))
     written = None if record == "none" else f"{record} ".encode()
-    verdict = service_rules.verdict(CHARGE, record=written, tombstone=tombstone, again=again)
-    what = "handle" if verdict.reply is None else "undo, answer" if verdict.undo else "answer"
+    step = service_rules.delivered(CHARGE, record=written, tombstone=tombstone, again=again)
+    what = "handle" if step is RUN else "undo, answer" if isinstance(step, Undo) else "answer"
     said = {False: "no", True: "yes"}
     assert rows[record, said[tombstone], said[again]] == what
-    undoing = service_rules.verdict(REFUND, record=None, tombstone=True, again=again)
-    assert (undoing.reply, undoing.undo) == (None, False)
+    assert service_rules.delivered(REFUND, record=None, tombstone=True, again=again) is RUN
 
 
 def test_the_kinds_of_an_answer_are_as_the_page_says() -> None:

@@ -109,13 +109,13 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
 
         os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
         with health_file_at(health_file) as health:
-            loaded, elsewhere = load_service(where), None
+            loaded, dispatcher = load_service(where), None
             if loaded.queues:
                 from sagastream.rq_steps.dispatcher import on_rq
 
-                elsewhere = on_rq(broker, loaded)
+                dispatcher = on_rq(broker, loaded)
             gc.freeze()  # see `worker`
-            ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, elsewhere=elsewhere).run()
+            ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, dispatcher=dispatcher).run()
 
 
 @click.command("rq-worker")

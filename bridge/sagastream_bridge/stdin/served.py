@@ -10,8 +10,10 @@ from msgspec.structs import replace
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
+from sagastream.core import service_rules
 from sagastream.core.messages import Reply, failed, ok
 from sagastream.core.parsing import parse_reply
+from sagastream.core.service_rules import RUN, Answer
 from sagastream.core.strict_json import decode
 from sagastream.service.declaration import LEASE_MS
 from sagastream.service.inbox import CommandInbox, Delivery
@@ -57,7 +59,8 @@ class ServedService:
                 self._unasked.append(reply)
             else:
                 delivery = self._release(entry_id)
-                self._inbox.reply(delivery, replace(reply, attempt=delivery.command.attempt))
+                reply = replace(reply, attempt=delivery.command.attempt)
+                self._inbox.answer(delivery, Answer(reply, service_rules.kind(delivery.command, reply)))
 
     def send(self) -> None:
         """Send what was taken. To be called again where it raised redis.RedisError."""
@@ -65,7 +68,7 @@ class ServedService:
             while overruled := self._inbox.send():
                 # Its step was undone meanwhile. Whoever plays the service has seen both lines, and knows what it did.
                 for delivery, reply in overruled:
-                    self._inbox.reply(delivery, reply, final=True)
+                    self._inbox.answer(delivery, Answer(reply, "final"))
             while self._unasked:
                 fields: dict[Any, Any] = self._unasked[0].fields()
                 self._client.xadd(keys.REPLIES, fields)
@@ -78,8 +81,8 @@ class ServedService:
         # The lock is not held while waiting for commands: replies come in meanwhile.
         deliveries = self._inbox.read(BLOCK_MS)
         for delivery in deliveries:
-            if delivery.refusal is not None:
-                self._inbox.reply(delivery, delivery.refusal, final=True)
+            if delivery.todo is not RUN:
+                self._inbox.answer(delivery, delivery.todo.answer)
             else:
                 self._give_out(delivery)
         self.send()

@@ -1,7 +1,6 @@
-"""What services are written with: declarations, and what a handler is told."""
+"""What services are written with: their declarations."""
 
 import functools
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,18 +8,17 @@ from msgspec.structs import replace
 
 from sagastream.core.messages import Command
 from sagastream.errors import ServiceError
-from sagastream.service.declaration import SHORTEST_LEASE_MS, Context, Service, context_of
+from sagastream.service.declaration import SHORTEST_LEASE_MS, Context, Service
 from sagastream.service.loading import load_service
 
 
-def a_command(kind: str = "Charge", *, compensating: bool = False, result: bytes | None = None) -> Command:
+def a_command(kind: str = "Charge", *, compensating: bool = False) -> Command:
     return Command(
         service="payment",
         type=kind,
         saga_id="saga42",
         step=2,
         params=b'{"amount":1}',
-        result=result,
         compensating=compensating,
         attempt=3,
         begun_ms=5,
@@ -283,34 +281,6 @@ def test_whatever_can_be_called_with_params_and_context_is_a_handler(handler: An
     service = Service("payment")
     service.command("Charge", compensation=None)(handler)
     assert service.handler(a_command("Charge")) is handler
-
-
-def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
-    assert context_of(a_command()) == Context(
-        saga_id="saga42",
-        step=2,
-        key="saga42/2/transaction",
-        transaction_key="saga42/2/transaction",
-        attempt=3,
-        result=None,
-    )
-
-
-def test_a_handler_is_told_until_when_its_answer_is_waited_for() -> None:
-    assert context_of(a_command()).deadline is None
-    command = replace(a_command(), not_after_ms=1_700_000_000_250)
-    assert context_of(command).deadline == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
-
-
-def test_a_deadline_that_no_calendar_has_is_none() -> None:
-    assert context_of(replace(a_command(), not_after_ms=2**62)).deadline is None
-
-
-def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> None:
-    context = context_of(a_command("Refund", compensating=True, result=b'{"payment_id":"p1"}'))
-    assert context.key == "saga42/2/compensation"
-    assert context.transaction_key == context_of(a_command()).key
-    assert context.result == {"payment_id": "p1"}
 
 
 @pytest.mark.parametrize("name", ["inventory", "payment", "shipping"])

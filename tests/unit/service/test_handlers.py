@@ -1,17 +1,19 @@
-"""What a handler's return or rejection becomes."""
+"""What a handler is told, and what its return or rejection becomes."""
 
 import asyncio
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from sagastream.core.messages import Command, Reply
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, decode
 from sagastream.errors import MalformedMessage, Reject
-from sagastream.service.declaration import Context, Handler, context_of
-from sagastream.service.handlers import call, call_async
+from sagastream.service.declaration import Context, Handler
+from sagastream.service.handlers import call, call_async, context_of
 
 
 def a_command(*, compensating: bool = False) -> Command:
@@ -25,6 +27,40 @@ def a_command(*, compensating: bool = False) -> Command:
         attempt=3,
         begun_ms=5,
     )
+
+
+# --- what a handler is told
+
+
+def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
+    assert context_of(a_command()) == Context(
+        saga_id="saga42",
+        step=2,
+        key="saga42/2/transaction",
+        transaction_key="saga42/2/transaction",
+        attempt=3,
+        result=None,
+    )
+
+
+def test_a_handler_is_told_until_when_its_answer_is_waited_for() -> None:
+    assert context_of(a_command()).deadline is None
+    command = replace(a_command(), not_after_ms=1_700_000_000_250)
+    assert context_of(command).deadline == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
+
+
+def test_a_deadline_that_no_calendar_has_is_none() -> None:
+    assert context_of(replace(a_command(), not_after_ms=2**62)).deadline is None
+
+
+def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> None:
+    context = context_of(replace(a_command(compensating=True), result=b'{"payment_id":"p1"}'))
+    assert context.key == "saga42/2/compensation"
+    assert context.transaction_key == context_of(a_command()).key
+    assert context.result == {"payment_id": "p1"}
+
+
+# --- what becomes of it
 
 
 def called(handler: Handler, *, compensating: bool = False) -> Reply:

@@ -1,4 +1,4 @@
-"""The commands in hand of a process: which may begin, in what order, and what leaves the hand."""
+"""The commands that a process holds: which may begin, in what order, and what is held no longer."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import pytest
 
 from sagastream.broker.group_reader import Entry
 from sagastream.core.messages import Command
+from sagastream.core.service_rules import State
 from sagastream.service.declaration import Context, Registration
-from sagastream.service.in_flight import Hand, Work
+from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import Delivery
 from sagastream.store import keys
 
@@ -20,9 +21,9 @@ ANY = Registration(name="Do", handler=handle, is_async=False)
 NOW = 100.0
 
 
-def a_work(
+def a_held(
     number: int, saga_id: str = "", *, registration: Registration = ANY, again: bool = False, not_after_ms: int = 0
-) -> Work:
+) -> Held:
     command = Command(
         service="work",
         type="Do",
@@ -33,111 +34,122 @@ def a_work(
         not_after_ms=not_after_ms or None,
     )
     entry = Entry(stream=keys.commands("work"), id=b"%d-0" % number, fields={}, again=again)
-    return Work(
+    return Held(
         delivery=Delivery.of(entry, command),
         command=command,
         registration=registration,
         record=command.record,
-        since=NOW,
+        since_s=NOW,
     )
 
 
-def a_hand(slots: int, *works: Work) -> Hand:
-    hand = Hand(slots)
-    hand.add(list(works))
-    return hand
+def in_flight_of(slots: int, *held: Held) -> InFlight:
+    in_flight = InFlight(slots)
+    in_flight.add(list(held))
+    return in_flight
 
 
 def test_commands_begin_in_the_order_in_which_they_came_and_no_more_than_there_are_slots() -> None:
-    first, second, third = works = [a_work(number) for number in range(3)]
-    hand = a_hand(2, *works)
-    assert [hand.take(NOW), hand.take(NOW), hand.take(NOW)] == [first, second, None]
-    assert hand.runs == 2
-    hand.finish(second)
-    assert hand.take(NOW) is third
-    assert (third.begins, third.began) == (1, NOW)
+    first, second, third = commands = [a_held(number) for number in range(3)]
+    in_flight = in_flight_of(2, *commands)
+    assert [in_flight.begin(NOW), in_flight.begin(NOW), in_flight.begin(NOW)] == [first, second, None]
+    assert in_flight.running == 2
+    in_flight.end(second)
+    assert in_flight.begin(NOW) is third
+    assert (third.state, third.begins, third.begun_s) == (State.RUNNING, 1, NOW)
 
 
 def test_one_that_waits_for_a_limit_of_its_own_lets_others_pass() -> None:
     few = Registration(name="Few", handler=handle, concurrency=1, is_async=False)
-    works = [a_work(0, registration=few), a_work(1, registration=few), a_work(2)]
-    hand = a_hand(3, *works)
-    assert [hand.take(NOW), hand.take(NOW), hand.take(NOW)] == [works[0], works[2], None]
-    hand.finish(works[0])
-    assert hand.take(NOW) is works[1]
+    commands = [a_held(0, registration=few), a_held(1, registration=few), a_held(2)]
+    in_flight = in_flight_of(3, *commands)
+    assert [in_flight.begin(NOW), in_flight.begin(NOW), in_flight.begin(NOW)] == [commands[0], commands[2], None]
+    in_flight.end(commands[0])
+    assert in_flight.begin(NOW) is commands[1]
 
 
-def test_a_twin_waits_until_the_first_is_through_also_while_that_rests() -> None:
-    first, twin = a_work(0, "s"), a_work(1, "s")
-    hand = a_hand(2, first, twin)
-    assert [hand.take(NOW), hand.take(NOW)] == [first, None]
-    hand.put_back(first, NOW + 1)
-    assert hand.take(NOW) is None
-    assert hand.take(NOW + 1) is first
-    assert hand.finish(first)  # a twin is left
-    assert hand.take(NOW + 1) is twin
-    assert not hand.finish(twin)
+def test_a_twin_waits_until_the_first_has_ended_also_while_that_backs_off() -> None:
+    first, twin = a_held(0, "s"), a_held(1, "s")
+    in_flight = in_flight_of(2, first, twin)
+    assert [in_flight.begin(NOW), in_flight.begin(NOW)] == [first, None]
+    in_flight.retry(first, NOW + 1)
+    assert in_flight.begin(NOW) is None
+    assert in_flight.begin(NOW + 1) is first
+    assert in_flight.end(first)  # a twin is left
+    assert in_flight.begin(NOW + 1) is twin
+    assert not in_flight.end(twin)
 
 
-def test_one_that_rests_takes_no_slot_and_goes_first_when_it_is_due() -> None:
-    resting, second, third = works = [a_work(number) for number in range(3)]
-    hand = a_hand(1, *works)
-    assert hand.take(NOW) is resting
-    hand.put_back(resting, NOW + 1)
-    assert hand.next_due() == NOW + 1
-    assert hand.take(NOW) is second
-    hand.finish(second)
-    assert hand.take(NOW + 1) is resting
-    assert (resting.begins, hand.next_due()) == (2, float("inf"))
-    hand.finish(resting)
-    assert hand.take(NOW + 1) is third
+def test_one_that_backs_off_takes_no_slot_and_goes_first_when_it_is_due() -> None:
+    backing_off, second, third = commands = [a_held(number) for number in range(3)]
+    in_flight = in_flight_of(1, *commands)
+    assert in_flight.begin(NOW) is backing_off
+    in_flight.retry(backing_off, NOW + 1)
+    assert (backing_off.state, in_flight.next_due_s()) == (State.BACKING_OFF, NOW + 1)
+    assert in_flight.begin(NOW) is second
+    in_flight.end(second)
+    assert in_flight.begin(NOW + 1) is backing_off
+    assert (backing_off.begins, in_flight.next_due_s()) == (2, float("inf"))
+    in_flight.end(backing_off)
+    assert in_flight.begin(NOW + 1) is third
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_there_is_room_for_what_could_begin_at_once(slots: int) -> None:
-    hand = a_hand(slots)
-    assert hand.room() == slots
-    hand.add([work := a_work(0)])
-    hand.take(NOW)
-    assert hand.room() == slots - 1
-    hand.put_back(work, NOW + 1)
-    assert hand.room() == slots
+    in_flight = in_flight_of(slots)
+    assert in_flight.room() == slots
+    in_flight.add([held := a_held(0)])
+    in_flight.begin(NOW)
+    assert in_flight.room() == slots - 1
+    in_flight.retry(held, NOW + 1)
+    assert in_flight.room() == slots
 
 
 def test_there_is_no_room_where_as_many_as_could_run_wait_for_a_limit() -> None:
     few = Registration(name="Few", handler=handle, concurrency=1, is_async=False)
-    hand = a_hand(3, *[a_work(number, registration=few) for number in range(3)])
-    hand.take(NOW)
-    assert hand.room() == 2
-    hand.add([a_work(3, registration=few)])
-    assert hand.room() == 0
+    in_flight = in_flight_of(3, *[a_held(number, registration=few) for number in range(3)])
+    in_flight.begin(NOW)
+    assert in_flight.room() == 2
+    in_flight.add([a_held(3, registration=few)])
+    assert in_flight.room() == 0
 
 
-def test_what_is_in_hand_already_is_not_taken_in_hand_again() -> None:
-    hand = a_hand(1, a_work(0), a_work(1))
-    hand.take(NOW)
-    hand.add([a_work(number, again=True) for number in range(3)])
-    assert [work.delivery.entry.id for work in hand.put_down(lambda _: True)] == [b"1-0", b"2-0"]
+def test_what_is_held_already_is_not_held_twice() -> None:
+    in_flight = in_flight_of(1, a_held(0), a_held(1))
+    in_flight.begin(NOW)
+    in_flight.add([a_held(number, again=True) for number in range(3)])
+    assert [held.delivery.entry.id for held in in_flight.release(lambda _: True)] == [b"1-0", b"2-0"]
 
 
-def test_what_runs_is_not_let_go_of() -> None:
-    running, resting, waiting = works = [a_work(number) for number in range(3)]
-    hand = a_hand(2, *works)
-    hand.take(NOW)
-    hand.take(NOW)
-    hand.put_back(resting, NOW)
-    assert hand.put_down(lambda work: work is not waiting) == [resting]
-    assert hand.put_down(lambda _: True) == [waiting]
-    assert hand.runs == 1
-    assert not hand.finish(running)
+def test_what_runs_is_not_released() -> None:
+    running, backing_off, waiting = commands = [a_held(number) for number in range(3)]
+    in_flight = in_flight_of(2, *commands)
+    in_flight.begin(NOW)
+    in_flight.begin(NOW)
+    in_flight.retry(backing_off, NOW)
+    assert in_flight.release(lambda held: held is not waiting) == [backing_off]
+    assert in_flight.release(lambda _: True) == [waiting]
+    assert in_flight.running == 1
+    assert not in_flight.end(running)
 
 
-def test_what_was_begun_is_held_while_its_answer_is_waited_for_or_it_rests() -> None:
-    _late, in_time, _without_deadline, resting, _waiting = works = [
-        a_work(0, not_after_ms=10), a_work(1, not_after_ms=30), a_work(2), a_work(3), a_work(4, not_after_ms=30)
+def test_the_lease_of_what_was_begun_is_renewed_while_its_answer_is_waited_for_or_it_backs_off() -> None:
+    _late, in_time, _without_deadline, backing_off, _waiting = commands = [
+        a_held(0, not_after_ms=10), a_held(1, not_after_ms=30), a_held(2), a_held(3), a_held(4, not_after_ms=30)
     ]  # fmt: skip
-    hand = a_hand(4, *works)
+    in_flight = in_flight_of(4, *commands)
     for _ in range(4):
-        hand.take(NOW)
-    hand.put_back(resting, NOW + 1)
-    assert hand.begun(20) == [in_time, resting]
+        in_flight.begin(NOW)
+    in_flight.retry(backing_off, NOW + 1)
+    assert in_flight.to_renew(20) == [in_time, backing_off]
+
+
+def test_one_whose_handler_was_not_called_waits_again_before_all_others() -> None:
+    first, second = commands = [a_held(number) for number in range(2)]
+    in_flight = in_flight_of(1, *commands)
+    assert in_flight.begin(NOW) is first
+    in_flight.not_begun(first)
+    assert (first.state, first.begins, in_flight.running) == (State.WAITING, 0, 0)
+    assert in_flight.begin(NOW) is first
+    in_flight.end(first)
+    assert in_flight.begin(NOW) is second

@@ -15,11 +15,11 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import Entry
 from sagastream.core import backoff, service_rules
 from sagastream.core.messages import Command, Reply
-from sagastream.core.service_rules import TRIES
+from sagastream.core.service_rules import TRIES, Count
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
 from sagastream.service.declaration import Context, Handler, Service
-from sagastream.service.inbox import CommandInbox, Delivery, _Answer
+from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
 from sagastream.service.runner import GRACE_S, ServiceRunner
 from sagastream.store import keys
 from sagastream_bridge.commands.main import cli
@@ -51,19 +51,21 @@ class Post(CommandInbox):
     """An inbox that is handed its commands, and keeps the answers that are sent; `overrules`: those that the broker
     overrules, by the number of the entry."""
 
-    def __init__(self, *commands: Command, again: bool = False, overrules: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, *commands: Command, again: bool = False, taken_over: bool = False, overrules: tuple[int, ...] = ()
+    ) -> None:
+        stream = keys.commands("payment")
         self._unread = [
             Delivery.of(
-                Entry(stream=keys.commands("payment"), id=b"%d-0" % number, fields={}, again=again),
-                command,
+                Entry(stream=stream, id=b"%d-0" % number, fields={}, again=again, taken_over=taken_over), command
             )
             for number, command in enumerate(commands, 1)
         ]
         self._overrules = {b"%d-0" % number for number in overrules}
         self._lock = threading.Lock()
-        self._answers = []
+        self._ready = []
         self._ahead_ms = NOW_MS - time.monotonic() * 1000
-        self.heard = time.monotonic()
+        self.heard_s = time.monotonic()
         self.sent: list[tuple[bytes, Reply, str]] = []
         self.renewed: list[bytes] = []
         self.handed_back: list[bytes] = []
@@ -78,21 +80,22 @@ class Post(CommandInbox):
 
     def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
         overruled = []
-        for answer in self._answers:
-            assert isinstance(answer, _Answer)
-            if answer.entry.id in self._overrules:
-                self._overrules.discard(answer.entry.id)
-                overruled.append((answer.delivery, answer.reply))
+        for one in self._ready:
+            assert not isinstance(one, _Quarantined)
+            delivery, answer = one
+            if delivery.entry.id in self._overrules:
+                self._overrules.discard(delivery.entry.id)
+                overruled.append((delivery, answer.reply))
             else:
-                self.sent.append((answer.entry.id, answer.reply, answer.kind))
-        self._answers = []
+                self.sent.append((delivery.entry.id, answer.reply, answer.kind))
+        self._ready = []
         return overruled
 
     def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
         (self.handed_back if idle_ms else self.renewed).extend(ids)
         return list(ids)
 
-    def _count(self, delivery: Delivery, what: str) -> int:
+    def count(self, delivery: Delivery, what: Count) -> int:
         return 1
 
 
@@ -114,7 +117,7 @@ class Nowhere:
 
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
-    runner._inbox = runner._keeper._inbox = runner._outcomes._inbox = post
+    runner._inbox = runner._maintenance._inbox = runner._executor._inbox = post
     return runner
 
 
@@ -124,11 +127,11 @@ def handled(
     """The answers to these commands, in one batch: the entry, the reply and its kind."""
     post = Post(*commands, **options)
     runner = a_runner(a_service(handler, undo=undo), post)
-    runner._pace_s = 0.001
+    runner._prefetch._command_s = 0.001
 
     def through() -> bool:
         runner.turn(block_ms=1)
-        return not (post._unread or runner._hand._begun() or runner._hand._waiting)
+        return not post._unread and runner._in_flight.is_empty
 
     until(through, what="all is through")
     return post.sent
@@ -203,9 +206,9 @@ def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds()
     calls: list[str] = []
     post = Post(a_command(), replace(a_command(), saga_id="other"))
     runner = a_runner(a_service(handle), post)
-    runner._pace_s = 0.001
+    runner._prefetch._command_s = 0.001
     runner.turn(block_ms=1)
-    runner._keeper.turn()
+    runner._maintenance.turn()
     assert calls == ["saga42"]
     assert sorted(post.handed_back) == [b"1-0", b"2-0"]
     assert post.sent == []
@@ -215,14 +218,14 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
     class Cut(Post):
         cuts = 1
 
-        def take_up(self, delivery: Delivery) -> Reply | None:
+        def count(self, delivery: Delivery, what: Count) -> int:
             if self.cuts:
                 self.cuts -= 1
                 raise redis.ConnectionError("cut")
-            return service_rules.gave_up(delivery.command, service_rules.MAX_TAKEOVERS)
+            return service_rules.MAX_TAKEOVERS
 
     handler = Raising()
-    runner = a_runner(a_service(handler), post := Cut(a_command()))
+    runner = a_runner(a_service(handler), post := Cut(a_command(), again=True, taken_over=True))
     with pytest.raises(redis.ConnectionError):
         runner.turn(block_ms=1)
     runner.turn(block_ms=1)  # of another thread: this one would read it anew

@@ -1,63 +1,316 @@
-"""What a service does with a command that it may have seen before, or that was undone before it came. Pure.
+"""The rule book of the service side: what a process does with a command that it holds. Pure.
 
-A service keeps, by idempotency key and type of the command, a *record* of the answer that it gave: `ok <result>` or
-`failed <error>`, in JSON, with nothing after the blank where there is none; or, of a transaction that may have been
-done, `unknown <how often>`, which answers nothing. Before it undoes a step it leaves a *tombstone* for the step's
-transaction: from then on that is refused, and whoever was at it meanwhile has to undo what came of it. answer.lua has
-the same rules for the moment in which an answer is given.
+Each rule is told what has happened to one command, and returns as a value what to do next:
+
+    rule                what has happened                                       what to do next
+    ----                -----------------                                       ---------------
+    delivered           the command has come, and was looked up                 Run, Undo or Answer
+    undoing             its undo is to be prepared                              Call or Answer
+    without_handler     the service has no handler for what is to be called     Answer, Count, Release, SetAside
+    before_call         a handler is about to be called                         Run, Undo, Answer, Count, SetAside
+    replied             the handler has returned, or rejected the command       Answer or Release
+    raised              the handler has raised something else                   Retry, Answer or Release
+    data_away           the handler cannot reach its data                       Retry
+    in_doubt            nobody can say whether the step had its effect          Answer or Release
+    overruled           answer.lua did not accept the answer                    Undo
+    for_twin            another delivery of an answered command is held too     Answer
+    is_handed_back      the command is held, and time passes                    whether it is released now
+    is_renewed          its lease is about to be renewed                        whether that is right
+
+The runner of a service and of RQ jobs (service.runner), the test kit (sagastream.testing) and the explorer
+(tests/exploration) carry these values out. None of them decides anything by itself.
+
+A service keeps one *record* for each idempotency key and type of command: the answer that it gave, `ok <result>` or
+`failed <error>`, in JSON, with nothing after the blank if there is none; or, for a transaction that may have been done,
+`unknown <how often>`, which answers nothing. Before a process undoes a step it leaves a *tombstone* for the step's
+transaction: from then on the transaction is refused, and a process that was running it has to undo what came of it.
+recall.lua looks up both and leaves the tombstone. answer.lua applies the same rules again at the moment of the answer:
+it overrules an answer whose step has failed or was undone meanwhile.
 """
 
 import re
-from typing import Final
+from enum import Enum, StrEnum
+from typing import Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import decode, encode
 from sagastream.errors import MalformedMessage
 
-#: How often a handler is called that raises something other than Reject, before the reply says `unknown`.
+#: How often one process calls a handler that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
 #: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
-#: be unknown: a command that kills whoever works on it must not do so for ever.
+#: be unknown. Without this limit a command that kills its process would kill one after another.
 MAX_TAKEOVERS: Final = 10
 
 _RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
-    """What is to be done with a command that was delivered: without a reply, call its handler."""
+class State(StrEnum):
+    """Where a command stands in the process that holds it.
 
-    reply: Reply | None = None  # the answer, without the handler …
-    undo: bool = False  # … once what an earlier delivery may have done is undone
+        WAITING --> RUNNING --> answered, released or set aside
+                     |   ^
+                     v   |
+                  BACKING_OFF
+
+    A command that answer.lua overrules comes back as WAITING, with an Undo.
+    """
+
+    WAITING = "waiting"  # no handler was called for it yet
+    RUNNING = "running"  # its handler, or the compensation that undoes it, was called and has not ended
+    BACKING_OFF = "backing off"  # that has failed, and is called again after a while
 
 
-def verdict(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Verdict:
-    """What is to be done with a command.
+# --- what to do next
 
+
+class Simple(Enum):
+    """What needs no more words."""
+
+    RUN = "call the handler of the command"
+    RELEASE = "leave the command pending: another process takes it over when the lease has ended"
+
+
+RUN: Final = Simple.RUN
+RELEASE: Final = Simple.RELEASE
+Run = Literal[Simple.RUN]
+Release = Literal[Simple.RELEASE]
+
+
+class Undo(Struct, frozen=True, kw_only=True):
+    """Undo what may have come of the command, then answer with the refusal."""
+
+    refusal: Reply
+    result: bytes | None = None  # JSON: what the handler returned, if that is known
+
+    @property
+    def answer(self) -> "Answer":
+        """The answer once nothing of the command remains."""
+        return Answer(self.refusal, "final")
+
+
+#: What answer.lua does with a reply.
+#: ok, failed: it is the last word, and is recorded. unknown: it is counted, since the command may have been done.
+#: final: it is not the reply of a handler. It is not recorded, it leaves nothing to undo, and a record is sent in its
+#: place.
+Kind = Literal["ok", "failed", "unknown", "final"]
+
+
+class Answer(Struct, frozen=True):
+    """Record this reply, send it, and acknowledge the command: one call of answer.lua."""
+
+    reply: Reply
+    kind: Kind
+
+    @property
+    def is_last_word(self) -> bool:
+        """Whether it is recorded, so that every later delivery of the command gets the same answer."""
+        return self.kind in ("ok", "failed")
+
+
+class Count(StrEnum):
+    """Count this beginning in the service's records, then ask the rule again with the number."""
+
+    TAKEOVERS = "takeovers"  # of a command that a process took over from another
+    UNDOS = "undos"  # of the undo of a command that was delivered before
+
+
+class Retry(Struct, frozen=True):
+    """Call the handler again after so many seconds; other commands run meanwhile."""
+
+    after_s: float
+
+
+class SetAside(Struct, frozen=True):
+    """Move the command to the quarantine, with this reason: a person has to decide."""
+
+    reason: str
+
+
+class Call(Struct, frozen=True):
+    """What a handler is called with in place of the command that was delivered."""
+
+    command: Command
+    key: str  # the idempotency key
+
+
+#: All that a rule may say.
+Next = Run | Undo | Answer | Count | Retry | Release | SetAside
+
+
+# --- before a handler is called
+
+
+def delivered(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:
+    """
     Args:
         record: what is recorded under `command.record`.
         tombstone: whether the step's compensation has come already.
-        again: whether it was delivered before: somebody may have been at it.
+        again: whether the command was delivered before, so that another process may have begun with it.
     """
     reply = _recorded(command, record)
     if reply is None and tombstone and not command.compensating:
         reply = refusal(command)
-    # Also where an ok is recorded: that was of another delivery, and this one may have been done after the undo.
-    undo = reply is not None and not command.compensating and (tombstone or reply.type == failed(command.type))
-    return Verdict(reply=reply, undo=undo and again)
+    if reply is None:
+        return RUN
+    # Also if an ok is recorded: that was of another delivery, and this one may have been done after the undo.
+    must_not_stand = not command.compensating and (tombstone or reply.type == failed(command.type))
+    return Undo(refusal=reply) if must_not_stand and again else Answer(reply, "final")
 
 
-def stale(command: Command, now_ms: int) -> Reply | None:
-    """The reply to a command that nobody waits for any more, by the broker's clock; None: it is in time."""
-    if command.not_after_ms is None or now_ms <= command.not_after_ms:
+def undoing(command: Command, undo: Undo, *, compensation: str | None, entry_id: str) -> Call | Answer:
+    """
+    Args:
+        compensation: the name of what undoes the command; None: it needs no undo.
+        entry_id: the entry of the command. The undo gets a key of its own: under the usual key the step's compensation
+            has run already, and has found nothing to undo.
+    """
+    if compensation is None:
+        return undo.answer
+    call = replace(command, type=compensation, compensating=True, result=undo.result)
+    return Call(call, f"{call.key}/{entry_id}")
+
+
+def without_handler(
+    command: Command, todo: Run | Undo, *, again: bool, times: int | None = None
+) -> Answer | Count | Release | SetAside:
+    """
+    Args:
+        again: as for `delivered`.
+        times: how often this was counted, if the rule has asked for it.
+    """
+    if todo is not RUN:
+        # A try like any other: a later release of the service may have the compensation.
+        next_ = _begin_undo(command, todo, again=again, times=times)
+        return RELEASE if isinstance(next_, Undo) else next_
+    known = "compensation" if command.compensating else "command"
+    text = f"unknown_command: service {command.service} has no {known} {command.type}"
+    return _answer(command, reply_to(command, failed(command.type), error=encode(text)))
+
+
+def before_call(
+    command: Command,
+    todo: Run | Undo,
+    *,
+    is_first: bool,
+    again: bool,
+    taken_over: bool,
+    now_ms: int,
+    times: int | None = None,
+) -> Run | Undo | Answer | Count | SetAside:
+    """
+    Args:
+        is_first: whether this process calls a handler for this delivery for the first time.
+        again: as for `delivered`.
+        taken_over: whether this process has the command from another one, which held it for too long or released it.
+        now_ms: the time by the broker's clock.
+        times: how often this was counted, if the rule has asked for it.
+    """
+    if todo is not RUN:
+        return _begin_undo(command, todo, again=again, times=times) if is_first else todo
+    if (late := too_late(command, todo, not_begun=is_first and not again, now_ms=now_ms)) is not None:
+        return late
+    if not (is_first and taken_over):
+        return RUN
+    if times is None:
+        return Count.TAKEOVERS
+    return RUN if times < MAX_TAKEOVERS else _answer(command, gave_up(command, times))
+
+
+def too_late(command: Command, todo: Run | Undo, *, not_begun: bool, now_ms: int) -> Answer | None:
+    """The answer to a command that nobody waits for any more; None: it is in time, or is to be undone, which is never
+    too late. `not_begun`: it is certain that no process has begun with it."""
+    if todo is not RUN or command.not_after_ms is None or now_ms <= command.not_after_ms:
         return None
     text = f"{command.type} came {now_ms - command.not_after_ms} ms too late, and was not begun"
-    return reply_to(command, failed(command.type), error=encode(text), unknown=True)
+    reply = reply_to(command, failed(command.type), error=encode(text), unknown=True)
+    return Answer(reply, "final") if not_begun else _answer(command, reply)
+
+
+def _begin_undo(command: Command, undo: Undo, *, again: bool, times: int | None) -> Undo | Count | SetAside:
+    if not again:
+        return undo
+    if times is None:
+        return Count.UNDOS
+    if times < MAX_TAKEOVERS:
+        return undo
+    return SetAside(f"{command.type} may have been done after it was refused, and could not be undone {times} times")
+
+
+# --- after a handler was called
+
+
+def replied(todo: Run | Undo, called: Command, reply: Reply) -> Answer | Release:
+    """`called`: what the handler was called with: the command or, for an Undo, its compensation."""
+    if todo is not RUN:
+        return todo.answer if reply.type == ok(called.type) else RELEASE
+    return Answer(reply, kind(called, reply))
+
+
+def raised(todo: Run | Undo, called: Command, why: str, *, tries: int, limit: int) -> Retry | Answer | Release:
+    """
+    Args:
+        called: as for `replied`.
+        why: the error, as printable text.
+        tries: how often the handler has raised in this process, this time included.
+        limit: how often it may.
+    """
+    return Retry(backoff.delay(tries)) if tries < limit else in_doubt(todo, called, why)
+
+
+def data_away(times: int) -> Retry:
+    """The handler cannot reach its own Redis, for the `times`th time in a row. That is an outage, not an error of the
+    handler, so it is not one of its tries."""
+    return Retry(backoff.delay(times))
+
+
+def in_doubt(todo: Run | Undo, called: Command, why: str) -> Answer | Release:
+    """`called`: as for `replied`. `why`: printable text."""
+    return replied(todo, called, reply_to(called, failed(called.type), error=encode(why), unknown=True))
+
+
+def overruled(command: Command, reply: Reply) -> Undo:
+    """The step has failed, or was undone, while the handler ran that gave this reply."""
+    return Undo(refusal=refusal(command), result=reply.result)
+
+
+def for_twin(answer: Answer, twin: Command) -> Answer:
+    """`answer`: to another delivery of the same command. It has to be the last word; if it is not, the twin is still to
+    be done."""
+    return _answer(twin, replace(answer.reply, attempt=twin.attempt))
+
+
+# --- while the command is held
+
+
+def is_handed_back(state: State, *, stopping: bool, held_s: float, lease_s: float) -> bool:
+    """
+    Args:
+        stopping: whether the process is to end.
+        held_s: for how long the process has held the command, in seconds.
+        lease_s: the lease of the service, in seconds.
+    """
+    if stopping:
+        return state is not State.RUNNING
+    # Other processes may have the time for what waits here.
+    return state is State.WAITING and held_s > lease_s / 4
+
+
+def is_renewed(state: State, command: Command, now_ms: int) -> bool:
+    """`now_ms`: the time by the broker's clock. A handler that runs past its deadline is given up for dead, so that one
+    that hangs does not hold its command for ever."""
+    return state is State.BACKING_OFF or (state is State.RUNNING and (command.not_after_ms or 0) > now_ms)
+
+
+# --- replies without a handler
 
 
 def gave_up(command: Command, takeovers: int) -> Reply:
-    """The reply to a command that kills whoever works on it."""
+    """The reply to a command that kills every process that runs it."""
     text = f"{takeovers} processes took {command.type} and did not live to answer it"
     return reply_to(command, failed(command.type), error=encode(text), unknown=True)
 
@@ -68,11 +321,20 @@ def refusal(command: Command) -> Reply:
     return reply_to(command, failed(command.type), error=encode(text))
 
 
-def kind(command: Command, reply: Reply) -> str:
-    """What answer.lua makes of a handler's reply: what is recorded is the last word."""
+def unusable(called: Command, why: str) -> str:
+    """Why the outcome is in doubt if the handler returned what is not JSON: calling it again would not help."""
+    return f"the result of {called.type} is unusable: {why}"
+
+
+def kind(command: Command, reply: Reply) -> Kind:
+    """What answer.lua does with the reply of a handler. What is recorded is the last word."""
     if reply.type == ok(command.type):
         return "ok"
     return "unknown" if reply.unknown or command.retried else "failed"
+
+
+def _answer(command: Command, reply: Reply) -> Answer:
+    return Answer(reply, kind(command, reply))
 
 
 def _recorded(command: Command, record: bytes | None) -> Reply | None:

@@ -1,7 +1,7 @@
 """Has the commands of a service's process run as RQ jobs, and answers for jobs that end without an answer.
 
-A command's entry stays pending, its lease renewed, while its job is out: a pending entry is a job that somebody looks
-after. Where this process dies, another takes the entry over, finds the job that there is, and looks after that.
+While its job is out, a command's entry stays pending, and this process renews its lease. If this process dies, another
+takes the entry over, finds that the job exists, and looks after it.
 """
 
 import math
@@ -18,19 +18,19 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import BATCH
 from sagastream.console import say
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, failed, reply_to
-from sagastream.core.strict_json import encode
+from sagastream.core.messages import Command
+from sagastream.core.service_rules import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState, job_id, start_worker, waiting_for_worker
 from sagastream.service.declaration import Registration, Service
 from sagastream.service.inbox import CommandInbox, Delivery
 
 #: How many jobs of one command a process has out at once, unless the command says otherwise.
 JOBS_OUT: Final = 64
-#: How often the jobs that are out are looked at, in seconds; and how often while others wait for them.
+#: How often the jobs that are out are looked at, in seconds; and how often while commands wait for room.
 _LOOK_EVERY_S: Final = 1.0
 _LOOK_EVERY_WHEN_FULL_S: Final = 0.05
-#: How often jobs that were not begun are looked for in their queue, in seconds: a worker that dies as it takes one off
-#: the queue loses it.
+#: How often jobs that were not begun are looked for in their queue, in seconds: a worker that dies while it takes a job
+#: from the queue loses it.
 _SEARCH_EVERY_S: Final = 10.0
 #: How often it is said that no worker runs for a queue, in seconds.
 _SAY_EVERY_S: Final = 60.0
@@ -44,7 +44,7 @@ class _Out(Struct, kw_only=True):
 
 
 class JobDispatcher:
-    """The jobs that one process of a service has out. May be used by several threads. `send` and `turn` raise
+    """The jobs that one process of a service has out. Safe for several threads. `send` and `turn` raise
     redis.RedisError, after which the entries are to be read again."""
 
     def __init__(self, client: "redis.Redis", service: Service, inbox: CommandInbox, who: str) -> None:
@@ -56,8 +56,8 @@ class JobDispatcher:
         self._lock = threading.Lock()
         self._out: dict[bytes, _Out] = {}  # by entry
         self._waiting: list[Delivery] = []
-        self._look_at = self._renew_at = self._search_at = self._say_at = 0.0
-        self._without_worker: set[str] = set()  # the queues that had none when it was last looked for
+        self._look_at_s = self._renew_at_s = self._search_at_s = self._say_at_s = 0.0  # by time.monotonic
+        self._without_worker: set[str] = set()  # the queues that had no worker when that was last looked up
 
     def takes(self, command: Command) -> bool:
         """Whether this command runs as a job."""
@@ -65,12 +65,11 @@ class JobDispatcher:
         return registration is not None and registration.queue is not None
 
     def room(self) -> int:
-        """How many commands more are to be read: none while some wait until others are done."""
+        """How many more commands may be read: none while some wait for others to end."""
         return 0 if self._waiting else BATCH
 
     def send(self, delivery: Delivery) -> None:
-        """Have a command done by a job, or what may have come of it undone, as soon as there is room. May be called
-        again for the same entry."""
+        """Have a command run or undone by a job, as soon as there is room. May be called again for the same entry."""
         with self._lock:
             entry_id = delivery.entry.id
             if entry_id in self._out or any(one.entry.id == entry_id for one in self._waiting):
@@ -81,9 +80,9 @@ class JobDispatcher:
                 self._waiting.append(delivery)
 
     def turn(self) -> None:
-        """Where it is time: look at the jobs that are out, answer for those that ended without an answer, send more."""
+        """If it is time: look at the jobs that are out, answer for those that ended without an answer, send more."""
         with self._lock:
-            if not (self._out or self._waiting) or time.monotonic() < self._look_at:
+            if not (self._out or self._waiting) or time.monotonic() < self._look_at_s:
                 return
             self._look()
             for delivery in list(self._waiting):
@@ -91,7 +90,7 @@ class JobDispatcher:
                     self._enqueue(delivery)
                     self._waiting.remove(delivery)
             every_s = _LOOK_EVERY_WHEN_FULL_S if self._waiting else _LOOK_EVERY_S
-            self._look_at = time.monotonic() + min(every_s, self._service.lease_ms / 4000)
+            self._look_at_s = time.monotonic() + min(every_s, self._service.lease_ms / 4000)
 
     def _has_room(self, delivery: Delivery) -> bool:
         limit = self._registration(delivery.command).concurrency or JOBS_OUT
@@ -107,14 +106,14 @@ class JobDispatcher:
             delivery.command,
             delivery.entry.id.decode(),
             time_limit_s=self._time_limit_s(delivery.command),
-            undoing=delivery.refusal is not None,
+            undoing=delivery.todo is not RUN,
             again=delivery.entry.again,
             dead=dead,
         )
         self._out[delivery.entry.id] = _Out(delivery=delivery)
 
     def _time_limit_s(self, command: Command) -> int:
-        """How long the job may take: as declared, and no longer than somebody waits for it."""
+        """How long the job may take: as declared, and not after its answer is waited for."""
         limits: list[float] = []
         if (declared := self._registration(command).timeout_s) is not None:
             limits.append(declared)
@@ -126,10 +125,10 @@ class JobDispatcher:
         """Look at every job that is out, and renew the lease on its entry."""
         outs = list(self._out.values())
         states = self._jobs.look([job_id(out.delivery.command) for out in outs])
-        # After the jobs: one that has ended while its entry is pending has not answered it.
+        # Looked up after the jobs: so a job that has ended while its entry is pending has not answered it.
         done = self._let_go([out.delivery for out in outs] + self._waiting)
-        if searching := time.monotonic() >= self._search_at:
-            self._search_at = time.monotonic() + _SEARCH_EVERY_S
+        if searching := time.monotonic() >= self._search_at_s:
+            self._search_at_s = time.monotonic() + _SEARCH_EVERY_S
         for out, state in zip(outs, states, strict=True):
             if out.delivery.entry.id in done:
                 del self._out[out.delivery.entry.id]
@@ -142,22 +141,23 @@ class JobDispatcher:
 
     def _let_go(self, held: list[Delivery]) -> set[bytes]:
         """The ids of the entries that were answered or taken over; on the others the lease is renewed."""
-        if time.monotonic() >= self._renew_at:
-            self._renew_at = time.monotonic() + self._service.lease_ms / 4000
+        if time.monotonic() >= self._renew_at_s:
+            self._renew_at_s = time.monotonic() + self._service.lease_ms / 4000
             done = self._inbox.renew(held)
-        else:  # to renew is a write, which a durable broker syncs: not for every look
+        else:  # to renew is a write, which a durable broker syncs, so it is not done at every look
             done = self._inbox.answered(held)
         self._waiting = [one for one in self._waiting if one.entry.id not in done]
         return done
 
     def _look_at_queued(self, out: _Out, state: JobState, *, searching: bool) -> None:
-        """A job that was not begun: take it back where nobody waits for it any more, see whether it was lost."""
+        """A job that was not begun: take it back if nobody waits for it any more; see whether it was lost."""
         delivery = out.delivery
         command = delivery.command
-        if delivery.refusal is None and (late := service_rules.stale(command, self._inbox.now_ms)) is not None:
+        not_begun, now_ms = not delivery.entry.again, self._inbox.now_ms
+        if (late := service_rules.too_late(command, delivery.todo, not_begun=not_begun, now_ms=now_ms)) is not None:
             if self._jobs.take_back(command):
                 del self._out[delivery.entry.id]
-                self._inbox.reply(delivery, late, final=not delivery.entry.again)
+                self._inbox.answer(delivery, late)
         elif searching:
             missing = not self._jobs.is_in_queue(command)
             if missing and out.missed:
@@ -165,13 +165,14 @@ class JobDispatcher:
             out.missed = missing
 
     def _look_for_workers(self) -> None:
-        """Say where jobs wait and no worker runs: found twice, since both may have just been started."""
+        """Say in which queues jobs wait and no worker runs. It has to be so twice in a row, since both may have been
+        started just now."""
         waiting = waiting_for_worker(self._client, self._service.queues)
         missed = sorted(self._without_worker & waiting.keys())
         self._without_worker = set(waiting)
-        if not missed or time.monotonic() < self._say_at:
+        if not missed or time.monotonic() < self._say_at_s:
             return
-        self._say_at = time.monotonic() + _SAY_EVERY_S
+        self._say_at_s = time.monotonic() + _SAY_EVERY_S
         for queue in missed:
             what = f"{waiting[queue]} jobs wait; on this Redis, start {start_worker(queue)}"
             say(self._who, f"no RQ worker works on queue {queue}: {what}")
@@ -181,15 +182,16 @@ class JobDispatcher:
         delivery = out.delivery
         del self._out[delivery.entry.id]
         if state.entry not in (None, delivery.entry.id.decode()):
-            # The job was for an earlier attempt. Now it is this one's turn, unless what that did is on record.
+            # The job was for an earlier attempt. Now it is this one's turn, unless the result of that one is recorded.
             for left in self._inbox.take([replace(delivery.entry, again=True)]):
                 self._enqueue(left, dead=state)
-        elif delivery.refusal is None:
-            command = delivery.command
-            why = f"the RQ job {job_id(command)} {self._what_became(command, state)}"
+            return
+        command = delivery.command
+        why = f"the RQ job {job_id(command)} {self._what_became(command, state)}"
+        # An undo is released, to whoever takes it over when the lease has ended.
+        if isinstance(step := service_rules.in_doubt(delivery.todo, command, why), Answer):
             say(self._who, f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}")
-            self._inbox.reply(delivery, reply_to(command, failed(command.type), error=encode(why), unknown=True))
-        # Else it is still to be undone, by whoever takes it over when the lease on it has ended.
+            self._inbox.answer(delivery, step)
 
     def _what_became(self, command: Command, state: JobState) -> str:
         if state.status is None:
@@ -203,5 +205,5 @@ class JobDispatcher:
 
 
 def on_rq(broker: Broker, service: Service) -> Callable[[CommandInbox, str], JobDispatcher]:
-    """For ServiceRunner: has commands run as RQ jobs, where they are declared so."""
+    """The `dispatcher` of a ServiceRunner that has commands run as RQ jobs, if they are declared so."""
     return lambda inbox, who: JobDispatcher(broker.client, service, inbox, who)

@@ -18,10 +18,9 @@ finds under `context.transaction_key`, and sees to it that nothing more can be d
 
 import inspect
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, overload
 
-import orjson
 from msgspec import Struct
 
 from sagastream.core import service_rules
@@ -328,27 +327,3 @@ def _is_a(test: Callable[[Any], bool], handler: Callable[..., Any]) -> bool:
 def is_async(handler: Callable[..., Any]) -> bool:
     """Whether this was declared with async def: a function, a method, a partial of one, or an object called so."""
     return _is_a(inspect.iscoroutinefunction, handler)
-
-
-def context_of(command: Command, key: str | None = None) -> Context:
-    """What a handler is told of this command; `key`: where it is not the command's own."""
-    transaction_key = command.transaction_key
-    return Context(
-        saga_id=command.saga_id,
-        step=command.step,
-        key=key or (command.key if command.compensating else transaction_key),
-        transaction_key=transaction_key,
-        attempt=command.attempt,
-        deadline=_moment(command.not_after_ms),
-        result=orjson.loads(command.result) if command.result is not None else None,
-        retried=command.retried,
-    )
-
-
-def _moment(ms: int | None) -> datetime | None:
-    if ms is None:
-        return None
-    try:
-        return datetime.fromtimestamp(ms / 1000, UTC)
-    except (OverflowError, ValueError):  # beyond the years that a datetime can hold, as a stray message may have it
-        return None

@@ -1,10 +1,12 @@
-"""Calling a handler once, and what its return or rejection becomes: the reply.
+"""Calls a handler once, and makes the reply of what it returns or rejects.
 
-Both forms raise what the handler raises but for Reject, and MalformedMessage where its result is no JSON: to call it
-again would not mend that.
+A Reject becomes a reply. Every other exception propagates. MalformedMessage says that the result is not JSON: to call
+the handler again would not help.
 """
 
-from typing import Any
+import asyncio
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import orjson
 
@@ -13,6 +15,9 @@ from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import encode, encode_payload
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.declaration import Context, Handler
+
+#: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
+FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 
 
 def call(handler: Handler, command: Command, context: Context) -> Reply:
@@ -33,6 +38,30 @@ async def call_async(handler: Handler, command: Command, context: Context) -> Re
     return _returned(command, result)
 
 
+def context_of(command: Command, key: str | None = None) -> Context:
+    """What a handler is told of this command; `key`: its idempotency key, if it is not the command's own."""
+    transaction_key = command.transaction_key
+    return Context(
+        saga_id=command.saga_id,
+        step=command.step,
+        key=key or (command.key if command.compensating else transaction_key),
+        transaction_key=transaction_key,
+        attempt=command.attempt,
+        deadline=_moment(command.not_after_ms),
+        result=orjson.loads(command.result) if command.result is not None else None,
+        retried=command.retried,
+    )
+
+
+def _moment(ms: int | None) -> datetime | None:
+    if ms is None:
+        return None
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (OverflowError, ValueError):  # a stray message may name a year that a datetime cannot hold
+        return None
+
+
 def _returned(command: Command, result: Any) -> Reply:
     if command.compensating or result is None:
         return reply_to(command, ok(command.type))
@@ -40,7 +69,7 @@ def _returned(command: Command, result: Any) -> Reply:
 
 
 def error_of(rejection: Reject) -> bytes:
-    """What a Reject tells, as JSON; where it is no JSON, what it looks like."""
+    """The error of a Reject, as JSON; if it cannot be written as JSON, its repr."""
     try:
         return encode_payload(rejection.error)
     except MalformedMessage:

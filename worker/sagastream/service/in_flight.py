@@ -1,4 +1,4 @@
-"""The commands that a process of a service has in hand: which may begin now, which run, which are to be tried again."""
+"""The commands that a process of a service holds: which may begin now, which run, which are called again later."""
 
 import threading
 from collections import deque
@@ -8,172 +8,183 @@ from typing import Final
 from msgspec import Struct
 
 from sagastream.broker.group_reader import BATCH
+from sagastream.core import service_rules
 from sagastream.core.messages import Command
+from sagastream.core.service_rules import RUN, State
 from sagastream.service.declaration import Registration
 from sagastream.service.inbox import Delivery
 
 
-class Work(Struct, kw_only=True, eq=False):
-    """A command in hand, and the handler that is to be called for it. Times are seconds of time.monotonic."""
+class Held(Struct, kw_only=True, eq=False):
+    """A command that this process holds, and the handler that is to be called for it. Times are seconds by
+    time.monotonic."""
 
     delivery: Delivery
-    command: Command  # what the handler is told: the one delivered or, where that must not be done, what undoes it
+    command: Command  # what the handler is called with: the command or, for an Undo, the compensation that undoes it
     registration: Registration
-    record: str  # of the command delivered: no two of the same record run at once
-    key: str | None = None  # the idempotency key, where it is not the command's own
-    since: float  # when it came
-    begins: int = 0  # how often it was begun
-    began: float = 0.0  # when it was last
-    due: float = 0.0  # when it is to be called again
+    record: str  # of the delivered command: no two deliveries with the same record run at once
+    key: str | None = None  # the idempotency key, if it is not the command's own
+    state: State = State.WAITING  # in_flight alone changes it
+    since_s: float  # when this process got it
+    begun_s: float = 0.0  # when its handler was last called
+    due_s: float = 0.0  # when it is to be called again
+    begins: int = 0  # how often it was called
     tries: int = 0  # how often it has raised
-    outages: int = 0  # how often in a row it could not reach its data
+    outages: int = 0  # how often it could not reach its data
 
     @property
     def undoes(self) -> bool:
         """Whether what may have come of the command is to be undone, rather than the command done."""
-        return self.delivery.refusal is not None
+        return self.delivery.todo is not RUN
 
 
-class Hand:
-    """What one process has in hand. Safe to be used by several threads.
+class InFlight:
+    """What one process holds. Safe for several threads.
 
-    A command *waits* until it may begin, then *runs*; where its handler failed it *rests* before it runs again. One
-    that may not begin, for a limit of its own or as the twin of one that was begun, lets those behind it pass.
+    A command that may not begin, because of a limit of its own or because another delivery of it (its *twin*) has
+    begun, lets those behind it pass.
     """
 
     def __init__(self, slots: int) -> None:
-        """`slots`: how many run at once at the most."""
+        """`slots`: how many handlers run at once, at most."""
         self._slots: Final = slots
         self._lock = threading.Lock()
-        self._news = threading.Condition(self._lock)
-        self._waiting: deque[Work] = deque()
-        self._running: dict[str, Work] = {}  # by record
-        self._resting: dict[str, Work] = {}  # by record
-        self._in_hand: dict[str, int] = {}  # how many of each record
+        self._changed = threading.Condition(self._lock)
+        # One place for each state, so that none has to be searched for.
+        self._waiting: deque[Held] = deque()
+        self._running: dict[str, Held] = {}  # by record
+        self._backing_off: dict[str, Held] = {}  # by record
+        self._count: dict[str, int] = {}  # how many are held of each record
         self._changes = 0
 
     @property
     def changes(self) -> int:
-        """How often something has happened that may be news to a thread that waits."""
+        """How often something has happened that a waiting thread may want to know."""
         return self._changes
 
     @property
-    def runs(self) -> int:
+    def running(self) -> int:
         """How many run."""
         return len(self._running)
 
     @property
     def is_empty(self) -> bool:
-        """Whether none is in hand."""
-        return not self._in_hand
+        """Whether the process holds no command."""
+        return not self._count
 
-    def add(self, works: list[Work]) -> None:
-        """Take these in hand, but for those that are already: a process may be given again what it has."""
+    def add(self, held: list[Held]) -> None:
+        """Hold these, except those that are held already: a process may be given again what it has."""
         with self._lock:
-            if any(work.delivery.entry.again for work in works):
-                known = {work.delivery.entry.id for work in (*self._waiting, *self._begun())}
-                works = [work for work in works if work.delivery.entry.id not in known]
-            for work in works:
-                self._in_hand[work.record] = self._in_hand.get(work.record, 0) + 1
-            self._waiting += works
+            if any(one.delivery.entry.again for one in held):
+                known = {one.delivery.entry.id for one in self._all()}
+                held = [one for one in held if one.delivery.entry.id not in known]
+            for one in held:
+                self._count[one.record] = self._count.get(one.record, 0) + 1
+            self._waiting += held
             self._changes += 1
-            self._news.notify(len(works))
+            self._changed.notify(len(held))
 
-    def take(self, now: float) -> Work | None:
-        """The next one that may begin, or begin again, which runs from now on; None: there is none."""
+    def begin(self, now_s: float) -> Held | None:
+        """The next one whose handler may be called: it is running from now on. None: there is none."""
         with self._lock:
             if len(self._running) >= self._slots:
                 return None
-            if (work := (self._resting and self._rested(now)) or self._next()) is not None:
-                self._running[work.record] = work
-                work.began = now
-                work.begins += 1
-            return work
+            if (held := (self._backing_off and self._next_due(now_s)) or self._next_waiting()) is not None:
+                self._running[held.record] = held
+                held.state = State.RUNNING
+                held.begun_s = now_s
+                held.begins += 1
+            return held
 
-    def finish(self, work: Work) -> bool:
-        """This one is through, and leaves the hand. Returns whether a twin of it is still there."""
+    def not_begun(self, held: Held) -> None:
+        """It runs, but its handler was not called: it waits again, before all others."""
         with self._lock:
-            del self._running[work.record]
-            return self._forget(work)
+            del self._running[held.record]
+            held.state = State.WAITING
+            held.begins -= 1
+            self._waiting.appendleft(held)
 
-    def put_back(self, work: Work, due: float) -> None:
-        """This one has run, and is to run again when it is `due`."""
+    def retry(self, held: Held, due_s: float) -> None:
+        """It has run, and is to be called again when it is due."""
         with self._lock:
-            del self._running[work.record]
-            work.due = due
-            self._resting[work.record] = work
+            del self._running[held.record]
+            held.state = State.BACKING_OFF
+            held.due_s = due_s
+            self._backing_off[held.record] = held
 
-    def put_down(self, which: Callable[[Work], bool]) -> list[Work]:
-        """Of those that do not run, let go of these."""
+    def end(self, held: Held) -> bool:
+        """It has run, and is not held any more. Returns whether a twin of it is."""
         with self._lock:
-            down = [work for work in (*self._waiting, *self._resting.values()) if which(work)]
-            for work in down:
-                if self._resting.get(work.record) is work:
-                    del self._resting[work.record]
+            del self._running[held.record]
+            return self._forget(held)
+
+    def release(self, which: Callable[[Held], bool]) -> list[Held]:
+        """Of those that do not run, hold these no longer."""
+        with self._lock:
+            released = [held for held in (*self._waiting, *self._backing_off.values()) if which(held)]
+            for held in released:
+                if held.state is State.WAITING:
+                    self._waiting.remove(held)
                 else:
-                    self._waiting.remove(work)
-                self._forget(work)
-            return down
+                    del self._backing_off[held.record]
+                self._forget(held)
+            return released
 
-    def begun(self, now_ms: int) -> list[Work]:
-        """Those that rest, and those that run and whose answer is still waited for, by the broker's clock."""
+    def to_renew(self, now_ms: int) -> list[Held]:
+        """Those whose lease is to be renewed; `now_ms`: by the broker's clock."""
         with self._lock:
-            return [
-                work
-                for work in self._begun()
-                if work.record in self._resting or (work.delivery.command.not_after_ms or 0) > now_ms
-            ]
+            return [held for held in self._all() if service_rules.is_renewed(held.state, held.delivery.command, now_ms)]
 
     def room(self) -> int:
-        """How many more could begin at once. None where as many as could run wait for a limit of theirs: this process
-        would hoard what others may have the time for. Nor where very many rest."""
+        """How many more could begin at once. 0 if as many as could run wait for a limit of theirs, since other
+        processes may have the time for what this one would collect; and if very many are backing off."""
         with self._lock:
-            if len(self._waiting) >= self._slots or len(self._resting) >= BATCH:
+            if len(self._waiting) >= self._slots or len(self._backing_off) >= BATCH:
                 return 0
             return self._slots - len(self._running)
 
-    def next_due(self) -> float:
-        """When the next of those that rest is due; infinite: none rests."""
+    def next_due_s(self) -> float:
+        """When the next of those that are backing off is due; infinite if there is none."""
         with self._lock:
-            return min((work.due for work in self._resting.values()), default=float("inf"))
+            return min((held.due_s for held in self._backing_off.values()), default=float("inf"))
 
     def wake(self) -> None:
         """Wake a thread that waits: there is something for it to do."""
         with self._lock:
             self._changes += 1
-            self._news.notify()
+            self._changed.notify()
 
     def wait(self, changes: int, timeout_s: float) -> None:
-        """Wait for the next change; not where there have been more than so many already."""
+        """Wait for the next change, unless there have been more than so many already."""
         with self._lock:
             if self._changes == changes:
-                self._news.wait(timeout_s)
+                self._changed.wait(timeout_s)
 
-    def _begun(self) -> list[Work]:
-        return [*self._running.values(), *self._resting.values()]
+    def _all(self) -> list[Held]:
+        return [*self._waiting, *self._running.values(), *self._backing_off.values()]
 
-    def _rested(self, now: float) -> Work | None:
-        for work in self._resting.values():
-            if work.due <= now and self._is_within_limit(work.registration):
-                return self._resting.pop(work.record)
+    def _next_due(self, now_s: float) -> Held | None:
+        for held in self._backing_off.values():
+            if held.due_s <= now_s and self._is_within_limit(held.registration):
+                return self._backing_off.pop(held.record)
         return None
 
-    def _next(self) -> Work | None:
-        for place, work in enumerate(self._waiting):
-            record = work.record
-            if record not in self._running and record not in self._resting and self._is_within_limit(work.registration):
+    def _next_waiting(self) -> Held | None:
+        for place, held in enumerate(self._waiting):
+            begun = held.record in self._running or held.record in self._backing_off
+            if not begun and self._is_within_limit(held.registration):
                 del self._waiting[place]
-                return work
+                return held
         return None
 
     def _is_within_limit(self, registration: Registration) -> bool:
         limit = registration.concurrency
         return limit is None or limit > sum(other.registration is registration for other in self._running.values())
 
-    def _forget(self, work: Work) -> bool:
-        """Returns whether another of the same record is in hand."""
-        if left := self._in_hand[work.record] - 1:
-            self._in_hand[work.record] = left
+    def _forget(self, held: Held) -> bool:
+        """Returns whether another one of the same record is held."""
+        if left := self._count[held.record] - 1:
+            self._count[held.record] = left
             return True
-        del self._in_hand[work.record]
+        del self._count[held.record]
         return False

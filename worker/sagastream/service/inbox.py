@@ -1,4 +1,4 @@
-"""A service's commands: what is to be done, and the answers; record, reply and acknowledgement in one script call."""
+"""A service's commands: what is read, what is answered. Record, reply and acknowledgement are one script call."""
 
 import threading
 import time
@@ -17,24 +17,25 @@ from sagastream.console import say
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Reply, Unreadable
 from sagastream.core.parsing import read_command
+from sagastream.core.service_rules import RUN, Answer, Count, Run, Undo
 from sagastream.store import keys
 
-#: Of how many entries a script call renews the lease: far below what it can take, and no long wait for others.
-_HELD_AT_ONCE: Final = 1000
-#: For how long what is handed back is made to look held, in milliseconds: longer than any lease.
+#: How many leases one script call renews: far fewer than it can take, so that others do not wait for long.
+_RENEWED_AT_ONCE: Final = 1000
+#: The idle time that is set on an entry which is handed back, in milliseconds: longer than any lease.
 _LONG_MS: Final = 24 * 3600 * 1000
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """A command, and the entry that it came as."""
+    """A command, the entry that it came as, and what is to be done with it."""
 
     entry: Entry
     command: Command
-    done: str  # the key of the hash with the next two
-    record: str  # the field that the answer is filed under, as the command has it
-    tombstone: str  # … and the one that is there once the step was undone
-    seen: bytes = b""  # its record, when it was looked up
-    refusal: Reply | None = None  # not to be done: undo what an earlier delivery may have done, then answer this
+    done: str  # the key of the hash that holds the next two
+    record: str  # the field that the answer is recorded under
+    tombstone: str  # the field that is there once the step was undone
+    seen: bytes = b""  # its record when it was looked up
+    todo: Run | Undo = RUN
 
     @classmethod
     def of(cls, entry: Entry, command: Command) -> "Delivery":
@@ -47,17 +48,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
         )
 
 
-class _Answer(Struct, frozen=True):
-    """The reply to a command. `kind`: as answer.lua has it."""
-
-    entry: Entry
-    delivery: Delivery
-    reply: Reply
-    kind: str
-
-
-class _SetAside(Struct, frozen=True):
-    """An entry that is no command, or is left to a person; and its fields in the quarantine."""
+class _Quarantined(Struct, frozen=True):
+    """An entry that is not a command, or that a person has to decide on; and its fields in the quarantine."""
 
     entry: Entry
     fields: Fields
@@ -89,93 +81,85 @@ class CommandInbox:
         self._recall = scripting.load(client, "recall")
         self._answer = scripting.Script("answer")
         self._hold = scripting.load(client, "hold")
-        self._lock = threading.Lock()  # of the answers: one thread may read while others answer
-        self._sending = threading.Lock()  # no answer is sent twice
-        self._answers: list[_Answer | _SetAside] = []  # until the broker has them
-        self._oldest = 0.0  # since when the first of them waits, by time.monotonic
-        self.heard = time.monotonic()  # when the broker last answered a reading, by the same clock
+        self._lock = threading.Lock()  # of _ready: one thread may read while others answer
+        self._sending = threading.Lock()  # so that no answer is sent twice
+        self._ready: list[tuple[Delivery, Answer] | _Quarantined] = []  # until the broker has them
+        self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
+        self.heard_s = time.monotonic()  # when the broker last answered a reading, by the same clock
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
 
     @property
     def now_ms(self) -> int:
-        """The time by the broker's clock, as this process reckons it since it last looked something up."""
+        """The time by the broker's clock, as this process computes it since it last looked up a command."""
         return round(time.monotonic() * 1000 + self._ahead_ms)
 
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
-        """The commands that are to be done now, or undone. What is none is quarantined; what was done before is
-        answered from its record."""
+        """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
+        was done before is answered from its record."""
         entries = self.reader.read(block_ms, dict.fromkeys(self.reader.streams, count))
-        self.heard = time.monotonic()
+        self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
             answered = self._answered()
             entries = [entry for entry in entries if entry.id not in answered]
         return self.take(entries)
 
     def take(self, entries: Sequence[Entry]) -> list[Delivery]:
-        """Of entries that were read, the commands that are to be done now, or undone; the others as `read` has it."""
+        """As `read`, of entries that were read already."""
         deliveries = []
         for entry in entries:
             command = read_command(self._service, entry.fields, entry.added_ms)
             if isinstance(command, Unreadable):
-                self._quarantine(entry, command.text)
+                self.quarantine(entry, command.text)
             else:
                 deliveries.append(Delivery.of(entry, command))
         return self._settle(deliveries) if deliveries else []
 
-    def reply(self, delivery: Delivery, reply: Reply, *, final: bool = False) -> None:
-        """Answer a command. What leaves open what happened is not recorded: it may be tried again.
+    def answer(self, delivery: Delivery, answer: Answer) -> None:
+        """Have a command answered with the next `send`."""
+        self._add((delivery, answer))
 
-        `final`: the answer is no handler's. It is not recorded, and leaves nothing to be undone; what is recorded is
-        sent in its place.
-        """
-        kind = "final" if final else service_rules.kind(delivery.command, reply)
-        self._add(_Answer(delivery.entry, delivery, reply, kind))
+    def quarantine(self, entry: Entry, reason: str) -> None:
+        """Have an entry quarantined with the next `send`."""
+        self._say(f"quarantined the entry {entry.id.decode()}: {reason}")
+        self._add(_Quarantined(entry, entry.quarantined(reason)))
 
-    def take_up(self, delivery: Delivery) -> Reply | None:
-        """To be called before a handler is: the reply in its place, where too many have died of the command."""
-        if not delivery.entry.taken_over or (times := self._count(delivery, "takeovers")) < service_rules.MAX_TAKEOVERS:
-            return None
-        command = delivery.command
-        self._say(f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it")
-        return service_rules.gave_up(command, times)
-
-    def take_up_undo(self, delivery: Delivery) -> bool:
-        """To be called before a command that must not be done is undone: whether it is to be tried. Where that has
-        failed too often, it is left to a person."""
-        # Counted by entry: put back from the quarantine, it is tried as often again.
-        undos = f"undos/{delivery.entry.id.decode()}"
-        if not delivery.entry.again or (times := self._count(delivery, undos)) < service_rules.MAX_TAKEOVERS:
-            return True
-        what = f"{delivery.command.type} may have been done after it was refused, and could not be undone {times} times"
-        self._quarantine(delivery.entry, what)
-        return False
+    def count(self, delivery: Delivery, what: Count) -> int:
+        """How often this was counted for a command, this time included."""
+        # Undos by entry: one that is put back from the quarantine is tried as often again.
+        name = f"{what}/{delivery.entry.id.decode()}" if what is Count.UNDOS else what.value
+        # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hincrby(delivery.done, f"{delivery.record}/{name}", 1)
+        pipeline.expire(delivery.done, keys.DONE_KEPT_S)
+        times: int = execute(pipeline)[0]
+        return times
 
     def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
         """Send the answers that are ready; none is forgotten before the broker has it.
 
-        `ahead`: how many new commands are to come along, if they are there, for the next reading; none unless it is
-        the caller's turn to read.
+        `ahead`: how many new commands the same round trip may bring, for the next reading; 0 unless it is the caller's
+        turn to read.
 
-        Returns those that were overruled: their step has failed, or was undone, while the handler was at it. What they
-        may have done is to be undone, and then they are to be answered, for good.
+        Returns the commands that were overruled, each with the reply that was not accepted: their step has failed, or
+        was undone, while the handler ran.
         """
         overruled: list[tuple[Delivery, Reply]] = []
-        if not self._answers:
+        if not self._ready:
             return overruled
         with self._sending:
-            while answers := self._answers[:BATCH]:
-                for number in self._answer_all(answers, ahead):
-                    answer = answers[number - 1]
-                    if isinstance(answer, _Answer):
-                        overruled.append((answer.delivery, answer.reply))
+            while ready := self._ready[:BATCH]:
+                for number in self._answer_all(ready, ahead):
+                    one = ready[number - 1]
+                    if not isinstance(one, _Quarantined):
+                        overruled.append((one[0], one[1].reply))
                 with self._lock:
-                    del self._answers[: len(answers)]
-                    self._oldest = time.monotonic()
+                    del self._ready[: len(ready)]
+                    self._oldest_s = time.monotonic()
         return overruled
 
     def lingers(self, longest_s: float) -> bool:
-        """Whether an answer has waited for so long to be sent."""
-        return bool(self._answers) and time.monotonic() - self._oldest >= longest_s
+        """Whether an answer has waited to be sent for so long."""
+        return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
 
     def renew(self, deliveries: Iterable[Delivery]) -> set[bytes]:
         """Renew the lease on these. Returns the ids of the entries that have meanwhile been taken over."""
@@ -207,34 +191,35 @@ class CommandInbox:
         except redis.ResponseError as error:
             if not str(error).startswith("NOGROUP"):  # the next reading makes it anew
                 raise
-        self.heard = time.monotonic()
+        self.heard_s = time.monotonic()
 
     def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
         held: list[bytes] = []
-        for at in range(0, len(ids), _HELD_AT_ONCE):
-            args = [self._service, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
+        for at in range(0, len(ids), _RENEWED_AT_ONCE):
+            args = [self._service, self._consumer, idle_ms, *ids[at : at + _RENEWED_AT_ONCE]]
             held += self._hold(keys=[keys.commands(self._service)], args=args)
         return held
 
     def _answered(self) -> set[bytes]:
-        """The ids of the entries whose answers wait to be sent."""
+        """The ids of the entries that are ready to be sent away."""
         with self._lock:
-            return {answer.entry.id for answer in self._answers}
+            return {(one.entry if isinstance(one, _Quarantined) else one[0].entry).id for one in self._ready}
 
-    def _answer_all(self, answers: Sequence[_Answer | _SetAside], ahead: int) -> list[int]:
+    def _answer_all(self, ready: Sequence[tuple[Delivery, Answer] | _Quarantined], ahead: int) -> list[int]:
         """Send these. Returns the numbers, from 1, of those that were overruled."""
         streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
         args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
-        for answer in answers:
-            if isinstance(answer, _SetAside):
-                fields = answer.fields
-                args += (answer.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
+        for one in ready:
+            if isinstance(one, _Quarantined):
+                fields = one.fields
+                args += (one.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
             else:
-                delivery, reply = answer.delivery, answer.reply
+                delivery, answer = one
+                reply = answer.reply
                 fields = reply.fields()
                 done = streams.setdefault(delivery.done, len(streams) + 1)
                 tombstone = "" if delivery.command.compensating else delivery.tombstone
-                args += (answer.entry.id, 2, done, delivery.record, tombstone, delivery.seen)
+                args += (delivery.entry.id, 2, done, delivery.record, tombstone, delivery.seen)
                 args += (answer.kind, reply.payload or "", 2 * len(fields))
             for pair in fields.items():
                 args += pair
@@ -244,30 +229,31 @@ class CommandInbox:
         return run(self._client, answering)
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Answer those that need no handler; those that are left.
+        """Answer the commands that need no handler. Returns the others.
 
-        Every command is looked up, also one that comes for the first time: its twin may have been answered, and a
-        handler that refused it then may do it now.
+        Every command is looked up, also one that comes for the first time: another delivery of it may have been
+        answered with a rejection, and the handler might do it now.
         """
         known = self._look_up(deliveries)
-        if not known:
+        if not known:  # of each: RUN, as the rule has it where nothing is known
             return deliveries
         left = []
-        for number, delivery in enumerate(deliveries, 1):
-            record, tombstone = known.get(number, (None, 0))
-            verdict = service_rules.verdict(
+        for index, delivery in enumerate(deliveries, 1):
+            record, tombstone = known.get(index, (None, 0))
+            todo = service_rules.delivered(
                 delivery.command, record=record, tombstone=bool(tombstone), again=delivery.entry.again
             )
-            if verdict.undo:
-                left.append(replace(delivery, refusal=verdict.reply))
-            elif verdict.reply is None:
-                left.append(replace(delivery, seen=record) if record else delivery)
+            if isinstance(todo, Answer):
+                self.answer(delivery, todo)
+            elif todo is RUN and not record:
+                left.append(delivery)
             else:
-                self.reply(delivery, verdict.reply, final=True)
+                left.append(replace(delivery, seen=record or b"", todo=todo))
         return left
 
     def _look_up(self, deliveries: list[Delivery]) -> dict[int, tuple[bytes | None, int]]:
-        """Of those of which something is known, by number, from 1: the record, and whether there is a tombstone."""
+        """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
+        of which nothing is known is left out."""
         hashes: dict[str, int] = {}
         args: list[str | int] = [keys.DONE_KEPT_S]
         for delivery in deliveries:
@@ -276,26 +262,13 @@ class CommandInbox:
         answer: list[Any] = self._recall(keys=list(hashes), args=args)
         now_ms, *known = answer
         self._ahead_ms = now_ms - time.monotonic() * 1000
-        return {number: (record, tombstone) for number, record, tombstone in known}
+        return {index: (record, tombstone) for index, record, tombstone in known}
 
-    def _count(self, delivery: Delivery, what: str) -> int:
-        """How often this was begun of a command that others had in hand before, this time included."""
-        # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.hincrby(delivery.done, f"{delivery.record}/{what}", 1)
-        pipeline.expire(delivery.done, keys.DONE_KEPT_S)
-        times: int = execute(pipeline)[0]
-        return times
-
-    def _quarantine(self, entry: Entry, reason: str) -> None:
-        self._say(f"quarantined the entry {entry.id.decode()}: {reason}")
-        self._add(_SetAside(entry, entry.quarantined(reason)))
-
-    def _add(self, answer: _Answer | _SetAside) -> None:
+    def _add(self, one: tuple[Delivery, Answer] | _Quarantined) -> None:
         with self._lock:
-            if not self._answers:
-                self._oldest = time.monotonic()
-            self._answers.append(answer)
+            if not self._ready:
+                self._oldest_s = time.monotonic()
+            self._ready.append(one)
 
     def _say(self, what: str) -> None:
         say(f"service {self._service}", what)

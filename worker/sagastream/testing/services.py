@@ -1,9 +1,9 @@
-"""The services of a test: what one of their processes does with a command, without a broker, and what goes wrong."""
+"""The services of a test: their processes carry out `service_rules` without a broker, and what goes wrong."""
 
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -11,14 +11,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.console import describe, printable
-from sagastream.core import backoff, service_rules
-from sagastream.core.messages import Command, Fields, Reply, failed, ok, reply_to
+from sagastream.core import service_rules
+from sagastream.core.messages import Command, Fields, Reply, failed, reply_to
 from sagastream.core.parsing import read_command, read_reply
-from sagastream.core.service_rules import MAX_TAKEOVERS
+from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
 from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
-from sagastream.service.declaration import Registration, Service, context_of
-from sagastream.service.handlers import call, call_async
+from sagastream.service.declaration import Registration, Service
+from sagastream.service.handlers import FAILURES, call, call_async, context_of
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
@@ -35,7 +35,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
     command: Command
     entry: int  # counts the entries of all streams
     again: bool = False  # another process had it before
-    seen: bytes = b""  # its record, when it was looked up
+    seen: bytes = b""  # its record when it was looked up
+    todo: Run | Undo = RUN
 
 
 class InProcessServices:
@@ -58,7 +59,7 @@ class InProcessServices:
         self._published = published
         self._services: dict[str, Service] = {}
         self._records: dict[str, Records] = {}
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # of what the rules have counted
         self._entries = 0
         self._loop: asyncio.Runner | None = None
         self.called: list[Command] = []  # each time that a handler was called
@@ -88,7 +89,7 @@ class InProcessServices:
         assert isinstance(read, Command)
         self._clock.call_in(0, partial(self._deliver, Delivery(command=read, entry=self._entries)))
 
-    # --- as CommandInbox and ServiceRunner do
+    # --- the stages of one command, as in service.inbox and service.executor
 
     def _deliver(self, delivery: Delivery) -> None:
         """A process gets a command, and looks it up."""
@@ -100,27 +101,67 @@ class InProcessServices:
             compensating=command.compensating,
         )
         self._records[command.service] = found.records
-        verdict = service_rules.verdict(command, record=found.record, tombstone=found.tombstone, again=delivery.again)
-        if verdict.reply is None:
-            self._take_up(replace(delivery, seen=found.record or b""))
-        elif verdict.undo:
-            self._overrule(delivery, None, verdict.reply)
-        else:
+        step = service_rules.delivered(command, record=found.record, tombstone=found.tombstone, again=delivery.again)
+        if isinstance(step, Answer):
             self._tell(command, f"step {command.step}: {command.type} is answered without its handler")
-            self._answer(delivery, verdict.reply, final=True)
-
-    def _take_up(self, delivery: Delivery) -> None:
-        """A process has a command that is to be done."""
-        command = delivery.command
-        if (late := service_rules.stale(command, self._clock.now_ms)) is not None:
-            self._answer(delivery, late, final=not delivery.again)
-        elif delivery.again and self._count(f"{command.service} {command.record}") >= MAX_TAKEOVERS:
-            self._answer(delivery, service_rules.gave_up(command, MAX_TAKEOVERS))
+            self._answer(delivery, step)
         else:
-            self._work(delivery, self._faults.strike(command))
+            self._begin(replace(delivery, todo=step, seen=found.record or b""))
 
-    def _work(self, delivery: Delivery, fault: Fault | None) -> None:
-        """Do a command and answer it; or what the test has happen instead."""
+    def _begin(self, delivery: Delivery) -> None:
+        """A process begins with a command that is to be done or undone."""
+        if delivery.todo is not RUN:
+            self._undo(delivery, delivery.todo)
+            return
+        step = self._counted(delivery, self._before_call(delivery))
+        if step is RUN:
+            self._run(delivery, self._faults.strike(delivery.command))
+        else:
+            self._carry_out(delivery, step)
+
+    def _undo(self, delivery: Delivery, todo: Undo) -> None:
+        """Undo what may have come of a command that must not be done any more."""
+        command, service = delivery.command, self._services[delivery.command.service]
+        self._tell(command, f"step {command.step}: {command.type} must not be done any more: what came of it is undone")
+        compensation, entry_id = service.undo_of(command), str(delivery.entry)
+        call = service_rules.undoing(command, todo, compensation=compensation, entry_id=entry_id)
+        if isinstance(call, Answer):
+            self._answer(delivery, call)
+            return
+        registration = service.registration(call.command)
+        if registration is None:
+            rule = partial(service_rules.without_handler, command, todo, again=delivery.again)
+            self._carry_out(delivery, self._counted(delivery, rule))
+            return
+        step = self._counted(delivery, self._before_call(delivery))
+        if isinstance(step, Undo):
+            step, _ = self._try(registration, todo, call.command, key=call.key)
+        self._carry_out(delivery, step)
+
+    def _before_call(self, delivery: Delivery) -> Callable[..., Next]:
+        return partial(
+            service_rules.before_call,
+            delivery.command,
+            delivery.todo,
+            is_first=True,
+            again=delivery.again,
+            taken_over=delivery.again,
+            now_ms=self._clock.now_ms,
+        )
+
+    def _counted(self, delivery: Delivery, rule: Callable[..., Next]) -> Next:
+        """What a rule says; if it asks for a number, once it has that."""
+        step = rule()
+        if isinstance(step, Count):
+            what = f"{step} {delivery.command.service} {delivery.command.record}"
+            if step is Count.UNDOS:
+                what += f" {delivery.entry}"
+            self._counts[what] += 1
+            step = rule(times=self._counts[what])
+        return step
+
+    def _run(self, delivery: Delivery, fault: Fault | None) -> None:
+        """Run a command and answer it; or what the test has happen instead."""
         if fault is None:
             self._finish(delivery)
             return
@@ -128,17 +169,18 @@ class InProcessServices:
         self._tell(command, f"as the test has it: {fault}")
         if fault.kind in _NOT_ANSWERED:
             if fault.kind in (Kind.ANSWER_LOST, Kind.CRASHES_AFTER_EFFECT):
-                self._try(self._registration(command), command)
+                self._try(self._registration(command), RUN, command)
             if fault.kind in (Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT):
                 self._hand_over(delivery)
         elif fault.kind is Kind.REJECTED:
             rejection = reply_to(command, failed(command.type), error=encode(fault.error))
-            self._clock.call_in(0, partial(self._answer, delivery, rejection))
+            step = service_rules.replied(RUN, command, rejection)
+            self._clock.call_in(0, partial(self._carry_out, delivery, step))
         else:
             self._finish_wrongly(delivery, fault)
 
     def _finish_wrongly(self, delivery: Delivery, fault: Fault) -> None:
-        """Do a command and answer it, not as it should be."""
+        """Run a command and answer it, but not as it should be."""
         given_up_ms = self._orchestrator.time_left_ms(delivery.command)
         match fault.kind:
             case Kind.SLOW:
@@ -157,9 +199,9 @@ class InProcessServices:
                 self._finish(delivery, fault=fault)
 
     def _finish(self, delivery: Delivery, *, fault: Fault | None = None, delay_ms: int = 0, copies: int = 1) -> None:
-        """Do a command now, and answer it as soon as all else of now has happened, or so much later."""
-        reply, waited_ms = self._try(self._registration(delivery.command), delivery.command, fault=fault)
-        self._clock.call_in(waited_ms + delay_ms, partial(self._answer, delivery, reply, copies=copies))
+        """Run a command now, and answer it as soon as all else of now has happened, or so much later."""
+        step, waited_ms = self._try(self._registration(delivery.command), RUN, delivery.command, fault=fault)
+        self._clock.call_in(waited_ms + delay_ms, partial(self._carry_out, delivery, step, copies=copies))
 
     def _registration(self, command: Command) -> Registration:
         registration = self._services[command.service].registration(command)
@@ -168,28 +210,38 @@ class InProcessServices:
         return registration
 
     def _try(
-        self, registration: Registration, command: Command, *, fault: Fault | None = None, key: str | None = None
-    ) -> tuple[Reply, int]:
-        """Call a handler, more than once if need be; its reply, and how long it waited in between, ms."""
-        waited_ms = 0
-        tries = registration.tries
-        for attempt in range(1, tries + 1):
+        self,
+        registration: Registration,
+        todo: Run | Undo,
+        called: Command,
+        *,
+        fault: Fault | None = None,
+        key: str | None = None,
+    ) -> tuple[Answer | Release, int]:
+        """Call a handler, more than once if the rules say so. Returns what they say in the end, and how long it took,
+        in milliseconds."""
+        waited_ms = tries = 0
+        while True:
+            tries += 1
             try:
-                return self._call(registration, command, fault, key), waited_ms
+                return service_rules.replied(todo, called, self._call(registration, called, fault, key)), waited_ms
             except MalformedMessage as error:
-                why = f"the result of {command.type} is unusable: {error}"
-                break
+                why = service_rules.unusable(called, printable(str(error)))
+                return service_rules.in_doubt(todo, called, why), waited_ms
             except ScenarioError:
                 raise
-            except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - as service_runner does; the story has it
+            except FAILURES as error:
                 _raise_outage(error)
                 why = describe(error)
-                text = f"step {command.step}: {command.type} raised {why} (try {attempt} of {tries})"
-                # Of what the test itself has raised there is nothing to learn; what was raised each time is shown once.
-                injected = fault is not None and error is fault.raised
-                self._tell(command, text, error if attempt == tries and not injected else None)
-                waited_ms += round(backoff.delay(attempt) * 1000) if attempt < tries else 0
-        return reply_to(command, failed(command.type), error=encode(printable(why)), unknown=True), waited_ms
+                step = service_rules.raised(todo, called, why, tries=tries, limit=registration.tries)
+                text = f"step {called.step}: {called.type} raised {why} (try {tries} of {registration.tries})"
+                # There is nothing to learn from what the test itself raised; an error that is raised each time is shown
+                # once.
+                is_shown = not isinstance(step, Retry) and not (fault is not None and error is fault.raised)
+                self._tell(called, text, error if is_shown else None)
+                if not isinstance(step, Retry):
+                    return step, waited_ms
+                waited_ms += round(step.after_s * 1000)
 
     def _call(self, registration: Registration, command: Command, fault: Fault | None, key: str | None) -> Reply:
         if fault is not None and fault.kind is Kind.RAISES:
@@ -214,20 +266,29 @@ class InProcessServices:
         self._loop = self._loop or asyncio.Runner()
         return self._loop
 
-    def _answer(self, delivery: Delivery, reply: Reply, *, final: bool = False, copies: int = 1) -> None:
-        """Record a reply and send it, as answer.lua does; what was overruled meanwhile is undone first."""
-        command = delivery.command
+    def _carry_out(self, delivery: Delivery, step: Next, *, copies: int = 1) -> None:
+        """`copies`: how often the answer reaches the orchestrator."""
+        if isinstance(step, Answer):
+            self._answer(delivery, step, copies=copies)
+        elif step is RELEASE:
+            self._hand_over(delivery)
+        elif isinstance(step, SetAside):
+            self._tell(delivery.command, f"quarantined: {step.reason}")
+
+    def _answer(self, delivery: Delivery, given: Answer, *, copies: int = 1) -> None:
+        """Record a reply and send it, as answer.lua does."""
+        command, reply = delivery.command, given.reply
         answered = answer(
             self._records[command.service],
             record=command.record,
             tombstone="" if command.compensating else command.tombstone,
             seen=delivery.seen,
-            kind="final" if final else service_rules.kind(command, reply),
+            kind=given.kind,
             payload=reply.payload or b"",
             body=reply.body(),
         )
         if answered.sent is None:
-            self._overrule(delivery, reply.result, service_rules.refusal(command))
+            self._begin(replace(delivery, todo=service_rules.overruled(command, reply)))
             return
         self._records[command.service] = answered.records
         in_doubt: Fields = {"unknown": 1} if answered.in_doubt else {}
@@ -236,31 +297,10 @@ class InProcessServices:
         for _ in range(copies):
             self._clock.call_in(0, partial(self._orchestrator.reply, sent))
 
-    def _overrule(self, delivery: Delivery, result: bytes | None, refusal: Reply) -> None:
-        """Undo what may have come of a command that must not be done any more, and answer it."""
-        command, service = delivery.command, self._services[delivery.command.service]
-        self._tell(command, f"step {command.step}: {command.type} must not be done any more: what came of it is undone")
-        if (name := service.undo_of(command)) is not None:
-            if delivery.again and self._count(f"undo of entry {delivery.entry}") >= MAX_TAKEOVERS:
-                self._tell(command, f"quarantined: {command.type} could not be undone {MAX_TAKEOVERS} times")
-                return
-            undoing = replace(command, type=name, compensating=True, result=result)
-            registration = service.registration(undoing)
-            # Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
-            key = f"{undoing.key}/{delivery.entry}"
-            if registration is None or self._try(registration, undoing, key=key)[0].type != ok(name):
-                self._hand_over(delivery)
-                return
-        self._answer(delivery, refusal, final=True)
-
     def _hand_over(self, delivery: Delivery) -> None:
-        """Another process takes a command over when the lease has run out."""
+        """Another process takes a command over when the lease has ended."""
         lease_ms = self._services[delivery.command.service].lease_ms
         self._clock.call_in(lease_ms, partial(self._deliver, replace(delivery, again=True)))
-
-    def _count(self, what: str) -> int:
-        self._counts[what] += 1
-        return self._counts[what]
 
     def _tell(self, command: Command, text: str, error: BaseException | None = None) -> None:
         self._story.add(self._clock.elapsed_ms, command.saga_id, text, error)

@@ -1,0 +1,255 @@
+"""Takes one command from its delivery to its answer: carries out what `service_rules` says, and says so on stderr.
+
+delivery -> hold -> run -> (handler) -> finish -> inbox
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+import redis
+from msgspec.structs import replace
+
+from sagastream.broker.outage import is_outage
+from sagastream.console import describe, printable, say
+from sagastream.core import service_rules
+from sagastream.core.messages import Command, Reply
+from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, Undo
+from sagastream.errors import MalformedMessage
+from sagastream.service.declaration import Service
+from sagastream.service.event_loop import EventLoop
+from sagastream.service.handlers import FAILURES, call, call_async, context_of
+from sagastream.service.in_flight import Held, InFlight
+from sagastream.service.inbox import CommandInbox, Delivery
+from sagastream.service.prefetch import Prefetch
+
+
+class Dispatcher(Protocol):
+    """Has commands run outside this process, and answers for those that end without an answer. Safe for several
+    threads."""
+
+    def takes(self, command: Command) -> bool:
+        """Whether this command runs there."""
+
+    def send(self, delivery: Delivery) -> None:
+        """Have a command run or undone there. May be called again for the same entry."""
+
+    def turn(self) -> None:
+        """Look after what was sent. To be called again and again."""
+
+    def room(self) -> int:
+        """How many more commands may be read."""
+
+
+class Executor:
+    """Every command that it holds is answered, called again, set aside, or released to other processes. Safe for
+    several threads."""
+
+    def __init__(
+        self,
+        service: Service,
+        inbox: CommandInbox,
+        in_flight: InFlight,
+        prefetch: Prefetch,
+        *,
+        who: str,
+        dispatcher: Dispatcher | None,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """
+        Args:
+            who: the process, as lines on stderr name it.
+            fail: is told of a fault in a thread that nobody waits for.
+        """
+        self._service = service
+        self._inbox = inbox
+        self._in_flight = in_flight
+        self._prefetch = prefetch
+        self._who = who
+        self._dispatcher = dispatcher
+        self._fail = fail
+        self._loop = EventLoop()
+        self._data_away = False  # whether it was said that handlers cannot reach their data
+
+    def close(self) -> None:
+        """Cancel the async handlers that still run."""
+        self._loop.close()
+
+    def hold(self, deliveries: list[Delivery]) -> None:
+        """Hold these commands until each is answered or released."""
+        if held := [one for delivery in deliveries if (one := self._prepare(delivery)) is not None]:
+            self._in_flight.add(held)
+
+    def send(self, ahead: int = 0) -> None:
+        """Send the answers that are ready. Commands that are overruled are held again, to be undone.
+
+        `ahead`: how many commands the same round trip may bring, for the next reading.
+        """
+        while overruled := self._inbox.send(ahead):
+            self.hold(
+                [
+                    replace(delivery, todo=service_rules.overruled(delivery.command, reply))
+                    for delivery, reply in overruled
+                ]
+            )
+
+    def run(self, held: Held) -> None:
+        """Call the handler of a command that has begun: here, or in the event loop. The command is running until
+        `finish` is called."""
+        try:
+            step = self._before_call(held)
+        except redis.RedisError:
+            self._in_flight.not_begun(held)  # whoever takes it next asks again
+            raise
+        if step is not RUN and not isinstance(step, Undo):
+            self._carry_out(held, step)
+        elif held.registration.is_async:
+            self._loop.start(self._call_async(held))
+        else:
+            self.finish(held, self._call(held))
+
+    def finish(self, held: Held, outcome: Reply | BaseException) -> None:
+        """A handler has ended: with its reply, or with what it raised. To be called once for each call, by any
+        thread."""
+        self._prefetch.took(time.monotonic() - held.begun_s)
+        if isinstance(outcome, Reply):
+            self._data_away = False
+            self._carry_out(held, service_rules.replied(held.delivery.todo, held.command, outcome))
+        else:
+            self._carry_out(held, self._failed(held, outcome))
+
+    # --- the stages of one command
+
+    def _prepare(self, delivery: Delivery) -> Held | None:
+        """A command with the handler that is to be called for it; None: it was dispatched, answered or set aside, or
+        other processes have to do it."""
+        command, todo, key = delivery.command, delivery.todo, None
+        if self._dispatcher is not None and self._dispatcher.takes(command):
+            self._dispatcher.send(delivery)
+            self._prefetch.took(0.0)
+            return None
+        if todo is not RUN:
+            undo = service_rules.undoing(
+                command,
+                todo,
+                compensation=self._service.undo_of(command),
+                entry_id=delivery.entry.id.decode(),
+            )
+            if isinstance(undo, Answer):
+                self._inbox.answer(delivery, undo)
+                return None
+            say(self._who, f"{described(command)} must not be done: undoing what may have come of it")
+            command, key = undo.command, undo.key
+        registration = self._service.registration(command)
+        if registration is None:
+            self._without_handler(delivery, command)
+            return None
+        return Held(
+            delivery=delivery,
+            command=command,
+            registration=registration,
+            record=delivery.record,
+            key=key,
+            since_s=time.monotonic(),
+        )
+
+    def _without_handler(self, delivery: Delivery, called: Command) -> None:
+        step = service_rules.without_handler(delivery.command, delivery.todo, again=delivery.entry.again)
+        if isinstance(step, Count):
+            times = self._inbox.count(delivery, step)
+            step = service_rules.without_handler(
+                delivery.command, delivery.todo, again=delivery.entry.again, times=times
+            )
+        if isinstance(step, Answer):
+            self._inbox.answer(delivery, step)
+        elif isinstance(step, SetAside):
+            self._inbox.quarantine(delivery.entry, step.reason)
+        else:
+            where = described(delivery.command)
+            say(self._who, f"{where} cannot be undone: the service has no compensation {called.type}")
+
+    def _before_call(self, held: Held) -> Run | Undo | Answer | SetAside:
+        """What the rules say before the handler is called. Raises redis.RedisError."""
+        delivery, now_ms, times = held.delivery, self._inbox.now_ms, None
+        entry = delivery.entry
+        while True:
+            step = service_rules.before_call(
+                delivery.command,
+                delivery.todo,
+                is_first=held.begins == 1,
+                again=entry.again,
+                taken_over=entry.taken_over,
+                now_ms=now_ms,
+                times=times,
+            )
+            if step is RUN or not isinstance(step, Count):
+                break
+            times = self._inbox.count(delivery, step)
+        if times is not None and isinstance(step, Answer):
+            where = f"step {held.command.step} of saga {held.command.saga_id}"
+            say(f"service {self._service.name}", f"gave up on {where}: {times} processes died of it")
+        return step
+
+    def _call(self, held: Held) -> Reply | BaseException:
+        try:
+            return call(held.registration.handler, held.command, context_of(held.command, held.key))
+        except FAILURES as failure:
+            return failure
+
+    async def _call_async(self, held: Held) -> None:
+        outcome: Reply | BaseException
+        try:
+            try:
+                outcome = await call_async(held.registration.handler, held.command, context_of(held.command, held.key))
+            except FAILURES as failure:
+                outcome = failure
+            self.finish(held, outcome)
+        except BaseException as error:  # noqa: BLE001 - `fail` has it raised; it must not end the loop before
+            self._fail(error)
+        self._in_flight.wake()
+
+    def _failed(self, held: Held, failure: BaseException) -> Answer | Retry | Release:
+        """What the rules say of what a handler has raised."""
+        todo, called, where = held.delivery.todo, held.command, described(held.command)
+        if isinstance(failure, redis.RedisError) and is_outage(failure):
+            if not self._data_away:
+                self._data_away = True
+                say(self._who, f"{where} cannot reach its data ({describe(failure)}); waiting, nothing is lost")
+            held.outages += 1
+            return service_rules.data_away(held.outages)
+        if isinstance(failure, MalformedMessage):
+            why = service_rules.unusable(called, printable(str(failure)))
+            step: Answer | Retry | Release = service_rules.in_doubt(todo, called, why)
+        else:
+            why, limit = describe(failure), held.registration.tries
+            held.tries += 1
+            say(self._who, f"{where}, raised {why} (try {held.tries} of {limit})")
+            step = service_rules.raised(todo, called, why, tries=held.tries, limit=limit)
+            if isinstance(step, Retry):
+                return step
+            for line in "".join(traceback.format_exception(failure)).splitlines():
+                say(self._who, line)
+        say(self._who, f"the outcome of step {called.step} of saga {called.saga_id} is unknown: {why}")
+        return step
+
+    def _carry_out(self, held: Held, step: Answer | Retry | Release | SetAside) -> None:
+        if isinstance(step, Answer):
+            self._inbox.answer(held.delivery, step)
+            if self._in_flight.end(held) and step.is_last_word:
+                self._answer_twins(held, step)
+        elif isinstance(step, Retry):
+            self._in_flight.retry(held, time.monotonic() + step.after_s)
+        else:
+            if step is not RELEASE:
+                self._inbox.quarantine(held.delivery.entry, step.reason)
+            self._in_flight.end(held)
+
+    def _answer_twins(self, held: Held, answer: Answer) -> None:
+        for twin in self._in_flight.release(lambda other: other.record == held.record and not other.undoes):
+            self._inbox.answer(twin.delivery, service_rules.for_twin(answer, twin.command))
+
+
+def described(command: Command) -> str:
+    """A command, as lines on stderr name it."""
+    return f"{command.type} of saga {command.saga_id}, step {command.step}"
