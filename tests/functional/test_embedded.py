@@ -57,7 +57,7 @@ def test_the_last_process_to_leave_stops_it(home: Path) -> None:
     pid = pid_of(home)
     code = f"""
 import sys
-from sagastream.broker import Broker
+from sagastream.broker.connection import Broker
 broker = Broker(home={str(home)!r})
 print(broker.client.ping(), flush=True)
 sys.stdin.readline()
@@ -99,7 +99,12 @@ def answers(broker: Broker) -> bool:
 
 
 def test_a_crashed_owners_server_is_adopted_and_stopped_in_the_end(home: Path) -> None:
-    code = f"from sagastream.broker import Broker; import os; Broker(home={str(home)!r}); os.kill(os.getpid(), 9)"
+    code = f"""
+import os
+from sagastream.broker.connection import Broker
+Broker(home={str(home)!r})
+os.kill(os.getpid(), 9)
+"""
     subprocess.run([sys.executable, "-c", code], check=False)
     pid = pid_of(home)
     assert alive(pid)
@@ -114,7 +119,7 @@ def test_a_crashed_owners_server_is_adopted_and_stopped_in_the_end(home: Path) -
 def test_many_that_start_at_once_share_one_server(home: Path) -> None:
     code = textwrap.dedent(f"""
         import sys
-        from sagastream.broker import Broker
+        from sagastream.broker.connection import Broker
         broker = Broker(home={str(home)!r})
         print(broker.client.info("server")["process_id"], broker.client.incr("count"), flush=True)
         sys.stdin.read()
@@ -138,7 +143,7 @@ def test_many_that_start_at_once_share_one_server(home: Path) -> None:
 def test_of_many_that_leave_at_once_the_last_stops_it(home: Path) -> None:
     code = textwrap.dedent(f"""
         import sys
-        from sagastream.broker import Broker
+        from sagastream.broker.connection import Broker
         broker = Broker(home={str(home)!r})
         print(broker.client.ping(), flush=True)
         sys.stdin.read()
