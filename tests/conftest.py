@@ -1,6 +1,5 @@
 """Real servers and real processes for the tests that need them."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -8,51 +7,70 @@ from pathlib import Path
 
 import pytest
 
+from support.needs import missing
 from support.postgres import Postgres, find_binaries
 from support.processes import Commands
-from support.servers import Server, start_redis, start_valkey
+from support.servers import KINDS, OwnServer, Server, start_server
 
 NODE_SAMPLE = Path(__file__).parents[1] / "stubs" / "node-notification"
 
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A home folder of its own for an embedded server."""
-    return tmp_path / "home"
+# --- servers
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture(scope="session")
+def shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Valkey for the whole run. Tests take `server`, which clears it for them."""
+    started = start_server("valkey", tmp_path_factory.mktemp("valkey"), Server)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Redis for the whole run. Tests take `server`, which clears it for them."""
+    started = start_server("redis", tmp_path_factory.mktemp("redis"), Server)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(params=KINDS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A fresh server: every test that takes it runs against the embedded Valkey and against Redis 7."""
-    if request.param == "redis":
-        if shutil.which("redis-server") is None:
-            message = "redis-server is not on the path: Debian has it in the package redis-server"
-            if "CI" in os.environ:
-                pytest.fail(message)
-            pytest.skip(message)
-        started = start_redis(tmp_path)
+    """An empty server. A test that takes it runs twice: on the embedded Valkey and on Redis 7.
+
+    Tests share one server of each kind. A test that is marked `own_server` gets an `OwnServer`, which it may kill.
+    """
+    if request.node.get_closest_marker("own_server"):
+        own = start_server(request.param, tmp_path, OwnServer)
+        yield own
+        own.stop()
     else:
-        started = start_valkey(tmp_path)
-    try:
-        yield started
-    finally:
-        started.stop()
+        # The two are fixtures of their own: pytest would start a session's fixture anew whenever its parameter changes.
+        shared: Server = request.getfixturevalue(f"shared_{request.param}")
+        shared.clear()
+        yield shared
+        shared.close_brokers()
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for the whole run."""
+    """A PostgreSQL for the whole run; each test makes a database of its own on it."""
     if (binaries := find_binaries()) is None:
-        message = "there is no PostgreSQL server here: Debian has it in the package postgresql"
-        if "CI" in os.environ:
-            pytest.fail(message)
-        pytest.skip(message)
+        missing("there is no PostgreSQL server here: Debian has it in the package postgresql")
     started = Postgres(binaries)
     try:
         started.start()
         yield started
     finally:
         started.stop()
+
+
+# --- processes
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home folder of its own for an embedded server."""
+    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -68,11 +86,8 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 @pytest.fixture(scope="session")
 def node_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's folder, installed as its user would install it."""
-    if missing := [name for name in ("node", "npm") if shutil.which(name) is None]:
-        message = f"{' and '.join(missing)} not on the path: Debian has the packages nodejs and npm"
-        if "CI" in os.environ:
-            pytest.fail(message)
-        pytest.skip(message)
+    if absent := [name for name in ("node", "npm") if shutil.which(name) is None]:
+        missing(f"{' and '.join(absent)} not on the path: Debian has the packages nodejs and npm")
     folder = tmp_path_factory.mktemp("node") / "service"
     shutil.copytree(NODE_SAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
     installed = subprocess.run(

@@ -23,6 +23,9 @@ from support.servers import Server
 from support.streams import append_requests
 from support.waiting import until
 
+#: Its memory is measured: no other test may have used it.
+pytestmark = pytest.mark.own_server
+
 #: Sagas that are begun in one round trip.
 BATCH = 500
 #: Bytes of the broker's data, and of the worker, that are weather.

@@ -1,10 +1,7 @@
 """The scripts on real servers do what mirror.py says, whatever they are asked in whatever order."""
 
-import os
-import shutil
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +18,7 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
 from sagastream.store.saga_hash import iso
-from support.servers import Server, start_redis, start_valkey
+from support.servers import KINDS, Server
 
 COMMANDS = [
     Command(service="work", type=kind, saga_id="s", step=number, params=b"1", compensating=kind == "Undo", begun_ms=0)
@@ -34,17 +31,13 @@ ANSWERED = st.tuples(
 )
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    if request.param == "redis" and shutil.which("redis-server") is None:
-        message = "redis-server is not on the path: Debian has it in the package redis-server"
-        if "CI" in os.environ:
-            pytest.fail(message)
-        pytest.skip(message)
-    started = start_redis(folder) if request.param == "redis" else start_valkey(folder)
-    yield started
-    started.stop()
+@pytest.fixture(scope="module", params=KINDS)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A shared server, for a whole module: one test is many examples, and Hypothesis gives them all the same."""
+    shared: Server = request.getfixturevalue(f"shared_{request.param}")
+    shared.clear()
+    yield shared
+    shared.close_brokers()
 
 
 @settings(deadline=None, max_examples=150)

@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import re
-import shutil
 import subprocess
 import textwrap
 import time
@@ -38,7 +37,7 @@ from support import corpus
 from support.corpus import Bad, written
 from support.processes import SAGASTREAM, Commands
 from support.scenes import Scene, do
-from support.servers import Server, start_redis, start_valkey
+from support.servers import KINDS, Server, start_server
 from support.streams import append_requests
 from support.waiting import until
 
@@ -147,13 +146,12 @@ def assert_harmless(said: bytes, whose: str) -> None:
     assert not found, f"{whose} has {found!a}"
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
+@pytest.fixture(scope="module", params=KINDS)
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """One set of processes for all that is done to them here."""
     folder = tmp_path_factory.mktemp("stage")
-    if request.param == "redis" and shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not on the path")
-    server = (start_redis if request.param == "redis" else start_valkey)(folder)
+    # A server of its own: the tests of this module that take `server` clear that.
+    server = start_server(request.param, folder, Server)
     commands = Commands(folder)
     try:
         yield Stage(server, commands)

@@ -18,7 +18,7 @@ from sagastream.core.saga import SagaStatus
 from sagastream.store import keys
 from support.processes import SAMPLES, Commands, Talk
 from support.scenes import do
-from support.servers import Server
+from support.servers import OwnServer, Server
 from support.waiting import until
 
 
@@ -244,7 +244,8 @@ def test_a_command_that_was_not_answered_is_given_out_again_by_the_next(server: 
     assert talk.finish()[0] == 0
 
 
-def test_a_bridge_holds_its_input_back_while_the_broker_is_away(server: Server, commands: Commands) -> None:
+@pytest.mark.own_server
+def test_a_bridge_holds_its_input_back_while_the_broker_is_away(server: OwnServer, commands: Commands) -> None:
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)
     for where in SAMPLES:
@@ -267,7 +268,8 @@ def test_a_bridge_holds_its_input_back_while_the_broker_is_away(server: Server, 
     assert client._redis.hget("stubs:{inventory}:left", "abc123") == str(1_000_000 - 51).encode()
 
 
-def test_sigterm_says_what_was_not_done(server: Server, commands: Commands) -> None:
+@pytest.mark.own_server
+def test_sigterm_says_what_was_not_done(server: OwnServer, commands: Commands) -> None:
     server.kill()
     talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
     assert talk.process.stderr is not None

@@ -25,7 +25,7 @@ from sagastream_bridge.inspection.lookup import worker_is_alive
 from support import raw_services as raw
 from support.processes import SAGASTREAM, Commands
 from support.raw_services import Raw
-from support.servers import Server, start_valkey
+from support.servers import Server
 from support.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -139,13 +139,12 @@ class Counted(Effects):
         return self._service.count(saga_id)
 
 
-@pytest.fixture(scope="module")
-def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all the faults: they are about services, not about servers."""
-    started = start_valkey(tmp_path_factory.mktemp("faults"))
-    started.broker().client.config_set("appendfsync", "no")  # nothing here outlives its test
-    yield started
-    started.stop()
+@pytest.fixture
+def one_server(shared_valkey: Server) -> Iterator[Server]:
+    """One kind of server for all the faults: they are about services, not about servers."""
+    shared_valkey.clear()
+    yield shared_valkey
+    shared_valkey.close_brokers()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from sagastream.store import keys, saga_hash
 from support.processes import Commands
 from support.proxy import CuttingProxy
 from support.scenes import Scene, do
-from support.servers import Server
+from support.servers import OwnServer, Server
 from support.waiting import until
 
 T = TypeVar("T")
@@ -194,8 +194,9 @@ def test_a_full_server_takes_nothing_of_a_batch(client: SagaClient) -> None:
     assert client._redis.xlen(keys.REQUESTS) == 1
 
 
+@pytest.mark.own_server
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_broker_that_dies_in_the_middle_leaves_it_known_what_to_begin_again(server: Server, kind: str) -> None:
+def test_a_broker_that_dies_in_the_middle_leaves_it_known_what_to_begin_again(server: OwnServer, kind: str) -> None:
     def sagas() -> Iterator[SagaRequest]:
         for number in range(3 * BATCH):
             if number == BATCH + 5:  # the first batch is sent when its successor is begun
@@ -350,8 +351,9 @@ def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
 # --- waits and outages
 
 
+@pytest.mark.own_server
 def test_waits_go_on_through_a_restart_of_the_broker(
-    running: Server, commands: Commands, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    running: OwnServer, commands: Commands, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     accepted = SagaClient(running.broker()).begin("s1", [do(1, service="later")])
     with ThreadPoolExecutor(2) as threads:
@@ -374,7 +376,8 @@ def test_waits_go_on_through_a_restart_of_the_broker(
     assert capfd.readouterr().err == ""
 
 
-def test_a_wait_that_times_out_while_the_broker_is_away_says_so(server: Server) -> None:
+@pytest.mark.own_server
+def test_a_wait_that_times_out_while_the_broker_is_away_says_so(server: OwnServer) -> None:
     client = SagaClient(server.broker())
     client.begin("s1", [do(1)])
 

@@ -14,7 +14,7 @@ import redis
 
 from sagastream.store import keys
 from support.processes import SAMPLES, Commands
-from support.servers import Server
+from support.servers import OwnServer, Server
 from support.waiting import until
 
 #: What the services of these tests begin with. `at_it` counts what runs, and keeps the most that ran at once.
@@ -276,8 +276,9 @@ def test_a_handler_that_does_not_end_is_ended_with_its_process_after_a_fault_too
     assert b"handlers: 1 still running 0.3 s after that" in said
 
 
+@pytest.mark.own_server
 @both_kinds
-def test_handlers_outlive_a_restart_of_the_broker(server: Server, commands: Commands, source: str) -> None:
+def test_handlers_outlive_a_restart_of_the_broker(server: OwnServer, commands: Commands, source: str) -> None:
     # Its data are elsewhere: the handlers know nothing of it.
     source = source.replace("with at_it", "if True: #").replace('until_told("go on")', "time.sleep(0.01)")
     shop = Shop(server, commands, source.replace("lease_ms=2000", "lease_ms=1000"))
@@ -294,8 +295,9 @@ def test_handlers_outlive_a_restart_of_the_broker(server: Server, commands: Comm
     assert process.poll() is None
 
 
+@pytest.mark.own_server
 def test_a_service_that_hangs_or_loses_its_broker_goes_unhealthy_and_a_slow_one_does_not(
-    server: Server, commands: Commands
+    server: OwnServer, commands: Commands
 ) -> None:
     shop = Shop(server, commands, PLAIN.replace("concurrency=4, ", ""))
     health = commands.folder / "healthy"

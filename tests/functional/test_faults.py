@@ -7,7 +7,6 @@ SAGASTREAM_SOAK_SAGAS sagas each, 3000 if that is not set. `--junitxml` writes d
 
 import os
 import random
-import shutil
 import signal
 import threading
 import time
@@ -22,7 +21,7 @@ from sagastream.store import keys
 from support.faults import Relay, Scale, World, errors_of
 from support.processes import Commands
 from support.proxy import CuttingProxy
-from support.servers import Server, start_redis, start_valkey
+from support.servers import KINDS, OwnServer, start_server
 from support.waiting import until
 
 SHORT: Final = Scale(sagas=60, factor=1)
@@ -33,7 +32,7 @@ LONG: Final = Scale(sagas=_SOAK_SAGAS, factor=max(1, _SOAK_SAGAS // 100))
 def _each(short_on: tuple[str, ...]) -> pytest.MarkDecorator:
     """Parameters for `world`: short on these servers, long on both."""
     short = [pytest.param((name, SHORT), id=name) for name in short_on]
-    long = [pytest.param((name, LONG), id=f"{name}-long", marks=pytest.mark.soak) for name in ("valkey", "redis")]
+    long = [pytest.param((name, LONG), id=f"{name}-long", marks=pytest.mark.soak) for name in KINDS]
     return pytest.mark.parametrize("world", short + long, indirect=True)
 
 
@@ -48,10 +47,7 @@ on_valkey = _each(("valkey",))
 @pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path, commands: Commands) -> Iterator[World]:
     name, scale = request.param
-    if name == "redis" and shutil.which("redis-server") is None:
-        assert "CI" not in os.environ, "redis-server is not on the path"
-        pytest.skip("redis-server is not on the path")
-    server: Server = {"valkey": start_valkey, "redis": start_redis}[name](tmp_path)
+    server = start_server(name, tmp_path, OwnServer)
     began = time.monotonic()
     try:
         made = World(server, commands, scale)

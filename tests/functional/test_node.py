@@ -19,7 +19,7 @@ from sagastream.store.quarantine import Quarantine
 from support.page import Shell, shell
 from support.processes import SAMPLES, Commands
 from support.scenes import do
-from support.servers import Server
+from support.servers import OwnServer, Server
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -209,8 +209,9 @@ def test_a_command_whose_process_is_killed_is_taken_over(
     until(lambda: -signal.SIGKILL in [process.poll() for process in processes], what="one of them was killed")
 
 
+@pytest.mark.own_server
 def test_a_service_waits_while_redis_is_restarted(
-    server: Server, client: redis.Redis, commands: Commands, node: Node
+    server: OwnServer, client: redis.Redis, commands: Commands, node: Node
 ) -> None:
     process = node.probe()
     commands.quiet("worker", env={"REDIS_URL": server.url})
@@ -383,7 +384,8 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand_and_leave(client: red
     assert consumers(client) == []
 
 
-def test_what_it_was_given_but_never_received_is_read_again(server: Server, client: redis.Redis, node: Node) -> None:
+@pytest.mark.own_server
+def test_what_it_was_given_but_never_received_is_read_again(server: OwnServer, client: redis.Redis, node: Node) -> None:
     """The answer to its reading was lost with the connection."""
     process = node.probe(lease_ms=60_000)
     [name] = consumers(client)

