@@ -12,6 +12,8 @@ from support.postgres import Postgres, find_binaries
 from support.processes import Commands
 from support.servers import KINDS, OwnServer, Server, start_server
 
+pytest_plugins = ["support.running"]
+
 NODE_SAMPLE = Path(__file__).parents[1] / "stubs" / "node-notification"
 
 # --- servers
@@ -95,7 +97,3 @@ def node_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert installed.returncode == 0, installed.stderr
     return folder
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-golden", action="store_true", help="write the golden files of tests/unit/golden anew")

@@ -29,10 +29,14 @@ _SOAK_SAGAS: Final = int(os.environ.get("SAGASTREAM_SOAK_SAGAS", "3000"))
 LONG: Final = Scale(sagas=_SOAK_SAGAS, factor=max(1, _SOAK_SAGAS // 100))
 
 
+pytestmark = pytest.mark.slow
+
+
 def _each(short_on: tuple[str, ...]) -> pytest.MarkDecorator:
     """Parameters for `world`: short on these servers, long on both."""
-    short = [pytest.param((name, SHORT), id=name) for name in short_on]
-    long = [pytest.param((name, LONG), id=f"{name}-long", marks=pytest.mark.soak) for name in KINDS]
+    needs = {"valkey": (), "redis": (pytest.mark.redis,)}
+    short = [pytest.param((name, SHORT), id=name, marks=needs[name]) for name in short_on]
+    long = [pytest.param((name, LONG), id=f"{name}-long", marks=(*needs[name], pytest.mark.soak)) for name in KINDS]
     return pytest.mark.parametrize("world", short + long, indirect=True)
 
 

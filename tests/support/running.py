@@ -1,0 +1,63 @@
+"""How the suite is run: which tests, in how many processes, with which markers.
+
+This is a pytest plugin, and tests/conftest.py loads it.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+#: What a test needs follows from its fixtures, or from the values of their parameters: the marker for each.
+BY_FIXTURE: Final = {"postgres": "postgres", "node_sample": "node"}
+BY_PARAMETER: Final = {
+    "redis": "redis",
+    "psycopg": "postgres",
+    "engine on postgresql": "postgres",
+    "session on postgresql": "postgres",
+}
+#: The tests of such a marker run in one process: `npm ci` and `initdb` take seconds.
+IN_ONE_PROCESS: Final = ("node", "postgres")
+
+#: Most tests spend most of their time waiting, so more processes than cores are worth it; but for the unit tests.
+PROCESSES_PER_CORE: Final = 2
+MOST_PROCESSES: Final = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write the golden files of tests/unit/golden anew")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` means. 0: all tests run in this process, which starts sooner and shows what they print."""
+    names_a_test = any("::" in argument for argument in config.args)
+    if names_a_test or config.option.collectonly or config.option.capture == "no":
+        return 0
+    waits = not all("unit" in Path(argument).parts for argument in config.args)
+    return min(len(os.sched_getaffinity(0)) * (PROCESSES_PER_CORE if waits else 1), MOST_PROCESSES)
+
+
+@pytest.hookimpl(tryfirst=True)  # -m, which looks at the markers, comes later
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in needs_of(item):
+            item.add_marker(marker)
+            if marker in IN_ONE_PROCESS:
+                item.add_marker(pytest.mark.xdist_group(marker))
+    # Not by `-m "not soak"` among the options of every run: the next -m would take its place.
+    if "soak" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    if hasattr(config, "workerinput"):
+        # A process of several: what takes long begins first, so that no process works alone in the end.
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def needs_of(item: pytest.Item) -> set[str]:
+    """The markers of all that a test needs."""
+    fixtures = getattr(item, "fixturenames", ())
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {marker for fixture, marker in BY_FIXTURE.items() if fixture in fixtures} | {
+        BY_PARAMETER[value] for value in parameters if isinstance(value, str) and value in BY_PARAMETER
+    }
