@@ -236,8 +236,8 @@ def test_a_step_runs_in_the_queue_of_its_service_unless_it_names_one() -> None:
         ({"queue": "q"}, 'A has a queue or a timeout_s, but not via="rq"'),
         ({"timeout_s": 1}, 'A has a queue or a timeout_s, but not via="rq"'),
         ({"via": "rq", "queue": ""}, "A cannot run in the queue ''"),
-        ({"via": "rq", "timeout_s": 0}, "A cannot have 0 s; give whole seconds from 1 on"),
-        ({"via": "rq", "timeout_s": 1.5}, "A cannot have 1.5 s; give whole seconds from 1 on"),
+        ({"via": "rq", "timeout_s": 0}, "A: timeout_s cannot be 0; give whole seconds, at least 1"),
+        ({"via": "rq", "timeout_s": 1.5}, "A: timeout_s cannot be 1.5; give whole seconds, at least 1"),
         ({"call": "charge"}, "'charge' is not the name of a function"),
     ],
 )
@@ -247,5 +247,5 @@ def test_what_cannot_be_declared_is_told_at_once(declared: dict[str, Any], compl
 
 
 def test_a_handler_says_what_undoes_it_or_that_nothing_does() -> None:
-    with pytest.raises(ServiceError, match="A: say compensation=NAME, or None where nothing is to be undone"):
+    with pytest.raises(ServiceError, match="A: say compensation=NAME, or None if nothing is to be undone"):
         Service("shop").command("A")  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """What services are written with: their declarations."""
 
 import functools
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 from msgspec.structs import replace
@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from sagastream.core.messages import Command
 from sagastream.errors import ServiceError
 from sagastream.service.declaration import SHORTEST_LEASE_MS, Context, Service
+from sagastream.service.handlers import context_of
 from sagastream.service.loading import load_service
 
 
@@ -27,6 +28,11 @@ def a_command(kind: str = "Charge", *, compensating: bool = False) -> Command:
 
 def handle(params: Any, context: Context) -> None:
     """A handler that does nothing."""
+
+
+def typed(params: Any, context: Context) -> int:
+    """A handler that says what it returns."""
+    return 1
 
 
 def told(call: Any, *args: Any, **kwargs: Any) -> str:
@@ -103,7 +109,7 @@ def test_a_decorator_without_parentheses_is_told_how_it_is_written() -> None:
 @pytest.mark.parametrize("compensation", [handle, 3, "a b", ["Refund"]])
 def test_a_compensation_is_referred_to_by_its_name(compensation: Any) -> None:
     text = told(Service("payment").command, "Charge", compensation=compensation)
-    assert text.startswith(f"service payment: Charge: compensation={compensation!r} is no name; its handler is")
+    assert text.startswith(f"service payment: Charge: compensation={compensation!r} is not a name; its handler is")
     assert text.endswith('declared with @service.compensation("NAME"), and compensation="NAME" refers to it')
 
 
@@ -118,6 +124,24 @@ def test_what_a_compensation_does_not_take_is_refused_by_the_name_of_what_was_ca
     service: Any = Service("payment")
     with pytest.raises(TypeError, match=r"Service\.compensation\(\) got an unexpected keyword argument 'compensation'"):
         service.compensation("Refund", compensation="Charge")
+
+
+def test_the_options_of_a_declaration_are_typed() -> None:
+    """mypy says so if one of the comments is not needed: the other half of this test is its run over this file."""
+    service = Service("payment")
+    declare = service.command("Charge", compensation="Refund", concurrency=2, via="rq", queue="slow", timeout_s=3)
+    charge = declare(typed)
+    assert_type(charge(1, context_of(a_command())), int)
+    service.command("Remind", call="shop.remind", timeout_s=None)
+    service.compensation("Refund", call="shop.refund", concurrency=1)
+    with pytest.raises(TypeError, match="not callable"):
+        service.command("Thank", call="shop.thank")(typed)  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"Service\.command\(\) got an unexpected keyword argument 'concurency'"):
+        service.command("Ship", compensation=None, concurency=2)  # type: ignore[call-overload]
+    with pytest.raises(ServiceError, match="cannot run '2' at once"):
+        service.command("Ship", compensation=None, concurrency="2")  # type: ignore[call-overload]
+    with pytest.raises(ServiceError, match="cannot run via 'celery'"):
+        service.compensation("Ship", via="celery")  # type: ignore[call-overload]
 
 
 def test_a_function_that_is_not_told_the_key_is_tried_once() -> None:
@@ -204,15 +228,17 @@ def test_async_handlers_are_told_from_plain_ones(handler: Any, expected: bool) -
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "4"])
 def test_a_concurrency_that_is_no_number_is_refused_where_it_is_declared(concurrency: Any) -> None:
     service = Service("payment")
-    assert "give a number from 1 on" in told(Service, "payment", concurrency=concurrency)
-    assert "give a number from 1 on" in told(service.command, "Charge", compensation=None, concurrency=concurrency)
-    assert "give a number from 1 on" in told(service.compensation, "Refund", concurrency=concurrency)
+    assert "give a whole number, at least 1" in told(Service, "payment", concurrency=concurrency)
+    assert "give a whole number, at least 1" in told(
+        service.command, "Charge", compensation=None, concurrency=concurrency
+    )
+    assert "give a whole number, at least 1" in told(service.compensation, "Refund", concurrency=concurrency)
 
 
 @pytest.mark.parametrize("lease_ms", [0, 1, -30_000, SHORTEST_LEASE_MS - 1, None, "30s", 30_000.0, True])
 def test_a_lease_that_is_no_number_or_too_short_is_refused_where_it_is_declared(lease_ms: Any) -> None:
     text = told(Service, "payment", lease_ms=lease_ms)
-    assert text == f"service payment: lease_ms cannot be {lease_ms!r}; give whole milliseconds from 100 on"
+    assert text == f"service payment: lease_ms cannot be {lease_ms!r}; give whole milliseconds, at least 100"
     assert Service("payment", lease_ms=SHORTEST_LEASE_MS).lease_ms == SHORTEST_LEASE_MS
 
 
@@ -222,7 +248,11 @@ def test_each_command_and_compensation_may_have_a_concurrency_of_its_own() -> No
     service.compensation("Refund", concurrency=1)(handle)
     service.command("Remind", compensation=None)(handle)
     assert service.concurrency == 8
-    assert {one.name: one.concurrency for one in service.registrations} == {"Charge": 2, "Refund": 1, "Remind": None}
+    assert {one.name: one.options.get("concurrency") for one in service.registrations} == {
+        "Charge": 2,
+        "Refund": 1,
+        "Remind": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_commands_begin_in_the_order_in_which_they_came_and_no_more_than_there_a
 
 
 def test_one_that_waits_for_a_limit_of_its_own_lets_others_pass() -> None:
-    few = Registration(name="Few", handler=handle, concurrency=1, is_async=False)
+    few = Registration(name="Few", handler=handle, options={"concurrency": 1})
     commands = [a_held(0, registration=few), a_held(1, registration=few), a_held(2)]
     in_flight = in_flight_of(3, *commands)
     assert [in_flight.begin(NOW), in_flight.begin(NOW), in_flight.begin(NOW)] == [commands[0], commands[2], None]
@@ -106,7 +106,7 @@ def test_there_is_room_for_what_could_begin_at_once(slots: int) -> None:
 
 
 def test_there_is_no_room_where_as_many_as_could_run_wait_for_a_limit() -> None:
-    few = Registration(name="Few", handler=handle, concurrency=1, is_async=False)
+    few = Registration(name="Few", handler=handle, options={"concurrency": 1})
     in_flight = in_flight_of(3, *[a_held(number, registration=few) for number in range(3)])
     in_flight.begin(NOW)
     assert in_flight.room() == 2

@@ -93,7 +93,7 @@ class JobDispatcher:
             self._look_at_s = time.monotonic() + min(every_s, self._service.lease_ms / 4000)
 
     def _has_room(self, delivery: Delivery) -> bool:
-        limit = self._registration(delivery.command).concurrency or JOBS_OUT
+        limit = self._registration(delivery.command).options.get("concurrency") or JOBS_OUT
         return sum(one.delivery.command.type == delivery.command.type for one in self._out.values()) < limit
 
     def _registration(self, command: Command) -> Registration:
@@ -115,7 +115,7 @@ class JobDispatcher:
     def _time_limit_s(self, command: Command) -> int:
         """How long the job may take: as declared, and not after its answer is waited for."""
         limits: list[float] = []
-        if (declared := self._registration(command).timeout_s) is not None:
+        if (declared := self._registration(command).options.get("timeout_s")) is not None:
             limits.append(declared)
         if command.not_after_ms is not None:
             limits.append((command.not_after_ms - self._inbox.now_ms) / 1000)

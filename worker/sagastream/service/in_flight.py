@@ -178,7 +178,7 @@ class InFlight:
         return None
 
     def _is_within_limit(self, registration: Registration) -> bool:
-        limit = registration.concurrency
+        limit = registration.options.get("concurrency")
         return limit is None or limit > sum(other.registration is registration for other in self._running.values())
 
     def _forget(self, held: Held) -> bool:
