@@ -24,7 +24,7 @@ from sagastream.store import keys, published
 from sagastream.store.quarantine import Quarantine
 from support.processes import Commands
 from support.scenes import Scene, do
-from support.servers import Server
+from support.servers import OwnServer, Server
 from support.waiting import until
 
 
@@ -648,6 +648,21 @@ def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
     monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
     scene.runner.turn(block_ms=1)
     scene.redis.delete(keys.published("work"))
+    scene.runner._maintenance.turn()
+    assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
+
+
+@pytest.mark.own_server
+def test_a_service_publishes_again_after_a_restart_of_the_broker_that_it_did_not_notice(
+    scene: Scene, server: OwnServer
+) -> None:
+    """The restart falls between two commands: the next one goes over a new connection, and nothing fails. With
+    `appendfsync everysec` the store may have forgotten the last second."""
+    scene.runner.turn(block_ms=1)
+    server.kill()
+    server.start()
+    server.broker().client.delete(keys.published("work"))
+    scene.runner.turn(block_ms=1)
     scene.runner._maintenance.turn()
     assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
 

@@ -29,6 +29,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": ANSWER_TIMEOUT_S,
     "protocol": 2,  # one shape of answers from every server
 }
+#: Where a url is from, for a message.
+_GIVEN: Final = "the url that was given"
 _log: Final = Log("broker", "broker")
 
 
@@ -55,6 +57,9 @@ class Broker:
         self.embedded: EmbeddedServer | None = None
         self._restoring = threading.Lock()
         self._warned = False
+        #: How many connections the client has opened so far. If the server restarts between two commands, nothing
+        #: fails: the client opens another connection, and only this number tells of it.
+        self.connections = 0
         if not url:
             folder = home or os.environ.get("SAGASTREAM_HOME") or ".sagastream"
             self.embedded = EmbeddedServer(Path(folder))
@@ -63,11 +68,16 @@ class Broker:
         try:
             if self.embedded is not None:
                 self.embedded.ensure()
-            self.client = connect(url) if given else _client(url, "REDIS_URL")
+            named = _GIVEN if given else "REDIS_URL"
+            self.client = _client(url, named, redis_connect_func=self._connected)
         except BaseException:  # a signal, too, must not leave a server behind
             if self.embedded is not None:
                 self.embedded.leave()
             raise
+
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()  # as redis-py has it by default
+        self.connections += 1
 
     @property
     def shown_url(self) -> str:
@@ -112,7 +122,7 @@ def connect(url: str | None = None) -> redis.Redis:
     looks first and then decides. By default of REDIS_URL, which services started by sagastream always have.
     """
     if url:
-        return _client(url, "the url that was given")
+        return _client(url, _GIVEN)
     url = os.environ.get("REDIS_URL")
     if not url:
         raise BrokerError("REDIS_URL is not set")
@@ -137,9 +147,9 @@ def connect_async(url: str) -> "ConnectionPool":
     return BlockingConnectionPool.from_url(url, retry=retry, max_connections=16, timeout=None, **_OPTIONS)
 
 
-def _client(url: str, named: str) -> redis.Redis:
-    """`named`: where the url is from."""
+def _client(url: str, named: str, **options: Any) -> redis.Redis:
+    """`named`: where the url is from. `options`: of each connection."""
     try:
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS)
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS, **options)
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None

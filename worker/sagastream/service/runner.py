@@ -26,7 +26,7 @@ from sagastream.store import layout, published
 
 #: How long running handlers may take once the process is to end, in seconds; a Kubernetes pod has 30.
 GRACE_S: Final = 25.0
-#: How often a service publishes its commands again, in seconds: they may have been deleted.
+#: After this time a service publishes its commands again, in seconds: they may have been deleted.
 _PUBLISH_EVERY_S: Final = 30.0
 #: How long to wait before looking again whether the dispatcher has room, in milliseconds.
 _FULL_MS: Final = 50
@@ -77,6 +77,7 @@ class ServiceRunner:
         )
         self._reading = threading.Lock()  # one thread reads at a time
         self._publish_at_s = float("inf")  # set when it joins the group
+        self._published_over = 0  # how many connections had been opened by then
         self._error: BaseException | None = None
         self._maintenance = Maintenance(
             self._inbox,
@@ -253,9 +254,12 @@ class ServiceRunner:
         self._publish()
 
     def _publish(self) -> None:
+        self._published_over = self._broker.connections
         published.publish(self._broker.client, self._service.name, self._publishes)
         self._publish_at_s = time.monotonic() + _PUBLISH_EVERY_S
 
     def _publish_again(self) -> None:
-        if time.monotonic() >= self._publish_at_s:
+        """After a while, and if there is a new connection: the store behind it may have lost what was published."""
+        joined = self._publish_at_s < float("inf")
+        if joined and (time.monotonic() >= self._publish_at_s or self._broker.connections != self._published_over):
             self._publish()
