@@ -259,7 +259,8 @@ def test_what_a_service_prints_is_seen(commands: Commands) -> None:
     )
     up = commands.start("up", "--service", "loud:service")
     assert up.stderr is not None
-    commands.run("begin", "-", given=json.dumps({"saga_id": "s", "steps": [do("a lot", "Cry", "loud")]}))
+    done = commands.run("begin", "-", given=json.dumps({"saga_id": "s", "steps": [do("a lot", "Cry", "loud")]}))
+    assert done.returncode == 0, done.stderr
     until(lambda: b"crying a lot" in up.stderr.readline(), what="it is heard")  # type: ignore[union-attr]
 
 

@@ -30,9 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """What `-n auto` means. 0: all tests run in this process, which starts sooner and shows what they print."""
+    """What `-n auto` means. 0: all tests run in this process, so it starts sooner and shows what they print."""
     names_a_test = any("::" in argument for argument in config.args)
-    if names_a_test or config.option.collectonly or config.option.capture == "no":
+    # Long runs measure, so that nothing may run beside them.
+    is_long = "soak" in config.option.markexpr.replace("not soak", "")
+    if names_a_test or is_long or config.option.collectonly or config.option.capture == "no":
         return 0
     waits = not all("unit" in Path(argument).parts for argument in config.args)
     return min(len(os.sched_getaffinity(0)) * (PROCESSES_PER_CORE if waits else 1), MOST_PROCESSES)
@@ -45,6 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(marker)
             if marker in IN_ONE_PROCESS:
                 item.add_marker(pytest.mark.xdist_group(marker))
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(0))  # none
     # Not by `-m "not soak"` among the options of every run: the next -m would take its place.
     if "soak" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
