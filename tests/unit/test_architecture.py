@@ -225,6 +225,17 @@ def test_nothing_at_the_edge_decides_on_sagas(name: str) -> None:
     assert IMPORTS[name] & {"sagastream.core.decision", "sagastream.core.moves"} == set()
 
 
+def test_one_module_uses_the_connection_pool_of_a_client() -> None:
+    # A client of a cluster has none.
+    using = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "connection_pool"
+    }
+    assert using == {"sagastream.broker.wire"}
+
+
 def test_one_wing_imports_click() -> None:
     importing = {name for name, imported in IMPORTS.items() if "click" in map(_top, imported)}
     assert {name.rpartition(".")[0] for name in importing} == {"sagastream_bridge.commands"}

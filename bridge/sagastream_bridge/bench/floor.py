@@ -100,7 +100,7 @@ class Floor:
 
 def _connected(client: "redis.Redis") -> socket.socket:
     """A socket of our own to the same server. Raises BrokerError where that takes more than a password."""
-    options = client.connection_pool.connection_kwargs
+    options = client.get_connection_kwargs()
     if options.get("ssl_cert_reqs") is not None:
         raise BrokerError("the floor is not measured over TLS; measure with an unencrypted REDIS_URL")
     if "path" in options:

@@ -1,4 +1,4 @@
-"""The way to the broker: REDIS_URL or the embedded Valkey, one client factory, and what to do while it is away."""
+"""How a process connects to the broker: REDIS_URL or the embedded Valkey, and one client factory."""
 
 import os
 import re
@@ -18,12 +18,12 @@ from sagastream.telemetry import Log
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
 
-#: How long one blocking read waits, in milliseconds: also how long a process may take to notice that it shall stop.
+#: How long one blocking read waits, in milliseconds. A process may take this long to notice that it has to stop.
 BLOCK_MS: Final = 500
-#: How long an answer may take, in seconds, over and above a blocking read.
+#: How long an answer may take, in seconds, on top of a blocking read.
 ANSWER_TIMEOUT_S: Final = 5.0
 
-#: What every connection is told.
+#: The options of every connection.
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
     "socket_connect_timeout": ANSWER_TIMEOUT_S,
@@ -35,18 +35,18 @@ _log: Final = Log("broker", "broker")
 
 
 class Broker:
-    """One process's way to the broker.
+    """A process's connection to the broker.
 
     `url`: REDIS_URL, or the unix socket of the embedded server. `embedded`: that server, None with REDIS_URL.
     `client` may be shared between threads.
     """
 
     def __init__(self, url: str | None = None, home: str | os.PathLike[str] | None = None) -> None:
-        """Open the broker of the environment, or another.
+        """Open the broker that the environment names, or another one.
 
         Args:
             url: redis://, rediss:// or unix://; by default REDIS_URL.
-            home: a folder for the embedded Valkey when there is no url; by default SAGASTREAM_HOME, else
+            home: the folder of the embedded Valkey if there is no url; by default SAGASTREAM_HOME, else
                 `.sagastream` in the current folder.
 
         Raises:
@@ -81,14 +81,14 @@ class Broker:
 
     @property
     def shown_url(self) -> str:
-        """The url, fit to be shown: without the password."""
+        """The url without its password, for people to see."""
         url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", self.url)
         return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
     def check_server(self) -> None:
-        """Check that the server is new enough, and warn where it may drop sagas.
+        """Check that the server is new enough, and warn if it may drop sagas.
 
-        Raises BrokerError; redis.RedisError where the server is away.
+        Raises BrokerError if it is too old, redis.RedisError if it is away.
         """
         info: Any = self.client.info("server")
         version = str(info["redis_version"])
@@ -100,16 +100,16 @@ class Broker:
             _log.warning(f"maxmemory-policy is {memory['maxmemory_policy']}: it may drop sagas; set noeviction")
 
     def restore(self) -> None:
-        """Bring an embedded server back that has gone; with REDIS_URL there is nothing we could do.
+        """Start an embedded server again that has died. With REDIS_URL, this does nothing.
 
-        Raises BrokerError if it does not answer at once; to be called again.
+        Raises BrokerError if it does not answer within a second; call again then.
         """
         if self.embedded is not None:
             with self._restoring:
                 self.embedded.ensure(patience_s=1.0)
 
     def close(self) -> None:
-        """Let go of the connections; the last to leave an embedded server stops it."""
+        """Close the connections. The last process to leave an embedded server stops it."""
         self.client.close()
         if self.embedded is not None:
             self.embedded.leave()
@@ -118,8 +118,8 @@ class Broker:
 def connect(url: str | None = None) -> redis.Redis:
     """A client with explicit timeouts and no retries of its own.
 
-    redis-py would send a command again whose answer got lost, and so apply it twice; whoever uses this client
-    looks first and then decides. By default of REDIS_URL, which services started by sagastream always have.
+    redis-py would repeat a command whose answer was lost, and so apply it twice. Users of this client look first, and
+    then decide. `url`: by default REDIS_URL, which is set in every service that sagastream starts.
     """
     if url:
         return _client(url, _GIVEN)
@@ -130,7 +130,7 @@ def connect(url: str | None = None) -> redis.Redis:
 
 
 def broker_of(given: Broker | str | None) -> Broker:
-    """What a client uses that was given a broker, its url, or nothing: then the broker of the environment."""
+    """The broker of a client that was given a broker, a url, or nothing (then the one that the environment names)."""
     if isinstance(given, Broker):
         return given
     if given is not None and not isinstance(given, str):
@@ -139,7 +139,7 @@ def broker_of(given: Broker | str | None) -> Broker:
 
 
 def connect_async(url: str) -> "ConnectionPool":
-    """Connections for an event loop, as those of `connect`; few, for what asks for another one waits its turn."""
+    """Connections like those of `connect`, for an event loop: at most 16. Whoever asks for one more waits for it."""
     from redis.asyncio import BlockingConnectionPool
     from redis.asyncio.retry import Retry
 
@@ -148,7 +148,7 @@ def connect_async(url: str) -> "ConnectionPool":
 
 
 def _client(url: str, named: str, **options: Any) -> redis.Redis:
-    """`named`: where the url is from. `options`: of each connection."""
+    """`named`: where the url comes from, for the error. `options`: of each connection."""
     try:
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS, **options)
     except ValueError as error:

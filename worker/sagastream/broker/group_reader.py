@@ -1,8 +1,8 @@
-"""Reading streams as a member of a consumer group, so that no entry is lost and a dead reader's are taken over.
+"""Reads streams as a member of a consumer group: no entry is lost, and those of a dead reader are taken over.
 
-An entry that was delivered stays *pending* until it is acknowledged, which only the scripts that commit its effect
-do. A reader therefore looks in three places: at entries of its own that it was given but may not have received (the
-answer was lost with a connection), at those of readers that have held them for too long, and at new ones.
+A delivered entry stays *pending* until it is acknowledged, which only the scripts that commit its effect do. So a
+reader looks in three places: its own pending entries (it may not have received them: the answer was lost with a
+connection), entries that another reader has held for longer than the lease, and new entries.
 """
 
 import json
@@ -23,22 +23,22 @@ from sagastream.telemetry import Log
 
 _T = TypeVar("_T")
 
-#: Entries of one stream that one reading takes at the most. What a script gets is bounded by it.
+#: One reading takes at most this many entries of a stream. So what a script gets is bounded, too.
 BATCH: Final = 128
-#: How often abandoned entries are looked for, in seconds, at the least.
+#: Look for abandoned entries at least this often, in seconds.
 _CLAIM_EVERY_S: Final = 2.0
-#: How often consumers that are gone are forgotten, in seconds, and how long one must not have asked for that, in ms.
+#: How often to forget consumers that are gone, in seconds; and after which time without a read one is gone, in ms.
 _FORGET_EVERY_S: Final = 30.0
 _GONE_MS: Final = 60_000
-#: For how long what was read ahead is as good as read now, in seconds, or a quarter of the lease where that is less.
-#: Far more than it takes to come to it.
+#: How long entries that were read ahead may wait, in seconds; at most a quarter of the lease. It is far more than the
+#: next reading needs to come.
 _FRESH_S: Final = 1.0
-#: An id that no entry comes after.
+#: An id after which no entry comes.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
-#: A field of entries that were put back from the quarantine: somebody may have worked on them before.
+#: A field of entries that were put back from the quarantine: somebody may have worked on them already.
 REPLAYED: Final = b"replayed"
-#: How much is kept of a quarantined entry: of its body, in bytes (all that a message may have), and of its other
-#: fields, in characters. One that was cut cannot be put back.
+#: How much of a quarantined entry is kept: of its body, in bytes (a message may not be longer), and of its other
+#: fields, in characters. An entry that was cut cannot be put back.
 _BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
 
@@ -49,8 +49,8 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
     stream: str
     id: bytes
     fields: dict[bytes, bytes]
-    again: bool = False  # it was delivered before: somebody may have worked on it
-    taken_over: bool = False  # … from a reader that held it for too long, or handed it back
+    again: bool = False  # it was delivered before: somebody may have worked on it already
+    taken_over: bool = False  # … to a reader that held it for longer than the lease, or handed it back
 
     @property
     def added_ms(self) -> int:
@@ -58,7 +58,7 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
         return int(self.id.split(b"-")[0])
 
     def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
-        """The fields of this entry in the quarantine: few, however many it has."""
+        """The fields of this entry in the quarantine: the same few, however many it has."""
         others = {n.decode(errors="backslashreplace"): v.decode(errors="backslashreplace")
                   for n, v in self.fields.items() if n != b"body"}  # fmt: skip
         body, written = self.fields.get(b"body", b""), json.dumps(others)
@@ -73,7 +73,7 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def consumer_name() -> str:
-    """A name for this process in its consumer groups, never used twice: a namesake would take its entries."""
+    """A name for this process in its consumer groups. No name is used twice: a namesake would take its entries."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
@@ -92,9 +92,9 @@ class GroupReader:
     ) -> None:
         """
         Args:
-            lease_ms: how long others may hold an entry before it is taken over.
-            on_join: called before the first reading, and before the first one after an outage or after the group
-                was deleted: the store may be another one by then.
+            lease_ms: how long another reader may hold an entry before this one takes it over.
+            on_join: called before the first reading, and before the first reading after an outage or after the group
+                was deleted: by then, it may be another store.
         """
         self.streams = list(streams)
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
@@ -106,34 +106,33 @@ class GroupReader:
         self._on_join = on_join
         self._leave = scripting.load(client, "leave")
         self._forget = scripting.load(client, "forget")
-        # Where the reading of own pending and of abandoned entries goes on, by stream; nothing: it is through.
+        # By stream: where the reading of own pending entries, and of abandoned ones, goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
-        self._ahead: list[Entry] = []  # what came along with something else, for the next reading
-        self._ahead_at = 0.0  # when that was asked for, by time.monotonic
+        self._ahead: list[Entry] = []  # read ahead, for the next reading
+        self._ahead_at = 0.0  # when those were asked for, by time.monotonic
         self._next_claim = 0.0
         self._next_forget = 0.0
         self._joined = False
 
     def recover(self) -> None:
-        """Have the next reading begin anew: an answer may have been lost, the store may have changed."""
+        """Let the next reading begin anew: an answer may have been lost, or it may be another store."""
         self._joined = False
         self._ahead = []
 
     def renew(self) -> None:
-        """Have the next readings bring what this consumer holds already, which renews the lease on it."""
+        """Let the next readings return what this consumer holds already, which renews its lease."""
         self._own = dict.fromkeys(self.streams, "0")
 
     def read(self, block_ms: int, counts: Mapping[str, int] | None = None) -> list[Entry]:
-        """The entries that are to be worked on now, at most BATCH a stream: own pending ones, abandoned ones, or new
-        ones.
+        """The entries to work on now, at most BATCH per stream: own pending ones, else abandoned ones, else new ones.
 
         Args:
-            block_ms: how long to wait for new ones where there are none in any stream.
-            counts: how many new ones at the most, by stream; by default BATCH of each. Where a stream is left out,
-                no new ones of it are read, and it is not waited for the others.
+            block_ms: how long to wait for new entries if no stream has any.
+            counts: by stream, at most how many new entries; by default BATCH of each. If it leaves a stream out, no new
+                entries of that stream are read, and the reading does not wait.
         """
-        if entries := self._came_ahead():
+        if entries := self._take_ahead():
             return entries
         try:
             if not self._joined:
@@ -158,27 +157,27 @@ class GroupReader:
 
     @property
     def _may_read_ahead(self) -> bool:
-        """Whether the next reading will be of new entries, and has not come already. Where something is always read
-        ahead, what dead readers held would else never be taken over."""
-        is_through = self._joined and not (self._own or self._abandoned or self._ahead)
-        return is_through and time.monotonic() < min(self._next_claim, self._next_forget)
+        """Whether the next reading will be of new entries, and none were read ahead yet. Without the first condition, a
+        reader that always reads ahead would never take over what dead readers held."""
+        reads_new = self._joined and not (self._own or self._abandoned or self._ahead)
+        return reads_new and time.monotonic() < min(self._next_claim, self._next_forget)
 
     def read_along(self, first: Exchange[_T], counts: Mapping[str, int]) -> Exchange[_T]:
-        """The exchange, and in its first round trip the new entries that there are by then, for the next reading; the
-        exchange alone, where that will not be of new entries. It will have to be soon, for they are this reader's from
-        now on."""
+        """The exchange and, if the next reading will be of new entries, a reading ahead in its first round trip. The
+        next reading must come soon: the entries are this reader's from now on."""
         if not self._may_read_ahead:
             return (yield from first)
         found, _ = yield from together(first, self._read_ahead(counts))
         return found
 
     def show_up(self) -> None:
-        """Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries."""
+        """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
+        own entries."""
         (answer,) = wire.round_trip(self._client, [self._reading(dict.fromkeys(self.streams, _AFTER_ALL), 1)])
         or_raise(answer)
 
     def leave(self) -> None:
-        """Leave the group, and what is still held to others."""
+        """Leave the group, and leave to others what this consumer still holds."""
         for stream in self.streams:
             self._leave(keys=[stream], args=[self._group, self._consumer])
 
@@ -193,7 +192,7 @@ class GroupReader:
         self._on_join()
         for stream in self.streams:
             try:
-                # From 0: what was sent before anybody listened is for this group too.
+                # From 0: entries that were added before the group was made are for it, too.
                 self._client.xgroup_create(stream, self._group, id="0", mkstream=True)
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
@@ -202,15 +201,15 @@ class GroupReader:
         self._joined = True
 
     def _deleted(self, error: redis.ResponseError) -> None:
-        """See to it that a stream or group that was deleted is made anew; raises any other error."""
+        """If a stream or group was deleted, let the next reading make it anew; raises any other error."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
         self._log.warning(f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
         self.recover()
 
-    def _came_ahead(self) -> list[Entry]:
-        """What was read ahead. Not where the process has slept since then: others may have it by now, and more may have
-        come; so what is still held is read anew."""
+    def _take_ahead(self) -> list[Entry]:
+        """What was read ahead. If the process has slept since then, nothing: others may have taken it over. What is
+        still held is read anew."""
         entries, self._ahead = self._ahead, []
         if entries and time.monotonic() - self._ahead_at >= min(_FRESH_S, self._lease_ms / 4000):
             self.renew()
@@ -218,8 +217,8 @@ class GroupReader:
         return entries
 
     def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
-        """New entries; and what the time is, once they are there."""
-        # One reading waits for all streams and has one count for them; what more is wanted of some is read after it.
+        """New entries; sets `now_ms` when they are there."""
+        # The first reading waits for all streams, with one count for all. Others read the rest, stream by stream.
         least = min(counts.values())
         block = block_ms if counts.keys() >= set(self.streams) else None
         readings = [self._reading(dict.fromkeys(counts, ">"), least, block)]
@@ -249,7 +248,7 @@ class GroupReader:
         return entries
 
     def _claim(self) -> list[Entry]:
-        """The next page of what others have held for longer than the lease."""
+        """The next page of what other consumers have held for longer than the lease."""
         entries: list[Entry] = []
         for stream, cursor in list(self._abandoned.items()):
             words = ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
@@ -258,14 +257,14 @@ class GroupReader:
             if deleted and deleted[0]:
                 self._report_deleted(stream, deleted[0])
             entries += _entries([(stream.encode(), page)], again=True, taken_over=True)
-            if following == b"0-0":  # only this is the end: a page may be empty before it
+            if following == b"0-0":  # only this is the end: an earlier page may be empty
                 del self._abandoned[stream]
             else:
                 self._abandoned[stream] = following
         return entries
 
     def _forget_gone(self) -> None:
-        """Take consumers out of the group that are gone, now that what they held was taken over."""
+        """Remove consumers that are gone from the group, now that what they held was taken over."""
         for stream in self.streams:
             self._forget(keys=[stream], args=[self._group, _GONE_MS])
 
@@ -275,7 +274,7 @@ class GroupReader:
 
 
 def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:
-    """The entries of an answer of XREADGROUP, without those that were deleted while they were pending."""
+    """The entries of an answer of XREADGROUP or XAUTOCLAIM, without those that were deleted while pending."""
     entries = []
     for name, page in answer or ():
         stream = name.decode()

@@ -1,4 +1,4 @@
-"""What an outage of the broker is, and how it is waited out."""
+"""What an outage of the broker is, and how a process waits until it is over."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from sagastream.telemetry import Log, Observer
 
 _T = TypeVar("_T")
 
-#: Errors that pass: the server is gone, loads, fails over, is full …
+#: Errors that pass: the server is gone, loads its data, fails over, is full …
 _AWAY: Final = (
     redis.ConnectionError,
     redis.TimeoutError,
@@ -26,12 +26,12 @@ _AWAY: Final = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,
 )
-#: … cannot write to its disk, has no replicas, runs a long script; redis-py has no classes for these.
+#: … or cannot write to its disk, has no replicas, runs a long script. redis-py has no classes for these.
 _PASSING: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
 
 
 def is_outage(error: redis.RedisError) -> bool:
-    """Whether the broker is away for a while: such an error is waited out, any other is a fault."""
+    """Whether the broker is only away for a while. Any other error is a fault, which waiting does not mend."""
     if isinstance(error, redis.AuthenticationError):
         return False
     return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and str(error).startswith(_PASSING))
@@ -40,7 +40,7 @@ def is_outage(error: redis.RedisError) -> bool:
 class OutageReport:
     """Tells the log and the observer that an outage has begun, and that it is over.
 
-    Both are warnings: who reads nothing below sees the second one too.
+    Both are warnings: whoever reads only warnings must see the second one too.
     """
 
     def __init__(self, who: str, observer: Observer | None) -> None:
@@ -64,7 +64,8 @@ class OutageReport:
 class Outage:
     """Waits while the broker is away, and reports it: once when it goes, once when it is back.
 
-    The threads of a process share one, so that the process reports it once; each is away and back by itself.
+    The threads of a process share one, so that the process reports an outage once. It is over when the last of the
+    threads that met it has reached the broker again.
     """
 
     def __init__(self, broker: Broker, who: str, stop: threading.Event, *, observer: Observer | None = None) -> None:
@@ -77,7 +78,7 @@ class Outage:
         self._said = ""
 
     def keep(self, turn: Callable[[], object], recover: Callable[[], None]) -> None:
-        """Call `turn` again and again until the process is to stop; after each outage call `recover` first."""
+        """Call `turn` again and again until the process has to stop. After each outage, call `recover` first."""
         interrupted = False
         while not self._stop.is_set():
             try:
@@ -91,10 +92,10 @@ class Outage:
                 interrupted = True
 
     def patiently(self, call: Callable[[], _T], *, until: float = math.inf) -> _T:
-        """The answer of `call`, however long the broker is away. It may be called twice, and must allow for it.
+        """What `call` returns, however long the broker is away. `call` must allow for being called twice.
 
-        Raises redis.RedisError if the process is to stop, or the monotonic clock shows `until`, before the broker is
-        back.
+        Raises redis.RedisError if the process has to stop before the broker is back, or the monotonic clock shows
+        `until`.
         """
         while True:
             try:
@@ -108,12 +109,12 @@ class Outage:
                 return answer
 
     def once(self, call: Callable[[], object]) -> None:
-        """Call, and let it be if the broker is away: for what is only tidy."""
+        """Call, and do without if the broker fails: for what only tidies up."""
         with contextlib.suppress(redis.RedisError):
             call()
 
     def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
-        """After a failed call: wait until it may be tried again. Raises the error if it is not an outage."""
+        """After a failed call: wait until the next try. Raises the error if it is not an outage."""
         if not is_outage(error):
             raise error
         me = threading.get_ident()
@@ -127,8 +128,8 @@ class Outage:
             self.restore()
 
     def restore(self) -> None:
-        """Bring an embedded server back that has gone. One that does not start is reported, and tried again later:
-        its disk may be full for a while."""
+        """Start an embedded server again that has died. If it does not start, report that, and try again later: its
+        disk may be full for a while."""
         try:
             self._broker.restore()
         except BrokerError as error:

@@ -1,4 +1,4 @@
-"""Calling the Lua scripts, which stand in sagastream/scripts: one atomic change a file."""
+"""Calls the Lua scripts of sagastream/scripts: one atomic change per file."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,26 +12,27 @@ from sagastream.broker.exchange import Exchange, run
 if TYPE_CHECKING:
     import redis
 
-#: The package with the scripts of sagastream itself.
+#: The package that holds the scripts of sagastream itself.
 _SCRIPTS: Final = "sagastream.scripts"
 
 
 class Script:
     """The script `name`.lua of a package.
 
-    It is sent as EVALSHA; where the server has forgotten it, it is loaded and sent once more, whole: the server may
-    forget it again in between, so that redis-py's own way of doing this can end a process.
+    It is called by EVALSHA. If the server has forgotten it, it is loaded, and called once more by EVAL, with its whole
+    text: the server may forget it again in between. (redis-py calls EVALSHA again there, which may fail and end a
+    process.)
     """
 
     def __init__(self, name: str, package: str = _SCRIPTS) -> None:
         self._text = resources.files(package).joinpath(f"{name}.lua").read_text()
-        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()  # the name that servers use
+        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()  # its name in the server
 
     def call(self, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Exchange[Any]:
-        """What it returns; raises what it, or the server, refuses with."""
+        """What the script returns. Raises redis.ResponseError if the script, or the server, refuses."""
         (answer,) = yield [("EVALSHA", self._sha, len(keys), *keys, *args)]
         if isinstance(answer, NoScriptError):
-            # EVAL alone leaves it among those that Valkey evicts.
+            # Not EVAL alone: Valkey may evict a script that only EVAL has brought.
             _, answer = yield [("SCRIPT", "LOAD", self._text), ("EVAL", self._text, len(keys), *keys, *args)]
         if isinstance(answer, ResponseError):
             raise answer
@@ -39,7 +40,7 @@ class Script:
 
 
 def load(client: "redis.Redis", name: str, package: str = _SCRIPTS) -> Callable[..., Any]:
-    """The script `name`.lua of a package, to be called with keys and args."""
+    """The script `name`.lua of a package, as a function of keys and args."""
     script = Script(name, package)
 
     def call(keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Any:

@@ -1,5 +1,5 @@
-"""Commands to the broker that are many or long: written and read as redis-py does, but for what it does with each word
-and each answer in Python, which is most of the time that a turn would take.
+"""Sends commands to the broker, and reads the answers, over redis-py's connections but without its work in Python for
+each word and each answer: that would be most of the time of a turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _PACKER: Final = msgpack.Encoder()
 
 
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
-    """The answers to these commands, as the server gives them, refusals among them."""
+    """The answers to these commands, as the server gives them. An error that it answers is returned, not raised."""
     with connection(client) as one:
         send(one, commands)
         return answers(one, len(commands))
@@ -28,9 +28,9 @@ def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
 
 @contextmanager
 def connection(client: "redis.Redis") -> Iterator[Any]:
-    """A connection of the client's, for as long as this is in use. Left by an exception, it is closed: an answer may
+    """A connection of the client, lent for the `with` block. If that raises, the connection is closed: an answer may
     still be on its way."""
-    pool = client.connection_pool
+    pool = client.connection_pool  # only here: a client of a cluster has none
     one: Any = pool.get_connection()
     try:
         yield one
@@ -42,47 +42,47 @@ def connection(client: "redis.Redis") -> Iterator[Any]:
 
 
 def send(connection: Any, commands: Sequence[Words]) -> None:
-    """Send these, and wait for no answer."""
+    """Send these commands; read no answer."""
     connection.send_packed_command([pack(commands)])
 
 
 def answers(connection: Any, count: int) -> list[Any]:
-    """The next answers that come, refusals among them."""
+    """The next answers, errors among them."""
     return [_answer(connection) for _ in range(count)]
 
 
 def pack(commands: Sequence[Words]) -> bytes:
-    """These commands as they are sent, in one piece: redis-py writes each item of a list to the socket by itself."""
+    """The bytes of these commands, in one piece: redis-py would write each item of a list to the socket by itself."""
     return b"".join([pack_command(tuple(words)) for words in commands])  # type: ignore[arg-type]  # it takes any word
 
 
 def message_pack(value: Any) -> bytes:
-    """A value in MessagePack, for a script that takes many words: as one, they cost a tenth of the time here, and the
-    server parses one. There, cmsgpack knows no type for bytes: they have to be `raw`."""
+    """A value in MessagePack, for a script that takes many words. As one word they cost a tenth of the time here, and
+    the server parses only one. Bytes must be `raw`: cmsgpack, in the server, has no type for them."""
     return _PACKER.encode(value)
 
 
 def raw(data: bytes) -> Raw:
-    """Bytes, of whatever kind, as cmsgpack reads them: as it reads text."""
+    """Bytes in the form in which cmsgpack reads them: as a text."""
     return Raw(b"\xdb" + len(data).to_bytes(4, "big") + data)
 
 
 def milliseconds(time: Any) -> int:
-    """What TIME answered, in ms since the epoch."""
+    """An answer of TIME, in milliseconds since the epoch."""
     seconds, micros = time
     return int(seconds) * 1000 + int(micros) // 1000
 
 
 def execute(pipeline: Pipeline) -> list[Any]:
-    """A pipeline's answers; the first error among them is raised as the server gave it.
+    """The answers of a pipeline. The first error among them is raised as the server gave it.
 
-    redis-py would put the whole command before it, payloads and all, and hide what kind of error it is.
+    redis-py would put the whole command, payloads and all, before the text, and hide the kind of the error.
     """
     return [or_raise(answer) for answer in pipeline.execute(raise_on_error=False)]
 
 
 def or_raise(answer: Any) -> Any:
-    """An answer of a pipeline, raised if it is an error."""
+    """An answer; if it is an error, raises it."""
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -1,5 +1,5 @@
-"""The quarantine: messages that could not be understood, or came too late, each with the reason, until a person deals
-with them."""
+"""The quarantine: messages that could not be understood, or came too late. Each is kept with its reason until a person
+decides what to do with it."""
 
 import re
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ class Quarantined:
 
     id: str  # of the entry in the quarantine
     reason: str
-    stream: str  # where it came from
-    entry_id: str  # of the entry there
+    stream: str  # from which it came
+    entry_id: str  # of the entry in that stream
     body: bytes
     fields: dict[str, str] | None  # the entry's other fields; None: the entry was too large to be kept whole
 
@@ -36,7 +36,7 @@ class Quarantined:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The body, as far as it is a JSON object; else nothing."""
+        """The body, if it is a JSON object; else an empty one."""
         try:
             value = orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -45,13 +45,13 @@ class Quarantined:
 
     @property
     def kind(self) -> str:
-        """The type that it gives itself, "" where it has none; cut, it may be anything."""
+        """Its `type`, cut to 135 characters; "" if it has none. It may be any text."""
         kind = self.message.get("type")
         return kind[:135] if isinstance(kind, str) else ""
 
     @property
     def saga_id(self) -> str:
-        """The saga that it names, likewise."""
+        """Its `saga_id`, likewise."""
         saga_id = self.message.get("saga_id")
         return saga_id[:135] if isinstance(saga_id, str) else ""
 
@@ -78,7 +78,10 @@ class Quarantine:
         return found[0]
 
     def replay(self, entry_id: str) -> Quarantined:
-        """Put a message back into the stream from which it came, to be read again. Raises QuarantineError."""
+        """Put a message back into the stream from which it came, to be read again.
+
+        Raises QuarantineError if the quarantine does not hold it, or it cannot be put back.
+        """
         message = self.get(entry_id)
         if not keys.is_inbox(message.stream):
             raise QuarantineError(f"{entry_id} came from {message.stream!a}, to which nothing can be put back")
@@ -90,14 +93,16 @@ class Quarantine:
         return message
 
     def drop(self, entry_id: str) -> Quarantined:
-        """Forget a message. Raises QuarantineError if the quarantine does not hold it."""
+        """Delete a message. Raises QuarantineError if the quarantine does not hold it."""
         message = self.get(entry_id)
         self._move([keys.QUARANTINE], [entry_id])
         return message
 
     def _move(self, names: list[str], args: list[Any]) -> None:
         if not self._replay(keys=names, args=args):
-            raise QuarantineError(f"the quarantine holds no {args[0]} any more: somebody else has dealt with it")
+            raise QuarantineError(
+                f"the quarantine holds no {args[0]} any more: somebody else has put it back or dropped it"
+            )
 
     def _range(self, newest: str, oldest: str) -> list[Quarantined]:
         entries: Any = self._client.xrevrange(keys.QUARANTINE, newest, oldest, count=_PAGE)
