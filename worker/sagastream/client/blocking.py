@@ -1,7 +1,7 @@
-"""The client: begin sagas, look at them, wait for their end, have them cancelled or go on.
+"""The client: begins sagas, looks at them, waits for their end, and sends the requests of operators.
 
-Where the outcome of a saga is what a method is about, it is a value, not an error. What the client asks of the broker,
-and makes of its answers, is written as exchanges, which `AsyncSagaClient` shares.
+A method whose purpose is the outcome of a saga returns it as a value, not as an error. What the client asks the broker
+is written as exchanges, which `AsyncSagaClient` shares.
 """
 
 import math
@@ -30,12 +30,12 @@ from sagastream.telemetry import Observer, guarded
 class SagaClient:
     """The sagas of a store. Close it, or use it as a context manager.
 
-    Threads may share one, and so may a process and those that it forks: each opens connections of its own.
+    Threads may share one client. So may a process and the children that it forks: each opens its own connections.
     """
 
     def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
-        """`broker`: one that is open, and stays so; or the url of one; by default that of the environment (see Broker).
-        `observer`: is told of outages.
+        """`broker`: an open one, which the client leaves open; or the url of one; by default the one that the
+        environment names (see Broker). `observer`: is told of outages.
 
         Raises BrokerError as Broker does, TypeError for anything else.
         """
@@ -55,41 +55,41 @@ class SagaClient:
             self._broker.close()
 
     def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
-        """Ask for a saga to be run. `steps`: as in docs/sagas.md, each with transaction, service, params.
-        `deadline_ms`: how long after its begin it is cancelled.
+        """Begin a saga. `steps`: as in docs/sagas.md, each with transaction, service, params. `deadline_ms`: how long
+        after its begin the saga is cancelled.
 
-        Returns as soon as the request is durable; one round trip. Begun again with the same id and steps, nothing is
-        done twice.
+        Returns as soon as the request is durable, after one round trip. If a saga is begun again with the same id and
+        steps, nothing is done twice.
 
         Raises:
             MalformedMessage: says what is wrong, and where; nothing was sent.
             RequestRefused: another saga has the id; nothing was sent.
-            CorruptSaga: what stands at its key cannot be read; nothing was sent.
-            redis.RedisError: the broker is away; whether the request arrived is open, so call again with the
-                same id.
+            UnreadableSaga: the saga of this id cannot be read; nothing was sent.
+            redis.RedisError: the broker is away. The request may have arrived or not, so call again with the same id.
         """
         return self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
 
     def begin_request(self, request: Begin) -> Accepted:
-        """As `begin`, for a request that was parsed already."""
+        """Like `begin`, for a parsed request."""
         (answer,) = run(self._redis, requests.begin([request]))
         return requests.granted(answer)
 
     def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
-        """Ask for many sagas to be run; a round trip for up to 128 of them.
+        """Begin many sagas; up to 128 of them take one round trip.
 
-        The answers are in the order of the sagas, one each, and values: Accepted; Refused, with the reason; Unsettled
-        where the broker went away meanwhile, to be begun again under the same id, as often as it takes.
+        Returns one answer for each saga, in their order: Accepted; Refused, with the reason; or Unsettled, if the
+        broker went away meanwhile. Begin an unsettled saga again with the same id, as often as it takes.
 
-        Raises redis.RedisError where it is no outage but a fault: mend it, then begin all of them again. TypeError for
-        one saga, or none, in place of many.
+        Raises redis.RedisError for an error that is not an outage: mend its cause, then begin all of them again. Raises
+        TypeError for anything that is not a list of sagas.
         """
         return run(self._redis, requests.begin_many(sagas))
 
     def get(self, saga_id: str) -> SagaState | None:
-        """The saga as it stands; None: the orchestrator knows no such saga (or has not read its request yet).
+        """The saga as it is now; None: there is no such saga, or no worker has read its request yet.
 
-        Raises CorruptSaga if what stands at its key cannot be read.
+        Raises UnreadableSaga if the saga cannot be read: CorruptSaga if it is damaged, NewerFormat if only a newer
+        release can read it.
         """
         state = run(self._redis, load([saga_id]))[0][saga_id]
         if isinstance(state, UnreadableSaga):
@@ -97,19 +97,19 @@ class SagaClient:
         return state
 
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
-        """Wait until the saga has ended, or is parked and waits for a person, and return it as it is then.
+        """Wait until the saga has ended, or is parked and waits for a person. Return it as it is then.
 
-        `saga`: what `begin` returned, or an id; one that nobody knows yet is waited for. `timeout_s`: None waits for as
-        long as it takes, which is for ever where nobody begins it. `check`: a saga that has not
-        completed is an error. While the broker is away the wait goes on, for it asks for nothing.
+        `saga`: what `begin` returned, or an id, which need not exist yet. `timeout_s`: None waits for as long as it
+        takes: for ever, if nobody begins the saga. `check`: raise an error if the saga has not completed. While the
+        broker is away the wait goes on, because a wait changes nothing in the store.
 
         Raises:
-            SagaAborted, SagaParked: with `check`; with the reason and the step.
+            SagaAborted, SagaParked: with `check`; they have the reason and the step.
             RequestRefused: another saga has the id.
-            CorruptSaga: what stands at its key cannot be read.
-            TimeoutError: it has not ended in time; it goes on by itself. Says so where there is no such saga yet.
-            redis.RedisError: a fault that waiting does not mend.
-            TypeError, ValueError: that is nothing to wait for, or no time to wait.
+            UnreadableSaga: the saga cannot be read.
+            TimeoutError: the saga has not ended in time, and goes on by itself. Its text says if there is no such saga
+            yet. redis.RedisError: an error that is not an outage: waiting does not mend it.
+            TypeError, ValueError: `saga` or `timeout_s` is not what it must be.
         """
         (outcome,) = self.as_completed([saga], timeout_s)
         state = requests.granted(outcome)
@@ -118,10 +118,10 @@ class SagaClient:
     def as_completed(
         self, sagas: Iterable[Accepted | str], timeout_s: float | None = None
     ) -> Iterator[SagaState | Refused]:
-        """Wait for many sagas together; yields each as `wait` returns it, in the order in which they end.
+        """Wait for many sagas together. Yields each as `wait` returns it, in the order in which they end.
 
-        A Refused stands for a saga of which `wait` would raise its `error`. Raises TimeoutError once the time is up
-        that all of them have together; redis.RedisError, TypeError and ValueError as `wait` does.
+        If `wait` would raise an error for a saga, a Refused with that `error` is yielded for it. Raises TimeoutError
+        when the time that all of them have together is up; redis.RedisError, TypeError and ValueError as `wait` does.
         """
         check_timeout(timeout_s)
         many = requests.one_by_one(sagas, "ids, or of what begin returned")
@@ -134,31 +134,31 @@ class SagaClient:
             raise watcher.timeout_error(timeout_s)
 
     def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Have a saga go back: at its next step boundary, before its pivot. See `intervene`."""
+        """Cancel a saga: it goes back when its current step is answered, but not after its pivot. See `intervene`."""
         return self._intervene(Verb.CANCEL, saga_id, reason, timeout_s)
 
     def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Have a parked saga try anew what it is parked at. See `intervene`."""
+        """Let a parked saga try again what it is parked at. See `intervene`."""
         return self._intervene(Verb.RETRY, saga_id, reason, timeout_s)
 
     def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Have a parked saga go on as if the step or compensation that it is parked at were done. See `intervene`."""
+        """Let a parked saga go on as if the step or compensation that it is parked at were done. See `intervene`."""
         return self._intervene(Verb.SKIP, saga_id, reason, timeout_s)
 
     def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Have a parked saga end as it stands, ABORTED. See `intervene`."""
+        """Let a parked saga end as it is, ABORTED. See `intervene`."""
         return self._intervene(Verb.ABANDON, saga_id, reason, timeout_s)
 
     def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
-        """Send an operator's request, and wait until a worker has done it; the saga as it is then.
+        """Send an operator's request, and wait until a worker has done it. Return the saga as it is then.
 
-        `request` needs a request_id; sent again with the same one, it is done once.
+        `request` needs a request_id: a request that is sent again with the same one is done once.
 
         Raises:
-            RequestRefused: there is no such saga, or it is not in a state in which this can be done.
-            CorruptSaga: what stands at its key cannot be read.
-            TimeoutError: no worker has taken it in time; it is in the store, and one will.
-            redis.RedisError: the broker is away; whether the request arrived is open.
+            RequestRefused: there is no such saga, or this cannot be done in its present state.
+            UnreadableSaga: the saga cannot be read.
+            TimeoutError: no worker has taken the request in time. It is in the store, and a worker will do it.
+            redis.RedisError: the broker is away. The request may have arrived or not.
         """
         check_timeout(timeout_s)
         watcher = SagaWatcher([Waiter(saga_id=request.saga_id, request=request)])
@@ -174,11 +174,11 @@ class SagaClient:
     ) -> Iterator[SagaState | UnreadableSaga]:
         """The sagas of the store: parked ones first, then live ones, then ended ones, the newest first.
 
-        They are read a page at a time, as they are asked for. Parked sagas may be acted on meanwhile, and none is
-        missed. A live one that moves meanwhile may come twice or not at all. What cannot be read comes as a CorruptSaga
-        that says why, whatever the status.
+        They are read page by page, when the iterator needs them. If the caller acts on parked sagas meanwhile, none is
+        missed. A live saga that moves meanwhile may come twice or not at all. In place of a saga that cannot be read
+        comes the error that says why, whatever the status: CorruptSaga, NewerFormat.
 
-        Raises ValueError for a status that no saga can have.
+        Raises ValueError for a status that no saga has.
         """
         listing = Listing(status, limit)
         pages = iter(lambda: run(self._redis, listing.next_page()), [])
@@ -188,7 +188,7 @@ class SagaClient:
         return self.intervene(requests.to_intervene(verb, saga_id, reason), timeout_s)
 
     def _settled(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
-        """What settles the waits, as it comes, until none is left or the time is up."""
+        """What settles the waiters, one by one, until none is left or the time is up."""
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
         def turn() -> Settled:

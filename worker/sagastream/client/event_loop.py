@@ -1,4 +1,4 @@
-"""The client for programs that run in an event loop: `SagaClient`, awaited."""
+"""The client for programs that run in an event loop."""
 
 import asyncio
 import contextlib
@@ -28,13 +28,13 @@ _T = TypeVar("_T")
 class AsyncSagaClient:
     """The sagas of a store, for the coroutines of one event loop. Close it, or use it as a context manager.
 
-    The methods are those of SagaClient, with the same arguments, answers and errors: to be awaited, but for `list`,
-    which is for `async for`. There is no `as_completed`: `asyncio.gather` waits for many. However many coroutines wait,
-    one reader of the events stream serves them all; it runs while any of them waits, and for half a second after that.
+    The methods are those of SagaClient, with the same arguments, results and errors. Await them, except `list`, which
+    is for `async for`. There is no `as_completed`: use `asyncio.gather`. One reader of the events stream serves all
+    coroutines that wait. It runs while any of them waits, and for half a second after that.
     """
 
     def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
-        """See SagaClient. A server that is embedded may have to be started for that, which blocks."""
+        """See SagaClient. This blocks if it has to start an embedded server."""
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._pool = connect_async(self._broker.url)
@@ -47,13 +47,13 @@ class AsyncSagaClient:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the connections. Whoever still waits gets a BrokerError."""
+        """Close the connections. A coroutine that still waits gets a BrokerError."""
         await self._follower.stop()
         await self._pool.aclose()
         if self._owns_broker:
             await asyncio.to_thread(self._broker.close)
 
-    aclose = close  #: the name that contextlib.aclosing calls
+    aclose = close  #: as contextlib.aclosing calls it
 
     async def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
         return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
@@ -72,7 +72,7 @@ class AsyncSagaClient:
         return state
 
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
-        """See SagaClient.wait. To wait for many sagas, wait for each in a task of its own."""
+        """See SagaClient.wait. To wait for many sagas, wait for each one in its own task."""
         state = requests.granted(await self._follower.settled(Waiter.for_end_of(saga), timeout_s))
         return completed(state) if check else state
 
@@ -95,7 +95,7 @@ class AsyncSagaClient:
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
     ) -> AsyncIterator[SagaState | UnreadableSaga]:
-        """See SagaClient.list. For `async for`; there is nothing to await."""
+        """See SagaClient.list. Use it with `async for`, and without `await`."""
         return self._listed(Listing(status, limit))
 
     async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | UnreadableSaga]:
@@ -108,7 +108,7 @@ class AsyncSagaClient:
 
 
 class _Follower:
-    """The one reader of the events stream, for all who wait."""
+    """The one reader of the events stream, for all coroutines that wait."""
 
     def __init__(self, broker: Broker, pool: ConnectionPool, outage: OutageReport) -> None:
         self._broker = broker
@@ -119,12 +119,12 @@ class _Follower:
         self._task: asyncio.Task[None] | None = None
 
     async def settled(self, waiter: Waiter, timeout_s: float | None) -> Outcome:
-        """What settles the waiter; an operator's request is sent for it."""
+        """What settles the waiter. If it has an operator's request, sends that first."""
         check_timeout(timeout_s)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[waiter] = future
         if self._task is None or self._task.done():
-            self._watcher = SagaWatcher()  # to read on from where the last one stopped might mean to read for long
+            self._watcher = SagaWatcher()  # the place of the last one may be far behind by now
             self._watcher.add(waiter)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
         else:
@@ -134,9 +134,9 @@ class _Follower:
                 await run_async(self._pool, self._watcher.start())
                 await run_async(self._pool, requests.append([waiter.request]))
             elif timeout_s is not None and timeout_s <= 0:
-                await self._look()  # what is asked is whether it has ended by now
+                await self._look()  # the question is whether it has ended by now
             async with asyncio.timeout(timeout_s):
-                # The reader may be waiting for events; if not, it will look at all that is waited for, first.
+                # The reader may be waiting for events. If it is not in place, it looks at all sagas first anyway.
                 if self._watcher.in_place and not future.done():
                     await self._look()
                 return await future
@@ -154,11 +154,11 @@ class _Follower:
         self._fail(BrokerError("the client was closed while this was waited for"))
 
     async def _look(self) -> None:
-        await asyncio.sleep(0)  # those who come at the same moment share the round trip of the first
+        await asyncio.sleep(0)  # coroutines that come at the same moment share one round trip
         try:
             self._settle(await run_async(self._pool, self._watcher.look()))
         except redis.RedisError:
-            return  # the reader meets with it too, and deals with it
+            return  # the reader meets it, too, and handles it
 
     async def _follow(self) -> None:
         tries = 0
@@ -181,12 +181,12 @@ class _Follower:
 
     async def _restore(self) -> None:
         if self._broker.embedded is not None:
-            with contextlib.suppress(BrokerError):  # it may start the next time
+            with contextlib.suppress(BrokerError):  # it may start at the next try
                 await asyncio.to_thread(self._broker.restore)
 
     def _settle(self, settled: Settled) -> None:
         for waiter, outcome in settled:
-            future = self._futures.get(waiter)  # none: it has left meanwhile
+            future = self._futures.get(waiter)  # None: it has stopped waiting meanwhile
             if future is not None and not future.done():
                 future.set_result(outcome)
 

@@ -1,5 +1,5 @@
-"""Lists of sagas, read a page at a time: parked ones first, then live ones, the one whose time comes first before the
-others, then ended ones, the newest first."""
+"""Lists of sagas, read page by page: parked ones first; then live ones, by the time at which they are due; then ended
+ones, the newest first."""
 
 import math
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from sagastream.errors import UnreadableSaga
 from sagastream.store import keys
 from sagastream.store.sagas import load
 
-#: What a list may be narrowed to; a parked saga is COMPENSATING or PENDING besides.
+#: To which sagas a list may be limited. A parked saga is also COMPENSATING or PENDING.
 ListStatus = Literal["PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED"]
 
 _PAGE: Final = 200
-#: How many ids of parked sagas are asked for in one round trip.
+#: How many ids of parked sagas one round trip asks for.
 _IDS_AT_ONCE: Final = 1000
 
 
 class Listing:
-    """Where the reading of a list stands."""
+    """A list that is being read."""
 
     def __init__(self, status: ListStatus | SagaStatus | None, limit: int | None) -> None:
-        """Raises ValueError for a status that no saga can have."""
+        """Raises ValueError for a status that no saga has."""
         if status is not None and status not in get_args(ListStatus):
             raise ValueError(f"status must be one of {', '.join(get_args(ListStatus))}, not {status!r}")
         self._status = status
@@ -42,7 +42,8 @@ class Listing:
         self._places = places.get(status, [ended])
 
     def next_page(self) -> Exchange[list[SagaState | UnreadableSaga]]:
-        """The next sagas of the list, and what is damaged among them; nothing: this is the end."""
+        """The next sagas of the list, and errors in place of those that cannot be read; empty at the end of the
+        list."""
         while self._places and self._left > 0:
             saga_ids = yield from self._places[0].next_page()
             if not saga_ids:
@@ -63,8 +64,8 @@ class Listing:
 
 
 class _Parked:
-    """The ids of the parked sagas. All are taken before the first page is: whoever has one after the other tried anew
-    moves them out from under the reading, and must miss none."""
+    """The ids of the parked sagas. All ids are read before the first page: a caller that retries each saga of the list
+    moves it out of the index meanwhile, and must not miss any."""
 
     def __init__(self) -> None:
         self._ids: Iterator[str] | None = None
@@ -83,15 +84,15 @@ class _Parked:
 
 
 class _ByScore:
-    """The ids of an index in the order of their scores. Each page begins where the last one ended, by the score, not by
-    the number: members that come or go before it shift nothing."""
+    """The ids of an index in the order of their scores. Each page begins at the score at which the last one ended, not
+    at a number: members that come or go before it shift nothing."""
 
     def __init__(self, command: str, key: str, first: str, last: str) -> None:
         self._command = command
         self._key = key
         self._from: bytes | str = first
         self._last = last
-        self._skip = 0  # of the members with the score `_from`, those that were read
+        self._skip = 0  # how many members with the score `_from` were read already
 
     def next_page(self) -> Exchange[list[str]]:
         words = (self._command, self._key, self._from, self._last, "WITHSCORES", "LIMIT", self._skip, _PAGE)

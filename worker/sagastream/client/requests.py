@@ -1,7 +1,7 @@
-"""The requests of clients: what they are made of, how they are sent, and what becomes of each.
+"""The requests of clients: how they are made and sent, and what the answer is to each.
 
-A saga to be begun is appended to the requests stream by `begin.lua`, together with others in one round trip, and only
-if the store knows nothing of it yet.
+`begin.lua` appends a request to begin a saga to the requests stream only if the store does not know the saga yet; many
+sagas take one round trip.
 """
 
 import uuid
@@ -22,8 +22,8 @@ from sagastream.core.saga import SagaState, SagaStatus, Step, begun_with, confli
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import keys, saga_hash
 
-#: How many sagas go to the broker in one round trip, and about how many bytes of them: a script keeps everybody
-#: waiting while it runs.
+#: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
+#: waits.
 BATCH: Final = 128
 _BATCH_BYTES: Final = 1 << 20
 
@@ -32,11 +32,11 @@ _SCRIPT: Final = Script("begin")
 
 
 class StepRequest(TypedDict):
-    """One step. What each member says, and what holds where there is none, is in docs/sagas.md."""
+    """One step. docs/sagas.md says what each member means, and its default."""
 
     transaction: str
     service: str
-    params: NotRequired[Any]  # what JSON can say
+    params: NotRequired[Any]  # any JSON value
     compensation: NotRequired[str | None]
     kind: NotRequired[Literal["compensatable", "pivot", "retriable"]]
     timeout_ms: NotRequired[int]
@@ -47,16 +47,16 @@ class StepRequest(TypedDict):
 
 
 class SagaRequest(TypedDict):
-    """A saga to be begun: the members of the protocol's saga_begin."""
+    """A saga to begin: the members of the protocol's saga_begin."""
 
     saga_id: str
     steps: Sequence[StepRequest]
-    deadline_ms: NotRequired[int]  # how long after its begin it is cancelled
+    deadline_ms: NotRequired[int]  # how long after its begin the saga is cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Accepted:
-    """The broker has the request, or the saga itself: durable, and sure to be run or refused."""
+    """The broker has the request, or the saga itself. It is durable, and will be run or refused."""
 
     begin: Begin
 
@@ -65,7 +65,7 @@ class Accepted:
         return self.begin.saga_id
 
     def __repr__(self) -> str:
-        """Without the steps, whose params are long, and nothing for a log."""
+        """Without the steps: their params may be long, and do not belong into a log."""
         return f"Accepted(saga_id={self.saga_id!r})"
 
 
@@ -73,19 +73,19 @@ class Accepted:
 class Refused:
     """Nothing was begun, and nothing will be: `error` says why.
 
-    MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. CorruptSaga: what stands at its
-    key cannot be read.
+    MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. UnreadableSaga: the saga of
+    this id cannot be read.
     """
 
-    saga_id: str  # as far as the request has one
+    saga_id: str  # empty if the request has none
     error: MalformedMessage | RequestRefused | UnreadableSaga
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsettled:
-    """The broker went away, and nobody knows whether it has the request: begin the saga again, under the same id.
+    """The broker went away, and nobody knows whether it has the request. Begin the saga again, with the same id.
 
-    `error`: how the broker failed. `sent`: False if the request was never on its way.
+    `error`: how the broker failed. `sent`: False if the request was not sent.
     """
 
     saga_id: str
@@ -101,7 +101,7 @@ def saga(saga_id: str, steps: Sequence[StepRequest], deadline_ms: int | None) ->
 
 
 def to_begin(saga: SagaRequest) -> Begin:
-    """The request, ready to be sent. Raises MalformedMessage: says what is wrong, and where."""
+    """The request to send. Raises MalformedMessage, which says what is wrong, and where."""
     body: Any = saga
     if isinstance(body, dict) and isinstance(body.get("steps"), tuple):
         body = body | {"steps": list(body["steps"])}
@@ -109,14 +109,14 @@ def to_begin(saga: SagaRequest) -> Begin:
 
 
 def to_intervene(verb: Verb, saga_id: str, reason: str) -> Intervene:
-    """An operator's request, likewise."""
+    """An operator's request. Raises MalformedMessage as `to_begin` does."""
     body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
     return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
 
 
 def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
-    """The members of what must be many. Raises TypeError for a single one: a text is made of texts, an object of its
-    keys, so each would be taken for many strange ones."""
+    """The members of a list of sagas. Raises TypeError for a single saga: the characters of a text, or the keys of an
+    object, would otherwise be taken for sagas."""
     given: object = sagas
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"sagas must be a list of {what}, not {type(given).__name__}")
@@ -124,8 +124,8 @@ def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
 
 
 def append(requests: Sequence[Begin | Intervene]) -> Exchange[None]:
-    """Append requests as they are, whatever the store knows; durable when this returns. To be called again with the
-    same ones where it raised: a request that arrived twice is known by its request_id."""
+    """Append requests as they are, whatever the store knows. They are durable when this returns. If it raised, append
+    the same requests again: one that arrived twice is recognised by its request_id."""
     commands: list[wire.Words] = [("XADD", keys.REQUESTS, "*", *_words(request)) for request in requests]
     answers = (yield commands) if commands else []
     for answer in answers:
@@ -133,7 +133,7 @@ def append(requests: Sequence[Begin | Intervene]) -> Exchange[None]:
 
 
 def begin(begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
-    """Begin these sagas, in one round trip; the answers are in their order. All requests arrive, or none."""
+    """Begin these sagas in one round trip. The answers are in their order. All requests arrive, or none."""
     args: list[str | bytes | int] = []
     for one in begins:
         words = _words(one)
@@ -144,9 +144,9 @@ def begin(begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
 
 
 def begin_many(sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused | Unsettled]]:
-    """Begin these sagas, a batch in a round trip; the answers are in their order.
+    """Begin these sagas, one batch per round trip. The answers are in their order.
 
-    Once the broker is away nothing more is sent. Raises redis.RedisError where it is no outage but a fault.
+    After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
     """
     answers: list[Accepted | Refused | Unsettled] = []
     failure: redis.RedisError | None = None
@@ -172,14 +172,14 @@ def begin_many(sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused
 
 
 def granted(answer: _T | Refused) -> _T:
-    """An answer, raised if it is a refusal."""
+    """An answer; if it is a refusal, raises its error."""
     if isinstance(answer, Refused):
         raise answer.error
     return answer
 
 
 def conflicting(saga_id: str) -> Refused:
-    """The answer to a request whose id another saga has."""
+    """The answer to a request if another saga has its id."""
     return Refused(saga_id=saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, conflict(saga_id)))
 
 
@@ -201,7 +201,7 @@ def _words(request: Begin | Intervene) -> list[str | bytes | int]:
 
 
 def _answer(one: Begin, held: Any) -> Accepted | Refused:
-    """What begin.lua says of one saga."""
+    """The answer for one saga, from what begin.lua returned for it."""
     if held == 1:
         return Accepted(begin=one)
     if held == 0:
@@ -214,7 +214,7 @@ def _answer(one: Begin, held: Any) -> Accepted | Refused:
 
 
 def _batches(sagas: Iterable[SagaRequest]) -> Iterator[list[Begin | Refused]]:
-    """The requests, or why one is none, in batches that are to go in one round trip each."""
+    """The requests, and refusals of malformed ones, in batches for one round trip each."""
     batch: list[Begin | Refused] = []
     size = 0
     for saga in sagas:
