@@ -14,15 +14,27 @@ from sagastream_bridge.commands.context import opened
 
 
 @click.command()
-@click.option("--sagas", default=5000, show_default=True, type=click.IntRange(100, 10_000_000), help="For each figure.")
+@click.option(
+    "--sagas",
+    default=5000,
+    show_default=True,
+    type=click.IntRange(100, 10_000_000),
+    help="How many, for each figure.",
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Orchestrator workers.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100), help="The medians of how many.")
+@click.option(
+    "--rounds",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="How many; the figures are their medians.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def bench(sagas: int, workers: int, rounds: int, as_json: bool) -> None:
     """Measure how fast sagas run here, against the bare stream traffic on the same server.
 
-    It starts workers and services of its own on the broker, which should be an idle one, and leaves its sagas there
-    until they expire. What counts are the ratios and the CPU time a saga: on a shared machine, the rest is weather.
+    It starts its own workers and services on the broker, which should be idle, and leaves its sagas there until they
+    expire. Compare the ratios and the CPU time per saga: on a shared machine, the other figures depend on the hour.
     """
     with opened() as broker:
         from sagastream.store import layout
@@ -42,7 +54,7 @@ def bench(sagas: int, workers: int, rounds: int, as_json: bool) -> None:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A progress bar where a person looks."""
+    """A progress bar, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @click.command("check-service")
 @click.argument("service")
-@click.option("--command", metavar="NAME", help="The command to try; may be left out where the service has only one.")
+@click.option("--command", metavar="NAME", help="The command to try; may be left out if the service has only one.")
 @click.option("--params", metavar="JSON", help="Params with which the service does the command.  [default: null]")
 @click.option("--rejected-params", metavar="JSON", help="Params for which it rejects the command.")
-@click.option("--compensation", metavar="NAME", help="What undoes the command, where the service does not publish it.")
+@click.option("--compensation", metavar="NAME", help="What undoes the command, if the service does not publish it.")
 @click.option(
     "--cases",
     type=click.File("rb"),
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.1, 3600),
     callback=finite,
     metavar="SECONDS",
-    help="How long an answer may take, to what a reader held that died too.",
+    help="How long an answer may take, also to a command that a dead reader held.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before it begins.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def check_service(service: str, effects: str | None, timeout: float, yes: bool, as_json: bool, **options: Any) -> None:
-    """Check a live service, in whatever language, against the promises of the protocol.
+    """Check a live service, in any language, against the promises of the protocol.
 
-    It plays the orchestrator: it sends commands, and some of them are done. It is for test environments: the service
-    reserves, charges and ships. What it did is undone by the compensations, where there are some. No worker may run on
-    the store.
+    It plays the orchestrator: it sends commands, and the service does some of them for real: it reserves, charges and
+    ships. So use it in test environments. Compensations undo what was done, if there are any. No worker may run on the
+    store.
 
-    Exit code 1 if a promise is broken, 2 if the service does not do what it is tried with.
+    Exit code 1 if a promise is broken, 2 if the service does not do the command that it is tried with.
     """
     with opened() as broker:
         from sagastream_bridge.conformance import report
@@ -80,7 +80,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
 
 
 def _columns() -> int | None:
-    """Of the terminal, where there is one."""
+    """Of the terminal; None if there is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -91,7 +91,7 @@ def _confirm(warning: str) -> None:
 
 
 def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
-    """What the service is tried with; nothing where it publishes nothing, and no command is named."""
+    """With what to try the service; nothing if it publishes nothing and no command is named."""
     from sagastream.core.messages import is_id
     from sagastream.errors import MalformedMessage
     from sagastream_bridge.conformance import cases

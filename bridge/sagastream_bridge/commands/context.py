@@ -1,4 +1,5 @@
-"""What every command stands in: the broker opened and closed, signals ending it in order, errors told on one line."""
+"""What every command runs in: it opens and closes the broker, ends in order on a signal, and reports errors on one
+line."""
 
 import math
 import os
@@ -22,7 +23,7 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 
 @contextmanager
 def opened() -> "Iterator[Broker]":
-    """The broker of the environment, open for as long as a command runs."""
+    """The broker that the environment names, open while a command runs."""
     with orderly():
         from sagastream.broker.connection import Broker
 
@@ -37,12 +38,12 @@ def opened() -> "Iterator[Broker]":
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """A command's frame: a signal ends it in order, so that nothing is left running; what a user can cause or mend is
-    told on one line of stderr, with exit code 1."""
+    """Runs a command: a signal ends it in order, so that nothing is left running. An error that a user can cause or
+    mend is one line on stderr, with exit code 1."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
-        except OSError:  # it was closed, and the next file that we open would take its place
+        except OSError:  # it is closed: the next file that we open would take its place
             os.open(os.devnull, os.O_RDWR)
     import redis
 
@@ -56,7 +57,7 @@ def orderly() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
     except BrokenPipeError:
-        # Whoever read it has had enough: nobody is to be told, at exit neither.
+        # Whoever read it has stopped reading: say nothing, and nothing at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(1) from None
     except redis.OutOfMemoryError:
@@ -69,22 +70,23 @@ def orderly() -> Iterator[None]:
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
-    """What is to be done when the process is to end: asked, interrupted, or its terminal gone."""
+    """What to do when the process has to end: it was asked to, or interrupted, or its terminal is gone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(number, handler)
 
 
 def _terminated(number: int, _: FrameType | None) -> NoReturn:
-    _on_signals(lambda *_: None)  # once is enough: a second one must not break off the tidying up
+    _on_signals(lambda *_: None)  # a second signal must not interrupt the clean-up
     raise SystemExit(128 + number)
 
 
 def call_on_signals(stop: Callable[[], object], until_eof: bool = False) -> None:
-    """Have a thread call `stop` when the process is to end, and when standard input ends where that is asked for.
+    """Let a thread call `stop` when the process has to end; with `until_eof`, also when standard input ends.
 
-    Not the handler: it runs between any two statements of the main thread, and would wait for ever for a lock that
-    those hold. And it runs only when that thread comes round to it, whereas the pipe is written at once.
+    A signal handler must not call it: that runs between any two statements of the main thread, and would wait for ever
+    for a lock that the main thread holds. It also runs only when the main thread gets to it; the pipe is written at
+    once.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -102,7 +104,7 @@ def call_on_signals(stop: Callable[[], object], until_eof: bool = False) -> None
 
 
 def stop_event(until_eof: bool = False) -> threading.Event:
-    """Set when the process is to end."""
+    """An event that is set when the process has to end."""
     stop = threading.Event()
     call_on_signals(stop.set, until_eof)
     return stop
@@ -137,14 +139,14 @@ def logged(command: _Command) -> _Command:
 
 
 def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    """A number of seconds or days, checked: click lets nan and inf pass."""
+    """Checks a number of seconds or days: click accepts nan and inf."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("must be a number")
     return value
 
 
 def safe(text: str) -> str:
-    """The text, made harmless for a terminal."""
+    """The text without anything that a terminal could act on."""
     from sagastream.console import printable
 
     return printable(text)

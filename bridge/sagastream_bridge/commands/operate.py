@@ -1,4 +1,4 @@
-"""The commands of operators: have sagas go back or on, deal with what was set aside, examine the store."""
+"""The commands of operators: cancel sagas, let parked ones go on, handle quarantined messages, examine the store."""
 
 import json
 import sys
@@ -11,19 +11,19 @@ from sagastream_bridge.commands.context import finite, opened, safe
 if TYPE_CHECKING:
     from sagastream.store.quarantine import Quarantined
 
-#: What each of an operator's verbs does, for the help.
+#: The help text of each of an operator's verbs.
 _VERBS: Final = {
-    "cancel": "Have a saga go back: at its next step boundary, and not past its pivot.",
-    "retry": "Have a parked saga try anew what it is parked at. Exit code 3 if it is parked again at once.",
-    "skip": "Have a parked saga go on as if what it is parked at were done.",
-    "abandon": "Have a parked saga end as it stands, ABORTED; what was not undone stays.",
+    "cancel": "Cancel a saga: it goes back when its current step is answered, but not after its pivot.",
+    "retry": "Let a parked saga try again what it is parked at. Exit code 3 if it is parked again at once.",
+    "skip": "Let a parked saga go on as if what it is parked at were done.",
+    "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
 }
 
 
 def _verb(verb: str, help_text: str) -> click.Command:
     @click.command(verb, help=help_text)
     @click.argument("saga_id", metavar="ID")
-    @click.option("--reason", required=True, metavar="TEXT", help="Why; it stays with the saga, for others to read.")
+    @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
     @click.option(
         "--timeout",
         default=10.0,
@@ -31,7 +31,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
         type=click.FloatRange(0, 86400),
         callback=finite,
         metavar="SECONDS",
-        help="How long to wait for a worker to do it; one will do it later, too.",
+        help="How long to wait for a worker to do it. If none does, one will do it later.",
     )
     def command(saga_id: str, reason: str, timeout: float) -> None:
         from sagastream.errors import MalformedMessage
@@ -64,7 +64,7 @@ def quarantine() -> None:
 
 
 @quarantine.command("list")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most how many.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_quarantined(limit: int, as_json: bool) -> None:
     """List them, the newest first."""
@@ -87,7 +87,7 @@ def list_quarantined(limit: int, as_json: bool) -> None:
 @quarantine.command("show")
 @click.argument("entry_id", metavar="ID")
 def show_quarantined(entry_id: str) -> None:
-    """Show all that is known of one, as JSON."""
+    """Show all that is known about one message, as JSON."""
     with opened() as broker:
         from sagastream.store.quarantine import Quarantine
 
@@ -97,7 +97,7 @@ def show_quarantined(entry_id: str) -> None:
 @quarantine.command("replay")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
-    """Put messages back into the streams from which they came, to be read again: once what was wrong is mended."""
+    """Put messages back into the streams from which they came, to be read again, when what was wrong is mended."""
     with opened() as broker:
         from sagastream.store.quarantine import Quarantine
 
@@ -110,7 +110,7 @@ def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
 @quarantine.command("drop")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
-    """Forget messages for good."""
+    """Delete messages for good."""
     with opened() as broker:
         from sagastream.store.quarantine import Quarantine
 
@@ -120,7 +120,7 @@ def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Set right what can be: the places of sagas in the indexes.")
+@click.option("--repair", is_flag=True, help="Repair what can be repaired: the places of sagas in the indexes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def doctor(repair: bool, as_json: bool) -> None:
     """Examine the store: is it kept safely, has every live saga a reason to move, is somebody at work?

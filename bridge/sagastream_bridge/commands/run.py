@@ -33,13 +33,13 @@ _RETENTION = click.option(
 
 
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """Told now, and not by a process that is up already."""
+    """Checks now that the file can be written, not when the process is running."""
     from sagastream.health import HealthFile
 
     if path is None:
         return None
     if path == Path():
-        raise click.BadParameter("'' is no path")
+        raise click.BadParameter("'' is not a path")
     try:
         HealthFile(path)
     except OSError as error:
@@ -52,7 +52,7 @@ _HEALTH_FILE = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     callback=_writable,
     metavar="PATH",
-    help="Touch this file every second or two for as long as the broker answers.",
+    help="Touch this file every second or two while the broker answers.",
 )
 _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
 
@@ -69,7 +69,7 @@ def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> 
         from sagastream.health import health_file_at
         from sagastream.orchestrator.worker import Orchestrator
 
-        gc.freeze()  # what was imported stays: looking at it again and again is one 25th of a worker's time
+        gc.freeze()  # imported objects stay: without this, the garbage collector takes 1/25 of a worker's time
         with health_file_at(health_file) as health:
             Orchestrator(broker, stop, retention_ms=max(1, int(retention_days * _DAY_MS)), health=health).run()
 
@@ -77,7 +77,7 @@ def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> 
 @click.command()
 @click.argument("where", metavar="MODULE:NAME")
 @click.option(
-    "--reload", is_flag=True, help="Start it again when a .py file below this folder changes: for development."
+    "--reload", is_flag=True, help="For development: start it again when a .py file below this folder changes."
 )
 @click.option(
     "--grace",
@@ -86,7 +86,7 @@ def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> 
     type=click.FloatRange(0),
     callback=finite,
     metavar="SECONDS",
-    help="How long handlers may still run when the process is to end.",
+    help="How long handlers may still run when the process has to end.",
 )
 @_HEALTH_FILE
 @logged
@@ -145,12 +145,12 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     "services",
     multiple=True,
     metavar="MODULE:NAME",
-    help="A service to run in place of the three samples; may be given several times.",
+    help="A service to run instead of the three samples; may be given several times.",
 )
 @logged
 @_RETENTION
 def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
-    """Run everything: the broker, workers, services. What dies is started again."""
+    """Run everything: the broker, workers, services. A process that dies is started again."""
     for where in services:
         _check_where(where)
     stop = stop_event()
@@ -158,7 +158,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
         from sagastream.broker.outage import Outage
         from sagastream.service.loading import load_service
 
-        # What no restart can mend is told at once.
+        # Report at once what no restart can mend.
         from sagastream.store import layout
         from sagastream_bridge.local.stack import SAMPLES, Stack
 
@@ -187,7 +187,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
 
 @click.command()
 @click.option("--outcomes/--no-outcomes", default=None, help="Tell how each saga ended [default: on a terminal].")
-@click.option("--trace", "echo", is_flag=True, help="Write out every command and reply too.")
+@click.option("--trace", "echo", is_flag=True, help="Also write every command and reply.")
 @click.option("--serve", default="", metavar="A,B", help="Services that standard input plays.")
 @click.option(
     "--drain-timeout",
@@ -202,8 +202,8 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
 def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) -> None:
     """Speak the stdin protocol: one JSON object a line, in and out.
 
-    Without REDIS_URL, and where nothing runs in the home yet, the bridge brings up the broker, a worker and the sample
-    services for as long as it lives.
+    Without REDIS_URL, and if nothing runs in the home yet, the bridge runs the broker, a worker and the sample services
+    while it lives.
     """
     from sagastream.core.messages import is_id
 
@@ -226,7 +226,7 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) 
 def demo() -> None:
     """Run three sagas on an embedded broker, and show every message.
 
-    The broker is one of its own, in `demo` below the home; what an earlier demonstration left in it is erased.
+    It has its own broker, in `demo` below the home. What an earlier demonstration left there is erased.
     """
     with orderly():
         from sagastream_bridge.local.demo import demonstrate
@@ -235,7 +235,7 @@ def demo() -> None:
 
 
 def _tend(broker: "Broker", until_eof: bool) -> None:
-    """For a worker of RQ's, which knows nothing of an embedded server that dies, nor of standard input."""
+    """Does for a worker of RQ what it does not do itself: restart an embedded server, and watch standard input."""
     from sagastream.errors import BrokerError
 
     while True:

@@ -21,13 +21,13 @@ _WORKER_GRACE_S: Final = 1.0
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--wait", is_flag=True, help="Wait for the end; exit code 3 if the saga was aborted or is parked.")
+@click.option("--wait", is_flag=True, help="Wait for the end. Exit code 3 if the saga was aborted or is parked.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0),
     callback=finite,
     metavar="SECONDS",
-    help="With --wait: at most how long.",
+    help="With --wait: wait at most this long.",
 )
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
@@ -69,7 +69,7 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
 
 @click.command()
 @click.argument("saga_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="The SagaState of the protocol, with what else is known.")
+@click.option("--json", "as_json", is_flag=True, help="The SagaState of the protocol, and all else that is known.")
 def show(saga_id: str, as_json: bool) -> None:
     """Show where a saga is, and why."""
     from sagastream.core.messages import is_id
@@ -90,8 +90,8 @@ def show(saga_id: str, as_json: bool) -> None:
 
 
 @click.command("list")
-@click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only these.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most how many.")
+@click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only sagas with this status.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
     """List sagas: parked ones first, then live ones, then ended ones, the newest first."""

@@ -1,7 +1,7 @@
-"""The stdin bridge: lines of the stdin protocol in, streams out, and back again.
+"""The stdin bridge: from lines of the stdin protocol to the streams, and back.
 
-Three kinds of threads: the main one reads lines and appends what they ask for; the follower reads the events stream
-and answers; one a served service writes its commands out.
+It has three kinds of threads. The main one reads lines and appends requests. The follower reads the events stream and
+answers. One thread for each served service writes its commands out.
 """
 
 import os
@@ -41,11 +41,11 @@ from sagastream_bridge.stdin.lines import (
 )
 from sagastream_bridge.stdin.served import ServedService
 
-#: How long the threads may take to come to an end, in seconds: longer than any answer of the broker. One that is stuck
-#: because nobody reads what it writes ends with the process.
+#: How long the threads may take to end, in seconds: longer than any answer of the broker. A thread that is stuck
+#: because nobody reads its output ends with the process.
 _JOIN_S: Final = 6.0
-#: How long no worker may be about before the bridge of an embedded server runs its own, in seconds: whoever has just
-#: started the server may be starting one.
+#: How long no worker may be there before the bridge of an embedded server runs its own, in seconds: whoever has just
+#: started the server may be starting a worker.
 _LONELY_S: Final = 2.0
 
 
@@ -64,10 +64,10 @@ class StdinBridge:
     ) -> None:
         """
         Args:
-            outcomes: tell the end of every saga to who began it.
-            echo: write out every command and reply of the sagas that were begun here.
-            serve: services that are played by the lines.
-            drain_timeout_s: how long to wait at the end of input for what was begun here.
+            outcomes: tell the end of every saga to whoever began it.
+            echo: write every command and reply of the sagas that were begun here.
+            serve: services whose commands are written as lines, and whose replies come as lines.
+            drain_timeout_s: how long to wait at the end of input for the sagas that were begun here.
         """
         self._broker = broker
         self._echo = echo
@@ -84,13 +84,13 @@ class StdinBridge:
         self._lonely_since = time.monotonic()
         self._fault: Exception | None = None
         self._line_number = 0
-        self._read = self._settled = 0  # lines that were read; those of them whose effect the broker has
-        self._requests: list[Begin | Intervene] = []  # of the lines between
+        self._read = self._settled = 0  # lines that were read; lines whose effect the broker has
+        self._requests: list[Begin | Intervene] = []  # of the lines between these two
         self._bad_lines = 0
         self._run_id = uuid.uuid4().hex
 
     def run(self, fd: int) -> int:
-        """Bridge until the lines of `fd` end, or `stop` is called; the exit code."""
+        """Bridge until the lines of `fd` end, or `stop` is called. Returns the exit code."""
         with runs("bridge", WHO, self._observer):
             return self._run(fd)
 
@@ -131,12 +131,12 @@ class StdinBridge:
             threads[-1].start()
 
     def stop(self) -> None:
-        """End the bridge after the lines that it has read. To be called from anywhere, signal handlers included."""
+        """End the bridge after the lines that it has read. Any thread may call this, and a signal handler, too."""
         self._stop.set()
         os.write(self._wake[1], b"!")
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        """Do what these lines ask for, in order; begins next to each other go to the broker together."""
+        """Do what these lines ask for, in their order. Requests next to each other go to the broker together."""
         self._read += len(lines)
         for text in lines:
             self._line_number += 1
@@ -169,7 +169,7 @@ class StdinBridge:
             raise BadLine(str(error), line.caller, code_of(error)) from None
 
     def _prepare(self, line: Line) -> Begin | Intervene:
-        """The request that a line makes, with somebody to wait for what becomes of it."""
+        """The request that a line makes. Its sender waits for the answer from now on."""
         request_id = f"{self._run_id}-{self._line_number}"
         request: Begin | Intervene
         if line.type in VERBS:
@@ -185,7 +185,7 @@ class StdinBridge:
             self._requests.clear()
 
     def _settle(self) -> None:
-        """See to it that the broker has the effect of every line up to this one."""
+        """Make sure that the broker has the effect of every line up to this one."""
         self._append()
         self._settled = self._line_number
 
@@ -214,7 +214,7 @@ class StdinBridge:
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         assert isinstance(saga_id, str)
-        # In this order: whoever began it waits for it until it has been seen in the store.
+        # In this order: whoever began the saga waits for it until it was seen in the store.
         begin = self._follower.begin_of(saga_id)
         state = self._outage.patiently(lambda: self._client.get(saga_id))
         if state is not None:
@@ -248,8 +248,8 @@ class StdinBridge:
         self._outage.keep(turn, self._tend)
 
     def _tend(self) -> None:
-        """Run a worker and the sample services where an embedded server has none: because it is ours, or because
-        whoever ran them has gone."""
+        """Run a worker and the sample services if the embedded server has none: because this bridge started the server,
+        or because whoever ran them has gone."""
         self._outage.restore()
         if self._broker.embedded is None:
             return
@@ -261,13 +261,13 @@ class StdinBridge:
         self._stack.tend()
 
     def _is_lonely(self) -> bool:
-        """Whether no worker has been about for a while."""
+        """Whether no worker has been there for a while."""
         if lookup.worker_is_alive(self._broker.client):
             self._lonely_since = time.monotonic()
         return time.monotonic() - self._lonely_since > _LONELY_S
 
     def _drain(self) -> None:
-        """Wait for the end of what was begun here, for as long as is allowed, and tell what has not ended."""
+        """Wait for the end of the sagas that were begun here, as long as is allowed. Log which have not ended."""
         left = self._follower.wait_until_answered(self._drain_timeout_s, self._stop)
         if not left or self._stop.is_set() or self._out.gone:
             return
@@ -281,7 +281,7 @@ class StdinBridge:
             LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
 
     def _guard(self, target: Callable[[], None]) -> None:
-        """Run a thread's work; what it cannot go on from ends the whole bridge, not just the thread."""
+        """Run the work of a thread. An error ends the whole bridge, not only the thread."""
         try:
             target()
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it

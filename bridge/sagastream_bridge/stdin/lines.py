@@ -13,12 +13,12 @@ from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.strict_json import MAX_BYTES, decode
 from sagastream.errors import MalformedMessage, NewerFormat, RequestRefused, UnreadableSaga
 
-#: What the orchestrator is called in `src` and `dest`.
+#: The name of the orchestrator in `src` and `dest`.
 ORCHESTRATOR: Final = "orchestrator"
 #: The longest line that is read, in bytes.
 MAX_LINE_BYTES: Final = MAX_BYTES
 _CHUNK_BYTES: Final = 1 << 16
-#: How soon a writing is given up that nobody reads, once the process is to stop, in seconds.
+#: How often a write that nobody reads looks whether the process has to stop, in seconds.
 _STOP_CHECK_S: Final = 0.2
 
 
@@ -28,7 +28,7 @@ Refusal = MalformedMessage | RequestRefused | UnreadableSaga
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who is to be answered: the `src` of a line and the `msg_id` of its body, None where it gave none."""
+    """Whom to answer: the `src` of a line, and the `msg_id` of its body (None: it has none)."""
 
     src: str
     msg_id: int | None
@@ -46,7 +46,7 @@ class Line:
 
 
 class BadLine(Exception):
-    """A line that cannot be done; `caller` is there if somebody can be told, with this error code."""
+    """A line that cannot be done. `caller`: whom to answer with this error code; None if that is not known."""
 
     def __init__(self, text: str, caller: Caller | None = None, code: int = Code.MALFORMED) -> None:
         super().__init__(text)
@@ -55,7 +55,7 @@ class BadLine(Exception):
 
 
 def code_of(refusal: Refusal) -> int:
-    """The code of the error line that tells it."""
+    """The code of its error line."""
     if isinstance(refusal, RequestRefused):
         return refusal.code
     if isinstance(refusal, MalformedMessage):
@@ -64,10 +64,10 @@ def code_of(refusal: Refusal) -> int:
 
 
 def read_lines(fd: int, wake_fd: int) -> Iterator[list[bytes]]:
-    """The lines of a file descriptor as they come, as many at once as there are, without the ends of lines; until it
-    ends, or until `wake_fd` has something to be read.
+    """The lines of a file descriptor as they come, without line ends; each list has all lines that are there. Ends when
+    the input ends, or when there is something to read from `wake_fd`.
 
-    Of a line that is far over MAX_LINE_BYTES only the beginning comes; it is still too long to be parsed.
+    Of a line that is far longer than MAX_LINE_BYTES only the beginning comes, which is still too long to be parsed.
     """
     rest = b""
     while wake_fd not in (ready := select.select([fd, wake_fd], [], [])[0]):
@@ -83,7 +83,7 @@ def read_lines(fd: int, wake_fd: int) -> Iterator[list[bytes]]:
 
 
 def parse(line: bytes) -> Line:
-    """One line, checked; raises BadLine."""
+    """Check one line. Raises BadLine."""
     if len(line) > MAX_LINE_BYTES:
         raise BadLine(f"too long: over {MAX_LINE_BYTES} bytes")
     try:
@@ -105,7 +105,7 @@ def parse(line: bytes) -> Line:
 
 
 def told(state: SagaState) -> dict[str, Any]:
-    """The members of an answer that tells of a saga: the protocol's SagaState and, of a live one, what it waits for."""
+    """The members of an answer about a saga: the protocol's SagaState and, if it is live, what it waits for."""
     members: dict[str, Any] = {"state": protocol_view(state)}
     if not state.ended:
         members["waiting_for"] = state.waiting_for
@@ -115,17 +115,17 @@ def told(state: SagaState) -> dict[str, Any]:
 
 
 class LineWriter:
-    """Writes lines to standard output, whole ones, from any thread. `gone`: nobody reads them any more."""
+    """Writes whole lines to standard output, from any thread. `gone`: nobody reads them any more."""
 
     def __init__(self, stop: threading.Event) -> None:
-        """`stop`: once it is set, nothing waits any longer for a reader that does not read."""
+        """`stop`: once it is set, no write waits for a reader that does not read."""
         self._stop = stop
         self._lock = threading.Lock()
         self._next_id = 0
         self.gone = False
 
     def answer(self, caller: Caller, kind: str, members: dict[str, Any] | None = None) -> None:
-        """A message of the orchestrator's own, numbered, in reply to the caller's."""
+        """A message of the orchestrator, with a number, in reply to the caller."""
         body: dict[str, Any] = {"type": kind}
         if caller.msg_id is not None:
             body["in_reply_to"] = caller.msg_id
@@ -135,23 +135,23 @@ class LineWriter:
             self._write(ORCHESTRATOR, caller.src, body | (members or {}))
 
     def error(self, caller: Caller, code: int, text: str) -> None:
-        """An error line. Its shape is fixed, so it carries no number."""
+        """An error line. Its shape is fixed, so it has no number."""
         body = {"type": "error", "in_reply_to": caller.msg_id, "code": code, "text": text}
         with self._lock:
             self._write(ORCHESTRATOR, caller.src, body)
 
     def message(self, src: str, dest: str, body: dict[str, Any]) -> None:
-        """A message between the orchestrator and a service, as it is."""
+        """A message between the orchestrator and a service, unchanged."""
         with self._lock:
             self._write(src, dest, body)
 
     def _write(self, src: str, dest: str, body: dict[str, Any]) -> None:
         if self.gone:
             return
-        # Plain ASCII: whatever strangers put into it, a terminal sees escapes.
+        # Plain ASCII: whatever strangers wrote, a terminal gets only escapes.
         line = json.dumps({"src": src, "dest": dest, "body": body}).encode() + b"\n"
         try:
-            # Not through sys.stdout: a thread that is stuck in it, because nobody reads, would keep the process.
+            # Not by sys.stdout: a thread that is stuck in it, because nobody reads, would keep the process alive.
             while line:
                 if select.select([], [1], [], _STOP_CHECK_S)[1]:
                     line = line[os.write(1, line[: select.PIPE_BUF]) :]

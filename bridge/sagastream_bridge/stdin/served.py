@@ -1,4 +1,5 @@
-"""A service that is played by whoever holds the bridge's stdin: commands go out as lines, lines are replies."""
+"""A service that is played by whoever holds the bridge's stdin: its commands go out as lines, its replies come as
+lines."""
 
 import threading
 import time
@@ -24,7 +25,7 @@ from sagastream_bridge.stdin.lines import ORCHESTRATOR, LineWriter
 
 
 class ServedService:
-    """One such service. A command is held, and its lease renewed, until its reply comes."""
+    """One such service. It holds a command, and renews the lease, until the reply comes."""
 
     def __init__(self, broker: Broker, name: str, out: LineWriter, outage: Outage) -> None:
         self.name = name
@@ -45,13 +46,13 @@ class ServedService:
         self._unasked: list[Reply] = []
 
     def run(self) -> None:
-        """Write commands out until the bridge stops; then hand back what was not answered."""
+        """Write commands out until the bridge stops. Then give back the commands that were not answered."""
         self._outage.keep(self._turn, self._inbox.reader.recover)
         self._outage.once(self._inbox.reader.leave)
 
     def reply(self, body: dict[str, Any]) -> None:
-        """Take a reply that came as a line; `send` sends it on. One that answers no command in hand is sent all
-        the same: what to think of it is the orchestrator's business. Raises MalformedMessage."""
+        """Take a reply that came as a line; `send` sends it. A reply to no command that is held here is sent, too: the
+        orchestrator decides what to do with it. Raises MalformedMessage."""
         reply = parse_reply(body)
         with self._lock:
             entry_id = self._by_reply.get((reply.saga_id, reply.step, reply.type))
@@ -63,10 +64,11 @@ class ServedService:
                 self._inbox.answer(delivery, Answer(reply, service_rules.kind(delivery.command, reply)))
 
     def send(self) -> None:
-        """Send what was taken. To be called again where it raised redis.RedisError."""
+        """Send what was taken. If this raises redis.RedisError, call it again."""
         with self._lock:
             while overruled := self._inbox.send():
-                # Its step was undone meanwhile. Whoever plays the service has seen both lines, and knows what it did.
+                # Its step was undone meanwhile. Whoever plays the service has seen both lines, and has to undo the
+                # effect.
                 for delivery, reply in overruled:
                     self._inbox.answer(delivery, Answer(reply, "final"))
             while self._unasked:
@@ -78,7 +80,7 @@ class ServedService:
         if time.monotonic() >= self._renew_at:
             self._inbox.reader.renew()
             self._renew_at = time.monotonic() + LEASE_MS / 3000
-        # The lock is not held while waiting for commands: replies come in meanwhile.
+        # Without the lock: replies come in while this waits for commands.
         deliveries = self._inbox.read(BLOCK_MS)
         for delivery in deliveries:
             if delivery.todo is not RUN:
@@ -103,7 +105,7 @@ class ServedService:
         return delivery
 
     def _publish(self) -> None:
-        """A service that the samples know keeps the compensations that it publishes."""
+        """A service that is one of the samples publishes the compensations of the sample."""
         if self.name in SAMPLES:
             published.publish(self._client, self.name, load_service(SAMPLES[self.name]).publishes())
 
