@@ -61,6 +61,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert section in map(anchor, titles), target
 
 
+def test_every_page_stands_in_the_navigation_of_the_site() -> None:
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    there = [str(page.relative_to(ROOT)).removeprefix("docs/") for page in PAGES]
+    assert sorted(listed) == sorted(there)
+
+
 @pytest.mark.parametrize("package", [sagastream, testing], ids=lambda package: package.__name__)
 def test_every_public_name_stands_in_the_reference(package: ModuleType) -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
