@@ -1,4 +1,4 @@
-// A sample service: notifies people. What it sent is in an outbox in Redis, by idempotency key:
+// A sample service: it notifies people. What it sent is in an outbox in Redis, by idempotency key:
 //
 // stubs:{notification}:outbox   hash   idempotency key -> the notification as JSON; "withdrawn": it must not be sent
 

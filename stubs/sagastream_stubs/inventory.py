@@ -5,7 +5,7 @@ from typing import Any
 from sagastream import Context, Reject, Service
 from sagastream_stubs.ledger import Ledger
 
-#: What is in stock at first, in pieces; of anything else there is plenty.
+#: Pieces in stock at first; of everything else there is PLENTY.
 STOCK = {"sold_out": 0}
 PLENTY = 1_000_000
 

@@ -1,6 +1,6 @@
-"""What the sample services keep: how much there is of each thing, and who took what. In Redis, idempotently.
+"""The books of the sample services, in Redis: how much there is of each thing, and who took what.
 
-stubs:{<service>}:left     hash  thing -> how much is left of it, once somebody took some
+stubs:{<service>}:left     hash  thing -> how much is left of it; missing until somebody takes some
 stubs:{<service>}:taken    hash  idempotency key -> <id> <thing> <amount>; "void": given back
 stubs:{<service>}:counter  string  the last number that was given out
 """
@@ -19,10 +19,10 @@ class Ledger:
         self._prefix = prefix
 
     def take(self, key: str, thing: str, amount: int, at_first: int, refusal: str) -> str:
-        """Take `amount` of `thing`, of which there were `at_first`; the id of what was taken.
+        """Take `amount` of `thing`, of which there were `at_first`; returns the id of what was taken.
 
         Called again with the same `key`, it takes nothing more and returns the same id. Raises Reject(refusal)
-        where too little is left, and Reject("cancelled") where the same key was given back before.
+        if too little is left, and Reject("cancelled") if this key was given back before.
         """
         if amount > at_first:  # also keeps numbers within what Lua can count
             raise Reject(refusal)
@@ -40,5 +40,5 @@ class Ledger:
 
 @cache
 def _script(name: str) -> Any:
-    """A script, on a connection that is made when it is first needed."""
+    """A script. The connection is made when it is first needed."""
     return scripts.load(connect(), name, "sagastream_stubs.scripts")

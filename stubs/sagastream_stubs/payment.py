@@ -6,10 +6,10 @@ from typing import Any
 from sagastream import Context, Reject, Service
 from sagastream_stubs.ledger import Ledger
 
-#: What users have at first, in cents; anybody else has PLENTY.
+#: What users have at first, in cents; everybody else has PLENTY.
 BALANCE = {"u42": 75_00}
 PLENTY = 10_000_00
-#: More than anybody has, in whole units: what is asked beyond it need not be counted.
+#: More than anybody has, in whole units. A larger amount is cut to this before it is counted.
 MOST = Decimal(1_000_000_000)
 
 service = Service("payment")
@@ -20,7 +20,7 @@ ledger = Ledger("payment", "p")
 def charge(params: Any, context: Context) -> dict[str, str]:
     try:
         user, amount = str(params["user_id"]), Decimal(str(params["amount"]))
-        # Between bounds first: -1e999999 as an integer takes a minute to write.
+        # Cut first: -1e999999 as an integer takes a minute to write.
         cents = int(max(min(amount, MOST), Decimal(0)) * 100)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         raise Reject("malformed_params: needs user_id and amount") from None

@@ -9,7 +9,7 @@ from sagastream_stubs.ledger import Ledger
 PARCELS = 1_000_000
 
 service = Service("shipping")
-#: The same service with its steps as RQ jobs; see the Procfile.
+#: The same service, with steps that run as RQ jobs; see the Procfile.
 on_rq = Service("shipping")
 ledger = Ledger("shipping", "s")
 

@@ -5,9 +5,9 @@ import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import * as redis from '@redis/client'
 
-/** How long an answer may take, over and above what a blocking read waits. */
+/** How long an answer may take, in addition to the time that a blocking read waits. */
 const ANSWER_TIMEOUT_MS = 5000
-/** Errors of the server that pass: it loads, fails over, is full, cannot write to its disk … */
+/** Errors of the server that pass: it is loading, failing over, full, cannot write to its disk … */
 const PASSING = /^(LOADING|READONLY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY) /
 
 /** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
@@ -16,7 +16,7 @@ export class ServiceError extends Error {}
 /** Redis cannot be reached, or its answer was lost. */
 class Away extends Error {}
 
-/** Whether Redis is away for a while: such an error is waited out, any other is a fault. */
+/** Whether Redis is away for a while. If so, wait; every other error is a fault. */
 export function isOutage(error) {
   if (error instanceof redis.ErrorReply) return PASSING.test(error.message)
   return error instanceof Away || error instanceof redis.SocketClosedUnexpectedlyError
@@ -27,15 +27,15 @@ export function delay(failures) {
   return Math.min(2000, 50 * 2 ** Math.min(failures - 1, 30))
 }
 
-/** A node-redis client for a service's own data. It reconnects, and holds calls back meanwhile. */
+/** A node-redis client for a service's own data. It reconnects, and holds back calls until then. */
 export function connect(url = process.env.REDIS_URL, options = {}) {
   const client = redis.createClient({ ...parseUrl(url), ...options, RESP: 2, disableClientInfo: true })
-  client.on('error', () => {}) // who calls is told
+  client.on('error', () => {}) // the caller gets the error
   client.connect().catch(() => {})
   return client
 }
 
-/** One connection of the service itself. Answers come as they are sent: arrays, integers, and Buffers for strings. */
+/** One connection of the service itself. Answers are arrays, integers, and Buffers for strings. */
 export class Connection {
   #client
   #settled
@@ -44,13 +44,13 @@ export class Connection {
 
   constructor(url) {
     this.#client = connect(url, {
-      disableOfflineQueue: true, // whoever calls decides what to do while Redis is away
+      disableOfflineQueue: true, // the caller decides what to do while Redis is away
       pingInterval: 2000, // so that a server that hangs is noticed
       commandOptions: { typeMapping: { [redis.RESP_TYPES.BLOB_STRING]: Buffer } },
     })
     this.#settled = new Promise((resolve) => this.#client.once('ready', resolve).once('error', resolve))
     this.#client.on('error', (error) => {
-      if (error instanceof redis.ErrorReply && !isOutage(error)) this.#fault = error // a refused login, say
+      if (error instanceof redis.ErrorReply && !isOutage(error)) this.#fault = error // such as a refused login
     })
   }
 
@@ -64,7 +64,7 @@ export class Connection {
     }
   }
 
-  /** Run a script of the folder scripts/, which the server may have forgotten. */
+  /** Run a script of the folder scripts/, even if the server has forgotten it. */
   async script(name, keys, args) {
     if (!this.#scripts.has(name)) {
       const text = readFileSync(new URL(`scripts/${name}.lua`, import.meta.url), 'utf8')
@@ -75,7 +75,7 @@ export class Connection {
       return await this.call('EVALSHA', sha, keys.length, ...keys, ...args)
     } catch (error) {
       if (!error.message.startsWith('NOSCRIPT')) throw error
-      await this.call('SCRIPT', 'LOAD', text) // EVAL alone leaves it among those that Valkey evicts
+      await this.call('SCRIPT', 'LOAD', text) // Valkey may evict a script that it only knows from EVAL
       return this.call('EVAL', text, keys.length, ...keys, ...args)
     }
   }
@@ -88,15 +88,15 @@ export class Connection {
 /** Waits while Redis is away, and says so: once when it goes, once when it is back. */
 export class Patience {
   #say
-  #waiting = new Set() // the calls that cannot reach it
+  #waiting = new Set() // the calls that cannot reach Redis
 
-  /** @param stop an AbortSignal: nobody waits any longer once it is aborted */
+  /** @param stop an AbortSignal; once it is aborted, nobody waits any longer */
   constructor(say, stop) {
     this.#say = say
     this.stop = stop
   }
 
-  /** What `call` answers, however long Redis is away. It may be called twice, and must allow for it. */
+  /** What `call` returns, however long Redis is away. `call` may be called twice; that must do no harm. */
   async patiently(call) {
     const me = Symbol('call')
     for (let failures = 1; ; failures += 1) {
@@ -116,13 +116,13 @@ export class Patience {
     }
   }
 
-  /** Wait, but not past the stop. */
+  /** Wait, but stop waiting at the stop. */
   async pause(ms) {
     await sleep(ms, undefined, { signal: this.stop }).catch(() => {})
   }
 }
 
-/** The options of node-redis for a URL: it knows redis:// and rediss://, not the unix:// of the embedded server. */
+/** The options of node-redis for a URL. It knows redis:// and rediss://, but not the unix:// of the embedded server. */
 function parseUrl(url) {
   if (!url) throw new ServiceError('REDIS_URL is not set')
   const timeouts = {
@@ -133,7 +133,7 @@ function parseUrl(url) {
   }
   if (/^rediss?:\/\/./.test(url)) return { url, socket: timeouts }
   const found = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)/.exec(url)
-  if (!found) throw new ServiceError('REDIS_URL is not usable: it is no redis://, rediss:// or unix://')
+  if (!found) throw new ServiceError('REDIS_URL is not usable: it is not redis://, rediss:// or unix://')
   const [username, password, path] = found.slice(1).map((part) => part && decodeURIComponent(part))
   return { socket: { ...timeouts, path }, username: username || undefined, password }
 }

@@ -1,4 +1,4 @@
-// A service's commands as one consumer of its group reads and answers them.
+// A service's commands: one consumer of its group reads and answers them.
 
 import { ServiceError } from './broker.mjs'
 import { quarantineFields, replyFields } from './messages.mjs'
@@ -9,13 +9,13 @@ const STORE = 'saga:store'
 const HOUR_MS = 3600 * 1000
 /** How long a service's record of what it did outlives the last write to its hash, in seconds. */
 const DONE_KEPT_S = 2 * 24 * 3600
-/** How long a read waits for new commands: also how long a process may take to notice that it shall stop. */
+/** How long a read waits for new commands; so also how long a process may take to notice that it shall stop. */
 const BLOCK_MS = 500
-/** How often abandoned commands are looked for, at the least, and consumers that are gone are forgotten. */
+/** How often to look for abandoned commands, forget consumers that are gone, and publish again. */
 const CLAIM_EVERY_MS = 2000
 const FORGET_EVERY_MS = 30_000
 const PUBLISH_EVERY_MS = 30_000
-/** How long a consumer must not have asked to be forgotten. */
+/** How long a consumer has not asked when it is forgotten. */
 const GONE_MS = 60_000
 /** An id that no entry comes after. */
 const AFTER_ALL = '18446744073709551614-0'
@@ -23,7 +23,7 @@ const PAGE = 128
 
 export class Inbox {
   #joined = false
-  #own = null // where the reading of what this consumer holds already goes on; null: it is through
+  #own = null // from which id to go on reading the entries that this consumer holds; null: all are read
   #nextClaim = 0
   #nextForget = 0
   #nextPublish = 0
@@ -36,15 +36,15 @@ export class Inbox {
   constructor({ reader, writer, service, consumer, leaseMs, publishes, say }) {
     Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, say })
     this.stream = `saga:{0}:commands:${service}`
-    this.held = new Set() // ids of the entries that are being worked on here
+    this.held = new Set() // ids of the entries in flight here
   }
 
-  /** Have the next reading begin anew: an answer may have been lost, the store may have changed. */
+  /** Start the next read from the beginning: an answer may have been lost, the store may have changed. */
   recover() {
     this.#joined = false
   }
 
-  /** At most `count` entries that are to be worked on: own pending ones, abandoned ones, or new ones. */
+  /** At most `count` entries to work on: own pending ones, abandoned ones, or new ones. */
   async read(count) {
     try {
       if (!this.#joined) await this.#join()
@@ -72,15 +72,15 @@ export class Inbox {
     }
   }
 
-  /** What is recorded of a command, and what time it is; of a compensation, a tombstone is left for its step. */
+  /** What is recorded about a command, and the time. For a compensation it leaves a tombstone for the step. */
   async recall(command) {
     const args = [DONE_KEPT_S, 1, command.record, command.tombstone, command.compensating ? 1 : 0]
     const [nowMs, known] = await this.writer.script('recall', [this.#done(command)], args)
-    const [, record, tombstone] = known ?? [1, null, 0] // most often nothing is known
+    const [, record, tombstone] = known ?? [1, null, 0] // usually nothing is known
     return { nowMs, record, tombstone: tombstone === 1 }
   }
 
-  /** Record, reply, acknowledge. False: it was overruled, nothing was written; what was done is to be undone. */
+  /** Record, reply, acknowledge. False: the command was overruled and nothing was written; undo what was done. */
   async answer(entry, reply, kind, seen) {
     const { command } = reply
     const tombstone = command.compensating ? '' : command.tombstone
@@ -95,14 +95,14 @@ export class Inbox {
     await this.#answer([entry.id, 3, 0, '', '', '', 'final', '', ...counted(fields)])
   }
 
-  /** How often this was begun of a command that others had in hand before, this time included. */
+  /** Count one more of `what` for a command that others held before; returns the count. */
   async count(command, what) {
     const times = await this.writer.call('HINCRBY', this.#done(command), `${command.record}/${what}`, 1)
     await this.writer.call('EXPIRE', this.#done(command), DONE_KEPT_S)
     return times
   }
 
-  /** Leave the group, and what is still held to others. */
+  /** Leave the group, and leave to others what is still held. */
   async leave() {
     await this.writer.script('leave', [this.stream], [this.service, this.consumer])
   }
@@ -114,7 +114,7 @@ export class Inbox {
     ])
   }
 
-  /** Where it is recorded what was done for a saga: by the hour in which it began. */
+  /** The key of the records: they are filed by the hour in which the saga began. */
   #done(command) {
     return `saga:{0}:done:${this.service}:${Math.floor(command.begunMs / HOUR_MS)}`
   }
@@ -126,7 +126,7 @@ export class Inbox {
     }
     await this.#publish()
     try {
-      // From 0: what was sent before anybody listened is for this group too.
+      // From 0: what was sent before anybody read is for this group too.
       await this.writer.call('XGROUP', 'CREATE', this.stream, this.service, '0', 'MKSTREAM')
     } catch (error) {
       if (!error.message.startsWith('BUSYGROUP')) throw error
@@ -159,7 +159,7 @@ export class Inbox {
     return entriesOf(answer, { again: true }).filter(({ id }) => !this.held.has(id))
   }
 
-  /** What others have held for longer than the lease. Not XAUTOCLAIM: it would renew what is in hand here, too. */
+  /** What others have held for longer than the lease. Not XAUTOCLAIM: it would also renew what is in flight here. */
   async #claim(count) {
     const idle = ['IDLE', this.leaseMs, '-', '+', PAGE]
     const pending = await this.writer.call('XPENDING', this.stream, this.service, ...idle)
@@ -170,7 +170,7 @@ export class Inbox {
     return entriesOf([[this.stream, page]], { again: true, takenOver: true })
   }
 
-  /** Be seen to be alive: to Redis 7.0 a reading that finds nothing is none, unless it asks for own entries. */
+  /** Show that this is alive. Redis 7.0 does not count a read that finds nothing, unless it asks for own entries. */
   #showUp() {
     return this.#xreadgroup(this.writer, AFTER_ALL, 'COUNT', 1)
   }
@@ -187,7 +187,7 @@ function entriesOf(answer, { again = false, takenOver = false } = {}) {
     .map(([id, words]) => {
       const fields = Object.create(null)
       for (let at = 0; at < words.length; at += 2) fields[String(words[at])] = words[at + 1]
-      // What was put back from the quarantine was delivered before as well.
+      // An entry that was put back from the quarantine was delivered before, too.
       return { id: String(id), fields, again: again || fields.replayed !== undefined, takenOver }
     })
 }

@@ -1,4 +1,4 @@
-// Commands and replies, and what is to be done with a command that was seen before. Pure.
+// Commands and replies, and what to do with a command that was seen before. Pure.
 
 const ID = /^[A-Za-z0-9._:-]{1,128}$/
 const MAX_STEPS = 100
@@ -6,14 +6,14 @@ const MAX_BODY_BYTES = 1 << 20
 const MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - 1024
 const MAX_PAYLOAD_DEPTH = 61
 
-/** An entry is no command, or a handler's result cannot be sent. */
+/** An entry is not a command, or a handler's result cannot be sent. */
 export class Malformed extends Error {}
 
 /**
  * The command that an entry holds. Throws Malformed.
  *
  * @param fields the entry's fields, name -> Buffer
- * @param sentMs when it was added; stands in for `begun_ms` in entries that were made by hand
+ * @param sentMs when it was added; used if `begun_ms` is missing, as in entries that were made by hand
  */
 export function readCommand(fields, sentMs) {
   const body = readBody(fields.body ?? Buffer.alloc(0))
@@ -48,12 +48,12 @@ export function isId(name) {
   return typeof name === 'string' && ID.test(name)
 }
 
-/** The reply that says a command was done. `result` is JSON, or undefined where there is none. */
+/** The reply that says that a command was done. `result` is JSON, or undefined if there is none. */
 export function done(command, result) {
   return { command, ok: true, result }
 }
 
-/** … or that it was not, and that nothing of it remains; unless that is `unknown`. `error` is JSON. */
+/** The reply that says that no effect of a command remains; if `unknown`: that nobody knows. `error` is JSON. */
 export function failed(command, error, unknown = false) {
   return { command, ok: false, error, unknown }
 }
@@ -77,7 +77,7 @@ export function replyFields(reply) {
   return reply.unknown ? [...fields, 'unknown', '1'] : fields
 }
 
-/** The fields of an entry that is set aside. */
+/** The fields of an entry for the quarantine. */
 export function quarantineFields(entry, stream, reason) {
   const body = entry.fields.body ?? Buffer.alloc(0)
   const names = Object.keys(entry.fields).filter((name) => name !== 'body')
@@ -91,33 +91,33 @@ export function quarantineFields(entry, stream, reason) {
 }
 
 /**
- * What is to be done with a command that was looked up: {} for its handler to be called; else the reply in its place,
- * with `undo` once what an earlier delivery may have done is undone.
+ * What to do with a command that was looked up. Without a `reply`: call its handler. With one: answer with it. If
+ * `undo`: first undo what an earlier delivery may have done.
  *
- * @param record what is recorded of it, null where nothing is
+ * @param record what is recorded about it; null if nothing is
  * @param tombstone whether the step's compensation has come already
- * @param again whether it was delivered before: somebody may have been at it
+ * @param again whether it was delivered before: somebody may have worked on it
  */
 export function verdict(command, { record, tombstone, again }) {
   let reply = recorded(command, record)
   if (!reply && tombstone && !command.compensating) reply = refusal(command)
-  // Also where an ok is recorded: that was of another delivery, and this one may have been done after the undo.
+  // Even if an ok is recorded: that was another delivery, and this one may have had its effect after the undo.
   const undo = Boolean(reply) && !command.compensating && (tombstone || !reply.ok) && again
   return { reply, undo }
 }
 
-/** What answer.lua makes of a handler's reply: what is recorded is the last word. */
+/** The kind of a handler's reply, for answer.lua. What is recorded is final. */
 export function kindOf(reply) {
   if (reply.ok) return 'ok'
   return reply.unknown || reply.command.retried ? 'unknown' : 'failed'
 }
 
-/** A value that a handler gave as JSON. Throws Malformed for what no reply could carry, or would change in silence. */
+/** A handler's value as JSON. Throws Malformed if no reply can carry it, or if it would change without notice. */
 export function encodePayload(value) {
   let text
   try {
     text = JSON.stringify(value, strict)
-    if (text === undefined) throw new Malformed(`a ${typeof value} is no JSON`)
+    if (text === undefined) throw new Malformed(`a ${typeof value} is not JSON`)
     if (depth(JSON.parse(text)) > MAX_PAYLOAD_DEPTH) {
       throw new Malformed(`nested deeper than ${MAX_PAYLOAD_DEPTH} levels`)
     }
@@ -132,7 +132,7 @@ export function encodePayload(value) {
 function strict(key, value) {
   if (typeof value === 'number') {
     if (!Number.isFinite(value)) throw new Malformed('NaN and infinities have no place in JSON')
-    // Written without an exponent, it would be read as an integer, of more digits than it has.
+    // JSON writes it without an exponent, so it would be read as an integer with more digits than it has.
     const isWritten = Number.isInteger(value) && Math.abs(value) < 1e21
     if (isWritten && !Number.isSafeInteger(value)) throw new Malformed(`the integer ${value} is not exact`)
   }
@@ -162,7 +162,8 @@ function recorded(command, record) {
 function readBody(bytes) {
   if (bytes.length > MAX_BODY_BYTES) throw new Malformed(`too large: ${bytes.length} bytes, at most ${MAX_BODY_BYTES}`)
   const body = readJson(bytes, 'body')
-  if (body === null || typeof body !== 'object' || Array.isArray(body)) throw new Malformed('the body is no JSON object')
+  const isObject = body !== null && typeof body === 'object' && !Array.isArray(body)
+  if (!isObject) throw new Malformed('the body is not a JSON object')
   return body
 }
 
@@ -186,7 +187,7 @@ function readNumber(bytes, what, otherwise) {
   return Number(bytes)
 }
 
-/** What undoes a transaction, where the step says so: undefined: it does not; null: nothing is to be undone. */
+/** What undoes a transaction, as the step says. undefined: the step does not say; null: nothing is to be undone. */
 function readCompensation(bytes) {
   if (bytes === undefined || bytes.length === 0) return bytes && null
   if (!isId(String(bytes))) throw new Malformed('the field compensation must be a name, or empty')

@@ -7,12 +7,12 @@ import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mj
 import { addedMs, Inbox } from './inbox.mjs'
 import { done, encodePayload, failed, isId, kindOf, Malformed, readCommand, refusal, verdict } from './messages.mjs'
 
-/** How often a handler is called that throws something other than Reject, before the reply says `unknown`. */
+/** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
-/** How many processes may begin with a command and die before its outcome is said to be unknown. */
+/** How many processes may begin a command and die before the reply says `unknown`. */
 const MAX_TAKEOVERS = 10
 
-/** Thrown by a handler: the step fails, and nothing of it remains to be undone. `error` is any JSON value. */
+/** Thrown by a handler: the step fails, and no effect of it remains. `error` is any JSON value. */
 export class Reject extends Error {
   constructor(error) {
     super(typeof error === 'string' ? error : 'rejected')
@@ -26,7 +26,7 @@ export class Service {
 
   /**
    * @param name what sagas call the service
-   * @param leaseMs how long a process may hold a command before another takes it over: longer than any handler takes
+   * @param leaseMs how long a process may hold a command before another takes it over; longer than any handler takes
    * @param concurrency how many commands one process works on at once
    */
   constructor(name, { leaseMs = 30_000, concurrency = 8 } = {}) {
@@ -50,7 +50,7 @@ export class Service {
     return compensating ? this.#compensations.get(name) : this.#commands.get(name)?.handler
   }
 
-  /** What undoes a transaction: what its step says or, where that says nothing, what is declared; null: nothing. */
+  /** What undoes a transaction: what its step says, or else what is declared; null: nothing. */
   undoOf(command) {
     if (command.undoneBy !== undefined) return command.undoneBy
     return this.#commands.get(command.type)?.compensation ?? null
@@ -67,8 +67,8 @@ export class Service {
   }
 
   /**
-   * Work until SIGTERM or SIGINT; the commands in hand are answered first. What a person can mend is said in one line,
-   * and makes the exit code 1.
+   * Work until SIGTERM or SIGINT, then answer the commands in flight. An error that a person can mend becomes one line
+   * on stderr, and exit code 1.
    */
   async run(url = process.env.REDIS_URL) {
     const stop = new AbortController()
@@ -103,12 +103,12 @@ class Runner {
   #say
   #stop
   #fault
-  #inHand = new Set() // what is being worked on, as promises …
-  #latest = new Map() // … and the latest of each record
+  #inFlight = new Set() // the commands that are being worked on, as promises …
+  #latest = new Map() // … and the latest promise of each record
 
   /** @param connections two: one waits for commands, the other is for everything else */
   constructor(service, publishes, [reader, writer], stop) {
-    // Never used twice: a namesake would take this one's commands.
+    // Never used twice: another consumer with this name would take over its commands.
     const consumer = `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
     this.#say = (what) => process.stderr.write(`${printable(`service ${service.name} ${consumer}: ${what}`)}\n`)
     this.#service = service
@@ -123,20 +123,20 @@ class Runner {
   async run() {
     this.#say('started')
     while (!this.#stop.signal.aborted) {
-      const free = this.#service.concurrency - this.#inHand.size
+      const free = this.#service.concurrency - this.#inFlight.size
       if (free === 0) {
-        await Promise.race(this.#inHand)
+        await Promise.race(this.#inFlight)
         continue
       }
       for (const entry of await this.#read(free)) {
         const work = this.#work(entry)
-          .catch((error) => this.#end(error)) // an outage: it is to stop, and leaves the command to another
-          .finally(() => this.#inHand.delete(work))
-        this.#inHand.add(work)
+          .catch((error) => this.#end(error)) // an outage: stop, and leave the command to another process
+          .finally(() => this.#inFlight.delete(work))
+        this.#inFlight.add(work)
       }
     }
-    await Promise.all(this.#inHand)
-    await this.#inbox.leave().catch(() => {}) // only tidy: without it, others wait for the lease
+    await Promise.all(this.#inFlight)
+    await this.#inbox.leave().catch(() => {}) // only to be tidy: without it, others wait for the lease
     if (this.#fault) throw this.#fault
   }
 
@@ -165,7 +165,7 @@ class Runner {
     this.#inbox.held.add(entry.id)
     try {
       const command = readCommand(entry.fields, addedMs(entry))
-      await this.#afterTwins(command.record, () => this.#serve({ entry, command }))
+      await this.#afterOthers(command.record, () => this.#serve({ entry, command }))
     } catch (error) {
       if (!(error instanceof Malformed)) throw error
       await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
@@ -174,8 +174,8 @@ class Runner {
     }
   }
 
-  /** Call once what is in hand of the same record is answered: then there is a record to answer from. */
-  async #afterTwins(record, call) {
+  /** Wait until other deliveries of the same command are answered here: then there is a record to answer from. */
+  async #afterOthers(record, call) {
     const mine = (this.#latest.get(record) ?? Promise.resolve()).catch(() => {}).then(call)
     this.#latest.set(record, mine)
     try {
@@ -186,18 +186,18 @@ class Runner {
   }
 
   async #serve({ entry, command }) {
-    // Looked up also where it comes for the first time: its twin may have been answered.
+    // Looked up even if it comes for the first time: another delivery of it may have been answered.
     const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(command))
     const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
     if (undo) return this.#overrule(entry, command, undefined, known)
     if (known) return this.#answer(entry, known, 'final')
     if (nowMs > command.notAfterMs) {
       const late = `${command.type} came ${nowMs - command.notAfterMs} ms too late, and was not begun`
-      // Where nobody had it before it was certainly not begun, and leaves nothing in doubt.
+      // If nobody had it before, it was certainly not begun, and leaves nothing in doubt.
       return this.#answer(entry, failed(command, JSON.stringify(late), true), entry.again ? 'unknown' : 'final')
     }
     const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(command))
-    if (!reply) return undefined // it is to stop, and leaves the command to another
+    if (!reply) return undefined // stop, and leave the command to another process
     if (await this.#answer(entry, reply, kindOf(reply), record)) return undefined
     return this.#overrule(entry, command, reply.result, refusal(command))
   }
@@ -206,7 +206,7 @@ class Runner {
     return this.#patience.patiently(() => this.#inbox.answer(entry, reply, kind, seen))
   }
 
-  /** The reply in place of the handler, where too many processes have died of the command. */
+  /** The reply in place of the handler, if too many processes have died of the command. */
   async #deadly(entry, command) {
     if (!entry.takenOver) return undefined
     const times = await this.#patience.patiently(() => this.#inbox.count(command, 'takeovers'))
@@ -215,8 +215,8 @@ class Runner {
   }
 
   /**
-   * Undo what may have come of a command that must not be done any more, and answer it. Where that does not succeed it
-   * stays pending, to be undone by whoever takes it over.
+   * Undo the effect that a command may have had although it must not be done, and answer it. If the undo does not
+   * succeed, the command stays pending: the process that takes it over tries again.
    */
   async #overrule(entry, command, result, reply) {
     const name = this.#service.undoOf(command)
@@ -230,7 +230,7 @@ class Runner {
           return
         }
       }
-      // Under a key of its own: the step's compensation has run under the usual one, and has found nothing.
+      // Under a separate key: the step's compensation has run under the usual one, and has found nothing.
       const key = `${command.sagaId}/${command.step}/compensation/${entry.id}`
       const undoing = { ...command, type: name, compensating: true, key }
       undoing.result = result === undefined ? null : JSON.parse(result)
@@ -240,7 +240,7 @@ class Runner {
     await this.#answer(entry, reply, 'final')
   }
 
-  /** The reply to a command; undefined: the process is to stop, and leaves it to another. */
+  /** The reply to a command; undefined: the process stops, and leaves it to another. */
   async #handle(command) {
     const handler = this.#service.handler(command.type, command.compensating)
     if (!handler) {
@@ -250,7 +250,7 @@ class Runner {
     }
     for (let tries = 1; ; ) {
       try {
-        // Where the handler cannot reach its own Redis, that says nothing about the step.
+        // If the handler cannot reach its own Redis, that says nothing about the step.
         return await this.#patience.patiently(() => callHandler(handler, command))
       } catch (error) {
         if (isOutage(error)) return undefined
@@ -272,7 +272,7 @@ class Runner {
   }
 }
 
-/** Call a handler once. Throws what it throws but for Reject, and Malformed if its result is no JSON. */
+/** Call a handler once. Reject becomes a reply; every other exception propagates. Malformed: its result is not JSON. */
 async function callHandler(handler, command) {
   const { sagaId, step, key, transactionKey, attempt, result, notAfterMs } = command
   const deadline = notAfterMs === Infinity ? null : new Date(notAfterMs)
@@ -303,11 +303,11 @@ function describe(error) {
   try {
     return printable(String(error).slice(0, 500))
   } catch {
-    return 'an error that cannot be told' // it is the user's, and its toString may do anything
+    return 'an error that cannot be shown' // it is the user's, and its toString may do anything
   }
 }
 
-/** A text on one line, with every character as an escape that a terminal could act on, or that hides. */
+/** A text on one line. Characters that act on a terminal or hide are escaped. */
 function printable(text) {
   return text.replace(/[\p{C}\u2028\u2029]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`)
 }

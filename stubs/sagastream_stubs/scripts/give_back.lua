@@ -1,5 +1,5 @@
 #!lua
--- Give back what was taken under an idempotency key, once; under a key that took nothing, nothing can be taken any more.
+-- Give back what was taken under an idempotency key, once. From then on nothing can be taken under that key.
 -- KEYS     1 left (hash)  2 taken (hash)  3 counter (string)
 -- ARGV     1 idempotency key
 -- RETURNS  1: given back, 0: there was nothing to give back

@@ -1,5 +1,5 @@
 #!lua
--- Take some of a thing, once per idempotency key.
+-- Take some of a thing, once for each idempotency key.
 -- KEYS     1 left (hash)  2 taken (hash)  3 counter (string)
 -- ARGV     1 idempotency key  2 thing  3 amount (whole number)  4 how much there is at first  5 prefix of ids
 -- RETURNS  the id of what was taken; false: too little is left; "void": the key was given back before
