@@ -131,7 +131,7 @@ def test_the_backlog_of_a_slow_service_does_not_hold_up_the_others(server: Serve
     append_requests(broker.client, [begin(f"slow{n}", "Wait", "slow") for n in range(300)])
     append_requests(broker.client, [begin(f"fast{n}", "Do", "fast") for n in range(300)])
     client = SagaClient(broker)
-    assert {client.wait(f"fast{n}", timeout_s=30).status for n in range(300)} == {SagaStatus.COMPLETED}
+    assert {client.wait(f"fast{n}", timeout_s=60).status for n in range(300)} == {SagaStatus.COMPLETED}
     assert broker.client.zcard(keys.TIMERS) == 300  # not one of the slow ones
     Path(commands.folder / "go").touch()
-    assert {client.wait(f"slow{n}", timeout_s=30).status for n in range(300)} == {SagaStatus.COMPLETED}
+    assert {client.wait(f"slow{n}", timeout_s=60).status for n in range(300)} == {SagaStatus.COMPLETED}

@@ -116,7 +116,7 @@ class Stage:
         assert self.service.poll() is None, "the service died"
         self.good += 1
         self.append(f"s-good-{self.good}", do(1), do({"reject": "as asked"}))
-        assert self.client.wait(f"s-good-{self.good}", 20).reason == "Step 2 failed: as asked"
+        assert self.client.wait(f"s-good-{self.good}", 60).reason == "Step 2 failed: as asked"
         live = self.client.get("s-live")
         assert live is not None
         assert (live.status, live.duplicates, live.interventions) == (SagaStatus.PENDING, 0, ())
@@ -250,7 +250,7 @@ def test_a_bad_line_is_answered_or_told_of_or_quarantined_once(stage: Stage) -> 
     good = {"type": "saga_begin", "msg_id": number, "saga_id": "s-line", "steps": [do(1)]}
     bridge.stdin.write(written({"src": "c1", "dest": "orchestrator", "body": good}))
     bridge.stdin.close()
-    assert bridge.wait(30) == 1  # there were bad lines
+    assert bridge.wait(60) == 1  # there were bad lines
     answers = [json.loads(line)["body"] for line in out.read_text().splitlines()]
     told = Counter(int(n) for n in re.findall(r"(?m)^sagastream bridge: line (\d+): ", err.read_text()))
     told.update(body["in_reply_to"] for body in answers if body["type"] == "error")
@@ -275,7 +275,7 @@ def test_a_reply_on_a_line_to_what_nobody_asked_is_quarantined_once(stage: Stage
         body = {"type": kind, "saga_id": saga_id, "step": step, "error": "\x1b[31m\u202e", "more": "\x9b"}
         bridge.stdin.write(written({"src": "hotel", "dest": "orchestrator", "body": body}) + b"\n")
     bridge.stdin.close()
-    assert bridge.wait(30) == 0
+    assert bridge.wait(60) == 0
     stage.taken(keys.REPLIES)
     entries: Any = stage.redis.xrange(keys.QUARANTINE)
     bodies = [json.loads(fields[b"body"]) for _, fields in entries[-len(replies) :]]
@@ -320,7 +320,7 @@ def test_garbage_in_the_news_stops_no_bridge(stage: Stage) -> None:
         stage.redis, [parse_intervene({"type": "saga_cancel", "saga_id": "s-news", "reason": "enough"}, request_id="r")]
     )
     bridge.terminate()
-    assert bridge.wait(10) == 0
+    assert bridge.wait(60) == 0
     assert b"Traceback" not in err.read_bytes()
     stage.well()
 
@@ -351,14 +351,14 @@ def test_text_that_would_act_on_a_terminal_is_carried_and_shown_as_escapes(stage
     until(lambda: stage.client.get("n-cancel"), what="it is begun")
     cancel = parse_intervene({"type": "saga_cancel", "saga_id": "n-cancel", "reason": everything}, request_id="r-nasty")
     append_requests(stage.redis, [cancel])
-    found = {saga_id: stage.client.wait(saga_id, 20) for saga_id in expected}
+    found = {saga_id: stage.client.wait(saga_id, 60) for saga_id in expected}
     for saga_id, reason in expected.items():
         assert reason is None or found[saga_id].reason == reason
     assert found["n-park"].parked is not None
     skip = parse_intervene({"type": "saga_skip", "saga_id": "n-park", "reason": everything}, request_id="r-skip")
     append_requests(stage.redis, [skip])
     bridge.stdin.close()
-    assert bridge.wait(20) == 0
+    assert bridge.wait(60) == 0
     told = Counter(json.loads(line)["body"].get("saga_id") for line in stage.outputs[-2].read_text().splitlines()
                    if '"type": "saga_' in line)  # fmt: skip
     assert told == dict.fromkeys(expected, 1)

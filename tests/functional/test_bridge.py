@@ -285,7 +285,7 @@ def test_sigterm_says_what_was_not_done(server: OwnServer, commands: Commands) -
     ))  # fmt: skip
     until(lambda: talk.process.stdin and unread(talk.process.stdin) == 0, what="the lines are read")
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(10) == 1
+    assert talk.process.wait(20) == 1
     assert (
         talk.process.stderr.read() == b"sagastream bridge: stopped with 3 lines in hand; they may not have been done\n"
     )
@@ -364,7 +364,7 @@ def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
     client = server.broker().client
     client.delete(keys.EVENTS)
     client.set(keys.EVENTS, "in the way")
-    assert talk.process.wait(10) == 1
+    assert talk.process.wait(20) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read().startswith(b"Error: ")
 
@@ -382,7 +382,7 @@ def test_sigterm_stores_what_was_read(server: Server, commands: Commands) -> Non
     until(lambda: client.xlen(keys.REQUESTS) > 100, what="some are stored")
     talk.process.send_signal(signal.SIGTERM)
     assert talk.process.stderr is not None
-    assert talk.process.wait(10) == 0
+    assert talk.process.wait(20) == 0
     assert talk.process.stderr.read() == b""
     writer.join()
     assert client.xlen(keys.REQUESTS) < 5000
@@ -431,7 +431,7 @@ def test_a_bridge_that_joins_a_lonely_server_runs_what_it_needs(commands: Comman
     talk = Talk(commands.start("bridge", "--outcomes"))
     talk.say("c", begin("b", reserve()))
     assert talk.hear(20)[2]["type"] == "saga_completed"
-    assert waiting.wait(20) == 0
+    assert waiting.wait(60) == 0
     assert talk.finish() == (0, "", "")
 
 
@@ -484,7 +484,7 @@ def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) ->
     home = commands.folder / ".sagastream"
     server = int((home / "valkey.pid").read_text())
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(10) == 0
+    assert talk.process.wait(20) == 0
     assert not Path(f"/proc/{server}").exists()
 
 
@@ -533,6 +533,6 @@ def test_nobody_reading_the_output_ends_the_bridge(commands: Commands) -> None:
     assert talk.process.stdout is not None
     talk.process.stdout.close()
     talk.say("c", {"type": "init", "msg_id": 2})
-    assert talk.process.wait(10) == 1
+    assert talk.process.wait(20) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read() == b"sagastream bridge: nobody reads the output any more\n"

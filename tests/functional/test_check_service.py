@@ -340,7 +340,7 @@ def test_on_a_terminal_it_asks_first(one_server: Server, commands: Commands) -> 
         )
         os.close(side)
         os.write(main, b"n\n")
-        assert check.wait(20) == 1
+        assert check.wait(60) == 1
         said = os.read(main, 65536).decode()
         os.close(main)
         assert service.standing == {}

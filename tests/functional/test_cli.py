@@ -230,7 +230,7 @@ def test_up_runs_everything_and_restarts_what_dies(commands: Commands) -> None:
     done = commands.run("begin", "-", "--wait", given=json.dumps(GOOD | {"saga_id": "after"}))
     assert (done.returncode, done.stdout) == (0, "after COMPLETED\n")
     up.send_signal(signal.SIGINT)
-    assert up.wait(15) == 0
+    assert up.wait(20) == 0
     assert not alive(int((home / "valkey.pid").read_text())) if (home / "valkey.pid").exists() else True
 
 
@@ -274,7 +274,7 @@ def test_a_parked_saga_ends_the_waiting(running: dict[str, str], server: Server,
     client = server.broker().client
     until(lambda: client.xlen(keys.commands("nobody")), what="the command is sent")
     client.xadd(keys.REPLIES, {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
-    assert waiting.wait(10) == 3
+    assert waiting.wait(60) == 3
     assert waiting.stdout.read().startswith(b"parked COMPENSATING: parked: nobody knows what undoes Odd")
 
 
@@ -289,7 +289,7 @@ def test_sigterm_leaves_no_server_behind(commands: Commands, arguments: tuple[st
     until(lambda: (home / "valkey.pid").exists() and (home / "valkey.pid").read_text().strip(), what="the server runs")
     pid = int((home / "valkey.pid").read_text())
     process.send_signal(signal.SIGTERM)
-    process.wait(15)
+    process.wait(20)
     assert not alive(pid)
 
 
@@ -376,7 +376,7 @@ def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
             said += chunk
     except OSError:  # how a terminal's end reads on Linux
         pass
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert b"\x1b[32mCOMPLETED" in said
     os.close(main)
 

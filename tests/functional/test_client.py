@@ -234,46 +234,46 @@ def test_a_broker_that_dies_in_the_middle_leaves_it_known_what_to_begin_again(se
 
 def test_every_way_of_ending_is_a_value_or_an_error_if_asked(running: Server) -> None:
     client = SagaClient(running.broker())
-    assert client.wait(client.begin("good", [do(1, service="till")]), 20, check=True).status == "COMPLETED"
-    bad = client.wait(client.begin("bad", [do("fail", service="till")]), 20)
+    assert client.wait(client.begin("good", [do(1, service="till")]), 60, check=True).status == "COMPLETED"
+    bad = client.wait(client.begin("bad", [do("fail", service="till")]), 60)
     assert (bad.status, bad.reason) == ("ABORTED", "Step 1 failed: no money")
     with pytest.raises(SagaAborted, match=r"saga bad was aborted: Step 1 failed: no money \(step 1, Do of till\)"):
-        client.wait("bad", 20, check=True)
-    parked = client.wait(client.begin("parked", PARKS), 20)
+        client.wait("bad", 60, check=True)
+    parked = client.wait(client.begin("parked", PARKS), 60)
     assert (parked.status, parked.parked) == ("COMPENSATING", "Refund of step 1 failed: the bank is closed")
     with pytest.raises(SagaParked, match=r"saga parked is parked: .* \(step 1, Refund of till\)"):
-        client.wait("parked", 20, check=True)
-    assert client.abandon("parked", "it does not matter", 10).status == "ABORTED"
+        client.wait("parked", 60, check=True)
+    assert client.abandon("parked", "it does not matter", 60).status == "ABORTED"
     with pytest.raises(RequestRefused, match="saga parked has ended, ABORTED"):
-        client.retry("parked", "once more", 10)
+        client.retry("parked", "once more", 60)
     with pytest.raises(RequestRefused, match="there is no saga nobody"):
-        client.cancel("nobody", "why", 10)
+        client.cancel("nobody", "why", 60)
 
 
 def test_the_async_client_tells_the_same(running: Server) -> None:
     async def use(client: AsyncSagaClient) -> None:
         assert await client.get("good") is None
         accepted = await client.begin("good", [do(1, service="till")], deadline_ms=60_000)
-        assert (await client.wait(accepted, 20, check=True)).status == "COMPLETED"
+        assert (await client.wait(accepted, 60, check=True)).status == "COMPLETED"
         assert (await client.wait("good", 0)).status == "COMPLETED"
         answers = await client.begin_many([a_saga("bad", do("fail", service="till")), a_saga("parked", *PARKS)])
-        bad, parked = await asyncio.gather(*(client.wait(answer.saga_id, 20) for answer in answers))
+        bad, parked = await asyncio.gather(*(client.wait(answer.saga_id, 60) for answer in answers))
         assert (bad.reason, parked.parked) == ("Step 1 failed: no money", "Refund of step 1 failed: the bank is closed")
         with pytest.raises(SagaAborted):
-            await client.wait("bad", 20, check=True)
+            await client.wait("bad", 60, check=True)
         with pytest.raises(SagaParked):
-            await client.wait("parked", 20, check=True)
+            await client.wait("parked", 60, check=True)
         with pytest.raises(RequestRefused, match="another saga has the id good"):
             await client.begin("good", [do(2, service="till")])
         listed = [saga.saga_id async for saga in client.list() if isinstance(saga, SagaState)]
         assert listed == ["parked", "bad", "good"]
-        assert (await client.abandon("parked", "it does not matter", 10)).status == "ABORTED"
+        assert (await client.abandon("parked", "it does not matter", 60)).status == "ABORTED"
         with pytest.raises(RequestRefused, match="saga parked has ended, ABORTED"):
-            await client.retry("parked", "once more", 10)
+            await client.retry("parked", "once more", 60)
         with pytest.raises(RequestRefused, match="there is no saga nobody"):
-            await client.cancel("nobody", "why", 10)
+            await client.cancel("nobody", "why", 60)
         with pytest.raises(RequestRefused, match="saga bad has ended"):
-            await client.skip("bad", "why", 10)
+            await client.skip("bad", "why", 60)
         with pytest.raises(ValueError, match="status must be one of"):
             client.list("GONE")  # type: ignore[arg-type]
 
@@ -341,7 +341,7 @@ def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
     with ThreadPoolExecutor(2) as threads:
         waits = [
             threads.submit(SagaClient(server.broker()).wait, "s1", 10),
-            threads.submit(in_loop, server, lambda client: client.wait("s1", 10)),
+            threads.submit(in_loop, server, lambda client: client.wait("s1", 60)),
         ]
         until(lambda: len(readers(store)) == 2, what="both read the events")
         put(store, "s1", SagaStatus.COMPLETED)
@@ -359,7 +359,7 @@ def test_waits_go_on_through_a_restart_of_the_broker(
     with ThreadPoolExecutor(2) as threads:
         waits = [
             threads.submit(SagaClient(running.broker()).wait, accepted, 30),
-            threads.submit(in_loop, running, lambda client: client.wait(accepted, 30)),
+            threads.submit(in_loop, running, lambda client: client.wait(accepted, 60)),
         ]
         store = running.broker().client
         until(lambda: len(readers(store)) == 2, what="both read the events")
@@ -400,12 +400,12 @@ def test_a_fault_ends_every_wait(server: Server) -> None:
     client._redis.set(keys.EVENTS, "x")
 
     async def use(client: AsyncSagaClient) -> None:
-        waits = (client.wait(f"s{n}", 10) for n in range(3))
+        waits = (client.wait(f"s{n}", 60) for n in range(3))
         errors = await asyncio.gather(*waits, return_exceptions=True)
         assert [type(error) for error in errors] == [redis.ResponseError] * 3
 
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        client.wait("s1", 10)
+        client.wait("s1", 60)
     in_loop(server, use)
 
 
@@ -449,7 +449,7 @@ async def begun_and_waited_for(url: str, count: int) -> Counter[str]:
             await asyncio.sleep(number / 1000)
             gives_up.cancel()
             await asyncio.wait([gives_up])
-        return (await client.wait(accepted, 30)).status
+        return (await client.wait(accepted, 60)).status
 
     async with AsyncSagaClient(Broker(url)) as client:
         statuses = await asyncio.gather(*(one(client, number) for number in range(count)))
@@ -470,7 +470,7 @@ def test_a_thousand_coroutines_wait_on_one_connection(running: Server) -> None:
     most = Counter[str]()
 
     async def use(client: AsyncSagaClient) -> list[SagaState]:
-        waits = [asyncio.create_task(client.wait(f"s{n}", 30)) for n in range(1000)]
+        waits = [asyncio.create_task(client.wait(f"s{n}", 60)) for n in range(1000)]
         await asyncio.sleep(0)
         while not readers(store):
             await asyncio.sleep(0.01)
@@ -522,7 +522,7 @@ def test_a_client_that_is_closed_ends_the_waits(server: Server) -> None:
 def test_a_client_waits_again_after_nobody_did(running: Server) -> None:
     async def use(client: AsyncSagaClient) -> None:
         for number in range(3):
-            assert (await client.wait(await client.begin(f"s{number}", [do(1, service="till")]), 20)).ended
+            assert (await client.wait(await client.begin(f"s{number}", [do(1, service="till")]), 60)).ended
             while client._follower._task is None or not client._follower._task.done():
                 await asyncio.sleep(0.01)
 
@@ -550,7 +550,7 @@ def test_threads_may_share_a_client(running: Server) -> None:
     client = SagaClient(running.broker())
 
     with ThreadPoolExecutor(16) as threads:
-        ended = list(threads.map(lambda n: client.wait(client.begin(f"s{n}", [do(n, service="till")]), 20), range(64)))
+        ended = list(threads.map(lambda n: client.wait(client.begin(f"s{n}", [do(n, service="till")]), 60), range(64)))
     assert [(one.saga_id, one.status, one.steps[0].result) for one in ended] == [
         (f"s{n}", "COMPLETED", str(n).encode()) for n in range(64)
     ]
@@ -560,20 +560,20 @@ def test_threads_may_share_a_client(running: Server) -> None:
 def test_a_process_and_those_that_it_forks_may_share_a_client(running: Server) -> None:
     """As RQ does for every job."""
     client = SagaClient(running.broker())
-    client.wait(client.begin("before", [do(0, service="till")]), 20)  # its connections are open
+    client.wait(client.begin("before", [do(0, service="till")]), 60)  # its connections are open
     children = []
     for number in range(3):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                state = client.wait(client.begin(f"child{number}", [do(number, service="till")]), 20)
+                state = client.wait(client.begin(f"child{number}", [do(number, service="till")]), 60)
                 code = 0 if state.steps[0].result == str(number).encode() else 2
             finally:
                 os._exit(code)
         children.append(child)
     for number in range(10):
-        state = client.wait(client.begin(f"parent{number}", [do(number, service="till")]), 20)
+        state = client.wait(client.begin(f"parent{number}", [do(number, service="till")]), 60)
         assert state.steps[0].result == str(number).encode()
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
 

@@ -28,7 +28,7 @@ with SagaClient() as client:
     begin_what_is_wanted(db, client)
     db.execute("UPDATE orders SET begun = 0")  # as if it had died before it wrote that down
     begin_what_is_wanted(db, client)
-    print(client.wait("row-1", 20).status, db.execute("SELECT begun FROM orders").fetchall())
+    print(client.wait("row-1", 60).status, db.execute("SELECT begun FROM orders").fetchall())
     begin_what_is_wanted(db, client)
 """
 
@@ -95,7 +95,7 @@ def test_an_rq_job_begins_a_saga_once_however_often_it_runs(shop: Commands, serv
     env = shop.environment(REDIS_URL=server.url)
     done = subprocess.run(rq, cwd=shop.folder, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert [job.return_value(refresh=True) for job in jobs] == ["job-1"] * 3, done.stdout + done.stderr
-    assert SagaClient(broker).wait("job-1", 20).status == "COMPLETED"
+    assert SagaClient(broker).wait("job-1", 60).status == "COMPLETED"
 
 
 def test_a_type_checker_has_nothing_to_say_about_the_examples(tmp_path: Path) -> None:

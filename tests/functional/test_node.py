@@ -183,7 +183,7 @@ def test_sagas_of_python_and_javascript_steps_complete_and_are_undone(
     }
     for saga_id, steps in stories.items():
         sagas.begin(saga_id, steps)
-    states = {saga_id: sagas.wait(saga_id, 20) for saga_id in ("done", "first", "last")}
+    states = {saga_id: sagas.wait(saga_id, 60) for saga_id in ("done", "first", "last")}
     assert states["done"].status is SagaStatus.COMPLETED
     assert states["done"].steps[1].result == b'{"notification_id":"n-done/2/transaction"}'
     assert states["first"].status is SagaStatus.ABORTED
@@ -202,7 +202,7 @@ def test_a_command_whose_process_is_killed_is_taken_over(
     commands.quiet("worker", env={"REDIS_URL": server.url})
     sagas = SagaClient(server.broker())
     sagas.begin("s1", [do("die"), do("reject")])
-    state = sagas.wait("s1", 20)
+    state = sagas.wait("s1", 60)
     assert state.status is SagaStatus.ABORTED
     assert calls(client) == 2
     assert undone(client) == ['s1/1/transaction ["die","die"]']
@@ -221,9 +221,9 @@ def test_a_service_waits_while_redis_is_restarted(
     server.kill()
     server.start()
     client.set("go on", 1)
-    assert sagas.wait("s1", 30).status is SagaStatus.COMPLETED
+    assert sagas.wait("s1", 60).status is SagaStatus.COMPLETED
     process.terminate()
-    said = process.communicate(timeout=10)[1]
+    said = process.communicate(timeout=20)[1]
     assert process.returncode == 0
     assert said.count("Redis is away (") == said.count("Redis is back") == 1
 
@@ -285,7 +285,7 @@ def test_what_a_handler_makes_of_a_command_is_told(
     assert answers(client, 1) == [answer]
     assert calls(client) == times
     process.terminate()
-    assert "\x1b" not in process.communicate(timeout=10)[1]
+    assert "\x1b" not in process.communicate(timeout=20)[1]
 
 
 def test_a_failure_that_is_tried_again_is_not_recorded(client: redis.Redis, node: Node) -> None:
@@ -379,7 +379,7 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand_and_leave(client: red
     until(lambda: calls(client), what="the handler runs")
     process.send_signal(signal.SIGTERM)
     client.set("go on", 1)
-    assert process.wait(10) == 0
+    assert process.wait(20) == 0
     assert answers(client, 1) == ["Do_ok wait"]
     assert consumers(client) == []
 
@@ -423,14 +423,14 @@ def test_the_user_of_the_page_may_do_all_that_the_sample_does(
     assert answer.startswith("SendNotification_ok")
     until(lambda: len(Quarantine(client)), what="what is no command is set aside")
     process.terminate()
-    said = process.communicate(timeout=10)[1]
+    said = process.communicate(timeout=20)[1]
     assert (process.returncode, "NOPERM" in said) == (0, False)
     until(lambda: client.xlen(stream) == 0, what="all is acknowledged")
 
 
 def test_a_refused_login_is_told_of_in_one_line(server: Server, node: Node) -> None:
     process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://somebody:guess@"))
-    said = process.communicate(timeout=10)[1]
+    said = process.communicate(timeout=20)[1]
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("service notification: WRONGPASS")
     assert "    at " not in said
@@ -443,7 +443,7 @@ def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client:
     client.set(keys.done("work", 1), "no hash")
     deliver(client, compensating=True)
     client.set("go on", 1)
-    said = process.communicate(timeout=10)[1]
+    said = process.communicate(timeout=20)[1]
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("service work: WRONGTYPE")
     assert "    at " not in said

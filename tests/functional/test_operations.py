@@ -169,7 +169,7 @@ def test_a_bridge_tells_at_once_of_a_saga_that_parks(env: dict[str, str], comman
     steps = [do(1, "Charge", "till", compensation_attempts=1), do("fail", "Charge", "till")]
     talk.say("me", {"type": "saga_begin", "msg_id": 1, "saga_id": "s1", "steps": steps})
     client = SagaClient(commands_broker(env))
-    assert client.wait("s1", 10).parked
+    assert client.wait("s1", 60).parked
     _, _, errors = talk.finish()
     assert "saga s1 is parked, and waits for a person: Refund of step 1 failed: the bank is closed" in errors
 

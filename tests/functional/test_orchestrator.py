@@ -476,7 +476,7 @@ def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> No
         lambda: client.exists(keys.REQUESTS) and client.xinfo_consumers(keys.REQUESTS, "orchestrator"), what="it reads"
     )
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(20) == 0
     assert worker.stderr.read() == b""
     assert client.xinfo_consumers(keys.REQUESTS, "orchestrator") == []
 

@@ -324,7 +324,7 @@ def test_a_killed_services_commands_are_taken_over(server: Server, commands: Com
     commands.quiet("worker", env=env)
     client = SagaClient(server.broker())
     accepted = client.begin("s1", [do(1), do("die"), do(3)])
-    assert client.wait(accepted, 20).status is SagaStatus.COMPLETED
+    assert client.wait(accepted, 60).status is SagaStatus.COMPLETED
     assert client._redis.get("calls:s1/2/transaction") == b"2"
     assert [client._redis.get(f"calls:s1/{n}/transaction") for n in (1, 3)] == [b"1", b"1"]
     until(lambda: -signal.SIGKILL in [s.poll() for s in services], what="one of them was killed")
@@ -685,7 +685,8 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, comma
         @service.command("Do", compensation=None)
         def do(params, context):
             connect().rpush("started", context.key)
-            connect().blpop("go on", 4)
+            while not connect().blpop("go on", 1):
+                pass
     """)
     )
     process = commands.start("service", "slow:service", env={"REDIS_URL": server.url})
@@ -694,7 +695,7 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, comma
     until(lambda: client.llen("started"), what="the handler runs")
     process.send_signal(signal.SIGTERM)
     client.rpush("go on", 1)
-    assert process.wait(10) == 0
+    assert process.wait(20) == 0
     assert client.xlen(keys.REPLIES) == 1
     assert client.xlen(keys.commands("work")) == 0
 

@@ -38,7 +38,7 @@ def test_the_service_runs_as_it_stands_there(server: Server, commands: Commands,
         body: Any = [
             {"transaction": name, "service": "trips", "params": params, "attempts": 1} for name, params in steps
         ]
-        return client.wait(client.begin(saga_id, body), 20)
+        return client.wait(client.begin(saga_id, body), 60)
 
     flight = {"flight": "LX12"}
     booked = run("t-1", ("BookSeat", flight), ("AskHotel", None))

@@ -224,7 +224,7 @@ class Reality:
             body["deadline_ms"] = self._wanted.deadline_ms
         append_requests(self._redis, [parse_begin(body, request_id="r", echo=True)])
         for verb in self._wanted.verbs:
-            assert self.client.wait("s", timeout_s=20).parked
+            assert self.client.wait("s", timeout_s=60).parked
             getattr(self.client, verb)("s", "as the test has it", 20)
         return until(self._settled, what="the saga ends, and no command is left")
 
@@ -241,7 +241,7 @@ class Reality:
 
     def _settled(self) -> SagaState | None:
         """The saga when it has ended, and nobody has a command in hand any more who is alive."""
-        state = self.client.wait("s", timeout_s=20)
+        state = self.client.wait("s", timeout_s=60)
         lost = sum(
             self._struck[number] for number, one in enumerate(self._wanted.troubles) if one.method == "times_out"
         )

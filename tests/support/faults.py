@@ -224,7 +224,7 @@ class World:
     def accepted(self) -> int:
         return len(self._plans)
 
-    def settle(self, timeout_s: float = 40.0) -> None:
+    def settle(self, timeout_s: float = 80.0) -> None:
         """Wait until every saga has ended or is parked, and nothing is left to be read."""
 
         def is_settled() -> bool:

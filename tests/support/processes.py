@@ -99,7 +99,7 @@ class Talk:
         self.process.stdin.write(line + b"\n")
         self.process.stdin.flush()
 
-    def hear(self, timeout_s: float = 10.0) -> tuple[str, str, dict[str, Any]]:
+    def hear(self, timeout_s: float = 60.0) -> tuple[str, str, dict[str, Any]]:
         """The next line: (src, dest, body)."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + timeout_s

@@ -29,8 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write the golden files of tests/unit/golden anew")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """What `-n auto` means. 0: all tests run in this process, so it starts sooner and shows what they print."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
     names_a_test = any("::" in argument for argument in config.args)
     # Long runs measure, so that nothing may run beside them.
     is_long = "soak" in config.option.markexpr.replace("not soak", "")
