@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from sagastream.store import keys
+from sagastream.store.heartbeat import worker_is_alive
 from sagastream_bridge.conformance import cases, command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.examination import Examination
 from sagastream_bridge.conformance.exchange import Exchange
 from sagastream_bridge.conformance.promises import Finding, Verdict
 from sagastream_bridge.conformance.trial import Case
-from sagastream_bridge.inspection.lookup import worker_is_alive
 from support import raw_services as raw
 from support.processes import SAGASTREAM, Commands
 from support.raw_services import Raw

@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 
+from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
 from sagastream_bridge.inspection import doctor
 from sagastream_bridge.inspection.doctor import Doctor
+from support.newer import FORMAT, newer
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
+from support.streams import append_requests
 from support.waiting import until
 
 
@@ -208,9 +211,42 @@ def test_nobody_at_work_is_told_of(scene: Scene) -> None:
         consumers: Any = scene.redis.xinfo_consumers(stream, group)
         for consumer in consumers:
             scene.redis.xgroup_delconsumer(stream, group, consumer["name"])
+    scene.redis.delete(keys.ALIVE)
     texts = found(scene)
     assert "problem: none is running, entries that wait: 0; sagastream worker" in texts
     assert "problem: none is running, entries that wait: 1; sagastream service MODULE:NAME" in texts
+
+
+def test_workers_that_do_not_know_a_format_that_others_know_are_told_of(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.redis.xgroup_createconsumer(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, "former-1")
+    assert found(scene) == []
+    with newer():
+        another = scene.another_worker()
+        another.turn(block_ms=1)
+    [text] = found(scene)
+    old = scene.worker.name.removeprefix("worker ")
+    text, _, names = text.partition("do not know it: ")
+    assert text == "warning: no saga of format 9 begins while workers run that "
+    assert sorted(names.split(", ")) == sorted(["former-1", old])
+
+
+def test_sagas_of_a_newer_format_are_counted_and_no_more_is_said_of_them(scene: Scene) -> None:
+    with newer():
+        another = scene.another_worker()
+        for saga_id in ("n1", "n2"):
+            body = {"format": FORMAT, "saga_id": saga_id, "steps": [do(1, service="nobody")]}
+            append_requests(scene.redis, [parse_begin(body)])
+        scene.turns_until(lambda: scene.redis.zcard(keys.TIMERS) == 2, another)
+
+    def of_sagas() -> list[str]:
+        return [text for text in found(scene, repair=True) if "saga" in text and "service" not in text]
+
+    assert of_sagas() == []
+    another._inbox.leave()
+    scene.worker.turn(block_ms=1)
+    text = "problem: sagas of format 9: 2; only a newer release can tell more of them, and no worker of it is running"
+    assert of_sagas() == [f"{text}: start one"]
 
 
 def test_entries_that_somebody_has_held_for_long_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,26 +96,29 @@ def show(saga_id: str, as_json: bool) -> None:
 def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
     """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
     with opened() as broker:
+        from sagastream.errors import NewerFormat
         from sagastream_bridge.inspection import lookup, views
 
         listing = lookup.listing(broker, status, limit)
         for state in listing.states:
             click.echo(lookup.row_as_json(state) if as_json else views.row(state, listing.now_ms))
-        for problem in listing.damaged:
-            click.echo(f"DAMAGED       {safe(problem)}")
+        for problem in listing.unreadable:
+            label = "NEWER" if isinstance(problem, NewerFormat) else "DAMAGED"
+            click.echo(f"{label:<12}  {safe(str(problem))}")
         shown = len(listing.states)
         more = " (--limit shows more)" if shown == limit else ""
         unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
         aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
-        counts = f"{listing.live} live and {listing.ended} ended in the store{unread}{aside}"
+        nobody = "" if listing.worker_is_alive or not (listing.live or listing.unread) else "; no worker is running"
+        counts = f"{listing.live} live and {listing.ended} ended in the store{unread}{aside}{nobody}"
         click.echo(f"{shown} shown{more}; {counts}", err=True)
 
 
 def _worker_shows_up(broker: "Broker") -> bool:
-    from sagastream_bridge.inspection import lookup
+    from sagastream.store import heartbeat
 
     deadline = time.monotonic() + _WORKER_GRACE_S
-    while not (alive := lookup.worker_is_alive(broker.client)) and time.monotonic() < deadline:
+    while not (alive := heartbeat.worker_is_alive(broker.client)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return alive
 

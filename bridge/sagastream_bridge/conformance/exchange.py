@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 import orjson
 import redis
 
+from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.wire import execute
 from sagastream.core.messages import Fields, Reply
 from sagastream.core.parsing import read_reply
 from sagastream.errors import SagastreamError
-from sagastream.store import keys
+from sagastream.store import heartbeat, keys
 from sagastream.store.events import sort_key
-from sagastream_bridge.inspection import lookup
 
 #: What the ids of all sagas that this makes up begin with.
 PREFIX: Final = "check-service-"
@@ -126,7 +126,7 @@ class Exchange:
         try:
             groups: Any = self.client.xinfo_groups(self._stream)
         except redis.ResponseError as error:
-            if lookup.is_no_group(error):
+            if is_no_group(error):
                 return None
             raise
         return next((group for group in groups if group["name"] == self.service.encode()), None)
@@ -244,7 +244,7 @@ class Exchange:
 
 def refuse_beside_a_worker(client: "redis.Redis") -> None:
     """Raises CheckError if an orchestrator's worker reads this store: it would take the replies away."""
-    if lookup.worker_is_alive(client):
+    if heartbeat.worker_is_alive(client):
         raise CheckError(
             "a worker reads the replies of this store (or did until a moment ago), and would quarantine those of the "
             "check: stop `sagastream worker` and `sagastream up`, or run the service on a store of its own"

@@ -5,22 +5,23 @@ lost failover can leave behind, is set right where repair was asked for; all els
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 import redis
 
+from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.wire import or_raise
 from sagastream.console import describe
 from sagastream.core.saga import SagaState
-from sagastream.errors import CorruptSaga
+from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.worker import LEASE_MS
-from sagastream.store import keys, saga_hash, sagas
-from sagastream_bridge.inspection import lookup
+from sagastream.store import heartbeat, keys, saga_hash, sagas
+from sagastream.store.heartbeat import Kind, Process
 
 #: How many sagas are examined in one transaction of the broker.
 _PAGE: Final = 100
@@ -28,9 +29,6 @@ _PAGE: Final = 100
 _SHOWN: Final = 10
 #: How late a saga's time may be seen to before that is a problem, in milliseconds.
 _LATE_MS: Final = 30_000
-#: How long ago a reader must have asked for work to count as being at work, in milliseconds. Redis 7.0 sees those that
-#: find nothing every two seconds only.
-_AT_WORK_MS: Final = 15_000
 #: How long an entry may be held by one reader before that is a problem, in milliseconds.
 _HELD_MS: Final = 120_000
 
@@ -42,6 +40,7 @@ _CENTRAL: Final = {
     keys.QUARANTINE: "stream",
     keys.TIMERS: "zset",
     keys.ENDED: "zset",
+    keys.ALIVE: "zset",
 }
 
 #: What leave.lua has handed back looks as if it had been held for longer than this, in seconds.
@@ -67,6 +66,8 @@ class Doctor:
         self._repair = repair
         self._store = Store(client)
         self._services: set[str] = set()  # that live sagas wait for
+        self._processes: list[Process] = []
+        self._newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
         self._live = self._parked = self._ended = self._overdue = 0
         self._wrong: Counter[str] = Counter()  # how often the same was found of a saga
 
@@ -80,7 +81,10 @@ class Doctor:
         yield from self._sagas()
         found = self._client.scan_iter(keys.commands("*"), _PAGE)
         self._services |= {keys.service(key.decode(errors="backslashreplace")) for key in found}
-        yield from self._readers("workers", keys.REQUESTS, keys.ORCHESTRATOR_GROUP, "sagastream worker")
+        self._processes = heartbeat.processes(self._client, self._services)
+        workers = [process for process in self._processes if process.kind == Kind.WORKER]
+        yield from self._readers("workers", keys.REQUESTS, workers, "sagastream worker")
+        yield from self._formats(workers)
         yield from self._held(keys.REPLIES, keys.ORCHESTRATOR_GROUP)
         yield from self._held(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
         for service in sorted(self._services):
@@ -88,7 +92,8 @@ class Doctor:
                 yield from wrong_types
                 continue
             command = "sagastream service MODULE:NAME"
-            yield from self._readers(f"service {service}", keys.commands(service), service, command)
+            theirs = [process for process in self._processes if process.service == service]
+            yield from self._readers(f"service {service}", keys.commands(service), theirs, command)
             yield from self._held(keys.commands(service), service)
         yield from self._jobs()
         if quarantined := self._client.xlen(keys.QUARANTINE):
@@ -185,7 +190,9 @@ class Doctor:
             state = saga_hash.read(saga_id, or_raise(fields))
             if isinstance(state, CorruptSaga):
                 yield from self._found(f"stands still until its fields are mended: {state}", saga_id)
-            elif isinstance(state, SagaState):  # of a newer format only a newer doctor can tell
+            elif isinstance(state, NewerFormat):
+                self._newer[state.format] += 1
+            elif isinstance(state, SagaState):
                 self._count(state)
                 what = _misplaced(state, now_ms, timer, ended, ttl)
                 if what is not None:
@@ -240,18 +247,34 @@ class Doctor:
 
     # --- who works
 
-    def _readers(self, about: str, stream: str, group: str, command: str) -> Iterator[Finding]:
-        idle = lookup.consumers(self._client, stream, group)
+    def _readers(self, about: str, stream: str, known: Sequence[Process], command: str) -> Iterator[Finding]:
+        """Who reads a stream. `known`: its processes, dead or alive."""
         waiting = self._client.xlen(stream)
-        if idle and min(idle) <= _AT_WORK_MS:
-            yield _ok(about, f"{sum(ms <= _AT_WORK_MS for ms in idle)} at work, entries waiting or in hand: {waiting}")
-        elif idle:
-            text = f"nobody has asked for work for {min(idle) // 1000} s: busy, hung or dead; if dead: {command}"
-            yield _warning(about, text)
-        elif waiting or (self._live and group == keys.ORCHESTRATOR_GROUP):
+        if alive := sum(process.is_alive for process in known):
+            yield _ok(about, f"{alive} at work, entries waiting or in hand: {waiting}")
+        elif known:
+            seconds = min(process.silent_ms for process in known) // 1000
+            yield _warning(about, f"nobody was heard for {seconds} s: hung or dead; if dead: {command}")
+        elif waiting or (self._live and stream == keys.REQUESTS):
             yield _problem(about, f"none is running, entries that wait: {waiting}; {command}")
         else:
             yield _ok(about, "none is running, and there is nothing to do")
+
+    def _formats(self, workers: Sequence[Process]) -> Iterator[Finding]:
+        """What only some of the workers know, and what none of them does."""
+        alive = [process for process in workers if process.is_alive]
+        known = {number for process in alive for number in process.formats}
+        for number in sorted(known):
+            if behind := [process.name for process in alive if number not in process.formats]:
+                names = ", ".join(behind)
+                text = f"no saga of format {number} begins while workers run that do not know it: {names}"
+                yield _warning("workers", text)
+        for number, sagas_of_it in sorted(self._newer.items()):
+            text = f"sagas of format {number}: {sagas_of_it}; only a newer release can tell more of them"
+            if number in known:
+                yield _ok("sagas", text)
+            else:
+                yield _problem("sagas", f"{text}, and no worker of it is running: start one")
 
     def _jobs(self) -> Iterator[Finding]:
         """Steps that wait in RQ's queues, for workers that there are not."""
@@ -271,7 +294,7 @@ class Doctor:
         try:
             held: Any = self._client.xpending_range(stream, group, "-", "+", 10, idle=_HELD_MS)
         except redis.ResponseError as error:
-            if lookup.is_no_group(error):
+            if is_no_group(error):
                 return
             raise
         for entry in held:

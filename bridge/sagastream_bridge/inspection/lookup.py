@@ -13,12 +13,11 @@ from sagastream.client.blocking import SagaClient
 from sagastream.client.listing import ListStatus
 from sagastream.core.saga import SagaState, Step, protocol_view
 from sagastream.errors import UnreadableSaga
-from sagastream.store import keys, sagas
+from sagastream.store import heartbeat, keys, sagas
+from sagastream.store.heartbeat import Kind
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.saga_hash import iso
 
-#: A reader that has not asked for news for this long, in milliseconds, is dead or hangs.
-ALIVE_MS: Final = 5_000
 #: How many of the newest quarantined entries are looked through for a saga.
 _QUARANTINE_LOOK: Final = 1000
 
@@ -40,8 +39,9 @@ class Listing:
     ended: int
     unread: int  # requests that no worker has read yet
     quarantined: int
+    worker_is_alive: bool
     states: list[SagaState] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    unreadable: list[UnreadableSaga] = field(default_factory=list)
 
 
 def saga(client: "redis.Redis", saga_id: str) -> Found:
@@ -57,13 +57,14 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
     notes = []
     if not state.ended and not state.parked:
         service = state.step.definition.service
-        idle = consumers(client, keys.commands(service), service)
-        if not idle:
+        known = heartbeat.processes(client, [service])
+        theirs = [process for process in known if process.service == service]
+        if not theirs:
             notes.append(f"no process of service {service} is listening")
-        elif min(idle) > ALIVE_MS:
-            seconds = min(idle) // 1000
-            notes.append(f"no process of service {service} has asked for work for {seconds} s: busy, hung or dead")
-        if not worker_is_alive(client):
+        elif not any(process.is_alive for process in theirs):
+            seconds = min(process.silent_ms for process in theirs) // 1000
+            notes.append(f"no process of service {service} was heard for {seconds} s: it hangs or is dead")
+        if not any(process.kind == Kind.WORKER and process.is_alive for process in known):
             notes.append("no worker is running")
     if not state.ended:
         notes += _quarantined(client, saga_id)
@@ -111,7 +112,7 @@ def row_as_json(state: SagaState) -> str:
 
 
 def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
-    """Sagas for a list, up to `limit`, and what is damaged before the last of them."""
+    """Sagas for a list, up to `limit`, and what cannot be read before the last of them."""
     store = broker.client
     found = Listing(
         now_ms=sagas.read(store, [])[1],
@@ -119,10 +120,11 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
         ended=store.zcard(keys.ENDED),
         unread=store.xlen(keys.REQUESTS),
         quarantined=store.xlen(keys.QUARANTINE),
+        worker_is_alive=heartbeat.worker_is_alive(store),
     )
     for one in SagaClient(broker).list(status):
         if isinstance(one, UnreadableSaga):
-            found.damaged.append(str(one))
+            found.unreadable.append(one)
         else:
             found.states.append(one)
             if len(found.states) == limit:
@@ -130,14 +132,8 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
     return found
 
 
-def worker_is_alive(client: "redis.Redis") -> bool:
-    """Whether a worker has asked for requests a moment ago."""
-    idle = consumers(client, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
-    return bool(idle) and min(idle) <= ALIVE_MS
-
-
 def _no_worker(client: "redis.Redis", matters: bool) -> str:
-    return ", and no worker is running: sagastream worker" if matters and not worker_is_alive(client) else ""
+    return ", and no worker is running: sagastream worker" if matters and not heartbeat.worker_is_alive(client) else ""
 
 
 def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
@@ -148,21 +144,6 @@ def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
         f"{message.kind or 'a message'} was quarantined as {message.id}: {message.reason}"
         for message in islice(about, 5)
     ]
-
-
-def consumers(client: "redis.Redis", stream: str, group: str) -> list[int]:
-    """How long ago each reader of a group last asked, in milliseconds."""
-    try:
-        return [int(consumer["idle"]) for consumer in client.xinfo_consumers(stream, group)]
-    except redis.ResponseError as error:
-        if is_no_group(error):
-            return []
-        raise
-
-
-def is_no_group(error: redis.ResponseError) -> bool:
-    """Whether there is no such group, for there is no such stream, or something else stands in its place."""
-    return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
 
 
 def _step_details(step: Step) -> dict[str, Any]:

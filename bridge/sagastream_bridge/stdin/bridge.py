@@ -22,9 +22,8 @@ from sagastream.core.messages import Begin, Code, Intervene, is_id
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.core.saga import SagaState
 from sagastream.errors import MalformedMessage, UnreadableSaga
-from sagastream.store import layout, sagas
+from sagastream.store import heartbeat, layout, sagas
 from sagastream.telemetry import Observer, guarded, runs
-from sagastream_bridge.inspection import lookup
 from sagastream_bridge.local.stack import SAMPLES, Stack
 from sagastream_bridge.stdin.follower import LOG, WHO, Asker, Follower
 from sagastream_bridge.stdin.lines import (
@@ -262,7 +261,7 @@ class StdinBridge:
 
     def _is_lonely(self) -> bool:
         """Whether no worker has been there for a while."""
-        if lookup.worker_is_alive(self._broker.client):
+        if heartbeat.worker_is_alive(self._broker.client):
             self._lonely_since = time.monotonic()
         return time.monotonic() - self._lonely_since > _LONELY_S
 
@@ -275,7 +274,8 @@ class StdinBridge:
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
         going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
         if going:
-            alive = self._stack is None and self._outage.patiently(lambda: lookup.worker_is_alive(self._broker.client))
+            client = self._broker.client
+            alive = self._stack is None and self._outage.patiently(lambda: heartbeat.worker_is_alive(client))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
             then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream up"
             LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")

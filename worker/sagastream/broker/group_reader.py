@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import redis
 from msgspec import Struct
@@ -77,6 +77,20 @@ def consumer_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
+class Heartbeat(Protocol):
+    """Has a reader known to be alive; see store/heartbeat.py."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to be heard again."""
+
+    def beat(self) -> Exchange[None]:
+        """Be heard. Raises redis.ResponseError."""
+
+    def end(self, *, holds: bool) -> Exchange[None]:
+        """Be known to have ended; `holds`: the consumer stays in a group with what it still holds."""
+
+
 class GroupReader:
     """Reads streams as one consumer of a group."""
 
@@ -89,12 +103,14 @@ class GroupReader:
         consumer: str,
         lease_ms: int,
         on_join: Callable[[], None],
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         """
         Args:
             lease_ms: how long another reader may hold an entry before this one takes it over.
             on_join: called before the first reading, and before the first reading after an outage or after the group
                 was deleted: by then, it may be another store.
+            heartbeat: is sent along with the readings.
         """
         self.streams = list(streams)
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
@@ -104,6 +120,8 @@ class GroupReader:
         self._log = Log("broker", consumer)
         self._lease_ms = lease_ms
         self._on_join = on_join
+        self._heartbeat = heartbeat
+        self._no_heartbeat = ""  # why the broker refuses it
         self._leave = scripting.load(client, "leave")
         self._forget = scripting.load(client, "forget")
         # By stream: where the reading of own pending entries, and of abandoned ones, goes on. Empty: it is finished.
@@ -150,7 +168,8 @@ class GroupReader:
             if time.monotonic() >= self._next_forget:
                 self._next_forget = time.monotonic() + _FORGET_EVERY_S
                 self._forget_gone()
-            return exchange.run(self._client, self._read_new(counts or dict.fromkeys(self.streams, BATCH), block_ms))
+            reading = self._read_new(counts or dict.fromkeys(self.streams, BATCH), block_ms)
+            return exchange.run(self._client, self._with_heartbeat(reading))
         except redis.ResponseError as error:
             self._deleted(error)
             return []
@@ -173,23 +192,46 @@ class GroupReader:
     def show_up(self) -> None:
         """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
         own entries."""
-        (answer,) = wire.round_trip(self._client, [self._reading(dict.fromkeys(self.streams, _AFTER_ALL), 1)])
-        or_raise(answer)
+        self._ask(self._reading(dict.fromkeys(self.streams, _AFTER_ALL), 1))
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
-        for stream in self.streams:
-            self._leave(keys=[stream], args=[self._group, self._consumer])
+        held = [self._leave(keys=[stream], args=[self._group, self._consumer]) for stream in self.streams]
+        if self._heartbeat is not None:
+            exchange.run(self._client, self._heartbeat.end(holds=any(held)))
 
     def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
         self._ahead_at = time.monotonic()
         try:
-            self._ahead = yield from self._read_new(counts)
+            self._ahead = yield from self._with_heartbeat(self._read_new(counts))
         except redis.ResponseError as error:
             self._deleted(error)
 
+    def _with_heartbeat(self, reading: Exchange[_T]) -> Exchange[_T]:
+        """The reading and, where it is time, the heartbeat: before it, since the reading may wait."""
+        if self._heartbeat is None or not self._heartbeat.is_due:
+            return (yield from reading)
+        _, found = yield from together(self._beat(self._heartbeat), reading)
+        return found
+
+    def _beat(self, heartbeat: Heartbeat) -> Exchange[None]:
+        """Be heard. Where that is refused, entries are read all the same."""
+        try:
+            yield from heartbeat.beat()
+        except redis.ResponseError as error:
+            if str(error) != self._no_heartbeat:
+                self._no_heartbeat = str(error)
+                self._log.warning(f"the broker does not take the heartbeat of this process: {error}")
+
+    def _ask(self, words: wire.Words) -> Any:
+        """The answer to one command, raised if it is an error; the heartbeat goes along."""
+        return exchange.run(self._client, self._with_heartbeat(_one(words)))
+
     def _join(self) -> None:
         self._on_join()
+        if self._heartbeat is not None:
+            # Before it has a consumer: one without a heartbeat is taken for a process of a former release.
+            exchange.run(self._client, self._beat(self._heartbeat))
         for stream in self.streams:
             try:
                 # From 0: entries that were added before the group was made are for it, too.
@@ -235,8 +277,8 @@ class GroupReader:
 
     def _read_own(self) -> list[Entry]:
         """The next page of what this consumer holds."""
-        (answer,) = wire.round_trip(self._client, [self._reading(self._own, BATCH)])
-        entries = _entries(or_raise(answer), again=True)
+        answer = self._ask(self._reading(self._own, BATCH))
+        entries = _entries(answer, again=True)
         self._own = {}
         for name, page in answer or ():
             if page:
@@ -252,8 +294,7 @@ class GroupReader:
         entries: list[Entry] = []
         for stream, cursor in list(self._abandoned.items()):
             words = ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
-            (answer,) = wire.round_trip(self._client, [words])
-            following, page, *deleted = or_raise(answer)
+            following, page, *deleted = self._ask(words)
             if deleted and deleted[0]:
                 self._report_deleted(stream, deleted[0])
             entries += _entries([(stream.encode(), page)], again=True, taken_over=True)
@@ -271,6 +312,16 @@ class GroupReader:
     def _report_deleted(self, stream: str, ids: Sequence[bytes]) -> None:
         names = ", ".join(entry_id.decode() for entry_id in ids[:5])
         self._log.warning(f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
+
+
+def is_no_group(error: redis.ResponseError) -> bool:
+    """Whether there is no such group: there is no such stream, or something else stands at its key."""
+    return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
+
+
+def _one(words: wire.Words) -> Exchange[Any]:
+    (answer,) = yield [words]
+    return or_raise(answer)
 
 
 def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:

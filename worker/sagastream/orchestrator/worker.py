@@ -29,6 +29,7 @@ from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.state_cache import Memory
 from sagastream.store import keys, layout, published, sagas
+from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.telemetry import Log, Observer, guarded, runs
 
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few; one that was
@@ -86,6 +87,7 @@ class Orchestrator:
             consumer=consumer,
             lease_ms=LEASE_MS,
             on_join=partial(layout.check, broker),
+            heartbeat=Heartbeat(consumer, Kind.WORKER),
         )
         self._memory = Memory()
         self._replies = 0  # that the last reading brought

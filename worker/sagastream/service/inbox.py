@@ -19,6 +19,7 @@ from sagastream.core.messages import Command, Fields, Reply, Unreadable
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Run, Undo
 from sagastream.store import keys
+from sagastream.store.heartbeat import Heartbeat, Kind
 
 #: How many leases one script call renews: far fewer than it can take, so that others do not wait for long.
 _RENEWED_AT_ONCE: Final = 1000
@@ -77,6 +78,7 @@ class CommandInbox:
             consumer=consumer,
             lease_ms=lease_ms,
             on_join=on_join,
+            heartbeat=Heartbeat(consumer, Kind.SERVICE, service),
         )
         self._recall = scripting.load(client, "recall")
         self._answer = scripting.Script("answer")

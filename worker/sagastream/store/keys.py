@@ -13,10 +13,11 @@ One partition's keys share the hash tag {p}, so that one script may change them 
     saga:{p}:quarantine          stream  orchestrator, services  until a person deals with it
     saga:{p}:done:<service>:<h>  hash    services                DONE_KEPT_S after its last write; h: hour of the saga
     saga:services:<service>      hash    services                for good: published commands -> compensations
+    saga:alive                   zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
     saga:store                   hash    whoever comes first     for good: the number of partitions
 
 The score of a live saga in timers is when it needs attention next, in ms by the broker's clock; +inf where it is
-parked. The score in ended is when it ended.
+parked. The score in ended is when it ended, the score in alive when the process was last heard.
 """
 
 from typing import Final
@@ -33,6 +34,9 @@ EVENTS_KEPT: Final = 100_000
 #: How long a saga is kept once it has ended, unless a worker is told otherwise, in milliseconds: 7 days.
 ENDED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 
+#: How long a process stays in alive that is not heard any more, in milliseconds: as long as its name in its group.
+ALIVE_KEPT_MS: Final = 60_000
+
 #: How long a service's record of what it did outlives the last write to its hash, in seconds: 2 days.
 DONE_KEPT_S: Final = 2 * 24 * 3600
 
@@ -44,6 +48,7 @@ TIMERS: Final = "saga:{0}:timers"
 ENDED: Final = "saga:{0}:ended"
 EVENTS: Final = "saga:{0}:events"
 QUARANTINE: Final = "saga:{0}:quarantine"
+ALIVE: Final = "saga:alive"
 STORE: Final = "saga:store"
 
 

@@ -1,0 +1,218 @@
+"""The heartbeat on real servers: who writes it, what it costs, and that all who tell of the living agree."""
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream import Context, Service
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import heartbeat, keys
+from sagastream.store.heartbeat import Kind, Process
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.waiting import until
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def found(scene: Scene, worker: Orchestrator | ServiceRunner, *services: str) -> Process | None:
+    """What is known of this process."""
+    known = heartbeat.processes(scene.redis, services)
+    return next((process for process in known if worker.name.endswith(process.name)), None)
+
+
+def known(scene: Scene, worker: Orchestrator | ServiceRunner) -> Process:
+    process = found(scene, worker)
+    assert process is not None
+    return process
+
+
+def beats(scene: Scene) -> int:
+    """How often anybody has written a heartbeat."""
+    stats: Any = scene.redis.info("commandstats")
+    return int(stats.get("cmdstat_zadd", {"calls": 0})["calls"])
+
+
+def test_a_worker_and_a_service_that_read_are_in_it(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.runner.turn(block_ms=1)
+    worker, service = known(scene, scene.worker), known(scene, scene.runner)
+    assert (worker.kind, worker.service, worker.formats) == (Kind.WORKER, None, (1,))
+    assert (service.kind, service.service, service.formats) == (Kind.SERVICE, "work", (1,))
+    assert worker.is_alive
+    assert service.is_alive
+    assert heartbeat.worker_is_alive(scene.redis)
+    members: Any = scene.redis.zrange(keys.ALIVE, 0, -1)
+    assert {json.loads(member)["kind"] for member in members} == {"worker", "service"}
+
+
+def test_it_is_written_before_the_process_has_a_consumer(scene: Scene) -> None:
+    """A consumer without a heartbeat is taken for a process of a release that has none."""
+    scene.worker._inbox._join()
+    assert found(scene, scene.worker) is not None
+    consumers: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    assert consumers == []
+
+
+def test_it_costs_no_round_trip_and_is_written_about_once_a_second(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    before, began, turns = beats(scene), time.monotonic(), 0
+    while time.monotonic() - began < 3.0:
+        scene.worker.turn(block_ms=5)
+        turns += 1
+    assert turns > 15
+    assert 2 <= beats(scene) - before <= 4
+
+
+def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> None:
+    """What it reads comes along with its commits then, and of what others held page after page."""
+    for number in range(400):
+        scene.begin(f"s{number}", do(1, service="elsewhere"))
+    scene.redis.xgroup_create(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, id="0")
+    scene.redis.xreadgroup(keys.ORCHESTRATOR_GROUP, "dead", {keys.REQUESTS: ">"}, count=200)
+    scene.worker._inbox._lease_ms = 1
+    ends = time.monotonic() + 2.5
+    while time.monotonic() < ends:
+        scene.worker.turn(block_ms=1)
+        assert known(scene, scene.worker).silent_ms < 1500
+    assert scene.redis.xlen(keys.REQUESTS) == 0
+
+
+def test_a_service_whose_handlers_take_long_is_heard(server: Server) -> None:
+    scene = Scene(server.broker())
+    runs: list[str] = []
+    service = Service("slow", concurrency=1)
+
+    @service.command("Do", compensation=None)
+    def handler(params: Any, context: Context) -> None:
+        runs.append(context.key)
+        until(scene.stop.is_set, what="the test is through", timeout_s=30)
+
+    runner = ServiceRunner(scene.broker, service, scene.stop)
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        scene.begin("s1", do(1, service="slow"))
+        scene.turns_until(lambda: bool(runs))
+        began = time.monotonic()
+        while time.monotonic() - began < 4.0:
+            assert known(scene, runner).silent_ms < 2500
+            time.sleep(0.1)
+    finally:
+        scene.stop.set()
+        thread.join()
+
+
+def test_who_ends_in_order_is_taken_out(scene: Scene) -> None:
+    for process in (scene.worker, scene.runner):
+        process.turn(block_ms=1)
+    scene.worker._inbox.leave()
+    scene.runner._inbox.reader.leave()
+    assert scene.redis.zcard(keys.ALIVE) == 0
+    assert not heartbeat.worker_is_alive(scene.redis)
+
+
+def test_who_ends_while_it_holds_something_is_known_to_have_left(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin("s1", do(1))
+    assert scene.worker._inbox.read(1)
+    scene.worker._inbox.leave()
+    process = known(scene, scene.worker)
+    assert (process.kind, process.is_alive) == (Kind.LEFT, False)
+    assert not heartbeat.worker_is_alive(scene.redis)
+
+
+def test_the_dead_are_swept_out_by_the_living(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    time_now: Any = scene.redis.time()
+    now_ms = time_now[0] * 1000
+    old, future = now_ms - keys.ALIVE_KEPT_MS - 2000, now_ms + keys.ALIVE_KEPT_MS + 10_000
+    scene.redis.zadd(keys.ALIVE, {"dead": old, "before the clock was set back": future, "fresh": now_ms})
+
+    def is_swept() -> bool:
+        scene.worker.turn(block_ms=1)
+        return scene.redis.zscore(keys.ALIVE, "dead") is None
+
+    until(is_swept, what="it is swept out")
+    assert scene.redis.zscore(keys.ALIVE, "before the clock was set back") is None
+    assert scene.redis.zscore(keys.ALIVE, "fresh") is not None
+
+
+def test_a_worker_whose_store_was_emptied_is_heard_again_at_once(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.redis.flushall()
+    scene.worker.turn(block_ms=1)
+    scene.worker.turn(block_ms=1)
+    assert known(scene, scene.worker).is_alive
+
+
+@pytest.mark.own_server  # the rights of whose user it changes
+@pytest.mark.parametrize("why", ["something else stands at its key", "the user may not write it"])
+def test_where_it_is_refused_all_goes_on_and_the_reader_says_so_once(
+    scene: Scene, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if why.startswith("something"):
+        scene.redis.set(keys.ALIVE, "x")
+    else:
+        scene.redis.acl_setuser(
+            "default", keys=["%R~*", "~saga:{*", "~saga:services:*", "~saga:store"], reset_keys=True, enabled=True
+        )
+    try:
+        with caplog.at_level(logging.WARNING, "sagastream"):
+            scene.begin("s1", do(1))
+            assert scene.play("s1").status == "COMPLETED"
+            for _ in range(3):
+                scene.worker._inbox._heartbeat._beat_at = 0.0  # type: ignore[union-attr]
+                scene.worker.turn(block_ms=1)
+        texts = [record.getMessage() for record in caplog.records]
+        assert sum("does not take the heartbeat" in text for text in texts) == 2  # the worker and the service
+        assert heartbeat.worker_is_alive(scene.redis)  # … by its consumer
+    finally:
+        scene.redis.acl_setuser("default", keys=["*"], reset_keys=True, enabled=True)
+
+
+def test_a_full_store_takes_it(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.redis.config_set("maxmemory", 1)
+    try:
+        until(lambda: known(scene, scene.worker).silent_ms > 1000, what="it is silent for a while")
+        with contextlib.suppress(redis.OutOfMemoryError):  # … of what comes after it
+            scene.worker.turn(block_ms=1)
+        assert known(scene, scene.worker).silent_ms < 1000
+    finally:
+        scene.redis.config_set("maxmemory", 0)
+
+
+def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    client = server.broker().client
+    worker = commands.quiet("worker", env=env)
+    body = json.dumps({"saga_id": "s1", "steps": [do(1, service="elsewhere")]})
+    begun = commands.run("begin", "-", given=body, **env)
+    assert begun.stderr == ""
+    until(lambda: client.exists(keys.saga("s1")), what="it is begun")
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: not heartbeat.worker_is_alive(client), what="it counts as dead", timeout_s=5.0)
+        assert "no worker is running" in commands.run("show", "s1", **env).stdout
+        assert "; no worker is running" in commands.run("list", **env).stderr
+        doctor = commands.run("doctor", **env).stdout
+        assert "warning   workers       nobody was heard for" in doctor
+        assert "no worker is running" in commands.run("begin", "-", given=body.replace("s1", "s2"), **env).stderr
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    until(lambda: heartbeat.worker_is_alive(client), what="it is heard again", timeout_s=5.0)
+    assert "no worker" not in commands.run("show", "s1", **env).stdout
+    assert "1 at work" in commands.run("doctor", **env).stdout

@@ -1,0 +1,34 @@
+"""A stand-in for a newer release: this one, that knows format 9 besides.
+
+What is new in it is the number alone: a saga of format 9 is a plain one that says so. As a process:
+`python -m support.newer worker`, with the command line of sagastream.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+from unittest import mock
+
+from sagastream.core import steps
+
+FORMAT: Final = 9
+KNOWN: Final = steps.FORMATS | {FORMAT}
+
+
+@contextmanager
+def newer() -> Iterator[None]:
+    """Within this, a worker or service that is made, or that moves, is one of the newer release."""
+    from sagastream.core import parsing
+    from sagastream.store import heartbeat, saga_hash
+
+    with ExitStack() as patched:
+        for module in (parsing, saga_hash, heartbeat):
+            patched.enter_context(mock.patch.multiple(module, FORMATS=KNOWN))
+        yield
+
+
+if __name__ == "__main__":
+    vars(steps)["FORMATS"] = KNOWN  # before anything else imports it
+    from sagastream_bridge.commands.main import main
+
+    main()

@@ -1,0 +1,186 @@
+"""Who is alive: the processes that read the store's streams, each written into one zset about once a second.
+
+    redis-cli ZRANGE saga:alive 0 -1 WITHSCORES
+
+A process writes itself along with what it reads, so that the heartbeat costs no round trip. One that is stopped is not
+heard any more, and one that ends takes itself out. `ALIVE_WITHIN` is the one table of when a process counts as alive;
+all who ask (`show`, `doctor`, `begin`, the gate of formats) ask here.
+
+Not every reader writes a heartbeat: the releases before this one do not, and services in other languages need not. Such
+a reader is known by the consumer of its group, and was heard when that last asked for entries.
+"""
+
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from sagastream.broker import exchange, wire
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.group_reader import is_no_group
+from sagastream.broker.scripting import Script
+from sagastream.broker.wire import or_raise
+from sagastream.core.steps import FORMATS, PLAIN
+from sagastream.store import keys
+
+
+class Kind(StrEnum):
+    """What a process is. A newer release may have more kinds."""
+
+    WORKER = "worker"
+    SERVICE = "service"
+    LEFT = "left"  # it has ended, and its consumer still holds entries that others are to take over
+
+
+class Within(NamedTuple):
+    """How long ago a process of some kind may have been heard to count as alive, in milliseconds."""
+
+    beat_ms: int  # by its heartbeat
+    asked_ms: int  # without one, by the idle time of its consumer
+
+
+#: The one table of who is alive. A worker's longest silence is its blocking read, of half a second; a service's, where
+#: it is written in another language, is what docs/protocol.md allows. Redis 7.0 does not count a reading that finds
+#: nothing, so that a worker without a heartbeat is heard every 2.5 s only.
+ALIVE_WITHIN: Final = {
+    Kind.WORKER: Within(beat_ms=2_000, asked_ms=5_000),
+    Kind.SERVICE: Within(beat_ms=15_000, asked_ms=15_000),
+}
+
+#: How often a process writes its heartbeat, in seconds, at most.
+_BEAT_EVERY_S: Final = 0.75
+
+_BEAT: Final = Script("beat")
+
+
+class _Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A member of the zset, in JSON. What a newer release writes besides is ignored."""
+
+    name: str  # of its consumer: unique
+    kind: str  # one of Kind, or one that only a newer release knows
+    service: str | None = None  # the name of the service that it is a process of
+    formats: tuple[int, ...] = ()  # that it knows
+    partitions: tuple[int, ...] = ()  # that it reads
+    started: str | None = None  # by its own clock
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """A process that reads the store's streams, dead or alive."""
+
+    name: str
+    kind: str
+    service: str | None = None
+    formats: tuple[int, ...] = (PLAIN,)
+    partitions: tuple[int, ...] = (0,)
+    started: str | None = None  # None: it does not say
+    silent_ms: int  # how long ago it was heard, by the broker's clock
+    beats: bool  # whether it writes a heartbeat
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was heard a moment ago; ALIVE_WITHIN says what a moment is."""
+        if self.kind == Kind.LEFT:
+            return False
+        kind = Kind.WORKER if self.kind == Kind.WORKER else Kind.SERVICE
+        within = ALIVE_WITHIN[kind]
+        # What was heard in the future was heard before the clock was set back, and not since.
+        return abs(self.silent_ms) <= (within.beat_ms if self.beats else within.asked_ms)
+
+
+class Heartbeat:
+    """Writes one process into the heartbeat."""
+
+    def __init__(self, name: str, kind: Kind, service: str | None = None) -> None:
+        """`name`: of its consumer in the groups that it reads for. `service`: of a service's process."""
+        self._name = name
+        self._member = msgspec.json.encode(
+            _Member(
+                name=name,
+                kind=kind,
+                service=service,
+                formats=tuple(sorted(FORMATS)),
+                partitions=tuple(range(keys.PARTITIONS)),
+                started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            )
+        )
+        self._beat_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._beat_at
+
+    def beat(self) -> Exchange[None]:
+        """Be heard. Raises redis.ResponseError where the broker refuses it."""
+        self._beat_at = time.monotonic() + _BEAT_EVERY_S
+        yield from _BEAT.call([keys.ALIVE], [self._member, keys.ALIVE_KEPT_MS])
+
+    def end(self, *, holds: bool) -> Exchange[None]:
+        """Be known to have ended. `holds`: its consumer stays in a group with what others are to take over, and would
+        else be taken for a process that writes no heartbeat."""
+        if holds:
+            left = msgspec.json.encode(_Member(name=self._name, kind=Kind.LEFT))
+            yield from _BEAT.call([keys.ALIVE], [left, keys.ALIVE_KEPT_MS])
+        (answer,) = yield [("ZREM", keys.ALIVE, self._member)]
+        or_raise(answer)
+
+
+def processes(client: "redis.Redis", services: Collection[str] = ()) -> list[Process]:
+    """The workers and the processes of services that there are, dead or alive; one round trip.
+
+    Of the processes that write no heartbeat: the workers, and those of `services`.
+    """
+    return exchange.run(client, _look(services))
+
+
+def worker_is_alive(client: "redis.Redis") -> bool:
+    return any(process.kind == Kind.WORKER and process.is_alive for process in processes(client))
+
+
+def _look(services: Collection[str]) -> Exchange[list[Process]]:
+    """See `processes`."""
+    groups: list[tuple[Kind, str | None, str, str]] = [(Kind.WORKER, None, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
+    groups += [(Kind.SERVICE, service, keys.commands(service), service) for service in services]
+    asked: list[wire.Words] = [("XINFO", "CONSUMERS", stream, group) for _, _, stream, group in groups]
+    clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.ALIVE, 0, -1, "WITHSCORES"), *asked]
+    found = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
+    known = {process.name for process in found}
+    for (kind, service, _, _), consumers in zip(groups, answers, strict=True):
+        found += [
+            Process(name=name, kind=kind, service=service, silent_ms=idle_ms, beats=False)
+            for name, idle_ms in _consumers(consumers)
+            if name not in known
+        ]
+    return found
+
+
+def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
+    """The processes in the heartbeat; none where something else stands at its key, which `doctor` tells."""
+    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return []
+    words = iter(or_raise(answer))
+    found = []
+    for data, score in zip(words, words, strict=True):
+        try:
+            member = msgspec.json.decode(data, type=_Member)
+        except msgspec.DecodeError:
+            continue  # somebody else has written it
+        silent_ms = now_ms - int(float(score))
+        found.append(Process(**msgspec.structs.asdict(member), silent_ms=silent_ms, beats=True))
+    return found
+
+
+def _consumers(answer: Any) -> list[tuple[str, int]]:
+    """The name of each reader of a group, and how long ago it last asked, in ms."""
+    if isinstance(answer, redis.ResponseError) and is_no_group(answer):
+        return []
+    found = []
+    for words in or_raise(answer):
+        pairs = iter(words)
+        consumer = dict(zip(pairs, pairs, strict=True))
+        found.append((consumer[b"name"].decode(errors="backslashreplace"), int(consumer[b"idle"])))
+    return found
