@@ -212,10 +212,10 @@ def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) 
     for _ in range(8_200):
         pipeline.xadd(keys.commands("work"), {"body": "{}"})
     pipeline.execute()
-    inbox = scene.runner._inbox
+    reader = scene.runner._inbox.reader
     stream: Any = {keys.commands("work"): ">"}
-    found: Any = scene.redis.xreadgroup("work", inbox._consumer, stream, count=9_000)
-    assert len(inbox._held_for([entry_id for entry_id, _ in found[0][1]], 0)) == 8_200
+    found: Any = scene.redis.xreadgroup("work", reader._consumer, stream, count=9_000)
+    assert len(reader.hold(keys.commands("work"), [entry_id for entry_id, _ in found[0][1]])) == 8_200
 
 
 def held_by(scene: Scene, service: ServiceRunner) -> int:

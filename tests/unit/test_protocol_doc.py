@@ -113,7 +113,7 @@ def test_the_fields_and_members_of_commands_are_all_there() -> None:
     for command in (replace(CHARGE, compensation="Undo", retried=True), REFUND):
         whole |= command.fields()
         members |= json.loads(command.body())
-    assert sorted(first_column(entry)) == sorted([*whole, REPLAYED.decode()])
+    assert sorted(first_column(entry)) == sorted([*whole, REPLAYED.decode(), "format"])
     assert sorted(first_column(body)) == sorted(members)
 
 

@@ -1022,7 +1022,7 @@ def test_a_result_is_passed_on_to_the_byte() -> None:
 @pytest.mark.parametrize("state", [None, given_saga(RESERVE).saga, CorruptSaga("damaged")])
 def test_a_request_of_a_newer_format_is_left_to_a_newer_release(state: Any) -> None:
     newer = Newer(format=9, saga_id="saga42", request_id="me-1")
-    assert decide(state, newer, Moment(now_ms=BEGUN_MS, published={})) == Decision(state=state, left=True)
+    assert decide(state, newer, Moment(now_ms=BEGUN_MS, published={})) == Decision(state=state, left=9)
 
 
 @pytest.mark.parametrize(
@@ -1038,7 +1038,34 @@ def test_a_request_of_a_newer_format_is_left_to_a_newer_release(state: Any) -> N
 )
 def test_whatever_comes_for_a_saga_of_a_newer_format_is_left_to_a_newer_release(event: Event) -> None:
     state = NewerFormat("saga42", 9)
-    assert decide(state, event, Moment(now_ms=BEGUN_MS, published={})) == Decision(state=state, left=True)
+    assert decide(state, event, Moment(now_ms=BEGUN_MS, published={})) == Decision(state=state, left=9)
+
+
+CLOSED = Moment(now_ms=BEGUN_MS, published={}, closed={9: "worker w-1 does not know format 9"})
+
+
+def test_no_saga_begins_in_a_format_that_is_closed_and_whoever_asked_is_told_why() -> None:
+    begin = Begin(saga_id="saga42", steps=(RESERVE,), request_id="me-1", format=9)
+    decision = decide(None, begin, CLOSED)
+    assert (decision.state, decision.commands, decision.quarantine) == (None, (), None)
+    [notice] = decision.notices
+    assert (notice.kind, notice.saga_id, notice.request_id) == ("refused", "saga42", "me-1")
+    assert orjson.loads(notice.body) == {"type": "error", "code": 22, "text": "worker w-1 does not know format 9"}
+
+
+def test_a_begin_of_a_closed_format_that_nobody_waits_for_is_set_aside_with_the_reason() -> None:
+    decision = decide(None, Begin(saga_id="saga42", steps=(RESERVE,), format=9), CLOSED)
+    assert (decision.state, decision.quarantine) == (None, "worker w-1 does not know format 9")
+
+
+def test_sagas_of_other_formats_begin_meanwhile() -> None:
+    assert decide(None, Begin(saga_id="saga42", steps=(RESERVE,)), CLOSED).state is not None
+
+
+def test_a_saga_that_has_begun_before_its_format_was_closed_is_begun_again_as_ever() -> None:
+    begin = Begin(saga_id="saga42", steps=(RESERVE,), request_id="me-1", format=9)
+    state = decide(None, begin, Moment(now_ms=BEGUN_MS, published={})).state
+    assert decide(state, replace(begin, request_id="again"), CLOSED) == Decision(state=state)
 
 
 def test_a_saga_has_the_format_of_its_begin() -> None:

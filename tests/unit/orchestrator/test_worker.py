@@ -26,7 +26,7 @@ REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
 
 
 def folded(letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
-    return [change for part in _parts(letters) for change in _fold(part, states, now_ms, published)]
+    return [change for part in _parts(letters) for change in _fold(part, states, now_ms, published, {})]
 
 
 def a_request(body: object, **fields: bytes) -> Entry:
@@ -137,9 +137,11 @@ def test_messages_for_a_saga_that_cannot_be_read_are_quarantined_and_it_is_not_t
 
 def test_what_is_for_a_newer_release_is_neither_acknowledged_nor_set_aside_nor_answered() -> None:
     newer = a_request(BEGIN | {"format": 9}, request_id=b"me-1")
-    assert folded([_open(newer)], {"saga42": None}, NOW_MS, {}) == []
+    [change] = folded([_open(newer)], {"saga42": None}, NOW_MS, {})
+    assert (change.is_empty, change.left) == (True, [(newer, 9)])
     letters = [_open(a_request(BEGIN, request_id=b"me-1")), _open(a_reply(REPLY)), DUE]
-    assert folded(letters, {"saga42": NewerFormat("saga42", 9)}, NOW_MS, {}) == []
+    [change] = folded(letters, {"saga42": NewerFormat("saga42", 9)}, NOW_MS, {})
+    assert (change.is_empty, change.left) == (True, [(entry, 9) for entry, _ in letters])
 
 
 def test_what_comes_beside_a_request_for_a_newer_release_is_dealt_with() -> None:

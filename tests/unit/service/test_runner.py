@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 import orjson
@@ -91,9 +91,12 @@ class Post(CommandInbox):
         self._ready = []
         return overruled
 
-    def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
-        (self.handed_back if idle_ms else self.renewed).extend(ids)
-        return list(ids)
+    def renew(self, deliveries: Iterable[Delivery]) -> set[bytes]:
+        self.renewed += [delivery.entry.id for delivery in deliveries]
+        return set()
+
+    def hand_back(self, deliveries: Iterable[Delivery]) -> None:
+        self.handed_back += [delivery.entry.id for delivery in deliveries]
 
     def count(self, delivery: Delivery, what: Count) -> int:
         return 1

@@ -33,6 +33,14 @@ _GONE_MS: Final = 60_000
 #: How long entries that were read ahead may wait, in seconds; at most a quarter of the lease. It is far more than the
 #: next reading needs to come.
 _FRESH_S: Final = 1.0
+#: The idle time that is set on an entry which is handed back, in milliseconds: longer than any lease.
+_HANDED_BACK_MS: Final = 24 * 3600 * 1000
+#: Of how many entries one script call changes the lease: far fewer than it can take, so that nobody waits for long.
+_HELD_AT_ONCE: Final = 1000
+#: If abandoned entries are for a newer release, the next look for them comes after so many times as long as this one
+#: took, and after so many seconds at most: however many there are, they cost little of the reader's time.
+_REST: Final = 20
+_LONGEST_REST_S: Final = 10.0
 #: An id after which no entry comes.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 #: A field of entries that were put back from the quarantine: somebody may have worked on them already.
@@ -123,12 +131,14 @@ class GroupReader:
         self._heartbeat = heartbeat
         self._no_heartbeat = ""  # why the broker refuses it
         self._leave = scripting.load(client, "leave")
+        self._hold = scripting.load(client, "hold")
         self._forget = scripting.load(client, "forget")
         # By stream: where the reading of own pending entries, and of abandoned ones, goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
         self._ahead: list[Entry] = []  # read ahead, for the next reading
         self._ahead_at = 0.0  # when those were asked for, by time.monotonic
+        self._claim_began = 0.0  # when the reader began to look for abandoned entries, by time.monotonic
         self._next_claim = 0.0
         self._next_forget = 0.0
         self._joined = False
@@ -159,7 +169,8 @@ class GroupReader:
                 if entries := self._read_own():
                     return entries
             if time.monotonic() >= self._next_claim:
-                self._next_claim = time.monotonic() + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
+                self._claim_began = time.monotonic()
+                self._next_claim = self._claim_began + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
                 self._abandoned = dict.fromkeys(self.streams, "0-0")
                 self.show_up()
             while self._abandoned:
@@ -193,6 +204,28 @@ class GroupReader:
         """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
         own entries."""
         self._ask(self._reading(dict.fromkeys(self.streams, _AFTER_ALL), 1))
+
+    def hold(self, stream: str, ids: Sequence[bytes], idle_ms: int = 0) -> list[bytes]:
+        """Renew the lease on these entries, or have them count as held for so long. Returns those that this reader
+        still holds."""
+        held: list[bytes] = []
+        for at in range(0, len(ids), _HELD_AT_ONCE):
+            args = [self._group, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
+            held += self._hold(keys=[stream], args=args)
+        return held
+
+    def hand_back(self, entries: Sequence[Entry]) -> None:
+        """Have others take these over at once. This reader, too, may come by them again."""
+        for stream in self.streams:
+            self.hold(stream, [entry.id for entry in entries if entry.stream == stream], _HANDED_BACK_MS)
+
+    def leave_to_newer(self, entries: Sequence[Entry]) -> None:
+        """Hand back what only a newer release knows. It comes by again and again until a process of that takes it."""
+        self.hand_back(entries)
+        if any(entry.taken_over for entry in entries):
+            now = time.monotonic()
+            rest_s = min(_REST * (now - self._claim_began), _LONGEST_REST_S)
+            self._next_claim = max(self._next_claim, now + rest_s)
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""

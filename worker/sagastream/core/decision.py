@@ -35,8 +35,10 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
 
     Where `may_undo` says so, the moment must know what the services of the saga's steps publish.
     """
-    if isinstance(event, Newer) or isinstance(state, NewerFormat):
-        return Decision(state=state, left=True)  # a newer release knows what to do
+    if isinstance(event, Newer):
+        return Decision(state=state, left=event.format)
+    if isinstance(state, NewerFormat):
+        return Decision(state=state, left=state.format)
     if isinstance(event, Unreadable):
         return _refuse(state, event, event.code, event.text)
     if isinstance(event, Due):
@@ -46,7 +48,7 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
             return Decision(state=state, quarantine=str(state))
         return _refuse(state, event, Code.CRASH, str(state))
     if isinstance(event, Begin):
-        return _begin_again(state, event) if state else moves.begin(event, moment)
+        return _begin_again(state, event) if state else _begin(event, moment)
     if isinstance(event, Intervene):
         return _intervene(state, event, moment)
     if state is None:
@@ -85,6 +87,12 @@ def _refuse(state: Found, event: Begin | Intervene | Unreadable, code: Code, tex
     body = error_body(code, text)
     notice = Notice(kind="refused", saga_id=event.saga_id, request_id=event.request_id, body=body)
     return Decision(state=state, notices=(notice,))
+
+
+def _begin(event: Begin, moment: Moment) -> Decision:
+    if moment.closed and (why := moment.closed.get(event.format)) is not None:
+        return _refuse(None, event, Code.PRECONDITION_FAILED, why)
+    return moves.begin(event, moment)
 
 
 def _begin_again(state: SagaState, event: Begin) -> Decision:

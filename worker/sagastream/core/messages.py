@@ -200,10 +200,10 @@ class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Newer(Struct, frozen=True, kw_only=True, gc=False):
-    """A request of a format that only a newer release knows: what else it says is not looked at."""
+    """A request or a command of a format that only a newer release knows: what else it says is not looked at."""
 
     format: int
-    saga_id: str
+    saga_id: str | None = None  # of a request
     request_id: str | None = None  # of the stream entry: who asked
 
 

@@ -54,6 +54,7 @@ class Moment(Struct, frozen=True, kw_only=True, gc=False):
     now_ms: int  # by the broker's clock
     published: Published  # what it does not know parks a saga rather than skip an undo
     jitter: float = 0.0  # 0 to 1, by chance: spreads what would be tried again at once
+    closed: Mapping[int, str] | None = None  # the formats in which no saga may begin yet, each with the reason
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):
@@ -63,7 +64,9 @@ class Decision(Struct, frozen=True, kw_only=True, gc=False):
     commands: tuple[Command, ...] = ()
     notices: tuple[Notice, ...] = ()
     quarantine: str | None = None  # why the event's entry is set aside
-    left: bool = False  # the event is for a newer release: its entry is neither acknowledged nor set aside
+    left: int = (
+        0  # the format of the event or its saga, where only a newer release knows it: the entry is left as it is
+    )
 
 
 # --- forward

@@ -77,9 +77,11 @@ def read_reply(fields: Mapping[bytes, bytes]) -> Reply | Unreadable:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
 
-def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> Command | Unreadable:
+def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> Command | Newer | Unreadable:
     """The entry of a service's commands stream. `sent_ms`: when it was added, for entries made by hand."""
     try:
+        if b"format" in fields and (number := _number(fields, b"format")) > max(FORMATS):
+            return Newer(format=number)
         return _parse_command(service, fields, sent_ms)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))

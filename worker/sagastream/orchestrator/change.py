@@ -24,17 +24,20 @@ class Change:
     quarantined: list[tuple[Entry, str]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)  # to be acknowledged
     rearm: bool = False  # set its place in timers and ended right, whether it moves or not
+    # What is left to a newer release: entries, or None where the saga is due; each with its format.
+    left: list[tuple[Entry | None, int]] = field(default_factory=list)
 
     def add(self, entry: Entry | None, decision: Decision) -> None:
         """Fold one more decision over those before it. `entry`: what it answers; None: its time had come."""
+        if decision.left:
+            self.left.append((entry, decision.left))
+            return
         self.after = decision.state
         self.commands += decision.commands
         self.notices += decision.notices
         if entry is None:
             self.rearm = decision.state is None  # somebody has deleted its hash: nothing waits for it any more
             return
-        if decision.left:
-            return  # it stays pending, for whoever knows what to do with it
         self.entries.append(entry)
         if decision.quarantine is not None:
             self.quarantined.append((entry, decision.quarantine))

@@ -27,12 +27,21 @@ class Store:
         self._retention_ms = retention_ms
         self._commit = scripting.Script("commit")
         self._due = scripting.load(client, "due")
+        self._give_back = scripting.load(client, "give_back")
+        self._leased_until = 0  # by the last look for what is due, ms by the broker's clock
 
-    def due(self, count: int, lease_ms: int) -> tuple[list[str], int | None]:
+    def due(self, count: int, lease_ms: int, passed_over: Sequence[str] = ()) -> tuple[list[str], int | None]:
         """Lease up to `count` sagas whose time has come, by the broker's clock; how long it is until the next one, in
-        ms, None: nothing waits for a time. What is leased comes up again where nothing is done about it."""
-        wait_ms, *saga_ids = self._due(keys=[keys.TIMERS], args=[count, lease_ms])
+        ms, None: nothing waits for a time. What is leased comes up again where nothing is done about it.
+
+        `passed_over`: sagas that are left out.
+        """
+        wait_ms, self._leased_until, *saga_ids = self._due(keys=[keys.TIMERS], args=[count, lease_ms, *passed_over])
         return [saga_id.decode(errors="backslashreplace") for saga_id in saga_ids], None if wait_ms < 0 else wait_ms
+
+    def give_back(self, saga_ids: Sequence[str]) -> None:
+        """Give up the lease on sagas that the last `due` has leased: others may have them at once."""
+        self._give_back(keys=[keys.TIMERS], args=[self._leased_until, *saga_ids])
 
     def forget_ended(self) -> None:
         """Strike the sagas off the list of ended ones whose hash has expired."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import Event, awaits
-from sagastream.core.messages import Begin, Reply
+from sagastream.core.messages import Begin, Newer, Reply
 from sagastream.core.saga import Found, SagaState
 from sagastream.orchestrator.change import Change
 
@@ -31,6 +31,8 @@ class Memory:
         """What the sagas of these messages are, most likely; of the others nothing is known."""
         presumed: dict[str, Found] = {}
         for entry, event in letters:
+            if isinstance(event, Newer) and event.saga_id is not None:
+                presumed.setdefault(event.saga_id, None)  # it is left alone, whatever its saga is
             if entry is None or entry.again:
                 continue  # whoever had it before may have moved the saga
             state = self._states.get(event.saga_id or "")

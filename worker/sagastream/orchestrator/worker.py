@@ -26,6 +26,7 @@ from sagastream.core.saga import Found, SagaState
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.state_cache import Memory
 from sagastream.store import keys, layout, published, sagas
@@ -89,6 +90,7 @@ class Orchestrator:
             on_join=partial(layout.check, broker),
             heartbeat=Heartbeat(consumer, Kind.WORKER),
         )
+        self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
         self._memory = Memory()
         self._replies = 0  # that the last reading brought
         self._busy = 0  # how many readings in a row brought many
@@ -152,12 +154,18 @@ class Orchestrator:
         """Decide and commit, part by part: while the broker works on one, the next is decided on. With the last, read
         on. Returns all changes, those of them that lost the comparison, and those that are stuck."""
         changes: list[Change] = []
+        left: list[Change] = []
         parts = _parts(letters)
         published = self._published(letters, states)
+        closed = self._gate.closed(event for _, event in letters)
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
-                if decided := _fold(part, states, now_ms, published):
+                decided = _fold(part, states, now_ms, published, closed)
+                if leaving := [change for change in decided if change.left]:
+                    left.extend(leaving)
+                    decided = [change for change in decided if not change.is_empty]
+                if decided:
                     changes.extend(decided)
                     committing = self._store.committing(decided, now_ms)
                     reads_on = part is parts[-1] and not self._stop.is_set()
@@ -166,6 +174,8 @@ class Orchestrator:
         refused = exchange.run_each(self._broker.client, commits())
         lost = [change for those, _ in refused for change in those]
         stuck = [change for _, those in refused for change in those]
+        if left:
+            self._gate.leave(left)
         return changes, lost, stuck
 
     def _due(self, entries: Sequence[Entry]) -> list[Letter]:
@@ -173,7 +183,7 @@ class Orchestrator:
         worker ran they may be just what is waited for."""
         if self._replies >= BATCH or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
             return []
-        saga_ids, wait_ms = self._store.due(BATCH, LEASE_MS)
+        saga_ids, wait_ms = self._store.due(BATCH, LEASE_MS, self._gate.passed_over())
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(saga_ids) == BATCH else max(wait_s, _LOOK_EVERY_S))
         if time.monotonic() >= self._tidy_at:
@@ -220,17 +230,23 @@ def _parts(letters: Sequence[Letter]) -> list[list[list[Letter]]]:
 
 
 def _fold(
-    part: Sequence[Sequence[Letter]], states: Mapping[str, Found], now_ms: int, published: Published
+    part: Sequence[Sequence[Letter]],
+    states: Mapping[str, Found],
+    now_ms: int,
+    published: Published,
+    closed: Mapping[int, str],
 ) -> list[Change]:
-    """Fold the letters over the states: one change a saga, however many letters it got."""
+    """Fold the letters over the states: one change a saga, however many letters it got. None where nothing changes and
+    nothing is left to others."""
     changes: list[Change] = []
     for letters in part:
         saga_id = letters[0][1].saga_id
         before = None if saga_id is None else states[saga_id]
         change = Change(saga_id=saga_id, before=before, after=before)
         for entry, event in letters:
-            moment = Moment(now_ms=now_ms, published=published, jitter=random.random())  # noqa: S311 - no secret
+            jitter = random.random()  # noqa: S311 - no secret
+            moment = Moment(now_ms=now_ms, published=published, jitter=jitter, closed=closed)
             change.add(entry, decide(change.after, event, moment))
-        if not change.is_empty:
+        if change.left or not change.is_empty:
             changes.append(change)
     return changes

@@ -2,13 +2,33 @@
 -- Lease the sagas whose time has come: whoever gets them sees to them, and if it dies they come up again.
 --
 -- KEYS     1 timers (zset)
--- ARGV     1 how many at the most  2 for how long they are leased, ms
--- RETURNS  how long it is until the next one, ms (-1: there is none that waits for a time), then the ids
+-- ARGV     1 how many at most  2 for how long they are leased, ms  3.. the ids that are passed over
+-- RETURNS  how long it is until the next one, ms (-1: there is none that waits for a time), until when they are leased,
+--          ms, then the ids
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
-for i = 1, #due do
-  redis.call('ZADD', KEYS[1], now + ARGV[2], due[i])
+local leased_until = now + ARGV[2]
+local passed_over = {}
+for i = 3, #ARGV do
+  passed_over[ARGV[i]] = true
 end
-local following = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-return { following[2] and math.max(0, math.ceil(following[2] - now)) or -1, unpack(due) }
+
+-- Of at most so many sagas those that are not passed over: members and scores in turn.
+local function first(most, up_to)
+  local range = { 'ZRANGEBYSCORE', KEYS[1], '-inf', up_to, 'WITHSCORES', 'LIMIT', 0, most + #ARGV - 2 }
+  local found, kept = redis.call(unpack(range)), {}
+  for i = 1, #found, 2 do
+    if #kept < 2 * most and not passed_over[found[i]] then
+      kept[#kept + 1], kept[#kept + 2] = found[i], found[i + 1]
+    end
+  end
+  return kept
+end
+
+local due, ids = first(tonumber(ARGV[1]), now), {}
+for i = 1, #due, 2 do
+  redis.call('ZADD', KEYS[1], leased_until, due[i])
+  ids[#ids + 1] = due[i]
+end
+local following = first(1, '(+inf')[2]
+return { following and math.max(0, math.ceil(following - now)) or -1, leased_until, unpack(ids) }

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import redis
 from msgspec import Struct
@@ -15,16 +15,11 @@ from sagastream.broker.group_reader import BATCH, Entry, GroupReader
 from sagastream.broker.wire import execute
 from sagastream.console import say
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Fields, Reply, Unreadable
+from sagastream.core.messages import Command, Fields, Newer, Reply
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Run, Undo
 from sagastream.store import keys
 from sagastream.store.heartbeat import Heartbeat, Kind
-
-#: How many leases one script call renews: far fewer than it can take, so that others do not wait for long.
-_RENEWED_AT_ONCE: Final = 1000
-#: The idle time that is set on an entry which is handed back, in milliseconds: longer than any lease.
-_LONG_MS: Final = 24 * 3600 * 1000
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -70,7 +65,6 @@ class CommandInbox:
     ) -> None:
         self._client = client
         self._service = service
-        self._consumer = consumer
         self.reader = GroupReader(
             client,
             streams=[keys.commands(service)],
@@ -82,12 +76,12 @@ class CommandInbox:
         )
         self._recall = scripting.load(client, "recall")
         self._answer = scripting.Script("answer")
-        self._hold = scripting.load(client, "hold")
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
         self._sending = threading.Lock()  # so that no answer is sent twice
         self._ready: list[tuple[Delivery, Answer] | _Quarantined] = []  # until the broker has them
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by the same clock
+        self._told: set[int] = set()  # the formats of newer releases that it has told of
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
 
     @property
@@ -107,13 +101,19 @@ class CommandInbox:
 
     def take(self, entries: Sequence[Entry]) -> list[Delivery]:
         """As `read`, of entries that were read already."""
-        deliveries = []
+        deliveries: list[Delivery] = []
+        newer: list[Entry] = []
         for entry in entries:
             command = read_command(self._service, entry.fields, entry.added_ms)
-            if isinstance(command, Unreadable):
-                self.quarantine(entry, command.text)
-            else:
+            if isinstance(command, Command):
                 deliveries.append(Delivery.of(entry, command))
+            elif isinstance(command, Newer):
+                newer.append(entry)
+                self._tell_newer(command.format)
+            else:
+                self.quarantine(entry, command.text)
+        if newer:
+            self.reader.leave_to_newer(newer)
         return self._settle(deliveries) if deliveries else []
 
     def answer(self, delivery: Delivery, answer: Answer) -> None:
@@ -166,11 +166,11 @@ class CommandInbox:
     def renew(self, deliveries: Iterable[Delivery]) -> set[bytes]:
         """Renew the lease on these. Returns the ids of the entries that have meanwhile been taken over."""
         ids = [delivery.entry.id for delivery in deliveries]
-        return set(ids).difference(self._held_for(ids, 0))
+        return set(ids).difference(self.reader.hold(keys.commands(self._service), ids))
 
     def hand_back(self, deliveries: Iterable[Delivery]) -> None:
         """Have others take these over at once."""
-        self._held_for([delivery.entry.id for delivery in deliveries], _LONG_MS)
+        self.reader.hand_back([delivery.entry for delivery in deliveries])
 
     def fetch(self, entry_id: bytes, *, again: bool) -> Entry | None:
         """An entry that another process holds; None: it was answered."""
@@ -194,13 +194,6 @@ class CommandInbox:
             if not str(error).startswith("NOGROUP"):  # the next reading makes it anew
                 raise
         self.heard_s = time.monotonic()
-
-    def _held_for(self, ids: Sequence[bytes], idle_ms: int) -> list[bytes]:
-        held: list[bytes] = []
-        for at in range(0, len(ids), _RENEWED_AT_ONCE):
-            args = [self._service, self._consumer, idle_ms, *ids[at : at + _RENEWED_AT_ONCE]]
-            held += self._hold(keys=[keys.commands(self._service)], args=args)
-        return held
 
     def _answered(self) -> set[bytes]:
         """The ids of the entries that are ready to be sent away."""
@@ -271,6 +264,12 @@ class CommandInbox:
             if not self._ready:
                 self._oldest_s = time.monotonic()
             self._ready.append(one)
+
+    def _tell_newer(self, number: int) -> None:
+        """Say once for each format that its commands are left to a newer process."""
+        if number not in self._told:
+            self._told.add(number)
+            self._say(f"met format {number}, which only a newer release knows: leaves all of it to that release")
 
     def _say(self, what: str) -> None:
         say(f"service {self._service}", what)
