@@ -210,7 +210,7 @@ def test_what_cannot_be_told_is_said(one_server: Server) -> None:
         findings = examined(service, one_server, probed=False)
         unknown = {name for name, found in findings.items() if found.verdict is Verdict.NOT_CHECKED}
         assert unknown == TWICE | {"effects", "command after it was undone"}
-        assert "--effects tells" in findings["duplicate"].came
+        assert "--effects COMMAND would show" in findings["duplicate"].came
         assert broken(examined(service, one_server)) == set()
 
 

@@ -1,4 +1,4 @@
-"""Who has used how much: CPU time by process, memory of the server."""
+"""What the processes used: CPU time by kind of process, memory of the server."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import redis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """CPU seconds since their start, of each kind of process."""
+    """CPU seconds of each kind of process, since they started."""
 
     server: float
     workers: float
@@ -27,7 +27,7 @@ class Account:
 
 
 def account(client: "redis.Redis", pids: Mapping[str, Sequence[int]]) -> Account:
-    """`pids`: those of the workers and of the services."""
+    """`pids`: of the workers and of the services."""
     info: Any = client.info("cpu")
     return Account(
         server=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
@@ -37,13 +37,13 @@ def account(client: "redis.Redis", pids: Mapping[str, Sequence[int]]) -> Account
 
 
 def used_memory(client: "redis.Redis") -> int:
-    """Bytes that the server's data take."""
+    """Bytes of the server's data."""
     info: Any = client.info("memory")
     return int(info["used_memory_dataset"])
 
 
 def memory_of(pids: Sequence[int]) -> int:
-    """Bytes of memory that these processes hold."""
+    """Bytes of memory that these processes use."""
     asked = ["ps", "-o", "rss=", "-p", ",".join(map(str, pids))]
     return 1024 * sum(map(int, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
 

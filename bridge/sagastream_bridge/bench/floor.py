@@ -1,8 +1,8 @@
-"""The floor: the stream traffic of a saga and nothing else, packed beforehand and written to a socket as it is.
+"""The floor: only the stream traffic of a saga, packed beforehand and written to a socket as it is.
 
-Per saga of three steps: XADD of the begin; per step XADD of the command, XREADGROUP and XACK by the service, XADD of
-the reply, XREADGROUP and XACK by the orchestrator, HSET of the saga. What sagastream adds is deciding, deduping, timers
-and the events.
+For a saga of three steps: XADD of the begin; for each step XADD of the command, XREADGROUP and XACK by the service,
+XADD of the reply, XREADGROUP and XACK by the orchestrator, HSET of the saga. sagastream adds the decisions, the dedupe,
+timers and events.
 """
 
 import socket
@@ -27,7 +27,7 @@ _REPLY: Final = b'{"type":"BenchDo_ok","saga_id":"bench-00000000","step":1,"resu
 
 
 class Floor:
-    """Bare traffic on streams of its own, which are deleted afterwards."""
+    """Bare traffic on its own streams, which are deleted afterwards."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
@@ -48,7 +48,7 @@ class Floor:
             self._client.unlink(key)
 
     def sagas_per_s(self, count: int, batch: int) -> float:
-        """Throughput of `count` sagas, `batch` of them in step with each other on one connection."""
+        """Throughput of `count` sagas on one connection; `batch` of them take each step together."""
         rounds = [self._rounds(batch) for _ in range(max(1, count // batch))]
         start = time.perf_counter()
         for one in rounds:
@@ -57,7 +57,7 @@ class Floor:
         return batch * len(rounds) / (time.perf_counter() - start)
 
     def latencies_s(self, count: int) -> list[float]:
-        """How long each of `count` sagas takes that run one after the other, a round trip a message."""
+        """How long each of `count` sagas takes, one after the other, with one round trip per message."""
         taken = []
         for _ in range(count):
             rounds = [(_packed([command]), 1) for commands in self._messages(1) for command in commands]
@@ -68,7 +68,7 @@ class Floor:
         return taken
 
     def _rounds(self, batch: int) -> list[tuple[bytes, int]]:
-        """The writings of one batch: what can be sent before an answer is needed, and how many answers it brings."""
+        """The writes of one batch: what can be sent before an answer is needed, and how many answers come."""
         return [(_packed(commands), len(commands)) for commands in self._messages(batch)]
 
     def _messages(self, batch: int) -> Iterator[list[Sequence[Any]]]:
@@ -88,7 +88,7 @@ class Floor:
             yield [("XACK", replies, "g", i) for i in ids] + [("HSET", f"{self._prefix}:hash:{i}", *saga) for i in ids]
 
     def _send(self, packed: bytes, answers: int) -> None:
-        """Write, and read all the answers: by hiredis, at the cost of a client in C."""
+        """Write, and read all answers by hiredis: it costs what a client in C costs."""
         self._socket.sendall(packed)
         while answers:
             self._reader.feed(self._socket.recv(1 << 20))
@@ -99,7 +99,7 @@ class Floor:
 
 
 def _connected(client: "redis.Redis") -> socket.socket:
-    """A socket of our own to the same server. Raises BrokerError where that takes more than a password."""
+    """Our own socket to the same server. Raises BrokerError if the login needs more than a password."""
     options = client.get_connection_kwargs()
     if options.get("ssl_cert_reqs") is not None:
         raise BrokerError("the floor is not measured over TLS; measure with an unencrypted REDIS_URL")

@@ -1,4 +1,4 @@
-"""The loads: how sagas are begun, and what is written down of each."""
+"""The loads: how sagas are begun, and what is measured."""
 
 import time
 import uuid
@@ -18,7 +18,7 @@ from sagastream_bridge.bench import services
 
 #: How many sagas are begun in one round trip.
 BATCH = 128
-#: How long nothing may end before a load is given up, in seconds.
+#: After this time without the end of any saga, in seconds, a load is given up.
 _PATIENCE_S = 60.0
 
 
@@ -37,7 +37,7 @@ class Run:
 
 
 class Loads:
-    """Begins sagas on a broker and follows their ends. `tick` is told how many more have ended."""
+    """Begins sagas on a broker, and follows their ends. `tick` is told how many more have ended."""
 
     def __init__(self, client: "redis.Redis", tick: Callable[[int], object]) -> None:
         self._client = client
@@ -74,7 +74,7 @@ class Loads:
         return run
 
     def closed_loop(self, count: int, concurrency: int) -> Run:
-        """`concurrency` sagas at any time; when one has ended the next begins."""
+        """`concurrency` sagas at any time: when one has ended, the next one begins."""
         run = Run(sagas=count)
         waiting = iter(self.begins(count))
         began: dict[bytes, float] = {}
@@ -99,8 +99,8 @@ class Loads:
         return run
 
     def open_loop(self, count: int, per_s: float) -> Run:
-        """A saga every 1/`per_s` seconds, whatever becomes of those before; latencies count from then, so that a
-        stall is felt by all that should have begun in it."""
+        """A saga every 1/`per_s` seconds, whether or not earlier ones have ended. Latencies count from that time, so
+        that a stall counts for all sagas that should have begun in it."""
         run = Run(sagas=count)
         begins = self.begins(count)
         intended: dict[bytes, float] = {}
@@ -126,7 +126,7 @@ class Loads:
     def _follow(
         self, left: set[bytes] | dict[bytes, float], after: bytes, ended: Callable[[Sequence[bytes]], None]
     ) -> None:
-        """Until none is left: tell `ended` which have ended; those of a set are taken from it."""
+        """Until none is left, tell `ended` which have ended; if `left` is a set, remove them."""
         heard = time.perf_counter()
         while left:
             saga_ids, after = self._ended(left, after, 1000)

@@ -1,4 +1,4 @@
-"""`sagastream bench`: the measurements, one after the other, and what they come to."""
+"""`sagastream bench`: takes the measurements one after the other, and computes the figures."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from sagastream_bridge.bench.floor import Floor
 from sagastream_bridge.bench.loads import BATCH, Loads, Run
 from sagastream_bridge.local.stack import Stack
 
-#: What a progress bar is told: how many sagas more have ended.
+#: Is told how many more sagas have ended, for a progress bar.
 Tick = Callable[[int], object]
 
 
@@ -23,10 +23,10 @@ class Measurement:
     def __init__(self, broker: Broker, *, sagas: int, workers: int, rounds: int, log_dir: Path) -> None:
         """
         Args:
-            sagas: how many are run for each figure of throughput; the others take a fraction of it.
+            sagas: how many for each figure of throughput; other figures take a fraction of them.
             workers: orchestrator workers.
-            rounds: how often each figure is taken; its median counts.
-            log_dir: where what the processes say goes.
+            rounds: how often to take each figure; the result is the median.
+            log_dir: the folder for the output of the processes.
         """
         self._broker = broker
         self._client = broker.client
@@ -37,20 +37,20 @@ class Measurement:
 
     @property
     def total(self) -> int:
-        """How many sagas it runs, about."""
+        """About how many sagas it runs."""
         alone, crowd = self._few
         return self._rounds * (2 * self._sagas + alone + 2 * crowd)
 
     @property
     def _few(self) -> tuple[int, int]:
-        """How many sagas a measurement of latency takes, one at a time and many at a time."""
+        """How many sagas a measurement of latency takes: one at a time, and many at a time."""
         return max(20, self._sagas // 20), max(200, self._sagas // 2)
 
     def run(self, tick: Tick) -> dict[str, Any]:
-        """All figures, as JSON values. Seconds, bytes and counts, unless a name says otherwise."""
+        """All figures, as JSON values: seconds, bytes and counts, unless a name says otherwise."""
         loads = Loads(self._client, tick)
         with self._processes() as pids, Floor(self._client) as floor:
-            loads.throughput(min(self._sagas, 256))  # everything is warm
+            loads.throughput(min(self._sagas, 256))  # to warm up
             found: dict[str, list[float]] = {}
             for _ in range(self._rounds):
                 for name, value in self._round(loads, floor, pids):
@@ -88,7 +88,7 @@ class Measurement:
         yield from _latencies("open_loop", loads.open_loop(crowd, rate))
 
     def _memory(self, loads: Loads) -> dict[str, float]:
-        """Bytes a saga takes: while it waits to be read, and once it has ended (with what its services recorded)."""
+        """The bytes of an ended saga, with the records of its services."""
         count = max(500, self._sagas // 2)
         before = used_memory(self._client)
         loads.throughput(count)
@@ -107,7 +107,7 @@ class Measurement:
 
 
 def _cpu(name: str, run: Run, used: Account) -> Iterator[tuple[str, float]]:
-    """CPU microseconds a saga, of each kind of process."""
+    """CPU microseconds per saga, of each kind of process."""
     for who, seconds in (
         ("server", used.server),
         ("workers", used.workers),

@@ -1,4 +1,4 @@
-"""The services of the measurements: they do nothing, so that what is measured is the way there and back."""
+"""The services of the measurements. They do nothing, so that only the way there and back is measured."""
 
 from typing import Any
 

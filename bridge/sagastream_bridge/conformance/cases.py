@@ -1,4 +1,4 @@
-"""What a service is tried with: which of its commands, with which params, and what undoes each."""
+"""With what a service is tried: which of its commands, with which params, and what undoes each."""
 
 import json
 import time
@@ -38,8 +38,8 @@ def published_by(broker: Broker, service: str, timeout_s: float, write: Callable
 
 
 def read(text: bytes, published: Published) -> list[Case]:
-    """The cases of a file: {"ChargePayment": {"params": …, "rejected_params": …, "compensation": …}, …}, of which
-    only the params must be there. Raises MalformedMessage."""
+    """The cases of a file: {"ChargePayment": {"params": …, "rejected_params": …, "compensation": …}, …}. Only the
+    params must be there. Raises MalformedMessage."""
     value = decode(text)
     if not isinstance(value, dict) or not value:
         raise MalformedMessage('the cases must be a JSON object like {"ChargePayment": {"params": {"amount": 5}}}')
@@ -53,7 +53,7 @@ def one(
     compensation: str | None,
     published: Published,
 ) -> Case:
-    """The case that options name: JSON texts; the command may be left out where one is published. Raises
+    """The case that options name, as JSON texts. The command may be left out if the service publishes only one. Raises
     MalformedMessage."""
     if command is None:
         if len(published) != 1:
@@ -72,7 +72,7 @@ def _case(name: str, members: Any, published: Published) -> Case:
         raise MalformedMessage(f"{name[:128]!a} cannot be the name of a command")
     if published and name not in published:
         raise MalformedMessage(f"the service publishes no command {name}, but {', '.join(sorted(published))}")
-    # First, as it may be "params", mistyped.
+    # First: it may be "params", mistyped.
     if isinstance(members, dict) and (strange := sorted(members.keys() - _MEMBERS)):
         raise MalformedMessage(f"{name} has an unknown member {strange[0][:128]!a}")
     if not isinstance(members, dict) or "params" not in members:

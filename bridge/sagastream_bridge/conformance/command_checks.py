@@ -1,4 +1,5 @@
-"""The promises about one command: done once, undone once, in whatever order and however often things are delivered."""
+"""The promises about one command: it is done once and undone once, in whatever order and however often it is
+delivered."""
 
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial
 CHECKS: Final = Checks()
 _check = CHECKS.check
 
-#: How often it is looked whether a command is acknowledged before it is answered.
+#: How often to look whether a command is acknowledged before it is answered.
 _LOOKS: Final = 10
 #: An attempt that no service writes by mistake.
 _ATTEMPT: Final = 7
@@ -44,7 +45,7 @@ def answers(trial: Trial) -> str:
 
 @_check(
     "shape",
-    "A reply has the members of the protocol and no others, and the attempt that it answers beside it.",
+    "A reply has the members of the protocol and no others, and the field attempt of its command.",
     "fields-of-a-reply",
 )
 def shape(trial: Trial) -> str:
@@ -53,7 +54,9 @@ def shape(trial: Trial) -> str:
 
 
 @_check(
-    "effects", "Its compensation takes away what a command did, as --effects counts it.", "effects-and-their-undoing"
+    "effects",
+    "The compensation of a command takes its effect away, as --effects counts it.",
+    "effects-and-their-undoing",
 )
 def effects(trial: Trial) -> str:
     trial.learn_effect()
@@ -62,7 +65,7 @@ def effects(trial: Trial) -> str:
 
 @_check(
     "answered first",
-    "A command is acknowledged once its reply is written, not before: a crash in between loses it.",
+    "A command is acknowledged after its reply is written, not before: a crash in between would lose it.",
     "what-a-service-must-never-do",
 )
 def answered_first(trial: Trial) -> str:
@@ -75,7 +78,7 @@ def answered_first(trial: Trial) -> str:
     for command in looks:
         [entry_id] = trial.send(command)
         was_first = trial.exchange.answered_before_acknowledged(entry_id, trial.saga_id)
-        trial.exchange.answers(trial.saga_id)  # heard, so that the next look sees the next
+        trial.exchange.answers(trial.saga_id)  # take it, so that the next look sees only the next reply
         if was_first is None or entry_id in trial.exchange.quarantined:
             raise NotChecked(f"{command.type} was not answered")
         if not was_first:
@@ -83,9 +86,7 @@ def answered_first(trial: Trial) -> str:
     return f"in {len(looks)} looks it was never seen the other way round"
 
 
-@_check(
-    "steps apart", "Two steps of one saga are two commands, even where they are alike.", "effects-and-their-undoing"
-)
+@_check("steps apart", "Two steps of one saga are two commands, even if they are alike.", "effects-and-their-undoing")
 def steps_apart(trial: Trial) -> str:
     first, second = trial.transaction(step=1), trial.transaction(step=2)
     one = trial.must_be_done(first, trial.ask(first))
@@ -117,7 +118,7 @@ def rejection(trial: Trial) -> str:
 def rejection_again(trial: Trial) -> str:
     command = trial.rejected()
     first = trial.must_be_refused(command, trial.ask(command))
-    # With params that would be accepted by now, as where an account was filled meanwhile.
+    # With params that would be accepted now, as if an account had been filled meanwhile.
     second = trial.ask(trial.transaction(attempt=2))
     trial.must_be_the_same(first, second)
     trial.must_stand(0)
@@ -126,7 +127,7 @@ def rejection_again(trial: Trial) -> str:
 
 @_check(
     "shape of a rejection",
-    "A rejection has an error, and otherwise what any reply has.",
+    "A rejection has an error, and else what every reply has.",
     "fields-of-a-reply",
     needs=("rejection",),
 )
@@ -163,7 +164,7 @@ def twins(trial: Trial) -> str:
 
 @_check(
     "next attempt",
-    "A later attempt of a command that was done is answered as the first was, under its own number.",
+    "A later attempt of a command that was done gets the same answer, with its own attempt number.",
     "after-recalllua",
 )
 def next_attempt(trial: Trial) -> str:
@@ -177,7 +178,7 @@ def next_attempt(trial: Trial) -> str:
     return f"again {second}"
 
 
-@_check("crash before", "What a reader held that died is taken over, and done.", "the-minimum-that-is-safe")
+@_check("crash before", "A command that a dead reader held is taken over, and done.", "the-minimum-that-is-safe")
 def crash_before(trial: Trial) -> str:
     command = trial.transaction()
     answer = trial.must_be_done(command, trial.ask_by_a_dead_reader(command))
@@ -187,7 +188,7 @@ def crash_before(trial: Trial) -> str:
 
 @_check(
     "crash after",
-    "What a reader held that died once it had done it is taken over, and not done again: the answer is the same.",
+    "A command that a reader had done before it died is taken over, and not done again: the answer is the same.",
     "after-recalllua",
     needs=("answers", "crash before"),
 )
@@ -202,7 +203,7 @@ def crash_after(trial: Trial) -> str:
 
 @_check(
     "late",
-    "A command that nobody waits for any more (not_after_ms) is not begun: the reply says unknown.",
+    "A command for which nobody waits any more (not_after_ms) is not begun: the reply says unknown.",
     "after-recalllua",
 )
 def late(trial: Trial) -> str:
@@ -226,7 +227,7 @@ def compensation(trial: Trial) -> str:
 
 @_check(
     "shape of a compensation",
-    "The reply to a compensation has no result, and otherwise what any reply has.",
+    "The reply to a compensation has no result, and else what every reply has.",
     "fields-of-a-reply",
     needs=("compensation",),
 )
@@ -255,7 +256,7 @@ def compensation_again(trial: Trial) -> str:
 
 @_check(
     "nothing to undo",
-    "A compensation that comes before its command, or where there was none, is answered with _ok.",
+    "A compensation that comes before its command, or without one, is answered with _ok.",
     "effects-and-their-undoing",
     needs=("compensation",),
 )
@@ -299,7 +300,7 @@ def command_after_it_was_undone(trial: Trial) -> str:
 
 
 def _must_have_shape(command: Command, answer: Answer, payload: str) -> str:
-    """`payload`: the member that the body may have besides; "": none."""
+    """`payload`: the one further member that the body may have; "": none."""
     wanted = {"type", "saga_id", "step"} | ({payload} if payload else set())
     if strange := sorted(answer.body.keys() - wanted):
         raise Broken(f"no members but {', '.join(sorted(wanted))}", f"{strange[0]} in {answer}")

@@ -1,4 +1,4 @@
-"""How many effects a service has had, as a command of the user's tells: from outside, only replies can be seen."""
+"""Counts the effects of a service by a command of the user: from outside, only replies can be seen."""
 
 import os
 import subprocess
@@ -11,7 +11,8 @@ _TIMEOUT_S: Final = 30.0
 
 
 class Effects:
-    """Asks a shell command. It prints one whole number: how many effects stand, of the saga in SAGA_ID or of all."""
+    """Runs a shell command that prints one whole number: how many effects there are now, of the saga in SAGA_ID or of
+    all."""
 
     def __init__(self, shell_command: str) -> None:
         self._command = shell_command

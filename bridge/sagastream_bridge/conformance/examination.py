@@ -1,4 +1,4 @@
-"""Puts a service to all checks, one after another, and says of each what was found."""
+"""Runs all checks on a service, one after another, and yields what each has found."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,17 +17,17 @@ SERVICE_CHECKS = len(service_checks.CHECKS.all)
 
 class Examination:
     def __init__(self, exchange: Exchange, cases: Sequence[Case], probe: Effects | None) -> None:
-        """`cases`: one a command; the checks of the service as a whole use the first. None where the service publishes
-        nothing: then that is all that can be found."""
+        """`cases`: one per command. The checks of the service as a whole use the first one. If there are none, because
+        the service publishes nothing, that is the only finding."""
         self._exchange = exchange
         self._cases = cases
         self._probe = probe
         self._verdicts: dict[tuple[str, str], Verdict] = {}
-        self._silent_since = ""  # the check after which the service answered nothing any more
+        self._silent_since = ""  # the check after which the service answered nothing more
         self._trials = 0
 
     def findings(self) -> Iterator[Finding]:
-        """Raises CheckError where the service cannot be checked."""
+        """Raises CheckError if the service cannot be checked."""
         if not self._cases:
             yield self._nothing_published()
             return
@@ -56,7 +56,7 @@ class Examination:
         trial = Trial(self._exchange, case, self._probe, self._trials)
         try:
             finding = check.put_to(trial)
-            # One that never answered is told of by the first check.
+            # If it never answered, the first check has reported that.
             answered = self._verdicts.get((case.command, "answers")) is Verdict.KEPT
             if finding.verdict is Verdict.BROKEN and answered and not trial.is_heard():
                 self._silent_since = check.name
@@ -69,10 +69,10 @@ class Examination:
         return finding
 
     def _hindrance(self, check: Check, case: Case) -> str:
-        """Why a check would tell nothing."""
+        """Why a check would find nothing out; "": it would."""
         if self._silent_since:
             return f"the service has answered nothing since the check {self._silent_since}"
         for name in check.needs:
             if (verdict := self._verdicts[case.command, name]) is not Verdict.KEPT:
-                return f"{name}, on which that rests, was {verdict}"
+                return f"{name}, on which it depends, was {verdict}"
         return ""

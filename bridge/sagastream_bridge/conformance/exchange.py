@@ -1,7 +1,7 @@
-"""Plays the orchestrator to a live service: writes into its commands, hears its replies, and leaves nothing behind.
+"""Plays the orchestrator to a live service: writes commands, reads the replies, and leaves nothing behind.
 
-Nothing of others is touched. Replies are read without a group, and only those are deleted that name a saga of this
-run; of the quarantine, only what this run has sent; of the service's commands, likewise.
+It touches nothing of others. It reads replies without a consumer group, and deletes only those that name a saga of this
+run. From the quarantine, and from the commands of the service, it deletes only what this run has sent.
 """
 
 import time
@@ -22,14 +22,14 @@ from sagastream.errors import SagastreamError
 from sagastream.store import heartbeat, keys
 from sagastream.store.events import sort_key
 
-#: What the ids of all sagas that this makes up begin with.
+#: The ids of all sagas of a check begin with this.
 PREFIX: Final = "check-service-"
-#: What a dead reader's entry is made to look like: held for a day, in milliseconds. Longer than anybody's lease.
+#: How long an entry seems to be held by a dead reader, in milliseconds: longer than any lease.
 _HELD_MS: Final = 24 * 3600 * 1000
-#: How long one reading waits for news, in milliseconds: some conditions come true without any.
+#: How long one reading waits for entries, in milliseconds: some conditions come true without any.
 _BLOCK_MS: Final = 20
 _PAGE: Final = 1000
-#: How many replies that name no saga of ours are remembered, to tell of.
+#: How many replies that name no saga of ours are kept, for the report.
 _STRANGERS_KEPT: Final = 50
 
 _T = TypeVar("_T")
@@ -40,7 +40,7 @@ class CheckError(SagastreamError):
 
 
 class WrongUsage(CheckError):
-    """What the check was given does not fit the service, or itself."""
+    """The options do not fit the service, or each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Answer:
 
 class Exchange:
     def __init__(self, client: "redis.Redis", service: str, *, timeout_s: float) -> None:
-        """`timeout_s`: how long anything is waited for."""
+        """`timeout_s`: how long to wait for anything."""
         self.service = service
         self.timeout_s = timeout_s
         self.run = f"{PREFIX}{uuid.uuid4().hex[:8]}"
@@ -70,8 +70,8 @@ class Exchange:
         self._read_to = {name: self._last_id(name) for name in (keys.REPLIES, keys.QUARANTINE)}
         self._sent: set[bytes] = set()
         self._answers: defaultdict[str, list[Answer]] = defaultdict(list)
-        self._strangers: list[tuple[str | None, str]] = []  # other replies: the saga they name, what they say
-        self.quarantined: dict[bytes, str] = {}  # entries that were sent -> why they were set aside
+        self._strangers: list[tuple[str | None, str]] = []  # other replies: the saga that they name, their text
+        self.quarantined: dict[bytes, str] = {}  # entry that was sent -> why it was quarantined
 
     def now_ms(self) -> int:
         """The time by the broker's clock."""
@@ -79,7 +79,7 @@ class Exchange:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     def send(self, *entries: Fields) -> list[bytes]:
-        """Add entries to the service's commands, all at once; their ids."""
+        """Add entries to the service's commands, all at once. Returns their ids."""
         pipeline = self.client.pipeline()
         for fields in entries:
             pipeline.xadd(self._stream, _untyped(fields))
@@ -88,16 +88,16 @@ class Exchange:
         return ids
 
     def send_to_the_dead(self, fields: Fields) -> bytes:
-        """Add an entry, and have it held by a reader of the service's group that died long ago; its id.
+        """Add an entry that a reader of the service's group holds which died long ago. Returns its id.
 
-        It is added and read in one transaction, so that no living reader gets it first, and only when nothing else
-        waits to be read, which would be read in its place. Raises CheckError where that does not come about.
+        It is added and read in one transaction, so that no living reader gets it first. That happens only when no other
+        entry waits, which would be read in its place. Raises CheckError if that does not happen in time.
         """
         entry_id = self.until(lambda: self._add_and_read(fields))
         if entry_id is None:
             raise CheckError(
                 f"{self._stream} always has entries that its group has not read, or has no group {self.service}; "
-                "check the service where it has little else to do"
+                "check the service when it has little else to do"
             )
         self._sent.add(entry_id)
         self.client.xclaim(self._stream, self.service, self._dead, 0, [entry_id], idle=_HELD_MS, justid=True)
@@ -111,7 +111,7 @@ class Exchange:
     def until(self, condition: Callable[[], _T | None]) -> _T | None:
         """The first true value of `condition`; None if there is none in time.
 
-        Raises CheckError where an orchestrator has come to read the replies.
+        Raises CheckError if a worker has begun to read the replies.
         """
         deadline = time.monotonic() + self.timeout_s
         while not (value := condition()):
@@ -122,7 +122,7 @@ class Exchange:
         return value
 
     def group(self) -> dict[str, Any] | None:
-        """The service's consumer group, as XINFO GROUPS has it; None where there is none."""
+        """The service's consumer group, as XINFO GROUPS describes it; None if there is none."""
         try:
             groups: Any = self.client.xinfo_groups(self._stream)
         except redis.ResponseError as error:
@@ -132,7 +132,7 @@ class Exchange:
         return next((group for group in groups if group["name"] == self.service.encode()), None)
 
     def is_pending(self, entry_id: bytes) -> bool:
-        """Whether an entry was read by somebody and not acknowledged, or was not read at all."""
+        """Whether an entry was read and not acknowledged, or not read yet."""
         group = self.group()
         if group is None:
             return self.is_there(entry_id)
@@ -145,8 +145,8 @@ class Exchange:
         return bool(self.client.xrange(self._stream, entry_id, entry_id))
 
     def answered_before_acknowledged(self, entry_id: bytes, saga_id: str) -> bool | None:
-        """Watch a command that was sent just now: whether there is a reply to its saga before it is acknowledged; None:
-        neither came in time."""
+        """Watch a command that was just sent: is there a reply to its saga before it is acknowledged? None: neither
+        came in time."""
         deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline:
             pipeline = self.client.pipeline()
@@ -164,20 +164,20 @@ class Exchange:
         return None
 
     def strangers(self) -> list[str]:
-        """The replies that came and that no orchestrator could make sense of: they name no saga of this store."""
+        """The replies that no orchestrator would understand: they name no saga of this store."""
         return [
             what for saga_id, what in self._strangers if saga_id is None or not self.client.exists(keys.saga(saga_id))
         ]
 
     def tidy(self) -> None:
-        """Take out of the store what was sent, and what came of it."""
+        """Delete from the store what was sent, and the answers."""
         self._listen(0)
         if self._sent:
             ids = sorted(self._sent)
             pipeline = self.client.pipeline()
             if self.group() is not None:
                 pipeline.xack(self._stream, self.service, *ids)
-                # Only now, when it holds nothing: what it held would be lost to the group.
+                # Only now that it holds nothing: the group would lose what it holds.
                 pipeline.xgroup_delconsumer(self._stream, self.service, self._dead)
             pipeline.xdel(self._stream, *ids)
             execute(pipeline)
@@ -202,7 +202,7 @@ class Exchange:
         return entry_id
 
     def _listen(self, block_ms: int) -> None:
-        """Take in what has come; where nothing has, wait for a moment (0: do not)."""
+        """Take what has come. If there is nothing, wait up to `block_ms`; 0: do not wait."""
         while True:
             news: Any = self.client.xread(_untyped(self._read_to), count=_PAGE, block=block_ms or None)
             for stream, entries in news:
@@ -217,7 +217,7 @@ class Exchange:
                 return
 
     def _take_reply(self, fields: dict[bytes, bytes]) -> bool:
-        """Whether it is ours."""
+        """Whether it is ours, and was taken."""
         reply = read_reply(fields)
         if isinstance(reply, Reply) and reply.saga_id.startswith(self.run):
             self._answers[reply.saga_id].append(Answer(fields=fields, reply=reply))
@@ -227,7 +227,7 @@ class Exchange:
         return False
 
     def _take_quarantined(self, fields: dict[bytes, bytes]) -> bool:
-        """Whether it is ours: what we sent, or a reply that a worker took which has come meanwhile."""
+        """Whether it is ours: a command that we sent, or a reply that a worker has taken meanwhile."""
         stream, entry_id = fields.get(b"stream", b""), fields.get(b"entry_id", b"")
         if stream == self._stream.encode() and entry_id in self._sent:
             self.quarantined[entry_id] = fields.get(b"reason", b"").decode(errors="backslashreplace")
@@ -247,12 +247,12 @@ def refuse_beside_a_worker(client: "redis.Redis") -> None:
     if heartbeat.worker_is_alive(client):
         raise CheckError(
             "a worker reads the replies of this store (or did until a moment ago), and would quarantine those of the "
-            "check: stop `sagastream worker` and `sagastream up`, or run the service on a store of its own"
+            "check: stop `sagastream worker` and `sagastream up`, or run the service on its own store"
         )
 
 
 def shown(fields: dict[bytes, bytes]) -> str:
-    """An entry, for people: its body, and its other fields."""
+    """An entry as text for people: its body, and its other fields."""
     body = fields.get(b"body", b"no body").decode(errors="backslashreplace")
     others = [f"{n.decode(errors='backslashreplace')}={v.decode(errors='backslashreplace')}"
               for n, v in fields.items() if n != b"body"]  # fmt: skip
@@ -261,5 +261,5 @@ def shown(fields: dict[bytes, bytes]) -> str:
 
 
 def _untyped(mapping: Mapping[str, Any]) -> dict[Any, Any]:
-    """A mapping as redis-py's annotations have it, which know of no narrower keys."""
+    """The same mapping, for redis-py, whose annotations allow no narrower type of keys."""
     return dict(mapping)

@@ -9,7 +9,7 @@ from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial
 
 #: Where the protocol is described; a check names the section.
 PROTOCOL: Final = "docs/protocol.md"
-#: How far a promise about effects was seen to be kept where nobody could count them.
+#: How far a promise about effects is kept, as far as can be seen, if nobody counts them.
 AS_REPLIES_SHOW: Final = "as far as its replies show"
 
 
@@ -21,24 +21,24 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check found of one command, or of the service where `command` is ""."""
+    """What one check found out about one command, or about the service if `command` is ""."""
 
     check: str
     command: str
     promise: str  # in one sentence
     verdict: Verdict
     read_on: str  # where in the documentation
-    expected: str = ""  # where it is broken
-    came: str = ""  # what was seen; where it was not checked: why not
-    only: str = ""  # where it is kept, but not all of it could be seen: how far
+    expected: str = ""  # if it is broken
+    came: str = ""  # what came; if it was not checked: why not
+    only: str = ""  # if it is kept, but only a part of it could be seen: how far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One promise, and the trial that it is put to.
+    """One promise, and how it is tried.
 
-    `run` returns what came where the promise is kept; it raises Broken or NotChecked. `needs`: checks that tell
-    nothing where this one would fail for the same reason; it is run only where they were kept.
+    `run` returns what came if the promise is kept; else it raises Broken or NotChecked. `needs`: checks that this one
+    depends on: it runs only if their promises were kept.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Check:
     section: str = ""  # of PROTOCOL
 
     def about(self, command: str) -> Finding:
-        """What is known before it was run."""
+        """The finding before the check has run."""
         return Finding(
             check=self.name,
             command=command,
@@ -58,7 +58,7 @@ class Check:
         )
 
     def put_to(self, trial: Trial) -> Finding:
-        """Run it. Raises CheckError where no verdict can be had at all; a redis.RedisError likewise."""
+        """Run it. Raises CheckError or redis.RedisError if there can be no verdict."""
         finding = self.about(trial.case.command)
         try:
             came = self.run(trial)
@@ -71,7 +71,7 @@ class Check:
 
 
 class Checks:
-    """Checks in the order in which they are run. `section`: where the page of the protocol has it, as a link does."""
+    """Checks, in the order in which they run. `section`: the anchor in the page of the protocol."""
 
     def __init__(self) -> None:
         self.all: list[Check] = []

@@ -1,4 +1,4 @@
-"""How findings look to a person. Everything that came from outside goes through `printable`."""
+"""How findings look to a person. All text from outside goes through `printable`."""
 
 import json
 import textwrap
@@ -15,9 +15,9 @@ from sagastream_bridge.inspection import views
 _COLOURS: Final = {Verdict.KEPT: "green", Verdict.BROKEN: "red", Verdict.NOT_CHECKED: "yellow"}
 _VERDICT_WIDTH: Final = max(map(len, Verdict))
 _CHECK_WIDTH: Final = 30
-#: Of the text beside a label, however narrow the terminal is.
+#: The least width of the text beside a label, however narrow the terminal is.
 _LEAST_WIDTH: Final = 20
-#: On average, what undoes them included.
+#: On average, with those that undo.
 _COMMANDS_A_CHECK: Final = 3
 
 
@@ -49,7 +49,7 @@ class Report:
 
 
 def warning(service: str, cases: Sequence[Case], url: str) -> str:
-    """What is asked before it begins."""
+    """The question before the check begins."""
     names = ", ".join(case.command for case in cases)
     undone = "undoes them where it can" if any(case.compensation for case in cases) else "does NOT undo them"
     checks = COMMAND_CHECKS * len(cases) + SERVICE_CHECKS
@@ -60,12 +60,12 @@ def warning(service: str, cases: Sequence[Case], url: str) -> str:
 
 
 def width(cases: Sequence[Case]) -> int:
-    """Of the column of commands."""
+    """The width of the column of commands."""
     return max((len(case.command) for case in cases), default=0)
 
 
 def grouped(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
-    """Each finding alone, but together those in a row that were not checked for the same reason."""
+    """Each finding alone; but findings in a row that were not checked for the same reason come together."""
     alike: list[Finding] = []
     for finding in findings:
         if alike and (finding.verdict is not Verdict.NOT_CHECKED or finding.came != alike[0].came):
@@ -80,20 +80,19 @@ def grouped(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
 
 
 def as_one(alike: Sequence[Finding]) -> Finding:
-    """Findings of one group as one, for people."""
+    """The findings of one group as one finding, for people."""
     [first, *more] = alike
     return replace(first, check=f"{first.check} and {len(more)} more") if more else first
 
 
 def rows(finding: Finding, width: int, columns: int) -> Iterator[str]:
-    """A finding as a row of a table; below it, where there is something to do or to know, what that is. `columns`: of
-    the terminal."""
+    """A finding as a row of a table and, below it, what there is to do or to know. `columns`: of the terminal."""
     verdict = views.styled(finding.verdict.ljust(_VERDICT_WIDTH), fg=_COLOURS[finding.verdict])
     yield f"{verdict}  {finding.check:<{_CHECK_WIDTH}}  {finding.command:<{width}}".rstrip()
     indent = " " * (_VERDICT_WIDTH + 2)
     for label, text in _details(finding):
         first = f"{indent}{label:<8}  "
-        # One column is left free: some terminals go on in the next line once the last one is full.
+        # One column stays free: some terminals begin a new line when the last column is full.
         room = max(columns - 1 - len(first), _LEAST_WIDTH)
         pieces = textwrap.wrap(printable(text), room, break_on_hyphens=False) or [""]
         yield first + pieces[0]

@@ -1,4 +1,4 @@
-"""The promises of a service as a whole: what it publishes, and that nothing stops it."""
+"""The promises of a service as a whole: its consumer group, and that nothing stops it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from sagastream_bridge.conformance.exchange import Answer
 from sagastream_bridge.conformance.promises import Check, Checks
 from sagastream_bridge.conformance.trial import Broken, Trial
 
-#: Those that may bring a service down come last.
+#: Checks that may make a service fail come last.
 CHECKS: Final = Checks()
 _check = CHECKS.check
 
-#: No service has a command or a compensation of these names.
+#: No service has a command or a compensation with these names.
 _NO_COMMAND: Final = "check-service-no-such-command"
 _NO_COMPENSATION: Final = "check-service-no-such-compensation"
-#: More than a body may have, in bytes.
+#: More bytes than a body may have.
 _HUGE: Final = (1 << 20) + 1000
 _DEEP: Final = 50_000
 
@@ -39,7 +39,7 @@ def group(trial: Trial) -> str:
 
 @_check(
     "cleared",
-    "A command is acknowledged and deleted once it is answered, so that its stream does not grow.",
+    "A command is acknowledged and deleted after it is answered, so that its stream does not grow.",
     "what-a-service-must-never-do",
 )
 def cleared(trial: Trial) -> str:
@@ -91,7 +91,7 @@ def more_fields(trial: Trial) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Malformed:
-    """An entry that is no command: how it comes to be, out of the fields of a good one."""
+    """An entry that is not a command, made from the fields of a good one."""
 
     what: str
     fields: Callable[[Fields], Fields]
@@ -141,7 +141,7 @@ def _send_malformed(malformed: _Malformed, trial: Trial) -> str:
 def _malformed_check(malformed: _Malformed) -> Check:
     return Check(
         name=f"malformed: {malformed.what}",
-        promise="What is no command is quarantined or answered, and holds nothing up.",
+        promise="An entry that is not a command is quarantined or answered, and holds nothing up.",
         run=lambda trial: _send_malformed(malformed, trial),
         needs=("answers",),
         section="the-minimum-that-is-safe",
@@ -151,7 +151,7 @@ def _malformed_check(malformed: _Malformed) -> Check:
 CHECKS.all += map(_malformed_check, _MALFORMED)
 
 
-@_check("alive", "After all that, the service answers as in the beginning.", "the-minimum-that-is-safe")
+@_check("alive", "After all these, the service answers as in the beginning.", "the-minimum-that-is-safe")
 def alive(trial: Trial) -> str:
     return _must_go_on(trial)
 

@@ -1,4 +1,4 @@
-"""One check's dealings with the service: a saga of its own, what is sent for it, what must come, and the undoing."""
+"""One trial of a check: its own saga, the commands that it sends, the answers that must come, and the clean-up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sagastream.core.messages import Command, Fields, failed, ok
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Answer, Exchange, WrongUsage
 
-#: Until when a command may be begun, in milliseconds from now: no check but one is about that.
+#: Until when a command may be begun, in milliseconds from now. Only one check is about that, and uses another time.
 _IN_TIME_MS: Final = 3_600_000
 #: A step that no check uses.
 _STEP_ALONE: Final = 90
@@ -26,23 +26,23 @@ class Broken(Exception):
 
 
 class NotChecked(Exception):
-    """Whether a promise is kept cannot be told; says why."""
+    """It cannot be found out whether a promise is kept; the text says why."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Case:
-    """A command of the service, and what it is tried with."""
+    """A command of the service, and with what to try it."""
 
     command: str
-    params: bytes  # JSON; the service does it with these
-    rejected_params: bytes | None = None  # JSON; it rejects it with these
+    params: bytes  # JSON; with these, the service does the command
+    rejected_params: bytes | None = None  # JSON; with these, it rejects the command
     compensation: str | None = None  # None: it needs none
-    effect: int = 0  # by how much one effect changes the number that the probe tells; 0: it is not known
+    effect: int = 0  # by how much one effect changes the number of the probe; 0: not known
 
 
 class Trial:
     def __init__(self, exchange: Exchange, case: Case, probe: Effects | None, number: int) -> None:
-        """`number`: no other trial of the run has it."""
+        """`number`: unique in this run."""
         self.exchange = exchange
         self.case = case
         self.saga_id = f"{exchange.run}-{number}"
@@ -65,13 +65,14 @@ class Trial:
         )
 
     def rejected(self) -> Command:
-        """The command with params that it is rejected for. Raises NotChecked where none were given."""
+        """The command with params with which it is rejected. Raises NotChecked if none were given."""
         if self.case.rejected_params is None:
-            raise NotChecked("no params were given that are rejected: --rejected-params")
+            raise NotChecked("no params were given with which it is rejected: --rejected-params")
         return replace(self.transaction(), params=self.case.rejected_params)
 
     def compensation(self, step: int = 1, done: Answer | None = None) -> Command:
-        """What undoes a step; `done`: the answer that the step got. Raises NotChecked where it needs nothing."""
+        """What undoes a step. `done`: the answer to the step. Raises NotChecked if the command needs no
+        compensation."""
         if self.case.compensation is None:
             raise NotChecked(f"{self.case.command} needs no compensation, as published")
         return replace(
@@ -84,21 +85,21 @@ class Trial:
         )
 
     def send(self, *commands: Command) -> list[bytes]:
-        """Send commands, in one transaction; the ids of their entries."""
+        """Send commands in one transaction. Returns the ids of their entries."""
         self._sent_steps |= {command.step for command in commands if command.type == self.case.command}
         return self.exchange.send(*(command.fields() for command in commands))
 
     def ask(self, command: Command, extra: Fields | None = None) -> Answer:
-        """Send a command, with further fields of the entry if need be; its answer. Raises Broken if none comes."""
+        """Send a command, with more fields of the entry if given. Returns its answer. Raises Broken if none comes."""
         return self._ask(command, lambda: self.exchange.send(command.fields() | (extra or {})))[0]
 
     def ask_twice_at_once(self, command: Command) -> list[Answer]:
-        """Send a command twice, in one transaction; both answers. Raises Broken if they do not come."""
+        """Send a command twice in one transaction. Returns both answers. Raises Broken if they do not come."""
         return self._ask(command, lambda: self.send(command, command), 2)
 
     def ask_by_a_dead_reader(self, command: Command) -> Answer:
-        """Have a command read by a reader that dies with it; the answer of whoever takes it over. Raises Broken if
-        nobody does."""
+        """Send a command that is read by a reader which dies. Returns the answer of the reader that takes it over.
+        Raises Broken if none does."""
         if self.exchange.group() is None:
             raise NotChecked(f"the stream of its commands has no group {self.exchange.service}")
         return self._ask(command, lambda: self.exchange.send_to_the_dead(command.fields()))[0]
@@ -109,7 +110,7 @@ class Trial:
         return answer
 
     def must_accept(self, command: Command, answer: Answer) -> None:
-        """Raises WrongUsage where the service does not want the params: that is no fault of its own."""
+        """Raises WrongUsage if the service rejects the params: that is not a fault of the service."""
         if answer.reply.type == failed(command.type) and not answer.reply.unknown:
             params = self.case.params.decode(errors="backslashreplace")
             error = (answer.reply.error or b"no error").decode(errors="backslashreplace")
@@ -119,20 +120,22 @@ class Trial:
             )
 
     def must_be_refused(self, command: Command, answer: Answer) -> Answer:
-        """It was not done, and nothing of it remains."""
+        """Raises Broken unless the answer says that the command was not done."""
         if answer.reply.type != failed(command.type) or answer.reply.unknown:
             raise Broken(f"{failed(command.type)} for step {command.step}, without the field unknown", str(answer))
         return answer
 
     def must_be_the_same(self, first: Answer, second: Answer) -> None:
-        """Two answers to one command. Raises NotChecked where two effects would give the same."""
+        """Compares two answers to one command. Raises NotChecked if two effects would give the same answers."""
         if _said(first) != _said(second):
             raise Broken(f"again {first}", str(second))
         if first.reply.error is None and first.reply.result is None and not self.case.effect:
-            raise NotChecked("the replies are the same, but carry no result: whether it was done once, --effects tells")
+            raise NotChecked(
+                "the replies are the same, but carry no result: --effects COMMAND would show whether it was done once"
+            )
 
     def must_stand(self, effects: int) -> None:
-        """So many effects of this trial must be there, where somebody can tell."""
+        """Raises Broken unless this trial has so many effects now. Does nothing if nobody can count them."""
         if self._probe is None or not self.case.effect:
             self.is_uncounted = True
             return
@@ -141,9 +144,10 @@ class Trial:
             raise Broken(f"{effects} effects standing, as --effects counts them", f"{found:g}")
 
     def learn_effect(self) -> None:
-        """What one effect changes in what --effects prints. Raises NotChecked, or Broken where it cannot be undone."""
+        """Find out by how much one effect changes what --effects prints. Raises NotChecked; Broken if it cannot be
+        undone."""
         if self._probe is None:
-            raise NotChecked("no --effects COMMAND was given: how often something was done shows in the results alone")
+            raise NotChecked("no --effects COMMAND was given: only the results show how often something was done")
         before = self._probe.count(self.saga_id)
         command = self.transaction()
         done = self.must_be_done(command, self.ask(command))
@@ -154,28 +158,28 @@ class Trial:
             undo = self.compensation(done=done)
             self.must_be_done(undo, self.ask(undo))
             if (after := self._probe.count(self.saga_id)) != before:
-                raise Broken(f"--effects prints {before} again once it is undone", str(after))
+                raise Broken(f"--effects prints {before} again after it is undone", str(after))
         self.case.effect = effect
 
     def is_heard(self) -> bool:
-        """Whether the service answers a command in any way."""
+        """Whether the service answers a command at all."""
         known = len(self.exchange.answers(self.saga_id))
         self.send(self.transaction(step=_STEP_ALONE))
         return bool(self.exchange.until(lambda: len(self.exchange.answers(self.saga_id)) > known))
 
     def undo(self) -> None:
-        """Undo what was done, or may have been, as far as the service undoes it."""
+        """Undo what was done, or may have been done, if the service undoes it."""
         if self.case.compensation is None:
             return
         for step in self._standing():
             command = self.compensation(step)
             try:
                 self.ask(command)
-            except Broken:  # it was told of, or will be, by the checks that are about that
+            except Broken:  # the checks about that report it
                 return
 
     def _standing(self) -> list[int]:
-        """The steps that were done and not undone after that, or of which nobody knows."""
+        """The steps that were done and not undone since, or may have been."""
         done, undone = ok(self.case.command), ok(self.case.compensation or "")
         last = dict.fromkeys(sorted(self._sent_steps), "")
         for answer in self.exchange.answers(self.saga_id):
@@ -196,13 +200,13 @@ class Trial:
         raise Broken(f"{count} replies {expected}" if count > 1 else expected, self._instead(command, known))
 
     def _answers(self, command: Command) -> list[Answer]:
-        """The answers to a command that have come."""
+        """The answers to a command that have come so far."""
         types = (ok(command.type), failed(command.type))
         found = self.exchange.answers(self.saga_id)
         return [answer for answer in found if answer.reply.type in types and answer.reply.step == command.step]
 
     def _instead(self, command: Command, known: int) -> str:
-        """What came in place of an answer."""
+        """What came instead of an answer."""
         waited = f"within {self.exchange.timeout_s:g} s"
         answers = self._answers(command)
         came = [str(answer) for answer in answers[known:]]

@@ -1,4 +1,4 @@
-"""How sagas and messages look to a person. Everything that strangers wrote goes through `printable`."""
+"""How sagas and messages look to a person. All text that strangers wrote goes through `printable`."""
 
 import json
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ _LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaire
 
 
 def styled(text: str, fg: str | None = None, *, bold: bool = False) -> str:
-    """The text with terminal escapes for a colour of `_SGR`, or bold. Whoever prints it strips them where nobody sees
-    colours, as click.echo does."""
+    """The text with terminal escapes for a colour of `_SGR`, or bold. Whoever prints it removes them if the output is
+    not a terminal, as click.echo does."""
     begin = (f"\x1b[{_SGR[fg]}m" if fg else "") + ("\x1b[1m" if bold else "")
     return f"{begin}{text}\x1b[0m" if begin else text
 
@@ -54,7 +54,7 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
 
 
 def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
-    """All that is known of a saga. `notes`: what else explains why it is where it is."""
+    """All that is known about a saga. `notes`: what else explains where it is."""
     parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
     yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
     yield f"  began    {_when(state.begun_ms, now_ms)}"
@@ -91,7 +91,7 @@ def row(state: SagaState, now_ms: int) -> str:
 
 
 def quarantined(message: Quarantined) -> str:
-    """A message that was set aside, on one line."""
+    """A quarantined message, on one line."""
     what = f"{message.kind} {message.saga_id}".strip() or "no message"
     return f"{message.id}  {iso(message.at_ms)}  {printable(what)}: {printable(message.reason)}"
 
@@ -138,7 +138,7 @@ def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, *, unknow
 
 
 def _until(state: SagaState, now_ms: int) -> str:
-    """Until when a saga waits for what it waits for."""
+    """Until when a saga waits."""
     if state.due_ms is None:
         return ""
     until = f"{_clock(state.due_ms)}, in {_age(state.due_ms - now_ms)}"

@@ -1,4 +1,4 @@
-"""The demonstration: three sagas on a broker of their own, every message shown as it happens."""
+"""The demonstration: three sagas on their own broker, with every message as it comes."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from sagastream.store import events, keys
 from sagastream_bridge.inspection import views
 from sagastream_bridge.local.stack import SAMPLES, Stack
 
-#: Prints a line, colours and all.
+#: Prints a line, with its colours.
 Write = Callable[[str], object]
 #: How long a saga of the demonstration may take, in seconds; it takes a few milliseconds.
 _TIMEOUT_S: Final = 10.0
@@ -52,7 +52,7 @@ _SAGAS: Final = (
 
 
 def demonstrate(write: Write) -> None:
-    """Run it in `demo` below the home, from scratch each time; the data stay there to be looked at."""
+    """Run it in `demo` below the home, from scratch each time. The data stay there, for people to look at."""
     home = Path(os.environ.get("SAGASTREAM_HOME") or ".sagastream") / "demo"
     EmbeddedServer(home).erase()
     broker = Broker(home=home)
@@ -76,7 +76,7 @@ def demonstrate(write: Write) -> None:
 
 
 def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes, write: Write) -> None:
-    """Print the messages of one saga, from those after an event on, until it has ended."""
+    """Print the messages of one saga that come after this event, until it has ended."""
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         stack.tend()

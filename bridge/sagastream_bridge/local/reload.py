@@ -1,6 +1,6 @@
-"""`sagastream service --reload`: the service in a child process, which is started again when a source file changes.
+"""`sagastream service --reload`: runs the service in a child process, and starts it again when a source file changes.
 
-A new process rather than new modules in the old one: nothing of the old code is left.
+A new process, not new modules in the old process: so nothing of the old code is left.
 """
 
 import logging
@@ -17,7 +17,7 @@ from sagastream.errors import SagastreamError
 from sagastream.telemetry import Log
 from sagastream_bridge.local.stack import end, spawn
 
-#: How often the broker and the child are looked after, in milliseconds.
+#: How often to look after the broker and the child, in milliseconds.
 _LOOK_MS: Final = 500
 _WHO: Final = "sagastream"
 _LOG: Final = Log("reload", _WHO)
@@ -26,8 +26,12 @@ _LOG: Final = Log("reload", _WHO)
 def run_again_when_changed(
     broker: Broker, where: str, arguments: Sequence[str], stop: threading.Event, *, grace_s: float
 ) -> None:
-    """Run `sagastream service WHERE`, and again after each change of a .py file below the current folder, or of the
-    module where that lies elsewhere. What ends by itself, as by an error in the code, waits for the next change."""
+    """Run `sagastream service WHERE`. Start it again after each change of a .py file below the current folder, or of
+    the module if that is elsewhere. If it ends by itself, for example by an error in the code, wait for the next
+    change.
+
+    Raises SagastreamError if watchfiles is not installed.
+    """
     try:
         from watchfiles import PythonFilter, watch
     except ModuleNotFoundError:
@@ -61,7 +65,7 @@ def run_again_when_changed(
 
 def _watched(where: str) -> list[Path]:
     here = Path.cwd().resolve()
-    spec = find_spec(where.partition(":")[0].partition(".")[0])  # of what stands on top: nothing is imported
+    spec = find_spec(where.partition(":")[0].partition(".")[0])  # of the top package only: this imports nothing
     if spec is None or spec.origin is None:
         return [here]
     module = Path(spec.origin).resolve()

@@ -1,4 +1,4 @@
-"""The processes of a whole installation on one machine: workers and services, restarted when they die."""
+"""Workers and services on one machine, as child processes that are restarted when they die."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ from sagastream.broker.connection import Broker
 from sagastream.core.backoff import delay
 from sagastream.telemetry import Log
 
-#: The sample services, by name. Named, not imported: they are run as any other service is.
+#: The sample services, by name. They are not imported, but run as any other service.
 SAMPLES: Final[Mapping[str, str]] = {
     name: f"sagastream_stubs.{name}:service" for name in ("inventory", "payment", "shipping")
 }
-#: How long a process may take to finish what it has in hand before it is killed, in seconds.
+#: How long a process may take to finish its work before it is killed, in seconds.
 STOP_TIMEOUT_S: Final = 10.0
-#: A process that lived this long, in seconds, is restarted at once when it dies; one that did not, ever later.
+#: A process that lived at least this long, in seconds, is restarted at once when it dies; else after a growing delay.
 _HEALTHY_S: Final = 10.0
 _LOG: Final = Log("stack", "sagastream")
 
@@ -35,8 +35,8 @@ class _Child:
 
 
 class Stack:
-    """Workers and services as child processes. They live as long as their parent: a child stops when its standard
-    input ends, which it does however the parent dies."""
+    """Workers and services as child processes. A child stops when its standard input ends, and so when its parent dies,
+    however that dies."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Stack:
         on_rq: Sequence[str] = (),
         log_dir: Path | None = None,
     ) -> None:
-        """`services`: MODULE:NAME each. `on_rq`: those that need an RQ worker too. `log_dir`: where what the children
-        say goes, by default to our stderr."""
+        """`services`: MODULE:NAME each. `on_rq`: those that also need an RQ worker. `log_dir`: the folder for the
+        output of the children; by default it goes to our stderr."""
         self._broker = broker
         self._log_dir = log_dir
         self._children = [_Child(f"worker-{n}", ["worker"]) for n in range(1, workers + 1)]
@@ -56,7 +56,7 @@ class Stack:
         self._children += [_Child(f"{where.replace(':', '-')}-rq", ["rq-worker", where]) for where in on_rq]
 
     def tend(self) -> None:
-        """Start what is not running. To be called again and again."""
+        """Start what is not running. Call this again and again."""
         for child in self._children:
             if child.process is not None and (code := child.process.poll()) is not None:
                 lived = time.monotonic() - child.started
@@ -69,13 +69,13 @@ class Stack:
                 self._start(child)
 
     def pids(self, command: str) -> list[int]:
-        """Of those that run as `sagastream COMMAND`."""
+        """Of the processes that run as `sagastream COMMAND`."""
         return [
             child.process.pid for child in self._children if child.process is not None and child.arguments[0] == command
         ]
 
     def stop(self) -> None:
-        """Let all finish what they have in hand, and wait for them."""
+        """Let all processes finish their work, and wait for them."""
         running = [child.process for child in self._children if child.process is not None]
         for process in running:
             assert process.stdin is not None
@@ -95,8 +95,8 @@ class Stack:
 
 
 def spawn(broker: Broker, arguments: Sequence[str], log: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
-    """Start `sagastream ARGUMENTS` on this broker; a command that ends when its standard input does. What it says goes
-    to `log`, by default to our stderr."""
+    """Start `sagastream ARGUMENTS` on this broker: a command that ends when its standard input ends. Its output goes to
+    `log`, by default to our stderr."""
     said = log or sys.stderr
     return subprocess.Popen(
         [sys.executable, "-m", "sagastream_bridge.commands.main", *arguments, "--until-eof"],
@@ -104,16 +104,16 @@ def spawn(broker: Broker, arguments: Sequence[str], log: IO[bytes] | None = None
         stdout=said,
         stderr=said,
         env=os.environ | {"REDIS_URL": broker.url, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
+        start_new_session=True,  # Ctrl-C goes to the parent only, which stops its children in order
     )
 
 
 def end(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
-    """Let a process finish what it has in hand, for so long."""
+    """Let a process finish its work, for at most so long; then kill it."""
     assert process.stdin is not None
     process.stdin.close()
     try:
         process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        process.kill()  # what it held is taken over when somebody runs again
+        process.kill()  # other processes take over what it held
         process.wait()
