@@ -12,22 +12,11 @@ import pytest
 
 from sagastream.core.messages import Command
 from sagastream.telemetry import POINTS, HandlerFields, Log, Observer, Observers, Outcome, guarded, handling, runs
+from support.observers import Notes
 
 
 def a_command(step: int = 1) -> Command:
     return Command(service="shop", type="Charge", saga_id="o-1", step=step, attempt=2, params=b"{}", begun_ms=0)
-
-
-class Notes(Observer):
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, dict[str, Any]]] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        if name not in POINTS:
-            return super().__getattribute__(name)
-        return lambda **arguments: self.told.append((name, arguments))
 
 
 class Broken(Observer):
@@ -71,7 +60,7 @@ def test_one_that_raises_is_logged_once_and_left_out(error: BaseException, caplo
         observers.comparison_lost(saga_id="o-1")
     observers.stream_stuck(stream="s")
     assert broken.calls == 1
-    assert [point for point, _ in notes.told] == ["comparison_lost"] * 3 + ["stream_stuck"]
+    assert notes.points == ["comparison_lost"] * 3 + ["stream_stuck"]
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("sagastream.telemetry", "ERROR")
     assert record.getMessage().startswith(f"Broken.comparison_lost raised {type(error).__name__}: ")
