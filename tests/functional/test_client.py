@@ -36,6 +36,8 @@ from sagastream.core.decision import decide
 from sagastream.core.moves import Moment
 from sagastream.errors import BrokerError
 from sagastream.store import keys, saga_hash
+from sagastream.telemetry import Observer
+from support.observers import Notes
 from support.processes import Commands
 from support.proxy import CuttingProxy
 from support.scenes import Scene, do
@@ -94,11 +96,13 @@ def running(server: Server, commands: Commands) -> Server:
     return server
 
 
-def in_loop(server: Server, use: Callable[[AsyncSagaClient], Coroutine[Any, Any, T]]) -> T:
+def in_loop(
+    server: Server, use: Callable[[AsyncSagaClient], Coroutine[Any, Any, T]], *, observer: Observer | None = None
+) -> T:
     """What a coroutine comes to that is given an open client; no task may be left of it then."""
 
     async def main() -> T:
-        async with AsyncSagaClient(server.broker()) as client:
+        async with AsyncSagaClient(server.broker(), observer=observer) as client:
             result = await use(client)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return result
@@ -356,10 +360,11 @@ def test_waits_go_on_through_a_restart_of_the_broker(
     running: OwnServer, commands: Commands, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     accepted = SagaClient(running.broker()).begin("s1", [do(1, service="later")])
+    blocking, in_a_loop = Notes(), Notes()
     with ThreadPoolExecutor(2) as threads:
         waits = [
-            threads.submit(SagaClient(running.broker()).wait, accepted, 30),
-            threads.submit(in_loop, running, lambda client: client.wait(accepted, 60)),
+            threads.submit(SagaClient(running.broker(), observer=blocking).wait, accepted, 30),
+            threads.submit(in_loop, running, lambda client: client.wait(accepted, 60), observer=in_a_loop),
         ]
         store = running.broker().client
         until(lambda: len(readers(store)) == 2, what="both read the events")
@@ -374,6 +379,10 @@ def test_waits_go_on_through_a_restart_of_the_broker(
         ("sagastream.broker", "sagastream client")
     }
     assert capfd.readouterr().err == ""
+    for notes in (blocking, in_a_loop):
+        assert notes.points[:2] == ["outage_began", "outage_ended"]
+        assert isinstance(notes.of("outage_began")[0]["error"], redis.ConnectionError)
+        assert 0 < notes.of("outage_ended")[0]["duration_s"] < 30
 
 
 @pytest.mark.own_server

@@ -1,6 +1,7 @@
 """A file that is touched while a process hears from the broker: a liveness probe looks at how old it is.
 
-A file and no port: nothing listens, nothing has to be let through, and two processes on one host do not collide.
+A file, not a port: nothing listens, no firewall has to let anything through, and two processes on one host do not
+collide.
 """
 
 import time
@@ -18,10 +19,10 @@ _log: Final = Log("health", "sagastream")
 
 
 class HealthFile:
-    """The file of one process. There is none until it has heard from the broker for the first time."""
+    """The file of one process. It is there once the broker has answered for the first time."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where it cannot be written."""
+        """Raises OSError if it cannot be written."""
         path.touch()
         path.unlink()  # what a process before this one left says nothing about this one
         self._path = path
@@ -43,7 +44,7 @@ class HealthFile:
 
 @contextmanager
 def health_file_at(path: Path | None) -> Iterator[HealthFile | None]:
-    """The health file of a process, for as long as it works; none without a path."""
+    """The health file of a process, for as long as it works; None without a path."""
     if path is None:
         yield None
         return
