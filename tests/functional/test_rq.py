@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -43,7 +43,7 @@ from support.waiting import until
 RQ = str(Path(sys.executable).with_name("rq"))
 
 SHOP = """
-import asyncio, os, signal
+import asyncio, logging, os, signal
 from sagastream import Reject, Service, connect
 
 service = Service("work", lease_ms=2000)
@@ -87,6 +87,11 @@ def swallow(params, context):
             connect().blpop("never", 5)
         except Exception:
             pass
+
+
+@service.command("Tell", compensation=None, via="rq", queue="steps")
+def tell(params, context):
+    logging.getLogger("shop.till").info("telling %s\\x1b[1m", params)
 
 
 service.command("Charge", call="jobs.charge", compensation="Refund", via="rq", queue="steps")
@@ -418,14 +423,12 @@ def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, mo
 
 
 def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sagastream.rq_steps.dispatcher._SEARCH_EVERY_S", 0.0)
-    heard: list[str] = []
 
     def complaints() -> list[str]:
-        heard.extend(line for line in capsys.readouterr().err.splitlines() if "no RQ worker" in line)
-        return heard
+        return [line for line in caplog.messages if "no RQ worker" in line]
 
     stage.fleet.worker(queue="others")
     stage.begin("s1", do(1))
@@ -433,9 +436,8 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
     # One that was killed long ago, and that RQ has not cleared away.
     stage.redis.sadd("rq:workers:steps", "rq:worker:gone")
     start = "SAGASTREAM_SERVICES=MODULE:NAME rq worker -w sagastream.rq_runner.SagaWorker steps"
-    stage.all_until(complaints, what="the service says so")
-    assert len(heard) == 1
-    assert heard[0].endswith(f": no RQ worker works on queue steps: 2 jobs wait; on this Redis, start {start}")
+    (complaint,) = stage.all_until(complaints, what="the service says so")
+    assert complaint == f"no RQ worker works on queue steps: 2 jobs wait; on this Redis, start {start}"
     stage.redis.rpush("rq:queue:of-others", "a-job-of-theirs")
     stage.redis.sadd("rq:queues", "rq:queue:of-others")
     told = [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about]
@@ -602,6 +604,109 @@ def test_a_worker_says_which_steps_it_runs(fleet: Fleet) -> None:
     assert said == [
         "rq worker: warning: steps of work wait in queue steps too, on which this worker does not work",
         "rq worker: warning: works on queue step, in which no step of work runs",
+    ]
+
+
+# --- what RQ workers log
+
+TOLD = [
+    "rq worker: runs steps of work, of queue steps",
+    r"shop.till: telling a\x1b[1m [saga s1, step 1, attempt 1]",
+]
+
+
+def of_ours(lines: Sequence[str]) -> list[str]:
+    """RQ's own lines begin with a time, or with the name of RQ's logger."""
+    return [line for line in lines if not re.match(r"\d\d:\d\d:\d\d |rq\.", line)]
+
+
+def test_where_rq_starts_the_worker_its_lines_stay_its_own_and_ours_are_there_too(stage: Stage) -> None:
+    stage.fleet.worker()
+    stage.begin("s1", do("a", "Tell"))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    lines = stage.fleet.said.splitlines()
+    assert of_ours(lines) == TOLD
+    assert sum("Listening on" in line for line in lines) == 1
+
+
+def test_where_rq_starts_the_worker_ours_are_as_the_environment_says(stage: Stage) -> None:
+    stage.fleet.env = stage.fleet.env | {"SAGASTREAM_LOG_FORMAT": "json"}
+    stage.fleet.worker()
+    stage.begin("s1", do("a", "Tell"))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    runs, told = (json.loads(line) for line in of_ours(stage.fleet.said.splitlines()))
+    assert (runs["logger"], runs["message"]) == ("sagastream.rq", "runs steps of work, of queue steps")
+    assert (told["logger"], told["saga_id"], told["step"], told["attempt"]) == ("shop.till", "s1", 1, 1)
+
+
+def test_a_worker_whose_user_has_configured_logging_logs_as_that_says(stage: Stage) -> None:
+    settings = """
+import logging, os
+REDIS_URL = os.environ["REDIS_URL"]
+logging.basicConfig(format="%(levelname)s/%(name)s/%(message)s", level="INFO")
+"""
+    (stage.fleet.folder / "settings.py").write_text(settings)
+    stage.fleet.worker("-c", "settings", "--path", ".")
+    stage.begin("s1", do("a", "Tell"))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    lines = stage.fleet.said.splitlines()
+    assert lines.count("INFO/sagastream.rq/runs steps of work, of queue steps") == 1
+    assert sum(line.startswith("INFO/shop.till/telling a") for line in lines) == 1
+    assert not any(line.startswith("rq worker: ") for line in lines)
+
+
+@pytest.mark.parametrize("written", ["text", "json"])
+def test_our_own_command_writes_all_lines_in_one_format(stage: Stage, commands: Commands, written: str) -> None:
+    with (commands.folder / "log").open("wb") as log:
+        commands.start(
+            *("rq-worker", "shop:service", "--log-format", written),
+            env={"REDIS_URL": stage.fleet.env["REDIS_URL"], "PYTHONPATH": str(stage.fleet.folder)},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    stage.begin("s1", do("a", "Tell"))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    lines = [line for line in (commands.folder / "log").read_text().splitlines(keepends=True) if line.endswith("\n")]
+    if written == "text":
+        assert of_ours([line.rstrip("\n") for line in lines]) == TOLD
+        assert sum(line.startswith("rq.worker: *** Listening on steps") for line in lines) == 1
+    else:
+        told = [json.loads(line) for line in lines]
+        assert sum(one["logger"] == "rq.worker" and "Listening on" in one["message"] for one in told) == 1
+        assert [one["saga_id"] for one in told if one["logger"] == "shop.till"] == ["s1"]
+
+
+OBSERVED = """
+from sagastream.rq_runner import SagaWorker
+from sagastream.telemetry import Observer
+
+
+class ToFile(Observer):
+    def __getattribute__(self, name):
+        def write(**arguments):
+            with open("observed", "a") as file:
+                print(name, arguments.get("kind") or arguments["command"].saga_id, file=file)
+        return write
+
+
+class ObservedWorker(SagaWorker):
+    observer = ToFile()
+"""
+
+
+def test_a_worker_of_a_subclass_tells_its_observer(stage: Stage) -> None:
+    (stage.fleet.folder / "observed_worker.py").write_text(OBSERVED)
+    stage.fleet.worker("-w", "observed_worker.ObservedWorker", "--path", ".")
+    stage.begin("s1", do("a", "Tell"))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    stage.fleet.workers[0].terminate()
+    assert stage.fleet.workers[0].wait(20) == 0
+    assert (stage.fleet.folder / "observed").read_text().splitlines() == [
+        "process_started rq",
+        "command_delivered s1",
+        "handler_started s1",
+        "handler_finished s1",
+        "answer_sent s1",
+        "process_stopped rq",
     ]
 
 

@@ -13,6 +13,7 @@ from sagastream.core.saga import SagaState
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
+from sagastream.telemetry import Observer
 from support.streams import append_requests
 from support.waiting import until
 
@@ -41,15 +42,15 @@ class Effects:
 class Scene:
     """A worker, a service and a client."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, observer: Observer | None = None) -> None:
         self.broker = broker
         self.redis = broker.client
         self.effects = Effects()
         self.client = SagaClient(broker)
         self.stop = threading.Event()
-        self.worker = Orchestrator(broker, self.stop)
+        self.worker = Orchestrator(broker, self.stop, observer=observer)
         published.publish(broker.client, "work", self.effects.service.publishes())
-        self.runner = ServiceRunner(broker, self.effects.service, self.stop)
+        self.runner = ServiceRunner(broker, self.effects.service, self.stop, observer=observer)
 
     def another_worker(self) -> Orchestrator:
         return Orchestrator(self.broker, self.stop)

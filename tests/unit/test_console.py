@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.console import printable, say
+from sagastream.console import printable
 
 #: Categories of characters that act on a terminal, hide, or turn the text around them.
 HARMFUL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -41,10 +41,3 @@ def test_harmful_characters_are_shown_as_escapes(text: str, shown: str) -> None:
 @pytest.mark.parametrize("text", ["", "plain text", "Grüße, 你好, 😀 é", "C:\\new"])
 def test_harmless_text_is_left_as_it_is(text: str) -> None:
     assert printable(text) == text
-
-
-def test_what_is_said_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    say("worker \x1b[1m", "lost\nthe broker\u202e")
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "worker \\x1b[1m: lost\\nthe broker\\u202e\n"

@@ -181,6 +181,14 @@ def test_each_thread_and_each_task_has_its_own_call() -> None:
     assert asyncio.run(tasks()) == [[["o-1", "shop", n, 2]] * 2 for n in range(1, 5)]
 
 
+def test_a_traceback_of_ours_is_harmless_whoever_formats_it(caplog: pytest.LogCaptureFixture) -> None:
+    error = ValueError("\x1b[2J\ud800")
+    Log("worker", "worker 1").error("it broke", exc_info=error)
+    (record,) = caplog.records
+    assert record.exc_info == (ValueError, error, None)
+    assert logging.Formatter().format(record) == "it broke\nValueError: \\x1b[2J\\ud800"
+
+
 def test_a_record_of_ours_names_its_process_and_is_one_harmless_line(caplog: pytest.LogCaptureFixture) -> None:
     Log("worker", "worker 1").warning("a saga\n\x1b[2J of 100%", extra={"saga_id": "o-1"})
     (record,) = caplog.records

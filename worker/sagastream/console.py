@@ -1,7 +1,4 @@
-"""What a person sees: text of strangers made harmless, and the one way to say a line on stderr."""
-
-import contextlib
-import sys
+"""What others wrote, made harmless for whoever reads it on a terminal or in a log."""
 
 
 def printable(text: str) -> str:
@@ -16,13 +13,3 @@ def describe(error: BaseException) -> str:
         return printable(f"{type(error).__name__}: {error}"[:500])
     except Exception:  # noqa: BLE001 - it is the user's class, and its __str__ may do anything
         return type(error).__name__
-
-
-def say(who: str, what: str) -> None:
-    """One line on stderr. Whether anybody reads it changes nothing."""
-    if sys.stderr is None:  # it was closed before we came
-        return
-    with contextlib.suppress(OSError):
-        # In one piece: the lines of several processes must not run into each other.
-        sys.stderr.write(printable(f"{who}: {what}") + "\n")
-        sys.stderr.flush()

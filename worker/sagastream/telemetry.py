@@ -178,15 +178,24 @@ def runs(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """The logger of one process. Its records say in `source` which one that is; their messages are one harmless line,
-    whoever writes them."""
+    """The logger of one process. Its records say in `source` which one that is. Their messages are one line, and
+    nothing in them or in their tracebacks acts on a terminal, whoever writes them."""
 
     def __init__(self, name: str, source: str) -> None:
         super().__init__(logging.getLogger(f"sagastream.{name}"), {"source": source})
+        self.logger.addFilter(_with_harmless_traceback)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return printable(msg), kwargs
+
+
+def _with_harmless_traceback(record: logging.LogRecord) -> bool:
+    """Sets what every formatter takes in place of formatting the exception."""
+    if record.exc_info and not record.exc_text:
+        lines = logging.Formatter().formatException(record.exc_info).splitlines()
+        record.exc_text = "\n".join(map(printable, lines))
+    return True
 
 
 def about(command: "Command") -> dict[str, object]:

@@ -18,6 +18,7 @@ from sagastream.core.messages import Command, Reply
 from sagastream.core.service_rules import TRIES, Count
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
+from sagastream.log_output import TextLines
 from sagastream.service.declaration import Context, Handler, Service
 from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
 from sagastream.service.runner import GRACE_S, ServiceRunner
@@ -61,6 +62,7 @@ class Post(CommandInbox):
             )
             for number, command in enumerate(commands, 1)
         ]
+        self._observer = None
         self._overrules = {b"%d-0" % number for number in overrules}
         self._lock = threading.Lock()
         self._ready = []
@@ -255,13 +257,13 @@ def test_a_process_that_is_to_stop_still_answers_what_runs(outcome: object) -> N
     [redis.ConnectionError("gone"), redis.TimeoutError("slow"), redis.ResponseError("MISCONF no disk")],
 )
 def test_a_handler_that_cannot_reach_its_data_is_called_until_it_can(
-    error: redis.RedisError, capsys: pytest.CaptureFixture[str]
+    error: redis.RedisError, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = Raising(*[error] * (TRIES + 1))
     assert reply_of(handler).type == "Charge_ok"
     assert handler.calls == TRIES + 2
     # That is told once, not at each try.
-    assert capsys.readouterr().err.count("cannot reach its data") == 1
+    assert caplog.text.count("cannot reach its data") == 1
 
 
 @pytest.mark.parametrize("error", [redis.ResponseError("WRONGTYPE it is a list"), redis.AuthenticationError("no")])
@@ -271,7 +273,7 @@ def test_an_error_of_the_broker_that_is_no_outage_counts_as_any_other(error: red
 
 @pytest.mark.parametrize("result", [math.nan, {1, 2}, object(), "x" * (MAX_PAYLOAD_BYTES + 1)])
 def test_a_handler_whose_result_is_no_json_is_not_called_again(
-    result: object, capsys: pytest.CaptureFixture[str]
+    result: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
 
@@ -282,7 +284,7 @@ def test_a_handler_whose_result_is_no_json_is_not_called_again(
     reply = reply_of(handle)
     assert (reply.type, reply.unknown, len(calls)) == ("Charge_failed", True, 1)
     assert orjson.loads(reply.error or b"").startswith("the result of Charge is unusable: ")
-    assert "the outcome of step" in capsys.readouterr().err
+    assert "the outcome of step" in caplog.text
 
 
 def test_a_rejection_is_final() -> None:
@@ -297,12 +299,13 @@ def test_a_command_that_the_service_does_not_have_fails_and_has_no_effect() -> N
     assert orjson.loads(reply.error or b"") == "unknown_command: service payment has no compensation Refund"
 
 
-def test_what_a_handler_raises_is_told_on_stderr_and_cannot_act_on_a_terminal(
-    capsys: pytest.CaptureFixture[str],
+def test_what_a_handler_raises_is_logged_with_its_traceback_and_cannot_act_on_a_terminal(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     reply_of(Raising(*[ValueError("\x1b[2J\u202e")] * TRIES))
-    lines = capsys.readouterr().err.splitlines()
+    lines = "\n".join(TextLines().format(record) for record in caplog.records).splitlines()
     assert "Charge of saga saga42, step 2, raised ValueError" in lines[0]
+    assert sum(line.endswith(": Traceback (most recent call last):") for line in lines) == 1
     assert all(line.isprintable() for line in lines)
 
 

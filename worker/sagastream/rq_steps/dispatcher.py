@@ -16,13 +16,13 @@ from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import BATCH
-from sagastream.console import say
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState, job_id, start_worker, waiting_for_worker
 from sagastream.service.declaration import Registration, Service
 from sagastream.service.inbox import CommandInbox, Delivery
+from sagastream.telemetry import Log, about
 
 #: How many jobs of one command a process has out at once, unless the command says otherwise.
 JOBS_OUT: Final = 64
@@ -50,7 +50,7 @@ class JobDispatcher:
     def __init__(self, client: "redis.Redis", service: Service, inbox: CommandInbox, who: str) -> None:
         self._service = service
         self._inbox = inbox
-        self._who = who
+        self._log = Log("rq", who)
         self._client = client
         self._jobs = Jobs(client, service)
         self._lock = threading.Lock()
@@ -175,7 +175,7 @@ class JobDispatcher:
         self._say_at_s = time.monotonic() + _SAY_EVERY_S
         for queue in missed:
             what = f"{waiting[queue]} jobs wait; on this Redis, start {start_worker(queue)}"
-            say(self._who, f"no RQ worker works on queue {queue}: {what}")
+            self._log.warning(f"no RQ worker works on queue {queue}: {what}", extra={"service": self._service.name})
 
     def _ended(self, out: _Out, state: JobState) -> None:
         """A job will not answer, and the entry is pending."""
@@ -190,7 +190,8 @@ class JobDispatcher:
         why = f"the RQ job {job_id(command)} {self._what_became(command, state)}"
         # An undo is released, to whoever takes it over when the lease has ended.
         if isinstance(step := service_rules.in_doubt(delivery.todo, command, why), Answer):
-            say(self._who, f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}")
+            text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
+            self._log.warning(text, extra=about(command))
             self._inbox.answer(delivery, step)
 
     def _what_became(self, command: Command, state: JobState) -> str:

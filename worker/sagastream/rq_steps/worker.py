@@ -4,28 +4,32 @@ RQ imports and calls whatever a job in Redis names. SagaWorker does not: it runs
 started with, and refuses everything else.
 """
 
+import logging
 import os
 import re
 import threading
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import redis
 from rq import Queue, Worker
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
+from rq.logutils import colorizer
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.outage import Outage
-from sagastream.console import describe, printable, say
-from sagastream.errors import JobRefused, ServiceError
+from sagastream.console import describe, printable
+from sagastream.errors import JobRefused, ServiceError, SettingsError
+from sagastream.log_output import write_to_stderr
 from sagastream.rq_steps.jobs import RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
 from sagastream.service.declaration import Service
 from sagastream.service.loading import load_service
 from sagastream.service.named_function import NamedFunction
 from sagastream.service.runner import ServiceRunner
+from sagastream.telemetry import Log, Observer, guarded, runs
 
 _ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 #: What is believed of a job that stands in Redis: nothing that makes RQ import, call, fetch or repeat anything.
@@ -33,6 +37,8 @@ _BELIEVED: Final = frozenset(
     b"data created_at origin enqueued_at started_at ended_at timeout status description meta "
     b"failure_ttl result_ttl worker_name last_heartbeat".split()
 )
+_WHO: Final = "rq worker"
+_LOG: Final = Log("rq", _WHO)
 #: The services of this process, by name.
 _services: dict[str, Service] = {}
 
@@ -63,8 +69,8 @@ def run_step(service: object, entry_id: object, again: object) -> str:
     if not isinstance(entry_id, str) or not _ENTRY_ID.fullmatch(entry_id):
         raise JobRefused("the job does not name the entry of a command")
     broker = Broker(os.environ["REDIS_URL"])
-    runner = ServiceRunner(broker, _services[service], threading.Event())
-    outage = Outage(broker, runner.name, threading.Event())
+    runner = ServiceRunner(broker, _services[service], threading.Event(), observer=SagaWorker.watching)
+    outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching)
     try:
         was_pending = outage.patiently(lambda: runner.work_on(entry_id.encode(), again=bool(again)))
         return "done" if was_pending else "was answered before"
@@ -87,7 +93,7 @@ class SagaJob(Job):
             raise
         except Exception as error:
             # RQ passes over a job that is not there; at one that it cannot read its workers end, one after another.
-            say("rq worker", f"passed over the job {id!a}, which cannot be read: {describe(error)}")
+            _LOG.warning(f"passed over the job {id!a}, which cannot be read: {describe(error)}")
             raise NoSuchJobError(f"the job {id!a} cannot be read") from error
 
     @property
@@ -103,6 +109,10 @@ class SagaWorker(Worker):
     whatever serializer or job class the command line names."""
 
     death_penalty_class = _TimeLimit
+    #: Is told what happens here: to be set by a subclass, which RQ's command line can name, or on the worker.
+    observer: Observer | None = None
+    #: The same for the jobs of this process, made harmless; set when the worker starts.
+    watching: ClassVar[Observer | None] = None
 
     def __init__(
         self, queues: str | Queue | Sequence[str] | Sequence[Queue], name: str | None = None, **options: Any
@@ -117,14 +127,28 @@ class SagaWorker(Worker):
         super().__init__(names, name, **options)
 
     def work(self, *args: Any, **options: Any) -> bool:
-        """Raises SystemExit, with what to do about it, where a service cannot be loaded."""
+        """Raises SystemExit, with what to do about it, if a service cannot be loaded."""
+        SagaWorker.watching = guarded(self.observer)
         try:
+            _have_logs_written()
             load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
-        except ServiceError as error:
-            raise SystemExit(printable(f"rq worker: {error}")) from None
+        except (ServiceError, SettingsError) as error:
+            raise SystemExit(printable(f"{_WHO}: {error}")) from None
         for line in coverage(self.queue_names(), _services.values()):
-            say("rq worker", line)
-        return super().work(*args, **options)
+            _LOG.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, line)
+        with runs("rq", self.name, SagaWorker.watching):
+            return super().work(*args, **options)
+
+
+def _have_logs_written() -> None:
+    """As RQ has its own lines written when a worker starts: unless somebody has configured the root logger. RQ's own
+    lines are written once, by RQ if that has been configured. Raises SettingsError."""
+    rq_log = logging.getLogger("rq.worker")
+    if not logging.getLogger().handlers:
+        write_to_stderr()
+        rq_log.propagate = not rq_log.handlers
+    if not rq_log.handlers:
+        colorizer.notty = True  # its colours would be shown as escapes
 
 
 def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:

@@ -1,10 +1,9 @@
-"""Takes one command from its delivery to its answer: carries out what `service_rules` says, and says so on stderr.
+"""Takes one command from its delivery to its answer: carries out what `service_rules` says, and reports it.
 
 delivery -> hold -> run -> (handler) -> finish -> inbox
 """
 
 import time
-import traceback
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,7 +11,7 @@ import redis
 from msgspec.structs import replace
 
 from sagastream.broker.outage import is_outage
-from sagastream.console import describe, printable, say
+from sagastream.console import describe, printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply
 from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, Undo
@@ -23,6 +22,7 @@ from sagastream.service.handlers import FAILURES, call, call_async, context_of
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox, Delivery
 from sagastream.service.prefetch import Prefetch
+from sagastream.service.report import ServiceReport
 
 
 class Dispatcher(Protocol):
@@ -53,24 +53,23 @@ class Executor:
         in_flight: InFlight,
         prefetch: Prefetch,
         *,
-        who: str,
+        report: ServiceReport,
         dispatcher: Dispatcher | None,
         fail: Callable[[BaseException], None],
     ) -> None:
         """
         Args:
-            who: the process, as lines on stderr name it.
             fail: is told of a fault in a thread that nobody waits for.
         """
         self._service = service
         self._inbox = inbox
         self._in_flight = in_flight
         self._prefetch = prefetch
-        self._who = who
+        self._report = report
         self._dispatcher = dispatcher
         self._fail = fail
         self._loop = EventLoop()
-        self._data_away = False  # whether it was said that handlers cannot reach their data
+        self._data_away = False  # whether it was reported that handlers cannot reach their data
 
     def close(self) -> None:
         """Cancel the async handlers that still run."""
@@ -139,7 +138,7 @@ class Executor:
             if isinstance(undo, Answer):
                 self._inbox.answer(delivery, undo)
                 return None
-            say(self._who, f"{described(command)} must not be done: undoing what may have come of it")
+            self._report.undoing(command)
             command, key = undo.command, undo.key
         registration = self._service.registration(command)
         if registration is None:
@@ -166,8 +165,7 @@ class Executor:
         elif isinstance(step, SetAside):
             self._inbox.quarantine(delivery.entry, step.reason)
         else:
-            where = described(delivery.command)
-            say(self._who, f"{where} cannot be undone: the service has no compensation {called.type}")
+            self._report.no_compensation(delivery.command, called.type)
 
     def _before_call(self, held: Held) -> Run | Undo | Answer | SetAside:
         """What the rules say before the handler is called. Raises redis.RedisError."""
@@ -187,13 +185,14 @@ class Executor:
                 break
             times = self._inbox.count(delivery, step)
         if times is not None and isinstance(step, Answer):
-            where = f"step {held.command.step} of saga {held.command.saga_id}"
-            say(f"service {self._service.name}", f"gave up on {where}: {times} processes died of it")
+            self._report.gave_up(held.command, times)
         return step
 
     def _call(self, held: Held) -> Reply | BaseException:
         try:
-            return call(held.registration.handler, held.command, context_of(held.command, held.key))
+            with self._report.calling(held.command, held.begins) as calling:
+                calling.reply = call(held.registration.handler, held.command, context_of(held.command, held.key))
+                return calling.reply
         except FAILURES as failure:
             return failure
 
@@ -201,7 +200,9 @@ class Executor:
         outcome: Reply | BaseException
         try:
             try:
-                outcome = await call_async(held.registration.handler, held.command, context_of(held.command, held.key))
+                with self._report.calling(held.command, held.begins) as calling:
+                    context = context_of(held.command, held.key)
+                    outcome = calling.reply = await call_async(held.registration.handler, held.command, context)
             except FAILURES as failure:
                 outcome = failure
             self.finish(held, outcome)
@@ -211,11 +212,11 @@ class Executor:
 
     def _failed(self, held: Held, failure: BaseException) -> Answer | Retry | Release:
         """What the rules say of what a handler has raised."""
-        todo, called, where = held.delivery.todo, held.command, described(held.command)
+        todo, called = held.delivery.todo, held.command
         if isinstance(failure, redis.RedisError) and is_outage(failure):
             if not self._data_away:
                 self._data_away = True
-                say(self._who, f"{where} cannot reach its data ({describe(failure)}); waiting, nothing is lost")
+                self._report.data_away(called, failure)
             held.outages += 1
             return service_rules.data_away(held.outages)
         if isinstance(failure, MalformedMessage):
@@ -224,13 +225,11 @@ class Executor:
         else:
             why, limit = describe(failure), held.registration.tries
             held.tries += 1
-            say(self._who, f"{where}, raised {why} (try {held.tries} of {limit})")
+            self._report.raised(called, failure, tries=held.tries, limit=limit)
             step = service_rules.raised(todo, called, why, tries=held.tries, limit=limit)
             if isinstance(step, Retry):
                 return step
-            for line in "".join(traceback.format_exception(failure)).splitlines():
-                say(self._who, line)
-        say(self._who, f"the outcome of step {called.step} of saga {called.saga_id} is unknown: {why}")
+        self._report.unknown(called, why)
         return step
 
     def _carry_out(self, held: Held, step: Answer | Retry | Release | SetAside) -> None:
@@ -248,8 +247,3 @@ class Executor:
     def _answer_twins(self, held: Held, answer: Answer) -> None:
         for twin in self._in_flight.release(lambda other: other.record == held.record and not other.undoes):
             self._inbox.answer(twin.delivery, service_rules.for_twin(answer, twin.command))
-
-
-def described(command: Command) -> str:
-    """A command, as lines on stderr name it."""
-    return f"{command.type} of saga {command.saga_id}, step {command.step}"

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -13,13 +13,13 @@ from sagastream.broker import scripting
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.group_reader import BATCH, Entry, GroupReader
 from sagastream.broker.wire import execute
-from sagastream.console import say
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer, Reply
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Run, Undo
 from sagastream.store import keys
 from sagastream.store.heartbeat import Heartbeat, Kind
+from sagastream.telemetry import Log, Observer
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -45,10 +45,10 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class _Quarantined(Struct, frozen=True):
-    """An entry that is not a command, or that a person has to decide on; and its fields in the quarantine."""
+    """An entry that is not a command, or that a person has to decide on."""
 
     entry: Entry
-    fields: Fields
+    reason: str
 
 
 class CommandInbox:
@@ -62,9 +62,12 @@ class CommandInbox:
         consumer: str,
         lease_ms: int,
         on_join: Callable[[], None],
+        observer: Observer | None = None,
     ) -> None:
         self._client = client
         self._service = service
+        self._observer = observer
+        self._log = Log("service", f"service {service}")
         self.reader = GroupReader(
             client,
             streams=[keys.commands(service)],
@@ -114,7 +117,11 @@ class CommandInbox:
                 self.quarantine(entry, command.text)
         if newer:
             self.reader.leave_to_newer(newer)
-        return self._settle(deliveries) if deliveries else []
+        left = self._settle(deliveries) if deliveries else []
+        if self._observer is not None:
+            for delivery in left:
+                self._observer.command_delivered(command=delivery.command, again=delivery.entry.again)
+        return left
 
     def answer(self, delivery: Delivery, answer: Answer) -> None:
         """Have a command answered with the next `send`."""
@@ -122,8 +129,10 @@ class CommandInbox:
 
     def quarantine(self, entry: Entry, reason: str) -> None:
         """Have an entry quarantined with the next `send`."""
-        self._say(f"quarantined the entry {entry.id.decode()}: {reason}")
-        self._add(_Quarantined(entry, entry.quarantined(reason)))
+        entry_id = entry.id.decode()
+        extra = {"service": self._service, "stream": entry.stream, "entry_id": entry_id}
+        self._log.warning(f"quarantined the entry {entry_id}: {reason}", extra=extra)
+        self._add(_Quarantined(entry, reason))
 
     def count(self, delivery: Delivery, what: Count) -> int:
         """How often this was counted for a command, this time included."""
@@ -150,13 +159,16 @@ class CommandInbox:
             return overruled
         with self._sending:
             while ready := self._ready[:BATCH]:
-                for number in self._answer_all(ready, ahead):
+                numbers = self._answer_all(ready, ahead)
+                for number in numbers:
                     one = ready[number - 1]
                     if not isinstance(one, _Quarantined):
                         overruled.append((one[0], one[1].reply))
                 with self._lock:
                     del self._ready[: len(ready)]
                     self._oldest_s = time.monotonic()
+                if self._observer is not None:
+                    _tell_sent(self._observer, ready, numbers)
         return overruled
 
     def lingers(self, longest_s: float) -> bool:
@@ -170,7 +182,11 @@ class CommandInbox:
 
     def hand_back(self, deliveries: Iterable[Delivery]) -> None:
         """Have others take these over at once."""
-        self.reader.hand_back([delivery.entry for delivery in deliveries])
+        handed_back = list(deliveries)
+        self.reader.hand_back([delivery.entry for delivery in handed_back])
+        if self._observer is not None:
+            for delivery in handed_back:
+                self._observer.command_released(command=delivery.command)
 
     def fetch(self, entry_id: bytes, *, again: bool) -> Entry | None:
         """An entry that another process holds; None: it was answered."""
@@ -206,7 +222,7 @@ class CommandInbox:
         args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
         for one in ready:
             if isinstance(one, _Quarantined):
-                fields = one.fields
+                fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason)
                 args += (one.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
             else:
                 delivery, answer = one
@@ -269,7 +285,17 @@ class CommandInbox:
         """Say once for each format that its commands are left to a newer process."""
         if number not in self._told:
             self._told.add(number)
-            self._say(f"met format {number}, which only a newer release knows: leaves all of it to that release")
+            text = f"met format {number}, which only a newer release knows: leaves all of it to that release"
+            self._log.warning(text, extra={"service": self._service})
 
-    def _say(self, what: str) -> None:
-        say(f"service {self._service}", what)
+
+def _tell_sent(
+    observer: Observer, sent: Sequence[tuple[Delivery, Answer] | _Quarantined], overruled: Collection[int]
+) -> None:
+    """`overruled`: the 1-based indexes of those that were not accepted."""
+    for number, one in enumerate(sent, 1):
+        if isinstance(one, _Quarantined):
+            entry = one.entry
+            observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=one.reason)
+        elif number not in overruled:
+            observer.answer_sent(command=one[0].command, reply=one[1].reply)

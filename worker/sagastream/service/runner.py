@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.console import describe, say
+from sagastream.console import describe
 from sagastream.health import HealthFile
 from sagastream.service.declaration import Service
 from sagastream.service.executor import Dispatcher, Executor
@@ -22,7 +22,9 @@ from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
 from sagastream.service.maintenance import LINGER_S, Maintenance
 from sagastream.service.prefetch import Prefetch
+from sagastream.service.report import ServiceReport
 from sagastream.store import layout, published
+from sagastream.telemetry import Observer, guarded, runs
 
 #: How long running handlers may take once the process is to end, in seconds; a Kubernetes pod has 30.
 GRACE_S: Final = 25.0
@@ -45,6 +47,7 @@ class ServiceRunner:
         grace_s: float = GRACE_S,
         health: HealthFile | None = None,
         dispatcher: Callable[[CommandInbox, str], Dispatcher] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """
         Args:
@@ -59,9 +62,16 @@ class ServiceRunner:
         self._broker = broker
         self._stop = stop
         self._grace_s = grace_s
-        self._outage = Outage(broker, self.name, stop)
+        self._observer = guarded(observer)
+        self._report = ServiceReport(self.name, self._observer)
+        self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._inbox = CommandInbox(
-            broker.client, service.name, consumer=consumer, lease_ms=service.lease_ms, on_join=self._join
+            broker.client,
+            service.name,
+            consumer=consumer,
+            lease_ms=service.lease_ms,
+            on_join=self._join,
+            observer=self._observer,
         )
         self._dispatcher = dispatcher(self._inbox, self.name) if dispatcher else None
         self._in_flight = InFlight(service.concurrency)
@@ -71,7 +81,7 @@ class ServiceRunner:
             self._inbox,
             self._in_flight,
             self._prefetch,
-            who=self.name,
+            report=self._report,
             dispatcher=self._dispatcher,
             fail=self._fail,
         )
@@ -97,7 +107,11 @@ class ServiceRunner:
 
         Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …).
         """
-        say(self.name, "started")
+        with runs("service", self.name, self._observer):
+            self._report.log.info("started")
+            self._run()
+
+    def _run(self) -> None:
         maintenance = self._started("maintenance", self._maintenance.run)
         others = [self._started(f"handlers-{number}", self._work) for number in range(2, self._threads() + 1)]
         # The first of them is this thread: a service that runs one handler at a time runs it in the main thread.
@@ -193,13 +207,15 @@ class ServiceRunner:
     def _abandon(self) -> NoReturn:
         """End the process with the handlers that do not end: there is no other way to end a thread."""
         if self._error is not None:  # which `run` will not come to raise
-            say(self.name, f"ends by {describe(self._error)}")
+            self._report.log.error(f"ends by {describe(self._error)}")
         since = "the signal" if self._error is None else "that"
         running = self._in_flight.running
         text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
-        say(self.name, text)
+        self._report.log.error(text)
         self._outage.once(self._executor.send)
         self._outage.once(self._inbox.reader.leave)
+        if self._observer is not None:
+            self._observer.process_stopped(kind="service", name=self.name, error=self._error)
         os._exit(1)
 
     # --- what a turn consists of
