@@ -385,7 +385,7 @@ def test_connections_of_psycopg_may_be_in_any_mode_but_have_nothing_under_way(bo
         db.execute("SELECT 1")
         return db
 
-    with pytest.raises(ServiceError, match="opened with a transaction under way: commit it there"):
+    with pytest.raises(ServiceError, match="opened with a transaction under way: commit that first"):
         Effects(opens_and_looks).once(nothing)(None, command())
     assert book.entries() == {}
 
@@ -393,7 +393,7 @@ def test_connections_of_psycopg_may_be_in_any_mode_but_have_nothing_under_way(bo
 @pytest.mark.parametrize("way", ["engine on postgresql", "session on postgresql"])
 def test_an_engine_in_autocommit_mode_is_refused(book: Book, way: str) -> None:
     kept = Effects(source(way, book.where, isolation_level="AUTOCOMMIT"))
-    with pytest.raises(ServiceError, match="is in autocommit mode, where nothing can be rolled back"):
+    with pytest.raises(ServiceError, match="is in autocommit mode, so nothing can be rolled back"):
         kept.once(lambda params, context, db: write(db, context.key, "took"))(None, command())
     assert book.entries() == {}
 
@@ -402,7 +402,7 @@ def test_an_engine_in_autocommit_mode_is_refused(book: Book, way: str) -> None:
 def test_async_connections_of_psycopg_are_refused_with_what_to_use(book: Book, way: str) -> None:
     async def play() -> None:
         async with await psycopg.AsyncConnection.connect(book.where) as db:
-            with pytest.raises(ServiceError, match=r"AsyncConnection: where handlers are async, use an AsyncEngine"):
+            with pytest.raises(ServiceError, match=r"AsyncConnection: for async handlers use an AsyncEngine"):
                 Effects(lambda: db).create_table()
 
     asyncio.run(play())

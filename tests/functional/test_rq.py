@@ -579,7 +579,7 @@ service.command("Here", call="nowhere.else")  # which is for the process of the 
     [
         ("", "SAGASTREAM_SERVICES is not set; it names the services to run, as MODULE:NAME"),
         ("nowhere:service", "cannot import nowhere: No module named 'nowhere'; run it where the module is found"),
-        ("sagastream_stubs.payment:service", "no step of sagastream_stubs.payment:service runs on RQ; say via="),
+        ("sagastream_stubs.payment:service", "no step of sagastream_stubs.payment:service runs on RQ; declare one"),
         (
             "typos:service",
             (

@@ -13,7 +13,7 @@ _SAGAS: Final = pytest.StashKey["Sagas"]()
 
 @pytest.fixture
 def sagas(request: pytest.FixtureRequest) -> "Iterator[Sagas]":
-    """Sagas against services in this process, on a clock that waits for nobody: see sagastream.testing."""
+    """Sagas against services in this process, on a clock that never waits: see sagastream.testing."""
     from sagastream.testing import Sagas
 
     kit = request.node.stash[_SAGAS] = Sagas()
@@ -23,7 +23,8 @@ def sagas(request: pytest.FixtureRequest) -> "Iterator[Sagas]":
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A test that fails shows what its sagas did; one that passes must have had all faults happen that it names."""
+    """A test that fails shows what its sagas did. In a test that passes, every fault that it names must have
+    happened."""
     try:
         passed = yield
     except BaseException:

@@ -1,6 +1,7 @@
 """The former address of the RQ worker.
 
-It stays valid: command lines name `sagastream.rq_runner.SagaWorker`, jobs in Redis `sagastream.rq_runner.run_step`.
+It stays valid: command lines name `sagastream.rq_runner.SagaWorker`, and jobs in Redis name
+`sagastream.rq_runner.run_step`.
 """
 
 from sagastream.rq_steps.worker import SagaWorker, load_services, run_step

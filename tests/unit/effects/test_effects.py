@@ -432,7 +432,7 @@ def test_async_handlers_and_what_they_are_given_must_fit(tmp_path: Path) -> None
         Effects(engine).once(plain)
     with pytest.raises(ServiceError, match="waits is async: its effects need an AsyncEngine"):
         Effects(lambda: sqlite3.connect(":memory:")).undo(waits)
-    with pytest.raises(ServiceError, match="have a migration do it"):
+    with pytest.raises(ServiceError, match="use a migration, with CREATE_TABLE"):
         Effects(engine).create_table()
 
 
@@ -497,7 +497,7 @@ def test_a_connection_with_a_transaction_under_way_is_refused(tmp_path: Path) ->
         db.execute("INSERT INTO t VALUES (1)")
         return db
 
-    with pytest.raises(ServiceError, match="opened with a transaction under way: commit it there"):
+    with pytest.raises(ServiceError, match="opened with a transaction under way: commit that first"):
         Effects(opens).create_table()
 
 

@@ -13,15 +13,16 @@
     def refund(params, context, db):
         db.execute(text("DELETE FROM payments …"), …)
 
-The key is written first, so that a twin waits until this transaction has ended, whatever becomes of it. A row, once
-committed, says what holds of its step for good:
+The key is written first, so that another delivery of the command waits until this transaction has ended, however it
+ends. A committed row says what is true of its step for good:
 
     done      the effect is there; `result` is what the handler returned
     rejected  the step failed for good; `result` is the error
-    undone    it was reversed, or must not come any more: its compensation was there first
+    undone    the effect was reversed, or must not happen any more because its compensation came first
 
-A compensation turns `done` into `undone` in the transaction of the reversal. So neither a process that everybody holds
-for dead nor a command that overtakes its compensation can have an effect that nobody undoes.
+A compensation turns `done` into `undone` in the transaction that reverses the effect. So nobody can leave an effect
+that is never undone: neither a process that the others believe to be dead, nor a command that comes after its
+compensation.
 """
 
 import functools
@@ -40,7 +41,7 @@ from sagastream.errors import Reject, ServiceError
 from sagastream.service.declaration import MADE_FOR, Context, Handler, Kind, is_async
 from sagastream.service.handlers import error_of
 
-#: The table, for a migration; in SQLite and PostgreSQL alike.
+#: The table, for a migration; the same in SQLite and PostgreSQL.
 CREATE_TABLE: Final = """\
 CREATE TABLE IF NOT EXISTS sagastream_effects (
     key TEXT NOT NULL PRIMARY KEY,
@@ -55,49 +56,49 @@ _SELECT: Final = "SELECT state, result FROM sagastream_effects WHERE key = :key"
 _UPDATE: Final = """\
 UPDATE sagastream_effects SET state = :state, result = coalesce(:result, result), changed_at = CURRENT_TIMESTAMP
 WHERE key = :key AND state = :before"""
-#: A trip wire: it is gone where the handler ended the transaction, also where its statements are those of another.
+#: A trip wire: it is gone if the handler has ended the transaction, even if it has begun another one.
 _SAVEPOINT: Final = "SAVEPOINT sagastream_effect"
 _RELEASE: Final = "RELEASE SAVEPOINT sagastream_effect"
-#: No other program takes this lock but by chance; where it does, both only wait. The letters `sagaeffe`.
+#: Another program can take this lock only by chance, and then one waits for the other. The letters `sagaeffe`.
 _LOCK: Final = "SELECT pg_advisory_xact_lock(8314040055113344613)"
 
-#: A handler that is given the transaction too: (params, context, db) -> any JSON value, or a coroutine of it.
+#: A handler that also gets the transaction: (params, context, db) -> any JSON value, or a coroutine of one.
 EffectHandler = Callable[[Any, Context, Any], Any]
 
 
 class Effects:
-    """The effects of a service in one database: which were had, which were undone or rejected for good."""
+    """The effects of a service in one database: which were done, and which were undone or rejected for good."""
 
     def __init__(self, source: Any) -> None:
         """
         Args:
-            source: what opens a connection for each command. An Engine or sessionmaker of SQLAlchemy, or their async
-                twins; or a function that gives a new connection of sqlite3 or psycopg, or lends one, as the
+            source: opens a connection for each command. It is an Engine or sessionmaker of SQLAlchemy, or the async
+                form of one; or a function that returns a new connection of sqlite3 or psycopg, or lends one, as
                 `connection` of psycopg's pool does.
 
-        Raises ServiceError where it is none of these.
+        Raises ServiceError if it is none of these.
         """
         self._open = transactions.opener_of(source)
         self._is_async = transactions.is_async(source)
 
     def create_table(self) -> None:
-        """Create the table unless it is there. Any number of processes may call it at once."""
+        """Create the table if it does not exist. Any number of processes may call this at once."""
         if self._is_async:
-            raise ServiceError("an async Engine creates no table here: have a migration do it, with CREATE_TABLE")
+            raise ServiceError("an async Engine cannot create the table here: use a migration, with CREATE_TABLE")
         with transactions.transaction(self._open) as tx:
-            if tx.is_postgresql:  # where IF NOT EXISTS does not keep two apart that create one table at once
+            if tx.is_postgresql:  # there, two that create one table at once fail in spite of IF NOT EXISTS
                 tx.row(_LOCK)
             tx.execute(CREATE_TABLE)
 
     def once(self, handler: EffectHandler) -> Handler:
-        """The handler of a command, from one that takes `(params, context, db)`.
+        """Make the handler of a command from one that takes `(params, context, db)`.
 
-        What it changes through `db`, the connection or Session, happens once, however often the command comes. When
-        it comes again the handler does not run: the answer is that of before, be it a result or a Reject. A Reject
-        rolls back what was changed; it is not kept where the orchestrator will send the command again. Where the
-        compensation was there first, the answer is Reject.
+        What it changes through `db`, the connection or Session, happens once, however often the command comes. If the
+        command comes again, the handler does not run: the answer is the same as before, a result or a Reject. A Reject
+        rolls back what was changed; it is not kept if the orchestrator will send the command again. If the compensation
+        came first, the answer is a Reject.
 
-        The handler raises ServiceError where the table is missing, or where it ends the transaction by itself.
+        The handler that is made raises ServiceError if the table is missing, or if yours ends the transaction.
         """
         self._check(handler)
         return _like(handler, self._once_async(handler) if self._is_async else self._once(handler), "command")
@@ -115,12 +116,12 @@ class Effects:
             except Reject as rejection:
                 if context.retried:
                     raise
-                # In a transaction of its own: a Session that goes on would still write what the handler added to it.
+                # In a new transaction: a Session that goes on would still write what the handler has added to it.
                 with transactions.transaction(self._open) as tx:
                     row = _claim(tx, key, _rejected(rejection))
                 if row is None:
                     raise
-            return _answer(row, key)  # also where a twin was done while this one was rejected
+            return _answer(row, key)  # also if another delivery was done while this one was rejected
 
         return once
 
@@ -148,10 +149,10 @@ class Effects:
         return once
 
     def undo(self, handler: EffectHandler) -> Handler:
-        """The handler of a compensation, from one that takes `(params, context, db)` and reverses the effect.
+        """Make the handler of a compensation from one that takes `(params, context, db)` and reverses the effect.
 
-        It is called once, in the transaction that marks the effect as undone, and only if there is an effect;
-        `context.result` is what `once` kept of it. If there is none, there never will be.
+        Yours is called once, in the transaction that marks the effect as undone, and only if there is an effect.
+        `context.result` is the result that `once` has kept. If there is no effect, there never will be one.
         """
         self._check(handler)
         return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler), "compensation")
@@ -206,13 +207,12 @@ def _rejected(rejection: Reject) -> _Row:
     return _Row("rejected", error_of(rejection).decode())
 
 
-#: Never committed, but by a handler that did so itself.
+#: Never committed, unless a handler does so itself.
 _BEGUN: Final = _Row("begun")
 
 
 def _like(handler: EffectHandler, wrapper: Handler, kind: Kind) -> Handler:
-    """`wrapper` under the name of the handler, by which others find it; with its own parameters, and a mark that says
-    what it can be declared as."""
+    """`wrapper` with the name of the handler, its own parameters, and a mark that says what it can be declared as."""
     functools.update_wrapper(wrapper, handler, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     del wrapper.__wrapped__  # type: ignore[attr-defined]
     setattr(wrapper, MADE_FOR, kind)
@@ -232,7 +232,8 @@ def _key_of_undone(context: Context) -> str:
 
 
 def _claim(tx: Transaction, key: str, row: _Row) -> _Row | None:
-    """Write the row of a step; None: done, else the one that is there. Waits for a transaction that has it in hand."""
+    """Write the row of a step. Returns None, or the row if there is one already. Waits for a transaction that has just
+    written it."""
     try:
         tx.execute(_SAVEPOINT)
         if tx.execute(_INSERT, key=key, state=row.state, result=row.result) == 1:
@@ -249,18 +250,18 @@ def _claim(tx: Transaction, key: str, row: _Row) -> _Row | None:
 
 
 def _take_back(tx: Transaction, key: str) -> _Row | None:
-    """Have a step undone: what is to be reversed, None: nothing."""
+    """Mark a step as undone. Returns what is to be reversed; None: nothing."""
     row = _claim(tx, key, _Row("undone"))
     if row is not None and row.state == "begun":
         raise _unclear(key)
     if row is None or row.state != "done":
         return None
-    # Where two come at once, the second waits for the first here and then finds no row that is done.
+    # If two come at once, the second one waits here for the first, and then finds no row that is done.
     return row if tx.execute(_UPDATE, key=key, before="done", state="undone", result=None) == 1 else None
 
 
 def _settle(tx: Transaction, key: str, result: Any) -> None:
-    """Keep what the handler returned. Raises MalformedMessage where it is no JSON."""
+    """Keep what the handler returned. Raises MalformedMessage if it cannot be written as JSON."""
     _release(tx, key)
     kept = encode_payload(result).decode()
     if tx.execute(_UPDATE, key=key, before="begun", state="done", result=kept) != 1:
@@ -276,7 +277,7 @@ def _release(tx: Transaction, key: str) -> None:
 
 
 def _answer(row: _Row, key: str) -> Any:
-    """What is answered to a command that comes again."""
+    """The answer to a command that comes again."""
     if row.state == "done":
         return row.value
     if row.state == "rejected":
@@ -288,6 +289,6 @@ def _answer(row: _Row, key: str) -> Any:
 
 def _unclear(key: str) -> ServiceError:
     return ServiceError(
-        f"{key} was committed by its handler before it was through; see what of it there is, then set its row in "
-        "sagastream_effects to done or undone"
+        f"{key} was committed by its handler before the handler had ended; look at what it has done, then set its row "
+        "in sagastream_effects to done or undone"
     )

@@ -1,7 +1,7 @@
-"""A database transaction of a service's own: how it is begun, guarded and committed with sqlite3, psycopg, SQLAlchemy.
+"""A transaction in a service's own database: how it is begun, guarded and committed with sqlite3, psycopg, SQLAlchemy.
 
-What differs between them stays here; `effects` has the rules. Neither psycopg nor SQLAlchemy is imported unless the
-service has done so, for else it can give us nothing of theirs.
+What differs between these three stays here; `once` has the rules. psycopg and SQLAlchemy are never imported from here:
+if the service has not imported them, it cannot give us one of their connections.
 """
 
 import contextlib
@@ -38,40 +38,40 @@ class Transaction(Protocol):
         """The first row it finds."""
 
     def guarded(self) -> contextlib.AbstractContextManager[None]:
-        """While the handler has it: a commit by the handler is refused, before it happens where the driver lets us."""
+        """While the handler runs: if it commits, that is refused, and before it happens if the driver allows that."""
 
 
 def is_async(source: object) -> bool:
-    """Whether a source gives what can only be used with await."""
+    """Whether what a source opens can only be used with await."""
     return isinstance(source, _sqlalchemys("sqlalchemy.ext.asyncio", "AsyncEngine", "async_sessionmaker"))
 
 
 def opener_of(source: Any) -> Callable[[], Any]:
-    """The function that opens a connection or Session of a source. Raises ServiceError where it can be none."""
+    """The function that opens a connection or Session of a source. Raises ServiceError if there is none."""
     if isinstance(source, _sqlalchemys("sqlalchemy", "Engine") + _sqlalchemys("sqlalchemy.ext.asyncio", "AsyncEngine")):
         opener: Callable[[], Any] = source.connect
         return opener
     if callable(source) and not isinstance(source, sqlite3.Connection):
         return source  # type: ignore[no-any-return]
     raise ServiceError(
-        f"effects need what opens a connection whenever there is something to do, not {_kind(source)}: an Engine or "
+        f"effects need something that opens a connection for each command, not {_kind(source)}: an Engine or "
         "sessionmaker of SQLAlchemy, or a function, like `lambda: sqlite3.connect(file)`"
     )
 
 
 @contextlib.contextmanager
 def transaction(open_: Callable[[], Any]) -> Iterator[Transaction]:
-    """Open a connection, begin; commit, or roll back what raises; close. Raises ServiceError for what has no driver
-    here, and for a connection on which a transaction is not ours alone to commit."""
+    """Open a connection and begin; commit, or roll back if something raises; close. Raises ServiceError if no driver
+    here knows the connection, or if a transaction on it is not ours alone to commit."""
     opened: Any = open_()
     if isinstance(opened, _sqlalchemys("sqlalchemy", "Connection") + _sqlalchemys("sqlalchemy.orm", "Session")):
         with opened, opened.begin():
             yield _SqlAlchemyTransaction(opened)
     elif hasattr(opened, "cursor"):
-        beginning = _plain(opened)  # where it is refused, close() may be one that has to be awaited
+        beginning = _plain(opened)  # not closed if it is refused: its close() may have to be awaited
         with contextlib.closing(opened), beginning as begun:
             yield begun
-    elif hasattr(opened, "__enter__"):  # a pool's: what it gives goes back there
+    elif hasattr(opened, "__enter__"):  # of a pool, to which the connection goes back
         with opened as lent, _plain(lent) as begun:
             yield begun
     else:
@@ -80,8 +80,8 @@ def transaction(open_: Callable[[], Any]) -> Iterator[Transaction]:
 
 @contextlib.asynccontextmanager
 async def async_transaction(open_: Callable[[], Any]) -> AsyncIterator[Any]:
-    """The same with what AsyncEngine and async_sessionmaker open: gives the connection or Session itself; what is in
-    its `run_sync` gets the transaction from `within`."""
+    """The same for AsyncEngine and async_sessionmaker: yields the connection or Session itself. A function that its
+    `run_sync` calls gets the transaction from `within`."""
     async with open_() as opened, opened.begin():
         yield opened
 
@@ -95,7 +95,7 @@ _KNOWN: Final = "they know connections of sqlite3 and psycopg, and SQLAlchemy's 
 
 
 def _sqlalchemys(module: str, *names: str) -> tuple[Any, ...]:
-    """Classes of SQLAlchemy; none where the service has not imported it, or is about to."""
+    """Classes of SQLAlchemy; none if the service has not imported it yet."""
     found = (getattr(sys.modules.get(module), name, None) for name in names)
     return tuple(each for each in found if each is not None)
 
@@ -111,7 +111,7 @@ def _plain(connection: Any) -> contextlib.AbstractContextManager[Transaction]:
     if psycopg is not None and isinstance(connection, psycopg.Connection):
         return _begun_on_psycopg(connection, psycopg)
     if inspect.iscoroutinefunction(getattr(connection, "commit", None)):
-        raise ServiceError(f"effects cannot use {_kind(connection)}: where handlers are async, use an AsyncEngine")
+        raise ServiceError(f"effects cannot use {_kind(connection)}: for async handlers use an AsyncEngine")
     raise ServiceError(f"effects cannot use {_kind(connection)}: {_KNOWN}")
 
 
@@ -119,17 +119,17 @@ def _plain(connection: Any) -> contextlib.AbstractContextManager[Transaction]:
 def _begun_on_sqlite(connection: sqlite3.Connection) -> Iterator[Transaction]:
     autocommit = getattr(connection, "autocommit", None)  # from Python 3.12 on
     if autocommit is True:
-        raise ServiceError("the sqlite3 connection has autocommit=True, where rollback() does nothing; open it without")
-    # Python's own ways to begin differ in when; with this there is one.
+        raise ServiceError("the sqlite3 connection has autocommit=True, so rollback() does nothing; open it without")
+    # Python has several ways to begin, at different moments. This is one that always begins here.
     if not connection.in_transaction:
         connection.execute("BEGIN IMMEDIATE")
-    elif autocommit is not False:  # where it is, there always is one
-        raise ServiceError("the sqlite3 connection was opened with a transaction under way: commit it there")
+    elif autocommit is not False:  # with autocommit=False there is always a transaction
+        raise ServiceError("the sqlite3 connection was opened with a transaction under way: commit that first")
     try:
         yield _SqliteTransaction(connection)
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # SQLite has ended it by itself where the disk is full
+        if connection.in_transaction:  # SQLite ends it by itself if the disk is full
             connection.execute("ROLLBACK")
         raise
 
@@ -174,7 +174,7 @@ class _SqliteTransaction:
 def _begun_on_psycopg(connection: Any, psycopg: Any) -> Iterator[Transaction]:
     # Inside another transaction, psycopg's transaction() is a savepoint: nothing would be committed.
     if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-        raise ServiceError("the psycopg connection was opened with a transaction under way: commit it there")
+        raise ServiceError("the psycopg connection was opened with a transaction under way: commit that first")
     with connection.transaction():  # refuses commit() and rollback() inside
         yield _PsycopgTransaction(connection, psycopg)
 
@@ -194,7 +194,7 @@ class _PsycopgTransaction:
         return found
 
     def _run(self, statement: str, values: dict[str, str | None]) -> Any:
-        # A cursor of our own making: the connection's may want other placeholders and give other rows.
+        # Our own cursor: the connection's own kind may use other placeholders and return other rows.
         cursor = self._psycopg.Cursor(self.handle, row_factory=self._psycopg.rows.tuple_row)
         return cursor.execute(_PLACEHOLDER.sub(r"%(\1)s", statement), values)
 
@@ -224,10 +224,10 @@ class _SqlAlchemyTransaction:
         self.is_postgresql = dialect == "postgresql"
         raw = self._connection.connection
         if getattr(raw.dbapi_connection, "autocommit", None) is True:
-            raise ServiceError("the engine is in autocommit mode, where nothing can be rolled back; open it without")
+            raise ServiceError("the engine is in autocommit mode, so nothing can be rolled back; open it without")
         driver: Any = raw.driver_connection
         if not self.is_postgresql and not driver.in_transaction:
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")  # pysqlite would leave it to the first change
+            self._connection.exec_driver_sql("BEGIN IMMEDIATE")  # pysqlite would wait until the first change
 
     def execute(self, statement: str, **values: str | None) -> int:
         return int(self._run(statement, values).rowcount)
@@ -243,7 +243,7 @@ class _SqlAlchemyTransaction:
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         def refuse(connection: Any) -> None:
-            # SQLAlchemy would give the connection back to its pool with the transaction still open.
+            # Without this, SQLAlchemy would give the connection back to its pool with the transaction still open.
             connection.connection.rollback()
             raise ServiceError(NOT_ITS_OWN)
 

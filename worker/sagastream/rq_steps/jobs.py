@@ -1,9 +1,9 @@
 """The RQ jobs of steps, as a service's process and people see them: enqueued, looked at, taken back.
 
-A job names no code. It holds the name of a service and the id of an entry of its commands, which the service's own
-process keeps pending meanwhile (see job_dispatcher). The job works on that entry as that process would: it looks the
-command up, calls the handler, records and answers, undoes what was overruled. So neither an effect nor its answer needs
-the process that sent the job.
+A job names no code. It holds the name of a service and the id of an entry of its commands. The service's own process
+keeps that entry pending meanwhile (see dispatcher). The job does with the entry what that process would do: it looks up
+the command, calls the handler, records and answers, and undoes what was overruled. So neither an effect nor its answer
+needs the process that sent the job.
 """
 
 import json
@@ -28,48 +28,48 @@ from sagastream.store import keys
 
 #: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
 SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
-#: How the worker is started that runs the jobs.
+#: The command that starts the worker which runs the jobs.
 WORKER_COMMAND: Final = "rq worker -w sagastream.rq_runner.SagaWorker"
-#: The function that every job names. It stays valid: jobs wait in Redis, and another release may run them.
+#: The function that every job names. It has to stay valid: jobs wait in Redis, and another release may run them.
 RUN_STEP: Final = "sagastream.rq_runner.run_step"
 #: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
 _FAILED_KEPT_S: Final = keys.ENDED_KEPT_MS // 1000
 #: The statuses of a job that may still answer.
 _LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"rate_limited", b"ready_to_enqueue"}
-#: What a job ends with where the worker has another serializer.
+#: The error with which a job ends if the worker has another serializer.
 _UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError.__name__}"
 
 
-#: How the id of every job begins.
+#: The id of every job begins with this.
 _ID_BEGINS: Final = "saga-"
 
 
 def job_id(command: Command) -> str:
     """The id of the RQ job of a command: the same for every attempt.
 
-    RQ knows letters, digits, _ and - in ids: what else a saga's id may have is written as two characters, so that no
-    two sagas share one.
+    RQ allows letters, digits, _ and - in ids. The other characters of a saga's id, and _ itself, are written as two
+    characters, so that no two sagas share a job.
     """
     saga_id = command.saga_id.replace("_", "__").replace(".", "_d").replace(":", "_c")
     return f"{_ID_BEGINS}{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
 
 
 def start_worker(queue: str) -> str:
-    """What a person is told to run for a queue."""
+    """The command that a person has to run for a queue."""
     return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND} {queue}"
 
 
-# --- for who looks after the jobs
+# --- for people who look after the jobs
 
 
 def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str, int]:
-    """Those of the queues in which jobs wait and on which no RQ worker is registered: how many wait in each.
+    """The queues in which jobs wait although no RQ worker is registered for them, and how many jobs wait in each.
 
-    A worker that was killed is registered until RQ has not heard of it for some minutes. Raises redis.RedisError.
+    A worker that was killed stays registered until RQ has not heard of it for some minutes. Raises redis.RedisError.
     """
     waiting = {}
     for name in queues:
-        # Not by rq.Worker.all: it deletes and reads what it finds there.
+        # Not by rq.Worker.all, which deletes registrations and reads whatever they name.
         workers: Any = client.smembers(WORKERS_BY_QUEUE_KEY % name)
         if not (workers and client.exists(*workers)) and (jobs := Queue(name, connection=client).count):
             waiting[name] = jobs
@@ -77,7 +77,7 @@ def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str
 
 
 def queues_of_sagas(client: "redis.Redis") -> list[str]:
-    """The queues whose oldest job is a step of a saga, of whatever service. Raises redis.RedisError."""
+    """The queues whose oldest job is a step of a saga, of any service. Raises redis.RedisError."""
     found: Any = client.smembers(Queue.redis_queues_keys)
     prefix = Queue.redis_queue_namespace_prefix
     oldest: dict[str, Any] = {key.decode(errors="replace"): client.lindex(key, 0) for key in found}
@@ -92,11 +92,11 @@ def queues_of_sagas(client: "redis.Redis") -> list[str]:
 
 
 class JobState(Struct, frozen=True, kw_only=True):
-    """What was seen of a job."""
+    """What a job was like when it was looked at."""
 
-    status: bytes | None = None  # as RQ has it; None: there is no such job
+    status: bytes | None = None  # as RQ writes it; None: there is no such job
     entry: str | None = None  # the entry that it is for
-    abandoned: tuple[bytes, ...] = ()  # it was begun, and its worker is not heard of any more: what that left behind
+    abandoned: tuple[bytes, ...] = ()  # if its worker is not heard of any more: the executions that are left in RQ
 
     @property
     def is_live(self) -> bool:
@@ -118,14 +118,15 @@ class Jobs:
     def enqueue(
         self, command: Command, entry_id: str, *, time_limit_s: int, undoing: bool, again: bool, dead: JobState | None
     ) -> None:
-        """Enqueue the job of a command, unless it has one already: that counts as sent.
+        """Enqueue the job of a command, unless it has a live one already.
 
-        One that ended is replaced, but not where it was for this very entry: whoever looks at it answers for it.
+        A job that has ended is replaced, unless it was for this same entry: then `turn` of the dispatcher answers for
+        it.
 
         Args:
-            time_limit_s: how long it may take.
-            undoing: what the job of this entry may have done is to be undone, by another.
-            again: somebody may have been at it before.
+            time_limit_s: how long the job may take.
+            undoing: the job is to undo what an earlier job of this entry may have done.
+            again: the command was delivered before, so that somebody may have begun with it.
             dead: what a job was like that will not answer, whatever its status says.
         """
         registration = self._service.registration(command)
@@ -150,7 +151,7 @@ class Jobs:
                     continue  # somebody else has just enqueued it, or it has just ended
 
     def look(self, job_ids: Sequence[str]) -> list[JobState]:
-        """What each job is like now."""
+        """What each of these jobs is like now."""
         pipeline = self._client.pipeline(transaction=False)
         for one in job_ids:
             pipeline.hmget(Job.key_for(one), ["status", "meta"])
@@ -189,7 +190,7 @@ class Jobs:
         return True
 
     def last_words(self, command: Command) -> str:
-        """What RQ says of the end of a job that failed; "" where it says nothing."""
+        """What RQ says about the end of a job that failed; "" if it says nothing."""
         job = Job(job_id(command), connection=self._client, serializer=JSONSerializer)
         try:
             result = Result.fetch_latest(job, serializer=JSONSerializer)
@@ -199,7 +200,7 @@ class Jobs:
             return ""
         lines = (result.exc_string or "").strip().splitlines() if result else []
         words = printable(lines[-1][:500]) if lines else ""
-        # A worker that reads jobs as RQ does by default. What SagaWorker refuses tells why in its own words.
+        # The job ran in a worker with RQ's default serializer. If SagaWorker refuses a job, its own words say why.
         return f"{words}; run it with {WORKER_COMMAND}" if words.startswith(_UNREADABLE) else words
 
     def _queue(self, command: Command) -> Queue:
@@ -212,7 +213,7 @@ class Jobs:
         for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry):
             pipeline.zrem(registry.key, one)
         if dead is not None and dead.abandoned:
-            # For these RQ would take the new job to be abandoned too.
+            # Because of these, RQ would consider the new job abandoned too.
             pipeline.zrem(queue.started_job_registry.key, *dead.abandoned)
 
     def _job(self, command: Command, entry_id: str, time_limit_s: int, *, again: bool) -> Job:
@@ -239,7 +240,7 @@ def _hmget(pipeline: Any, key: str) -> list[bytes | None]:
 
 
 def _entry(meta: bytes | None) -> str | None:
-    """The entry that a job is for, by its meta data; None where they do not say."""
+    """The entry that a job is for, by its meta data; None if they do not say."""
     try:
         entry = json.loads(meta or b"null")["entry"]
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -1,7 +1,7 @@
 """The RQ worker of steps.
 
-RQ imports and calls whatever a job in Redis names. SagaWorker does not: it runs the steps of the services that it was
-started with, and refuses everything else.
+RQ imports and calls whatever a job in Redis names. SagaWorker does not: it runs the steps of the services with which it
+was started, and refuses every other job.
 """
 
 import logging
@@ -32,7 +32,7 @@ from sagastream.service.runner import ServiceRunner
 from sagastream.telemetry import Log, Observer, guarded, runs
 
 _ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
-#: What is believed of a job that stands in Redis: nothing that makes RQ import, call, fetch or repeat anything.
+#: The fields of a job in Redis that are used. None of them makes RQ import, call, fetch or repeat anything.
 _BELIEVED: Final = frozenset(
     b"data created_at origin enqueued_at started_at ended_at timeout status description meta "
     b"failure_ttl result_ttl worker_name last_heartbeat".split()
@@ -44,7 +44,7 @@ _services: dict[str, Service] = {}
 
 
 class JobTimedOut(BaseException):
-    """A job takes too long. No Exception, so that no handler, and none of its tries, swallows it."""
+    """A job takes too long. It is not an Exception, so that neither a handler nor the runner swallows it."""
 
 
 class _TimeLimit(UnixSignalDeathPenalty):
@@ -58,10 +58,10 @@ def run_step(service: object, entry_id: object, again: object) -> str:
 
     Args:
         service: the name of one of the services of this worker.
-        entry_id: of the service's commands.
-        again: whether somebody may have been at it before.
+        entry_id: the id of an entry of the service's commands.
+        again: whether the command was delivered before, so that somebody may have begun with it.
 
-    Returns what became of it, to be shown. Raises JobRefused.
+    Returns what became of it, for people. Raises JobRefused.
     """
     if not isinstance(service, str) or service not in _services:
         have = ", ".join(_services) or f"none; it is to be started as {WORKER_COMMAND}"
@@ -79,7 +79,7 @@ def run_step(service: object, entry_id: object, again: object) -> str:
 
 
 class SagaJob(Job):
-    """A job as it stands in Redis, of which nothing is believed but what `Jobs.enqueue` writes."""
+    """A job in Redis, of which only the fields are used that `Jobs.enqueue` writes."""
 
     def restore(self, raw_data: Any) -> Any:
         super().restore({name: value for name, value in raw_data.items() if name in _BELIEVED})
@@ -92,7 +92,7 @@ class SagaJob(Job):
         except (NoSuchJobError, redis.ConnectionError, redis.TimeoutError):
             raise
         except Exception as error:
-            # RQ passes over a job that is not there; at one that it cannot read its workers end, one after another.
+            # RQ passes over a job that does not exist. A job that it cannot read ends its workers, one after another.
             _LOG.warning(f"passed over the job {id!a}, which cannot be read: {describe(error)}")
             raise NoSuchJobError(f"the job {id!a} cannot be read") from error
 
@@ -122,7 +122,7 @@ class SagaWorker(Worker):
             if isinstance(queue, Queue):
                 options.setdefault("connection", queue.connection)
         options |= {"job_class": SagaJob, "queue_class": Queue, "serializer": JSONSerializer}
-        # By name: those of RQ's command line would read the jobs with pickle.
+        # By name: the Queue objects of RQ's command line would read the jobs with pickle.
         names = [queue.name if isinstance(queue, Queue) else queue for queue in given]
         super().__init__(names, name, **options)
 
@@ -152,7 +152,7 @@ def _have_logs_written() -> None:
 
 
 def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:
-    """What a worker of these queues does for these services, and what it does not; one line each."""
+    """What a worker of these queues does for these services, and what it does not do; one line each."""
     lines = []
     for service in services:
         if own := [queue for queue in service.queues if queue in queues]:
@@ -171,19 +171,19 @@ def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:
 
 
 def load_services(names: Iterable[str]) -> list[str]:
-    """Load the services (MODULE:NAME) that this process runs steps of. Returns the queues that their jobs come in.
+    """Load the services (MODULE:NAME) whose steps this process runs. Returns the queues of their jobs.
 
     Raises ServiceError.
     """
     url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")
     if not url:
-        raise ServiceError("REDIS_URL is not set; answers go to the broker that it names")
+        raise ServiceError("REDIS_URL is not set; it names the broker that the answers go to")
     os.environ["REDIS_URL"] = url
     for where in filter(None, names):
         service = load_service(where)
         service.publishes()
         if not service.queues:
-            raise ServiceError(f'no step of {where} runs on RQ; say via="rq" where one should')
+            raise ServiceError(f'no step of {where} runs on RQ; declare one with via="rq"')
         _load_functions(service)
         _services[service.name] = service
     if not _services:
@@ -192,8 +192,8 @@ def load_services(names: Iterable[str]) -> list[str]:
 
 
 def _load_functions(service: Service) -> None:
-    """Import what its jobs call by name. Raises ServiceError with all that cannot be: else each would be an unknown
-    outcome of some saga."""
+    """Import the functions that its jobs call by name. Raises ServiceError with all that cannot be imported: found out
+    later, each would be an unknown outcome of some saga."""
     wrong = []
     for one in service.registrations:
         if one.queue is not None and isinstance(one.handler, NamedFunction):

@@ -11,23 +11,23 @@ _CANCELLED_S: Final = 1.0
 
 
 class EventLoop:
-    """Begins with what first runs in it. Its thread is a daemon: no coroutine keeps a process from ending."""
+    """Its thread starts with the first coroutine. The thread is a daemon: no coroutine keeps a process from ending."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = asyncio.Event()
-        self._running: set[Future[None]] = set()  # the loop alone would let go of what waits
+        self._running: set[Future[None]] = set()  # without these, a waiting coroutine could be garbage-collected
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Have it run, and return at once. It has to see to its own errors."""
+        """Have it run, and return at once. It has to handle its own errors."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._opened())
         self._running.add(future)
         future.add_done_callback(self._running.discard)
 
     def close(self) -> None:
-        """Cancel what still runs in it, and end it."""
+        """Cancel what still runs in the loop, and end it."""
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._closed.set)
             self._thread.join(_CANCELLED_S)

@@ -1,4 +1,4 @@
-"""A service by the name that a person gives: MODULE:NAME."""
+"""Loads a service by the name that a person gives: MODULE:NAME."""
 
 import importlib
 import os
@@ -9,8 +9,7 @@ from typing import Final
 from sagastream.errors import ServiceError
 from sagastream.service.declaration import Service
 
-#: The files that an error passes through on its way from the line of the user's that caused it: of importlib, and ours,
-#: which refuse a wrong declaration.
+#: The files of a traceback that are not the user's: those of importlib, and ours, which refuse a wrong declaration.
 _NOT_THE_USERS: Final = ("<frozen importlib.", importlib.__file__, str(Path(__file__).parent) + os.sep)
 
 
@@ -37,13 +36,13 @@ def _why(error: BaseException) -> str:
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)]
     if frames:
         return f"{type(error).__name__}: {error} (raised in {frames[-1].filename}, line {frames[-1].lineno})"
-    # No module had begun to run: it is this one that is not there, and none that it imports.
+    # No module had begun to run. So it is this module that was not found, not one that it imports.
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; run it where the module is found"
     return f"{type(error).__name__}: {error}"
 
 
 def _dotted(file: str) -> str:
-    """The module that a file is, seen from the current folder; of one that lies elsewhere, from its own."""
+    """The name of a file as a module, seen from the current folder; or from its own, if it is not below that."""
     path = PurePath(file).with_suffix("")
     return ".".join(path.parts) if all(part.isidentifier() for part in path.parts) else path.name

@@ -1,4 +1,4 @@
-"""A function that knows nothing of sagas, called by its name: what `call="shop.jobs.charge"` declares."""
+"""A function that knows nothing of sagas, called by its name, as `call="shop.jobs.charge"` declares."""
 
 import asyncio
 import inspect
@@ -14,20 +14,20 @@ _NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 class NamedFunction:
-    """A handler that calls a function with a step's params: the members of an object as keyword arguments, the items
-    of a list as positional ones, nothing for null, any other value as the one argument.
+    """A handler that calls a function with the params of a step: the members of an object as keyword arguments, the
+    items of a list as positional ones, no argument for null, and any other value as the only argument.
 
-    The function is imported by the process that calls it: an RQ worker does so when it starts.
+    The process that calls the function imports it; an RQ worker does so when it starts.
     """
 
     def __init__(self, name: str) -> None:
-        """`name`: MODULE.FUNCTION. Raises ServiceError where it cannot be one."""
+        """`name`: MODULE.FUNCTION. Raises ServiceError if it cannot be that."""
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ServiceError(f"{name!r} is not the name of a function, like shop.jobs.charge")
         self.name = name
 
     def __call__(self, params: Any, _context: object) -> Any:
-        """What the function returns. Raises Reject where the params do not fit it, since then nothing was begun."""
+        """What the function returns. Raises Reject if the params do not fit it, since nothing was begun then."""
         function = self.load()
         args, named = _arguments(params)
         try:
@@ -35,13 +35,13 @@ class NamedFunction:
         except TypeError as error:
             raise Reject(f"malformed_params: {self.name}: {error}") from None
         except ValueError:
-            pass  # a builtin that does not tell what it takes
+            pass  # a builtin does not tell its parameters
         result = function(*args, **named)
-        # As RQ has it: a function may be declared with async def.
+        # As in RQ, the function may be declared with async def.
         return asyncio.run(result) if inspect.iscoroutine(result) else result
 
     def load(self) -> Callable[..., Any]:
-        """The function. Raises ServiceError where it cannot be had."""
+        """The function. Raises ServiceError if it cannot be imported, or is not one."""
         module, _, name = self.name.rpartition(".")
         try:
             function: Callable[..., Any] = getattr(import_module(module), name)

@@ -1,4 +1,4 @@
-"""Tests of sagas: in process, without a broker, on a clock that waits for nobody, with anything going wrong.
+"""Tests of sagas: in process, without a broker, on a clock that never waits, with any fault that a test asks for.
 
     def test_a_shipment_that_fails_gives_the_money_back(sagas):
         sagas.serve(inventory, payment, shipping)
@@ -6,7 +6,7 @@
         saga = sagas.run([...])
         assert saga.status == "ABORTED"
 
-Decisions, records and the calling of handlers are those of production; docs/testing.md says what is not.
+Decisions, the rules of services and the calls of handlers are those of production. docs/testing.md says what differs.
 """
 
 from sagastream.testing.clock import Clock

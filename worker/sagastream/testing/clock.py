@@ -1,4 +1,4 @@
-"""A clock that only moves to the next moment at which something happens."""
+"""A clock that jumps to the next moment at which something happens."""
 
 import heapq
 from collections.abc import Callable
@@ -38,17 +38,17 @@ class Clock:
         return datetime.fromtimestamp(self._now_ms / 1000, UTC)
 
     def call_in(self, delay_ms: int, action: Callable[[], None]) -> None:
-        """Have something done later; of what is due at the same time, in the order in which it was entered here."""
+        """Call something later. Calls that are due at the same time happen in the order in which they were entered."""
         self._entered += 1
         heapq.heappush(self._agenda, (self._now_ms + delay_ms, self._entered, action))
 
     @property
     def next_ms(self) -> int | None:
-        """When something is to be done next; None: never."""
+        """When something is due next; None: never."""
         return self._agenda[0][0] if self._agenda else None
 
     def do_next(self) -> None:
-        """Go to that time, and do it."""
+        """Go to that time, and call what is due."""
         at_ms, _, action = heapq.heappop(self._agenda)
         self.go_to(at_ms)
         action()

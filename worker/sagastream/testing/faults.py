@@ -1,4 +1,4 @@
-"""What a test has go wrong: which command, in what way, how often."""
+"""What goes wrong in a test: which command, in what way, how often."""
 
 import math
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ class Kind(Enum):
 
 
 class InjectedError(Exception):
-    """What a handler raises that a test has raise, unless the test says what."""
+    """What a handler raises if a test has it raise, and does not say what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The commands that something is to go wrong with: those of a name, of all steps and sagas or of one."""
+    """The commands that go wrong: those of one name, of all steps and sagas or of one."""
 
     name: str
     step: int | None = None
@@ -54,8 +54,8 @@ class Target:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Fault:
-    """One thing that goes wrong. It counts the times at which a handler would be called: each attempt is one, and each
-    delivery to another process; the tries that a process makes in a row are one together."""
+    """One thing that goes wrong. It counts how often a handler would be called: once for each attempt, and once for
+    each delivery to another process. The tries of one process in a row count as one."""
 
     target: Target
     kind: Kind
@@ -63,17 +63,17 @@ class Fault:
     skip: int = 0  # how often it goes well first
     error: object = None  # of REJECTED: a JSON value
     raised: Exception = field(default_factory=lambda: InjectedError("as the test has it"))
-    delay_ms: int = 0  # of SLOW: how long the answer takes; of LATE and DONE_LATE: how much too late it is
+    delay_ms: int = 0  # of SLOW: how long the answer takes; of LATE and DONE_LATE: by how much it is too late
     came: int = 0
     struck: int = 0
     stopped: bool = False
 
     def stop(self) -> None:
-        """From now on it goes well."""
+        """From now on it does not happen any more."""
         self.stopped = True
 
     def strikes(self, command: Command) -> bool:
-        """Whether it happens to this command, now. Counts."""
+        """Whether it happens to this command, now. Counts the call."""
         if self.stopped or not self.target.matches(command) or (self.times is not None and self.struck >= self.times):
             return False
         self.came += 1
@@ -89,7 +89,7 @@ class Fault:
 
 
 class Faults:
-    """All that is to go wrong in a test, in the order in which it was said: the first that applies happens."""
+    """All that is to go wrong in a test, in the order in which the test says it: the first one that applies happens."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -106,7 +106,7 @@ class Faults:
         return next((fault for fault in self._faults if fault.strikes(command)), None)
 
     def check(self, sent: list[Command]) -> None:
-        """Raises ScenarioError where one of them never happened: the test does not test what it says."""
+        """Raises ScenarioError if one of them never happened: then the test does not test what it says."""
         for fault in self._faults:
             if fault.struck:
                 continue
@@ -122,7 +122,7 @@ class Faults:
 
 
 class CommandFaults:
-    """Says what goes wrong with some commands. Each method returns the fault, which can be stopped.
+    """Says what goes wrong with some commands. Each method returns the fault; its `stop` ends it.
 
     `times`: how often it happens (None: each time); `skip`: how often it goes well first.
     """
@@ -141,21 +141,21 @@ class CommandFaults:
     def raises(
         self, error: Exception | None = None, *, after_effect: bool = False, times: int | None = None, skip: int = 0
     ) -> Fault:
-        """Its handler raises, each time that a process tries it, three times at the most; `after_effect`:
-        having run."""
+        """Its handler raises, each time that a process calls it: at most three times. `after_effect`: it raises after
+        it has run."""
         kind = Kind.RAISES_AFTER_EFFECT if after_effect else Kind.RAISES
         return self._add(kind, times, skip, raised=error or InjectedError("as the test has it"))
 
     def times_out(self, *, after_effect: bool = False, times: int | None = None, skip: int = 0) -> Fault:
-        """Nobody answers, and no other process takes it over; `after_effect`: its handler has run."""
+        """Nobody answers, and no other process takes it over. `after_effect`: its handler has run."""
         return self._add(Kind.ANSWER_LOST if after_effect else Kind.LOST, times, skip)
 
     def takes(self, seconds: float, *, times: int | None = None, skip: int = 0) -> Fault:
-        """Its effect is had at once, its answer takes that long; no other process takes it over meanwhile."""
+        """Its effect happens at once, its answer takes that long. No other process takes it over meanwhile."""
         return self._add(Kind.SLOW, times, skip, delay_ms=_ms(seconds))
 
     def answers_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
-        """Its effect is had at once, its answer comes that much after the time at which it is given up."""
+        """Its effect happens at once, its answer comes that much after the time at which it is given up."""
         return self._add(Kind.LATE, times, skip, delay_ms=_ms(by_s))
 
     def is_done_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
@@ -167,11 +167,11 @@ class CommandFaults:
         return self._add(Kind.ANSWERED_TWICE, times, skip)
 
     def is_delivered_twice(self, *, times: int | None = 1, skip: int = 0) -> Fault:
-        """Two processes have it in hand: its handler runs a second time before the first has answered."""
+        """Two processes hold it: its handler runs a second time before the first one has answered."""
         return self._add(Kind.DELIVERED_TWICE, times, skip)
 
     def crashes(self, *, after_effect: bool = False, times: int | None = 1, skip: int = 0) -> Fault:
-        """The process dies, and another takes the command over when the service's lease has run out; `after_effect`:
+        """The process dies, and another takes the command over when the lease of the service has ended. `after_effect`:
         its handler has run, and nothing was recorded."""
         return self._add(Kind.CRASHES_AFTER_EFFECT if after_effect else Kind.CRASHES, times, skip)
 
@@ -186,11 +186,13 @@ class CommandFaults:
         delay_ms: int = 0,
     ) -> Fault:
         if times is not None and type(times) is not int:
-            raise ScenarioError(f"{self._target}: times is a whole number, or None for each time, and not {times!r}")
+            raise ScenarioError(f"{self._target}: times is a whole number, or None for each time, not {times!r}")
         if type(skip) is not int:
-            raise ScenarioError(f"{self._target}: skip is a whole number, and not {skip!r}")
+            raise ScenarioError(f"{self._target}: skip is a whole number, not {skip!r}")
         if (times is not None and times < 1) or skip < 0 or delay_ms < 0:
-            raise ScenarioError(f"{self._target} cannot go wrong so often or so late: times from 1, the rest from 0 on")
+            raise ScenarioError(
+                f"{self._target} cannot go wrong like that: times is at least 1; skip and the delay are at least 0"
+            )
         fault = Fault(target=self._target, kind=kind, times=times, skip=skip, error=error, delay_ms=delay_ms)
         if raised is not None:
             fault.raised = raised
@@ -199,5 +201,5 @@ class CommandFaults:
 
 def _ms(seconds: float) -> int:
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        raise ScenarioError(f"{seconds!r} is no number of seconds")
+        raise ScenarioError(f"{seconds!r} is not a number of seconds")
     return round(seconds * 1000)

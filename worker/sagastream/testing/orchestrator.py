@@ -1,4 +1,4 @@
-"""The orchestrator of a test: the core's own decisions, on states in memory and a clock that waits for nobody."""
+"""The orchestrator of a test: the decisions of the core, on states in memory and a clock that never waits."""
 
 import heapq
 import random
@@ -16,16 +16,16 @@ from sagastream.testing.story import Story
 
 
 class InProcessOrchestrator:
-    """Does what a worker does with a request, a reply, or a time that has come; each is committed at once."""
+    """Does what a worker does with a request, a reply, or a saga that is due. Each decision is committed at once."""
 
     def __init__(self, clock: Clock, told: Story, published: Published, *, seed: int) -> None:
-        """`published`: looked at anew each time. `seed`: of the chance in the waits between attempts."""
+        """`published`: looked at anew each time. `seed`: of the random part of the delays between attempts."""
         self._clock = clock
         self._story = told
         self._published = published
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._states: dict[str, SagaState] = {}
-        self._due: list[tuple[int, int, str]] = []  # when, in which order they came to be, which saga
+        self._due: list[tuple[int, int, str]] = []  # when, the order in which they were entered, which saga
         self._entered = 0
         self._unread: list[Command] = []
         self.sent: list[Command] = []
@@ -52,7 +52,7 @@ class InProcessOrchestrator:
         self._decide(reply.saga_id, reply)
 
     def do_due(self) -> None:
-        """Decide on the saga that is due first, at the time at which it is."""
+        """Decide on the saga that is due first, at the time at which it is due."""
         assert self.next_due_ms is not None
         at_ms, _, saga_id = self._due[0]
         self._clock.go_to(at_ms)
@@ -88,7 +88,7 @@ class InProcessOrchestrator:
         return taken
 
     def time_left_ms(self, command: Command) -> int:
-        """How long the answer to this command is still waited for; 0: nobody does any more."""
+        """How long the answer to this command is still waited for; 0: nobody waits any more."""
         state = self._states[command.saga_id]
         is_out = (state.current_step, state.command, state.attempt) == (command.step, command.type, command.attempt)
         return state.times_out_ms - self._clock.now_ms if is_out and state.times_out_ms is not None else 0

@@ -1,7 +1,7 @@
 """What recall.lua and answer.lua do to a service's records, in Python, without a server. Pure.
 
-The explorer of tests/exploration stands on it too, and its test_mirror.py has the same calls made to the scripts on
-real servers and to these functions, and compares.
+The explorer in tests/exploration uses these functions too. Its test_mirror.py makes the same calls to the scripts on
+real servers and to these functions, and compares the results.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ def recall(records: Records, *, record: str, tombstone: str, compensating: bool)
 
 
 class Answered(Struct, frozen=True):
-    """What answer.lua does about one command. `sent`: the body of the reply; None: overruled, nothing was written."""
+    """What answer.lua does with the answer to one command. `sent`: the body of the reply; None: the answer was
+    overruled, and nothing was written."""
 
     sent: bytes | None
     records: Records
@@ -42,8 +43,13 @@ class Answered(Struct, frozen=True):
 def answer(
     records: Records, *, record: str, tombstone: str, seen: bytes, kind: str, payload: bytes, body: bytes
 ) -> Answered:
-    """`tombstone`: "" for a compensation. `seen`: the record when it was looked up. `kind`: ok, failed, unknown or
-    final. `payload`: what is recorded besides the kind, the result or the error that is in `body`."""
+    """
+    Args:
+        tombstone: "" for a compensation.
+        seen: the record when it was looked up; b"" if there was none.
+        kind: as in service_rules.Answer.
+        payload: what is recorded besides the kind: the result or the error that is in `body`.
+    """
     there = records.get(record, b"")
     before, blank, rest = there.partition(b" ")
     recorded = _body(record, before.decode(), rest) if before in (b"ok", b"failed") and blank else None
@@ -63,7 +69,7 @@ def answer(
 
 
 def _body(record: str, kind: str, payload: bytes) -> bytes | None:
-    """The body of the reply that a record stands for; None: it is garbled, and stands for none."""
+    """The body of the reply that a record stands for; None: the record is garbled, and stands for none."""
     saga_id, step, _, name = record.split("/")
     try:
         decode(payload or b"null")

@@ -1,4 +1,4 @@
-"""What a test is written with: services, what goes wrong, sagas and how they end."""
+"""What a test is written with: services, what goes wrong, sagas and their ends."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +20,18 @@ from sagastream.testing.story import Story, headline
 #: A step, as `SagaClient.begin` takes it.
 Step = Mapping[str, Any]
 
-#: What an operator says who says nothing.
+#: The reason of an operator, if the test does not give one.
 _REASON: Final = "as the test has it"
-#: More than any saga takes that ends.
+#: More than any saga needs that ends.
 _MOST_MOVES: Final = 100_000
 
 
 class Sagas:
-    """An orchestrator and services in this process. Nothing happens but in `run`, `advance`, `settle`, and in what an
-    operator says."""
+    """An orchestrator and services in this process. Things happen only in `run`, `advance` and `settle`, and when an
+    operator says something."""
 
     def __init__(self, *services: Service, seed: int = 0) -> None:
-        """`seed`: of the chance in the waits between attempts. Raises ServiceError as `serve` does."""
+        """`seed`: of the random part of the delays between attempts. Raises ServiceError as `serve` does."""
         self.clock = Clock()
         self._story = Story()
         self._faults = Faults()
@@ -57,7 +57,7 @@ class Sagas:
             self.check_faults()
 
     def close(self) -> None:
-        """End what async handlers have left running."""
+        """End the tasks that async handlers have left running."""
         self._services.close()
 
     def serve(self, *services: Service) -> None:
@@ -66,9 +66,9 @@ class Sagas:
             self._services.add(service)
 
     def command(self, name: str, *, step: int | None = None, saga_id: str | None = None) -> CommandFaults:
-        """Say what goes wrong with a command or a compensation: of all steps and sagas, or of these.
+        """Say what goes wrong with a command or a compensation, of all steps and sagas or of these.
 
-        Raises ScenarioError if no service that is served has it, or no saga the step.
+        Raises ScenarioError if no service that is served has it, or the step is not a number from 1 on.
         """
         self._check_known(name)
         if step is not None and (type(step) is not int or step < 1):
@@ -76,11 +76,11 @@ class Sagas:
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
 
     def begin(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
-        """Begin a saga, and let nothing happen yet. `steps`, `deadline_ms`: as for `SagaClient.begin`.
+        """Begin a saga; nothing more happens yet. `steps`, `deadline_ms`: as for `SagaClient.begin`.
 
         Raises:
             MalformedMessage: says what is wrong, and where.
-            ScenarioError: `steps` is no sequence of mappings, or a step asks for a service or a command that is not
+            ScenarioError: `steps` is not a sequence of mappings, or a step names a service or a command that is not
                 served.
             RequestRefused: another saga has the id.
         """
@@ -102,25 +102,25 @@ class Sagas:
         )
 
     def run(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
-        """Begin a saga, and let all happen that will: it has ended then, or is parked. As `begin`."""
+        """Begin a saga and let it run until it has ended or is parked. The rest is as for `begin`."""
         saga = self.begin(steps, saga_id=saga_id, deadline_ms=deadline_ms)
         self.settle()
         return saga
 
     def advance(self, seconds: float) -> None:
-        """Let this much time pass, and all happen that happens in it. Raises ScenarioError if it is less than none."""
+        """Let this much time pass, with all that happens in it. Raises ScenarioError if it is less than 0."""
         if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-            raise ScenarioError(f"time cannot advance by {seconds!r} s; give a number of seconds from 0 on")
+            raise ScenarioError(f"time cannot advance by {seconds!r} s; give a number of seconds, at least 0")
         until_ms = self.clock.now_ms + round(seconds * 1000)
         self._move(until_ms)
         self.clock.go_to(until_ms)
 
     def settle(self) -> None:
-        """Let all happen that will, however long it takes."""
+        """Let time pass until nothing more happens."""
         self._move(None)
 
     def check_faults(self) -> None:
-        """Raises ScenarioError where something was to go wrong and never did. The fixture does it after each test."""
+        """Raises ScenarioError if something was to go wrong and never did. The fixture calls this after each test."""
         self._faults.check(self._orchestrator.sent)
 
     def explain(self) -> str:
@@ -144,7 +144,7 @@ class Sagas:
             first_ms = min((ms for ms in (next_ms, due_ms) if ms is not None), default=None)
             if first_ms is None or (until_ms is not None and first_ms > until_ms):
                 return
-            if first_ms == next_ms:  # what has come is looked at before what is due
+            if first_ms == next_ms:  # what has come is read before what is due
                 self.clock.do_next()
             else:
                 self._orchestrator.do_due()
@@ -218,7 +218,7 @@ class Saga:
 
     @property
     def reason(self) -> str | None:
-        """Why it goes back, or went back; None: it did not."""
+        """Why it goes back, or has gone back; None: it does not."""
         return self.state.reason
 
     @property
@@ -233,7 +233,7 @@ class Saga:
 
     @property
     def commands(self) -> list[str]:
-        """Their names; one that was sent again is there again."""
+        """Their names. One that was sent twice is there twice."""
         return [command.type for command in self.sent]
 
     @property
@@ -243,23 +243,23 @@ class Saga:
 
     @property
     def results(self) -> list[Any]:
-        """What each step returned; None: nothing, or nothing is known of it."""
+        """What each step returned; None: nothing, or that is not known."""
         return self.state.results
 
     def cancel(self, reason: str = _REASON) -> None:
-        """As `SagaClient.cancel`; then all happens that will. Raises RequestRefused."""
+        """As `SagaClient.cancel`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         self._intervene(Verb.CANCEL, self.saga_id, reason)
 
     def retry(self, reason: str = _REASON) -> None:
-        """As `SagaClient.retry`; then all happens that will. Raises RequestRefused."""
+        """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         self._intervene(Verb.RETRY, self.saga_id, reason)
 
     def skip(self, reason: str = _REASON) -> None:
-        """As `SagaClient.skip`; then all happens that will. Raises RequestRefused."""
+        """As `SagaClient.skip`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         self._intervene(Verb.SKIP, self.saga_id, reason)
 
     def abandon(self, reason: str = _REASON) -> None:
-        """As `SagaClient.abandon`; then all happens that will. Raises RequestRefused."""
+        """As `SagaClient.abandon`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         self._intervene(Verb.ABANDON, self.saga_id, reason)
 
     def explain(self) -> str:
@@ -271,7 +271,7 @@ class Saga:
 
 
 def _what_there_is(name: str, names: Mapping[str, object]) -> str:
-    """What a person meant perhaps."""
+    """What the person may have meant."""
     if meant := get_close_matches(name, names, n=1):
         return f"did you mean {meant[0]}?"
     return f"there is {', '.join(names)}" if names else "nothing is served yet: call sagas.serve(service) first"

@@ -25,7 +25,7 @@ from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.records import Records, answer, recall
 from sagastream.testing.story import Story
 
-#: What goes wrong so that nobody answers.
+#: The faults after which nobody answers.
 _NOT_ANSWERED: Final = (Kind.LOST, Kind.ANSWER_LOST, Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT)
 
 
@@ -69,9 +69,11 @@ class InProcessServices:
         return self._services
 
     def add(self, service: Service) -> None:
-        """Raises ServiceError if it is none, is declared wrongly, or its name is taken."""
+        """Raises ServiceError if it is not a Service, is declared wrongly, or its name is taken."""
         if not isinstance(service, Service):
-            raise ServiceError(f"{service!r} is no Service: give services one by one, as in sagas.serve(one, another)")
+            raise ServiceError(
+                f"{service!r} is not a Service: give services one by one, as in sagas.serve(one, another)"
+            )
         if service.name in self._services:
             raise ServiceError(f"two services are called {service.name}")
         self._published[service.name] = service.publishes()
@@ -83,7 +85,7 @@ class InProcessServices:
             self._loop.close()
 
     def send(self, command: Command) -> None:
-        """A command for a service, on its way: a process takes it as soon as what happens now has happened."""
+        """Send a command to a service: a process gets it as soon as all else of now has happened."""
         self._entries += 1
         read = read_command(command.service, _entry(command.fields()), self._clock.now_ms)
         assert isinstance(read, Command)
@@ -312,7 +314,7 @@ def _entry(fields: Fields) -> dict[bytes, bytes]:
 
 
 def _raise_outage(error: BaseException) -> None:
-    """Raise what in production is waited out: here nobody mends it."""
+    """Raise an outage, which is waited out in production: here nobody ends it."""
     if isinstance(error, Exception) and "redis" in sys.modules:
         from sagastream.broker.outage import is_outage
 

@@ -1,4 +1,4 @@
-"""What happened in a test, told for people: what a failed assertion is read with."""
+"""What happened in a test, told for people: shown with a failed assertion."""
 
 import traceback
 
@@ -28,7 +28,7 @@ class Story:
         self._tracebacks: set[tuple[str, str]] = set()
 
     def add(self, at_ms: int, saga_id: str, text: str, error: BaseException | None = None) -> None:
-        """`error`: one of a handler, whose traceback belongs to it."""
+        """`error`: what a handler has raised; its traceback is shown too."""
         detail = "" if error is None else _traceback(error)
         if detail and (saga_id, detail) in self._tracebacks:
             detail = "as before"
@@ -36,7 +36,7 @@ class Story:
         self.lines.append(Line(at_ms=at_ms, saga_id=saga_id, text=text, detail=detail))
 
     def tell(self, state: SagaState) -> str:
-        """How a saga has come to where it is, a line an event."""
+        """What has happened to a saga, one line for each event."""
         told = [headline(state)]
         for line in self.lines:
             if line.saga_id == state.saga_id:
@@ -46,7 +46,7 @@ class Story:
 
 
 def _traceback(error: BaseException) -> str:
-    """An error's traceback, from where the handler begins."""
+    """The traceback of an error, from the handler on."""
     at = error.__traceback__
     while at is not None and at.tb_frame.f_globals.get("__name__", "").startswith("sagastream."):
         at = at.tb_next
@@ -74,13 +74,13 @@ def answered(reply: Reply) -> str:
 
 
 def quote(payload: bytes) -> str:
-    """A JSON value as a story has it."""
+    """A JSON value as a story shows it."""
     text = payload.decode()
     return text if len(text) <= _QUOTED_CHARS else text[:_QUOTED_CHARS] + "…"
 
 
 def changes(before: SagaState | None, decision: Decision) -> list[str]:
-    """What a decision has made of a saga, in words; its commands are told for themselves."""
+    """What a decision has changed in a saga, in words. Its commands are told apart from this."""
     after = decision.state
     told = [] if decision.quarantine is None else [f"quarantined: {decision.quarantine}"]
     if not isinstance(after, SagaState) or before is None or after is before:

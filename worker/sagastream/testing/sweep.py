@@ -1,4 +1,4 @@
-"""One saga, run once for each single thing that can go wrong with it, and what must hold whatever that was."""
+"""Runs one saga once for each single thing that can go wrong with it, and checks what must always hold."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,13 +47,13 @@ class Trouble:
         return f"{self.command} of step {self.step} {self.what}"
 
 
-#: Besides those: an operator says cancel while the command is out.
+#: One more: an operator cancels the saga while the command is out.
 _CANCELLED: Final = "is out when the saga is cancelled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(Generic[S]):
-    """A saga that was run with something going wrong."""
+    """One run of a saga in which something went wrong."""
 
     troubles: tuple[Trouble, ...]
     sagas: Sagas
@@ -66,7 +66,7 @@ class Run(Generic[S]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What was tried: each run in words."""
+    """What was tried: each run, in words."""
 
     runs: tuple[str, ...]
 
@@ -78,19 +78,19 @@ def check_every_fault(
     *,
     deadline_ms: int | None = None,
 ) -> Sweep:
-    """Run a saga once for each single thing that can go wrong with each of its commands, and, going back, for each
-    that can go wrong with each compensation; and once with nothing going wrong.
+    """Run a saga once for each single thing that can go wrong with one of its commands, once for each that can go wrong
+    with one of its compensations when it goes back, and once with nothing going wrong.
 
-    A saga that is parked is retried by an operator when nothing goes wrong any more; so each saga ends.
+    If the saga is parked, nothing goes wrong any more and an operator retries it. So each run ends.
 
     Args:
-        setup: called before each run: serves services that have done nothing yet, and returns what `check` looks at.
+        setup: called before each run. It serves services that have done nothing yet, and returns what `check` needs.
         steps: of the saga, as `SagaClient.begin` takes them.
-        check: called after each run, with the saga and what `setup` returned; raises AssertionError if they do not
+        check: called after each run with the saga and what `setup` returned. It raises AssertionError if the two do not
             fit, and returns nothing.
 
-    Raises AssertionError, with each run that broke and the story of the first; ScenarioError where `check` returns
-    something.
+    Raises AssertionError, with each run that broke and the story of the first one. Raises ScenarioError if `check`
+    returns something.
     """
     sweep = _Sweep(setup, steps, check, deadline_ms)
     sweep.run_all()
@@ -120,7 +120,7 @@ class _Sweep(Generic[S]):
         for trouble in _troubles(smooth.saga):
             run = self._run((trouble,))
             if trouble.what == "is rejected" and any(command.compensating for command in run.saga.sent):
-                undone = run  # the last of them has most to undo
+                undone = run  # the last one has most to undo
         if undone is not None:
             for trouble in _troubles(undone.saga, compensating=True):
                 self._run((*undone.troubles, trouble))
@@ -178,7 +178,7 @@ class _Sweep(Generic[S]):
 
 
 def _first_line(error: Exception) -> str:
-    # A failed assertion goes on to say where it has its values from; of the first of them pytest shows all of that.
+    # The other lines of a failed assertion explain its values. For the first error pytest shows them all.
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
