@@ -10,7 +10,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Reply
+from sagastream.core.messages import Command, Reply, failed, reply_to
 from sagastream.core.service_rules import Answer, Release, Run, Undo
 
 
@@ -27,10 +27,13 @@ class Bug(StrEnum):
     RECORD_APART = "a service records its answer after it has sent it"
     OVERRULED_NOT_UNDONE = "what a handler did in vain is not undone"
     FAILED_UNDO_ANSWERED = "a command is answered though its undo has failed"
+    DELIVERED_AGAIN_NOT_UNDONE = "what another process may have begun is refused, and not undone"
+    LATE_NOT_IN_DOUBT = "a command that comes too late is certainly not begun, whoever had it before"
+    RAISED_IS_FAILED = "a handler that has raised counts as one that did nothing"
     UNKNOWN_IS_FAILED = "a step that was not answered counts as one that was not done"
 
 
-_delivered, _replied = service_rules.delivered, service_rules.replied
+_delivered, _too_late, _replied = service_rules.delivered, service_rules.too_late, service_rules.replied
 
 
 def _without_record(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:
@@ -45,11 +48,26 @@ def _undo_not_looked_at(todo: Run | Undo, called: Command, reply: Reply) -> Answ
     return todo.answer if isinstance(todo, Undo) else _replied(todo, called, reply)
 
 
+def _never_again(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:
+    return _delivered(command, record=record, tombstone=tombstone, again=False)
+
+
+def _never_begun(command: Command, todo: Run | Undo, *, not_begun: bool, now_ms: int) -> Answer | None:
+    return _too_late(command, todo, not_begun=True, now_ms=now_ms)
+
+
+def _did_nothing(todo: Run | Undo, called: Command, why: str) -> Answer | Release:
+    return _replied(todo, called, reply_to(called, failed(called.type), error=b'"?"'))
+
+
 #: The rules that a mistake replaces, by their names.
 _REPLACED: Final[dict[Bug, dict[str, Any]]] = {
     Bug.NO_DEDUPE: {"delivered": _without_record},
     Bug.OVERRULED_NOT_UNDONE: {"undoing": _not_undone},
     Bug.FAILED_UNDO_ANSWERED: {"replied": _undo_not_looked_at},
+    Bug.DELIVERED_AGAIN_NOT_UNDONE: {"delivered": _never_again},
+    Bug.LATE_NOT_IN_DOUBT: {"too_late": _never_begun},
+    Bug.RAISED_IS_FAILED: {"in_doubt": _did_nothing},
 }
 
 

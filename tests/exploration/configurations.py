@@ -103,5 +103,10 @@ PLANTED: Final = [
     (Bug.OVERRULED_NOT_UNDONE, Config(name="undone while it runs", steps=(step(),), outcomes=("o",))),
     (Bug.FAILED_UNDO_ANSWERED, Config(name="the undo fails", steps=(step(),), outcomes=("o",), undo="ob",
                                       service_crashes=1)),
+    (Bug.DELIVERED_AGAIN_NOT_UNDONE, Config(name="a process dies", steps=(step(),), outcomes=("o",), workers=1,
+                                            service_crashes=1)),
+    (Bug.LATE_NOT_IN_DOUBT, Config(name="a process dies", steps=(step(attempts=2),), outcomes=("ors",), workers=1,
+                                   service_crashes=1)),
+    (Bug.RAISED_IS_FAILED, Config(name="raises after its effect", steps=(step(),), outcomes=("oa",), workers=1)),
     (Bug.UNKNOWN_IS_FAILED, Config(name="not answered", steps=(step(),), outcomes=("o",))),
 ]  # fmt: skip
