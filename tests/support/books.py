@@ -1,8 +1,9 @@
-"""Books that are kept with `Effects`, in any way in which they can be: what tests look at, and real services write.
+"""A service that keeps its effects in a database with `Effects`, on each database and library that `Effects` supports.
 
-Real processes run them: `sagastream service support.books:service`. BOOKS in the environment says how and where.
-The book only grows: each effect and each reversal adds an entry. Steps may ask for the process to be killed, or
-stopped, at a named point; once each, so that whoever takes over comes further.
+Tests look at its table, the book; real processes run it: `sagastream service support.books:service`. BOOKS in the
+environment says which database, and where. The book only grows: each effect and each reversal adds a row. A step's
+params may ask for the process to be killed or stopped at a named point. Each does so once, so the next process gets
+further.
 """
 
 import contextlib

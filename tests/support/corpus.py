@@ -1,7 +1,7 @@
-"""Bad input: one table of classes, each with a name, and the messages that they are put into.
+"""Bad input: a table of classes, each with a name, and the messages that they are put into.
 
-A class is a way of being wrong: a text that is no JSON, a value that no field may have, a message that makes no sense.
-`for_requests`, `for_replies`, `for_commands` and `for_lines` put every class that fits into every place where it fits.
+A class is one way to be wrong: a text that is not JSON, a value that a field must not have, a message that makes no
+sense. `for_requests`, `for_replies`, `for_commands` and `for_lines` put each class into each place where it fits.
 """
 
 import json

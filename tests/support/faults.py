@@ -1,8 +1,8 @@
-"""Faults on real processes: workers and services that run sagas while something is done to them, and the verdict.
+"""Faults on real processes: workers and services run sagas, the test does something to them, then comes the verdict.
 
-A `World` has a server, worker and service processes, and a feeder that begins sagas all the while, as a client would:
-what was refused or got lost is begun again under the same id. The services keep their effects in a file of their own,
-see support/oracle.py; the verdict compares it with what the sagas say.
+A `World` has a server, processes of workers and services, and a feeder. The feeder begins sagas all the time, as a
+client would: what was refused or lost it begins again with the same id. The services write down their effects outside
+the broker (support/oracle.py). The verdict compares these with what the sagas say.
 """
 
 import contextlib

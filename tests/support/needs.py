@@ -1,4 +1,4 @@
-"""What a machine must have for some of the tests."""
+"""What a machine must have for some of the tests: what happens if it is not there."""
 
 import os
 from typing import NoReturn

@@ -1,8 +1,8 @@
-"""Services whose effects are kept outside the broker, in one SQLite file: what really happened, whatever sagas say.
+"""Services that write down their effects outside the broker, in a SQLite file: what really happened.
 
-Real processes run them: `sagastream service oracle:alpha`, with ORACLE_FILE in the environment. Each effect goes into
-one transaction with its idempotency key; a compensation takes away what it finds and leaves a tombstone, so that the
-effect cannot come after it. A log that only grows tells in what order things were done, and whether one was done twice.
+Real processes run them: `sagastream service support.oracle:alpha`, with ORACLE_FILE in the environment. An effect and
+its idempotency key go into one transaction. A compensation removes what it finds and leaves a tombstone, so the effect
+cannot come after it. A log that only grows says in which order things were done, and whether anything was done twice.
 """
 
 import os

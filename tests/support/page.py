@@ -1,4 +1,4 @@
-"""What docs/protocol.md has a person type, run as it stands there."""
+"""The shell commands of docs/protocol.md, run as they stand there."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A PostgreSQL for tests: one server a run, on a unix socket, with data that goes away with it."""
+"""A PostgreSQL server for a run of the tests, on a unix socket; its data are deleted in the end."""
 
 import os
 import pwd

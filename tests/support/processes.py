@@ -1,4 +1,4 @@
-"""Processes for tests: the command line as a user runs it."""
+"""Processes as a user starts them: commands of `sagastream`, and a bridge to talk with."""
 
 import contextlib
 import json

@@ -1,5 +1,4 @@
-"""A TCP proxy before a server that cuts connections: before a request passes, in the middle of it, or once it has
-passed and before its answer returns."""
+"""A TCP proxy in front of a server that cuts connections: before or in the middle of a request or of its answer."""
 
 import contextlib
 import random

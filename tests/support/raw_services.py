@@ -1,5 +1,7 @@
-"""A service as another language might have it: a bare loop over redis-py, nothing of the library. And what may be wrong
-with one: each fault is the sound service with one thing changed."""
+"""A service without the library's runtime, as one in another language would be: a plain loop over redis-py.
+
+Each subclass changes one thing. For most of them that is a fault, which `sagastream check-service` must find.
+"""
 
 import json
 import threading

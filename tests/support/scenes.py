@@ -1,4 +1,4 @@
-"""A worker and a service in the test's own process, on a real server, moved turn by turn."""
+"""A worker, a service and a client in the test's own process, on a real server: the test moves them turn by turn."""
 
 import threading
 import uuid

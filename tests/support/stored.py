@@ -1,4 +1,4 @@
-"""What a store holds."""
+"""All that a store holds, for comparing it before and after."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Stories of a saga: what happens to it, one thing after the other, and what is expected to come of each."""
+"""The story of one saga in the core: `when` something happens to it, `expect` what the core decides."""
 
 from typing import Any, Final, Self
 

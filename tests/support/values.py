@@ -1,4 +1,4 @@
-"""Values for the tests: JSON, names that are none, a command; and what is said of what is malformed."""
+"""Values that many unit tests need: JSON, malformed names and records, a command, and the complaint about bad input."""
 
 from typing import Any
 
