@@ -50,6 +50,7 @@ class Server:
 
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError), connect(self.url) as client:
+            client.ping()  # which it refuses until it has read its data; it tells its settings before
             self._settings = dict(client.config_get("*"))
             return True
         return False
