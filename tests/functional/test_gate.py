@@ -1,5 +1,5 @@
 """Two releases on one store, turn by turn: what a newer one wrote is left to it, and its sagas begin only where every
-live worker knows them."""
+live worker knows them. With real processes: test_releases.py."""
 
 import json
 import logging

@@ -6,6 +6,7 @@ the broker (support/oracle.py). The verdict compares these with what the sagas s
 """
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from sagastream.core.saga import SagaState, SagaStatus, StepStatus
 from sagastream.store import keys
 from support import oracle
 from support.processes import Commands
+from support.releases import THIS, Release
 from support.servers import OwnServer
 from support.waiting import until
 
@@ -78,6 +80,7 @@ class Process:
     """A worker or a service process: what it is, and the one that is it now."""
 
     arguments: tuple[str, ...]
+    release: Release
     now: "subprocess.Popen[bytes]"
 
 
@@ -98,34 +101,44 @@ class World:
         self.options: dict[str, Any] = {}  # of every step
         self.nobody_begins = threading.Lock()  # for who holds it
         self._commands = commands
-        self._oracle = commands.folder / "oracle.sqlite"
+        self.oracle = commands.folder / "oracle.sqlite"
         self._plans: dict[str, Plan] = {}
-        oracle.prepare(self._oracle)
+        oracle.prepare(self.oracle)
 
     # --- processes
 
-    def start(self, workers: int = 2, services: int = 1) -> None:
+    def start(self, workers: int = 2, services: int = 1, release: Release = THIS) -> None:
         """Start so many workers, and so many processes of each service."""
-        self.workers = [self._process("worker") for _ in range(workers)]
-        self.services = [
-            self._process("service", f"support.oracle:{name}") for name in oracle.NAMES for _ in range(services)
+        self.workers += [self._process(release, "worker") for _ in range(workers)]
+        self.services += [
+            self._process(release, "service", f"support.oracle:{name}")
+            for name in oracle.NAMES
+            for _ in range(services)
         ]
 
-    def _process(self, *arguments: str) -> Process:
-        return Process(arguments, self._spawn(arguments))
+    def end(self, process: Process, number: int = signal.SIGTERM) -> None:
+        """End it, and start no other in its place."""
+        process.now.send_signal(number)
+        process.now.wait()
+        self._commands.running.remove(process.now)
+        (self.workers if process in self.workers else self.services).remove(process)
 
-    def _spawn(self, arguments: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+    def _process(self, release: Release, *arguments: str) -> Process:
+        return Process(arguments, release, self._spawn(release, arguments))
+
+    def _spawn(self, release: Release, arguments: tuple[str, ...]) -> "subprocess.Popen[bytes]":
         url = self.url if arguments[0] == "worker" else self.service_url
         env = {
             "REDIS_URL": url,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "ORACLE_FILE": str(self._oracle),
+            "PYTHONPATH": os.pathsep.join(map(str, (*release.path, Path(__file__).parents[1]))),
+            "ORACLE_FILE": str(self.oracle),
             "ORACLE_LEASE_MS": str(SERVICE_LEASE_MS),
         }
         log = (self._commands.folder / "stderr.log").open("ab")
         with log:
+            devnull = subprocess.DEVNULL
             return self._commands.start(
-                *arguments, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+                *arguments, program=release.program, env=env, stdin=devnull, stdout=devnull, stderr=log
             )
 
     def kill(self, process: Process) -> None:
@@ -135,7 +148,7 @@ class World:
         self.figures["kills"] += 1
         self.figures["entries held by the killed"] += sum(self.held_by(process).values())
         self._commands.running.remove(process.now)
-        process.now = self._spawn(process.arguments)
+        process.now = self._spawn(process.release, process.arguments)
 
     def held_by(self, process: Process) -> dict[str, int]:
         """How many entries a process has taken and not answered, by stream."""
@@ -264,7 +277,7 @@ class World:
         `unfit`: why the fault may have led to replies that are quarantined, the texts in the reasons.
         """
         self.settle()
-        found = oracle.records(self._oracle)
+        found = oracle.records(self.oracle)
         assert set(found) <= set(self._plans), "effects of sagas that nobody was told are accepted"
         pipeline = self.redis.pipeline(transaction=False)
         for saga_id in self._plans:

@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ class Commands:
         env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "SAGASTREAM_HOME", "NO_COLOR")}
         return env | changes
 
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-        """Start `sagastream ARGUMENTS`; `env` are changes of the environment."""
+    def start(
+        self, *arguments: str, program: Sequence[str] = (SAGASTREAM,), **options: Any
+    ) -> "subprocess.Popen[bytes]":
+        """Start `sagastream ARGUMENTS`; `env` are changes of the environment. `program`: what to start instead."""
         env = self.environment(**options.pop("env", {}))
         for name in ("stdin", "stdout", "stderr"):
             options.setdefault(name, subprocess.PIPE)
-        process = subprocess.Popen([SAGASTREAM, *arguments], cwd=self.folder, env=env, **options)
+        process = subprocess.Popen([*program, *arguments], cwd=self.folder, env=env, **options)
         self.running.append(process)
         return process
 

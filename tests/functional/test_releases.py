@@ -1,0 +1,211 @@
+"""Releases side by side on one store, as real processes that are killed: this one and the one before it, and this one
+beside a stand-in for a newer one (support/releases.py)."""
+
+import itertools
+import json
+import random
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from sagastream.client.blocking import SagaClient
+from sagastream.core.messages import Code
+from sagastream.store import heartbeat, keys
+from sagastream.store.heartbeat import Kind
+from support import oracle
+from support.faults import Process, Scale, World
+from support.newer import FORMAT, newer
+from support.processes import Commands
+from support.releases import NEWER, THIS, Release, former_release
+from support.servers import OwnServer, start_server
+from support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+#: How often a process is killed, at least.
+KILLS: Final = 16
+
+
+@pytest.fixture(scope="session")
+def former(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return former_release(tmp_path_factory.mktemp("former"))
+
+
+@pytest.fixture
+def world(tmp_path: Path, commands: Commands) -> Iterator[World]:
+    server = start_server("valkey", tmp_path, OwnServer)
+    try:
+        made = World(server, commands, Scale(sagas=80, factor=1))
+        yield made
+        made.close()
+    finally:
+        commands.end()
+        server.stop()
+
+
+# --- the release before this one
+
+
+@pytest.mark.parametrize("times_out", [False, True], ids=["answered", "timing out"])
+def test_no_saga_is_harmed_by_workers_and_services_of_two_releases(
+    world: World, former: Release, times_out: bool
+) -> None:
+    chance = random.Random(20260101)
+    for release in (THIS, former):
+        world.start(workers=1, services=1, release=release)
+    if times_out:  # … as what a killed service holds does, long before its lease ends
+        world.options = {"timeout_ms": 300, "attempts": 4, "compensation_attempts": 4, "backoff_ms": 20}
+        world.may_end_otherwise()
+    # A worker and a service of each release are killed in the middle of their work, not by chance alone.
+    busy = [*world.workers, *world.services[:: len(oracle.NAMES)]]
+    assert {victim.release for victim in busy} == {THIS, former}
+
+    def kill_one() -> None:
+        if busy and world.figures["kills"] % 2:
+            victim = busy.pop()
+            with world.stopped_while_it_holds_something(victim):
+                world.kill(victim)
+        else:
+            victim = chance.choice([*world.workers, *world.services])
+            world.kill(victim)
+        world.figures[f"kills of the {victim.release.name} release"] += 1
+
+    world.run(kill_one, every_s=0.2, times=KILLS)
+    if times_out:
+        world.settle()
+        world.retry_parked(SagaClient(world.server.broker()))
+    world.verdict(unfit=("too late",) if times_out else ())
+    assert not busy
+    assert min(world.figures[f"kills of the {release.name} release"] for release in (THIS, former)) > 0
+    assert min(world.figures["COMPLETED"], world.figures["ABORTED"]) > 0
+    if times_out:
+        assert world.figures["handlers called again"] > 0
+
+
+def test_processes_of_both_releases_are_told_of(world: World, former: Release) -> None:
+    for release in (THIS, former):
+        world.start(workers=1, services=1, release=release)
+
+    def alive() -> list[tuple[str, str | None, bool]]:
+        found = heartbeat.processes(world.redis, oracle.NAMES)
+        return sorted((one.kind, one.service, one.beats) for one in found if one.is_alive)
+
+    services = [(Kind.SERVICE, name, beats) for name in oracle.NAMES for beats in (False, True)]
+    until(lambda: alive() == [*services, (Kind.WORKER, None, False), (Kind.WORKER, None, True)], what="all are heard")
+
+
+# --- a newer release
+
+
+def test_what_a_newer_release_has_begun_is_left_to_it_and_ends_as_it_should(world: World) -> None:
+    world.start(workers=1, services=0, release=NEWER)
+    for number in range(20):
+        begin(world, f"n{number}", a_step("alpha"), a_step("beta"), a_step("gamma", "reject" if number % 2 else "ok"))
+    begin(world, "due", a_step("nobody", timeout_ms=1, attempts=2, compensation=None))
+    until(lambda: world.redis.zcard(keys.TIMERS) == 21, what="the newer worker has begun them")
+    world.end(world.workers[0], signal.SIGKILL)
+
+    # A worker and services of this release come by it all.
+    begin(world, "unread", a_step("alpha"))
+    before = hashes(world)
+    world.start(workers=1)
+    [worker] = world.workers
+    until(lambda: sum(world.held_by(worker).values()) == 21, what="it has met 20 replies and a request")
+    with world.feed(lambda: True, 20):
+        pass
+    until(lambda: world.redis.zcard(keys.ENDED) == 20, what="it goes on with the sagas that it knows")
+    assert {saga_id: found for saga_id, found in hashes(world).items() if saga_id in before} == before
+    assert world.redis.xlen(keys.QUARANTINE) == 0
+    assert sum(world.held_by(worker).values()) == 21
+
+    # The newer release comes back.
+    world.start(workers=1, services=0, release=NEWER)
+    until(lambda: world.redis.zcard(keys.TIMERS) == 0, what="it goes on with them")
+    with newer():
+        client = SagaClient(world.server.broker())
+        ended = [client.get(f"n{number}") for number in range(20)]
+        assert [state and str(state.status) for state in ended] == ["COMPLETED", "ABORTED"] * 10
+        due = client.get("due")
+    assert due is not None
+    assert due.steps[0].attempt == 2
+    effects = oracle.records(world.oracle)
+    for number in range(20):
+        record = effects[f"n{number}"]
+        done = [1, 2] if number % 2 else [1, 2, 3]
+        assert (record.did, record.undid) == (done, done[::-1] if number % 2 else [])
+    log = (world.oracle.parent / "stderr.log").read_text().splitlines()
+    assert sum(f"-{worker.now.pid}-" in line and "met format 9" in line for line in log) == 1
+
+
+def test_a_newer_saga_is_refused_while_an_old_worker_lives_and_begins_once_it_is_gone(
+    world: World, former: Release
+) -> None:
+    world.start(workers=1, services=1, release=NEWER)
+    for release in (THIS, former):
+        world.start(workers=1, services=0, release=release)
+        old = world.workers[-1]
+        name = until(partial(name_of, world, old), what="the old worker is heard")
+        # Whoever reads the request answers it: the former release takes it for malformed.
+        answers = (answer(world, f"{release.name}-{number}") for number in itertools.count())
+        refusal = next(found for found in answers if release is THIS or found.get("code") != Code.MALFORMED)
+        assert refusal == {
+            "type": "error",
+            "code": Code.PRECONDITION_FAILED,
+            "text": f"worker {name} does not know format 9: stop it or update it, then begin the saga again",
+        }
+        assert hashes(world) == {}
+        world.end(old)
+    assert answer(world, "taken")["status"] == "COMPLETED"
+
+
+def test_a_newer_saga_begins_soon_after_the_last_old_worker_was_killed(world: World, former: Release) -> None:
+    world.start(workers=1, services=1, release=NEWER)
+    for release in (THIS, former):
+        world.start(workers=1, services=0, release=release)
+        old = world.workers[-1]
+        until(partial(name_of, world, old), what="the old worker is heard")
+        world.end(old, signal.SIGKILL)
+    killed = time.monotonic()
+    answers = (answer(world, f"n{number}") for number in itertools.count())
+    assert next(found for found in answers if found["type"] != "error")["status"] == "COMPLETED"
+    assert time.monotonic() - killed < 10.0
+
+
+def a_step(service: str, how: str = "ok", **options: Any) -> dict[str, Any]:
+    return {"transaction": "Do", "service": service, "params": {"how": how, "undo": "ok"}} | options
+
+
+def begin(world: World, saga_id: str, *steps: dict[str, Any]) -> None:
+    """Ask for a saga of the newer format, as a client of that release does."""
+    body = {"type": "saga_begin", "format": FORMAT, "saga_id": saga_id, "steps": steps}
+    world.redis.xadd(keys.REQUESTS, {"body": json.dumps(body), "request_id": saga_id})
+
+
+def answer(world: World, saga_id: str) -> dict[str, Any]:
+    """Begin such a saga of one step: how it ended, or why it was refused."""
+    begin(world, saga_id, a_step("alpha"))
+
+    def told() -> Any:
+        events: Any = world.redis.xrevrange(keys.EVENTS, count=100)
+        return [fields[b"body"] for _, fields in events if fields.get(b"request_id") == saga_id.encode()]
+
+    body: dict[str, Any] = json.loads(until(told, what=f"{saga_id} is answered")[0])
+    return body
+
+
+def hashes(world: World) -> dict[str, Any]:
+    """The hashes of all sagas."""
+    found = [key.decode() for key in world.redis.scan_iter(keys.saga("*"))]
+    return {keys.saga_id(key): world.redis.hgetall(key) for key in found}
+
+
+def name_of(world: World, process: Process) -> str:
+    """The name under which a worker is known, once it is alive; before, none."""
+    known = heartbeat.processes(world.redis)
+    names = [one.name for one in known if one.is_alive and f"-{process.now.pid}-" in one.name]
+    return names[0] if names else ""

@@ -1,0 +1,46 @@
+"""The releases that tests run side by side on one store: this one, the one before it, a stand-in for a newer one."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from support.needs import missing
+from support.processes import SAGASTREAM
+
+ROOT: Final = Path(__file__).parents[2]
+
+#: The release before this one: its commit, and the module of its command line. Move both on with each release.
+FORMER_COMMIT: Final = "4a62e50"
+FORMER_MAIN: Final = "sagastream_bridge.cli"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """How the command line of a release is run."""
+
+    name: str
+    program: tuple[str, ...]  # what stands for `sagastream`
+    path: tuple[Path, ...] = ()  # where its modules are, if it is not the one that is installed
+
+
+THIS: Final = Release(name="this", program=(SAGASTREAM,))
+NEWER: Final = Release(name="newer", program=(sys.executable, "-m", "support.newer"))
+
+
+def former_release(folder: Path) -> Release:
+    """The release before this one, out of the history, unpacked into the folder."""
+    git = ["git", "-C", str(ROOT)]
+    command = [*git, "archive", FORMER_COMMIT, "worker", "bridge", "stubs"]
+    try:
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, "stderr", b"").decode(errors="replace").strip() or str(error)
+        missing(f"the release before this one, {FORMER_COMMIT}, is not in the history of this checkout: {why}")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    path = tuple(folder / name for name in ("worker", "bridge", "stubs"))
+    return Release(name="former", program=(sys.executable, "-m", FORMER_MAIN), path=path)
