@@ -12,7 +12,7 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.group_reader import Entry, GroupReader
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin
 from sagastream.core.steps import PLAIN
@@ -43,9 +43,9 @@ class Gate:
         self._told: set[int] = set()  # the formats that it has told of
         self._passed_over: dict[str, float] = {}  # newer sagas that were due, and until when they are passed over
 
-    def closed(self, events: Iterable[Event]) -> Mapping[int, str]:
+    def closed(self, letters: Iterable[tuple[Entry | None, Event]]) -> Mapping[int, str]:
         """The formats, of sagas that are to begin now, in which none may begin, each with the reason."""
-        formats = {event.format for event in events if isinstance(event, Begin)}
+        formats = {event.format for _, event in letters if isinstance(event, Begin)}
         formats.discard(PLAIN)  # which every release knows
         if not formats:
             return {}

@@ -157,7 +157,7 @@ class Orchestrator:
         left: list[Change] = []
         parts = _parts(letters)
         published = self._published(letters, states)
-        closed = self._gate.closed(event for _, event in letters)
+        closed = self._gate.closed(letters)
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
