@@ -1,16 +1,19 @@
 """Mistakes that a saga orchestrator is easily built with. Planted one at a time, each must be found.
 
-A mistake in a rule of the service side takes the place of that rule in `service_rules`, so that all else that is
-explored is the code that runs. The others are planted in world.py, where a mistake is one in a script or in a worker.
+A mistake in a rule of the core takes the place of that rule, so that all else that is explored is the code that runs.
+The others are planted in world.py, where a mistake is one in a script or in a worker.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 
-from sagastream.core import service_rules
-from sagastream.core.messages import Command, Reply, failed, reply_to
+from sagastream.core import decision, plan, saga, service_rules
+from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.phases import STEP, TO_UNDO, Phase
+from sagastream.core.saga import SagaState, Step
 from sagastream.core.service_rules import Answer, Release, Run, Undo
 
 
@@ -30,7 +33,14 @@ class Bug(StrEnum):
     DELIVERED_AGAIN_NOT_UNDONE = "what another process may have begun is refused, and not undone"
     LATE_NOT_IN_DOUBT = "a command that comes too late is certainly not begun, whoever had it before"
     RAISED_IS_FAILED = "a handler that has raised counts as one that did nothing"
+    SENT_TOO_EARLY = "a step is sent before the one before it is done"
+    UNDONE_TOO_EARLY = "a step is undone before the one after it is"
+    FAILED_IS_UNDONE = "a step that has failed, and has no effect, is undone"
+    ANSWERED_AGAIN = "an ok counts whatever the step is doing"
     UNKNOWN_IS_FAILED = "a step that was not answered counts as one that was not done"
+
+
+# --- mistakes of the service side
 
 
 _delivered, _too_late, _replied = service_rules.delivered, service_rules.too_late, service_rules.replied
@@ -60,18 +70,44 @@ def _did_nothing(todo: Run | Undo, called: Command, why: str) -> Answer | Releas
     return _replied(todo, called, reply_to(called, failed(called.type), error=b'"?"'))
 
 
-#: The rules that a mistake replaces, by their names.
-_REPLACED: Final[dict[Bug, dict[str, Any]]] = {
-    Bug.NO_DEDUPE: {"delivered": _without_record},
-    Bug.OVERRULED_NOT_UNDONE: {"undoing": _not_undone},
-    Bug.FAILED_UNDO_ANSWERED: {"replied": _undo_not_looked_at},
-    Bug.DELIVERED_AGAIN_NOT_UNDONE: {"delivered": _never_again},
-    Bug.LATE_NOT_IN_DOUBT: {"too_late": _never_begun},
-    Bug.RAISED_IS_FAILED: {"in_doubt": _did_nothing},
+# --- mistakes of the orchestrator's side
+
+
+def _all_that_wait(steps: Sequence[Step]) -> list[int]:
+    return [number for number, step in enumerate(steps, 1) if step.phase is Phase.WAITING]
+
+
+def _first_to_undo(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> list[int]:
+    to_undo = [n for n, step in enumerate(steps, 1) if step.may_have_effect and needs_undo(step)]
+    return [] if any(step.being_undone for step in steps) else to_undo[:1]
+
+
+def _any_ok(state: SagaState, reply: Reply) -> bool:
+    return reply.type == ok(state.steps[reply.step - 1].definition.transaction)
+
+
+#: What each mistake replaces: a module, a name in it, and what takes its place.
+_REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
+    Bug.NO_DEDUPE: [(service_rules, "delivered", _without_record)],
+    Bug.OVERRULED_NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
+    Bug.FAILED_UNDO_ANSWERED: [(service_rules, "replied", _undo_not_looked_at)],
+    Bug.DELIVERED_AGAIN_NOT_UNDONE: [(service_rules, "delivered", _never_again)],
+    Bug.LATE_NOT_IN_DOUBT: [(service_rules, "too_late", _never_begun)],
+    Bug.RAISED_IS_FAILED: [(service_rules, "in_doubt", _did_nothing)],
+    Bug.SENT_TOO_EARLY: [(plan, "ready", _all_that_wait)],
+    Bug.UNDONE_TOO_EARLY: [(plan, "undoable", _first_to_undo)],
+    Bug.FAILED_IS_UNDONE: [
+        (plan, "TO_UNDO", TO_UNDO | {Phase.FAILED}),
+        (saga, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
+    ],
+    Bug.ANSWERED_AGAIN: [(decision, "awaits", _any_ok)],
 }
 
 
-def planted(bug: Bug | None) -> AbstractContextManager[object]:
-    """While this is entered, the rules of the service side have this mistake; none if it is not in a rule."""
-    rules = _REPLACED.get(bug) if bug is not None else None
-    return patch.multiple(service_rules, **rules) if rules else nullcontext()
+@contextmanager
+def planted(bug: Bug | None) -> Iterator[None]:
+    """While this is entered, the rules of the core have this mistake; none if it is not in a rule."""
+    with ExitStack() as stack:
+        for module, name, mistaken in _REPLACED.get(bug, ()) if bug is not None else ():
+            stack.enter_context(patch.object(module, name, mistaken))
+        yield

@@ -108,5 +108,11 @@ PLANTED: Final = [
     (Bug.LATE_NOT_IN_DOUBT, Config(name="a process dies", steps=(step(attempts=2),), outcomes=("ors",), workers=1,
                                    service_crashes=1)),
     (Bug.RAISED_IS_FAILED, Config(name="raises after its effect", steps=(step(),), outcomes=("oa",), workers=1)),
+    (Bug.SENT_TOO_EARLY, Config(name="two steps", steps=(step(), step()), outcomes=("o", "o"), workers=1)),
+    (Bug.UNDONE_TOO_EARLY, Config(name="three steps, the last one fails", steps=(step(), step(), step()), workers=1,
+                                  processes=1, outcomes=("o", "o", "r"))),
+    (Bug.FAILED_IS_UNDONE, Config(name="rejected", steps=(step(),), outcomes=("r",), workers=1)),
+    (Bug.ANSWERED_AGAIN, Config(name="answered twice", steps=(step(attempts=2), step()), outcomes=("o", "o"),
+                                workers=1, duplication=1)),
     (Bug.UNKNOWN_IS_FAILED, Config(name="not answered", steps=(step(),), outcomes=("o",))),
 ]  # fmt: skip

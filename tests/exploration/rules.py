@@ -6,9 +6,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from sagastream.core.decision import Event
+from sagastream.core.decision import FAULT, Event
 from sagastream.core.messages import Command, Due, Reply
 from sagastream.core.moves import Decision
+from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus
 from sagastream.core.steps import StepKind
 from sagastream.store import saga_hash
@@ -34,23 +35,25 @@ def canonical(state: SagaState) -> SagaState:
             compensation_sent_ms=_at(step.compensation_sent_ms),
             compensation_answered_ms=_at(step.compensation_answered_ms),
             compensation_error=step.compensation_error and b'"error"',
+            due_ms=None if step.due_ms is None else NOW + _wait_ms(step),
+            parked=step.parked and "parked",
         )
         for step in state.steps
     )
-    definition = state.step.definition
     return replace(
         state,
         steps=steps,
         reason=state.reason and "reason",
-        parked=state.parked and "parked",
         cancelling=state.cancelling and "cancelled",
-        times_out_ms=None if state.times_out_ms is None else NOW + definition.timeout_ms,
-        send_again_ms=None if state.send_again_ms is None else NOW + definition.backoff_ms,
         interventions=tuple(replace(done, reason="reason", at_ms=NOW) for done in state.interventions),
         duplicates=0,
         updated_ms=NOW,
         version=1,
     )
+
+
+def _wait_ms(step: Step) -> int:
+    return step.definition.timeout_ms if step.in_flight else step.definition.backoff_ms
 
 
 def _at(ms: int | None) -> int | None:
@@ -60,6 +63,9 @@ def _at(ms: int | None) -> int | None:
 def broken_by_decision(before: SagaState | None, event: Event, decision: Decision) -> str | None:
     """What is wrong about a decision; None: nothing."""
     after = decision.state
+    told = [decision.quarantine or "", *(notice.body.decode() for notice in decision.notices)]
+    if fault := next((text for text in told if FAULT in text), None):
+        return fault
     if not isinstance(after, SagaState):
         return "something was sent for no saga" if decision.commands else None
     if (broken := broken_by_change(before, after, decision.commands)) is not None:
@@ -67,11 +73,13 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
     moved = before is not None and (decision.commands or _position(after) != _position(before))
     if moved and before is not None and isinstance(event, Reply) and event.step != before.current_step:
         return f"a reply of step {event.step} moved the saga, which is at step {before.current_step}"
-    told = [notice.kind for notice in decision.notices]
-    if ("outcome" in told) != (after.ended and (before is None or not before.ended)) and not _asks_again(before, event):
-        return f"the saga is {after.status}, it was told: {told}"
-    if ("parked" in told) != (after.parked is not None and (before is None or before.parked != after.parked)):
-        return f"parked: {after.parked}, it was told: {told}"
+    kinds = [notice.kind for notice in decision.notices]
+    if ("outcome" in kinds) != (after.ended and (before is None or not before.ended)) and not _asks_again(
+        before, event
+    ):
+        return f"the saga is {after.status}, it was told: {kinds}"
+    if ("parked" in kinds) != (after.parked is not None and (before is None or before.parked != after.parked)):
+        return f"parked: {after.parked}, it was told: {kinds}"
     if after is before and decision.commands:
         return "something was sent, and the saga does not know"
     return _broken_by_hash(before, after)
@@ -103,17 +111,38 @@ def _broken_state(after: SagaState) -> str | None:
     waits = [after.times_out_ms is not None, after.send_again_ms is not None, after.parked is not None]
     if sum(waits) != (0 if after.ended else 1):
         return f"{after.status} for (times out, sent again, parked) {waits}"
+    active = [number for number, step in enumerate(after.steps, 1) if step.is_active]
+    if active != ([] if after.ended else [after.current_step]):
+        return f"{_shown(after)}, active are {active}"
+    for number, step in enumerate(after.steps, 1):
+        if (broken := _broken_step(after, step)) is not None:
+            return f"step {number} {broken}"
     if after.parked is not None and not after.parked:
         return "parked without a reason"
     if any(later >= earlier for earlier, later in pairwise(after.compensating_steps)):
         return f"compensated in the order {after.compensating_steps}"
-    if after.attempt > after.attempts:
-        return f"attempt {after.attempt} of {after.attempts}"
+    if after.step.current_attempt > after.step.attempts:
+        return f"attempt {after.step.current_attempt} of {after.step.attempts}"
     if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
         return f"completed with steps that are not: {_shown(after)}"
     if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
         left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
         return f"aborted, and step {left} was not undone" if left else None
+    return None
+
+
+def _broken_step(saga: SagaState, step: Step) -> str | None:
+    """What a step is doing goes with what it waits for, with the way that the saga goes, and with what it came to."""
+    if (step.due_ms is not None) != (step.times_out_ms is not None or step.send_again_ms is not None):
+        return f"is {step.phase}, and has the time {step.due_ms}"
+    if (step.parked is not None) != (step.phase in (Phase.PARKED, Phase.UNDO_PARKED)):
+        return f"is {step.phase}, parked: {step.parked}"
+    if step.is_active and step.being_undone != (saga.status is SagaStatus.COMPENSATING):
+        return f"is {step.phase}, the saga {saga.status}"
+    if step.phase in (Phase.FAILED, Phase.IN_DOUBT) and step.unknown != (step.phase is Phase.IN_DOUBT):
+        return f"is {step.phase}, unknown: {step.unknown}"
+    if step.being_undone and step.error is not None and not step.unknown:
+        return "failed, and is undone all the same"
     return None
 
 

@@ -606,10 +606,15 @@ class Model:
             if number == self._deadline:
                 return event, state.deadline_ms or NOW
             if self.bug is Bug.UNKNOWN_IS_FAILED and state.status is SagaStatus.PENDING and state.times_out_ms:
-                failure = Reply(type=failed(state.command), saga_id=SAGA_ID, step=state.current_step, error=b'"?"')
+                failure = Reply(type=failed(state.step.command), saga_id=SAGA_ID, step=state.current_step, error=b'"?"')
                 return failure, NOW
             return event, state.times_out_ms or state.send_again_ms or NOW
-        if self.bug is Bug.LATE_OK_APPLIED and isinstance(event, Reply) and state and event.type == ok(state.command):
+        if (
+            self.bug is Bug.LATE_OK_APPLIED
+            and isinstance(event, Reply)
+            and state
+            and event.type == ok(state.step.command)
+        ):
             event = replace(event, step=state.current_step)
         return event, NOW
 

@@ -34,6 +34,7 @@ from sagastream.broker.connection import Broker
 from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
 from sagastream.core.moves import Moment
+from sagastream.core.phases import Phase
 from sagastream.errors import BrokerError
 from sagastream.store import keys, saga_hash
 from sagastream.telemetry import Observer
@@ -590,11 +591,23 @@ def test_a_process_and_those_that_it_forks_may_share_a_client(running: Server) -
 # --- list
 
 
+#: What its only step is doing, by the saga's status and whether it is parked.
+_PHASES = {
+    (SagaStatus.PENDING, False): Phase.OUT,
+    (SagaStatus.PENDING, True): Phase.PARKED,
+    (SagaStatus.COMPENSATING, False): Phase.UNDO_OUT,
+    (SagaStatus.COMPENSATING, True): Phase.UNDO_PARKED,
+    (SagaStatus.COMPLETED, False): Phase.COMPLETED,
+    (SagaStatus.ABORTED, False): Phase.COMPENSATED,
+}
+
+
 def put(store: "redis.Redis", saga_id: str, status: SagaStatus, *, parked: bool = False, score: float = 0) -> None:
     """Have a saga stand in the store, with nobody told."""
     state = decide(None, to_begin(a_saga(saga_id)), Moment(now_ms=1_700_000_000_000, published={})).state
     assert isinstance(state, SagaState)
-    state = replace(state, status=status, parked="why" if parked else None)
+    step = replace(state.step, phase=_PHASES[status, parked], parked="why" if parked else None)
+    state = replace(state, status=status, steps=(replace(step, compensation="Undo"),))
     words: list[Any] = saga_hash.changed_fields(None, state)
     with store.pipeline() as transaction:
         transaction.hset(keys.saga(saga_id), items=words)

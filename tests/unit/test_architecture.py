@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sagastream.core.moves import TRANSITIONS
+from sagastream.core.phases import STEP
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -274,11 +275,12 @@ def test_every_module_says_what_it_is_for(name: str) -> None:
 # --- ARCHITECTURE.md
 
 
-def _drawn_edges() -> list[tuple[str | None, str, str]]:
-    """The edges of the state diagram: from, label, to; None for [*]."""
-    (diagram,) = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+def _drawn(picture: int) -> list[tuple[str | None, str, str]]:
+    """The edges of a state diagram: from, label, to; None for [*]."""
+    diagrams = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)
+    assert len(diagrams) == 2
     edges = []
-    for line in diagram.strip().splitlines():
+    for line in diagrams[picture].strip().splitlines():
         found = re.fullmatch(r" *(\S+) --> (\S+): (.+)", line)
         assert found, line
         before, after, label = found.groups()
@@ -289,7 +291,12 @@ def _drawn_edges() -> list[tuple[str | None, str, str]]:
 def test_the_picture_of_the_states_has_exactly_the_edges_of_the_state_machine() -> None:
     edges = [(None if before is None else str(before), label, str(after))
              for (before, label), after in TRANSITIONS.items()]  # fmt: skip
-    assert sorted(_drawn_edges(), key=str) == sorted(edges, key=str)
+    assert sorted(_drawn(0), key=str) == sorted(edges, key=str)
+
+
+def test_the_picture_of_the_phases_of_a_step_has_exactly_the_edges_of_its_table() -> None:
+    edges = [(None, "begun", "WAITING"), *((str(before), label, str(after)) for (before, label), after in STEP.items())]
+    assert sorted(_drawn(1), key=str) == sorted(edges, key=str)
 
 
 def _listed_files() -> dict[str, list[str]]:

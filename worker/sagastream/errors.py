@@ -80,6 +80,10 @@ class NewerFormat(UnreadableSaga):
         self.format = number
 
 
+class ImpossibleTransition(SagastreamError):
+    """A saga or a step was to change as none can: a fault in sagastream, which refuses to go on with that change."""
+
+
 class BrokerError(SagastreamError):
     """The broker cannot be used: it does not start, refuses the login, or is too old. Waiting will not help."""
 

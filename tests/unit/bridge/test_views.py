@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.strict_json import encode
@@ -55,14 +56,16 @@ def shown(state: SagaState, *notes: str) -> str:
 @given(text=NASTY, other=NASTY)
 def test_nothing_that_strangers_wrote_into_a_saga_can_act_on_a_terminal(text: str, other: str) -> None:
     step = a_step(
-        status=StepStatus.FAILED, result=encode({text: [other]}), error=encode(text), compensation="Undo", unknown=True
+        phase=Phase.IN_DOUBT, result=encode({text: [other]}), error=encode(text), compensation="Undo", unknown=True
     )
     definition = replace(step.definition, params=encode({text: other}))
-    saga = a_saga(replace(step, definition=definition), reason=text, parked=other, duplicates=1)
+    step = replace(step, definition=definition)
+    parked = replace(step, phase=Phase.UNDO_PARKED, parked=other)
+    saga = a_saga(parked, reason=text, duplicates=1)
     for state in (
         replace(saga, status=SagaStatus.COMPENSATING),
-        replace(saga, status=SagaStatus.ABORTED, parked=None),
-        replace(saga, status=SagaStatus.PENDING, parked=None, reason=None),
+        replace(saga, status=SagaStatus.ABORTED, steps=(step,)),
+        replace(saga, status=SagaStatus.PENDING, steps=(step,), reason=None),
     ):
         for line in [*views.saga(state, NOW_MS, [text]), views.row(state, NOW_MS)]:
             assert harmful(line) == []
@@ -78,7 +81,7 @@ def test_nothing_that_strangers_wrote_into_a_message_can_act_on_a_terminal(text:
 @pytest.mark.parametrize("what", ["transaction", "service", "undone by", "saga_id"])
 def test_names_from_a_store_that_others_write_to_cannot_act_on_a_terminal(what: str) -> None:
     nasty = "\x1b[2J\u202e"
-    step = a_step(status=StepStatus.COMPLETED, compensation=nasty if what == "undone by" else "Undo")
+    step = a_step(phase=Phase.UNDO_OUT, due_ms=NOW_MS, compensation=nasty if what == "undone by" else "Undo")
     if what == "transaction":
         step = replace(step, definition=replace(step.definition, transaction=nasty))
     if what == "service":
@@ -95,14 +98,15 @@ def test_names_from_a_store_that_others_write_to_cannot_act_on_a_terminal(what: 
 
 def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
     charged = a_step(
-        status=StepStatus.COMPLETED,
+        phase=Phase.UNDO_OUT,
+        due_ms=NOW_MS + 55_000,
         sent_ms=NOW_MS - 9_000,
         answered_ms=NOW_MS - 8_877,
         result=b'{"payment_id":"p1"}',
         compensation="RefundPayment",
         compensation_sent_ms=NOW_MS - 5_000,
     )
-    failed = a_step("ShipGoods", status=StepStatus.FAILED, error=b'"no address"', unknown=True)
+    failed = a_step("ShipGoods", phase=Phase.IN_DOUBT, error=b'"no address"', unknown=True)
     saga = a_saga(charged, failed, status=SagaStatus.COMPENSATING, reason="Step 2 failed: no address", duplicates=2)
     text = shown(saga, "no process of service payment has ever listened")
     for part in (
@@ -124,7 +128,7 @@ def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
 
 
 def test_a_parked_saga_says_so_and_why() -> None:
-    saga = a_saga(a_step(), status=SagaStatus.COMPENSATING, parked="nobody knows what undoes it")
+    saga = a_saga(a_step(phase=Phase.UNDO_PARKED, parked="nobody knows what undoes it"), status=SagaStatus.COMPENSATING)
     assert "saga42  COMPENSATING  PARKED" in shown(saga)
     assert "parked   nobody knows what undoes it" in shown(saga)
     assert click.unstyle(views.row(saga, NOW_MS)) == (
@@ -133,14 +137,14 @@ def test_a_parked_saga_says_so_and_why() -> None:
 
 
 def test_an_ended_saga_waits_for_nothing_and_its_row_has_the_reason() -> None:
-    saga = a_saga(a_step(status=StepStatus.FAILED), status=SagaStatus.ABORTED, reason="Step 1 failed: no")
+    saga = a_saga(a_step(phase=Phase.FAILED), status=SagaStatus.ABORTED, reason="Step 1 failed: no")
     assert "waits" not in shown(saga)
     assert "ended" in shown(saga)
     assert click.unstyle(views.row(saga, NOW_MS)) == "ABORTED          5 s  saga42  Step 1 failed: no"
 
 
 def test_the_row_of_a_live_saga_says_what_it_waits_for() -> None:
-    assert click.unstyle(views.row(a_saga(a_step()), NOW_MS)) == (
+    assert click.unstyle(views.row(a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS + 5)), NOW_MS)) == (
         "PENDING          5 s  saga42  waits for payment to answer ChargePayment, step 1"
     )
 

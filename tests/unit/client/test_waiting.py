@@ -12,7 +12,8 @@ from sagastream import AsyncSagaClient, CorruptSaga, RequestRefused, SagaAborted
 from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
 from sagastream.client.waiting import Outcome, Waiter, completed
 from sagastream.core.messages import Verb
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.phases import Phase
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step
 
 BEGIN = to_begin(
     {
@@ -25,15 +26,15 @@ BEGIN = to_begin(
 )
 
 
-def a_saga(status: SagaStatus, *steps: StepStatus, unknown: bool = False, **more: object) -> SagaState:
-    made = [Step(definition=d, status=s) for d, s in zip(BEGIN.steps, steps, strict=True)]
+def a_saga(status: SagaStatus, *steps: Phase, unknown: bool = False, **more: object) -> SagaState:
+    made = [Step(definition=d, phase=s) for d, s in zip(BEGIN.steps, steps, strict=True)]
     made[-1] = replace(made[-1], unknown=unknown)
     state = SagaState(saga_id="s1", status=status, current_step=1, steps=tuple(made), begun_ms=0, updated_ms=0)
     return replace(state, **more)
 
 
-COMPLETED = a_saga(SagaStatus.COMPLETED, StepStatus.COMPLETED, StepStatus.COMPLETED)
-PENDING = a_saga(SagaStatus.PENDING, StepStatus.PENDING, StepStatus.PENDING)
+COMPLETED = a_saga(SagaStatus.COMPLETED, Phase.COMPLETED, Phase.COMPLETED)
+PENDING = a_saga(SagaStatus.PENDING, Phase.OUT, Phase.WAITING)
 
 
 def refusal(outcome: Outcome | None) -> Exception:
@@ -48,7 +49,7 @@ def test_a_saga_that_is_not_there_or_goes_on_settles_nothing() -> None:
 
 
 def test_its_end_and_its_being_parked_settle_it() -> None:
-    parked = replace(PENDING, parked="why")
+    parked = PENDING.with_step(1, replace(PENDING.step, phase=Phase.PARKED, parked="why"))
     for wait in (Waiter.for_end_of("s1"), Waiter.for_end_of(Accepted(begin=BEGIN))):
         assert wait.outcome(COMPLETED) is COMPLETED
         assert wait.outcome(parked) is parked
@@ -132,7 +133,7 @@ def test_a_completed_saga_is_itself() -> None:
 
 
 def test_an_aborted_saga_names_the_step_that_failed() -> None:
-    state = a_saga(SagaStatus.ABORTED, StepStatus.COMPENSATED, StepStatus.FAILED, reason="Step 2 failed: no money")
+    state = a_saga(SagaStatus.ABORTED, Phase.COMPENSATED, Phase.FAILED, reason="Step 2 failed: no money")
     with pytest.raises(SagaAborted) as caught:
         completed(state)
     error = caught.value
@@ -142,14 +143,14 @@ def test_an_aborted_saga_names_the_step_that_failed() -> None:
 
 
 def test_a_step_that_was_undone_because_nobody_knew_is_the_one_that_failed() -> None:
-    state = a_saga(SagaStatus.ABORTED, StepStatus.COMPENSATED, StepStatus.COMPENSATED, unknown=True, reason="why")
+    state = a_saga(SagaStatus.ABORTED, Phase.COMPENSATED, Phase.COMPENSATED, unknown=True, reason="why")
     with pytest.raises(SagaAborted) as caught:
         completed(state)
     assert caught.value.step == 2
 
 
 def test_a_cancelled_saga_names_no_step() -> None:
-    state = a_saga(SagaStatus.ABORTED, StepStatus.COMPENSATED, StepStatus.PENDING, reason="Cancelled: why")
+    state = a_saga(SagaStatus.ABORTED, Phase.COMPENSATED, Phase.WAITING, reason="Cancelled: why")
     with pytest.raises(SagaAborted) as caught:
         completed(state)
     assert (caught.value.step, caught.value.transaction, caught.value.service) == (None, None, None)
@@ -157,8 +158,8 @@ def test_a_cancelled_saga_names_no_step() -> None:
 
 
 def test_a_parked_saga_names_what_it_is_parked_at() -> None:
-    state = a_saga(SagaStatus.COMPENSATING, StepStatus.COMPLETED, StepStatus.FAILED, parked="the bank is closed")
-    state = state.with_step(1, replace(state.steps[0], compensation="Release"))
+    state = a_saga(SagaStatus.COMPENSATING, Phase.UNDO_PARKED, Phase.FAILED)
+    state = state.with_step(1, replace(state.steps[0], compensation="Release", parked="the bank is closed"))
     with pytest.raises(SagaParked) as caught:
         completed(state)
     assert str(caught.value) == "saga s1 is parked: the bank is closed (step 1, Release of inventory)"

@@ -12,6 +12,7 @@ from sagastream.broker.exchange import Exchange, locked
 from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
 from sagastream.client.waiting import SagaWatcher, Settled, Waiter
 from sagastream.core.messages import Intervene, Verb
+from sagastream.core.phases import Phase
 from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step
 from sagastream.store import keys
 from sagastream.store.saga_hash import changed_fields
@@ -21,12 +22,17 @@ def a_begin(saga_id: str) -> Accepted:
     return Accepted(begin=to_begin({"saga_id": saga_id, "steps": [{"transaction": "Do", "service": "work"}]}))
 
 
-def a_saga(saga_id: str, status: SagaStatus = SagaStatus.PENDING, **more: Any) -> SagaState:
+def a_saga(
+    saga_id: str, status: SagaStatus = SagaStatus.PENDING, *, parked: str | None = None, **more: Any
+) -> SagaState:
     begin = a_begin(saga_id).begin
-    steps = tuple(Step(definition=definition, attempt=1, sent_ms=1) for definition in begin.steps)
     # A live saga has a reason to move.
-    if status is SagaStatus.PENDING and not more:
-        more = {"times_out_ms": 5}
+    now: dict[str, Any] = (
+        {"phase": Phase.OUT, "due_ms": 5} if status is SagaStatus.PENDING else {"phase": Phase.COMPLETED}
+    )
+    if parked is not None:
+        now = {"phase": Phase.PARKED, "parked": parked}
+    steps = tuple(Step(definition=definition, attempt=1, sent_ms=1, **now) for definition in begin.steps)
     return SagaState(saga_id=saga_id, status=status, current_step=1, steps=steps, begun_ms=1, updated_ms=1, **more)
 
 

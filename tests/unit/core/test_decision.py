@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Notice, Reply, Unreadable, Verb
-from sagastream.core.moves import REASON_CHARS, Decision, Moment, Published
+from sagastream.core.moves import REASON_CHARS, Decision, Moment
 from sagastream.core.saga import MAX_INTERVENTIONS, begun_with, conflict, protocol_view
+from sagastream.core.sending import Published
 from sagastream.core.steps import MAX_TIMEOUT_MS, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
 from sagastream.errors import CorruptSaga, NewerFormat
@@ -763,14 +764,6 @@ def test_what_is_no_saga_or_cannot_be_read_is_not_changed_by_time(state: Corrupt
     decided = decide(state, Due(saga_id="saga42"), Moment(now_ms=BEGUN_MS, published=PUBLISHED))
     assert decided == Decision(state=state)
     assert decided.state is state
-
-
-def test_a_live_saga_that_waits_for_nothing_is_due_at_once_and_sent_again() -> None:
-    # No saga comes to this, but a hash that was written by hand may.
-    story = given_saga(RESERVE)
-    story.state = replace(story.saga, times_out_ms=None)
-    assert story.saga.due_ms == 0
-    story.when_due(after_ms=0).expect_sent("inventory", "ReserveInventory", 1, attempt=2)
 
 
 def test_a_deadline_cancels_the_saga_when_its_current_step_is_answered() -> None:

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.core import moves
+from sagastream.core import moves, saga
 from sagastream.core.backoff import LONGEST_MS
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
-from sagastream.core.moves import TRANSITIONS, Decision, Moment, Published
+from sagastream.core.moves import TRANSITIONS, Decision, Moment
+from sagastream.core.phases import STEP, Phase
 from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus, protocol_view
+from sagastream.core.sending import Published
 from sagastream.core.steps import AS_PUBLISHED, PERSISTENT_ATTEMPTS, StepDefinition, StepKind
 from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, readable, step
 
@@ -437,6 +439,61 @@ def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Foo
     assert set(footprints.walked) == set(TRANSITIONS)
 
 
+StepEdge = tuple[Phase, str]
+
+
+class StepFootprints(dict[StepEdge, Phase]):
+    """STEP, with a memory of which of its edges were walked."""
+
+    def __init__(self) -> None:
+        super().__init__(STEP)
+        self.walked: set[StepEdge] = set()
+
+    def __getitem__(self, edge: StepEdge) -> Phase:
+        self.walked.add(edge)
+        return super().__getitem__(edge)
+
+
+def in_doubt(published: Published = PUBLISHED) -> Story:
+    """A saga whose only step was not answered, and is being undone, if anybody knows how."""
+    return given_saga(replace(CHARGE, attempts=1, compensation_attempts=2), published=published).when_due()
+
+
+def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = StepFootprints()
+    monkeypatch.setattr(saga, "STEP", prints)
+    done: dict[str, Any] = {"result": 7}
+    # Forward: answered while it is out, between two attempts, and parked.
+    given_saga(CHARGE).when("ChargePayment_ok", 1)
+    given_saga(CHARGE).when_due().when("ChargePayment_ok", 1)
+    given_saga(CHARGE).when_due().when("ChargePayment_failed", 1)
+    given_saga(CHARGE).when_due().when_asked(Verb.CANCEL)
+    given_saga(replace(PIVOT, retry_failed=True)).when("ChargePayment_failed", 1).when_asked(Verb.CANCEL)
+    for verb in Verb:
+        pivot_in_doubt().when_asked(verb)
+    pivot_in_doubt().when("ChargePayment_ok", 1)
+    pivot_in_doubt().when_asked(Verb.SKIP).when("ChargePayment_ok", 1, **done)
+    # Back: a step that was done, and one of which that is not known.
+    given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    given_saga(RESERVE, CHARGE, published={}).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    parked_going_back().when_asked(Verb.ABANDON)
+    undone, done_after_all = ("RefundPayment_ok", 1), ("ChargePayment_ok", 1)
+    in_doubt(published={})
+    in_doubt().when(*done_after_all).when(*undone)
+    in_doubt().when(*undone).when(*done_after_all)
+    in_doubt().when_due().when(*done_after_all).when(*undone)
+    in_doubt().when_due().when_due().when_due().when(*done_after_all).when(*undone)
+    in_doubt().when_due().when_due().when_due().when_asked(Verb.RETRY)
+    in_doubt().when_due().when_due().when_due().when_asked(Verb.SKIP).when(*done_after_all)
+    in_doubt().when_due().when_due().when_due().when_asked(Verb.ABANDON).when(*done_after_all)
+    assert set(STEP) - prints.walked == set()
+
+
+def pivot_in_doubt() -> Story:
+    """A saga whose only step, its pivot, was not answered, and is parked."""
+    return given_saga(PIVOT).when_due().when_due().when_due()
+
+
 def test_an_ended_saga_has_no_way_on() -> None:
     assert {status for status, _ in TRANSITIONS} == {None, SagaStatus.PENDING, SagaStatus.COMPENSATING}
     assert set(TRANSITIONS.values()) == set(SagaStatus)
@@ -610,11 +667,11 @@ class Run:
             assert command.params == current.definition.params
             assert command.compensating == (after.status is SagaStatus.COMPENSATING)
             assert command.type == (current.compensation if command.compensating else current.definition.transaction)
-            assert 1 <= command.attempt == after.attempt <= after.attempts
+            assert 1 <= command.attempt == current.current_attempt <= current.attempts
             assert after.times_out_ms == self.now_ms + current.definition.timeout_ms
             assert command.not_after_ms == (None if command.compensating or retriable else after.times_out_ms)
             # The last failure of what may fail for good is its last word.
-            more = current.definition.retry_failed and after.attempt < after.attempts
+            more = current.definition.retry_failed and current.current_attempt < current.attempts
             assert command.retried == (command.compensating or retriable or more)
 
     def _check_notices(self, before: SagaState | None, event: Event, after: SagaState, decided: Decision) -> None:
@@ -721,7 +778,7 @@ class Run:
         if state.times_out_ms is not None:
             assert self.last is not None
             assert self.last.step == state.current_step  # somebody is at work on it
-            assert (self.last.type, self.last.attempt) == (state.command, state.attempt)
+            assert (self.last.type, self.last.attempt) == (state.step.command, state.step.current_attempt)
 
     def _needs_undoing(self, definition: StepDefinition) -> bool:
         published: Mapping[str, str | None] = self.published.get(definition.service, {})

@@ -7,6 +7,7 @@ import pytest
 
 from sagastream.broker.group_reader import Entry
 from sagastream.core.messages import Command
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus, Step
 from sagastream.core.steps import StepDefinition
 from sagastream.errors import CorruptSaga
@@ -19,13 +20,13 @@ Told = list[tuple[str, dict[str, Any]]]
 
 
 def a_saga(status: SagaStatus = SagaStatus.PENDING, *, parked: str | None = None, version: int = 1) -> SagaState:
-    step = Step(definition=StepDefinition(transaction="Do", service="work", params=b"1"))
+    definition = StepDefinition(transaction="Do", service="work", params=b"1")
+    step = Step(definition=definition, phase=Phase.PARKED if parked else Phase.WAITING, parked=parked)
     return SagaState(
         saga_id="s1",
         status=status,
         current_step=1,
         steps=(step,),
-        parked=parked,
         begun_ms=1,
         updated_ms=2,
         version=version,

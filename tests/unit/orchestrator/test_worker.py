@@ -11,8 +11,8 @@ import pytest
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin, Code, Due, Intervene, Reply, Unreadable, Verb
-from sagastream.core.moves import Published
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.sending import Published
 from sagastream.core.steps import BACKOFF_MS, TIMEOUT_MS
 from sagastream.core.strict_json import encode
 from sagastream.errors import CorruptSaga, NewerFormat

@@ -289,7 +289,7 @@ def completed(state: SagaState) -> SagaState:
         return state
     if state.parked is not None:
         step = state.current_step
-        raise SagaParked(state.saga_id, state.parked, step, state.command, state.step.definition.service)
+        raise SagaParked(state.saga_id, state.parked, step, state.step.command, state.step.definition.service)
     failed = [number for number, step in enumerate(state.steps, 1) if _has_failed(step)]
     reason = state.reason or "no reason is known"
     if not failed:

@@ -4,6 +4,9 @@
 store.py commits it in one piece. This module reads what an event means for a saga; moves.py has what a saga can do.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Final
+
 from msgspec.structs import replace
 
 from sagastream.core import moves
@@ -24,10 +27,13 @@ from sagastream.core.messages import (
 )
 from sagastream.core.moves import Decision, Moment
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, Step, StepStatus, begun_with, conflict
-from sagastream.errors import NewerFormat, UnreadableSaga
+from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 
 #: What may happen: a request, a reply, an entry that is neither or for a newer release; or that the time has come.
 Event = Begin | Intervene | Reply | Due | Newer | Unreadable
+
+#: How the text begins that tells of an impossible transition.
+FAULT: Final = "a fault in sagastream"
 
 
 def decide(state: Found, event: Event, moment: Moment) -> Decision:
@@ -39,21 +45,18 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
         return Decision(state=state, left=event.format)
     if isinstance(state, NewerFormat):
         return Decision(state=state, left=state.format)
-    if isinstance(event, Unreadable):
-        return _refuse(state, event, event.code, event.text)
-    if isinstance(event, Due):
-        return _due(state, moment) if isinstance(state, SagaState) else Decision(state=state)
-    if isinstance(state, UnreadableSaga):
+    try:
         if isinstance(event, Reply):
-            return Decision(state=state, quarantine=str(state))
-        return _refuse(state, event, Code.CRASH, str(state))
-    if isinstance(event, Begin):
-        return _begin_again(state, event) if state else _begin(event, moment)
-    if isinstance(event, Intervene):
-        return _intervene(state, event, moment)
-    if state is None:
-        return Decision(state=None, quarantine=f"there is no saga {event.saga_id}")
-    return _reply(state, event, moment)
+            return _reply(state, event, moment)
+        if isinstance(event, Due):
+            return _due(state, moment) if isinstance(state, SagaState) else Decision(state=state)
+        return _request(state, event, moment)
+    except ImpossibleTransition as error:
+        # A fault of this program. To raise it would end every worker that takes this entry over, one after the other.
+        text = f"{FAULT}: {error}"
+        if isinstance(event, Reply | Due):
+            return Decision(state=state, quarantine=text)
+        return _refuse(state, event, Code.CRASH, text)
 
 
 def may_undo(state: SagaState, event: Event) -> bool:
@@ -64,20 +67,36 @@ def may_undo(state: SagaState, event: Event) -> bool:
 
 
 def awaits(state: SagaState, reply: Reply) -> bool:
-    """Whether the reply is news of the command that the saga is at. That it was done is, whichever attempt did it;
-    that an attempt has failed is news as long as that attempt is out."""
-    if state.ended or reply.step != state.current_step or state.attempt == 0:
+    """Whether the reply is news of a command that the saga waits for.
+
+    "Done" is news, whichever attempt did it. "Failed" is news as long as that attempt is out, and always where it holds
+    for all attempts.
+    """
+    if reply.step > len(state.steps):
         return False
-    if reply.type == ok(state.command):
+    step = state.steps[reply.step - 1]
+    if not step.is_active or step.current_attempt == 0:
+        return False
+    if reply.type == ok(step.command):
         return True
-    if reply.type != failed(state.command):
+    if reply.type != failed(step.command):
         return False
-    if state.status is SagaStatus.PENDING and not reply.unknown and not state.step.definition.retried:
+    if not step.being_undone and not reply.unknown and not step.definition.retried:
         return True  # nothing of it remains, of no attempt
-    return state.times_out_ms is not None and reply.attempt in (None, state.attempt)
+    return step.in_flight and reply.attempt in (None, step.current_attempt)
 
 
 # --- requests
+
+
+def _request(state: Found, event: Begin | Intervene | Unreadable, moment: Moment) -> Decision:
+    if isinstance(event, Unreadable):
+        return _refuse(state, event, event.code, event.text)
+    if isinstance(state, UnreadableSaga):
+        return _refuse(state, event, Code.CRASH, str(state))
+    if isinstance(event, Begin):
+        return _begin_again(state, event) if state else _begin(event, moment)
+    return _intervene(state, event, moment)
 
 
 def _refuse(state: Found, event: Begin | Intervene | Unreadable, code: Code, text: str) -> Decision:
@@ -134,16 +153,12 @@ def _why_not(state: SagaState, verb: Verb) -> str | None:
     return "is being cancelled already" if state.cancelling is not None else None
 
 
-def _skip(state: SagaState, _reason: str, moment: Moment) -> Decision:
-    going_back = state.status is SagaStatus.COMPENSATING
-    return moves.skip_compensation(state, moment) if going_back else moves.skip_step(state, moment)
-
-
-_VERBS = {
+#: What each verb does; all but cancel are for the step that is parked.
+_VERBS: Final[Mapping[Verb, Callable[[SagaState, str, Moment], Decision]]] = {
     Verb.CANCEL: lambda state, reason, moment: moves.cancel(state, f"Cancelled: {reason}", moment),
-    Verb.RETRY: lambda state, _reason, moment: moves.retry(state, moment),
-    Verb.SKIP: _skip,
-    Verb.ABANDON: moves.abandon,
+    Verb.RETRY: lambda state, _reason, moment: moves.retry(state, state.current_step, moment),
+    Verb.SKIP: lambda state, _reason, moment: moves.skip(state, state.current_step, moment),
+    Verb.ABANDON: lambda state, reason, moment: moves.abandon(state, state.current_step, reason, moment),
 }
 
 
@@ -158,45 +173,51 @@ def _due(state: SagaState, moment: Moment) -> Decision:
         # Where the current step is due as well, the saga stays due, and the next look at it sees to that.
         why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
         return moves.cancel(state, why, moment)
-    if state.times_out_ms is not None:
-        return moves.fail_attempt(state, moves.no_answer(state), moment, unknown=True)
-    return moves.send_again(state, moment)
+    due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
+    step = state.steps[due[0] - 1]
+    if step.in_flight:
+        return moves.fail_attempt(state, due[0], moves.no_answer(step), moment, unknown=True)
+    return moves.send_again(state, due[0], moment)
 
 
 # --- replies
 
 
-def _reply(state: SagaState, reply: Reply, moment: Moment) -> Decision:
+def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
+    if not isinstance(state, SagaState):
+        return Decision(state=state, quarantine=str(state or f"there is no saga {reply.saga_id}"))
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
-    if awaits(state, reply):
-        answered = _compensation_answered if state.status is SagaStatus.COMPENSATING else _transaction_answered
-        decision = answered(state, reply, moment)
-        echoed = _echoed_reply(state, reply)
-        return replace(decision, notices=echoed + decision.notices) if echoed else decision
     step = state.steps[reply.step - 1]
+    if awaits(state, reply):
+        answered = _compensation_answered if step.being_undone else _transaction_answered
+        decision = answered(state, step, reply, moment)
+        echo = _echoed_reply(state, reply)
+        return replace(decision, notices=echo + decision.notices) if echo else decision
     if _is_late(step, reply):
-        late = replace(step, late_ms=moment.now_ms, result=reply.result)
+        late = step.moved(
+            "done too late", due_ms=step.due_ms, parked=step.parked, late_ms=moment.now_ms, result=reply.result
+        )
         return Decision(state=state.with_step(reply.step, late), notices=_echoed_reply(state, reply))
-    if _answered_before(state, reply):
+    if _answered_before(step, reply):
         return Decision(state=replace(state, duplicates=state.duplicates + 1))
-    return Decision(state=state, quarantine=_why_unfit(state, reply))
+    return Decision(state=state, quarantine=_why_unfit(state, step, reply))
 
 
-def _transaction_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
-    if reply.type == ok(state.command):
-        return moves.complete_step(state, reply.result, moment)
-    if reply.unknown or state.failure_is_open:
+def _transaction_answered(state: SagaState, step: Step, reply: Reply, moment: Moment) -> Decision:
+    if reply.type == ok(step.command):
+        return moves.complete_step(state, reply.step, reply.result, moment)
+    if reply.unknown or step.failure_is_open:
         # Where it is to be cancelled it is not tried again, and another delivery may do it yet.
         unknown = reply.unknown or state.cancelling is not None
-        return moves.fail_attempt(state, reply.error, moment, unknown=unknown)
-    return moves.fail_step(state, replace(state.step, error=reply.error, unknown=False), moment)
+        return moves.fail_attempt(state, reply.step, reply.error, moment, unknown=unknown)
+    return moves.fail_step(state, reply.step, reply.error, moment, unknown=False)
 
 
-def _compensation_answered(state: SagaState, reply: Reply, moment: Moment) -> Decision:
-    if reply.type == ok(state.command):
-        return moves.compensate_step(state, moment)
-    return moves.fail_attempt(state, reply.error, moment, unknown=reply.unknown)
+def _compensation_answered(state: SagaState, step: Step, reply: Reply, moment: Moment) -> Decision:
+    if reply.type == ok(step.command):
+        return moves.compensate_step(state, reply.step, moment)
+    return moves.fail_attempt(state, reply.step, reply.error, moment, unknown=reply.unknown)
 
 
 def _is_late(step: Step, reply: Reply) -> bool:
@@ -205,9 +226,8 @@ def _is_late(step: Step, reply: Reply) -> bool:
     return given_up and step.late_ms is None and reply.type == ok(step.definition.transaction)
 
 
-def _answered_before(state: SagaState, reply: Reply) -> bool:
-    """Whether the reply says what is known, or is of an attempt that is not waited for any more."""
-    step = state.steps[reply.step - 1]
+def _answered_before(step: Step, reply: Reply) -> bool:
+    """Whether the reply says what is known, or is of an attempt that is no longer awaited."""
     if reply.type == ok(step.definition.transaction):
         return step.completed
     if reply.type == failed(step.definition.transaction):
@@ -221,8 +241,7 @@ def _answered_before(state: SagaState, reply: Reply) -> bool:
     return is_undone and reply.type == ok(step.compensation)
 
 
-def _why_unfit(state: SagaState, reply: Reply) -> str:
-    step = state.steps[reply.step - 1]
+def _why_unfit(state: SagaState, step: Step, reply: Reply) -> str:
     transaction = step.definition.transaction
     names = [transaction] + ([step.compensation] if step.compensation else [])
     if reply.type not in [kind(name) for name in names for kind in (ok, failed)]:

@@ -6,7 +6,7 @@ import redis
 
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
-from sagastream.core.moves import Published
+from sagastream.core.sending import Published
 from sagastream.store import keys
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply
-from sagastream.core.moves import Moment, Published, no_answer
+from sagastream.core.moves import Moment, no_answer
 from sagastream.core.saga import SagaState
+from sagastream.core.sending import Published
 from sagastream.core.strict_json import decode
 from sagastream.errors import RequestRefused
 from sagastream.testing import story
@@ -58,8 +59,8 @@ class InProcessOrchestrator:
         self._clock.go_to(at_ms)
         state = self._states[saga_id]
         if state.times_out_ms is not None and state.times_out_ms <= self._clock.now_ms:
-            error = decode(no_answer(state))
-            self._story_of(state.saga_id, f"step {state.current_step}: {state.command}: {error}")
+            error = decode(no_answer(state.step))
+            self._story_of(state.saga_id, f"step {state.current_step}: {state.step.command}: {error}")
         self._decide(state.saga_id, Due(saga_id=state.saga_id))
 
     def _decide(self, saga_id: str, event: Event) -> None:
@@ -90,8 +91,9 @@ class InProcessOrchestrator:
     def time_left_ms(self, command: Command) -> int:
         """How long the answer to this command is still waited for; 0: nobody waits any more."""
         state = self._states[command.saga_id]
-        is_out = (state.current_step, state.command, state.attempt) == (command.step, command.type, command.attempt)
-        return state.times_out_ms - self._clock.now_ms if is_out and state.times_out_ms is not None else 0
+        step = state.steps[command.step - 1]
+        is_out = (step.command, step.current_attempt) == (command.type, command.attempt)
+        return step.times_out_ms - self._clock.now_ms if is_out and step.times_out_ms is not None else 0
 
     def _story_of(self, saga_id: str, text: str) -> None:
         self._story.add(self._clock.elapsed_ms, saga_id, text)

@@ -92,9 +92,11 @@ def changes(before: SagaState | None, decision: Decision) -> list[str]:
             told.append(f"step {number} was given up already: that it was done is noted down")
     if after.send_again_ms is not None and after.send_again_ms != before.send_again_ms:
         wait_s = (after.send_again_ms - after.updated_ms) / 1000
-        told.append(f"{after.command} is sent again in {wait_s:g} s (attempt {after.attempt + 1} of {after.attempts})")
+        step = after.step
+        which = f"attempt {step.current_attempt + 1} of {step.attempts}"
+        told.append(f"{step.command} is sent again in {wait_s:g} s ({which})")
     if after.cancelling is not None and before.cancelling is None:
-        told.append(f"it goes back as soon as {after.command} is answered: {after.cancelling}")
+        told.append(f"it goes back as soon as {after.step.command} is answered: {after.cancelling}")
     if after.parked is not None and before.parked is None:
         told.append(f"parked: {after.parked}")
     if after.status is not before.status:

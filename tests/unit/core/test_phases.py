@@ -1,0 +1,53 @@
+"""The phases of a step, and every change from one to another."""
+
+from sagastream.core.phases import ACTIVE, BACKING_OFF, DONE, IN_FLIGHT, LEFT_ALONE, STEP, TO_UNDO, UNDO, Phase
+
+#: Nothing leads on from these, but for what is heard too late.
+LAST = {Phase.FAILED, Phase.SKIPPED, Phase.COMPENSATED, Phase.UNDO_SKIPPED}
+
+
+def edges() -> list[tuple[Phase, str, Phase]]:
+    return [(before, happening, after) for (before, happening), after in STEP.items()]
+
+
+def test_every_phase_can_be_reached_and_all_but_the_last_lead_on() -> None:
+    reached, new = set(), {Phase.WAITING}
+    while new:
+        reached |= new
+        new = {after for before, _, after in edges() if before in reached} - reached
+    assert reached == set(Phase)
+    assert {before for before, happening, _ in edges() if happening != "done too late"} == set(Phase) - LAST
+
+
+def test_what_is_heard_too_late_moves_nothing_and_happens_to_no_step_that_is_awaited_or_completed() -> None:
+    told = {before: after for before, happening, after in edges() if happening == "done too late"}
+    assert all(before is after for before, after in told.items())
+    assert set(told) == (set(Phase) - ACTIVE - {Phase.WAITING, Phase.COMPLETED, Phase.FAILED}) | UNDO
+
+
+def test_nothing_that_surely_has_no_effect_is_undone() -> None:
+    begun = {before for before, happening, after in edges() if after in UNDO and before not in UNDO}
+    assert begun == {Phase.COMPLETED, Phase.IN_DOUBT}
+    assert begun | UNDO == TO_UNDO
+
+
+def test_a_step_that_is_being_undone_never_goes_forward_again() -> None:
+    back = UNDO | {Phase.COMPENSATED, Phase.UNDO_SKIPPED}
+    assert {after for before, _, after in edges() if before in back} == back | {Phase.COMPLETED, Phase.IN_DOUBT}
+    forward = {Phase.WAITING, Phase.OUT, Phase.BACKING_OFF, Phase.PARKED}
+    assert {before for before, _, after in edges() if after in forward} <= forward
+
+
+def test_only_a_command_that_is_out_can_fail_and_only_a_parked_step_is_skipped() -> None:
+    failing = {before for before, happening, _ in edges() if happening in ("attempt failed", "undo attempt failed")}
+    assert failing == IN_FLIGHT
+    skipped = {before for before, _, after in edges() if after in LEFT_ALONE and before not in LEFT_ALONE}
+    assert skipped == {Phase.PARKED, Phase.UNDO_PARKED}
+
+
+def test_the_sets_of_phases_share_what_they_should() -> None:
+    assert not IN_FLIGHT & BACKING_OFF
+    assert {Phase.PARKED, Phase.UNDO_PARKED} == ACTIVE - IN_FLIGHT - BACKING_OFF
+    assert UNDO < ACTIVE
+    assert not DONE & ACTIVE
+    assert {Phase.UNDO_SKIPPED} == LEFT_ALONE - DONE
