@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sagastream.core.messages import Command
 from sagastream.errors import SettingsError
 from sagastream.log_output import JsonLines, TextLines, write_to_stderr
-from sagastream.telemetry import HandlerFields, Log, about, handling
+from sagastream.telemetry import HandlerFields, Handling, Log, about
 
 COMMAND = Command(service="shop", type="Charge", saga_id="o-1", step=2, attempt=3, params=b"{}", begun_ms=0)
 #: Characters that act on a terminal, hide, or are half of one.
@@ -82,7 +82,7 @@ def test_a_line_of_ours_stays_as_it_is_while_a_handler_is_called(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install()
-    with handling(COMMAND):
+    with Handling(COMMAND):
         Log("broker", "service shop").warning("the broker is back", extra=about(COMMAND))
     assert written(capsys) == ["service shop: the broker is back"]
 
@@ -91,7 +91,7 @@ def test_a_line_of_a_handler_says_which_call_it_is_from(install: Install, capsys
     install()
     log = logging.getLogger("shop.till")
     log.info("%s comes", "somebody")
-    with handling(COMMAND):
+    with Handling(COMMAND):
         log.info("took %d\n\x1b[2J", 5)
     log.info("and goes")
     assert written(capsys) == [

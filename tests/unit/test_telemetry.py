@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sagastream.core.messages import Command
-from sagastream.telemetry import POINTS, HandlerFields, Log, Observer, Observers, Outcome, guarded, handling, runs
+from sagastream.telemetry import POINTS, HandlerFields, Handling, Log, Observer, Observers, Outcome, guarded, runs
 from support.observers import Notes
 
 
@@ -141,22 +141,22 @@ def a_record(**extra: object) -> logging.LogRecord:
 
 def test_a_record_of_a_handler_says_which_call_it_belongs_to() -> None:
     assert fields(a_record()) == [None] * 4
-    with handling(a_command(1)):
+    with Handling(a_command(1)):
         assert fields(a_record()) == ["o-1", "shop", 1, 2]
-        with handling(a_command(2)):
+        with Handling(a_command(2)):
             assert fields(a_record()) == ["o-1", "shop", 2, 2]
         assert fields(a_record()) == ["o-1", "shop", 1, 2]
     assert fields(a_record()) == [None] * 4
 
 
 def test_the_call_ends_with_the_handler_that_raises() -> None:
-    with pytest.raises(SystemExit), handling(a_command()):
+    with pytest.raises(SystemExit), Handling(a_command()):
         sys.exit(1)
     assert fields(a_record()) == [None] * 4
 
 
 def test_what_a_record_says_itself_holds() -> None:
-    with handling(a_command()):
+    with Handling(a_command()):
         assert fields(a_record(step="charging", saga_id=None)) == [None, "shop", "charging", 2]
 
 
@@ -164,12 +164,12 @@ def test_each_thread_and_each_task_has_its_own_call() -> None:
     together = threading.Barrier(4)
 
     def in_thread(step: int) -> list[object]:
-        with handling(a_command(step)):
+        with Handling(a_command(step)):
             together.wait(10)
             return fields(a_record())
 
     async def in_task(step: int) -> list[list[object]]:
-        with handling(a_command(step)):
+        with Handling(a_command(step)):
             await asyncio.sleep(0)
             return [fields(a_record()), await asyncio.to_thread(lambda: fields(a_record()))]
 

@@ -15,7 +15,7 @@ from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import encode, encode_payload
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.declaration import Context, Handler
-from sagastream.telemetry import handling
+from sagastream.telemetry import Handling
 
 #: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
 FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
@@ -24,7 +24,7 @@ FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
 def call(handler: Handler, command: Command, context: Context) -> Reply:
     """Call a plain handler."""
     try:
-        with handling(command):
+        with Handling(command):
             result = handler(orjson.loads(command.params), context)
     except Reject as rejection:
         return _rejected(command, rejection)
@@ -34,7 +34,7 @@ def call(handler: Handler, command: Command, context: Context) -> Reply:
 async def call_async(handler: Handler, command: Command, context: Context) -> Reply:
     """Call a handler that is declared with async def."""
     try:
-        with handling(command):
+        with Handling(command):
             result = await handler(orjson.loads(command.params), context)
     except Reject as rejection:
         return _rejected(command, rejection)
