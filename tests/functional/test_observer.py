@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import math
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys
 from sagastream.telemetry import POINTS, Observer, Outcome
+from sagastream_bridge.stdin.bridge import StdinBridge
 from support.observers import Notes
 from support.scenes import Scene, do
 from support.servers import Server
@@ -166,6 +168,15 @@ def test_a_command_that_is_none_is_quarantined_and_told_of_then(scene: Scene, no
     found: Any = scene.redis.xrange(keys.QUARANTINE)
     ((_, fields),) = found
     assert fields[b"reason"].decode() == told["reason"]
+
+
+def test_the_bridge_is_told_of_from_its_start_to_its_end(server: Server, notes: Notes) -> None:
+    read, write = os.pipe()
+    os.close(write)  # it has nothing to say
+    assert StdinBridge(server.broker(), observer=notes).run(read) == 0
+    os.close(read)
+    about = {"kind": "bridge", "name": "sagastream bridge"}
+    assert notes.told == [("process_started", about), ("process_stopped", about | {"error": None})]
 
 
 # --- a worker

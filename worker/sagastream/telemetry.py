@@ -96,7 +96,7 @@ class Observer:
         """Another worker had moved the saga: this one decides anew."""
 
     def saga_moved(self, *, before: "SagaState | None", after: "SagaState") -> None:
-        """A commit has changed a saga. `before`: None where it has begun. Called before the next two."""
+        """A commit has changed a saga. `before`: None if the saga has begun in it. Called before the next two."""
 
     def saga_parked(self, *, saga: "SagaState") -> None:
         """It stands still until a person acts; `saga.parked` says why."""
@@ -127,7 +127,7 @@ class Observers(Observer):
 
     def _leave_out(self, observer: Observer, point: str, error: BaseException) -> None:
         with self._lock:
-            if observer not in self._watching:
+            if not any(one is observer for one in self._watching):
                 return  # another thread was faster
             self._watching = tuple(one for one in self._watching if one is not observer)
         text = f"{_named(observer)}.{point} raised {describe(error)}; it observes no more"
