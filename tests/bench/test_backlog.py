@@ -23,8 +23,8 @@ from support.servers import Server
 from support.streams import append_requests
 from support.waiting import until
 
-#: Its memory is measured: no other test may have used it.
-pytestmark = pytest.mark.own_server
+#: The server's memory is measured: no other test may have used it.
+pytestmark = [pytest.mark.own_server, pytest.mark.slow]
 
 #: Sagas that are begun in one round trip.
 BATCH = 500

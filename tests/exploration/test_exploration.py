@@ -10,6 +10,7 @@ from exploration.explore import every_run, shortest_break
 from exploration.world import Config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", USUAL, ids=lambda config: config.name)
 def test_every_run_of_a_small_saga_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     _explore(config, capsys)

@@ -70,17 +70,20 @@ def assert_kept(commands: Commands, server: Server, *names: str) -> None:
     assert client.xlen(keys.REPLIES) == client.xlen(keys.QUARANTINE) == 0
 
 
+@pytest.mark.slow
 def test_the_sample_services_keep_every_promise(server: Server, commands: Commands) -> None:
     for name in ("inventory", "payment", "shipping"):
         start_sample(commands, server, f"sagastream service sagastream_stubs.{name}:service")
     assert_kept(commands, server, "inventory", "payment", "shipping")
 
 
+@pytest.mark.slow
 def test_the_sample_in_javascript_keeps_every_promise(server: Server, commands: Commands, node_sample: Path) -> None:
     start_sample(commands, server, "node notification.mjs", folder=node_sample)
     assert_kept(commands, server, "notification")
 
 
+@pytest.mark.slow
 def test_the_sample_on_rq_keeps_every_promise(server: Server, commands: Commands) -> None:
     start_sample(commands, server, "sagastream service sagastream_stubs.shipping:on_rq")
     start_sample(commands, server, "sagastream rq-worker sagastream_stubs.shipping:on_rq")
@@ -181,6 +184,7 @@ def test_a_sound_service_of_another_make_keeps_every_promise(server: Server) -> 
         assert service.standing == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
 def test_a_fault_is_caught_by_the_checks_that_are_about_it(one_server: Server, kind: type[Raw]) -> None:
     with running(kind, one_server) as service:

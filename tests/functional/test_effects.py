@@ -114,6 +114,7 @@ def shop(server: Server, commands: Commands, way: str, book: Book, tmp_path: Pat
 on_valkey = pytest.mark.parametrize("server", ["valkey"], indirect=True)
 
 
+@pytest.mark.slow
 @on_valkey
 @pytest.mark.parametrize("way", FOUR_WAYS)
 def test_whoever_is_killed_where_there_is_one_effect_and_if_it_is_undone_one_reversal(shop: Shop, book: Book) -> None:

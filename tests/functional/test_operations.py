@@ -192,6 +192,7 @@ def quarantined(client: "redis.Redis", count: int) -> None:
     until(lambda: client.xlen(keys.QUARANTINE) == count, what="it is quarantined")
 
 
+@pytest.mark.slow
 def test_a_quarantined_message_is_shown_put_back_and_dropped(
     env: dict[str, str], commands: Commands, client: "redis.Redis"
 ) -> None:

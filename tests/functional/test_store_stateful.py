@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from typing import Any
 
+import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -299,6 +300,7 @@ def _bytes(value: str | bytes | int) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
+@pytest.mark.slow
 def test_whatever_workers_commit_the_store_holds_what_the_model_says(server: Server) -> None:
     Workers.client, Workers.ran = server.broker().client, Counter()
     run_state_machine_as_test(
