@@ -1,18 +1,38 @@
-"""Waiting for a condition, never for a time.
-
-A limit is there for a test that fails: it is generous, because one that passes on a loaded machine must not meet it."""
+"""Waiting for a condition, never for a time; and limits of time that hold on a busy machine too."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def until(condition: Callable[[], T | None], *, what: str, timeout_s: float = 60.0) -> T:
-    """The first true value of `condition`; fails the test if there is none in time."""
+    """The first true value of `condition`; fails the test if there is none in time.
+
+    A test that passes does not wait for the limit, so the limit is generous: a busy machine must not meet it.
+    """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.01)
     return value
+
+
+@contextmanager
+def takes_less_than(seconds: float) -> Iterator[None]:
+    """Fails the test if what is done within this takes longer than on an idle machine it may."""
+    slow, began = slowness(), time.monotonic()
+    yield
+    took = time.monotonic() - began
+    slow = max(slow, slowness())
+    assert took < seconds * slow, f"it took {took:.1f} s, on a machine that is busy with others {slow:.1f} times over"
+
+
+def slowness() -> float:
+    """How many times as long as on an idle machine a calculation takes at present; at least 1."""
+    began, used = time.monotonic(), time.thread_time()
+    while time.thread_time() - used < 0.05:
+        pass
+    return max(1.0, (time.monotonic() - began) / 0.05)
