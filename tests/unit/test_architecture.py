@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -340,3 +341,26 @@ def test_the_list_of_the_library_has_each_module_above_those_that_import_it() ->
     order = {name: place for place, name in enumerate(names)}
     for name in order.keys() & EDGES.keys():
         assert {below for below in EDGES[name] & order.keys() if order[below] > order[name]} == set(), name
+
+
+# What is drawn as the way of the data, from a line to the requests and from the events to a line.
+_WAY = re.findall(r"## The way of the data\n\n(.*?)\n\n", ARCHITECTURE, flags=re.DOTALL)[0]
+
+
+def _passed(way: str) -> list[str]:
+    """The modules that a part of the way names, in their order."""
+    found = [name.replace("/", ".") for name in re.findall(r"\b[a-z_]+/[a-z_]+\b", way)]
+    return [next((f"{top}.{name}" for top in PACKAGES if f"{top}.{name}" in MODULES), name) for name in found]
+
+
+def test_the_way_of_the_data_names_modules_that_are_there() -> None:
+    assert [name for name in _passed(_WAY) if name not in MODULES] == []
+
+
+def test_a_line_passes_at_most_five_modules_to_the_requests_each_of_which_knows_the_next() -> None:
+    passed = _passed(_WAY.partition("saga:{0}:requests")[0])
+    assert passed[0] == "sagastream_bridge.stdin.lines"
+    assert passed[-1] == "sagastream.broker.wire"
+    assert len(passed) <= 5
+    for one, other in pairwise(passed):
+        assert other in EDGES[one] or one in EDGES[other], (one, other)

@@ -91,7 +91,7 @@ def steps_apart(trial: Trial) -> str:
     first, second = trial.transaction(step=1), trial.transaction(step=2)
     one = trial.must_be_done(first, trial.ask(first))
     other = trial.must_be_done(second, trial.ask(second))
-    trial.must_stand(2)
+    trial.must_have_effects(2)
     return f"{one} and {other}"
 
 
@@ -105,7 +105,7 @@ def rejection(trial: Trial) -> str:
     answer = trial.must_be_refused(command, trial.ask(command))
     if answer.reply.error is None:
         raise Broken("an error that says why", str(answer))
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     return str(answer)
 
 
@@ -121,7 +121,7 @@ def rejection_again(trial: Trial) -> str:
     # With params that would be accepted now, as if an account had been filled meanwhile.
     second = trial.ask(trial.transaction(attempt=2))
     trial.must_be_the_same(first, second)
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     return f"again {second}"
 
 
@@ -145,7 +145,7 @@ def duplicate(trial: Trial) -> str:
     command = trial.transaction()
     first = trial.must_be_done(command, trial.ask(command))
     second = trial.ask(command)
-    trial.must_stand(1)
+    trial.must_have_effects(1)
     trial.must_be_the_same(first, second)
     return f"again {second}"
 
@@ -157,7 +157,7 @@ def twins(trial: Trial) -> str:
     command = trial.transaction()
     first, second = trial.ask_twice_at_once(command)
     trial.must_be_done(command, first)
-    trial.must_stand(1)
+    trial.must_have_effects(1)
     trial.must_be_the_same(first, second)
     return f"twice {second}"
 
@@ -171,7 +171,7 @@ def next_attempt(trial: Trial) -> str:
     command = trial.transaction()
     first = trial.must_be_done(command, trial.ask(command))
     second = trial.ask(trial.transaction(attempt=2))
-    trial.must_stand(1)
+    trial.must_have_effects(1)
     trial.must_be_the_same(first, second)
     if second.reply.attempt not in (None, 2):
         raise Broken("a reply to attempt 2", str(second))
@@ -182,7 +182,7 @@ def next_attempt(trial: Trial) -> str:
 def crash_before(trial: Trial) -> str:
     command = trial.transaction()
     answer = trial.must_be_done(command, trial.ask_by_a_dead_reader(command))
-    trial.must_stand(1)
+    trial.must_have_effects(1)
     return str(answer)
 
 
@@ -196,7 +196,7 @@ def crash_after(trial: Trial) -> str:
     command = trial.transaction()
     first = trial.must_be_done(command, trial.ask(command))
     second = trial.ask_by_a_dead_reader(command)
-    trial.must_stand(1)
+    trial.must_have_effects(1)
     trial.must_be_the_same(first, second)
     return f"again {second}"
 
@@ -209,7 +209,7 @@ def crash_after(trial: Trial) -> str:
 def late(trial: Trial) -> str:
     command = replace(trial.transaction(), not_after_ms=trial.exchange.now_ms() - 60_000)
     answer = trial.ask(command)
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     if answer.reply.type != failed(command.type) or not answer.reply.unknown:
         raise Broken(f"{failed(command.type)} with the field unknown", str(answer))
     return str(answer)
@@ -221,7 +221,7 @@ def compensation(trial: Trial) -> str:
     done = trial.must_be_done(command, trial.ask(command))
     undo = trial.compensation(done=done)
     undone = trial.must_be_done(undo, trial.ask(undo))
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     return str(undone)
 
 
@@ -250,7 +250,7 @@ def compensation_again(trial: Trial) -> str:
     undo = trial.compensation(done=done)
     trial.must_be_done(undo, trial.ask(undo))
     again = trial.must_be_done(undo, trial.ask(replace(undo, attempt=2)))
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     return f"again {again}"
 
 
@@ -263,7 +263,7 @@ def compensation_again(trial: Trial) -> str:
 def nothing_to_undo(trial: Trial) -> str:
     undo = trial.compensation()
     answer = trial.must_be_done(undo, trial.ask(undo))
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     return str(answer)
 
 
@@ -277,7 +277,7 @@ def command_after_its_compensation(trial: Trial) -> str:
     undo, command = trial.compensation(), trial.transaction()
     trial.must_be_done(undo, trial.ask(undo))
     answer = trial.must_be_refused(command, trial.ask(command))
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     return str(answer)
 
 
@@ -293,7 +293,7 @@ def command_after_it_was_undone(trial: Trial) -> str:
     undo = trial.compensation(done=done)
     trial.must_be_done(undo, trial.ask(undo))
     answer = trial.ask(replace(command, attempt=2))
-    trial.must_stand(0)
+    trial.must_have_effects(0)
     if answer.reply.type == ok(command.type):
         trial.must_be_the_same(done, answer)
     return str(answer)

@@ -134,7 +134,7 @@ class Trial:
                 "the replies are the same, but carry no result: --effects COMMAND would show whether it was done once"
             )
 
-    def must_stand(self, effects: int) -> None:
+    def must_have_effects(self, effects: int) -> None:
         """Raises Broken unless this trial has so many effects now. Does nothing if nobody can count them."""
         if self._probe is None or not self.case.effect:
             self.is_uncounted = True

@@ -1,7 +1,7 @@
-"""Examines a store: whether the broker is set up to keep it, and whether every saga in it has a reason to move.
+"""Examines a store: is the broker set up to keep it, and does every saga in it have a reason to move?
 
-`Doctor.examine` yields findings as they come. What is wrong with the place of a saga in the indexes, which is what a
-lost failover can leave behind, is set right where repair was asked for; all else says what to do.
+`Doctor.examine` yields findings one by one. A failover that loses writes can leave sagas in wrong places of the
+indexes: with `repair`, those are set right. Every other problem says what to do.
 """
 
 from collections import Counter
@@ -23,16 +23,16 @@ from sagastream.orchestrator.worker import LEASE_MS
 from sagastream.store import heartbeat, keys, saga_hash, sagas
 from sagastream.store.heartbeat import Kind, Process
 
-#: How many sagas are examined in one transaction of the broker.
+#: How many sagas to examine in one transaction of the broker.
 _PAGE: Final = 100
-#: Of how many sagas the same finding is told.
+#: For how many sagas to report the same finding.
 _SHOWN: Final = 10
-#: How late a saga's time may be seen to before that is a problem, in milliseconds.
+#: How late a worker may be for a saga that is due before that is a problem, in milliseconds.
 _LATE_MS: Final = 30_000
-#: How long an entry may be held by one reader before that is a problem, in milliseconds.
+#: How long a reader may hold an entry before that is a problem, in milliseconds.
 _HELD_MS: Final = 120_000
 
-#: What stands at the keys that everything needs.
+#: The types of the keys that everything needs.
 _CENTRAL: Final = {
     keys.REQUESTS: "stream",
     keys.REPLIES: "stream",
@@ -43,7 +43,7 @@ _CENTRAL: Final = {
     keys.ALIVE: "zset",
 }
 
-#: What leave.lua has handed back looks as if it had been held for longer than this, in seconds.
+#: An entry that leave.lua has given back looks as if it had been held for longer than this, in seconds.
 _HANDED_BACK_S: Final = 86_000
 
 OK: Final = "ok"
@@ -56,12 +56,12 @@ REPAIRED: Final = "repaired"
 class Finding:
     level: str  # ok, warning, problem, repaired
     about: str  # server, sagas, workers, service …
-    text: str  # what there is and, where it is wrong, what to do
+    text: str  # what was found and, if it is a problem, what to do
 
 
 class Doctor:
     def __init__(self, client: "redis.Redis", *, repair: bool = False) -> None:
-        """`repair`: set right what can be, rather than only say it."""
+        """`repair`: set right what can be set right; else only report it."""
         self._client = client
         self._repair = repair
         self._store = Store(client)
@@ -77,7 +77,7 @@ class Doctor:
         wrong_types = list(self._types(_CENTRAL))
         yield from wrong_types
         if wrong_types:
-            return  # nothing else can be read then
+            return  # then nothing else can be read
         yield from self._sagas()
         found = self._client.scan_iter(keys.commands("*"), _PAGE)
         self._services |= {keys.service(key.decode(errors="backslashreplace")) for key in found}
@@ -177,9 +177,9 @@ class Doctor:
 
     def _page(self, saga_ids: list[str]) -> Iterator[Finding]:
         try:
-            # In one transaction: the hash of a saga and its place in the indexes move together.
+            # In one transaction: the hash of a saga and its places in the indexes change together.
             (seconds, micros), *answers = self._places(saga_ids, transaction=True)
-        except redis.OutOfMemoryError:  # which bars transactions, and commits: nothing moves
+        except redis.OutOfMemoryError:  # it refuses transactions; and commits, so nothing moves
             (seconds, micros), *answers = self._places(saga_ids, transaction=False)
         now_ms = seconds * 1000 + micros // 1000
         for at, saga_id in enumerate(saga_ids):
@@ -203,7 +203,7 @@ class Doctor:
                     self._overdue += 1
 
     def _places(self, saga_ids: list[str], *, transaction: bool) -> list[Any]:
-        """The time; then of each saga its hash, its places in timers and ended, when it expires."""
+        """The time; then for each saga its hash, its scores in timers and ended, and when it expires."""
         pipeline = self._client.pipeline(transaction=transaction)
         pipeline.time()
         for saga_id in saga_ids:
@@ -224,7 +224,7 @@ class Doctor:
             self._services.add(state.step.definition.service)
 
     def _strangers(self) -> Iterator[Finding]:
-        """What is waited for, and is not there."""
+        """Sagas in timers that are not there."""
         members = (member.decode(errors="backslashreplace") for member, _ in self._client.zscan_iter(keys.TIMERS))
         while page := list(islice(members, _PAGE)):
             pipeline = self._client.pipeline(transaction=False)
@@ -236,10 +236,10 @@ class Doctor:
                     yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
 
     def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
-        """Something is wrong with a saga; `mend`: what sets it right. Of many the first are told."""
+        """Something is wrong with a saga. `mend`: what sets it right. Of many alike, the first ones are reported."""
         mended = mend is not None and self._repair
         if mend is not None and self._repair and self._store.commit([mend], sagas.read(self._client, [])[1])[0]:
-            return  # it has moved meanwhile, and so is right by now
+            return  # it has moved meanwhile, so it is right by now
         self._wrong[what] += 1
         if self._wrong[what] <= _SHOWN:
             remedy = "" if mend is None else "; set right" if mended else "; sagastream doctor --repair sets it right"
@@ -277,8 +277,8 @@ class Doctor:
                 yield _problem("sagas", f"{text}, and no worker of it is running: start one")
 
     def _jobs(self) -> Iterator[Finding]:
-        """Steps that wait in RQ's queues, for workers that there are not."""
-        # Here: its import takes longer than the rest of a command.
+        """Steps that wait in queues of RQ that no worker reads."""
+        # Imported here: that takes longer than the rest of the command.
         from sagastream.rq_steps.jobs import queues_of_sagas, start_worker, waiting_for_worker
 
         try:
@@ -290,7 +290,7 @@ class Doctor:
             yield _problem(f"queue {queue}", f"no RQ worker works on it, {jobs} jobs wait: {start_worker(queue)}")
 
     def _held(self, stream: str, group: str) -> Iterator[Finding]:
-        """Entries that somebody has held for long."""
+        """Entries that a reader has held for long."""
         try:
             held: Any = self._client.xpending_range(stream, group, "-", "+", 10, idle=_HELD_MS)
         except redis.ResponseError as error:
@@ -309,7 +309,7 @@ class Doctor:
 
 
 def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:
-    """What is wrong with a saga's place in the indexes; None: nothing."""
+    """What is wrong with a saga's places in the indexes; None: nothing."""
     if state.ended:
         if timer is not None:
             return "has ended, and is still waited for"

@@ -1,4 +1,4 @@
-"""Looks into the store for people: one saga with all that explains it, or many on a line each."""
+"""Reads the store for people: one saga with all that explains it, or many, one per line."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,18 +18,18 @@ from sagastream.store.heartbeat import Kind
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.saga_hash import iso
 
-#: How many of the newest quarantined entries are looked through for a saga.
+#: Among how many of the newest quarantined entries to look for those of a saga.
 _QUARANTINE_LOOK: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One saga, and what explains that it is where it is."""
+    """One saga, and what explains where it is."""
 
     state: SagaState | None
     now_ms: int
     notes: list[str]
-    hint: str = ""  # where there is no such saga: why that may be
+    hint: str = ""  # if there is no such saga: why that may be
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Listing:
 
 
 def saga(client: "redis.Redis", saga_id: str) -> Found:
-    """Look one saga up. Raises UnreadableSaga."""
+    """Look up one saga. Raises UnreadableSaga."""
     states, now_ms = sagas.read(client, [saga_id])
     state = states[saga_id]
     if isinstance(state, UnreadableSaga):
@@ -72,7 +72,7 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
 
 
 def as_json(found: Found) -> str:
-    """The SagaState of the protocol, and beside it what else is known; one JSON object."""
+    """The SagaState of the protocol with all else that is known, as one JSON object."""
     state = found.state
     assert state is not None
     view = protocol_view(state)
@@ -98,7 +98,7 @@ def as_json(found: Found) -> str:
 
 
 def row_as_json(state: SagaState) -> str:
-    """What a list says of a saga, as one line of JSON."""
+    """The row of a saga in a list, as one line of JSON."""
     row = {
         "saga_id": state.saga_id,
         "status": str(state.status),
@@ -137,7 +137,7 @@ def _no_worker(client: "redis.Redis", matters: bool) -> str:
 
 
 def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
-    """Why messages that name this saga were set aside, of the newest that were."""
+    """Why messages that name this saga were quarantined; looks at the newest ones only."""
     newest = islice(Quarantine(client).newest_first(), _QUARANTINE_LOOK)
     about = (message for message in newest if message.saga_id == saga_id)
     return [
