@@ -477,6 +477,21 @@ def test_a_stray_event_that_is_read_after_the_end_swallows_nothing(server: Serve
     assert talk.finish() == (0, "", "")
 
 
+def test_whoever_waits_for_a_saga_that_is_damaged_meanwhile_is_told(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--serve", "work", env=env))
+    talk.say("c", begin("a", do(1)))
+    assert talk.hear()[2]["type"] == "Do"
+    talk.say("d", {"type": "saga_await", "msg_id": 5, "saga_id": "a"})
+    talk.say("d", {"type": "init", "msg_id": 6})
+    assert talk.hear()[2]["type"] == "init_ok"  # so it waits by now
+    server.broker().client.hset(keys.saga("a"), "status", "odd")
+    heard = [talk.hear(), talk.hear()]
+    assert sorted((dest, body["in_reply_to"], body["code"]) for _, dest, body in heard) == [("c", 1, 13), ("d", 5, 13)]
+    assert talk.finish() == (1, "", "")
+
+
 def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) -> None:
     talk = Talk(commands.start("bridge"))
     talk.say("c", {"type": "init", "msg_id": 1})
