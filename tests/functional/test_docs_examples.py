@@ -59,10 +59,11 @@ def test_what_operators_type_does_what_it_says(
     client.xadd(keys.REPLIES, {"body": "rubbish"})
     worker = commands.quiet("worker", env={"REDIS_URL": server.url})
     until(lambda: client.xlen(keys.QUARANTINE) == 2 and client.zcard(keys.TIMERS) == 1, what="all is read")
+    shell = Shell(server, tmp_path)
+    looks, quarantine, alive = re.findall(r"\n\n((?:    (?:sagastream|redis-cli) .*\n)+)", OPERATING)
+    assert "worker" in shell.run("exec 2>&1\n" + alive)
     worker.terminate()
     worker.wait(20)
-    shell = Shell(server, tmp_path)
-    looks, quarantine = re.findall(r"\n\n((?:    (?:sagastream|redis-cli) .*\n)+)", OPERATING)
     said = shell.run("exec 2>&1\n" + looks)
     assert re.search(r"^ID +PENDING", said, re.MULTILINE)
     assert "nobody to answer Do, step 1" in said
