@@ -1,1 +1,1 @@
-"""Every edge where the outside meets the streams: the stdin bridge and the command line."""
+"""Everything between the outside and the streams: the stdin bridge, the command line, tools."""

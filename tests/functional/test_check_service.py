@@ -348,7 +348,7 @@ def test_on_a_terminal_it_asks_first(one_server: Server, commands: Commands) -> 
         said = os.read(main, 65536).decode()
         os.close(main)
         assert service.standing == {}
-    assert "does them for real and undoes them where it can" in " ".join(said.split())
+    assert "does them for real and undoes them if it can" in " ".join(said.split())
     assert said.endswith("Error: nothing was sent\r\n")
     assert max(map(len, said.splitlines())) < 80
 

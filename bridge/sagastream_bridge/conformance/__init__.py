@@ -1,1 +1,1 @@
-"""`sagastream check-service`: does a live service, in whatever language, keep the promises of the protocol?"""
+"""`sagastream check-service`: does a live service, in any language, keep the promises of the protocol?"""

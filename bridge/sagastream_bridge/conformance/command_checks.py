@@ -1,4 +1,4 @@
-"""The promises about one command: it is done once and undone once, in whatever order and however often it is
+"""The promises about one command: it is done once and undone once, in any order, and however often it is
 delivered."""
 
 from typing import Any, Final

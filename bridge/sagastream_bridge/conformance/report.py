@@ -26,7 +26,7 @@ class Report:
     """Tells findings as soon as they are there: a table on a terminal, else a line each."""
 
     write: Callable[[str], object]
-    columns: int | None  # of the terminal, where there is one
+    columns: int | None  # of the terminal; None if there is none
     width: int  # of the column of commands
     as_json: bool
 
@@ -51,7 +51,7 @@ class Report:
 def warning(service: str, cases: Sequence[Case], url: str) -> str:
     """The question before the check begins."""
     names = ", ".join(case.command for case in cases)
-    undone = "undoes them where it can" if any(case.compensation for case in cases) else "does NOT undo them"
+    undone = "undoes them if it can" if any(case.compensation for case in cases) else "does NOT undo them"
     checks = COMMAND_CHECKS * len(cases) + SERVICE_CHECKS
     return printable(
         f"This sends about {round(checks * _COMMANDS_A_CHECK, -1)} commands ({names}) to the service {service} at "

@@ -47,7 +47,7 @@ class Trial:
         self.case = case
         self.saga_id = f"{exchange.run}-{number}"
         self.is_uncounted = False  # the check would have counted effects, and could not
-        self._sent_steps: set[int] = set()  # of which the transaction was sent
+        self._sent_steps: set[int] = set()  # steps whose transaction was sent
         self._probe = probe
         self._begun_ms = exchange.now_ms()
         self._before = probe.count(self.saga_id) if probe is not None and case.effect else 0

@@ -88,11 +88,12 @@ class Follower:
         return next((asker.begin for asker in self._askers(saga_id) if asker.begin is not None), None)
 
     def look(self, saga_id: str) -> None:
-        """Answer those who asked about this saga, if there is something to tell: the turn may be waiting for events."""
+        """Answer those who asked about this saga, if it settles them. Do not wait for the turn, which may wait for
+        events."""
         self._answer_all(self._run(self._watcher.look_at([saga_id])))
 
     def turn(self) -> None:
-        """Read events, and tell what they tell."""
+        """Read events, write their messages, and answer whoever is settled."""
         settled = self._run(self._watcher.turn(_BLOCK_MS))
         for event in self._watcher.heard:
             try:

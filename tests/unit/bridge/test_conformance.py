@@ -234,5 +234,5 @@ def test_the_warning_says_whether_it_is_undone() -> None:
     undone = Case(command="Do", params=b"1", compensation="Undo")
     final = Case(command="Fly", params=b"1")
     assert "commands (Do, Fly) to the service till at redis://x" in report.warning("till", [undone, final], "redis://x")
-    assert "does them for real and undoes them where it can" in report.warning("till", [undone], "redis://x")
+    assert "does them for real and undoes them if it can" in report.warning("till", [undone], "redis://x")
     assert "does them for real and does NOT undo them" in report.warning("till", [final], "redis://x")

@@ -87,7 +87,7 @@ class Waiter:
 
     @property
     def unbegun(self) -> str:
-        """What to say where there is no such saga yet."""
+        """What to say if there is no such saga yet."""
         if isinstance(self.request, Intervene):
             return ""  # whether there is one is for the worker to say
         if self.request is None:
