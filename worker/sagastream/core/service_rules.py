@@ -69,7 +69,7 @@ class State(StrEnum):
 
 
 class Simple(Enum):
-    """What needs no more words."""
+    """The steps that carry no data."""
 
     RUN = "call the handler of the command"
     RELEASE = "leave the command pending: another process takes it over when the lease has ended"

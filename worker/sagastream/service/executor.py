@@ -189,22 +189,31 @@ class Executor:
         return step
 
     def _call(self, held: Held) -> Reply | BaseException:
+        outcome: Reply | BaseException
+        began_s = self._report.handler_started(held.command, held.begins)
         try:
-            with self._report.calling(held.command, held.begins) as calling:
-                calling.reply = call(held.registration.handler, held.command, context_of(held.command, held.key))
-                return calling.reply
+            outcome = call(held.registration.handler, held.command, context_of(held.command, held.key))
         except FAILURES as failure:
-            return failure
+            outcome = failure
+        except BaseException as error:
+            self._report.handler_finished(held.command, held.begins, error, began_s)
+            raise
+        self._report.handler_finished(held.command, held.begins, outcome, began_s)
+        return outcome
 
     async def _call_async(self, held: Held) -> None:
         outcome: Reply | BaseException
+        began_s = self._report.handler_started(held.command, held.begins)
         try:
             try:
-                with self._report.calling(held.command, held.begins) as calling:
-                    context = context_of(held.command, held.key)
-                    outcome = calling.reply = await call_async(held.registration.handler, held.command, context)
+                context = context_of(held.command, held.key)
+                outcome = await call_async(held.registration.handler, held.command, context)
             except FAILURES as failure:
                 outcome = failure
+            except BaseException as error:
+                self._report.handler_finished(held.command, held.begins, error, began_s)
+                raise
+            self._report.handler_finished(held.command, held.begins, outcome, began_s)
             self.finish(held, outcome)
         except BaseException as error:  # noqa: BLE001 - `fail` has it raised; it must not end the loop before
             self._fail(error)

@@ -246,7 +246,7 @@ class CommandInbox:
         answered with a rejection, and the handler might do it now.
         """
         known = self._look_up(deliveries)
-        if not known:  # of each: RUN, as the rule has it where nothing is known
+        if not known:  # then `delivered` says RUN of each
             return deliveries
         left = []
         for index, delivery in enumerate(deliveries, 1):

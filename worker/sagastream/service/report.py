@@ -1,8 +1,6 @@
 """What a process of a service tells: the log what somebody should know of its commands, the observer all of it."""
 
 import time
-from types import TracebackType
-from typing import Self
 
 import redis
 
@@ -20,9 +18,24 @@ class ServiceReport:
         self.log = Log("service", who)
         self._observer = observer
 
-    def calling(self, command: Command, call: int) -> "HandlerCall":
-        """To be entered while a handler is called. `call`: see Observer.handler_started."""
-        return HandlerCall(self._observer, command, call)
+    def handler_started(self, command: Command, call: int) -> float:
+        """`call`: see Observer.handler_started. Returns when it started, for the next."""
+        if self._observer is None:
+            return 0.0
+        self._observer.handler_started(command=command, call=call)
+        return time.monotonic()
+
+    def handler_finished(self, command: Command, call: int, result: Reply | BaseException, began_s: float) -> None:
+        """`result`: its reply, or what it raised."""
+        if self._observer is None:
+            return
+        self._observer.handler_finished(
+            command=command,
+            call=call,
+            outcome=_outcome(command, result),
+            duration_s=time.monotonic() - began_s,
+            error=result if isinstance(result, BaseException) else None,
+        )
 
     def undoing(self, command: Command) -> None:
         text = f"{_described(command)} must not be done: undoing what may have come of it"
@@ -53,38 +66,10 @@ class ServiceReport:
         self.log.warning(text, extra=about(command))
 
 
-class HandlerCall:
-    """One call of a handler, from entering to leaving; `reply` is what came of it, unless it raised."""
-
-    __slots__ = ("_began_s", "_call", "_command", "_observer", "reply")
-
-    def __init__(self, observer: Observer | None, command: Command, call: int) -> None:
-        self._observer = observer
-        self._command = command
-        self._call = call
-        self._began_s = 0.0
-        self.reply: Reply | None = None
-
-    def __enter__(self) -> Self:
-        if self._observer is not None:
-            self._observer.handler_started(command=self._command, call=self._call)
-            self._began_s = time.monotonic()
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
-        if self._observer is not None:
-            self._observer.handler_finished(
-                command=self._command,
-                call=self._call,
-                outcome=self._outcome(error),
-                duration_s=time.monotonic() - self._began_s,
-                error=error,
-            )
-
-    def _outcome(self, error: BaseException | None) -> Outcome:
-        if self.reply is not None:
-            return Outcome.OK if self.reply.type == ok(self._command.type) else Outcome.REJECTED
-        return Outcome.AWAY if isinstance(error, redis.RedisError) and is_outage(error) else Outcome.RAISED
+def _outcome(command: Command, result: Reply | BaseException) -> Outcome:
+    if isinstance(result, Reply):
+        return Outcome.OK if result.type == ok(command.type) else Outcome.REJECTED
+    return Outcome.AWAY if isinstance(result, redis.RedisError) and is_outage(result) else Outcome.RAISED
 
 
 def _described(command: Command) -> str:
