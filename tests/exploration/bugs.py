@@ -10,11 +10,12 @@ from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 
-from sagastream.core import decision, plan, saga, service_rules
+from sagastream.core import decision, plan, service_rules, step_state
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
-from sagastream.core.saga import SagaState, Step
+from sagastream.core.saga import SagaState
 from sagastream.core.service_rules import Answer, Release, Run, Undo
+from sagastream.core.step_state import Step
 
 
 class Bug(StrEnum):
@@ -98,7 +99,7 @@ _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
     Bug.UNDONE_TOO_EARLY: [(plan, "undoable", _first_to_undo)],
     Bug.FAILED_IS_UNDONE: [
         (plan, "TO_UNDO", TO_UNDO | {Phase.FAILED}),
-        (saga, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
+        (step_state, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
     ],
     Bug.ANSWERED_AGAIN: [(decision, "awaits", _any_ok)],
 }

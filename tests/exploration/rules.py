@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from sagastream.core.decision import FAULT, Event
 from sagastream.core.messages import Command, Due, Reply
-from sagastream.core.moves import Decision
 from sagastream.core.phases import Phase
-from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.saga import Found, SagaState, SagaStatus
+from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepKind
+from sagastream.core.transitions import Decision
 from sagastream.store import saga_hash
 
 #: The time at which all happens. What is set for a later time may come at any moment.

@@ -17,7 +17,7 @@ from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
-from sagastream.store.saga_hash import iso
+from sagastream.store.columns import iso
 from support.servers import KINDS, Server
 
 COMMANDS = [
@@ -116,7 +116,7 @@ def test_a_commit_compares_as_the_mirror_has_it(
     from exploration.configurations import step
     from exploration.rules import NOW
     from sagastream.core.messages import Begin
-    from sagastream.core.moves import Moment
+    from sagastream.core.transitions import Moment
 
     client = server.broker().client
     saga_id = uuid.uuid4().hex

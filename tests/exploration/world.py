@@ -28,11 +28,12 @@ from exploration.rules import NOW, canonical
 from sagastream.core import service_rules
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, failed, ok, reply_to
-from sagastream.core.moves import Decision, Moment
 from sagastream.core.parsing import read_reply
-from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_rules import RELEASE, RUN, TRIES, Answer, Next, Undo
+from sagastream.core.step_state import StepStatus
 from sagastream.core.steps import StepDefinition
+from sagastream.core.transitions import Decision, Moment
 from sagastream.orchestrator.commit import _score
 from sagastream.service.declaration import Service
 

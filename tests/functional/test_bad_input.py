@@ -25,9 +25,9 @@ from sagastream.broker.group_reader import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.core.decision import decide
 from sagastream.core.messages import Due, Intervene, Reply, Verb
-from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import _CommitArguments
 from sagastream.store import keys, saga_hash

@@ -33,8 +33,8 @@ from sagastream import (
 from sagastream.broker.connection import Broker
 from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
-from sagastream.core.moves import Moment
 from sagastream.core.phases import Phase
+from sagastream.core.transitions import Moment
 from sagastream.errors import BrokerError
 from sagastream.store import keys, saga_hash
 from sagastream.telemetry import Observer

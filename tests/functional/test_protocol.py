@@ -12,7 +12,8 @@ import redis
 from sagastream import Service
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
-from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import StepStatus
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, published
 from support.page import PAGE, Shell, shell

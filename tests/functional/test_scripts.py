@@ -26,10 +26,10 @@ from sagastream.broker.group_reader import BATCH, Entry, GroupReader
 from sagastream.core import service_rules
 from sagastream.core.decision import decide
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
-from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_rules import Answer, Run, Undo
+from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys, sagas

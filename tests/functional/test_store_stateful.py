@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Due, Fields, Intervene, Reply, Verb
-from sagastream.core.moves import Moment
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store

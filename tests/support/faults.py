@@ -24,7 +24,8 @@ from sagastream.broker.connection import Broker, connect
 from sagastream.broker.outage import is_outage
 from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import StepRequest
-from sagastream.core.saga import SagaState, SagaStatus, StepStatus
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import StepStatus
 from sagastream.store import keys
 from support import oracle
 from support.processes import Commands

@@ -7,11 +7,11 @@ from msgspec.structs import replace
 
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Code, Due, Intervene, Notice, Reply, Verb, done_body, parked_body
-from sagastream.core.moves import Decision, Moment
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition
 from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Decision, Moment
 from sagastream.errors import UnreadableSaga
 
 BEGUN_MS: Final = 1_700_000_000_000

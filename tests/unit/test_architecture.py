@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sagastream.core.moves import TRANSITIONS
 from sagastream.core.phases import STEP
+from sagastream.core.transitions import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {

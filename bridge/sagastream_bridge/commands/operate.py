@@ -143,7 +143,7 @@ def doctor(repair: bool, as_json: bool) -> None:
 
 
 def _as_json(message: "Quarantined") -> dict[str, object]:
-    from sagastream.store.saga_hash import iso
+    from sagastream.store.columns import iso
 
     return {
         "id": message.id,

@@ -11,12 +11,13 @@ import redis
 from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.client.listing import ListStatus
-from sagastream.core.saga import SagaState, Step, protocol_view
+from sagastream.core.saga import SagaState, protocol_view
+from sagastream.core.step_state import Step
 from sagastream.errors import UnreadableSaga
 from sagastream.store import heartbeat, keys, sagas
+from sagastream.store.columns import iso
 from sagastream.store.heartbeat import Kind
 from sagastream.store.quarantine import Quarantine
-from sagastream.store.saga_hash import iso
 
 #: Among how many of the newest quarantined entries to look for those of a saga.
 _QUARANTINE_LOOK: Final = 1000

@@ -8,10 +8,11 @@ from typing import Any, Final
 import orjson
 
 from sagastream.console import printable
-from sagastream.core.saga import SagaState, Step, StepStatus
+from sagastream.core.saga import SagaState
+from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepKind
+from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantined
-from sagastream.store.saga_hash import iso
 
 #: The codes of colours, as terminals take them (ECMA-48, "select graphic rendition").
 _SGR: Final = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core.phases import Phase
-from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream_bridge.inspection import views

@@ -13,7 +13,8 @@ from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
 from sagastream.client.waiting import Outcome, Waiter, completed
 from sagastream.core.messages import Verb
 from sagastream.core.phases import Phase
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step
+from sagastream.core.saga import Intervention, SagaState, SagaStatus
+from sagastream.core.step_state import Step
 
 BEGIN = to_begin(
     {

@@ -13,7 +13,8 @@ from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
 from sagastream.client.waiting import SagaWatcher, Settled, Waiter
 from sagastream.core.messages import Intervene, Verb
 from sagastream.core.phases import Phase
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step
+from sagastream.core.saga import Intervention, SagaState, SagaStatus
+from sagastream.core.step_state import Step
 from sagastream.store import keys
 from sagastream.store.saga_hash import changed_fields
 

@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Notice, Reply, Unreadable, Verb
-from sagastream.core.moves import REASON_CHARS, Decision, Moment
+from sagastream.core.moves import REASON_CHARS
 from sagastream.core.saga import MAX_INTERVENTIONS, begun_with, conflict, protocol_view
 from sagastream.core.sending import Published
 from sagastream.core.steps import MAX_TIMEOUT_MS, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Decision, Moment
 from sagastream.errors import CorruptSaga, NewerFormat
 from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, step
 

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.core import moves, saga
+from sagastream.core import step_state, transitions
 from sagastream.core.backoff import LONGEST_MS
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
-from sagastream.core.moves import TRANSITIONS, Decision, Moment
 from sagastream.core.phases import STEP, Phase
-from sagastream.core.saga import SagaState, SagaStatus, Step, StepStatus, protocol_view
+from sagastream.core.saga import SagaState, SagaStatus, protocol_view
 from sagastream.core.sending import Published
+from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import AS_PUBLISHED, PERSISTENT_ATTEMPTS, StepDefinition, StepKind
+from sagastream.core.transitions import TRANSITIONS, Decision, Moment
 from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, readable, step
 
 PIVOT = step("ChargePayment", "payment", 7, compensation=None, kind=StepKind.PIVOT, attempts=2)
@@ -423,7 +424,7 @@ class Footprints(dict[Edge, SagaStatus]):
 @pytest.fixture
 def footprints(monkeypatch: pytest.MonkeyPatch) -> Footprints:
     prints = Footprints()
-    monkeypatch.setattr(moves, "TRANSITIONS", prints)
+    monkeypatch.setattr(transitions, "TRANSITIONS", prints)
     return prints
 
 
@@ -461,7 +462,7 @@ def in_doubt(published: Published = PUBLISHED) -> Story:
 
 def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch: pytest.MonkeyPatch) -> None:
     prints = StepFootprints()
-    monkeypatch.setattr(saga, "STEP", prints)
+    monkeypatch.setattr(step_state, "STEP", prints)
     done: dict[str, Any] = {"result": 7}
     # Forward: answered while it is out, between two attempts, and parked.
     given_saga(CHARGE).when("ChargePayment_ok", 1)
@@ -632,7 +633,7 @@ class Run:
         before = self.state
         walked = len(self.prints.walked)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(moves, "TRANSITIONS", self.prints)
+            patch.setattr(transitions, "TRANSITIONS", self.prints)
             decided = decide(before, event, Moment(now_ms=self.now_ms, published=self.published, jitter=0.5))
         after = readable(decided.state)
         assert after is not None

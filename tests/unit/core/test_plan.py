@@ -6,7 +6,7 @@ import pytest
 
 from sagastream.core import plan
 from sagastream.core.phases import ACTIVE, DONE, TO_UNDO, UNDO, Phase
-from sagastream.core.saga import Step
+from sagastream.core.step_state import Step
 from sagastream.core.steps import StepDefinition
 
 WAITING, OUT, COMPLETED, FAILED = Phase.WAITING, Phase.OUT, Phase.COMPLETED, Phase.FAILED

@@ -7,14 +7,8 @@ from msgspec.structs import replace
 
 from sagastream import Context, Reject, Service
 from sagastream.core.phases import STEP, Phase
-from sagastream.core.saga import (
-    MAX_INTERVENTIONS,
-    Intervention,
-    SagaState,
-    SagaStatus,
-    Step,
-    protocol_view,
-)
+from sagastream.core.saga import MAX_INTERVENTIONS, Intervention, SagaState, SagaStatus, protocol_view
+from sagastream.core.step_state import Step
 from sagastream.core.steps import StepDefinition, StepKind
 from sagastream.errors import ImpossibleTransition
 from sagastream.testing import Sagas

@@ -10,14 +10,15 @@ from msgspec.structs import replace
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Verb
-from sagastream.core.moves import Decision, Moment
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import TIMEOUT_MS, StepDefinition
+from sagastream.core.transitions import Decision, Moment
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import _CommitArguments
 from sagastream.store import keys
-from sagastream.store.saga_hash import changed_fields, iso
+from sagastream.store.columns import iso
+from sagastream.store.saga_hash import changed_fields
 
 KEPT_MS = 1_000_000
 NOW_MS = 1_700_000_000_000

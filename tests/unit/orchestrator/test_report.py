@@ -8,7 +8,8 @@ import pytest
 from sagastream.broker.group_reader import Entry
 from sagastream.core.messages import Command
 from sagastream.core.phases import Phase
-from sagastream.core.saga import SagaState, SagaStatus, Step
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import Step
 from sagastream.core.steps import StepDefinition
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator.change import Change

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from sagastream.broker.group_reader import Entry
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable, Verb
-from sagastream.core.moves import Moment
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import StepDefinition
+from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator import state_cache
 from sagastream.orchestrator.change import Change

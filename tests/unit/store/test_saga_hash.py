@@ -7,14 +7,13 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct
 from msgspec.structs import fields, replace
 
 from sagastream.core.decision import decide
 from sagastream.core.messages import Due, Intervene, Verb
-from sagastream.core.moves import Moment
 from sagastream.core.phases import ACTIVE, BACKING_OFF, IN_FLIGHT, Phase
-from sagastream.core.saga import Intervention, SagaState, SagaStatus, Step, protocol_view
+from sagastream.core.saga import Intervention, SagaState, SagaStatus, protocol_view
+from sagastream.core.step_state import Step
 from sagastream.core.steps import (
     AS_PUBLISHED,
     ATTEMPTS,
@@ -26,9 +25,9 @@ from sagastream.core.steps import (
     StepKind,
 )
 from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, NewerFormat
-from sagastream.store import saga_hash
-from sagastream.store.saga_hash import changed_fields, iso, read
+from sagastream.store.saga_hash import changed_fields, read
 
 NAMES = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
 #: From 1970 to 2096, in milliseconds.
@@ -280,29 +279,6 @@ def test_nothing_is_written_that_stands_there_already(pair: tuple[SagaState, Sag
         assert whole.get(name) != value or (name == b"waiting_for" and before.updated_ms != after.updated_ms)
 
 
-def test_every_attribute_is_kept_in_a_field_of_its_own() -> None:
-    # An attribute that is added to one of these structs belongs into its table, or into this list with the reason.
-    not_written = {
-        SagaState: {"saga_id", "steps", "version"},  # the key; fields of their own; compared and set by the commit
-        Step: {"definition", "phase", "due_ms", "parked"},  # fields of its own; told by status, skipped and the saga's
-        StepDefinition: set(),
-    }
-    told_otherwise = {SagaState: {"parked", "times_out_ms", "send_again_ms"}, Step: {"status", "skipped"}}
-    tables: dict[type[Struct], Any] = {
-        SagaState: saga_hash._SAGA,
-        Step: saga_hash._STEP,
-        StepDefinition: saga_hash._DEFINITION,
-    }
-    for kind, table in tables.items():
-        attributes = {field.name for field in fields(kind)} - not_written[kind]
-        assert table.keys() == attributes | told_otherwise.get(kind, set())
-        assert len({column.field for column in table.values()}) == len(table)
-
-
-def test_no_two_fields_of_a_step_have_the_same_name() -> None:
-    assert not {c.field for c in saga_hash._STEP.values()} & {c.field for c in saga_hash._DEFINITION.values()}
-
-
 def test_a_state_that_is_the_same_writes_nothing() -> None:
     state = a_saga()
     assert changed_fields(state, state) == []
@@ -441,13 +417,6 @@ def test_a_retriable_step_with_as_many_attempts_as_is_usual_for_one_says_its_kin
         found = written(changed_fields(None, saga))
         assert (found[b"step1.kind"], found.get(b"step1.attempts")) == (b"retriable", told)
         assert read("saga42", found) == replace(saga, version=1)
-
-
-@given(TIMES)
-def test_a_time_is_written_in_utc_with_milliseconds(ms: int) -> None:
-    text = iso(ms)
-    assert text.endswith(f".{ms % 1000:03}Z")
-    assert len(text) == len("2023-11-14T22:13:20.000Z")
 
 
 # --- hashes that are not as they were

@@ -18,7 +18,8 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
-from sagastream.core.saga import SagaState, SagaStatus, Step, begun_with, conflict
+from sagastream.core.saga import SagaState, SagaStatus, begun_with, conflict
+from sagastream.core.step_state import Step
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import keys, saga_hash
 

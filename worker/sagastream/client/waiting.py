@@ -17,7 +17,8 @@ from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.group_reader import Entry
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
-from sagastream.core.saga import Found, SagaState, SagaStatus, Step, StepStatus, begun_with
+from sagastream.core.saga import Found, SagaState, SagaStatus, begun_with
+from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
 from sagastream.store import events

@@ -25,8 +25,9 @@ from sagastream.core.messages import (
     failed,
     ok,
 )
-from sagastream.core.moves import Decision, Moment
-from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, Step, StepStatus, begun_with, conflict
+from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, begun_with, conflict
+from sagastream.core.step_state import Step, StepStatus
+from sagastream.core.transitions import Decision, Moment, outcome
 from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 
 #: What may happen: a request, a reply, an entry that is neither or for a newer release; or that the time has come.
@@ -120,7 +121,7 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
     if not begun_with(state, event):
         return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
     # Its outcome is still to come, or is told once more to whoever asks again.
-    return Decision(state=state, notices=(moves.outcome(state, event.request_id),) if state.ended else ())
+    return Decision(state=state, notices=(outcome(state, event.request_id),) if state.ended else ())
 
 
 def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Decision:

@@ -6,7 +6,7 @@ A chain is the only plan so far: each step comes after the one before it. No oth
 from collections.abc import Callable, Sequence
 
 from sagastream.core.phases import ACTIVE, DONE, TO_UNDO, UNDO, Phase
-from sagastream.core.saga import Step
+from sagastream.core.step_state import Step
 
 
 def ready(steps: Sequence[Step]) -> list[int]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from sagastream.core.messages import Command
-from sagastream.core.saga import SagaState, Step
+from sagastream.core.saga import SagaState
+from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
 
 #: What services publish: service -> command -> the compensation that undoes it (None: it needs none).

@@ -6,8 +6,8 @@ from msgspec.structs import replace
 
 from sagastream.broker.group_reader import Entry
 from sagastream.core.messages import Command, Notice
-from sagastream.core.moves import Decision
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.transitions import Decision
 from sagastream.errors import UnreadableSaga
 from sagastream.store import keys, saga_hash
 

@@ -12,6 +12,7 @@ from sagastream.core.messages import Fields
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
 from sagastream.store import keys, saga_hash, sagas
+from sagastream.store.columns import iso
 
 #: The longest argument of a script, in bytes: a server takes none of 512 MB, which many very large results would
 #: come to, again and again.
@@ -111,7 +112,7 @@ class _CommitArguments:
         return [
             self._hash(change.key),
             str(before.version) if before else "",
-            saga_hash.iso(before.updated_ms) if before else "",
+            iso(before.updated_ms) if before else "",
             _score(before, after) if fields or change.rearm else "",
             change.saga_id or "",
             fields,

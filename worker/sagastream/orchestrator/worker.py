@@ -20,10 +20,10 @@ from sagastream.broker.group_reader import BATCH, Entry, GroupReader, consumer_n
 from sagastream.broker.outage import Outage
 from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Due
-from sagastream.core.moves import Moment
 from sagastream.core.parsing import read_reply, read_request
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
+from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply
-from sagastream.core.moves import Moment, no_answer
+from sagastream.core.moves import no_answer
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.core.strict_json import decode
+from sagastream.core.transitions import Moment
 from sagastream.errors import RequestRefused
 from sagastream.testing import story
 from sagastream.testing.clock import Clock

@@ -6,8 +6,8 @@ from msgspec import Struct
 
 from sagastream.console import printable
 from sagastream.core.messages import Command, Reply
-from sagastream.core.moves import Decision
 from sagastream.core.saga import SagaState
+from sagastream.core.transitions import Decision
 
 #: The longest payload that a story quotes, in characters.
 _QUOTED_CHARS = 200

@@ -1,0 +1,259 @@
+"""The fields of a saga's hash: which attribute each holds, how it is written, and how it is read.
+
+Each attribute is declared once, in a table by its name. Reading is strict: a value that a saga cannot have is a
+ValueError, so that a damaged hash is told from a whole one.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from sagastream.core.messages import is_id
+from sagastream.core.saga import Intervention, SagaStatus
+from sagastream.core.step_state import Step, StepStatus
+from sagastream.core.steps import MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_STEPS, MAX_TIMEOUT_MS, PLAIN, StepKind
+
+Word = str | int
+
+
+class Column(NamedTuple):
+    """One field of the hash: its name, how the value of its attribute is read, and how it is written.
+
+    None is written as nothing. `write` gets any other value; without it the value is written as it is.
+    """
+
+    field: str
+    read: Callable[[bytes], Any]
+    write: Callable[[Any], Word] | None = None
+
+
+#: In a hash: the step was declared to need no compensation. No name may contain parentheses.
+_NO_COMPENSATION: Final = "(none)"
+#: How often anything can have happened, at the most.
+_MOST: Final = 10**9
+
+
+# --- how values are written
+
+
+@lru_cache(maxsize=4096)
+def iso(ms: int) -> str:
+    """Milliseconds since the epoch as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def flag(value: bool) -> Word:
+    return 1 if value else ""
+
+
+def _count(value: int) -> Word:
+    return value or ""
+
+
+def _format(value: int) -> Word:
+    return "" if value == PLAIN else value
+
+
+def _sendings(value: int) -> Word:
+    return value if value > 1 else ""  # once is what the time of sending says
+
+
+def _steps(numbers: tuple[int, ...]) -> str:
+    return orjson.dumps(numbers).decode() if numbers else ""
+
+
+def _interventions(done: tuple[Intervention, ...]) -> str:
+    written = [
+        {"verb": one.verb, "reason": one.reason, "at": iso(one.at_ms), "request_id": one.request_id} for one in done
+    ]
+    return orjson.dumps(written).decode() if written else ""
+
+
+def _undo(name: str | None) -> str:
+    return _NO_COMPENSATION if name is None else name
+
+
+# --- how they are read
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
+
+
+def _is_set(_: bytes) -> bool:
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _moment(value: bytes) -> int:
+    text = value.decode()
+    ms = round(datetime.fromisoformat(text).timestamp() * 1000)
+    if iso(ms) != text:
+        raise ValueError(f"the time {text!a} is not as we write times")
+    return ms
+
+
+@lru_cache(maxsize=4096)
+def _id(value: bytes) -> str:
+    name = value.decode()
+    if not is_id(name):
+        raise ValueError(f"the name {name[:128]!a}")
+    return name
+
+
+def _json(payload: bytes) -> bytes:
+    """The payload, seen to be JSON: it is put into messages as it is."""
+    orjson.loads(payload)
+    return payload
+
+
+def whole_number(value: bytes, least: int = 0, most: int = _MOST) -> int:
+    """A number in these limits: what is worked out from any other one may be too large to be written."""
+    found = int(value)
+    if not least <= found <= most:
+        raise ValueError(f"the number {found}")
+    return found
+
+
+def _read_undo(value: bytes) -> str | None:
+    return None if value == _NO_COMPENSATION.encode() else _id(value)
+
+
+def _read_steps(value: bytes) -> tuple[int, ...]:
+    numbers = orjson.loads(value)
+    if not isinstance(numbers, list) or not all(type(n) is int and 1 <= n <= MAX_STEPS for n in numbers):
+        raise ValueError(f"compensating_steps {numbers!a}")
+    return tuple(numbers)
+
+
+def _read_interventions(value: bytes) -> tuple[Intervention, ...]:
+    found = orjson.loads(value)
+    if not isinstance(found, list):
+        raise ValueError("interventions are no list")
+    return tuple(map(_read_intervention, found))
+
+
+def _read_intervention(done: Any) -> Intervention:
+    verb, reason, request_id = done["verb"], done["reason"], done["request_id"]
+    if not (isinstance(verb, str) and isinstance(reason, str) and isinstance(request_id, str | None)):
+        raise ValueError("an intervention is not as we write them")
+    return Intervention(verb=verb, reason=reason, at_ms=_moment(str(done["at"]).encode()), request_id=request_id)
+
+
+# --- the fields
+
+
+#: The fields of a saga, by the attribute of SagaState that each holds, in the order in which they are written. Those
+#: that the saga takes from its current step are given to that step when the hash is read.
+SAGA: Final[dict[str, Column]] = {
+    "status": Column("status", {status.encode(): status for status in SagaStatus}.__getitem__),
+    "current_step": Column("current_step", whole_number),
+    "reason": Column("reason", _text),
+    "parked": Column("parked", _text),
+    "cancelling": Column("cancelling", _text),
+    "compensating_steps": Column("compensating_steps", _read_steps, _steps),
+    "begun_ms": Column("begun_at", _moment, iso),
+    "updated_ms": Column("updated_at", _moment, iso),
+    "times_out_ms": Column("times_out_at", _moment, iso),
+    "send_again_ms": Column("send_again_at", _moment, iso),
+    "deadline_ms": Column("deadline_at", _moment, iso),
+    "interventions": Column("interventions", _read_interventions, _interventions),
+    "duplicates": Column("duplicates", whole_number, _count),
+    "request_id": Column("request_id", _text),
+    "echo": Column("trace", _is_set, flag),
+    "format": Column("format", partial(whole_number, least=1), _format),
+}
+
+#: The fields of a step, likewise, by the attribute of Step; in the hash each begins with `stepN.`. Its phase is not
+#: written: `status`, `skipped` and what the saga waits for say it.
+STEP: Final[dict[str, Column]] = {
+    "status": Column("status", {status.encode(): status for status in StepStatus}.__getitem__),
+    "attempt": Column("attempt", whole_number, _sendings),
+    "sent_ms": Column("sent_at", _moment, iso),
+    "answered_ms": Column("answered_at", _moment, iso),
+    "result": Column("result", _json, bytes.decode),
+    "error": Column("error", _json, bytes.decode),
+    "unknown": Column("unknown", _is_set, flag),
+    "late_ms": Column("late_at", _moment, iso),
+    "compensation": Column("undone_by", _id),
+    "compensation_attempt": Column("compensation_attempt", whole_number, _sendings),
+    "compensation_sent_ms": Column("compensation_sent_at", _moment, iso),
+    "compensation_answered_ms": Column("compensation_answered_at", _moment, iso),
+    "compensation_error": Column("compensation_error", _json, bytes.decode),
+    "tried_before": Column("tried_before", whole_number, _count),
+    "skipped": Column("skipped", _is_set, flag),
+}
+
+#: The fields of a step's definition, by the attribute of StepDefinition. They are written once, at the begin, and begin
+#: with `stepN.` too.
+DEFINITION: Final[dict[str, Column]] = {
+    "transaction": Column("transaction", _id),
+    "service": Column("service", _id),
+    "params": Column("params", _json, bytes.decode),
+    "compensation": Column("compensation", _read_undo, _undo),
+    "kind": Column("kind", {kind.encode(): kind for kind in StepKind}.__getitem__),
+    "timeout_ms": Column("timeout_ms", partial(whole_number, least=1, most=MAX_TIMEOUT_MS)),
+    "attempts": Column("attempts", partial(whole_number, least=1, most=MAX_ATTEMPTS)),
+    "compensation_attempts": Column("compensation_attempts", partial(whole_number, least=1, most=MAX_ATTEMPTS)),
+    "backoff_ms": Column("backoff_ms", partial(whole_number, least=1, most=MAX_BACKOFF_MS)),
+    "retry_failed": Column("retry_failed", _is_set, flag),
+}
+
+
+# --- the fields of one step, and where a field belongs
+
+#: The name of a field of a step.
+STEP_FIELD: Final = re.compile(rb"step([1-9]\d{0,2})\.([a-z_]+)")
+
+
+class StepFields(NamedTuple):
+    """The names of the fields of one step, with its number in them."""
+
+    status: str
+    skipped: str
+    stored: tuple[Column | None, ...]  # by the attributes of Step, in their order; None: it has no field of its own
+    needed: tuple[str, str, str]  # transaction, service, params
+    definition: dict[str, Column]
+
+
+@lru_cache(maxsize=MAX_STEPS)
+def step_fields(number: int) -> StepFields:
+    def numbered(column: Column) -> Column:
+        return column._replace(field=f"step{number}.{column.field}")
+
+    columns = {attribute: numbered(column) for attribute, column in STEP.items()}
+    definition = {attribute: numbered(column) for attribute, column in DEFINITION.items()}
+    return StepFields(
+        status=columns["status"].field,
+        skipped=columns["skipped"].field,
+        stored=tuple(map(columns.get, Step.__struct_fields__)),
+        needed=(definition["transaction"].field, definition["service"].field, definition["params"].field),
+        definition=definition,
+    )
+
+
+#: Where a field belongs: to which part of the state (0: the saga; 2n-1: step n; 2n: its definition), as which
+#: attribute, and how it is read. None: it is not read, or this release does not know it.
+_Place = tuple[int, str, Callable[[bytes], Any]] | None
+
+
+class _Places(dict[bytes, _Place]):
+    """The place of each field. Those that are known are kept, so that they are taken apart once."""
+
+    def __missing__(self, field: bytes) -> _Place:
+        part, tables, name = 0, [SAGA], field
+        if (found := STEP_FIELD.fullmatch(field)) is not None:
+            part, tables, name = 2 * int(found[1]) - 1, [STEP, DEFINITION], found[2]
+        for number, table in enumerate(tables, part):
+            for attribute, column in table.items():
+                if column.field.encode() == name:
+                    self[field] = (number, attribute, column.read)
+                    return self[field]
+        return None
+
+
+PLACES: Final = _Places({b"version": None, b"steps": None, b"waiting_for": None})
