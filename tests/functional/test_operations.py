@@ -250,7 +250,7 @@ def test_what_came_from_no_inbox_cannot_be_put_back(
         client.xadd(keys.QUARANTINE, entry),
         client.xadd(keys.QUARANTINE, entry | {"stream": keys.REPLIES, "fields": '{"cut'}),
     )
-    for entry_id, why in ((first, "to which nothing can be put back"), (second, "larger than the quarantine keeps")):
+    for entry_id, why in ((first, "nothing can be put back there"), (second, "too large to be kept whole")):
         assert isinstance(entry_id, bytes)
         done = commands.run("quarantine", "replay", entry_id.decode(), **env)
         assert done.returncode == 1

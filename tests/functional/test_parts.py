@@ -6,7 +6,7 @@ import pytest
 
 from sagastream.core.messages import Due
 from sagastream.core.parsing import parse_begin
-from sagastream.orchestrator.worker import _PART, Letter, _parts
+from sagastream.orchestrator.worker import _PART, Input, _parts
 from sagastream.store import keys, sagas
 from support.scenes import Scene, do
 from support.servers import Server
@@ -60,7 +60,7 @@ def test_what_is_stuck_in_any_part_is_not_taken_for_written(scene: Scene, caplog
     bring_to_the_second_step(scene, do(2, service="broken"))
     read_the_replies(scene)
     assert "commands:broken is not a stream" in caplog.text
-    assert not scene.worker._memory._states
+    assert not scene.worker._cache._states
     scene.redis.delete(keys.commands("broken"))
     scene.worker._inbox.renew()
     scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
@@ -86,8 +86,8 @@ def test_what_is_quarantined_in_any_part_is_told_of(scene: Scene, caplog: pytest
 
 
 def test_messages_of_one_saga_are_in_one_part() -> None:
-    letters: list[Letter] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
-    parts = _parts(letters)
+    inputs: list[Input] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
+    parts = _parts(inputs)
     ids = [{event.saga_id for those in part for _, event in those} for part in parts]
     assert len(parts) > 1
     assert sum(map(len, ids)) == len(set().union(*ids)) == 50

@@ -1,6 +1,6 @@
 """sagastream: sagas over Redis streams.
 
-Read on in the order in which data travels: client, orchestrator, core, store, service.
+To read the code, follow the data: client, orchestrator, core, store, service.
 """
 
 from importlib import import_module
@@ -94,12 +94,13 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names, whether they were used before or not."""
+    """The public names, even those that are not imported yet."""
     return __all__
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: the command line starts in a fraction of the time that redis takes to import."""
+    """Import a public name when it is first used. So the command line need not import redis, which takes longer than
+    all else that it does at its start."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

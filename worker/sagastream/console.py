@@ -1,15 +1,15 @@
-"""What others wrote, made harmless for whoever reads it on a terminal or in a log."""
+"""Text from outside, made safe to show on a terminal or in a log."""
 
 
 def printable(text: str) -> str:
-    """`text` on one line with every character that a terminal could act on, or that hides, written as an escape:
-    control characters, line breaks, bidirectional overrides, lone surrogates."""
+    """`text` on one line. Each character on which a terminal could act, or that is invisible, is escaped: control
+    characters, line breaks, bidirectional overrides, lone surrogates."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def describe(error: BaseException) -> str:
-    """The kind and text of an error, whatever its text is like."""
+    """The class and the text of an error, on one line of at most 500 characters before escaping."""
     try:
         return printable(f"{type(error).__name__}: {error}"[:500])
-    except Exception:  # noqa: BLE001 - it is the user's class, and its __str__ may do anything
+    except Exception:  # noqa: BLE001 - it may be a user's class, whose __str__ may raise anything
         return type(error).__name__

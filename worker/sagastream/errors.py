@@ -1,19 +1,19 @@
-"""Every error sagastream raises, and when. Imports nothing, so that everything may import it."""
+"""Every error that sagastream raises, and when. This module imports nothing, so every other one may import it."""
 
 
 class SagastreamError(Exception):
-    """The base of all others. Its text is one line, fit to show a person."""
+    """The base class of all errors of sagastream. The text is one line that can be shown to a person."""
 
 
 class MalformedMessage(SagastreamError):
-    """A body is not the strict JSON, or not the message, that the protocol asks for (protocol code 12)."""
+    """The body of a message is not strict JSON, or is not as the protocol requires (protocol code 12)."""
 
 
 class RequestRefused(SagastreamError):
-    """A request is not accepted: a saga_begin because another saga has its id, an operator's because the saga is not in
-    a state in which that can be done.
+    """A request was refused: a saga_begin because another saga has its id, or an operator's request because the state
+    of the saga does not allow it.
 
-    `code` is the protocol's error code (22 precondition failed, 20 no such saga, 13 the saga's hash is damaged).
+    `code` is the protocol's error code: 22 precondition failed, 20 no such saga, 13 the saga's hash is damaged.
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -22,10 +22,10 @@ class RequestRefused(SagastreamError):
 
 
 class SagaNotCompleted(SagastreamError):
-    """Raised where a client asked for a saga that has not completed to be an error: see its two kinds.
+    """A saga did not complete. Raised only if the client asked for that; see the two subclasses.
 
-    `saga_id`, `reason`; `step` (from 1), `transaction` and `service`: the step on account of which, all three None
-    where it is on account of none.
+    - `saga_id`, and `reason`: why it did not complete.
+    - `step` (from 1), `transaction` and `service`: the step that was the cause. All three are None if no step was.
     """
 
     said = "has not completed"
@@ -48,30 +48,30 @@ class SagaNotCompleted(SagastreamError):
 
 
 class SagaAborted(SagaNotCompleted):
-    """The saga has ended ABORTED; the step is the one that failed, None where it was cancelled."""
+    """The saga has ended ABORTED. The step is the one that failed; None if the saga was cancelled."""
 
     said = "was aborted"
 
 
 class SagaParked(SagaNotCompleted):
-    """The saga stands still until a person acts; the step is the one that it is parked at, and `transaction` is what is
-    parked: the compensation, where the saga is being undone."""
+    """The saga is parked: it stands still until a person acts. The step is the one at which it is parked. `transaction`
+    is the command that is parked: if the saga is being undone, the step's compensation."""
 
     said = "is parked"
 
 
 class UnreadableSaga(SagastreamError):
-    """A saga is in the store, and this release cannot read it: see its two kinds."""
+    """A saga is in the store, but this release cannot read it; see the two subclasses."""
 
 
 class CorruptSaga(UnreadableSaga):
-    """A saga's hash cannot be read: another type stands at its key, or fields are missing or garbled."""
+    """A saga's hash cannot be read: its key holds another type, or fields are missing or damaged."""
 
 
 class NewerFormat(UnreadableSaga):
     """A saga's hash has a format that only a newer release knows. Nothing is wrong with it: leave it to that release.
 
-    `saga_id`; `format`, the number of the format.
+    `saga_id` is the id of the saga, `format` the number of the format.
     """
 
     def __init__(self, saga_id: str, number: int) -> None:
@@ -85,11 +85,11 @@ class ImpossibleTransition(SagastreamError):
 
 
 class BrokerError(SagastreamError):
-    """The broker cannot be used: it does not start, refuses the login, or is too old. Waiting will not help."""
+    """The broker cannot be used: it does not start, refuses the login, or is too old. Waiting does not help."""
 
 
 class StoreMismatch(BrokerError):
-    """The store was laid out for another number of partitions than this release runs."""
+    """The store has another number of partitions than this release uses."""
 
 
 class QuarantineError(SagastreamError):
@@ -97,24 +97,24 @@ class QuarantineError(SagastreamError):
 
 
 class SettingsError(SagastreamError):
-    """A variable of the environment has a value that it cannot have."""
+    """An environment variable has a value that is not allowed."""
 
 
 class ServiceError(SagastreamError):
-    """A service is declared wrongly, or cannot be loaded from MODULE:NAME."""
+    """A service is declared in a way that is not allowed, or cannot be loaded from MODULE:NAME."""
 
 
 class ScenarioError(SagastreamError):
-    """A test asks sagastream.testing for what there is not: a service or command that is not served, or a fault that
-    never happened."""
+    """A test with sagastream.testing names a service or a command that is not served, or a fault that never
+    happened."""
 
 
 class JobRefused(SagastreamError):
-    """An RQ job is none of ours, or of a service that the worker does not run."""
+    """An RQ job is not a job of sagastream, or belongs to a service that the worker does not run."""
 
 
 class Reject(Exception):
-    """Raised by a handler: the step fails, and nothing of it remains to be undone.
+    """Raise it in a handler to say: the step has failed, and has left nothing that must be undone.
 
     `error` is any JSON value; it becomes the `error` of the reply.
     """

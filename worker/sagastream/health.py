@@ -1,6 +1,6 @@
-"""A file that is touched while a process hears from the broker: a liveness probe looks at how old it is.
+"""A file that a process touches while the broker answers it. A liveness probe looks at the age of the file.
 
-A file, not a port: nothing listens, no firewall has to let anything through, and two processes on one host do not
+It is a file and not a port, so that nothing listens, no firewall needs a rule, and two processes on one host do not
 collide.
 """
 
@@ -19,18 +19,18 @@ _log: Final = Log("health", "sagastream")
 
 
 class HealthFile:
-    """The file of one process. It is there once the broker has answered for the first time."""
+    """The file of one process. It exists once the broker has answered for the first time."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError if it cannot be written."""
+        """Raises OSError if the file cannot be written."""
         path.touch()
-        path.unlink()  # what a process before this one left says nothing about this one
+        path.unlink()  # a file that an earlier process left says nothing about this one
         self._path = path
         self._touched = float("-inf")
         self._failed = False
 
     def beat(self, heard: float) -> None:
-        """`heard`: when the broker last answered, by time.monotonic."""
+        """Touch the file if the broker has answered since. `heard`: when it last answered, by time.monotonic."""
         if heard < self._touched + _EVERY_S:
             return
         self._touched = time.monotonic()
@@ -44,7 +44,7 @@ class HealthFile:
 
 @contextmanager
 def health_file_at(path: Path | None) -> Iterator[HealthFile | None]:
-    """The health file of a process, for as long as it works; None without a path."""
+    """The health file of a process while the process works; removed at the end. None if there is no path."""
     if path is None:
         yield None
         return

@@ -1,5 +1,5 @@
-"""Log records written to stderr, as text or as JSON. Only programs' entry points have this installed: the command line,
-and an RQ worker that nobody has configured logging for."""
+"""Write log records to stderr, as text or as JSON. Only entry points of programs use this: the command line, and an RQ
+worker if nobody has configured logging for it."""
 
 import contextlib
 import json
@@ -16,19 +16,19 @@ from sagastream.telemetry import HandlerFields
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
-#: Where the command line keeps what it was told: child processes have it from there.
+#: The command line stores its options in these variables, so that child processes inherit them.
 FORMAT_VARIABLE: Final = "SAGASTREAM_LOG_FORMAT"
 LEVEL_VARIABLE: Final = "SAGASTREAM_LOG_LEVEL"
 
-#: What every record has by itself, and what formatters add. All else was given with `extra`.
+#: The attributes that every record has, and those that formatters add. All others were passed with `extra`.
 _USUAL: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def write_to_stderr(environment: Mapping[str, str] = os.environ) -> None:
-    """Have all log records of this process written to stderr, from now on, in the format and from the level that the
-    environment names; by default as text, from INFO. Called again, it takes the place of what it did before.
+    """Write all log records of this process to stderr from now on, in the format and from the level that the
+    environment variables name; by default as text, from INFO. A second call replaces the first.
 
-    Raises SettingsError.
+    Raises SettingsError if a variable has a value that is not allowed.
     """
     written = _setting(environment, FORMAT_VARIABLE, FORMATS, "text")
     level = _setting(environment, LEVEL_VARIABLE, LEVELS, "info")
@@ -50,8 +50,9 @@ def _setting(environment: Mapping[str, str], variable: str, allowed: tuple[str, 
 
 
 class TextLines(logging.Formatter):
-    """`name: text`, and for what a handler wrote the saga, step and attempt. `name` is the process or, for records that
-    are not of sagastream, the logger. An exception follows, each line of its traceback like the first."""
+    """Records as `name: text`. `name` is the process or, if the record is not one of sagastream's, the logger. A record
+    of a handler ends with the saga, step and attempt. An exception follows, each line of its traceback with the name
+    too."""
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "source", record.name)
@@ -60,8 +61,9 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, what was given with `extra` and is
-    not None, and `exception`, a traceback. ASCII only: nothing in it can act on a terminal."""
+    """Records as one JSON object a line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, each value that was
+    passed with `extra` and is not None, and `exception`, a traceback. ASCII only, so that nothing can act on a
+    terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         members: dict[str, object] = {
@@ -79,18 +81,18 @@ class JsonLines(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever sys.stderr is. Whether anybody reads it changes nothing."""
+    """Writes to sys.stderr as it is at that moment. Nothing is raised if nobody can read it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stderr is None:  # it was closed before we came
+        if sys.stderr is None:  # it was closed before this program started
             return
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 - what was given with `extra` may do anything
+        except Exception:  # noqa: BLE001 - values passed with `extra` may raise anything
             self.handleError(record)
             return
         with contextlib.suppress(OSError, ValueError):
-            # In one piece: the lines of several processes must not run into each other.
+            # In one call, so that the lines of several processes do not get mixed.
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
@@ -98,12 +100,12 @@ class _Stderr(logging.Handler):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # noqa: BLE001 - a handler's mistake in a log call must not look like one of ours
+    except Exception as error:  # noqa: BLE001 - a handler's mistake in a log call must not look like a mistake of sagastream
         return f"{record.pathname}:{record.lineno}: this log call cannot be written: {describe(error)}"
 
 
 def _suffix(record: logging.LogRecord) -> str:
-    """Of which call of a handler a record is. Our own lines say it in their words."""
+    """Says to which call of a handler a record belongs. The messages of sagastream itself say that already."""
     saga_id: object = getattr(record, "saga_id", None)
     if saga_id is None or record.name.startswith("sagastream."):
         return ""
@@ -118,12 +120,12 @@ def _traceback(record: logging.LogRecord) -> str:
 
 
 def _json(value: object) -> str:
-    """The value as JSON or, if it has none, what it looks like."""
-    import orjson  # the command line reads this module before it knows whether it needs that
+    """The value as JSON or, if it cannot be JSON, its repr as a JSON string."""
+    import orjson  # the command line imports this module before it knows whether it needs orjson
 
     try:
         plain = orjson.loads(orjson.dumps(value))
-    except Exception:  # noqa: BLE001 - it is a stranger's object
+    except Exception:  # noqa: BLE001 - the object may be of any class
         plain = _shown(value)
     return json.dumps(plain)
 
@@ -131,5 +133,5 @@ def _json(value: object) -> str:
 def _shown(value: object) -> str:
     try:
         return printable(value) if isinstance(value, str) else ascii(value)
-    except Exception as error:  # noqa: BLE001 - its __repr__ may do anything
+    except Exception as error:  # noqa: BLE001 - its __repr__ may raise anything
         return describe(error)

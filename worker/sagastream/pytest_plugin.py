@@ -1,4 +1,4 @@
-"""The fixture `sagas`, for every pytest that has sagastream installed. Costs nothing until a test asks for it."""
+"""The fixture `sagas`, in every pytest run where sagastream is installed. It costs nothing until a test uses it."""
 
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
@@ -13,7 +13,7 @@ _SAGAS: Final = pytest.StashKey["Sagas"]()
 
 @pytest.fixture
 def sagas(request: pytest.FixtureRequest) -> "Iterator[Sagas]":
-    """Sagas against services in this process, on a clock that never waits: see sagastream.testing."""
+    """Sagas that run against services in this process, with a clock that never waits. See sagastream.testing."""
     from sagastream.testing import Sagas
 
     kit = request.node.stash[_SAGAS] = Sagas()
@@ -23,8 +23,8 @@ def sagas(request: pytest.FixtureRequest) -> "Iterator[Sagas]":
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A test that fails shows what its sagas did. In a test that passes, every fault that it names must have
-    happened."""
+    """If a test fails, its report shows what its sagas did. If it passes, every fault that it declared must have
+    happened; otherwise it fails."""
     try:
         passed = yield
     except BaseException:

@@ -1,7 +1,7 @@
-"""What happens in a process, told to whoever watches it: an Observer for programs, log records for people.
+"""What happens in a process can be watched: programs pass an Observer, people read log records.
 
-A library decides nothing about logging: here are loggers below `sagastream`, with a NullHandler and nothing else. The
-command line has them written (see log_output).
+A library does not configure logging. The loggers below `sagastream` have a NullHandler and nothing else; only the
+command line writes their records, see log_output.
 """
 
 import logging
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagastream.console import describe, printable
 
-if TYPE_CHECKING:  # the command line reads this module before it knows whether it needs those
+if TYPE_CHECKING:  # the command line imports this module before it knows whether it needs those
     from sagastream.core.messages import Command, Reply
     from sagastream.core.saga import SagaState
 
-#: The fields that say which call of a handler a log record belongs to.
+#: The fields of a log record that say to which call of a handler it belongs.
 FIELDS: Final = ("saga_id", "service", "step", "attempt")
 
-#: The command whose handler is being called, in the thread or the task that calls it.
+#: The command whose handler is running in this thread or asyncio task.
 _command: "ContextVar[Command | None]" = ContextVar("sagastream_command", default=None)
 
 logging.getLogger("sagastream").addHandler(logging.NullHandler())  # else Python writes warnings to stderr
@@ -32,80 +32,84 @@ class Outcome(StrEnum):
 
     OK = "ok"  # it returned
     REJECTED = "rejected"  # it raised Reject: the step has failed
-    RAISED = "raised"  # it raised anything else, or returned what is not JSON: called again, or the outcome is unknown
-    AWAY = "away"  # it could not reach its Redis: called again, and counts as no try
+    RAISED = "raised"  # it raised anything else, or did not return JSON: called again, or the outcome is unknown
+    AWAY = "away"  # it could not reach its Redis: called again, and this call does not count
 
 
 class Observer:
-    """Is told of the few points that matter in a process. Override what you need; each method here does nothing.
+    """Its methods are called at the few points that matter in a process. Override those that you need; here, each does
+    nothing.
 
-    - Arguments come by keyword. Later releases may add some, so end your methods with `**_: object`.
-    - A method is called once the thing has happened: what is committed or sent is in the store by then.
-    - It is called where it happens, by several threads at once in a service. `handler_started` and `handler_finished`
-      are called in the thread, or the asyncio task, of the handler: the handler sees context variables that they set.
-    - It must return at once, for the process waits for it, and must not call back into the process.
-    - One that raises is logged once, and not called again. The process goes on.
-    - Durations are in seconds. Commands, replies and sagas are what the process itself works with, and immutable.
+    - Arguments are passed by keyword. Later releases may add some, so end your methods with `**_: object`.
+    - A method is called after the thing has happened: what was committed or sent is in the store by then.
+    - It is called in the thread where the thing happens; in a service several threads may call it at once.
+      `handler_started` and `handler_finished` are called in the handler's thread or asyncio task, so the handler sees
+      context variables that they set.
+    - It must return at once, because the process waits for it. It must not call back into the process.
+    - If an observer raises, that is logged once, and none of its methods is called again. The process goes on.
+    - Durations are in seconds. Commands, replies and sagas are the objects with which the process works; they are
+      immutable.
     """
 
     # --- every process
 
     def process_started(self, *, kind: str, name: str) -> None:
-        """`kind`: worker, service, rq or bridge. `name`: as in the log; of a worker and a service, unique."""
+        """The process starts its work. `kind`: worker, service, rq or bridge. `name`: as in the log; for workers and
+        services it is unique."""
 
     def process_stopped(self, *, kind: str, name: str, error: BaseException | None) -> None:
-        """`error`: what ended it; None: it was told to stop."""
+        """The process has stopped. `error`: what ended it; None: it was told to stop."""
 
     def outage_began(self, *, error: Exception) -> None:
-        """The broker cannot be used for now. `error`: of redis-py."""
+        """The broker cannot be used for now. `error`: the exception that redis-py raised."""
 
     def outage_ended(self, *, duration_s: float) -> None:
         """The broker answers again."""
 
     def entry_quarantined(self, *, stream: str, entry_id: str, reason: str) -> None:
-        """A message was set aside, for a person to look at. `stream`: its key."""
+        """A message was set aside, for a person to look at. `stream`: the key of the stream from which it came."""
 
     # --- a service, and the RQ worker
 
     def command_delivered(self, *, command: "Command", again: bool) -> None:
-        """A command came that a handler is to be called for, or an RQ job is to be sent for. `again`: it may have been
-        worked on before, here or elsewhere."""
+        """A command arrived, for which a handler will be called or an RQ job enqueued. `again`: this or another process
+        may have worked on it before."""
 
     def handler_started(self, *, command: "Command", call: int) -> None:
-        """A handler is called now. `call`: how often this process has called it for this delivery, from 1;
+        """A handler is about to be called. `call`: the number of this call in this process for this delivery, from 1;
         `command.attempt`: how often the saga has sent the command."""
 
     def handler_finished(
         self, *, command: "Command", call: int, outcome: Outcome, duration_s: float, error: BaseException | None
     ) -> None:
-        """… and has ended. `error`: what it raised, unless that was Reject."""
+        """A handler has returned or raised. `error`: what it raised, unless that was Reject."""
 
     def answer_sent(self, *, command: "Command", reply: "Reply") -> None:
-        """The broker has the answer to a command. Answers that no handler gave count too."""
+        """The broker has the answer to a command. This is called too if the answer did not come from a handler."""
 
     def command_released(self, *, command: "Command") -> None:
-        """A command that was not answered is left to other processes: this one stops, or has had no time for it."""
+        """A command without an answer is left to other processes, because this one stops or had no time for it."""
 
     # --- a worker
 
     def turn_committed(self, *, sagas: int, messages: int, commands: int, duration_s: float) -> None:
-        """One reading was decided on and committed. How many sagas moved, how many messages and timers moved them, how
-        many commands were sent; how long deciding and committing took."""
+        """A turn was committed. `sagas`: how many sagas changed. `messages`: how many messages and timers were decided
+        on. `commands`: how many commands were sent. `duration_s`: how long deciding and committing took."""
 
     def comparison_lost(self, *, saga_id: str) -> None:
-        """Another worker had moved the saga: this one decides anew."""
+        """Another worker changed the saga first: this one reads it and decides again."""
 
     def saga_moved(self, *, before: "SagaState | None", after: "SagaState") -> None:
-        """A commit has changed a saga. `before`: None if the saga has begun in it. Called before the next two."""
+        """A commit has changed a saga. `before`: None if it begins. Called before saga_parked and saga_ended."""
 
     def saga_parked(self, *, saga: "SagaState") -> None:
-        """It stands still until a person acts; `saga.parked` says why."""
+        """A saga stands still until a person acts; `saga.parked` says why."""
 
     def saga_ended(self, *, saga: "SagaState") -> None:
-        """It is COMPLETED or ABORTED; its times are in ms by the broker's clock."""
+        """A saga is COMPLETED or ABORTED. Its times are in ms by the broker's clock."""
 
     def stream_stuck(self, *, stream: str) -> None:
-        """What stands at this key is not a stream, and sagas stand still for it. Told again each minute."""
+        """The value at this key is not a stream, and sagas stand still because of that. Called again each minute."""
 
 
 #: The names of an observer's methods.
@@ -113,11 +117,11 @@ POINTS: Final = tuple(name for name in vars(Observer) if not name.startswith("_"
 
 
 class Observers(Observer):
-    """Several observers as one. One that raises is logged once, by `sagastream.telemetry`, and left out from then on:
-    it harms neither the process nor the others."""
+    """Several observers as one. If one raises, that is logged once, by `sagastream.telemetry`, and it is left out from
+    then on. It harms neither the process nor the other observers."""
 
     def __init__(self, *observers: Observer) -> None:
-        """Raises TypeError for what is not an Observer."""
+        """Raises TypeError if one of them is not an Observer."""
         for given in observers:
             one: object = given
             if not isinstance(one, Observer):
@@ -143,7 +147,7 @@ def _told(point: str) -> Callable[..., None]:
         for observer in self._watching:
             try:
                 getattr(observer, point)(**arguments)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's, and must harm nothing
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the code is the user's, and must harm nothing
                 self._leave_out(observer, point, error)
 
     tell.__name__ = point
@@ -155,13 +159,16 @@ for _point in POINTS:
 
 
 def guarded(observer: Observer | None) -> Observer | None:
-    """The observer, made harmless; None: nobody observes, and whoever asks builds no arguments. Raises TypeError."""
+    """The observer, wrapped so that it does no harm if it raises. None stays None: callers then build no arguments.
+
+    Raises TypeError if it is not an Observer.
+    """
     return observer if observer is None or isinstance(observer, Observers) else Observers(observer)
 
 
 @contextmanager
 def runs(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
-    """While a process runs: tells the observer that it has started, and how it stopped. See process_started."""
+    """Around the work of a process: calls process_started, and at the end process_stopped."""
     if observer is None:
         yield
         return
@@ -178,8 +185,8 @@ def runs(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """The logger of one process. Its records say in `source` which one that is. Their messages are one line, and
-    nothing in them or in their tracebacks acts on a terminal, whoever writes them."""
+    """The logger of one process. `source` of its records names the process. Their messages are one line. Messages and
+    tracebacks are escaped, so they cannot act on a terminal, whichever handler writes them."""
 
     def __init__(self, name: str, source: str) -> None:
         super().__init__(logging.getLogger(f"sagastream.{name}"), {"source": source})
@@ -191,7 +198,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
 
 def _with_harmless_traceback(record: logging.LogRecord) -> bool:
-    """Sets what every formatter takes in place of formatting the exception."""
+    """Sets `exc_text`, which every formatter uses instead of formatting the exception."""
     if record.exc_info and not record.exc_text:
         lines = logging.Formatter().formatException(record.exc_info).splitlines()
         record.exc_text = "\n".join(map(printable, lines))
@@ -199,14 +206,14 @@ def _with_harmless_traceback(record: logging.LogRecord) -> bool:
 
 
 def about(command: "Command") -> dict[str, object]:
-    """The fields of a log record about this command, for `extra`."""
+    """The fields for `extra` of a log record about this command."""
     return {name: getattr(command, name) for name in FIELDS}
 
 
 class Handling:
-    """To be entered while a handler is called: its own log records belong to this command.
+    """A context around one call of a handler: log records that the handler writes belong to this command.
 
-    A class, because a generator would cost three times as much, at every call of a handler.
+    It is a class because a generator would cost three times as much, at each call of a handler.
     """
 
     __slots__ = ("_command", "_token")
@@ -222,12 +229,12 @@ class Handling:
 
 
 class HandlerFields(logging.Filter):
-    """Adds `saga_id`, `service`, `step` and `attempt` to log records that a handler writes, or code that it calls.
+    """Adds `saga_id`, `service`, `step` and `attempt` to the log records of a handler, and of the code that it calls.
 
     Add it with `addFilter` to the logging.Handler objects of your program. If a QueueHandler passes records to another
-    thread, add it to the QueueHandler. A record that has one of the fields keeps it. Where no handler is being called
-    the fields are None, so a format string may always name them. A thread that a handler starts does not know which
-    call it belongs to, unless it runs in a copy of the handler's context, as `asyncio.to_thread` does.
+    thread, add it to the QueueHandler. If a record already has one of the fields, it keeps it. Outside of a handler the
+    fields are None, so a format string may always name them. A thread that a handler starts does not know to which call
+    it belongs, unless it runs in a copy of the handler's context, as `asyncio.to_thread` does.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

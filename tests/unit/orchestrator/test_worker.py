@@ -17,7 +17,7 @@ from sagastream.core.steps import BACKOFF_MS, TIMEOUT_MS
 from sagastream.core.strict_json import encode
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
-from sagastream.orchestrator.worker import Letter, Orchestrator, _fold, _open, _parts
+from sagastream.orchestrator.worker import Input, Orchestrator, _fold, _open, _parts
 from sagastream.store import keys
 
 NOW_MS = 1_700_000_000_000
@@ -25,8 +25,8 @@ BEGIN = {"type": "saga_begin", "saga_id": "saga42", "steps": [{"transaction": "A
 REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
 
 
-def folded(letters: Sequence[Letter], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
-    return [change for part in _parts(letters) for change in _fold(part, states, now_ms, published, {})]
+def folded(inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
+    return [change for part in _parts(inputs) for change in _fold(part, states, now_ms, published, {})]
 
 
 def a_request(body: object, **fields: bytes) -> Entry:
@@ -61,7 +61,7 @@ def known(state: Found) -> SagaState:
 
 
 #: The time of the saga has come.
-DUE: Letter = (None, Due(saga_id="saga42"))
+DUE: Input = (None, Due(saga_id="saga42"))
 CANCEL = {"type": "saga_cancel", "saga_id": "saga42", "reason": "ordered twice"}
 
 
@@ -139,9 +139,9 @@ def test_what_is_for_a_newer_release_is_neither_acknowledged_nor_set_aside_nor_a
     newer = a_request(BEGIN | {"format": 9}, request_id=b"me-1")
     [change] = folded([_open(newer)], {"saga42": None}, NOW_MS, {})
     assert (change.is_empty, change.left) == (True, [(newer, 9)])
-    letters = [_open(a_request(BEGIN, request_id=b"me-1")), _open(a_reply(REPLY)), DUE]
-    [change] = folded(letters, {"saga42": NewerFormat("saga42", 9)}, NOW_MS, {})
-    assert (change.is_empty, change.left) == (True, [(entry, 9) for entry, _ in letters])
+    inputs = [_open(a_request(BEGIN, request_id=b"me-1")), _open(a_reply(REPLY)), DUE]
+    [change] = folded(inputs, {"saga42": NewerFormat("saga42", 9)}, NOW_MS, {})
+    assert (change.is_empty, change.left) == (True, [(entry, 9) for entry, _ in inputs])
 
 
 def test_what_comes_beside_a_request_for_a_newer_release_is_dealt_with() -> None:
@@ -159,8 +159,8 @@ def test_a_request_for_a_saga_that_cannot_be_read_is_refused_to_whoever_asked() 
 def test_sagas_do_not_mix_and_what_names_none_stands_apart() -> None:
     other = a_request(BEGIN | {"saga_id": "saga7"})
     bad = a_reply(b"{")
-    letters = [_open(entry) for entry in (a_request(BEGIN), bad, other, bad)]
-    changes = {c.saga_id: c for c in folded(letters, {"saga42": None, "saga7": None}, NOW_MS, {})}
+    inputs = [_open(entry) for entry in (a_request(BEGIN), bad, other, bad)]
+    changes = {c.saga_id: c for c in folded(inputs, {"saga42": None, "saga7": None}, NOW_MS, {})}
     assert set(changes) == {"saga42", "saga7", None}
     assert changes["saga7"].entries == [other]
     assert changes[None].entries == [bad, bad]

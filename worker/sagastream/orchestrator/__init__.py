@@ -1,1 +1,1 @@
-"""The orchestrator's worker: one turn after the other."""
+"""The orchestrator's worker. It works in turns: read, load, decide, commit."""

@@ -14,7 +14,7 @@ from sagastream.store import keys, saga_hash
 
 @dataclass(slots=True)
 class Change:
-    """All that one turn does to one saga (or, where `saga_id` is None, about entries that name no saga)."""
+    """All that one turn does to one saga. If `saga_id` is None: what it does about entries that name no saga."""
 
     saga_id: str | None
     before: Found
@@ -23,12 +23,12 @@ class Change:
     notices: list[Notice] = field(default_factory=list)
     quarantined: list[tuple[Entry, str]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)  # to be acknowledged
-    rearm: bool = False  # set its place in timers and ended right, whether it moves or not
-    # What is left to a newer release: entries, or None where the saga is due; each with its format.
+    rearm: bool = False  # correct its place in timers and ended, even if the saga itself does not change
+    # What is left to a newer release, each with its format: an entry, or None for the saga's timer.
     left: list[tuple[Entry | None, int]] = field(default_factory=list)
 
     def add(self, entry: Entry | None, decision: Decision) -> None:
-        """Fold one more decision over those before it. `entry`: what it answers; None: its time had come."""
+        """Add one more decision to those before it. `entry`: what was decided on; None: the saga was due."""
         if decision.left:
             self.left.append((entry, decision.left))
             return
@@ -36,7 +36,7 @@ class Change:
         self.commands += decision.commands
         self.notices += decision.notices
         if entry is None:
-            self.rearm = decision.state is None  # somebody has deleted its hash: nothing waits for it any more
+            self.rearm = decision.state is None  # somebody has deleted its hash, so its timer must go too
             return
         self.entries.append(entry)
         if decision.quarantine is not None:
@@ -49,7 +49,7 @@ class Change:
 
     @property
     def written(self) -> Found:
-        """What the saga is once this is committed."""
+        """The saga as it is once this is committed."""
         if self.after is self.before or not isinstance(self.after, SagaState):
             return self.after
         before = self.before if isinstance(self.before, SagaState) else None
@@ -57,5 +57,5 @@ class Change:
 
     @property
     def key(self) -> str | None:
-        """The hash that is compared; there is none to compare where the saga cannot be read."""
+        """The key of the hash that the commit compares; None if there is no saga, or the saga cannot be read."""
         return None if self.saga_id is None or isinstance(self.before, UnreadableSaga) else keys.saga(self.saga_id)

@@ -1,4 +1,4 @@
-"""Sagas in the broker: read their hashes, commit a turn's decisions."""
+"""Commit the decisions of a turn; lease the sagas that are due."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,45 +14,47 @@ from sagastream.orchestrator.change import Change
 from sagastream.store import keys, saga_hash, sagas
 from sagastream.store.columns import iso
 
-#: The longest argument of a script, in bytes: a server takes none of 512 MB, which many very large results would
-#: come to, again and again.
+#: The longest argument of a script, in bytes. A server refuses an argument of 512 MB. Many very large results could
+#: reach that, and each new attempt would be refused again.
 _LONGEST: Final = 64 << 20
-#: How many ended sagas are looked at in one round trip.
+#: How many ended sagas one round trip looks at.
 _PAGE: Final = 1000
 
 
 class Store:
+    """What a worker writes about sagas."""
+
     def __init__(self, client: "redis.Redis", *, retention_ms: int = keys.ENDED_KEPT_MS) -> None:
-        """`retention_ms`: how long a saga is kept once it has ended."""
+        """`retention_ms`: how long a saga is kept after it has ended."""
         self._client = client
         self._retention_ms = retention_ms
         self._commit = scripting.Script("commit")
         self._due = scripting.load(client, "due")
         self._give_back = scripting.load(client, "give_back")
-        self._leased_until = 0  # by the last look for what is due, ms by the broker's clock
+        self._leased_until = 0  # until when the last call of `due` leased its sagas, ms by the broker's clock
 
     def due(self, count: int, lease_ms: int, passed_over: Sequence[str] = ()) -> tuple[list[str], int | None]:
-        """Lease up to `count` sagas whose time has come, by the broker's clock; how long it is until the next one, in
-        ms, None: nothing waits for a time. What is leased comes up again where nothing is done about it.
+        """Lease up to `count` sagas that are due by the broker's clock, for `lease_ms`. If nothing is done about a
+        leased saga in that time, it is due again. `passed_over`: the ids of sagas to leave out.
 
-        `passed_over`: sagas that are left out.
+        Returns the ids, and how long it is until the next saga is due, in ms (None: no saga waits for a time).
         """
         wait_ms, self._leased_until, *saga_ids = self._due(keys=[keys.TIMERS], args=[count, lease_ms, *passed_over])
         return [saga_id.decode(errors="backslashreplace") for saga_id in saga_ids], None if wait_ms < 0 else wait_ms
 
     def give_back(self, saga_ids: Sequence[str]) -> None:
-        """Give up the lease on sagas that the last `due` has leased: others may have them at once."""
+        """Give up the lease on sagas that the last call of `due` leased: other workers may take them at once."""
         self._give_back(keys=[keys.TIMERS], args=[self._leased_until, *saga_ids])
 
     def forget_ended(self) -> None:
-        """Strike the sagas off the list of ended ones whose hash has expired."""
+        """Remove from `ended` the sagas whose hash has expired."""
         _, now_ms = sagas.read(self._client, [])
         while page := self._client.zrangebyscore(keys.ENDED, "-inf", now_ms - self._retention_ms, 0, _PAGE):
             saga_ids: Any = page
             pipeline = self._client.pipeline(transaction=False)
             for saga_id in saga_ids:
                 pipeline.exists(keys.saga(saga_id.decode(errors="backslashreplace")))
-            # Some may be kept for longer, by another worker's word.
+            # Another worker may keep sagas for longer than this one.
             gone = [saga_id for saga_id, there in zip(saga_ids, execute(pipeline), strict=True) if not there]
             if gone:
                 self._client.zrem(keys.ENDED, *gone)
@@ -60,15 +62,15 @@ class Store:
                 break
 
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
-        """Write these changes, all in one script call, unless they are very large.
+        """Write these changes in one script call, or in several if they are very large.
 
-        Returns those that lost the comparison, and those that cannot be written for what stands where one of their
-        streams should be.
+        Returns two lists of those that were not written: those that lost the comparison (somebody has changed the saga
+        since), and those that are stuck (one of the keys to which they append is not a stream).
         """
         return exchange.run(self._client, self.committing(changes, now_ms)) if changes else ([], [])
 
     def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
-        """See commit."""
+        """See `commit`."""
         arguments = _CommitArguments(changes, now_ms, self._retention_ms)
         if len(arguments.args[0]) > _LONGEST and len(changes) > 1:
             half = len(changes) // 2
@@ -82,7 +84,7 @@ class Store:
 
 
 class _CommitArguments:
-    """Packs changes as commit.lua takes them; its header has the order."""
+    """Packs changes for commit.lua; the header of that file describes the order."""
 
     def __init__(self, changes: Sequence[Change], now_ms: int, retention_ms: int) -> None:
         self._streams = {keys.TIMERS: 1, keys.ENDED: 2, keys.EVENTS: 3}
@@ -137,11 +139,11 @@ class _CommitArguments:
 
 
 def _score(before: SagaState | None, after: SagaState | None) -> str:
-    """What becomes of the saga's score in timers."""
+    """The saga's new score in timers; commit.lua lists the words that are not scores."""
     if after is None:
         return "gone"
     if before is not None and before.ended and before is not after:
-        return ""  # it ended long ago, and hears of a late reply
+        return ""  # it ended before, and only a late reply is noted
     if after.ended:
         return "ended"
     due_ms = after.due_ms

@@ -1,9 +1,9 @@
-"""Two releases on one store: what is for a newer release is left to it, and a saga begins only if all workers know its
-format.
+"""Two releases on one store. A worker leaves alone what only a newer release knows; and a saga begins only if all
+living workers know its format.
 
-Each request and each saga has a format, a number (`core/steps.FORMATS`). A worker that meets a higher one than it knows
-changes nothing: it hands the entry back to the group, gives the saga's timer back, and a newer worker takes them.
-A worker that knows a format begins no saga of it while another worker lives that does not.
+Each request and each saga has a format, a number (`core/steps.FORMATS`). If a worker meets a higher format than it
+knows, it changes nothing: it hands the entry back to the group, gives up the lease on the saga's timer, and a newer
+worker takes them. If a worker knows a format and another living worker does not, it begins no saga of that format.
 """
 
 import time
@@ -22,9 +22,9 @@ from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
 from sagastream.telemetry import Log
 
-#: For how long a worker passes over a newer saga that was due, in seconds: as long as it else would lease it.
+#: For how long a worker leaves out a newer saga that was due, in seconds: as long as it would otherwise lease it.
 _PASSED_OVER_S: Final = 5.0
-#: How many sagas are passed over at most: `due.lua` gets all of them. Of more, the lease is left to run out.
+#: At most this many sagas are left out, since `due.lua` gets all their ids. The lease on any others runs out.
 _PASSED_OVER: Final = 1024
 #: How many workers a refusal names.
 _NAMED: Final = 3
@@ -40,12 +40,12 @@ class Gate:
         self._inbox = inbox
         self._consumer = consumer
         self._log = Log("worker", who)
-        self._told: set[int] = set()  # the formats that it has told of
-        self._passed_over: dict[str, float] = {}  # newer sagas that were due, and until when they are passed over
+        self._told: set[int] = set()  # the formats that it has reported
+        self._passed_over: dict[str, float] = {}  # newer sagas that were due, and until when to leave them out
 
-    def closed(self, letters: Iterable[tuple[Entry | None, Event]]) -> Mapping[int, str]:
-        """The formats, of sagas that are to begin now, in which none may begin, each with the reason."""
-        formats = {event.format for _, event in letters if isinstance(event, Begin)}
+    def closed(self, inputs: Iterable[tuple[Entry | None, Event]]) -> Mapping[int, str]:
+        """The formats of which no saga may begin now, each with the reason. Only formats of these requests count."""
+        formats = {event.format for _, event in inputs if isinstance(event, Begin)}
         formats.discard(PLAIN)  # which every release knows
         if not formats:
             return {}
@@ -61,14 +61,15 @@ class Gate:
         return closed
 
     def passed_over(self) -> list[str]:
-        """The sagas that the next look for what is due is to pass over."""
+        """The ids of sagas that the next call of `Store.due` is to leave out."""
         if self._passed_over:
             now = time.monotonic()
             self._passed_over = {saga_id: until for saga_id, until in self._passed_over.items() if until > now}
         return list(self._passed_over)
 
     def leave(self, changes: Sequence[Change]) -> None:
-        """Leave to a newer worker what these leave: it may take all of it at once. Say so once for each format."""
+        """Hand back to newer workers what these changes leave to them; they may take it at once. Each format is logged
+        once."""
         for number in {number for change in changes for _, number in change.left}:
             self._tell(number)
         self._inbox.leave_to_newer([entry for change in changes for entry, _ in change.left if entry is not None])
@@ -85,7 +86,7 @@ class Gate:
 
 
 def _why_closed(number: int, behind: Sequence[str]) -> str:
-    """What the sender of a saga_begin is told. `behind`: the workers that do not know its format."""
+    """The text with which a saga_begin is refused. `behind`: the workers that do not know its format."""
     named = ", ".join(behind[:_NAMED]) + (f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else "")
     which, them = ("worker", "it") if len(behind) == 1 else ("workers", "them")
     verb = "does" if len(behind) == 1 else "do"

@@ -1,4 +1,4 @@
-"""What a worker's turn tells: the log what somebody should know, the observer all of it."""
+"""What a worker reports about its turns: all of it to the observer, what a person should know to the log."""
 
 import time
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from sagastream.orchestrator.change import Change
 from sagastream.store import keys
 from sagastream.telemetry import Log, Observer
 
-#: How often a worker says that a stream holds sagas up, in seconds.
+#: How often a worker reports that a key is not a stream, in seconds.
 _STUCK_EVERY_S: Final = 60.0
 
 
 class TurnReport:
-    """Tells of the commits of one worker."""
+    """Reports the commits of one worker."""
 
     def __init__(self, who: str, observer: Observer | None) -> None:
         """`who`: the name of the worker, as its log records have it."""
         self._log = Log("worker", who)
         self._observer = observer
-        self._stuck_at: dict[str, float] = {}  # when to tell of a stream again, by time.monotonic
+        self._stuck_at: dict[str, float] = {}  # when to report each stream again, by time.monotonic
 
     def committed(
         self,
@@ -31,8 +31,9 @@ class TurnReport:
         messages: int,
         duration_s: float,
     ) -> None:
-        """Tell of a commit of these changes. `lost` and `stuck`: those of them that were not written. `messages`: how
-        many messages and timers led to them. `duration_s`: how long deciding and committing took."""
+        """Report the commit of these changes. `lost` and `stuck`: those of them that were not written, see
+        `Store.commit`. `messages`: how many messages and timers led to them. `duration_s`: how long deciding and
+        committing took."""
         refused = {id(change) for change in (*lost, *stuck)}
         written = [change for change in changes if id(change) not in refused]
         if self._observer is not None:
@@ -41,7 +42,7 @@ class TurnReport:
         self._tell_quarantined(written)
         for change in written:
             if change.rearm:
-                text = f"saga {change.saga_id} was waited for, and is gone: somebody has deleted its hash"
+                text = f"saga {change.saga_id} was due, and is gone: somebody has deleted its hash"
                 self._log.warning(text, extra={"saga_id": change.saga_id})
 
     def _tell(
@@ -58,7 +59,8 @@ class TurnReport:
                 _tell_moved(observer, before if isinstance(before, SagaState) else None, after)
 
     def _tell_stuck(self, stuck: Sequence[Change]) -> None:
-        """Which streams hold sagas up, once a while each. Their entries stay pending, and are tried again."""
+        """Report which keys are not streams, each once in _STUCK_EVERY_S. The entries stay pending and are tried
+        again."""
         streams = {keys.commands(command.service) for change in stuck for command in change.commands}
         if any(change.quarantined for change in stuck):
             streams.add(keys.QUARANTINE)
@@ -73,7 +75,7 @@ class TurnReport:
                     self._observer.stream_stuck(stream=stream)
 
     def _tell_quarantined(self, written: Sequence[Change]) -> None:
-        """The log gets one line: many entries in one turn may be somebody's flood."""
+        """The log gets one line for all of them: a faulty client may flood the quarantine."""
         found = [(change.saga_id, *one) for change in written for one in change.quarantined]
         if not found:
             return

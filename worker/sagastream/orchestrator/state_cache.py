@@ -1,9 +1,9 @@
-"""What a worker remembers of sagas, so that it need not ask for what it has just written.
+"""The sagas that a worker has just written, cached so that it need not read them again.
 
-Of most messages it is plain what their saga is: a begin is of one that there is not yet; a reply that a saga waits
-for, as this worker left it, says that nobody has moved it since. That is presumed, and the commit finds out: what was
-presumed is compared with what stands there, as what was read is. Where another worker has been at the saga it is read,
-and decided on anew. So a memory can cost a second try, and cannot lead to a wrong decision.
+For most messages a worker can guess the state of their saga. A begin: there is no such saga yet. A reply for which the
+saga was waiting when this worker wrote it: nobody has changed it since. The worker presumes that state and decides on
+it. The commit compares it with the hash, as it compares a state that was read. If another worker has changed the saga,
+the state is read and the turn decides again. So a wrong guess costs a second try, and cannot lead to a wrong decision.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,26 +15,26 @@ from sagastream.core.messages import Begin, Newer, Reply
 from sagastream.core.saga import Found, SagaState
 from sagastream.orchestrator.change import Change
 
-#: How many sagas are remembered at the most: those of which this worker heard last.
+#: At most this many sagas are cached: those that this worker wrote last.
 _SAGAS: Final = 1024
-#: How much params and results a saga may carry to be remembered, in bytes; so all of them take some 40 MB at the most.
+#: A saga with more bytes of params and results than this is not cached. So the cache takes at most some 40 MB.
 _HEAVIEST: Final = 4096
 
 
-class Memory:
-    """The live sagas that one worker was the last to move, as far as it knows."""
+class StateCache:
+    """The live sagas that one worker was the last to change, as far as it knows."""
 
     def __init__(self) -> None:
         self._states: dict[str, SagaState] = {}
 
-    def presume(self, letters: Iterable[tuple[Entry | None, Event]]) -> dict[str, Found]:
-        """What the sagas of these messages are, most likely; of the others nothing is known."""
+    def presume(self, inputs: Iterable[tuple[Entry | None, Event]]) -> dict[str, Found]:
+        """The likely states of the sagas of these messages. A saga that is not among them must be read."""
         presumed: dict[str, Found] = {}
-        for entry, event in letters:
+        for entry, event in inputs:
             if isinstance(event, Newer) and event.saga_id is not None:
-                presumed.setdefault(event.saga_id, None)  # it is left alone, whatever its saga is
+                presumed.setdefault(event.saga_id, None)  # it is left to a newer release, whatever its saga is
             if entry is None or entry.again:
-                continue  # whoever had it before may have moved the saga
+                continue  # the worker that had it before may have changed the saga
             state = self._states.get(event.saga_id or "")
             if isinstance(event, Reply):
                 if state is not None and awaits(state, event):
@@ -44,12 +44,12 @@ class Memory:
         return presumed
 
     def keep(self, changes: Iterable[Change], refused: Collection[Change]) -> None:
-        """Remember what was committed, and forget what was not."""
+        """Cache what was committed, and drop what was not."""
         not_written = {id(change) for change in refused}
         for change in changes:
             if change.saga_id is None:
                 continue
-            self._states.pop(change.saga_id, None)  # the latest stand last
+            self._states.pop(change.saga_id, None)  # the latest come last
             state = None if id(change) in not_written else change.written
             if isinstance(state, SagaState) and not state.ended and state.weight <= _HEAVIEST:
                 self._states[change.saga_id] = state

@@ -1,17 +1,17 @@
 #!lua flags=allow-oom
--- Write a process into the heartbeat, and sweep out those that were not heard for long.
+-- Write a process into the heartbeat, and remove those that were not heard for a long time.
 --
 -- KEYS     1 alive (zset)
--- ARGV     1 the member  2 how long a member that is not heard is kept, ms
+-- ARGV     1 the member  2 how long a member is kept after it was last heard, ms
 -- RETURNS  the time that was written, ms
 --          error WRONGTYPE: alive is not a zset; nothing was written
 --
--- A full store takes it too (allow-oom): one member in the place of another, and a worker that waits for room is alive.
+-- A full store allows this too (allow-oom): a member replaces itself, and a worker that waits for memory is alive.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. now - ARGV[2])
--- What was heard in the future was heard before the clock was set back.
+-- A time in the future was written before the clock was set back.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. now + ARGV[2], '+inf')
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 return now

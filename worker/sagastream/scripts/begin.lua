@@ -1,12 +1,12 @@
 #!lua
--- Append requests to begin sagas: of those of which the store knows nothing yet. What it knows is told instead, so that
--- a saga that was begun before is not asked for again, and one whose id another saga has is not asked for at all.
+-- Append requests to begin sagas, but only for sagas that have no hash yet. If there is a hash, return it instead: the
+-- caller sees whether it is the same saga, begun before, or another saga with the same id. Neither is requested.
 --
 -- KEYS  1 requests (stream)  2.. the hash of each saga
--- ARGV  for each saga, in the order of the hashes: number of words of its entry, field, value, ...
--- RETURNS  for each saga 1: its request was appended; or, with nothing appended, what its hash holds (field, value, ...);
---          0: what stands at its key is no hash
---          error WRONGTYPE: requests is no stream; nothing was appended
+-- ARGV  for each saga, in the order of the hashes: number of words in its entry, then field, value, ...
+-- RETURNS  for each saga 1: its request was appended; or, if nothing was appended, the content of its hash (field,
+--          value, ...); or 0: the value at its key is not a hash
+--          error WRONGTYPE: requests is not a stream; nothing was appended
 
 local results = {}
 local at = 1

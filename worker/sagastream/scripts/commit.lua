@@ -1,34 +1,35 @@
 #!lua
--- Commit a part of a turn of the orchestrator: where nobody has moved a saga since, write all that was decided of it.
+-- Commit a part of a turn of the orchestrator. For each saga, if nobody has changed it since it was read, write all
+-- that was decided about it.
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
 --       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
--- ARGV  1 in MessagePack, so that few words travel, a list:
+-- ARGV  1 a list, in MessagePack, so that the script gets one long argument and not many short ones:
 --           1 how many of KEYS are timers, ended or streams (the hashes follow)
 --           2 the group of the acknowledged streams
 --           3 about how many entries the events stream keeps
 --           4 the time now, ms
---           5 how long the hash of a saga is kept once it has ended, ms
---           6 the changes; each a list:
---               1 which of the hashes is its saga's, from 1 (0: no saga, nothing to compare)
+--           5 how long the hash of a saga is kept after the saga has ended, ms
+--           6 the changes; each is a list:
+--               1 index of its saga's hash among the hashes, from 1 (0: no saga, nothing to compare)
 --               2 the version that the hash must have, as text ("": there must be no hash)
---               3 the time of its last change, as it stands in the hash: a saga that was deleted and begun again, or
---                 that a failover threw back, comes to the same versions once more
+--               3 the time of the last change that the hash must have, as text. The version is not enough: a saga that
+--                 was deleted and begun again, or that a failover set back, reaches the same versions again
 --               4 its score in timers, ms or "+inf" ("": no change; "ended": it has ended now; "gone": there is no such
 --                 saga)
 --               5 the member of timers and ended: the saga's id
 --               6 what is written into the hash: a list of field, value, ...
 --               7 what is appended: a list of key index, list of field, value, ..., and so on
 --               8 the entries to acknowledge and delete: a list of key index, entry id, ...
--- RETURNS  for every change 1: committed; or, with nothing of it written, 0: the hash has another version or time, or
---          is none of ours, 2: where it appends to stands something that is no stream
---          error WRONGTYPE: timers, ended or events is not what it should be; nothing was written
+-- RETURNS  for every change 1: committed; or, if nothing of it was written, 0: the hash has another version or time, or
+--          sagastream did not write it; 2: one of the keys to which it appends is not a stream
+--          error WRONGTYPE: timers, ended or events has another type than it should; nothing was written
 --
--- A script that fails halfway keeps its first writes: so everything is checked before the first of them.
+-- If a script fails halfway, what it has written stays written. So everything is checked before the first write.
 
 local fixed, group, events_kept, now, kept_ms, changes = unpack(cmsgpack.unpack(ARGV[1]))
 
--- Lua hands over some 8,000 values in one call at the most.
+-- Lua can pass at most some 8,000 values in one call.
 local function in_slices(list, call)
   for first = 1, #list, 1000 do
     call(unpack(list, first, math.min(first + 999, #list)))
@@ -47,18 +48,18 @@ for i = 1, fixed do
   end
 end
 
--- Whether the hash is as this was decided on.
+-- Whether the hash is still the one on which the change was decided.
 local function is_as_it_was(key, version, updated_at)
-  -- pcall: at this key may stand something that is no hash; its reader will say so
+  -- pcall: the value at this key may not be a hash; whoever reads the saga reports that
   local found = redis.pcall('HMGET', key, 'version', 'updated_at')
   if found[1] == false then
-    -- a hash without a version is not ours to write to
+    -- sagastream did not write a hash that has no version, so it must not write to it
     return version == '' and redis.call('EXISTS', key) == 0
   end
   return found[1] == version and found[2] == updated_at
 end
 
--- Whether something unusable is appended to.
+-- Whether one of the keys to append to is unusable.
 local function is_stuck(appends)
   for i = 1, #appends, 2 do
     if unusable[appends[i]] then
@@ -86,7 +87,7 @@ for number, change in ipairs(changes) do
     if moves then
       redis.call('HSET', key, unpack(fields))
     end
-    -- Of a change that writes no fields only the places in timers and ended are set right.
+    -- A change that writes no fields only corrects the saga's places in timers and ended.
     if timer == 'ended' then
       if moves or redis.call('PTTL', key) == -1 then
         redis.call('PEXPIRE', key, kept_ms)
@@ -122,7 +123,7 @@ in_slices(waiting, function(...) redis.call('ZADD', KEYS[1], ...) end)
 in_slices(done_with, function(...) redis.call('ZREM', KEYS[1], ...) end)
 in_slices(ended, function(...) redis.call('ZADD', KEYS[2], ...) end)
 for stream, ids in pairs(acknowledged) do
-  -- where something else stands by now, the entries are gone
+  -- if the key is not a stream any more, the entries are gone
   in_slices(unusable[stream] and {} or ids, function(...)
     redis.call('XACK', KEYS[stream], group, ...)
     redis.call('XDEL', KEYS[stream], ...)

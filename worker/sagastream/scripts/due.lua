@@ -1,10 +1,10 @@
 #!lua
--- Lease the sagas whose time has come: whoever gets them sees to them, and if it dies they come up again.
+-- Lease the sagas that are due. The worker that gets them deals with them; if it dies, they are due again.
 --
 -- KEYS     1 timers (zset)
--- ARGV     1 how many at most  2 for how long they are leased, ms  3.. the ids that are passed over
--- RETURNS  how long it is until the next one, ms (-1: there is none that waits for a time), until when they are leased,
---          ms, then the ids
+-- ARGV     1 how many at most  2 for how long they are leased, ms  3.. the ids of sagas to leave out
+-- RETURNS  how long it is until the next saga is due, ms (-1: no saga waits for a time); until when those that follow
+--          are leased, ms; then their ids
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local leased_until = now + ARGV[2]
@@ -13,7 +13,7 @@ for i = 3, #ARGV do
   passed_over[ARGV[i]] = true
 end
 
--- Of at most so many sagas those that are not passed over: members and scores in turn.
+-- The first sagas in timers, at most so many, without those to leave out: member, score, member, score, ...
 local function first(most, up_to)
   local range = { 'ZRANGEBYSCORE', KEYS[1], '-inf', up_to, 'WITHSCORES', 'LIMIT', 0, most + #ARGV - 2 }
   local found, kept = redis.call(unpack(range)), {}

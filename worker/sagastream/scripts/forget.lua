@@ -1,10 +1,10 @@
 #!lua
--- Forget the consumers of a group that are gone: they hold nothing, and have not asked for a long time. One that only
--- slept is made anew when it asks again.
+-- Delete the consumers of a group that are gone: they hold no entries, and have not asked for any for a long time. If a
+-- consumer was only silent, the server creates it again when it next asks.
 --
 -- KEYS     1 the stream
--- ARGV     1 the group  2 how long is long, ms
--- RETURNS  how many were forgotten; 0 where there is no such group
+-- ARGV     1 the group  2 how long is a long time, ms
+-- RETURNS  how many were deleted; 0 if there is no such group
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 local forgotten = 0
 for i = 1, consumers.err and 0 or #consumers do

@@ -1,9 +1,9 @@
 #!lua
--- Give up the lease on sagas that due.lua has given out: they are due again at once, for others.
+-- Give up the lease on sagas that due.lua has leased: they are due again at once, and another worker may take them.
 --
 -- KEYS     1 timers (zset)
--- ARGV     1 until when they are leased, ms, as due.lua told it  2.. the ids
--- RETURNS  how many were given back; one that somebody has moved meanwhile is not
+-- ARGV     1 until when they are leased, ms, as due.lua returned it  2.. the ids
+-- RETURNS  how many were given back; a saga that got another score meanwhile is not given back
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local leased_until, given_back = tonumber(ARGV[1]), 0

@@ -1,10 +1,10 @@
 #!lua
--- Set for how long entries have been held, of those that a consumer still holds: 0 renews the lease on them, a long time
--- hands them back, for others to take over at once.
+-- Set the idle time of the entries that a consumer still holds. An idle time of 0 renews the lease; a long one hands
+-- the entries back, so that others take them over at once.
 --
 -- KEYS     1 the stream
--- ARGV     1 the group  2 the consumer  3 how long it has held them from now on, ms  4.. the entries' ids
--- RETURNS  the ids of those that it still held; of the others nothing was changed
+-- ARGV     1 the group  2 the consumer  3 the idle time, ms  4.. the entries' ids
+-- RETURNS  the ids of the entries that it still held; the others were not changed
 
 local held = {}
 for i = 4, #ARGV do

@@ -1,17 +1,17 @@
 #!lua
--- Look up what a service has done about a batch of commands. Of a compensation, a tombstone is left for its step: from
--- now on the step's transaction is refused.
+-- Look up what a service has done about a batch of commands. For each compensation, leave a tombstone for its step:
+-- from now on the service refuses the step's transaction.
 --
 -- KEYS     the service's records (hashes)
 -- ARGV     1 how long a record is kept after the last write to its hash, in seconds
---          2.. one group of arguments a command:
+--          2.. for each command a group of arguments:
 --              key index of its record
 --              field of the record: the idempotency key and the type of the command
 --              field of the tombstone of its step
 --              1: it is a compensation
--- RETURNS  the time, ms; then for every command of which something is known, of most there is not, a list of three: its
---          number, from 1; its record (nil: none); 1 if the tombstone of its step is there, else 0
---          error WRONGTYPE: one of the keys is no hash; nothing was written
+-- RETURNS  the time, ms; then, for each command about which something is known (about most nothing is), a list of
+--          three: its number, from 1; its record (nil: none); 1 if its step has a tombstone, else 0
+--          error WRONGTYPE: one of the keys is not a hash; nothing was written
 
 for i = 1, #KEYS do
   local found = redis.call('TYPE', KEYS[i]).ok

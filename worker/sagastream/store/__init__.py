@@ -1,1 +1,1 @@
-"""What stands in Redis: key names, the hash of a saga, the events stream, what services publish."""
+"""What is stored in Redis: key names, the hash of a saga, the events stream, what services publish."""

@@ -1,7 +1,7 @@
 """The fields of a saga's hash: which attribute each holds, how it is written, and how it is read.
 
-Each attribute is declared once, in a table by its name. Reading is strict: a value that a saga cannot have is a
-ValueError, so that a damaged hash is told from a whole one.
+Each attribute is declared once, in a table, by its name. Reading is strict: a value that a saga cannot have raises
+ValueError, so that a damaged hash is recognised.
 """
 
 import re
@@ -21,9 +21,9 @@ Word = str | int
 
 
 class Column(NamedTuple):
-    """One field of the hash: its name, how the value of its attribute is read, and how it is written.
+    """One field of the hash: its name, how it is read into its attribute, and how the attribute is written.
 
-    None is written as nothing. `write` gets any other value; without it the value is written as it is.
+    None is written as "". Any other value is written as `write` returns it, or as it is if there is no `write`.
     """
 
     field: str
@@ -31,9 +31,9 @@ class Column(NamedTuple):
     write: Callable[[Any], Word] | None = None
 
 
-#: In a hash: the step was declared to need no compensation. No name may contain parentheses.
+#: Written if a step was declared to need no compensation. It cannot be a name, since names contain no parentheses.
 _NO_COMPENSATION: Final = "(none)"
-#: How often anything can have happened, at the most.
+#: The largest number that is read.
 _MOST: Final = 10**9
 
 
@@ -59,7 +59,7 @@ def _format(value: int) -> Word:
 
 
 def _sendings(value: int) -> Word:
-    return value if value > 1 else ""  # once is what the time of sending says
+    return value if value > 1 else ""  # one is not written: sent_at says it
 
 
 def _steps(numbers: tuple[int, ...]) -> str:
@@ -106,13 +106,13 @@ def _id(value: bytes) -> str:
 
 
 def _json(payload: bytes) -> bytes:
-    """The payload, seen to be JSON: it is put into messages as it is."""
+    """The payload, checked to be JSON, because it is put into messages as it is."""
     orjson.loads(payload)
     return payload
 
 
 def whole_number(value: bytes, least: int = 0, most: int = _MOST) -> int:
-    """A number in these limits: what is worked out from any other one may be too large to be written."""
+    """A number in these limits. Times and counts that are computed from a larger one could not be written."""
     found = int(value)
     if not least <= found <= most:
         raise ValueError(f"the number {found}")
@@ -133,7 +133,7 @@ def _read_steps(value: bytes) -> tuple[int, ...]:
 def _read_interventions(value: bytes) -> tuple[Intervention, ...]:
     found = orjson.loads(value)
     if not isinstance(found, list):
-        raise ValueError("interventions are no list")
+        raise ValueError("interventions are not a list")
     return tuple(map(_read_intervention, found))
 
 
@@ -147,8 +147,8 @@ def _read_intervention(done: Any) -> Intervention:
 # --- the fields
 
 
-#: The fields of a saga, by the attribute of SagaState that each holds, in the order in which they are written. Those
-#: that the saga takes from its current step are given to that step when the hash is read.
+#: The fields of a saga, by the attribute of SagaState that each holds, in the order in which they are written. The
+#: values of some come from its current step; when the hash is read, they go back to that step.
 SAGA: Final[dict[str, Column]] = {
     "status": Column("status", {status.encode(): status for status in SagaStatus}.__getitem__),
     "current_step": Column("current_step", whole_number),
@@ -168,8 +168,7 @@ SAGA: Final[dict[str, Column]] = {
     "format": Column("format", partial(whole_number, least=1), _format),
 }
 
-#: The fields of a step, likewise, by the attribute of Step; in the hash each begins with `stepN.`. Its phase is not
-#: written: `status`, `skipped` and what the saga waits for say it.
+#: The fields of a step, in the same way, by the attribute of Step; in the hash each begins with `stepN.`.
 STEP: Final[dict[str, Column]] = {
     "status": Column("status", {status.encode(): status for status in StepStatus}.__getitem__),
     "attempt": Column("attempt", whole_number, _sendings),
@@ -188,8 +187,8 @@ STEP: Final[dict[str, Column]] = {
     "skipped": Column("skipped", _is_set, flag),
 }
 
-#: The fields of a step's definition, by the attribute of StepDefinition. They are written once, at the begin, and begin
-#: with `stepN.` too.
+#: The fields of a step's definition, by the attribute of StepDefinition. They are written once, when the saga begins;
+#: each begins with `stepN.` too.
 DEFINITION: Final[dict[str, Column]] = {
     "transaction": Column("transaction", _id),
     "service": Column("service", _id),
@@ -215,13 +214,15 @@ class StepFields(NamedTuple):
 
     status: str
     skipped: str
-    stored: tuple[Column | None, ...]  # by the attributes of Step, in their order; None: it has no field of its own
+    stored: tuple[Column | None, ...]  # one for each attribute of Step, in order; None: it has no field of its own
     needed: tuple[str, str, str]  # transaction, service, params
     definition: dict[str, Column]
 
 
 @lru_cache(maxsize=MAX_STEPS)
 def step_fields(number: int) -> StepFields:
+    """The names of the fields of step `number`, from 1."""
+
     def numbered(column: Column) -> Column:
         return column._replace(field=f"step{number}.{column.field}")
 
@@ -236,13 +237,13 @@ def step_fields(number: int) -> StepFields:
     )
 
 
-#: Where a field belongs: to which part of the state (0: the saga; 2n-1: step n; 2n: its definition), as which
+#: Where the value of a field goes: to which part of the state (0: the saga; 2n-1: step n; 2n: its definition), to which
 #: attribute, and how it is read. None: it is not read, or this release does not know it.
 _Place = tuple[int, str, Callable[[bytes], Any]] | None
 
 
 class _Places(dict[bytes, _Place]):
-    """The place of each field. Those that are known are kept, so that they are taken apart once."""
+    """The place of each field. The known fields are cached, so that each name is parsed once."""
 
     def __missing__(self, field: bytes) -> _Place:
         part, tables, name = 0, [SAGA], field

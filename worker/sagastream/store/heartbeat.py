@@ -1,13 +1,13 @@
-"""Who is alive: the processes that read the store's streams, each written into one zset about once a second.
+"""Who is alive: each process that reads the store's streams writes itself into one zset, about once a second.
 
     redis-cli ZRANGE saga:alive 0 -1 WITHSCORES
 
-A process writes itself along with what it reads, so that the heartbeat costs no round trip. One that is stopped is not
-heard any more, and one that ends takes itself out. `ALIVE_WITHIN` is the one table of when a process counts as alive;
-all who ask (`show`, `doctor`, `begin`, the gate of formats) ask here.
+A process writes its heartbeat along with its reads, so it costs no round trip. A process that is killed is no longer
+heard; one that ends in order removes itself. `ALIVE_WITHIN` is the one table that says when a process counts as alive:
+`show`, `doctor`, `begin` and the gate of formats all use it.
 
-Not every reader writes a heartbeat: the releases before this one do not, and services in other languages need not. Such
-a reader is known by the consumer of its group, and was heard when that last asked for entries.
+Not every reader writes a heartbeat: earlier releases do not, and services in other languages need not. Such a reader is
+known by its consumer in the group, and was last heard when that consumer last asked for entries.
 """
 
 import time
@@ -38,15 +38,15 @@ class Kind(StrEnum):
 
 
 class Within(NamedTuple):
-    """How long ago a process of some kind may have been heard to count as alive, in milliseconds."""
+    """A process counts as alive if it was heard at most this many milliseconds ago."""
 
-    beat_ms: int  # by its heartbeat
-    asked_ms: int  # without one, by the idle time of its consumer
+    beat_ms: int  # if it writes a heartbeat
+    asked_ms: int  # if it does not: by the idle time of its consumer
 
 
-#: The one table of who is alive. A worker's longest silence is its blocking read, of half a second; a service's, where
-#: it is written in another language, is what docs/protocol.md allows. Redis 7.0 does not count a reading that finds
-#: nothing, so that a worker without a heartbeat is heard every 2.5 s only.
+#: The one table of who is alive. A worker is silent for at most half a second, during its blocking read. A service in
+#: another language may be silent for as long as docs/protocol.md allows. Redis 7.0 does not count a read that finds
+#: nothing, so a worker without a heartbeat is heard only every 2.5 s.
 ALIVE_WITHIN: Final = {
     Kind.WORKER: Within(beat_ms=2_000, asked_ms=5_000),
     Kind.SERVICE: Within(beat_ms=15_000, asked_ms=15_000),
@@ -59,7 +59,7 @@ _BEAT: Final = Script("beat")
 
 
 class _Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A member of the zset, in JSON. What a newer release writes besides is ignored."""
+    """A member of the zset, in JSON. Members that only a newer release writes are ignored."""
 
     name: str  # of its consumer: unique
     kind: str  # one of Kind, or one that only a newer release knows
@@ -88,7 +88,7 @@ class Process(Struct, frozen=True, kw_only=True):
             return False
         kind = Kind.WORKER if self.kind == Kind.WORKER else Kind.SERVICE
         within = ALIVE_WITHIN[kind]
-        # What was heard in the future was heard before the clock was set back, and not since.
+        # A time in the future was written before the clock was set back: the process was not heard since.
         return abs(self.silent_ms) <= (within.beat_ms if self.beats else within.asked_ms)
 
 
@@ -96,7 +96,8 @@ class Heartbeat:
     """Writes one process into the heartbeat."""
 
     def __init__(self, name: str, kind: Kind, service: str | None = None) -> None:
-        """`name`: of its consumer in the groups that it reads for. `service`: of a service's process."""
+        """`name`: of its consumer, in each group for which it reads. `service`: its name, if it is a service's
+        process."""
         self._name = name
         self._member = msgspec.json.encode(
             _Member(
@@ -112,16 +113,17 @@ class Heartbeat:
 
     @property
     def is_due(self) -> bool:
+        """Whether it is time to write it again."""
         return time.monotonic() >= self._beat_at
 
     def beat(self) -> Exchange[None]:
-        """Be heard. Raises redis.ResponseError where the broker refuses it."""
+        """Write the process into the heartbeat. Raises redis.ResponseError if the broker refuses it."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
         yield from _BEAT.call([keys.ALIVE], [self._member, keys.ALIVE_KEPT_MS])
 
     def end(self, *, holds: bool) -> Exchange[None]:
-        """Be known to have ended. `holds`: its consumer stays in a group with what others are to take over, and would
-        else be taken for a process that writes no heartbeat."""
+        """Remove the process, which ends now. `holds`: its consumer stays in a group, with entries that others must
+        take over. Then `LEFT` is written; otherwise the consumer would look like a process without a heartbeat."""
         if holds:
             left = msgspec.json.encode(_Member(name=self._name, kind=Kind.LEFT))
             yield from _BEAT.call([keys.ALIVE], [left, keys.ALIVE_KEPT_MS])
@@ -130,14 +132,15 @@ class Heartbeat:
 
 
 def processes(client: "redis.Redis", services: Collection[str] = ()) -> list[Process]:
-    """The workers and the processes of services that there are, dead or alive; one round trip.
+    """All workers and processes of services, dead or alive. One round trip.
 
-    Of the processes that write no heartbeat: the workers, and those of `services`.
+    Those that write no heartbeat are found too if they are workers, or processes of one of `services`.
     """
     return exchange.run(client, _look(services))
 
 
 def worker_is_alive(client: "redis.Redis") -> bool:
+    """Whether at least one worker is alive."""
     return any(process.kind == Kind.WORKER and process.is_alive for process in processes(client))
 
 
@@ -159,7 +162,7 @@ def _look(services: Collection[str]) -> Exchange[list[Process]]:
 
 
 def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
-    """The processes in the heartbeat; none where something else stands at its key, which `doctor` tells."""
+    """The processes in the heartbeat; none if its key is not a zset, which `doctor` reports."""
     if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
         return []
     words = iter(or_raise(answer))
@@ -168,14 +171,14 @@ def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
         try:
             member = msgspec.json.decode(data, type=_Member)
         except msgspec.DecodeError:
-            continue  # somebody else has written it
+            continue  # sagastream did not write it
         silent_ms = now_ms - int(float(score))
         found.append(Process(**msgspec.structs.asdict(member), silent_ms=silent_ms, beats=True))
     return found
 
 
 def _consumers(answer: Any) -> list[tuple[str, int]]:
-    """The name of each reader of a group, and how long ago it last asked, in ms."""
+    """The name of each consumer of a group, and how long ago it last asked for entries, in ms."""
     if isinstance(answer, redis.ResponseError) and is_no_group(answer):
         return []
     found = []

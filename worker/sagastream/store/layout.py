@@ -10,7 +10,7 @@ from sagastream.store import keys
 def check(broker: Broker) -> None:
     """Check that the server is new enough and that the store is laid out as this release expects.
 
-    Raises BrokerError or StoreMismatch; a redis.RedisError where the server is away.
+    Raises BrokerError or StoreMismatch, or a redis.RedisError if the server cannot be reached.
     """
     broker.check_server()
     broker.client.hsetnx(keys.STORE, "partitions", str(keys.PARTITIONS))

@@ -1,5 +1,5 @@
-"""The quarantine: messages that could not be understood, or came too late. Each is kept with its reason until a person
-decides what to do with it."""
+"""The quarantine: messages that could not be understood, or came too late. Each is kept, with the reason, until a
+person decides what to do with it."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Quarantined:
     """A message that was set aside."""
 
     id: str  # of the entry in the quarantine
-    reason: str
+    reason: str  # why it was set aside
     stream: str  # from which it came
     entry_id: str  # of the entry in that stream
     body: bytes
@@ -36,7 +36,7 @@ class Quarantined:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The body, if it is a JSON object; else an empty one."""
+        """The body, if it is a JSON object; otherwise an empty dict."""
         try:
             value = orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -45,18 +45,20 @@ class Quarantined:
 
     @property
     def kind(self) -> str:
-        """Its `type`, cut to 135 characters; "" if it has none. It may be any text."""
+        """The `type` in its body, cut to 135 characters; "" if it has none. It may be any text."""
         kind = self.message.get("type")
         return kind[:135] if isinstance(kind, str) else ""
 
     @property
     def saga_id(self) -> str:
-        """Its `saga_id`, likewise."""
+        """The `saga_id` in its body, cut to 135 characters; "" if it has none. It may be any text."""
         saga_id = self.message.get("saga_id")
         return saga_id[:135] if isinstance(saga_id, str) else ""
 
 
 class Quarantine:
+    """The quarantined messages of a store."""
+
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
         self._replay = scripting.load(client, "replay")
@@ -65,28 +67,29 @@ class Quarantine:
         return int(self._client.xlen(keys.QUARANTINE))
 
     def newest_first(self) -> Iterator[Quarantined]:
+        """All messages, the newest first; read page by page."""
         before = "+"
         while page := self._range(before, "-"):
             yield from page
             before = f"({page[-1].id}"
 
     def get(self, entry_id: str) -> Quarantined:
-        """One message. Raises QuarantineError if the quarantine does not hold it."""
+        """One message, by its id in the quarantine. Raises QuarantineError if the quarantine does not hold it."""
         found = self._range(entry_id, entry_id) if _ENTRY_ID.fullmatch(entry_id) else []
         if not found:
             raise QuarantineError(f"the quarantine holds no {entry_id!a}")
         return found[0]
 
     def replay(self, entry_id: str) -> Quarantined:
-        """Put a message back into the stream from which it came, to be read again.
+        """Put a message back into the stream from which it came, where it is read again.
 
-        Raises QuarantineError if the quarantine does not hold it, or it cannot be put back.
+        Raises QuarantineError if the quarantine does not hold the message, or the message cannot be put back.
         """
         message = self.get(entry_id)
         if not keys.is_inbox(message.stream):
-            raise QuarantineError(f"{entry_id} came from {message.stream!a}, to which nothing can be put back")
+            raise QuarantineError(f"{entry_id} came from {message.stream!a}: nothing can be put back there")
         if message.fields is None:
-            raise QuarantineError(f"{entry_id} was larger than the quarantine keeps; it cannot be put back")
+            raise QuarantineError(f"{entry_id} was too large to be kept whole: it cannot be put back")
         fields: dict[Any, Any] = {"body": message.body} | message.fields | {REPLAYED: 1}
         words = [word for pair in fields.items() for word in pair]
         self._move([keys.QUARANTINE, message.stream], [entry_id, *words])
@@ -115,7 +118,7 @@ def _read(entry_id: str, fields: dict[bytes, bytes]) -> Quarantined:
 
     try:
         others = orjson.loads(fields.get(b"fields", b"{}"))
-    except orjson.JSONDecodeError:  # it was cut
+    except orjson.JSONDecodeError:  # it was cut, since it was too large
         others = None
     is_whole = isinstance(others, dict) and all(isinstance(value, str) for value in others.values())
     return Quarantined(

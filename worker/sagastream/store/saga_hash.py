@@ -1,15 +1,15 @@
 """A saga's hash: flat, and meant to be read by people.
 
-`HGETALL` tells where the saga is, why it waits, and when each step was sent and answered. Times in it are ISO 8601 in
-UTC with milliseconds. Fields are only ever added or overwritten, so a hash in its compact encoding lists them in the
-order in which they came; an empty one says that it no longer holds.
+`HGETALL` shows where the saga is, why it waits, and when each step was sent and answered. Times are ISO 8601 in UTC
+with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding lists them in the
+order in which they were first written. An empty field says that its value no longer holds.
 
-Every transition of every saga writes a hash, and many read one, so this module is written for speed: a state goes
-through the tables of columns.py in loops that stay in C as far as they can. Names of fields are put together once, and
-what comes again and again (times of one turn, names of services) is decoded once.
+Every change of a saga writes its hash, and many read it, so this module is written for speed: states go through the
+tables of columns.py in loops that run in C where possible. Names of fields are built once, and values that come again
+and again (times of one turn, names of services) are decoded once.
 
-A step's phase is not written. It follows from the status of the step, and from what is awaited for the current step,
-which the hash keeps with the saga.
+The phase of a step is not written. It follows from the status of the step and, for the current step, from what the saga
+waits for.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,16 +30,16 @@ from sagastream.store.columns import PLACES, SAGA, STEP_FIELD, Column, StepField
 # --- written
 
 
-#: What a saga has from its current step, in the order in which `_saga_values` adds it.
+#: The attributes that a saga takes from its current step, in the order in which `_saga_values` adds them.
 _OF_THE_STEP: Final = ("parked", "times_out_ms", "send_again_ms")
-#: Puts all that into the order of the columns.
+#: Puts the values of all attributes into the order of the columns.
 _in_order: Final[Callable[[tuple[Any, ...]], tuple[Any, ...]]] = itemgetter(
     *map((*SagaState.__struct_fields__, *_OF_THE_STEP).index, SAGA)
 )
 
 
 def _saga_values(state: SagaState) -> tuple[Any, ...]:
-    """What the columns of SAGA hold."""
+    """The values of the columns of SAGA."""
     step = state.steps[state.current_step - 1]
     due_ms, in_flight = step.due_ms, step.phase in IN_FLIGHT
     times_out_ms, send_again_ms = (due_ms, None) if in_flight else (None, due_ms)
@@ -47,26 +47,26 @@ def _saga_values(state: SagaState) -> tuple[Any, ...]:
 
 
 def _unsaid(kind: type[Struct]) -> dict[str, Any]:
-    """The values of attributes for which nothing is written."""
+    """The default of each attribute. Defaults are not written."""
     return {field.name: None if field.default is NODEFAULT else field.default for field in fields(kind)}
 
 
 _SAGA_COLUMNS: Final = tuple(SAGA.values())
 _UNSAID_SAGA: Final = tuple(map(_unsaid(SagaState).get, SAGA))
-#: A step that nothing has happened to, but for its definition.
+#: The values of a step to which nothing has happened. Only its definition is written.
 _UNSAID_STEP: Final = tuple(_unsaid(Step).values())
 _INDEXES: Final = tuple(range(max(len(SAGA), len(_UNSAID_STEP))))
 
 
 def next_version(before: SagaState | None) -> int:
-    """The version that a saga has once a change of it is committed; `before` is None: it is begun."""
+    """The version of a saga after a change is committed. `before`: the saga before that; None: it begins."""
     return 1 if before is None else before.version + 1
 
 
 def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Word]:
-    """The hash's fields and values that turn `before` into `after`.
+    """The fields and values to write so that the hash of `before` becomes that of `after`.
 
-    Only what changed is looked at: the two share the steps that did not, and a step's definition never does.
+    The two share the steps that did not change, so those are skipped. A step's definition never changes.
     """
     if after is None or after is before:
         return []
@@ -102,7 +102,7 @@ def _all_fields(state: SagaState) -> list[Word]:
 
 
 def _option_words(named: StepFields, definition: StepDefinition, options: list[str]) -> list[Word]:
-    """The fields and values of the options in which a step differs from one that says nothing."""
+    """The fields and values of these options of a step: those that do not have their defaults."""
     words: list[Word] = []
     for attribute in options:
         field, _, write = named.definition[attribute]
@@ -124,13 +124,13 @@ def _add_changed_step(words: list[Word], named: StepFields, was: Step, now: Step
 def _add_changed(
     words: list[Word], columns: tuple[Column | None, ...], was: tuple[Any, ...], now: tuple[Any, ...]
 ) -> None:
-    """Add the fields whose values changed; a field that is empty now only if it was not before."""
+    """Add the fields whose values changed. A field that is empty now is added only if it was not empty before."""
     for index in compress(_INDEXES, map(is_not, was, now)):
         old, new, column = was[index], now[index], columns[index]
         if column is not None and old != new:
             field, _, write = column
             word = "" if new is None else new if write is None else write(new)
-            # A count of 0 is written as nothing too, and nothing is written where nothing was.
+            # `write` makes "" of a count of 0 too. If the field was empty before, "" need not be written.
             if word or (old is not None and (write is None or write(old))):
                 words += (field, word)
 
@@ -139,8 +139,8 @@ def _add_changed(
 
 
 def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | UnreadableSaga | None:
-    """The state that HGETALL's answer holds, None where there is no such saga; CorruptSaga where the hash is damaged,
-    NewerFormat where only a newer release can read it."""
+    """The state that an answer of HGETALL holds. None: there is no such saga. CorruptSaga: the hash is damaged.
+    NewerFormat: only a newer release can read it."""
     if not fields:
         return None
     try:
@@ -161,7 +161,7 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
     saga, version = parts[0], fields[b"version"]
     at = saga["current_step"]
     if not 1 <= at <= count:
-        raise ValueError(f"it has {count} steps, and is at {at}")
+        raise ValueError(f"it has {count} steps, and is at step {at}")
     _tell_current_step(saga, parts[2 * at - 1])
     steps = tuple(map(_step, parts[1::2], parts[2::2]))
     state = SagaState(saga_id=saga_id, steps=steps, version=whole_number(version), **saga)
@@ -173,8 +173,8 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
 
 
 def _tell_current_step(saga: dict[str, Any], step: dict[str, Any]) -> None:
-    """Give the current step of a live saga its phase, and the time or the reason that goes with it: the hash keeps them
-    with the saga, beside the status of the step."""
+    """Set the phase of the current step of a live saga, and its `due_ms` or `parked`. The hash keeps these with the
+    saga, not with the step."""
     parked, times_out_ms = saga.pop("parked", None), saga.pop("times_out_ms", None)
     send_again_ms = saga.pop("send_again_ms", None)
     statuses, in_flight, backing_off, is_parked = _ACTIVE.get(saga["status"], _ENDED)
@@ -184,15 +184,15 @@ def _tell_current_step(saga: dict[str, Any], step: dict[str, Any]) -> None:
     if status not in statuses or "skipped" in step:
         raise ValueError(f"it is {saga['status']} at a step that is {status}")
     if status is StepStatus.FAILED:
-        step["unknown"] = True  # of the steps that failed only those are undone
+        step["unknown"] = True  # a failed step is undone only if its outcome is unknown
     if parked is not None:
         step["phase"], step["parked"] = is_parked, parked
         return
-    # Without any time the hash is damaged: the command is sent again at once.
+    # If no time is written, the hash is damaged: the command is sent again at once.
     step["phase"] = backing_off if times_out_ms is None else in_flight
     step["due_ms"] = (send_again_ms or 0) if times_out_ms is None else times_out_ms
     if step["phase"] in UNDO and "compensation" not in step:
-        raise ValueError("a step is being undone, and nothing says by what")
+        raise ValueError("a step is being undone, and its undone_by is missing")
 
 
 #: By the status of a live saga: the statuses that its current step may have, and the phases (a command is out, will be
@@ -214,7 +214,7 @@ def _step(members: dict[str, Any], definition: dict[str, Any]) -> Step:
     if status is None:
         raise ValueError("a step has no status")
     if "sent_ms" in members:
-        members.setdefault("attempt", 1)  # once is what the time of sending says
+        members.setdefault("attempt", 1)  # one is not written: sent_at says it
     if "compensation_sent_ms" in members:
         members.setdefault("compensation_attempt", 1)
     if "kind" in definition:
@@ -248,6 +248,6 @@ def _phase_given_up(status: StepStatus, members: dict[str, Any]) -> Phase:
 
 
 def _highest_step(fields: Mapping[bytes, bytes]) -> int:
-    """How many steps there are in a hash that does not say so, as earlier releases wrote them. By the highest number,
-    so that a step with a hole in it is missed rather than the ones behind it."""
+    """How many steps a hash has if it has no field `steps`, as in earlier releases: the highest number of a step. So if
+    a step in between is missing, that is noticed, and the steps after it are not dropped."""
     return min(MAX_STEPS, max((int(found[1]) for found in map(STEP_FIELD.match, fields) if found), default=0))

@@ -13,7 +13,7 @@ from sagastream.store import keys, saga_hash
 
 
 def read(client: "redis.Redis", saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
-    """The states of these sagas (None: there is none), and the broker's time in ms; one round trip."""
+    """The states of these sagas (None: there is no such saga), and the broker's time in ms. One round trip."""
     return exchange.run(client, load(saga_ids))
 
 

@@ -1,29 +1,33 @@
 #!lua
--- Answer a batch of commands: for each record what was done, send the reply, acknowledge the command.
+-- Answer a batch of commands: for each, record what was done, send the reply, and acknowledge the command.
 --
 -- KEYS  1 the service's commands (stream)  2 replies (stream)  3 quarantine (stream)
 --       4.. the service's records (hashes)
 -- ARGV  1 the service's group
 --       2 how long a record is kept after the last write to its hash, in seconds
---       3.. one group of arguments a command:
+--       3.. for each command a group of arguments:
 --           the command's entry id
 --           key index of the stream that the answer goes to
 --           key index of its record (0: it has none)
 --           field of the record: the idempotency key and the type of the command
---           field of the tombstone of its step ("": it is a compensation)
---           what its record was when it was looked up ("": there was none)
---           kind: ok, failed: recorded; unknown: counted, it may have been done; final: neither, nor overruled, what is
---           recorded is sent in its place
---           what is recorded with `ok` or `failed`: the result or the error of the answer, JSON ("": it has none)
+--           field of the tombstone of its step ("": the command is a compensation)
+--           its record, as it was when it was looked up ("": there was none)
+--           kind of the answer:
+--             ok, failed  it is recorded
+--             unknown     the command may have been done: this is counted in the record
+--             final       nothing is recorded, and the command is not overruled. A recorded answer is sent in its place
+--           what is recorded for `ok` or `failed`: the result or the error of the answer, JSON ("": it has none)
 --           number of arguments of the answer, then field, value, ...; the first value is its body
--- RETURNS  the numbers, from 1, of the commands that were overruled: what they may have done is to be undone, since
---          their step has failed or was undone meanwhile; of these nothing was written
---          error WRONGTYPE: one of the keys is not what it should be; nothing was written
+-- RETURNS  the numbers, from 1, of the commands that were overruled: their step has failed or was undone meanwhile, so
+--          what they may have done must be undone. Nothing was written for them
+--          error WRONGTYPE: one of the keys has another type than it should; nothing was written
 --
--- A record is "ok <result>" or "failed <error>", and the first one stands: whoever answers the command later, another
--- process or a later attempt, sends in place of its own body the one that the record stands for; the rest of the body is
--- in the record's field (its other fields are sent as they are). Or it is "unknown <how often>" of a transaction: whoever
--- had it in hand meanwhile cannot say that nothing of it remains. Such a failure is sent as unknown, and not recorded.
+-- A record is "ok <result>" or "failed <error>". The first one stands. If another process or a later attempt answers
+-- the command afterwards, the body of the recorded answer is sent in place of its own (the other fields of its answer
+-- are sent as they are). That body is made of the record and of the name of the record's field.
+--
+-- Or the record of a transaction is "unknown <how often>". If that was written after an attempt looked the record up,
+-- the attempt cannot say that nothing of the command remains: its `failed` is sent as `unknown`, and is not recorded.
 
 local group, kept = ARGV[1], ARGV[2]
 
@@ -35,7 +39,7 @@ for i = 1, #KEYS do
   end
 end
 
--- The body of the reply that says how a command ended. No name in a field needs escaping, none has a slash.
+-- The body of the reply that says how a command ended. The names in a field need no escaping and contain no slash.
 local function body_of(field, kind, payload)
   local saga_id, step, name = string.match(field, '^([^/]+)/(%d+)/%a+/([^/]+)$')
   if not name then
@@ -45,10 +49,10 @@ local function body_of(field, kind, payload)
   return '{"type":"' .. name .. '_' .. kind .. '","saga_id":"' .. saga_id .. '","step":' .. step .. member .. '}'
 end
 
--- What a record says: ok or failed, and the body of the reply; or how often the outcome was unknown.
+-- What a record says: `ok` or `failed`, the body of the reply, and how often the outcome was unknown.
 local function read(record, field)
   local kind, payload = string.match(record, '^(%a+) (.*)$')
-  -- A garbled record answers nothing: as dedupe.py has it, so that a handler that ran for it is heard.
+  -- A damaged record counts as none, as when a service looks it up: the handler has run, so its answer must be sent.
   if (kind == 'ok' or kind == 'failed') and (payload == '' or pcall(cjson.decode, payload)) then
     local body = body_of(field, kind, payload)
     return body and kind, body, 0
@@ -66,8 +70,8 @@ while at <= #ARGV do
   local known = key > 0 and redis.call('HMGET', KEYS[key], field, tombstone) or {}
   local record = known[1] or ''
   local before, body, times = read(record, field)
-  -- Whether what a handler may have done must not stand: its step has failed, or was undone. Also where an ok is
-  -- recorded: that was of an earlier delivery, and its undo did not undo what was done after it.
+  -- Whether what a handler may have done must not stand: its step has failed, or was undone. This holds even if an `ok`
+  -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
   local is_void = before == 'failed' or known[2]
   if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void then
     overruled[#overruled + 1] = number
@@ -94,7 +98,7 @@ end
 for key in pairs(records) do
   redis.call('EXPIRE', KEYS[key], kept)
 end
--- At most one reading's worth of ids, far below what one call can take.
+-- At most as many ids as one read brings: far fewer than one call can take.
 if #ids > 0 then
   redis.call('XACK', KEYS[1], group, unpack(ids))
   redis.call('XDEL', KEYS[1], unpack(ids))

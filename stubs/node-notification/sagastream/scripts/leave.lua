@@ -1,10 +1,10 @@
 #!lua
--- Take a consumer out of its group. What it still holds is not lost with it: it is made to look long abandoned, so that
--- others take it over at once, and the consumer stays in the group.
+-- Take a consumer out of its group. If it still holds entries, it stays in the group, since the server would drop them
+-- with it: they get a long idle time instead, so that others take them over at once.
 --
 -- KEYS     1 the stream
 -- ARGV     1 the group  2 the consumer
--- RETURNS  how many entries it still held (at most 20,000 of them are handed back); 0 where there is no such group
+-- RETURNS  how many entries it still held (it hands back at most 20,000); 0 if there is no such group
 local total, after = 0, '-'
 for _ = 1, 20 do
   local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], after, '+', 1000, ARGV[2])
