@@ -55,7 +55,7 @@ def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str],
         ("[]", "Error: <stdin>: the body is not a JSON object"),
         ('{"steps": []}', "Error: <stdin>: the body: saga_id is missing"),
         ('{"saga_id": "a", "steps": [1]}', "Error: <stdin>: steps[0] is not a JSON object"),
-        ('{"saga_id": "a", "saga_id": "b"}', "Error: <stdin>: the key 'saga_id' stands twice"),
+        ('{"saga_id": "a", "saga_id": "b"}', "Error: <stdin>: the key 'saga_id' occurs twice"),
         ('{"saga_id": "a", "steps": [{"transaction": "\\u202e"}]}', "Error: <stdin>: steps[0]: transaction must be"),
     ],
 )

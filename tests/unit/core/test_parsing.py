@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from sagastream.core.members import type_of
 from sagastream.core.messages import (
     MAX_REASON_CHARS,
     Begin,
@@ -27,7 +28,6 @@ from sagastream.core.messages import (
     ok,
 )
 from sagastream.core.parsing import (
-    _type_of,
     parse_begin,
     parse_intervene,
     parse_reason,
@@ -290,7 +290,7 @@ def test_what_can_be_undone_comes_first_then_the_pivot_then_what_is_retried(lett
     assert "".join(step.kind[0] for step in found.steps) == letters
 
 
-ONE_PIVOT = "there is one pivot at the most: the steps after it must be retriable"
+ONE_PIVOT = "there is at most one pivot: the steps after it must be retriable"
 NO_WAY_BACK = "after the pivot comes no way back: the steps after it must be retriable"
 NEEDS_PIVOT = "a retriable step needs a pivot before it"
 
@@ -388,7 +388,7 @@ def test_a_reason_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
 @pytest.mark.parametrize("bad", ["caf\udce9", "\ud800"])
 def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
     # As an argument of a shell is that is no UTF-8.
-    assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can say"
+    assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can encode"
 
 
 def test_what_an_operator_leaves_out_or_adds_is_told() -> None:
@@ -664,9 +664,9 @@ def test_no_reply_is_accepted_whose_result_its_compensation_cannot_carry() -> No
 
 
 def test_a_body_of_another_type_has_one_all_the_same() -> None:
-    assert _type_of({"type": "saga_dance", "x": 1}) == "saga_dance"
-    assert complaint(_type_of, {}) == "the body: type is missing"
-    assert complaint(_type_of, []) == "the body is not a JSON object"
+    assert type_of({"type": "saga_dance", "x": 1}) == "saga_dance"
+    assert complaint(type_of, {}) == "the body: type is missing"
+    assert complaint(type_of, []) == "the body is not a JSON object"
 
 
 def test_payloads_take_no_more_memory_than_they_need_for_workers_keep_them() -> None:

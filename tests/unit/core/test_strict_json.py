@@ -84,7 +84,7 @@ def test_what_is_no_json_is_malformed(text: bytes) -> None:
     ],
 )
 def test_a_key_that_stands_twice_in_one_object_is_malformed(text: bytes, key: str) -> None:
-    assert complaint(decode, text) == f"the key {key} stands twice in one object"
+    assert complaint(decode, text) == f"the key {key} occurs twice in one object"
 
 
 def test_a_long_key_that_stands_twice_is_not_repeated_in_full() -> None:
@@ -208,7 +208,7 @@ def test_nan_in_a_dataclass_does_not_become_null_in_silence() -> None:
 
 
 def test_nan_in_an_enum_does_not_become_null_in_silence() -> None:
-    assert complaint(encode_payload, [None, Colour.ODD]) == "not JSON: NaN and infinities have no place in it"
+    assert complaint(encode_payload, [None, Colour.ODD]) == "not JSON: it has no NaN and no infinities"
 
 
 def test_dataclasses_nested_too_deep_are_refused() -> None:

@@ -1,11 +1,11 @@
-"""Retry delays. Pure: who waits, on what clock, and where chance comes from is the caller's business."""
+"""Retry delays. Pure: the caller brings the clock and the chance, and waits."""
 
 from typing import Final
 
-#: The first delay and the longest, in seconds, of whoever waits for a broker or restarts a process.
+#: The first and the longest delay, in seconds, before a broker is asked or a process is started again.
 FIRST_S: Final = 0.05
 LONGEST_S: Final = 2.0
-#: The longest delay between two attempts of a step that names no longer one itself, in milliseconds.
+#: The longest delay between two attempts of a step, in milliseconds, unless the step asks for a longer one.
 LONGEST_MS: Final = 60_000
 
 
@@ -15,8 +15,10 @@ def delay(attempt: int, *, longest_s: float = LONGEST_S) -> float:
 
 
 def step_delay_ms(attempt: int, *, first_ms: int, jitter: float) -> int:
-    """Milliseconds to wait after the `attempt`th failure of a step (counted from 1): doubling, up to a minute or to
-    `first_ms` if that is longer; of that the half, and as much of the other half as `jitter` (0 to 1) says, so that
-    what failed together does not come back together."""
+    """Milliseconds to wait after the `attempt`th failure of a step (counted from 1).
+
+    The delay doubles with each, up to a minute or to `first_ms` if that is longer. Of it one half always counts, and
+    `jitter` (0 to 1) of the other half, so that steps that failed at the same time are not all tried again at once.
+    """
     whole: int = min(max(LONGEST_MS, first_ms), first_ms * 2 ** min(attempt - 1, 30))
     return round(whole * (0.5 + jitter / 2))

@@ -1,7 +1,7 @@
-"""The decision core: what happens to a saga, and what comes of it. Pure: no Redis, no clock, no randomness.
+"""The decision core: what an event does to a saga. Pure: no Redis, no clock, no randomness.
 
-`decide(state, event, moment)` returns a Decision, a value that says everything that is to be written and sent;
-store.py commits it in one piece. This module reads what an event means for a saga; moves.py has what a saga can do.
+`decide(state, event, moment)` returns a Decision, a value that says all that will be written and sent. The orchestrator
+commits it in one piece. This module works out what an event means for a saga; moves.py has what a saga can do.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,10 +30,10 @@ from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.transitions import Decision, Moment, outcome
 from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 
-#: What may happen: a request, a reply, an entry that is neither or for a newer release; or that the time has come.
+#: What may happen: a request, a reply, a time that has come; an entry that is none of these, or for a newer release.
 Event = Begin | Intervene | Reply | Due | Newer | Unreadable
 
-#: How the text begins that tells of an impossible transition.
+#: Begins the text about an impossible transition.
 FAULT: Final = "a fault in sagastream"
 
 
@@ -53,7 +53,7 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
             return _due(state, moment) if isinstance(state, SagaState) else Decision(state=state)
         return _request(state, event, moment)
     except ImpossibleTransition as error:
-        # A fault of this program. To raise it would end every worker that takes this entry over, one after the other.
+        # This is a fault of sagastream. Raised, it would end each worker that takes over the entry, one after another.
         text = f"{FAULT}: {error}"
         if isinstance(event, Reply | Due):
             return Decision(state=state, quarantine=text)
@@ -61,7 +61,7 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
 
 
 def may_undo(state: SagaState, event: Event) -> bool:
-    """Whether the event may lead to a compensation, and so to what services publish."""
+    """Whether the event may lead to a compensation, for which the moment must know what services publish."""
     if isinstance(event, Reply) and state.status is SagaStatus.PENDING:
         return state.cancelling is not None or event.type.endswith("_failed")
     return isinstance(event, Reply | Due | Intervene)
@@ -83,7 +83,7 @@ def awaits(state: SagaState, reply: Reply) -> bool:
     if reply.type != failed(step.command):
         return False
     if not step.being_undone and not reply.unknown and not step.definition.retried:
-        return True  # nothing of it remains, of no attempt
+        return True  # this holds for all attempts: nothing of the step remains
     return step.in_flight and reply.attempt in (None, step.current_attempt)
 
 
@@ -101,7 +101,7 @@ def _request(state: Found, event: Begin | Intervene | Unreadable, moment: Moment
 
 
 def _refuse(state: Found, event: Begin | Intervene | Unreadable, code: Code, text: str) -> Decision:
-    """A request is turned down: its sender is told or, where nobody is named, it is quarantined."""
+    """A request is refused: its sender is told or, if it names none, the request is quarantined."""
     if event.request_id is None:
         return Decision(state=state, quarantine=text)
     body = error_body(code, text)
@@ -120,7 +120,7 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
         return Decision(state=state)  # the very same request, delivered again
     if not begun_with(state, event):
         return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
-    # Its outcome is still to come, or is told once more to whoever asks again.
+    # If it has ended, whoever asks again is told the outcome again.
     return Decision(state=state, notices=(outcome(state, event.request_id),) if state.ended else ())
 
 
@@ -167,11 +167,11 @@ _VERBS: Final[Mapping[Verb, Callable[[SagaState, str, Moment], Decision]]] = {
 
 
 def _due(state: SagaState, moment: Moment) -> Decision:
-    """Do what is due by now. Nothing, where something else has moved the saga since its time was looked at."""
+    """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due."""
     if state.due_ms is None or state.due_ms > moment.now_ms:
         return Decision(state=state)
     if state.may_be_cancelled and state.deadline_ms is not None and state.deadline_ms <= moment.now_ms:
-        # Where the current step is due as well, the saga stays due, and the next look at it sees to that.
+        # If a step is due as well, the saga stays due, and the next look at it deals with that.
         why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
         return moves.cancel(state, why, moment)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
@@ -209,7 +209,7 @@ def _transaction_answered(state: SagaState, step: Step, reply: Reply, moment: Mo
     if reply.type == ok(step.command):
         return moves.complete_step(state, reply.step, reply.result, moment)
     if reply.unknown or step.failure_is_open:
-        # Where it is to be cancelled it is not tried again, and another delivery may do it yet.
+        # If the saga will be cancelled, the step is not tried again, and another delivery may still do it.
         unknown = reply.unknown or state.cancelling is not None
         return moves.fail_attempt(state, reply.step, reply.error, moment, unknown=unknown)
     return moves.fail_step(state, reply.step, reply.error, moment, unknown=False)
@@ -222,13 +222,13 @@ def _compensation_answered(state: SagaState, step: Step, reply: Reply, moment: M
 
 
 def _is_late(step: Step, reply: Reply) -> bool:
-    """Whether the reply tells that the transaction was done after all, of a step that was given up for unknown."""
+    """Whether the reply says that a transaction was done after its step was given up or skipped."""
     given_up = step.status in (StepStatus.FAILED, StepStatus.COMPENSATED) and (step.unknown or step.skipped)
     return given_up and step.late_ms is None and reply.type == ok(step.definition.transaction)
 
 
 def _answered_before(step: Step, reply: Reply) -> bool:
-    """Whether the reply says what is known, or is of an attempt that is no longer awaited."""
+    """Whether the reply says what is known already, or answers an attempt that is no longer awaited."""
     if reply.type == ok(step.definition.transaction):
         return step.completed
     if reply.type == failed(step.definition.transaction):

@@ -15,7 +15,7 @@ from msgspec import Struct
 from sagastream.core.steps import AS_PUBLISHED, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
 
-#: What saga ids and the names of transactions, compensations and services are made of.
+#: Saga ids, and the names of transactions, compensations and services.
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: The type of a reply: the name of a command and `_ok` or `_failed`.
 REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
@@ -24,12 +24,12 @@ REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
 MAX_REASON_CHARS: Final = 500
 
 
-#: The fields of an entry that is to be written.
+#: The fields of an entry that will be written.
 Fields = dict[str, str | bytes | int]
 
 
 class Code(IntEnum):
-    """The error codes of the protocol that are in use (Maelstrom's)."""
+    """The error codes of the protocol that are used. They are Maelstrom's."""
 
     NOT_SUPPORTED = 10
     MALFORMED = 12
@@ -39,7 +39,7 @@ class Code(IntEnum):
 
 
 class Verb(StrEnum):
-    """What an operator may say about a saga; the request is `saga_<verb>`."""
+    """What an operator may ask for; the request is `saga_<verb>`."""
 
     CANCEL = "cancel"
     RETRY = "retry"
@@ -52,7 +52,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
 
     saga_id: str
     steps: tuple[StepDefinition, ...]
-    deadline_ms: int | None = None  # how long after its begin it is cancelled
+    deadline_ms: int | None = None  # it is cancelled this long after its begin
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
     echo: bool = False  # of the stream entry, where it is `trace`: report every command and reply on the events stream
     format: int = PLAIN  # one of FORMATS
@@ -75,7 +75,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Intervene(Struct, frozen=True, kw_only=True, gc=False):
-    """A request of an operator: cancel a saga, or have one that is parked go on in some way."""
+    """A request of an operator: cancel a saga, or say how a parked one goes on."""
 
     verb: Verb
     saga_id: str
@@ -93,7 +93,7 @@ class Intervene(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Due(Struct, frozen=True, kw_only=True, gc=False):
-    """The time of a saga has come: something that it waits for has not happened, or is to be done now."""
+    """The time of a saga has come: what it waited for has not happened, or something must be done now."""
 
     saga_id: str
 
@@ -106,13 +106,15 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     saga_id: str
     step: int  # counts from 1
     params: bytes  # JSON; of the step, for its compensation too
-    result: bytes | None = None  # JSON; what the step returned, told to its compensation
+    result: bytes | None = None  # JSON; of a compensation: what the step returned
     compensating: bool = False
     attempt: int = 1
     begun_ms: int  # when the saga began; services file their dedupe records by it
-    not_after_ms: int | None = None  # by the broker's clock: nobody waits for it any more, it must not be started
-    retried: bool = False  # its failure is no last word, and is not recorded
-    compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, where the step says so (None: nothing)
+    not_after_ms: int | None = (
+        None  # by the broker's clock: later it must not be started, for nobody waits for the answer
+    )
+    retried: bool = False  # if it fails it is tried again, so the failure is not recorded
+    compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, if the step says so (None: nothing)
 
     @property
     def key(self) -> str:
@@ -121,17 +123,17 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def transaction_key(self) -> str:
-        """The idempotency key of the step's transaction: of what a compensation undoes."""
+        """The idempotency key of the step's transaction, which a compensation undoes."""
         return f"{self.saga_id}/{self.step}/transaction"
 
     @property
     def record(self) -> str:
-        """What the service files its answer under: a stray command of another name has a record of its own."""
+        """The key of the service's record. A stray command with another name has a record of its own."""
         return f"{self.key}/{self.type}"
 
     @property
     def tombstone(self) -> str:
-        """What a compensation leaves behind for the transaction of its step. No command can be called so."""
+        """The key of the tombstone that a compensation leaves for its transaction. No command has such a name."""
         return f"{self.transaction_key}/(void)"
 
     def body(self) -> bytes:
@@ -166,11 +168,11 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     result: bytes | None = None  # JSON
     error: bytes | None = None  # JSON
     unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
-    attempt: int | None = None  # of the stream entry: which sending of the command it answers; None: the last one
+    attempt: int | None = None  # of the stream entry: which attempt it answers; None: the last one
 
     @property
     def payload(self) -> bytes | None:
-        """The result or, where it failed, the error: what a service records of it besides how it ended."""
+        """The result or, if it failed, the error. A service records it besides how the command ended."""
         return self.error if self.type.endswith("_failed") else self.result
 
     def body(self) -> bytes:
@@ -191,7 +193,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
-    """An entry that is no message, or none that its reader knows."""
+    """An entry that is not a message, or not one that its reader knows."""
 
     code: Code
     text: str
@@ -200,7 +202,7 @@ class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Newer(Struct, frozen=True, kw_only=True, gc=False):
-    """A request or a command of a format that only a newer release knows: what else it says is not looked at."""
+    """A request or a command of a format that only a newer release knows. Its other members are not read."""
 
     format: int
     saga_id: str | None = None  # of a request
@@ -208,7 +210,7 @@ class Newer(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Notice(Struct, frozen=True, kw_only=True, gc=False):
-    """One entry of the events stream: what the orchestrator tells whoever follows it."""
+    """One entry of the events stream: news from the orchestrator for all who follow it."""
 
     kind: str  # outcome, parked, done, refused, command, reply
     body: bytes  # the message itself, JSON
@@ -225,12 +227,12 @@ class Notice(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def ok(name: str) -> str:
-    """The type of the reply that says `name` was done."""
+    """The type of the reply that says that `name` was done."""
     return f"{name}_ok"
 
 
 def failed(name: str) -> str:
-    """The type of the reply that says `name` was not done, and that nothing of it remains; unless it is `unknown`."""
+    """The type of the reply that says that `name` was not done and nothing of it remains; or that this is `unknown`."""
     return f"{name}_failed"
 
 
@@ -266,7 +268,7 @@ def parked_body(saga_id: str, status: str, reason: str) -> bytes:
 
 
 def done_body(verb: Verb, saga_id: str) -> bytes:
-    """The answer to an operator's request that was accepted."""
+    """The answer to an operator's request that was done."""
     return encode({"type": f"saga_{verb}_ok", "saga_id": saga_id})
 
 

@@ -1,7 +1,7 @@
 """What a saga can do next: complete a step, try again, go back, undo, park, end. Each move is a Decision.
 
-decision.py decides which move an event leads to; plan.py says which step comes next. What changes of a saga stands in
-transitions.TRANSITIONS, what changes of a step in phases.STEP. Pure, as they are.
+decision.py decides which move an event leads to; plan.py says which step comes next. All changes of a saga's status are
+in transitions.TRANSITIONS, all changes of a step's phase in phases.STEP. Pure, as they are.
 """
 
 from typing import Any, Final
@@ -60,7 +60,7 @@ def complete_step(state: SagaState, number: int, result: bytes | None, moment: M
 
 
 def skip(state: SagaState, number: int, moment: Moment) -> Decision:
-    """The saga goes on as if this step, which is parked, were done; or were undone, where its undo is parked."""
+    """Go on as if this parked step were done or, if its undo is parked, as if it were undone."""
     step = state.steps[number - 1]
     if step.being_undone:
         step = step.moved("undo skipped")
@@ -90,7 +90,7 @@ def _send_ready(state: SagaState, steps: tuple[Step, ...], moment: Moment) -> tu
 
 
 def fail_attempt(state: SagaState, number: int, error: bytes | None, moment: Moment, *, unknown: bool) -> Decision:
-    """The command of this step that is out was not done, as far as anybody knows: send it again later, or give up.
+    """The command of this step that is out has failed: send it again later, or give up.
 
     `unknown`: it may have been done all the same.
     """
@@ -117,7 +117,7 @@ def fail_attempt(state: SagaState, number: int, error: bytes | None, moment: Mom
 
 
 def send_again(state: SagaState, number: int, moment: Moment) -> Decision:
-    """The next attempt of the command that this step is at."""
+    """Send the next attempt of this step's command, or of its compensation if it is being undone."""
     return _send_again(state, number, state.steps[number - 1], moment)
 
 
@@ -128,16 +128,16 @@ def _send_again(state: SagaState, number: int, step: Step, moment: Moment) -> De
 
 
 def retry(state: SagaState, number: int, moment: Moment) -> Decision:
-    """Have this step, which is parked, try anew what it is parked at."""
+    """Try again what this step is parked at, with as many attempts as before."""
     step = state.steps[number - 1]
     if step.being_undone and step.compensation is None:
-        # Nobody knew what undoes it; somebody may by now.
+        # Nobody knew what undoes it. By now a service may have published it.
         return _undo_next(state.with_step(number, _left(step)), moment)
     return _send_again(state, number, replace(step, tried_before=step.current_attempt), moment)
 
 
 def _may_be_past_pivot(definition: StepDefinition, unknown: bool, moment: Moment) -> bool:
-    """Whether there may be no way back, and nobody knows."""
+    """Whether the saga may be past its pivot, and cannot find out."""
     return definition.kind is StepKind.PIVOT and unknown and not undo_of(definition, moment.published)
 
 
@@ -158,9 +158,9 @@ def cancel(state: SagaState, why: str, moment: Moment) -> Decision:
     if step.in_flight:
         return Decision(state=moved(state, "to be cancelled", moment, state.steps, cancelling=why))
     if step.parked is not None:
-        # A person knows what it is parked at, and says that it was not done.
+        # The person who cancels it knows what it is parked at, and says by this that it was not done.
         return _cancel_at(state, number, why, moment, unknown=False)
-    # After a failure that was to be tried again, another delivery of the command may still do it.
+    # If a failure would have been tried again, another delivery of the command may still do it.
     unknown = step.unknown or step.definition.retried
     if _may_be_past_pivot(step.definition, unknown, moment):
         why = f"{why}; {step.command} may have been done, and nothing undoes it"
@@ -185,7 +185,7 @@ def compensate_step(state: SagaState, number: int, moment: Moment) -> Decision:
 
 
 def abandon(state: SagaState, number: int, why: str, moment: Moment) -> Decision:
-    """End the saga, which is parked at this step, as it stands."""
+    """End the saga, which is parked at this step, without doing or undoing more."""
     step = state.steps[number - 1]
     step = _left(step) if step.being_undone else step.moved("given up" if step.unknown else "failed")
     reason = f"abandoned at step {number}: {why}"
@@ -194,12 +194,12 @@ def abandon(state: SagaState, number: int, why: str, moment: Moment) -> Decision
 
 
 def _left(step: Step) -> Step:
-    """The step, whose undo is parked and now dropped."""
+    """The step after its parked undo is given up."""
     return step.moved("left in doubt" if step.unknown else "left done")
 
 
 def _undo_next(state: SagaState, moment: Moment) -> Decision:
-    """Undo every step whose turn it is, or end the saga."""
+    """Undo the steps that may be undone now; end the saga if nothing is left to undo."""
 
     def needs_undo(step: Step) -> bool:
         return undo_of(step.definition, moment.published) is not None
@@ -217,7 +217,7 @@ def _undo_next(state: SagaState, moment: Moment) -> Decision:
 
 
 def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
-    """Send what undoes this step; park it where nobody knows what does."""
+    """Send the compensation of this step; park the step if nobody knows the compensation."""
     step = state.steps[number - 1]
     definition = step.definition
     name = undo_of(definition, moment.published)
@@ -227,13 +227,13 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
             f"service {definition.service} published no such command, and the step names no compensation"
         )
         return park(state, number, why, moment)
-    # The attempts of the undo are counted for themselves.
+    # The attempts of the undo are counted separately.
     step, command = send_compensation(state, number, replace(step, compensation=name, tried_before=0), moment.now_ms)
     return sent(moved(state, "compensation sent", moment, put(state.steps, number, step), undone=(number,)), [command])
 
 
 def _quote(error: bytes | None) -> str:
-    """An error for people: a string as it is, any other JSON value as its text."""
+    """An error for people to read: a string as it is, any other JSON value as JSON."""
     if error is None:
         return "no reason given"
     value = orjson.loads(error)

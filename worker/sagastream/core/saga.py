@@ -13,7 +13,7 @@ from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.errors import UnreadableSaga
 
-#: How many interventions a saga keeps, the newest ones.
+#: How many interventions a saga keeps: the newest.
 MAX_INTERVENTIONS: Final = 100
 
 
@@ -25,19 +25,19 @@ class SagaStatus(StrEnum):
 
 
 class Intervention(Struct, frozen=True, kw_only=True, gc=False):
-    """What was done about a saga from outside of it, and why."""
+    """What an operator did about a saga, and why."""
 
     verb: str  # cancel, retry, skip, abandon; "too late" of a cancel that a pivot came before
     reason: str
     at_ms: int
-    request_id: str | None = None  # of the request, so that it is done once however often it arrives
+    request_id: str | None = None  # of the request, which may arrive more than once and is done once
 
 
 class SagaState(Struct, frozen=True, kw_only=True, gc=False):
-    """The whole of a saga as it stands: what clients are given, the decision core sees, and the store keeps.
+    """All of a saga as it stands. Clients get it, the decision core works on it, the store keeps it.
 
     To users: `status`; `reason`, why it goes or went back; `parked`, why it waits for a person; `ended`; `results`; and
-    `steps`, each with its own status and error. It is a picture: ask for the saga again to see what has become of it.
+    `steps`, each with its own status and error. It does not change: ask for the saga again to see what became of it.
     Times are milliseconds since the epoch by the broker's clock.
 
     A live saga always has a reason to move: one of its steps is in flight, backing off or parked.
@@ -54,7 +54,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     updated_ms: int
     deadline_ms: int | None = None  # when the saga is cancelled
     interventions: tuple[Intervention, ...] = ()
-    duplicates: int = 0  # replies that came more than once, and were ignored
+    duplicates: int = 0  # how many replies were ignored because they said nothing new
     request_id: str | None = None  # of the saga_begin
     echo: bool = False  # the field `trace`: the messages of the saga are reported too
     format: int = PLAIN  # one of FORMATS
@@ -67,7 +67,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def results(self) -> list[Any]:
-        """What each step returned; None: nothing, or nothing is known of it."""
+        """What each step returned; None: nothing, or that is not known."""
         return [step.result_value for step in self.steps]
 
     @property
@@ -115,7 +115,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def due_ms(self) -> int | None:
-        """When it needs attention next, whatever comes or does not come; None: not before a person acts, or ever."""
+        """When it needs attention next, even if nothing comes; None: only when a person acts, or never."""
         due_ms = None
         for step in self.steps:
             if step.due_ms is not None and (due_ms is None or step.due_ms < due_ms):
@@ -141,23 +141,23 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return f"{step.definition.service} to answer {what}{which}{then}"
 
     def with_step(self, number: int, step: Step, **changes: Any) -> "SagaState":
-        """The same saga, with this step in the place of the one of that number, and these changes."""
+        """The saga with this step in place of the one with that number, and with these changes."""
         return replace(self, steps=(*self.steps[: number - 1], step, *self.steps[number:]), **changes)
 
     def has_taken(self, request_id: str | None) -> bool:
-        """Whether this request of an operator was done, as far back as that is kept."""
+        """Whether this request of an operator was done, as far as interventions are kept."""
         return request_id is not None and any(done.request_id == request_id for done in self.interventions)
 
     def with_intervention(self, intervention: Intervention) -> "SagaState":
         return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
 
 
-#: What a saga may be found to be; None: there is none.
+#: What there is of a saga in the store; None: nothing.
 Found = SagaState | UnreadableSaga | None
 
 
 def begun_with(state: SagaState, begin: Begin) -> bool:
-    """Whether the saga is the one that `begin` asks for: one with the same id and other steps is not."""
+    """Whether the saga is the one that `begin` asks for. One with the same id and other steps is not."""
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
     before = [step.definition.canonical() for step in state.steps]
     if state.format != begin.format or deadline_ms != begin.deadline_ms:
@@ -166,7 +166,7 @@ def begun_with(state: SagaState, begin: Begin) -> bool:
 
 
 def conflict(saga_id: str) -> str:
-    """What the sender of a saga_begin is told that has another saga's id."""
+    """The error text for the sender of a saga_begin with the id of another saga."""
     return f"another saga has the id {saga_id}: it began with other steps"
 
 

@@ -45,8 +45,8 @@ _STATUS_IF_UNKNOWN: Final = {**_STATUS, **dict.fromkeys((*UNDO, Phase.UNDO_SKIPP
 class Step(Struct, frozen=True, kw_only=True, gc=False):
     """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet.
 
-    `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are kept as
-    the JSON that was sent; `result_value`, `error_value` and `compensation_error_value` are what it says.
+    `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are the JSON
+    that was sent; `result_value`, `error_value` and `compensation_error_value` are its values.
 
     `phase` says what is being done about the step. It changes by `moved` alone.
     """
@@ -147,7 +147,7 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def result_value(self) -> Any:
-        """What its transaction returned; None: nothing, or nothing is known of it."""
+        """What its transaction returned; None: nothing, or that is not known."""
         return _value(self.result)
 
     @property

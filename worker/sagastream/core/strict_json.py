@@ -1,4 +1,4 @@
-"""The one strict way from JSON to values and back. Whatever comes from outside is read here."""
+"""From JSON to values and back, strictly. External input is parsed here, once, at the boundary."""
 
 import json
 import math
@@ -11,37 +11,37 @@ from sagastream.errors import MalformedMessage
 
 #: The largest text that is read, in bytes.
 MAX_BYTES: Final = 1 << 20
-#: The largest text that it may become when it is written again: 1e15 is written as 1000000000000000.0.
+#: The largest text that it may become when it is written anew, in bytes: 1e15 is written as 1000000000000000.0.
 MAX_REWRITTEN_BYTES: Final = 4 * MAX_BYTES
-#: The largest params, result or error, so that it fits into a body with the rest of it, in bytes.
+#: The largest params, result or error, in bytes, so that a body with the other members is still small enough.
 MAX_PAYLOAD_BYTES: Final = MAX_BYTES - 1024
 #: How deep arrays and objects may nest.
 MAX_DEPTH: Final = 64
 
 
 def encode(value: object) -> bytes:
-    """A message, or a value that was decoded, as compact JSON."""
+    """A message, or a value that was decoded before, as compact JSON."""
     return orjson.dumps(value)
 
 
 def trimmed(text: bytes) -> bytes:
-    """A text that was encoded, to be kept: orjson gives each 4 kB of memory, however short it is."""
+    """A copy of encoded text, for what is kept: orjson allocates 4 kB for each text, however short it is."""
     return b"".join((text, b""))
 
 
 def encode_payload(value: object) -> bytes:
     """A value that a user's code gave (params, result, error) as compact JSON.
 
-    Raises MalformedMessage for what JSON cannot say (NaN and infinities, integers over 64 bits, other types; a UUID
-    and the value of an Enum are let pass) and for what no message could carry.
+    Raises MalformedMessage for what JSON cannot hold (NaN, infinities, integers over 64 bits, other types) and for what
+    is too large or too deep for a message. UUIDs and values of Enums are accepted.
     """
     try:
         data = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
     except orjson.JSONEncodeError as error:
         raise MalformedMessage(f"not JSON: {error}") from None
-    # orjson writes NaN as null, which would change a payload in silence.
+    # orjson writes NaN as null, which would change a payload silently.
     if b"null" in data and not _is_finite(value):
-        raise MalformedMessage("not JSON: NaN and infinities have no place in it")
+        raise MalformedMessage("not JSON: it has no NaN and no infinities")
     if len(data) > MAX_PAYLOAD_BYTES:
         raise MalformedMessage(f"too large: {len(data)} bytes, at most {MAX_PAYLOAD_BYTES}")
     if _too_deep(data, value, MAX_DEPTH - 3):
@@ -50,10 +50,10 @@ def encode_payload(value: object) -> bytes:
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
-    """The value of a JSON text, or MalformedMessage with what is wrong and where.
+    """The value of a JSON text. Raises MalformedMessage, which says what is wrong and where.
 
-    Stricter than its parser: no duplicate keys, no integers outside 64 bits, no more than MAX_DEPTH levels and
-    `max_bytes` bytes.
+    This is stricter than JSON: no duplicate keys, no integers over 64 bits, at most MAX_DEPTH levels and `max_bytes`
+    bytes.
     """
     if len(data) > max_bytes:
         raise MalformedMessage(f"too large: {len(data)} bytes, at most {max_bytes}")
@@ -63,8 +63,8 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
         raise MalformedMessage(f"not JSON: {error}") from None
     if _too_deep(data, value, MAX_DEPTH):
         raise MalformedMessage(f"nested deeper than {MAX_DEPTH} levels")
-    # A text that is written back the same has lost nothing in reading. Our own services write such texts, so the
-    # slow, careful reading is for strangers.
+    # If writing the value gives the same text, reading it lost nothing. sagastream's own services write such texts, so
+    # the slow checks are only needed for texts of others.
     if orjson.dumps(value) != data:
         json.loads(data, object_pairs_hook=_unique, parse_int=_int64)
     return value
@@ -98,7 +98,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise MalformedMessage(f"the key {twice[:128]!a} stands twice in one object")
+        raise MalformedMessage(f"the key {twice[:128]!a} occurs twice in one object")
     return members
 
 

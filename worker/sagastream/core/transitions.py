@@ -1,4 +1,4 @@
-"""What a decision says, and what all moves of a saga come down to: a transition, and the messages that go with it.
+"""The value that a decision is, and what all moves of a saga have in common: a transition and its messages.
 
 Every change of a saga's status stands in TRANSITIONS.
 """

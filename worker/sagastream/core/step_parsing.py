@@ -1,0 +1,86 @@
+"""Reading the steps of a saga_begin, strictly."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sagastream.core.members import checked_object, flag_in, limit, name_in
+from sagastream.core.steps import (
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_STEPS,
+    MAX_TIMEOUT_MS,
+    OPTIONS,
+    StepDefinition,
+    StepKind,
+    usual_attempts,
+)
+from sagastream.core.strict_json import encode_payload, trimmed
+from sagastream.errors import MalformedMessage
+
+_MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
+
+
+def parse_steps(steps: object) -> tuple[StepDefinition, ...]:
+    """The value of the member `steps`. Raises MalformedMessage, which says what is wrong and where."""
+    if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
+        raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
+    definitions = tuple(_parse_step(step, f"steps[{index}]") for index, step in enumerate(steps))
+    _check_order(definitions)
+    return definitions
+
+
+def _parse_step(step: Any, where: str) -> StepDefinition:
+    checked_object(step, where, _MEMBERS)
+    options = {name: _OPTION_READERS[name](step, name, where) for name in OPTIONS if name in step}
+    if "kind" in options:
+        options.setdefault("attempts", usual_attempts(options["kind"]))
+    transaction = name_in(step, "transaction", where)
+    if options.get("compensation") == transaction:
+        raise MalformedMessage(f"{where}: a transaction cannot be its own compensation")
+    return StepDefinition(
+        transaction=transaction,
+        service=name_in(step, "service", where),
+        params=trimmed(encode_payload(step.get("params"))),
+        **options,
+    )
+
+
+def _undo(step: dict[str, Any], name: str, where: str) -> str | None:
+    return None if step[name] is None else name_in(step, name, where)
+
+
+def _kind(step: dict[str, Any], name: str, where: str) -> StepKind:
+    try:
+        return StepKind(step[name])
+    except ValueError:
+        raise MalformedMessage(f"{where}: kind must be one of {', '.join(StepKind)}") from None
+
+
+def _at_most(most: int) -> Callable[[dict[str, Any], str, str], int]:
+    return lambda step, name, where: limit(step[name], name, where, most)
+
+
+#: How each option of a step is read.
+_OPTION_READERS: Final[dict[str, Callable[[dict[str, Any], str, str], Any]]] = {
+    "compensation": _undo,
+    "kind": _kind,
+    "timeout_ms": _at_most(MAX_TIMEOUT_MS),
+    "attempts": _at_most(MAX_ATTEMPTS),
+    "compensation_attempts": _at_most(MAX_ATTEMPTS),
+    "backoff_ms": _at_most(MAX_BACKOFF_MS),
+    "retry_failed": flag_in,
+}
+
+
+def _check_order(steps: Sequence[StepDefinition]) -> None:
+    """Check that the compensatable steps come first, then the pivot, then the retriable steps."""
+    pivot = next((index for index, step in enumerate(steps) if step.kind is StepKind.PIVOT), None)
+    for index, step in enumerate(steps):
+        before = pivot is None or index < pivot
+        if step.kind is StepKind.RETRIABLE and before:
+            raise MalformedMessage(f"steps[{index}]: a retriable step needs a pivot before it")
+        if step.kind is StepKind.RETRIABLE and step.compensation:
+            raise MalformedMessage(f"steps[{index}]: a retriable step is never undone, and names no compensation")
+        if not before and index != pivot and step.kind is not StepKind.RETRIABLE:
+            what = "there is at most one pivot" if step.kind is StepKind.PIVOT else "after the pivot comes no way back"
+            raise MalformedMessage(f"steps[{index}]: {what}: the steps after it must be retriable")
