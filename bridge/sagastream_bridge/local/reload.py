@@ -38,7 +38,7 @@ def run_again_when_changed(
         raise SagastreamError("--reload needs watchfiles: pip install 'sagastream[reload]'") from None
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, and so do we
     outage = Outage(broker, _WHO, stop)
-    child: subprocess.Popen[bytes] | None = spawn(broker, ["service", where, *arguments])
+    child: subprocess.Popen[bytes] | None = _spawn(broker, where, arguments)
     try:
         for changes in watch(
             *_watched(where),
@@ -53,7 +53,7 @@ def run_again_when_changed(
                 _LOG.info(f"{changed} changed; starting {where} again")
                 if child is not None:
                     end(child, grace_s + 1.0)
-                child = spawn(broker, ["service", where, *arguments])
+                child = _spawn(broker, where, arguments)
             elif child is not None and (code := child.poll()) is not None:
                 _LOG.warning(f"{where} ended with exit code {code}; waiting for the next change")
                 child = None
@@ -61,6 +61,12 @@ def run_again_when_changed(
     finally:
         if child is not None:
             end(child, grace_s + 1.0)
+
+
+def _spawn(broker: Broker, where: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    # No bytecode is written: Python takes it for that of a source file if second and length are the same, so if a file
+    # is saved twice in a second, the first version would run.
+    return spawn(broker, ["service", where, *arguments], PYTHONDONTWRITEBYTECODE="1")
 
 
 def _watched(where: str) -> list[Path]:

@@ -94,16 +94,18 @@ class Stack:
                 log.close()
 
 
-def spawn(broker: Broker, arguments: Sequence[str], log: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
+def spawn(
+    broker: Broker, arguments: Sequence[str], log: IO[bytes] | None = None, **env: str
+) -> "subprocess.Popen[bytes]":
     """Start `sagastream ARGUMENTS` on this broker: a command that ends when its standard input ends. Its output goes to
-    `log`, by default to our stderr."""
+    `log`, by default to our stderr. `env` is added to its environment."""
     said = log or sys.stderr
     return subprocess.Popen(
         [sys.executable, "-m", "sagastream_bridge.commands.main", *arguments, "--until-eof"],
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=said,
-        env=os.environ | {"REDIS_URL": broker.url, "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"REDIS_URL": broker.url, "PYTHONUNBUFFERED": "1"} | env,
         start_new_session=True,  # Ctrl-C goes to the parent only, which stops its children in order
     )
 
