@@ -64,7 +64,8 @@ class Server:
             self.brokers.pop().close()
 
     def clear(self) -> None:
-        """Bring it back to where it was when it started: settings, users, clients, data, scripts and counters."""
+        """Bring it back to where it was when it started: settings, users, clients, data, scripts, counts
+        and the log of what was refused to users."""
         with connect(self.url) as client:
             now: Any = client.config_get("*")
             for name, value in self._settings.items():
@@ -77,6 +78,7 @@ class Server:
             client.flushall(asynchronous=False)
             client.script_flush("SYNC")
             client.config_resetstat()
+            client.acl_log_reset()
 
     def stop(self) -> None:
         self.close_brokers()
