@@ -439,7 +439,7 @@ def test_a_handler_may_begin_a_saga_and_lets_no_time_pass(sagas: Sagas) -> None:
     sagas.serve(service)
     saga = sagas.run([do("Begin")])
     assert (saga.status, "saga-2 is COMPLETED" in sagas.explain()) == ("COMPLETED", True)
-    with pytest.raises(ScenarioError, match=r"sagas\.begin\(steps\) is enough"):
+    with pytest.raises(ScenarioError, match=r"call sagas\.begin\(steps\)"):
         sagas.run([do("Run")])
 
 
@@ -508,7 +508,7 @@ def test_the_sweep_takes_steps_of_every_kind_and_ends_each_saga() -> None:
         ("undoes it once", "Pay of step 1 is done a day late: assert 5 == 0"),
         (
             "undoes what it finds",
-            "it is parked again: PayBack of step 1 failed 20 times: KeyError: 'saga-1/1/transaction'",
+            "the saga is parked again: PayBack of step 1 failed 20 times: KeyError: 'saga-1/1/transaction'",
         ),
     ],
 )
@@ -547,7 +547,7 @@ def test_a_check_that_asserts_nothing_but_returns_is_refused(returned: object) -
     def check(saga: Any, books: Books) -> Any:
         return returned
 
-    with pytest.raises(ScenarioError, match=f"check returned {returned}, which nobody looks at: have it assert"):
+    with pytest.raises(ScenarioError, match=f"check returned {returned}, which is ignored: let it assert"):
         check_every_fault(serve, STEPS, check)
 
 
@@ -561,7 +561,9 @@ def test_a_sweep_of_what_fails_by_itself_is_refused() -> None:
 
         sagas.serve(service)
 
-    with pytest.raises(ScenarioError, match="nothing goes wrong, and yet it does not complete:\nsaga-1 is ABORTED"):
+    with pytest.raises(
+        ScenarioError, match="nothing goes wrong, and yet the saga does not complete:\nsaga-1 is ABORTED"
+    ):
         check_every_fault(closed, [do("Pay")], lambda saga, state: None)
 
 

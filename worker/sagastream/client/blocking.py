@@ -1,7 +1,7 @@
 """The client: begins sagas, looks at them, waits for their end, and sends the requests of operators.
 
-A method whose purpose is the outcome of a saga returns it as a value, not as an error. What the client asks the broker
-is written as exchanges, which `AsyncSagaClient` shares.
+How a saga ended is a value that methods return, not an error that they raise. What the client asks the broker is
+written as exchanges, which `AsyncSagaClient` shares.
 """
 
 import math
@@ -34,10 +34,13 @@ class SagaClient:
     """
 
     def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
-        """`broker`: an open one, which the client leaves open; or the url of one; by default the one that the
-        environment names (see Broker). `observer`: is told of outages.
+        """
+        Args:
+            broker: an open Broker, which the client does not close; or the url of one, as for Broker. By default the
+                broker that the environment names, see Broker.
+            observer: its methods for outages are called.
 
-        Raises BrokerError as Broker does, TypeError for anything else.
+        Raises BrokerError as Broker does, and TypeError if `broker` is anything else.
         """
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
@@ -51,20 +54,23 @@ class SagaClient:
         self.close()
 
     def close(self) -> None:
+        """Close the connections. A Broker that was passed in stays open."""
         if self._owns_broker:
             self._broker.close()
 
     def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
-        """Begin a saga. `steps`: as in docs/sagas.md, each with transaction, service, params. `deadline_ms`: how long
-        after its begin the saga is cancelled.
+        """Begin a saga. Returns as soon as the request is durable, after one round trip. If the saga was begun before
+        with the same id and steps, nothing is done twice.
 
-        Returns as soon as the request is durable, after one round trip. If a saga is begun again with the same id and
-        steps, nothing is done twice.
+        Args:
+            saga_id: chosen by you, unique in the store: 1 to 128 characters of A-Z a-z 0-9 . _ : -
+            steps: the steps, in order; docs/sagas.md describes their members.
+            deadline_ms: the saga is cancelled this many milliseconds after it began, if it has not ended by then.
 
         Raises:
-            MalformedMessage: says what is wrong, and where; nothing was sent.
-            RequestRefused: another saga has the id; nothing was sent.
-            UnreadableSaga: the saga of this id cannot be read; nothing was sent.
+            MalformedMessage: the request is not valid; the text says what is wrong, and where. Nothing was sent.
+            RequestRefused: another saga has the id. Nothing was sent.
+            UnreadableSaga: the saga with this id cannot be read. Nothing was sent.
             redis.RedisError: the broker is away. The request may have arrived or not, so call again with the same id.
         """
         return self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
@@ -80,8 +86,9 @@ class SagaClient:
         Returns one answer for each saga, in their order: Accepted; Refused, with the reason; or Unsettled, if the
         broker went away meanwhile. Begin an unsettled saga again with the same id, as often as it takes.
 
-        Raises redis.RedisError for an error that is not an outage: mend its cause, then begin all of them again. Raises
-        TypeError for anything that is not a list of sagas.
+        Raises:
+            redis.RedisError: an error that is not an outage. Mend its cause, then begin all of the sagas again.
+            TypeError: `sagas` is not a list of sagas.
         """
         return run(self._redis, requests.begin_many(sagas))
 
@@ -97,19 +104,24 @@ class SagaClient:
         return state
 
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
-        """Wait until the saga has ended, or is parked and waits for a person. Return it as it is then.
+        """Wait until the saga has ended, or is parked and waits for a person. Return it as it is then. While the broker
+        is away, the wait goes on.
 
-        `saga`: what `begin` returned, or an id, which need not exist yet. `timeout_s`: None waits for as long as it
-        takes: for ever, if nobody begins the saga. `check`: raise an error if the saga has not completed. While the
-        broker is away the wait goes on, because a wait changes nothing in the store.
+        Args:
+            saga: what `begin` returned, or the id of a saga, which need not exist yet.
+            timeout_s: wait at most this many seconds. None: wait without a limit; if nobody begins the saga, that never
+                ends.
+            check: raise an error if the saga did not complete.
 
         Raises:
-            SagaAborted, SagaParked: with `check`; they have the reason and the step.
+            SagaAborted: only with `check`: the saga was aborted. It has the reason and the step.
+            SagaParked: only with `check`: the saga is parked. It has the reason and the step.
             RequestRefused: another saga has the id.
             UnreadableSaga: the saga cannot be read.
-            TimeoutError: the saga has not ended in time, and goes on by itself. Its text says if there is no such saga
-            yet. redis.RedisError: an error that is not an outage: waiting does not mend it.
-            TypeError, ValueError: `saga` or `timeout_s` is not what it must be.
+            TimeoutError: the saga did not end in time; it goes on by itself. The text says if there is no such saga.
+            redis.RedisError: an error that is not an outage, so that waiting does not help.
+            TypeError: `saga` is neither of the two, or `timeout_s` is not a number.
+            ValueError: `timeout_s` is not a number of seconds from 0 on.
         """
         (outcome,) = self.as_completed([saga], timeout_s)
         state = requests.granted(outcome)
@@ -118,10 +130,14 @@ class SagaClient:
     def as_completed(
         self, sagas: Iterable[Accepted | str], timeout_s: float | None = None
     ) -> Iterator[SagaState | Refused]:
-        """Wait for many sagas together. Yields each as `wait` returns it, in the order in which they end.
+        """Wait for many sagas together. Yields each as `wait` returns it, in the order in which they end. If `wait`
+        would raise RequestRefused or UnreadableSaga for a saga, a Refused with that `error` is yielded instead.
 
-        If `wait` would raise an error for a saga, a Refused with that `error` is yielded for it. Raises TimeoutError
-        when the time that all of them have together is up; redis.RedisError, TypeError and ValueError as `wait` does.
+        Args:
+            sagas: what `begin` returned, or ids of sagas.
+            timeout_s: wait at most this many seconds for all of them together.
+
+        Raises TimeoutError when that time is up; redis.RedisError, TypeError and ValueError as `wait` does.
         """
         check_timeout(timeout_s)
         many = requests.one_by_one(sagas, "ids, or of what begin returned")
@@ -134,30 +150,31 @@ class SagaClient:
             raise watcher.timeout_error(timeout_s)
 
     def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Cancel a saga: it goes back when its current step is answered, but not after its pivot. See `intervene`."""
+        """Cancel a saga: it is undone once its current step is answered, but not after its pivot. See `intervene`."""
         return self._intervene(Verb.CANCEL, saga_id, reason, timeout_s)
 
     def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Let a parked saga try again what it is parked at. See `intervene`."""
+        """Retry a parked saga: the command at which it is parked is sent again. See `intervene`."""
         return self._intervene(Verb.RETRY, saga_id, reason, timeout_s)
 
     def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Let a parked saga go on as if the step or compensation that it is parked at were done. See `intervene`."""
+        """Let a parked saga go on as if the step or compensation at which it is parked were done. See `intervene`."""
         return self._intervene(Verb.SKIP, saga_id, reason, timeout_s)
 
     def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Let a parked saga end as it is, ABORTED. See `intervene`."""
+        """End a parked saga as it is: ABORTED, and nothing more is undone. See `intervene`."""
         return self._intervene(Verb.ABANDON, saga_id, reason, timeout_s)
 
     def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
-        """Send an operator's request, and wait until a worker has done it. Return the saga as it is then.
+        """Send an operator's request, and wait until a worker has taken it. Return the saga as it is then.
 
-        `request` needs a request_id: a request that is sent again with the same one is done once.
+        `request` needs a request_id: if it is sent again with the same one, it is done once. `timeout_s`: wait at most
+        this many seconds; None: without a limit.
 
         Raises:
-            RequestRefused: there is no such saga, or this cannot be done in its present state.
+            RequestRefused: there is no such saga, or its present state does not allow this.
             UnreadableSaga: the saga cannot be read.
-            TimeoutError: no worker has taken the request in time. It is in the store, and a worker will do it.
+            TimeoutError: no worker has taken the request in time. It is in the store, and a worker will take it.
             redis.RedisError: the broker is away. The request may have arrived or not.
         """
         check_timeout(timeout_s)
@@ -175,10 +192,14 @@ class SagaClient:
         """The sagas of the store: parked ones first, then live ones, then ended ones, the newest first.
 
         They are read page by page, when the iterator needs them. If the caller acts on parked sagas meanwhile, none is
-        missed. A live saga that moves meanwhile may come twice or not at all. In place of a saga that cannot be read
-        comes the error that says why, whatever the status: CorruptSaga, NewerFormat.
+        missed. A live saga that changes meanwhile may come twice or not at all. If a saga cannot be read, its error is
+        yielded in its place, for every `status`: CorruptSaga or NewerFormat.
 
-        Raises ValueError for a status that no saga has.
+        Args:
+            status: only sagas with this status; "PARKED": only parked sagas, which are PENDING or COMPENSATING.
+            limit: at most this many sagas; None: all.
+
+        Raises ValueError if `status` is not one of them.
         """
         listing = Listing(status, limit)
         pages = iter(lambda: run(self._redis, listing.next_page()), [])
@@ -188,7 +209,7 @@ class SagaClient:
         return self.intervene(requests.to_intervene(verb, saga_id, reason), timeout_s)
 
     def _settled(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
-        """What settles the waiters, one by one, until none is left or the time is up."""
+        """The outcomes of the waiters, one by one, until none is left or the time is up."""
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
         def turn() -> Settled:

@@ -29,8 +29,8 @@ class AsyncSagaClient:
     """The sagas of a store, for the coroutines of one event loop. Close it, or use it as a context manager.
 
     The methods are those of SagaClient, with the same arguments, results and errors. Await them, except `list`, which
-    is for `async for`. There is no `as_completed`: use `asyncio.gather`. One reader of the events stream serves all
-    coroutines that wait. It runs while any of them waits, and for half a second after that.
+    is for `async for`. There is no `as_completed`: use `asyncio.gather`. One task reads the events stream for all
+    coroutines that wait. It runs while any of them waits, and for at most half a second after that.
     """
 
     def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
@@ -56,46 +56,57 @@ class AsyncSagaClient:
     aclose = close  #: as contextlib.aclosing calls it
 
     async def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
+        """Begin a saga; awaits until the request is durable. See SagaClient.begin."""
         return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
 
     async def begin_request(self, request: Begin) -> Accepted:
+        """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""
         (answer,) = await self._run(requests.begin([request]))
         return requests.granted(answer)
 
     async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
+        """Begin many sagas; awaits until all requests are answered for. See SagaClient.begin_many."""
         return await self._run(requests.begin_many(sagas))
 
     async def get(self, saga_id: str) -> SagaState | None:
+        """Read a saga as it is now; awaits one round trip. See SagaClient.get."""
         state = (await self._run(load([saga_id])))[0][saga_id]
         if isinstance(state, UnreadableSaga):
             raise state
         return state
 
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
-        """See SagaClient.wait. To wait for many sagas, wait for each one in its own task."""
+        """Await the end of a saga, or that it is parked. To wait for many sagas, use one task for each. See
+        SagaClient.wait."""
         state = requests.granted(await self._follower.settled(Waiter.for_end_of(saga), timeout_s))
         return completed(state) if check else state
 
     async def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Cancel a saga; awaits until a worker has taken the request. See SagaClient.cancel."""
         return await self.intervene(requests.to_intervene(Verb.CANCEL, saga_id, reason), timeout_s)
 
     async def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Retry a parked saga; awaits until a worker has taken the request. See SagaClient.retry."""
         return await self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason), timeout_s)
 
     async def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """Skip what a saga is parked at; awaits until a worker has taken the request. See SagaClient.skip."""
         return await self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason), timeout_s)
 
     async def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+        """End a parked saga as it is; awaits until a worker has taken the request. See SagaClient.abandon."""
         return await self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason), timeout_s)
 
     async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
+        """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""
         waiter = Waiter(saga_id=request.saga_id, request=request)
         return requests.granted(await self._follower.settled(waiter, timeout_s))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
     ) -> AsyncIterator[SagaState | UnreadableSaga]:
-        """See SagaClient.list. Use it with `async for`, and without `await`."""
+        """The sagas of the store. Use it with `async for`, and without `await`; each page is awaited when it is needed.
+        See SagaClient.list."""
         return self._listed(Listing(status, limit))
 
     async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | UnreadableSaga]:
@@ -124,7 +135,7 @@ class _Follower:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[waiter] = future
         if self._task is None or self._task.done():
-            self._watcher = SagaWatcher()  # the place of the last one may be far behind by now
+            self._watcher = SagaWatcher()  # the last one may be far behind in the events stream
             self._watcher.add(waiter)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
         else:
@@ -154,11 +165,11 @@ class _Follower:
         self._fail(BrokerError("the client was closed while this was waited for"))
 
     async def _look(self) -> None:
-        await asyncio.sleep(0)  # coroutines that come at the same moment share one round trip
+        await asyncio.sleep(0)  # coroutines that begin to wait at the same moment share one round trip
         try:
             self._settle(await run_async(self._pool, self._watcher.look()))
         except redis.RedisError:
-            return  # the reader meets it, too, and handles it
+            return  # the reader gets the same error, and handles it
 
     async def _follow(self) -> None:
         tries = 0

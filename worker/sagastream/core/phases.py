@@ -1,6 +1,6 @@
 """The phases of a step, and every change from one to another.
 
-STEP is the whole of it: a change that does not stand there is refused. ARCHITECTURE.md draws the table.
+STEP is the whole list: any other change is refused. ARCHITECTURE.md draws it.
 """
 
 from collections.abc import Mapping

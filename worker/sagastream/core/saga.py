@@ -13,66 +13,68 @@ from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.errors import UnreadableSaga
 
-#: How many interventions a saga keeps: the newest.
+#: A saga keeps at most this many interventions, the newest ones.
 MAX_INTERVENTIONS: Final = 100
 
 
 class SagaStatus(StrEnum):
-    PENDING = "PENDING"
-    COMPENSATING = "COMPENSATING"
-    COMPLETED = "COMPLETED"
-    ABORTED = "ABORTED"
+    """Where a saga is. COMPLETED and ABORTED are its ends."""
+
+    PENDING = "PENDING"  # its steps are being done, or it is parked at one
+    COMPENSATING = "COMPENSATING"  # its steps are being undone, or it is parked at a compensation
+    COMPLETED = "COMPLETED"  # all its steps were done, or skipped by an operator
+    ABORTED = "ABORTED"  # it failed or was cancelled, and its steps were undone, or left as they are by an operator
 
 
 class Intervention(Struct, frozen=True, kw_only=True, gc=False):
-    """What an operator did about a saga, and why."""
+    """What an operator, or the saga's deadline, did about a saga."""
 
-    verb: str  # cancel, retry, skip, abandon; "too late" of a cancel that a pivot came before
-    reason: str
-    at_ms: int
-    request_id: str | None = None  # of the request, which may arrive more than once and is done once
+    verb: str  # cancel, retry, skip or abandon; or "too late": a cancel that was not done, since a pivot had completed
+    reason: str  # why, in the operator's words
+    at_ms: int  # when, in milliseconds since the epoch by the broker's clock
+    request_id: str | None = None  # of the request: it is done once, even if it arrives more than once
 
 
 class SagaState(Struct, frozen=True, kw_only=True, gc=False):
-    """All of a saga as it stands. Clients get it, the decision core works on it, the store keeps it.
+    """A saga at one moment: what clients return, what the decision core works on, and what the store keeps.
 
-    To users: `status`; `reason`, why it goes or went back; `parked`, why it waits for a person; `ended`; `results`; and
-    `steps`, each with its own status and error. It does not change: ask for the saga again to see what became of it.
-    Times are milliseconds since the epoch by the broker's clock.
+    It does not change. Ask for the saga again to see what has happened to it since. Times are milliseconds since the
+    epoch by the broker's clock. Steps count from 1.
 
-    A live saga always has a reason to move: one of its steps is in flight, backing off or parked.
+    A live saga always waits for something: one of its steps is in flight, backing off or parked.
     """
 
-    saga_id: str
-    steps: tuple[Step, ...]
-    status: SagaStatus
-    current_step: int  # counts from 1: the step that is active; once the saga has ended, the last one that was
-    reason: str | None = None  # why it goes or went back
-    cancelling: str | None = None  # why it is to go back as soon as the current step is answered
-    compensating_steps: tuple[int, ...] = ()  # in the order in which their compensation was sent
-    begun_ms: int
-    updated_ms: int
-    deadline_ms: int | None = None  # when the saga is cancelled
-    interventions: tuple[Intervention, ...] = ()
+    saga_id: str  # its id, as in the request that began it
+    steps: tuple[Step, ...]  # all of its steps, in order, each with its own status, result and error
+    status: SagaStatus  # where the saga is
+    current_step: int  # the number of the step that is active; once the saga has ended, the last one that was active
+    reason: str | None = None  # why it is undone or was undone; None: it is not
+    cancelling: str | None = None  # why it will be undone as soon as the current step is answered; None: it will not
+    compensating_steps: tuple[int, ...] = ()  # the numbers of the steps whose undo was begun, in that order
+    begun_ms: int  # when it began
+    updated_ms: int  # when it last changed
+    deadline_ms: int | None = None  # when it is cancelled, if it has not ended by then; None: never
+    interventions: tuple[Intervention, ...] = ()  # what was done about it from outside, the newest 100, oldest first
     duplicates: int = 0  # how many replies were ignored because they said nothing new
-    request_id: str | None = None  # of the saga_begin
-    echo: bool = False  # the field `trace`: the messages of the saga are reported too
+    request_id: str | None = None  # the id of the request that began it
+    echo: bool = False  # whether its messages are published as events too: the field `trace` of the request
     format: int = PLAIN  # one of FORMATS
-    version: int = 0  # counts commits; 0: not stored yet. Only the store sets it
+    version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 
     @property
     def ended(self) -> bool:
+        """Whether it is COMPLETED or ABORTED."""
         # By identity: this is asked some twenty times a turn, and an enum of strings compares as strings.
         return self.status is SagaStatus.COMPLETED or self.status is SagaStatus.ABORTED
 
     @property
     def results(self) -> list[Any]:
-        """What each step returned; None: nothing, or that is not known."""
+        """What the transaction of each step returned; None if it returned None, or no result is known."""
         return [step.result_value for step in self.steps]
 
     @property
     def weight(self) -> int:
-        """About how many bytes its params and what services said take."""
+        """About how many bytes its params, results and errors take."""
         return sum(
             [
                 len(step.definition.params)
@@ -90,12 +92,13 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def past_pivot(self) -> bool:
-        """Whether there is no way back any more."""
+        """Whether its pivot was done, so that it can no longer be undone."""
         pivots = (step for step in self.steps if step.definition.kind is StepKind.PIVOT)
         return any(step.phase in DONE for step in pivots)
 
     @property
     def may_be_cancelled(self) -> bool:
+        """Whether a cancel is possible: the saga is PENDING, not past its pivot, and not being cancelled already."""
         return self.status is SagaStatus.PENDING and self.cancelling is None and not self.past_pivot
 
     @property
@@ -105,17 +108,18 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def times_out_ms(self) -> int | None:
-        """When the answer to the command that is out is no longer awaited; None: no command is out."""
+        """When the command that is out times out; None: no command is out."""
         return self.steps[self.current_step - 1].times_out_ms
 
     @property
     def send_again_ms(self) -> int | None:
-        """When the next attempt is sent; None: none is to be sent."""
+        """When the next attempt of a command is sent; None: no step is backing off."""
         return self.steps[self.current_step - 1].send_again_ms
 
     @property
     def due_ms(self) -> int | None:
-        """When it needs attention next, even if nothing comes; None: only when a person acts, or never."""
+        """When it needs attention next even if no message comes: its earliest timeout, next attempt or deadline. None:
+        it is parked, or has ended."""
         due_ms = None
         for step in self.steps:
             if step.due_ms is not None and (due_ms is None or step.due_ms < due_ms):
@@ -141,23 +145,24 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return f"{step.definition.service} to answer {what}{which}{then}"
 
     def with_step(self, number: int, step: Step, **changes: Any) -> "SagaState":
-        """The saga with this step in place of the one with that number, and with these changes."""
+        """The same saga with `step` as step `number`, and with these changes."""
         return replace(self, steps=(*self.steps[: number - 1], step, *self.steps[number:]), **changes)
 
     def has_taken(self, request_id: str | None) -> bool:
-        """Whether this request of an operator was done, as far as interventions are kept."""
+        """Whether this request of an operator was done already. Only the newest MAX_INTERVENTIONS are known."""
         return request_id is not None and any(done.request_id == request_id for done in self.interventions)
 
     def with_intervention(self, intervention: Intervention) -> "SagaState":
+        """The same saga with one more intervention."""
         return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
 
 
-#: What there is of a saga in the store; None: nothing.
+#: What a look for a saga may find; None: there is no such saga.
 Found = SagaState | UnreadableSaga | None
 
 
 def begun_with(state: SagaState, begin: Begin) -> bool:
-    """Whether the saga is the one that `begin` asks for. One with the same id and other steps is not."""
+    """Whether the saga is the one that `begin` asks for. If it has the same id and other steps, it is not."""
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
     before = [step.definition.canonical() for step in state.steps]
     if state.format != begin.format or deadline_ms != begin.deadline_ms:
@@ -166,7 +171,7 @@ def begun_with(state: SagaState, begin: Begin) -> bool:
 
 
 def conflict(saga_id: str) -> str:
-    """The error text for the sender of a saga_begin with the id of another saga."""
+    """The text with which a saga_begin is refused whose id another saga has."""
     return f"another saga has the id {saga_id}: it began with other steps"
 
 

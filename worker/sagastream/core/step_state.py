@@ -1,4 +1,4 @@
-"""A step of a saga as it stands: what is being done about it, and what became of it."""
+"""A step of a saga at one moment: what is being done about it, and what became of it."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -16,14 +16,14 @@ from sagastream.errors import ImpossibleTransition
 class StepStatus(StrEnum):
     """What became of a step's transaction, as users see it."""
 
-    PENDING = "PENDING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    COMPENSATED = "COMPENSATED"
+    PENDING = "PENDING"  # it was not sent yet, or has no answer for good yet
+    COMPLETED = "COMPLETED"  # it was done, and is not undone yet
+    FAILED = "FAILED"  # it failed, was given up, or was skipped by an operator
+    COMPENSATED = "COMPENSATED"  # it was undone
 
 
-#: What users see of a phase. While a step is being undone, and after that was skipped, they see what became of its
-#: transaction: that is FAILED where the outcome is unknown, for of the steps that failed only those are undone.
+#: The status that users see in each phase. While a step is being undone, and after its undo was skipped, they see what
+#: became of its transaction. That is FAILED if the outcome is unknown: of the failed steps, only such steps are undone.
 _STATUS: Final[Mapping[Phase, StepStatus]] = {
     Phase.WAITING: StepStatus.PENDING,
     Phase.OUT: StepStatus.PENDING,
@@ -43,37 +43,35 @@ _STATUS_IF_UNKNOWN: Final = {**_STATUS, **dict.fromkeys((*UNDO, Phase.UNDO_SKIPP
 
 
 class Step(Struct, frozen=True, kw_only=True, gc=False):
-    """One step of a saga. Times are milliseconds since the epoch by the broker's clock, None: not yet.
+    """One step of a saga at one moment. Times are milliseconds since the epoch by the broker's clock; None: not yet.
 
-    `definition`: what was asked for (transaction, service …). `result`, `error` and `compensation_error` are the JSON
-    that was sent; `result_value`, `error_value` and `compensation_error_value` are its values.
-
-    `phase` says what is being done about the step. It changes by `moved` alone.
+    `result`, `error` and `compensation_error` are the JSON that was sent; `result_value`, `error_value` and
+    `compensation_error_value` are the values in it.
     """
 
-    definition: StepDefinition
-    phase: Phase = Phase.WAITING
-    attempt: int = 0  # how often its command was sent
-    sent_ms: int | None = None  # the last of them
-    answered_ms: int | None = None  # when it was answered for good, or given up
-    result: bytes | None = None  # JSON, of a completed step
-    error: bytes | None = None  # JSON, of the last attempt that failed
-    unknown: bool = False  # an attempt's outcome is unknown: it may have had its effect
-    late_ms: int | None = None  # when it was heard, too late, that the transaction had its effect
-    compensation: str | None = None  # the command that undoes it, once that was sent
-    compensation_attempt: int = 0  # how often that was sent
-    compensation_sent_ms: int | None = None
-    compensation_answered_ms: int | None = None
-    compensation_error: bytes | None = None  # JSON, of the last attempt that failed
-    tried_before: int = 0  # how many attempts of its command, or of its undo, came before an operator's retry
-    due_ms: int | None = None  # in flight: until when the answer is awaited; backing off: when the next attempt is sent
-    parked: str | None = None  # parked: why
+    definition: StepDefinition  # what the request asks for: transaction, service, params and options
+    phase: Phase = Phase.WAITING  # what is being done about the step; only `moved` changes it
+    attempt: int = 0  # how often its transaction was sent
+    sent_ms: int | None = None  # when its transaction was last sent
+    answered_ms: int | None = None  # when its transaction was answered for good, or given up
+    result: bytes | None = None  # what its transaction returned, JSON; None: it has not completed, or returned nothing
+    error: bytes | None = None  # the error of the last attempt that failed, JSON
+    unknown: bool = False  # whether the outcome of an attempt is unknown: it may have had its effect
+    late_ms: int | None = None  # when an answer came, too late, that says that the transaction had its effect
+    compensation: str | None = None  # the command that undoes it; None: that was not sent yet
+    compensation_attempt: int = 0  # how often its compensation was sent
+    compensation_sent_ms: int | None = None  # when its compensation was last sent
+    compensation_answered_ms: int | None = None  # when its compensation was answered for good, or given up
+    compensation_error: bytes | None = None  # the error of the last attempt to undo it that failed, JSON
+    tried_before: int = 0  # how many attempts of the current command were made before an operator's last retry
+    due_ms: int | None = None  # when its command times out, or when it is sent again; None: it waits for neither
+    parked: str | None = None  # why it waits for a person; None: it does not
 
     def moved(self, happening: str, **changes: Any) -> "Step":
-        """The step after what happened, with these changes. It waits for nothing but what `due_ms` or `parked` among
-        them say.
+        """The step after `happening`, with these changes. `due_ms` and `parked` become None if they are not among the
+        changes.
 
-        Raises ImpossibleTransition where no step can change so.
+        Raises ImpossibleTransition if that cannot happen to a step in its phase.
         """
         try:
             changes["phase"] = STEP[self.phase, happening]
@@ -87,16 +85,17 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def status(self) -> StepStatus:
+        """What became of its transaction."""
         return (_STATUS_IF_UNKNOWN if self.unknown else _STATUS)[self.phase]
 
     @property
     def skipped(self) -> bool:
-        """Whether an operator skipped its command or its undo: nothing more is done about it."""
+        """Whether an operator skipped its transaction or its compensation: nothing more is done about it."""
         return self.phase in LEFT_ALONE
 
     @property
     def is_active(self) -> bool:
-        """Whether something is awaited for it: an answer, a time, or a person."""
+        """Whether it waits for something: an answer, a time, or a person."""
         return self.phase in ACTIVE
 
     @property
@@ -106,69 +105,72 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def being_undone(self) -> bool:
+        """Whether its compensation is in flight, backing off or parked."""
         return self.phase in UNDO
 
     @property
     def times_out_ms(self) -> int | None:
-        """When the answer to its command is no longer awaited; None: no command is out."""
+        """When its command times out; None: no command of it is out."""
         return self.due_ms if self.phase in IN_FLIGHT else None
 
     @property
     def send_again_ms(self) -> int | None:
-        """When its next attempt is sent; None: it has none to wait for."""
+        """When its next attempt is sent; None: it is not backing off."""
         return self.due_ms if self.phase in BACKING_OFF else None
 
     @property
     def command(self) -> str:
-        """The command that it is at: its transaction, or what undoes it once that was sent."""
+        """Its current command: while it is being undone, its compensation, if that was sent; otherwise its
+        transaction."""
         return (self.phase in UNDO and self.compensation) or self.definition.transaction
 
     @property
     def current_attempt(self) -> int:
-        """How often that command was sent."""
+        """How often the current command was sent."""
         return self.compensation_attempt if self.phase in UNDO else self.attempt
 
     @property
     def attempts(self) -> int:
-        """How often it is sent at most."""
+        """How often the current command is sent at most."""
         definition = self.definition
         return self.tried_before + (definition.compensation_attempts if self.phase in UNDO else definition.attempts)
 
     @property
     def attempt_of_round(self) -> int:
-        """The current attempt, counted anew from each retry of an operator; from 1."""
+        """The number of the current attempt, from 1. An operator's retry starts the count again."""
         return max(1, self.current_attempt - self.tried_before)
 
     @property
     def failure_is_open(self) -> bool:
-        """Whether a `_failed` of the current attempt would be tried again. Then it is not recorded as the answer."""
+        """Whether the command is sent again if the current attempt is answered with `_failed`. If so, the service does
+        not record that answer."""
         definition = self.definition
         return definition.retried and (definition.kind is StepKind.RETRIABLE or self.attempt < self.attempts)
 
     @property
     def result_value(self) -> Any:
-        """What its transaction returned; None: nothing, or that is not known."""
+        """What its transaction returned; None if it returned None, or no result is known."""
         return _value(self.result)
 
     @property
     def error_value(self) -> Any:
-        """What the service said of the last attempt that failed; None: none failed, or it said nothing."""
+        """The error of the last attempt of its transaction that failed; None if none failed, or no error was given."""
         return _value(self.error)
 
     @property
     def compensation_error_value(self) -> Any:
-        """The same for the attempts to undo it."""
+        """The error of the last attempt of its compensation that failed; None if none failed, or no error was given."""
         return _value(self.compensation_error)
 
     @property
     def completed(self) -> bool:
-        """Whether its transaction is known to have completed, undone since or not."""
+        """Whether its transaction is known to have completed, even if it was undone since."""
         done = self.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not self.unknown
         return done or self.late_ms is not None
 
     @property
     def may_have_effect(self) -> bool:
-        """Whether there is something to undo."""
+        """Whether there is an effect to undo, or may be one."""
         return self.phase in TO_UNDO
 
 

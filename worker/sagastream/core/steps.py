@@ -7,21 +7,21 @@ from typing import Any, Final
 import orjson
 from msgspec import NODEFAULT, Struct, structs
 
-#: The formats of requests and of sagas' hashes that this release knows. A format says what a saga may ask for.
-#: A request or hash that names none has format 1; one with a higher format than these is left to a newer release.
+#: The formats of requests and of sagas' hashes that this release knows. A format is a number. It stands for all members
+#: and fields that a saga of this format may have. Higher formats than these are left to a newer release.
 FORMATS: Final = frozenset({1})
-#: The format of a saga that names none.
+#: The format of a request or a hash that does not name one.
 PLAIN: Final = 1
 #: The most steps that one saga may have.
 MAX_STEPS: Final = 100
-#: In `StepDefinition.compensation`: the step is undone by whatever its service publishes.
+#: In `StepDefinition.compensation`: the step is undone by the command that its service publishes as the compensation.
 AS_PUBLISHED: Final = ""
 
-#: The defaults of a step. By them a service may be away for some minutes before its sagas fail …
+#: The defaults of a step. With them a service may be away for some minutes before its sagas fail …
 TIMEOUT_MS: Final = 60_000
 ATTEMPTS: Final = 3
 BACKOFF_MS: Final = 1_000
-#: … and for a quarter of an hour before a step that must be done or undone is left to a person.
+#: … and for a quarter of an hour before a command that must succeed, above all a compensation, is left to a person.
 PERSISTENT_ATTEMPTS: Final = 10
 #: The longest times that a request may ask for: 1 day, 1 day, 365 days. Services keep their records for longer than the
 #: first two.
@@ -32,49 +32,46 @@ MAX_ATTEMPTS: Final = 1000
 
 
 class StepKind(StrEnum):
-    """How a step takes failure. Steps come in this order, with at most one pivot, and retriable ones only after it.
+    """What happens if a step fails. The steps of a saga come in this order: compensatable ones, at most one pivot, and
+    retriable ones only after the pivot."""
 
-    compensatable: it can be undone.
-    pivot: once it has completed there is no way back.
-    retriable: it cannot fail for good, and is tried until it is done.
-    """
-
-    COMPENSATABLE = "compensatable"
-    PIVOT = "pivot"
-    RETRIABLE = "retriable"
+    COMPENSATABLE = "compensatable"  # it can be undone
+    PIVOT = "pivot"  # once it has completed, the saga is not undone any more
+    RETRIABLE = "retriable"  # it is tried until it is done, or parked; it does not fail
 
 
 def usual_attempts(kind: StepKind) -> int:
-    """The default of `attempts` for a step of this kind."""
+    """The default of `attempts`: how often a command is sent at most."""
     return PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
 
 
 class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
     """What a saga_begin says about one step."""
 
-    transaction: str
-    service: str
-    params: bytes  # JSON
-    compensation: str | None = AS_PUBLISHED  # None: declared to need none
-    kind: StepKind = StepKind.COMPENSATABLE
-    timeout_ms: int = TIMEOUT_MS  # how long an answer may take, also that of the compensation
-    attempts: int = ATTEMPTS  # how often at most its command is sent
-    compensation_attempts: int = PERSISTENT_ATTEMPTS  # … and its compensation, before the saga is parked
-    backoff_ms: int = BACKOFF_MS  # how long to wait before the second attempt; doubles with each
-    retry_failed: bool = False  # a `_failed` is tried again too
+    transaction: str  # the name of the command that does the step
+    service: str  # the name of the service that does it
+    params: bytes  # what the command gets, JSON
+    compensation: str | None = AS_PUBLISHED  # the name of the command that undoes it; None: it needs none
+    kind: StepKind = StepKind.COMPENSATABLE  # what happens if it fails
+    timeout_ms: int = TIMEOUT_MS  # how long an attempt may take, in milliseconds; for the compensation too
+    attempts: int = ATTEMPTS  # how often its transaction is sent at most
+    compensation_attempts: int = PERSISTENT_ATTEMPTS  # how often its compensation is sent at most, before it is parked
+    backoff_ms: int = BACKOFF_MS  # how long to wait before the second attempt, in ms; doubles with each attempt
+    retry_failed: bool = False  # whether an attempt that was answered with `_failed` is tried again too
 
     @property
     def retried(self) -> bool:
-        """Whether a `_failed` is tried again."""
+        """Whether the command may be sent again after it was answered with `_failed`."""
         return self.retry_failed or self.kind is StepKind.RETRIABLE
 
     def canonical(self) -> tuple[object, ...]:
-        """The value by which two definitions are compared: the order of keys and white space make no difference."""
+        """What is compared to see whether two definitions are the same. In params, the order of keys and white space do
+        not count."""
         params = orjson.dumps(orjson.loads(self.params), option=orjson.OPT_SORT_KEYS)
         return (self.transaction, self.service, params, *(getattr(self, name) for name in OPTIONS))
 
     def body(self) -> dict[str, Any]:
-        """The members of the step in a saga_begin, without options that have their defaults."""
+        """The members of the step in a saga_begin. Options with their defaults are left out."""
         members: dict[str, Any] = {
             "transaction": self.transaction,
             "service": self.service,
@@ -91,12 +88,12 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
         return [name for name, value, other in zip(OPTIONS, values, usual, strict=True) if value != other]
 
 
-#: The options of a step, besides transaction, service and params, with their defaults.
+#: The options of a step, which are all members but transaction, service and params; each with its default.
 OPTIONS: Final[dict[str, Any]] = {
     field.name: field.default for field in structs.fields(StepDefinition) if field.default is not NODEFAULT
 }
 
 
 _option_values = attrgetter(*OPTIONS)
-#: The defaults of the options, by the kind of the step.
+#: The options of a step of each kind if it names no others.
 _USUAL: Final = {kind: tuple((OPTIONS | {"attempts": usual_attempts(kind)}).values()) for kind in StepKind}

@@ -13,16 +13,16 @@
     def refund(params, context, db):
         db.execute(text("DELETE FROM payments …"), …)
 
-The key is written first, so that another delivery of the command waits until this transaction has ended, however it
-ends. A committed row says what is true of its step for good:
+The key is written first, so that another delivery of the command waits until this transaction has committed or rolled
+back. A committed row says how its step ended:
 
     done      the effect is there; `result` is what the handler returned
-    rejected  the step failed for good; `result` is the error
+    rejected  the step has failed; `result` is the error
     undone    the effect was reversed, or must not happen any more because its compensation came first
 
-A compensation turns `done` into `undone` in the transaction that reverses the effect. So nobody can leave an effect
-that is never undone: neither a process that the others believe to be dead, nor a command that comes after its
-compensation.
+`rejected` and `undone` stay for good. A compensation turns `done` into `undone`, in the transaction that reverses the
+effect. So no effect can stay that nobody undoes: not if a process was taken for dead and goes on, and not if a command
+comes after its compensation.
 """
 
 import functools
@@ -82,7 +82,10 @@ class Effects:
         self._is_async = transactions.is_async(source)
 
     def create_table(self) -> None:
-        """Create the table if it does not exist. Any number of processes may call this at once."""
+        """Create the table if it does not exist. Several processes may call this at the same time.
+
+        Raises ServiceError if the source is async: then use a migration, with CREATE_TABLE.
+        """
         if self._is_async:
             raise ServiceError("an async Engine cannot create the table here: use a migration, with CREATE_TABLE")
         with transactions.transaction(self._open) as tx:
@@ -91,14 +94,20 @@ class Effects:
             tx.execute(CREATE_TABLE)
 
     def once(self, handler: EffectHandler) -> Handler:
-        """Make the handler of a command from one that takes `(params, context, db)`.
+        """Decorate the handler of a command. Your handler takes `(params, context, db)`; `db` is the connection or
+        Session of an open transaction.
 
-        What it changes through `db`, the connection or Session, happens once, however often the command comes. If the
-        command comes again, the handler does not run: the answer is the same as before, a result or a Reject. A Reject
-        rolls back what was changed; it is not kept if the orchestrator will send the command again. If the compensation
-        came first, the answer is a Reject.
+        What your handler changes through `db` happens once, however often the command is delivered:
 
-        The handler that is made raises ServiceError if the table is missing, or if yours ends the transaction.
+        - It runs in one transaction, which is committed together with its result.
+        - If it was done before, your handler is not called. The answer is the same result, or the same Reject.
+        - If it raises, its changes are rolled back. A Reject is kept as the answer, unless the orchestrator is going to
+          send the command again (`context.retried`).
+        - If the step's compensation came first, your handler is not called, and the answer is a Reject.
+
+        Returns a handler for `Service.command`. When called, that raises ServiceError if the table is missing, or if
+        your handler has ended the transaction. Raises ServiceError if your handler cannot be called with three
+        arguments, or is async and the source is not, or the other way round.
         """
         self._check(handler)
         return _like(handler, self._once_async(handler) if self._is_async else self._once(handler), "command")
@@ -149,10 +158,15 @@ class Effects:
         return once
 
     def undo(self, handler: EffectHandler) -> Handler:
-        """Make the handler of a compensation from one that takes `(params, context, db)` and reverses the effect.
+        """Decorate the handler of a compensation. Your handler takes `(params, context, db)` and reverses what the
+        handler under `once` has done; `context.result` is the result that this one returned.
 
-        Yours is called once, in the transaction that marks the effect as undone, and only if there is an effect.
-        `context.result` is the result that `once` has kept. If there is no effect, there never will be one.
+        - If there is an effect, your handler is called in the transaction that marks it as undone. Once that has
+          committed, your handler is not called again.
+        - If there is no effect, your handler is not called. The command is marked instead, so that it has none if it
+          comes later.
+
+        Returns a handler for `Service.compensation`. Raises ServiceError as `once` does.
         """
         self._check(handler)
         return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler), "compensation")
@@ -193,7 +207,7 @@ class Effects:
 
 
 class _Row(NamedTuple):
-    """What the table says of a step."""
+    """What the table says about a step."""
 
     state: str
     result: str | None = None  # JSON

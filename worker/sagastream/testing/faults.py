@@ -29,19 +29,19 @@ class Kind(Enum):
 
 
 class InjectedError(Exception):
-    """What a handler raises if a test has it raise, and does not say what."""
+    """What a handler raises if a test makes it raise and does not say which exception."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The commands that go wrong: those of one name, of all steps and sagas or of one."""
+    """The commands that go wrong: those with one name, in all steps and sagas or in one."""
 
     name: str
     step: int | None = None
     saga_id: str | None = None
 
     def matches(self, command: Command) -> bool:
-        """Whether this is one of them."""
+        """Whether the command is one of them."""
         return (
             command.type == self.name and self.step in (None, command.step) and self.saga_id in (None, command.saga_id)
         )
@@ -54,26 +54,26 @@ class Target:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Fault:
-    """One thing that goes wrong. It counts how often a handler would be called: once for each attempt, and once for
-    each delivery to another process. The tries of one process in a row count as one."""
+    """One thing that goes wrong. `times` and `skip` count deliveries: each attempt is one, and each time that another
+    process takes the command over is one. If one process calls the handler several times in a row, that counts once."""
 
-    target: Target
-    kind: Kind
-    times: int | None = None  # how often; None: each time
-    skip: int = 0  # how often it goes well first
-    error: object = None  # of REJECTED: a JSON value
-    raised: Exception = field(default_factory=lambda: InjectedError("as the test has it"))
-    delay_ms: int = 0  # of SLOW: how long the answer takes; of LATE and DONE_LATE: by how much it is too late
-    came: int = 0
-    struck: int = 0
-    stopped: bool = False
+    target: Target  # the commands that go wrong
+    kind: Kind  # in what way
+    times: int | None = None  # how often it goes wrong; None: each time
+    skip: int = 0  # how often it goes well before that
+    error: object = None  # REJECTED: the error, a JSON value
+    raised: Exception = field(default_factory=lambda: InjectedError("as the test has it"))  # RAISES: what is raised
+    delay_ms: int = 0  # SLOW: how long the answer takes; LATE and DONE_LATE: how much later than its timeout
+    came: int = 0  # how many deliveries there were
+    struck: int = 0  # how many of them went wrong
+    stopped: bool = False  # whether `stop` was called
 
     def stop(self) -> None:
-        """From now on it does not happen any more."""
+        """End the fault: from now on all goes well."""
         self.stopped = True
 
     def strikes(self, command: Command) -> bool:
-        """Whether it happens to this command, now. Counts the call."""
+        """Whether this delivery of this command goes wrong. Counts the delivery."""
         if self.stopped or not self.target.matches(command) or (self.times is not None and self.struck >= self.times):
             return False
         self.came += 1
@@ -89,7 +89,7 @@ class Fault:
 
 
 class Faults:
-    """All that is to go wrong in a test, in the order in which the test says it: the first one that applies happens."""
+    """All faults of a test, in the order in which the test declares them. The first one that applies happens."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -102,11 +102,12 @@ class Faults:
         return fault
 
     def strike(self, command: Command) -> Fault | None:
-        """What happens to this command, now."""
+        """The fault that happens to this delivery of this command; None: none."""
         return next((fault for fault in self._faults if fault.strikes(command)), None)
 
     def check(self, sent: list[Command]) -> None:
-        """Raises ScenarioError if one of them never happened: then the test does not test what it says."""
+        """Raises ScenarioError if one of them never happened: then the test does not test what it claims. `sent`: all
+        commands of the test, to say why."""
         for fault in self._faults:
             if fault.struck:
                 continue
@@ -122,9 +123,11 @@ class Faults:
 
 
 class CommandFaults:
-    """Says what goes wrong with some commands. Each method returns the fault; its `stop` ends it.
+    """Says what goes wrong with the commands that `Sagas.command` names. Each method returns the fault; its `stop` ends
+    it.
 
-    `times`: how often it happens (None: each time); `skip`: how often it goes well first.
+    Each method takes `times`, how often the command goes wrong (None: each time), and `skip`, how often it goes well
+    before that. Raises ScenarioError if `times` is less than 1, or `skip` or a delay less than 0.
     """
 
     def __init__(self, faults: Faults, target: Target) -> None:
@@ -132,7 +135,8 @@ class CommandFaults:
         self._target = target
 
     def rejects(self, error: object, *, times: int | None = None, skip: int = 0) -> Fault:
-        """As if its handler raised Reject(error): nothing is done. `error`: any JSON value."""
+        """The service rejects the command, as if its handler raised Reject(error). Its handler is not called. `error`:
+        any JSON value."""
         if isinstance(error, Reject):
             raise ScenarioError(f"rejects takes the error itself, not a Reject: .rejects({error.error!r})")
         encode_payload(error)
@@ -141,38 +145,41 @@ class CommandFaults:
     def raises(
         self, error: Exception | None = None, *, after_effect: bool = False, times: int | None = None, skip: int = 0
     ) -> Fault:
-        """Its handler raises, each time that a process calls it: at most three times. `after_effect`: it raises after
-        it has run."""
+        """The handler raises each time it is called: a process calls it up to three times. `error`: what it raises; by
+        default an InjectedError. `after_effect`: the real handler runs first."""
         kind = Kind.RAISES_AFTER_EFFECT if after_effect else Kind.RAISES
         return self._add(kind, times, skip, raised=error or InjectedError("as the test has it"))
 
     def times_out(self, *, after_effect: bool = False, times: int | None = None, skip: int = 0) -> Fault:
-        """Nobody answers, and no other process takes it over. `after_effect`: its handler has run."""
+        """The command is never answered, and no other process takes it over. `after_effect`: the handler runs, and only
+        its answer is lost."""
         return self._add(Kind.ANSWER_LOST if after_effect else Kind.LOST, times, skip)
 
     def takes(self, seconds: float, *, times: int | None = None, skip: int = 0) -> Fault:
-        """Its effect happens at once, its answer takes that long. No other process takes it over meanwhile."""
+        """The handler runs at once, and its answer comes `seconds` later. No other process takes the command over
+        meanwhile."""
         return self._add(Kind.SLOW, times, skip, delay_ms=_ms(seconds))
 
     def answers_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
-        """Its effect happens at once, its answer comes that much after the time at which it is given up."""
+        """The handler runs at once, and its answer comes `by_s` seconds after the orchestrator has stopped waiting for
+        it."""
         return self._add(Kind.LATE, times, skip, delay_ms=_ms(by_s))
 
     def is_done_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
-        """Its handler hangs, and has its effect that much after the time at which it is given up."""
+        """The handler runs, and answers, only `by_s` seconds after the orchestrator has stopped waiting for it."""
         return self._add(Kind.DONE_LATE, times, skip, delay_ms=_ms(by_s))
 
     def answers_twice(self, *, times: int | None = None, skip: int = 0) -> Fault:
-        """Its one answer reaches the orchestrator twice."""
+        """The handler runs once, and the orchestrator gets its answer twice."""
         return self._add(Kind.ANSWERED_TWICE, times, skip)
 
     def is_delivered_twice(self, *, times: int | None = 1, skip: int = 0) -> Fault:
-        """Two processes hold it: its handler runs a second time before the first one has answered."""
+        """Two processes get the command: the handler runs a second time before the first process has answered."""
         return self._add(Kind.DELIVERED_TWICE, times, skip)
 
     def crashes(self, *, after_effect: bool = False, times: int | None = 1, skip: int = 0) -> Fault:
-        """The process dies, and another takes the command over when the lease of the service has ended. `after_effect`:
-        its handler has run, and nothing was recorded."""
+        """The process dies, and another takes the command over after the lease of the service. `after_effect`: the
+        process dies after the handler has run, and before its answer is recorded."""
         return self._add(Kind.CRASHES_AFTER_EFFECT if after_effect else Kind.CRASHES, times, skip)
 
     def _add(

@@ -1,4 +1,4 @@
-"""What a test is written with: services, what goes wrong, sagas and their ends."""
+"""The classes with which tests are written: Sagas, and each Saga in it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +27,14 @@ _MOST_MOVES: Final = 100_000
 
 
 class Sagas:
-    """An orchestrator and services in this process. Things happen only in `run`, `advance` and `settle`, and when an
-    operator says something."""
+    """An orchestrator and services in this process. Commands are sent and handlers are called only during `run`,
+    `advance` and `settle`, and during the requests of an operator (`Saga.cancel`, `retry`, `skip`, `abandon`)."""
 
     def __init__(self, *services: Service, seed: int = 0) -> None:
-        """`seed`: of the random part of the delays between attempts. Raises ServiceError as `serve` does."""
+        """`services`: as for `serve`. `seed`: for the random part of the delays between attempts.
+
+        Raises ServiceError as `serve` does.
+        """
         self.clock = Clock()
         self._story = Story()
         self._faults = Faults()
@@ -57,18 +60,23 @@ class Sagas:
             self.check_faults()
 
     def close(self) -> None:
-        """End the tasks that async handlers have left running."""
+        """Cancel the tasks that async handlers have left running."""
         self._services.close()
 
     def serve(self, *services: Service) -> None:
-        """Have these services answer. Raises ServiceError if one is declared wrongly, or its name is taken."""
+        """Add services: from now on they get the commands with their names.
+
+        Raises ServiceError if a service is declared in a way that is not allowed, or a service of its name was added
+        before.
+        """
         for service in services:
             self._services.add(service)
 
     def command(self, name: str, *, step: int | None = None, saga_id: str | None = None) -> CommandFaults:
-        """Say what goes wrong with a command or a compensation, of all steps and sagas or of these.
+        """Choose the commands that are to go wrong; a method of what is returned says how. `name`: of a command or a
+        compensation. `step` (from 1) and `saga_id`: only in that step, only in that saga.
 
-        Raises ScenarioError if no service that is served has it, or the step is not a number from 1 on.
+        Raises ScenarioError if no service here has such a command, or `step` is not a whole number from 1 on.
         """
         self._check_known(name)
         if step is not None and (type(step) is not int or step < 1):
@@ -76,12 +84,13 @@ class Sagas:
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
 
     def begin(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
-        """Begin a saga; nothing more happens yet. `steps`, `deadline_ms`: as for `SagaClient.begin`.
+        """Begin a saga. Its first command is sent only when time passes, see `advance` and `settle`. `saga_id`: by
+        default "saga-1", "saga-2", …. `steps` and `deadline_ms`: as for `SagaClient.begin`.
 
         Raises:
             MalformedMessage: says what is wrong, and where.
             ScenarioError: `steps` is not a sequence of mappings, or a step names a service or a command that is not
-                served.
+                there.
             RequestRefused: another saga has the id.
         """
         if not isinstance(steps, Sequence) or not all(isinstance(step, Mapping) for step in steps):
@@ -102,13 +111,17 @@ class Sagas:
         )
 
     def run(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
-        """Begin a saga and let it run until it has ended or is parked. The rest is as for `begin`."""
+        """Begin a saga, then let time pass as `settle` does: the saga has ended or is parked. Arguments and errors are
+        those of `begin`."""
         saga = self.begin(steps, saga_id=saga_id, deadline_ms=deadline_ms)
         self.settle()
         return saga
 
     def advance(self, seconds: float) -> None:
-        """Let this much time pass, with all that happens in it. Raises ScenarioError if it is less than 0."""
+        """Let `seconds` of the test's time pass. Everything that is due in that time happens, in order.
+
+        Raises ScenarioError if `seconds` is less than 0.
+        """
         if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
             raise ScenarioError(f"time cannot advance by {seconds!r} s; give a number of seconds, at least 0")
         until_ms = self.clock.now_ms + round(seconds * 1000)
@@ -116,20 +129,27 @@ class Sagas:
         self.clock.go_to(until_ms)
 
     def settle(self) -> None:
-        """Let time pass until nothing more happens."""
+        """Let time pass until nothing more happens: each saga has ended or is parked.
+
+        Raises ScenarioError if that does not come about.
+        """
         self._move(None)
 
     def check_faults(self) -> None:
-        """Raises ScenarioError if something was to go wrong and never did. The fixture calls this after each test."""
+        """Check that each fault that the test declared has happened at least once. The fixture `sagas` calls this after
+        each test that passes.
+
+        Raises ScenarioError if a fault never happened: then the test does not test what it claims.
+        """
         self._faults.check(self._orchestrator.sent)
 
     def explain(self) -> str:
-        """How every saga has come to where it is."""
+        """What has happened to each saga, one line for each event. A failed test shows this."""
         return "\n\n".join(self._story.tell(state) for state in self._orchestrator.states.values())
 
     def _move(self, until_ms: int | None) -> None:
         if self._moving:
-            raise ScenarioError("a handler lets time pass; there, sagas.begin(steps) is enough to have a saga run")
+            raise ScenarioError("a handler must not let time pass; to run a saga from there, call sagas.begin(steps)")
         self._moving = True
         try:
             self._move_until(until_ms)
@@ -144,11 +164,11 @@ class Sagas:
             first_ms = min((ms for ms in (next_ms, due_ms) if ms is not None), default=None)
             if first_ms is None or (until_ms is not None and first_ms > until_ms):
                 return
-            if first_ms == next_ms:  # what has come is read before what is due
+            if first_ms == next_ms:  # messages come before timers of the same time
                 self.clock.do_next()
             else:
                 self._orchestrator.do_due()
-        raise ScenarioError(f"it goes on and on. The last of it:\n{self.explain()[-2000:]}")
+        raise ScenarioError(f"the sagas go on and on. The last lines:\n{self.explain()[-2000:]}")
 
     def _intervene(self, verb: Verb, saga_id: str, reason: str) -> None:
         body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
@@ -190,7 +210,7 @@ class Sagas:
 
 
 class Saga:
-    """A saga of a test, as it stands now."""
+    """A saga of a test. Its properties say how it is now."""
 
     def __init__(
         self,
@@ -209,16 +229,17 @@ class Saga:
 
     @property
     def state(self) -> SagaState:
-        """All of it: as `SagaClient.get` returns it."""
+        """The whole saga, as `SagaClient.get` returns it."""
         return self._orchestrator.states[self.saga_id]
 
     @property
     def status(self) -> SagaStatus:
+        """PENDING, COMPENSATING, COMPLETED or ABORTED."""
         return self.state.status
 
     @property
     def reason(self) -> str | None:
-        """Why it goes back, or has gone back; None: it does not."""
+        """Why it is undone or was undone; None: it is not."""
         return self.state.reason
 
     @property
@@ -228,12 +249,13 @@ class Saga:
 
     @property
     def sent(self) -> list[Command]:
-        """The commands that it has sent, in order."""
+        """The commands and compensations that it has sent, in order."""
         return [command for command in self._orchestrator.sent if command.saga_id == self.saga_id]
 
     @property
     def commands(self) -> list[str]:
-        """Their names. One that was sent twice is there twice."""
+        """The names of the commands and compensations that it has sent, in order. One that was sent twice is there
+        twice."""
         return [command.type for command in self.sent]
 
     @property
@@ -243,7 +265,7 @@ class Saga:
 
     @property
     def results(self) -> list[Any]:
-        """What each step returned; None: nothing, or that is not known."""
+        """What the handler of each step returned; None if it returned None, or if that is not known."""
         return self.state.results
 
     def cancel(self, reason: str = _REASON) -> None:
@@ -263,7 +285,7 @@ class Saga:
         self._intervene(Verb.ABANDON, self.saga_id, reason)
 
     def explain(self) -> str:
-        """How it has come to where it is."""
+        """What has happened to it, one line for each event."""
         return self._story.tell(self.state)
 
     def __repr__(self) -> str:
@@ -271,7 +293,7 @@ class Saga:
 
 
 def _what_there_is(name: str, names: Mapping[str, object]) -> str:
-    """What the person may have meant."""
+    """A hint: the name that was probably meant, or all names."""
     if meant := get_close_matches(name, names, n=1):
         return f"did you mean {meant[0]}?"
     return f"there is {', '.join(names)}" if names else "nothing is served yet: call sagas.serve(service) first"

@@ -1,4 +1,4 @@
-"""Runs one saga once for each single thing that can go wrong with it, and checks what must always hold."""
+"""Runs a saga once for each single thing that can go wrong with it, and checks each time what must hold."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sagastream.testing.sagas import Saga, Sagas, Step
 
 S = TypeVar("S")
 
-#: All that can go wrong with one command, each in words.
+#: All that can go wrong with one command, each described in words.
 _FAULTS: Final[dict[str, Callable[[CommandFaults], Fault]]] = {
     "is rejected": lambda command: command.rejects("as the test has it"),
     "raises once": lambda command: command.raises(times=1),
@@ -47,7 +47,7 @@ class Trouble:
         return f"{self.command} of step {self.step} {self.what}"
 
 
-#: One more: an operator cancels the saga while the command is out.
+#: Besides these: an operator cancels the saga while the command is out.
 _CANCELLED: Final = "is out when the saga is cancelled"
 
 
@@ -78,19 +78,23 @@ def check_every_fault(
     *,
     deadline_ms: int | None = None,
 ) -> Sweep:
-    """Run a saga once for each single thing that can go wrong with one of its commands, once for each that can go wrong
-    with one of its compensations when it goes back, and once with nothing going wrong.
+    """Run a saga many times, and check after each run what must hold:
 
-    If the saga is parked, nothing goes wrong any more and an operator retries it. So each run ends.
+    - once with nothing going wrong;
+    - once for each single thing that can go wrong with one of its commands;
+    - once for each that can go wrong with one of its compensations, while the saga is undone.
+
+    If the saga is parked, the fault is stopped and an operator retries the saga. So each run ends.
 
     Args:
         setup: called before each run. It serves services that have done nothing yet, and returns what `check` needs.
         steps: of the saga, as `SagaClient.begin` takes them.
         check: called after each run with the saga and what `setup` returned. It raises AssertionError if the two do not
-            fit, and returns nothing.
+            agree, and returns nothing.
+        deadline_ms: of the saga, as `SagaClient.begin` takes it.
 
-    Raises AssertionError, with each run that broke and the story of the first one. Raises ScenarioError if `check`
-    returns something.
+    Returns a Sweep, which lists the runs. Raises AssertionError if `check` failed after a run: it lists all such runs,
+    and tells what happened in the first. Raises ScenarioError if `check` returns something.
     """
     sweep = _Sweep(setup, steps, check, deadline_ms)
     sweep.run_all()
@@ -115,7 +119,7 @@ class _Sweep(Generic[S]):
     def run_all(self) -> None:
         smooth = self._run(())
         if smooth.saga.status is not SagaStatus.COMPLETED:
-            raise ScenarioError(f"nothing goes wrong, and yet it does not complete:\n{smooth.saga.explain()}")
+            raise ScenarioError(f"nothing goes wrong, and yet the saga does not complete:\n{smooth.saga.explain()}")
         undone: Run[S] | None = None
         for trouble in _troubles(smooth.saga):
             run = self._run((trouble,))
@@ -160,12 +164,12 @@ class _Sweep(Generic[S]):
         if run.saga.parked is not None:
             for fault in faults:
                 fault.stop()
-            run.saga.retry("what went wrong does not any more")
+            run.saga.retry("the fault is stopped")
         run.sagas.check_faults()
 
     def _judge(self, run: Run[S]) -> None:
         if not run.saga.state.ended:
-            error = AssertionError(f"nothing goes wrong any more, and it is parked again: {run.saga.parked}")
+            error = AssertionError(f"the fault was stopped, and yet the saga is parked again: {run.saga.parked}")
             self._broken.append((str(run), error, run.saga.explain()))
             return
         try:
@@ -174,7 +178,7 @@ class _Sweep(Generic[S]):
             self._broken.append((str(run), error, run.saga.explain()))
             return
         if returned is not None:
-            raise ScenarioError(f"check returned {returned!r}, which nobody looks at: have it assert what must hold")
+            raise ScenarioError(f"check returned {returned!r}, which is ignored: let it assert what must hold")
 
 
 def _first_line(error: Exception) -> str:
