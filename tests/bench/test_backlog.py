@@ -1,4 +1,4 @@
-"""Many sagas that wait: they hold nobody up, and cost nothing but their room in the broker.
+"""Many waiting sagas: they slow nobody down, and cost only their room in the broker.
 
 `SAGASTREAM_SOAK_SAGAS=1000000 pytest -m soak tests/bench/test_backlog.py -s` is the long run; it prints its figures.
 """
@@ -23,12 +23,12 @@ from support.servers import Server
 from support.streams import append_requests
 from support.waiting import until
 
-#: The server's memory is measured: no other test may have used it.
+#: The server's memory is measured, so no other test may have used the server before.
 pytestmark = [pytest.mark.own_server, pytest.mark.slow]
 
 #: Sagas that are begun in one round trip.
 BATCH = 500
-#: Bytes of the broker's data, and of the worker, that are weather.
+#: Differences in memory that mean nothing, in bytes: of the broker's data, and of the worker.
 NOISE = 8 << 20
 
 
@@ -65,7 +65,8 @@ class Sagas:
 
     @property
     def are_over(self) -> bool:
-        """Whether none is live, and none will be: there may be a moment between those that end and those that begin."""
+        """Whether no saga is live, and none will begin. Between those that end and those that begin there may be a
+        moment without a live saga."""
         return self.client.xlen(keys.REQUESTS) == 0 and self.live == 0
 
     @property
@@ -73,7 +74,7 @@ class Sagas:
         return self.client.zcard(keys.ENDED)
 
     def ended_per_s(self, count: int, *, meanwhile: Callable[[], object] = lambda: None) -> float:
-        """How many sagas end in a second, while `count` more of them do, or all that are left."""
+        """How many sagas end in a second, while `count` more of them end, or all that are left."""
         first, start = self.ended, time.monotonic()
 
         def are_ended() -> bool:
@@ -85,11 +86,11 @@ class Sagas:
 
     @property
     def memory(self) -> int:
-        """Bytes of data, but for the events, of which the newest 100,000 are kept whatever happens."""
+        """Bytes of data, without the events: their newest 100,000 are always kept."""
         return used_memory(self.client) - int(self.client.memory_usage(keys.EVENTS, samples=0) or 0)
 
     def expire(self) -> None:
-        """What expires, as if its time had come."""
+        """Delete what expires, as if its time had come."""
         for key in self.client.scan_iter(count=1000):
             if self.client.ttl(key) > 0:
                 self.client.unlink(key)
@@ -114,13 +115,15 @@ def test_a_million_sagas_that_wait_to_be_begun(sagas: Sagas) -> None:
 
 
 def measure_backlog(sagas: Sagas, *, waiting: int, window: int) -> dict[str, float]:
-    """Sagas on an empty store, the same beside many that wait, all of those, and what is left of it in the end.
+    """Figures for sagas on an empty store, for the same beside many that wait, for all of these, and for what is left
+    in the end.
 
-    The rate of the empty store is that of a backlog of three windows: a worker that has nothing to wait for.
+    The rate on the empty store is measured with a backlog of three windows, so that the worker never waits for
+    requests.
     """
     with sagas.running():
         sagas.begin(BATCH)
-        sagas.ended_per_s(BATCH)  # everything is warm
+        sagas.ended_per_s(BATCH)  # everything is warmed up
     sagas.expire()
     empty = sagas.memory
     sagas.begin(3 * window)
@@ -158,7 +161,7 @@ def measure_backlog(sagas: Sagas, *, waiting: int, window: int) -> dict[str, flo
 
 
 def test_a_live_saga_takes_little_room(sagas: Sagas) -> None:
-    """Sagas that are begun and wait for a service, which is the most that a saga in flight takes."""
+    """Measured on sagas that have begun and wait for a service: no other saga in flight takes more room."""
     with sagas.running(with_services=False):
         sagas.begin(BATCH)
         until(lambda: sagas.live == BATCH, what="all are begun")

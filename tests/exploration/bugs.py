@@ -1,7 +1,7 @@
-"""Mistakes that a saga orchestrator is easily built with. Planted one at a time, each must be found.
+"""Mistakes that are easily made in a saga orchestrator. Each is planted alone, and the explorer must find it.
 
-A mistake in a rule of the core takes the place of that rule, so that all else that is explored is the code that runs.
-The others are planted in world.py, where a mistake is one in a script or in a worker.
+A mistake in a rule of the core replaces that rule, so everything else that is explored is the real code. Mistakes in a
+script or in a worker are planted in world.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +87,7 @@ def _any_ok(state: SagaState, reply: Reply) -> bool:
     return reply.type == ok(state.steps[reply.step - 1].definition.transaction)
 
 
-#: What each mistake replaces: a module, a name in it, and what takes its place.
+#: What each mistake replaces: a module, a name in it, and the replacement.
 _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
     Bug.NO_DEDUPE: [(service_rules, "delivered", _without_record)],
     Bug.OVERRULED_NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
@@ -107,7 +107,7 @@ _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
 
 @contextmanager
 def planted(bug: Bug | None) -> Iterator[None]:
-    """While this is entered, the rules of the core have this mistake; none if it is not in a rule."""
+    """Within this, the rules of the core have this mistake. Mistakes that are not in a rule change nothing here."""
     with ExitStack() as stack:
         for module, name, mistaken in _REPLACED.get(bug, ()) if bug is not None else ():
             stack.enter_context(patch.object(module, name, mistaken))

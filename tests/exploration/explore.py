@@ -1,4 +1,4 @@
-"""Visits every world that a model can come to, and looks at each."""
+"""Visits every world that a model can reach, and checks each."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from exploration.world import Config, Label, Model, Move, World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What an exploration has seen."""
+    """What an exploration has found."""
 
     worlds: int
     moves: int
-    ends: int  # worlds in which nothing happens any more, but by chance
+    ends: int  # worlds in which nothing more happens, unless something goes wrong
     broken: str | None = None
-    trace: tuple[str, ...] = ()  # how it came to that
+    trace: tuple[str, ...] = ()  # the moves that led to it
 
     def __str__(self) -> str:
         text = f"{self.worlds:,} worlds, {self.moves:,} moves, {self.ends:,} ends"
@@ -24,18 +24,18 @@ class Found:
 
 
 def every_run(config: Config) -> Found:
-    """Follow every run to its end, depth first. Also finds runs that go round for ever."""
+    """Follow every run to its end, depth first. Also finds runs that never end."""
     with planted(config.bug):
         return _every_run(config)
 
 
 def shortest_break(config: Config, limit: int = 2_000_000) -> Found:
-    """Look for what is broken with the fewest moves, breadth first, in up to `limit` worlds."""
+    """Look for the broken world that the fewest moves reach, breadth first, in up to `limit` worlds."""
     with planted(config.bug):
         return _shortest_break(config, limit)
 
 
-def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, which all the time is spent in
+def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, in which all the time is spent
     model = Model(config)
     start = model.start()
     under_way: dict[World, bool] = {start: True}

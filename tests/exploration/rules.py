@@ -1,4 +1,4 @@
-"""What must hold of every decision that the core makes, whatever led to it."""
+"""What must hold for every decision of the core, whatever led to it."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,16 +15,16 @@ from sagastream.core.steps import StepKind
 from sagastream.core.transitions import Decision
 from sagastream.store import saga_hash
 
-#: The time at which all happens. What is set for a later time may come at any moment.
+#: The time of every event. What is set for a later time may come due at any moment.
 NOW: Final = 1_700_000_000_000
 
 
 def canonical(state: SagaState) -> SagaState:
-    """The state without what no decision depends on, so that histories that differ in nothing else meet.
+    """The state without what no decision depends on, so that histories that differ only in that lead to the same world.
 
-    Of times, only whether they are set counts: the explorer lets whatever is set come due at any moment. Of texts, only
-    whether there is one. Of the version, only whether the hash has another one by now, which the explorer keeps with
-    the worker that has read it. Duplicates are only counted.
+    For times, only whether they are set counts: the explorer lets a time that is set come due at any moment. For texts,
+    only whether there is one. For the version, only whether the hash has changed since it was read; the explorer keeps
+    that with the worker. Duplicates are only counted.
     """
     steps = tuple(
         replace(
@@ -62,7 +62,7 @@ def _at(ms: int | None) -> int | None:
 
 
 def broken_by_decision(before: SagaState | None, event: Event, decision: Decision) -> str | None:
-    """What is wrong about a decision; None: nothing."""
+    """What is wrong with a decision; None: nothing."""
     after = decision.state
     told = [decision.quarantine or "", *(notice.body.decode() for notice in decision.notices)]
     if fault := next((text for text in told if FAULT in text), None):
@@ -87,7 +87,7 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
 
 
 def broken_by_change(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
-    """What is wrong about `after` taking the place of `before` in the store, with these commands sent."""
+    """What is wrong if `after` replaces `before` in the store and these commands are sent; None: nothing."""
     return _broken_history(before, after, commands) or _broken_state(after) or _broken_commands(after, commands)
 
 
@@ -101,7 +101,7 @@ def _broken_history(before: SagaState | None, after: SagaState, commands: Sequen
             return f"step {number} was set back to an earlier attempt"
     went_back = before.status is SagaStatus.PENDING and after.status in (SagaStatus.COMPENSATING, SagaStatus.ABORTED)
     if went_back and before.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
-        # Where it was parked a person has said so, who knows.
+        # If it was parked, a person has said so, and the person knows.
         return f"goes back, and its pivot may have been done: {_shown(after)}"
     if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
         return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
@@ -133,7 +133,7 @@ def _broken_state(after: SagaState) -> str | None:
 
 
 def _broken_step(saga: SagaState, step: Step) -> str | None:
-    """What a step is doing goes with what it waits for, with the way that the saga goes, and with what it came to."""
+    """The phase of a step fits what it waits for, the direction of the saga, and what became of the step."""
     if (step.due_ms is not None) != (step.times_out_ms is not None or step.send_again_ms is not None):
         return f"is {step.phase}, and has the time {step.due_ms}"
     if (step.parked is not None) != (step.phase in (Phase.PARKED, Phase.UNDO_PARKED)):
@@ -173,7 +173,7 @@ def _out_of_order(after: SagaState, command: Command) -> str | None:
 
 
 def _broken_by_hash(before: SagaState | None, after: SagaState) -> str | None:
-    """The next worker sees what was written: the hash, read back, is the state, one version further."""
+    """The next worker reads what was written: the hash, read back, is the state, with the next version."""
     if after is before:
         return None
     wanted = replace(after, version=(before.version if before else 0) + 1)
@@ -189,7 +189,7 @@ def _bytes(value: str | bytes | int) -> bytes:
 
 
 def _asks_again(before: Found, event: Event) -> bool:
-    """A saga_begin of a saga that has ended is told the outcome once more."""
+    """If a saga_begin comes for a saga that has ended, its sender is told the outcome again."""
     return isinstance(before, SagaState) and before.ended and not isinstance(event, Reply | Due)
 
 

@@ -1,4 +1,4 @@
-"""Every interleaving of small sagas: what must hold holds, and planted mistakes are found. See docs/proof.md."""
+"""Every interleaving of small sagas: the rules hold, and planted mistakes are found. See docs/proof.md."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def test_every_mistake_is_planted() -> None:
 
 
 def test_what_a_slow_process_does_that_dies_unheard_is_known_to_nobody() -> None:
-    """The limit of what a runtime can promise, and why a service keeps books of its own."""
+    """This is the limit of what a runtime can promise, and the reason why a service keeps its own books."""
     slow = Config(name="", steps=(step(),), outcomes=("o",), zombies=1, service_crashes=1, orphans_die=True)
     assert every_run(replace(slow, orphans_die=False)).broken is None
     found = shortest_break(slow)

@@ -1,4 +1,4 @@
-"""The scripts on real servers do what mirror.py says, whatever they are asked in whatever order."""
+"""The scripts on real servers do what mirror.py says, for all calls in all orders."""
 
 import uuid
 from collections.abc import Iterator
@@ -33,7 +33,8 @@ ANSWERED = st.tuples(
 
 @pytest.fixture(scope="module", params=KINDS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A shared server, for a whole module: one test is many examples, and Hypothesis gives them all the same."""
+    """A shared server for the whole module: one test is many examples, and Hypothesis wants the same fixture for
+    all."""
     shared: Server = request.getfixturevalue(f"shared_{request.param}")
     shared.clear()
     yield shared
@@ -131,6 +132,6 @@ def test_a_commit_compares_as_the_mirror_has_it(
     commands = client.xlen(keys.commands("work"))
     lost, stuck = Store(client).commit([change], NOW)
     assert (lost, stuck) == ([] if mirror.commits(there, seen) else [change], [])
-    # All or nothing: with the state come the command and the timer.
+    # All or nothing: the command and the timer come with the state.
     assert client.xlen(keys.commands("work")) == commands + (not lost)
     assert (client.zscore(keys.TIMERS, saga_id) is None) == bool(lost)

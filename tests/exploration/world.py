@@ -1,15 +1,14 @@
-"""One saga, its workers and services and all that lies between them, as a value; and every move that can come next.
+"""One saga, its workers, its services and all that lies between them, as a value; and every move that can come next.
 
-The decisions are the real ones: `decide` of the core for a saga, `service_rules` for a service's command, and what the
-store makes of a saga's score. The scripts are those of mirror.py.
+The decisions are the real ones: `decide` of the core for a saga, `service_rules` for a service's command, and the
+store's code for a saga's score. The scripts are those of mirror.py.
 
-A world is a tuple of numbers, each of which names a value in a table: so it is small, quick to compare and to hash.
-Two reductions keep the number of worlds down, neither of which leaves anything out:
+A world is a tuple of numbers. Each number names a value in a table, so a world is small and quick to compare and to
+hash. Two reductions keep the number of worlds low. Neither leaves anything out:
 
-- Workers are alike, and so are a service's processes: each lot is kept sorted, as a collection without names.
-- Reading and loading is one step, and so is receiving a command and looking it up. Nobody can see that a worker has
-  read an entry and not yet loaded the saga, but that the entry is taken; and a load that comes later is a read that
-  comes later.
+- Workers are alike, and so are the processes of a service. Each group is kept sorted, as a collection without names.
+- Reading and loading is one move, and so is receiving a command and looking it up. While a worker has read an entry
+  and not yet loaded the saga, others see only that the entry is taken; and a later load is the same as a later read.
 
 Entries are taken in any order, not in that of the stream: that adds runs that no broker has, and leaves none out.
 """
@@ -42,7 +41,7 @@ _DEADLINE_MS: Final = 10_000_000
 
 
 class Handler(Enum):
-    """What a service does about a transaction that it has done before, in its own books."""
+    """What a service does, by its own books, about a transaction that it has done before."""
 
     BOOKS = "keeps what it did and what it undid, by key: as the sample services do"
     KEY = "does nothing while the key is there; forgets it with the undo"
@@ -55,25 +54,25 @@ class Config:
 
     name: str
     steps: tuple[StepDefinition, ...]
-    #: What becomes of each step's transaction when its handler is called: o it is done, r it is rejected, b the handler
-    #: raises before its effect, a after it, s it is found to come too late.
+    #: What happens when the handler of each step's transaction is called: o it is done, r it is rejected, b the handler
+    #: raises before its effect, a after it, s it finds that the command came too late.
     outcomes: tuple[str, ...]
-    undo: str = "o"  # … and of a compensation: o, r, b, a
+    undo: str = "o"  # … and the handler of its compensation: o, r, b, a
     handler: Handler = Handler.KEY
     workers: int = 2
     processes: int = 2
-    loss: int = 0  # commands and replies that vanish before anybody reads them
-    duplication: int = 0  # … that are there twice
+    loss: int = 0  # how many commands and replies vanish before they are read
+    duplication: int = 0  # … and how many come twice
     worker_crashes: int = 0
     service_crashes: int = 0
-    zombies: int = 0  # entries, or timeouts, that are taken over from one who is only slow, and goes on later
+    zombies: int = 0  # entries or timers that are taken over from a process that is only slow and goes on later
     verbs: tuple[Verb, ...] = ()  # what an operator may ask for
     requests: int = 0  # … and how often
-    resend: int = 0  # requests that arrive twice, since the answer to the append was lost
+    resend: int = 0  # requests that arrive twice, because the answer to the append was lost
     batch: int = 1  # entries that a worker takes in one turn
     deadline: bool = False
-    #: Whether a process may die that was slow, has lost its command to another, and has its effect then. Once the other
-    #: has answered, nobody knows of it but its own books: see docs/proof.md.
+    #: Whether a process may die that was slow, has lost its command to another process, and has its effect after that.
+    #: Once the other process has answered, only the service's own books show that effect: see docs/proof.md.
     orphans_die: bool = False
     bug: Bug | None = None
 
@@ -87,18 +86,18 @@ NO_TIMER, TIMED, PARKED = 0, 1, 2
 # The parts of the budget: how much of it is left.
 LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND = range(7)
 
-#: An entry of a stream: what it says, a number that tells it from others that say the same, whether it was delivered.
+#: An entry of a stream: what it says, a number that tells it from equal entries, whether it was delivered.
 Entry = tuple[int, int, bool]
-#: What a worker holds: events and numbers of entries (-1: none, a time has come); the saga as it has loaded it
-#: (_STALE: it has changed since).
+#: What a worker holds: events and numbers of entries (-1: none, the saga was due); the saga as it was loaded (_STALE:
+#: it has changed since).
 Worker = tuple[Any, ...]
-#: What a process holds: what the rules have it do next, command, number of its entry, number of the record as it was
-#: looked up, _AGAIN or _TO_RECORD or 0.
+#: What a process holds: what the rules say is next, the command, the number of its entry, the number of the record as
+#: it was looked up, and _AGAIN, _TO_RECORD or 0.
 Process = tuple[int, ...]
 _STALE: Final = -1
-#: The command was delivered before; only where something depends on that after it was looked up.
+#: The command was delivered before; kept after the look-up only if something still depends on it.
 _AGAIN: Final = 1
-#: It was answered, and is recorded only now: a mistake.
+#: It was answered, and is recorded only now: this is a mistake.
 _TO_RECORD: Final = 2
 
 Label = tuple[Any, ...]
@@ -107,17 +106,17 @@ Label = tuple[Any, ...]
 class Move(NamedTuple):
     label: Label
     after: World
-    fault: bool  # it need not happen
+    fault: bool  # this may happen or not
     broken: str | None = None
 
 
 class Outcome(NamedTuple):
-    """What folding events over a state comes to."""
+    """The result of deciding on events, one after the other, from a state."""
 
     after: int
     changed: bool
     commands: tuple[int, ...]
-    timer: int | None  # None: as it was
+    timer: int | None  # None: unchanged
     broken: str | None
 
 
@@ -125,7 +124,7 @@ T = TypeVar("T")
 
 
 class Table(Generic[T]):
-    """Values, each by a number."""
+    """Values, each with a number."""
 
     def __init__(self) -> None:
         self.values: list[T] = []
@@ -154,7 +153,7 @@ class Model:
         self.effects: Table[tuple[tuple[tuple[str, ...], bool], ...]] = Table()
         self.budgets: Table[tuple[int, ...]] = Table()
         self._timeout = self.events.number(Due(saga_id=SAGA_ID))
-        # Told apart from the other by its number alone.
+        # Only its number tells it from the other one.
         self._deadline = self.events.number(Due(saga_id=f"{SAGA_ID}-deadline"))
         self._decided: dict[tuple[int, tuple[int, ...]], Outcome] = {}
         self._one: dict[tuple[int, int], tuple[int, bool, tuple[int, ...], str | None]] = {}
@@ -199,7 +198,7 @@ class Model:
         before: Worker | None = None
         for at, slot in enumerate(slots):
             if slot == before:
-                continue  # alike
+                continue  # workers are alike
             before = slot
             if not slot:
                 yield from self._take(world, slots, at, budget)
@@ -210,7 +209,7 @@ class Model:
                 yield Move(("a worker dies", *slot), self._spend(crashed, WORKER_CRASH), fault=True)
 
     def _take(self, world: World, slots: tuple[Worker, ...], at: int, budget: tuple[int, ...]) -> Iterator[Move]:
-        """An idle worker reads entries, or finds that the time has come, and loads the saga."""
+        """An idle worker reads entries, or finds that the saga is due, and loads the saga."""
         entries = self.entries.values[world[LETTERS]]
         held = [letter for slot in slots if slot for letter in slot[0]]
         fresh = []
@@ -230,7 +229,7 @@ class Model:
     def _find_due(
         self, world: World, slots: tuple[Worker, ...], at: int, held: list[tuple[int, int]]
     ) -> Iterator[Move]:
-        """An idle worker finds that a time has come. It is leased: another finds it only where the first is slow."""
+        """An idle worker finds that the saga is due, and leases it. Another finds it only if the first is slow."""
         state = self.sagas.values[world[SAGA]]
         if state is None or state.due_ms is None:
             return
@@ -277,7 +276,7 @@ class Model:
         if outcome.changed:
             parts[SAGA] = outcome.after
             if self.bug is not Bug.NO_VERSION:
-                # A version never comes again: what was loaded before this commit is refused for good.
+                # A version never comes again, so a commit of what was loaded before this one is always refused.
                 slots = tuple((slot[0], _STALE, *slot[2:]) if slot else () for slot in slots)
         timer = outcome.timer
         if self.bug is Bug.TIMER_APART and timer is not None:
@@ -294,7 +293,7 @@ class Model:
         )
 
     def _set_timer_apart(self, world: World, slots: tuple[Worker, ...], at: int) -> Move:
-        """A mistake: what belongs into the commit is done after it."""
+        """A mistake: something that belongs in the commit is done after it."""
         after = self._with(self._with_worker(world, slots, at, ()), TIMER, slots[at][2])
         return Move(("a worker sets the timer",), after, fault=False)
 
@@ -307,7 +306,7 @@ class Model:
         before: Process | None = None
         for at, slot in enumerate(slots):
             if slot == before:
-                continue  # alike
+                continue  # processes are alike
             before = slot
             if not slot:
                 yield from self._receive(world, slots, at, budget)
@@ -355,7 +354,7 @@ class Model:
         return not command.compensating and "s" in self.config.outcomes[command.step - 1]
 
     def _recall(self, records: int, number: int, again: bool) -> tuple[int, int, int]:
-        """What comes of a command that was looked up: what is to be done, the records, the record as it was."""
+        """What follows from a command that was looked up: what is next, the records, the record as it was."""
         key = (records, number, again)
         if key not in self._recalled:
             command = self.commands.values[number]
@@ -366,7 +365,7 @@ class Model:
                 compensating=command.compensating and self.bug is not Bug.NO_TOMBSTONE,
             )
             step = service_rules.delivered(command, record=found.record, tombstone=found.tombstone, again=again)
-            # Of a record that says how it ended there is nothing more to see.
+            # If a record says how the command ended, nothing more can change in it.
             in_doubt = step is RUN and found.record is not None and found.record.startswith(b"unknown ")
             seen = self.seen.number(found.record or b"" if in_doubt else b"")
             recorded = self.records.number(tuple(sorted(found.records.items())))
@@ -374,10 +373,10 @@ class Model:
         return self._recalled[key]
 
     def _step(self, command: Command, step: Next) -> int:
-        """The number of what the rules say is next for a command, prepared as a process does it."""
+        """The number of what the rules say is next for a command, as a process prepares it."""
         if isinstance(step, Undo):
             undo = self._undoing(command, step)
-            # The result of what is undone is for its handler alone.
+            # Only the handler that undoes it needs the result.
             step = undo if isinstance(undo, Answer) else replace(step, result=None)
         return self.steps.number(step)
 
@@ -386,7 +385,7 @@ class Model:
         return service_rules.undoing(command, undo, compensation=compensation, entry_id="1-0")
 
     def _handle(self, world: World, slots: tuple[Process, ...], at: int) -> Iterator[Move]:
-        """The handler is called: whatever it may come to."""
+        """The handler is called, with each of its possible results."""
         _, number, entry, seen, flag = slots[at]
         command = self.commands.values[number]
         for kind, effects, step in self._results(command, world[EFFECTS], again=flag == _AGAIN):
@@ -394,7 +393,7 @@ class Model:
             yield Move(("a handler", kind, number), self._with(after, EFFECTS, effects), fault=False)
 
     def _results(self, command: Command, effects: int, *, again: bool) -> Iterator[tuple[str, int, Next]]:
-        """What a handler may come to: in words, the effects after it, what the rules say is next."""
+        """The possible results of a handler: a description, the effects after it, what the rules say is next."""
         rejected = _replied(command, failed(command.type), error=b'"no"')
         unknown = _raised(RUN, command)
         if command.compensating:
@@ -420,7 +419,7 @@ class Model:
         else:
             results["o"] = ("does", done, _replied(command, ok(command.type), result=b"1"))
             results["a"] = ("raises, having done,", done, unknown)
-            if not present:  # what was done under this key is told again, not rejected
+            if not present:  # if it was done under this key before, that is told again, and not rejected
                 results["r"] = ("rejects", effects, rejected)
         yield from (results[outcome] for outcome in self.config.outcomes[command.step - 1] if outcome in results)
 
@@ -444,7 +443,7 @@ class Model:
         return self.effects.number((*all_of_them[: step - 1], effect, *all_of_them[step:]))
 
     def _undo(self, world: World, slots: tuple[Process, ...], at: int, undo: Undo) -> Iterator[Move]:
-        """What came of a command that must not be done any more is undone by the runtime."""
+        """The runtime undoes a command that must not be done any more."""
         _, number, entry, seen, _ = slots[at]
         command = self.commands.values[number]
         call = self._undoing(command, undo)
@@ -455,14 +454,14 @@ class Model:
         yield Move(("the runtime undoes", number), after, fault=False)
         left = self.budgets.values[world[BUDGET]][SERVICE_CRASH]
         if left and set(self.config.undo) - {"o"} and (number, entry, True) in self.entries.values[world[COMMANDS]]:
-            # It cannot be undone now. Counted as a crash, which it looks like: the entry stays pending.
+            # It cannot be undone now. This looks like a crash, and counts as one: the entry stays pending.
             step = _raised(undo, call.command)
             slot: Process = () if step is RELEASE else (self.steps.number(step), number, entry, seen, 0)
             after = self._spend(self._with_process(world, slots, at, slot), SERVICE_CRASH)
             yield Move(("the runtime fails to undo", number), after, fault=True)
 
     def _record_apart(self, world: World, slots: tuple[Process, ...], at: int) -> Move:
-        """A mistake: what belongs into the script call of the answer is done after it."""
+        """A mistake: something that belongs in the call of answer.lua is done after it."""
         step, number, _, seen, _ = slots[at]
         _, records = self._answer_of(world[RECORDS], number, step, seen)
         after = self._with(self._with_process(world, slots, at, ()), RECORDS, records)
@@ -489,7 +488,7 @@ class Model:
         return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), fault=False)
 
     def _answer_of(self, records: int, number: int, step: int, seen: int) -> tuple[int, int]:
-        """What answer.lua sends, or _OVERRULED, and the records after it."""
+        """What answer.lua sends, or _OVERRULED; and the records after it."""
         key = (records, number, step, seen)
         if key not in self._answered:
             command, answer = self.commands.values[number], self.steps.values[step]
@@ -518,8 +517,8 @@ class Model:
         return self._answered[key]
 
     def _streams_move(self, world: World) -> Iterator[Move]:
-        """Commands and replies vanish before anybody has read them, or come twice; so do requests, but only the latter:
-        what the broker has accepted it keeps."""
+        """Commands and replies vanish before they are read, or come twice. Requests only come twice: the broker keeps
+        what it has accepted."""
         budget = self.budgets.values[world[BUDGET]]
         for part in (COMMANDS, LETTERS):
             if not (budget[LOSS] or budget[DUPLICATION] or budget[RESEND]):
@@ -557,7 +556,8 @@ class Model:
         if state is None or state.ended or not left:
             return
         for verb in self.config.verbs:
-            # What would be refused anyway does nothing; what races with something else is decided later than asked.
+            # Requests that would be refused anyway do nothing. If one races with something else, it is decided on later
+            # than it was sent.
             if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and state.parked):
                 request_id = f"request {self.config.requests - left + 1}"
                 event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", request_id=request_id)
@@ -598,7 +598,7 @@ class Model:
         return self._one[key]
 
     def _happening(self, state: SagaState | None, number: int) -> tuple[Event, int]:
-        """An event, and when it happens."""
+        """An event, and the moment at which it happens."""
         event = self.events.values[number]
         if isinstance(event, Due):
             event = self.events.values[self._timeout]
@@ -628,7 +628,7 @@ class Model:
     # --- what must hold
 
     def broken(self, world: World) -> str | None:
-        """What is wrong about a world; None: nothing."""
+        """What is wrong with a world; None: nothing."""
         apart = any(slot and len(slot) > 2 for slot in self.workers.values[world[WORKERS]])
         left = self.budgets.values[world[BUDGET]][REQUEST]
         key = (world[SAGA], -1 if apart else world[TIMER], world[EFFECTS], left)
@@ -658,7 +658,7 @@ class Model:
         return f"an operator asked for {asked}, done were {', '.join(done)}" if len(done) > asked else None
 
     def broken_end(self, world: World) -> str | None:
-        """What is wrong about a world in which nothing happens any more, but by chance; None: nothing."""
+        """What is wrong with a world in which nothing more happens, unless something goes wrong; None: nothing."""
         if self.entries.values[world[LETTERS]] or self.entries.values[world[COMMANDS]]:
             return "something is left in a stream, and nobody will ever read it"
         state = self.sagas.values[world[SAGA]]
@@ -704,8 +704,8 @@ class Model:
         return [(slot[1], slot[2]) for slot in self.processes.values[world[PROCESSES]] if slot]
 
     def _append(self, stream: int, values: Sequence[int], held: Sequence[tuple[int, int]]) -> int:
-        """The stream with these entries added. Each gets the first number that tells it from all that are there, or
-        are held by somebody who does not know yet that they are gone."""
+        """The stream with these entries added. Each gets the first number that differs from those of equal entries, in
+        the stream or held by a process that does not know yet that they are gone."""
         entries = list(self.entries.values[stream])
         for value in values:
             taken = {entry[1] for entry in entries if entry[0] == value} | {n for what, n in held if what == value}
@@ -786,12 +786,12 @@ def _timeless(command: Command) -> Command:
 
 
 def _replied(command: Command, kind: str, *, result: bytes | None = None, error: bytes | None = None) -> Next:
-    """What the rules say of the reply of a handler."""
+    """What the rules say about the reply of a handler."""
     return service_rules.replied(RUN, command, reply_to(command, kind, result=result, error=error))
 
 
 def _raised(todo: "service_rules.Run | Undo", called: Command) -> Next:
-    """What the rules say of a handler that has raised as often as it may."""
+    """What the rules say about a handler that has raised as often as it may."""
     return service_rules.raised(todo, called, "?", tries=TRIES, limit=TRIES)
 
 

@@ -1,4 +1,4 @@
-"""Whoever has much to do holds up nobody else."""
+"""Much work for one saga, service or client does not hold up the others."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def scene(server: Server) -> Scene:
 
 
 def test_a_flood_of_begins_does_not_hold_up_a_saga_that_is_under_way(scene: Scene) -> None:
-    """Its reply is read with the commit of the turn that is under way, and each turn takes few of the flood."""
+    """The reply is read along with the commit of the current turn, and each turn takes few entries of the flood."""
     scene.begin("s1", do(1), do(2), do(3))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
     scene.runner.turn(block_ms=1)
@@ -52,7 +52,7 @@ def test_a_flood_of_begins_does_not_hold_up_a_saga_that_is_under_way(scene: Scen
 
 
 def test_where_many_replies_wait_they_come_before_requests(scene: Scene) -> None:
-    """A turn takes requests only where the one before had few replies."""
+    """A turn takes requests only if the turn before it read few replies."""
     begin_many(scene, "early", 160)
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 160)
     answer_all(scene)
@@ -87,7 +87,7 @@ def test_a_turn_of_some_replies_sees_to_what_is_due_and_is_followed_by_one_witho
 
 
 def test_however_many_replies_come_a_request_is_taken_in_the_end(scene: Scene) -> None:
-    """An operator's, for instance. Here a service repeats what nobody waits for any more."""
+    """The request is, for instance, an operator's. Here a service repeats replies for which nobody waits."""
     scene.begin("old", do(1))
     scene.play("old")
 

@@ -1,5 +1,5 @@
-"""Bad input, of every class in corpus.py, into real processes: each is answered or quarantined exactly once, no process
-dies of it, and nothing of it reaches a terminal as it is."""
+"""Bad input of every class in corpus.py, sent to real processes. Each input is answered or quarantined exactly once, no
+process dies of it, and none of it reaches a terminal unescaped."""
 
 import itertools
 import json
@@ -65,7 +65,7 @@ SHOP = textwrap.dedent("""
 
 
 class Stage:
-    """A server, a worker, a service, and all that they ever said."""
+    """A server, a worker, a service, and all output of the processes."""
 
     def __init__(self, server: Server, commands: Commands) -> None:
         self.server = server
@@ -78,12 +78,12 @@ class Stage:
         (commands.folder / "shop.py").write_text(SHOP)
         self.worker = self.start("worker")
         self.service = self.start("service", "shop:service")
-        # It is never answered, so that there is a live saga for others to be mistaken about.
+        # This command is never answered, so there is a live saga about which the others may be misled.
         self.append("s-live", do(service="nobody", timeout_ms=_DAY_MS))
         self.well()
 
     def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
-        """Start a process; what it says on stdout and stderr goes into two files."""
+        """Start a process whose stdout and stderr go into two files."""
         files = [self.commands.folder / f"{len(self.outputs) + n}.txt" for n in range(2)]
         self.outputs += files
         with files[0].open("wb") as out, files[1].open("wb") as err:
@@ -100,7 +100,7 @@ class Stage:
             return list(pipeline.execute())
 
     def taken(self, *streams: str) -> None:
-        """Wait until all that was sent was dealt with."""
+        """Wait until every entry was dealt with."""
         for stream in streams:
             until(lambda s=stream: self.redis.xlen(s) == 0, what=f"{stream} is read")  # type: ignore[misc]
 
@@ -110,8 +110,8 @@ class Stage:
         return Counter(fields[b"entry_id"] for _, fields in entries if fields[b"stream"] == stream.encode())
 
     def well(self) -> None:
-        """The processes live, a good saga still does its work, nobody was deceived about the live one, and nothing that
-        was ever said can act on a terminal."""
+        """The processes live, a good saga still does its work, the live saga is unchanged, and no output can act on a
+        terminal."""
         assert self.worker.poll() is None, "the worker died"
         assert self.service.poll() is None, "the service died"
         self.good += 1
@@ -124,7 +124,7 @@ class Stage:
             assert_harmless(path.read_bytes(), path.name)
 
     def shown(self, *saga_ids: str) -> None:
-        """Nothing that is shown of these sagas can act on a terminal."""
+        """Nothing that is shown about these sagas can act on a terminal."""
         for arguments in (("list",), *(("show", saga_id) for saga_id in saga_ids), ("show", saga_ids[0], "--json")):
             done = subprocess.run(
                 [SAGASTREAM, *arguments],
@@ -136,21 +136,21 @@ class Stage:
 
 
 def _fields(fields: Any) -> dict[Any, Any]:
-    """Fields as redis-py's types have them."""
+    """Fields, in the types of redis-py."""
     return dict(fields)
 
 
 def assert_harmless(said: bytes, whose: str) -> None:
-    """UTF-8, in which nothing is a control, hides, or turns the direction of writing."""
+    """The text is UTF-8, and no character of it is a control, is invisible, or changes the direction of writing."""
     found = {c for c in said.decode() if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")}
     assert not found, f"{whose} has {found!a}"
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """One set of processes for all that is done to them here."""
+    """One set of processes for all tests here."""
     folder = tmp_path_factory.mktemp("stage")
-    # A server of its own: the tests of this module that take `server` clear that.
+    # A server of its own, because the tests of this module that take `server` clear that one.
     server = start_server(request.param, folder, Server)
     commands = Commands(folder)
     try:
@@ -161,7 +161,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def wrongly_counted(inputs: list[Bad], counts: list[int]) -> list[tuple[str, str, int]]:
-    """The inputs that did not come to exactly one answer."""
+    """The inputs that did not lead to exactly one answer."""
     return [(bad.class_name, bad.where, n) for bad, n in zip(inputs, counts, strict=True) if n != 1]
 
 
@@ -210,7 +210,7 @@ def test_a_bad_command_is_quarantined_once(stage: Stage) -> None:
 
 
 def test_a_command_that_makes_no_sense_is_answered_once_and_the_answer_set_aside(stage: Stage) -> None:
-    """Nobody waits for it: the orchestrator knows no such saga."""
+    """Nobody waits for the answer: the orchestrator knows no such saga."""
     commands = {
         f"stray-{n}": message
         for n, message in enumerate(
@@ -285,7 +285,7 @@ def test_a_reply_on_a_line_to_what_nobody_asked_is_quarantined_once(stage: Stage
 
 
 def test_garbage_in_the_news_stops_no_bridge(stage: Stage) -> None:
-    """The events stream is news alone: what is true stands in the sagas."""
+    """The events stream only carries news: the truth is in the hashes of the sagas."""
     bridge = stage.start("bridge", "--outcomes", "--trace", stdin=subprocess.PIPE)
     assert bridge.stdin is not None
     out, err = stage.outputs[-2:]
@@ -326,7 +326,7 @@ def test_garbage_in_the_news_stops_no_bridge(stage: Stage) -> None:
 
 
 def test_text_that_would_act_on_a_terminal_is_carried_and_shown_as_escapes(stage: Stage) -> None:
-    """It is legal in params, results, errors and reasons; a saga with it runs as any other."""
+    """It is allowed in params, results, errors and reasons. A saga with it runs like any other."""
     bridge = stage.start("bridge", "--outcomes", "--trace", "--drain-timeout", "10", stdin=subprocess.PIPE)
     assert bridge.stdin is not None
     texts = list(corpus.NASTY_TEXT.values())
@@ -385,11 +385,11 @@ def test_no_amount_keeps_the_sample_service_busy(amount: str) -> None:
         )
 
 
-# --- what nobody thought of
+# --- inputs that nobody thought of
 
 
 def _mutated(value: Any, chance: random.Random) -> Any:
-    """A value with something in it replaced, taken out, doubled or put in."""
+    """A value in which something is replaced, removed, doubled or added."""
     garbage: list[Any] = [
         None, True, False, 0, -1, 1, 2, 1.5, 2**53, 2**64 - 1, "", "Do", "Do_ok", "s1", "\x00", "\u202e", [], {}, [[]],
         {"": 0}, "x" * 200,
@@ -470,7 +470,7 @@ def scene(server: Server) -> Scene:
 
 
 def test_whatever_is_made_of_valid_messages_is_dealt_with(scene: Scene) -> None:
-    """In this process, where nothing is caught: a worker and a service read them to the last."""
+    """A worker and a service in this process read them all to the last. Nothing is caught here."""
 
     @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(garbled(), min_size=1, max_size=25))
@@ -533,7 +533,7 @@ _DAMAGE: tuple[bytes, ...] = tuple(
 
 
 def models(scene: Scene) -> list[dict[bytes, bytes]]:
-    """The hashes of sagas in every state that is not the end."""
+    """The hashes of sagas in every state before their end."""
     scene.redis.hset(keys.published("work"), "Do", "Undo")
     names = ("waits", "again", "back", "parked")
     for saga_id in names:
@@ -583,15 +583,15 @@ _OPTIONAL = (
 )
 
 
-#: What commit.lua takes: texts and whole numbers, where its header says so, and nothing else.
+#: What commit.lua takes: texts, and whole numbers if its header says so, and nothing else.
 _CHANGE = tuple[int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str]]
 _COMMITS = msgpack.Decoder(tuple[int, str, int, int, int, list[_CHANGE]])
 
 
-@pytest.mark.parametrize("server", ["valkey"], indirect=True)  # it only gives the hashes
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)  # this call only collects the hashes
 def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> None:
-    """Not one field of a saga's hash can be given a value that a worker, or whoever looks at the saga, dies of:
-    whatever happens to the saga then, it is read and written, or said to be damaged."""
+    """Whatever value is put into any field of a saga's hash: no worker dies of it, and nobody who looks at the saga
+    does. Whatever happens to the saga then, it is read and written, or reported as damaged."""
     scene = Scene(server.broker())
     now_ms = int(time.time() * 1000)
     moments = [Moment(now_ms=at, published={"work": {"Do": "Undo"}}, jitter=0.5) for at in (now_ms, now_ms + 10**9)]
@@ -622,7 +622,7 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
 
 
 def test_damaged_sagas_that_are_due_stop_no_worker(scene: Scene) -> None:
-    """The same, in the store."""
+    """The same, with hashes in the store."""
     count = 0
     for model in models(scene):
         for name in sorted({*model, *_OPTIONAL}):

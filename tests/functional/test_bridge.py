@@ -1,4 +1,4 @@
-"""The stdin bridge, spoken to as a harness would."""
+"""The stdin bridge, driven as a test harness would drive it."""
 
 import contextlib
 import fcntl
@@ -212,14 +212,15 @@ def test_served_services_are_played_by_the_lines(commands: Commands) -> None:
         "type": "BookRoom", "saga_id": "a", "step": 2, "params": {"night": 1},
     })  # fmt: skip
     talk.say("hotel", {"type": "BookRoom_ok", "saga_id": "a", "step": 2, "msg_id": 3})
-    # The payment is a real one, and fails. What hotel does is undone as the step says, inventory as it publishes.
+    # The payment is real, and fails. The step says what undoes the hotel; the service inventory publishes what undoes
+    # it.
     undo = {"saga_id": "a", "step": 2, "compensating": True}
     assert talk.hear() == ("orchestrator", "hotel", {"type": "CancelRoom"} | undo)
     talk.say("hotel", {"type": "CancelRoom_ok", "saga_id": "a", "step": 2})
     assert talk.hear()[2] == {"type": "ReleaseReservation", "saga_id": "a", "step": 1, "compensating": True}
     talk.say("inventory", {"type": "ReleaseReservation_ok", "saga_id": "a", "step": 1})
     assert talk.hear()[2]["type"] == "saga_aborted"
-    # What nobody asked for is the orchestrator's to judge.
+    # Replies that nobody asked for are left to the orchestrator to judge.
     talk.say("inventory", {"type": "ReserveInventory_ok", "saga_id": "a", "step": 1})
     talk.say("inventory", {"type": "ReserveInventory_ok", "saga_id": "strange", "step": 1})
     assert talk.finish() == (0, "", "")
@@ -235,7 +236,7 @@ def test_a_command_that_was_not_answered_is_given_out_again_by_the_next(server: 
     client = server.broker().client
     held: Any = client.xpending_range(keys.commands("work"), "work", "-", "+", 1)
     entry = held[0]
-    # Let time pass for the lease of the dead one.
+    # Wait for the end of the dead process's lease.
     client.xclaim(keys.commands("work"), "work", entry["consumer"], 0, [entry["message_id"]], idle=60_000, justid=True)
     talk = Talk(commands.start("bridge", "--serve", "work", "--outcomes", env=env))
     assert talk.hear()[2]["type"] == "Do"
@@ -299,7 +300,7 @@ def unread(pipe: Any) -> int:
 
 
 def test_a_full_store_is_said_once(server: Server, commands: Commands) -> None:
-    """The bridge's reading goes on while its writing fails."""
+    """The bridge goes on reading while its writing fails."""
     env = {"REDIS_URL": server.url}
     talk = Talk(commands.start("bridge", "--drain-timeout", "0", env=env))
     talk.say("c", {"type": "init", "msg_id": 1})
@@ -319,7 +320,7 @@ def test_a_full_store_is_said_once(server: Server, commands: Commands) -> None:
 
 
 def reads(client: Any) -> int:
-    """How often the events were read."""
+    """How often somebody has read the events."""
     return int(client.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
 
 
@@ -357,7 +358,7 @@ def test_a_parked_saga_is_told_of_at_the_end(commands: Commands) -> None:
 def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
     server: Server, commands: Commands
 ) -> None:
-    """A thread of it meets what no waiting mends."""
+    """One of its threads gets an error that waiting does not mend."""
     talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
     talk.say("c", {"type": "init", "msg_id": 1})
     talk.hear()
@@ -370,7 +371,7 @@ def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
 
 
 def test_sigterm_stores_what_was_read(server: Server, commands: Commands) -> None:
-    """A flood that is broken off: of every line that left the pipe the broker has the effect."""
+    """A flood is broken off: for every line that was read from the pipe, the broker has the effect."""
     talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
     talk.say("c", {"type": "init", "msg_id": 1})
     talk.hear()
@@ -395,7 +396,7 @@ def write_all(pipe: Any, data: bytes) -> None:
 
 
 def test_a_reader_that_does_not_read_does_not_keep_the_bridge(server: Server, commands: Commands) -> None:
-    """Its output is full; it is ended all the same."""
+    """Nobody reads its output, which is full; it can be stopped all the same."""
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)
     talk = Talk(commands.start("bridge", "--trace", "--serve", "work", env=env))
@@ -421,7 +422,7 @@ def test_a_bridge_that_nobody_reads_ends_while_it_answers(commands: Commands) ->
 
 
 def test_a_bridge_that_joins_a_lonely_server_runs_what_it_needs(commands: Commands) -> None:
-    """Somebody waits for a saga in a home where nothing runs, and owns its server."""
+    """Another process waits for a saga in a home where nothing else runs, and owns the server."""
     waiting = commands.start("begin", "-", "--wait")
     assert waiting.stdin is not None
     assert waiting.stderr is not None
@@ -461,7 +462,7 @@ def test_a_stray_event_ends_nothing(server: Server, commands: Commands, event: d
 
 
 def test_a_stray_event_that_is_read_after_the_end_swallows_nothing(server: Server, commands: Commands) -> None:
-    """It says the truth by the time it is read, and stands before the saga's last messages."""
+    """By the time it is read, what it says is true, and it comes before the saga's last messages."""
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)
     talk = Talk(commands.start("bridge", "--trace", "--outcomes", env=env))

@@ -1,4 +1,4 @@
-"""`sagastream check-service`: sound services pass; a fault is caught by the checks that are about it, and no others."""
+"""`sagastream check-service`: sound services pass. The checks that are about a fault catch it, and no others do."""
 
 import json
 import os
@@ -32,9 +32,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "check-service.md").read_text()
 PROTOCOL = DOCS / "protocol.md"
 
-#: How the page checks the sample services: in the shell, without the signs of how its lines go on.
+#: How the page checks the sample services: the shell command, without the backslashes that continue its lines.
 RECIPE = PAGE.partition("## The sample services")[2].partition("\n## ")[0].replace("\\\n", "")
-#: The sample services, and the words with which each is checked.
+#: The sample services, and the arguments with which each is checked.
 CHECKED = re.findall(r"^    (sagastream check-service .*)$", RECIPE, re.MULTILINE)
 SAMPLES = {words[2]: words[1:] for words in map(shlex.split, CHECKED)}
 
@@ -53,7 +53,7 @@ def start_sample(commands: Commands, server: Server, line: str, folder: Path | N
 
 
 def assert_kept(commands: Commands, server: Server, *names: str) -> None:
-    """These services, which run, keep every promise, and nothing is left of the checks."""
+    """These running services keep every promise, and the checks leave nothing behind."""
     client = server.broker().client
     checks = {}
     for name in names:
@@ -95,7 +95,7 @@ def test_the_sample_on_rq_keeps_every_promise(server: Server, commands: Commands
 CASE = {"command": "Do", "params": b'"yes"', "rejected_params": b'"no"', "compensation": "Undo"}
 TWICE = {"duplicate", "twins", "next attempt", "crash after"}
 MALFORMED = {check.name for check in service_checks.CHECKS.all if check.name.startswith("malformed: ")}
-FIRST_MALFORMED = {"malformed: not JSON"}  # after which a service that falls silent is asked no more
+FIRST_MALFORMED = {"malformed: not JSON"}  # after this, a service that falls silent is asked nothing more
 #: Each fault, and the checks that catch it.
 FAULTS: dict[type[Raw], set[str]] = {
     raw.DoesNotDedupe: TWICE | {"rejection again"},
@@ -132,7 +132,7 @@ FAULTS: dict[type[Raw], set[str]] = {
 
 
 class Counted(Effects):
-    """Asks a service of this process."""
+    """Asks a service that runs in this process."""
 
     def __init__(self, service: Raw) -> None:
         super().__init__("false")
@@ -144,7 +144,7 @@ class Counted(Effects):
 
 @pytest.fixture
 def one_server(shared_valkey: Server) -> Iterator[Server]:
-    """One kind of server for all the faults: they are about services, not about servers."""
+    """One kind of server for all the faults, since they are about services and not about servers."""
     shared_valkey.clear()
     yield shared_valkey
     shared_valkey.close_brokers()
@@ -159,7 +159,7 @@ def running(kind: type[Raw], server: Server) -> Iterator[Raw]:
 
 @contextmanager
 def running_beside(kind: type[Raw], server: Server) -> Iterator[Raw]:
-    """A service on a store in which there is something already."""
+    """Run a service on a store that has data already."""
     service = kind(server.url)
     try:
         yield service

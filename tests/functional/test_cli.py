@@ -1,4 +1,4 @@
-"""The command line, as a user in an empty folder meets it."""
+"""The command line, as a user meets it in an empty folder."""
 
 import json
 import os
@@ -28,7 +28,7 @@ BAD: dict[str, Any] = {
 
 @pytest.fixture
 def running(server: Server, commands: Commands) -> dict[str, str]:
-    """A worker and the sample services; the environment that reaches them."""
+    """A worker and the sample services; the environment variables with which commands reach them."""
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)
     for where in SAMPLES:
@@ -42,7 +42,7 @@ def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str],
     assert (done.returncode, done.stdout) == (0, "good COMPLETED\n")
     done = commands.run("begin", "-", "--wait", given=json.dumps(BAD), **running)
     assert (done.returncode, done.stdout) == (3, "bad ABORTED: Step 1 failed: out_of_stock\n")
-    # Once more, nothing is done twice; another body is another saga.
+    # Begun again, nothing is done twice. With another body it is another saga.
     assert commands.run("begin", "good.json", "--wait", **running).returncode == 0
     done = commands.run("begin", "-", "--wait", given=json.dumps(GOOD | {"steps": BAD["steps"]}), **running)
     assert (done.returncode, done.stderr) == (1, "Error: another saga has the id good: it began with other steps\n")
@@ -91,7 +91,7 @@ def test_show_explains_a_saga_that_waits(server: Server, commands: Commands) -> 
     assert "no process of service airline is listening" in shown.stdout
     assert '{"text": "\\u001b[2J\\u202e"}' in shown.stdout
     assert "\x1b" not in shown.stdout
-    # redis-cli tells the same.
+    # redis-cli shows the same.
     stored: Any = client._redis.hgetall(keys.saga("s1"))
     assert stored[b"waiting_for"] == b"airline to answer Fly, step 1"
     assert re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stored[b"step1.sent_at"])
@@ -108,7 +108,7 @@ def test_show_json_is_the_saga_state_and_more(running: dict[str, str], commands:
 
 def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, commands: Commands) -> None:
     client = SagaClient(server.broker())
-    # A step that nobody serves is answered by hand, as one may with redis-cli; nobody knows how to undo it.
+    # Nobody serves this step, so it is answered by hand with redis-cli. Nobody knows how to undo it.
     client.begin("parked", [do(1, "Odd", "nobody"), BAD["steps"][0]])
     until(lambda: client._redis.xlen(keys.commands("nobody")), what="the command is sent")
     client._redis.xadd(keys.REPLIES, {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
@@ -176,7 +176,7 @@ def test_a_broker_that_is_not_there_is_told_of_in_one_line(commands: Commands) -
 
 
 def test_help_starts_in_half_a_second(commands: Commands) -> None:
-    """Of CPU time: on a busy machine, the time by the clock says nothing of the command."""
+    """In CPU time: on a busy machine the clock says nothing about the command."""
     took = []
     for _ in range(5):
         before = os.times()
@@ -382,7 +382,7 @@ def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
     try:
         while chunk := os.read(main, 65536):
             said += chunk
-    except OSError:  # how a terminal's end reads on Linux
+    except OSError:  # how Linux reports the end of a terminal
         pass
     assert process.wait(60) == 0
     assert b"\x1b[32mCOMPLETED" in said

@@ -1,4 +1,4 @@
-"""The clients, on real servers: what a begin costs, what is told of it, what waits see, what outages and forks do."""
+"""The clients on real servers: what a begin costs and returns, what waits see, what outages and forks do."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ from support.waiting import takes_less_than, until
 
 T = TypeVar("T")
 
-#: A service that does what its params say; its compensation never works.
+#: A service that does what its params say. Its compensation never works.
 TILL = """
 from sagastream import Reject, Service
 
@@ -100,7 +100,7 @@ def running(server: Server, commands: Commands) -> Server:
 def in_loop(
     server: Server, use: Callable[[AsyncSagaClient], Coroutine[Any, Any, T]], *, observer: Observer | None = None
 ) -> T:
-    """What a coroutine comes to that is given an open client; no task may be left of it then."""
+    """The result of a coroutine function that gets an open client. After it, no task may be left."""
 
     async def main() -> T:
         async with AsyncSagaClient(server.broker(), observer=observer) as client:
@@ -124,7 +124,7 @@ def test_a_begin_is_one_round_trip(client: SagaClient) -> None:
     client.begin("warm", [do(1)])
     before = calls(client)
     client.begin("s1", [do(1)])
-    # What the script calls counts too: it looks at the hash, and appends.
+    # The calls inside the script count too: it reads the hash, and appends.
     assert calls(client) - before == Counter(
         {"cmdstat_evalsha": 1, "cmdstat_hgetall": 1, "cmdstat_xadd": 1, "cmdstat_info": 1}
     )
@@ -171,7 +171,7 @@ def test_each_saga_of_many_has_its_answer_in_its_place(scene: Scene) -> None:
     assert told == [type(None), RequestRefused, MalformedMessage, CorruptSaga, type(None), CorruptSaga]
     assert str(errors[1]) == "another saga has the id taken: it began with other steps"
     assert str(errors[2]) == "steps[1] has an unknown member 'colour'"
-    # Nothing of what was refused, or known, was sent.
+    # Requests that were refused, or were known, were not sent.
     assert scene.redis.xlen(keys.REQUESTS) == 1
 
 
@@ -204,7 +204,7 @@ def test_a_full_server_takes_nothing_of_a_batch(client: SagaClient) -> None:
 def test_a_broker_that_dies_in_the_middle_leaves_it_known_what_to_begin_again(server: OwnServer, kind: str) -> None:
     def sagas() -> Iterator[SagaRequest]:
         for number in range(3 * BATCH):
-            if number == BATCH + 5:  # the first batch is sent when its successor is begun
+            if number == BATCH + 5:  # the first batch is sent when the first saga of the next one is read
                 server.kill()
             yield a_saga(f"s{number}", do(number))
 
@@ -220,7 +220,7 @@ def test_a_broker_that_dies_in_the_middle_leaves_it_known_what_to_begin_again(se
     server.start()
     again = [a_saga(answer.saga_id, do(n)) for n, answer in enumerate(answers) if isinstance(answer, Unsettled)]
     assert {type(answer) for answer in begun(again)} == {Accepted}
-    # All of them again, as one does who has forgotten which: each is run once.
+    # All of them are begun again, as by a client that has forgotten which were: each runs once.
     assert {type(answer) for answer in begun([a_saga(f"s{n}", do(n)) for n in range(3 * BATCH)])} == {Accepted}
     scene = Scene(server.broker())
 
@@ -340,7 +340,7 @@ def test_a_wait_is_no_longer_than_asked_for(server: Server, timeout_s: float) ->
 
 
 def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
-    """The events are capped, or a failover has lost some: the hash is the truth."""
+    """Events are lost if the stream is capped, or in a failover. The hash is the truth."""
     store = server.broker().client
     with ThreadPoolExecutor(2) as threads:
         waits = [
@@ -419,7 +419,8 @@ def test_a_fault_ends_every_wait(server: Server) -> None:
 
 
 def test_clients_come_through_a_network_that_cuts_everywhere(server: Server) -> None:
-    """Before a request, in it, before its answer, in that: each saga is run once, and each wait ends."""
+    """It cuts before a request, in it, before its answer and in the answer. Each saga is run once, and each wait
+    ends."""
     scene = Scene(server.broker())
     threads = [threading.Thread(target=run) for run in (scene.worker.run, scene.runner.run)]
     for thread in threads:
@@ -446,7 +447,7 @@ def test_clients_come_through_a_network_that_cuts_everywhere(server: Server) -> 
 
 
 async def begun_and_waited_for(url: str, count: int) -> Counter[str]:
-    """How so many sagas ended, of which each third fails, begun and waited for side by side."""
+    """Begin so many sagas, of which every third fails, and wait for all side by side: how they ended."""
 
     async def one(client: AsyncSagaClient, number: int) -> str:
         while True:
@@ -499,7 +500,7 @@ def test_a_cancelled_wait_leaves_no_task_and_no_connection_behind(server: Server
 
     async def use(client: AsyncSagaClient) -> None:
         others = asyncio.all_tasks()
-        for wait_s in (0, 0.05, 0.1):  # at different points of its way
+        for wait_s in (0, 0.05, 0.1):  # at different points of the cycle
             wait = asyncio.create_task(client.wait("s1"))
             await asyncio.sleep(wait_s)
             wait.cancel()
@@ -567,7 +568,7 @@ def test_threads_may_share_a_client(running: Server) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 def test_a_process_and_those_that_it_forks_may_share_a_client(running: Server) -> None:
-    """As RQ does for every job."""
+    """RQ does this for every job."""
     client = SagaClient(running.broker())
     client.wait(client.begin("before", [do(0, service="till")]), 60)  # its connections are open
     children = []
@@ -590,7 +591,7 @@ def test_a_process_and_those_that_it_forks_may_share_a_client(running: Server) -
 # --- list
 
 
-#: What its only step is doing, by the saga's status and whether it is parked.
+#: What its only step is doing, by the saga's status and whether the saga is parked.
 _PHASES = {
     (SagaStatus.PENDING, False): Phase.OUT,
     (SagaStatus.PENDING, True): Phase.PARKED,
@@ -602,7 +603,7 @@ _PHASES = {
 
 
 def put(store: "redis.Redis", saga_id: str, status: SagaStatus, *, parked: bool = False, score: float = 0) -> None:
-    """Have a saga stand in the store, with nobody told."""
+    """Write a saga into the store without telling anybody."""
     state = decide(None, to_begin(a_saga(saga_id)), Moment(now_ms=1_700_000_000_000, published={})).state
     assert isinstance(state, SagaState)
     step = replace(state.step, phase=_PHASES[status, parked], parked="why" if parked else None)
@@ -652,7 +653,7 @@ def test_what_is_damaged_or_gone_stops_no_list(client: SagaClient) -> None:
 def test_a_long_list_comes_whole_and_a_page_at_a_time(client: SagaClient, status: Any) -> None:
     kind = SagaStatus.PENDING if status == "PARKED" else SagaStatus(status)
     for number in range(450):
-        # Many with the same score: where a page ends among them, the next one begins among them.
+        # Many have the same score: if a page ends among them, the next one begins there.
         put(client._redis, f"s{number}", kind, parked=status == "PARKED", score=number // 300)
     before = calls(client)
     first = next(client.list(status))

@@ -15,7 +15,7 @@ from support.servers import Server
 ROOT = Path(__file__).parents[2]
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.DOTALL))
 
-#: What the reader of the last example does with it.
+#: The code that the reader adds to the last example.
 USE_ORDERS = """
 import sqlite3
 from orders import begin_what_is_wanted, place
@@ -49,7 +49,7 @@ def shop(server: Server, commands: Commands) -> Commands:
 
 
 def told(shop: Commands, server: Server, name: str) -> list[str]:
-    """What an example prints."""
+    """The output of an example."""
     done = subprocess.run(
         [sys.executable, "-W", "error", name],
         cwd=shop.folder,

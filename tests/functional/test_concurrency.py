@@ -18,7 +18,7 @@ from support.processes import SAMPLES, Commands
 from support.servers import OwnServer, Server, alive
 from support.waiting import slowness, until
 
-#: What the services of these tests begin with. `at_it` counts what runs, and keeps the most that ran at once.
+#: The first lines of the services of these tests. `at_it` counts the handlers that run, and keeps the maximum.
 PREAMBLE = """
 import asyncio, os, time
 from contextlib import contextmanager
@@ -69,7 +69,7 @@ class Shop:
         return [value.decode() for value in values]
 
     def replies(self) -> list[tuple[int, dict[str, Any]]]:
-        """When each came, by the broker's clock, and what it says."""
+        """When each reply came, by the broker's clock, and what it says."""
         entries: Any = self.redis.xrange(keys.REPLIES)
         return [(int(entry_id.split(b"-")[0]), json.loads(fields[b"body"])) for entry_id, fields in entries]
 
@@ -94,7 +94,7 @@ def numbered(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
 
 
-#: The same handlers, plain and async. Slow ones end when they are told to.
+#: The same handlers, plain and async. The slow ones run until the test ends them.
 PLAIN = """
     service = Service("work", concurrency=4, lease_ms=2000)
 
@@ -134,7 +134,7 @@ def test_a_slow_handler_holds_up_no_other(server: Server, commands: Commands, so
         shop.send("Do", saga_id)
         until(lambda: len(shop.replies()) >= len(sent_ms), what=f"{saga_id} is answered")
     waited_ms = sorted(came_ms - sent_ms[body["saga_id"]] for came_ms, body in shop.replies())
-    # Not the half second that a reading blocks, nor the time that another handler takes.
+    # Not the half second of a blocking read, nor the time of another handler.
     assert waited_ms[len(waited_ms) // 2] < 150 * max(slow, slowness())
     assert "slow" not in shop.listed("done")
     shop.redis.set("go on", 1)
@@ -157,7 +157,7 @@ def test_no_more_run_at_once_than_the_process_and_each_command_allow(
 
 
 def test_a_command_with_a_limit_is_left_to_others(server: Server, commands: Commands) -> None:
-    """While one process does as many of it as it may, it holds no more of it than it could run."""
+    """While one process runs as many of these commands as the limit allows, it holds no more than it could run."""
     shop = Shop(server, commands, PLAIN.replace("time.sleep(0.02)", 'until_told("go on")'))
     shop.send("Few", *numbered("few", 12))
     first = shop.start()
@@ -228,7 +228,7 @@ def test_what_a_killed_process_had_in_hand_is_done_by_another(server: Server, co
 def test_sigterm_lets_handlers_finish_and_hands_the_rest_to_others_at_once(
     server: Server, commands: Commands, source: str
 ) -> None:
-    # With a lease of a minute, nobody takes over what is not handed back.
+    # The lease is a minute, so nobody takes over what is not handed back.
     shop = Shop(server, commands, source.replace("lease_ms=2000", "lease_ms=60_000"))
     leaver = shop.start()
     shop.send("Slow", *numbered("slow", 4))
@@ -282,7 +282,7 @@ def test_a_handler_that_does_not_end_is_ended_with_its_process_after_a_fault_too
 @pytest.mark.own_server
 @both_kinds
 def test_handlers_outlive_a_restart_of_the_broker(server: OwnServer, commands: Commands, source: str) -> None:
-    # Its data are elsewhere: the handlers know nothing of it.
+    # Its data are on another server: the handlers know nothing about it.
     source = source.replace("with at_it", "if True: #").replace('until_told("go on")', "time.sleep(0.01)")
     shop = Shop(server, commands, source.replace("lease_ms=2000", "lease_ms=1000"))
     process = shop.start()
@@ -306,7 +306,7 @@ def test_a_service_that_hangs_or_loses_its_broker_goes_unhealthy_and_a_slow_one_
     shop = Shop(server, commands, PLAIN.replace("concurrency=4, ", ""))
     health = commands.folder / "healthy"
     health.touch()
-    os.utime(health, (1, 1))  # as an earlier process left it
+    os.utime(health, (1, 1))  # a file that an earlier process left
 
     def is_healthy() -> bool:
         try:

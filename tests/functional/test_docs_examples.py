@@ -72,4 +72,4 @@ def test_what_operators_type_does_what_it_says(
         newest = str(client.xrevrange(keys.QUARANTINE, count=1)[0][0].decode())  # type: ignore[index,union-attr]
         assert shell.run("exec 2>&1\n" + command.replace("ENTRY …", newest).replace("ENTRY", newest))
     assert client.xlen(keys.QUARANTINE) == 0
-    assert client.xlen(keys.REPLIES) == 1  # what was put back
+    assert client.xlen(keys.REPLIES) == 1  # the message that was put back

@@ -1,4 +1,5 @@
-"""The doctor, on real servers: what is well is said to be, and every ill is found, and mended where that can be."""
+"""The doctor on real servers: it reports a healthy store as healthy, and finds every fault, and mends it if that is
+possible."""
 
 import json
 from typing import Any
@@ -25,7 +26,7 @@ def scene(server: Server) -> Scene:
 
 
 def found(scene: Scene, *, repair: bool = False) -> list[str]:
-    """What is not well."""
+    """The findings that are not good."""
     findings = Doctor(scene.redis, repair=repair).examine()
     return [f"{finding.level}: {finding.text}" for finding in findings if finding.level != doctor.OK]
 
@@ -67,7 +68,7 @@ def test_parked_sagas_and_quarantined_messages_are_told_of(scene: Scene) -> None
     ]
 
 
-#: What somebody may do to the indexes -> (the saga it is done to, what the doctor says of it).
+#: What may happen to the indexes -> (the saga that is affected, what the doctor says about it).
 ILLS: dict[str, tuple[Any, Any, str]] = {
     "a timer is lost": (
         live,
@@ -140,7 +141,7 @@ def test_of_a_store_that_is_full_is_told_what_can_be(scene: Scene) -> None:
 
 
 def test_after_all_timers_were_lost_every_saga_moves_again(scene: Scene) -> None:
-    """As after a failover to a replica that lagged, or a DEL by hand."""
+    """This happens after a failover to a replica that lagged, or a DEL by hand."""
     for number in range(30):
         scene.begin(f"s{number}", do(number, timeout_ms=500, attempts=50, backoff_ms=1))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 30)

@@ -1,4 +1,5 @@
-"""Effects on real databases, with real processes: each is there once, or was reversed once, whoever dies where."""
+"""Effects on real databases, with real processes: each effect is there once, or was reversed once, wherever processes
+die."""
 
 import asyncio
 import contextlib
@@ -30,7 +31,7 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.waiting import until
 
-#: Once on each kind of database, with and without SQLAlchemy.
+#: Each kind of database, with and without SQLAlchemy.
 FOUR_WAYS: Final = ("sqlite3", "psycopg", "engine on postgresql", "session on sqlite")
 
 
@@ -63,7 +64,7 @@ def compensation(number: int = 1) -> Context:
 
 
 class Shop:
-    """Workers and services on real books; services that die are started anew."""
+    """Workers and services on real books. Services that die are started again."""
 
     def __init__(self, server: Server, commands: Commands, way: str, book: Book, marks: Path) -> None:
         self.client = SagaClient(server.broker())
@@ -87,7 +88,7 @@ class Shop:
         self.client.begin(saga_id, [step | {"params": each} for each in params])
 
     def settled(self, saga_ids: list[str]) -> dict[str, SagaState] | None:
-        """The sagas, if all of them stand still for good."""
+        """The sagas, if all of them have ended or are parked."""
         for at, service in enumerate(self.services):
             if service.poll() is not None:
                 self.deaths += 1
@@ -133,7 +134,7 @@ def test_whoever_is_killed_where_there_is_one_effect_and_if_it_is_undone_one_rev
         for saga_id, status in sagas.items()
     }
     until(lambda: len(list(shop.marks.iterdir())) == 2 * len(POINTS), what="a death at every point")
-    assert shop.deaths >= 2 * len(POINTS) - 2  # of those after the last answers nobody had to take notice
+    assert shop.deaths >= 2 * len(POINTS) - 2  # nobody need notice the deaths after the last answers
 
 
 def came_to(shop: Shop, key: str, point: str) -> Path:
@@ -142,14 +143,15 @@ def came_to(shop: Shop, key: str, point: str) -> Path:
 
 
 def goes_on(mark: Path) -> None:
-    """Have the process go on that was stopped here."""
+    """Continue the process that was stopped at this point."""
     os.kill(int(until(mark.read_text, what="its pid")), signal.SIGCONT)
 
 
 @on_valkey
 @pytest.mark.parametrize("way", ["sqlite3", "psycopg"])
 def test_a_process_that_is_held_for_dead_has_no_effect_once_its_step_was_undone(shop: Shop, book: Book) -> None:
-    """It is stopped before it begins, goes on when all is over, and dies before anybody can tell it to undo."""
+    """It is stopped before it begins. It goes on when all is over, and dies before it can be told to undo its
+    effect."""
     shop.begin("s1", {"do": {"stops": "before the insert"}}, {"rejects": True})
     zombie = came_to(shop, "s1/1/transaction", "before the insert")
     states = until(lambda: shop.settled(["s1"]), what="the saga ends")
@@ -163,7 +165,7 @@ def test_a_process_that_is_held_for_dead_has_no_effect_once_its_step_was_undone(
 @on_valkey
 @pytest.mark.parametrize("way", ["sqlite3", "psycopg"])
 def test_a_process_that_is_held_for_dead_has_no_effect_once_its_step_was_rejected(shop: Shop, book: Book) -> None:
-    shop.begin("s1", {"do": {"stops": "before the insert"}, "rejects": True})  # by all but the one that was away
+    shop.begin("s1", {"do": {"stops": "before the insert"}, "rejects": True})  # by all but the stopped process
     zombie = came_to(shop, "s1/1/transaction", "before the insert")
     states = until(lambda: shop.settled(["s1"]), what="the saga ends")
     assert states["s1"].reason == "Step 1 failed: as asked"
@@ -198,7 +200,7 @@ def test_whoever_takes_over_waits_for_a_transaction_that_is_still_open(shop: Sho
 
 
 class Handlers:
-    """The handlers of a step that takes and gives back, without a service."""
+    """The handlers of a step that takes and gives back, called without a service."""
 
     def __init__(self, way: str, book: Book, **options: Any) -> None:
         kept = Effects(source(way, book.where, **options))
@@ -216,7 +218,7 @@ class Handlers:
 
 
 def patiently(handler: Any, params: Any, context: Context) -> Any:
-    """Call it until the database lets it, as a service does."""
+    """Call it, as a service does, until the database lets it through."""
     while True:
         try:
             return handler(params, context)
@@ -250,12 +252,12 @@ def test_twins_are_kept_apart_by_every_driver(book: Book, way: str, undos: int) 
 
 
 def twins(handlers: Handlers, book: Book, *, undos: int) -> None:
-    """Have 8 threads at each of some steps at once; `undos` of them undo it."""
+    """For each of some steps, run 8 threads at once; `undos` of them undo it."""
     at_once = threading.Barrier(8)
 
     def twin(number: int, who: int) -> Any:
         at_once.wait()
-        # Those that undo come first for some steps, last for others.
+        # The compensations come first for some steps, and last for others.
         if (who + number) % 8 < undos:
             return patiently(handlers.give_back, None, compensation(number))
         return patiently(handlers.take, who, command(number))
@@ -340,7 +342,7 @@ def test_a_handler_that_ends_the_transaction_is_refused(book: Book, way: str, en
 
     with pytest.raises(ServiceError, match=r"ended the transaction .*; leave out commit"):
         take(ending, command())
-    if ending == "COMMIT":  # nothing is in its way; but it is never done twice, and never in silence
+    if ending == "COMMIT":  # nothing stops it; but it is never done twice, and never without an error
         with pytest.raises(ServiceError, match="set its row in sagastream_effects"):
             take(None, command())
         assert book.entries() == {command().key: Counter(took=1)}
@@ -375,7 +377,7 @@ def test_connections_of_psycopg_may_be_in_any_mode_but_have_nothing_under_way(bo
         lambda: psycopg.connect(book.where, autocommit=True),
         lambda: psycopg.connect(book.where, row_factory=dict_row),
         lambda: psycopg.connect(book.where, cursor_factory=psycopg.RawCursor),
-        lambda: contextlib.closing(psycopg.connect(book.where)),  # as a pool lends them
+        lambda: contextlib.closing(psycopg.connect(book.where)),  # as a pool lends its connections
     ]
     for number, opens in enumerate(openers):
         take = Effects(opens).once(lambda params, context, db: "done")
@@ -450,7 +452,7 @@ def test_a_service_tries_again_what_the_database_could_not_serialize(server: Ser
     def take(params: Any, context: Context, db: Any) -> Any:
         calls.append(context.key)
         [before] = run(db, "SELECT count(*) FROM book WHERE what = 'took'").one()
-        if len(calls) == 1:  # another one comes in between, and is faster
+        if len(calls) == 1:  # another one comes in between
             with psycopg.connect(book.where) as other:
                 other.execute("UPDATE book SET what = 'another took'")
         run(db, "UPDATE book SET what = 'took'")

@@ -33,7 +33,7 @@ def dsn(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def alchemy(dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same, as SQLAlchemy names it."""
+    """The same example, as SQLAlchemy names it."""
     url = dsn.replace("postgresql:", "postgresql+psycopg:")
     monkeypatch.setenv("DATABASE_URL", url)
     return url
@@ -50,7 +50,7 @@ def load(name: str, folder: Path) -> ModuleType:
 
 
 def contexts(number: int = 1) -> Iterator[Context]:
-    """Of a command, and of its compensation."""
+    """The contexts of a command and of its compensation."""
     key = f"s{number}/1/"
     for kind in ("transaction", "compensation"):
         yield Context(saga_id=f"s{number}", step=1, key=key + kind, transaction_key=f"{key}transaction", attempt=1)

@@ -1,4 +1,4 @@
-"""The embedded server of a home: shared, owned by one, never lost."""
+"""The embedded server of a home: it is shared, has one owner, and is never left behind."""
 
 import os
 import signal
@@ -157,7 +157,7 @@ def test_of_many_that_leave_at_once_the_last_stops_it(home: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == b"True\n"
         pid = pid_of(home)
-        os.close(write)  # the same moment for all
+        os.close(write)  # all start at the same moment
         for process in started:
             process.communicate()
             assert process.returncode == 0

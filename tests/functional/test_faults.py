@@ -1,8 +1,8 @@
-"""Whatever is done to workers, services, messages, connections and the server: every saga that was accepted ends as it
-should, its effects are there once or not at all, and nothing is left over.
+"""Faults in workers, services, messages, connections and the server: every accepted saga still ends as it should, its
+effects are there once or not at all, and nothing is left over.
 
 Short runs belong to the suite. Long ones (`pytest -m soak tests/functional/test_faults.py`) are the same tests with
-SAGASTREAM_SOAK_SAGAS sagas each, 3000 if that is not set. `--junitxml` writes down what was done to how many sagas.
+SAGASTREAM_SOAK_SAGAS sagas each, by default 3000. `--junitxml` writes down what was done to how many sagas.
 """
 
 import os
@@ -33,17 +33,17 @@ pytestmark = pytest.mark.slow
 
 
 def _each(short_on: tuple[str, ...]) -> pytest.MarkDecorator:
-    """Parameters for `world`: short on these servers, long on both."""
+    """Parameters for `world`: short runs on these servers, long runs on both."""
     needs = {"valkey": (), "redis": (pytest.mark.redis,)}
     short = [pytest.param((name, SHORT), id=name, marks=needs[name]) for name in short_on]
     long = [pytest.param((name, LONG), id=f"{name}-long", marks=(*needs[name], pytest.mark.soak)) for name in KINDS]
     return pytest.mark.parametrize("world", short + long, indirect=True)
 
 
-#: Why a reply is quarantined that came when its step was given up.
+#: Why a reply is quarantined that came after its step was given up.
 TOO_LATE: Final = "too late"
 
-#: What depends on how the server does things is tried on both, short as it may be.
+#: Tests that depend on how the server does things run on both servers, even the short ones.
 on_both = _each(("valkey", "redis"))
 on_valkey = _each(("valkey",))
 
@@ -80,7 +80,7 @@ def test_workers_are_killed_every_200_ms(world: World, chance: random.Random) ->
         victim = chance.choice(world.workers)
         if world.figures["kills"] % 12:
             world.kill(victim)
-        else:  # a turn is short: now and then one is killed that is in the middle of it, not by chance alone
+        else:  # turns are short: so that some are surely killed inside one, and not only by chance
             with world.stopped_while_it_holds_something(victim):
                 world.kill(victim)
 
@@ -146,13 +146,13 @@ def test_every_message_comes_three_times(world: World) -> None:
         world.run(lambda: None, every_s=0.1, times=1)
         world.verdict()
     assert world.figures["commands delivered"] == 3 * world.figures["commands"] > 0
-    # Three commands are answered three times, and each of these is delivered three times.
+    # Three commands are answered three times each, and each answer is delivered three times.
     assert world.figures["replies delivered"] >= 9 * world.figures["commands"]
 
 
 @on_valkey
 def test_replies_and_commands_come_in_any_order(world: World, chance: random.Random) -> None:
-    """Some at once, some after those that were sent later, some again when their saga is long elsewhere."""
+    """Some come at once, some after messages that were sent later, some again when their saga has moved on."""
     kept: dict[str, list[Any]] = {"commands": [], "replies": []}
 
     def shuffled(entries: list[Any], what: str) -> list[Any]:
@@ -175,7 +175,7 @@ def test_replies_and_commands_come_in_any_order(world: World, chance: random.Ran
 
 
 def _some_of(entries: list[Any], chance: random.Random) -> tuple[list[Any], list[Any]]:
-    """Some of these, and the rest."""
+    """Some of these, and the others."""
     taken = {n for n in range(len(entries)) if chance.random() < 0.05}
     return [entries[n] for n in sorted(taken)], [entry for n, entry in enumerate(entries) if n not in taken]
 
@@ -305,7 +305,7 @@ def test_the_server_stands_still_for_10_seconds(world: World) -> None:
             feeder.wait(0.3)
             assert feeder.is_busy, "the pause comes too late to matter"
             world.server.pause()
-            # A time is meant here: longer than any client waits for an answer.
+            # A sleep is right here: the server must be away for longer than any client waits for an answer.
             threading.Event().wait(10)
             world.server.resume()
             world.figures["stands still"] += 1
@@ -315,7 +315,7 @@ def test_the_server_stands_still_for_10_seconds(world: World) -> None:
 
 @on_both
 def test_groups_are_destroyed_under_their_readers(world: World, chance: random.Random) -> None:
-    """What was not answered yet is delivered again, from the stream's beginning."""
+    """What was not answered yet is delivered again, from the beginning of the stream."""
     world.start()
     groups = [(keys.REPLIES, keys.ORCHESTRATOR_GROUP), (keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
     groups += [(keys.commands(name), name) for name in ("alpha", "beta", "gamma")]
@@ -332,7 +332,7 @@ def test_groups_are_destroyed_under_their_readers(world: World, chance: random.R
 
 @on_valkey
 def test_streams_are_deleted_with_all_that_is_in_them(world: World, chance: random.Random) -> None:
-    """Commands and replies that are lost are sent again, in time."""
+    """Lost commands and replies are sent again after their timeout."""
     world.options = {"timeout_ms": 500, "attempts": 5, "backoff_ms": 20}
     world.may_end_otherwise()
     world.start()
@@ -373,7 +373,7 @@ def test_power_fails_in_the_middle_of_a_write(world: World) -> None:
             process.send_signal(signal.SIGSTOP)
         log = _append_only_file(world)
         acknowledged = _size_at_rest(world)
-        # What is written now, nobody waits for: no answer of it may reach a process. Several writes in one.
+        # Nobody waits for what is written now: no answer to it may reach a process. Several writes in one.
         world.redis.eval("redis.call('SET', 'torn:1', '') redis.call('SET', 'torn:2', '')", 0)
         world.server.kill()
         data = log.read_bytes()
@@ -395,8 +395,8 @@ def test_power_fails_in_the_middle_of_a_write(world: World) -> None:
 def test_power_fails_and_the_last_second_is_lost_but_for_what_services_keep(
     world: World, chance: random.Random
 ) -> None:
-    """As with `appendfsync everysec`. Sagas fall back, services know of steps that sagas do not: nothing is done twice.
-    Clients begin again what the store has forgotten."""
+    """As with `appendfsync everysec`. Sagas fall back, and services know of steps that sagas do not know of: nothing is
+    done twice. Clients begin again what the store has forgotten."""
     world.store_forgets = True
     world.start()
 
@@ -420,8 +420,8 @@ def test_power_fails_and_the_last_second_is_lost_but_for_what_services_keep(
 
 
 def _power_returns(world: World) -> None:
-    """Start the server and have it write its data down anew. Redis 7.0 leaves half a transaction at the end of the file
-    and, when it starts the next time, does that half: https://github.com/valkey-io/valkey/pull/4342"""
+    """Start the server and let it rewrite its data. Redis 7.0 leaves half a transaction at the end of the file and,
+    when it starts the next time, executes that half: https://github.com/valkey-io/valkey/pull/4342"""
     world.server.start()
     before = _append_only_file(world)
     world.redis.bgrewriteaof()

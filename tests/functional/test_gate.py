@@ -1,4 +1,4 @@
-"""Two releases on one store, turn by turn: what a newer one wrote is left to it, and its sagas begin only where every
+"""Two releases on one store, turn by turn. What a newer release wrote is left to it, and its sagas begin only if every
 live worker knows them. With real processes: test_releases.py."""
 
 import json
@@ -24,7 +24,7 @@ from support.waiting import takes_less_than, until
 
 
 class Releases(Scene):
-    """A worker and a service of this release (see Scene), and one each of a newer one."""
+    """A worker and a service of this release (see Scene), and of a newer one."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server.broker())
@@ -37,7 +37,7 @@ class Releases(Scene):
             self.newer_worker.turn(block_ms=1)
 
     def newer_until(self, condition: Callable[[], object]) -> None:
-        """Let the newer worker move until it has got there."""
+        """Run turns of the newer worker until the condition holds."""
 
         def turned() -> bool:
             self.newer_turn()
@@ -46,7 +46,7 @@ class Releases(Scene):
         until(turned, what="the newer worker gets there")
 
     def begin_newer(self, saga_id: str, *steps: Any, request_id: str | None = None) -> bytes:
-        """Ask for a saga of format 9; the entry of the request."""
+        """Ask for a saga of format 9. Returns the entry of the request."""
         body = {"type": "saga_begin", "format": FORMAT, "saga_id": saga_id, "steps": list(steps) or [do(1)]}
         fields: Any = {"body": json.dumps(body)} | ({"request_id": request_id} if request_id else {})
         entry_id: Any = self.redis.xadd(keys.REQUESTS, fields)
@@ -116,8 +116,8 @@ def test_a_newer_worker_takes_at_once_what_this_one_has_left(scene: Releases) ->
     entries = {scene.begin_newer(f"n{number}") for number in range(200)}
     scene.worker.turn(block_ms=1)
     scene.turns_until(lambda: scene.pending(keys.REQUESTS) == entries)
-    scene.worker._inbox.leave()  # else it would be alive, and nothing of format 9 could begin
-    with takes_less_than(4.0):  # a lease, for which it need not wait, is longer
+    scene.worker._inbox.leave()  # otherwise it would be alive, and no saga of format 9 could begin
+    with takes_less_than(4.0):  # the lease, for which it need not wait, is longer
         scene.newer_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
     assert scene.redis.zcard(keys.TIMERS) == 200
 
@@ -175,14 +175,14 @@ def test_a_worker_does_not_spin_on_what_it_leaves(scene: Releases) -> None:
     while time.monotonic() < ends:
         scene.worker.turn()
         turns += 1
-    # It is idle: two readings a second; all that it left comes by once every two seconds, 128 in a page.
+    # It is idle: two reads a second. All that it left comes by once every two seconds, 128 entries at a time.
     assert turns < 30
     assert _calls(scene.redis) - before < 100
     assert len(scene.pending(keys.REQUESTS)) == 300
 
 
 def _calls(client: redis.Redis) -> int:
-    """How many readings and script calls there were."""
+    """How many reads and script calls there were."""
     stats: Any = client.info("commandstats")
     names = [f"cmdstat_{name}" for name in ("evalsha", "xautoclaim", "xreadgroup", "hgetall")]
     return sum(stats[name]["calls"] for name in names if name in stats)

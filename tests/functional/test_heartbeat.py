@@ -1,4 +1,4 @@
-"""The heartbeat on real servers: who writes it, what it costs, and that all who tell of the living agree."""
+"""The heartbeat on real servers: who writes it, what it costs, and that all who report who is alive agree."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def scene(server: Server) -> Scene:
 
 
 def found(scene: Scene, worker: Orchestrator | ServiceRunner, *services: str) -> Process | None:
-    """What is known of this process."""
+    """What is known about this process."""
     known = heartbeat.processes(scene.redis, services)
     return next((process for process in known if worker.name.endswith(process.name)), None)
 
@@ -40,7 +40,7 @@ def known(scene: Scene, worker: Orchestrator | ServiceRunner) -> Process:
 
 
 def beats(scene: Scene) -> int:
-    """How often anybody has written a heartbeat."""
+    """How often a heartbeat was written, by any process."""
     stats: Any = scene.redis.info("commandstats")
     return int(stats.get("cmdstat_zadd", {"calls": 0})["calls"])
 
@@ -59,7 +59,7 @@ def test_a_worker_and_a_service_that_read_are_in_it(scene: Scene) -> None:
 
 
 def test_it_is_written_before_the_process_has_a_consumer(scene: Scene) -> None:
-    """A consumer without a heartbeat is taken for a process of a release that has none."""
+    """A consumer without a heartbeat is taken for a process of a release that writes none."""
     scene.worker._inbox._join()
     assert found(scene, scene.worker) is not None
     consumers: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
@@ -77,7 +77,7 @@ def test_it_costs_no_round_trip_and_is_written_about_once_a_second(scene: Scene)
 
 
 def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> None:
-    """What it reads comes along with its commits then, and of what others held page after page."""
+    """Then it reads along with its commits, and takes over, page by page, what others held."""
     for number in range(400):
         scene.begin(f"s{number}", do(1, service="elsewhere"))
     scene.redis.xgroup_create(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, id="0")
@@ -178,7 +178,7 @@ def test_where_it_is_refused_all_goes_on_and_the_reader_says_so_once(
                 scene.worker.turn(block_ms=1)
         texts = [record.getMessage() for record in caplog.records]
         assert sum("does not take the heartbeat" in text for text in texts) == 2  # the worker and the service
-        assert heartbeat.worker_is_alive(scene.redis)  # … by its consumer
+        assert heartbeat.worker_is_alive(scene.redis)  # … known by its consumer
     finally:
         scene.redis.acl_setuser("default", keys=["*"], reset_keys=True, enabled=True)
 

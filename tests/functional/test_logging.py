@@ -1,4 +1,5 @@
-"""What processes log, on real servers: both formats, the fields of a handler's lines, and nothing in a library."""
+"""What processes log, on real servers: both formats, the fields of a handler's lines, and that a library writes
+nothing."""
 
 import json
 import re
@@ -22,7 +23,7 @@ from support.waiting import until
 PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
 EXAMPLES = {match[1]: match[0] for match in re.finditer(r"(?<=```python\n)# (\w+\.py)\n.*?(?=```)", PAGE, re.DOTALL)}
 
-#: A service whose handlers log, one of them async; and one that fails.
+#: A service whose handlers log; one of them is async, and one fails.
 SHOP = """
 import asyncio, logging
 from sagastream import Service
@@ -51,7 +52,7 @@ def fail(params, context):
 
 
 class Process:
-    """A process whose stderr is a file that is read again and again."""
+    """A process with its stderr in a file, which is read again and again."""
 
     def __init__(self, commands: Commands, *arguments: str, **env: str) -> None:
         self._file = commands.folder / f"stderr-{len(commands.running)}"
@@ -62,12 +63,12 @@ class Process:
 
     @property
     def lines(self) -> list[str]:
-        """The whole lines so far."""
+        """The complete lines so far."""
         return self._file.read_bytes().decode().splitlines(keepends=True)
 
     @property
     def told(self) -> list[dict[str, Any]]:
-        """The same, as JSON: each line has to be an object."""
+        """The same lines as JSON: each must be an object."""
         return [json.loads(line) for line in self.lines if line.endswith("\n")]
 
     def end(self) -> list[str]:

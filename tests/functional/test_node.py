@@ -1,4 +1,4 @@
-"""The sample service in JavaScript, against the real orchestrator: the protocol is enough to write services by."""
+"""The sample service in JavaScript, with the real orchestrator: the protocol is enough to write a service."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "stubs" / "node-notification"
 OUTBOX = "stubs:{notification}:outbox"
 
-#: A service on the sample's runtime that does as its params say, and writes down what it did.
+#: A service on the sample's runtime. It does what its params say, and writes down what it did.
 PROBE = """
 import { connect } from './sagastream/broker.mjs'
 import { Reject, Service } from './sagastream/service.mjs'
@@ -57,13 +57,13 @@ redis.destroy()
 
 @pytest.fixture
 def sample(node_sample: Path) -> Path:
-    """The sample's folder, and the probe in it."""
+    """The folder of the sample, with the probe in it."""
     (node_sample / "probe.mjs").write_text(PROBE)
     return node_sample
 
 
 class Node:
-    """Starts services in JavaScript, and ends whatever is left of them."""
+    """Starts services in JavaScript, and ends those that are left."""
 
     def __init__(self, folder: Path, server: Server) -> None:
         self._folder = folder
@@ -386,7 +386,7 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand_and_leave(client: red
 
 @pytest.mark.own_server
 def test_what_it_was_given_but_never_received_is_read_again(server: OwnServer, client: redis.Redis, node: Node) -> None:
-    """The answer to its reading was lost with the connection."""
+    """The answer to its read was lost with the connection."""
     process = node.probe(lease_ms=60_000)
     [name] = consumers(client)
     process.send_signal(signal.SIGSTOP)
@@ -450,7 +450,7 @@ def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client:
 
 
 def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node: Node) -> None:
-    """Its handler takes longer than the lease: another process would take it over, and may."""
+    """Its handler takes longer than the lease: another process would take the command over, and may."""
     node.probe()
     deliver(client, "wait")
 

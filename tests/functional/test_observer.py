@@ -1,4 +1,4 @@
-"""What an observer is told, of a worker and a service on a real server."""
+"""What an observer of a worker and of a service is told, on a real server."""
 
 import asyncio
 import contextvars
@@ -37,14 +37,14 @@ def scene(server: Server, notes: Notes) -> Iterator[Scene]:
 
 
 def serve(scene: Scene, handler: Any, observer: Observer, **options: Any) -> None:
-    """Have `Do` handled by this one."""
+    """Let this handler do `Do`."""
     service = Service("work", **options)
     service.command("Do", compensation=None)(handler)
     scene.runner = ServiceRunner(scene.broker, service, scene.stop, observer=observer)
 
 
 def outcomes(notes: Notes) -> list[tuple[str, int, Outcome]]:
-    """Of each call of a handler: of what, the how manieth, how it ended."""
+    """For each call of a handler: the command, the number of the call, how it ended."""
     return [(told["command"].type, told["call"], told["outcome"]) for told in notes.of("handler_finished")]
 
 
@@ -103,7 +103,7 @@ SPAN: contextvars.ContextVar[str] = contextvars.ContextVar("span", default="none
 
 
 class Spans(Observer):
-    """As tracing does it: the handler finds itself below its own span."""
+    """As tracing does it: the handler runs below its own span."""
 
     def __init__(self) -> None:
         self.finished: list[tuple[str, str]] = []
@@ -146,7 +146,7 @@ def test_what_a_process_that_stops_does_not_begin_is_released(scene: Scene, note
     for number in range(3):
         scene.begin(f"s{number}", do(1))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 3)
-    scene.runner._prefetch._command_s = 0.001  # so that it reads all at once
+    scene.runner._prefetch._command_s = 0.001  # so that it reads all of them at once
     thread = threading.Thread(target=scene.runner.run)
     thread.start()
     assert begun.wait(20)
@@ -172,7 +172,7 @@ def test_a_command_that_is_none_is_quarantined_and_told_of_then(scene: Scene, no
 
 def test_the_bridge_is_told_of_from_its_start_to_its_end(server: Server, notes: Notes) -> None:
     read, write = os.pipe()
-    os.close(write)  # it has nothing to say
+    os.close(write)  # it has nothing to report
     assert StdinBridge(server.broker(), observer=notes).run(read) == 0
     os.close(read)
     about = {"kind": "bridge", "name": "sagastream bridge"}
@@ -213,7 +213,7 @@ def test_a_lost_comparison_is_told_of(scene: Scene, notes: Notes) -> None:
     scene.turns_until(lambda: scene.client.get("s1") is not None)
     scene.runner.turn(block_ms=1)
     scene.runner.turn(block_ms=1)
-    # The worker remembers the saga as it left it; meanwhile another one moves it.
+    # The worker has cached the saga as it left it; meanwhile another worker changes it.
     scene.redis.xadd(keys.REQUESTS, {"body": '{"type":"saga_cancel","saga_id":"s1","reason":"no"}'})
     assert other._inbox.read(1, {keys.REQUESTS: 1})
     other._inbox.recover()

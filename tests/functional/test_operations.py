@@ -1,4 +1,4 @@
-"""What operators do, on real processes: from the command line, and over the stdin protocol."""
+"""What operators do, with real processes: from the command line, and over the stdin protocol."""
 
 import json
 import textwrap
@@ -15,7 +15,7 @@ from support.scenes import do
 from support.servers import Server
 from support.waiting import until
 
-#: A service whose compensations work once a file is there.
+#: A service whose compensations work once a file exists.
 TILL = """
 from pathlib import Path
 from sagastream import Reject, Service
@@ -209,7 +209,7 @@ def test_a_quarantined_message_is_shown_put_back_and_dropped(
     reply = next(i for i in (newest, oldest) if "202e" in commands.run("quarantine", "show", i, **env).stdout)
     shown = json.loads(commands.run("quarantine", "show", reply, **env).stdout)
     assert (shown["stream"], shown["fields"]) == (keys.REPLIES, {"x\x1b": "y"})
-    # Put back, it is no better than it was, and comes again.
+    # Put back unchanged, the message is quarantined again.
     done = commands.run("quarantine", "replay", reply, **env)
     assert (done.returncode, done.stdout) == (0, f"{reply} put back into {keys.REPLIES}\n")
     quarantined(client, 2)

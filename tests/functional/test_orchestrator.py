@@ -1,4 +1,4 @@
-"""Workers on real servers: sagas of every shape, crashes, races, garbage."""
+"""Workers on real servers: sagas of every shape, crashes, races, damaged messages."""
 
 import json
 import signal
@@ -38,7 +38,7 @@ def pending(scene: Scene, stream: str, group: str) -> int:
 
 
 def nothing_is_left_over(scene: Scene) -> None:
-    """No entry waits anywhere, and the index says what the hashes say."""
+    """No entry waits anywhere, and the indexes agree with the hashes."""
     for stream, group in (
         (keys.REQUESTS, "orchestrator"),
         (keys.REPLIES, "orchestrator"),
@@ -156,7 +156,7 @@ def test_a_commit_decided_on_an_old_version_is_refused_whole(scene: Scene) -> No
 
 
 def dump(scene: Scene) -> dict[bytes, Any]:
-    """All that is stored, but for who read a stream when."""
+    """All that is stored, except who read a stream when."""
     found: dict[bytes, Any] = {}
     keys_there: Any = scene.redis.keys()
     for key in keys_there:
@@ -182,7 +182,7 @@ def test_a_saga_that_one_worker_runs_is_never_read(scene: Scene) -> None:
 
 
 def test_what_another_worker_has_done_to_a_saga_is_seen_by_the_one_that_remembers_it(scene: Scene) -> None:
-    """The reply is just what it waits for, as the first worker knows it."""
+    """The reply is the one for which the saga waits, as far as the first worker knows."""
     first, other = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1), do(2))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, first)
@@ -199,7 +199,7 @@ def test_what_another_worker_has_done_to_a_saga_is_seen_by_the_one_that_remember
 
 
 def test_a_saga_that_was_deleted_and_begun_again_is_not_taken_for_the_one_that_is_remembered(scene: Scene) -> None:
-    """It comes to the same versions, and waits for the same reply."""
+    """The new saga has the same versions, and waits for the same reply."""
     first, other = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1), do("before"))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, first)
@@ -245,7 +245,7 @@ def test_a_dead_workers_entries_are_taken_over(scene: Scene, monkeypatch: pytest
     monkeypatch.setattr(worker, "LEASE_MS", 50)
     dead, heir = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1))
-    assert len(dead._inbox.read(1)) == 1  # and here it dies
+    assert len(dead._inbox.read(1)) == 1  # the worker dies here
     scene.turns_until(lambda: scene.client.get("s1") is not None, heir)
     assert scene.play("s1").status is SagaStatus.COMPLETED
     nothing_is_left_over(scene)
@@ -289,7 +289,7 @@ def test_an_entry_with_thousands_of_fields_stops_nobody(scene: Scene, stream: st
 
 
 def test_what_many_dead_workers_held_is_taken_over_in_turns(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that got it all at once would fail halfway."""
+    """A script that got all of it at once would fail halfway."""
     monkeypatch.setattr(worker, "LEASE_MS", 1)
     count = 5000
     begins = [parse_begin({"saga_id": f"s{n}", "steps": [do(n)]}, request_id=f"r{n}") for n in range(count)]
@@ -507,7 +507,7 @@ def test_5000_sagas_end_right_though_two_of_four_workers_are_killed(server: Serv
         assert state is not None
         assert state.status is (SagaStatus.ABORTED if n % 3 == 0 else SagaStatus.COMPLETED)
         charged += n % 3 != 0
-    # What the services keep agrees: every charge once, every reservation of an aborted saga given back.
+    # The services' own data agree: every charge once, every reservation of an aborted saga given back.
     left: Any = client._redis.hgetall("stubs:{payment}:left")
     assert len(left) == charged
     assert set(left.values()) == {b"999500"}

@@ -1,4 +1,4 @@
-"""What is installed: the wheel and the sdist of a clone in which somebody has been working."""
+"""What is installed: the wheel and the sdist of a clone with the leftovers of somebody's work."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *command: str) -> str:
-    # Not as part of a commit that is under way, where this runs as its hook.
+    # If this runs as a hook of a commit, git's variables point to that commit.
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ def scene(server: Server) -> Scene:
 
 
 def bring_to_the_second_step(scene: Scene, second: dict[str, Any]) -> None:
-    """Sagas whose first step is done, which the worker has yet to read."""
+    """Sagas whose first step is done. The worker has not read the replies yet."""
     steps = [do(1), second]
     append_requests(scene.redis, [parse_begin({"saga_id": one, "steps": steps}, request_id=one) for one in IDS])
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == len(IDS))
@@ -43,7 +43,7 @@ def test_it_is_committed_in_parts(scene: Scene) -> None:
     bring_to_the_second_step(scene, do(2))
     before = calls(scene)
     read_the_replies(scene)
-    assert calls(scene) - before in (3, 4)  # and perhaps one that looks for what is due
+    assert calls(scene) - before in (3, 4)  # and perhaps one call that looks for due sagas
 
 
 def test_what_lost_the_comparison_in_any_part_is_decided_again_at_once(scene: Scene) -> None:
@@ -68,7 +68,7 @@ def test_what_is_stuck_in_any_part_is_not_taken_for_written(scene: Scene, caplog
 
 
 def test_what_any_part_has_written_is_remembered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the answers to it are decided on with no look at the hash."""
+    """So the answers to it are decided on without a read of the hash."""
     bring_to_the_second_step(scene, do(2))
     read_the_replies(scene)
     while scene.redis.xlen(keys.commands("work")):

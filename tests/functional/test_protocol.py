@@ -1,4 +1,4 @@
-"""What docs/protocol.md has a person type, word for word, on real servers."""
+"""What docs/protocol.md tells a person to type, word for word, on real servers."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def bash(server: Server, tmp_path: Path) -> Shell:
 
 
 def waiting_for_till(scene: Scene) -> None:
-    """The saga of the page, whose first command nobody has taken."""
+    """The saga of the page. Nobody has taken its first command."""
     scene.begin("o-1", do({"amount": 5}, "ChargeCard", "till"))
     scene.turns_until(lambda: scene.redis.xlen(TILL) == 1)
 
@@ -69,7 +69,7 @@ def test_a_person_answers_a_command_with_ten_lines_of_redis_cli(scene: Scene, ba
     state = ended(scene)
     assert state.status is SagaStatus.COMPLETED
     assert state.steps[0].result == b'{"payment_id":"by hand"}'
-    # It is recorded, too: where the command comes again, no handler runs.
+    # It is recorded too: if the command comes again, no handler runs.
     calls: list[str] = []
     service = Service("till")
     service.command("ChargeCard", compensation=None)(lambda params, context: calls.append(context.key))
@@ -80,7 +80,7 @@ def test_a_person_answers_a_command_with_ten_lines_of_redis_cli(scene: Scene, ba
 
 
 def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -> None:
-    """With the two changes that the page names."""
+    """With the two changes that the page describes."""
     [script] = shell("Answering by hand")
     [key, tombstone] = re.findall(r'`(key=\S+)`, and `"(HSET .*?)"`', PAGE, re.DOTALL)[0]
     script = script.replace("key=o-1/1/transaction", key).replace("ChargeCard", "RefundCard")
