@@ -1,5 +1,5 @@
-"""Releases side by side on one store, as real processes that are killed: this one and the one before it, and this one
-beside a stand-in for a newer one (support/releases.py)."""
+"""Releases side by side on one store, as real processes that are killed: this release and the one before it, and this
+one and a stand-in for a newer one (support/releases.py)."""
 
 import itertools
 import json
@@ -58,10 +58,10 @@ def test_no_saga_is_harmed_by_workers_and_services_of_two_releases(
     chance = random.Random(20260101)
     for release in (THIS, former):
         world.start(workers=1, services=1, release=release)
-    if times_out:  # … as what a killed service holds does, long before its lease ends
+    if times_out:  # … as entries that a killed service holds are, long before its lease ends
         world.options = {"timeout_ms": 300, "attempts": 4, "compensation_attempts": 4, "backoff_ms": 20}
         world.may_end_otherwise()
-    # A worker and a service of each release are killed in the middle of their work, not by chance alone.
+    # A worker and a service of each release are surely killed in the middle of their work, not only by chance.
     busy = [*world.workers, *world.services[:: len(oracle.NAMES)]]
     assert {victim.release for victim in busy} == {THIS, former}
 
@@ -110,7 +110,7 @@ def test_what_a_newer_release_has_begun_is_left_to_it_and_ends_as_it_should(worl
     until(lambda: world.redis.zcard(keys.TIMERS) == 21, what="the newer worker has begun them")
     world.end(world.workers[0], signal.SIGKILL)
 
-    # A worker and services of this release come by it all.
+    # A worker and services of this release meet all of it.
     begin(world, "unread", a_step("alpha"))
     before = hashes(world)
     world.start(workers=1)
@@ -123,7 +123,7 @@ def test_what_a_newer_release_has_begun_is_left_to_it_and_ends_as_it_should(worl
     assert world.redis.xlen(keys.QUARANTINE) == 0
     assert sum(world.held_by(worker).values()) == 21
 
-    # The newer release comes back.
+    # The newer release is started again.
     world.start(workers=1, services=0, release=NEWER)
     until(lambda: world.redis.zcard(keys.TIMERS) == 0, what="it goes on with them")
     with newer():
@@ -150,7 +150,7 @@ def test_a_newer_saga_is_refused_while_an_old_worker_lives_and_begins_once_it_is
         world.start(workers=1, services=0, release=release)
         old = world.workers[-1]
         name = until(partial(name_of, world, old), what="the old worker is heard")
-        # Whoever reads the request answers it: the former release takes it for malformed.
+        # Both releases answer the request: the former one takes it for malformed.
         answers = (answer(world, f"{release.name}-{number}") for number in itertools.count())
         refusal = next(found for found in answers if release is THIS or found.get("code") != Code.MALFORMED)
         assert refusal == {
@@ -187,7 +187,7 @@ def begin(world: World, saga_id: str, *steps: dict[str, Any]) -> None:
 
 
 def answer(world: World, saga_id: str) -> dict[str, Any]:
-    """Begin such a saga of one step: how it ended, or why it was refused."""
+    """Begin such a saga of one step. Returns how it ended, or why it was refused."""
     begin(world, saga_id, a_step("alpha"))
 
     def told() -> Any:
@@ -205,7 +205,7 @@ def hashes(world: World) -> dict[str, Any]:
 
 
 def name_of(world: World, process: Process) -> str:
-    """The name under which a worker is known, once it is alive; before, none."""
+    """The name under which a worker is known, once it is alive; None before that."""
     known = heartbeat.processes(world.redis)
     names = [one.name for one in known if one.is_alive and f"-{process.now.pid}-" in one.name]
     return names[0] if names else ""

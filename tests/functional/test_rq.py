@@ -1,4 +1,5 @@
-"""Steps as RQ jobs, on real RQ workers: what is done once, what is refused, and what becomes of jobs that die."""
+"""Steps as RQ jobs, on real RQ workers: what is done once, what is refused, and what happens to jobs whose process
+dies."""
 
 import importlib.util
 import json
@@ -283,7 +284,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
 
 
 def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> None:
-    """Also where the command line asks for pickle."""
+    """Even if the command line allows pickle."""
     (stage.fleet.folder / "evil.py").write_text("open('pwned', 'w')\n")
     queue = Queue("steps", connection=stage.redis)
     for number, claim in enumerate(CLAIMS.values()):
@@ -312,7 +313,7 @@ def test_a_job_that_is_no_step_is_refused_whatever_it_claims(stage: Stage) -> No
         for number in range(len(CLAIMS))
         if stage.redis.hget(Job.key_for(f"evil-{number}"), "status") == b"failed"
     ]
-    assert failed == [0, 1, 2, 3, 4, 5, 7, 8]  # 6 is a step, of an entry that is not there; 9 was passed over
+    assert failed == [0, 1, 2, 3, 4, 5, 7, 8]  # 6 is a step, but its entry does not exist; 9 was passed over
     assert b"\x1b[31m" not in (stage.fleet.folder / "rq.log").read_bytes()
 
 
@@ -386,7 +387,7 @@ def test_a_worker_that_is_killed_with_its_work_horse_is_given_up_and_another_doe
     worker.kill()
     os.kill(horse, signal.SIGKILL)
     until(lambda: not alive(horse), what="the work horse is gone")
-    # Nobody has told RQ: it is not heard of any more when this has passed.
+    # Nobody has told RQ: after this time RQ no longer counts it as alive.
     registry = StartedJobRegistry("steps", connection=stage.redis)
     executions: Any = stage.redis.zrange(registry.key, 0, -1)
     stage.redis.zadd(registry.key, {executions[0]: time.time() - 1})
@@ -415,7 +416,7 @@ def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, mo
     stage.begin("s1", do(1, backoff_ms=1))
     queue = Queue("steps", connection=stage.redis)
     stage.all_until(lambda: queue.count == 1, what="the job is in the queue")
-    assert queue.pop_job_id() == "saga-s1-1-transaction"  # and here it dies
+    assert queue.pop_job_id() == "saga-s1-1-transaction"  # it dies here
     stage.fleet.worker()
     state = stage.play("s1")
     assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
@@ -433,7 +434,7 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
     stage.fleet.worker(queue="others")
     stage.begin("s1", do(1))
     stage.begin("s2", do(2))
-    # One that was killed long ago, and that RQ has not cleared away.
+    # A worker that was killed long ago, and that RQ has not removed.
     stage.redis.sadd("rq:workers:steps", "rq:worker:gone")
     start = "SAGASTREAM_SERVICES=MODULE:NAME rq worker -w sagastream.rq_runner.SagaWorker steps"
     (complaint,) = stage.all_until(complaints, what="the service says so")
@@ -471,7 +472,7 @@ def test_a_job_that_nobody_waits_for_any_more_is_taken_off_the_queue(stage: Stag
 
 
 def test_a_dispatcher_that_dies_before_or_after_it_has_sent_a_job_leaves_it_to_another(stage: Stage) -> None:
-    """Before: it has read the command. After: its job is out."""
+    """Before: it has read the command. After: it has enqueued the job."""
     before, after = stage.dispatcher(), stage.dispatcher()
     stage.begin("s1", do(1))
     stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 1)
@@ -491,7 +492,7 @@ def test_a_dispatcher_that_dies_before_or_after_it_has_sent_a_job_leaves_it_to_a
 
 
 def test_a_command_that_comes_again_meanwhile_is_no_second_job(stage: Stage) -> None:
-    """Its twin, a later attempt, and the same job put back by hand when it is done."""
+    """The same delivery again, a later attempt, and the same job put back by hand after it is done."""
     stage.fleet.worker()
     stage.begin("s1", do("wait"), do("fail"))
     stage.begun()
@@ -616,7 +617,7 @@ TOLD = [
 
 
 def of_ours(lines: Sequence[str]) -> list[str]:
-    """RQ's own lines begin with a time, or with the name of RQ's logger."""
+    """The lines that are not RQ's: those begin with a time, or with the name of RQ's logger."""
     return [line for line in lines if not re.match(r"\d\d:\d\d:\d\d |rq\.", line)]
 
 
@@ -786,7 +787,7 @@ def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
         assert "NOPERM" not in process.communicate(timeout=20)[1].decode()
         assert process.returncode == 0
     refused: Any = broker.client.acl_log()
-    assert {entry["object"] for entry in refused} <= {"client|setinfo"}  # the Redis client does without
+    assert {entry["object"] for entry in refused} <= {"client|setinfo"}  # the Redis client works without it
     for url, forbidden in (
         (service_url, ["LPUSH", "rq:queue:payment", "x"]),
         (service_url, ["HGETALL", "rq:job:of-others"]),
@@ -829,7 +830,7 @@ def test_the_procfile_runs_the_samples_with_shipments_on_rq(server: Server, comm
 
 
 def test_a_service_on_rq_needs_no_more_than_up(commands: Commands) -> None:
-    """On an embedded broker, with a worker of RQ's that `up` starts."""
+    """On an embedded broker, with an RQ worker that `up` starts."""
     (commands.folder / "shop.py").write_text(SHOP)
     (commands.folder / "jobs.py").write_text(JOBS)
     commands.quiet("up", "--service", "shop:service")

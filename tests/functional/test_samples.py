@@ -1,4 +1,4 @@
-"""The runs that the protocol fixes byte for byte, on a cold start in an empty folder."""
+"""The runs that the protocol fixes byte for byte, each on a cold start in an empty folder."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ CASES = [("completes", "saga42", "COMPLETED"), ("compensates", "saga43", "ABORTE
 
 
 def sample(name: str) -> tuple[str, str]:
-    """What is given to the bridge, and what must come out."""
+    """The input of the bridge, and the output that must follow."""
     return (SAMPLES / f"{name}.in.jsonl").read_text(), (SAMPLES / f"{name}.out.jsonl").read_text()
 
 

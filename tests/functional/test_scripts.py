@@ -1,4 +1,5 @@
-"""The scripts on the real servers: what a service remembers, what is due, who leaves, and what stands in the way."""
+"""The scripts on real servers: what a service records, which sagas are due, consumers that leave, and keys of wrong
+types."""
 
 import itertools
 import time
@@ -52,7 +53,7 @@ def client(server: Server) -> redis.Redis:
 # --- recall.lua and answer.lua, and service_rules.py
 
 
-#: Results and errors, as they stand in a record.
+#: Results and errors, as they are written in a record.
 PAYLOADS = st.sampled_from([None, b"1", b"null", b'"a b"', b'{"a":"\\n"}', b'{"type":"Else_ok","step":7}'])
 
 
@@ -76,7 +77,7 @@ def _without_handler(step: Run | Undo | Answer) -> Reply | None:
 
 @dataclass
 class Books:
-    """What a service's records must hold, by hash, and what it must have replied: as the mirror has it."""
+    """What a service's records must hold, by hash, and what it must have replied, according to the mirror."""
 
     records: dict[str, mirror.Records] = field(default_factory=dict)
     replies: list[tuple[bytes, bytes]] = field(default_factory=list)  # body, attempt
@@ -152,7 +153,7 @@ class Services(RuleBasedStateMachine):
             params=b"null",
             compensating=undo,
             attempt=attempt,
-            begun_ms=saga // 2 * 3_600_000,  # two sagas share a hash, a third has one of its own
+            begun_ms=saga // 2 * 3_600_000,  # two sagas share a hash, a third has its own
             retried=retried,
         ),
         st.integers(0, 2), st.integers(1, 2), st.booleans(), st.sampled_from([False, False, False, True]),
@@ -221,14 +222,14 @@ class Services(RuleBasedStateMachine):
             self.ran[f"answered {kind}"] += 1
         assert self.answer(keys=list(streams), args=args) == expected
         self.ran["overruled"] += len(expected)
-        # What was overruled is undone, and then answered for good.
+        # An overruled command is undone, and then answered.
         for number in expected:
             held = chosen[number - 1]
             refused = Answer(service_rules.refusal(held.command), "final")
             self.in_hand.append(InHand(entry_id=held.entry_id, command=held.command, todo=refused))
 
     def _as_the_rules_have_it(self, command: Command, reply: Reply, kind: str) -> bytes | None:
-        """What service_rules.py would have sent, had it been asked in this moment; None: it must be undone first."""
+        """What service_rules.py would send if it were asked at this moment; None: the command must be undone first."""
         records = self.books.of(command)
         now = service_rules.delivered(
             command, record=records.get(command.record), tombstone=command.tombstone in records, again=True
@@ -239,7 +240,7 @@ class Services(RuleBasedStateMachine):
         is_recorded = recorded is not None and recorded != service_rules.refusal(command)
         return recorded.body() if is_recorded and recorded is not None else reply.body()
 
-    @precondition(lambda self: self.garbled < 2)  # what is garbled takes a tombstone's or a record's place
+    @precondition(lambda self: self.garbled < 2)  # a damaged value in place of a tombstone or a record
     @rule(
         saga=st.integers(0, 2),
         value=st.sampled_from(
@@ -247,7 +248,7 @@ class Services(RuleBasedStateMachine):
         ),
     )
     def garble_a_record(self, saga: int, value: bytes) -> None:
-        """A record that is none counts for nothing."""
+        """A damaged record counts as none."""
         key, name = keys.done("work", saga // 2 * 3_600_000), f"s{saga}/1/transaction/Do"
         self.books.records[key] = {**self.books.records.get(key, {}), name: value}
         self.client.hset(key, name, value)
@@ -480,7 +481,7 @@ def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_b
 
 
 def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) -> None:
-    """Redis 7.0 does not count a reading that finds nothing."""
+    """Redis 7.0 does not count a read that finds nothing."""
     reader = GroupReader(
         client, streams=[WORK, keys.REPLIES], group=GROUP, consumer="p", lease_ms=200, on_join=lambda: None
     )
@@ -529,7 +530,7 @@ def test_a_leaver_of_a_group_or_stream_that_is_gone_is_let_go(client: redis.Redi
         assert dump(client).keys() == {WORK.encode()}
 
 
-# --- what stands in the way
+# --- keys of wrong types
 
 TYPES: dict[str, Callable[[redis.Redis, str], object]] = {
     "string": lambda client, key: client.set(key, "in the way"),
@@ -545,7 +546,7 @@ REFUSED = object()
 
 
 def of_wrong_type(call: Callable[[], Any]) -> Any:
-    """What the call returns, or REFUSED where a key was of the wrong type. Any other error is the test's."""
+    """What the call returns, or REFUSED if a key had the wrong type. Any other error fails the test."""
     try:
         return call()
     except redis.ResponseError as error:
@@ -555,7 +556,7 @@ def of_wrong_type(call: Callable[[], Any]) -> Any:
 
 
 class Calls:
-    """One call of each script that changes something at every key it is given, on a store that was set up for it."""
+    """One call of each script that writes, for each key that it gets, on a store that was prepared for it."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -655,7 +656,7 @@ class Calls:
         return scripting.load(self.client, "leave")(keys=[WORK], args=[GROUP, "p"])
 
 
-#: Each script, and each key that it is given, with the type that belongs there.
+#: Each script, and each key that it gets, with the right type of the key.
 KEYS = {
     "commit": {
         keys.TIMERS: "zset", keys.ENDED: "zset", keys.EVENTS: "stream", keys.QUARANTINE: "stream", WORK: "stream",
@@ -673,8 +674,8 @@ CASES = [
 
 
 def test_what_stands_in_the_way_of_a_script_is_not_touched_and_nothing_is_done_by_halves(client: redis.Redis) -> None:
-    """For each script, each of its keys, each type that is wrong there: what was refused changed nothing, and what was
-    not refused was done to the last."""
+    """For each script, each of its keys, and each wrong type: if the call was refused, nothing has changed; if not, all
+    of it was done."""
     outcomes: Counter[str] = Counter()
     for script, key, kind in CASES:
         calls = Calls(client)
@@ -697,7 +698,7 @@ def test_what_stands_in_the_way_of_a_script_is_not_touched_and_nothing_is_done_b
             else:
                 assert (answer, after) == (0, before), where
             outcomes["done as far as it could be"] += 1
-        # Once it is mended, it is done.
+        # Once the key is mended, the call succeeds.
         client.delete(key)
         if kept is not None:
             client.restore(key, 0, kept)
@@ -708,7 +709,7 @@ def test_what_stands_in_the_way_of_a_script_is_not_touched_and_nothing_is_done_b
 
 
 def check_commit(client: redis.Redis, calls: Calls, moved: set[str], before: dict[bytes, Any], where: str) -> None:
-    """The sagas that were moved were so with all that belongs to it, the others not at all."""
+    """A saga that was changed has all that belongs to the change; the others have none of it."""
     after = dump(client)
     versions = {saga_id: after.get(keys.saga(saga_id).encode()) for saga_id in ("s1", "s2")}
     for saga_id in ("s1", "s2"):
@@ -747,7 +748,7 @@ def test_a_store_that_takes_nothing_is_changed_by_no_script(client: redis.Redis,
         getattr(calls, script)()
 
 
-#: What is said where the process ends rather than waits: it is no outage, and no restart mends it either.
+#: What is said if the process ends and does not wait: this is not an outage, and a restart does not mend it.
 PROCESS_KEYS = {
     keys.TIMERS: "zset", keys.ENDED: "zset", keys.EVENTS: "stream", keys.REQUESTS: "stream", keys.REPLIES: "stream",
     WORK: "stream", keys.QUARANTINE: "stream", keys.saga("s1"): "hash", "done": "hash", keys.published("work"): "hash",
@@ -758,7 +759,8 @@ PROCESS_KEYS = {
 def test_processes_go_on_once_what_stood_in_their_way_is_gone(
     server: Server, key: str, right: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process either goes on with what it can or ends, having changed nothing; `sagastream up` starts it again."""
+    """Each process either goes on with what it can do, or ends without having changed anything; `sagastream up` starts
+    it again."""
     monkeypatch.setattr("sagastream.orchestrator.worker.LEASE_MS", 1)
     scene = Scene(server.broker())
     for kind in sorted({"string", "zset", "hash"} - {right}):
@@ -767,7 +769,7 @@ def test_processes_go_on_once_what_stood_in_their_way_is_gone(
         scene.effects.undone.clear()
         scene.worker, scene.runner = Scene(scene.broker).worker, Scene(scene.broker).runner
         scene.runner = type(scene.runner)(scene.broker, scene.effects.service, scene.stop)
-        # Where the hash was away a reply is set aside, and the command is sent again in time.
+        # If the hash was away, a reply was set aside; the command is sent again after its timeout.
         scene.begin("s1", *(do(params, timeout_ms=250, attempts=50) for params in (1, 2, "fail")))
         scene.worker.turn(block_ms=1)
         scene.runner.turn(block_ms=1)
@@ -786,7 +788,7 @@ def test_processes_go_on_once_what_stood_in_their_way_is_gone(
         scene.redis.delete(place)
         if kept is not None:
             scene.redis.restore(place, max(left, 0), kept)
-        # Started again: a process that ended, ended with what it had read.
+        # Start it again: a process that ended has ended with entries that it had read.
         scene.worker._inbox.recover()
         scene.runner._inbox.reader.recover()
         assert scene.play("s1").status is SagaStatus.ABORTED, kind

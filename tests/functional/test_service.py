@@ -1,4 +1,4 @@
-"""Services on real servers: what is done once, what is done again, and what is said about it."""
+"""Services on real servers: what is done once, what is done again, and what is answered."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ def scene(server: Server) -> Scene:
 
 
 def sent(scene: Scene, saga_id: str, *steps: dict[str, Any]) -> None:
-    """Begin a saga, and have its first command wait for the service."""
+    """Begin a saga. Its first command waits for the service."""
     scene.begin(saga_id, *steps)
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) >= 1)
 
@@ -59,14 +59,15 @@ def test_a_command_sent_again_is_answered_from_the_record(scene: Scene) -> None:
 
 
 def impatient() -> Service:
-    """The service `work`: what a process of it holds is another's at once. No declared lease is as short."""
+    """The service `work`, with a lease so short that others take over at once what a process holds. No declared lease
+    is as short."""
     service = Service("work")
     service.lease_ms = 1
     return service
 
 
 def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
-    """Two processes hold the same command, as after a pause longer than the lease."""
+    """Two processes hold the same command, as happens after a pause longer than the lease."""
     sent(scene, "s1", do("a"))
     [held] = scene.runner._inbox.read(1)
     other = impatient()
@@ -108,7 +109,8 @@ def test_an_exception_is_tried_again_and_the_effect_counts(scene: Scene, caplog:
     "result", [float("nan"), 2**64, object(), "x" * 2_000_000], ids=["nan", "big", "object", "long"]
 )
 def test_a_step_whose_outcome_is_unknown_is_undone_first(scene: Scene, result: object) -> None:
-    """The handler had its effect and then gave no JSON back: whether it happened is not ours to guess."""
+    """The handler had its effect and then returned something that is not JSON: the library must not guess whether it
+    was done."""
     service = scene.effects.service
     service.command("Odd", compensation="Undo")(lambda params, context: result)
     scene.runner = runner(scene, service)
@@ -179,13 +181,13 @@ def test_what_waits_for_long_behind_a_slow_handler_is_handed_to_others(scene: Sc
     slow._prefetch._command_s = 0.01
     waiting(scene, "slow", "s1", "s2", not_after_ms=10**13)
     slow.turn(block_ms=1)
-    # Once each: what runs was renewed meanwhile, though it took longer than the lease.
+    # Once each: the lease of what runs was renewed, though the handler took longer than the lease.
     assert done == ["s1", "s2", "slow"]
     assert nothing_is_pending(scene)
 
 
 def test_a_handler_may_take_longer_than_the_lease_while_its_answer_is_waited_for(scene: Scene) -> None:
-    """After the deadline it is given up for dead: a handler that hangs must not hold its command for ever."""
+    """After the deadline it is given up for dead: a handler that hangs must not hold its command without end."""
     service = Service("work", lease_ms=100)
     service.command("Do", compensation=None)(lambda params, context: None)
     slow, other = runner(scene, service), runner(scene, service)
@@ -218,14 +220,14 @@ def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) 
 
 
 def held_by(scene: Scene, service: ServiceRunner) -> int:
-    """How many entries this process has been given, and has not answered."""
+    """How many entries this process has read and not answered."""
     pending: Any = scene.redis.xpending_range(keys.commands("work"), "work", "-", "+", 1000)
     return sum(one["consumer"].decode() in service.name for one in pending)
 
 
 def reader(scene: Scene, service: Service, monkeypatch: pytest.MonkeyPatch, *, count: int) -> ServiceRunner:
-    """A process that reads so many commands at once, and has looked for what others hold: the next reading is of new
-    ones."""
+    """A process that reads so many commands at once. It has looked for entries that others hold, so its next read
+    brings new ones."""
     process = runner(scene, service)
     monkeypatch.setattr(process._prefetch, "count", lambda: count)
     assert process._inbox.read(1) == []
@@ -239,10 +241,11 @@ def test_under_load_the_next_commands_come_along_with_the_answers_and_none_is_lo
     waiting(scene, *(f"s{number}" for number in range(7)))
     service.turn(block_ms=1)
     assert (len(scene.effects.done), held_by(scene, service)) == (2, 2)
-    # An answer of the broker is lost, with what came along: it is among this process's own pending entries.
+    # An answer of the broker is lost, with the entries that came along: they are among this process's own pending
+    # entries.
     service._recover()
     works_until(service, lambda: len(scene.effects.done) == 4)
-    # The process is to stop: what came along is another's at once.
+    # The process is to stop: the entries that came along go to others at once.
     service.turn(block_ms=1)
     left = held_by(scene, service)
     service._inbox.reader.leave()
@@ -330,7 +333,7 @@ def test_a_killed_services_commands_are_taken_over(server: Server, commands: Com
 
 
 def begin_and_die(victim: ServiceRunner, delivery: Delivery) -> None:
-    """A process begins with a command, and dies before its handler is called."""
+    """A process takes a command over, and dies before its handler is called."""
     victim._executor.hold([delivery])
     held = victim._in_flight.begin(time.monotonic())
     assert held is not None
@@ -359,7 +362,7 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> N
 
 
 def test_what_one_process_holds_for_long_is_no_sign_of_death(scene: Scene) -> None:
-    """Reading it again, to renew the lease or after an outage, is counted by the broker as a delivery."""
+    """It reads the command again, to renew the lease or after an outage, and the broker counts that as a delivery."""
     sent(scene, "s1", do(1))
     patient = runner(scene, scene.effects.service)
     for _ in range(3 * MAX_TAKEOVERS):
@@ -388,7 +391,7 @@ def test_a_handler_that_cannot_reach_its_data_waits_for_them(scene: Scene) -> No
 
 
 def a_service_that_answers(outcomes: list[Any]) -> Service:
-    """Its command Do has these outcomes, one after the other."""
+    """A service whose command Do has these outcomes, one after the other."""
     service = Service("work")
 
     @service.command("Do", compensation=None)
@@ -561,12 +564,12 @@ def test_who_waits_behind_a_command_that_kills_does_not_share_its_fate(scene: Sc
 
 
 def a_victim_of_its_own_effect(scene: Scene) -> Service:
-    """Its process has died after the effect; the step was undone before anybody noticed."""
+    """The process died after the effect, and the step was undone before anybody noticed."""
     service = impatient()
     service.command("Do", compensation="Undo")(scene.effects._do)
     service.compensation("Undo")(scene.effects._undo)
     deliver(scene, "Do")
-    assert runner(scene, service)._inbox.read(1)  # its effect happens, and here it dies
+    assert runner(scene, service)._inbox.read(1)  # its effect happens, and the process dies here
     deliver(scene, "Undo", compensating=True)
     scene.runner.turn(block_ms=1)
     assert scene.effects.undone == ["s1/1/transaction"]
@@ -599,7 +602,7 @@ def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_perso
     assert answers(scene) == ["Undo_ok"]
     [message] = Quarantine(scene.redis).newest_first()
     assert "may have been done after it was refused" in message.reason
-    # Put back once the bank is open, it is undone, not done.
+    # Put back once the bank is open, it is undone and not done.
     Quarantine(scene.redis).replay(message.id)
     runner(scene, service).turn(block_ms=1)
     assert (scene.effects.done, len(scene.effects.undone)) == ([], 2)
@@ -627,7 +630,7 @@ def test_an_effect_is_left_to_a_person_where_no_process_has_what_undoes_it(scene
     body = json.dumps({"type": "Do", "saga_id": "s1", "step": 1})
     entry: dict[Any, Any] = {"body": body, "begun_ms": 1, "compensation": "UndoSo"}
     scene.redis.xadd(keys.commands("work"), entry)
-    assert runner(scene, service)._inbox.read(1)  # its effect happens, and here it dies
+    assert runner(scene, service)._inbox.read(1)  # its effect happens, and the process dies here
     deliver(scene, "Undo", compensating=True)
     scene.runner.turn(block_ms=1)
     works_until(runner(scene, service), lambda: nothing_is_pending(scene))

@@ -20,7 +20,7 @@ DOC = (Path(__file__).parents[2] / "docs" / "services.md").read_text()
 
 
 def example(language: str, first: str) -> str:
-    """The one example in this language that begins so."""
+    """The only example in this language that begins with this text."""
     [found] = [text for text in re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL) if text.startswith(first)]
     return str(found)
 
@@ -44,7 +44,7 @@ def test_the_service_runs_as_it_stands_there(server: Server, commands: Commands,
     booked = run("t-1", ("BookSeat", flight), ("AskHotel", None))
     assert booked.status is SagaStatus.COMPLETED
     assert [json.loads(step.result) for step in booked.steps] == [flight, "confirmed"]
-    # There is no such flight, so the seat is given back, and the next one gets it.
+    # There is no such flight, so the seat is given back, and the next saga gets it.
     assert run("t-2", ("BookSeat", flight), ("BookSeat", {"flight": "X"})).status is SagaStatus.ABORTED
     assert run("t-3", ("BookSeat", flight)).status is SagaStatus.COMPLETED
     refused = run("t-4", ("BookSeat", flight))

@@ -1,4 +1,4 @@
-"""The store on the real servers: whatever workers commit in whatever order, it holds what a plain model says."""
+"""The store on real servers: whatever workers commit, in whatever order, it holds what a plain model says."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -26,7 +26,7 @@ from support.servers import Server
 from support.stored import dump
 
 RETENTION_MS = 3_600_000
-#: What services publish: nobody knows what undoes Do at `silent`, so that sagas with it are parked.
+#: What services publish. Nobody knows what undoes Do of `silent`, so sagas with it are parked.
 PUBLISHED = {"work": {"Do": "Undo"}, "stuck": {"Do": "Undo"}}
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "one": [do(1)],
@@ -40,7 +40,7 @@ STREAMS = [keys.REQUESTS, keys.REPLIES]
 
 
 class Workers(RuleBasedStateMachine):
-    """Two workers load, decide and commit; what they hold may be old by then."""
+    """Two workers load, decide and commit. What they hold may be out of date by then."""
 
     client: redis.Redis
     ran: Counter[str]
@@ -101,7 +101,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 1), saga=st.sampled_from(SAGAS))
     def drive_on(self, worker: int, saga: str) -> None:
-        """Answer what the saga waits for, on a fresh state: so that sagas come to their ends."""
+        """Answer what the saga waits for, on a fresh state, so that sagas reach their ends."""
         self.load(worker, {saga})
         state = self.held[worker][saga]
         if isinstance(state, SagaState) and not state.ended and state.parked is None:
@@ -123,7 +123,7 @@ class Workers(RuleBasedStateMachine):
         step=st.integers(1, 2),
     )
     def race(self, saga: str, shape: str, first: str, second: str, step: int) -> None:
-        """Both hold the saga as it is, and both move it."""
+        """Both hold the saga as it is, and both change it."""
         self.load(0, {saga})
         self.load(1, {saga})
         self.turn(0, [(saga, first, shape, step, False)])
@@ -131,7 +131,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(saga=st.sampled_from(SAGAS), worker=st.integers(0, 1), other=st.sampled_from(SAGAS))
     def run_into_what_is_in_the_way(self, saga: str, worker: int, other: str) -> None:
-        """One saga needs the stream that is none, another does not."""
+        """One saga needs the key that is not a stream, another does not."""
         self.something_is_in_the_way_of_a_service(there=True)
         self.load(worker, {saga, other})
         letters = [
@@ -160,7 +160,7 @@ class Workers(RuleBasedStateMachine):
     @precondition(lambda self: self.damaged)
     @rule()
     def forget_the_damaged(self) -> None:
-        """A person clears them away."""
+        """A person deletes them."""
         for saga_id in self.damaged:
             self.client.delete(keys.saga(saga_id))
             self.client.zrem(keys.TIMERS, saga_id)
@@ -194,7 +194,8 @@ class Workers(RuleBasedStateMachine):
         return Reply(type=kind, saga_id=saga_id, step=step, unknown=what == "unknown", error=None)
 
     def _entry(self, event: Event, old: bool) -> Entry | None:
-        """An entry that says so, read by a worker; with `old`, one that is there already, as after a late take-over."""
+        """An entry with this message, read by a worker; with `old`, one that is in the store already, as after a late
+        takeover."""
         if isinstance(event, Due):
             return None
         if old and self.pending:
@@ -280,7 +281,7 @@ class Workers(RuleBasedStateMachine):
     def what_was_appended_is_there_once_and_in_order(self) -> None:
         for stream, expected in self.appended.items():
             if stream == keys.commands("stuck") and (self.is_stuck or not self.client.exists(stream)):
-                continue  # it was swept away with what stood in its place
+                continue  # it was deleted together with the wrong value at its key
             found: Any = self.client.xrange(stream)
             as_sent = [{name.encode(): _bytes(value) for name, value in fields.items()} for fields in expected]
             kept = [fields for _, fields in found]

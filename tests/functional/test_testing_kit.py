@@ -1,7 +1,7 @@
-"""The test kit tells the truth: the same sagas, with the same things going wrong, run in the kit and on a real server
-with a real worker and real services, and come to the same end by the same way.
+"""The test kit is true: the same sagas with the same faults, run in the kit and on a real server with a real worker and
+real services, end in the same way after the same events.
 
-What goes wrong on the real side is done here, without a line of the kit.
+The faults on the real side are made here, without any code of the kit.
 """
 
 import json
@@ -29,12 +29,12 @@ from support.servers import Server
 from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
-#: How long a step may take that shall time out, in milliseconds: long enough for one that shall not.
+#: How long a step may take that is to time out, in milliseconds; long enough for the steps that are not.
 TIMEOUT_MS = 1_000
-#: A lease that runs out before that.
+#: A lease that ends before that.
 SHORT_MS = 300
 LONG_MS = 30_000
-#: How long a thread may take to notice that it shall stop, in milliseconds.
+#: How long a thread may take to notice that it is to stop, in milliseconds.
 _BLOCK_MS = 20
 
 Step = dict[str, Any]
@@ -49,7 +49,7 @@ RESERVE, CHARGE, SHIP = step("Reserve"), step("Charge"), step("Ship")
 
 @dataclass(frozen=True)
 class Trouble:
-    """What goes wrong: a method of the kit's CommandFaults, and what it is given."""
+    """A fault: a method of the kit's CommandFaults, and its arguments."""
 
     command: str
     method: str
@@ -60,7 +60,7 @@ class Trouble:
 class Scenario:
     steps: tuple[Step, ...]
     troubles: tuple[Trouble, ...] = ()
-    verbs: tuple[Verb, ...] = ()  # what an operator says, each when the saga is parked
+    verbs: tuple[Verb, ...] = ()  # the operator's requests, one each time that the saga is parked
     deadline_ms: int | None = None
     lease_ms: int = LONG_MS
 
@@ -159,7 +159,7 @@ SCENARIOS = {
 
 
 class Shop:
-    """The service `work`, whose books are kept by key."""
+    """The service `work`, which keeps its books by key."""
 
     def __init__(
         self, lease_ms: int, wrapped: Callable[[str, Handler], Handler] = lambda name, handler: handler
@@ -196,11 +196,11 @@ class Shop:
 
 
 class Killed(BaseException):
-    """The end of a process, at any place."""
+    """The end of a process, at any point."""
 
 
 class Reality:
-    """A worker and processes of a service, as threads, on a real server; each goes wrong as a scenario says."""
+    """A worker and processes of a service, as threads, on a real server. Each fails as a scenario says."""
 
     def __init__(self, server: Server, wanted: Scenario) -> None:
         self._broker = server.broker()
@@ -239,7 +239,7 @@ class Reality:
         assert not any(thread.is_alive() for thread in self._threads)
 
     def _settled(self) -> SagaState | None:
-        """The saga when it has ended, and nobody has a command in hand any more who is alive."""
+        """The saga once it has ended and no living process holds a command."""
         state = self.client.wait("s", timeout_s=60)
         lost = sum(
             self._struck[number] for number, one in enumerate(self._wanted.troubles) if one.method == "times_out"
@@ -262,7 +262,7 @@ class Reality:
             while not self._stop.is_set():
                 runner.turn(_BLOCK_MS)
         except Killed:
-            self._start(self._process)  # as whoever looks after processes does
+            self._start(self._process)  # as a supervisor of processes does
 
     def _wrapped(self, name: str, handler: Handler) -> Handler:
         def called(params: Any, context: Context) -> Any:
@@ -312,7 +312,7 @@ class Reality:
         return state.send_again_ms is not None or state.ended
 
     def _entry(self, kind: str) -> tuple[dict[Any, Any], Command]:
-        """The command that a handler is at, and the entry that it came as."""
+        """The command that a handler is working on, and its entry."""
         entries: Any = self._redis.xrange(keys.commands("work"))
         for _, fields in entries:
             command = read_command("work", fields, 0)
@@ -322,7 +322,7 @@ class Reality:
 
 
 def story(state: SagaState) -> dict[str, Any]:
-    """All of a saga but when it was, and who asked."""
+    """All of a saga except times and the names of those who asked."""
     told = structs.asdict(state)
     for name in ("begun_ms", "updated_ms", "deadline_ms", "request_id", "echo", "version", "duplicates"):
         del told[name]

@@ -25,12 +25,12 @@ def scene(server: Server) -> Scene:
 
 
 def quick(params: Any = None, **more: Any) -> Any:
-    """A step that is given up soon."""
+    """A step with a short timeout."""
     return do(params, **{"timeout_ms": 40, "backoff_ms": 1, "attempts": 2, "compensation_attempts": 2} | more)
 
 
 def lost(scene: Scene, attempt: int = 1) -> None:
-    """The command of this attempt is sent, and nobody gets it."""
+    """This attempt of the command is sent, and nobody gets it."""
 
     def arrives() -> bool:
         entries: Any = scene.redis.xrange(keys.commands("work"))
@@ -49,7 +49,7 @@ def saga(scene: Scene, saga_id: str = "s1") -> SagaState:
 
 
 def ask(scene: Scene, verb: str, saga_id: str = "s1", reason: str = "because") -> SagaState:
-    """Have a worker do what an operator asks for; raises RequestRefused."""
+    """Let a worker do what an operator asks for. Raises RequestRefused."""
     body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
     request = parse_intervene(body, request_id=uuid.uuid4().hex)
     after = last_event(scene.redis)
@@ -74,7 +74,7 @@ def test_a_lost_command_is_sent_again_and_done_once(scene: Scene) -> None:
 def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_timed_out(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by a worker that has read something ahead before it slept."""
+    """This holds too for a worker that had read something ahead before it slept."""
     monkeypatch.setattr(worker, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
     monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
     scene.begin("s1", quick(1, attempts=1, timeout_ms=300))
@@ -186,12 +186,12 @@ def test_what_a_worker_had_leased_when_it_died_comes_up_again(scene: Scene, monk
     scene.begin("s1", quick(1, attempts=1, compensation=None))
     lost(scene)
     leased = until(lambda: scene.worker._store.due(10, 100)[0], what="its time comes")
-    assert leased == ["s1"]  # and here it dies
+    assert leased == ["s1"]  # the worker dies here
     scene.turns_until(lambda: saga(scene).ended, scene.another_worker())
 
 
 def test_replies_that_wait_are_read_before_anything_has_timed_out(scene: Scene) -> None:
-    """As after a time in which no worker ran."""
+    """This happens after a time in which no worker ran."""
     scene.begin("s1", quick(1, attempts=1), quick(2, timeout_ms=10_000))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
     for number in range(300):
@@ -259,7 +259,7 @@ def done_keys(scene: Scene) -> list[bytes]:
 
 
 def sizes_of(scene: Scene) -> dict[bytes, int]:
-    """How much there is at each key, but for the events, which are capped, and the records, which expire."""
+    """The size of each key, except the events, which are capped, and the records, which expire."""
     found: dict[bytes, int] = {}
     for key in scene.redis.scan_iter():
         if key != keys.EVENTS.encode() and key not in done_keys(scene):
@@ -288,7 +288,7 @@ def consumers(scene: Scene) -> list[dict[str, Any]]:
 
 
 def test_a_store_that_knows_no_timeouts_yet_gets_them(scene: Scene) -> None:
-    """The hash of a saga that an earlier release has begun says nothing of them."""
+    """The hash of a saga that an earlier release has begun says nothing about them."""
     scene.begin("s1", do(1))
     scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
     scene.redis.hdel(keys.saga("s1"), "times_out_at")

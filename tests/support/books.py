@@ -1,9 +1,9 @@
-"""A service that keeps its effects in a database with `Effects`, on each database and library that `Effects` supports.
+"""A service that keeps its effects in a database with `Effects`, for each database and library that `Effects` supports.
 
-Tests look at its table, the book; real processes run it: `sagastream service support.books:service`. BOOKS in the
-environment says which database, and where. The book only grows: each effect and each reversal adds a row. A step's
-params may ask for the process to be killed or stopped at a named point. Each does so once, so the next process gets
-further.
+Tests look at its table, the book; real processes run the service: `sagastream service support.books:service`. BOOKS in
+the environment says which database, and where. The book only grows: each effect and each reversal adds a row. The
+params of a step may ask that the process is killed or stopped at a named point. Each such thing happens once, so the
+next process gets further.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from sagastream import Context, Effects, Reject, Service
 from sagastream.effects import once
 from sagastream.service.inbox import CommandInbox
 
-#: The ways to keep books: what opens a connection, and on what.
+#: The ways to keep books: what opens a connection, and to what.
 WAYS: Final = (
     "sqlite3",
     "psycopg",
@@ -34,7 +34,7 @@ WAYS: Final = (
     "session on postgresql",
 )
 
-#: Where a process may die, in the order in which it gets there.
+#: Where a process may die, in the order in which it reaches these points.
 POINTS: Final = (
     "before the insert",
     "after the insert",
@@ -51,7 +51,7 @@ def is_on_postgres(way: str) -> bool:
 
 
 def source(way: str, where: str, **options: Any) -> Any:
-    """What `Effects` are made of. `where`: a file, or a dsn; `options` of the Engine."""
+    """The source of the `Effects`. `where`: a file, or a dsn; `options`: of the Engine."""
     if way == "sqlite3":
         return lambda: sqlite3.connect(where, timeout=30)
     if way == "psycopg":
@@ -65,7 +65,7 @@ def source(way: str, where: str, **options: Any) -> Any:
 
 
 def run(db: Any, statement: str, **values: Any) -> Any:
-    """Execute a statement on whatever a handler is given. Its placeholders are written `:name`."""
+    """Execute a statement on the `db` that a handler gets, of any kind. Its placeholders are written `:name`."""
     if isinstance(db, sqlite3.Connection):
         return db.execute(statement, values)
     if isinstance(db, psycopg.Connection):
@@ -78,7 +78,7 @@ def write(db: Any, key: str, what: str) -> None:
 
 
 class Book:
-    """The book, read from without."""
+    """The book, read from outside."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -93,7 +93,7 @@ class Book:
             db.execute("CREATE TABLE book (key TEXT, what TEXT)")
 
     def entries(self) -> dict[str, Counter[str]]:
-        """How often what was done, by key."""
+        """How often each effect was done and reversed, by key."""
         with self._connect() as db:
             found: dict[str, Counter[str]] = {}
             for key, what in db.execute("SELECT key, what FROM book").fetchall():
@@ -115,7 +115,7 @@ def _folder() -> Path:
 
 
 def mark_of(folder: Path, key: str, point: str) -> Path:
-    """The file that says that a process came to its point."""
+    """The file that shows that a process has reached its point."""
     return folder / f"{key} {point}".replace("/", " ")
 
 
@@ -135,7 +135,7 @@ def _at(point: str, params: Any, context: Context) -> None:
                 os.kill(os.getpid(), sign)
 
 
-#: The commands that this process has called handlers for and has not answered.
+#: The commands for which this process has called handlers, and which it has not answered.
 _in_hand: list[tuple[Any, Context]] = []
 
 
@@ -208,7 +208,7 @@ def make_service(way: str, where: str) -> Service:
 
 
 def _has_been_away(context: Context) -> bool:
-    """Whether this process was stopped before it began with this command, and goes on."""
+    """Whether this process was stopped before it began with this command, and has gone on."""
     mark = mark_of(_folder(), context.key, "before the insert")
     return mark.exists() and mark.read_text() == str(os.getpid())
 

@@ -1,4 +1,4 @@
-"""Bad input: a table of classes, each with a name, and the messages that they are put into.
+"""Bad input: a table of classes, each with a name, and the messages into which they are put.
 
 A class is one way to be wrong: a text that is not JSON, a value that a field must not have, a message that makes no
 sense. `for_requests`, `for_replies`, `for_commands` and `for_lines` put each class into each place where it fits.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-#: Text that a terminal would act on, or that hides: each with what it is.
+#: Text on which a terminal would act, or that is invisible: each with a description.
 NASTY_TEXT: Final = {
     "ANSI escape": "\x1b[2J\x1b[31mred",
     "operating system command": "\x1b]0;title\x07",
@@ -28,7 +28,7 @@ NASTY_TEXT: Final = {
     "private use": "a\ue000b",
 }
 
-#: What stands in the place of a value, and is no JSON, or more than we take.
+#: Texts in place of a value that are not JSON, or are larger than is accepted.
 VALUES: Final[dict[str, bytes]] = {
     "NaN": b"NaN",
     "Infinity": b"Infinity",
@@ -75,7 +75,7 @@ VALUES: Final[dict[str, bytes]] = {
     "nothing": b"",
 }  # fmt: skip
 
-#: What is done to a whole message.
+#: Changes to a whole message.
 TEXTS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "empty": lambda _: b"",
     "white space": lambda _: b"  \t ",
@@ -173,7 +173,7 @@ STEP: Final[dict[str, Any]] = {"transaction": "Do", "service": "work", "params":
 PIVOT: Final = STEP | {"kind": "pivot"}
 RETRIABLE: Final = STEP | {"kind": "retriable"}
 
-#: Sagas that make no sense, though each member of them does.
+#: Sagas that make no sense, although each member of them does.
 SAGAS: Final[dict[str, Any]] = {
     "no steps": [],
     "101 steps": [STEP] * 101,
@@ -238,7 +238,7 @@ def with_value(message: dict[str, Any], *path: str | int, value: Any) -> dict[st
 
 
 def _no_json(message: dict[str, Any], *hole: str | int) -> Iterator[Bad]:
-    """The message with what is no JSON in the place of one member, and as a whole."""
+    """The message with texts that are not JSON, in place of one member and as a whole."""
     before, after = written(with_value(message, *hole, value="HOLE")).split(b'"HOLE"')
     for name, value in VALUES.items():
         yield Bad(class_name=f"value: {name}", where=str(hole[-1]), body=before + value + after)
@@ -261,7 +261,7 @@ def _strange_members(message: dict[str, Any], *paths: tuple[str | int, ...]) -> 
 
 
 def begins(message: dict[str, Any]) -> Iterator[Bad]:
-    """Ways in which this saga_begin, of one step, can be wrong."""
+    """Ways in which this saga_begin with one step can be wrong."""
     yield from _no_json(message, "steps", 0, "params")
     yield from _wrong(message, "id", IDS, "saga_id")
     for name in ("transaction", "service"):
@@ -278,7 +278,7 @@ def begins(message: dict[str, Any]) -> Iterator[Bad]:
 
 
 def interventions() -> Iterator[Bad]:
-    """Ways in which what an operator says can be wrong. Nobody has a saga `nobody`."""
+    """Ways in which an operator's request can be wrong. Nobody has a saga `nobody`."""
     for verb in ("cancel", "retry", "skip", "abandon"):
         message = {"type": f"saga_{verb}", "saga_id": "nobody", "reason": "because"}
         yield Bad(class_name="no such saga", where=verb, body=written(message))
@@ -298,7 +298,7 @@ def for_requests() -> list[Bad]:
     return [*bad, Bad(class_name="entry: no body", where="body", body=None)]
 
 
-#: Request ids that are none; whoever asked cannot be told.
+#: Values that are not request ids; so nobody can be told.
 def for_request_ids() -> list[Bad]:
     body = written({"type": "saga_begin", "saga_id": "bad", "steps": [STEP]})
     texts = {name: text for name, text in IDS.items() if isinstance(text, str)}
@@ -346,14 +346,14 @@ def for_commands() -> list[Bad]:
     for where in ("params", "result"):
         for name, value in VALUES.items():
             if name == "a byte over 1 MiB":
-                continue  # what a service returned may have grown when it was written again
+                continue  # what a service returned may be longer when it is written again
             bad.append(Bad(class_name=f"value: {name}", where=where, body=written(undo), fields={where: value}))
     return bad
 
 
 def for_lines(service: str) -> list[bytes]:
-    """Lines of the stdin protocol. `service` is played by them. The text LINE stands for the number of the line, so
-    that an answer can be told from the others."""
+    """Lines of the stdin protocol. They play the `service`. LINE in a text stands for the number of the line, so that
+    the answers can be told apart."""
     lines = []
 
     def line(body: bytes, src: str = "c1", dest: str = "orchestrator") -> None:
@@ -380,7 +380,7 @@ def for_lines(service: str) -> list[bytes]:
         line(bad.body or b"", src=service)
     whole = {"src": "c1", "dest": "orchestrator", "body": {"type": "init", "msg_id": "LINE"}}
     for name, change in TEXTS.items():
-        # A blank line asks for nothing, and beside src, dest and body may stand what likes to.
+        # A blank line asks for nothing. Besides src, dest and body there may be any other member.
         if name not in ("empty", "white space", "its type twice"):
             lines.append(change(written(whole)))
     lines += [bad.body or b"" for bad in _wrong(whole, "src", OTHERS, "src")]
@@ -394,5 +394,5 @@ def for_lines(service: str) -> list[bytes]:
     return [text for text in lines if b"\n" not in text]
 
 
-#: What is neither a text nor a message number nor a body.
+#: Values that are neither a text nor a message number nor a body.
 OTHERS: Final[dict[str, Any]] = _OTHER_TYPES | {"missing": MISSING, "true": True, "a number": 1, "a float": 1.5}

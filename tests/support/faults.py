@@ -1,8 +1,8 @@
 """Faults on real processes: workers and services run sagas, the test does something to them, then comes the verdict.
 
 A `World` has a server, processes of workers and services, and a feeder. The feeder begins sagas all the time, as a
-client would: what was refused or lost it begins again with the same id. The services write down their effects outside
-the broker (support/oracle.py). The verdict compares these with what the sagas say.
+client would: if a saga was refused or lost, it begins it again with the same id. The services write down their effects
+outside the broker (support/oracle.py). The verdict compares these with what the sagas say.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ from support.releases import THIS, Release
 from support.servers import OwnServer
 from support.waiting import until
 
-#: How many sagas may be under way at once: so that there are some, and none waits for long behind the others.
+#: How many sagas may be under way at once: enough that there always are some, and so few that none waits for long.
 IN_FLIGHT: Final = 32
-#: The lease of the services; no handler takes as long.
+#: The lease of the services. No handler takes that long.
 SERVICE_LEASE_MS: Final = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One saga that is to be begun, and how it ends if every message arrives in time."""
+    """One saga to begin, and how it ends if every message arrives in time."""
 
     saga_id: str
     steps: list[StepRequest]
@@ -49,10 +49,10 @@ class Plan:
 
 
 def plan(number: int, **options: Any) -> Plan:
-    """The saga of this number: always the same one. `options` go into every step."""
+    """The saga with this number: always the same one. `options` go into every step."""
     chance = random.Random(number)
     count = chance.randint(1, 4)
-    pivot = chance.randint(1, count + 2)  # beyond the last step: none
+    pivot = chance.randint(1, count + 2)  # beyond the last step: none fails
     fails_at = chance.randint(1, min(pivot, count)) if chance.random() < 0.4 else None
     steps: list[Any] = []
     for at in range(1, count + 1):
@@ -61,7 +61,7 @@ def plan(number: int, **options: Any) -> Plan:
         kind = "compensatable" if at < pivot else "pivot" if at == pivot else "retriable"
         params = {"how": how, "undo": chance.choice((*oracle.UNDOING, "ok", "ok"))}
         step = {"transaction": "Do", "service": chance.choice(oracle.NAMES), "params": params, "kind": kind}
-        # What always raises is tried three times by the service each time; once again is enough.
+        # If a command always raises, the service tries it three times each time; so one more attempt is enough.
         attempts = {"attempts": 2} if how in oracle.FAILING else {}
         steps.append(step | {"backoff_ms": 20} | attempts | options)
     expected = SagaStatus.ABORTED if fails_at is not None else SagaStatus.COMPLETED
@@ -70,15 +70,15 @@ def plan(number: int, **options: Any) -> Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much of it."""
+    """How long a run is."""
 
-    sagas: int  # at the least
+    sagas: int  # at least
     factor: int  # how many times as many faults as in a short run
 
 
 @dataclass(slots=True)
 class Process:
-    """A worker or a service process: what it is, and the one that is it now."""
+    """A worker or a service: how it is started, and its present process."""
 
     arguments: tuple[str, ...]
     release: Release
@@ -88,7 +88,7 @@ class Process:
 class World:
     def __init__(self, server: OwnServer, commands: Commands, scale: "Scale") -> None:
         self.server = server
-        self.sagas = scale.sagas  # how many are begun at the least
+        self.sagas = scale.sagas  # how many are begun at least
         self.factor = scale.factor
         self.redis = connect(server.url)
         self.url = server.url  # where processes and the feeder find the server
@@ -97,10 +97,10 @@ class World:
         self.workers: list[Process] = []
         self.services: list[Process] = []
         self.figures: Counter[str] = Counter()  # what was done to them
-        self.expect_as_planned = True  # … rather than COMPLETED or ABORTED, as chance will have it
-        self.store_forgets = False  # what sagas say may be less than what was done, never more
+        self.expect_as_planned = True  # … and not only COMPLETED or ABORTED, whichever comes about
+        self.store_forgets = False  # sagas may say less than what was done, never more
         self.options: dict[str, Any] = {}  # of every step
-        self.nobody_begins = threading.Lock()  # for who holds it
+        self.nobody_begins = threading.Lock()  # for the entries of whoever holds them
         self._commands = commands
         self.oracle = commands.folder / "oracle.sqlite"
         self._plans: dict[str, Plan] = {}
@@ -118,7 +118,7 @@ class World:
         ]
 
     def end(self, process: Process, number: int = signal.SIGTERM) -> None:
-        """End it, and start no other in its place."""
+        """End the process, and start no other in its place."""
         process.now.send_signal(number)
         process.now.wait()
         self._commands.running.remove(process.now)
@@ -143,7 +143,7 @@ class World:
             )
 
     def kill(self, process: Process) -> None:
-        """SIGKILL it, count what it held, and start another in its place."""
+        """SIGKILL the process, count what it held, and start another in its place."""
         process.now.kill()
         process.now.wait()
         self.figures["kills"] += 1
@@ -168,7 +168,7 @@ class World:
 
     @contextlib.contextmanager
     def stopped_while_it_holds_something(self, process: Process) -> Iterator[None]:
-        """Within this, a process is stopped that has taken entries and not answered them."""
+        """Within this, a process is stopped at a moment when it has taken entries and not answered them."""
 
         def is_stopped() -> bool:
             if not sum(self.held_by(process).values()):
@@ -194,11 +194,11 @@ class World:
     # --- sagas
 
     def feed(self, enough: Callable[[], bool], sagas: int | None = None) -> "Feeder":
-        """Begin sagas, a few at a time, until there are as many as wanted (by now) and `enough` says so."""
+        """Begin sagas, a few at a time, until there are as many as wanted (which may grow) and `enough` says so."""
         return Feeder(self, enough, self.sagas if sagas is None else sagas)
 
     def run(self, fault: Callable[[], object], *, every_s: float, times: int) -> None:
-        """Begin sagas; meanwhile have the fault happen until all were begun, `times` times at the least (more in a
+        """Begin sagas. Meanwhile let the fault happen until all have begun, at least `times` times (more often in a
         long run)."""
         done = 0
         give_up = time.monotonic() + 120 * self.factor
@@ -211,7 +211,8 @@ class World:
                 feeder.wait(every_s)
 
     def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
-        """Begin a saga as a careful client does: again, under the same id, until the broker has said that it has it."""
+        """Begin a saga as a careful client does: again and again, with the same id, until the broker has accepted
+        it."""
         wanted = plan(number, **self.options)
         while not stop.is_set():
             try:
@@ -227,14 +228,14 @@ class World:
                 return
 
     def begin_again(self, client: SagaClient) -> None:
-        """Begin those sagas again of which the store does not know any more."""
+        """Begin those sagas again that the store has forgotten."""
         for wanted in list(self._plans.values()):
             if client.get(wanted.saga_id) is None:
                 client.begin(wanted.saga_id, wanted.steps)
                 self.figures["forgotten and begun again"] += 1
 
     def may_end_otherwise(self) -> None:
-        """Sagas may be aborted that are planned to complete: their attempts may be used up."""
+        """Sagas that are planned to complete may also be aborted, because their attempts may be used up."""
         self.expect_as_planned = False
 
     def accepted(self) -> int:
@@ -258,7 +259,7 @@ class World:
         return [keys.REQUESTS, keys.REPLIES, *map(keys.commands, oracle.NAMES)]
 
     def tail(self) -> str:
-        """What stands still, and the last words of the processes: for the message of a failure."""
+        """The sagas that do not move, and the last output of the processes: for the message of a failure."""
         waiting: Any = self.redis.zrange(keys.TIMERS, 0, 4, withscores=True)
         lengths = {stream: self.redis.xlen(stream) for stream in self.streams()}
         groups = [self.redis.xinfo_groups(stream) for stream, length in lengths.items() if length]
@@ -266,7 +267,7 @@ class World:
         return f"timers {waiting}\nstreams {lengths}, {groups}\n{log[-4000:]}"
 
     def retry_parked(self, client: SagaClient) -> None:
-        """Have every parked saga tried anew, as an operator would."""
+        """Retry every parked saga, as an operator would."""
         parked: Any = self.redis.zrangebyscore(keys.TIMERS, "+inf", "+inf")
         for saga_id in parked:
             client.retry(saga_id.decode(), "the fault is over", 10)
@@ -277,7 +278,7 @@ class World:
     def verdict(self, *, unfit: tuple[str, ...] = ()) -> None:
         """Every saga that was accepted has ended, and what it says is what happened; nothing is left over.
 
-        `unfit`: why the fault may have led to replies that are quarantined, the texts in the reasons.
+        `unfit`: texts in the reasons of those quarantined replies that the fault explains.
         """
         self.settle()
         found = oracle.records(self.oracle)
@@ -321,7 +322,7 @@ class World:
             assert list(state.compensating_steps) == undone[::-1], told
 
     def _judge_store(self, unfit: tuple[str, ...]) -> None:
-        """Nothing waits, nothing is held, and the indexes name the sagas that there are."""
+        """No entry waits, none is held, and the indexes name exactly the sagas that exist."""
         waiting: Any = self.redis.zrange(keys.TIMERS, 0, -1, withscores=True)
         assert not waiting, waiting
         ids = {saga_id.encode() for saga_id in self._plans}
@@ -342,16 +343,16 @@ class World:
 
     def close(self) -> None:
         for process in (*self.workers, *self.services):
-            process.now.kill()  # that they end in order is tried elsewhere
+            process.now.kill()  # other tests show that they end in order
         self.redis.close()
         self.service_redis.close()
 
     def through(self, url: str) -> None:
-        """Have all processes and the feeder find the server there."""
+        """Let all processes and the feeder reach the server through this address."""
         self.url = self.service_url = url
 
     def takeovers(self) -> int:
-        """How often a command was taken over from a process that did not answer it, as services have counted."""
+        """How often the services have counted that a command was taken over from a process that did not answer it."""
         total = 0
         for key in self.redis.scan_iter("saga:{0}:done:*"):
             record: Any = self.redis.hgetall(key)
@@ -376,7 +377,7 @@ class Feeder:
         return not self._ready.is_set()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for as long, or until all were begun."""
+        """Wait this long, or until all have begun."""
         self._ready.wait(timeout_s)
 
     def __enter__(self) -> Self:
@@ -405,7 +406,7 @@ class Feeder:
             begun = self._world.accepted()
             if begun >= self._sagas and self._enough():
                 return
-            with contextlib.suppress(redis.RedisError):  # it will be told of when a saga is begun
+            with contextlib.suppress(redis.RedisError):  # the feeder gets the error when it next begins a saga
                 ended: Any = store.zcard(keys.ENDED)
                 parked: Any = store.zcount(keys.TIMERS, "+inf", "+inf")
                 if begun - ended - parked >= IN_FLIGHT:
@@ -415,11 +416,11 @@ class Feeder:
 
 
 class Relay:
-    """Carries commands and replies between two halves of a world, workers here and services there, and does to them
-    on the way what a network and a careless retry can do."""
+    """Carries commands and replies between two halves of a world, workers here and services there. On the way it does
+    to them what a network and a careless retry can do."""
 
     def __init__(self, world: World, mangle: Callable[[list[Any], str], list[Any]]) -> None:
-        """`mangle`: what becomes of some entries of `commands` or `replies`: those that are delivered."""
+        """`mangle`: gets some entries of `commands` or `replies`, and returns those that are delivered."""
         world.service_url = world.server.url + "?db=1"
         self._near = connect(world.server.url)
         self._far = world.service_redis = connect(world.service_url)
@@ -442,7 +443,7 @@ class Relay:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                for name in oracle.NAMES:  # what is undone by what, which services tell of once
+                for name in oracle.NAMES:  # what services publish: the compensation of each command; it is written once
                     published: Any = self._far.hgetall(keys.published(name))
                     if published:
                         self._near.hset(keys.published(name), mapping=published)

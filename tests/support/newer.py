@@ -1,7 +1,7 @@
-"""A stand-in for a newer release: this one, that knows format 9 besides.
+"""A stand-in for a newer release: this release, which also knows format 9.
 
-What is new in it is the number alone: a saga of format 9 is a plain one that says so. As a process:
-`python -m support.newer worker`, with the command line of sagastream.
+Only the number is new: a saga of format 9 is a plain one with that number. As a process: `python -m support.newer
+worker`, with the command line of sagastream.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ KNOWN: Final = steps.FORMATS | {FORMAT}
 
 @contextmanager
 def newer() -> Iterator[None]:
-    """Within this, a worker or service that is made, or that moves, is one of the newer release."""
+    """Within this, workers and services that are made, or that run, belong to the newer release."""
     from sagastream.core import parsing
     from sagastream.store import heartbeat, saga_hash
 

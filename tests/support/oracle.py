@@ -19,7 +19,7 @@ from sagastream import Context, Reject, Service
 
 NAMES: Final = ("alpha", "beta", "gamma")
 
-#: What a step's params may ask of its transaction under "how". Those of FAILING never come to an ok.
+#: What the params of a step may ask of its transaction under "how". Those in FAILING never lead to an ok.
 WORKING: Final = ("ok", "slow", "raise before", "raise after")
 FAILING: Final = ("reject", "always raise before", "always raise after")
 #: … and of its compensation under "undo".
@@ -44,7 +44,7 @@ def prepare(file: Path) -> None:
 def _open(file: str) -> sqlite3.Connection:
     # A service that is stopped inside a transaction keeps the others waiting.
     db = sqlite3.connect(file, timeout=60, isolation_level=None)
-    # Processes are killed here, never the machine: what was committed is there.
+    # Only processes are killed here, never the machine: so what was committed is there.
     db.execute("PRAGMA synchronous = OFF")
     return db
 
@@ -55,7 +55,7 @@ def _db() -> sqlite3.Connection:
 
 
 def _called(db: sqlite3.Connection, what: str, key: str) -> int:
-    """Log a call; how many there were before."""
+    """Log a call. Returns how many there were before."""
     [before] = db.execute("SELECT count(*) FROM log WHERE key = ? AND what = ?", (key, what)).fetchone()
     db.execute("INSERT INTO log (what, key) VALUES (?, ?)", (what, key))
     return int(before)
@@ -118,8 +118,8 @@ alpha, beta, gamma = map(_service, NAMES)
 class Record:
     """What really happened to one saga's steps, by their numbers."""
 
-    effects: set[int] = field(default_factory=set)  # those that are there
-    did: list[int] = field(default_factory=list)  # in the order in which they came to be
+    effects: set[int] = field(default_factory=set)  # the effects that are there
+    did: list[int] = field(default_factory=list)  # in the order in which they were done
     undid: list[int] = field(default_factory=list)  # in the order in which they were undone
     calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # of the transaction's handler
 

@@ -1,4 +1,4 @@
-"""The shell commands of docs/protocol.md, run as they stand there."""
+"""The shell commands of docs/protocol.md, run as they are written there."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def shell(section: str) -> list[str]:
 
 
 class Shell:
-    """A bash in a folder of its own, whose redis-cli speaks with a test's server."""
+    """A bash in its own folder, whose redis-cli talks to a test's server."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         redis_cli = shutil.which("redis-cli")
@@ -38,7 +38,7 @@ class Shell:
         wrapper.chmod(0o755)
 
     def run(self, script: str) -> str:
-        """What the script says; it fails the test where it fails."""
+        """The output of the script. Fails the test if the script fails."""
         path = f"{self._bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for a run of the tests, on a unix socket; its data are deleted in the end."""
+"""A PostgreSQL server for one run of the tests, on a unix socket. Its data are deleted at the end."""
 
 import os
 import pwd
@@ -18,7 +18,7 @@ from psycopg import sql
 
 from support.waiting import until
 
-#: Where Debian has the server, which it keeps off the path.
+#: Where Debian installs the server, which is not on the path.
 _DEBIAN = Path("/usr/lib/postgresql")
 
 
@@ -31,7 +31,7 @@ def find_binaries() -> Path | None:
 
 @dataclass
 class Postgres:
-    """One server. Databases on it are made by tests as they need them."""
+    """One server. Tests create their own databases on it."""
 
     binaries: Path
     process: "subprocess.Popen[bytes] | None" = None
@@ -39,7 +39,7 @@ class Postgres:
 
     @cached_property
     def folder(self) -> Path:
-        """Short, for the socket; and the server's own, which does not run as root."""
+        """Its path is short, because of the socket. It belongs to the server, which does not run as root."""
         folder = Path(tempfile.mkdtemp(prefix="sgs-pg-"))
         if self._as:
             os.chown(folder, self._as["user"], self._as["group"])
@@ -47,7 +47,7 @@ class Postgres:
 
     @cached_property
     def _as(self) -> dict[str, Any]:
-        """Whom it runs as, where that is not whoever runs the tests."""
+        """The user that runs the server, if that is not the user that runs the tests."""
         if os.geteuid() != 0:
             return {}
         names = {user.pw_name for user in pwd.getpwall()}
@@ -61,7 +61,7 @@ class Postgres:
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": self.folder} | self._as
         options = ["--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
         subprocess.run(self._command("initdb", *options), check=True, **quiet)
-        # Processes are killed here, never the machine: what was committed is there.
+        # Only processes are killed here, never the machine: so what was committed is there.
         settings = ("fsync=off", "max_connections=60", "shared_buffers=16MB", "listen_addresses=")
         options = [word for setting in settings for word in ("-c", setting)]
         command = self._command("postgres", "-k", str(self.folder), *options)
@@ -87,7 +87,7 @@ class Postgres:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.send_signal(signal.SIGINT)  # it lets nobody finish
+            self.process.send_signal(signal.SIGINT)  # it does not wait for open transactions
             try:
                 self.process.wait(15)
             except subprocess.TimeoutExpired:

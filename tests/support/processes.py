@@ -33,7 +33,7 @@ class Commands:
     def start(
         self, *arguments: str, program: Sequence[str] = (SAGASTREAM,), **options: Any
     ) -> "subprocess.Popen[bytes]":
-        """Start `sagastream ARGUMENTS`; `env` are changes of the environment. `program`: what to start instead."""
+        """Start `sagastream ARGUMENTS`. `env`: changes of the environment. `program`: started instead of sagastream."""
         env = self.environment(**options.pop("env", {}))
         for name in ("stdin", "stdout", "stderr"):
             options.setdefault(name, subprocess.PIPE)
@@ -42,7 +42,7 @@ class Commands:
         return process
 
     def quiet(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-        """Start one whose output nobody reads."""
+        """Start a process whose output nobody reads."""
         devnull = subprocess.DEVNULL
         return self.start(*arguments, stdin=devnull, stdout=devnull, stderr=devnull, **options)
 
@@ -61,7 +61,7 @@ class Commands:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def shell(self, lines: str) -> "subprocess.CompletedProcess[str]":
-        """Run lines that a page has a person type, and end what they left in the background last."""
+        """Run lines that a page tells a person to type, and end the processes that they leave in the background."""
         script = lines.replace("sagastream ", f"{SAGASTREAM} ") + "\nkill $!; wait $!\n"
         return subprocess.run(
             ["bash", "-c", script],
@@ -88,7 +88,7 @@ class Commands:
 
 
 class Talk:
-    """A bridge that is spoken to, line by line."""
+    """A bridge to which the test talks, line by line."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
@@ -117,7 +117,7 @@ class Talk:
         return value["src"], value["dest"], value["body"]
 
     def finish(self) -> tuple[int, str, str]:
-        """End its input: (exit code, what else it says, stderr)."""
+        """End its input. Returns (exit code, the rest of its output, stderr)."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         assert self.process.stderr is not None

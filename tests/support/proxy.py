@@ -46,14 +46,14 @@ class CuttingProxy:
 
     def _accept(self) -> None:
         while not self._stop.is_set():
-            with contextlib.suppress(OSError):  # nobody came within the timeout, or the proxy ends
+            with contextlib.suppress(OSError):  # nobody connected within the timeout, or the proxy ends
                 self._spawn(self._serve, self._listener.accept()[0])
 
     def _serve(self, near: socket.socket) -> None:
         with near, contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as far:
             far.connect(self._target)
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            cut = ""  # where the request that is under way will be cut
+            cut = ""  # where the current request will be cut
             while not self._stop.is_set():
                 for ready in select.select([near, far], [], [], 0.1)[0]:
                     if not (data := ready.recv(1 << 20)):

@@ -17,13 +17,13 @@ NAME = "raw"
 
 
 class Raw:
-    """Keeps every promise. Does `Do`, undoes it by `Undo`, and rejects the params "no"."""
+    """A service that keeps every promise. It does `Do`, undoes it with `Undo`, and rejects the params "no"."""
 
     group: ClassVar[str] = NAME
     replies: ClassVar[str] = keys.REPLIES
 
     def __init__(self, url: str) -> None:
-        self.standing: dict[Any, int] = {}  # its effects: what was done and not undone
+        self.standing: dict[Any, int] = {}  # its effects: those that were done and not undone
         self.redis = connect(url)
         self._stream = keys.commands(NAME)
         self._records: dict[Any, Reply] = {}
@@ -199,7 +199,7 @@ class DeletesNothing(Raw):
 
 class AcknowledgesNothing(Raw):
     def abandoned(self) -> list[Any]:
-        # Not by XAUTOCLAIM, which forgets what was deleted.
+        # Not with XAUTOCLAIM, which drops entries that were deleted.
         held: Any = self.redis.xpending_range(self._stream, self.group, "-", "+", 10, idle=10_000)
         return (
             self.redis.xclaim(self._stream, self.group, "one", 0, [one["message_id"] for one in held]) if held else []
@@ -327,7 +327,7 @@ class AnswersNoStranger(Raw):
 
 
 class SaysNoResult(Raw):
-    """No fault: whoever has nothing to tell may do so."""
+    """This is not a fault: a service need not return a result."""
 
     def do(self, body: Any) -> Reply:
         return {name: value for name, value in super().do(body).items() if name != "result"}

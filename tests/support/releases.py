@@ -23,8 +23,8 @@ class Release:
     """How the command line of a release is run."""
 
     name: str
-    program: tuple[str, ...]  # what stands for `sagastream`
-    path: tuple[Path, ...] = ()  # where its modules are, if it is not the one that is installed
+    program: tuple[str, ...]  # the command in place of `sagastream`
+    path: tuple[Path, ...] = ()  # the folder of its modules, if it is not the installed release
 
 
 THIS: Final = Release(name="this", program=(SAGASTREAM,))
@@ -32,7 +32,7 @@ NEWER: Final = Release(name="newer", program=(sys.executable, "-m", "support.new
 
 
 def former_release(folder: Path) -> Release:
-    """The release before this one, out of the history, unpacked into the folder."""
+    """The release before this one, taken from the git history and unpacked into the folder."""
     git = ["git", "-C", str(ROOT)]
     command = [*git, "archive", FORMER_COMMIT, "worker", "bridge", "stubs"]
     try:

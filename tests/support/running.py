@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-#: What a test needs follows from its fixtures, or from the values of their parameters: the marker for each.
+#: What a test needs follows from its fixtures, or from the values of their parameters: the marker of each.
 BY_FIXTURE: Final = {"postgres": "postgres", "node_sample": "node"}
 BY_PARAMETER: Final = {
     "redis": "redis",
@@ -17,10 +17,10 @@ BY_PARAMETER: Final = {
     "engine on postgresql": "postgres",
     "session on postgresql": "postgres",
 }
-#: The tests of such a marker run in one process: `npm ci` and `initdb` take seconds.
+#: All tests with such a marker run in one process, since `npm ci` and `initdb` take seconds.
 IN_ONE_PROCESS: Final = ("node", "postgres")
 
-#: Most tests spend most of their time waiting, so more processes than cores are worth it; but for the unit tests.
+#: Most tests spend most of their time waiting, so more processes than cores help. Unit tests are the exception.
 PROCESSES_PER_CORE: Final = 2
 MOST_PROCESSES: Final = 8
 
@@ -34,7 +34,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # xdist reads it
     names_a_test = any("::" in argument for argument in config.args)
-    # Long runs measure, so that nothing may run beside them.
+    # Long runs measure, so nothing may run beside them.
     is_long = "soak" in config.option.markexpr.replace("not soak", "")
     if names_a_test or is_long or config.option.collectonly or config.option.capture == "no":
         return 0
@@ -51,17 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.xdist_group(marker))
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.timeout(0))  # none
-    # Not by `-m "not soak"` among the options of every run: the next -m would take its place.
+    # This is not done with `-m "not soak"` in the options of every run, because a later -m would replace that.
     if "soak" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
     if hasattr(config, "workerinput"):
-        # A process of several: what takes long begins first, so that no process works alone in the end.
+        # In one of several processes, slow tests begin first, so that no process is still busy alone at the end.
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def needs_of(item: pytest.Item) -> set[str]:
-    """The markers of all that a test needs."""
+    """The markers for all that a test needs."""
     fixtures = getattr(item, "fixturenames", ())
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return {marker for fixture, marker in BY_FIXTURE.items() if fixture in fixtures} | {

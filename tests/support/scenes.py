@@ -19,7 +19,7 @@ from support.waiting import until
 
 
 class Effects:
-    """The service `work`, which does and undoes things, and what it did: the oracle of a test."""
+    """The service `work`, which does and undoes things and keeps a list of it: the oracle of a test."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -56,14 +56,14 @@ class Scene:
         return Orchestrator(self.broker, self.stop)
 
     def begin(self, saga_id: str, *steps: dict[str, Any], deadline_ms: int | None = None, **options: Any) -> str:
-        """Ask for a saga; the request's id."""
+        """Ask for a saga. Returns the id of the request."""
         options = {"request_id": uuid.uuid4().hex} | options
         body = {"saga_id": saga_id, "steps": list(steps)} | ({"deadline_ms": deadline_ms} if deadline_ms else {})
         append_requests(self.redis, [parse_begin(body, **options)])
         return str(options["request_id"])
 
     def play(self, saga_id: str) -> SagaState:
-        """Let all move until the saga has ended or stands still for good."""
+        """Let all move until the saga has ended or is parked."""
 
         def settled() -> SagaState | None:
             self.worker.turn(block_ms=1)
@@ -83,5 +83,5 @@ class Scene:
 
 
 def do(params: Any = None, name: str = "Do", service: str = "work", **more: Any) -> Any:
-    """One step: a StepRequest, unless `more` says otherwise."""
+    """One step: a StepRequest, with the changes in `more`."""
     return {"transaction": name, "service": service, "params": params} | more

@@ -1,4 +1,4 @@
-"""Servers for tests: the embedded Valkey and Debian's Redis, with the settings that production asks for.
+"""Servers for tests: the embedded Valkey and Debian's Redis, with the settings that are required in production.
 
 Most tests share a `Server`: they use it one after the other, and it is cleared before each of them. An `OwnServer` is
 started for one test, which may kill it, pause it and start it again.
@@ -50,7 +50,7 @@ class Server:
 
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError), connect(self.url) as client:
-            client.ping()  # which it refuses until it has read its data; it tells its settings before
+            client.ping()  # it refuses this until it has read its data, but reports its settings before
             self._settings = dict(client.config_get("*"))
             return True
         return False
@@ -64,8 +64,8 @@ class Server:
             self.brokers.pop().close()
 
     def clear(self) -> None:
-        """Bring it back to where it was when it started: settings, users, clients, data, scripts, counts
-        and the log of what was refused to users."""
+        """Bring it back to its state at the start: settings, users, clients, data, scripts, counters, and the log of
+        what was refused to users."""
         with connect(self.url) as client:
             now: Any = client.config_get("*")
             for name, value in self._settings.items():
@@ -124,6 +124,6 @@ def start_server(kind: str, folder: Path, make: type[S]) -> S:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    """Whether a process runs. A process that has ended does not, even if its parent has not collected it yet."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return state.strip() != "" and not state.startswith("Z")

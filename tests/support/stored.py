@@ -1,4 +1,4 @@
-"""All that a store holds, for comparing it before and after."""
+"""All that a store holds, to compare it before and after something."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import redis
 
 
 def dump(client: redis.Redis) -> dict[bytes, Any]:
-    """All that is stored, but for who read a stream when. Of a hash its fields, whatever their order: a server may put
-    them into another one while it grows its table."""
+    """All that is stored, except who read a stream when. The fields of a hash come in no particular order, since a
+    server may change it while its table grows."""
     found: dict[bytes, Any] = {}
     there: Any = client.keys()
     for key in there:

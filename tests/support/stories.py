@@ -37,9 +37,9 @@ PUBLISHED: Final[Published] = {
 
 
 class Story:
-    """A saga, and what happens to it: `when` something comes, `expect` what it leads to.
+    """A saga, and what happens to it: `when` something comes, `expect` what follows.
 
-    A second passes before whatever comes, unless it is said otherwise. No delay is shortened by chance.
+    A second passes before each event, unless the test says otherwise. Chance shortens no delay.
     """
 
     def __init__(self, begin: Begin, published: Published, jitter: float) -> None:
@@ -58,18 +58,19 @@ class Story:
     # --- what happens
 
     def when_begun(self, *steps: StepDefinition, request_id: str | None, deadline_ms: int | None = None) -> Self:
-        """Somebody asks for it again, or for another one with its id."""
+        """Somebody asks for it again, or for another saga with its id."""
         return self._when(Begin(saga_id="saga42", steps=steps, request_id=request_id, deadline_ms=deadline_ms))
 
     def when(
         self, kind: str, number: int, *, unknown: bool = False, attempt: int | None = None, **payload: object
     ) -> Self:
-        """A reply comes; `payload`: its result or error; `attempt`: which one it answers, None: it does not say."""
+        """A reply comes. `payload`: its result or error. `attempt`: the attempt that it answers; None: it does not
+        say."""
         members: dict[str, Any] = {name: encode(value) for name, value in payload.items()}
         return self._when(Reply(type=kind, saga_id="saga42", step=number, unknown=unknown, attempt=attempt, **members))
 
     def when_due(self, after_ms: int | None = None) -> Self:
-        """The saga is looked at, this much later; by default when it asked for it, and not a moment later."""
+        """The saga is looked at this much later; by default exactly when it is due."""
         if after_ms is None:
             assert self.saga.due_ms is not None
             after_ms = max(0, self.saga.due_ms - self.now_ms)
@@ -82,12 +83,13 @@ class Story:
     # --- what it leads to
 
     def expect_command(self, service: str, body: str) -> Self:
-        """Exactly one command, with this body: given as the protocol writes it, compared byte for byte."""
+        """Exactly one command, with this body. The body is given as the protocol writes it, and compared byte for
+        byte."""
         assert [(c.service, c.body()) for c in self.decision.commands] == [(service, orjson.dumps(orjson.loads(body)))]
         return self
 
     def expect_sent(self, service: str, kind: str, number: int, attempt: int = 1) -> Self:
-        """Exactly one command; an answer to it is waited for as long as its step says."""
+        """Exactly one command. Its answer is awaited for as long as the step says."""
         sent = [(c.service, c.type, c.step, c.attempt) for c in self.decision.commands]
         assert sent == [(service, kind, number, attempt)]
         assert self.saga.times_out_ms == self.now_ms + self.saga.step.definition.timeout_ms
@@ -95,7 +97,7 @@ class Story:
         return self
 
     def expect_told_the_result(self, result: bytes | None) -> Self:
-        """The one compensation that is sent is told what its step returned."""
+        """The one compensation that is sent contains the result of its step."""
         assert [command.result for command in self.decision.commands] == [result]
         return self
 
@@ -104,7 +106,7 @@ class Story:
         return self
 
     def expect_sent_again_in(self, ms: int) -> Self:
-        """Nothing is sent now; the next attempt is, after this long."""
+        """Nothing is sent now; the next attempt is sent after this long."""
         assert (self.saga.times_out_ms, self.saga.send_again_ms) == (None, self.now_ms + ms)
         assert self.saga.parked is None
         return self.expect_nothing_sent()
@@ -122,7 +124,7 @@ class Story:
         return self
 
     def expect_outcome(self, body: str, to: str | None = None) -> Self:
-        """The outcome is told, addressed to the request `to`."""
+        """The outcome is reported, addressed to the request `to`."""
         told = Notice(kind="outcome", saga_id="saga42", request_id=to, body=orjson.dumps(orjson.loads(body)))
         assert self.decision.notices[-1:] == (told,)
         assert self.decision.commands == ()
@@ -135,7 +137,7 @@ class Story:
         return self
 
     def expect_parked(self, reason: str, status: str = "COMPENSATING") -> Self:
-        """The saga has been left to a person, who is told; it waits for nothing else."""
+        """The saga is parked, and that is reported; it waits for nothing else."""
         self.expect_still_parked(reason, status)
         body = parked_body("saga42", status, reason)
         told = Notice(kind="parked", saga_id="saga42", request_id=self.saga.request_id, body=body)
@@ -148,14 +150,14 @@ class Story:
         return self.expect_waits("a person, it is parked").expect_nothing_sent()
 
     def expect_done(self, verb: Verb, to: str = "op-1") -> Self:
-        """Whoever asked is told, before anything else is, that it was done."""
+        """First of all the requester is told that the request was done."""
         told = Notice(kind="done", saga_id="saga42", request_id=to, body=done_body(verb, "saga42"))
         assert self.decision.notices[:1] == (told,)
         assert self.decision.quarantine is None
         return self
 
     def expect_refused(self, why: str, code: Code = Code.PRECONDITION_FAILED, to: str = "op-1") -> Self:
-        """Whoever asked is told why not, and nothing changed."""
+        """The requester is told why not, and nothing changed."""
         (told,) = self.decision.notices
         assert (told.kind, told.saga_id, told.request_id) == ("refused", "saga42", to)
         assert orjson.loads(told.body) == {"type": "error", "code": code, "text": f"saga saga42 {why}"}
@@ -168,7 +170,7 @@ class Story:
         return self
 
     def expect_nothing_changed(self) -> Self:
-        """Neither the saga nor anything outside it."""
+        """Neither the saga nor anything else changed."""
         assert self.state is self.before
         return self.expect_nothing_sent()
 
@@ -178,13 +180,13 @@ class Story:
         return self.expect_nothing_changed()
 
     def expect_duplicate_counted(self) -> Self:
-        """And nothing else changed."""
+        """The duplicate is counted, and nothing else changed."""
         assert self.before is not None
         assert self.decision == Decision(state=replace(self.before, duplicates=self.before.duplicates + 1))
         return self
 
     def expect_late(self, number: int, result: object = None) -> Self:
-        """That the step was done is kept with it, when it was heard and with what result; nothing else changed."""
+        """The saga keeps that the step was done: when that was heard, and the result. Nothing else changed."""
         assert self.before is not None
         steps = list(self.before.steps)
         kept = None if result is None else encode(result)
@@ -202,7 +204,7 @@ class Story:
 
 
 def readable(state: Found) -> SagaState | None:
-    """The state, of a saga whose hash can be read."""
+    """The state of a saga whose hash can be read."""
     assert not isinstance(state, UnreadableSaga)
     return state
 
@@ -215,6 +217,6 @@ def given_saga(
     deadline_ms: int | None = None,
     jitter: float = 1.0,
 ) -> Story:
-    """A saga of these steps has just begun."""
+    """A saga with these steps that has just begun."""
     begin = Begin(saga_id="saga42", steps=steps, request_id=request_id, echo=echo, deadline_ms=deadline_ms)
     return Story(begin, published, jitter)

@@ -22,7 +22,7 @@ JSON_VALUES = st.recursive(
 
 
 def nested_value(levels: int) -> Any:
-    """Lists in lists, this deep."""
+    """Lists in lists, nested this deep."""
     value: Any = []
     for _ in range(levels - 1):
         value = [value]
@@ -30,7 +30,7 @@ def nested_value(levels: int) -> Any:
 
 
 def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
-    """What is said of a malformed message."""
+    """The error text for a malformed message."""
     with pytest.raises(MalformedMessage) as caught:
         call(*args, **kwargs)
     return str(caught.value)
@@ -67,7 +67,7 @@ def a_command(*, compensating: bool = False, attempt: int = 1) -> Command:
     )
 
 
-#: What may stand in the place of a record and is none.
+#: Values in place of a record that are not records.
 GARBLED_RECORDS = [
     b"",
     b"ok",

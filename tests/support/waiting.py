@@ -1,4 +1,4 @@
-"""Waiting for a condition, never for a time; and limits of time that hold on a busy machine too."""
+"""Waiting for a condition, never for a time; and time limits that hold on a busy machine too."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T | None], *, what: str, timeout_s: float = 60.0) -> T:
-    """The first true value of `condition`; fails the test if there is none in time.
+    """The first true value of `condition`. Fails the test if there is none in time.
 
-    A test that passes does not wait for the limit, so the limit is generous: a busy machine must not meet it.
+    A test that passes does not wait for the limit, so the limit is generous: even a busy machine must not reach it.
     """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -22,7 +22,7 @@ def until(condition: Callable[[], T | None], *, what: str, timeout_s: float = 60
 
 @contextmanager
 def takes_less_than(seconds: float) -> Iterator[None]:
-    """Fails the test if what is done within this takes longer than on an idle machine it may."""
+    """Fails the test if the work within this takes longer than it may on an idle machine."""
     slow, began = slowness(), time.monotonic()
     yield
     took = time.monotonic() - began
@@ -31,7 +31,7 @@ def takes_less_than(seconds: float) -> Iterator[None]:
 
 
 def slowness() -> float:
-    """How many times as long as on an idle machine a calculation takes at present; at least 1."""
+    """How many times longer a calculation takes now than on an idle machine; at least 1."""
     began, used = time.monotonic(), time.thread_time()
     while time.thread_time() - used < 0.05:
         pass

@@ -1,4 +1,4 @@
-"""How the property tests run: no time limit an example, and the same examples each time on a build server."""
+"""How property tests run: no time limit for an example, and the same examples each time on a build server."""
 
 import os
 

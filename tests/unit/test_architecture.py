@@ -1,4 +1,4 @@
-"""How the modules may depend on each other, and what may stand where; read from the sources."""
+"""How the modules may depend on each other, and what each may contain; read from the sources."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ PACKAGES = {
     "sagastream_bridge": ROOT / "bridge" / "sagastream_bridge",
     "sagastream_stubs": ROOT / "stubs" / "sagastream_stubs",
 }
-#: What a pure module does without: the broker, clocks, chance, the machine.
+#: What a pure module must not use: the broker, clocks, chance, the machine.
 IMPURE = {
     "redis",
     "time",
@@ -49,7 +49,7 @@ SCRIPTS = sorted(path for folder in PACKAGES.values() for path in folder.rglob("
 
 
 def _imports(name: str) -> Iterator[str]:
-    """All that a module imports, wherever in it: also inside functions, and for type checkers alone."""
+    """All imports of a module, wherever they are: also inside functions, and those for type checkers only."""
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def _top(module: str) -> str:
 
 
 def _reached(name: str) -> set[str]:
-    """A module, and all that it imports of the project, directly or not."""
+    """A module, and all modules of the project that it imports, directly or not."""
     reached, rest = set(), [name]
     while rest:
         module = rest.pop()
@@ -115,7 +115,7 @@ def test_the_sources_are_found() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_imports_itself_in_a_circle(name: str) -> None:
-    # What the front door offers lazily is not imported by those who merely stand behind it.
+    # A module that only stands behind the front door does not import what the door offers lazily.
     circle = [module for module in EDGES[name] if name in _reached(module)]
     assert circle == []
 
@@ -153,7 +153,7 @@ WINGS = {
     "pytest_plugin": {"testing"},
     "__main__": set(),
 }
-#: The wings of the bridge likewise; each may import all of the library.
+#: The wings of the bridge, in the same way; each may import all of the library.
 BRIDGE_WINGS = {
     "inspection": set(),
     "local": {"inspection"},
@@ -166,7 +166,7 @@ BRIDGE_WINGS = {
 
 
 def _wing(module: str) -> str:
-    """The wing that a module stands in; of the front door there is none."""
+    """The wing of a module; None for the front door."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -257,7 +257,7 @@ def test_no_script_names_a_key(path: Path) -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_begins_with_its_contract(path: Path) -> None:
     first, *lines = path.read_text().splitlines()
-    # Without a flag, a full store refuses a script before its first write. It takes a heartbeat all the same.
+    # Without a flag, a full store refuses a script before its first write. It accepts a heartbeat all the same.
     assert first == ("#!lua flags=allow-oom" if path.name == "beat.lua" else "#!lua")
     header = []
     for line in lines:
@@ -301,7 +301,7 @@ def test_the_picture_of_the_phases_of_a_step_has_exactly_the_edges_of_its_table(
 
 
 def _listed_files() -> dict[str, list[str]]:
-    """The modules of each package, in the order of the list of where things live."""
+    """The modules of each package, in the order in which ARCHITECTURE.md lists them."""
     folders = {str(path.relative_to(ROOT)): package for package, path in PACKAGES.items()}
     listed: dict[str, list[str]] = {package: [] for package in PACKAGES}
     package, wing = None, ""
@@ -315,7 +315,7 @@ def _listed_files() -> dict[str, list[str]]:
     return listed
 
 
-#: What is listed by its folder alone.
+#: Folders that are listed without their modules.
 _BY_FOLDER = re.compile(r"(testing|bench|conformance)\.")
 
 
@@ -348,7 +348,7 @@ _WAY = re.findall(r"## The way of the data\n\n(.*?)\n\n", ARCHITECTURE, flags=re
 
 
 def _passed(way: str) -> list[str]:
-    """The modules that a part of the way names, in their order."""
+    """The modules that a part of the way names, in order."""
     found = [name.replace("/", ".") for name in re.findall(r"\b[a-z_]+/[a-z_]+\b", way)]
     return [next((f"{top}.{name}" for top in PACKAGES if f"{top}.{name}" in MODULES), name) for name in found]
 

@@ -1,4 +1,4 @@
-"""Nothing that strangers wrote can act on a terminal."""
+"""Text from outside cannot act on a terminal."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sagastream.console import printable
 
-#: Categories of characters that act on a terminal, hide, or turn the text around them.
+#: Categories of characters that act on a terminal, are invisible, or change the direction of the text around them.
 HARMFUL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 

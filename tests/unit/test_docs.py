@@ -1,4 +1,4 @@
-"""What the pages name is there: commands with their options, files, sections."""
+"""What the pages name exists: commands with their options, files, sections."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 
 
 def commands(text: str) -> Iterator[str]:
-    """The command lines of a page: what stands in backticks, or in a line of its own, after `sagastream`."""
+    """The command lines of a page: texts in backticks, or on lines of their own, that begin with `sagastream`."""
     for code in [*re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text), *re.findall(r"^    (.+)$", text, re.MULTILINE)]:
         yield from re.findall(r"(?:^|[|&(;] ?|[A-Z_]+=\S+ )sagastream ([a-z].*?)(?=$|[|&;)]| #)", code)
 

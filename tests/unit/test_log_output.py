@@ -1,4 +1,4 @@
-"""What stands on stderr: the lines that people know, and JSON that any reader takes."""
+"""What is written to stderr: the lines that people know, and JSON that any reader accepts."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ from sagastream.log_output import JsonLines, TextLines, write_to_stderr
 from sagastream.telemetry import HandlerFields, Handling, Log, about
 
 COMMAND = Command(service="shop", type="Charge", saga_id="o-1", step=2, attempt=3, params=b"{}", begun_ms=0)
-#: Characters that act on a terminal, hide, or are half of one.
+#: Characters that act on a terminal, are invisible, or are half of one.
 NASTY = st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp"]))
 
 
 class Nasty:
-    """An object of somebody's that cannot be shown."""
+    """An object whose repr raises."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no\nrepr")
@@ -48,11 +48,11 @@ Install = Callable[..., logging.Logger]
 
 @pytest.fixture
 def install() -> Iterator[Install]:
-    """Has records written as in a process that nothing else has configured logging for; returns the root logger."""
+    """Let records be written as in a process for which nobody has configured logging. Returns the root logger."""
     root, level = logging.getLogger(), logging.getLogger().level
 
     def installed(**environment: str) -> logging.Logger:
-        root.handlers[:] = []  # pytest's own raise where a log call is wrong
+        root.handlers[:] = []  # pytest's own handler raises if a log call is wrong
         write_to_stderr(environment)
         return root
 

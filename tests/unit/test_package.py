@@ -1,4 +1,4 @@
-"""What `import sagastream` gives."""
+"""What `import sagastream` offers."""
 
 import subprocess
 import sys

@@ -48,7 +48,7 @@ REFUND = Command(
 
 
 def tables(section: str) -> list[list[list[str]]]:
-    """The tables below a heading, to the next one: rows of cells, without the head."""
+    """The tables of the section with this heading: rows of cells, without the head."""
     found = re.search(rf"\n#+ {re.escape(section)}\n(.*?)(?=\n##|\Z)", DOC, re.DOTALL)
     assert found is not None, section
     blocks = re.findall(r"(?:^\|.*\n)+", found[1] + "\n", re.MULTILINE)
@@ -194,7 +194,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
 
 
 def test_what_nobody_reads_does_no_harm() -> None:
-    """The page lets members and fields be added: a reply that has more than it names is read all the same."""
+    """The page allows more members and fields: a reply that has them is read all the same."""
     body = encode({"type": "Do_ok", "saga_id": "s", "step": 1, "more": 1})
     assert read_reply({b"body": body, b"more": b"1"}) == Reply(type="Do_ok", saga_id="s", step=1)
 

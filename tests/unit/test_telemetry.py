@@ -1,4 +1,4 @@
-"""Who observes is told, and harms nothing; log records say which call of a handler they belong to."""
+"""Observers are told, and harm nothing; log records say to which call of a handler they belong."""
 
 import asyncio
 import logging

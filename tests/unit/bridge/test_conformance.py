@@ -1,4 +1,4 @@
-"""What a service is checked with, what a check makes of its outcome, and how that looks to a person."""
+"""The checks of a service, what they make of an outcome, and how that looks to a person."""
 
 import unicodedata
 from typing import Any, NoReturn, cast
@@ -19,7 +19,7 @@ CHECKS = (*command_checks.CHECKS.all, *service_checks.CHECKS.all)
 
 
 class _NoTrial:
-    """Enough of a trial for a check that does nothing."""
+    """As much of a trial as a check needs that does nothing."""
 
     case = Case(command="Do", params=b"1")
     is_uncounted = False

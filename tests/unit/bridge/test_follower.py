@@ -1,4 +1,4 @@
-"""Who is told what, and how long the end of input waits for it."""
+"""Who is told what, and how long the end of input is delayed for it."""
 
 import json
 import threading
@@ -49,7 +49,7 @@ def refused() -> list[tuple[Asker, Refusal]]:
 
 @pytest.fixture
 def make(refused: list[tuple[Asker, Refusal]]) -> Make:
-    """A follower of a broker that nobody asks for anything."""
+    """A follower whose broker is never used."""
 
     def made(*askers: Asker, outcomes: bool = True, served: tuple[str, ...] = ()) -> Follower:
         follower = Follower(

@@ -1,4 +1,4 @@
-"""How sagas and messages look to a person; nothing that strangers wrote can act on a terminal."""
+"""How sagas and messages look to a person. Text from outside cannot act on a terminal."""
 
 import unicodedata
 from typing import Any
@@ -18,7 +18,7 @@ from sagastream_bridge.inspection import views
 
 NOW_MS = 1_700_000_000_000
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
-#: Text as strangers write it: lone surrogates never come this far, the decoder refuses them.
+#: Text as it may come from outside. It has no lone surrogates, since the decoder refuses them.
 NASTY = st.text(
     st.characters(categories=["Cc", "Cf", "Zl", "Zp"]) | st.sampled_from("[2J31m;ab"),
     max_size=12,
@@ -26,7 +26,7 @@ NASTY = st.text(
 
 
 def harmful(line: str) -> list[str]:
-    """What is left to act on a terminal when click's own colours are taken away."""
+    """The characters that could act on a terminal, apart from click's own colours."""
     return [c for c in click.unstyle(line) if unicodedata.category(c) in HARMFUL]
 
 

@@ -1,4 +1,4 @@
-"""The way to the broker, as far as it goes without one."""
+"""The connection to the broker, as far as it can be tested without one."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ from sagastream.broker.wire import Words
 
 
 def asks(name: str, *counts: int) -> Exchange[list[Any]]:
-    """Asks so many commands in each of its round trips; all the answers."""
+    """An exchange that sends so many commands in each of its round trips. Returns all the answers."""
     found: list[Any] = []
     for trip, count in enumerate(counts, 1):
         answers = yield [(name, trip, number) for number in range(count)]
@@ -25,7 +25,7 @@ def refuses(why: Exception) -> Exchange[None]:
 
 
 def played(exchange: Exchange[Any]) -> tuple[list[list[Words]], Any]:
-    """The round trips of an exchange whose commands are answered with themselves, and what it returns."""
+    """The round trips of an exchange whose commands are answered with themselves, and its result."""
     trips: list[list[Words]] = []
     try:
         commands: Sequence[Words] = next(exchange)
@@ -46,7 +46,7 @@ def test_two_at_once_ask_in_the_same_round_trips_and_each_gets_its_own_answers(
     assert len(trips) == max(len(first), len(second))
     for commands in trips:
         names = [words[0] for words in commands]
-        assert names == sorted(names)  # those of the first before those of the second
+        assert names == sorted(names)  # the commands of the first come before those of the second
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -1,4 +1,4 @@
-"""Entries of streams, and what is kept of those that are set aside."""
+"""Entries of streams, and what the quarantine keeps of them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What clients ask for: its types, its checks, its batches."""
+"""What clients send: its types, its checks, its batches."""
 
 from collections.abc import Iterator
 from typing import Any, get_type_hints
@@ -30,7 +30,7 @@ def test_the_type_of_a_step_has_the_members_that_the_protocol_knows() -> None:
 
 
 def test_a_type_checker_finds_what_is_misspelt() -> None:
-    # mypy says so where one of these comments is not needed: the test is its run over this file.
+    # If one of these comments were not needed, mypy would report it: its run over this file is the test.
     right: StepRequest = {"transaction": "Do", "service": "work", "kind": "pivot", "compensation": None}
     assert StepKind(right["kind"]) is StepKind.PIVOT
     misspelt: StepRequest = {"transaction": "Do", "service": "work", "timeout": 5}  # type: ignore[typeddict-unknown-key]
@@ -42,7 +42,7 @@ def test_a_type_checker_finds_what_is_misspelt() -> None:
 
 
 def test_a_type_checker_has_what_is_no_saga_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As above, by the comments: what is yielded has no status before it was asked what it is.
+    # As above, with the comments: what is yielded has no status before its type was checked.
     def look(client: SagaClient) -> Iterator[str]:
         for ended in client.as_completed(["s1"]):
             yield ended.status  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What settles a wait, and how a saga that has not completed becomes an error."""
+"""What ends a wait, and how a saga that has not completed becomes an error."""
 
 import asyncio
 import math

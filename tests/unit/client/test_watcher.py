@@ -1,4 +1,4 @@
-"""A watcher of sagas against the answers that a store would give, one round trip at a time."""
+"""A watcher of sagas with the answers that a store would give, one round trip at a time."""
 
 import threading
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def a_saga(
     saga_id: str, status: SagaStatus = SagaStatus.PENDING, *, parked: str | None = None, **more: Any
 ) -> SagaState:
     begin = a_begin(saga_id).begin
-    # A live saga has a reason to move.
+    # A live saga always waits for something.
     now: dict[str, Any] = (
         {"phase": Phase.OUT, "due_ms": 5} if status is SagaStatus.PENDING else {"phase": Phase.COMPLETED}
     )
@@ -38,19 +38,19 @@ def a_saga(
 
 
 class Store:
-    """What a broker holds: sagas and events. `reading`: called as a reading of events begins."""
+    """What a broker holds: sagas and events. `reading` is called when a read of events begins."""
 
     def __init__(self) -> None:
         self.sagas: dict[str, SagaState] = {}
         self.events: list[tuple[bytes, dict[str, str]]] = []
         self.reading: Callable[[], None] = lambda: None
-        self.looks: list[list[str]] = []  # the sagas of each look
+        self.looks: list[list[str]] = []  # the sagas that each look reads
 
     def tell(self, kind: str, saga_id: str, **fields: str) -> None:
         self.events.append((b"1-%d" % (len(self.events) + 1), {"kind": kind, "saga_id": saga_id} | fields))
 
     def end(self, saga_id: str) -> None:
-        """The saga ends, as a worker writes it: hash and event at once."""
+        """End the saga as a worker does: hash and event at once."""
         self.sagas[saga_id] = a_saga(saga_id, SagaStatus.COMPLETED)
         self.tell("outcome", saga_id)
 
@@ -99,7 +99,7 @@ def heard(watcher: SagaWatcher) -> list[bytes]:
 
 
 def watching(store: Store, *waiters: Waiter, in_order: bool = True) -> SagaWatcher:
-    """One that has looked at all sagas, and reads on from here."""
+    """A watcher that has looked at all sagas, and reads on from here."""
     watcher = SagaWatcher(waiters, in_order=in_order)
     while watcher._to_look or not watcher.in_place:
         assert store.run(watcher.turn(0)) == []
@@ -114,7 +114,7 @@ def test_a_waiter_is_settled_after_all_that_was_heard_before_the_end(store: Stor
     store.sagas["a"] = a_saga("a")
     watcher = watching(store, waiter := Waiter.for_end_of("a"))
     if stray:
-        store.tell("outcome", "a")  # by whomever; by the time of the look it is true
+        store.tell("outcome", "a")  # whoever sent it: at the time of the look it is true
     store.tell("reply", "a")
     store.end("a")
     assert store.run(watcher.turn(1)) == []
@@ -132,7 +132,7 @@ def test_an_end_that_a_look_finds_first_waits_until_its_messages_were_heard_and_
     assert store.run(watcher.look_at(["a"])) == []
     assert store.run(watcher.turn(1)) == []
     assert heard(watcher) == [b"reply", b"outcome"]
-    # A look of another thread, while the caller of the turn is still at what was heard.
+    # Another thread looks while the first one still works on what it has read.
     assert store.run(watcher.look_at(["a"])) == []
     assert names(store.run(watcher.turn(0))) == ["a"]
 

@@ -1,4 +1,4 @@
-"""What a message, an operator's request or the time does to a saga, told as stories."""
+"""What a message, an operator's request or the time does to a saga, written as stories."""
 
 from typing import Any
 
@@ -237,7 +237,7 @@ def test_the_reason_quotes_the_error(error: object, quoted: str) -> None:
 
 # --- outcomes that nobody knows
 
-ONCE = step("ChargePayment", "payment", 7, attempts=1)  # nobody tries it again
+ONCE = step("ChargePayment", "payment", 7, attempts=1)  # an attempt that fails is not tried again
 
 
 def test_a_step_whose_outcome_is_unknown_is_compensated_too_and_first() -> None:
@@ -356,7 +356,7 @@ def test_a_saga_is_parked_only_when_it_comes_to_the_step_that_nobody_can_undo() 
     )
 
 
-#: It is undone in one try or not at all.
+#: Its compensation is tried once.
 CHARGE_UNDONE_ONCE = replace(CHARGE, compensation_attempts=1)
 RESERVE_UNDONE_ONCE = replace(RESERVE, compensation_attempts=1)
 
@@ -381,7 +381,7 @@ def test_a_saga_whose_compensation_fails_for_good_is_parked_and_goes_on_when_it_
 
 
 def parked_in_the_undo(reason: object = "bank is closed") -> Story:
-    """A saga that cannot undo its first step."""
+    """A saga that is parked because its first step cannot be undone."""
     story = given_saga(RESERVE_UNDONE_ONCE, CHARGE).when("ReserveInventory_ok", 1)
     return story.when("ChargePayment_failed", 2).when("ReleaseReservation_failed", 1, error=reason)
 
@@ -454,7 +454,7 @@ def test_a_reply_of_an_earlier_step_with_the_same_transaction_is_not_taken_for_o
 
 
 def waiting_for_the_second_attempt(**options: Any) -> Story:
-    """Step 2 was not answered in time, and has been sent again."""
+    """Step 2 was not answered in time, and was sent again."""
     story = given_saga(RESERVE, replace(CHARGE, **options)).when("ReserveInventory_ok", 1).when_due().when_due()
     return story.expect_sent("payment", "ChargePayment", 2, attempt=2)
 
@@ -478,7 +478,7 @@ def test_a_failure_of_an_earlier_attempt_that_is_no_last_word_is_counted() -> No
 def test_a_definite_failure_ends_the_step_whichever_attempt_it_answers(attempt: int | None) -> None:
     story = waiting_for_the_second_attempt().when("ChargePayment_failed", 2, error="no", attempt=attempt)
     story.expect_status("COMPENSATING", "Step 2 failed: no (2 attempts)").expect_steps("COMPLETED", "FAILED")
-    # Nothing of it remains, of no attempt: it is not compensated.
+    # Nothing remains of any attempt: the step is not compensated.
     story.expect_sent("inventory", "ReleaseReservation", 1)
     assert not story.saga.steps[1].unknown
 
@@ -503,7 +503,7 @@ def test_a_step_that_was_done_between_two_attempts_is_not_sent_again() -> None:
 def test_failures_of_all_attempts_of_a_step_that_was_done_in_the_end_are_counted() -> None:
     story = waiting_for_the_second_attempt().when("ChargePayment_ok", 2, attempt=2)
     story.when("ChargePayment_failed", 2, unknown=True, attempt=1).expect_duplicate_counted()
-    # One that says that nothing of it remains contradicts what is known.
+    # A reply that says that nothing remains contradicts what is known.
     story.when("ChargePayment_failed", 2, attempt=1)
     story.expect_quarantined("too late: step 2 is COMPLETED, the saga COMPLETED")
 
@@ -514,7 +514,7 @@ def test_a_failure_that_was_no_last_word_is_counted_once_the_step_was_done() -> 
 
 
 def undoing_for_the_second_time() -> Story:
-    """The compensation of step 1 was not answered in time, and has been sent again."""
+    """The compensation of step 1 was not answered in time, and was sent again."""
     story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
     return story.when_due().when_due().expect_sent("inventory", "ReleaseReservation", 1, attempt=2)
 
@@ -552,7 +552,7 @@ def test_a_reply_for_a_step_that_was_not_sent_is_quarantined() -> None:
         "ReserveInventory_done",
         "ReserveInventory_ok_ok",
         "reserveinventory_ok",
-        "ReleaseReservation_ok",  # nobody was asked to
+        "ReleaseReservation_ok",  # no attempt of it was sent
         "_ok",
     ],
 )
@@ -577,7 +577,7 @@ def test_a_cancelled_saga_goes_back_when_its_current_step_is_answered() -> None:
     story = given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL, "ordered twice").expect_done(Verb.CANCEL)
     story.expect_status("PENDING").expect_nothing_sent().expect_notices("done - saga_cancel_ok")
     story.expect_waits("inventory to answer ReserveInventory, step 1, to be cancelled then")
-    assert story.saga.due_ms == BEGUN_MS + RESERVE.timeout_ms  # cancelling does not prolong the waiting
+    assert story.saga.due_ms == BEGUN_MS + RESERVE.timeout_ms  # a cancel does not prolong the wait
     story.when("ReserveInventory_ok", 1, result=1).expect_sent("inventory", "ReleaseReservation", 1)
     story.expect_status("COMPENSATING", "Cancelled: ordered twice").expect_steps("COMPLETED", "PENDING")
     story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Cancelled: ordered twice")
@@ -611,7 +611,7 @@ def test_a_step_of_unknown_outcome_is_not_tried_again_once_it_is_to_be_cancelled
 def test_a_failure_that_would_be_tried_again_is_not_once_the_saga_is_to_be_cancelled() -> None:
     story = given_saga(RESERVE, replace(CHARGE, retry_failed=True)).when("ReserveInventory_ok", 1)
     story.when_asked(Verb.CANCEL).when("ChargePayment_failed", 2, error="busy")
-    # It is no last word: another delivery may do it yet, so it is undone too.
+    # The failure is not final: another delivery may still do it, so the step is undone too.
     story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_sent("payment", "RefundPayment", 2)
     story.when("RefundPayment_ok", 2).expect_sent("inventory", "ReleaseReservation", 1)
 
@@ -715,7 +715,7 @@ def test_a_request_is_done_once_however_often_it_arrives() -> None:
     story.expect_sent("inventory", "ReleaseReservation", 1, attempt=2)
     story.when_asked(Verb.RETRY, request_id="op-1").expect_done(Verb.RETRY).expect_nothing_changed()
     story.when("ReleaseReservation_failed", 1).when_asked(Verb.RETRY, request_id="op-1")
-    story.expect_done(Verb.RETRY).expect_nothing_changed()  # parked once more, and asked for no more
+    story.expect_done(Verb.RETRY).expect_nothing_changed()  # parked again, and it waits for nothing
     story.when_asked(Verb.RETRY, request_id="op-2").expect_sent("inventory", "ReleaseReservation", 1, attempt=3)
     story.expect_interventions("retry: as agreed", "retry: as agreed")
 

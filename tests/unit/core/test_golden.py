@@ -28,7 +28,7 @@ TRY = step("TryIt", "till", {"amount": 1}, retry_failed=True, attempts=3, compen
 
 
 class Recorder(Story):
-    """A story that writes down all that each of its events leads to."""
+    """A story that records all results of each of its events."""
 
     def __init__(self, begin: Begin) -> None:
         self.written: list[Any] = [{"request": _words(begin.fields())}]
@@ -64,7 +64,7 @@ def _word(word: Any) -> Any:
 
 
 def _words(fields: dict[str, Any]) -> list[Any]:
-    """In their order: it is the order in the entry."""
+    """In order: it is the order in the entry."""
     return [_word(word) for pair in fields.items() for word in pair]
 
 

@@ -75,7 +75,7 @@ def a_step(**options: Any) -> StepDefinition:
     return StepDefinition(transaction="A", service="s", params=b"7", **options)
 
 
-#: For each option of a step a value that is not the usual one.
+#: For each option of a step a value that is not the default.
 UNUSUAL = {
     "compensation": "U",
     "kind": StepKind.PIVOT,

@@ -1,4 +1,4 @@
-"""What a saga can do: try again, go back, undo, be parked and go on; and what holds whatever comes."""
+"""What a saga can do: try again, be undone, be parked and go on; and what always holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def test_a_failure_is_tried_again_where_the_step_asks_for_it() -> None:
         assert story.decision.commands[0].retried
         story.when("ChargePayment_failed", 1, error="busy", attempt=attempt).expect_sent_again_in(1000 * attempt)
         story.when_due().expect_sent("payment", "ChargePayment", 1, attempt=attempt + 1)
-    # Each said that nothing of it remains: there is nothing to undo.
+    # Each answer said that nothing of it remains, so there is nothing to undo.
     story.when("ChargePayment_failed", 1, error="busy", attempt=3)
     story.expect_status("ABORTED", "Step 1 failed: busy (3 attempts)").expect_steps("FAILED")
 
@@ -104,7 +104,7 @@ def test_a_failure_is_not_tried_again_where_the_step_does_not_ask_for_it() -> No
 
 
 def test_the_last_failure_of_a_step_is_its_last_word_whatever_was_unknown_before() -> None:
-    # The service records it, and undoes what any other delivery does after that.
+    # The service records the failure, and undoes what any later delivery does.
     story = given_saga(replace(CHARGE, retry_failed=True, attempts=2)).when_due().when_due()
     story.when("ChargePayment_failed", 1, error="busy", attempt=2)
     story.expect_status("ABORTED", "Step 1 failed: busy (2 attempts)")
@@ -180,7 +180,7 @@ def test_a_retriable_step_is_tried_again_and_then_parked_on_the_way_forward(fail
     for attempt in (1, 2):
         story.expect_sent("shipping", "CreateShipment", 2, attempt=attempt)
         (command,) = story.decision.commands
-        assert (command.not_after_ms, command.retried) == (None, True)  # it may be done late, and must be in the end
+        assert (command.not_after_ms, command.retried) == (None, True)  # it may be late, but it must be done
         if fails == "in silence":
             story.when_due()
         else:
@@ -281,7 +281,7 @@ def test_a_pivot_that_is_to_be_cancelled_and_may_have_been_done_is_parked() -> N
 
 
 def parked_going_forward() -> Story:
-    """A saga that stands still at its second step of three, past its pivot."""
+    """A saga that is parked at its second step of three, past its pivot."""
     last = step("SendMail", "mail", compensation=None, kind=StepKind.RETRIABLE)
     story = given_saga(PIVOT, replace(RETRIABLE, attempts=2), last, request_id="me-1").when("ChargePayment_ok", 1)
     story.when_due().when_due().when_due()
@@ -289,7 +289,7 @@ def parked_going_forward() -> Story:
 
 
 def parked_going_back() -> Story:
-    """A saga that cannot undo the second of three steps."""
+    """A saga that is parked because the second of its three steps cannot be undone."""
     twice = replace(CHARGE, compensation_attempts=2)
     story = given_saga(RESERVE, twice, SHIP, request_id="me-1").when("ReserveInventory_ok", 1)
     story.when("ChargePayment_ok", 2).when("CreateShipment_failed", 3, error="no").when_due().when_due().when_due()
@@ -410,7 +410,7 @@ Edge = tuple[SagaStatus | None, str]
 
 
 class Footprints(dict[Edge, SagaStatus]):
-    """TRANSITIONS that remember which of its edges were walked."""
+    """TRANSITIONS that remember which edges were taken."""
 
     def __init__(self) -> None:
         super().__init__(TRANSITIONS)
@@ -444,7 +444,7 @@ StepEdge = tuple[Phase, str]
 
 
 class StepFootprints(dict[StepEdge, Phase]):
-    """STEP, with a memory of which of its edges were walked."""
+    """STEP, which remembers which of its edges were taken."""
 
     def __init__(self) -> None:
         super().__init__(STEP)
@@ -456,7 +456,7 @@ class StepFootprints(dict[StepEdge, Phase]):
 
 
 def in_doubt(published: Published = PUBLISHED) -> Story:
-    """A saga whose only step was not answered, and is being undone, if anybody knows how."""
+    """A saga whose only step was not answered, and is being undone if anybody knows how."""
     return given_saga(replace(CHARGE, attempts=1, compensation_attempts=2), published=published).when_due()
 
 
@@ -464,7 +464,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     prints = StepFootprints()
     monkeypatch.setattr(step_state, "STEP", prints)
     done: dict[str, Any] = {"result": 7}
-    # Forward: answered while it is out, between two attempts, and parked.
+    # Forward: answered while the command is out, between two attempts, and while the step is parked.
     given_saga(CHARGE).when("ChargePayment_ok", 1)
     given_saga(CHARGE).when_due().when("ChargePayment_ok", 1)
     given_saga(CHARGE).when_due().when("ChargePayment_failed", 1)
@@ -474,7 +474,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
         pivot_in_doubt().when_asked(verb)
     pivot_in_doubt().when("ChargePayment_ok", 1)
     pivot_in_doubt().when_asked(Verb.SKIP).when("ChargePayment_ok", 1, **done)
-    # Back: a step that was done, and one of which that is not known.
+    # Back: a step that was done, and one of which nobody knows whether it was.
     given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
     given_saga(RESERVE, CHARGE, published={}).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
     parked_going_back().when_asked(Verb.ABANDON)
@@ -491,7 +491,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
 
 
 def pivot_in_doubt() -> Story:
-    """A saga whose only step, its pivot, was not answered, and is parked."""
+    """A saga whose only step, its pivot, was not answered; it is parked."""
     return given_saga(PIVOT).when_due().when_due().when_due()
 
 
@@ -505,8 +505,8 @@ def test_an_ended_saga_has_no_way_on() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Chance:
-    """Something that comes: the reply that is waited for, one like it, any other, one again; the time, too early or
-    not; a saga_begin; something that an operator asks for, where it may help or at any time."""
+    """An event: the reply that is awaited, one like it, any other, one again; the timer, too early or not; a
+    saga_begin; an operator's request that fits the state, or any other."""
 
     kind: str  # ok, failed, unknown, stale, any, again, due, early, begin, help, ask
     pick: int = 0
@@ -570,7 +570,7 @@ def sagas(draw: st.DrawFn) -> tuple[Begin, Published]:
 
 
 class Run:
-    """A saga that all sorts of things happen to; after each of them all that must hold is checked."""
+    """A saga to which all sorts of events happen. After each of them everything that must hold is checked."""
 
     def __init__(self, begin: Begin, published: Published) -> None:
         self.begin = begin
@@ -581,7 +581,7 @@ class Run:
         self.last: Command | None = None
         self.replies: list[Reply] = []
         self.outcomes = 0
-        self.asked: set[str | None] = set()  # what was asked for and done
+        self.asked: set[str | None] = set()  # requests that were made and done
         self.abandoned = False
         self.happens(begin)
 
@@ -649,7 +649,7 @@ class Run:
         self.state = after
 
     def _check_edges(self, before: SagaState | None, after: SagaState, edges: list[Edge]) -> None:
-        """The saga came from its status before to the one after along edges that follow on each other."""
+        """The saga went from its old status to its new one along edges of the table."""
         status = before.status if before else None
         for edge in edges:
             assert edge[0] == status
@@ -657,7 +657,7 @@ class Run:
         assert status == after.status
 
     def _check_commands(self, after: SagaState, decided: Decision) -> None:
-        """At most one command, for the current step, in the direction in which the saga goes, and not too often."""
+        """At most one command, for the current step, in the direction of the saga, and not too often."""
         assert len(decided.commands) <= 1
         for command in decided.commands:
             self.last = command
@@ -671,7 +671,7 @@ class Run:
             assert 1 <= command.attempt == current.current_attempt <= current.attempts
             assert after.times_out_ms == self.now_ms + current.definition.timeout_ms
             assert command.not_after_ms == (None if command.compensating or retriable else after.times_out_ms)
-            # The last failure of what may fail for good is its last word.
+            # If the step may fail, the last failure is final.
             more = current.definition.retry_failed and current.current_attempt < current.attempts
             assert command.retried == (command.compensating or retriable or more)
 
@@ -693,14 +693,14 @@ class Run:
             assert decided.notices[0].request_id == event.request_id
 
     def _check_change(self, before: SagaState, event: Event, after: SagaState, decided: Decision) -> None:
-        """What each that comes may change."""
+        """What each kind of event may change."""
         same = decided.commands == () and after is before
         if isinstance(event, Begin) or decided.quarantine is not None:
             assert same
         if decided.quarantine is not None:
             assert decided.notices == ()
         if isinstance(event, Due):
-            # What is due is done, at once; else it would come up for ever.
+            # What is due is done at once; otherwise it would be due again and again.
             assert same == (before.due_ms is None or before.due_ms > self.now_ms)
         if isinstance(event, Intervene):
             if event.request_id in self.asked or decided.notices[0].kind == "refused":
@@ -728,7 +728,7 @@ class Run:
         assert after.updated_ms in (before.updated_ms, self.now_ms)
 
     def _check_state(self, state: SagaState) -> None:
-        """What holds of any saga."""
+        """What holds for every saga."""
         undone = state.compensating_steps
         assert list(undone) == sorted(set(undone), reverse=True)
         for number in undone:
@@ -736,7 +736,7 @@ class Run:
         for number, part in enumerate(state.steps, 1):
             self._check_step(part, number in undone)
             if part.definition.kind is StepKind.PIVOT and part.status is StepStatus.COMPLETED:
-                assert state.status is not SagaStatus.COMPENSATING  # there is no way back
+                assert state.status is not SagaStatus.COMPENSATING  # it can no longer be undone
         view = protocol_view(state)
         assert view["compensating_steps"] == list(undone)
         assert view["status"] == state.status
@@ -754,7 +754,7 @@ class Run:
             assert not any(part.may_have_effect and self._needs_undoing(part.definition) for part in state.steps)
 
     def _check_step(self, part: Step, undone: bool) -> None:
-        """What holds of any step."""
+        """What holds for every step."""
         assert (part.compensation is not None) == (part.compensation_attempt > 0) == undone
         assert (part.attempt > 0) == (part.sent_ms is not None)
         assert (part.status is StepStatus.COMPENSATED) <= undone
@@ -767,7 +767,7 @@ class Run:
             assert not undone
 
     def _check_it_goes_on(self, state: SagaState) -> None:
-        """A live saga has exactly one reason to move, and an ended one has none."""
+        """A live saga waits for exactly one thing, and an ended one for nothing."""
         reasons = (state.parked, state.times_out_ms, state.send_again_ms)
         assert sum(reason is not None for reason in reasons) == (0 if state.ended else 1)
         assert (state.due_ms is None) == (state.ended or state.parked is not None)
@@ -778,7 +778,7 @@ class Run:
             assert state.parked is None
         if state.times_out_ms is not None:
             assert self.last is not None
-            assert self.last.step == state.current_step  # somebody is at work on it
+            assert self.last.step == state.current_step  # an operator works on it
             assert (self.last.type, self.last.attempt) == (state.step.command, state.step.current_attempt)
 
     def _needs_undoing(self, definition: StepDefinition) -> bool:
@@ -816,7 +816,7 @@ def test_a_saga_whose_services_do_all_they_are_asked_in_the_end_ends(
     run = after_all_that(saga, chances)
     for number in range(5 * len(saga[0].steps)):
         if run.saga.parked is not None:
-            # Skipped only where it is nobody's to do it: what services are asked for, they do.
+            # It is skipped only if a person has to do it: services do what they are asked to do.
             nobodys = run.saga.parked.startswith("nobody knows what undoes ")
             run.asks(Verb.SKIP if nobodys else Verb.RETRY, f"last-{number}")
         elif run.saga.send_again_ms is not None:
@@ -832,7 +832,7 @@ def test_a_saga_whose_services_never_answer_again_ends_or_is_left_to_a_person(
     saga: tuple[Begin, Published], chances: list[Chance]
 ) -> None:
     run = after_all_that(saga, chances)
-    # Each attempt times out and is waited for; an operator may have asked for as many again, up to 30 times.
+    # Each attempt times out, and its timeout is awaited. An operator may have asked for as many again, up to 30 times.
     for _ in range(31 * sum(2 * (one.attempts + one.compensation_attempts) for one in saga[0].steps) + 1):
         if run.saga.due_ms is None:
             break

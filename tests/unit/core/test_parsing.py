@@ -1,4 +1,4 @@
-"""Reading messages strictly, out of entries and out of decoded bodies."""
+"""Strict reading of messages, from entries and from decoded bodies."""
 
 import math
 import re
@@ -86,7 +86,7 @@ def without(body: dict[str, Any], member: str) -> dict[str, Any]:
 
 
 def stored(fields: Fields) -> dict[bytes, bytes]:
-    """The fields of an entry as the broker gives them back."""
+    """The fields of an entry as the broker returns them."""
     return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
 
 
@@ -97,7 +97,7 @@ def a_command_of(fields: Mapping[bytes, bytes], sent_ms: int = 0) -> Command:
 
 
 def why_unreadable(fields: Mapping[bytes, bytes]) -> str:
-    """What is said of a command that is none."""
+    """The error text for a malformed command."""
     found = read_command("payment", fields, 0)
     assert isinstance(found, Unreadable)
     assert (found.code, found.request_id, found.saga_id) == (Code.MALFORMED, None, None)
@@ -214,7 +214,7 @@ LIMITS = {
 
 
 def parsed_step(**members: Any) -> StepDefinition:
-    """One step of the members, behind a pivot where it needs one."""
+    """One step with these members; behind a pivot if it needs one."""
     pivot = [step_body(kind="pivot")] if members.get("kind") == "retriable" else []
     return parse_begin(begin_body(steps=[*pivot, step_body(**members)])).steps[-1]
 
@@ -387,7 +387,7 @@ def test_a_reason_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
 
 @pytest.mark.parametrize("bad", ["caf\udce9", "\ud800"])
 def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
-    # As an argument of a shell is that is no UTF-8.
+    # This is how Python reads an argument of the shell that is not UTF-8.
     assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can encode"
 
 
@@ -416,7 +416,7 @@ def test_params_of_python_code_that_json_cannot_say_are_malformed(params: object
 def test_no_begin_is_accepted_whose_command_its_service_must_refuse() -> None:
     numbers = b"[" + b",".join([b"1e15"] * 100_000) + b"]"
     step = b'{"transaction":"A","service":"s","params":' + numbers + b"}"
-    body = decode(b'{"saga_id":"x","steps":[' + step + b"]}")  # within all limits as it came
+    body = decode(b'{"saga_id":"x","steps":[' + step + b"]}")  # within all limits in the form in which it came
     try:
         begin = parse_begin(body)
     except MalformedMessage:
@@ -439,7 +439,7 @@ DEFINITIONS = st.builds(
 
 
 def with_kinds(steps: list[StepDefinition], pivot: int) -> tuple[StepDefinition, ...]:
-    """The same steps, with a pivot among them where there are as many."""
+    """The same steps, but the kinds of some are changed so that a pivot is among them."""
     return tuple(
         step
         if index < pivot
@@ -525,7 +525,7 @@ COMMANDS = st.builds(
 
 @given(COMMANDS)
 def test_a_command_is_parsed_back_from_the_fields_of_its_entry(command: Command) -> None:
-    # The params of a transaction stand in its body, its result is nowhere yet.
+    # The params of a transaction are in its body; there is no result yet.
     known = command if command.compensating else replace(command, result=None)
     assert a_command_of(stored(command.fields()), sent_ms=9) == known
 

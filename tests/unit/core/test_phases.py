@@ -2,7 +2,7 @@
 
 from sagastream.core.phases import ACTIVE, BACKING_OFF, DONE, IN_FLIGHT, LEFT_ALONE, STEP, TO_UNDO, UNDO, Phase
 
-#: Nothing leads on from these, but for what is heard too late.
+#: No change leads on from these, except that a late answer is noted.
 LAST = {Phase.FAILED, Phase.SKIPPED, Phase.COMPENSATED, Phase.UNDO_SKIPPED}
 
 

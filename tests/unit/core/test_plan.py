@@ -14,7 +14,7 @@ COMPENSATED, IN_DOUBT = Phase.COMPENSATED, Phase.IN_DOUBT
 
 
 def chain(*phases: Phase, lasting: tuple[int, ...] = ()) -> tuple[Step, ...]:
-    """Steps in these phases. Those of the numbers `lasting` need no undo."""
+    """Steps in these phases. The steps with the numbers `lasting` need no undo."""
     return tuple(
         Step(
             definition=StepDefinition(

@@ -1,4 +1,4 @@
-"""A saga as it stands, in words and as the protocol shows it."""
+"""A saga at one moment, in words and as the protocol shows it."""
 
 from typing import Any
 
@@ -133,7 +133,7 @@ def test_a_step_refuses_what_does_not_stand_in_the_table(phase: Phase) -> None:
         (a_step("P", Phase.COMPENSATED, kind=StepKind.PIVOT, unknown=True), False),
         (a_step("P", Phase.COMPLETED, kind=StepKind.PIVOT), True),
         (a_step("P", Phase.SKIPPED, kind=StepKind.PIVOT), True),
-        (a_step("P", Phase.COMPLETED), False),  # as any other step
+        (a_step("P", Phase.COMPLETED), False),  # like any other step
     ],
 )
 def test_there_is_no_way_back_once_the_pivot_was_done_or_is_taken_for_done(pivot: Step, past: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a service does with a command that it may have seen before, or that was undone before it came."""
+"""What a service does with a command that it may have seen before, or whose step was undone before the command came."""
 
 from itertools import product
 from typing import Any
@@ -51,7 +51,7 @@ REFUNDED = b"ok "
 CHARGE = a_command(attempt=4)
 REFUND = a_command(compensating=True, attempt=4)
 
-#: What is recorded of CHARGE, as a reply to the attempt that asks.
+#: The records of CHARGE, as replies to the attempt that asks.
 DONE = Reply(type="ChargePayment_ok", saga_id="saga42", step=2, result=b'{"payment_id":"p1"}', attempt=4)
 NOT_DONE = Reply(type="ChargePayment_failed", saga_id="saga42", step=2, error=b'"insufficient_funds"', attempt=4)
 UNDONE = Reply(type="RefundPayment_ok", saga_id="saga42", step=2, attempt=4)
@@ -145,7 +145,7 @@ def test_a_compensation_is_not_refused_for_the_tombstone_that_it_left_itself() -
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_command_that_was_done_before_its_compensation_came_is_told_as_done(again: bool) -> None:
-    # … and delivered again, it may have been done again after that.
+    # … and delivered again, it may have been done again after the undo.
     assert judged(record=CHARGED, tombstone=True, again=again) == (Undo(refusal=DONE) if again else final(DONE))
 
 
@@ -172,7 +172,7 @@ def test_a_transaction_is_handled_only_where_nothing_speaks_against_it(
     refused = record is REFUSED or tombstone
     reply = reply_in(found)
     assert (reply is None) == (record is None and not tombstone)
-    # Undone is what must not have been done, and may have been: by whoever had it before.
+    # It is undone if it must not have been done, and may have been, by the process that had it before.
     assert isinstance(found, Undo) == (refused and again)
     if reply is not None:
         assert (reply.saga_id, reply.step, reply.attempt) == ("saga42", 2, 4)
@@ -230,7 +230,7 @@ def test_a_command_that_is_still_waited_for_is_in_time(now_ms: int) -> None:
 
 @pytest.mark.parametrize("late_ms", [1, 10**12])
 def test_a_command_that_nobody_waits_for_any_more_is_not_begun_and_its_outcome_is_left_open(late_ms: int) -> None:
-    # Open, since an earlier delivery of it may have been begun in time.
+    # The outcome is open, since an earlier delivery may have begun in time.
     reply = Reply(
         type="ChargePayment_failed",
         saga_id="saga42",
@@ -330,7 +330,7 @@ def test_takeovers_are_counted_and_limited() -> None:
     assert begun(again=True, taken_over=True, times=MAX_TAKEOVERS - 1) is RUN
     given_up = Answer(gave_up(CHARGE, MAX_TAKEOVERS), "unknown")
     assert begun(again=True, taken_over=True, times=MAX_TAKEOVERS) == given_up
-    # Not again for a handler that this process calls once more, nor for an entry that comes back to its own reader.
+    # It is not counted again for another call by this process, nor for an entry that comes back to its own reader.
     assert begun(again=True, taken_over=True, is_first=False) is RUN
     assert begun(again=True) is RUN
 
@@ -424,7 +424,7 @@ def test_an_answer_that_is_recorded_is_the_last_word(kind_: Any, is_last_word: b
 def test_a_twin_gets_the_same_answer_to_its_own_attempt() -> None:
     twin = replace(CHARGE, attempt=7)
     assert for_twin(Answer(DONE, "ok"), twin) == Answer(replace(DONE, attempt=7), "ok")
-    # A twin whose failure is tried again does not record it.
+    # If the failure of a twin is tried again, it is not recorded.
     assert for_twin(Answer(NOT_DONE, "failed"), replace(twin, retried=True)).kind == "unknown"
 
 

@@ -107,7 +107,7 @@ def test_a_long_integer_is_not_repeated_in_full() -> None:
 
 @pytest.mark.parametrize("number", [2**64 - 1, 2**63, 2**53 + 1, -(2**63), -(2**53) - 1, 0])
 def test_an_integer_of_64_bits_is_kept_to_the_last_digit(number: int) -> None:
-    value = decode(b" " + str(number).encode())  # the space: it is read the careful way, too
+    value = decode(b" " + str(number).encode())  # the space: the slow path reads it too
     assert value == number
     assert type(value) is int
     assert encode(value) == str(number).encode()
@@ -138,7 +138,7 @@ def test_a_body_is_accepted_at_the_size_limit_and_not_one_byte_over_it() -> None
 def test_what_is_encoded_is_decoded_to_the_same(value: Any) -> None:
     assert decode(encode(value)) == value
     assert encode(decode(encode(value))) == encode(value)  # 1, 1.0 and true are not the same
-    assert decode(json.dumps(value, indent=1).encode()) == value  # other spaces and escapes: the careful way
+    assert decode(json.dumps(value, indent=1).encode()) == value  # other spaces and escapes: the slow path
 
 
 @given(st.binary(max_size=60) | st.text('[]{}":,019.eE+- \\utfnal', max_size=40).map(str.encode))

@@ -1,4 +1,4 @@
-"""The rules of effects, on SQLite: what is had once, undone once, kept as rejected, and what is refused."""
+"""The rules of effects, on SQLite: what is done once, undone once, kept as rejected, and what is refused."""
 
 import asyncio
 import contextlib
@@ -28,13 +28,13 @@ def command(**options: Any) -> Context:
 
 
 def compensation(again: str = "", **options: Any) -> Context:
-    """The step's compensation; `again`: under the key that it has when a command was overruled."""
+    """The compensation of the step; `again`: with the key that it has if a command was overruled."""
     key = f"s1/1/compensation{again}"
     return Context(saga_id="s1", step=1, key=key, transaction_key=KEY, attempt=1, **options)
 
 
 def engine(file: str, **options: Any) -> Engine:
-    """With the pool that it has by default, so that what is given back to it comes again."""
+    """With its default pool, so that a connection that was given back is used again."""
     made = create_engine(f"sqlite:///{file}", **options)
     _engines.append(made)
     return made
@@ -42,7 +42,7 @@ def engine(file: str, **options: Any) -> Engine:
 
 _engines: list[Engine] = []
 
-#: Everything that effects can be made of that stands on SQLite: from the path of a file.
+#: Every source of effects that works with SQLite, made from the path of a file.
 SOURCES: dict[str, Callable[[str], Any]] = {
     "sqlite3": lambda file: lambda: sqlite3.connect(file),
     "sqlite3 without isolation level": lambda file: lambda: sqlite3.connect(file, isolation_level=None),
@@ -68,7 +68,7 @@ def with_rows(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 class Till:
-    """A till whose handlers can be told what to do, and what is in it."""
+    """A till whose handlers do what a test says, and its contents."""
 
     def __init__(self, source: Any, file: str) -> None:
         self.file = file
@@ -104,7 +104,7 @@ class Till:
 
 @pytest.fixture(params=SOURCES)
 def till(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Till]:
-    """On every kind of source."""
+    """With every kind of source."""
     yield Till(SOURCES[request.param](str(tmp_path / "till.db")), str(tmp_path / "till.db"))
     while _engines:
         _engines.pop().dispose()
@@ -112,7 +112,7 @@ def till(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Till]:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Till:
-    """On sqlite3 alone, where the source makes no difference."""
+    """With sqlite3 alone, for tests where the source makes no difference."""
     file = str(tmp_path / "till.db")
     return Till(lambda: sqlite3.connect(file), file)
 
@@ -193,7 +193,7 @@ def test_a_reject_that_is_no_last_word_is_not_kept(till: Till) -> None:
 
 def test_a_twin_that_was_rejected_while_the_other_was_done_has_its_answer(plain: Till) -> None:
     def done_by_another(db: sqlite3.Connection) -> Any:
-        # Between the rollback and the record of the rejection there is a moment; the other one comes then.
+        # Between the rollback and the record of the rejection the other delivery comes.
         plain.then = lambda db: "done"
         plain.effects._open = opener_that_first(lambda: plain.charge(None, command()), plain)
         raise Reject("insufficient_funds")

@@ -109,7 +109,7 @@ def a_reply(kind: str, step: int, saga_id: str = "saga42") -> Reply:
 def a_change(
     before: Found, *events: Begin | Intervene | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS
 ) -> Change:
-    """What these events, which came as the entries 1-0, 2-0 and so on, do to a saga."""
+    """The change that these events make to a saga. They came as the entries 1-0, 2-0 and so on."""
     change = Change(saga_id=saga_id, before=before, after=before)
     for number, event in enumerate(events, 1):
         stream = keys.REPLIES if isinstance(event, Reply) else keys.REQUESTS
@@ -126,7 +126,7 @@ def a_saga(*events: Reply, version: int = 3, request_id: str | None = None, echo
 
 
 def known(state: Found) -> SagaState:
-    """The saga, which is there and can be read."""
+    """The saga, which exists and can be read."""
     assert isinstance(state, SagaState)
     return state
 
@@ -227,7 +227,7 @@ def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
 
 
 def due(before: Found, *, now_ms: int = NOW_MS) -> Change:
-    """The time of this saga has come, or so it was thought."""
+    """This saga is due, or was thought to be."""
     change = Change(saga_id="saga42", before=before, after=before)
     assert change.is_empty
     change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)))

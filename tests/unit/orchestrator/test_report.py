@@ -54,7 +54,7 @@ def told(*changes: Change, lost: Any = (), stuck: Any = ()) -> Told:
 
 
 def moves(before: Any, after: Any) -> list[str]:
-    """What is told of a change beside the turn."""
+    """What is reported about a change besides the turn."""
     first, *others = told(a_change(before, after))
     assert first[0] == "turn_committed"
     return [point for point, _ in others]

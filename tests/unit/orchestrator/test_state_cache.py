@@ -1,4 +1,4 @@
-"""What a worker presumes of the sagas that messages name, without asking."""
+"""What a worker presumes about the sagas that messages name, without reading them."""
 
 from typing import Any
 

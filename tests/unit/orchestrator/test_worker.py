@@ -1,4 +1,4 @@
-"""What a turn reads from its entries, how it folds them over the sagas, and when it looks for what is due."""
+"""What a turn reads from its entries, how it decides on them, and when it looks for due sagas."""
 
 import math
 import time
@@ -55,12 +55,12 @@ def fold(*entries: Entry, state: Found = None, now_ms: int = NOW_MS) -> Any:
 
 
 def known(state: Found) -> SagaState:
-    """The saga, which is there and can be read."""
+    """The saga, which exists and can be read."""
     assert isinstance(state, SagaState)
     return state
 
 
-#: The time of the saga has come.
+#: The saga is due.
 DUE: Input = (None, Due(saga_id="saga42"))
 CANCEL = {"type": "saga_cancel", "saga_id": "saga42", "reason": "ordered twice"}
 
@@ -223,14 +223,14 @@ def test_a_saga_that_is_begun_and_cancelled_in_one_turn_waits_for_its_first_step
 
 
 def looking(*, at: float) -> Orchestrator:
-    """As much of a worker as knows when it looks for what is due."""
+    """As much of a worker as decides when to look for due sagas."""
     worker = Orchestrator.__new__(Orchestrator)
     worker._look_at = at
     return worker
 
 
 def looks_in(worker: Orchestrator, *changes: Any) -> float:
-    """In how many seconds it looks, once these changes are committed."""
+    """In how many seconds it looks after these changes are committed."""
     worker._look_again(changes, NOW_MS)
     return worker._look_at - time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Steps as RQ jobs: ids, what is believed of a job, functions by name, declarations."""
+"""Steps as RQ jobs: ids, what is accepted as a job, functions by name, declarations."""
 
 import re
 import subprocess
@@ -225,7 +225,7 @@ def test_a_step_runs_in_the_queue_of_its_service_unless_it_names_one() -> None:
     service.command("C", call="jobs.c")
     service.compensation("D", call="jobs.d", via="rq")
     assert service.queues == ["shop", "slow"]
-    assert service.publishes() == {"A": None}  # what the others are undone by, nobody says
+    assert service.publishes() == {"A": None}  # nobody says what undoes the others
     assert Service("none").queues == []
 
 

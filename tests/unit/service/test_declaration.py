@@ -1,4 +1,4 @@
-"""What services are written with: their declarations."""
+"""The declarations with which services are written."""
 
 import functools
 from typing import Any, assert_type
@@ -52,7 +52,7 @@ def test_names_that_no_message_can_carry_are_refused_where_they_are_declared(nam
 def test_a_command_is_handled_by_the_handler_that_was_declared_for_it() -> None:
     service = Service("payment")
     decorated = service.command("Charge", compensation="Refund")(handle)
-    assert decorated is handle  # the function stays usable by itself
+    assert decorated is handle  # the function can still be called by itself
     assert service.handler(a_command("Charge")) is handle
     assert service.handler(a_command("Refund")) is None
 
@@ -77,7 +77,7 @@ def test_a_service_knows_what_undoes_its_commands() -> None:
     service.compensation("Refund")(undo)
     assert service.undo_of(a_command("Charge")) == "Refund"
     assert service.undo_of(a_command("Remind")) is None
-    # What the step says counts more.
+    # What the step says has priority.
     assert service.undo_of(replace(a_command("Remind"), compensation="Forget")) == "Forget"
     assert service.undo_of(replace(a_command("Charge"), compensation=None)) is None
     assert service.undo_of(a_command("Ship")) is None
@@ -127,7 +127,8 @@ def test_what_a_compensation_does_not_take_is_refused_by_the_name_of_what_was_ca
 
 
 def test_the_options_of_a_declaration_are_typed() -> None:
-    """mypy says so if one of the comments is not needed: the other half of this test is its run over this file."""
+    """If one of the comments were not needed, mypy would report it: its run over this file is the other half of this
+    test."""
     service = Service("payment")
     declare = service.command("Charge", compensation="Refund", concurrency=2, via="rq", queue="slow", timeout_s=3)
     charge = declare(typed)
@@ -152,7 +153,7 @@ def test_a_function_that_is_not_told_the_key_is_tried_once() -> None:
 
 
 def test_a_command_whose_compensation_is_not_told_is_not_published() -> None:
-    """So that a saga that has to undo it is parked, rather than taken for undone."""
+    """So a saga that has to undo it is parked, and not taken for undone."""
     service = Service("payment")
     service.command("Charge", call="shop.jobs.charge")
     service.command("Remind", call="shop.jobs.remind", compensation=None)
@@ -196,7 +197,7 @@ class Handlers:
 
 
 def named(*, params: Any, context: Context) -> None:
-    """A handler that takes what it is not given."""
+    """A handler with a parameter for which there is no argument."""
 
 
 class AsyncObject:
@@ -273,17 +274,17 @@ def test_a_builtin_that_does_not_tell_what_it_takes_is_no_handler() -> None:
 
 
 def yields(params: Any, context: Context) -> Any:
-    """A handler that would be begun and never run."""
+    """A generator: as a handler it would be started and never run."""
     yield params
 
 
 async def yields_async(params: Any, context: Context) -> Any:
-    """The same, as its async twin."""
+    """An async generator."""
     yield params
 
 
 class YieldingObject:
-    """An object that is called as a handler, and yields."""
+    """An object whose call is a generator."""
 
     def __call__(self, params: Any, context: Context) -> Any:
         yield params

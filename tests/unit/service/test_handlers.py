@@ -1,4 +1,4 @@
-"""What a handler is told, and what its return or rejection becomes."""
+"""What a handler is told, and what becomes of its result or its rejection."""
 
 import asyncio
 import math
@@ -64,7 +64,7 @@ def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> No
 
 
 def called(handler: Handler, *, compensating: bool = False) -> Reply:
-    """The reply of a plain handler, and of an async one that does the same: there is no difference."""
+    """The reply of a plain handler, and of an async one that does the same: the two must not differ."""
     command = a_command(compensating=compensating)
     context = context_of(command)
 

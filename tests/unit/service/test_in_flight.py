@@ -1,4 +1,4 @@
-"""The commands that a process holds: which may begin, in what order, and what is held no longer."""
+"""The commands that a process holds: which may begin, in what order, and which are released."""
 
 from typing import Any
 

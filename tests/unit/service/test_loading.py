@@ -1,4 +1,4 @@
-"""A service by MODULE:NAME, and what is told where there is none."""
+"""A service by MODULE:NAME, and the errors if there is none."""
 
 import sys
 import types

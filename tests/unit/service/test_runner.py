@@ -1,4 +1,4 @@
-"""What a service does with the commands in hand."""
+"""What a service does with the commands that it holds."""
 
 import math
 import threading
@@ -44,13 +44,13 @@ def a_command(*, compensating: bool = False, not_after_ms: int | None = None) ->
 # --- handlers that raise
 
 
-#: The time by the broker's clock, about, in these tests.
+#: In these tests, about the time by the broker's clock.
 NOW_MS = 1_700_000_000_000
 
 
 class Post(CommandInbox):
-    """An inbox that is handed its commands, and keeps the answers that are sent; `overrules`: those that the broker
-    overrules, by the number of the entry."""
+    """An inbox that gets its commands from the test, and keeps the answers that are sent. `overrules`: the numbers of
+    entries whose answers the broker overrules."""
 
     def __init__(
         self, *commands: Command, again: bool = False, taken_over: bool = False, overrules: tuple[int, ...] = ()
@@ -115,9 +115,9 @@ def a_service(
 
 
 class Nowhere:
-    """As much of a broker as a runner takes that is never run."""
+    """As much of a broker as a runner needs that never runs."""
 
-    client = redis.Redis()  # which connects to nothing before it is used
+    client = redis.Redis()  # it does not connect before it is used
 
 
 def a_runner(service: Service, post: Post) -> ServiceRunner:
@@ -143,13 +143,13 @@ def handled(
 
 
 def reply_of(handler: Handler, command: Command | None = None) -> Reply:
-    """The reply, of which there is one."""
+    """The only reply."""
     [(_, reply, _)] = handled(handler, command or a_command())
     return reply
 
 
 class Raising:
-    """A handler that raises these, one after the other, and then succeeds."""
+    """A handler that raises these errors, one after the other, and then succeeds."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.left = list(errors)
@@ -233,7 +233,7 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
     runner = a_runner(a_service(handler), post := Cut(a_command(), again=True, taken_over=True))
     with pytest.raises(redis.ConnectionError):
         runner.turn(block_ms=1)
-    runner.turn(block_ms=1)  # of another thread: this one would read it anew
+    runner.turn(block_ms=1)  # in another thread: this one would read it again
     assert handler.calls == 0
     assert [reply.unknown for _, reply, _ in post.sent] == [True]
 
@@ -310,7 +310,7 @@ def test_what_a_handler_raises_is_logged_with_its_traceback_and_cannot_act_on_a_
 
 
 def test_an_error_whose_text_has_a_lone_surrogate_does_not_end_the_service() -> None:
-    # As the name of a file that is no UTF-8 has.
+    # Like the name of a file that is not UTF-8.
     reply = reply_of(Raising(*[FileNotFoundError("caf\udce9.txt")] * TRIES))
     assert reply.unknown
 
@@ -327,7 +327,7 @@ def test_a_command_that_nobody_waits_for_any_more_is_not_begun() -> None:
     for reply in (first, second):
         assert (reply.type, reply.unknown, reply.attempt) == ("Charge_failed", True, 3)
         assert "too late, and was not begun" in (reply.error or b"").decode()
-    # Only of one that somebody may have begun before anything is in doubt.
+    # The outcome is in doubt only if some process may have begun with the command.
     assert (first_kind, second_kind) == ("final", "unknown")
 
 
@@ -349,7 +349,7 @@ def test_a_command_that_was_begun_and_rests_is_not_begun_again_too_late() -> Non
 
 
 class Undoing(Raising):
-    """A handler that also keeps what it was told."""
+    """A handler that also keeps its arguments."""
 
     def __init__(self, *errors: BaseException) -> None:
         super().__init__(*errors)
@@ -361,7 +361,7 @@ class Undoing(Raising):
 
 
 def overruled(handler: Handler, undo: Handler | None = None) -> list[tuple[bytes, Reply, str]]:
-    """What is answered in the end to a command that was overruled when its handler had run."""
+    """The answer, in the end, to a command that was overruled after its handler had run."""
     return handled(handler, a_command(), undo=undo, overrules=(1,))
 
 
@@ -373,7 +373,7 @@ def test_what_must_not_have_been_done_is_undone_and_then_refused_for_good() -> N
     assert overruled(Raising(), undo) == REFUSED
     ((params, context),) = undo.told
     assert params == {"n": 2**64 - 1}
-    # A key of its own: under the usual one the step's compensation has run, and has found nothing.
+    # A key of its own: under the usual key the step's compensation has run, and has found nothing to undo.
     assert (context.key, context.transaction_key) == ("saga42/2/compensation/1-0", "saga42/2/transaction")
     assert context.result == "done"
 
@@ -411,12 +411,12 @@ def test_the_command_line_grants_the_grace_that_the_runner_does() -> None:
 
 
 def answers(handler: Handler, *commands: Command) -> list[tuple[int | None, str]]:
-    """The attempt that each answer is to, and its kind, in the order of the commands."""
+    """The attempts that are answered, and the kind of each answer, in the order of the commands."""
     return [(reply.attempt, kind) for _, reply, kind in sorted(handled(handler, *commands), key=lambda one: one[0])]
 
 
 def attempts(*not_after_ms: int | None, retried: bool = False) -> list[Command]:
-    """Attempts of one command, from the first on."""
+    """Attempts of one command, starting with the first."""
     return [
         replace(a_command(not_after_ms=ms), attempt=number, retried=retried)
         for number, ms in enumerate(not_after_ms, 1)

@@ -1,4 +1,4 @@
-"""Who is alive: the one table, and what is read of the heartbeat and of consumers."""
+"""Who is alive: the table of thresholds, and what is read from the heartbeat and from consumers."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def a_member(**changes: Any) -> bytes:
 
 
 def looked(*answers: Any, services: tuple[str, ...] = ()) -> list[Process]:
-    """What is found where the broker answers this: the members and scores of the zset, then the consumers of each
+    """What is found if the broker gives this answer: the members and scores of the zset, then the consumers of each
     group."""
     look = _look(services)
     asked = next(look)

@@ -1,4 +1,4 @@
-"""Key names: one hash tag a partition, no two the same, and all of them in the catalogue."""
+"""Key names: one hash tag for each partition, no two names alike, and all of them in the catalogue."""
 
 import re
 
@@ -13,7 +13,7 @@ OF_A_PARTITION = [keys.REQUESTS, keys.REPLIES, keys.TIMERS, keys.ENDED, keys.EVE
 
 
 def hash_tag(key: str) -> str:
-    """What a cluster places a key by: the text between the first { and the first } after it."""
+    """The part of a key that decides its place in a cluster: the text between the first { and the first } after it."""
     found = re.search(r"\{([^}]+)\}", key)
     assert found is not None
     return found[1]

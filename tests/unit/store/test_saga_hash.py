@@ -1,4 +1,4 @@
-"""A saga's hash says all of a saga, whatever was written before it; a damaged one is told from a whole one."""
+"""A saga's hash says all of a saga, whatever was written before; and a damaged hash is recognised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ DEFINITIONS = st.builds(
 
 
 COUNTS = st.integers(0, 3) | st.integers(0, 10**6)
-#: What a step may be doing that nothing is awaited for, and what may be awaited for one, by the way of its saga.
+#: The phases of a step for which nothing is awaited, and those that wait, by the status of the saga.
 SETTLED = sorted(set(Phase) - ACTIVE)
 AWAITED = {
     SagaStatus.PENDING: [Phase.OUT, Phase.BACKING_OFF, Phase.PARKED],
@@ -79,9 +79,9 @@ ANY_STEPS = st.builds(
 
 
 def in_phase(step: Step, phase: Phase, due_ms: int, why: str) -> Step:
-    """The step in this phase, with what goes with the phase and with being sent at some time."""
+    """The step in this phase, with the fields that belong to the phase and to commands that were sent."""
     changes: dict[str, Any] = {"phase": phase}
-    # What was sent has a time, and what has one was sent; a compensation is sent after the transaction.
+    # A command that was sent has a time, and the other way round. A compensation is sent after the transaction.
     undo_sent_ms = None if step.sent_ms is None else step.compensation_sent_ms
     changes["attempt"] = 0 if step.sent_ms is None else max(1, step.attempt)
     changes["compensation_sent_ms"] = undo_sent_ms
@@ -126,8 +126,8 @@ SAGAS = st.builds(
 
 @st.composite
 def states(draw: st.DrawFn, like: Sequence[Step] = ()) -> SagaState:
-    """Any state, also one that no saga can come to: what the hash keeps must not hang on what it means. Only what is
-    awaited goes with the status of the saga. `like`: steps with the same definitions, some of which it may have."""
+    """Any state, also one that no saga can reach, because the hash must keep values whatever they mean. Only what is
+    awaited fits the status of the saga. `like`: steps with the same definitions, some of which it may share."""
     saga = draw(SAGAS)
     count = len(like) or draw(st.integers(1, 4))
     current = draw(st.integers(1, count))
@@ -146,19 +146,19 @@ def states(draw: st.DrawFn, like: Sequence[Step] = ()) -> SagaState:
 
 @st.composite
 def successors(draw: st.DrawFn) -> tuple[SagaState, SagaState]:
-    """A state and one that may follow on it: of the same steps, some of them as they were and some not."""
+    """A state and one that may follow it: with the same steps, of which some have changed."""
     before = replace(draw(states()), version=7)
     return before, replace(draw(states(before.steps)), version=7)
 
 
 def written(words: Sequence[str | bytes | int], onto: Mapping[bytes, bytes] | None = None) -> dict[bytes, bytes]:
-    """The hash after HSET with these words, as HGETALL answers it."""
+    """The hash after HSET with these words, as HGETALL returns it."""
     raw = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     return dict(onto or {}) | dict(zip(raw[::2], raw[1::2], strict=True))
 
 
 def a_saga() -> SagaState:
-    """A saga that is parked in the middle of its undo, with a value in every field."""
+    """A saga that is parked while it is undone, with a value in every field."""
     definition = StepDefinition(transaction="Reserve", service="inventory", params=b'{"sku":"abc123"}')
     charge = StepDefinition(
         transaction="Charge",
@@ -225,16 +225,16 @@ def a_saga() -> SagaState:
 
 
 def at_work(phase: Phase) -> SagaState:
-    """The same saga, where a command is out, or is sent again later."""
+    """The same saga, but a command is out, or will be sent again."""
     first = replace(a_saga().steps[0], phase=phase, due_ms=1_700_000_060_005, parked=None)
     return a_saga().with_step(1, first)
 
 
 HASH = written(changed_fields(None, a_saga()))
-#: The same, with the times that a saga has while it is not parked.
+#: The same, with the times of a saga that is not parked.
 HASH_OUT = written(changed_fields(None, at_work(Phase.UNDO_OUT)))
 HASH_BACKING_OFF = written(changed_fields(None, at_work(Phase.UNDO_BACKING_OFF)))
-#: Without these there is no saga to speak of; all others may be missing.
+#: Without these fields a hash is damaged; all others may be missing.
 NEEDED = [b"status", b"current_step", b"begun_at", b"updated_at", b"version"] + [
     b"step%d.%s" % (number, name) for number in (1, 2, 3) for name in (b"transaction", b"service", b"params", b"status")
 ]
@@ -247,7 +247,7 @@ def test_the_saga_of_these_tests_has_a_value_in_every_field() -> None:
     saga = a_saga()
     usual = SagaState(saga_id="", status=SagaStatus.PENDING, current_step=0, steps=(), begun_ms=0, updated_ms=0)
     for field in fields(SagaState):
-        # Of another format than the plain one there is none yet that could be read back.
+        # No format other than the plain one can be read back yet.
         assert field.name in ("version", "format") or getattr(saga, field.name) != getattr(usual, field.name)
     unsaid = Step(definition=StepDefinition(transaction="", service="", params=b""))
     steps = [*saga.steps, *at_work(Phase.UNDO_OUT).steps]
@@ -275,7 +275,7 @@ def test_nothing_is_written_that_stands_there_already(pair: tuple[SagaState, Sag
     before, after = pair
     whole = written(changed_fields(None, before)) | {b"version": b"7"}
     for name, value in written(changed_fields(before, after)).items():
-        # What it waits for is not put into words twice, to be compared, where the saga has moved.
+        # If the saga moved, `waiting_for` is not built twice to be compared.
         assert whole.get(name) != value or (name == b"waiting_for" and before.updated_ms != after.updated_ms)
 
 
@@ -436,7 +436,7 @@ def test_a_hash_without_a_field_that_it_needs_is_corrupt(name: bytes, empty: boo
 
 
 ANY_HASH = pytest.mark.parametrize("whole", [HASH, HASH_OUT, HASH_BACKING_OFF], ids=["parked", "out", "backing off"])
-#: Nobody may guess by what a step is being undone.
+#: Nobody may guess what is undoing a step.
 UNDONE_BY = b"step1.undone_by"
 
 
@@ -460,7 +460,7 @@ def test_a_hash_without_any_one_field_is_never_worse_than_corrupt(name: bytes, w
 
 @pytest.mark.parametrize("status", AWAITED, ids=str)
 def test_a_live_saga_that_waits_for_nothing_is_due_at_once_and_sent_again(status: SagaStatus) -> None:
-    # No saga comes to this, but a hash that was written by hand may.
+    # No saga reaches this, but a hash that was written by hand may.
     state = at_work(Phase.UNDO_OUT)
     if status is SagaStatus.PENDING:
         state = replace(state, status=status).with_step(1, replace(state.step, phase=Phase.OUT))
@@ -491,7 +491,7 @@ def test_a_hash_that_contradicts_itself_is_corrupt(wrong: dict[bytes, bytes]) ->
     assert isinstance(found, CorruptSaga)
 
 
-#: Status and whether it was skipped, what else the hash says of the step, and what follows.
+#: The status and whether it was skipped, what else the hash says about the step, and what follows.
 SAID = [
     ("PENDING", {}, Phase.WAITING),
     ("COMPLETED", {}, Phase.COMPLETED),

@@ -31,7 +31,7 @@ STEPS = [do("Take"), do("Pay", 5)]
 
 
 def serve(sagas: Sagas) -> Books:
-    """The service `work`, which takes and pays, each once a key; what it has done, by key. 0: given back."""
+    """The service `work`, which takes and pays, each once for each key. What it has done, by key; 0: given back."""
     books: Books = {}
     service = Service("work")
 
@@ -108,7 +108,7 @@ charged: list[int] = []
 
 
 def charge(amount: int) -> None:
-    """What `call=` names: it knows nothing of sagas."""
+    """The function that `call=` names: it knows nothing about sagas."""
     charged.append(amount)
     if amount < 0:
         raise ValueError(amount)
@@ -256,7 +256,7 @@ def test_the_first_answer_stands(sagas: Sagas) -> None:
     sagas.command("Count").is_delivered_twice()
     saga = sagas.run([do("Count"), do("Count")])
     assert saga.results == [1, 3]
-    assert "Count_ok: 2" not in saga.explain()  # the second process had that, and sends what is recorded
+    assert "Count_ok: 2" not in saga.explain()  # that was the second one's; it sends what is recorded
     assert saga.state.duplicates == 1
     assert calls == ["saga-1/1/transaction"] * 2 + ["saga-1/2/transaction"]
 
@@ -602,7 +602,7 @@ FAULTS = [
 )
 def test_the_books_balance_whatever_goes_wrong_together(faults: list[Any], retriable: bool) -> None:
     for rejected in [name for name, fault, _ in faults if fault is rejects and name in ("Take", "Pay")]:
-        # Who rejects a step says that nothing of it remains: that must be so, whatever else went wrong with it.
+        # If a service rejects a step, it says that nothing of it remains. That must be true, whatever else went wrong.
         assume([fault for name, fault, _ in faults if name == rejected] == [rejects])
     sagas = Sagas()
     books = serve(sagas)
