@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class TrackedFilesOnly(BuildHookInterface):  # type: ignore[type-arg]
-    """Where there is no git, as in an unpacked sdist, all files are taken: only tracked ones came so far."""
+    """Takes only files that git tracks. Without git, as in an unpacked sdist, all files are tracked ones."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         if version == "editable":  # the folders themselves are installed
@@ -18,12 +18,12 @@ class TrackedFilesOnly(BuildHookInterface):  # type: ignore[type-arg]
         self.build_config.target_config.setdefault("exclude", []).extend(map(_pattern, left_out))
         for path in left_out:
             if path.endswith(".py"):
-                self.app.display_warning(f"{path} is left out, for git does not track it")
+                self.app.display_warning(f"{path} is left out, because git does not track it")
 
 
 def _untracked(root: Path) -> list[str]:
-    """The files and folders that git neither tracks nor ignores; what it ignores, hatchling leaves out by itself."""
-    if not (root / ".git").exists():  # the work tree around us, if there is one, is somebody else's
+    """The files and folders that git neither tracks nor ignores. Ignored files are left out by hatchling itself."""
+    if not (root / ".git").exists():  # a work tree around this folder, if there is one, belongs to another project
         return []
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=False
@@ -32,5 +32,5 @@ def _untracked(root: Path) -> list[str]:
 
 
 def _pattern(path: str) -> str:
-    """What matches exactly this path, in the language of .gitignore."""
+    """A pattern in the language of .gitignore that matches exactly this path."""
     return "/" + re.sub(r"([\\*?\[\]! ])", r"\\\1", path)

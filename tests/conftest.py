@@ -46,7 +46,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
         yield own
         own.stop()
     else:
-        # The two are fixtures of their own: pytest would start a session's fixture anew whenever its parameter changes.
+        # Two fixtures and not one: pytest would start a session's fixture again each time its parameter changes.
         shared: Server = request.getfixturevalue(f"shared_{request.param}")
         shared.clear()
         yield shared

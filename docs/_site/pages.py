@@ -27,7 +27,7 @@ _ROW = re.compile(r"^\|.*$", re.MULTILINE)
 _CODE = re.compile(r"`[^`]+`")
 #: What a browser loads by itself.
 _LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=.?https?:[^>]*>")
-#: What a file is highlighted as, where its ending does not say so.
+#: The language in which a file is highlighted, if its ending does not say so.
 _LANGUAGES = {"Procfile": "yaml", ".mjs": "javascript", ".npmrc": "ini"}
 #: Not worth reading.
 _HIDDEN = {"package-lock.json"}

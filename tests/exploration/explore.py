@@ -65,7 +65,7 @@ def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, in which all 
                 path.append((move.after, move.label, model.moves(move.after), [True]))
                 break
             if seen:
-                return found("this goes round for ever", move)
+                return found("this goes round forever", move)
         else:
             if is_end[0]:
                 ends += 1

@@ -288,7 +288,8 @@ def test_sigterm_says_what_was_not_done(server: OwnServer, commands: Commands) -
     talk.process.send_signal(signal.SIGTERM)
     assert talk.process.wait(20) == 1
     assert (
-        talk.process.stderr.read() == b"sagastream bridge: stopped with 3 lines in hand; they may not have been done\n"
+        talk.process.stderr.read()
+        == b"sagastream bridge: stopped with 3 lines in flight; they may not have been done\n"
     )
 
 

@@ -103,12 +103,12 @@ ILLS: dict[str, tuple[Any, Any, str]] = {
     "an ended saga is in no list": (
         ended,
         lambda r: r.zrem(keys.ENDED, "s1"),
-        "saga s1 has ended, and is not in the list of those",
+        "saga s1 has ended, and is not in the list of ended sagas",
     ),
     "an ended saga is kept": (
         ended,
         lambda r: r.persist(keys.saga("s1")),
-        "saga s1 has ended, and would be kept for ever",
+        "saga s1 has ended, and would be kept forever",
     ),
     "a hash is gone": (
         live,

@@ -421,7 +421,7 @@ def test_the_user_of_the_page_may_do_all_that_the_sample_does(
     process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://notification:secret@"))
     [answer] = answers(client, 1)
     assert answer.startswith("SendNotification_ok")
-    until(lambda: len(Quarantine(client)), what="what is no command is set aside")
+    until(lambda: len(Quarantine(client)), what="an entry that is not a command is set aside")
     process.terminate()
     said = process.communicate(timeout=20)[1]
     assert (process.returncode, "NOPERM" in said) == (0, False)

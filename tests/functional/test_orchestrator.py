@@ -265,7 +265,7 @@ def test_a_deleted_group_or_stream_is_made_anew(scene: Scene, caplog: pytest.Log
     scene.redis.delete(keys.REPLIES)
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
-    assert "made it anew" in caplog.text
+    assert "created it again" in caplog.text
 
 
 GARBAGE = [

@@ -174,7 +174,7 @@ def test_a_service_works_as_the_user_of_the_page_and_can_do_nothing_else(
     sagas.begin("s1", [do(1, "Do", "notification"), do(2, "Fly", "notification")])
     assert sagas.wait("s1", 60).reason == "Step 2 failed: unknown_command: service notification has no command Fly"
     sagas._redis.xadd(keys.commands("notification"), {"body": "{"})
-    until(lambda: sagas._redis.xlen(keys.QUARANTINE), what="what is no command is set aside")
+    until(lambda: sagas._redis.xlen(keys.QUARANTINE), what="an entry that is not a command is set aside")
     service.terminate()
     said = service.communicate(timeout=20)[1].decode()
     assert service.returncode == 0

@@ -500,7 +500,7 @@ def test_a_command_that_comes_again_meanwhile_is_no_second_job(stage: Stage) -> 
     fields = entries[0][1]
     stage.redis.xadd(keys.commands("work"), fields)
     stage.redis.xadd(keys.commands("work"), fields | {b"attempt": b"2"})
-    stage.all_until(lambda: len(pending(stage)) == 3, what="they are in hand")
+    stage.all_until(lambda: len(pending(stage)) == 3, what="they are in flight")
     stage.redis.rpush("go", "1")
     assert stage.play("s1").status is SagaStatus.ABORTED
     stage.all_until(lambda: not pending(stage), what="all are answered")

@@ -100,7 +100,7 @@ class World:
         self.expect_as_planned = True  # … and not only COMPLETED or ABORTED, whichever comes about
         self.store_forgets = False  # sagas may say less than what was done, never more
         self.options: dict[str, Any] = {}  # of every step
-        self.nobody_begins = threading.Lock()  # for the entries of whoever holds them
+        self.nobody_begins = threading.Lock()  # held while nothing may begin
         self._commands = commands
         self.oracle = commands.folder / "oracle.sqlite"
         self._plans: dict[str, Plan] = {}
@@ -292,7 +292,7 @@ class World:
             state = client.get(saga_id)
             assert state is not None, f"{saga_id} was accepted, and is not there"
             assert state.ended, f"{saga_id} has not ended: {state}"
-            assert lives[saga_id] > 0, f"{saga_id} has ended, and is kept for ever"
+            assert lives[saga_id] > 0, f"{saga_id} has ended, and is kept forever"
             self._judge(wanted, state, found.get(saga_id, oracle.Record()))
             self.figures[str(state.status)] += 1
         self._judge_store(unfit)

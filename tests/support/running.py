@@ -26,7 +26,7 @@ MOST_PROCESSES: Final = 8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-golden", action="store_true", help="write the golden files of tests/unit/golden anew")
+    parser.addoption("--write-golden", action="store_true", help="rewrite the golden files of tests/unit/core/golden")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

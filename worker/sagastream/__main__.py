@@ -3,6 +3,6 @@
 from importlib.metadata import distribution
 
 if __name__ == "__main__":
-    # By its entry point: the library imports nothing of the bridge, where the command line is.
+    # Through its entry point: the command line is in the bridge, and the library imports nothing of that.
     (command,) = distribution("sagastream").entry_points.select(group="console_scripts", name="sagastream")
     command.load()()

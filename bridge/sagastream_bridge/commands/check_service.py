@@ -65,7 +65,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
         probe = Effects(effects) if effects is not None else None
         try:
             if probe is not None:
-                probe.count(exchange.run)  # before anything is done: it may be no command that counts
+                probe.count(exchange.run)  # before anything is done: the command may not be one that counts
             if cases and not yes and sys.stdin.isatty() and sys.stderr.isatty():
                 _confirm(report.warning(service, cases, broker.shown_url))
             told = report.Report(click.echo, _columns(), report.width(cases), as_json=as_json)

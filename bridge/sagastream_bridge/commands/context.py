@@ -57,7 +57,7 @@ def orderly() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
     except BrokenPipeError:
-        # Whoever read it has stopped reading: say nothing, and nothing at exit either.
+        # The reader has stopped reading: say nothing, and nothing at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(1) from None
     except redis.OutOfMemoryError:
@@ -84,7 +84,7 @@ def _terminated(number: int, _: FrameType | None) -> NoReturn:
 def call_on_signals(stop: Callable[[], object], until_eof: bool = False) -> None:
     """Let a thread call `stop` when the process has to end; with `until_eof`, also when standard input ends.
 
-    A signal handler must not call it: that runs between any two statements of the main thread, and would wait for ever
+    A signal handler must not call it: that runs between any two statements of the main thread, and would wait forever
     for a lock that the main thread holds. It also runs only when the main thread gets to it; the pipe is written at
     once.
     """

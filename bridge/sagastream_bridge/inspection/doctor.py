@@ -251,7 +251,7 @@ class Doctor:
         """Who reads a stream. `known`: its processes, dead or alive."""
         waiting = self._client.xlen(stream)
         if alive := sum(process.is_alive for process in known):
-            yield _ok(about, f"{alive} at work, entries waiting or in hand: {waiting}")
+            yield _ok(about, f"{alive} at work, entries waiting or in flight: {waiting}")
         elif known:
             seconds = min(process.silent_ms for process in known) // 1000
             yield _warning(about, f"nobody was heard for {seconds} s: hung or dead; if dead: {command}")
@@ -314,8 +314,8 @@ def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float 
         if timer is not None:
             return "has ended, and is still waited for"
         if ended is None:
-            return "has ended, and is not in the list of those"
-        return "has ended, and would be kept for ever" if ttl_ms == -1 else None
+            return "has ended, and is not in the list of ended sagas"
+        return "has ended, and would be kept forever" if ttl_ms == -1 else None
     if ttl_ms != -1:
         return "is live, and its hash would expire"
     if timer is None:

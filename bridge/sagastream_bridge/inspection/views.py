@@ -29,8 +29,8 @@ _LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaire
 
 
 def styled(text: str, fg: str | None = None, *, bold: bool = False) -> str:
-    """The text with terminal escapes for a colour of `_SGR`, or bold. Whoever prints it removes them if the output is
-    not a terminal, as click.echo does."""
+    """The text with terminal escapes for a colour of `_SGR`, or bold. click.echo removes them if the output is not a
+    terminal."""
     begin = (f"\x1b[{_SGR[fg]}m" if fg else "") + ("\x1b[1m" if bold else "")
     return f"{begin}{text}\x1b[0m" if begin else text
 

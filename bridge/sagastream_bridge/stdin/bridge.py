@@ -43,8 +43,8 @@ from sagastream_bridge.stdin.served import ServedService
 #: How long the threads may take to end, in seconds: longer than any answer of the broker. A thread that is stuck
 #: because nobody reads its output ends with the process.
 _JOIN_S: Final = 6.0
-#: How long no worker may be there before the bridge of an embedded server runs its own, in seconds: whoever has just
-#: started the server may be starting a worker.
+#: How long no worker may be there before the bridge of an embedded server runs its own, in seconds: the
+#: process that has just started the server may be starting a worker.
 _LONELY_S: Final = 2.0
 
 
@@ -63,7 +63,7 @@ class StdinBridge:
     ) -> None:
         """
         Args:
-            outcomes: tell the end of every saga to whoever began it.
+            outcomes: tell the end of every saga to the sender of its saga_begin.
             echo: write every command and reply of the sagas that were begun here.
             serve: services whose commands are written as lines, and whose replies come as lines.
             drain_timeout_s: how long to wait at the end of input for the sagas that were begun here.
@@ -118,7 +118,7 @@ class StdinBridge:
         if self._out.gone:
             LOG.warning("nobody reads the output any more")
         if self._read > self._settled:
-            LOG.warning(f"stopped with {self._read - self._settled} lines in hand; they may not have been done")
+            LOG.warning(f"stopped with {self._read - self._settled} lines in flight; they may not have been done")
         return 0 if finished and not self._bad_lines and not self._out.gone else 1
 
     def _start(self, threads: list[threading.Thread]) -> None:
@@ -213,7 +213,7 @@ class StdinBridge:
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         assert isinstance(saga_id, str)
-        # In this order: whoever began the saga waits for it until it was seen in the store.
+        # In this order: the sender waits for the saga until it was seen in the store.
         begin = self._follower.begin_of(saga_id)
         state = self._outage.patiently(lambda: self._client.get(saga_id))
         if state is not None:
@@ -248,7 +248,7 @@ class StdinBridge:
 
     def _tend(self) -> None:
         """Run a worker and the sample services if the embedded server has none: because this bridge started the server,
-        or because whoever ran them has gone."""
+        or because the process that ran them has gone."""
         self._outage.restore()
         if self._broker.embedded is None:
             return

@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Asker(Waiter):
-    """Whoever sent a line that is answered later: a request or, without one, a saga_await."""
+    """The sender of a line that is answered later: of a request or, without one, of a saga_await."""
 
     caller: Caller
     past_parking: bool = True  # a saga that is parked has not ended
@@ -60,7 +60,7 @@ class Follower:
     ) -> None:
         """
         Args:
-            outcomes: tell the end of every saga to whoever began it.
+            outcomes: tell the end of every saga to the sender of its saga_begin.
             served: services that are played here; their commands are written when they are handed out.
             refused: called when a request is refused, or its saga cannot be read.
         """
@@ -93,7 +93,7 @@ class Follower:
         self._answer_all(self._run(self._watcher.look_at([saga_id])))
 
     def turn(self) -> None:
-        """Read events, write their messages, and answer whoever is settled."""
+        """Read events, write their messages, and answer the askers that are settled."""
         settled = self._run(self._watcher.turn(_BLOCK_MS))
         for event in self._watcher.heard:
             try:

@@ -1,4 +1,4 @@
-"""A service that is played by whoever holds the bridge's stdin: its commands go out as lines, its replies come as
+"""A service that is played through the bridge's stdin and stdout: its commands go out as lines, its replies come as
 lines."""
 
 import threading
@@ -67,7 +67,7 @@ class ServedService:
         """Send what was taken. If this raises redis.RedisError, call it again."""
         with self._lock:
             while overruled := self._inbox.send():
-                # Its step was undone meanwhile. Whoever plays the service has seen both lines, and has to undo the
+                # The step was undone meanwhile. The player of the service has seen both lines, and must undo the
                 # effect.
                 for delivery, reply in overruled:
                     self._inbox.answer(delivery, Answer(reply, "final"))

@@ -66,7 +66,7 @@ export class Inbox {
       return entriesOf(await this.#xreadgroup(this.reader, '>', 'COUNT', count, 'BLOCK', BLOCK_MS))
     } catch (error) {
       if (!/^(NOGROUP|UNBLOCKED)/.test(error.message)) throw error
-      this.say(`the stream or group of ${this.stream} was deleted; made it anew`)
+      this.say(`the stream or group of ${this.stream} was deleted; created it again`)
       this.recover()
       return []
     }

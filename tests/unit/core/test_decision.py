@@ -921,7 +921,7 @@ def test_the_text_of_a_conflict_is_the_one_that_a_refusal_gives() -> None:
     assert orjson.loads(story.decision.notices[0].body)["text"] == conflict("saga42")
 
 
-# --- entries that are no messages, and sagas that cannot be read
+# --- entries that are not messages, and sagas that cannot be read
 
 
 @pytest.mark.parametrize("code", [Code.MALFORMED, Code.NOT_SUPPORTED])

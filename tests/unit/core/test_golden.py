@@ -1,7 +1,7 @@
 """What a plain saga looks like on the wire, in its hash and as SagaState: byte for byte, as golden files keep it.
 
 The files were written by the release that came before the modules were sorted into folders. A change of a file is a
-change of the protocol: `python -m pytest tests/unit/test_golden.py --write-golden` writes them anew.
+change of the protocol: `python -m pytest tests/unit/core/test_golden.py --write-golden` rewrites them.
 """
 
 import json

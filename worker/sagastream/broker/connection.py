@@ -139,7 +139,7 @@ def broker_of(given: Broker | str | None) -> Broker:
 
 
 def connect_async(url: str) -> "ConnectionPool":
-    """Connections like those of `connect`, for an event loop: at most 16. Whoever asks for one more waits for it."""
+    """Connections like those of `connect`, for an event loop: at most 16. A coroutine that needs one more waits."""
     from redis.asyncio import BlockingConnectionPool
     from redis.asyncio.retry import Retry
 

@@ -144,7 +144,7 @@ class GroupReader:
         self._joined = False
 
     def recover(self) -> None:
-        """Let the next reading begin anew: an answer may have been lost, or it may be another store."""
+        """Let the next read start from the beginning: an answer may have been lost, or it may be another store."""
         self._joined = False
         self._ahead = []
 
@@ -241,14 +241,14 @@ class GroupReader:
             self._deleted(error)
 
     def _with_heartbeat(self, reading: Exchange[_T]) -> Exchange[_T]:
-        """The reading and, where it is time, the heartbeat: before it, since the reading may wait."""
+        """The read and, if one is due, the heartbeat before it, since the read may wait."""
         if self._heartbeat is None or not self._heartbeat.is_due:
             return (yield from reading)
         _, found = yield from together(self._beat(self._heartbeat), reading)
         return found
 
     def _beat(self, heartbeat: Heartbeat) -> Exchange[None]:
-        """Be heard. Where that is refused, entries are read all the same."""
+        """Write the heartbeat. If the broker refuses it, entries are read all the same."""
         try:
             yield from heartbeat.beat()
         except redis.ResponseError as error:
@@ -263,11 +263,11 @@ class GroupReader:
     def _join(self) -> None:
         self._on_join()
         if self._heartbeat is not None:
-            # Before it has a consumer: one without a heartbeat is taken for a process of a former release.
+            # Before it has a consumer: a consumer without a heartbeat is taken for a process of an earlier release.
             exchange.run(self._client, self._beat(self._heartbeat))
         for stream in self.streams:
             try:
-                # From 0: entries that were added before the group was made are for it, too.
+                # From 0: entries that were added before the group was created are for it too.
                 self._client.xgroup_create(stream, self._group, id="0", mkstream=True)
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
@@ -276,15 +276,15 @@ class GroupReader:
         self._joined = True
 
     def _deleted(self, error: redis.ResponseError) -> None:
-        """If a stream or group was deleted, let the next reading make it anew; raises any other error."""
+        """If a stream or group was deleted, let the next read create it again. Raises any other error."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
-        self._log.warning(f"a stream or group of {', '.join(self.streams)} was deleted; made it anew")
+        self._log.warning(f"a stream or group of {', '.join(self.streams)} was deleted; created it again")
         self.recover()
 
     def _take_ahead(self) -> list[Entry]:
-        """What was read ahead. If the process has slept since then, nothing: others may have taken it over. What is
-        still held is read anew."""
+        """The entries that were read ahead. None if the process has slept since then: others may have taken them over,
+        and those that it still holds are read again."""
         entries, self._ahead = self._ahead, []
         if entries and time.monotonic() - self._ahead_at >= min(_FRESH_S, self._lease_ms / 4000):
             self.renew()

@@ -40,7 +40,7 @@ def is_outage(error: redis.RedisError) -> bool:
 class OutageReport:
     """Tells the log and the observer that an outage has begun, and that it is over.
 
-    Both are warnings: whoever reads only warnings must see the second one too.
+    Both are warnings: a person who reads only warnings must see the second one too.
     """
 
     def __init__(self, who: str, observer: Observer | None) -> None:

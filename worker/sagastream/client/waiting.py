@@ -44,7 +44,7 @@ _INSTEAD: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
 
 
 def check_timeout(timeout_s: float | None) -> None:
-    """Raises TypeError or ValueError for what is not a time to wait."""
+    """Raises TypeError or ValueError if `timeout_s` is not a time to wait."""
     given: object = timeout_s
     if given is None:
         return
@@ -110,7 +110,7 @@ Settled = Sequence[tuple[Waiter, Outcome]]
 
 
 class SagaWatcher:
-    """Watches sagas for those who wait, as one reader of the events stream. Whoever is settled waits no more.
+    """Watches sagas for waiters, as one reader of the events stream. A waiter that is settled is removed.
 
     What it does is exchanges, so that clients that block and clients in an event loop share it. An exchange changes the
     watcher only between its round trips: several threads can use one through `exchange.locked`.
@@ -166,9 +166,9 @@ class SagaWatcher:
         return waiters[0].timeout_error(timeout_s, why, others=len(waiters) - 1)
 
     def turn(self, block_ms: int) -> Exchange[Settled]:
-        """Look at the sagas that are to be looked at. If that settles nobody, read events, and wait for them up to
-        `block_ms`; below 1, read none. Whoever calls again has dealt with what was heard and settled. After an error,
-        call again."""
+        """Look at the sagas that must be read. If that settles no waiter, read events, and wait for them up to
+        `block_ms` milliseconds; below 1, read none. Call it again after the result of the last call, and `heard`, were
+        dealt with; and after an error."""
         self.heard = ()
         self._dealt_with = self._after
         try:
@@ -268,7 +268,7 @@ class SagaWatcher:
         try:
             body = decode(fields[b"body"])
             refused = Refused(saga_id=saga_id, error=RequestRefused(body["code"], body["text"]))
-        except (KeyError, TypeError, MalformedMessage):  # whoever wrote that, it is not a refusal of ours
+        except (KeyError, TypeError, MalformedMessage):  # sagastream did not write this refusal
             return []
         return [(waiter, refused) for waiter in asked]
 

@@ -120,7 +120,7 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
         return Decision(state=state)  # the very same request, delivered again
     if not begun_with(state, event):
         return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
-    # If it has ended, whoever asks again is told the outcome again.
+    # If it has ended, the sender is told the outcome again.
     return Decision(state=state, notices=(outcome(state, event.request_id),) if state.ended else ())
 
 

@@ -54,7 +54,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     steps: tuple[StepDefinition, ...]
     deadline_ms: int | None = None  # it is cancelled this long after its begin
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
-    echo: bool = False  # of the stream entry, where it is `trace`: report every command and reply on the events stream
+    echo: bool = False  # the entry's field `trace`: report every command and reply on the events stream
     format: int = PLAIN  # one of FORMATS
 
     def body(self) -> bytes:
@@ -110,9 +110,7 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     compensating: bool = False
     attempt: int = 1
     begun_ms: int  # when the saga began; services file their dedupe records by it
-    not_after_ms: int | None = (
-        None  # by the broker's clock: later it must not be started, for nobody waits for the answer
-    )
+    not_after_ms: int | None = None  # by the broker's clock: it must not be started later, since nobody waits then
     retried: bool = False  # if it fails it is tried again, so the failure is not recorded
     compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, if the step says so (None: nothing)
 

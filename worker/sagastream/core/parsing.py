@@ -95,7 +95,7 @@ def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False,
         format=format_number,
     )
     if sum(len(step.params) for step in definitions) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
-        # A number may get longer when it is written anew: 1e15 is written as 1000000000000000.0.
+        # A number may get longer when it is written again: 1e15 is written as 1000000000000000.0.
         raise MalformedMessage(f"too large: {len(begin.body())} bytes, at most {MAX_BYTES}")
     return begin
 

@@ -44,7 +44,7 @@ def is_undone(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> bool
 
 
 def current(steps: Sequence[Step], otherwise: int) -> int:
-    """The number of the step that something is awaited for; `otherwise`, where there is none."""
+    """The number of the step that waits for something; `otherwise` if none does."""
     for number, step in enumerate(steps, 1):
         if step.phase in ACTIVE:
             return number

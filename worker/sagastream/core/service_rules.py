@@ -302,7 +302,7 @@ def is_handed_back(state: State, *, stopping: bool, held_s: float, lease_s: floa
 
 def is_renewed(state: State, command: Command, now_ms: int) -> bool:
     """`now_ms`: the time by the broker's clock. A handler that runs past its deadline is given up for dead, so that one
-    that hangs does not hold its command for ever."""
+    that hangs does not hold its command forever."""
     return state is State.BACKING_OFF or (state is State.RUNNING and (command.not_after_ms or 0) > now_ms)
 
 

@@ -11,7 +11,7 @@ from sagastream.errors import MalformedMessage
 
 #: The largest text that is read, in bytes.
 MAX_BYTES: Final = 1 << 20
-#: The largest text that it may become when it is written anew, in bytes: 1e15 is written as 1000000000000000.0.
+#: The largest text that it may become when it is written again, in bytes: 1e15 is written as 1000000000000000.0.
 MAX_REWRITTEN_BYTES: Final = 4 * MAX_BYTES
 #: The largest params, result or error, in bytes, so that a body with the other members is still small enough.
 MAX_PAYLOAD_BYTES: Final = MAX_BYTES - 1024

@@ -57,7 +57,7 @@ class Decision(Struct, frozen=True, kw_only=True, gc=False):
     commands: tuple[Command, ...] = ()
     notices: tuple[Notice, ...] = ()
     quarantine: str | None = None  # why the event's entry is set aside
-    left: int = 0  # the format of the event or its saga, where only a newer release knows it: its entry is left alone
+    left: int = 0  # the format of the event or its saga, if only a newer release knows it: the entry is left to that
 
 
 def status_after(status: SagaStatus | None, happening: str) -> SagaStatus:
@@ -69,7 +69,7 @@ def status_after(status: SagaStatus | None, happening: str) -> SagaStatus:
 
 
 def sent(state: SagaState, commands: list[Command]) -> Decision:
-    """These commands are sent; whoever follows a saga that echoes sees them too."""
+    """Send these commands. If the saga echoes, they are reported on the events stream too."""
     if not state.echo:
         return Decision(state=state, commands=tuple(commands))
     echoes = [
@@ -80,7 +80,7 @@ def sent(state: SagaState, commands: list[Command]) -> Decision:
 
 
 def park(state: SagaState, number: int, why: str, moment: Moment, **facts: Any) -> Decision:
-    """Leave the saga, at this step, to a person."""
+    """Park the saga at this step: a person must act."""
     step = state.steps[number - 1]
     going_back = state.status is SagaStatus.COMPENSATING
     step = step.moved("undo parked" if going_back else "parked", parked=why, **facts)
@@ -96,7 +96,7 @@ def end(state: SagaState) -> Decision:
 
 
 def outcome(state: SagaState, request_id: str | None) -> Notice:
-    """How an ended saga has ended, told to whoever made this request."""
+    """The notice that says how a saga has ended, addressed to the sender of this request."""
     body = outcome_body(state.saga_id, state.status, state.reason)
     return Notice(kind="outcome", saga_id=state.saga_id, request_id=request_id, body=body)
 

@@ -188,7 +188,7 @@ class JobDispatcher:
             return
         command = delivery.command
         why = f"the RQ job {job_id(command)} {self._what_became(command, state)}"
-        # An undo is released, to whoever takes it over when the lease has ended.
+        # An undo is released: another process takes it over when the lease has ended.
         if isinstance(step := service_rules.in_doubt(delivery.todo, command, why), Answer):
             text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
             self._log.warning(text, extra=about(command))

@@ -61,8 +61,8 @@ class Context(Struct, frozen=True, kw_only=True):
 
 
 class Options(TypedDict, total=False):
-    """What else can be said of a command or a compensation. This is the one list of them: each may be left out, and
-    whoever needs one reads it from `Registration.options`."""
+    """The options of a command or a compensation. This is the one list of them. Each may be left out; the code that
+    needs one reads it from `Registration.options`."""
 
     concurrency: int | None
     """How many of it run at once in one process, at most; of RQ jobs, how many are out. None: as many as the process

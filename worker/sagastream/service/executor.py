@@ -99,7 +99,7 @@ class Executor:
         try:
             step = self._before_call(held)
         except redis.RedisError:
-            self._in_flight.not_begun(held)  # whoever takes it next asks again
+            self._in_flight.not_begun(held)  # the next thread that takes it asks again
             raise
         if step is not RUN and not isinstance(step, Undo):
             self._carry_out(held, step)

@@ -203,11 +203,11 @@ class CommandInbox:
         return {entry_id for entry_id, found in zip(ids, execute(pipeline), strict=True) if not found}
 
     def show_up(self) -> None:
-        """Be seen to be alive, while nothing can be read."""
+        """Show that the process is alive, while nothing can be read."""
         try:
             self.reader.show_up()
         except redis.ResponseError as error:
-            if not str(error).startswith("NOGROUP"):  # the next reading makes it anew
+            if not str(error).startswith("NOGROUP"):  # the next read creates it again
                 raise
         self.heard_s = time.monotonic()
 

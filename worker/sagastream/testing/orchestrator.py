@@ -21,7 +21,7 @@ class InProcessOrchestrator:
     """Does what a worker does with a request, a reply, or a saga that is due. Each decision is committed at once."""
 
     def __init__(self, clock: Clock, told: Story, published: Published, *, seed: int) -> None:
-        """`published`: looked at anew each time. `seed`: of the random part of the delays between attempts."""
+        """`published`: read again for each decision. `seed`: for the random part of the delays between attempts."""
         self._clock = clock
         self._story = told
         self._published = published
@@ -34,7 +34,7 @@ class InProcessOrchestrator:
 
     @property
     def states(self) -> Mapping[str, SagaState]:
-        """Every saga, as it stands."""
+        """Every saga as it is now, by id."""
         return self._states
 
     @property
@@ -90,7 +90,7 @@ class InProcessOrchestrator:
         return taken
 
     def time_left_ms(self, command: Command) -> int:
-        """How long the answer to this command is still waited for; 0: nobody waits any more."""
+        """How long the answer to this command is still awaited, in ms; 0: nobody waits any more."""
         state = self._states[command.saga_id]
         step = state.steps[command.step - 1]
         is_out = (step.command, step.current_attempt) == (command.type, command.attempt)

@@ -260,7 +260,7 @@ class InProcessServices:
 
     def _event_loop(self, command: Command) -> asyncio.Runner:
         """The one that all async handlers of a test run in, as those of a process do."""
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the other one raises where there is none
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public function raises if no loop runs
             raise ScenarioError(
                 f"{command.type} has an async handler, and the test itself runs in an event loop: "
                 "call sagas.run from a plain test, or in a thread: await asyncio.to_thread(sagas.run, steps)"

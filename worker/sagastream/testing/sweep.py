@@ -31,7 +31,7 @@ _FAULTS: Final[dict[str, Callable[[CommandFaults], Fault]]] = {
     "is given to two processes": lambda command: command.is_delivered_twice(),
     "kills its process": lambda command: command.crashes(),
     "kills its process, having been done": lambda command: command.crashes(after_effect=True),
-    "kills whoever works on it": lambda command: command.crashes(after_effect=True, times=None),
+    "kills every process that works on it": lambda command: command.crashes(after_effect=True, times=None),
 }
 
 
