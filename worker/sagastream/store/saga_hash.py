@@ -23,7 +23,7 @@ from msgspec.structs import astuple, fields
 from sagastream.core.phases import IN_FLIGHT, LEFT_ALONE, UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import FORMATS, MAX_STEPS, PLAIN, StepDefinition, usual_attempts
+from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, usual_attempts
 from sagastream.errors import CorruptSaga, NewerFormat, UnreadableSaga
 from sagastream.store.columns import PLACES, SAGA, STEP_FIELD, Column, StepFields, Word, flag, step_fields, whole_number
 
@@ -144,8 +144,8 @@ def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | UnreadableS
     if not fields:
         return None
     try:
-        if (stored := whole_number(fields.get(b"format") or b"%d" % PLAIN, least=1)) > max(FORMATS):
-            return NewerFormat(saga_id, stored)
+        if (stored := fields.get(b"format")) and (number := whole_number(stored, least=1)) > max(FORMATS):
+            return NewerFormat(saga_id, number)
         return _decode(fields, saga_id)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         return CorruptSaga(f"the hash of saga {saga_id} is damaged: {error!r}")
@@ -154,10 +154,12 @@ def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | UnreadableS
 def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
     count = whole_number(fields.get(b"steps") or b"0", most=MAX_STEPS) or _highest_step(fields)
     parts: list[dict[str, Any]] = [{} for _ in range(1 + 2 * count)]
+    last = 2 * count
     for field, value in fields.items():
-        if value and (place := PLACES[field]) is not None and place[0] <= 2 * count:
+        if value and (place := PLACES[field]) is not None:
             part, attribute, read = place
-            parts[part][attribute] = read(value)
+            if part <= last:
+                parts[part][attribute] = read(value)
     saga, version = parts[0], fields[b"version"]
     at = saga["current_step"]
     if not 1 <= at <= count:
