@@ -4,6 +4,7 @@ Only the number is new: a saga of format 9 is a plain one with that number. As a
 worker`, with the command line of sagastream.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -18,12 +19,14 @@ KNOWN: Final = steps.FORMATS | {FORMAT}
 @contextmanager
 def newer() -> Iterator[None]:
     """Within this, workers and services that are made, or that run, belong to the newer release."""
-    from sagastream.core import parsing
-    from sagastream.store import heartbeat, saga_hash
-
+    modules = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("sagastream.") and vars(module).get("FORMATS") is steps.FORMATS
+    ]
     with ExitStack() as patched:
-        for module in (parsing, saga_hash, heartbeat):
-            patched.enter_context(mock.patch.multiple(module, FORMATS=KNOWN))
+        for module in modules:  # … into which steps.FORMATS was imported
+            patched.enter_context(mock.patch.object(module, "FORMATS", KNOWN))
         yield
 
 
