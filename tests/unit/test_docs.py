@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 
 import click
@@ -72,6 +73,15 @@ def test_every_public_name_stands_in_the_reference(package: ModuleType) -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
     listed = re.findall(rf"^::: {re.escape(package.__name__)}\.(\w+)$", pages, re.MULTILINE)
     assert sorted(listed) == sorted(package.__all__)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "reference").glob("*.md")), ids=lambda page: page.name)
+def test_every_name_of_the_reference_can_be_imported(page: Path) -> None:
+    listed = re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    assert listed
+    for name in listed:
+        module, _, attribute = name.rpartition(".")
+        assert resolve_name(f"{module}:{attribute}") is not None, name
 
 
 @named
