@@ -45,6 +45,16 @@ async def ship(params, context):
     await asyncio.to_thread(log.info, "packed")
 
 
+@service.command("Lend", compensation="TakeBack")
+def lend(params, context):
+    log.info("lent")
+
+
+@service.compensation("TakeBack")
+def take_back(params, context):
+    log.info("took back")
+
+
 @service.command("Fail", compensation=None)
 def fail(params, context):
     raise RuntimeError("no\\npaper")
@@ -138,6 +148,17 @@ def test_as_json_saga_step_and_attempt_are_members(server: Server, commands: Com
     assert about.items() <= unknown.items()
     assert (unknown["logger"], unknown["level"]) == ("sagastream.service", "warning")
     assert unknown["source"] == told[0]["source"]
+
+
+def test_the_lines_of_a_compensation_say_that_they_are_of_one(server: Server, commands: Commands) -> None:
+    shop(commands)
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    service = Process(commands, "service", "shop:service", REDIS_URL=server.url)
+    asked = do(5, "Lend", "shop", compensation="TakeBack")
+    assert ended(server, "o-1", asked, do(None, "Fail", "shop", attempts=1)).status == "ABORTED"
+    lines = service.end()
+    assert "shop.till: lent [saga o-1, step 1, attempt 1]" in lines
+    assert "shop.till: took back [saga o-1, step 1, compensation, attempt 1]" in lines
 
 
 def test_a_user_of_servicerunner_has_the_fields_with_the_filter(server: Server, commands: Commands) -> None:

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagastream.core.messages import Command
 from sagastream.errors import SettingsError
@@ -19,6 +20,7 @@ from sagastream.log_output import JsonLines, TextLines, write_to_stderr
 from sagastream.telemetry import HandlerFields, Handling, Log, about
 
 COMMAND = Command(service="shop", type="Charge", saga_id="o-1", step=2, attempt=3, params=b"{}", begun_ms=0)
+UNDO = replace(COMMAND, type="Refund", compensating=True)
 #: Characters that act on a terminal, are invisible, or are half of one.
 NASTY = st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp"]))
 
@@ -101,6 +103,13 @@ def test_a_line_of_a_handler_says_which_call_it_is_from(install: Install, capsys
     ]
 
 
+def test_a_line_of_a_compensation_says_that_it_is_one(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install()
+    with Handling(UNDO):
+        logging.getLogger("shop.till").info("gave back")
+    assert written(capsys) == ["shop.till: gave back [saga o-1, step 2, compensation, attempt 3]"]
+
+
 def test_each_line_of_a_traceback_names_who_writes_it(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install()
     Log("service", "service shop").error("it broke", exc_info=raised("a\x07\nb"))
@@ -139,6 +148,13 @@ def test_a_record_is_one_json_object() -> None:
     assert when.endswith("Z")
     assert datetime.fromisoformat(when).utcoffset() == timedelta(0)
     assert abs(datetime.fromisoformat(when).timestamp() - record.created) <= 0.001
+
+
+def test_a_record_of_a_compensation_has_a_member_for_it() -> None:
+    record = a_record("gave back")
+    with Handling(UNDO):
+        assert HandlerFields().filter(record)
+    assert orjson.loads(JsonLines().format(record))["compensating"] is True
 
 
 def test_what_is_not_known_is_not_there() -> None:

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagastream.core.messages import Command
 from sagastream.telemetry import POINTS, HandlerFields, Handling, Log, Observer, Observers, Outcome, guarded, runs
@@ -147,6 +148,20 @@ def test_a_record_of_a_handler_says_which_call_it_belongs_to() -> None:
             assert fields(a_record()) == ["o-1", "shop", 2, 2]
         assert fields(a_record()) == ["o-1", "shop", 1, 2]
     assert fields(a_record()) == [None] * 4
+
+
+def test_a_record_of_a_compensation_says_that_it_is_one() -> None:
+    def compensating(**extra: object) -> object:
+        record = a_record(**extra)
+        assert HandlerFields().filter(record)
+        return record.__dict__["compensating"]
+
+    assert compensating() is None
+    with Handling(a_command()):
+        assert compensating() is None
+    with Handling(replace(a_command(), compensating=True)):
+        assert compensating() is True
+        assert compensating(compensating="so") == "so"
 
 
 def test_the_call_ends_with_the_handler_that_raises() -> None:

@@ -51,8 +51,8 @@ def _setting(environment: Mapping[str, str], variable: str, allowed: tuple[str, 
 
 class TextLines(logging.Formatter):
     """Records as `name: text`. `name` is the process or, if the record is not one of sagastream's, the logger. A record
-    of a handler ends with the saga, step and attempt. An exception follows, each line of its traceback with the name
-    too."""
+    of a handler ends with the saga, the step and the attempt, and says if it is of a compensation. An exception
+    follows, each line of its traceback with the name too."""
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "source", record.name)
@@ -110,7 +110,8 @@ def _suffix(record: logging.LogRecord) -> str:
     if saga_id is None or record.name.startswith("sagastream."):
         return ""
     step, attempt = getattr(record, "step", None), getattr(record, "attempt", None)
-    return f" [saga {saga_id}, step {step}, attempt {attempt}]"
+    compensation = ", compensation" if getattr(record, "compensating", None) is True else ""
+    return f" [saga {saga_id}, step {step}{compensation}, attempt {attempt}]"
 
 
 def _traceback(record: logging.LogRecord) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the command line imports this module before it knows whethe
     from sagastream.core.saga import SagaState
 
 #: The fields of a log record that say to which call of a handler it belongs.
-FIELDS: Final = ("saga_id", "service", "step", "attempt")
+FIELDS: Final = ("saga_id", "service", "step", "attempt", "compensating")
 
 #: The command whose handler is running in this thread or asyncio task.
 _command: "ContextVar[Command | None]" = ContextVar("sagastream_command", default=None)
@@ -206,8 +206,9 @@ def _with_harmless_traceback(record: logging.LogRecord) -> bool:
 
 
 def about(command: "Command") -> dict[str, object]:
-    """The fields for `extra` of a log record about this command."""
-    return {name: getattr(command, name) for name in FIELDS}
+    """The fields for `extra` of a log record about this command. `compensating` is True or None, never False: as in the
+    body of a command, only a compensation has it."""
+    return {name: getattr(command, name) for name in FIELDS} | {"compensating": command.compensating or None}
 
 
 class Handling:
@@ -229,7 +230,8 @@ class Handling:
 
 
 class HandlerFields(logging.Filter):
-    """Adds `saga_id`, `service`, `step` and `attempt` to the log records of a handler, and of the code that it calls.
+    """Adds `saga_id`, `service`, `step`, `attempt` and `compensating` to the log records of a handler, and of the code
+    that it calls. `compensating` is True in a compensation, and None in a transaction.
 
     Add it with `addFilter` to the logging.Handler objects of your program. If a QueueHandler passes records to another
     thread, add it to the QueueHandler. If a record already has one of the fields, it keeps it. Outside of a handler the
@@ -239,9 +241,10 @@ class HandlerFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         command = _command.get()
-        for name in FIELDS:
+        fields = dict.fromkeys(FIELDS) if command is None else about(command)
+        for name, value in fields.items():
             if not hasattr(record, name):
-                setattr(record, name, getattr(command, name, None))
+                setattr(record, name, value)
         return True
 
 
