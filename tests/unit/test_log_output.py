@@ -2,10 +2,13 @@
 
 import json
 import logging
+import pickle
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
 from typing import Any
 
 import orjson
@@ -17,7 +20,7 @@ from msgspec.structs import replace
 from sagastream.core.messages import Command
 from sagastream.errors import SettingsError
 from sagastream.log_output import JsonLines, TextLines, write_to_stderr
-from sagastream.telemetry import HandlerFields, Handling, Log, about
+from sagastream.telemetry import Escaped, HandlerFields, Handling, Log, about
 
 COMMAND = Command(service="shop", type="Charge", saga_id="o-1", step=2, attempt=3, params=b"{}", begun_ms=0)
 UNDO = replace(COMMAND, type="Refund", compensating=True)
@@ -168,6 +171,25 @@ def test_a_traceback_is_a_member() -> None:
     assert told["message"] == "it broke"
     assert told["exception"].startswith("Traceback (most recent call last):\n")
     assert told["exception"].endswith("\nValueError: a\nb")
+
+
+def test_what_we_say_is_escaped_once(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install(SAGASTREAM_LOG_FORMAT="json")
+    text = "lost\n\x1b[2J\u202e\u200b 100% \\n"
+    Log("service", "service shop").error(text, exc_info=raised("a\x07\\n"))
+    (line,) = written(capsys)
+    assert line.isprintable()
+    assert line.isascii()
+    told = json.loads(line)
+    assert told["message"] == text
+    assert told["exception"].endswith("\nValueError: a\x07\\n")
+
+
+def test_a_record_that_a_queue_hands_over_is_written_all_the_same() -> None:
+    record = a_record(Escaped("a\nb"))
+    assert json.loads(JsonLines().format(pickle.loads(pickle.dumps(record))))["message"] == "a\nb"
+    prepared = QueueHandler(SimpleQueue()).prepare(record)
+    assert TextLines().format(prepared) == r"shop.till: a\nb"
 
 
 def test_what_a_user_gives_takes_no_place_of_ours() -> None:

@@ -9,7 +9,12 @@ def printable(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """The class and the text of an error, on one line of at most 500 characters before escaping."""
+    return printable(summary(error))
+
+
+def summary(error: BaseException) -> str:
+    """The same, not escaped: for messages that a Log takes, since it escapes them itself."""
     try:
-        return printable(f"{type(error).__name__}: {error}"[:500])
+        return f"{type(error).__name__}: {error}"[:500]
     except Exception:  # noqa: BLE001 - it may be a user's class, whose __str__ may raise anything
         return type(error).__name__

@@ -12,7 +12,7 @@ from typing import Final
 
 from sagastream.console import describe, printable
 from sagastream.errors import SettingsError
-from sagastream.telemetry import HandlerFields
+from sagastream.telemetry import Escaped, HandlerFields
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -63,14 +63,15 @@ class TextLines(logging.Formatter):
 class JsonLines(logging.Formatter):
     """Records as one JSON object a line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, each value that was
     passed with `extra` and is not None, and `exception`, a traceback. ASCII only, so that nothing can act on a
-    terminal."""
+    terminal: the reader of the JSON gets each text as it was, and has to escape it where it shows it."""
 
     def format(self, record: logging.LogRecord) -> str:
         members: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _message(record),
+            # JSON escapes all that could act. What is escaped already would reach the reader with its escapes.
+            "message": record.msg.raw if isinstance(record.msg, Escaped) and not record.args else _message(record),
         }
         if text := _traceback(record):
             members["exception"] = text
@@ -115,7 +116,8 @@ def _suffix(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    parts = [record.exc_text or (record.exc_info and logging.Formatter().formatException(record.exc_info))]
+    # Not exc_text first: in records of sagastream it is escaped, see telemetry.Log.
+    parts = [logging.Formatter().formatException(record.exc_info) if record.exc_info else record.exc_text]
     parts.append(record.stack_info)
     return "\n".join(part for part in parts if part)
 

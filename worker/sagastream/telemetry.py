@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from sagastream.console import describe, printable
+from sagastream.console import printable, summary
 
 if TYPE_CHECKING:  # the command line imports this module before it knows whether it needs those
     from sagastream.core.messages import Command, Reply
@@ -134,7 +134,7 @@ class Observers(Observer):
             if not any(one is observer for one in self._watching):
                 return  # another thread was faster
             self._watching = tuple(one for one in self._watching if one is not observer)
-        text = f"{_named(observer)}.{point} raised {describe(error)}; it observes no more"
+        text = f"{_named(observer)}.{point} raised {summary(error)}; it observes no more"
         _log.error(text, exc_info=error)
 
 
@@ -184,9 +184,27 @@ def runs(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
 # --- log records
 
 
+class Escaped(str):
+    """A text made printable. `raw`: the text as it was."""
+
+    # An attribute of the record would hold the raw text as well. But formatters of others (of JSON, for example) write
+    # each attribute that they do not know: they would write every message twice, once not escaped.
+    raw: str
+
+    def __new__(cls, text: str) -> Self:
+        escaped = super().__new__(cls, printable(text))
+        escaped.raw = text
+        return escaped
+
+
 class Log(logging.LoggerAdapter[logging.Logger]):
     """The logger of one process. `source` of its records names the process. Their messages are one line. Messages and
-    tracebacks are escaped, so they cannot act on a terminal, whichever handler writes them."""
+    tracebacks are escaped, so they cannot act on a terminal, whichever handler writes them.
+
+    They are escaped here and not by a formatter, because the handlers of a program that uses this library have
+    formatters that escape nothing. A formatter that makes all text harmless itself, as JSON does, takes `raw` of the
+    message; else its readers would have to undo two escapes. So callers pass texts that are not escaped.
+    """
 
     def __init__(self, name: str, source: str) -> None:
         super().__init__(logging.getLogger(f"sagastream.{name}"), {"source": source})
@@ -194,7 +212,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return printable(msg), kwargs
+        return Escaped(msg), kwargs
 
 
 def _with_harmless_traceback(record: logging.LogRecord) -> bool:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import BATCH
+from sagastream.console import printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import RUN, Answer
@@ -189,7 +190,7 @@ class JobDispatcher:
         command = delivery.command
         why = f"the RQ job {job_id(command)} {self._what_became(command, state)}"
         # An undo is released: another process takes it over when the lease has ended.
-        if isinstance(step := service_rules.in_doubt(delivery.todo, command, why), Answer):
+        if isinstance(step := service_rules.in_doubt(delivery.todo, command, printable(why)), Answer):
             text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
             self._log.warning(text, extra=about(command))
             self._inbox.answer(delivery, step)

@@ -21,7 +21,6 @@ from rq.serializers import JSONSerializer
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from sagastream.broker.wire import execute
-from sagastream.console import printable
 from sagastream.core.messages import Command
 from sagastream.service.declaration import Service
 from sagastream.store import keys
@@ -190,7 +189,7 @@ class Jobs:
         return True
 
     def last_words(self, command: Command) -> str:
-        """What RQ says about the end of a job that failed; "" if it says nothing."""
+        """What RQ says about the end of a job that failed, not escaped; "" if it says nothing."""
         job = Job(job_id(command), connection=self._client, serializer=JSONSerializer)
         try:
             result = Result.fetch_latest(job, serializer=JSONSerializer)
@@ -199,7 +198,7 @@ class Jobs:
         except Exception:  # noqa: BLE001 - whatever RQ makes of what stands there
             return ""
         lines = (result.exc_string or "").strip().splitlines() if result else []
-        words = printable(lines[-1][:500]) if lines else ""
+        words = lines[-1][:500] if lines else ""
         # The job ran in a worker with RQ's default serializer. If SagaWorker refuses a job, its own words say why.
         return f"{words}; run it with {WORKER_COMMAND}" if words.startswith(_UNREADABLE) else words
 

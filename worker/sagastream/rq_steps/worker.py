@@ -21,7 +21,7 @@ from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.outage import Outage
-from sagastream.console import describe, printable
+from sagastream.console import printable, summary
 from sagastream.errors import JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
 from sagastream.rq_steps.jobs import RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
@@ -93,7 +93,7 @@ class SagaJob(Job):
             raise
         except Exception as error:
             # RQ passes over a job that does not exist. A job that it cannot read ends its workers, one after another.
-            _LOG.warning(f"passed over the job {id!a}, which cannot be read: {describe(error)}")
+            _LOG.warning(f"passed over the job {id!a}, which cannot be read: {summary(error)}")
             raise NoSuchJobError(f"the job {id!a} cannot be read") from error
 
     @property

@@ -11,7 +11,7 @@ import redis
 from msgspec.structs import replace
 
 from sagastream.broker.outage import is_outage
-from sagastream.console import describe, printable
+from sagastream.console import printable, summary
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply
 from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, Undo
@@ -229,13 +229,13 @@ class Executor:
             held.outages += 1
             return service_rules.data_away(held.outages)
         if isinstance(failure, MalformedMessage):
-            why = service_rules.unusable(called, printable(str(failure)))
-            step: Answer | Retry | Release = service_rules.in_doubt(todo, called, why)
+            why = service_rules.unusable(called, str(failure))
+            step: Answer | Retry | Release = service_rules.in_doubt(todo, called, printable(why))
         else:
-            why, limit = describe(failure), held.registration.tries
+            why, limit = summary(failure), held.registration.tries
             held.tries += 1
             self._report.raised(called, failure, tries=held.tries, limit=limit)
-            step = service_rules.raised(todo, called, why, tries=held.tries, limit=limit)
+            step = service_rules.raised(todo, called, printable(why), tries=held.tries, limit=limit)
             if isinstance(step, Retry):
                 return step
         self._report.unknown(called, why)

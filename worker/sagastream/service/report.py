@@ -5,7 +5,7 @@ import time
 import redis
 
 from sagastream.broker.outage import is_outage
-from sagastream.console import describe
+from sagastream.console import summary
 from sagastream.core.messages import Command, Reply, ok
 from sagastream.telemetry import Log, Observer, Outcome, about
 
@@ -50,12 +50,12 @@ class ServiceReport:
         self.log.error(text, extra=about(command))
 
     def data_away(self, command: Command, failure: redis.RedisError) -> None:
-        text = f"{_described(command)} cannot reach its data ({describe(failure)}); waiting, nothing is lost"
+        text = f"{_described(command)} cannot reach its data ({summary(failure)}); waiting, nothing is lost"
         self.log.warning(text, extra=about(command))
 
     def raised(self, command: Command, failure: BaseException, *, tries: int, limit: int) -> None:
         """`tries`: of `limit`. After the last one the traceback is told."""
-        text = f"{_described(command)}, raised {describe(failure)} (try {tries} of {limit})"
+        text = f"{_described(command)}, raised {summary(failure)} (try {tries} of {limit})"
         if tries < limit:
             self.log.warning(text, extra=about(command))
         else:

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.console import describe
+from sagastream.console import summary
 from sagastream.health import HealthFile
 from sagastream.service.declaration import Service
 from sagastream.service.executor import Dispatcher, Executor
@@ -207,7 +207,7 @@ class ServiceRunner:
     def _abandon(self) -> NoReturn:
         """End the process with the handlers that do not end: there is no other way to end a thread."""
         if self._error is not None:  # which `run` will not come to raise
-            self._report.log.error(f"ends by {describe(self._error)}")
+            self._report.log.error(f"ends by {summary(self._error)}")
         since = "the signal" if self._error is None else "that"
         running = self._in_flight.running
         text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
