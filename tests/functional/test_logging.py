@@ -119,7 +119,7 @@ def test_as_text_a_line_of_a_handler_says_which_saga_step_and_attempt_it_is_of(
     assert re.fullmatch(r"service shop \S+: started", started)
     assert lines == [
         r"shop.till: charging 5\x1b[1m [saga o-1, step 1, attempt 1]",
-        "shop.till: shipping [saga o-1, step 2, attempt 1]",
+        "shop.till: WARNING: shipping [saga o-1, step 2, attempt 1]",
         "shop.till: packed [saga o-1, step 2, attempt 1]",
     ]
 
@@ -236,19 +236,22 @@ def test_below_the_level_nothing_is_written(server: Server, commands: Commands) 
     commands.quiet("worker", env={"REDIS_URL": server.url})
     service = Process(commands, "service", "shop:service", "--log-level", "warning", REDIS_URL=server.url)
     assert ended(server, "o-1", *STEPS).status == "COMPLETED"
-    assert service.end() == ["shop.till: shipping [saga o-1, step 2, attempt 1]"]
+    assert service.end() == ["shop.till: WARNING: shipping [saga o-1, step 2, attempt 1]"]
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(("list",), 1), (("worker",), 2)])
-def test_a_format_that_there_is_not_is_told_in_one_line(
-    server: Server, commands: Commands, arguments: Sequence[str], code: int
+@pytest.mark.parametrize(
+    ("variable", "allowed"),
+    [("SAGASTREAM_LOG_FORMAT", ("text", "json")), ("SAGASTREAM_LOG_LEVEL", ("debug", "info", "warning", "error"))],
+)
+@pytest.mark.parametrize("command", ["list", "worker"])
+def test_a_setting_that_there_is_not_is_wrong_usage_and_told_in_one_line(
+    server: Server, commands: Commands, command: str, variable: str, allowed: Sequence[str]
 ) -> None:
-    done = commands.run(*arguments, REDIS_URL=server.url, SAGASTREAM_LOG_FORMAT="xml")
-    assert (done.returncode, done.stdout) == (code, "")
+    done = commands.run(command, REDIS_URL=server.url, **{variable: "xml"})
+    assert (done.returncode, done.stdout) == (2, "")
     *_, last = done.stderr.splitlines()
     assert "'xml'" in last
-    assert "text" in last
-    assert "json" in last
+    assert [value for value in allowed if value not in last] == []
 
 
 def test_what_the_bridge_says_is_json_too(server: Server, commands: Commands) -> None:

@@ -113,6 +113,27 @@ def test_a_line_of_a_compensation_says_that_it_is_one(install: Install, capsys: 
     assert written(capsys) == ["shop.till: gave back [saga o-1, step 2, compensation, attempt 3]"]
 
 
+def test_a_line_of_others_shows_its_level_if_it_is_a_warning_or_more(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(SAGASTREAM_LOG_LEVEL="debug")
+    logging.addLevelName(35, "LO\x07UD")
+    with Handling(COMMAND):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, 35, logging.ERROR, logging.CRITICAL):
+            logging.getLogger("shop.own").log(level, "watch out")
+    call = "[saga o-1, step 2, attempt 3]"
+    assert written(capsys) == [
+        f"shop.own: watch out {call}",
+        f"shop.own: watch out {call}",
+        f"shop.own: WARNING: watch out {call}",
+        f"shop.own: LO\\x07UD: watch out {call}",
+        f"shop.own: ERROR: watch out {call}",
+        f"shop.own: CRITICAL: watch out {call}",
+    ]
+    logging.getLogger("sagastreams").warning("of others too")
+    assert written(capsys) == ["sagastreams: WARNING: of others too"]
+
+
 def test_each_line_of_a_traceback_names_who_writes_it(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install()
     Log("service", "service shop").error("it broke", exc_info=raised("a\x07\nb"))

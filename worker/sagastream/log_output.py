@@ -51,12 +51,14 @@ def _setting(environment: Mapping[str, str], variable: str, allowed: tuple[str, 
 
 class TextLines(logging.Formatter):
     """Records as `name: text`. `name` is the process or, if the record is not one of sagastream's, the logger. A record
-    of a handler ends with the saga, the step and the attempt, and says if it is of a compensation. An exception
-    follows, each line of its traceback with the name too."""
+    of a handler ends with the saga, the step and the attempt, and says if it is of a compensation. A record of another
+    logger than sagastream's shows its level, from WARNING on; the texts of sagastream say by themselves what is wrong.
+    An exception follows, each line of its traceback with the name too."""
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "source", record.name)
-        lines = [_message(record) + _suffix(record), *_traceback(record).splitlines()]
+        level = "" if record.levelno < logging.WARNING or _is_ours(record) else f"{record.levelname}: "
+        lines = [level + _message(record) + _suffix(record), *_traceback(record).splitlines()]
         return "\n".join(printable(f"{name}: {line}") for line in lines)
 
 
@@ -105,10 +107,14 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.pathname}:{record.lineno}: this log call cannot be written: {describe(error)}"
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.startswith("sagastream.")
+
+
 def _suffix(record: logging.LogRecord) -> str:
     """Says to which call of a handler a record belongs. The messages of sagastream itself say that already."""
     saga_id: object = getattr(record, "saga_id", None)
-    if saga_id is None or record.name.startswith("sagastream."):
+    if saga_id is None or _is_ours(record):
         return ""
     step, attempt = getattr(record, "step", None), getattr(record, "attempt", None)
     compensation = ", compensation" if getattr(record, "compensating", None) is True else ""
