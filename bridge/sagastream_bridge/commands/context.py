@@ -39,7 +39,7 @@ def opened() -> "Iterator[Broker]":
 @contextmanager
 def orderly() -> Iterator[None]:
     """Runs a command: a signal ends it in order, so that nothing is left running. An error that a user can cause or
-    mend is one line on stderr, with exit code 1."""
+    mend is one line on stderr, with exit code 1; with exit code 2 if a variable for the log has a wrong value."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -47,13 +47,15 @@ def orderly() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     import redis
 
-    from sagastream.errors import SagastreamError
+    from sagastream.errors import SagastreamError, SettingsError
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         _on_signals(_terminated)
     try:
         log_output.write_to_stderr()
         yield
+    except SettingsError as error:
+        raise click.UsageError(safe(str(error))) from None
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
     except BrokenPipeError:
