@@ -52,6 +52,8 @@ def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str],
     ("given", "complaint"),
     [
         ("{", "Error: <stdin>: not JSON: "),
+        ("", "Error: <stdin>: not JSON: the input is empty\n"),
+        (" \n", "Error: <stdin>: not JSON: the input is empty\n"),
         ("[]", "Error: <stdin>: the body is not a JSON object"),
         ('{"steps": []}', "Error: <stdin>: the body: saga_id is missing"),
         ('{"saga_id": "a", "steps": [1]}', "Error: <stdin>: steps[0] is not a JSON object"),

@@ -16,7 +16,8 @@ export class Malformed extends Error {}
  * @param sentMs when it was added; used if `begun_ms` is missing, as in entries that were made by hand
  */
 export function readCommand(fields, sentMs) {
-  const body = readBody(fields.body ?? Buffer.alloc(0))
+  if (fields.body === undefined) throw new Malformed('the entry has no field body')
+  const body = readBody(fields.body)
   const compensating = body.compensating ?? false
   if (typeof compensating !== 'boolean') throw new Malformed('compensating must be true or false')
   if (!Number.isInteger(body.step) || body.step < 1 || body.step > MAX_STEPS) {

@@ -36,7 +36,7 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Newer | U
     request_id = None
     try:
         request_id = _request_id(fields)
-        body = decode(fields.get(b"body", b""))
+        body = decode(_body(fields))
         kind = type_of(body)
         if (number := format_of(body, "the body")) > max(FORMATS):
             # Of such a request this release only understands which saga it is for.
@@ -55,7 +55,7 @@ def read_reply(fields: Mapping[bytes, bytes]) -> Reply | Unreadable:
     """The entry of the replies stream."""
     try:
         attempt = _number(fields, b"attempt") if b"attempt" in fields else None
-        return parse_reply(decode(fields.get(b"body", b"")), unknown=b"unknown" in fields, attempt=attempt)
+        return parse_reply(decode(_body(fields)), unknown=b"unknown" in fields, attempt=attempt)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
@@ -137,7 +137,7 @@ def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None)
 
 
 def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> Command:
-    body = decode(fields.get(b"body", b""))
+    body = decode(_body(fields))
     checked_object(body, "the body", None)
     compensating = body.get("compensating", False)
     if not isinstance(compensating, bool):
@@ -156,6 +156,12 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         retried=b"retried" in fields,
         compensation=_compensation(fields),
     )
+
+
+def _body(fields: Mapping[bytes, bytes]) -> bytes:
+    if (body := fields.get(b"body")) is None:
+        raise MalformedMessage("the entry has no field body")
+    return body
 
 
 def _compensation(fields: Mapping[bytes, bytes]) -> str | None:

@@ -60,7 +60,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise MalformedMessage(f"not JSON: {error}") from None
+        raise MalformedMessage(f"not JSON: {error if data.strip() else 'the input is empty'}") from None
     if _too_deep(data, value, MAX_DEPTH):
         raise MalformedMessage(f"nested deeper than {MAX_DEPTH} levels")
     # If writing the value gives the same text, reading it lost nothing. sagastream's own services write such texts, so
