@@ -323,6 +323,16 @@ def test_the_worker_of_the_page_counts_parked_sagas(server: Server, commands: Co
         assert worker.stdout.readline() == f"{number} parked: o-{number}, because {state.parked}\n"
 
 
+def test_the_program_of_the_page_runs_a_worker_a_service_and_a_saga(server: Server, commands: Commands) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    program = python(commands, EXAMPLES["all_in_one.py"], server, **pipes)
+    out, err = program.communicate(timeout=40)
+    assert (program.returncode, out) == (0, "o-1 has ended: COMPLETED\n")
+    lines = err.splitlines()
+    assert sorted(lines[:2]) == ["INFO sagastream.service None started", "INFO sagastream.worker None started"]
+    assert lines[2:] == ["INFO shop o-1 charging 50"]
+
+
 def test_the_page_names_every_logger_and_every_point() -> None:
     for point in POINTS:
         assert f"`{point}`" in PAGE

@@ -1,5 +1,6 @@
 """What the pages name exists: commands with their options, files, sections."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_every_name_of_the_reference_can_be_imported(page: Path) -> None:
     for name in listed:
         module, _, attribute = name.rpartition(".")
         assert resolve_name(f"{module}:{attribute}") is not None, name
+
+
+def test_what_the_page_on_compatibility_says_of_embedding_is_so() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    found = re.findall(r"`(sagastream\.[\w.]+)\(([^)`]*)\)`", page)
+    assert {name.rpartition(".")[2] for name, _ in found} >= {"Orchestrator", "ServiceRunner", "HealthFile"}
+    for name, listed in found:
+        module, _, attribute = name.rpartition(".")
+        positional, _, options = listed.partition(", *, ")
+        parameters = inspect.signature(resolve_name(f"{module}:{attribute}")).parameters
+        by_place = [one for one, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        by_name = {one for one, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+        assert positional.split(", ") == by_place, name
+        # Of the keyword options, `dispatcher` alone is private: it is given and gets what is private.
+        assert {option for option in options.split(", ") if option} == by_name - {"dispatcher"}, name
 
 
 @named

@@ -22,7 +22,7 @@ class HealthFile:
     """The file of one process. It exists once the broker has answered for the first time."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError if the file cannot be written."""
+        """`path`: of this process alone. Raises OSError if the file cannot be written."""
         path.touch()
         path.unlink()  # a file that an earlier process left says nothing about this one
         self._path = path

@@ -61,7 +61,10 @@ Input = tuple[Entry | None, Event]
 
 
 class Orchestrator:
-    """One worker. `stop` may be set from anywhere: the running turn is finished, then `run` returns."""
+    """One worker. Any number of them share the work, in one program or in many.
+
+    `name` is its name in the log, which no other worker has.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,16 @@ class Orchestrator:
         health: HealthFile | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """`retention_ms`: how long a saga is kept after it has ended."""
+        """
+        Args:
+            broker: the worker's own; it is not closed.
+            stop: any thread may set it. The running turn is finished, then `run` returns.
+            retention_ms: how long a saga is kept after it has ended, in milliseconds.
+            health: a file that is touched while the broker answers; None: there is none.
+            observer: is told what happens.
+
+        Raises TypeError if `observer` is not an Observer.
+        """
         self._health = health
         self._observer = guarded(observer)
         self.name = f"worker {(consumer := consumer_name())}"
@@ -98,8 +110,10 @@ class Orchestrator:
         self._look_at = self._tidy_at = 0.0
 
     def run(self) -> None:
-        """Work until `stop` is set. Outages of the broker are waited out. Raises what waiting cannot mend, such as
-        BrokerError or redis.AuthenticationError."""
+        """Work in this thread until `stop` is set. Outages of the broker are waited out.
+
+        Raises what waiting cannot mend, such as BrokerError or redis.AuthenticationError.
+        """
         with runs("worker", self.name, self._observer):
             Log("worker", self.name).info("started")
             self._outage.keep(self.turn, self._inbox.recover)

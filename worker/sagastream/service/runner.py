@@ -35,8 +35,10 @@ _FULL_MS: Final = 50
 
 
 class ServiceRunner:
-    """One process of a service. `stop` may be set from anywhere: handlers that run may finish, and what was not begun
-    is handed back to other processes at once."""
+    """Runs a service: one of any number of runners that share its commands.
+
+    `name` is its name in the log, which no other runner has.
+    """
 
     def __init__(
         self,
@@ -51,10 +53,16 @@ class ServiceRunner:
     ) -> None:
         """
         Args:
-            grace_s: how long handlers may still run once `stop` is set.
-            dispatcher: makes what has commands run outside this process, of its inbox and name; None: all run in it.
+            broker: the runner's own; it is not closed.
+            stop: any thread may set it. Handlers that run may finish, what was not begun is handed back to other
+                runners at once, then `run` returns.
+            grace_s: how long handlers may still run once `stop` is set, in seconds.
+            health: a file that is touched while the broker answers; None: there is none.
+            dispatcher: private. Makes what has commands run outside this process, of its inbox and name; None: all run
+                in it.
+            observer: is told what happens.
 
-        Raises ServiceError if the service is declared wrongly.
+        Raises ServiceError if the service is declared wrongly, and TypeError if `observer` is not an Observer.
         """
         self.name = f"service {service.name} {(consumer := consumer_name())}"
         self._service = service
@@ -103,9 +111,12 @@ class ServiceRunner:
         )
 
     def run(self) -> None:
-        """Work until `stop` is set. A handler that runs for longer than the grace after that ends with the process.
+        """Work in this thread and in `concurrency - 1` more until `stop` is set. Outages of the broker are waited out.
 
-        Raises what waiting cannot mend (BrokerError, redis.AuthenticationError …).
+        If a handler still runs when the grace is over, the whole process ends with exit code 1, since nothing else ends
+        a thread; another runner then takes its command over.
+
+        Raises what waiting cannot mend, such as BrokerError or redis.AuthenticationError.
         """
         with runs("service", self.name, self._observer):
             self._report.log.info("started")
