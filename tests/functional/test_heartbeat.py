@@ -150,6 +150,58 @@ def test_the_dead_are_swept_out_by_the_living(scene: Scene) -> None:
     assert scene.redis.zscore(keys.ALIVE, "fresh") is not None
 
 
+def test_a_dead_worker_does_not_come_back_to_life_with_its_consumer(scene: Scene) -> None:
+    """A restart of the broker sets the idle time of every consumer to nothing."""
+    scene.worker.turn(block_ms=1)
+    process = known(scene, scene.worker)
+    members: Any = scene.redis.zrange(keys.ALIVE, 0, -1)
+    (member,) = members
+    time_now: Any = scene.redis.time()
+    scene.redis.zadd(keys.ALIVE, {member: time_now[0] * 1000 - 2 * 3600 * 1000})
+    scene.runner.turn(block_ms=1)  # whoever lives sweeps
+    consumers: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    (consumer,) = consumers
+    assert consumer["name"].decode() == process.name
+    assert consumer["idle"] < heartbeat.ALIVE_WITHIN[Kind.WORKER].asked_ms
+    assert found(scene, scene.worker) is None
+    assert not heartbeat.worker_is_alive(scene.redis)
+
+
+def test_of_very_many_processes_those_are_kept_that_were_heard_last(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "ALIVE_KEPT", 3)
+    time_now: Any = scene.redis.time()
+    now_ms = time_now[0] * 1000
+    scene.redis.zadd(keys.ALIVE, {f"p{number}": now_ms - 1000 * number for number in range(1, 6)})
+    scene.worker.turn(block_ms=1)
+    kept: Any = scene.redis.zrange(keys.ALIVE, 0, -1)
+    assert kept[:2] == [b"p2", b"p1"]
+    assert json.loads(kept[2])["kind"] == "worker"
+
+
+@pytest.mark.parametrize(
+    ("member", "score"),
+    [
+        (b'{"name":"\xff","kind":"worker"}', "now"),
+        (b'{"name":"a","kind":"worker"}', "+inf"),
+        (b'{"name":"a","kind":"worker"}', "-inf"),
+        (b'{"name":"a","kind":"worker","more":' + b"[" * 5000 + b"]" * 5000 + b"}", "now"),
+        (b'{"name":1,"kind":"worker"}', "now"),
+        (b"\xff\xfe", "now"),
+        (b"[]", "now"),
+        (b"", "now"),
+    ],
+    ids=["not UTF-8", "never", "always", "deep", "a number", "not text", "a list", "empty"],
+)
+def test_a_member_that_sagastream_did_not_write_hides_nobody(scene: Scene, member: bytes, score: str) -> None:
+    scene.worker.turn(block_ms=1)
+    time_now: Any = scene.redis.time()
+    at = time_now[0] * 1000 if score == "now" else float(score)
+    scene.redis.zadd(keys.ALIVE, {member: at})
+    assert [process.name for process in heartbeat.processes(scene.redis)] == [known(scene, scene.worker).name]
+
+
 def test_a_worker_whose_store_was_emptied_is_heard_again_at_once(scene: Scene) -> None:
     scene.worker.turn(block_ms=1)
     scene.redis.flushall()
@@ -209,7 +261,7 @@ def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Com
         assert "no worker is running" in commands.run("show", "s1", **env).stdout
         assert "; no worker is running" in commands.run("list", **env).stderr
         doctor = commands.run("doctor", **env).stdout
-        assert "warning   workers       nobody was heard for" in doctor
+        assert "problem   workers       nobody was heard for" in doctor
         assert "no worker is running" in commands.run("begin", "-", given=body.replace("s1", "s2"), **env).stderr
     finally:
         worker.send_signal(signal.SIGCONT)

@@ -250,12 +250,15 @@ class Doctor:
     def _readers(self, about: str, stream: str, known: Sequence[Process], command: str) -> Iterator[Finding]:
         """Who reads a stream. `known`: its processes, dead or alive."""
         waiting = self._client.xlen(stream)
+        is_needed = bool(waiting) or (self._live and stream == keys.REQUESTS)
         if alive := sum(process.is_alive for process in known):
             yield _ok(about, f"{alive} at work, entries waiting or in flight: {waiting}")
         elif known:
             seconds = min(process.silent_ms for process in known) // 1000
-            yield _warning(about, f"nobody was heard for {seconds} s: hung or dead; if dead: {command}")
-        elif waiting or (self._live and stream == keys.REQUESTS):
+            say = _problem if is_needed else _warning
+            text = f"nobody was heard for {seconds} s: hung or dead; entries that wait: {waiting}; if dead: {command}"
+            yield say(about, text)
+        elif is_needed:
             yield _problem(about, f"none is running, entries that wait: {waiting}; {command}")
         else:
             yield _ok(about, "none is running, and there is nothing to do")

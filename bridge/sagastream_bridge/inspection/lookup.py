@@ -53,7 +53,7 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
         raise state
     if state is None:
         unread = client.xlen(keys.REQUESTS)
-        hint = f"; {unread} requests were not read yet" if unread else ""
+        hint = f" yet; requests that no worker has read: {unread}" if unread else ""
         return Found(state=None, now_ms=now_ms, notes=[], hint=hint + _no_worker(client, bool(unread)))
     notes = []
     if not state.ended and not state.parked:

@@ -11,6 +11,7 @@ from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.core.steps import StepDefinition
+from sagastream.core.transitions import Decision
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.report import TurnReport
@@ -151,3 +152,14 @@ def test_without_an_observer_nothing_is_made_for_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Change, "written", None)
     report = TurnReport("worker 1", None)
     report.committed([a_change(a_saga(), a_saga())], lost=[], stuck=[], messages=1, duration_s=0.1)
+
+
+def test_a_saga_on_which_nothing_could_be_decided_is_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    saga = a_saga()
+    change = a_change(saga, saga)
+    change.add(None, Decision(state=saga, quarantine="a fault in sagastream: no such phase"))
+    assert not change.is_empty
+    report = TurnReport("worker 1", None)
+    for _ in range(2):
+        report.committed([change], lost=(), stuck=(), messages=1, duration_s=0.5)
+    assert caplog.messages == ["saga s1 was due, and stands still: a fault in sagastream: no such phase"]

@@ -26,6 +26,7 @@ class Change:
     rearm: bool = False  # correct its place in timers and ended, even if the saga itself does not change
     # What is left to a newer release, each with its format: an entry, or None for the saga's timer.
     left: list[tuple[Entry | None, int]] = field(default_factory=list)
+    fault: str | None = None  # why nothing could be decided on the saga when it was due
 
     def add(self, entry: Entry | None, decision: Decision) -> None:
         """Add one more decision to those before it. `entry`: what was decided on; None: the saga was due."""
@@ -37,6 +38,7 @@ class Change:
         self.notices += decision.notices
         if entry is None:
             self.rearm = decision.state is None  # somebody has deleted its hash, so its timer must go too
+            self.fault = decision.quarantine
             return
         self.entries.append(entry)
         if decision.quarantine is not None:
@@ -45,7 +47,7 @@ class Change:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return self.after is self.before and not self.entries and not self.notices and not self.rearm
+        return self.after is self.before and not (self.entries or self.notices or self.rearm or self.fault)
 
     @property
     def written(self) -> Found:

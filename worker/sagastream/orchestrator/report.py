@@ -9,8 +9,8 @@ from sagastream.orchestrator.change import Change
 from sagastream.store import keys
 from sagastream.telemetry import Log, Observer
 
-#: How often a worker reports that a key is not a stream, in seconds.
-_STUCK_EVERY_S: Final = 60.0
+#: How often a worker reports what holds sagas up, in seconds: a key that is not a stream, a saga with a fault.
+_REPEAT_EVERY_S: Final = 60.0
 
 
 class TurnReport:
@@ -20,7 +20,7 @@ class TurnReport:
         """`who`: the name of the worker, as its log records have it."""
         self._log = Log("worker", who)
         self._observer = observer
-        self._stuck_at: dict[str, float] = {}  # when to report each stream again, by time.monotonic
+        self._repeat_at: dict[str, float] = {}  # when to report each of them again, by time.monotonic
 
     def committed(
         self,
@@ -44,6 +44,17 @@ class TurnReport:
             if change.rearm:
                 text = f"saga {change.saga_id} was due, and is gone: somebody has deleted its hash"
                 self._log.warning(text, extra={"saga_id": change.saga_id})
+            if change.fault is not None and self._is_time(f"fault of {change.saga_id}"):
+                text = f"saga {change.saga_id} was due, and stands still: {change.fault}"
+                self._log.error(text, extra={"saga_id": change.saga_id})
+
+    def _is_time(self, what: str) -> bool:
+        """Whether to report this now. It may come up in every turn, and is reported once in _REPEAT_EVERY_S."""
+        now = time.monotonic()
+        if now < self._repeat_at.get(what, 0.0):
+            return False
+        self._repeat_at[what] = now + _REPEAT_EVERY_S
+        return True
 
     def _tell(
         self, observer: Observer, written: Sequence[Change], lost: Sequence[Change], messages: int, duration_s: float
@@ -59,14 +70,13 @@ class TurnReport:
                 _tell_moved(observer, before if isinstance(before, SagaState) else None, after)
 
     def _tell_stuck(self, stuck: Sequence[Change]) -> None:
-        """Report which keys are not streams, each once in _STUCK_EVERY_S. The entries stay pending and are tried
+        """Report which keys are not streams, each once in _REPEAT_EVERY_S. The entries stay pending and are tried
         again."""
         streams = {keys.commands(command.service) for change in stuck for command in change.commands}
         if any(change.quarantined for change in stuck):
             streams.add(keys.QUARANTINE)
         for stream in sorted(streams):
-            if time.monotonic() >= self._stuck_at.get(stream, 0.0):
-                self._stuck_at[stream] = time.monotonic() + _STUCK_EVERY_S
+            if self._is_time(stream):
                 self._log.error(
                     f"{stream} is not a stream: sagas that need it stand still, until it is one or is gone",
                     extra={"stream": stream},

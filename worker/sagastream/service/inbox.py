@@ -131,8 +131,8 @@ class CommandInbox:
         """Have an entry quarantined with the next `send`."""
         entry_id = entry.id.decode()
         extra = {"service": self._service, "stream": entry.stream, "entry_id": entry_id}
-        self._log.warning(f"quarantined the entry {entry_id}: {reason}", extra=extra)
         self._add(_Quarantined(entry, reason))
+        self._log.warning(f"quarantined the entry {entry_id}: {reason}", extra=extra)
 
     def count(self, delivery: Delivery, what: Count) -> int:
         """How often this was counted for a command, this time included."""

@@ -52,6 +52,10 @@ ALIVE_WITHIN: Final = {
     Kind.SERVICE: Within(beat_ms=15_000, asked_ms=15_000),
 }
 
+#: For how long people are told of a process that is no longer heard, in milliseconds. After that it is only remembered,
+#: so that its consumer is not taken for a process without a heartbeat.
+_TOLD_MS: Final = 60_000
+
 #: How often a process writes its heartbeat, in seconds, at most.
 _BEAT_EVERY_S: Final = 0.75
 
@@ -119,20 +123,20 @@ class Heartbeat:
     def beat(self) -> Exchange[None]:
         """Write the process into the heartbeat. Raises redis.ResponseError if the broker refuses it."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
-        yield from _BEAT.call([keys.ALIVE], [self._member, keys.ALIVE_KEPT_MS])
+        yield from _BEAT.call([keys.ALIVE], [self._member, keys.ALIVE_KEPT_MS, keys.ALIVE_KEPT])
 
     def end(self, *, holds: bool) -> Exchange[None]:
         """Remove the process, which ends now. `holds`: its consumer stays in a group, with entries that others must
         take over. Then `LEFT` is written; otherwise the consumer would look like a process without a heartbeat."""
         if holds:
             left = msgspec.json.encode(_Member(name=self._name, kind=Kind.LEFT))
-            yield from _BEAT.call([keys.ALIVE], [left, keys.ALIVE_KEPT_MS])
+            yield from _BEAT.call([keys.ALIVE], [left, keys.ALIVE_KEPT_MS, keys.ALIVE_KEPT])
         (answer,) = yield [("ZREM", keys.ALIVE, self._member)]
         or_raise(answer)
 
 
 def processes(client: "redis.Redis", services: Collection[str] = ()) -> list[Process]:
-    """All workers and processes of services, dead or alive. One round trip.
+    """All workers and processes of services that are alive, or were a minute ago. One round trip.
 
     Those that write no heartbeat are found too if they are workers, or processes of one of `services`.
     """
@@ -150,8 +154,9 @@ def _look(services: Collection[str]) -> Exchange[list[Process]]:
     groups += [(Kind.SERVICE, service, keys.commands(service), service) for service in services]
     asked: list[wire.Words] = [("XINFO", "CONSUMERS", stream, group) for _, _, stream, group in groups]
     clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.ALIVE, 0, -1, "WITHSCORES"), *asked]
-    found = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
-    known = {process.name for process in found}
+    remembered = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
+    known = {process.name for process in remembered}
+    found = [process for process in remembered if abs(process.silent_ms) <= _TOLD_MS]
     for (kind, service, _, _), consumers in zip(groups, answers, strict=True):
         found += [
             Process(name=name, kind=kind, service=service, silent_ms=idle_ms, beats=False)
@@ -170,9 +175,9 @@ def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
     for data, score in zip(words, words, strict=True):
         try:
             member = msgspec.json.decode(data, type=_Member)
-        except msgspec.DecodeError:
+            silent_ms = now_ms - int(float(score))
+        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
             continue  # sagastream did not write it
-        silent_ms = now_ms - int(float(score))
         found.append(Process(**msgspec.structs.asdict(member), silent_ms=silent_ms, beats=True))
     return found
 

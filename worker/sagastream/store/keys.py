@@ -35,8 +35,11 @@ EVENTS_KEPT: Final = 100_000
 #: How long a saga is kept after it has ended, unless a worker is told otherwise, in milliseconds: 7 days.
 ENDED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 
-#: How long a process stays in alive after it was last heard, in milliseconds: as long as its consumer in the group.
-ALIVE_KEPT_MS: Final = 60_000
+#: How long a process stays in alive after it was last heard, in milliseconds: a day. Its consumer may stay in the group
+#: for as long, and a restart of the broker makes that consumer look as if it had just asked for entries.
+ALIVE_KEPT_MS: Final = 24 * 3600 * 1000
+#: At most this many processes are kept there, those that were heard last.
+ALIVE_KEPT: Final = 10_000
 
 #: How long a service keeps its records of what it did, after the last write to their hash, in seconds: 2 days.
 DONE_KEPT_S: Final = 2 * 24 * 3600
