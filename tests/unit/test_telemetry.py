@@ -53,7 +53,7 @@ def test_several_observers_are_all_told_in_turn(point: str) -> None:
     assert first.told == second.told == [(point, {"one": 1, "two": 2})]
 
 
-@pytest.mark.parametrize("error", [ValueError("no\nway"), SystemExit(3)])
+@pytest.mark.parametrize("error", [ValueError("no\nway"), SystemExit(3), asyncio.CancelledError("x")])
 def test_one_that_raises_is_logged_once_and_left_out(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     broken, notes = Broken(error), Notes()
     observers = Observers(broken, notes)
@@ -213,3 +213,40 @@ def test_a_record_of_ours_names_its_process_and_is_one_harmless_line(caplog: pyt
         "o-1",
     )
     assert record.getMessage() == "a saga\\n\\x1b[2J of 100%"
+
+
+def test_a_record_goes_out_where_the_factory_of_the_program_sets_a_field_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.service = "payments"
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        Log("service", "service till 1").warning("it is late", extra={"service": "till"})
+    finally:
+        logging.setLogRecordFactory(before)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.__dict__["service"]) == ("it is late", "payments")
+    assert record.funcName == test_a_record_goes_out_where_the_factory_of_the_program_sets_a_field_of_ours.__name__
+
+
+def test_a_handler_of_the_program_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Sink(logging.Handler):
+        calls = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            Sink.calls += 1
+            raise RuntimeError("the sink is away")
+
+    sink = Sink()
+    logging.getLogger().addHandler(sink)
+    try:
+        Log("service", "service till 1").error("it is late", exc_info=ValueError("x"))
+    finally:
+        logging.getLogger().removeHandler(sink)
+    assert Sink.calls == 1

@@ -4,10 +4,11 @@ A library does not configure logging. The loggers below `sagastream` have a Null
 command line writes their records, see log_output.
 """
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -147,7 +148,7 @@ def _told(point: str) -> Callable[..., None]:
         for observer in self._watching:
             try:
                 getattr(observer, point)(**arguments)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - the code is the user's, and must harm nothing
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it must harm nothing
                 self._leave_out(observer, point, error)
 
     tell.__name__ = point
@@ -213,6 +214,20 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return Escaped(msg), kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """As any logger, but it never raises. A program may have a record factory that sets one of our fields, or a
+        handler that raises: neither may keep a process from answering."""
+        if not self.isEnabledFor(level):
+            return
+        text, kwargs = self.process(msg, {"stacklevel": 2, **kwargs})  # type: ignore[assignment]
+        try:
+            self.logger.log(level, text, *args, **kwargs)
+        except KeyError:  # a field of ours is there already, so the record goes out without them
+            with suppress(Exception):
+                self.logger.log(level, text, *args, **{**kwargs, "extra": None})
+        except Exception:  # noqa: BLE001 - there is no other place to report it
+            return
 
 
 def _with_harmless_traceback(record: logging.LogRecord) -> bool:
