@@ -4,7 +4,6 @@ A library does not configure logging. The loggers below `sagastream` have a Null
 command line writes their records, see log_output.
 """
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
@@ -143,12 +142,21 @@ def _named(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
+def _is_failure(error: BaseException) -> bool:
+    """Whether an observer may raise this without ending the process."""
+    import asyncio  # it is large, and `sagastream --help` needs none of it
+
+    return isinstance(error, Exception | SystemExit | asyncio.CancelledError)
+
+
 def _told(point: str) -> Callable[..., None]:
     def tell(self: Observers, **arguments: object) -> None:
         for observer in self._watching:
             try:
                 getattr(observer, point)(**arguments)
-            except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it must harm nothing
+            except BaseException as error:
+                if not _is_failure(error):
+                    raise
                 self._leave_out(observer, point, error)
 
     tell.__name__ = point
