@@ -499,7 +499,7 @@ def test_5000_sagas_end_right_though_two_of_four_workers_are_killed(server: Serv
     for process in workers[:2]:
         process.kill()
     assert client._redis.zcard(keys.ENDED) < count / 2, "the kills came too late to matter"
-    until(lambda: client._redis.zcard(keys.ENDED) == count, what="all have ended", timeout_s=60)
+    until(lambda: client._redis.zcard(keys.ENDED) == count, what="all have ended", timeout_s=180)
     assert client._redis.zcard(keys.TIMERS) == 0
     charged = 0
     for n in range(count):
