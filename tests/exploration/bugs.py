@@ -32,7 +32,7 @@ class Bug(StrEnum):
     OVERRULED_NOT_UNDONE = "what a handler did in vain is not undone"
     FAILED_UNDO_ANSWERED = "a command is answered though its undo has failed"
     DELIVERED_AGAIN_NOT_UNDONE = "what another process may have begun is refused, and not undone"
-    LATE_NOT_IN_DOUBT = "a command that comes too late is certainly not begun, whoever had it before"
+    LATE_NOT_IN_DOUBT = "a command that comes too late is certainly not begun, even if another process had it before"
     RAISED_IS_FAILED = "a handler that has raised counts as one that did nothing"
     SENT_TOO_EARLY = "a step is sent before the one before it is done"
     UNDONE_TOO_EARLY = "a step is undone before the one after it is"
