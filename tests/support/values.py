@@ -67,6 +67,21 @@ def a_command(*, compensating: bool = False, attempt: int = 1) -> Command:
     )
 
 
+def a_charge(*, compensating: bool = False, not_after_ms: int | None = None) -> Command:
+    """A command as a handler is called with, or the one that undoes it: its third attempt, with an exact number."""
+    return Command(
+        service="payment",
+        type="Refund" if compensating else "Charge",
+        saga_id="saga42",
+        step=2,
+        params=b'{"n":18446744073709551615}',
+        compensating=compensating,
+        attempt=3,
+        begun_ms=5,
+        not_after_ms=not_after_ms,
+    )
+
+
 #: Values in place of a record that are not records.
 GARBLED_RECORDS = [
     b"",

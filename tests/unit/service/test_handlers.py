@@ -9,31 +9,18 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.messages import Command, Reply
+from sagastream.core.messages import Reply
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, decode
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.declaration import Context, Handler
 from sagastream.service.handlers import call, call_async, context_of
-
-
-def a_command(*, compensating: bool = False) -> Command:
-    return Command(
-        service="payment",
-        type="Refund" if compensating else "Charge",
-        saga_id="saga42",
-        step=2,
-        params=b'{"n":18446744073709551615}',
-        compensating=compensating,
-        attempt=3,
-        begun_ms=5,
-    )
-
+from support.values import a_charge
 
 # --- what a handler is told
 
 
 def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
-    assert context_of(a_command()) == Context(
+    assert context_of(a_charge()) == Context(
         saga_id="saga42",
         step=2,
         key="saga42/2/transaction",
@@ -44,19 +31,19 @@ def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
 
 
 def test_a_handler_is_told_until_when_its_answer_is_waited_for() -> None:
-    assert context_of(a_command()).deadline is None
-    command = replace(a_command(), not_after_ms=1_700_000_000_250)
+    assert context_of(a_charge()).deadline is None
+    command = replace(a_charge(), not_after_ms=1_700_000_000_250)
     assert context_of(command).deadline == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
 
 
 def test_a_deadline_that_no_calendar_has_is_none() -> None:
-    assert context_of(replace(a_command(), not_after_ms=2**62)).deadline is None
+    assert context_of(replace(a_charge(), not_after_ms=2**62)).deadline is None
 
 
 def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> None:
-    context = context_of(replace(a_command(compensating=True), result=b'{"payment_id":"p1"}'))
+    context = context_of(replace(a_charge(compensating=True), result=b'{"payment_id":"p1"}'))
     assert context.key == "saga42/2/compensation"
-    assert context.transaction_key == context_of(a_command()).key
+    assert context.transaction_key == context_of(a_charge()).key
     assert context.result == {"payment_id": "p1"}
 
 
@@ -65,7 +52,7 @@ def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> No
 
 def called(handler: Handler, *, compensating: bool = False) -> Reply:
     """The reply of a plain handler, and of an async one that does the same: the two must not differ."""
-    command = a_command(compensating=compensating)
+    command = a_charge(compensating=compensating)
     context = context_of(command)
 
     async def handle(params: Any, context: Context) -> Any:
@@ -134,7 +121,7 @@ def test_a_rejection_with_a_lone_surrogate_is_still_one() -> None:
 
 
 def test_a_result_that_no_message_can_carry_is_no_result() -> None:
-    command = a_command()
+    command = a_charge()
 
     async def handle(params: Any, context: Context) -> object:
         return math.nan
@@ -147,7 +134,7 @@ def test_a_result_that_no_message_can_carry_is_no_result() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), KeyboardInterrupt()])
 def test_what_else_a_handler_raises_is_the_callers(error: BaseException) -> None:
-    command = a_command()
+    command = a_charge()
 
     def handle(params: Any, context: Context) -> None:
         raise error

@@ -24,22 +24,8 @@ from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
 from sagastream.service.runner import GRACE_S, ServiceRunner
 from sagastream.store import keys
 from sagastream_bridge.commands.main import cli
+from support.values import a_charge
 from support.waiting import until
-
-
-def a_command(*, compensating: bool = False, not_after_ms: int | None = None) -> Command:
-    return Command(
-        service="payment",
-        type="Refund" if compensating else "Charge",
-        saga_id="saga42",
-        step=2,
-        params=b'{"n":18446744073709551615}',
-        compensating=compensating,
-        attempt=3,
-        begun_ms=5,
-        not_after_ms=not_after_ms,
-    )
-
 
 # --- handlers that raise
 
@@ -144,7 +130,7 @@ def handled(
 
 def reply_of(handler: Handler, command: Command | None = None) -> Reply:
     """The only reply."""
-    [(_, reply, _)] = handled(handler, command or a_command())
+    [(_, reply, _)] = handled(handler, command or a_charge())
     return reply
 
 
@@ -177,8 +163,8 @@ def test_while_a_handler_rests_that_has_raised_others_are_called() -> None:
         if calls == ["saga42"]:
             raise ValueError("once")
 
-    others = [replace(a_command(), saga_id=f"other{number}") for number in range(3)]
-    handled(handle, a_command(), *others)
+    others = [replace(a_charge(), saga_id=f"other{number}") for number in range(3)]
+    handled(handle, a_charge(), *others)
     assert calls == ["saga42", "other0", "other1", "other2", "saga42"]
 
 
@@ -209,7 +195,7 @@ def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds()
         raise ValueError("once")
 
     calls: list[str] = []
-    post = Post(a_command(), replace(a_command(), saga_id="other"))
+    post = Post(a_charge(), replace(a_charge(), saga_id="other"))
     runner = a_runner(a_service(handle), post)
     runner._prefetch._command_s = 0.001
     runner.turn(block_ms=1)
@@ -230,7 +216,7 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
             return service_rules.MAX_TAKEOVERS
 
     handler = Raising()
-    runner = a_runner(a_service(handler), post := Cut(a_command(), again=True, taken_over=True))
+    runner = a_runner(a_service(handler), post := Cut(a_charge(), again=True, taken_over=True))
     with pytest.raises(redis.ConnectionError):
         runner.turn(block_ms=1)
     runner.turn(block_ms=1)  # in another thread: this one would read it again
@@ -246,7 +232,7 @@ def test_a_process_that_is_to_stop_still_answers_what_runs(outcome: object) -> N
             raise outcome
         return outcome
 
-    post = Post(a_command())
+    post = Post(a_charge())
     runner = a_runner(a_service(handle), post)
     runner.turn(block_ms=1)
     assert len(post.sent) == 1
@@ -294,7 +280,7 @@ def test_a_rejection_is_final() -> None:
 
 
 def test_a_command_that_the_service_does_not_have_fails_and_has_no_effect() -> None:
-    reply = reply_of(Raising(), a_command(compensating=True))
+    reply = reply_of(Raising(), a_charge(compensating=True))
     assert (reply.type, reply.unknown) == ("Refund_failed", False)
     assert orjson.loads(reply.error or b"") == "unknown_command: service payment has no compensation Refund"
 
@@ -320,7 +306,7 @@ def test_an_error_whose_text_has_a_lone_surrogate_does_not_end_the_service() -> 
 
 def test_a_command_that_nobody_waits_for_any_more_is_not_begun() -> None:
     handler = Raising()
-    late = a_command(not_after_ms=NOW_MS - 60_000)
+    late = a_charge(not_after_ms=NOW_MS - 60_000)
     [(_, first, first_kind)] = handled(handler, late)
     [(_, second, second_kind)] = handled(handler, late, again=True)
     assert handler.calls == 0
@@ -333,14 +319,14 @@ def test_a_command_that_nobody_waits_for_any_more_is_not_begun() -> None:
 
 def test_a_command_that_is_still_waited_for_is_begun() -> None:
     handler = Raising()
-    assert reply_of(handler, a_command(not_after_ms=NOW_MS + 60_000)).type == "Charge_ok"
-    assert reply_of(handler, a_command(not_after_ms=None)).type == "Charge_ok"
+    assert reply_of(handler, a_charge(not_after_ms=NOW_MS + 60_000)).type == "Charge_ok"
+    assert reply_of(handler, a_charge(not_after_ms=None)).type == "Charge_ok"
     assert handler.calls == 2
 
 
 def test_a_command_that_was_begun_and_rests_is_not_begun_again_too_late() -> None:
     handler = Raising(redis.ConnectionError("gone"), redis.ConnectionError("gone"))
-    [(_, reply, kind)] = handled(handler, a_command(not_after_ms=NOW_MS + 20))
+    [(_, reply, kind)] = handled(handler, a_charge(not_after_ms=NOW_MS + 20))
     assert handler.calls == 1
     assert (reply.unknown, kind) == (True, "unknown")
 
@@ -362,10 +348,10 @@ class Undoing(Raising):
 
 def overruled(handler: Handler, undo: Handler | None = None) -> list[tuple[bytes, Reply, str]]:
     """The answer, in the end, to a command that was overruled after its handler had run."""
-    return handled(handler, a_command(), undo=undo, overrules=(1,))
+    return handled(handler, a_charge(), undo=undo, overrules=(1,))
 
 
-REFUSED = [(b"1-0", service_rules.refusal(a_command()), "final")]
+REFUSED = [(b"1-0", service_rules.refusal(a_charge()), "final")]
 
 
 def test_what_must_not_have_been_done_is_undone_and_then_refused_for_good() -> None:
@@ -418,8 +404,7 @@ def answers(handler: Handler, *commands: Command) -> list[tuple[int | None, str]
 def attempts(*not_after_ms: int | None, retried: bool = False) -> list[Command]:
     """Attempts of one command, starting with the first."""
     return [
-        replace(a_command(not_after_ms=ms), attempt=number, retried=retried)
-        for number, ms in enumerate(not_after_ms, 1)
+        replace(a_charge(not_after_ms=ms), attempt=number, retried=retried) for number, ms in enumerate(not_after_ms, 1)
     ]
 
 
