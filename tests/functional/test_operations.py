@@ -1,6 +1,8 @@
 """What operators do, with real processes: from the command line, and over the stdin protocol."""
 
 import json
+import signal
+import subprocess
 import textwrap
 from typing import Any
 
@@ -38,12 +40,17 @@ def refund(params, context):
 
 
 @pytest.fixture
-def env(server: Server, commands: Commands) -> dict[str, str]:
-    """A worker and the service; the environment that reaches them."""
+def till(server: Server, commands: Commands) -> "subprocess.Popen[bytes]":
+    """The process of the service."""
     (commands.folder / "till.py").write_text(textwrap.dedent(TILL))
+    return commands.quiet("service", "till:service", env={"REDIS_URL": server.url})
+
+
+@pytest.fixture
+def env(server: Server, commands: Commands, till: "subprocess.Popen[bytes]") -> dict[str, str]:
+    """A worker and the service; the environment that reaches them."""
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)
-    commands.quiet("service", "till:service", env=env)
     return env
 
 
@@ -55,9 +62,13 @@ def parked(commands: Commands, env: dict[str, str], saga_id: str = "s1") -> None
     assert done.stdout == f"{saga_id} COMPENSATING: parked: Refund of step 1 failed 2 times: the bank is closed\n"
 
 
-def test_a_parked_saga_is_retried_once_what_was_wrong_is_mended(env: dict[str, str], commands: Commands) -> None:
+def test_a_parked_saga_is_retried_once_what_was_wrong_is_mended(
+    env: dict[str, str], till: "subprocess.Popen[bytes]", commands: Commands
+) -> None:
     parked(commands, env)
+    till.send_signal(signal.SIGSTOP)  # it would answer before the command has looked
     done = commands.run("retry", "s1", "--reason", "try once more", **env)
+    till.send_signal(signal.SIGCONT)
     assert (done.returncode, done.stdout) == (
         0,
         "s1 COMPENSATING: waits for till to answer Refund, step 1 (attempt 3 of 4)\n",
