@@ -10,12 +10,15 @@ from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 
-from sagastream.core import decision, plan, service_rules, step_state
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from msgspec.structs import replace
+
+from sagastream.core import decision, moves, plan, service_rules, step_state
+from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.service_rules import Answer, Release, Run, Undo
 from sagastream.core.step_state import Step
+from sagastream.core.transitions import Decision, Moment
 
 
 class Bug(StrEnum):
@@ -39,6 +42,11 @@ class Bug(StrEnum):
     FAILED_IS_UNDONE = "a step that has failed, and has no effect, is undone"
     ANSWERED_AGAIN = "an ok counts whatever the step is doing"
     UNKNOWN_IS_FAILED = "a step that was not answered counts as one that was not done"
+    CUT_OFF_IS_NOT_DONE = "what is out when a saga is cancelled at once counts as not done"
+    CUT_OFF_PIVOT_IS_NOT_DONE = "a pivot that is out when a saga is cancelled at once counts as not done"
+    NOW_AT_A_PARKED_STEP = "a cancel at once says that a step which is parked meanwhile was not done"
+    NOW_AT_AN_UNDO = "a cancel at once gives up a compensation that is out meanwhile"
+    HARD_IS_SOFT = "a hard deadline waits for what is out"
 
 
 # --- mistakes of the service side
@@ -87,6 +95,25 @@ def _any_ok(state: SagaState, reply: Reply) -> bool:
     return reply.type == ok(state.steps[reply.step - 1].definition.transaction)
 
 
+def _not_done(step: Step) -> bool:
+    return step.unknown or step.definition.retried
+
+
+def _whatever_it_is(state: SagaState, why: str, moment: Moment, *, now: bool) -> Decision:
+    return moves._cancel_at(state, state.current_step, why, moment, unknown=True)
+
+
+_why_not = decision._why_not
+
+
+def _as_without_now(state: SagaState, event: Intervene) -> str | None:
+    return _why_not(state, replace(event, now=False))
+
+
+def _undone_or_not(state: SagaState, event: Intervene) -> str | None:
+    return None if event.now and not state.ended and not state.parked else _why_not(state, event)
+
+
 #: What each mistake replaces: a module, a name in it, and the replacement.
 _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
     Bug.NO_DEDUPE: [(service_rules, "delivered", _without_record)],
@@ -102,6 +129,11 @@ _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
         (step_state, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
     ],
     Bug.ANSWERED_AGAIN: [(decision, "awaits", _any_ok)],
+    Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],
+    Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(moves, "cancel", _whatever_it_is)],
+    Bug.NOW_AT_A_PARKED_STEP: [(decision, "_why_not", _as_without_now)],
+    Bug.NOW_AT_AN_UNDO: [(decision, "_why_not", _undone_or_not)],
+    Bug.HARD_IS_SOFT: [(SagaState, "is_cut_off", False)],
 }
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core.decision import FAULT, Event
-from sagastream.core.messages import Command, Due, Reply
+from sagastream.core.messages import Command, Due, Intervene, Reply
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
@@ -61,7 +61,7 @@ def _at(ms: int | None) -> int | None:
     return None if ms is None else NOW
 
 
-def broken_by_decision(before: SagaState | None, event: Event, decision: Decision) -> str | None:
+def broken_by_decision(before: SagaState | None, event: Event, decision: Decision, now_ms: int) -> str | None:
     """What is wrong with a decision; None: nothing."""
     after = decision.state
     told = [decision.quarantine or "", *(notice.body.decode() for notice in decision.notices)]
@@ -70,6 +70,8 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
     if not isinstance(after, SagaState):
         return "something was sent for no saga" if decision.commands else None
     if (broken := broken_by_change(before, after, decision.commands)) is not None:
+        return broken
+    if before is not None and (broken := _broken_at_once(before, event, after, now_ms)) is not None:
         return broken
     moved = before is not None and (decision.commands or _position(after) != _position(before))
     if moved and before is not None and isinstance(event, Reply) and event.step != before.current_step:
@@ -84,6 +86,24 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
     if after is before and decision.commands:
         return "something was sent, and the saga does not know"
     return _broken_by_hash(before, after)
+
+
+def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: int) -> str | None:
+    """After a cancel that says `now`, and after a hard deadline, no transaction that was out is waited for."""
+    asked = isinstance(event, Intervene) and event.now and len(after.interventions) > len(before.interventions)
+    hard = before.hard_deadline and (before.deadline_ms or 0) <= now_ms
+    passed = isinstance(event, Due) and hard and not (before.past_pivot or before.parked)
+    if not asked and not passed:
+        return None
+    if asked and (before.status is SagaStatus.COMPENSATING or before.parked is not None):
+        return f"cancelled at once, and no transaction is out: {_shown(before)}"
+    if before.status is SagaStatus.COMPENSATING:
+        return None
+    if after.status is SagaStatus.PENDING and after.parked is None:
+        return f"cancelled at once, and it goes on: {_shown(after)}"
+    if after.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
+        return f"cancelled at once, and its pivot may have been done: {_shown(after)}"
+    return None
 
 
 def broken_by_change(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:

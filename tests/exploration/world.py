@@ -67,10 +67,12 @@ class Config:
     service_crashes: int = 0
     zombies: int = 0  # entries or timers that are taken over from a process that is only slow and goes on later
     verbs: tuple[Verb, ...] = ()  # what an operator may ask for
+    now: bool = False  # whether a cancel may say `now`
     requests: int = 0  # … and how often
     resend: int = 0  # requests that arrive twice, because the answer to the append was lost
     batch: int = 1  # entries that a worker takes in one turn
     deadline: bool = False
+    hard: bool = False  # whether the deadline is a hard one
     #: Whether a process may die that was slow, has lost its command to another process, and has its effect after that.
     #: Once the other process has answered, only the service's own books show that effect: see docs/proof.md.
     orphans_die: bool = False
@@ -168,7 +170,8 @@ class Model:
     def start(self) -> World:
         config = self.config
         begin = Begin(saga_id=SAGA_ID, steps=config.steps, request_id="begin",
-                      deadline_ms=_DEADLINE_MS if config.deadline else None)  # fmt: skip
+                      deadline_ms=_DEADLINE_MS if config.deadline else None,
+                      hard_deadline=config.hard)  # fmt: skip
         budget = (config.loss, config.duplication, config.worker_crashes, config.service_crashes, config.zombies,
                   config.requests, config.resend)  # fmt: skip
         return (
@@ -234,7 +237,7 @@ class Model:
         if state is None or state.due_ms is None:
             return
         times = [self._timeout]
-        if state.deadline_ms is not None and state.may_be_cancelled:
+        if state.deadline_ms is not None and state.deadline_counts:
             times.append(self._deadline)
         zombie = any(number == -1 for _, number in held)
         if zombie and not self.budgets.values[world[BUDGET]][ZOMBIE]:
@@ -559,12 +562,17 @@ class Model:
             # Requests that would be refused anyway do nothing. If one races with something else, it is decided on later
             # than it was sent.
             if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and state.parked):
-                request_id = f"request {self.config.requests - left + 1}"
-                event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", request_id=request_id)
-                held = self._held_by_workers(world)
-                letters = self._append(world[LETTERS], (self.events.number(event),), held)
-                after = self._spend(self._with(world, LETTERS, letters), REQUEST)
-                yield Move(("an operator asks for", verb), after, fault=True)
+                yield self._asked(world, left, verb, now=False)
+        goes_forward = state.status is SagaStatus.PENDING and not state.past_pivot
+        if self.config.now and goes_forward and not state.parked:
+            yield self._asked(world, left, Verb.CANCEL, now=True)
+
+    def _asked(self, world: World, left: int, verb: Verb, *, now: bool) -> Move:
+        request_id = f"request {self.config.requests - left + 1}"
+        event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", now=now, request_id=request_id)
+        letters = self._append(world[LETTERS], (self.events.number(event),), self._held_by_workers(world))
+        after = self._spend(self._with(world, LETTERS, letters), REQUEST)
+        return Move(("an operator asks for", f"{verb} now" if now else verb), after, fault=True)
 
     # --- decisions
 
@@ -593,7 +601,7 @@ class Model:
             number_after = seen if after is state else self.sagas.number(after and canonical(after))
             broken = None
             if self.bug not in (Bug.LATE_OK_APPLIED, Bug.UNKNOWN_IS_FAILED):  # the event was another one
-                broken = rules.broken_by_decision(state, event, decision)
+                broken = rules.broken_by_decision(state, event, decision, now)
             self._one[key] = (number_after, after is not state, commands, broken)
         return self._one[key]
 
@@ -762,7 +770,7 @@ class Model:
             how = ", unknown" if event.unknown else ""
             return f"{event.type} of step {event.step} (attempt {event.attempt}{how})"
         if isinstance(event, Intervene):
-            return f"saga_{event.verb} ({event.request_id})"
+            return f"saga_{event.verb}{' now' if event.now else ''} ({event.request_id})"
         return "saga_begin"
 
     def _command(self, number: int) -> str:

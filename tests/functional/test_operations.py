@@ -1,7 +1,9 @@
 """What operators do, with real processes: from the command line, and over the stdin protocol."""
 
+import getpass
 import json
 import signal
+import socket
 import subprocess
 import textwrap
 from typing import Any
@@ -114,6 +116,81 @@ def test_a_saga_is_cancelled(env: dict[str, str], commands: Commands) -> None:
     assert "\x1b" not in shown
 
 
+#: A service whose handler takes until a file exists. Its books are a list.
+DESK = """
+import time
+from pathlib import Path
+from sagastream import Service
+
+service = Service("desk", concurrency=2)
+
+
+def write(line):
+    with Path("books").open("a") as books:
+        books.write(line + "\\n")
+
+
+@service.command("Book", compensation="Unbook")
+def book(params, context):
+    write("began")
+    while not Path("go").exists():
+        time.sleep(0.01)
+    write("booked")
+
+
+@service.compensation("Unbook")
+def unbook(params, context):
+    write("undone")
+"""
+
+
+@pytest.fixture
+def desk(server: Server, commands: Commands) -> dict[str, str]:
+    """A worker and the service; the environment that reaches them."""
+    (commands.folder / "desk.py").write_text(textwrap.dedent(DESK))
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    commands.quiet("service", "desk:service", env=env)
+    return env
+
+
+def books(commands: Commands) -> list[str]:
+    path = commands.folder / "books"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_saga_is_cancelled_now_while_its_step_has_a_day_to_answer(desk: dict[str, str], commands: Commands) -> None:
+    begin = {"saga_id": "s1", "steps": [do(1, "Book", "desk", timeout_ms=24 * 3600 * 1000)]}
+    commands.run("begin", "-", given=json.dumps(begin), **desk)
+    until(lambda: books(commands) == ["began"], what="the handler runs")
+    done = commands.run("cancel", "s1", "--reason", "ordered twice", "--by", "ann\x1b", **desk)
+    assert done.stdout == "s1 PENDING: waits for desk to answer Book, step 1, to be cancelled then\n"
+    done = commands.run("cancel", "s1", "--now", "--reason", "it hangs", **desk)
+    assert done.returncode == 0, done.stderr
+    until(lambda: "ABORTED" in commands.run("show", "s1", **desk).stdout, what="it ends")
+    assert books(commands) == ["began", "undone"]
+    (commands.folder / "go").touch()
+    until(lambda: books(commands)[-2:] == ["booked", "undone"], what="what was done too late is undone")
+    shown = commands.run("show", "s1", **desk).stdout
+    assert "by ann\\x1b: ordered twice" in shown
+    interventions = json.loads(commands.run("show", "s1", "--json", **desk).stdout)["interventions"]
+    me = f"{getpass.getuser()}@{socket.gethostname()}"
+    assert [(one["verb"], one["actor"]) for one in interventions] == [("cancel", "ann\x1b"), ("cancel now", me)]
+    assert f"cancel now {interventions[1]['at']}  by {me}: it hangs" in shown
+    again = commands.run("cancel", "s1", "--now", "--reason", "again", **desk)
+    assert (again.returncode, again.stderr) == (1, "Error: saga s1 has ended, ABORTED\n")
+    assert "No such option" in commands.run("retry", "s1", "--now", "--reason", "x", **desk).stderr
+
+
+def test_a_hard_deadline_does_not_wait_for_what_is_out(desk: dict[str, str], commands: Commands) -> None:
+    steps = [do(1, "Book", "desk", timeout_ms=24 * 3600 * 1000)]
+    begin = {"saga_id": "s1", "deadline_ms": 1500, "deadline": "hard", "steps": steps}
+    done = commands.run("begin", "-", "--wait", "--timeout", "60", given=json.dumps(begin), **desk)
+    assert done.stdout == "s1 ABORTED: The deadline, 1500 ms after the begin, has passed\n"
+    (commands.folder / "go").touch()
+    until(lambda: books(commands) == ["began", "undone", "booked", "undone"], what="what was done too late is undone")
+
+
 @pytest.mark.parametrize("verb", ["cancel", "retry", "skip", "abandon"])
 def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, verb: str) -> None:
     unknown = commands.run(verb, "nobody", "--reason", "x", **env)
@@ -123,6 +200,7 @@ def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, 
         (["s1"], "Missing option '--reason'"),
         (["s1", "--reason", " "], "reason must be a text of 1 to 500 characters"),
         (["s1", "--reason", "x" * 501], "reason must be a text of 1 to 500 characters"),
+        (["s1", "--reason", "x", "--by", "x" * 129], "actor must be a text of 1 to 128 characters"),
     ):
         done = commands.run(verb, *arguments, **env)
         assert done.returncode == 2
@@ -152,13 +230,31 @@ def test_over_stdin(env: dict[str, str], commands: Commands) -> None:
     )
     talk.say("me", {"type": "saga_skip", "msg_id": 2, "saga_id": "s1"})
     assert talk.hear()[2]["code"] == 12
-    talk.say("me", {"type": "saga_skip", "msg_id": 3, "saga_id": "s1", "reason": "by hand"})
+    talk.say("me", {"type": "saga_skip", "msg_id": 3, "saga_id": "s1", "reason": "by hand", "actor": "ann"})
     _, _, answer = talk.hear()
     assert (answer["type"], answer["in_reply_to"], answer["state"]["status"]) == ("saga_skip_ok", 3, "ABORTED")
     talk.say("me", {"type": "saga_abandon", "msg_id": 4, "saga_id": "s1", "reason": "by hand"})
     assert talk.hear()[2] == {"type": "error", "in_reply_to": 4, "code": 22, "text": "saga s1 has ended, ABORTED"}
     code, rest, _ = talk.finish()
     assert (code, rest) == (1, "")
+    shown = json.loads(commands.run("show", "s1", "--json", **env).stdout)
+    assert [done["actor"] for done in shown["interventions"]] == ["ann"]
+
+
+def test_cancelled_now_over_stdin(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    talk = Talk(commands.start("bridge", "--outcomes", env=env))
+    talk.say("me", {"type": "saga_begin", "msg_id": 1, "saga_id": "s1", "steps": [do(1, compensation=None)]})
+    talk.say("me", {"type": "saga_retry", "msg_id": 2, "saga_id": "s1", "reason": "no", "now": True})
+    assert talk.hear()[2] == {
+        "type": "error", "in_reply_to": 2, "code": 12, "text": "the body has an unknown member 'now'"
+    }  # fmt: skip
+    talk.say("me", {"type": "saga_cancel", "msg_id": 3, "saga_id": "s1", "reason": "no", "now": True})
+    heard = {body["type"]: body for _, _, body in (talk.hear(), talk.hear())}
+    assert heard["saga_cancel_ok"]["state"]["status"] == "ABORTED"
+    assert heard["saga_aborted"]["reason"] == "Cancelled: no"
+    assert talk.finish()[0] == 1
 
 
 def test_begun_and_cancelled_in_one_breath(server: Server, commands: Commands) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec import structs
@@ -62,6 +62,7 @@ class Scenario:
     troubles: tuple[Trouble, ...] = ()
     verbs: tuple[Verb, ...] = ()  # the operator's requests, one each time that the saga is parked
     deadline_ms: int | None = None
+    deadline: Literal["soft", "hard"] = "soft"
     lease_ms: int = LONG_MS
 
 
@@ -155,6 +156,13 @@ SCENARIOS = {
     "the deadline passes while a step is out": scenario(
         RESERVE, briefly(CHARGE), SHIP, trouble=("Charge", "times_out", {}), deadline_ms=TIMEOUT_MS // 3
     ),
+    "a hard deadline passes while a step is out": scenario(
+        RESERVE, CHARGE, SHIP, trouble=("Charge", "times_out", {}), deadline_ms=TIMEOUT_MS // 3, deadline="hard"
+    ),
+    "a hard deadline passes while a pivot is out that nothing undoes, and a person says it was not done": scenario(
+        RESERVE, CHARGE | {"kind": "pivot", "compensation": None}, trouble=("Charge", "times_out", {}),
+        deadline_ms=TIMEOUT_MS // 3, deadline="hard", verbs=(Verb.CANCEL,),
+    ),
 }  # fmt: skip
 
 
@@ -220,7 +228,7 @@ class Reality:
     def run(self) -> SagaState:
         body: dict[str, Any] = {"saga_id": "s", "steps": list(self._wanted.steps)}
         if self._wanted.deadline_ms is not None:
-            body["deadline_ms"] = self._wanted.deadline_ms
+            body |= {"deadline_ms": self._wanted.deadline_ms, "deadline": self._wanted.deadline}
         append_requests(self._redis, [parse_begin(body, request_id="r", echo=True)])
         for verb in self._wanted.verbs:
             assert self.client.wait("s", timeout_s=60).parked
@@ -339,7 +347,8 @@ def in_the_kit(wanted: Scenario) -> tuple[dict[str, Any], list[str], list[str], 
     with Sagas(shop.service) as sagas:
         for trouble in wanted.troubles:
             getattr(sagas.command(trouble.command), trouble.method)(**trouble.arguments)
-        saga = sagas.run(wanted.steps, saga_id="s", deadline_ms=wanted.deadline_ms)
+        deadline = None if wanted.deadline_ms is None else wanted.deadline
+        saga = sagas.run(wanted.steps, saga_id="s", deadline_ms=wanted.deadline_ms, deadline=deadline)
         for verb in wanted.verbs:
             assert saga.parked
             getattr(saga, verb)("as the test has it")

@@ -271,6 +271,7 @@ def begins(message: dict[str, Any]) -> Iterator[Bad]:
     for name in ("timeout_ms", "attempts", "compensation_attempts", "backoff_ms"):
         yield from _wrong(message, "number", NUMBERS, "steps", 0, name)
     yield from _wrong(message, "number", NUMBERS, "deadline_ms")
+    yield from _wrong(message | {"deadline_ms": 5}, "kind", KINDS, "deadline")
     yield from _wrong(message, "boolean", BOOLEANS, "steps", 0, "retry_failed")
     yield from _wrong(message, "kind", KINDS, "steps", 0, "kind")
     yield from _wrong(message, "saga", SAGAS, "steps")
@@ -283,6 +284,9 @@ def interventions() -> Iterator[Bad]:
         message = {"type": f"saga_{verb}", "saga_id": "nobody", "reason": "because"}
         yield Bad(class_name="no such saga", where=verb, body=written(message))
         yield from _wrong(message, "reason", _REASONS, "reason")
+    of_none = {name: value for name, value in _REASONS.items() if name != "missing"}
+    yield from _wrong(message, "reason", of_none, "actor")
+    yield from _wrong(message | {"type": "saga_cancel"}, "boolean", BOOLEANS, "now")
     yield from _wrong(message, "id", IDS, "saga_id")
     yield from _strange_members(message, ())
 

@@ -76,9 +76,11 @@ class Story:
             after_ms = max(0, self.saga.due_ms - self.now_ms)
         return self._when(Due(saga_id="saga42"), after_ms=after_ms)
 
-    def when_asked(self, verb: Verb, reason: str = "as agreed", request_id: str | None = "op-1") -> Self:
+    def when_asked(
+        self, verb: Verb, reason: str = "as agreed", request_id: str | None = "op-1", *, now: bool = False
+    ) -> Self:
         """An operator asks for something."""
-        return self._when(Intervene(verb=verb, saga_id="saga42", reason=reason, request_id=request_id))
+        return self._when(Intervene(verb=verb, saga_id="saga42", reason=reason, now=now, request_id=request_id))
 
     # --- what it leads to
 
@@ -215,8 +217,16 @@ def given_saga(
     request_id: str | None = None,
     echo: bool = False,
     deadline_ms: int | None = None,
+    hard: bool = False,
     jitter: float = 1.0,
 ) -> Story:
-    """A saga with these steps that has just begun."""
-    begin = Begin(saga_id="saga42", steps=steps, request_id=request_id, echo=echo, deadline_ms=deadline_ms)
+    """A saga with these steps that has just begun. `hard`: it has a hard deadline."""
+    begin = Begin(
+        saga_id="saga42",
+        steps=steps,
+        request_id=request_id,
+        echo=echo,
+        deadline_ms=deadline_ms,
+        hard_deadline=hard,
+    )
     return Story(begin, published, jitter)

@@ -1,6 +1,7 @@
 """The commands of operators: cancel sagas, let parked ones go on, handle quarantined messages, examine the store."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 #: The help text of each of an operator's verbs.
 _VERBS: Final = {
-    "cancel": "Cancel a saga: it goes back when its current step is answered, but not after its pivot.",
+    "cancel": "Cancel a saga: it goes back when its current step is answered, but not after its pivot. With --now it "
+    "goes back at once: what is out may have been done, and is undone too.",
     "retry": "Let a parked saga try again what it is parked at. Exit code 3 if it is parked again at once.",
     "skip": "Let a parked saga go on as if what it is parked at were done.",
     "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
@@ -24,6 +26,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.command(verb, help=help_text)
     @click.argument("saga_id", metavar="ID")
     @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
+    @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
     @click.option(
         "--timeout",
         default=10.0,
@@ -33,7 +36,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
         metavar="SECONDS",
         help="How long to wait for a worker to do it. If none does, one will do it later.",
     )
-    def command(saga_id: str, reason: str, timeout: float) -> None:
+    def command(saga_id: str, reason: str, by: str | None, timeout: float, **options: bool) -> None:
         from sagastream.errors import MalformedMessage
 
         with opened() as broker:
@@ -44,7 +47,8 @@ def _verb(verb: str, help_text: str) -> click.Command:
 
             layout.check(broker)
             try:
-                state = getattr(client, verb)(saga_id, reason, timeout)
+                actor = _user_at_host() if by is None else by
+                state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, **options)
             except MalformedMessage as error:
                 raise click.UsageError(str(error)) from None
             except TimeoutError as error:
@@ -55,7 +59,24 @@ def _verb(verb: str, help_text: str) -> click.Command:
         click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
         sys.exit(3 if state.parked else 0)
 
+    if verb == "cancel":
+        now = click.option("--now", is_flag=True, help="Do not wait for the answer to the command that is out.")
+        return now(command)
     return command
+
+
+def _user_at_host() -> str:
+    """Who runs this command."""
+    import getpass
+    import socket
+
+    from sagastream.core.messages import MAX_ACTOR_CHARS
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a user that has no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]
 
 
 @click.group()

@@ -88,8 +88,10 @@ def as_json(found: Found) -> str:
         "times_out_at": _iso(state.times_out_ms),
         "send_again_at": _iso(state.send_again_ms),
         "deadline_at": _iso(state.deadline_ms),
+        "hard_deadline": state.hard_deadline,
         "interventions": [
-            {"verb": done.verb, "reason": done.reason, "at": iso(done.at_ms)} for done in state.interventions
+            {"verb": done.verb, "reason": done.reason, "at": iso(done.at_ms), "actor": done.actor}
+            for done in state.interventions
         ],
         "duplicates": state.duplicates,
         "version": state.version,

@@ -71,9 +71,10 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     if state.cancelling:
         yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
-        yield f"  deadline {iso(state.deadline_ms)}"
+        yield f"  deadline {iso(state.deadline_ms)}" + (", hard" if state.hard_deadline else "")
     for done in state.interventions:
-        yield f"  {done.verb:<8} {iso(done.at_ms)}  {printable(done.reason)}"
+        by = "" if done.actor is None else f"by {printable(done.actor)}: "
+        yield f"  {done.verb:<8} {iso(done.at_ms)}  {by}{printable(done.reason)}"
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:

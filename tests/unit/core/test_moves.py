@@ -277,6 +277,125 @@ def test_a_pivot_that_is_to_be_cancelled_and_may_have_been_done_is_parked() -> N
     story.expect_parked(f"{why}; it may have been done all the same, and nothing undoes it", "PENDING")
 
 
+# --- back at once
+
+
+def out_at_the_second_step(*, attempts: int = 3, **more: Any) -> Story:
+    story = given_saga(RESERVE, replace(CHARGE, attempts=attempts), SHIP, **more)
+    return story.when("ReserveInventory_ok", 1, result=1)
+
+
+def test_a_cancel_now_undoes_what_is_out_as_one_that_may_have_been_done() -> None:
+    story = out_at_the_second_step().when_asked(Verb.CANCEL, "stuck", now=True).expect_done(Verb.CANCEL)
+    story.expect_status("COMPENSATING", "Cancelled: stuck").expect_steps("COMPLETED", "FAILED", "PENDING")
+    story.expect_sent("payment", "RefundPayment", 2).expect_interventions("cancel now: stuck")
+    assert story.saga.steps[1].unknown
+    assert story.saga.steps[1].error == b'"not answered when the saga was cancelled"'
+    story.when("ChargePayment_ok", 2, result=7).expect_late(2, 7)
+    story.when("RefundPayment_ok", 2).expect_sent("inventory", "ReleaseReservation", 1)
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", "Cancelled: stuck")
+    story.expect_steps("COMPENSATED", "COMPENSATED", "PENDING")
+
+
+@pytest.mark.parametrize(("kind", "unknown"), [("ok", False), ("failed", False), ("failed", True)])
+def test_what_is_answered_after_a_cancel_now_moves_nothing(kind: str, unknown: bool) -> None:
+    story = out_at_the_second_step().when_asked(Verb.CANCEL, now=True)
+    story.when(f"ChargePayment_{kind}", 2, unknown=unknown, attempt=1).expect_nothing_sent()
+    story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_waits("payment to answer RefundPayment, step 2")
+    assert story.decision.quarantine is None
+
+
+def test_a_saga_that_is_being_cancelled_may_be_cancelled_now() -> None:
+    story = out_at_the_second_step().when_asked(Verb.CANCEL, "ordered twice", "op-1").expect_nothing_sent()
+    story.when_asked(Verb.CANCEL, "it hangs", "op-2", now=True).expect_done(Verb.CANCEL, "op-2")
+    story.expect_status("COMPENSATING", "Cancelled: ordered twice; Cancelled: it hangs")
+    story.expect_sent("payment", "RefundPayment", 2)
+    story.expect_interventions("cancel: ordered twice", "cancel now: it hangs")
+
+
+def test_a_cancel_now_between_two_attempts_is_like_any_other() -> None:
+    story = out_at_the_second_step().when_due().expect_sent_again_in(1000).when_asked(Verb.CANCEL, now=True)
+    story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_sent("payment", "RefundPayment", 2)
+
+
+def test_a_pivot_that_is_cancelled_now_and_that_nothing_undoes_is_parked_and_still_answered() -> None:
+    why = "Cancelled: as agreed; ChargePayment may have been done, and nothing undoes it"
+    story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1)
+    story.when_asked(Verb.CANCEL, now=True).expect_parked(why, "PENDING")
+    done = story.when("ChargePayment_ok", 2).expect_sent("shipping", "CreateShipment", 3)
+    done.when("CreateShipment_ok", 3).expect_status("COMPLETED")
+    story = given_saga(RESERVE, PIVOT, RETRIABLE).when("ReserveInventory_ok", 1).when_asked(Verb.CANCEL, now=True)
+    story.when("ChargePayment_failed", 2, error="no").expect_status("COMPENSATING", "Step 2 failed: no")
+
+
+def test_a_pivot_that_is_cancelled_now_and_can_be_undone_is_undone() -> None:
+    story = given_saga(RESERVE, replace(CHARGE, kind=StepKind.PIVOT)).when("ReserveInventory_ok", 1)
+    story.when_asked(Verb.CANCEL, now=True).expect_sent("payment", "RefundPayment", 2)
+    story.when("ChargePayment_ok", 2).expect_late(2).when("RefundPayment_ok", 2)
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+
+
+def test_a_cancel_now_says_nothing_about_a_step_that_is_parked() -> None:
+    why = "is parked, so no command is out. To say that step 2 was not done, cancel without now"
+    parked_at_the_pivot().when_asked(Verb.CANCEL, now=True).expect_refused(why)
+
+
+def test_a_compensation_that_is_out_is_not_cancelled_by_a_cancel_now_either() -> None:
+    story = out_at_the_second_step().when("ChargePayment_failed", 2)
+    story.when_asked(Verb.CANCEL, now=True).expect_refused(
+        "is being undone already; its compensation cannot be cancelled"
+    )
+    past = given_saga(PIVOT, RETRIABLE).when("ChargePayment_ok", 1)
+    past.when_asked(Verb.CANCEL, now=True).expect_refused("is past its pivot: there is no way back")
+
+
+def test_the_same_cancel_now_is_done_once() -> None:
+    story = out_at_the_second_step().when_asked(Verb.CANCEL, now=True).when_asked(Verb.CANCEL, now=True)
+    story.expect_done(Verb.CANCEL).expect_nothing_changed()
+
+
+def test_a_hard_deadline_undoes_what_is_out_then() -> None:
+    why = "The deadline, 5000 ms after the begin, has passed"
+    story = out_at_the_second_step(deadline_ms=5000, hard=True).when_due()
+    assert story.now_ms == story.saga.begun_ms + 5000
+    story.expect_status("COMPENSATING", why).expect_sent("payment", "RefundPayment", 2)
+    story.when("ChargePayment_ok", 2).expect_late(2).when("RefundPayment_ok", 2)
+    story.when("ReleaseReservation_ok", 1).expect_status("ABORTED", why)
+
+
+def test_a_hard_deadline_comes_for_a_saga_that_is_being_cancelled_too() -> None:
+    story = out_at_the_second_step(deadline_ms=5000, hard=True).when_asked(Verb.CANCEL, "ordered twice")
+    assert story.saga.due_ms == story.saga.deadline_ms
+    story.when_due().expect_sent("payment", "RefundPayment", 2)
+    story.expect_status("COMPENSATING", "Cancelled: ordered twice; The deadline, 5000 ms after the begin, has passed")
+
+
+@pytest.mark.parametrize("steps", [(PIVOT, RETRIABLE), (RESERVE, CHARGE)])
+def test_a_hard_deadline_interrupts_neither_a_compensation_nor_what_is_past_the_pivot(
+    steps: tuple[StepDefinition, ...],
+) -> None:
+    story = given_saga(*steps, deadline_ms=5000, hard=True)
+    story.when(f"{steps[0].transaction}_ok", 1)
+    if steps[0] is RESERVE:
+        story.when("ChargePayment_failed", 2)
+    assert story.saga.due_ms == story.saga.times_out_ms
+    story.when_due(after_ms=5000).expect_nothing_changed()
+
+
+def test_an_operator_may_retry_a_pivot_after_a_hard_deadline_and_its_answer_is_waited_for() -> None:
+    story = given_saga(PIVOT, RETRIABLE, deadline_ms=5000, hard=True).when_due()
+    story.expect_parked(
+        "The deadline, 5000 ms after the begin, has passed; ChargePayment may have been done, and nothing undoes it",
+        "PENDING",
+    )
+    story.when_asked(Verb.RETRY).expect_sent("payment", "ChargePayment", 1, attempt=2)
+    story.when_due().expect_nothing_sent().expect_waits(
+        "payment to answer ChargePayment, step 1 (attempt 2 of 3), to be cancelled then"
+    )
+    assert story.saga.due_ms == story.saga.times_out_ms
+    story.when("ChargePayment_ok", 1).expect_sent("shipping", "CreateShipment", 2)
+
+
 # --- what becomes of a parked saga
 
 
@@ -512,6 +631,7 @@ class Chance:
     pick: int = 0
     reply: Reply | None = None
     verb: Verb = Verb.CANCEL
+    now: bool = False  # of a cancel
 
 
 NAMES = [f"{prefix}{n}" for prefix in ("Do", "Undo", "Other") for n in range(1, 5)]
@@ -531,6 +651,7 @@ _CHANCE = (
     | st.builds(Chance, kind=st.just("again"), pick=st.integers(0, 30))
     | st.builds(Chance, kind=st.just("begin"), pick=st.integers(0, 2))
     | st.builds(Chance, kind=st.just("ask"), pick=st.integers(0, 4), verb=st.sampled_from(Verb))
+    | st.builds(Chance, kind=st.just("ask"), pick=st.integers(5, 9), now=st.sampled_from([True]))
     | st.builds(Chance, kind=st.just("help"), verb=st.sampled_from([Verb.RETRY, Verb.SKIP, Verb.ABANDON]))
 )
 CHANCES = st.integers(0, 25).flatmap(lambda count: st.lists(_CHANCE, min_size=count, max_size=count + 5))
@@ -565,8 +686,9 @@ def sagas(draw: st.DrawFn) -> tuple[Begin, Published]:
         steps.append(definition)
     deadline_ms = draw(st.none() | st.integers(1, 200_000))
     echo = draw(st.booleans())
+    hard = deadline_ms is not None and draw(st.booleans())
     begin = Begin(saga_id="saga42", steps=tuple(steps), request_id="me-1", echo=echo, deadline_ms=deadline_ms)
-    return begin, published
+    return replace(begin, hard_deadline=hard), published
 
 
 class Run:
@@ -597,7 +719,7 @@ class Run:
             other = replace(self.begin, request_id="you-2", steps=(replace(first, params=b'"other"'), *rest))
             self.happens((self.begin, replace(self.begin, request_id="you-1"), other)[chance.pick])
         elif chance.kind == "ask":
-            self.asks(chance.verb, f"op-{chance.verb}-{chance.pick}")
+            self.asks(chance.verb, f"op-{chance.verb}-{chance.pick}", now=chance.now)
         elif chance.kind == "help" and self.saga.parked is not None:
             self.asks(chance.verb, f"helper-{self.now_ms}")
         elif chance.kind in ("due", "early", "help"):
@@ -611,8 +733,8 @@ class Run:
         else:
             self.answers(chance.kind)
 
-    def asks(self, verb: Verb, request_id: str) -> None:
-        self.happens(Intervene(verb=verb, saga_id="saga42", reason="as agreed", request_id=request_id))
+    def asks(self, verb: Verb, request_id: str, *, now: bool = False) -> None:
+        self.happens(Intervene(verb=verb, saga_id="saga42", reason="as agreed", now=now, request_id=request_id))
 
     def answers(self, how: str) -> None:
         """The service answers the last command, or the attempt before it."""
@@ -706,10 +828,7 @@ class Run:
             if event.request_id in self.asked or decided.notices[0].kind == "refused":
                 assert same
             else:
-                self.asked.add(event.request_id)
-                self.abandoned |= event.verb is Verb.ABANDON
-                (new,) = after.interventions[len(before.interventions) :]
-                assert (new.verb, new.reason, new.request_id) == (event.verb, event.reason, event.request_id)
+                self._check_intervention(before, event, after)
         if after == replace(before, duplicates=after.duplicates):
             assert decided.commands == ()
             assert "reply" not in [notice.kind for notice in decided.notices]
@@ -726,6 +845,17 @@ class Run:
         assert set(completed(before)) <= set(completed(after))
         assert after.duplicates - before.duplicates in (0, 1)
         assert after.updated_ms in (before.updated_ms, self.now_ms)
+
+    def _check_intervention(self, before: SagaState, event: Intervene, after: SagaState) -> None:
+        """What an operator's request changes, if it is done."""
+        self.asked.add(event.request_id)
+        self.abandoned |= event.verb is Verb.ABANDON
+        (new,) = after.interventions[len(before.interventions) :]
+        verb = f"{event.verb} now" if event.now else event.verb
+        assert (new.verb, new.reason, new.request_id) == (verb, event.reason, event.request_id)
+        if event.now:  # what was out is waited for no more
+            assert after.cancelling is None
+            assert after.status is not SagaStatus.PENDING or after.parked is not None
 
     def _check_state(self, state: SagaState) -> None:
         """What holds for every saga."""

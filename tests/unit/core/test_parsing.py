@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from sagastream.core.members import type_of
 from sagastream.core.messages import (
+    MAX_ACTOR_CHARS,
     MAX_REASON_CHARS,
     Begin,
     Code,
@@ -28,9 +29,9 @@ from sagastream.core.messages import (
     ok,
 )
 from sagastream.core.parsing import (
+    operator_text,
     parse_begin,
     parse_intervene,
-    parse_reason,
     parse_reply,
     read_command,
     read_reply,
@@ -340,6 +341,25 @@ def test_a_deadline_that_is_none_is_malformed_and_the_limit_is_told(bad: Any) ->
     assert complaint(parse_begin, begin_body(deadline_ms=bad)) == told
 
 
+def test_a_deadline_may_be_hard() -> None:
+    assert not parse_begin(begin_body(deadline_ms=5)).hard_deadline
+    assert not parse_begin(begin_body(deadline_ms=5, deadline="soft")).hard_deadline
+    hard = parse_begin(begin_body(deadline_ms=5, deadline="hard"))
+    assert hard.hard_deadline
+    assert b',"deadline_ms":5,"deadline":"hard","steps":' in hard.body()
+
+
+@pytest.mark.parametrize("bad", [None, True, 1, "", "HARD", "hard ", ["hard"], {"hard": 1}])
+def test_a_deadline_of_another_kind_is_malformed(bad: Any) -> None:
+    told = "the body: deadline must be one of soft, hard"
+    assert complaint(parse_begin, begin_body(deadline_ms=5, deadline=bad)) == told
+
+
+def test_a_kind_of_deadline_without_a_deadline_is_malformed() -> None:
+    told = "the body: deadline says how deadline_ms is meant, and deadline_ms is missing"
+    assert complaint(parse_begin, begin_body(deadline="hard")) == told
+
+
 # --- what operators ask for
 
 
@@ -359,36 +379,58 @@ def test_there_are_four_things_that_an_operator_may_ask_for() -> None:
     assert list(Verb) == ["cancel", "retry", "skip", "abandon"]
 
 
-@given(
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(str.strip)
+
+
+INTERVENES = st.builds(
+    Intervene,
     verb=st.sampled_from(Verb),
     saga_id=IDS,
-    reason=st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).filter(str.strip),
+    reason=TEXTS,
+    actor=st.none() | TEXTS,
     request_id=st.none() | IDS,
 )
-def test_what_an_operator_asks_for_is_read_back_from_the_fields_of_its_entry(
-    verb: Verb, saga_id: str, reason: str, request_id: str | None
-) -> None:
-    asked = Intervene(verb=verb, saga_id=saga_id, reason=reason, request_id=request_id)
+
+
+@given(asked=INTERVENES | st.builds(Intervene, verb=st.just(Verb.CANCEL), saga_id=IDS, reason=TEXTS, now=st.booleans()))
+def test_what_an_operator_asks_for_is_read_back_from_the_fields_of_its_entry(asked: Intervene) -> None:
     assert read_request(stored(asked.fields())) == asked
+
+
+@pytest.mark.parametrize("bad", [None, 0, 1, "true", [True]])
+def test_now_is_true_or_false_and_only_of_a_cancel(bad: Any) -> None:
+    assert complaint(parse_intervene, asked_body(now=bad)) == "the body: now must be true or false"
+    for verb in (Verb.RETRY, Verb.SKIP, Verb.ABANDON):
+        assert complaint(parse_intervene, asked_body(verb, now=True)) == "the body has an unknown member 'now'"
+
+
+@pytest.mark.parametrize("bad", ["", " ", "x" * (MAX_ACTOR_CHARS + 1), None, True, 7, ["x"]])
+def test_an_actor_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
+    told = "actor must be a text of 1 to 128 characters: it stays with the saga"
+    assert complaint(parse_intervene, asked_body(actor=bad)) == told
+
+
+def reason_of(text: Any) -> str:
+    return operator_text(text, "reason", MAX_REASON_CHARS)
 
 
 @pytest.mark.parametrize("reason", ["x", "x" * MAX_REASON_CHARS, " x ", "ü" * MAX_REASON_CHARS])
 def test_a_reason_is_kept_as_it_is(reason: str) -> None:
-    assert parse_reason(reason) == reason
+    assert reason_of(reason) == reason
     assert parse_intervene(asked_body(reason=reason)).reason == reason
 
 
 @pytest.mark.parametrize("bad", ["", " ", "\n\t", "x" * (MAX_REASON_CHARS + 1), None, True, 7, ["x"]])
 def test_a_reason_that_is_none_or_too_long_is_malformed(bad: Any) -> None:
     told = "reason must be a text of 1 to 500 characters: it stays with the saga"
-    assert complaint(parse_reason, bad) == told
+    assert complaint(reason_of, bad) == told
     assert complaint(parse_intervene, asked_body(reason=bad)) == told
 
 
 @pytest.mark.parametrize("bad", ["caf\udce9", "\ud800"])
 def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
     # This is how Python reads an argument of the shell that is not UTF-8.
-    assert complaint(parse_reason, bad) == "reason must be a text that UTF-8 can encode"
+    assert complaint(reason_of, bad) == "reason must be a text that UTF-8 can encode"
 
 
 def test_what_an_operator_leaves_out_or_adds_is_told() -> None:
@@ -454,8 +496,9 @@ BEGINS = st.builds(
     Begin,
     saga_id=IDS,
     steps=st.builds(with_kinds, st.lists(DEFINITIONS, min_size=1, max_size=4), st.integers(0, 4)),
-    deadline_ms=st.none() | st.integers(1, MAX_DEADLINE_MS),
-)
+    deadline_ms=st.integers(1, MAX_DEADLINE_MS),
+    hard_deadline=st.booleans(),
+) | st.builds(Begin, saga_id=IDS, steps=st.tuples(DEFINITIONS.map(lambda one: replace(one, kind=StepKind.PIVOT))))
 
 
 @given(begin=BEGINS, request_id=st.none() | IDS, echo=st.booleans())

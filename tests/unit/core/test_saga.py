@@ -171,6 +171,15 @@ def test_a_deadline_counts_as_long_as_the_saga_may_be_cancelled() -> None:
     assert a_saga(pivot, out("R"), current_step=2, deadline_ms=4).due_ms == 5
 
 
+def test_a_hard_deadline_counts_for_a_saga_that_is_being_cancelled_if_it_cuts_something_off() -> None:
+    hard: dict[str, Any] = {"deadline_ms": 4, "hard_deadline": True, "cancelling": "x"}
+    before, after = a_step("A", Phase.OUT, due_ms=5, sent_ms=3), a_step("A", Phase.OUT, due_ms=5, sent_ms=4)
+    assert a_saga(before, **hard).due_ms == 4
+    assert a_saga(after, **hard).due_ms == 5
+    assert a_saga(before, **hard | {"hard_deadline": False}).due_ms == 5
+    assert not a_saga(before, hard_deadline=True).is_cut_off
+
+
 def test_a_saga_that_is_parked_or_has_ended_is_never_due() -> None:
     parked = a_step("A", Phase.PARKED, parked="x")
     assert a_saga(parked, deadline_ms=7).due_ms is None

@@ -101,7 +101,12 @@ def in_phase(step: Step, phase: Phase, due_ms: int, why: str) -> Step:
 
 STEPS = {phase: st.builds(in_phase, step=ANY_STEPS, phase=st.just(phase), due_ms=TIMES, why=TEXTS) for phase in Phase}
 INTERVENTIONS = st.builds(
-    Intervention, verb=st.sampled_from(["cancel", "retry"]), reason=TEXTS, at_ms=TIMES, request_id=st.none() | NAMES
+    Intervention,
+    verb=st.sampled_from(["cancel", "retry"]),
+    reason=TEXTS,
+    at_ms=TIMES,
+    actor=st.none() | TEXTS,
+    request_id=st.none() | NAMES,
 )
 
 
@@ -115,6 +120,7 @@ SAGAS = st.builds(
     reason=st.none() | TEXTS,
     cancelling=st.none() | TEXTS,
     deadline_ms=st.none() | TIMES,
+    hard_deadline=st.booleans(),
     interventions=st.lists(INTERVENTIONS, max_size=3).map(tuple),
     duplicates=st.integers(0, 10**6),
     begun_ms=TIMES,
@@ -212,9 +218,10 @@ def a_saga() -> SagaState:
         reason="Step 2 failed: no",
         cancelling="the deadline has passed",
         deadline_ms=1_700_000_000_004,
+        hard_deadline=True,
         interventions=(
             Intervention(verb="retry", reason="open again", at_ms=1_700_000_000_005, request_id="op-1"),
-            Intervention(verb="cancel", reason="came too late", at_ms=1_700_000_000_006),
+            Intervention(verb="cancel now", reason="came too late", at_ms=1_700_000_000_006, actor="ann@web1"),
         ),
         duplicates=3,
         begun_ms=1_700_000_000_000,
@@ -364,11 +371,17 @@ def test_a_hash_reads_as_an_answer_to_where_the_saga_is_and_why() -> None:
     assert seen["step2.late_at"] == "2023-11-14T22:13:20.004Z"
     assert (seen["step2.unknown"], seen["step2.skipped"], seen["step2.retry_failed"]) == ("1", "1", "1")
     assert (seen["step2.kind"], seen["step2.timeout_ms"], seen["step2.attempts"]) == ("pivot", "250", "1")
-    assert seen["deadline_at"] == "2023-11-14T22:13:20.004Z"
+    assert (seen["deadline_at"], seen["deadline"]) == ("2023-11-14T22:13:20.004Z", "hard")
     assert HASH_OUT[b"times_out_at"] == HASH_BACKING_OFF[b"send_again_at"] == b"2023-11-14T22:14:20.005Z"
     assert orjson.loads(seen["interventions"]) == [
         {"verb": "retry", "reason": "open again", "at": "2023-11-14T22:13:20.005Z", "request_id": "op-1"},
-        {"verb": "cancel", "reason": "came too late", "at": "2023-11-14T22:13:20.006Z", "request_id": None},
+        {
+            "verb": "cancel now",
+            "reason": "came too late",
+            "at": "2023-11-14T22:13:20.006Z",
+            "request_id": None,
+            "actor": "ann@web1",
+        },
     ]
     assert not seen.keys() & {"step1.compensation", "step1.kind", "step1.timeout_ms", "step1.unknown", "step2.attempt"}
     assert "step3.sent_at" not in seen

@@ -323,6 +323,28 @@ def test_the_deadline_of_a_saga_passes(sagas: Sagas) -> None:
     assert saga.status == "ABORTED"
 
 
+def test_a_hard_deadline_passes_and_what_is_out_is_undone_at_once_and_again_once_it_was_done(sagas: Sagas) -> None:
+    serve(sagas)
+    sagas.command("Pay").takes(20)
+    saga = sagas.run(STEPS, deadline_ms=10_000, deadline="hard")
+    assert saga.reason == "The deadline, 10000 ms after the begin, has passed"
+    assert saga.status == "ABORTED"
+    assert saga.state.steps[1].unknown
+    assert "PayBack" in saga.commands
+
+
+def test_a_saga_is_cancelled_now(sagas: Sagas) -> None:
+    serve(sagas)
+    sagas.command("Pay").is_done_late()
+    saga = sagas.begin(STEPS)
+    sagas.advance(1)
+    with pytest.raises(RequestRefused, match="is not parked"):
+        saga.retry()
+    saga.cancel("it hangs", now=True)
+    assert (saga.status, saga.reason) == ("ABORTED", "Cancelled: it hangs")
+    assert saga.state.interventions[0].verb == "cancel now"
+
+
 def test_the_same_test_sees_the_same_times_each_time() -> None:
     def told(seed: int) -> str:
         with Sagas(seed=seed) as sagas:

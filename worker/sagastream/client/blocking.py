@@ -20,7 +20,7 @@ from sagastream.client import requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
-from sagastream.core.messages import Begin, Intervene, Verb
+from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
 from sagastream.store.sagas import load
@@ -58,7 +58,14 @@ class SagaClient:
         if self._owns_broker:
             self._broker.close()
 
-    def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
+    def begin(
+        self,
+        saga_id: str,
+        steps: Sequence[StepRequest],
+        *,
+        deadline_ms: int | None = None,
+        deadline: DeadlineKind | None = None,
+    ) -> Accepted:
         """Begin a saga. Returns as soon as the request is durable, after one round trip. If the saga was begun before
         with the same id and steps, nothing is done twice.
 
@@ -66,6 +73,7 @@ class SagaClient:
             saga_id: chosen by you, unique in the store: 1 to 128 characters of A-Z a-z 0-9 . _ : -
             steps: the steps, in order; docs/sagas.md describes their members.
             deadline_ms: the saga is cancelled this many milliseconds after it began, if it has not ended by then.
+            deadline: "hard": a command that is out by then is not waited for. By default it is.
 
         Raises:
             MalformedMessage: the request is not valid; the text says what is wrong, and where. Nothing was sent.
@@ -73,7 +81,7 @@ class SagaClient:
             UnreadableSaga: the saga with this id cannot be read. Nothing was sent.
             redis.RedisError: the broker is away. The request may have arrived or not, so call again with the same id.
         """
-        return self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
+        return self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms, deadline)))
 
     def begin_request(self, request: Begin) -> Accepted:
         """Like `begin`, for a parsed request."""
@@ -149,21 +157,38 @@ class SagaClient:
             assert timeout_s is not None
             raise watcher.timeout_error(timeout_s)
 
-    def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Cancel a saga: it is undone once its current step is answered, but not after its pivot. See `intervene`."""
-        return self._intervene(Verb.CANCEL, saga_id, reason, timeout_s)
+    def cancel(
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        now: bool = False,
+        actor: str | None = None,
+    ) -> SagaState:
+        """Cancel a saga: it is undone once its current step is answered, but not after its pivot. See `intervene`.
 
-    def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Retry a parked saga: the command at which it is parked is sent again. See `intervene`."""
-        return self._intervene(Verb.RETRY, saga_id, reason, timeout_s)
+        `now`: do not wait for the answer. The step counts as one that may have been done, and is undone too. If it is
+        the pivot, and nothing undoes it, the saga is parked. `actor`: who asks; it stays with the saga.
+        """
+        return self.intervene(requests.to_intervene(Verb.CANCEL, saga_id, reason, now=now, actor=actor), timeout_s)
 
-    def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """Let a parked saga go on as if the step or compensation at which it is parked were done. See `intervene`."""
-        return self._intervene(Verb.SKIP, saga_id, reason, timeout_s)
+    def retry(
+        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+    ) -> SagaState:
+        """Retry a parked saga: the command at which it is parked is sent again. `actor`: who asks. See `intervene`."""
+        return self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason, actor=actor), timeout_s)
 
-    def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
-        """End a parked saga as it is: ABORTED, and nothing more is undone. See `intervene`."""
-        return self._intervene(Verb.ABANDON, saga_id, reason, timeout_s)
+    def skip(self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None) -> SagaState:
+        """Let a parked saga go on as if the step or compensation at which it is parked were done. `actor`: who asks.
+        See `intervene`."""
+        return self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason, actor=actor), timeout_s)
+
+    def abandon(
+        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+    ) -> SagaState:
+        """End a parked saga as it is: ABORTED, and nothing more is undone. `actor`: who asks. See `intervene`."""
+        return self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason, actor=actor), timeout_s)
 
     def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request, and wait until a worker has taken it. Return the saga as it is then.
@@ -204,9 +229,6 @@ class SagaClient:
         listing = Listing(status, limit)
         pages = iter(lambda: run(self._redis, listing.next_page()), [])
         return chain.from_iterable(pages)
-
-    def _intervene(self, verb: Verb, saga_id: str, reason: str, timeout_s: float | None) -> SagaState:
-        return self.intervene(requests.to_intervene(verb, saga_id, reason), timeout_s)
 
     def _settled(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
         """The outcomes of the waiters, one by one, until none is left or the time is up."""

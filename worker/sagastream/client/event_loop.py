@@ -16,7 +16,7 @@ from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.core import backoff
-from sagastream.core.messages import Begin, Intervene, Verb
+from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import BrokerError, UnreadableSaga
 from sagastream.store.sagas import load
@@ -55,9 +55,16 @@ class AsyncSagaClient:
 
     aclose = close  #: as contextlib.aclosing calls it
 
-    async def begin(self, saga_id: str, steps: Sequence[StepRequest], *, deadline_ms: int | None = None) -> Accepted:
+    async def begin(
+        self,
+        saga_id: str,
+        steps: Sequence[StepRequest],
+        *,
+        deadline_ms: int | None = None,
+        deadline: DeadlineKind | None = None,
+    ) -> Accepted:
         """Begin a saga; awaits until the request is durable. See SagaClient.begin."""
-        return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms)))
+        return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms, deadline)))
 
     async def begin_request(self, request: Begin) -> Accepted:
         """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""
@@ -81,21 +88,36 @@ class AsyncSagaClient:
         state = requests.granted(await self._follower.settled(Waiter.for_end_of(saga), timeout_s))
         return completed(state) if check else state
 
-    async def cancel(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+    async def cancel(
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        now: bool = False,
+        actor: str | None = None,
+    ) -> SagaState:
         """Cancel a saga; awaits until a worker has taken the request. See SagaClient.cancel."""
-        return await self.intervene(requests.to_intervene(Verb.CANCEL, saga_id, reason), timeout_s)
+        request = requests.to_intervene(Verb.CANCEL, saga_id, reason, now=now, actor=actor)
+        return await self.intervene(request, timeout_s)
 
-    async def retry(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+    async def retry(
+        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+    ) -> SagaState:
         """Retry a parked saga; awaits until a worker has taken the request. See SagaClient.retry."""
-        return await self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason), timeout_s)
+        return await self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason, actor=actor), timeout_s)
 
-    async def skip(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+    async def skip(
+        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+    ) -> SagaState:
         """Skip what a saga is parked at; awaits until a worker has taken the request. See SagaClient.skip."""
-        return await self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason), timeout_s)
+        return await self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason, actor=actor), timeout_s)
 
-    async def abandon(self, saga_id: str, reason: str, timeout_s: float | None = None) -> SagaState:
+    async def abandon(
+        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+    ) -> SagaState:
         """End a parked saga as it is; awaits until a worker has taken the request. See SagaClient.abandon."""
-        return await self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason), timeout_s)
+        return await self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason, actor=actor), timeout_s)
 
     async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""

@@ -16,7 +16,7 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.outage import is_outage
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
-from sagastream.core.messages import Begin, Code, Intervene, Verb
+from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus, begun_with, conflict
 from sagastream.core.step_state import Step
@@ -53,6 +53,7 @@ class SagaRequest(TypedDict):
     saga_id: str
     steps: Sequence[StepRequest]
     deadline_ms: NotRequired[int]  # how long after its begin the saga is cancelled
+    deadline: NotRequired[DeadlineKind]  # "hard": what is out by then is not waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -94,10 +95,14 @@ class Unsettled:
     sent: bool
 
 
-def saga(saga_id: str, steps: Sequence[StepRequest], deadline_ms: int | None) -> SagaRequest:
+def saga(
+    saga_id: str, steps: Sequence[StepRequest], deadline_ms: int | None, deadline: DeadlineKind | None
+) -> SagaRequest:
     request: SagaRequest = {"saga_id": saga_id, "steps": steps}
     if deadline_ms is not None:
         request["deadline_ms"] = deadline_ms
+    if deadline is not None:
+        request["deadline"] = deadline
     return request
 
 
@@ -109,9 +114,13 @@ def to_begin(saga: SagaRequest) -> Begin:
     return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
 
 
-def to_intervene(verb: Verb, saga_id: str, reason: str) -> Intervene:
+def to_intervene(verb: Verb, saga_id: str, reason: str, *, now: bool = False, actor: str | None = None) -> Intervene:
     """An operator's request. Raises MalformedMessage as `to_begin` does."""
-    body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
+    body: dict[str, Any] = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
+    if now is not False:
+        body["now"] = now
+    if actor is not None:
+        body["actor"] = actor
     return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
 
 

@@ -132,34 +132,45 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
     )
     if state.has_taken(event.request_id):
         return Decision(state=state, notices=(done,))  # the very same request, delivered again
-    if (why_not := _why_not(state, event.verb)) is not None:
+    if (why_not := _why_not(state, event)) is not None:
         return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
-    state = state.with_intervention(
-        Intervention(verb=event.verb, reason=event.reason, at_ms=moment.now_ms, request_id=event.request_id)
+    kept = Intervention(
+        verb=f"{event.verb} now" if event.now else event.verb,
+        reason=event.reason,
+        at_ms=moment.now_ms,
+        actor=event.actor,
+        request_id=event.request_id,
     )
-    decision = _VERBS[event.verb](state, event.reason, moment)
+    decision = _VERBS[event.verb](state.with_intervention(kept), event, moment)
     return replace(decision, notices=((done,) if event.request_id is not None else ()) + decision.notices)
 
 
-def _why_not(state: SagaState, verb: Verb) -> str | None:
+def _why_not(state: SagaState, event: Intervene) -> str | None:
     """Why an operator's request cannot be done; None: it can."""
     if state.ended:
         return f"has ended, {state.status}"
-    if verb is not Verb.CANCEL:
+    if event.verb is not Verb.CANCEL:
         return None if state.parked is not None else f"is not parked, it waits for {state.waiting_for}"
     if state.status is SagaStatus.COMPENSATING:
         return "is being undone already; its compensation cannot be cancelled"
     if state.past_pivot:
         return "is past its pivot: there is no way back"
+    if event.now:
+        if state.parked is None:
+            return None
+        # A cancel of a parked saga says that the step was not done. This one does not say so.
+        return (
+            f"is parked, so no command is out. To say that step {state.current_step} was not done, cancel without now"
+        )
     return "is being cancelled already" if state.cancelling is not None else None
 
 
 #: What each verb does; all but cancel are for the step that is parked.
-_VERBS: Final[Mapping[Verb, Callable[[SagaState, str, Moment], Decision]]] = {
-    Verb.CANCEL: lambda state, reason, moment: moves.cancel(state, f"Cancelled: {reason}", moment),
-    Verb.RETRY: lambda state, _reason, moment: moves.retry(state, state.current_step, moment),
-    Verb.SKIP: lambda state, _reason, moment: moves.skip(state, state.current_step, moment),
-    Verb.ABANDON: lambda state, reason, moment: moves.abandon(state, state.current_step, reason, moment),
+_VERBS: Final[Mapping[Verb, Callable[[SagaState, Intervene, Moment], Decision]]] = {
+    Verb.CANCEL: lambda state, asked, moment: moves.cancel(state, f"Cancelled: {asked.reason}", moment, now=asked.now),
+    Verb.RETRY: lambda state, _asked, moment: moves.retry(state, state.current_step, moment),
+    Verb.SKIP: lambda state, _asked, moment: moves.skip(state, state.current_step, moment),
+    Verb.ABANDON: lambda state, asked, moment: moves.abandon(state, state.current_step, asked.reason, moment),
 }
 
 
@@ -170,10 +181,10 @@ def _due(state: SagaState, moment: Moment) -> Decision:
     """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due."""
     if state.due_ms is None or state.due_ms > moment.now_ms:
         return Decision(state=state)
-    if state.may_be_cancelled and state.deadline_ms is not None and state.deadline_ms <= moment.now_ms:
+    if state.deadline_ms is not None and state.deadline_ms <= moment.now_ms and state.deadline_counts:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
         why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
-        return moves.cancel(state, why, moment)
+        return moves.cancel(state, why, moment, now=state.is_cut_off)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
     step = state.steps[due[0] - 1]
     if step.in_flight:

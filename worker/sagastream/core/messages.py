@@ -7,7 +7,7 @@ are; `parsing` read and wrote them once, where they came in.
 
 import re
 from enum import IntEnum, StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 from msgspec import Struct
@@ -20,9 +20,15 @@ ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: The type of a reply: the name of a command and `_ok` or `_failed`.
 REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
 
-#: The longest reason that an operator may give, in characters.
+#: The longest reason that an operator may give, and the longest name of an operator, in characters.
 MAX_REASON_CHARS: Final = 500
+MAX_ACTOR_CHARS: Final = 128
 
+
+#: What happens to a command that is out at the deadline of its saga. "soft": it is waited for, as with a cancel.
+#: "hard": it counts as unknown from then on, as with a cancel that says `now`.
+DeadlineKind = Literal["soft", "hard"]
+HARD: Final = "hard"
 
 #: The fields of an entry that will be written.
 Fields = dict[str, str | bytes | int]
@@ -53,6 +59,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     saga_id: str
     steps: tuple[StepDefinition, ...]
     deadline_ms: int | None = None  # it is cancelled this long after its begin
+    hard_deadline: bool = False  # what is out at its deadline is not waited for
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
     echo: bool = False  # the entry's field `trace`: report every command and reply on the events stream
     format: int = PLAIN  # one of FORMATS
@@ -63,6 +70,8 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
             members["format"] = self.format
         if self.deadline_ms is not None:
             members["deadline_ms"] = self.deadline_ms
+        if self.hard_deadline:
+            members["deadline"] = HARD
         return encode(members | {"steps": [step.body() for step in self.steps]})
 
     def fields(self) -> Fields:
@@ -80,10 +89,17 @@ class Intervene(Struct, frozen=True, kw_only=True, gc=False):
     verb: Verb
     saga_id: str
     reason: str  # why; it stays with the saga
-    request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
+    now: bool = False  # of a cancel: do not wait for the command that is out; it counts as unknown from now on
+    actor: str | None = None  # who asks, for people; it stays with the saga
+    request_id: str | None = None  # of the stream entry: the answer is addressed to it
 
     def body(self) -> bytes:
-        return encode({"type": f"saga_{self.verb}", "saga_id": self.saga_id, "reason": self.reason})
+        members: dict[str, Any] = {"type": f"saga_{self.verb}", "saga_id": self.saga_id, "reason": self.reason}
+        if self.now:
+            members["now"] = True
+        if self.actor is not None:
+            members["actor"] = self.actor
+        return encode(members)
 
     def fields(self) -> Fields:
         fields: Fields = {"body": self.body()}

@@ -33,6 +33,7 @@ def begin(event: Begin, moment: Moment) -> Decision:
         current_step=1,
         steps=tuple([Step(definition=definition) for definition in event.steps]),
         deadline_ms=None if event.deadline_ms is None else moment.now_ms + event.deadline_ms,
+        hard_deadline=event.hard_deadline,
         begun_ms=moment.now_ms,
         updated_ms=moment.now_ms,
         request_id=event.request_id,
@@ -152,20 +153,32 @@ def fail_step(state: SagaState, number: int, error: bytes | None, moment: Moment
     return _undo_next(moved(state, "step failed", moment, put(state.steps, number, step), reason=reason), moment)
 
 
-def cancel(state: SagaState, why: str, moment: Moment) -> Decision:
-    """Go back: as soon as the current step is answered or, if no command is out, at once."""
+def cancel(state: SagaState, why: str, moment: Moment, *, now: bool) -> Decision:
+    """Go back: as soon as the current step is answered or, if no command is out, at once.
+
+    `now`: at once in any case. The command that is out counts as unknown from now on.
+    """
     number, step = state.current_step, state.step
-    if step.in_flight:
+    if state.cancelling is not None:
+        why = f"{state.cancelling}; {why}"
+    if step.in_flight and not now:
         return Decision(state=moved(state, "to be cancelled", moment, state.steps, cancelling=why))
     if step.parked is not None:
         # The person who cancels it knows what it is parked at, and says by this that it was not done.
         return _cancel_at(state, number, why, moment, unknown=False)
-    # If a failure would have been tried again, another delivery of the command may still do it.
-    unknown = step.unknown or step.definition.retried
-    if _may_be_past_pivot(step.definition, unknown, moment):
+    facts: dict[str, Any] = {"unknown": _may_be_done(step)}
+    if step.in_flight:
+        facts["error"] = encode("not answered when the saga was cancelled")
+    if _may_be_past_pivot(step.definition, facts["unknown"], moment):
         why = f"{why}; {step.command} may have been done, and nothing undoes it"
-        return park(state, number, why, moment, unknown=unknown)
-    return _cancel_at(state, number, why, moment, unknown=unknown)
+        return park(state, number, why, moment, **facts)
+    return _cancel_at(state, number, why, moment, **facts)
+
+
+def _may_be_done(step: Step) -> bool:
+    """Whether a step that is given up without an answer, and is not parked, may have been done, or may still be."""
+    # If a failure would have been tried again, another delivery of the command may still do it.
+    return step.in_flight or step.unknown or step.definition.retried
 
 
 def _cancel_at(state: SagaState, number: int, why: str, moment: Moment, **facts: Any) -> Decision:

@@ -5,14 +5,26 @@ raises MalformedMessage.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
-from sagastream.core.members import checked_object, format_of, known_format, limit, name_in, step_number, type_of
+from sagastream.core.members import (
+    checked_object,
+    flag_in,
+    format_of,
+    known_format,
+    limit,
+    name_in,
+    step_number,
+    type_of,
+)
 from sagastream.core.messages import (
+    HARD,
+    MAX_ACTOR_CHARS,
     MAX_REASON_CHARS,
     Begin,
     Code,
     Command,
+    DeadlineKind,
     Intervene,
     Newer,
     Reply,
@@ -79,7 +91,7 @@ def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False,
     `called`: the name of the body in that text.
     """
     format_number = known_format(body, called)
-    checked_object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms", "format"})
+    checked_object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format"})
     if body.get("type", "saga_begin") != "saga_begin":
         raise MalformedMessage("type is not saga_begin")
     saga_id = name_in(body, "saga_id", called)
@@ -90,6 +102,7 @@ def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False,
         deadline_ms=limit(body["deadline_ms"], "deadline_ms", called, MAX_DEADLINE_MS)
         if "deadline_ms" in body
         else None,
+        hard_deadline=_is_hard(body, called),
         request_id=request_id,
         echo=echo,
         format=format_number,
@@ -104,22 +117,35 @@ def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "
     """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon. `called`: as for parse_begin."""
     verb = VERBS[type_of(body)]
     known_format(body, called)
-    checked_object(body, called, {"type", "msg_id", "saga_id", "reason", "format"})
+    known = {"type", "msg_id", "saga_id", "reason", "actor", "format"}
+    checked_object(body, called, known | {"now"} if verb is Verb.CANCEL else known)
     return Intervene(
         verb=verb,
         saga_id=name_in(body, "saga_id", called),
-        reason=parse_reason(body.get("reason")),
+        reason=operator_text(body.get("reason"), "reason", MAX_REASON_CHARS),
+        now="now" in body and flag_in(body, "now", called),
+        actor=operator_text(body["actor"], "actor", MAX_ACTOR_CHARS) if "actor" in body else None,
         request_id=request_id,
     )
 
 
-def parse_reason(reason: object) -> str:
-    """The reason that an operator gives."""
-    if not isinstance(reason, str) or not reason.strip() or len(reason) > MAX_REASON_CHARS:
-        raise MalformedMessage(f"reason must be a text of 1 to {MAX_REASON_CHARS} characters: it stays with the saga")
-    if reason != reason.encode(errors="replace").decode():
-        raise MalformedMessage("reason must be a text that UTF-8 can encode")  # an argument of a shell may not be
-    return reason
+def operator_text(text: object, name: str, most: int) -> str:
+    """A text that an operator gives."""
+    if not isinstance(text, str) or not text.strip() or len(text) > most:
+        raise MalformedMessage(f"{name} must be a text of 1 to {most} characters: it stays with the saga")
+    if text != text.encode(errors="replace").decode():
+        raise MalformedMessage(f"{name} must be a text that UTF-8 can encode")  # an argument of a shell may not be
+    return text
+
+
+def _is_hard(body: dict[str, Any], called: str) -> bool:
+    if "deadline" not in body:
+        return False
+    if body["deadline"] not in (kinds := get_args(DeadlineKind)):
+        raise MalformedMessage(f"{called}: deadline must be one of {', '.join(kinds)}")
+    if "deadline_ms" not in body:
+        raise MalformedMessage(f"{called}: deadline says how deadline_ms is meant, and deadline_ms is missing")
+    return bool(body["deadline"] == HARD)
 
 
 def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None) -> Reply:

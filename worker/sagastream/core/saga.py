@@ -29,9 +29,10 @@ class SagaStatus(StrEnum):
 class Intervention(Struct, frozen=True, kw_only=True, gc=False):
     """What an operator, or the saga's deadline, did about a saga."""
 
-    verb: str  # cancel, retry, skip or abandon; or "too late": a cancel that was not done, since a pivot had completed
+    verb: str  # cancel, "cancel now", retry, skip or abandon; or "too late": a pivot had completed before a cancel
     reason: str  # why, in the operator's words
     at_ms: int  # when, in milliseconds since the epoch by the broker's clock
+    actor: str | None = None  # who asked for it, in their own words; None: they did not say
     request_id: str | None = None  # of the request: it is done once, even if it arrives more than once
 
 
@@ -54,6 +55,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     begun_ms: int  # when it began
     updated_ms: int  # when it last changed
     deadline_ms: int | None = None  # when it is cancelled, if it has not ended by then; None: never
+    hard_deadline: bool = False  # whether a command that is out at the deadline counts as unknown from then on
     interventions: tuple[Intervention, ...] = ()  # what was done about it from outside, the newest 100, oldest first
     duplicates: int = 0  # how many replies were ignored because they said nothing new
     request_id: str | None = None  # the id of the request that began it
@@ -102,6 +104,19 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return self.status is SagaStatus.PENDING and self.cancelling is None and not self.past_pivot
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether its deadline, when it comes, cuts off the command that is out. A command that was sent later, because
+        an operator said retry, is waited for."""
+        if not self.hard_deadline or self.deadline_ms is None or not self.step.in_flight:
+            return False
+        return self.step.sent_ms is not None and self.step.sent_ms < self.deadline_ms
+
+    @property
+    def deadline_counts(self) -> bool:
+        """Whether its deadline, when it comes, changes anything."""
+        return self.may_be_cancelled or (self.cancelling is not None and self.is_cut_off)
+
+    @property
     def parked(self) -> str | None:
         """Why it stands still until a person acts; None: it does not."""
         return self.steps[self.current_step - 1].parked
@@ -124,7 +139,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         for step in self.steps:
             if step.due_ms is not None and (due_ms is None or step.due_ms < due_ms):
                 due_ms = step.due_ms
-        if due_ms is not None and self.deadline_ms is not None and self.deadline_ms < due_ms and self.may_be_cancelled:
+        if due_ms is not None and self.deadline_ms is not None and self.deadline_ms < due_ms and self.deadline_counts:
             return self.deadline_ms
         return due_ms
 

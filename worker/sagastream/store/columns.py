@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from sagastream.core.messages import is_id
+from sagastream.core.messages import HARD, is_id
 from sagastream.core.saga import Intervention, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_STEPS, MAX_TIMEOUT_MS, PLAIN, StepKind
@@ -54,6 +54,10 @@ def _count(value: int) -> Word:
     return value or ""
 
 
+def _hard(value: bool) -> Word:
+    return HARD if value else ""
+
+
 def _format(value: int) -> Word:
     return "" if value == PLAIN else value
 
@@ -68,7 +72,9 @@ def _steps(numbers: tuple[int, ...]) -> str:
 
 def _interventions(done: tuple[Intervention, ...]) -> str:
     written = [
-        {"verb": one.verb, "reason": one.reason, "at": iso(one.at_ms), "request_id": one.request_id} for one in done
+        {"verb": one.verb, "reason": one.reason, "at": iso(one.at_ms), "request_id": one.request_id}
+        | ({} if one.actor is None else {"actor": one.actor})
+        for one in done
     ]
     return orjson.dumps(written).decode() if written else ""
 
@@ -138,10 +144,12 @@ def _read_interventions(value: bytes) -> tuple[Intervention, ...]:
 
 
 def _read_intervention(done: Any) -> Intervention:
-    verb, reason, request_id = done["verb"], done["reason"], done["request_id"]
-    if not (isinstance(verb, str) and isinstance(reason, str) and isinstance(request_id, str | None)):
+    verb, reason, request_id, actor = done["verb"], done["reason"], done["request_id"], done.get("actor")
+    texts, optional = isinstance(verb, str) and isinstance(reason, str), isinstance(request_id, str | None)
+    if not (texts and optional and isinstance(actor, str | None)):
         raise ValueError("an intervention is not as we write them")
-    return Intervention(verb=verb, reason=reason, at_ms=_moment(str(done["at"]).encode()), request_id=request_id)
+    at_ms = _moment(str(done["at"]).encode())
+    return Intervention(verb=verb, reason=reason, at_ms=at_ms, actor=actor, request_id=request_id)
 
 
 # --- the fields
@@ -161,6 +169,7 @@ SAGA: Final[dict[str, Column]] = {
     "times_out_ms": Column("times_out_at", _moment, iso),
     "send_again_ms": Column("send_again_at", _moment, iso),
     "deadline_ms": Column("deadline_at", _moment, iso),
+    "hard_deadline": Column("deadline", {HARD.encode(): True}.__getitem__, _hard),
     "interventions": Column("interventions", _read_interventions, _interventions),
     "duplicates": Column("duplicates", whole_number, _count),
     "request_id": Column("request_id", _text),

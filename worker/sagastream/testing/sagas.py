@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Self
 
-from sagastream.core.messages import Begin, Command, Verb
+from sagastream.core.messages import Begin, Command, DeadlineKind, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.steps import AS_PUBLISHED
@@ -83,9 +83,16 @@ class Sagas:
             raise ScenarioError(f"{name} of step {step!r}: steps count from 1")
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
 
-    def begin(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
+    def begin(
+        self,
+        steps: Sequence[Step],
+        *,
+        saga_id: str | None = None,
+        deadline_ms: int | None = None,
+        deadline: DeadlineKind | None = None,
+    ) -> "Saga":
         """Begin a saga. Its first command is sent only when time passes, see `advance` and `settle`. `saga_id`: by
-        default "saga-1", "saga-2", …. `steps` and `deadline_ms`: as for `SagaClient.begin`.
+        default "saga-1", "saga-2", …. `steps`, `deadline_ms` and `deadline`: as for `SagaClient.begin`.
 
         Raises:
             MalformedMessage: says what is wrong, and where.
@@ -99,6 +106,8 @@ class Sagas:
         body: dict[str, Any] = {"saga_id": saga_id, "steps": [dict(step) for step in steps]}
         if deadline_ms is not None:
             body["deadline_ms"] = deadline_ms
+        if deadline is not None:
+            body["deadline"] = deadline
         request = parse_begin(body, request_id=self._request_id())
         self._check_served(request)
         self._orchestrator.request(request)
@@ -110,10 +119,17 @@ class Sagas:
             intervene=self._intervene,
         )
 
-    def run(self, steps: Sequence[Step], *, saga_id: str | None = None, deadline_ms: int | None = None) -> "Saga":
+    def run(
+        self,
+        steps: Sequence[Step],
+        *,
+        saga_id: str | None = None,
+        deadline_ms: int | None = None,
+        deadline: DeadlineKind | None = None,
+    ) -> "Saga":
         """Begin a saga, then let time pass as `settle` does: the saga has ended or is parked. Arguments and errors are
         those of `begin`."""
-        saga = self.begin(steps, saga_id=saga_id, deadline_ms=deadline_ms)
+        saga = self.begin(steps, saga_id=saga_id, deadline_ms=deadline_ms, deadline=deadline)
         self.settle()
         return saga
 
@@ -170,8 +186,8 @@ class Sagas:
                 self._orchestrator.do_due()
         raise ScenarioError(f"the sagas go on and on. The last lines:\n{self.explain()[-2000:]}")
 
-    def _intervene(self, verb: Verb, saga_id: str, reason: str) -> None:
-        body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
+    def _intervene(self, verb: Verb, saga_id: str, reason: str, **more: object) -> None:
+        body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason} | more
         self._orchestrator.request(parse_intervene(body, request_id=self._request_id()))
         self.settle()
 
@@ -219,7 +235,7 @@ class Saga:
         orchestrator: InProcessOrchestrator,
         services: InProcessServices,
         told: Story,
-        intervene: Callable[[Verb, str, str], None],
+        intervene: Callable[..., None],
     ) -> None:
         self.saga_id = saga_id
         self._orchestrator = orchestrator
@@ -268,9 +284,10 @@ class Saga:
         """What the handler of each step returned; None if it returned None, or if that is not known."""
         return self.state.results
 
-    def cancel(self, reason: str = _REASON) -> None:
+    def cancel(self, reason: str = _REASON, *, now: bool = False) -> None:
         """As `SagaClient.cancel`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.CANCEL, self.saga_id, reason)
+        more = {"now": True} if now else {}
+        self._intervene(Verb.CANCEL, self.saga_id, reason, **more)
 
     def retry(self, reason: str = _REASON) -> None:
         """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
