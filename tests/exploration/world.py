@@ -29,7 +29,7 @@ from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, failed, ok, reply_to
 from sagastream.core.parsing import read_reply
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.service_rules import RELEASE, RUN, TRIES, Answer, Next, Undo
+from sagastream.core.service_rules import RELEASE, RUN, TRIES, Answer, Next, Requeue, Undo
 from sagastream.core.step_state import StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.transitions import Decision, Moment
@@ -325,7 +325,7 @@ class Model:
             else:
                 yield self._answer(world, slots, at)
             taken_over = (command, number) not in alive or held.count((command, number)) > 1
-            may_be_done = isinstance(step, Undo) or (isinstance(step, Answer) and step.kind != "final")
+            may_be_done = isinstance(step, Answer) and step.kind != "final"
             orphan = taken_over and may_be_done and flag != _TO_RECORD
             if budget[SERVICE_CRASH] and (self.config.orphans_die or not orphan):
                 crashed = self._with_process(world, slots, at, ())
@@ -456,8 +456,8 @@ class Model:
         after = self._with(after, EFFECTS, self._undone(world[EFFECTS], command))
         yield Move(("the runtime undoes", number), after, fault=False)
         left = self.budgets.values[world[BUDGET]][SERVICE_CRASH]
-        if left and set(self.config.undo) - {"o"} and (number, entry, True) in self.entries.values[world[COMMANDS]]:
-            # It cannot be undone now. This looks like a crash, and counts as one: the entry stays pending.
+        if left and set(self.config.undo) - {"o"}:
+            # It cannot be undone now. This looks like a crash, and counts as one: an entry stands for the undo.
             step = _raised(undo, call.command)
             slot: Process = () if step is RELEASE else (self.steps.number(step), number, entry, seen, 0)
             after = self._spend(self._with_process(world, slots, at, slot), SERVICE_CRASH)
@@ -477,9 +477,12 @@ class Model:
         if sent == _OVERRULED:
             command, answer = self.commands.values[number], self.steps.values[step]
             assert isinstance(answer, Answer)
-            overruled = self._step(command, service_rules.overruled(command, answer.reply))
-            after = self._with_process(world, slots, at, (overruled, number, entry, seen, 0))
-            return Move(("a process is overruled", number), after, fault=False)
+            return self._overruled(
+                world,
+                slots,
+                at,
+                service_rules.overruled(command, answer.reply, is_held=self._is_held(world, number, entry)),
+            )
         apart = self.bug is Bug.RECORD_APART and records != world[RECORDS]
         if not apart:
             parts[RECORDS] = records
@@ -489,6 +492,21 @@ class Model:
         parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
         left: Process = (step, number, entry, seen, _TO_RECORD) if apart else ()
         return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), fault=False)
+
+    def _is_held(self, world: World, number: int, entry: int) -> bool:
+        """Whether a process that holds this is the only one. Which of two holds it for the broker is not modelled here
+        (see services_world.py): each of them sends it again."""
+        is_pending = (number, entry, True) in self.entries.values[world[COMMANDS]]
+        return is_pending and self._held_by_processes(world).count((number, entry)) == 1
+
+    def _overruled(self, world: World, slots: tuple[Process, ...], at: int, todo: "Undo | Requeue") -> Move:
+        _, number, entry, seen, _ = slots[at]
+        if isinstance(todo, Undo):
+            slot = (self._step(self.commands.values[number], todo), number, entry, seen, 0)
+            return Move(("a process is overruled", number), self._with_process(world, slots, at, slot), fault=False)
+        again = self._append(world[COMMANDS], (number,), self._held_by_processes(world), delivered=True)
+        after = self._with(self._with_process(world, slots, at, ()), COMMANDS, again)
+        return Move(("a process is overruled, and sends again", number), after, fault=False)
 
     def _answer_of(self, records: int, number: int, step: int, seen: int) -> tuple[int, int]:
         """What answer.lua sends, or _OVERRULED; and the records after it."""
@@ -711,14 +729,16 @@ class Model:
     def _held_by_processes(self, world: World) -> list[tuple[int, int]]:
         return [(slot[1], slot[2]) for slot in self.processes.values[world[PROCESSES]] if slot]
 
-    def _append(self, stream: int, values: Sequence[int], held: Sequence[tuple[int, int]]) -> int:
+    def _append(
+        self, stream: int, values: Sequence[int], held: Sequence[tuple[int, int]], *, delivered: bool = False
+    ) -> int:
         """The stream with these entries added. Each gets the first number that differs from those of equal entries, in
         the stream or held by a process that does not know yet that they are gone."""
         entries = list(self.entries.values[stream])
         for value in values:
             taken = {entry[1] for entry in entries if entry[0] == value} | {n for what, n in held if what == value}
             number = next(n for n in range(len(taken) + 1) if n not in taken)
-            entries.append((value, number, False))
+            entries.append((value, number, delivered))
         return self.entries.number(tuple(sorted(entries)))
 
     def _key(self, command: Command) -> str:

@@ -347,6 +347,30 @@ def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(clie
     assert (calls(client), len(undone(client))) == (1, 2)
 
 
+def test_a_process_that_is_told_to_end_leaves_the_undo_that_it_owes_to_others(client: redis.Redis, node: Node) -> None:
+    owing = node.probe()
+    deliver(client, "wait", later="is kept")
+    until(lambda: calls(client), what="the handler runs")
+    deliver(client, compensating=True)
+    other = node.probe()
+    assert answers(client, 2) == ["Undo_ok", REFUSED]
+    until(lambda: nothing_is_left(client), what="another process has taken it over, and answered it")
+    other.send_signal(signal.SIGTERM)
+    owing.send_signal(signal.SIGTERM)
+    assert other.wait(20) == 0
+    before = len(undone(client))
+    client.set("go on", 1)
+    assert owing.wait(20) == 0
+    assert len(undone(client)) == before
+    left: Any = client.xrange(keys.commands("work"))
+    [(_, fields)] = left
+    assert (fields[b"replayed"], fields[b"result"], fields[b"later"]) == (b"1", b'"wait"', b"is kept")
+    node.probe()
+    until(lambda: nothing_is_left(client), what="it is undone")
+    assert undone(client)[before:] == ['s1/1/transaction ["wait","wait"]']
+    assert answers(client, 3) == ["Undo_ok", REFUSED, REFUSED]
+
+
 def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_person(
     client: redis.Redis, node: Node
 ) -> None:

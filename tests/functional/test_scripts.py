@@ -5,7 +5,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -65,6 +65,7 @@ class InHand:
     command: Command
     todo: Run | Undo | Answer
     seen: bytes = b""  # its record, when it was looked up
+    lost: bool = False  # another process has taken it over
 
 
 def _without_handler(step: Run | Undo | Answer) -> Reply | None:
@@ -180,7 +181,7 @@ class Services(RuleBasedStateMachine):
         self.answer_some(data, count)
 
     def answer_some(self, data: st.DataObject, count: int) -> None:
-        args: list[Any] = [GROUP, KEPT_S]
+        args: list[Any] = [GROUP, KEPT_S, "p"]
         streams = {WORK: 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
         expected, standing = [], []
         chosen = []
@@ -218,15 +219,23 @@ class Services(RuleBasedStateMachine):
                 standing.append(held)
             else:
                 assert agreed is None
-                expected.append(number)
+                expected.append(-number if held.lost else number)
             self.ran[f"answered {kind}"] += 1
         assert self.answer(keys=list(streams), args=args) == expected
         self.ran["overruled"] += len(expected)
         # An overruled command is undone, and then answered.
         for number in expected:
-            held = chosen[number - 1]
+            held = chosen[abs(number) - 1]
             refused = Answer(service_rules.refusal(held.command), "final")
-            self.in_hand.append(InHand(entry_id=held.entry_id, command=held.command, todo=refused))
+            self.in_hand.append(InHand(entry_id=held.entry_id, command=held.command, todo=refused, lost=held.lost))
+
+    @precondition(lambda self: self.in_hand)
+    @rule(data=st.data())
+    def another_process_takes_one_over(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.in_hand) - 1))
+        self.client.xclaim(WORK, GROUP, "q", 0, [self.in_hand[at].entry_id])
+        self.in_hand[at] = replace(self.in_hand[at], lost=True)
+        self.ran["taken over"] += 1
 
     def _as_the_rules_have_it(self, command: Command, reply: Reply, kind: str) -> bytes | None:
         """What service_rules.py would send if it were asked at this moment; None: the command must be undone first."""
@@ -285,7 +294,7 @@ def test_the_script_and_the_rules_agree_on_what_a_record_says(client: redis.Redi
     client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
     words = ["1-1", 2, 4, command.record, command.tombstone, "", "final", "", 2, "body", "its own"]
     names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
-    assert scripting.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, *words]) == []
+    assert scripting.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, "p", *words]) == []
     found = _without_handler(service_rules.delivered(command, record=record, tombstone=False, again=False))
     [(_, sent)] = client.xrange(keys.REPLIES)  # type: ignore[misc]  # the answer is not awaited
     assert sent == {b"body": b"its own" if found is None else found.body()}
@@ -623,6 +632,7 @@ class Calls:
         args = [
             GROUP,
             9,
+            "p",
             self.command.id,
             2,
             4,

@@ -14,7 +14,7 @@ from sagastream.broker.outage import Outage
 from sagastream.core import service_rules
 from sagastream.core.messages import Reply, failed, ok
 from sagastream.core.parsing import parse_reply
-from sagastream.core.service_rules import RUN, Answer
+from sagastream.core.service_rules import RUN, Answer, Undo
 from sagastream.core.strict_json import decode
 from sagastream.service.declaration import LEASE_MS
 from sagastream.service.inbox import CommandInbox, Delivery
@@ -69,8 +69,8 @@ class ServedService:
             while overruled := self._inbox.send():
                 # The step was undone meanwhile. The player of the service has seen both lines, and must undo the
                 # effect.
-                for delivery, reply in overruled:
-                    self._inbox.answer(delivery, Answer(reply, "final"))
+                for delivery in overruled:
+                    self._refuse(delivery)
             while self._unasked:
                 fields: dict[Any, Any] = self._unasked[0].fields()
                 self._client.xadd(keys.REPLIES, fields)
@@ -83,11 +83,15 @@ class ServedService:
         # Without the lock: replies come in while this waits for commands.
         deliveries = self._inbox.read(BLOCK_MS)
         for delivery in deliveries:
-            if delivery.todo is not RUN:
-                self._inbox.answer(delivery, delivery.todo.answer)
-            else:
+            if delivery.todo is RUN:
                 self._give_out(delivery)
+            else:
+                self._refuse(delivery)
         self.send()
+
+    def _refuse(self, delivery: Delivery) -> None:
+        assert isinstance(delivery.todo, Undo)
+        self._inbox.answer(delivery, delivery.todo.answer)
 
     def _give_out(self, delivery: Delivery) -> None:
         with self._lock:

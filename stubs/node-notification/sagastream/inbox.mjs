@@ -80,13 +80,28 @@ export class Inbox {
     return { nowMs, record, tombstone: tombstone === 1 }
   }
 
-  /** Record, reply, acknowledge. False: the command was overruled and nothing was written; undo what was done. */
+  /**
+   * Record, reply, acknowledge. Returns 0; or, if the command was overruled and nothing was written: 1: undo what was
+   * done; -1: the same, but others may have answered it. Then call `sendAgain`, so that something stands for the undo.
+   */
   async answer(entry, reply, kind, seen) {
     const { command } = reply
     const tombstone = command.compensating ? '' : command.tombstone
     const answer = [entry.id, 2, 4, command.record, tombstone, seen ?? '', kind, reply.result ?? reply.error ?? '']
     const overruled = await this.#answer([...answer, ...counted(replyFields(reply))], this.#done(command))
-    return overruled.length === 0
+    return overruled[0] ?? 0
+  }
+
+  /** Add a command again, as one that was delivered before: whoever reads it undoes it. */
+  async sendAgain(entry, result) {
+    const fields = { ...entry.fields, replayed: '1', ...(result === undefined ? {} : { result }) }
+    await this.writer.call('XADD', this.stream, '*', ...Object.entries(fields).flat())
+  }
+
+  /** Whether nobody has taken an entry over, or answered it. */
+  async holds(entry) {
+    const of = [this.stream, this.service, entry.id, entry.id, 1, this.consumer]
+    return (await this.writer.call('XPENDING', ...of)).length > 0
   }
 
   async quarantine(entry, reason) {
@@ -109,7 +124,7 @@ export class Inbox {
 
   #answer(args, ...records) {
     return this.writer.script('answer', [this.stream, REPLIES, QUARANTINE, ...records], [
-      ...[this.service, DONE_KEPT_S],
+      ...[this.service, DONE_KEPT_S, this.consumer],
       ...args,
     ])
   }

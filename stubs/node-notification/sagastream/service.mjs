@@ -12,6 +12,9 @@ const TRIES = 3
 /** How many processes may begin a command and die before the reply says `unknown`. */
 const MAX_TAKEOVERS = 10
 
+/** How long a process that is to end still tries to send its answers, while Redis is away. */
+const GRACE_MS = 25_000
+
 /** Thrown by a handler: the step fails, and no effect of it remains. `error` is any JSON value. */
 export class Reject extends Error {
   constructor(error) {
@@ -100,6 +103,7 @@ class Runner {
   #service
   #inbox
   #patience
+  #telling // the patience of what must be told: it lasts beyond the stop
   #say
   #stop
   #fault
@@ -114,6 +118,10 @@ class Runner {
     this.#service = service
     this.#stop = stop
     this.#patience = new Patience(this.#say, stop.signal)
+    const over = new AbortController()
+    const end = () => setTimeout(() => over.abort(), GRACE_MS).unref()
+    stop.signal.addEventListener('abort', end, { once: true })
+    this.#telling = new Patience(this.#say, over.signal)
     this.#inbox = new Inbox({
       ...{ reader, writer, consumer, publishes, say: this.#say },
       ...{ service: service.name, leaseMs: service.leaseMs },
@@ -197,13 +205,26 @@ class Runner {
       return this.#answer(entry, failed(command, JSON.stringify(late), true), entry.again ? 'unknown' : 'final')
     }
     const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(command))
-    if (!reply) return undefined // stop, and leave the command to another process
-    if (await this.#answer(entry, reply, kindOf(reply), record)) return undefined
-    return this.#overrule(entry, command, reply.result, refusal(command))
+    if (reply) return this.#tell(entry, reply, record)
+    // Stop, and leave the command to another process. If others had it before the handler ended, they may have answered
+    // it before the effect was there: then only this process can say that nobody knows.
+    if (await this.#telling.patiently(() => this.#inbox.holds(entry))) return undefined
+    const lost = `${command.type} was begun by a process that lost it to another one`
+    return this.#tell(entry, this.#giveUp(command, lost), record)
+  }
+
+  /** Answer with the reply of a handler. If the step was refused meanwhile, undo what the handler did. */
+  async #tell(entry, reply, record) {
+    const { command } = reply
+    const overruled = await this.#answer(entry, reply, kindOf(reply), record)
+    if (overruled > 0) return this.#overrule(entry, command, reply.result, refusal(command))
+    if (overruled === 0) return undefined
+    this.#say(`${where(command)} was done after it was refused, and others had answered it: sent again, to be undone`)
+    return this.#telling.patiently(() => this.#inbox.sendAgain(entry, reply.result))
   }
 
   #answer(entry, reply, kind, seen) {
-    return this.#patience.patiently(() => this.#inbox.answer(entry, reply, kind, seen))
+    return this.#telling.patiently(() => this.#inbox.answer(entry, reply, kind, seen))
   }
 
   /** The reply in place of the handler, if too many processes have died of the command. */
@@ -233,7 +254,7 @@ class Runner {
       // Under a separate key: the step's compensation has run under the usual one, and has found nothing.
       const key = `${command.sagaId}/${command.step}/compensation/${entry.id}`
       const undoing = { ...command, type: name, compensating: true, key }
-      undoing.result = result === undefined ? null : JSON.parse(result)
+      if (result !== undefined) undoing.result = JSON.parse(result)
       const undone = await this.#handle(undoing)
       if (!undone?.ok) return
     }

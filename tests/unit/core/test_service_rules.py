@@ -20,6 +20,7 @@ from sagastream.core.service_rules import (
     Call,
     Count,
     Next,
+    Requeue,
     Retry,
     Run,
     SetAside,
@@ -378,7 +379,16 @@ def test_a_command_that_needs_no_undo_is_answered_at_once() -> None:
 
 
 def test_a_command_that_is_overruled_is_undone_with_the_result_that_its_handler_gave() -> None:
-    assert overruled(CHARGE, replace(DONE, result=UNDO.result)) == UNDO
+    assert overruled(CHARGE, replace(DONE, result=UNDO.result), is_held=True) == UNDO
+
+
+def test_a_command_that_is_overruled_and_not_held_any_more_is_sent_again_with_the_result() -> None:
+    assert overruled(CHARGE, replace(DONE, result=UNDO.result), is_held=False) == Requeue(result=UNDO.result)
+
+
+def test_a_command_that_was_sent_again_is_undone_with_the_result_that_came_along() -> None:
+    again = replace(CHARGE, result=UNDO.result)
+    assert delivered(again, record=None, tombstone=True, again=True) == UNDO
 
 
 # --- what a handler comes to

@@ -15,7 +15,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.group_reader import Entry
 from sagastream.core import backoff, service_rules
 from sagastream.core.messages import Command, Reply
-from sagastream.core.service_rules import TRIES, Count
+from sagastream.core.service_rules import TRIES, Count, Undo
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
 from sagastream.log_output import TextLines
@@ -66,14 +66,16 @@ class Post(CommandInbox):
         read, self._unread = self._unread[:count], self._unread[count:]
         return read
 
-    def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
+    def send(self, ahead: int = 0) -> list[Delivery]:
         overruled = []
         for one in self._ready:
             assert not isinstance(one, _Quarantined)
             delivery, answer = one
             if delivery.entry.id in self._overrules:
                 self._overrules.discard(delivery.entry.id)
-                overruled.append((delivery, answer.reply))
+                todo = service_rules.overruled(delivery.command, answer.reply, is_held=True)
+                assert isinstance(todo, Undo)
+                overruled.append(replace(delivery, todo=todo))
             else:
                 self.sent.append((delivery.entry.id, answer.reply, answer.kind))
         self._ready = []
@@ -83,8 +85,9 @@ class Post(CommandInbox):
         self.renewed += [delivery.entry.id for delivery in deliveries]
         return set()
 
-    def hand_back(self, deliveries: Iterable[Delivery]) -> None:
+    def hand_back(self, deliveries: Iterable[Delivery]) -> set[bytes]:
         self.handed_back += [delivery.entry.id for delivery in deliveries]
+        return set()
 
     def count(self, delivery: Delivery, what: Count) -> int:
         return 1

@@ -214,10 +214,13 @@ class GroupReader:
             held += self._hold(keys=[stream], args=args)
         return held
 
-    def hand_back(self, entries: Sequence[Entry]) -> None:
-        """Have others take these over at once. This reader, too, may come by them again."""
+    def hand_back(self, entries: Sequence[Entry]) -> list[bytes]:
+        """Have others take these over at once. This reader, too, may come by them again. Returns the ids of those that
+        it still held."""
+        held: list[bytes] = []
         for stream in self.streams:
-            self.hold(stream, [entry.id for entry in entries if entry.stream == stream], _HANDED_BACK_MS)
+            held += self.hold(stream, [entry.id for entry in entries if entry.stream == stream], _HANDED_BACK_MS)
+        return held
 
     def leave_to_newer(self, entries: Sequence[Entry]) -> None:
         """Hand back what only a newer release knows. It comes by again and again until a process of that takes it."""

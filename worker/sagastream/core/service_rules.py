@@ -12,7 +12,7 @@ Each rule is told what has happened to one command, and returns as a value what 
     raised              the handler has raised something else                   Retry, Answer or Release
     data_away           the handler cannot reach its data                       Retry
     in_doubt            nobody can say whether the step had its effect          Answer or Release
-    overruled           answer.lua did not accept the answer                    Undo
+    overruled           answer.lua did not accept the answer                    Undo or Requeue
     for_twin            another delivery of an answered command is held too     Answer
     is_handed_back      the command is held, and time passes                    whether it is released now
     is_renewed          its lease is about to be renewed                        whether that is right
@@ -26,6 +26,11 @@ A service keeps one *record* for each idempotency key and type of command: the a
 transaction: from then on the transaction is refused, and a process that was running it has to undo what came of it.
 recall.lua looks up both and leaves the tombstone. answer.lua applies the same rules again at the moment of the answer:
 it overrules an answer whose step has failed or was undone meanwhile.
+
+An undo that is *owed* is never only in the memory of a process: an entry of the service's commands stands for it. If
+the process still holds the command, that entry does. It was delivered before, so whoever takes it over undoes it, as
+`delivered` says. If the process holds it no more, others may have answered it before the effect was there: then the
+command is added to the stream again. The entry goes only when the undo has succeeded, or to the quarantine.
 """
 
 import re
@@ -42,6 +47,8 @@ from sagastream.errors import MalformedMessage
 
 #: How often one process calls a handler that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
+#: How often the undo of a command that was delivered before may begin, before a person has to decide.
+MAX_UNDOS: Final = 10
 #: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
 #: be unknown. Without this limit a command that kills its process would kill one after another.
 MAX_TAKEOVERS: Final = 10
@@ -91,6 +98,13 @@ class Undo(Struct, frozen=True, kw_only=True):
     def answer(self) -> "Answer":
         """The answer once nothing of the command remains."""
         return Answer(self.refusal, "final")
+
+
+class Requeue(Struct, frozen=True, kw_only=True):
+    """Add the command to its stream again, as one that was delivered before: its undo is owed, and no entry stands for
+    that. Until the broker has it, this is an answer that was not sent yet."""
+
+    result: bytes | None = None  # as in Undo; it goes along, in the field `result`
 
 
 #: What answer.lua does with a reply.
@@ -159,7 +173,7 @@ def delivered(command: Command, *, record: bytes | None, tombstone: bool, again:
         return RUN
     # Also if an ok is recorded: that was of another delivery, and this one may have been done after the undo.
     must_not_stand = not command.compensating and (tombstone or reply.type == failed(command.type))
-    return Undo(refusal=reply) if must_not_stand and again else Answer(reply, "final")
+    return Undo(refusal=reply, result=command.result) if must_not_stand and again else Answer(reply, "final")
 
 
 def undoing(command: Command, undo: Undo, *, compensation: str | None, entry_id: str) -> Call | Answer:
@@ -236,7 +250,7 @@ def _begin_undo(command: Command, undo: Undo, *, again: bool, times: int | None)
         return undo
     if times is None:
         return Count.UNDOS
-    if times < MAX_TAKEOVERS:
+    if times < MAX_UNDOS:
         return undo
     return SetAside(f"{command.type} may have been done after it was refused, and could not be undone {times} times")
 
@@ -273,9 +287,14 @@ def in_doubt(todo: Run | Undo, called: Command, why: str) -> Answer | Release:
     return replied(todo, called, reply_to(called, failed(called.type), error=encode(why), unknown=True))
 
 
-def overruled(command: Command, reply: Reply) -> Undo:
-    """The step has failed, or was undone, while the handler ran that gave this reply."""
-    return Undo(refusal=refusal(command), result=reply.result)
+def overruled(command: Command, reply: Reply, *, is_held: bool) -> Undo | Requeue:
+    """The step has failed, or was undone, while the handler ran that gave this reply.
+
+    Args:
+        is_held: whether the process still held the command when answer.lua said so. If another process takes it over
+            later, that one looks it up after the effect, and so undoes it.
+    """
+    return Undo(refusal=refusal(command), result=reply.result) if is_held else Requeue(result=reply.result)
 
 
 def for_twin(answer: Answer, twin: Command) -> Answer:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import redis
-from msgspec.structs import replace
 
 from sagastream.broker.outage import is_outage
 from sagastream.console import printable, summary
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply
-from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, Undo
+from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, State, Undo
 from sagastream.errors import MalformedMessage
 from sagastream.service.declaration import Service
 from sagastream.service.event_loop import EventLoop
@@ -86,12 +85,7 @@ class Executor:
         `ahead`: how many commands the same round trip may bring, for the next reading.
         """
         while overruled := self._inbox.send(ahead):
-            self.hold(
-                [
-                    replace(delivery, todo=service_rules.overruled(delivery.command, reply))
-                    for delivery, reply in overruled
-                ]
-            )
+            self.hold(overruled)
 
     def run(self, held: Held) -> None:
         """Call the handler of a command that has begun: here, or in the event loop. The command is running until
@@ -117,6 +111,55 @@ class Executor:
             self._carry_out(held, service_rules.replied(held.delivery.todo, held.command, outcome))
         else:
             self._carry_out(held, self._failed(held, outcome))
+
+    # --- what this process holds no longer
+
+    def hand_back(self, which: Callable[[Held], bool]) -> None:
+        """Have others take these over at once, except those that run. May be called again after a redis.RedisError."""
+        begun = self._backing_off(which)
+        self.let_go(self._inbox.hand_back([held.delivery for held in begun]))
+        rest = [held for held in self._in_flight.release(which) if held not in begun]
+        self._inbox.hand_back([held.delivery for held in rest])
+
+    def renew(self) -> None:
+        """Renew the leases, and do not begin again what other processes have taken over meanwhile."""
+        to_renew = self._in_flight.to_renew(self._inbox.now_ms)
+        self.let_go(self._inbox.renew([held.delivery for held in to_renew]))
+
+    def look_up_again(self) -> None:
+        """After an outage: hold nothing that does not run, so that it is read and looked up again. Other processes may
+        have it by now. May be called again after a redis.RedisError."""
+        begun = self._backing_off(lambda _: True)
+        self.let_go(self._inbox.renew([held.delivery for held in begun]))
+        self._in_flight.release(lambda _: True)
+
+    def give_up(self) -> None:
+        """The process ends: leave to others all that was begun. May be called again after a redis.RedisError."""
+        lost = self._inbox.hand_back([held.delivery for held in self._in_flight.begun()])
+        self._answer_in_doubt([held for held in self._in_flight.begun() if held.delivery.entry.id in lost])
+
+    def _backing_off(self, which: Callable[[Held], bool]) -> list[Held]:
+        """What was begun stays held until the broker has said whose it is: what came of it may be known to nobody
+        else."""
+        return [held for held in self._in_flight.begun() if held.state is State.BACKING_OFF and which(held)]
+
+    def let_go(self, lost: set[bytes]) -> None:
+        """Other processes have these entries: hold them no longer, except those that run."""
+        if lost:
+            gone = self._in_flight.release(lambda held: held.delivery.entry.id in lost)
+            self._answer_in_doubt([held for held in gone if held.begins and not held.undoes])
+
+    def _answer_in_doubt(self, begun: list[Held]) -> None:
+        """Say of commands that were begun here, and that other processes have taken over, that nobody knows what came
+        of them. If another one has answered before the effect was there, it would stand."""
+        ready = self._inbox.ready()
+        for held in begun:
+            if held.delivery.entry.id in ready:
+                continue
+            why = f"{held.command.type} was begun by a process that lost it to another one"
+            step = service_rules.in_doubt(held.delivery.todo, held.command, why)
+            assert isinstance(step, Answer)  # it is not an undo
+            self._inbox.answer(held.delivery, step)
 
     # --- the stages of one command
 
@@ -238,7 +281,8 @@ class Executor:
             step = service_rules.raised(todo, called, printable(why), tries=held.tries, limit=limit)
             if isinstance(step, Retry):
                 return step
-        self._report.unknown(called, why)
+        if todo is RUN:
+            self._report.unknown(called, why)
         return step
 
     def _carry_out(self, held: Held, step: Answer | Retry | Release | SetAside) -> None:
@@ -249,7 +293,9 @@ class Executor:
         elif isinstance(step, Retry):
             self._in_flight.retry(held, time.monotonic() + step.after_s)
         else:
-            if step is not RELEASE:
+            if step is RELEASE:
+                self._report.not_undone(held.delivery.command, held.command.type)
+            else:
                 self._inbox.quarantine(held.delivery.entry, step.reason)
             self._in_flight.end(held)
 

@@ -130,6 +130,11 @@ class InFlight:
                 self._forget(held)
             return released
 
+    def begun(self) -> list[Held]:
+        """Those whose command may have been done here, and which this process has not answered."""
+        with self._lock:
+            return [held for held in (*self._running.values(), *self._backing_off.values()) if not held.undoes]
+
     def to_renew(self, now_ms: int) -> list[Held]:
         """Those whose lease is to be renewed; `now_ms`: by the broker's clock."""
         with self._lock:

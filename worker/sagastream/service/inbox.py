@@ -11,15 +11,15 @@ from msgspec.structs import replace
 
 from sagastream.broker import scripting
 from sagastream.broker.exchange import Exchange, run
-from sagastream.broker.group_reader import BATCH, Entry, GroupReader
+from sagastream.broker.group_reader import BATCH, REPLAYED, Entry, GroupReader
 from sagastream.broker.wire import execute
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Fields, Newer, Reply
+from sagastream.core.messages import Command, Fields, Newer
 from sagastream.core.parsing import read_command
-from sagastream.core.service_rules import RUN, Answer, Count, Run, Undo
+from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
 from sagastream.store import keys
 from sagastream.store.heartbeat import Heartbeat, Kind
-from sagastream.telemetry import Log, Observer
+from sagastream.telemetry import Log, Observer, about
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -77,6 +77,7 @@ class CommandInbox:
             on_join=on_join,
             heartbeat=Heartbeat(consumer, Kind.SERVICE, service),
         )
+        self._holder = consumer  # of the commands that it answers
         self._recall = scripting.load(client, "recall")
         self._answer = scripting.Script("answer")
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
@@ -98,8 +99,8 @@ class CommandInbox:
         entries = self.reader.read(block_ms, dict.fromkeys(self.reader.streams, count))
         self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
-            answered = self._answered()
-            entries = [entry for entry in entries if entry.id not in answered]
+            ready = self.ready()
+            entries = [entry for entry in entries if entry.id not in ready]
         return self.take(entries)
 
     def take(self, entries: Sequence[Entry]) -> list[Delivery]:
@@ -145,31 +146,40 @@ class CommandInbox:
         times: int = execute(pipeline)[0]
         return times
 
-    def send(self, ahead: int = 0) -> list[tuple[Delivery, Reply]]:
+    def send(self, ahead: int = 0) -> list[Delivery]:
         """Send the answers that are ready; none is forgotten before the broker has it.
 
         `ahead`: how many new commands the same round trip may bring, for the next reading; 0 unless it is the caller's
         turn to read.
 
-        Returns the commands that were overruled, each with the reply that was not accepted: their step has failed, or
-        was undone, while the handler ran.
+        Returns the commands that were overruled and are to be undone here: their step has failed, or was undone, while
+        the handler ran.
         """
-        overruled: list[tuple[Delivery, Reply]] = []
+        overruled: list[Delivery] = []
         if not self._ready:
             return overruled
         with self._sending:
             while ready := self._ready[:BATCH]:
                 numbers = self._answer_all(ready, ahead)
-                for number in numbers:
-                    one = ready[number - 1]
-                    if not isinstance(one, _Quarantined):
-                        overruled.append((one[0], one[1].reply))
+                if numbers:
+                    overruled += self._overruled(ready, numbers)
                 with self._lock:
                     del self._ready[: len(ready)]
                     self._oldest_s = time.monotonic()
                 if self._observer is not None:
                     _tell_sent(self._observer, ready, numbers)
         return overruled
+
+    def ready(self) -> set[bytes]:
+        """The ids of the entries that are ready to be sent away."""
+        with self._lock:
+            return {(one.entry if isinstance(one, _Quarantined) else one[0].entry).id for one in self._ready}
+
+    @property
+    def unsent(self) -> list[Command]:
+        """The commands whose answers the broker does not have yet."""
+        with self._lock:
+            return [one[0].command for one in self._ready if not isinstance(one, _Quarantined)]
 
     def lingers(self, longest_s: float) -> bool:
         """Whether an answer has waited to be sent for so long."""
@@ -180,18 +190,25 @@ class CommandInbox:
         ids = [delivery.entry.id for delivery in deliveries]
         return set(ids).difference(self.reader.hold(keys.commands(self._service), ids))
 
-    def hand_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Have others take these over at once."""
-        handed_back = list(deliveries)
-        self.reader.hand_back([delivery.entry for delivery in handed_back])
+    def hand_back(self, deliveries: Iterable[Delivery]) -> set[bytes]:
+        """Have others take these over at once. Returns the ids of the entries that this process held no longer."""
+        given = list(deliveries)
+        lost = {delivery.entry.id for delivery in given}
+        lost.difference_update(self.reader.hand_back([delivery.entry for delivery in given]))
         if self._observer is not None:
-            for delivery in handed_back:
+            for delivery in given:
                 self._observer.command_released(command=delivery.command)
+        return lost
 
     def fetch(self, entry_id: bytes, *, again: bool) -> Entry | None:
         """An entry that another process holds; None: it was answered."""
         stream = keys.commands(self._service)
-        found: Any = self._client.xrange(stream, entry_id, entry_id)
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.xrange(stream, entry_id, entry_id)
+        pipeline.xpending_range(stream, self._service, entry_id, entry_id, 1)
+        found, pending = execute(pipeline)
+        if pending:
+            self._holder = pending[0]["consumer"].decode()
         return Entry(stream=stream, id=entry_id, fields=found[0][1], again=again) if found else None
 
     def answered(self, deliveries: Iterable[Delivery]) -> set[bytes]:
@@ -211,15 +228,10 @@ class CommandInbox:
                 raise
         self.heard_s = time.monotonic()
 
-    def _answered(self) -> set[bytes]:
-        """The ids of the entries that are ready to be sent away."""
-        with self._lock:
-            return {(one.entry if isinstance(one, _Quarantined) else one[0].entry).id for one in self._ready}
-
     def _answer_all(self, ready: Sequence[tuple[Delivery, Answer] | _Quarantined], ahead: int) -> list[int]:
-        """Send these. Returns the numbers, from 1, of those that were overruled."""
+        """Send these. Returns the numbers, from 1, of those that were overruled, as answer.lua does."""
         streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
-        args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S]
+        args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S, self._holder]
         for one in ready:
             if isinstance(one, _Quarantined):
                 fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason)
@@ -238,6 +250,35 @@ class CommandInbox:
         if ahead:
             answering = self.reader.read_along(answering, dict.fromkeys(self.reader.streams, ahead))
         return run(self._client, answering)
+
+    def _overruled(
+        self, ready: Sequence[tuple[Delivery, Answer] | _Quarantined], numbers: Iterable[int]
+    ) -> list[Delivery]:
+        """Of the answers that were overruled: the commands that this process undoes. The others are added to their
+        stream again, where they stay until a process has undone them."""
+        undone_here: list[Delivery] = []
+        requeued: list[tuple[Delivery, Requeue]] = []
+        for number in numbers:
+            one = ready[abs(number) - 1]
+            assert not isinstance(one, _Quarantined)  # it has no tombstone
+            delivery, answer = one
+            todo = service_rules.overruled(delivery.command, answer.reply, is_held=number > 0)
+            if isinstance(todo, Requeue):
+                requeued.append((delivery, todo))
+            else:
+                undone_here.append(replace(delivery, todo=todo))
+        if requeued:
+            pipeline = self._client.pipeline(transaction=False)
+            for delivery, todo in requeued:
+                # It may be there twice, if the answer is lost: then it is undone twice, which does no harm.
+                fields: dict[Any, Any] = delivery.entry.fields | {REPLAYED: b"1"}
+                pipeline.xadd(delivery.entry.stream, fields | ({b"result": todo.result} if todo.result else {}))
+            execute(pipeline)
+            for delivery, _ in requeued:
+                command = delivery.command
+                text = f"{command.type} of saga {command.saga_id}, step {command.step}, was done after it was refused"
+                self._log.warning(f"{text}, and others had answered it: sent again, to be undone", extra=about(command))
+        return undone_here
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Answer the commands that need no handler. Returns the others.
@@ -292,10 +333,10 @@ class CommandInbox:
 def _tell_sent(
     observer: Observer, sent: Sequence[tuple[Delivery, Answer] | _Quarantined], overruled: Collection[int]
 ) -> None:
-    """`overruled`: the 1-based indexes of those that were not accepted."""
+    """`overruled`: the numbers of those that were not accepted, as answer.lua returns them."""
     for number, one in enumerate(sent, 1):
         if isinstance(one, _Quarantined):
             entry = one.entry
             observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=one.reason)
-        elif number not in overruled:
+        elif number not in overruled and -number not in overruled:
             observer.answer_sent(command=one[0].command, reply=one[1].reply)

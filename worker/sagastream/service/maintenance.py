@@ -10,6 +10,7 @@ import redis
 from sagastream.broker.outage import is_outage
 from sagastream.core import service_rules
 from sagastream.health import HealthFile
+from sagastream.service.executor import Executor
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
 
@@ -29,40 +30,39 @@ class Maintenance:
         self,
         inbox: CommandInbox,
         in_flight: InFlight,
+        executor: Executor,
         stop: threading.Event,
         *,
         lease_ms: int,
         grace_s: float,
         health: HealthFile | None,
-        send: Callable[[], None],
         chores: Sequence[Callable[[], None]],
         fail: Callable[[BaseException], None],
         abandon: Callable[[], NoReturn],
     ) -> None:
         """
         Args:
-            send: sends the answers that are ready.
             chores: what else is to be done each time.
             fail: is told of a fault, and has the process stop.
             abandon: ends the process; called if handlers still run `grace_s` after `stop` was set.
         """
         self._inbox = inbox
         self._in_flight = in_flight
+        self._executor = executor
         self._stop = stop
         self._grace_s = grace_s
         self._lease_s = lease_ms / 1000
         self._health = health
-        self._send = send
         self._chores = chores
         self._fail = fail
         self._abandon = abandon
+        self.stopped_s = 0.0  # since when `stop` is known to be set, by time.monotonic; 0: it is not
         self._renew_at_s = 0.0
         self._lingering = threading.Event()
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Until `end` is called."""
-        stopped_s = None
         while not self._ended.is_set():
             if self._lingering.wait(max(LINGER_S, min(_LOOK_EVERY_S, self._lease_s / 4))):
                 self._ended.wait(LINGER_S)
@@ -74,8 +74,8 @@ class Maintenance:
                 if not (isinstance(error, redis.RedisError) and is_outage(error)):
                     self._fail(error)
             if self._stop.is_set():
-                stopped_s = stopped_s or time.monotonic()
-                if time.monotonic() - stopped_s > self._grace_s and self._in_flight.running:
+                self.stopped_s = self.stopped_s or time.monotonic()
+                if time.monotonic() - self.stopped_s > self._grace_s and self._in_flight.running:
                     self._abandon()
 
     def lingers(self) -> None:
@@ -92,11 +92,11 @@ class Maintenance:
         """All that is to be done now. Raises redis.RedisError."""
         now_s = time.monotonic()
         if self._inbox.lingers(LINGER_S):
-            self._send()
+            self._executor.send()
         self._hand_back(now_s)
         if now_s >= self._renew_at_s:
             self._renew_at_s = now_s + self._lease_s / 4
-            self._renew()
+            self._executor.renew()
         for chore in self._chores:
             chore()
         if now_s - self._inbox.heard_s > _SILENCE_S:
@@ -111,9 +111,4 @@ class Maintenance:
             held_s = now_s - held.since_s
             return service_rules.is_handed_back(held.state, stopping=stopping, held_s=held_s, lease_s=self._lease_s)
 
-        self._inbox.hand_back([held.delivery for held in self._in_flight.release(is_handed_back)])
-
-    def _renew(self) -> None:
-        """Renew the leases, and do not begin again what other processes have taken over meanwhile."""
-        lost = self._inbox.renew([held.delivery for held in self._in_flight.to_renew(self._inbox.now_ms)])
-        self._in_flight.release(lambda held: held.delivery.entry.id in lost)
+        self._executor.hand_back(is_handed_back)

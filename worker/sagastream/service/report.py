@@ -1,6 +1,7 @@
 """What a process of a service tells: the log what somebody should know of its commands, the observer all of it."""
 
 import time
+from collections.abc import Sequence
 
 import redis
 
@@ -45,9 +46,20 @@ class ServiceReport:
         text = f"{_described(command)} cannot be undone: the service has no compensation {name}"
         self.log.error(text, extra=about(command))
 
+    def not_undone(self, command: Command, name: str) -> None:
+        """`name`: of the compensation."""
+        text = f"{_described(command)} is not undone yet: {name} did not succeed; it is tried again after the lease"
+        self.log.error(text, extra=about(command))
+
     def gave_up(self, command: Command, times: int) -> None:
         text = f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it"
         self.log.error(text, extra=about(command))
+
+    def not_sent(self, commands: Sequence[Command], error: redis.RedisError) -> None:
+        """Told at the end of a process that could not send its last answers."""
+        named = "; ".join(_described(command) for command in commands[:5])
+        text = f"ends with {len(commands)} answers that were not sent ({summary(error)}): {named}"
+        self.log.error(f"{text}; if such a step was refused meanwhile, see whether its effect stands")
 
     def data_away(self, command: Command, failure: redis.RedisError) -> None:
         text = f"{_described(command)} cannot reach its data ({summary(failure)}); waiting, nothing is lost"

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+import redis
+
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
-from sagastream.broker.outage import Outage
+from sagastream.broker.outage import Outage, is_outage
 from sagastream.console import summary
+from sagastream.core import backoff
 from sagastream.health import HealthFile
 from sagastream.service.declaration import Service
 from sagastream.service.executor import Dispatcher, Executor
@@ -96,15 +99,16 @@ class ServiceRunner:
         self._reading = threading.Lock()  # one thread reads at a time
         self._publish_at_s = float("inf")  # set when it joins the group
         self._published_over = 0  # how many connections had been opened by then
+        self._worked = False  # whether `work_on` was called before
         self._error: BaseException | None = None
         self._maintenance = Maintenance(
             self._inbox,
             self._in_flight,
+            self._executor,
             stop,
             lease_ms=service.lease_ms,
             grace_s=grace_s,
             health=health,
-            send=self._executor.send,
             chores=[self._publish_again, *([self._dispatcher.turn] if self._dispatcher else [])],
             fail=self._fail,
             abandon=self._abandon,
@@ -132,6 +136,7 @@ class ServiceRunner:
         self._finish_async()
         self._maintenance.end()
         maintenance.join()
+        self._send_the_last()
         self._outage.once(self._inbox.reader.leave)
         self._executor.close()
         if self._error is not None:
@@ -162,10 +167,14 @@ class ServiceRunner:
 
         `again`: whether another process may have begun with it. May be called again after a redis.RedisError.
         """
-        self._in_flight.release(lambda _: True)
+        again, self._worked = again or self._worked, True
         self._executor.send()
         entry = self._inbox.fetch(entry_id, again=again)
-        self._executor.hold([] if entry is None else self._inbox.take([entry]))
+        if entry is None:
+            self._executor.let_go({entry_id})
+        deliveries = [] if entry is None else self._inbox.take([entry])
+        self._in_flight.release(lambda _: True)
+        self._executor.hold(deliveries)
         while self._error is None:
             changes = self._in_flight.changes
             if (held := self._next_or_send()) is not None:
@@ -205,7 +214,7 @@ class ServiceRunner:
 
     def _recover(self) -> None:
         """After an outage: what does not run is read and looked up again, since other processes may have it by now."""
-        self._in_flight.release(lambda _: True)
+        self._executor.look_up_again()
         self._inbox.reader.recover()
 
     def _finish_async(self) -> None:
@@ -215,6 +224,25 @@ class ServiceRunner:
             self._in_flight.wait(self._in_flight.changes, LINGER_S)
         self._outage.once(self._executor.send)
 
+    def _send_the_last(self) -> None:
+        """Send the answers that are left. If the broker is away, wait for it as long as handlers may run: what a
+        process owes may be known to nobody else."""
+        until_s = (self._maintenance.stopped_s or time.monotonic()) + self._grace_s
+        failures = 0
+        while True:
+            try:
+                self._executor.give_up()
+                self._executor.send()
+                return
+            except redis.RedisError as error:
+                if self._error is not None or not is_outage(error) or time.monotonic() >= until_s:
+                    if untold := [*self._inbox.unsent, *(held.command for held in self._in_flight.begun())]:
+                        self._report.not_sent(untold, error)
+                    return
+                self._outage.restore()
+                failures += 1
+                time.sleep(min(backoff.delay(failures), max(0.0, until_s - time.monotonic())))
+
     def _abandon(self) -> NoReturn:
         """End the process with the handlers that do not end: there is no other way to end a thread."""
         if self._error is not None:  # which `run` will not come to raise
@@ -223,8 +251,8 @@ class ServiceRunner:
         running = self._in_flight.running
         text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
         self._report.log.error(text)
-        self._outage.once(self._executor.send)
-        self._outage.once(self._inbox.reader.leave)
+        for last in (self._executor.give_up, self._executor.send, self._inbox.reader.leave):
+            self._outage.once(last)
         if self._observer is not None:
             self._observer.process_stopped(kind="service", name=self.name, error=self._error)
         os._exit(1)

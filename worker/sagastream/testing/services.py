@@ -290,7 +290,9 @@ class InProcessServices:
             body=reply.body(),
         )
         if answered.sent is None:
-            self._begin(replace(delivery, todo=service_rules.overruled(command, reply)))
+            todo = service_rules.overruled(command, reply, is_held=True)
+            assert isinstance(todo, Undo)  # nothing happens to a process here before it undoes what it has to
+            self._begin(replace(delivery, todo=todo))
             return
         self._records[command.service] = answered.records
         in_doubt: Fields = {"unknown": 1} if answered.in_doubt else {}

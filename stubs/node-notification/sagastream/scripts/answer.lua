@@ -5,7 +5,8 @@
 --       4.. the service's records (hashes)
 -- ARGV  1 the service's group
 --       2 how long a record is kept after the last write to its hash, in seconds
---       3.. for each command a group of arguments:
+--       3 the consumer that has to hold a command so that its entry stands for an undo that is owed
+--       4.. for each command a group of arguments:
 --           the command's entry id
 --           key index of the stream that the answer goes to
 --           key index of its record (0: it has none)
@@ -19,7 +20,9 @@
 --           what is recorded for `ok` or `failed`: the result or the error of the answer, JSON ("": it has none)
 --           number of arguments of the answer, then field, value, ...; the first value is its body
 -- RETURNS  the numbers, from 1, of the commands that were overruled: their step has failed or was undone meanwhile, so
---          what they may have done must be undone. Nothing was written for them
+--          what they may have done must be undone. Nothing was written for them. A number is negative if the consumer
+--          does not hold the command any more: others may have answered it, so no entry stands for the undo. The caller
+--          has to add the command to the stream again before it forgets it
 --          error WRONGTYPE: one of the keys has another type than it should; nothing was written
 --
 -- A record is "ok <result>" or "failed <error>". The first one stands. If another process or a later attempt answers
@@ -29,7 +32,7 @@
 -- Or the record of a transaction is "unknown <how often>". If that was written after an attempt looked the record up,
 -- the attempt cannot say that nothing of the command remains: its `failed` is sent as `unknown`, and is not recorded.
 
-local group, kept = ARGV[1], ARGV[2]
+local group, kept, consumer = ARGV[1], ARGV[2], ARGV[3]
 
 for i = 1, #KEYS do
   local found = redis.call('TYPE', KEYS[i]).ok
@@ -60,8 +63,14 @@ local function read(record, field)
   return nil, nil, kind == 'unknown' and tonumber(payload) or 0
 end
 
+-- Whether the consumer holds an entry. Without a group nobody does.
+local function holds(id)
+  local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1, consumer)
+  return not pending.err and #pending > 0
+end
+
 local overruled, ids, records = {}, {}, {}
-local number, at = 0, 3
+local number, at = 0, 4
 while at <= #ARGV do
   local target, key, field, tombstone = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
   local seen, kind, payload, n = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], tonumber(ARGV[at + 8])
@@ -74,7 +83,7 @@ while at <= #ARGV do
   -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
   local is_void = before == 'failed' or known[2]
   if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void then
-    overruled[#overruled + 1] = number
+    overruled[#overruled + 1] = holds(ARGV[at]) and number or -number
   else
     local in_doubt = kind == 'failed' and times > 0 and record ~= seen
     if body then

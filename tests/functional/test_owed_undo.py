@@ -1,0 +1,240 @@
+"""An undo that a process owes is never only in its memory, on real servers and with real processes.
+
+The first attempt of a step hangs in the process A until nobody waits for it any more. B rejects the second attempt, so
+the step has failed; B also takes the first attempt over, finds nothing to undo, and answers it. Now nothing is pending.
+Then A's handler has its effect after all, which must not stand, whatever happens to A.
+"""
+
+import json
+import signal
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream.core.service_rules import MAX_UNDOS
+from sagastream.store import keys
+from sagastream.store.quarantine import Quarantine
+from support.processes import Commands
+from support.servers import OwnServer, Server
+from support.waiting import until
+
+KEY = "s1/1/transaction"
+REJECTED = ("Do_failed", "no")
+
+#: Its data are files in the current folder: so it needs no broker.
+SERVICE = textwrap.dedent("""
+    import json
+    import time
+    from pathlib import Path
+
+    from sagastream import Reject, Service
+
+    service = Service("work", lease_ms=500)
+    effect = Path("effect")
+
+    def told(name, line):
+        with open(name, "a") as file:
+            print(line, file=file)
+
+    @service.command("Do", compensation="Undo")
+    def do(params, context):
+        told("began", context.attempt)
+        if context.attempt == 2:
+            raise Reject("no")
+        while not Path("go on").exists():
+            time.sleep(0.01)
+        effect.write_text(context.key)
+        if Path("do raises").exists():
+            raise RuntimeError("after the effect")
+        return {"booking": 7}
+
+    @service.compensation("Undo")
+    def undo(params, context):
+        told("undone" if effect.exists() else "found nothing", json.dumps([context.result, context.transaction_key]))
+        while Path("undo hangs").exists():
+            time.sleep(0.01)
+        if Path("undo raises").exists() and effect.exists():
+            told("raised", context.key)
+            raise RuntimeError("the bank is closed")
+        effect.unlink(missing_ok=True)
+""")
+
+
+class Play:
+    """The broker, and the processes of the service."""
+
+    def __init__(self, server: Server, commands: Commands) -> None:
+        self.server = server
+        self._commands = commands
+        self.folder = commands.folder
+        self.redis: redis.Redis = server.broker().client
+        (self.folder / "owing.py").write_text(SERVICE)
+
+    def process(self) -> "subprocess.Popen[bytes]":
+        return self._commands.start("service", "owing:service", env={"REDIS_URL": self.server.url})
+
+    def flag(self, name: str, is_set: bool = True) -> None:
+        path = self.folder / name
+        path.touch() if is_set else path.unlink()
+
+    def lines(self, name: str) -> list[str]:
+        path: Path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def stands(self) -> bool:
+        """Whether the effect does."""
+        return (self.folder / "effect").exists()
+
+    def deliver(self, *, attempt: int, not_after_ms: int) -> None:
+        body = {"type": "Do", "saga_id": "s1", "step": 1, "params": {"seats": 2}}
+        entry: dict[Any, Any] = {"body": json.dumps(body), "attempt": attempt, "begun_ms": 1}
+        self.redis.xadd(keys.commands("work"), entry | {"not_after_ms": not_after_ms, "later": "is kept"})
+
+    def replies(self) -> list[tuple[str, str]]:
+        entries: Any = self.redis.xrange(keys.REPLIES)
+        bodies = [json.loads(fields[b"body"]) for _, fields in entries]
+        return [(body["type"], body["error"]) for body in bodies]
+
+    def is_clear(self) -> bool:
+        """Whether no command is left: none to be read, none held."""
+        return self.redis.xlen(keys.commands("work")) == 0
+
+    def owing(self) -> "subprocess.Popen[bytes]":
+        """A, whose handler runs, and whose step was refused; nothing is pending."""
+        owing = self.process()
+        until(lambda: self.redis.exists(keys.commands("work")), what="A is there")
+        groups: Any = until(lambda: self.redis.xinfo_groups(keys.commands("work")), what="A has made the group")
+        assert groups
+        until(lambda: self.redis.xinfo_consumers(keys.commands("work"), "work"), what="A reads")
+        seconds, micros = self.redis.time()
+        now_ms = seconds * 1000 + micros // 1000
+        self.deliver(attempt=1, not_after_ms=now_ms + 1500)
+        until(lambda: self.lines("began") == ["1"], what="A begins")
+        self.deliver(attempt=2, not_after_ms=now_ms + 3_600_000)
+        other = self.process()
+        until(lambda: self.is_clear() and len(self.replies()) == 2, what="B answers both")
+        assert self.replies() == [REJECTED, REJECTED]
+        assert len(self.lines("found nothing")) == 1
+        other.send_signal(signal.SIGTERM)
+        assert other.wait(20) == 0
+        assert not self.stands
+        return owing
+
+
+@pytest.fixture
+def play(server: Server, commands: Commands) -> Play:
+    return Play(server, commands)
+
+
+def all_is_undone(play: Play) -> None:
+    until(lambda: play.lines("undone"), what="the undo runs")
+    until(lambda: not play.stands and play.is_clear(), what="the effect is undone")
+    assert set(play.replies()) == {REJECTED}
+    assert not list(Quarantine(play.redis).newest_first())
+
+
+def test_a_process_that_goes_on_undoes_what_it_owes_and_tells_the_result(play: Play) -> None:
+    play.owing()
+    play.flag("go on")
+    all_is_undone(play)
+    assert play.lines("undone") == [json.dumps([{"booking": 7}, KEY])]
+
+
+@pytest.mark.parametrize("outcome", ["returns", "raises"])
+def test_a_process_that_is_told_to_end_leaves_what_it_owes_to_others(play: Play, outcome: str) -> None:
+    owing = play.owing()
+    if outcome == "raises":
+        play.flag("do raises")
+    owing.send_signal(signal.SIGTERM)
+    play.flag("go on")
+    assert owing.wait(20) == 0
+    assert play.stands
+    entries: Any = play.redis.xrange(keys.commands("work"))
+    [(_, fields)] = entries
+    assert fields[b"replayed"] == b"1"
+    assert fields[b"later"] == b"is kept"
+    assert fields.get(b"result") == (b'{"booking":7}' if outcome == "returns" else None)
+    play.process()
+    all_is_undone(play)
+
+
+def test_an_undo_that_fails_comes_again_until_a_person_has_to_decide(play: Play) -> None:
+    play.flag("undo raises")
+    play.owing()
+    play.flag("go on")
+    until(lambda: len(play.lines("raised")) >= 6, what="it is tried again after three tries", timeout_s=30)
+    assert play.stands
+    assert not play.is_clear()
+    play.flag("undo raises", is_set=False)
+    all_is_undone(play)
+
+
+def test_an_undo_that_never_succeeds_is_left_to_a_person(play: Play) -> None:
+    play.flag("undo raises")
+    play.owing()
+    play.flag("go on")
+    [message] = until(lambda: list(Quarantine(play.redis).newest_first()), what="it is set aside")
+    assert play.is_clear()
+    assert f"could not be undone {MAX_UNDOS} times" in message.reason
+    play.flag("undo raises", is_set=False)
+    Quarantine(play.redis).replay(message.id)
+    until(lambda: not play.stands and play.is_clear(), what="the effect is undone")
+
+
+def test_a_process_that_is_killed_in_the_undo_leaves_it_to_others(play: Play) -> None:
+    owing = play.owing()
+    play.flag("undo hangs")
+    play.flag("go on")
+    until(lambda: play.lines("undone"), what="the undo runs")
+    owing.kill()
+    play.flag("undo hangs", is_set=False)
+    play.process()
+    all_is_undone(play)
+
+
+def test_an_undo_that_is_begun_and_taken_over_does_no_harm(play: Play) -> None:
+    owing = play.owing()
+    play.flag("undo hangs")
+    play.flag("go on")
+    until(lambda: play.lines("undone"), what="the undo runs")
+    owing.send_signal(signal.SIGSTOP)
+    play.process()
+    until(lambda: len(play.lines("undone")) == 2, what="another process takes the undo over")
+    owing.send_signal(signal.SIGCONT)
+    play.flag("undo hangs", is_set=False)
+    all_is_undone(play)
+
+
+@pytest.mark.own_server
+@pytest.mark.parametrize("end", [True, False], ids=["told to end", "going on"])
+def test_what_a_process_owes_outlives_an_outage_of_the_broker(server: OwnServer, commands: Commands, end: bool) -> None:
+    play = Play(server, commands)
+    owing = play.owing()
+    server.kill()
+    play.flag("go on")
+    until(lambda: play.stands, what="the effect is there")
+    if end:
+        owing.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            owing.wait(1)
+    server.start()
+    if end:
+        assert owing.wait(30) == 0
+        play.process()
+    all_is_undone(play)
+
+
+@pytest.mark.own_server
+def test_what_a_process_owes_outlives_a_store_that_is_full(server: OwnServer, commands: Commands) -> None:
+    play = Play(server, commands)
+    play.owing()
+    play.redis.config_set("maxmemory", 1)
+    play.flag("go on")
+    until(lambda: play.stands, what="the effect is there")
+    play.redis.config_set("maxmemory", 0)
+    all_is_undone(play)
