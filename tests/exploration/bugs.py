@@ -41,6 +41,7 @@ class Bug(StrEnum):
     UNDONE_TOO_EARLY = "a step is undone before the one after it is"
     FAILED_IS_UNDONE = "a step that has failed, and has no effect, is undone"
     ANSWERED_AGAIN = "an ok counts whatever the step is doing"
+    LATE_UNDO_SET_ASIDE = "an undo that is done after it was skipped makes no sense"
     UNKNOWN_IS_FAILED = "a step that was not answered counts as one that was not done"
     CUT_OFF_IS_NOT_DONE = "what is out when a saga is cancelled at once counts as not done"
     CUT_OFF_PIVOT_IS_NOT_DONE = "a pivot that is out when a saga is cancelled at once counts as not done"
@@ -95,6 +96,10 @@ def _any_ok(state: SagaState, reply: Reply) -> bool:
     return reply.type == ok(state.steps[reply.step - 1].definition.transaction)
 
 
+def _never_late(step: Step, reply: Reply) -> bool:
+    return False
+
+
 def _not_done(step: Step) -> bool:
     return step.unknown or step.definition.retried
 
@@ -129,6 +134,7 @@ _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
         (step_state, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
     ],
     Bug.ANSWERED_AGAIN: [(decision, "awaits", _any_ok)],
+    Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
     Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],
     Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(moves, "cancel", _whatever_it_is)],
     Bug.NOW_AT_A_PARKED_STEP: [(decision, "_why_not", _as_without_now)],

@@ -136,5 +136,7 @@ PLANTED: Final = [
                                 workers=1, now=True, verbs=(Verb.CANCEL,), requests=1)),
     (Bug.HARD_IS_SOFT, Config(name="a hard deadline", steps=(step(),), outcomes=("o",), workers=1, deadline=True,
                               hard=True)),
+    (Bug.LATE_UNDO_SET_ASIDE, Config(name="the undo is skipped", steps=(step(), step()), outcomes=("o", "or"),
+                                     verbs=(Verb.SKIP,), requests=1, workers=1, processes=1)),
     (Bug.UNKNOWN_IS_FAILED, Config(name="not answered", steps=(step(),), outcomes=("o",))),
 ]  # fmt: skip

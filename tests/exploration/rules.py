@@ -7,7 +7,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core.decision import FAULT, Event
-from sagastream.core.messages import Command, Due, Intervene, Reply
+from sagastream.core.messages import Command, Due, Intervene, Reply, ok
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
@@ -67,6 +67,8 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
     told = [decision.quarantine or "", *(notice.body.decode() for notice in decision.notices)]
     if fault := next((text for text in told if FAULT in text), None):
         return fault
+    if isinstance(event, Reply) and decision.quarantine is not None and not _denied(before, event):
+        return f"{event.type} of step {event.step} is quarantined: {decision.quarantine}"
     if not isinstance(after, SagaState):
         return "something was sent for no saga" if decision.commands else None
     if (broken := broken_by_change(before, after, decision.commands)) is not None:
@@ -104,6 +106,15 @@ def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: i
     if after.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
         return f"cancelled at once, and its pivot may have been done: {_shown(after)}"
     return None
+
+
+def _denied(before: SagaState | None, reply: Reply) -> bool:
+    """Whether an operator has said that a parked step was not done, by a cancel. Then `_ok` contradicts a person."""
+    if before is None or reply.type.endswith("_failed"):
+        return False
+    step = before.steps[reply.step - 1]
+    cancelled = any(done.verb == "cancel" for done in before.interventions)
+    return cancelled and step.phase is Phase.FAILED and reply.type == ok(step.definition.transaction)
 
 
 def broken_by_change(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:

@@ -196,6 +196,14 @@ class Story:
         assert self.decision == Decision(state=replace(self.before, steps=tuple(steps)))
         return self
 
+    def expect_undone_late(self, number: int) -> Self:
+        """The saga keeps when it was heard that the step was undone, and counts the reply. Nothing else changed."""
+        assert self.before is not None
+        late = replace(self.before.steps[number - 1], compensation_answered_ms=self.now_ms)
+        counted = replace(self.before.with_step(number, late), duplicates=self.before.duplicates + 1)
+        assert self.decision == Decision(state=counted)
+        return self
+
     def _when(self, event: Event, *, after_ms: int = 1000) -> Self:
         self.before = self.state
         self.now_ms += after_ms

@@ -127,6 +127,8 @@ def _step(number: int, step: Step) -> Iterator[str]:
         )
         how = "undone by" if step.status is StepStatus.COMPENSATED else "undo skipped:" if step.skipped else "undo by"
         yield f"       {how} {printable(step.compensation)}  {times}"
+        if step.compensation_answered_ms is not None and step.status is not StepStatus.COMPENSATED:
+            yield f"       late   it was undone after all, as was heard at {_clock(step.compensation_answered_ms)}"
     if step.compensation_error is not None:
         yield f"       error of the undo  {_json(orjson.loads(step.compensation_error))}"
 

@@ -520,7 +520,17 @@ def test_a_saga_that_is_abandoned_on_the_way_back_ends_as_it_stands() -> None:
     story.expect_status("ABORTED", why).expect_steps("COMPLETED", "COMPLETED", "FAILED").expect_outcome(
         f'{{"type": "saga_aborted", "saga_id": "saga42", "status": "ABORTED", "reason": "{why}"}}', to="me-1"
     )
-    story.when("RefundPayment_ok", 2).expect_quarantined("too late: step 2 is COMPLETED, the saga ABORTED")
+    story.when("RefundPayment_ok", 2).expect_undone_late(2).when("RefundPayment_ok", 2).expect_duplicate_counted()
+
+
+def test_what_is_undone_after_its_undo_was_skipped_is_noted_and_counted() -> None:
+    story = parked_going_back().when_asked(Verb.SKIP)
+    story.expect_sent("inventory", "ReleaseReservation", 1)
+    story.when("RefundPayment_ok", 2).expect_undone_late(2).expect_steps("COMPLETED", "COMPLETED", "FAILED")
+    story.when("RefundPayment_ok", 2).expect_duplicate_counted()
+    story.when("RefundPayment_failed", 2).expect_duplicate_counted()
+    story.when("ReleaseReservation_ok", 1).expect_steps("COMPENSATED", "COMPLETED", "FAILED")
+    story.when("RefundPayment_ok", 2).expect_duplicate_counted()
 
 
 # --- the edges of the state machine
@@ -596,7 +606,8 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     # Back: a step that was done, and one of which nobody knows whether it was.
     given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
     given_saga(RESERVE, CHARGE, published={}).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
-    parked_going_back().when_asked(Verb.ABANDON)
+    for verb in (Verb.ABANDON, Verb.SKIP):
+        parked_going_back().when_asked(verb).when("RefundPayment_ok", 2)
     undone, done_after_all = ("RefundPayment_ok", 1), ("ChargePayment_ok", 1)
     in_doubt(published={})
     in_doubt().when(*done_after_all).when(*undone)
@@ -605,7 +616,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     in_doubt().when_due().when_due().when_due().when(*done_after_all).when(*undone)
     in_doubt().when_due().when_due().when_due().when_asked(Verb.RETRY)
     in_doubt().when_due().when_due().when_due().when_asked(Verb.SKIP).when(*done_after_all)
-    in_doubt().when_due().when_due().when_due().when_asked(Verb.ABANDON).when(*done_after_all)
+    in_doubt().when_due().when_due().when_due().when_asked(Verb.ABANDON).when(*done_after_all).when(*undone)
     assert set(STEP) - prints.walked == set()
 
 
@@ -839,9 +850,12 @@ class Run:
             changed = [number for number, part in enumerate(after.steps) if part is not before.steps[number]]
             assert replace(after, duplicates=before.duplicates, steps=before.steps) == before
             assert len(changed) <= isinstance(event, Reply)
-            for number in changed:  # that it was done after all
-                assert before.steps[number].late_ms is None
-                assert after.steps[number].late_ms == self.now_ms
+            for number in changed:  # that it was done, or undone, after all
+                earlier, later = before.steps[number], after.steps[number]
+                assert (earlier.late_ms, later.late_ms) == (None, self.now_ms) or (
+                    earlier.compensation_answered_ms,
+                    later.compensation_answered_ms,
+                ) == (None, self.now_ms)
         assert set(completed(before)) <= set(completed(after))
         assert after.duplicates - before.duplicates in (0, 1)
         assert after.updated_ms in (before.updated_ms, self.now_ms)

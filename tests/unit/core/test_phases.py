@@ -2,6 +2,8 @@
 
 from sagastream.core.phases import ACTIVE, BACKING_OFF, DONE, IN_FLIGHT, LEFT_ALONE, STEP, TO_UNDO, UNDO, Phase
 
+#: These are only noted.
+NOTED = ("done too late", "undone too late")
 #: No change leads on from these, except that a late answer is noted.
 LAST = {Phase.FAILED, Phase.SKIPPED, Phase.COMPENSATED, Phase.UNDO_SKIPPED}
 
@@ -16,13 +18,21 @@ def test_every_phase_can_be_reached_and_all_but_the_last_lead_on() -> None:
         reached |= new
         new = {after for before, _, after in edges() if before in reached} - reached
     assert reached == set(Phase)
-    assert {before for before, happening, _ in edges() if happening != "done too late"} == set(Phase) - LAST
+    assert {before for before, happening, _ in edges() if happening not in NOTED} == set(Phase) - LAST
 
 
 def test_what_is_heard_too_late_moves_nothing_and_happens_to_no_step_that_is_awaited_or_completed() -> None:
     told = {before: after for before, happening, after in edges() if happening == "done too late"}
     assert all(before is after for before, after in told.items())
     assert set(told) == (set(Phase) - ACTIVE - {Phase.WAITING, Phase.COMPLETED, Phase.FAILED}) | UNDO
+
+
+def test_an_undo_that_is_heard_of_too_late_moves_nothing_and_happens_to_a_step_whose_undo_was_left() -> None:
+    told = {before: after for before, happening, after in edges() if happening == "undone too late"}
+    assert all(before is after for before, after in told.items())
+    assert set(told) == {after for before, _, after in edges() if before is Phase.UNDO_PARKED} - UNDO - {
+        Phase.COMPENSATED
+    }
 
 
 def test_nothing_that_surely_has_no_effect_is_undone() -> None:

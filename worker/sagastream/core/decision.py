@@ -211,6 +211,10 @@ def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
             "done too late", due_ms=step.due_ms, parked=step.parked, late_ms=moment.now_ms, result=reply.result
         )
         return Decision(state=state.with_step(reply.step, late), notices=_echoed_reply(state, reply))
+    if _is_undone_late(step, reply):
+        late = step.moved("undone too late", compensation_answered_ms=moment.now_ms)
+        state = replace(state.with_step(reply.step, late), duplicates=state.duplicates + 1)
+        return Decision(state=state, notices=_echoed_reply(state, reply))
     if _answered_before(step, reply):
         return Decision(state=replace(state, duplicates=state.duplicates + 1))
     return Decision(state=state, quarantine=_why_unfit(state, step, reply))
@@ -238,6 +242,13 @@ def _is_late(step: Step, reply: Reply) -> bool:
     return given_up and step.late_ms is None and reply.type == ok(step.definition.transaction)
 
 
+def _is_undone_late(step: Step, reply: Reply) -> bool:
+    """Whether the reply says that a step was undone after an operator skipped its undo, or abandoned the saga."""
+    if step.compensation is None or step.compensation_answered_ms is not None:
+        return False
+    return not step.being_undone and reply.type == ok(step.compensation)
+
+
 def _answered_before(step: Step, reply: Reply) -> bool:
     """Whether the reply says what is known already, or answers an attempt that is no longer awaited."""
     if reply.type == ok(step.definition.transaction):
@@ -247,7 +258,7 @@ def _answered_before(step: Step, reply: Reply) -> bool:
         return step.attempt > 0 and (not was_done or reply.unknown or step.definition.retried)
     if step.compensation is None:
         return False
-    is_undone = step.status is StepStatus.COMPENSATED
+    is_undone = step.compensation_answered_ms is not None
     if reply.type == failed(step.compensation):
         return not is_undone or step.compensation_attempt > 1
     return is_undone and reply.type == ok(step.compensation)

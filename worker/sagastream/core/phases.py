@@ -83,4 +83,8 @@ STEP: Final[Mapping[tuple[Phase, str], Phase]] = {
     (Phase.UNDO_PARKED, "done too late"): Phase.UNDO_PARKED,
     (Phase.UNDO_SKIPPED, "done too late"): Phase.UNDO_SKIPPED,
     (Phase.COMPENSATED, "done too late"): Phase.COMPENSATED,
+    # So it is with the undo, if an operator has skipped it or abandoned the saga.
+    (Phase.UNDO_SKIPPED, "undone too late"): Phase.UNDO_SKIPPED,
+    (Phase.COMPLETED, "undone too late"): Phase.COMPLETED,
+    (Phase.IN_DOUBT, "undone too late"): Phase.IN_DOUBT,
 }

@@ -90,6 +90,8 @@ def changes(before: SagaState | None, decision: Decision) -> list[str]:
     for number, (old, new) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if new.late_ms is not None and old.late_ms is None:
             told.append(f"step {number} was given up already: that it was done is noted down")
+        if new.compensation_answered_ms != old.compensation_answered_ms and new.phase is old.phase:
+            told.append(f"step {number} was left as it is: that it was undone is noted down")
     if after.send_again_ms is not None and after.send_again_ms != before.send_again_ms:
         wait_s = (after.send_again_ms - after.updated_ms) / 1000
         step = after.step
