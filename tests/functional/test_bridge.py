@@ -136,7 +136,7 @@ def test_the_same_saga_again_changes_nothing_and_is_told_its_outcome(talk: Talk)
         "type": "error",
         "in_reply_to": 5,
         "code": 22,
-        "text": "another saga has the id a: it began with other steps",
+        "text": 'another saga has the id a: it began with "abc123" as params.sku of step 1; this request has "other"',
     }
     talk.say("c", {"type": "saga_status", "msg_id": 6, "saga_id": "a"})
     assert talk.hear()[2]["state"]["steps"][0]["result"] == {"reservation_id": "r1"}

@@ -169,7 +169,8 @@ def test_each_saga_of_many_has_its_answer_in_its_place(scene: Scene) -> None:
     errors = [answer.error if isinstance(answer, Refused) else None for answer in answers]
     told = [type(error) for error in errors]
     assert told == [type(None), RequestRefused, MalformedMessage, CorruptSaga, type(None), CorruptSaga]
-    assert str(errors[1]) == "another saga has the id taken: it began with other steps"
+    what = "it began with 1 as params of step 1; this request has 2"
+    assert str(errors[1]) == f"another saga has the id taken: {what}"
     assert str(errors[2]) == "steps[1] has an unknown member 'colour'"
     # Requests that were refused, or were known, were not sent.
     assert scene.redis.xlen(keys.REQUESTS) == 1

@@ -1,5 +1,6 @@
 """What a message, an operator's request or the time does to a saga, written as stories."""
 
+import re
 from typing import Any
 
 import orjson
@@ -9,7 +10,8 @@ from msgspec.structs import replace
 from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Notice, Reply, Unreadable, Verb
 from sagastream.core.moves import REASON_CHARS
-from sagastream.core.saga import MAX_INTERVENTIONS, begun_with, conflict, protocol_view
+from sagastream.core.saga import MAX_INTERVENTIONS, protocol_view
+from sagastream.core.same_saga import conflict
 from sagastream.core.sending import Published
 from sagastream.core.steps import MAX_TIMEOUT_MS, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
@@ -896,11 +898,10 @@ def test_a_begin_with_another_body_is_refused_and_nothing_changed(
     assert story.decision.quarantine is None
     (told,) = story.decision.notices
     assert (told.kind, told.saga_id, told.request_id) == ("refused", "saga42", "you-1")
-    assert orjson.loads(told.body) == {
-        "type": "error",
-        "code": 22,
-        "text": "another saga has the id saga42: it began with other steps",
-    }
+    text = conflict(story.saga, Begin(saga_id="saga42", steps=steps))
+    assert text is not None
+    assert orjson.loads(told.body) == {"type": "error", "code": 22, "text": text}
+    assert re.fullmatch(r"another saga has the id saga42: it began with(out)? .*; this request has .*", text)
 
 
 def test_a_begin_with_another_deadline_is_refused() -> None:
@@ -913,12 +914,13 @@ def test_a_begin_with_another_deadline_is_refused() -> None:
 
 def test_a_begin_with_another_body_that_names_no_asker_is_quarantined() -> None:
     story = given_saga(RESERVE, CHARGE).when_begun(CHARGE, request_id=None)
-    story.expect_quarantined("another saga has the id saga42: it began with other steps")
+    story.expect_quarantined("another saga has the id saga42: it began with 2 as number of steps; this request has 1")
 
 
 def test_the_text_of_a_conflict_is_the_one_that_a_refusal_gives() -> None:
     story = given_saga(RESERVE, CHARGE).when_begun(CHARGE, request_id="you-1")
-    assert orjson.loads(story.decision.notices[0].body)["text"] == conflict("saga42")
+    text = conflict(story.saga, Begin(saga_id="saga42", steps=(CHARGE,)))
+    assert orjson.loads(story.decision.notices[0].body)["text"] == text
 
 
 # --- entries that are not messages, and sagas that cannot be read
@@ -1066,5 +1068,6 @@ def test_a_saga_has_the_format_of_its_begin() -> None:
     begin = Begin(saga_id="saga42", steps=(RESERVE,), format=2)
     state: Any = decide(None, begin, Moment(now_ms=BEGUN_MS, published={})).state
     assert state.format == 2
-    assert begun_with(state, begin)
-    assert not begun_with(state, replace(begin, format=1))
+    assert conflict(state, begin) is None
+    told = "another saga has the id saga42: it began with 2 as format; this request has 1"
+    assert conflict(state, replace(begin, format=1)) == told

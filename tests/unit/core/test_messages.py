@@ -45,32 +45,6 @@ def test_what_is_no_id_is_none(bad: object) -> None:
     assert not is_id(bad)
 
 
-def test_definitions_are_the_same_whatever_the_order_of_keys_and_white_space() -> None:
-    one = StepDefinition(transaction="A", service="s", params=b'{"a": 1, "b": {"c": 2, "d": 3}}')
-    same = StepDefinition(transaction="A", service="s", params=b'{"b":{"d":3,"c":2},"a":1}')
-    assert one.canonical() == same.canonical()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        StepDefinition(transaction="B", service="s", params=b"[1,2]"),
-        StepDefinition(transaction="A", service="t", params=b"[1,2]"),
-        StepDefinition(transaction="A", service="s", params=b"[2,1]"),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", compensation=None),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", compensation="U"),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", kind=StepKind.PIVOT),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", timeout_ms=1),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", attempts=1),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", compensation_attempts=1),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", backoff_ms=1),
-        StepDefinition(transaction="A", service="s", params=b"[1,2]", retry_failed=True),
-    ],
-)
-def test_definitions_that_differ_in_anything_that_counts_differ(other: StepDefinition) -> None:
-    assert StepDefinition(transaction="A", service="s", params=b"[1,2]").canonical() != other.canonical()
-
-
 def a_step(**options: Any) -> StepDefinition:
     return StepDefinition(transaction="A", service="s", params=b"7", **options)
 

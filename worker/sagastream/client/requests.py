@@ -18,7 +18,8 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
-from sagastream.core.saga import SagaState, SagaStatus, begun_with, conflict
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import keys, saga_hash
@@ -188,9 +189,12 @@ def granted(answer: _T | Refused) -> _T:
     return answer
 
 
-def conflicting(saga_id: str) -> Refused:
-    """The answer to a request if another saga has its id."""
-    return Refused(saga_id=saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, conflict(saga_id)))
+def conflicting(state: SagaState, begin: Begin) -> Refused | None:
+    """The answer to a request if another saga has its id; None: it is the same saga."""
+    text = conflict(state, begin)
+    if text is None:
+        return None
+    return Refused(saga_id=begin.saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, text))
 
 
 def unread(begin: Begin) -> SagaState:
@@ -220,7 +224,7 @@ def _answer(one: Begin, held: Any) -> Accepted | Refused:
     if isinstance(state, UnreadableSaga):
         return Refused(saga_id=one.saga_id, error=state)
     assert state is not None  # an empty hash is none
-    return Accepted(begin=one) if begun_with(state, one) else conflicting(one.saga_id)
+    return conflicting(state, one) or Accepted(begin=one)
 
 
 def _batches(sagas: Iterable[SagaRequest]) -> Iterator[list[Begin | Refused]]:

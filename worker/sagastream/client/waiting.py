@@ -17,7 +17,7 @@ from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.group_reader import Entry
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
-from sagastream.core.saga import Found, SagaState, SagaStatus, begun_with
+from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
@@ -82,8 +82,8 @@ class Waiter:
             return None
         if isinstance(self.request, Intervene):
             return found if found.has_taken(self.request.request_id) else None
-        if self.request is not None and not begun_with(found, self.request):
-            return conflicting(self.saga_id)
+        if self.request is not None and (other := conflicting(found, self.request)) is not None:
+            return other
         return found if found.ended or (found.parked is not None and not self.past_parking) else None
 
     @property

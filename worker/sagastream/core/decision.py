@@ -25,7 +25,8 @@ from sagastream.core.messages import (
     failed,
     ok,
 )
-from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus, begun_with, conflict
+from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
+from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.transitions import Decision, Moment, outcome
 from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
@@ -118,8 +119,8 @@ def _begin(event: Begin, moment: Moment) -> Decision:
 def _begin_again(state: SagaState, event: Begin) -> Decision:
     if event.request_id is not None and event.request_id == state.request_id:
         return Decision(state=state)  # the very same request, delivered again
-    if not begun_with(state, event):
-        return _refuse(state, event, Code.PRECONDITION_FAILED, conflict(state.saga_id))
+    if (why_not := conflict(state, event)) is not None:
+        return _refuse(state, event, Code.PRECONDITION_FAILED, why_not)
     # If it has ended, the sender is told the outcome again.
     return Decision(state=state, notices=(outcome(state, event.request_id),) if state.ended else ())
 

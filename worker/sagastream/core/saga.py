@@ -7,7 +7,6 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sagastream.core.messages import Begin
 from sagastream.core.phases import BACKING_OFF, DONE
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
@@ -174,20 +173,6 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
 #: What a look for a saga may find; None: there is no such saga.
 Found = SagaState | UnreadableSaga | None
-
-
-def begun_with(state: SagaState, begin: Begin) -> bool:
-    """Whether the saga is the one that `begin` asks for. If it has the same id and other steps, it is not."""
-    deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
-    before = [step.definition.canonical() for step in state.steps]
-    if state.format != begin.format or deadline_ms != begin.deadline_ms:
-        return False
-    return before == [definition.canonical() for definition in begin.steps]
-
-
-def conflict(saga_id: str) -> str:
-    """The text with which a saga_begin is refused whose id another saga has."""
-    return f"another saga has the id {saga_id}: it began with other steps"
 
 
 def protocol_view(state: SagaState) -> dict[str, Any]:

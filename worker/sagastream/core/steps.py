@@ -64,12 +64,6 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
         """Whether the command may be sent again after it was answered with `_failed`."""
         return self.retry_failed or self.kind is StepKind.RETRIABLE
 
-    def canonical(self) -> tuple[object, ...]:
-        """What is compared to see whether two definitions are the same. In params, the order of keys and white space do
-        not count."""
-        params = orjson.dumps(orjson.loads(self.params), option=orjson.OPT_SORT_KEYS)
-        return (self.transaction, self.service, params, *(getattr(self, name) for name in OPTIONS))
-
     def body(self) -> dict[str, Any]:
         """The members of the step in a saga_begin. Options with their defaults are left out."""
         members: dict[str, Any] = {

@@ -1,0 +1,128 @@
+"""Whether a saga_begin asks for the saga that has its id, and what is said if it does not."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from msgspec.structs import replace
+
+from sagastream.core.messages import Begin
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState
+from sagastream.core.same_saga import conflict
+from sagastream.core.steps import OPTIONS, StepDefinition, StepKind
+from sagastream.store import saga_hash
+from support.stories import given_saga
+from support.values import JSON_VALUES
+
+
+def a_step(params: Any = None, **options: Any) -> StepDefinition:
+    data = params if isinstance(params, bytes) else orjson.dumps(params)
+    return StepDefinition(transaction="A", service="s", params=data, **options)
+
+
+def a_saga(*steps: StepDefinition, **more: Any) -> SagaState:
+    return given_saga(*steps, **more).saga
+
+
+def told(state: SagaState, *steps: StepDefinition, **more: Any) -> str:
+    """What is said of a begin with these steps, after the part that is always the same."""
+    text = conflict(state, Begin(saga_id="saga42", steps=steps, **more))
+    assert text is not None
+    return text.removeprefix("another saga has the id saga42: it began ")
+
+
+def is_same(state: SagaState, *steps: StepDefinition, **more: Any) -> bool:
+    return conflict(state, Begin(saga_id="saga42", steps=steps, **more)) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b'{"a": 1, "b": {"c": 2, "d": 3}}', b'{"b":{"d":3,"c":2},"a":1}'),
+        (b"1.0", b"1"),
+        (b'{"amount":5}', b'{"amount":5.0}'),
+        (b"[0,-0.0,1e2]", b"[0.0,0,100]"),
+        (b"9007199254740993", b" 9007199254740993 "),
+    ],
+)
+def test_the_same_values_are_the_same_however_they_are_written(one: bytes, other: bytes) -> None:
+    assert is_same(a_saga(a_step(one)), a_step(other))
+    assert is_same(a_saga(a_step(other)), a_step(one))
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "says"),
+    [
+        (5, 6, "with 5 as params of step 1; this request has 6"),
+        (2**53 + 1, 2.0**53, "with 9007199254740993 as params of step 1; this request has 9007199254740992.0"),
+        (1, True, "with 1 as params of step 1; this request has true"),
+        (False, 0, "with false as params of step 1; this request has 0"),
+        (True, False, "with true as params of step 1; this request has false"),
+        (None, 0, "with null as params of step 1; this request has 0"),
+        ("1", 1, 'with "1" as params of step 1; this request has 1'),
+        ({"a": {"b": [1, 2.5]}}, {"a": {"b": [1, 2]}}, "with 2.5 as params.a.b[1] of step 1; this request has 2"),
+        ({"a": 1}, {}, "with 1 as params.a of step 1; this request has none"),
+        ({}, {"a": None}, "without params.a of step 1; this request has null"),
+        ([], [1], "without params[0] of step 1; this request has 1"),
+        ({"a b": 1}, {"a b": 2}, 'with 1 as params["a b"] of step 1; this request has 2'),
+        ({"\x1b[31m": 1}, {"\x1b[31m": 2}, 'with 1 as params["\\u001b[31m"] of step 1; this request has 2'),
+        ([], {}, "with [] as params of step 1; this request has {}"),
+        ("x" * 200, "y", f'with "{"x" * 79}… as params of step 1; this request has "y"'),
+    ],
+)  # fmt: skip
+def test_what_differs_in_params_is_said_with_both_values(there: Any, here: Any, says: str) -> None:
+    assert told(a_saga(a_step(there)), a_step(here)).startswith(says)
+
+
+OTHER_OPTIONS = {
+    "compensation": ("U", 'without compensation of step 2; this request has "U"'),
+    "kind": (StepKind.PIVOT, 'with "compensatable" as kind of step 2; this request has "pivot"'),
+    "timeout_ms": (5000, "with 60000 as timeout_ms of step 2; this request has 5000"),
+    "attempts": (1, "with 3 as attempts of step 2; this request has 1"),
+    "compensation_attempts": (1, "with 10 as compensation_attempts of step 2; this request has 1"),
+    "backoff_ms": (5, "with 1000 as backoff_ms of step 2; this request has 5"),
+    "retry_failed": (True, "with false as retry_failed of step 2; this request has true"),
+}
+
+
+def test_these_are_all_options() -> None:
+    assert set(OTHER_OPTIONS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+def test_an_option_that_differs_is_said_with_both_values_also_if_one_is_the_default(name: str) -> None:
+    value, says = OTHER_OPTIONS[name]
+    usual, other = a_step(), a_step(**{name: value})
+    assert told(a_saga(a_step(1), usual), a_step(1), other) == says
+    assert not is_same(a_saga(a_step(1), other), a_step(1), usual)
+
+
+def test_what_else_differs_in_a_step_or_the_saga_is_said() -> None:
+    saga = a_saga(a_step(), deadline_ms=5000)
+    assert told(saga, replace(a_step(), transaction="B"), deadline_ms=5000) == (
+        'with "A" as transaction of step 1; this request has "B"'
+    )
+    assert told(saga, replace(a_step(), service="t")) == 'with "s" as service of step 1; this request has "t"'
+    assert told(saga, a_step(), a_step()) == "with 1 as number of steps; this request has 2"
+    assert told(saga, a_step()) == "with 5000 as deadline_ms; this request has none"
+    assert told(saga, a_step(), deadline_ms=1) == "with 5000 as deadline_ms; this request has 1"
+    assert told(a_saga(a_step()), a_step(), deadline_ms=1) == "without deadline_ms; this request has 1"
+    hard = a_saga(a_step(), deadline_ms=5000, hard=True)
+    assert told(hard, a_step(), deadline_ms=5000) == 'with "hard" as deadline; this request has none'
+    assert is_same(hard, a_step(), deadline_ms=5000, hard_deadline=True)
+    assert told(a_saga(a_step(compensation="U")), a_step(compensation=None)) == (
+        'with "U" as compensation of step 1; this request has null'
+    )
+
+
+@given(params=JSON_VALUES)
+def test_a_saga_is_the_same_when_it_is_asked_for_again_also_as_it_is_stored(params: Any) -> None:
+    body = {"saga_id": "saga42", "steps": [{"transaction": "A", "service": "s", "params": params}]}
+    begin = parse_begin(body)
+    words = saga_hash.changed_fields(None, given_saga(*begin.steps).state)
+    fields = {str(name).encode(): str(value).encode() for name, value in zip(words[::2], words[1::2], strict=True)}
+    stored = saga_hash.read("saga42", fields)
+    assert isinstance(stored, SagaState)
+    assert conflict(stored, begin) is None
