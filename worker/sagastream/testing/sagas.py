@@ -1,6 +1,7 @@
 """The classes with which tests are written: Sagas, and each Saga in it."""
 
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Self
@@ -47,6 +48,8 @@ class Sagas:
             orchestrator=self._orchestrator,
             published=self._published,
         )
+        # Books may outlive a test: an SQLite file must not take the first saga of the next test for one that it knows.
+        self._run_id = uuid.uuid4().hex[:12]
         self._requests = 0
         self._moving = False
         self.serve(*services)
@@ -91,8 +94,9 @@ class Sagas:
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
     ) -> "Saga":
-        """Begin a saga. Its first command is sent only when time passes, see `advance` and `settle`. `saga_id`: by
-        default "saga-1", "saga-2", …. `steps`, `deadline_ms` and `deadline`: as for `SagaClient.begin`.
+        """Begin a saga. Its first command is sent only when time passes, see `advance` and `settle`. `steps`,
+        `deadline_ms` and `deadline`: as for `SagaClient.begin`. `saga_id`: by default one that no other saga of any
+        test has, such as "saga-1-5f0c2a9e41d7".
 
         Raises:
             MalformedMessage: says what is wrong, and where.
@@ -102,7 +106,7 @@ class Sagas:
         """
         if not isinstance(steps, Sequence) or not all(isinstance(step, Mapping) for step in steps):
             raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
-        saga_id = saga_id or f"saga-{len(self._orchestrator.states) + 1}"
+        saga_id = saga_id or f"saga-{len(self._orchestrator.states) + 1}-{self._run_id}"
         body: dict[str, Any] = {"saga_id": saga_id, "steps": [dict(step) for step in steps]}
         if deadline_ms is not None:
             body["deadline_ms"] = deadline_ms

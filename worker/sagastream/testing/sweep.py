@@ -141,7 +141,7 @@ class _Sweep(Generic[S]):
         sagas = Sagas()
         try:
             state = self._setup(sagas)
-            saga = sagas.begin(self._steps, saga_id="saga-1", deadline_ms=self._deadline_ms)
+            saga = sagas.begin(self._steps, deadline_ms=self._deadline_ms)
             run = Run(troubles=troubles, sagas=sagas, saga=saga, state=state)
             self._play(run)
             self._runs.append(str(run))
