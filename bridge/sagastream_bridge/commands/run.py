@@ -186,7 +186,11 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
 
 
 @click.command()
-@click.option("--outcomes/--no-outcomes", default=None, help="Tell how each saga ended [default: on a terminal].")
+@click.option(
+    "--outcomes/--no-outcomes",
+    default=None,
+    help="Tell how each saga ended [default: on a terminal, and with --trace].",
+)
 @click.option("--trace", "echo", is_flag=True, help="Also write every command and reply.")
 @click.option("--serve", default="", metavar="A,B", help="Services that standard input plays.")
 @click.option(
@@ -215,7 +219,7 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) 
         from sagastream_bridge.stdin.bridge import StdinBridge
 
         if outcomes is None:
-            outcomes = os.isatty(0)
+            outcomes = echo or os.isatty(0)
         run = StdinBridge(broker, outcomes=outcomes, echo=echo, serve=names, drain_timeout_s=drain_timeout)
         call_on_signals(run.stop)
         code = run.run(0)
