@@ -41,6 +41,7 @@ _CENTRAL: Final = {
     keys.TIMERS: "zset",
     keys.ENDED: "zset",
     keys.ALIVE: "zset",
+    keys.RUNNING: "hash",
 }
 
 #: An entry that leave.lua has given back looks as if it had been held for longer than this, in seconds.

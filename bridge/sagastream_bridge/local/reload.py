@@ -14,6 +14,7 @@ from typing import Final
 from sagastream.broker.connection import Broker
 from sagastream.broker.outage import Outage
 from sagastream.errors import SagastreamError
+from sagastream.service.declaration import EXIT_HANGS
 from sagastream.telemetry import Log
 from sagastream_bridge.local.stack import end, spawn
 
@@ -28,7 +29,7 @@ def run_again_when_changed(
 ) -> None:
     """Run `sagastream service WHERE`. Start it again after each change of a .py file below the current folder, or of
     the module if that is elsewhere. If it ends by itself, for example by an error in the code, wait for the next
-    change.
+    change; if it ends because a handler hung, start it again.
 
     Raises SagastreamError if watchfiles is not installed.
     """
@@ -55,8 +56,12 @@ def run_again_when_changed(
                     end(child, grace_s + 1.0)
                 child = _spawn(broker, where, arguments)
             elif child is not None and (code := child.poll()) is not None:
-                _LOG.warning(f"{where} ended with exit code {code}; waiting for the next change")
-                child = None
+                if code == EXIT_HANGS:
+                    _LOG.warning(f"{where} ended with exit code {code}, since a handler hung; starting it again")
+                    child = _spawn(broker, where, arguments)
+                else:
+                    _LOG.warning(f"{where} ended with exit code {code}; waiting for the next change")
+                    child = None
             outage.restore()
     finally:
         if child is not None:

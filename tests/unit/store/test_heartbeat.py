@@ -13,6 +13,8 @@ from sagastream.store.heartbeat import ALIVE_WITHIN, Heartbeat, Kind, Process, _
 
 NOW_MS = 1_700_000_000_000
 TIME = [b"1700000000", b"0"]
+#: Where the member stands in the call of beat.lua: after its name, the number of keys and the keys.
+MEMBER = 5
 NO_GROUP = redis.ResponseError("NOGROUP No such consumer group")
 
 
@@ -69,7 +71,7 @@ def test_a_worker_that_waits_for_entries_beats_twice_before_it_counts_as_dead() 
 def test_what_a_process_writes_of_itself_is_what_is_read() -> None:
     beat = Heartbeat("p-1", Kind.SERVICE, "till").beat()
     [words] = next(beat)
-    [found] = looked([words[4], b"%d" % (NOW_MS - 700)], [])
+    [found] = looked([words[MEMBER], b"%d" % (NOW_MS - 700)], [])
     assert (found.name, found.kind, found.service) == ("p-1", Kind.SERVICE, "till")
     assert (found.formats, found.partitions) == ((1,), (0,))
     assert (found.silent_ms, found.beats, found.is_alive) == (700, True, True)
@@ -78,7 +80,7 @@ def test_what_a_process_writes_of_itself_is_what_is_read() -> None:
 
 def test_a_person_can_read_it() -> None:
     [words] = next(Heartbeat("p-1", Kind.WORKER).beat())
-    written: Any = words[4]
+    written: Any = words[MEMBER]
     member = json.loads(written)
     assert list(member) == ["name", "kind", "formats", "partitions", "started"]
     assert member["started"].endswith("Z")

@@ -30,7 +30,7 @@ def test_keys_are_as_the_design_names_them() -> None:
     assert keys.commands("payment") == "saga:{0}:commands:payment"
     assert keys.done("payment", 0) == "saga:{0}:done:payment:0"
     assert keys.published("payment") == "saga:services:payment"
-    assert (keys.ALIVE, keys.STORE) == ("saga:alive", "saga:store")
+    assert (keys.ALIVE, keys.RUNNING, keys.STORE) == ("saga:alive", "saga:running", "saga:store")
     assert set(OF_A_PARTITION) == {
         f"saga:{{0}}:{name}" for name in ("requests", "replies", "timers", "ended", "events", "quarantine")
     }
@@ -38,7 +38,7 @@ def test_keys_are_as_the_design_names_them() -> None:
 
 @given(IDS, IDS, st.integers(0, 2**45), st.integers(0, 2**45))
 def test_keys_of_different_things_are_different(one: str, other: str, begun_ms: int, later_ms: int) -> None:
-    made = [*OF_A_PARTITION, keys.ALIVE, keys.STORE]
+    made = [*OF_A_PARTITION, keys.ALIVE, keys.RUNNING, keys.STORE]
     for name in {one, other}:
         made += [keys.saga(name), keys.commands(name), keys.published(name)]
         made += {keys.done(name, begun_ms), keys.done(name, later_ms)}
@@ -55,6 +55,7 @@ def test_the_catalogue_tells_of_every_key() -> None:
     made = [
         *OF_A_PARTITION,
         keys.ALIVE,
+        keys.RUNNING,
         keys.STORE,
         keys.saga("<saga_id>"),
         keys.commands("<service>"),

@@ -16,6 +16,7 @@ Each rule is told what has happened to one command, and returns as a value what 
     for_twin            another delivery of an answered command is held too     Answer
     is_handed_back      the command is held, and time passes                    whether it is released now
     is_renewed          its lease is about to be renewed                        whether that is right
+    is_overdue          its handler runs, and time passes                       whether that should have ended by now
 
 The executor of a service's process and of RQ jobs (service.executor), the inbox (service.inbox), the test kit
 (sagastream.testing) and the explorer (tests/exploration) carry these values out. None of them decides by itself.
@@ -42,6 +43,7 @@ from msgspec.structs import replace
 
 from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.steps import MAX_TIMEOUT_MS
 from sagastream.core.strict_json import decode, encode
 from sagastream.errors import MalformedMessage
 
@@ -323,6 +325,21 @@ def is_renewed(state: State, command: Command, now_ms: int) -> bool:
     """`now_ms`: the time by the broker's clock. A handler that runs past its deadline is given up for dead, so that one
     that hangs does not hold its command forever."""
     return state is State.BACKING_OFF or (state is State.RUNNING and (command.not_after_ms or 0) > now_ms)
+
+
+def is_overdue(*, not_after_ms: int | None, now_ms: int, ran_ms: int, hard_timeout_ms: int | None) -> bool:
+    """Whether a running handler should have ended by now.
+
+    Args:
+        not_after_ms: its deadline by the broker's clock; None: it has none, since it is a compensation, a retriable
+            step or an undo.
+        now_ms: the time by the broker's clock.
+        ran_ms: for how long it has been running.
+        hard_timeout_ms: how long it may run, as its service declares; None: it does not say.
+    """
+    if not_after_ms is not None and now_ms > not_after_ms:
+        return True
+    return ran_ms > (MAX_TIMEOUT_MS if hard_timeout_ms is None else hard_timeout_ms)
 
 
 # --- replies without a handler

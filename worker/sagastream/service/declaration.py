@@ -34,6 +34,8 @@ LEASE_MS: Final = 30_000
 #: The shortest lease, in milliseconds. A lease is renewed four times before it ends. With a shorter one, a process that
 #: the machine keeps waiting for a moment would lose what it holds.
 SHORTEST_LEASE_MS: Final = 100
+#: The exit code of a process one of whose handlers ran for longer than its hard timeout: EX_TEMPFAIL, "try again".
+EXIT_HANGS: Final = 75
 
 #: A handler: (params, context) -> any JSON value, or a coroutine of one. A compensation gets the params of the step
 #: that it undoes.
@@ -73,6 +75,9 @@ class Options(TypedDict, total=False):
     """With via="rq": the RQ queue of its jobs. None: the queue that has the name of the service."""
     timeout_s: int | None
     """With via="rq": how long a job may take before RQ ends it, in seconds. None: until nobody waits for it."""
+    hard_timeout_ms: int | None
+    """How long its handler may run in the service's own process before the process ends, in milliseconds. None: as the
+    service says."""
 
 
 class Registration(Struct, frozen=True, kw_only=True):
@@ -83,7 +88,17 @@ class Registration(Struct, frozen=True, kw_only=True):
     compensation: str | None = None  # of a command: what undoes it; None: it needs none; AS_PUBLISHED: it does not say
     is_async: bool = False  # the handler returns a coroutine
     queue: str | None = None  # the RQ queue of its jobs; None: it runs in the service's own process
+    hard_timeout_ms: int | None = None  # how long its handler may run before its process ends; None: without limit
     options: Options = {}
+
+    @property
+    def handler_name(self) -> str:
+        """The name of the handler, for people: like shop.payment.charge."""
+        if isinstance(self.handler, NamedFunction):
+            return self.handler.name
+        named = getattr(self.handler, "func", self.handler)  # of a functools.partial
+        name = getattr(named, "__qualname__", type(named).__qualname__)
+        return f"{getattr(named, '__module__', '?')}.{name}"
 
     @property
     def tries(self) -> int:
@@ -95,7 +110,9 @@ class Registration(Struct, frozen=True, kw_only=True):
 class Service:
     """The commands of one service and their handlers."""
 
-    def __init__(self, name: str, *, lease_ms: int = LEASE_MS, concurrency: int = 1) -> None:
+    def __init__(
+        self, name: str, *, lease_ms: int = LEASE_MS, concurrency: int = 1, hard_timeout_ms: int | None = None
+    ) -> None:
         """
         Args:
             name: what sagas call the service.
@@ -105,9 +122,12 @@ class Service:
                 only its idempotency key keeps the two apart.
             concurrency: how many handlers one process runs at once: plain ones in threads, async ones in one event
                 loop.
+            hard_timeout_ms: how long a handler may run, in milliseconds. Nothing else ends a handler that hangs: if one
+                runs for longer, the process leaves all that it holds to others and ends with exit code
+                EXIT_HANGS (75), to be started again. None: without limit. A command may say otherwise.
 
         Raises ServiceError if the name cannot be that of a service, if the lease is not a whole number of at least
-        SHORTEST_LEASE_MS, or if the concurrency is not a whole number of at least 1.
+        SHORTEST_LEASE_MS, or if the concurrency or the hard timeout is not a whole number of at least 1.
         """
         if not is_id(name):
             raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ : -")
@@ -116,6 +136,8 @@ class Service:
             least = f"give whole milliseconds, at least {SHORTEST_LEASE_MS}"
             raise ServiceError(f"service {name}: lease_ms cannot be {lease_ms!r}; {least}")
         self._check_concurrency("it", concurrency)
+        self._check_hard_timeout("it", hard_timeout_ms)
+        self.hard_timeout_ms = hard_timeout_ms
         self.lease_ms = lease_ms
         self.concurrency = concurrency
         self._commands: dict[str, Registration] = {}
@@ -185,6 +207,7 @@ class Service:
                 compensation=compensation,
                 is_async=is_async(handler),
                 queue=queue,
+                hard_timeout_ms=None if queue else options.get("hard_timeout_ms") or self.hard_timeout_ms,
                 options=options,
             )
             return handler
@@ -252,11 +275,14 @@ class Service:
         for unknown in options.keys() - Options.__annotations__.keys():
             raise TypeError(f"Service.{kind}() got an unexpected keyword argument {unknown!r}")
         self._check_concurrency(name, options.get("concurrency"))
+        self._check_hard_timeout(name, options.get("hard_timeout_ms"))
         via, queue, timeout_s = options.get("via"), options.get("queue"), options.get("timeout_s")
         if via not in (None, "rq"):
             raise ServiceError(f'service {self.name}: {name} cannot run via {via!r}; say "rq", or nothing')
         if via is None and (queue is not None or timeout_s is not None):
             raise ServiceError(f'service {self.name}: {name} has a queue or a timeout_s, but not via="rq"')
+        if via is not None and options.get("hard_timeout_ms") is not None:
+            raise ServiceError(f"service {self.name}: {name} runs via RQ: say timeout_s, not hard_timeout_ms")
         if queue is not None and (not isinstance(queue, str) or not queue):
             raise ServiceError(f"service {self.name}: {name} cannot run in the queue {queue!r}")
         if timeout_s is not None and (type(timeout_s) is not int or timeout_s < 1):
@@ -268,6 +294,12 @@ class Service:
         if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
             raise ServiceError(
                 f"service {self.name}: {name} cannot run {concurrency!r} at once; give a whole number, at least 1"
+            )
+
+    def _check_hard_timeout(self, name: str, ms: int | None) -> None:
+        if ms is not None and (type(ms) is not int or ms < 1):
+            raise ServiceError(
+                f"service {self.name}: {name}: hard_timeout_ms cannot be {ms!r}; give whole milliseconds, at least 1"
             )
 
     def _check_handler(self, name: str, handler: Handler, kind: Kind) -> None:

@@ -3,6 +3,7 @@
 delivery -> hold -> run -> (handler) -> finish -> inbox
 """
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -233,6 +234,7 @@ class Executor:
 
     def _call(self, held: Held) -> Reply | BaseException:
         outcome: Reply | BaseException
+        held.thread = threading.get_ident()
         began_s = self._report.handler_started(held.command, held.begins)
         try:
             outcome = call(held.registration.handler, held.command, context_of(held.command, held.key))

@@ -31,11 +31,17 @@ class Held(Struct, kw_only=True, eq=False):
     begins: int = 0  # how often it was called
     tries: int = 0  # how often it has raised
     outages: int = 0  # how often it could not reach its data
+    thread: int = 0  # in which a plain handler was last called, as threading.get_ident tells
 
     @property
     def undoes(self) -> bool:
         """Whether what may have come of the command is to be undone, rather than the command done."""
         return self.delivery.todo is not RUN
+
+    @property
+    def not_after_ms(self) -> int | None:
+        """By the broker's clock: from then on nobody waits for it; None: somebody always does."""
+        return None if self.undoes else self.command.not_after_ms
 
 
 class InFlight:
@@ -66,6 +72,11 @@ class InFlight:
     def running(self) -> int:
         """How many run."""
         return len(self._running)
+
+    def active(self) -> list[Held]:
+        """Those that run, in the order in which their handlers were called."""
+        with self._lock:
+            return list(self._running.values())
 
     @property
     def is_empty(self) -> bool:

@@ -19,6 +19,7 @@ from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
 from sagastream.store import keys
 from sagastream.store.heartbeat import Heartbeat, Kind
+from sagastream.store.running import Busy
 from sagastream.telemetry import Log, Observer, about
 
 
@@ -62,8 +63,10 @@ class CommandInbox:
         consumer: str,
         lease_ms: int,
         on_join: Callable[[], None],
+        busy: Callable[[], Busy | None] = lambda: None,
         observer: Observer | None = None,
     ) -> None:
+        """`busy`: what the process has been running for long, for others to see."""
         self._client = client
         self._service = service
         self._observer = observer
@@ -75,7 +78,7 @@ class CommandInbox:
             consumer=consumer,
             lease_ms=lease_ms,
             on_join=on_join,
-            heartbeat=Heartbeat(consumer, Kind.SERVICE, service),
+            heartbeat=Heartbeat(consumer, Kind.SERVICE, service, busy=busy),
         )
         self._holder = consumer  # of the commands that it answers
         self._recall = scripting.load(client, "recall")

@@ -11,6 +11,7 @@ from sagastream.broker.outage import is_outage
 from sagastream.core import service_rules
 from sagastream.health import HealthFile
 from sagastream.service.executor import Executor
+from sagastream.service.hangs import Hangs
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
 
@@ -24,13 +25,14 @@ _SILENCE_S: Final = 1.0
 
 class Maintenance:
     """Renews the leases on what its process holds, and hands back what waits for long; sends answers that linger; shows
-    that the process is alive; and ends it if its handlers do not end."""
+    that the process is alive; looks at handlers that hang; and ends the process if its handlers do not end."""
 
     def __init__(
         self,
         inbox: CommandInbox,
         in_flight: InFlight,
         executor: Executor,
+        hangs: Hangs,
         stop: threading.Event,
         *,
         lease_ms: int,
@@ -44,11 +46,13 @@ class Maintenance:
         Args:
             chores: what else is to be done each time.
             fail: is told of a fault, and has the process stop.
-            abandon: ends the process; called if handlers still run `grace_s` after `stop` was set.
+            abandon: ends the process; called if handlers still run `grace_s` after `stop` was set, or if all that still
+                run by then should have ended before.
         """
         self._inbox = inbox
         self._in_flight = in_flight
         self._executor = executor
+        self._hangs = hangs
         self._stop = stop
         self._grace_s = grace_s
         self._lease_s = lease_ms / 1000
@@ -73,9 +77,12 @@ class Maintenance:
                 # The threads that read wait for an outage, and say so. Any other fault ends the process.
                 if not (isinstance(error, redis.RedisError) and is_outage(error)):
                     self._fail(error)
+            self._look_at_handlers()
             if self._stop.is_set():
-                self.stopped_s = self.stopped_s or time.monotonic()
-                if time.monotonic() - self.stopped_s > self._grace_s and self._in_flight.running:
+                now_s = time.monotonic()
+                self.stopped_s = self.stopped_s or now_s
+                in_vain = self._hangs.expired is not None and self._hangs.only_hangs(now_s)
+                if self._in_flight.running and (in_vain or now_s - self.stopped_s > self._grace_s):
                     self._abandon()
 
     def lingers(self) -> None:
@@ -101,8 +108,14 @@ class Maintenance:
             chore()
         if now_s - self._inbox.heard_s > _SILENCE_S:
             self._inbox.show_up()
-        if self._health is not None:
+        if self._health is not None and not self._hangs.blocked:
             self._health.beat(self._inbox.heard_s)
+
+    def _look_at_handlers(self) -> None:
+        """If a handler has run for longer than its hard timeout, have the process end: nothing else ends a thread."""
+        self._hangs.look(time.monotonic())
+        if self._hangs.expired is not None:
+            self._stop.set()
 
     def _hand_back(self, now_s: float) -> None:
         stopping = self._stop.is_set()

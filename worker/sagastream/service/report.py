@@ -8,6 +8,7 @@ import redis
 from sagastream.broker.outage import is_outage
 from sagastream.console import summary
 from sagastream.core.messages import Command, Reply, ok
+from sagastream.service.declaration import EXIT_HANGS, Registration
 from sagastream.telemetry import Log, Observer, Outcome, about
 
 
@@ -73,6 +74,30 @@ class ServiceReport:
         else:
             self.log.error(text, extra=about(command), exc_info=failure)
 
+    def overdue(
+        self, command: Command, declared: Registration, ran_s: float, late_ms: int | None, place: str | None
+    ) -> None:
+        """A handler has not ended. `late_ms`: for how long nobody has waited for it; None: somebody always does.
+        `place`: where it is now, if that is known."""
+        late = "" if late_ms is None else f", {late_ms / 1000:.1f} s past its deadline"
+        text = f"{_handler(command, declared)} still runs after {ran_s:.1f} s{late}{_at(place)}"
+        if declared.hard_timeout_ms is None:
+            text += "; declare hard_timeout_ms, so that a process whose handler hangs ends and is started again"
+        else:
+            text += f"; the process ends if it runs for {declared.hard_timeout_ms / 1000:g} s"
+        self.log.warning(text, extra=about(command))
+
+    def expired(self, command: Command, declared: Registration, hard_ms: int, place: str | None) -> None:
+        """A handler has run for longer than its hard timeout."""
+        text = f"{_handler(command, declared)} ran for longer than its hard timeout of {hard_ms / 1000:g} s{_at(place)}"
+        text += f"; the process leaves what it holds to others and ends with exit code {EXIT_HANGS}"
+        self.log.error(text, extra=about(command))
+
+    def blocked(self, slots: int) -> None:
+        """Every slot is taken by a handler that should have ended."""
+        text = f"handlers: all {slots} should have ended by now; this process does nothing more: start it again"
+        self.log.error(text)
+
     def unknown(self, command: Command, why: str) -> None:
         text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
         self.log.warning(text, extra=about(command))
@@ -82,6 +107,15 @@ def _outcome(command: Command, result: Reply | BaseException) -> Outcome:
     if isinstance(result, Reply):
         return Outcome.OK if result.type == ok(command.type) else Outcome.REJECTED
     return Outcome.AWAY if isinstance(result, redis.RedisError) and is_outage(result) else Outcome.RAISED
+
+
+def _handler(command: Command, declared: Registration) -> str:
+    """The handler of a command, and the command."""
+    return f"{_described(command)} (handler {declared.handler_name})"
+
+
+def _at(place: str | None) -> str:
+    return "" if place is None else f", now at {place}"
 
 
 def _described(command: Command) -> str:

@@ -5,6 +5,7 @@ one thread reads at a time. So if there is one thread, a command never changes t
 loop. One more thread does what cannot wait for the end of a handler (see maintenance).
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -19,8 +20,9 @@ from sagastream.broker.outage import Outage, is_outage
 from sagastream.console import summary
 from sagastream.core import backoff
 from sagastream.health import HealthFile
-from sagastream.service.declaration import Service
+from sagastream.service.declaration import EXIT_HANGS, Service
 from sagastream.service.executor import Dispatcher, Executor
+from sagastream.service.hangs import Hangs
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
 from sagastream.service.maintenance import LINGER_S, Maintenance
@@ -76,16 +78,20 @@ class ServiceRunner:
         self._observer = guarded(observer)
         self._report = ServiceReport(self.name, self._observer)
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
+        self._in_flight = InFlight(service.concurrency)
+        self._hangs = Hangs(
+            self._in_flight, slots=service.concurrency, now_ms=lambda: self._inbox.now_ms, report=self._report
+        )
         self._inbox = CommandInbox(
             broker.client,
             service.name,
             consumer=consumer,
             lease_ms=service.lease_ms,
             on_join=self._join,
+            busy=lambda: self._hangs.busy(time.monotonic()),
             observer=self._observer,
         )
         self._dispatcher = dispatcher(self._inbox, self.name) if dispatcher else None
-        self._in_flight = InFlight(service.concurrency)
         self._prefetch = Prefetch(self._in_flight, self._dispatcher.room if self._dispatcher else None)
         self._executor = Executor(
             service,
@@ -105,6 +111,7 @@ class ServiceRunner:
             self._inbox,
             self._in_flight,
             self._executor,
+            self._hangs,
             stop,
             lease_ms=service.lease_ms,
             grace_s=grace_s,
@@ -118,9 +125,11 @@ class ServiceRunner:
         """Work in this thread and in `concurrency - 1` more until `stop` is set. Outages of the broker are waited out.
 
         If a handler still runs when the grace is over, the whole process ends with exit code 1, since nothing else ends
-        a thread; another runner then takes its command over.
+        a thread; another runner then takes its command over. If a handler runs for longer than its hard timeout, the
+        process stops likewise, with exit code EXIT_HANGS: it waits for the grace for other handlers.
 
-        Raises what waiting cannot mend, such as BrokerError or redis.AuthenticationError.
+        Raises SystemExit if a handler that ran for longer than its hard timeout has ended after all; and what waiting
+        cannot mend, such as BrokerError or redis.AuthenticationError.
         """
         with runs("service", self.name, self._observer):
             self._report.log.info("started")
@@ -141,6 +150,8 @@ class ServiceRunner:
         self._executor.close()
         if self._error is not None:
             raise self._error
+        if self._hangs.expired is not None:
+            raise SystemExit(EXIT_HANGS)
 
     def turn(self, block_ms: int = BLOCK_MS) -> None:
         """Run the commands that are held until none may begin, and answer them. If none may begin at first, read some
@@ -245,17 +256,21 @@ class ServiceRunner:
 
     def _abandon(self) -> NoReturn:
         """End the process with the handlers that do not end: there is no other way to end a thread."""
+        since = "the signal"
         if self._error is not None:  # which `run` will not come to raise
             self._report.log.error(f"ends by {summary(self._error)}")
-        since = "the signal" if self._error is None else "that"
-        running = self._in_flight.running
-        text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
-        self._report.log.error(text)
+            since = "that"
+        if self._hangs.expired is None:
+            running = self._in_flight.running
+            text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
+            self._report.log.error(text)
         for last in (self._executor.give_up, self._executor.send, self._inbox.reader.leave):
             self._outage.once(last)
         if self._observer is not None:
             self._observer.process_stopped(kind="service", name=self.name, error=self._error)
-        os._exit(1)
+        with contextlib.suppress(Exception):  # the last process to leave an embedded server stops it
+            self._broker.close()
+        os._exit(1 if self._hangs.expired is None else EXIT_HANGS)
 
     # --- what a turn consists of
 

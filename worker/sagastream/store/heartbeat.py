@@ -11,7 +11,7 @@ known by its consumer in the group, and was last heard when that consumer last a
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -26,7 +26,8 @@ from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.steps import FORMATS, PLAIN
-from sagastream.store import keys
+from sagastream.store import keys, running
+from sagastream.store.running import Busy
 
 
 class Kind(StrEnum):
@@ -99,10 +100,17 @@ class Process(Struct, frozen=True, kw_only=True):
 class Heartbeat:
     """Writes one process into the heartbeat."""
 
-    def __init__(self, name: str, kind: Kind, service: str | None = None) -> None:
-        """`name`: of its consumer, in each group for which it reads. `service`: its name, if it is a service's
-        process."""
+    def __init__(
+        self, name: str, kind: Kind, service: str | None = None, *, busy: Callable[[], Busy | None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            name: of its consumer, in each group for which it reads.
+            service: the name of the service, if it is a service's process.
+            busy: what it has been running for long; None: nothing.
+        """
         self._name = name
+        self._busy = busy
         self._member = msgspec.json.encode(
             _Member(
                 name=name,
@@ -123,16 +131,21 @@ class Heartbeat:
     def beat(self) -> Exchange[None]:
         """Write the process into the heartbeat. Raises redis.ResponseError if the broker refuses it."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
-        yield from _BEAT.call([keys.ALIVE], [self._member, keys.ALIVE_KEPT_MS, keys.ALIVE_KEPT])
+        yield from self._written(self._member, running.encode(self._busy()))
 
     def end(self, *, holds: bool) -> Exchange[None]:
         """Remove the process, which ends now. `holds`: its consumer stays in a group, with entries that others must
         take over. Then `LEFT` is written; otherwise the consumer would look like a process without a heartbeat."""
         if holds:
-            left = msgspec.json.encode(_Member(name=self._name, kind=Kind.LEFT))
-            yield from _BEAT.call([keys.ALIVE], [left, keys.ALIVE_KEPT_MS, keys.ALIVE_KEPT])
-        (answer,) = yield [("ZREM", keys.ALIVE, self._member)]
-        or_raise(answer)
+            yield from self._written(msgspec.json.encode(_Member(name=self._name, kind=Kind.LEFT)))
+        # If running is not a hash, or may not be written, there is nothing of this process in it.
+        removed, _ = yield [("ZREM", keys.ALIVE, self._member), ("HDEL", keys.RUNNING, self._name)]
+        or_raise(removed)
+
+    def _written(self, member: bytes, busy: bytes = b"") -> Exchange[None]:
+        yield from _BEAT.call(
+            [keys.ALIVE, keys.RUNNING], [member, keys.ALIVE_KEPT_MS, keys.ALIVE_KEPT, self._name, busy]
+        )
 
 
 def processes(client: "redis.Redis", services: Collection[str] = ()) -> list[Process]:

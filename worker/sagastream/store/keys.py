@@ -14,6 +14,7 @@ All keys of one partition share the hash tag {p}, so that one script may change 
     saga:{p}:done:<service>:<h>  hash    services                DONE_KEPT_S after its last write
     saga:services:<service>      hash    services                always: its commands and what undoes each
     saga:alive                   zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
+    saga:running                 hash    services                a field: while the process runs something for long
     saga:store                   hash    the first process       always: the number of partitions
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
@@ -53,6 +54,7 @@ ENDED: Final = "saga:{0}:ended"
 EVENTS: Final = "saga:{0}:events"
 QUARANTINE: Final = "saga:{0}:quarantine"
 ALIVE: Final = "saga:alive"
+RUNNING: Final = "saga:running"
 STORE: Final = "saga:store"
 
 
