@@ -270,6 +270,11 @@ class Handling:
         _command.reset(self._token)
 
 
+def command_in_hand() -> "Command | None":
+    """The command whose handler runs in this thread or asyncio task, or has started the task; None: there is none."""
+    return _command.get()
+
+
 class HandlerFields(logging.Filter):
     """Adds `saga_id`, `service`, `step`, `attempt` and `compensating` to the log records of a handler, and of the code
     that it calls. `compensating` is True in a compensation, and None in a transaction.

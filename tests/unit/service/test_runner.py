@@ -1,9 +1,12 @@
 """What a service does with the commands that it holds."""
 
+import asyncio
 import math
+import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import orjson
@@ -20,6 +23,7 @@ from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
 from sagastream.log_output import TextLines
 from sagastream.service.declaration import Context, Handler, Service
+from sagastream.service.handlers import Interrupted
 from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
 from sagastream.service.runner import GRACE_S, ServiceRunner
 from sagastream.store import keys
@@ -186,9 +190,80 @@ def test_a_handler_that_exits_is_one_that_raises() -> None:
     assert (reply.type, reply.error, reply.unknown) == ("Charge_failed", b'"SystemExit: no configuration"', True)
 
 
-def test_whoever_interrupts_the_process_does_so() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        reply_of(Raising(KeyboardInterrupt()))
+class Strange(BaseException):
+    """An error of a library that wants nobody to catch it."""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, Strange, asyncio.CancelledError])
+def test_whatever_a_handler_raises_is_a_failure_of_it(kind: type[BaseException]) -> None:
+    assert reply_of(Raising(kind())).type == "Charge_ok"
+    reply = reply_of(Raising(*[kind("by itself")] * TRIES))
+    assert (reply.type, reply.unknown) == ("Charge_failed", True)
+    assert reply.error == orjson.dumps(f"{kind.__name__}: by itself")
+
+
+def test_what_ends_a_handler_from_outside_is_no_failure_of_it() -> None:
+    with pytest.raises(Interrupted):
+        reply_of(Raising(Interrupted()))
+
+
+@contextmanager
+def handles(number: signal.Signals, handler: Callable[..., object]) -> Iterator[None]:
+    """While this lasts, this is the program's handler of a signal."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) is handler, "the handler is not put back"
+    finally:
+        signal.signal(number, before)
+
+
+def exits(*_: object) -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("number", "program", "kind"),
+    [(signal.SIGINT, signal.default_int_handler, KeyboardInterrupt), (signal.SIGTERM, exits, SystemExit)],
+)
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_that_reaches_the_process_within_a_handler_ends_it(
+    number: signal.Signals, program: Callable[..., object], kind: type[BaseException], swallowed: bool
+) -> None:
+    """The command line's handlers of signals raise nothing; those of a program that embeds a runner do."""
+
+    def handle(params: Any, context: Context) -> str:
+        calls.append(context.saga_id)
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            if not swallowed:
+                raise
+        return "done"
+
+    calls: list[str] = []
+    post = Post(a_charge(), replace(a_charge(), saga_id="other"))
+    runner = a_runner(a_service(handle), post)
+    with handles(number, program), pytest.raises(kind), runner._signals.watched():
+        runner.turn(block_ms=1)
+    assert calls == ["saga42"]
+    # What was interrupted is left to other processes, unanswered. What has ended all the same is answered.
+    runner._executor.send()
+    assert [reply.type for _, reply, _ in post.sent] == (["Charge_ok"] if swallowed else [])
+
+
+def test_in_another_thread_no_signal_is_watched_and_a_handler_fails_by_itself() -> None:
+    runner = a_runner(a_service(Raising(*[KeyboardInterrupt()] * TRIES)), post := Post(a_charge()))
+
+    def work() -> None:
+        with runner._signals.watched():
+            while not post.sent:
+                runner.turn(block_ms=1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [reply.unknown for _, reply, _ in post.sent] == [True]
 
 
 def test_a_process_that_is_to_stop_begins_nothing_and_hands_back_what_it_holds() -> None:

@@ -227,6 +227,37 @@ def test_an_answer_that_comes_twice_is_ignored_once(sagas: Sagas) -> None:
     assert saga.called == ["Take", "Pay", "Take"]
 
 
+class Strange(BaseException):
+    """An error of a library that wants nobody to catch it."""
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, Strange])
+def test_whatever_a_handler_raises_is_a_failure_of_it_as_in_production(sagas: Sagas, kind: type[BaseException]) -> None:
+    service = Service("odd")
+
+    @service.command("Do", compensation=None)
+    def handle(params: Any, context: Context) -> None:
+        raise kind("by itself")
+
+    sagas.serve(service)
+    saga = sagas.run([{"transaction": "Do", "service": "odd", "attempts": 1}])
+    assert saga.reason == f"Step 1 failed: {kind.__name__}: by itself"
+
+
+@pytest.mark.parametrize("ends", [pytest.fail, pytest.skip, KeyboardInterrupt])
+def test_what_ends_the_test_is_no_failure_of_the_handler_in_which_it_is_raised(sagas: Sagas, ends: Any) -> None:
+    service = Service("odd")
+
+    @service.command("Do", compensation=None)
+    def handle(params: Any, context: Context) -> None:
+        raise KeyboardInterrupt if ends is KeyboardInterrupt else ends("by the test")
+
+    sagas.serve(service)
+    expected: Any = KeyboardInterrupt if ends is KeyboardInterrupt else ends.Exception
+    with pytest.raises(expected):
+        sagas.run([{"transaction": "Do", "service": "odd"}])
+
+
 def test_an_async_handler_that_is_cancelled_has_failed(sagas: Sagas) -> None:
     service = Service("work")
 

@@ -26,6 +26,7 @@ from sagastream.errors import JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
 from sagastream.rq_steps.jobs import RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
 from sagastream.service.declaration import Service
+from sagastream.service.handlers import Interrupted
 from sagastream.service.loading import load_service
 from sagastream.service.named_function import NamedFunction
 from sagastream.service.runner import ServiceRunner
@@ -43,7 +44,7 @@ _LOG: Final = Log("rq", _WHO)
 _services: dict[str, Service] = {}
 
 
-class JobTimedOut(BaseException):
+class JobTimedOut(Interrupted):
     """A job takes too long. It is not an Exception, so that neither a handler nor the runner swallows it."""
 
 

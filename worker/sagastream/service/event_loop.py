@@ -1,23 +1,37 @@
-"""The event loop of a process's async handlers, in a thread of its own."""
+"""The event loop of a process's async handlers, in a thread of its own.
+
+A task that raises SystemExit or KeyboardInterrupt ends the loop that it runs in. A handler may start such a task, and
+even leave it behind. So the loop is started again: nothing that a handler raises may end what other handlers need.
+"""
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
+
+from sagastream.core.messages import Command
+from sagastream.telemetry import command_in_hand
 
 #: How long coroutines that are cancelled may take to end, in seconds.
 _CANCELLED_S: Final = 1.0
+
+#: Is told what a task has raised that would have ended the loop, and by which command it was started, if by any.
+Tell = Callable[[Command | None, BaseException], None]
 
 
 class EventLoop:
     """Its thread starts with the first coroutine. The thread is a daemon: no coroutine keeps a process from ending."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._closed = asyncio.Event()
+        self._closed = False
+        self._escaped: BaseException | None = None  # it has left the loop, and it is not told yet whose it was
         self._running: set[Future[None]] = set()  # without these, a waiting coroutine could be garbage-collected
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -29,20 +43,51 @@ class EventLoop:
     def close(self) -> None:
         """Cancel what still runs in the loop, and end it."""
         if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._closed.set)
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CANCELLED_S)
 
     def _opened(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 opened: Future[asyncio.AbstractEventLoop] = Future()
-                self._thread = threading.Thread(
-                    target=lambda: asyncio.run(self._run(opened)), name="async handlers", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, args=[opened], name="async handlers", daemon=True)
                 self._thread.start()
                 self._loop = opened.result()
             return self._loop
 
-    async def _run(self, opened: "Future[asyncio.AbstractEventLoop]") -> None:
-        opened.set_result(asyncio.get_running_loop())
-        await self._closed.wait()
+    def _run(self, opened: "Future[asyncio.AbstractEventLoop]") -> None:
+        runner = asyncio.Runner()
+        loop = runner.get_loop()
+        loop.set_task_factory(self._task)
+        opened.set_result(loop)
+        while not self._closed:
+            try:
+                loop.run_forever()
+            except BaseException as error:  # noqa: BLE001 - told, and the loop goes on
+                self._escaped = error
+                # After what the task of this error calls when it is done; see `_task`.
+                loop.call_soon(self._tell_escaped, error)
+        with suppress(BaseException):  # of coroutines that are cancelled now
+            runner.close()
+
+    def _task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+        """A new task of this loop. If a handler has started it, it bears the name of the command: so asyncio's own
+        reports name it, too."""
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+        if (command := command_in_hand()) is not None:
+            task.set_name(f"of {command.type} of saga {command.saga_id}, step {command.step}")
+            task.add_done_callback(partial(self._ended, command))
+        return task
+
+    def _ended(self, command: Command, task: "asyncio.Task[Any]") -> None:
+        """A task that a handler has started is done."""
+        # Not of every task: to ask for the error is to say that it is dealt with.
+        if self._escaped is not None and not task.cancelled() and (error := task.exception()) is self._escaped:
+            self._escaped = None
+            self._tell(command, error)
+
+    def _tell_escaped(self, error: BaseException) -> None:
+        if self._escaped is error:
+            self._escaped = None
+            self._tell(None, error)

@@ -18,11 +18,12 @@ from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, 
 from sagastream.errors import MalformedMessage
 from sagastream.service.declaration import Service
 from sagastream.service.event_loop import EventLoop
-from sagastream.service.handlers import FAILURES, call, call_async, context_of
+from sagastream.service.handlers import Interrupted, call, call_async, context_of
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox, Delivery
 from sagastream.service.prefetch import Prefetch
 from sagastream.service.report import ServiceReport
+from sagastream.service.signals import Signals
 
 
 class Dispatcher(Protocol):
@@ -55,10 +56,12 @@ class Executor:
         *,
         report: ServiceReport,
         dispatcher: Dispatcher | None,
+        signals: Signals,
         fail: Callable[[BaseException], None],
     ) -> None:
         """
         Args:
+            signals: knows if a signal has interrupted a handler.
             fail: is told of a fault in a thread that nobody waits for.
         """
         self._service = service
@@ -67,8 +70,9 @@ class Executor:
         self._prefetch = prefetch
         self._report = report
         self._dispatcher = dispatcher
+        self._signals = signals
         self._fail = fail
-        self._loop = EventLoop()
+        self._loop = EventLoop(report.task_raised)
         self._data_away = False  # whether it was reported that handlers cannot reach their data
 
     def close(self) -> None:
@@ -101,7 +105,14 @@ class Executor:
         elif held.registration.is_async:
             self._loop.start(self._call_async(held))
         else:
-            self.finish(held, self._call(held))
+            outcome = self._call(held)
+            if (signalled := self._signals.raised_here) is None:
+                self.finish(held, outcome)
+                return
+            # The handler did not fail: it was interrupted. Or it took that for an error of its own, and went on.
+            if isinstance(outcome, Reply):
+                self.finish(held, outcome)
+            raise signalled
 
     def finish(self, held: Held, outcome: Reply | BaseException) -> None:
         """A handler has ended: with its reply, or with what it raised. To be called once for each call, by any
@@ -238,11 +249,11 @@ class Executor:
         began_s = self._report.handler_started(held.command, held.begins)
         try:
             outcome = call(held.registration.handler, held.command, context_of(held.command, held.key))
-        except FAILURES as failure:
-            outcome = failure
-        except BaseException as error:
+        except Interrupted as error:
             self._report.handler_finished(held.command, held.begins, error, began_s)
             raise
+        except BaseException as failure:  # noqa: BLE001 - a failure of the handler
+            outcome = failure
         self._report.handler_finished(held.command, held.begins, outcome, began_s)
         return outcome
 
@@ -253,11 +264,8 @@ class Executor:
             try:
                 context = context_of(held.command, held.key)
                 outcome = await call_async(held.registration.handler, held.command, context)
-            except FAILURES as failure:
+            except BaseException as failure:  # noqa: BLE001 - a failure of the handler
                 outcome = failure
-            except BaseException as error:
-                self._report.handler_finished(held.command, held.begins, error, began_s)
-                raise
             self._report.handler_finished(held.command, held.begins, outcome, began_s)
             self.finish(held, outcome)
         except BaseException as error:  # noqa: BLE001 - `fail` has it raised; it must not end the loop before

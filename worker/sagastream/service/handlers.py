@@ -1,12 +1,12 @@
 """Calls a handler once, and makes the reply of what it returns or rejects.
 
-A Reject becomes a reply. Every other exception propagates. MalformedMessage says that the result is not JSON: to call
+A Reject becomes a reply. Every other exception propagates, and is a failure of the handler, whatever its class: its
+process must not end by what one command does. MalformedMessage says that the result is not JSON: to call
 the handler again would not help.
 """
 
-import asyncio
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -17,8 +17,10 @@ from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.declaration import Context, Handler
 from sagastream.telemetry import Handling
 
-#: What a handler may raise without ending its process. A coroutine may be cancelled by what it calls.
-FAILURES: Final = (Exception, SystemExit, asyncio.CancelledError)
+
+class Interrupted(BaseException):
+    """Raised into a handler from outside, to end it. It is the one thing that comes out of a handler and is not a
+    failure of it."""
 
 
 def call(handler: Handler, command: Command, context: Context) -> Reply:

@@ -98,6 +98,13 @@ class ServiceReport:
         text = f"handlers: all {slots} should have ended by now; this process does nothing more: start it again"
         self.log.error(text)
 
+    def task_raised(self, command: Command | None, error: BaseException) -> None:
+        """A task in the event loop has raised what ends a program. `command`: whose handler has started it; None: it is
+        not known."""
+        whose = "of the event loop of handlers" if command is None else f"that {_described(command)}, has started"
+        text = f"a task {whose} raised {summary(error)}: this ends the task, not the process"
+        self.log.error(text, extra={} if command is None else about(command), exc_info=error)
+
     def unknown(self, command: Command, why: str) -> None:
         text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
         self.log.warning(text, extra=about(command))

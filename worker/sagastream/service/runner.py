@@ -28,6 +28,7 @@ from sagastream.service.inbox import CommandInbox
 from sagastream.service.maintenance import LINGER_S, Maintenance
 from sagastream.service.prefetch import Prefetch
 from sagastream.service.report import ServiceReport
+from sagastream.service.signals import Signals
 from sagastream.store import layout, published
 from sagastream.telemetry import Observer, guarded, runs
 
@@ -79,6 +80,7 @@ class ServiceRunner:
         self._report = ServiceReport(self.name, self._observer)
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._in_flight = InFlight(service.concurrency)
+        self._signals = Signals()
         self._hangs = Hangs(
             self._in_flight, slots=service.concurrency, now_ms=lambda: self._inbox.now_ms, report=self._report
         )
@@ -100,6 +102,7 @@ class ServiceRunner:
             self._prefetch,
             report=self._report,
             dispatcher=self._dispatcher,
+            signals=self._signals,
             fail=self._fail,
         )
         self._reading = threading.Lock()  # one thread reads at a time
@@ -131,7 +134,7 @@ class ServiceRunner:
         Raises SystemExit if a handler that ran for longer than its hard timeout has ended after all; and what waiting
         cannot mend, such as BrokerError or redis.AuthenticationError.
         """
-        with runs("service", self.name, self._observer):
+        with runs("service", self.name, self._observer), self._signals.watched():
             self._report.log.info("started")
             self._run()
 

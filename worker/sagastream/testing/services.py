@@ -18,7 +18,7 @@ from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Next, Rel
 from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
 from sagastream.service.declaration import Registration, Service
-from sagastream.service.handlers import FAILURES, call, call_async, context_of
+from sagastream.service.handlers import call, call_async, context_of
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
@@ -232,7 +232,9 @@ class InProcessServices:
                 return service_rules.in_doubt(todo, called, why), waited_ms
             except ScenarioError:
                 raise
-            except FAILURES as error:
+            except BaseException as error:
+                if _is_of_the_test(error):
+                    raise
                 _raise_outage(error)
                 why = describe(error)
                 step = service_rules.raised(todo, called, why, tries=tries, limit=registration.tries)
@@ -313,6 +315,13 @@ class InProcessServices:
 def _entry(fields: Fields) -> dict[bytes, bytes]:
     """A message as it is read from a stream."""
     return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
+
+
+def _is_of_the_test(error: BaseException) -> bool:
+    """Whether this ends the test: Ctrl-C, or what pytest.fail and pytest.skip raise. In production it would be a
+    failure of the handler, as everything else is here."""
+    outcomes = sys.modules.get("_pytest.outcomes")
+    return isinstance(error, KeyboardInterrupt if outcomes is None else KeyboardInterrupt | outcomes.OutcomeException)
 
 
 def _raise_outage(error: BaseException) -> None:
