@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
 from sagastream.console import printable
+from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepKind
@@ -71,7 +71,8 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     if state.cancelling:
         yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
-        yield f"  deadline {iso(state.deadline_ms)}" + (", hard" if state.hard_deadline else "")
+        until = f"{_clock(state.deadline_ms, now_ms)}, in {spoken(state.deadline_ms - now_ms)}"
+        yield f"  deadline {until}" + (", hard" if state.hard_deadline else "")
     for done in state.interventions:
         by = "" if done.actor is None else f"by {printable(done.actor)}: "
         yield f"  {done.verb:<8} {iso(done.at_ms)}  {by}{printable(done.reason)}"
@@ -80,7 +81,7 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
     if state.duplicates:
         yield f"  ignored  {state.duplicates} replies that came too late, or more than once"
     for number, step in enumerate(state.steps, 1):
-        yield from _step(number, step)
+        yield from _step(number, step, now_ms)
 
 
 def row(state: SagaState, now_ms: int) -> str:
@@ -89,7 +90,7 @@ def row(state: SagaState, now_ms: int) -> str:
     why = why or (state.reason if state.ended else f"waits for {printable(state.waiting_for)}") or ""
     name = "PARKED" if state.parked else str(state.status)
     shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
-    return f"{shown}  {_age(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
+    return f"{shown}  {spoken(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
 
 
 def quarantined(message: Quarantined) -> str:
@@ -103,13 +104,13 @@ def finding(level: str, about: str, text: str) -> str:
     return f"{styled(level.ljust(8), fg=_LEVELS.get(level))}  {printable(about):<12}  {printable(text)}"
 
 
-def _step(number: int, step: Step) -> Iterator[str]:
+def _step(number: int, step: Step, now_ms: int) -> Iterator[str]:
     definition = step.definition
     kind = "" if definition.kind is StepKind.COMPENSATABLE else f"  {definition.kind}"
     yield (
         f"  {number:>3}  {printable(definition.transaction):<24} {printable(definition.service):<14} "
         + status(step.status, 12)
-        + _times(step.sent_ms, step.answered_ms, step.attempt, unknown=step.unknown)
+        + _times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown)
         + kind
         + ("  skipped" if step.skipped and step.compensation is None else "")
     ).rstrip()
@@ -120,23 +121,24 @@ def _step(number: int, step: Step) -> Iterator[str]:
         unknown = ", and whether it had an effect is unknown" if step.unknown else ""
         yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
     if step.late_ms is not None:
-        yield f"       late   it was done after all, as was heard at {_clock(step.late_ms)}"
+        yield f"       late   it was done after all, as was heard at {_clock(step.late_ms, now_ms)}"
     if step.compensation is not None:
         times = _times(
-            step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, unknown=False
+            step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, now_ms, unknown=False
         )
         how = "undone by" if step.status is StepStatus.COMPENSATED else "undo skipped:" if step.skipped else "undo by"
         yield f"       {how} {printable(step.compensation)}  {times}"
         if step.compensation_answered_ms is not None and step.status is not StepStatus.COMPENSATED:
-            yield f"       late   it was undone after all, as was heard at {_clock(step.compensation_answered_ms)}"
+            heard = _clock(step.compensation_answered_ms, now_ms)
+            yield f"       late   it was undone after all, as was heard at {heard}"
     if step.compensation_error is not None:
         yield f"       error of the undo  {_json(orjson.loads(step.compensation_error))}"
 
 
-def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, *, unknown: bool) -> str:
+def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, now_ms: int, *, unknown: bool) -> str:
     if sent_ms is None:
         return ""
-    sent = f"sent {_clock(sent_ms)}" + (f" (attempt {attempt})" if attempt > 1 else "")
+    sent = f"sent {_clock(sent_ms, now_ms)}" + (f" (attempt {attempt})" if attempt > 1 else "")
     how = "given up" if unknown else "answered"
     return sent if answered_ms is None else f"{sent}, {how} after {answered_ms - sent_ms} ms"
 
@@ -145,24 +147,18 @@ def _until(state: SagaState, now_ms: int) -> str:
     """Until when a saga waits."""
     if state.due_ms is None:
         return ""
-    until = f"{_clock(state.due_ms)}, in {_age(state.due_ms - now_ms)}"
+    until = f"{_clock(state.due_ms, now_ms)}, in {spoken(state.due_ms - now_ms)}"
     return f", at {until}" if state.send_again_ms is not None else f", until {until}"
 
 
 def _when(ms: int, now_ms: int) -> str:
-    return f"{iso(ms)}  ({_age(now_ms - ms)} ago)"
+    return f"{iso(ms)}  ({spoken(now_ms - ms)} ago)"
 
 
-def _clock(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M:%S.") + f"{ms % 1000:03}"
-
-
-def _age(ms: int) -> str:
-    seconds = max(ms, 0) // 1000
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+def _clock(ms: int, now_ms: int) -> str:
+    """A time in UTC, which Z says; with its date unless that is today."""
+    date, _, clock = iso(ms).partition("T")
+    return clock if date == iso(now_ms).partition("T")[0] else iso(ms)
 
 
 def _json(value: Any) -> str:

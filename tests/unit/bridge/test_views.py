@@ -128,6 +128,21 @@ def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
     assert "PARKED" not in text
 
 
+@pytest.mark.parametrize(
+    ("at_ms", "said"),
+    [
+        (NOW_MS, "22:13:20.000Z, in 0 s"),
+        (NOW_MS + 24 * 3_600_000 - 30, "2023-11-15T22:13:19.970Z, in 24 h"),
+        (NOW_MS + 3 * 3_600_000, "2023-11-15T01:13:20.000Z, in 3 h"),
+    ],
+)
+def test_a_time_has_its_zone_and_its_date_unless_that_is_today(at_ms: int, said: str) -> None:
+    saga = a_saga(a_step(phase=Phase.OUT, due_ms=at_ms), deadline_ms=at_ms)
+    assert f"step 1, until {said}" in shown(saga)
+    assert f"deadline {said}" in shown(saga)
+    assert "sent 2023-11-12T22:13:20.000Z" in shown(a_saga(a_step(phase=Phase.OUT, sent_ms=NOW_MS - 2 * 86_400_000)))
+
+
 def test_a_parked_saga_says_so_and_why() -> None:
     saga = a_saga(a_step(phase=Phase.UNDO_PARKED, parked="nobody knows what undoes it"), status=SagaStatus.COMPENSATING)
     assert "saga42  COMPENSATING  PARKED" in shown(saga)
@@ -154,10 +169,11 @@ def test_the_row_of_a_live_saga_says_what_it_waits_for() -> None:
     ("age_ms", "age"),
     [
         (-5, "0 s"),
-        (999, "0 s"),
-        (119_999, "119 s"),
+        (999, "1 s"),
+        (119_000, "119 s"),
+        (119_999, "2 m"),
         (120_000, "2 m"),
-        (7_199_999, "119 m"),
+        (7_199_999, "2 h"),
         (7_200_000, "2 h"),
         (172_800_000, "2 d"),
     ],
