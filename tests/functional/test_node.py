@@ -50,6 +50,11 @@ service.compensation('Undo', async (params, { transactionKey, result }) => {
   if (params === 'stuck') throw new Reject('the bank is closed')
 })
 
+if (process.env.RELEASE === 'newer') {
+  service.command('Pack', { compensation: 'Unpack' }, (params) => redis.rPush('packed', params).then(() => params))
+  service.compensation('Unpack', () => redis.rPush('packed', 'undone'))
+}
+
 await service.run()
 redis.destroy()
 """
@@ -71,21 +76,23 @@ class Node:
         self._client = server.broker().client
         self.running: list[subprocess.Popen[str]] = []
 
-    def start(self, script: str, url: str | None = None, lease_ms: int = 300) -> "subprocess.Popen[str]":
+    def start(
+        self, script: str, url: str | None = None, lease_ms: int = 300, release: str = "older"
+    ) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             ["node", script],
             cwd=self._folder,
-            env=os.environ | {"REDIS_URL": url or self._url, "LEASE_MS": str(lease_ms)},
+            env=os.environ | {"REDIS_URL": url or self._url, "LEASE_MS": str(lease_ms), "RELEASE": release},
             stderr=subprocess.PIPE,
             text=True,
         )
         self.running.append(process)
         return process
 
-    def probe(self, lease_ms: int = 300) -> "subprocess.Popen[str]":
-        """One process of the service `work`, once it is at work."""
+    def probe(self, lease_ms: int = 300, release: str = "older") -> "subprocess.Popen[str]":
+        """One process of the service `work`, once it is at work. The newer release of it has a command more."""
         there = len(consumers(self._client))
-        process = self.start("probe.mjs", lease_ms=lease_ms)
+        process = self.start("probe.mjs", lease_ms=lease_ms, release=release)
         until(lambda: len(consumers(self._client)) > there, what="it joins the group")
         return process
 
@@ -117,14 +124,28 @@ def consumers(client: redis.Redis) -> list[str]:
     return [consumer["name"].decode() for consumer in found]
 
 
-def deliver(client: redis.Redis, params: Any = None, /, *, compensating: bool = False, **fields: Any) -> bytes:
-    """A command for the service `work`, in step 1 of the saga s1."""
-    body = {"type": "Undo", "saga_id": "s1", "step": 1, "compensating": True}
+def deliver(
+    client: redis.Redis,
+    params: Any = None,
+    /,
+    *,
+    compensating: bool = False,
+    name: str | None = None,
+    saga_id: str = "s1",
+    **fields: Any,
+) -> bytes:
+    """A command for the service `work`, in step 1 of a saga."""
+    body = {"type": name or "Undo", "saga_id": saga_id, "step": 1, "compensating": True}
     if not compensating:
-        body = {"type": "Do", "saga_id": "s1", "step": 1, "params": params}
+        body = {"type": name or "Do", "saga_id": saga_id, "step": 1, "params": params}
     entry: dict[Any, Any] = {"body": json.dumps(body), "begun_ms": 1} | fields
     entry_id: Any = client.xadd(keys.commands("work"), entry)
     return bytes(entry_id)
+
+
+def handed_back(client: redis.Redis) -> int:
+    """How many commands any process may take over at once."""
+    return len(client.xpending_range(keys.commands("work"), "work", "-", "+", 1000, idle=10**6))
 
 
 def answers(client: redis.Redis, number: int) -> list[str]:
@@ -321,6 +342,59 @@ def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: red
     assert set_aside[0].reason == "the field attempt must be a whole number"
     Quarantine(client).replay(set_aside[0].id)
     until(lambda: len(Quarantine(client)) == len(bodies) + 1, what="it is set aside again")
+
+
+def test_what_only_the_other_release_has_is_left_to_it(client: redis.Redis, node: Node) -> None:
+    """… and hides nothing that stands behind it."""
+    older = node.probe()
+    newer = node.probe(release="newer")
+    newer.kill()
+    newer.wait()
+    for number in range(20):
+        deliver(client, str(number), saga_id=f"p{number}", name="Pack")
+    deliver(client, saga_id="undone", name="Unpack", compensating=True)
+    until(lambda: handed_back(client) == 21, what="they are handed back")
+    held = deliver(client, "a")
+    until(lambda: client.xpending(keys.commands("work"), "work")["pending"] == 21, what="it is done")
+    assert answers(client, 1) == ["Do_ok a"]
+    deliver(client, "b", saga_id="s2")
+    client.xgroup_createconsumer(keys.commands("work"), "work", "dead")
+    client.xclaim(keys.commands("work"), "work", "dead", 0, [held], idle=60_000)
+    assert answers(client, 2) == ["Do_ok a", "Do_ok b"]
+    newer = node.probe(release="newer")
+    assert sorted(answers(client, 23)) == sorted(
+        ["Do_ok a", "Do_ok b", "Unpack_ok", *(f"Pack_ok {n}" for n in range(20))]
+    )
+    until(lambda: nothing_is_left(client), what="all is acknowledged")
+    older.terminate()
+    said = older.communicate(timeout=20)[1]
+    assert said.count("has no Pack, which another release has: leaves all of it to that release") == 1
+
+
+def test_what_only_the_other_release_has_is_undone_by_it(client: redis.Redis, node: Node) -> None:
+    """The one that does not know the command must not say that nothing is left of it."""
+    node.probe(release="newer").kill()
+    node.probe()
+    entry_id = deliver(client, "a", name="Pack")
+    until(lambda: handed_back(client) == 1, what="it is handed back")
+    client.hset(keys.done("work", 1), "s1/1/transaction/(void)", 1)
+    client.xclaim(keys.commands("work"), "work", "dead", 0, [entry_id], idle=60_000)
+    until(lambda: handed_back(client) == 1, what="it is handed back again")
+    assert client.xlen(keys.REPLIES) == 0
+    node.probe(release="newer")
+    assert answers(client, 1) == ["Pack_failed cancelled: Pack came after its compensation"]
+    assert client.lrange("packed", 0, -1) == [b"undone"]
+
+
+def test_a_command_of_a_newer_format_is_left_alone(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    deliver(client, "a", format=9)
+    until(lambda: handed_back(client) == 1, what="it is handed back")
+    deliver(client, "b", saga_id="s2")
+    assert answers(client, 1) == ["Do_ok b"]
+    assert (calls(client), len(Quarantine(client)), handed_back(client)) == (0, 0, 1)
+    process.terminate()
+    assert "met format 9, which only a newer release knows" in process.communicate(timeout=20)[1]
 
 
 def test_a_handler_that_was_at_it_when_its_step_was_undone_is_undone_itself(client: redis.Redis, node: Node) -> None:

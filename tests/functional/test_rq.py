@@ -118,6 +118,15 @@ async def refund(user, amount=1):
 """
 
 
+#: An older release of the same service: it has no Do.
+OLDER = """
+from sagastream import Service
+
+service = Service("work", lease_ms=2000)
+service.command("Later", compensation=None, via="rq", queue="steps")(lambda params, context: params)
+"""
+
+
 class Fleet:
     """RQ workers as a team runs them, in a folder with their modules."""
 
@@ -127,13 +136,14 @@ class Fleet:
         self.workers: list[subprocess.Popen[bytes]] = []
         (folder / "shop.py").write_text(SHOP)
         (folder / "jobs.py").write_text(JOBS)
+        (folder / "older.py").write_text(OLDER)
 
-    def worker(self, *options: str, queue: str = "steps") -> "subprocess.Popen[bytes]":
+    def worker(self, *options: str, queue: str = "steps", services: str = "shop:service") -> "subprocess.Popen[bytes]":
         with (self.folder / "rq.log").open("ab") as log:
             worker = subprocess.Popen(
                 [RQ, "worker", "-w", "sagastream.rq_runner.SagaWorker", *options, queue],
                 cwd=self.folder,
-                env=self.env,
+                env=self.env | {SERVICES_VARIABLE: services},
                 stdout=log,
                 stderr=log,
             )
@@ -343,6 +353,30 @@ def test_a_worker_of_another_class_runs_no_step_and_the_reason_says_which_to_sta
     state = stage.play("s1")
     assert why in (state.reason or "")
     assert stage.effects_on_rq() == []
+
+
+def test_a_job_that_a_worker_of_another_release_takes_is_run_by_one_that_has_the_command(stage: Stage) -> None:
+    older = stage.fleet.worker(services="older:service")
+    stage.begin("s1", do(1), do("fail"))
+    stage.all_until(
+        lambda: "has no Do, which another release of the service publishes" in stage.fleet.said, what="left"
+    )
+    assert stage.state("s1").steps[0].attempt == 1
+    older.terminate()
+    older.wait()
+    stage.fleet.worker()
+    state = stage.play("s1")
+    assert (state.status, state.reason) == (SagaStatus.ABORTED, "Step 2 failed: as asked")
+    assert [step.attempt for step in state.steps] == [1, 1]
+    assert stage.effects_on_rq() == ["done s1/1/transaction", "undone s1/1/transaction"]
+
+
+def test_a_job_that_no_worker_has_the_command_for_ends_once_nobody_waits_for_it(stage: Stage) -> None:
+    stage.fleet.worker(services="older:service")
+    stage.begin("s1", do(1, timeout_ms=1500, attempts=1, compensation=None))
+    state = stage.play("s1")
+    assert (state.status, state.steps[0].unknown) == (SagaStatus.ABORTED, True)
+    stage.all_until(lambda: not stage.redis.xlen(keys.commands("work")), what="the command is answered")
 
 
 def test_a_work_horse_that_is_killed_is_an_unknown_outcome_and_the_next_attempt_does_it(stage: Stage) -> None:

@@ -108,13 +108,13 @@ class World:
 
     # --- processes
 
-    def start(self, workers: int = 2, services: int = 1, release: Release = THIS) -> None:
-        """Start so many workers, and so many processes of each service."""
+    def start(
+        self, workers: int = 2, services: int = 1, release: Release = THIS, module: str = "support.oracle"
+    ) -> None:
+        """Start so many workers, and so many processes of each service of the module."""
         self.workers += [self._process(release, "worker") for _ in range(workers)]
         self.services += [
-            self._process(release, "service", f"support.oracle:{name}")
-            for name in oracle.NAMES
-            for _ in range(services)
+            self._process(release, "service", f"{module}:{name}") for name in oracle.NAMES for _ in range(services)
         ]
 
     def end(self, process: Process, number: int = signal.SIGTERM) -> None:
@@ -156,7 +156,7 @@ class World:
         if process.arguments[0] == "worker":
             groups = [(keys.REPLIES, keys.ORCHESTRATOR_GROUP), (keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
         else:
-            name = process.arguments[1].removeprefix("support.oracle:")
+            name = process.arguments[1].partition(":")[2]
             groups = [(keys.commands(name), name)]
         held = {}
         for stream, group in groups:

@@ -1,7 +1,7 @@
 // A service's commands: one consumer of its group reads and answers them.
 
 import { ServiceError } from './broker.mjs'
-import { quarantineFields, replyFields } from './messages.mjs'
+import { isId, quarantineFields, replyFields } from './messages.mjs'
 
 const REPLIES = 'saga:{0}:replies'
 const QUARANTINE = 'saga:{0}:quarantine'
@@ -17,6 +17,11 @@ const FORGET_EVERY_MS = 30_000
 const PUBLISH_EVERY_MS = 30_000
 /** How long a consumer has not asked when it is forgotten. */
 const GONE_MS = 60_000
+/** The idle time of an entry that is handed back: longer than any lease. */
+const HANDED_BACK_MS = 24 * 3600 * 1000
+/** How much longer than the look at abandoned commands the rest after it is, and how long at most. */
+const REST = 20
+const LONGEST_REST_MS = 10_000
 /** An id that no entry comes after. */
 const AFTER_ALL = '18446744073709551614-0'
 const PAGE = 128
@@ -25,6 +30,8 @@ export class Inbox {
   #joined = false
   #own = null // from which id to go on reading the entries that this consumer holds; null: all are read
   #nextClaim = 0
+  #claimBegan = 0
+  #claimAfter = '-' // where the look at abandoned commands goes on
   #nextForget = 0
   #nextPublish = 0
 
@@ -32,9 +39,10 @@ export class Inbox {
    * @param reader a connection that waits for commands
    * @param writer another, for everything else
    * @param publishes the service's commands, and what undoes each
+   * @param compensations the names of all its compensations
    */
-  constructor({ reader, writer, service, consumer, leaseMs, publishes, say }) {
-    Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, say })
+  constructor({ reader, writer, service, consumer, leaseMs, publishes, compensations, say }) {
+    Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, compensations, say })
     this.stream = `saga:{0}:commands:${service}`
     this.held = new Set() // ids of the entries in flight here
   }
@@ -54,9 +62,12 @@ export class Inbox {
         if (entries.length) return entries
       }
       if (Date.now() >= this.#nextClaim) {
+        if (this.#claimAfter === '-') this.#claimBegan = Date.now()
         const entries = await this.#claim(count)
         if (entries.length) return entries
-        this.#nextClaim = Date.now() + Math.min(this.leaseMs / 2, CLAIM_EVERY_MS)
+        // However much of it is for another release: it costs little of this process's time.
+        const rest = Math.min(REST * (Date.now() - this.#claimBegan), LONGEST_REST_MS)
+        this.#nextClaim = Date.now() + Math.max(rest, Math.min(this.leaseMs / 2, CLAIM_EVERY_MS))
         await this.#showUp()
       }
       if (Date.now() >= this.#nextForget) {
@@ -117,6 +128,20 @@ export class Inbox {
     return times
   }
 
+  /** Have a process of another release take this over at once. */
+  async handBack(entry) {
+    const held = [this.stream, this.service, this.consumer, 0, entry.id]
+    await this.writer.call('XCLAIM', ...held, 'IDLE', HANDED_BACK_MS, 'JUSTID')
+  }
+
+  /** What all releases of the service publish: field -> value. */
+  async published() {
+    const words = await this.writer.call('HGETALL', `saga:services:${this.service}`)
+    const fields = new Map()
+    for (let at = 0; at < words.length; at += 2) fields.set(String(words[at]), String(words[at + 1]))
+    return fields
+  }
+
   /** Leave the group, and leave to others what is still held. */
   async leave() {
     await this.writer.script('leave', [this.stream], [this.service, this.consumer])
@@ -152,8 +177,14 @@ export class Inbox {
   }
 
   async #publish() {
-    const pairs = Object.entries(this.publishes).flatMap(([name, undo]) => [name, undo ?? ''])
-    await this.writer.call('HSET', `saga:services:${this.service}`, ...pairs)
+    const before = await this.published()
+    const pairs = Object.entries(this.publishes).map(([name, undo]) => [name, undo ?? ''])
+    const named = pairs.map(([, undo]) => undo)
+    // What no command names is a value too: then another release knows that it is not unknown to all.
+    for (const undo of [...this.compensations, ...pairs.map(([name]) => before.get(name))]) {
+      if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
+    }
+    await this.writer.call('HSET', `saga:services:${this.service}`, ...pairs.flat())
     this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
   }
 
@@ -176,11 +207,14 @@ export class Inbox {
 
   /** What others have held for longer than the lease. Not XAUTOCLAIM: it would also renew what is in flight here. */
   async #claim(count) {
-    const idle = ['IDLE', this.leaseMs, '-', '+', PAGE]
+    const idle = ['IDLE', this.leaseMs, this.#claimAfter, '+', PAGE]
     const pending = await this.writer.call('XPENDING', this.stream, this.service, ...idle)
-    const ids = pending.map(([id]) => String(id)).filter((id) => !this.held.has(id))
+    const abandoned = pending.map(([id]) => String(id)).filter((id) => !this.held.has(id))
+    const ids = abandoned.slice(0, count)
+    // Go on behind them: what is handed back to another release must not hide what comes after it.
+    this.#claimAfter = ids.length ? `(${ids.at(-1)}` : '-'
     if (!ids.length) return []
-    const claim = [this.stream, this.service, this.consumer, this.leaseMs, ...ids.slice(0, count)]
+    const claim = [this.stream, this.service, this.consumer, this.leaseMs, ...ids]
     const page = await this.writer.call('XCLAIM', ...claim)
     return entriesOf([[this.stream, page]], { again: true, takenOver: true })
   }

@@ -2,6 +2,8 @@
 
 const ID = /^[A-Za-z0-9._:-]{1,128}$/
 const MAX_STEPS = 100
+/** The format of commands that this release knows. */
+const FORMAT = 1
 const MAX_BODY_BYTES = 1 << 20
 const MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - 1024
 const MAX_PAYLOAD_DEPTH = 61
@@ -9,13 +11,18 @@ const MAX_PAYLOAD_DEPTH = 61
 /** An entry is not a command, or a handler's result cannot be sent. */
 export class Malformed extends Error {}
 
+/** A command that only a newer release knows. */
+export class Newer extends Error {}
+
 /**
- * The command that an entry holds. Throws Malformed.
+ * The command that an entry holds. Throws Malformed or Newer.
  *
  * @param fields the entry's fields, name -> Buffer
  * @param sentMs when it was added; used if `begun_ms` is missing, as in entries that were made by hand
  */
 export function readCommand(fields, sentMs) {
+  const format = readNumber(fields.format, 'format', 1)
+  if (format > FORMAT) throw new Newer(`met format ${format}, which only a newer release knows`)
   if (fields.body === undefined) throw new Malformed('the entry has no field body')
   const body = readBody(fields.body)
   const compensating = body.compensating ?? false

@@ -5,7 +5,8 @@ import { hostname } from 'node:os'
 import { ErrorReply } from '@redis/client'
 import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mjs'
 import { addedMs, Inbox } from './inbox.mjs'
-import { done, encodePayload, failed, isId, kindOf, Malformed, readCommand, refusal, verdict } from './messages.mjs'
+import { done, encodePayload, failed, isId, kindOf, Malformed, Newer } from './messages.mjs'
+import { readCommand, refusal, verdict } from './messages.mjs'
 
 /** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
@@ -53,10 +54,13 @@ export class Service {
     return compensating ? this.#compensations.get(name) : this.#commands.get(name)?.handler
   }
 
-  /** What undoes a transaction: what its step says, or else what is declared; null: nothing. */
+  /** What undoes a transaction: what its step says, or else what is declared; null: nothing; undefined: neither says. */
   undoOf(command) {
-    if (command.undoneBy !== undefined) return command.undoneBy
-    return this.#commands.get(command.type)?.compensation ?? null
+    return command.undoneBy !== undefined ? command.undoneBy : this.#commands.get(command.type)?.compensation
+  }
+
+  get compensations() {
+    return [...this.#compensations.keys()]
   }
 
   publishes() {
@@ -107,6 +111,7 @@ class Runner {
   #say
   #stop
   #fault
+  #left = new Set() // what was said of commands that are left to another release
   #inFlight = new Set() // the commands that are being worked on, as promises …
   #latest = new Map() // … and the latest promise of each record
 
@@ -124,7 +129,7 @@ class Runner {
     this.#telling = new Patience(this.#say, over.signal)
     this.#inbox = new Inbox({
       ...{ reader, writer, consumer, publishes, say: this.#say },
-      ...{ service: service.name, leaseMs: service.leaseMs },
+      ...{ service: service.name, leaseMs: service.leaseMs, compensations: service.compensations },
     })
   }
 
@@ -175,6 +180,7 @@ class Runner {
       const command = readCommand(entry.fields, addedMs(entry))
       await this.#afterOthers(command.record, () => this.#serve({ entry, command }))
     } catch (error) {
+      if (error instanceof Newer) return await this.#leave(entry, error.message)
       if (!(error instanceof Malformed)) throw error
       await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
     } finally {
@@ -204,6 +210,7 @@ class Runner {
       // If nobody had it before, it was certainly not begun, and leaves nothing in doubt.
       return this.#answer(entry, failed(command, JSON.stringify(late), true), entry.again ? 'unknown' : 'final')
     }
+    if (await this.#isElsewhere(command)) return this.#leave(entry, `has no ${command.type}, which another release has`)
     const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(command))
     if (reply) return this.#tell(entry, reply, record)
     // Stop, and leave the command to another process. If others had it before the handler ended, they may have answered
@@ -240,8 +247,11 @@ class Runner {
    * succeed, the command stays pending: the process that takes it over tries again.
    */
   async #overrule(entry, command, result, reply) {
-    const name = this.#service.undoOf(command)
+    const name = await this.#undoOf(command)
     if (name !== null) {
+      if (await this.#isElsewhere({ type: name, compensating: true })) {
+        return this.#leave(entry, `has no ${name}, which another release has`)
+      }
       this.#say(`${where(command)} must not be done: undoing what may have come of it`)
       if (entry.again) {
         const times = await this.#patience.patiently(() => this.#inbox.count(command, `undos/${entry.id}`))
@@ -259,6 +269,28 @@ class Runner {
       if (!undone?.ok) return
     }
     await this.#answer(entry, reply, 'final')
+  }
+
+  /** Have a process of another release take a command over. Says why, once. */
+  async #leave(entry, why) {
+    if (!this.#left.has(why)) this.#say(`${why}: leaves all of it to that release`)
+    this.#left.add(why)
+    await this.#patience.patiently(() => this.#inbox.handBack(entry))
+  }
+
+  /** Whether another release of the service has this command or compensation, and this one has not. */
+  async #isElsewhere({ type, compensating }) {
+    if (this.#service.handler(type, compensating)) return false
+    const published = await this.#patience.patiently(() => this.#inbox.published())
+    return isId(type) && (compensating ? [...published.values()].includes(type) : published.has(type))
+  }
+
+  /** What undoes a transaction: as the step or this process says, or else as the service publishes; null: nothing. */
+  async #undoOf(command) {
+    const own = this.#service.undoOf(command)
+    if (own !== undefined) return own
+    const published = await this.#patience.patiently(() => this.#inbox.published())
+    return published.get(command.type) || null // if it is in no release, nobody can have done it
   }
 
   /** The reply to a command; undefined: the process stops, and leaves it to another. */

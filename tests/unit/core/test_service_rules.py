@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.service_rules import (
+    HAND_BACK,
     MAX_TAKEOVERS,
     RELEASE,
     RUN,
@@ -361,6 +362,23 @@ def test_an_undo_that_the_service_does_not_have_is_a_try_like_any_other() -> Non
     assert without_handler(CHARGE, UNDO, again=True) is Count.UNDOS
     assert without_handler(CHARGE, UNDO, again=True, times=MAX_TAKEOVERS - 1) is RELEASE
     assert isinstance(without_handler(CHARGE, UNDO, again=True, times=MAX_TAKEOVERS), SetAside)
+
+
+@pytest.mark.parametrize("command", [CHARGE, REFUND])
+@pytest.mark.parametrize("todo", [RUN, UNDO])
+@pytest.mark.parametrize("again", [False, True])
+def test_what_another_release_of_the_service_has_is_handed_back_and_not_counted(
+    command: Command, todo: Run | Undo, again: bool
+) -> None:
+    assert without_handler(command, todo, again=again, published=True, now_ms=10**15) is HAND_BACK
+    assert without_handler(LATE, todo, again=again, published=True, now_ms=5000) is HAND_BACK
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_another_release_has_ends_as_every_late_command_once_nobody_waits_for_it(again: bool) -> None:
+    late = too_late(LATE, RUN, not_begun=not again, now_ms=5001)
+    assert late is not None
+    assert without_handler(LATE, RUN, again=again, published=True, now_ms=5001) == late
 
 
 # --- undoing

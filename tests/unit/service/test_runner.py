@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -61,6 +61,7 @@ class Post(CommandInbox):
         self.sent: list[tuple[bytes, Reply, str]] = []
         self.renewed: list[bytes] = []
         self.handed_back: list[bytes] = []
+        self.published_fields: dict[str, str] = {}  # what the service publishes
         self.counts: list[int] = []  # how many were asked for
 
     def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
@@ -93,6 +94,12 @@ class Post(CommandInbox):
         self.handed_back += [delivery.entry.id for delivery in deliveries]
         return set()
 
+    def leave(self, deliveries: Sequence[Delivery]) -> None:
+        self.hand_back(deliveries)
+
+    def published(self) -> dict[str, str]:
+        return self.published_fields
+
     def count(self, delivery: Delivery, what: Count) -> int:
         return 1
 
@@ -115,7 +122,7 @@ class Nowhere:
 
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
-    runner._inbox = runner._maintenance._inbox = runner._executor._inbox = post
+    runner._inbox = runner._maintenance._inbox = runner._executor._inbox = runner._executor._others._inbox = post
     return runner
 
 

@@ -126,3 +126,16 @@ def test_where_something_else_stands_at_its_key_consumers_are_read() -> None:
 def test_an_error_that_says_nothing_of_the_group_is_raised() -> None:
     with pytest.raises(redis.ResponseError, match="NOPERM"):
         looked([], redis.ResponseError("NOPERM"))
+
+
+def test_a_process_of_a_service_says_what_it_has() -> None:
+    beating = Heartbeat("p-1", Kind.SERVICE, "till", commands=["Refund", "Charge"])
+    member = json.loads(beating._member)
+    assert member["commands"] == ["Charge", "Refund"]
+    [process] = looked([beating._member, b"1700000000000"], NO_GROUP)
+    assert (process.service, process.commands) == ("till", ("Charge", "Refund"))
+
+
+def test_a_process_that_does_not_say_what_it_has_may_have_anything() -> None:
+    [process] = looked([a_member(kind="service", service="till"), b"1700000000000"], NO_GROUP)
+    assert process.commands is None

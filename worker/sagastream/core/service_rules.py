@@ -6,7 +6,8 @@ Each rule is told what has happened to one command, and returns as a value what 
     ----                -----------------                                       ---------------
     delivered           the command has come, and was looked up                 Run, Undo or Answer
     undoing             its undo is to be prepared                              Call or Answer
-    without_handler     the service has no handler for what is to be called     Answer, Count, Release, SetAside
+    without_handler     this process has no handler for what is to be called    Answer, Count, SetAside, Release or
+                                                                                HandBack
     before_call         a handler is about to be called                         Run, Undo, Answer, Count, SetAside
     replied             the handler has returned, or rejected the command       Answer or Release
     raised              the handler has raised something else                   Retry, Answer or Release
@@ -82,12 +83,15 @@ class Simple(Enum):
 
     RUN = "call the handler of the command"
     RELEASE = "leave the command pending: another process takes it over when the lease has ended"
+    HAND_BACK = "have a process of another release take the command over at once"
 
 
 RUN: Final = Simple.RUN
 RELEASE: Final = Simple.RELEASE
+HAND_BACK: Final = Simple.HAND_BACK
 Run = Literal[Simple.RUN]
 Release = Literal[Simple.RELEASE]
+HandBack = Literal[Simple.HAND_BACK]
 
 
 class Undo(Struct, frozen=True, kw_only=True):
@@ -155,7 +159,7 @@ class Call(Struct, frozen=True):
 
 
 #: All that a rule may say.
-Next = Run | Undo | Answer | Count | Retry | Release | SetAside
+Next = Run | Undo | Answer | Count | Retry | Release | HandBack | SetAside
 
 
 # --- before a handler is called
@@ -192,13 +196,24 @@ def undoing(command: Command, undo: Undo, *, compensation: str | None, entry_id:
 
 
 def without_handler(
-    command: Command, todo: Run | Undo, *, again: bool, times: int | None = None
-) -> Answer | Count | Release | SetAside:
+    command: Command,
+    todo: Run | Undo,
+    *,
+    again: bool,
+    published: bool = False,
+    now_ms: int = 0,
+    times: int | None = None,
+) -> Answer | Count | Release | HandBack | SetAside:
     """
     Args:
         again: as for `delivered`.
+        published: whether the service publishes what is to be called, so that a process of another release has it.
+        now_ms: the time by the broker's clock.
         times: how often this was counted, if the rule has asked for it.
     """
+    if published:
+        # This process knows nothing of the command, so it must not say that the service cannot do it.
+        return too_late(command, todo, not_begun=not again, now_ms=now_ms) or HAND_BACK
     if todo is not RUN:
         # A try like any other: a later release of the service may have the compensation.
         next_ = _begin_undo(command, todo, again=again, times=times)

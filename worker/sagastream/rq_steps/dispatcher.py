@@ -33,6 +33,8 @@ _LOOK_EVERY_WHEN_FULL_S: Final = 0.05
 #: How often jobs that were not begun are looked for in their queue, in seconds: a worker that dies while it takes a job
 #: from the queue loses it.
 _SEARCH_EVERY_S: Final = 10.0
+#: How long a job that was left to another release waits until it is enqueued again, in seconds, at most.
+_LONGEST_LEFT_S: Final = 16.0
 #: How often it is said that no worker runs for a queue, in seconds.
 _SAY_EVERY_S: Final = 60.0
 
@@ -42,6 +44,8 @@ class _Out(Struct, kw_only=True):
 
     delivery: Delivery
     missed: bool = False  # the job was not in its queue when it was last looked for
+    lefts: int = 0  # how often a worker left it to another release
+    again_at_s: float = 0.0  # … and when it is enqueued again, by time.monotonic
 
 
 class JobDispatcher:
@@ -102,7 +106,7 @@ class JobDispatcher:
         assert registration is not None
         return registration
 
-    def _enqueue(self, delivery: Delivery, dead: JobState | None = None) -> None:
+    def _enqueue(self, delivery: Delivery, dead: JobState | None = None, lefts: int = 0) -> None:
         self._jobs.enqueue(
             delivery.command,
             delivery.entry.id.decode(),
@@ -111,7 +115,7 @@ class JobDispatcher:
             again=delivery.entry.again,
             dead=dead,
         )
-        self._out[delivery.entry.id] = _Out(delivery=delivery)
+        self._out[delivery.entry.id] = _Out(delivery=delivery, lefts=lefts)
 
     def _time_limit_s(self, command: Command) -> int:
         """How long the job may take: as declared, and not after its answer is waited for."""
@@ -133,6 +137,8 @@ class JobDispatcher:
         for out, state in zip(outs, states, strict=True):
             if out.delivery.entry.id in done:
                 del self._out[out.delivery.entry.id]
+            elif state.left and not state.is_live:
+                self._look_at_left(out, state)
             elif not state.is_live:
                 self._ended(out, state)
             elif state.status == b"queued":
@@ -150,12 +156,29 @@ class JobDispatcher:
         self._waiting = [one for one in self._waiting if one.entry.id not in done]
         return done
 
+    def _look_at_left(self, out: _Out, state: JobState) -> None:
+        """A job whose worker has another release of the service, which does not have the command: after a while, let
+        whichever worker takes it run it; unless nobody waits for it any more."""
+        delivery, now_s = out.delivery, time.monotonic()
+        if (late := self._too_late(delivery)) is not None:
+            del self._out[delivery.entry.id]
+            self._inbox.answer(delivery, late)
+        elif out.again_at_s == 0.0:
+            out.lefts += 1
+            out.again_at_s = now_s + min(2.0**out.lefts, _LONGEST_LEFT_S) - 1.0
+        elif now_s >= out.again_at_s:
+            out.again_at_s = 0.0
+            self._enqueue(delivery, dead=state, lefts=out.lefts)
+
+    def _too_late(self, delivery: Delivery) -> Answer | None:
+        not_begun, now_ms = not delivery.entry.again, self._inbox.now_ms
+        return service_rules.too_late(delivery.command, delivery.todo, not_begun=not_begun, now_ms=now_ms)
+
     def _look_at_queued(self, out: _Out, state: JobState, *, searching: bool) -> None:
         """A job that was not begun: take it back if nobody waits for it any more; see whether it was lost."""
         delivery = out.delivery
         command = delivery.command
-        not_begun, now_ms = not delivery.entry.again, self._inbox.now_ms
-        if (late := service_rules.too_late(command, delivery.todo, not_begun=not_begun, now_ms=now_ms)) is not None:
+        if (late := self._too_late(delivery)) is not None:
             if self._jobs.take_back(command):
                 del self._out[delivery.entry.id]
                 self._inbox.answer(delivery, late)

@@ -39,6 +39,9 @@ _LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"
 _UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError.__name__}"
 
 
+#: In the meta data of a job: its worker has left the command to another release of the service.
+LEFT: Final = "left"
+
 #: The id of every job begins with this.
 _ID_BEGINS: Final = "saga-"
 
@@ -95,6 +98,7 @@ class JobState(Struct, frozen=True, kw_only=True):
 
     status: bytes | None = None  # as RQ writes it; None: there is no such job
     entry: str | None = None  # the entry that it is for
+    left: bool = False  # its worker does not have the command, and another release of the service does
     abandoned: tuple[bytes, ...] = ()  # if its worker is not heard of any more: the executions that are left in RQ
 
     @property
@@ -103,7 +107,7 @@ class JobState(Struct, frozen=True, kw_only=True):
         return self.status in _LIVE and not self.abandoned
 
     def is_still(self, status: bytes | None, meta: bytes | None) -> bool:
-        return (self.status, self.entry) == (status, _entry(meta))
+        return (self.status, self.entry) == (status, _meta(meta)[0])
 
 
 class Jobs:
@@ -138,7 +142,7 @@ class Jobs:
                     _watch(pipeline, key)
                     status, meta = _hmget(pipeline, key)
                     is_dead = dead is not None and dead.is_still(status, meta)
-                    if not is_dead and (status in _LIVE or (_entry(meta) == entry_id and not undoing)):
+                    if not is_dead and (status in _LIVE or (_meta(meta)[0] == entry_id and not undoing)):
                         return
                     pipeline.multi()
                     self._erase(pipeline, queue, job_id(command), dead)
@@ -163,10 +167,11 @@ class Jobs:
                 executions.setdefault(member.partition(b":")[0].decode(), []).append((member, heard_until))
         states = []
         for one, (status, meta) in zip(job_ids, answers, strict=False):
-            left = executions.get(one, [])
-            is_heard = status != b"started" or any(heard_until >= time.time() for _, heard_until in left)
-            abandoned = () if is_heard else tuple(member for member, _ in left)
-            states.append(JobState(status=status, entry=_entry(meta), abandoned=abandoned))
+            begun = executions.get(one, [])
+            is_heard = status != b"started" or any(heard_until >= time.time() for _, heard_until in begun)
+            abandoned = () if is_heard else tuple(member for member, _ in begun)
+            entry, left = _meta(meta)
+            states.append(JobState(status=status, entry=entry, left=left, abandoned=abandoned))
         return states
 
     def is_in_queue(self, command: Command) -> bool:
@@ -238,10 +243,11 @@ def _hmget(pipeline: Any, key: str) -> list[bytes | None]:
     return found
 
 
-def _entry(meta: bytes | None) -> str | None:
-    """The entry that a job is for, by its meta data; None if they do not say."""
+def _meta(meta: bytes | None) -> tuple[str | None, bool]:
+    """What the meta data of a job say: the entry that it is for (None: they do not say), and whether it was left."""
     try:
-        entry = json.loads(meta or b"null")["entry"]
+        found = json.loads(meta or b"null")
+        entry = found["entry"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return entry if isinstance(entry, str) else None
+        return None, False
+    return (entry if isinstance(entry, str) else None), found.get(LEFT) is True

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar, Final
 
 import redis
-from rq import Queue, Worker
+from rq import Queue, Worker, get_current_job
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.logutils import colorizer
@@ -24,12 +24,12 @@ from sagastream.broker.outage import Outage
 from sagastream.console import printable, summary
 from sagastream.errors import JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
-from sagastream.rq_steps.jobs import RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
+from sagastream.rq_steps.jobs import LEFT, RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
 from sagastream.service.declaration import Service
 from sagastream.service.handlers import Interrupted
 from sagastream.service.loading import load_service
 from sagastream.service.named_function import NamedFunction
-from sagastream.service.runner import ServiceRunner
+from sagastream.service.runner import ServiceRunner, Worked
 from sagastream.telemetry import Log, Observer, guarded, runs
 
 _ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
@@ -73,8 +73,11 @@ def run_step(service: object, entry_id: object, again: object) -> str:
     runner = ServiceRunner(broker, _services[service], threading.Event(), observer=SagaWorker.watching)
     outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching)
     try:
-        was_pending = outage.patiently(lambda: runner.work_on(entry_id.encode(), again=bool(again)))
-        return "done" if was_pending else "was answered before"
+        worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), again=bool(again)))
+        if worked is Worked.LEFT and (job := get_current_job()) is not None:
+            job.meta[LEFT] = True  # the service's process has it run again, by whichever worker takes it then
+            job.save_meta()  # type: ignore[no-untyped-call]
+        return str(worked)
     finally:
         broker.close()
 

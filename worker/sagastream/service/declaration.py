@@ -222,6 +222,16 @@ class Service:
         """All that is declared."""
         return [*self._commands.values(), *self._compensations.values()]
 
+    @property
+    def commands(self) -> list[str]:
+        """The names of its commands."""
+        return list(self._commands)
+
+    @property
+    def compensations(self) -> list[str]:
+        """The names of its compensations."""
+        return list(self._compensations)
+
     def registration(self, command: Command) -> Registration | None:
         """What is declared for a command; None: nothing is."""
         return (self._compensations if command.compensating else self._commands).get(command.type)

@@ -6,6 +6,7 @@ delivery -> hold -> run -> (handler) -> finish -> inbox
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import redis
@@ -14,7 +15,19 @@ from sagastream.broker.outage import is_outage
 from sagastream.console import printable, summary
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply
-from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, State, Undo
+from sagastream.core.service_rules import (
+    HAND_BACK,
+    RELEASE,
+    RUN,
+    Answer,
+    Count,
+    Release,
+    Retry,
+    Run,
+    SetAside,
+    State,
+    Undo,
+)
 from sagastream.errors import MalformedMessage
 from sagastream.service.declaration import Service
 from sagastream.service.event_loop import EventLoop
@@ -22,6 +35,7 @@ from sagastream.service.handlers import Interrupted, call, call_async, context_o
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox, Delivery
 from sagastream.service.prefetch import Prefetch
+from sagastream.service.releases import OtherReleases
 from sagastream.service.report import ServiceReport
 from sagastream.service.signals import Signals
 
@@ -72,6 +86,7 @@ class Executor:
         self._dispatcher = dispatcher
         self._signals = signals
         self._fail = fail
+        self._others = OtherReleases(service, inbox, report)
         self._loop = EventLoop(report.task_raised)
         self._data_away = False  # whether it was reported that handlers cannot reach their data
 
@@ -81,8 +96,11 @@ class Executor:
 
     def hold(self, deliveries: list[Delivery]) -> None:
         """Hold these commands until each is answered or released."""
-        if held := [one for delivery in deliveries if (one := self._prepare(delivery)) is not None]:
+        left: list[Delivery] = []
+        if held := [one for delivery in deliveries if (one := self._prepare(delivery, left)) is not None]:
             self._in_flight.add(held)
+        if left:
+            self._others.leave(left)
 
     def send(self, ahead: int = 0) -> None:
         """Send the answers that are ready. Commands that are overruled are held again, to be undone.
@@ -175,9 +193,9 @@ class Executor:
 
     # --- the stages of one command
 
-    def _prepare(self, delivery: Delivery) -> Held | None:
+    def _prepare(self, delivery: Delivery, left: list[Delivery]) -> Held | None:
         """A command with the handler that is to be called for it; None: it was dispatched, answered or set aside, or
-        other processes have to do it."""
+        other processes have to do it. What only another release can do is added to `left`."""
         command, todo, key = delivery.command, delivery.todo, None
         if self._dispatcher is not None and self._dispatcher.takes(command):
             self._dispatcher.send(delivery)
@@ -187,7 +205,7 @@ class Executor:
             undo = service_rules.undoing(
                 command,
                 todo,
-                compensation=self._service.undo_of(command),
+                compensation=self._others.undo_of(command),
                 entry_id=delivery.entry.id.decode(),
             )
             if isinstance(undo, Answer):
@@ -197,7 +215,7 @@ class Executor:
             command, key = undo.command, undo.key
         registration = self._service.registration(command)
         if registration is None:
-            self._without_handler(delivery, command)
+            self._without_handler(delivery, command, left)
             return None
         return Held(
             delivery=delivery,
@@ -208,17 +226,23 @@ class Executor:
             since_s=time.monotonic(),
         )
 
-    def _without_handler(self, delivery: Delivery, called: Command) -> None:
-        step = service_rules.without_handler(delivery.command, delivery.todo, again=delivery.entry.again)
-        if isinstance(step, Count):
-            times = self._inbox.count(delivery, step)
-            step = service_rules.without_handler(
-                delivery.command, delivery.todo, again=delivery.entry.again, times=times
-            )
+    def _without_handler(self, delivery: Delivery, called: Command, left: list[Delivery]) -> None:
+        rule = partial(
+            service_rules.without_handler,
+            delivery.command,
+            delivery.todo,
+            again=delivery.entry.again,
+            published=self._others.have(called),
+            now_ms=self._inbox.now_ms,
+        )
+        if isinstance(step := rule(), Count):
+            step = rule(times=self._inbox.count(delivery, step))
         if isinstance(step, Answer):
             self._inbox.answer(delivery, step)
         elif isinstance(step, SetAside):
             self._inbox.quarantine(delivery.entry, step.reason)
+        elif step is HAND_BACK:
+            left.append(delivery)
         else:
             self._report.no_compensation(delivery.command, called.type)
 

@@ -17,7 +17,7 @@ from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
-from sagastream.store import keys
+from sagastream.store import keys, published
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.running import Busy
 from sagastream.telemetry import Log, Observer, about
@@ -63,10 +63,15 @@ class CommandInbox:
         consumer: str,
         lease_ms: int,
         on_join: Callable[[], None],
+        commands: Collection[str] | None = None,
         busy: Callable[[], Busy | None] = lambda: None,
         observer: Observer | None = None,
     ) -> None:
-        """`busy`: what the process has been running for long, for others to see."""
+        """
+        Args:
+            commands: the names of all commands and compensations that the process has; None: it does not say.
+            busy: what the process has been running for long, for others to see.
+        """
         self._client = client
         self._service = service
         self._observer = observer
@@ -78,7 +83,7 @@ class CommandInbox:
             consumer=consumer,
             lease_ms=lease_ms,
             on_join=on_join,
-            heartbeat=Heartbeat(consumer, Kind.SERVICE, service, busy=busy),
+            heartbeat=Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy),
         )
         self._holder = consumer  # of the commands that it answers
         self._recall = scripting.load(client, "recall")
@@ -88,6 +93,7 @@ class CommandInbox:
         self._ready: list[tuple[Delivery, Answer] | _Quarantined] = []  # until the broker has them
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by the same clock
+        self.left = 0  # how many entries it has left to processes of another release
         self._told: set[int] = set()  # the formats of newer releases that it has told of
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
 
@@ -120,7 +126,7 @@ class CommandInbox:
             else:
                 self.quarantine(entry, command.text)
         if newer:
-            self.reader.leave_to_newer(newer)
+            self._leave(newer)
         left = self._settle(deliveries) if deliveries else []
         if self._observer is not None:
             for delivery in left:
@@ -202,6 +208,18 @@ class CommandInbox:
             for delivery in given:
                 self._observer.command_released(command=delivery.command)
         return lost
+
+    def leave(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand back what only another release of the service can do. This process comes by it again and again until
+        one of that release takes it."""
+        self._leave([delivery.entry for delivery in deliveries])
+        if self._observer is not None:
+            for delivery in deliveries:
+                self._observer.command_released(command=delivery.command)
+
+    def published(self) -> dict[str, str]:
+        """What all releases of the service publish; see store/published.py."""
+        return published.all_of(self._client, self._service)
 
     def fetch(self, entry_id: bytes, *, again: bool) -> Entry | None:
         """An entry that another process holds; None: it was answered."""
@@ -324,6 +342,10 @@ class CommandInbox:
             if not self._ready:
                 self._oldest_s = time.monotonic()
             self._ready.append(one)
+
+    def _leave(self, entries: Sequence[Entry]) -> None:
+        self.left += len(entries)
+        self.reader.leave_to_newer(entries)
 
     def _tell_newer(self, number: int) -> None:
         """Say once for each format that its commands are left to a newer process."""

@@ -52,6 +52,10 @@ class ServiceReport:
         text = f"{_described(command)} is not undone yet: {name} did not succeed; it is tried again after the lease"
         self.log.error(text, extra=about(command))
 
+    def left_to_others(self, name: str) -> None:
+        text = f"has no {name}, which another release of the service publishes: leaves all of it to that release"
+        self.log.warning(text)
+
     def gave_up(self, command: Command, times: int) -> None:
         text = f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it"
         self.log.error(text, extra=about(command))

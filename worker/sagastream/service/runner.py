@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Final, NoReturn
 
 import redis
@@ -38,6 +39,14 @@ GRACE_S: Final = 25.0
 _PUBLISH_EVERY_S: Final = 30.0
 #: How long to wait before looking again whether the dispatcher has room, in milliseconds.
 _FULL_MS: Final = 50
+
+
+class Worked(StrEnum):
+    """What became of one command."""
+
+    DONE = "done"
+    ANSWERED_BEFORE = "was answered before"
+    LEFT = "left to another release, which has it"
 
 
 class ServiceRunner:
@@ -90,6 +99,7 @@ class ServiceRunner:
             consumer=consumer,
             lease_ms=service.lease_ms,
             on_join=self._join,
+            commands=[*service.commands, *service.compensations],
             busy=lambda: self._hangs.busy(time.monotonic()),
             observer=self._observer,
         )
@@ -176,13 +186,14 @@ class ServiceRunner:
                 self._send_and_read_ahead()
                 held = self._next()
 
-    def work_on(self, entry_id: bytes, *, again: bool) -> bool:
-        """Run one command that another process holds, and answer it; False: it was answered before.
+    def work_on(self, entry_id: bytes, *, again: bool) -> Worked:
+        """Run one command that another process holds, and answer it.
 
         `again`: whether another process may have begun with it. May be called again after a redis.RedisError.
         """
         again, self._worked = again or self._worked, True
         self._executor.send()
+        left = self._inbox.left
         entry = self._inbox.fetch(entry_id, again=again)
         if entry is None:
             self._executor.let_go({entry_id})
@@ -194,7 +205,9 @@ class ServiceRunner:
             if (held := self._next_or_send()) is not None:
                 self._executor.run(held)
             elif self._in_flight.is_empty:
-                return entry is not None
+                if self._inbox.left > left:
+                    return Worked.LEFT
+                return Worked.ANSWERED_BEFORE if entry is None else Worked.DONE
             else:
                 due_s = max(0.0, self._in_flight.next_due_s() - time.monotonic())
                 self._in_flight.wait(changes, min(due_s, BLOCK_MS / 1000))
@@ -328,7 +341,13 @@ class ServiceRunner:
 
     def _publish(self) -> None:
         self._published_over = self._broker.connections
-        published.publish(self._broker.client, self._service.name, self._publishes)
+        published.publish(
+            self._broker.client,
+            self._service.name,
+            self._publishes,
+            commands=self._service.commands,
+            compensations=self._service.compensations,
+        )
         self._publish_at_s = time.monotonic() + _PUBLISH_EVERY_S
 
     def _publish_again(self) -> None:

@@ -69,6 +69,7 @@ class _Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str  # of its consumer: unique
     kind: str  # one of Kind, or one that only a newer release knows
     service: str | None = None  # the name of the service that it is a process of
+    commands: tuple[str, ...] | None = None  # … and the names of all commands and compensations that it has
     formats: tuple[int, ...] = ()  # that it knows
     partitions: tuple[int, ...] = ()  # that it reads
     started: str | None = None  # by its own clock
@@ -80,6 +81,7 @@ class Process(Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     service: str | None = None
+    commands: tuple[str, ...] | None = None  # that it has, compensations too; None: it does not say
     formats: tuple[int, ...] = (PLAIN,)
     partitions: tuple[int, ...] = (0,)
     started: str | None = None  # None: it does not say
@@ -101,12 +103,19 @@ class Heartbeat:
     """Writes one process into the heartbeat."""
 
     def __init__(
-        self, name: str, kind: Kind, service: str | None = None, *, busy: Callable[[], Busy | None] = lambda: None
+        self,
+        name: str,
+        kind: Kind,
+        service: str | None = None,
+        *,
+        commands: Collection[str] | None = None,
+        busy: Callable[[], Busy | None] = lambda: None,
     ) -> None:
         """
         Args:
             name: of its consumer, in each group for which it reads.
             service: the name of the service, if it is a service's process.
+            commands: … and the names of all commands and compensations that it has; None: it does not say.
             busy: what it has been running for long; None: nothing.
         """
         self._name = name
@@ -116,6 +125,7 @@ class Heartbeat:
                 name=name,
                 kind=kind,
                 service=service,
+                commands=None if commands is None else tuple(sorted(commands)),
                 formats=tuple(sorted(FORMATS)),
                 partitions=tuple(range(keys.PARTITIONS)),
                 started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

@@ -1,24 +1,68 @@
-"""What services publish about themselves: their commands, and the compensation of each."""
+"""What services publish about themselves: their commands, and the compensation of each.
+
+A field of the hash is a command, its value is the compensation that undoes it; it is empty if there is nothing to undo.
+A command that does not say has the value `?`. A compensation that is not, or no longer, the value of a command is the
+value of a field with its name in brackets. So the hash names all that some release of the service has, and processes
+of another release can tell what is not for them (service/releases.py).
+"""
 
 from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 import redis
 
-from sagastream.broker.wire import or_raise
+from sagastream.broker.wire import execute, or_raise
 from sagastream.core.messages import is_id
 from sagastream.core.sending import Published
 from sagastream.store import keys
 
+#: The value of a command that does not say what undoes it. It is not a name, so it is passed over as a compensation.
+UNSAID: Final = "?"
 
-def publish(client: "redis.Redis", service: str, commands: Mapping[str, str | None]) -> None:
-    """Publish a service's commands, each with its compensation (None: it needs none). What was published before stays:
-    sagas that began with an older release of the service may still have to be undone."""
-    if commands:
-        client.hset(keys.published(service), mapping={name: undo or "" for name, undo in commands.items()})
+
+def publish(
+    client: "redis.Redis",
+    service: str,
+    undone_by: Mapping[str, str | None],
+    *,
+    commands: Collection[str] = (),
+    compensations: Collection[str] = (),
+) -> None:
+    """Publish what a service has. What was published before stays: sagas that began with an older release of the
+    service may still have to be undone.
+
+    Args:
+        undone_by: the compensation of each command that says it (None: it needs none).
+        commands: the names of all commands.
+        compensations: the names of all compensations.
+    """
+    before = all_of(client, service)
+    # Those of another release too, which runs beside this one or ran before it.
+    others = {before.get(name, "") for name, undo in undone_by.items() if before.get(name) != undo}
+    unnamed = (others | set(compensations)).difference(undone_by.values())
+    fields: dict[Any, Any] = {name: undo or "" for name, undo in undone_by.items()}
+    fields |= {f"({name})": name for name in unnamed if is_id(name)}
+    pipeline = client.pipeline(transaction=False)
+    if fields:
+        pipeline.hset(keys.published(service), mapping=fields)
+    for name in set(commands).difference(undone_by):
+        pipeline.hsetnx(keys.published(service), name, UNSAID)  # another release, or a person, may have said it
+    execute(pipeline)
+
+
+def all_of(client: "redis.Redis", service: str) -> dict[str, str]:
+    """The whole hash of a service, which may hold anything; empty if it is not a hash."""
+    try:
+        found: Any = client.hgetall(keys.published(service))
+    except redis.ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            return {}
+        raise
+    return {name.decode(errors="replace"): undo.decode(errors="replace") for name, undo in found.items()}
 
 
 def read(client: "redis.Redis", services: Collection[str]) -> Published:
-    """What these services publish. A compensation whose name is not a valid name of a command is left out."""
+    """The commands that these services publish, each with its compensation. One that does not say is left out."""
     pipeline = client.pipeline(transaction=False)
     for service in services:
         pipeline.hgetall(keys.published(service))
@@ -29,6 +73,6 @@ def read(client: "redis.Redis", services: Collection[str]) -> Published:
         found[service] = {
             command.decode(errors="replace"): undo.decode() or None
             for command, undo in or_raise(answer).items()
-            if not undo or is_id(undo.decode(errors="replace"))
+            if is_id(command.decode(errors="replace")) and (not undo or is_id(undo.decode(errors="replace")))
         }
     return found

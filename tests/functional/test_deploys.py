@@ -1,0 +1,243 @@
+"""Two releases of one service side by side, as in every deploy: the newer one has commands that the older one does not
+have. Real processes, which are killed."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from sagastream import Context, Reject, Service
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import keys, published
+from support import oracle
+from support.faults import Scale, World
+from support.processes import Commands
+from support.scenes import Scene
+from support.servers import OwnServer, Server, start_server
+from support.waiting import until
+
+#: How often a process is killed, at least.
+KILLS: Final = 12
+
+OLDER: Final = "support.oracle"
+NEWER: Final = "support.oracle_newer"
+
+
+@pytest.fixture
+def world(tmp_path: Path, commands: Commands) -> Iterator[World]:
+    server = start_server("valkey", tmp_path, OwnServer)
+    try:
+        made = World(server, commands, Scale(sagas=40, factor=1))
+        yield made
+        made.close()
+    finally:
+        commands.end()
+        server.stop()
+
+
+@pytest.mark.slow
+def test_no_saga_is_aborted_because_one_release_of_a_service_lacks_a_command(world: World) -> None:
+    chance = random.Random(20260201)
+    world.start(workers=1, services=2, module=OLDER)
+    world.start(workers=1, services=1, module=NEWER)
+    world.options = {"transaction": "Pack"}
+    until(lambda: all(world.redis.hexists(keys.published(name), "Pack") for name in oracle.NAMES), what="it is known")
+
+    def kill_one() -> None:
+        world.kill(chance.choice([*world.workers, *world.services]))
+
+    world.run(kill_one, every_s=0.25, times=KILLS)
+    world.verdict()
+    assert min(world.figures["COMPLETED"], world.figures["ABORTED"]) > 0
+
+
+# --- command by command
+
+
+class Shop:
+    """The service `work` as one release has it, which writes down what it does."""
+
+    def __init__(self, *commands: str, undone_by: str | None = None) -> None:
+        self.did: list[str] = []
+        self.service = Service("work", lease_ms=300)
+        for name in commands:
+            self.service.command(name, compensation=undone_by or f"Un{name}")(self._do(name))
+            if undone_by is None:
+                self.service.compensation(f"Un{name}")(self._do(f"Un{name}"))
+        if undone_by is not None:
+            self.service.compensation(undone_by)(self._do(undone_by))
+
+    def _do(self, name: str) -> Any:
+        def do(params: Any, context: Context) -> Any:
+            self.did.append(name)
+            if params == "fail":
+                raise Reject("as asked")
+            return params
+
+        return do
+
+
+class Deploy(Scene):
+    """A worker and a client, and runners of the service `work` in several releases."""
+
+    def run(self, service: Service) -> ServiceRunner:
+        runner = ServiceRunner(self.broker, service, self.stop)
+        runner._inbox.read(1)  # it joins the group, and publishes
+        return runner
+
+    def deliver(self, name: str, *, compensating: bool = False, **fields: Any) -> bytes:
+        """A command for step 1 of the saga s1."""
+        body: dict[str, Any] = {"type": name, "saga_id": "s1", "step": 1}
+        body |= {"compensating": True} if compensating else {"params": 1}
+        entry: dict[Any, Any] = {"body": json.dumps(body), "begun_ms": 1} | fields
+        entry_id: Any = self.redis.xadd(WORK, entry)
+        return bytes(entry_id)
+
+    def given_to_one_that_died(self, name: str, **fields: Any) -> bytes:
+        """The same, delivered to a process that has died since."""
+        entry_id = self.deliver(name, **fields)
+        self.redis.xreadgroup("work", "dead", {WORK: ">"})
+        self.redis.xclaim(WORK, "work", "dead", 0, [entry_id], idle=60_000)
+        return entry_id
+
+    def now_ms(self) -> int:
+        seconds, micros = self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def answers(self) -> list[tuple[str, str | None]]:
+        entries: Any = self.redis.xrange(keys.REPLIES)
+        bodies = [json.loads(fields[b"body"]) for _, fields in entries]
+        return [(body["type"], body.get("error")) for body in bodies]
+
+    def is_handed_back(self, entry_id: bytes) -> bool:
+        """Whether any process may take the entry over at once."""
+        found: Any = self.redis.xpending_range(WORK, "work", entry_id, entry_id, 1, idle=10**6)
+        return bool(found)
+
+    def turns_of(self, runner: ServiceRunner, condition: Callable[[], object]) -> None:
+        def turned() -> bool:
+            runner._inbox.reader._next_claim = 0.0
+            runner.turn(block_ms=1)
+            return bool(condition())
+
+        until(turned, what="the service gets there")
+
+
+WORK: Final = keys.commands("work")
+
+
+@pytest.fixture
+def deploy(server: Server) -> Deploy:
+    return Deploy(server.broker())
+
+
+@pytest.mark.parametrize("compensating", [False, True])
+def test_what_only_the_other_release_has_is_left_to_it_and_said_once(
+    deploy: Deploy, compensating: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer, older = Shop("Do", "Pack"), Shop("Do")
+    runners = [deploy.run(newer.service), deploy.run(older.service)]
+    name = "UnPack" if compensating else "Pack"
+    first = deploy.deliver(name, compensating=compensating)
+    for _ in range(3):
+        deploy.turns_of(runners[1], lambda: deploy.is_handed_back(first))
+        deploy.redis.xclaim(WORK, "work", "dead", 0, [first], idle=60_000)
+    assert deploy.answers() == []
+    said = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    text = f"has no {name}, which another release of the service publishes: leaves all of it to that release"
+    assert said == [text]
+    deploy.turns_of(runners[0], deploy.answers)
+    assert deploy.answers() == [(f"{name}_ok", None)]
+    assert (newer.did, older.did) == ([name], [])
+
+
+def test_what_nobody_publishes_fails_at_once(deploy: Deploy) -> None:
+    runner = deploy.run(Shop("Do").service)
+    deploy.deliver("Fly")
+    deploy.deliver("Do", compensating=True)  # a name that it has, but not as this
+    deploy.deliver("UnDo")
+    deploy.turns_of(runner, lambda: len(deploy.answers()) == 3)
+    assert deploy.answers() == [
+        ("Fly_failed", "unknown_command: service work has no command Fly"),
+        ("Do_failed", "unknown_command: service work has no compensation Do"),
+        ("UnDo_failed", "cancelled: UnDo came after its compensation"),
+    ]
+
+
+def test_what_only_the_other_release_has_ends_once_nobody_waits_for_it(deploy: Deploy) -> None:
+    deploy.run(Shop("Pack").service)
+    older = deploy.run(Shop("Do").service)
+    entry_id = deploy.deliver("Pack", not_after_ms=deploy.now_ms() + 700)
+    deploy.turns_of(older, lambda: deploy.is_handed_back(entry_id))
+    assert deploy.answers() == []
+    deploy.turns_of(older, deploy.answers)
+    [(kind, error)] = deploy.answers()
+    assert kind == "Pack_failed"
+    assert re.fullmatch(r"Pack came \d+ ms too late, and was not begun", error or "")
+
+
+@pytest.mark.parametrize("has_the_undo", [False, True])
+def test_an_undo_of_what_only_the_other_release_has_is_not_taken_for_needless(
+    deploy: Deploy, has_the_undo: bool
+) -> None:
+    """A process that does not know a command must not say that nothing is left of it."""
+    newer = Shop("Pack", undone_by="Undo")
+    older = Shop("Do", undone_by="Undo") if has_the_undo else Shop("Do")
+    runners = [deploy.run(newer.service), deploy.run(older.service)]
+    entry_id = deploy.given_to_one_that_died("Pack")
+    deploy.redis.hset(keys.done("work", 1), "s1/1/transaction/(void)", "1")
+    deploy.turns_of(runners[1], lambda: older.did or deploy.is_handed_back(entry_id))
+    if has_the_undo:
+        assert older.did == ["Undo"]
+    else:
+        assert deploy.answers() == []
+        assert not any(b"/undos/" in field for field in deploy.redis.hkeys(keys.done("work", 1)))
+        deploy.turns_of(runners[0], lambda: newer.did)
+        assert newer.did == ["Undo"]
+    for runner in runners:
+        deploy.turns_of(runner, lambda: True)
+    assert deploy.answers() == [("Pack_failed", "cancelled: Pack came after its compensation")]
+
+
+def test_a_compensation_that_has_got_another_name_is_still_left_to_the_release_that_has_it(deploy: Deploy) -> None:
+    older, newer = Shop("Do", undone_by="Undo"), Shop("Do", undone_by="Revert")
+    runners = [deploy.run(older.service), deploy.run(newer.service)]
+    deploy.deliver("Undo", compensating=True)
+    deploy.turns_of(runners[1], lambda: deploy.redis.xpending(WORK, "work")["pending"] == 1)
+    assert deploy.answers() == []
+    deploy.turns_of(runners[0], deploy.answers)
+    assert (older.did, newer.did) == (["Undo"], [])
+
+
+def test_what_does_not_say_what_undoes_it_is_published_too(deploy: Deploy) -> None:
+    service = Service("work")
+    service.command("Charge", call="shop.jobs.charge")
+    service.compensation("Refund")(lambda params, context: None)
+    deploy.redis.hset(keys.published("work"), "Known", "Unknow")
+    runner = deploy.run(service)
+    assert deploy.redis.hgetall(keys.published("work")) == {
+        b"Charge": b"?",
+        b"(Refund)": b"Refund",
+        b"Known": b"Unknow",
+    } | {b"Do": b"Undo", b"DoForGood": b""}
+    assert published.read(deploy.redis, ["work"]) == {"work": {"Known": "Unknow", "Do": "Undo", "DoForGood": None}}
+    deploy.redis.hset(keys.published("work"), "Charge", "ByHand")
+    runner._publish()
+    assert deploy.redis.hget(keys.published("work"), "Charge") == b"ByHand"
+
+
+def test_an_undo_that_nobody_names_is_a_try_like_any_other(deploy: Deploy) -> None:
+    """That other commands need no undo says nothing of it."""
+    service = Service("work", lease_ms=300)
+    service.command("Charge", call="shop.jobs.charge")
+    service.command("Remind", compensation=None)(lambda params, context: None)
+    runner = deploy.run(service)
+    entry_id = deploy.given_to_one_that_died("Charge")
+    deploy.redis.hset(keys.done("work", 1), "s1/1/transaction/(void)", "1")
+    counted = f"s1/1/transaction/Charge/undos/{entry_id.decode()}"
+    deploy.turns_of(runner, lambda: deploy.redis.hget(keys.done("work", 1), counted) == b"1")
+    assert deploy.answers() == []
