@@ -15,11 +15,11 @@ import redis
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator import commit
-from sagastream.store import keys
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import memory_of, used_memory
 from sagastream_bridge.local.stack import Stack
 from support.servers import Server
+from support.stores import KEYS, ONLY
 from support.streams import append_requests
 from support.waiting import until
 
@@ -61,17 +61,17 @@ class Sagas:
 
     @property
     def live(self) -> int:
-        return self.client.zcard(keys.TIMERS)
+        return self.client.zcard(ONLY.timers)
 
     @property
     def are_over(self) -> bool:
         """Whether no saga is live, and none will begin. Between those that end and those that begin there may be a
         moment without a live saga."""
-        return self.client.xlen(keys.REQUESTS) == 0 and self.live == 0
+        return self.client.xlen(ONLY.requests) == 0 and self.live == 0
 
     @property
     def ended(self) -> int:
-        return self.client.zcard(keys.ENDED)
+        return self.client.zcard(ONLY.ended)
 
     def ended_per_s(self, count: int, *, meanwhile: Callable[[], object] = lambda: None) -> float:
         """How many sagas end in a second, while `count` more of them end, or all that are left."""
@@ -87,14 +87,14 @@ class Sagas:
     @property
     def memory(self) -> int:
         """Bytes of data, without the events: their newest 100,000 are always kept."""
-        return used_memory(self.client) - int(self.client.memory_usage(keys.EVENTS, samples=0) or 0)
+        return used_memory(self.client) - int(self.client.memory_usage(ONLY.events, samples=0) or 0)
 
     def expire(self) -> None:
         """Delete what expires, as if its time had come."""
         for key in self.client.scan_iter(count=1000):
             if self.client.ttl(key) > 0:
                 self.client.unlink(key)
-        commit.Store(self.client, retention_ms=0).forget_ended()
+        commit.Store(self.client, retention_ms=0).forget_ended(KEYS)
         self._forgotten = self._begun
 
 
@@ -156,7 +156,7 @@ def measure_backlog(sagas: Sagas, *, waiting: int, window: int) -> dict[str, flo
     assert max(memory) - memory_before < NOISE
     assert sagas.memory - empty < NOISE
     assert sagas.live == 0
-    assert sum(sagas.client.xlen(stream) for stream in (keys.REQUESTS, keys.REPLIES, keys.QUARANTINE)) == 0
+    assert sum(sagas.client.xlen(stream) for stream in (ONLY.requests, ONLY.replies("work"), ONLY.quarantine)) == 0
     return figures
 
 

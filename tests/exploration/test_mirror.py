@@ -16,9 +16,9 @@ from sagastream.core.moves import begin
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
-from sagastream.store import keys
 from sagastream.store.columns import iso
 from support.servers import KINDS, Server
+from support.stores import ONLY
 
 COMMANDS = [
     Command(service="work", type=kind, saga_id="s", step=number, params=b"1", compensating=kind == "Undo", begun_ms=0)
@@ -125,14 +125,16 @@ def test_a_commit_compares_as_the_mirror_has_it(
     decision = begin(Begin(saga_id=saga_id, steps=(step(),)), Moment(now_ms=NOW, published={}))
     assert isinstance(decision.state, SagaState)
     if there is not None:
-        client.hset(keys.saga(saga_id), mapping={"version": there[0], "updated_at": iso(there[1])})
+        client.hset(ONLY.saga(saga_id), mapping={"version": there[0], "updated_at": iso(there[1])})
     loaded = None
     if seen is not None:
         loaded = replace(decision.state, version=seen[0], updated_ms=seen[1], reason="as it was")
-    change = Change(saga_id=saga_id, before=loaded, after=decision.state, commands=list(decision.commands))
-    commands = client.xlen(keys.commands("work"))
+    change = Change(
+        partition=ONLY, saga_id=saga_id, before=loaded, after=decision.state, commands=list(decision.commands)
+    )
+    commands = client.xlen(ONLY.commands("work"))
     lost, stuck = Store(client).commit([change], NOW)
     assert (lost, stuck) == ([] if mirror.commits(there, seen) else [change], [])
     # All or nothing: the command and the timer come with the state.
-    assert client.xlen(keys.commands("work")) == commands + (not lost)
-    assert (client.zscore(keys.TIMERS, saga_id) is None) == bool(lost)
+    assert client.xlen(ONLY.commands("work")) == commands + (not lost)
+    assert (client.zscore(ONLY.timers, saga_id) is None) == bool(lost)

@@ -30,7 +30,7 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import _CommitArguments
-from sagastream.store import keys, saga_hash
+from sagastream.store import saga_hash
 from sagastream_bridge.inspection import lookup, views
 from sagastream_stubs import payment
 from support import corpus
@@ -38,10 +38,11 @@ from support.corpus import Bad, written
 from support.processes import SAGASTREAM, Commands
 from support.scenes import Scene, do
 from support.servers import KINDS, Server, start_server
+from support.stores import KEYS, ONLY
 from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
-WORK = keys.commands("work")
+WORK = ONLY.commands("work")
 _DAY_MS = 24 * 3600 * 1000
 
 SHOP = textwrap.dedent("""
@@ -106,7 +107,7 @@ class Stage:
 
     def quarantined(self, stream: str) -> Counter[bytes]:
         """How often each entry of a stream was quarantined."""
-        entries: Any = self.redis.xrange(keys.QUARANTINE)
+        entries: Any = self.redis.xrange(ONLY.quarantine)
         return Counter(fields[b"entry_id"] for _, fields in entries if fields[b"stream"] == stream.encode())
 
     def well(self) -> None:
@@ -173,14 +174,14 @@ def test_there_are_many_classes_of_bad_input() -> None:
 
 def test_a_bad_request_is_refused_once_where_somebody_asked_and_else_quarantined_once(stage: Stage) -> None:
     inputs = corpus.for_requests()
-    after = stage.redis.xlen(keys.EVENTS)
-    anonymous = stage.add(keys.REQUESTS, inputs)
-    stage.add(keys.REQUESTS, inputs, request_id="asked-")
-    misnamed = stage.add(keys.REQUESTS, corpus.for_request_ids())
-    stage.taken(keys.REQUESTS)
-    events: Any = stage.redis.xrange(keys.EVENTS)
+    after = stage.redis.xlen(ONLY.events)
+    anonymous = stage.add(ONLY.requests, inputs)
+    stage.add(ONLY.requests, inputs, request_id="asked-")
+    misnamed = stage.add(ONLY.requests, corpus.for_request_ids())
+    stage.taken(ONLY.requests)
+    events: Any = stage.redis.xrange(ONLY.events)
     told = Counter(fields[b"request_id"] for _, fields in events[after:] if fields[b"kind"] == b"refused")
-    quarantined = stage.quarantined(keys.REQUESTS)
+    quarantined = stage.quarantined(ONLY.requests)
     assert wrongly_counted(inputs, [told[b"asked-%d" % n] for n in range(len(inputs))]) == []
     assert wrongly_counted(inputs, [quarantined[entry_id] for entry_id in anonymous]) == []
     assert wrongly_counted(corpus.for_request_ids(), [quarantined[entry_id] for entry_id in misnamed]) == []
@@ -192,9 +193,9 @@ def test_a_bad_request_is_refused_once_where_somebody_asked_and_else_quarantined
 
 def test_a_bad_reply_is_quarantined_once(stage: Stage) -> None:
     inputs = corpus.for_replies("s-live")
-    ids = stage.add(keys.REPLIES, inputs)
-    stage.taken(keys.REPLIES)
-    quarantined = stage.quarantined(keys.REPLIES)
+    ids = stage.add(ONLY.replies("work"), inputs)
+    stage.taken(ONLY.replies("work"))
+    quarantined = stage.quarantined(ONLY.replies("work"))
     assert wrongly_counted(inputs, [quarantined[entry_id] for entry_id in ids]) == []
     stage.well()
     stage.shown("s-live")
@@ -231,8 +232,8 @@ def test_a_command_that_makes_no_sense_is_answered_once_and_the_answer_set_aside
         fields: dict[Any, Any] = {"body": written(message | {"saga_id": saga_id})}
         stage.redis.xadd(WORK, fields | {"attempt": 7, "retried": b"\xff", "begun_ms": "9" * 15})
         stage.redis.xadd(WORK, fields | {"not_after_ms": 1, "unknown": "?"})
-    stage.taken(WORK, keys.REPLIES)
-    entries: Any = stage.redis.xrange(keys.QUARANTINE)
+    stage.taken(WORK, ONLY.replies("work"))
+    entries: Any = stage.redis.xrange(ONLY.quarantine)
     reasons = Counter(fields[b"reason"].decode() for _, fields in entries)
     assert {saga_id: reasons[f"there is no saga {saga_id}"] for saga_id in commands} == dict.fromkeys(commands, 2)
     stage.well()
@@ -240,7 +241,7 @@ def test_a_command_that_makes_no_sense_is_answered_once_and_the_answer_set_aside
 
 def test_a_bad_line_is_answered_or_told_of_or_quarantined_once(stage: Stage) -> None:
     lines = corpus.for_lines("hotel")
-    before = stage.redis.xlen(keys.QUARANTINE)
+    before = stage.redis.xlen(ONLY.quarantine)
     bridge = stage.start("bridge", "--outcomes", "--trace", "--serve", "hotel", stdin=subprocess.PIPE)
     out, err = stage.outputs[-2:]
     assert bridge.stdin is not None
@@ -257,7 +258,7 @@ def test_a_bad_line_is_answered_or_told_of_or_quarantined_once(stage: Stage) -> 
     wrong = [(n, lines[n - 1][:200], told[n]) for n in range(1, len(lines) + 1) if told[n] != 1]
     assert wrong == []
     assert [body["status"] for body in answers if body["type"] == "saga_completed"] == ["COMPLETED"]
-    assert stage.redis.xlen(keys.QUARANTINE) == before
+    assert stage.redis.xlen(ONLY.quarantine) == before
     assert "Traceback" not in err.read_text()
     stage.well()
 
@@ -276,8 +277,8 @@ def test_a_reply_on_a_line_to_what_nobody_asked_is_quarantined_once(stage: Stage
         bridge.stdin.write(written({"src": "hotel", "dest": "orchestrator", "body": body}) + b"\n")
     bridge.stdin.close()
     assert bridge.wait(60) == 0
-    stage.taken(keys.REPLIES)
-    entries: Any = stage.redis.xrange(keys.QUARANTINE)
+    stage.taken(ONLY.replies("work"))
+    entries: Any = stage.redis.xrange(ONLY.quarantine)
     bodies = [json.loads(fields[b"body"]) for _, fields in entries[-len(replies) :]]
     assert [(body["saga_id"], body["step"], body["type"]) for body in bodies] == replies
     stage.well()
@@ -303,14 +304,14 @@ def test_garbage_in_the_news_stops_no_bridge(stage: Stage) -> None:
         for kind in ("outcome", "parked", "done", "refused", "command", "reply", "\x1b[2J"):
             for body in bodies:
                 fields: dict[Any, Any] = {"kind": kind, "saga_id": "s-news", "body": body, "service": "\x9b\u202e"}
-                pipeline.xadd(keys.EVENTS, fields | {"request_id": b"\xff"})
+                pipeline.xadd(ONLY.events, fields | {"request_id": b"\xff"})
         for fields in (
             {"kind": "outcome"},
             {"body": "{}"},
             {b"\xff": b"\xff"},
             {"kind": "refused", "saga_id": "s-news"},
         ):
-            pipeline.xadd(keys.EVENTS, _fields(fields))
+            pipeline.xadd(ONLY.events, _fields(fields))
         pipeline.execute()
     say({"type": "saga_begin", "msg_id": 2, "saga_id": "s-more", "steps": [do(1)]})
     until(lambda: b'"in_reply_to": 2' in out.read_bytes(), what="a saga begun after it is told of")
@@ -368,10 +369,10 @@ def test_text_that_would_act_on_a_terminal_is_carried_and_shown_as_escapes(stage
 
 def test_a_saga_can_be_shown_though_a_message_for_it_is_nested_deeply(stage: Stage) -> None:
     deep = b"[" * 1000 + b"]" * 1000
-    stage.redis.xadd(keys.REPLIES, {"body": b'{"saga_id":"s-live","type":%s}' % deep})
-    stage.redis.xadd(keys.REPLIES, {"body": b'{"saga_id":"s-live","type":%s}' % deep.replace(b"[", b'{"a":', 999)
-                     .replace(b"]", b"}", 999)})  # fmt: skip
-    stage.taken(keys.REPLIES)
+    stage.redis.xadd(ONLY.replies("work"), {"body": b'{"saga_id":"s-live","type":%s}' % deep})
+    deeper = deep.replace(b"[", b'{"a":', 999).replace(b"]", b"}", 999)
+    stage.redis.xadd(ONLY.replies("work"), {"body": b'{"saga_id":"s-live","type":%s}' % deeper})
+    stage.taken(ONLY.replies("work"))
     stage.shown("s-live")
 
 
@@ -427,12 +428,12 @@ def _bytes_changed(text: bytes, chance: random.Random) -> bytes:
 
 
 _SEEDS: dict[str, list[dict[str, Any]]] = {
-    keys.REQUESTS: [
+    ONLY.requests: [
         {"type": "saga_begin", "saga_id": "s1", "steps": [do(1), do(2, compensation="Undo")], "deadline_ms": 60_000},
         {"type": "saga_begin", "saga_id": "s2", "steps": [do("fail", kind="pivot"), do(2, kind="retriable")]},
         *({"type": f"saga_{verb}", "saga_id": "s1", "reason": "so"} for verb in ("cancel", "retry", "skip", "abandon")),
     ],
-    keys.REPLIES: [
+    ONLY.replies("work"): [
         {"type": "Do_ok", "saga_id": "s1", "step": 1, "result": {"a": [1]}},
         {"type": "Do_failed", "saga_id": "s2", "step": 1, "error": "no"},
         {"type": "Undo_ok", "saga_id": "s1", "step": 1},
@@ -488,10 +489,10 @@ def test_whatever_is_made_of_valid_messages_is_dealt_with(scene: Scene) -> None:
             scene.runner.turn(block_ms=1)
             left = [scene.redis.xlen(stream) for stream in _SEEDS]
         assert left == [0, 0, 0]
-        aside: Any = scene.redis.xrange(keys.QUARANTINE)
+        aside: Any = scene.redis.xrange(ONLY.quarantine)
         counts = Counter((fields[b"stream"], fields[b"entry_id"]) for _, fields in aside)
         assert max(counts.values(), default=1) == 1
-        live: Any = scene.redis.zrange(keys.TIMERS, 0, -1)
+        live: Any = scene.redis.zrange(ONLY.timers, 0, -1)
         for saga_id in live:
             assert scene.client.get(saga_id.decode()) is not None
 
@@ -534,14 +535,14 @@ _DAMAGE: tuple[bytes, ...] = tuple(
 
 def models(scene: Scene) -> list[dict[bytes, bytes]]:
     """The hashes of sagas in every state before their end."""
-    scene.redis.hset(keys.published("work"), "Do", "Undo")
+    scene.redis.hset(KEYS.published("work"), "Do", "Undo")
     names = ("waits", "again", "back", "parked")
     for saga_id in names:
         scene.begin(saga_id, do(1, timeout_ms=50_000, compensation_attempts=1), do(2, backoff_ms=50_000, attempts=2))
 
     def reply(saga_id: str, kind: str, step: int, **fields: str) -> None:
         body = written({"type": kind, "saga_id": saga_id, "step": step})
-        scene.redis.xadd(keys.REPLIES, _fields({"body": body} | fields))
+        scene.redis.xadd(ONLY.replies("work"), _fields({"body": body} | fields))
 
     scene.turns_until(lambda: scene.redis.xlen(WORK) == 4)
     for saga_id in names:
@@ -552,8 +553,8 @@ def models(scene: Scene) -> list[dict[bytes, bytes]]:
     reply("parked", "Do_failed", 2)
     scene.turns_until(lambda: scene.redis.xlen(WORK) == 10)
     reply("parked", "Undo_failed", 1)
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
-    found: Any = [scene.redis.hgetall(keys.saga(saga_id)) for saga_id in names]
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0)
+    found: Any = [scene.redis.hgetall(ONLY.saga(saga_id)) for saga_id in names]
     assert found[1][b"send_again_at"]
     assert found[2][b"status"] == b"COMPENSATING"
     assert found[3][b"parked"]
@@ -614,9 +615,9 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                 lookup.as_json(lookup.Found(state=state, now_ms=now_ms, notes=[]))
                 for event, moment in itertools.product(events, moments):
                     decision = decide(state, event, moment)
-                    change = Change(saga_id="s1", before=state, after=state)
-                    change.add(Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decision)
-                    _COMMITS.decode(*_CommitArguments([change], now_ms, 1000).args)
+                    change = Change(partition=ONLY, saga_id="s1", before=state, after=state)
+                    change.add(Entry(stream=ONLY.replies("work"), id=b"1-1", fields={}), decision)
+                    _COMMITS.decode(*_CommitArguments(ONLY, [change], now_ms, 1000).args)
     assert damaged > 1000
     assert read > 1000
 
@@ -627,11 +628,11 @@ def test_damaged_sagas_that_are_due_stop_no_worker(scene: Scene) -> None:
     for model in models(scene):
         for name in sorted({*model, *_OPTIONAL}):
             value = _DAMAGE[count % len(_DAMAGE)]
-            scene.redis.hset(keys.saga(f"d{count}"), mapping=_fields(model | {name: value}))
-            scene.redis.zadd(keys.TIMERS, {f"d{count}": 0})
+            scene.redis.hset(ONLY.saga(f"d{count}"), mapping=_fields(model | {name: value}))
+            scene.redis.zadd(ONLY.timers, {f"d{count}": 0})
             count += 1
-    scene.redis.zadd(keys.TIMERS, {b"\xff": 0, b"": 1, b"nobody": float("-inf"), b"far": 1e300})
+    scene.redis.zadd(ONLY.timers, {b"\xff": 0, b"": 1, b"nobody": float("-inf"), b"far": 1e300})
     scene.worker._look_at = 0.0
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
-    scene.turns_until(lambda: not scene.redis.zrangebyscore(keys.TIMERS, "-inf", 1000))
+    scene.turns_until(lambda: not scene.redis.zrangebyscore(ONLY.timers, "-inf", 1000))

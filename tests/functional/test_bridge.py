@@ -15,10 +15,10 @@ import pytest
 from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
-from sagastream.store import keys
 from support.processes import SAMPLES, Commands, Talk
 from support.scenes import do
 from support.servers import OwnServer, Server
+from support.stores import ONLY
 from support.waiting import until
 
 
@@ -100,7 +100,7 @@ def test_status_of_a_saga_that_no_worker_has_read_of_is_pending(server: Server, 
         "sagastream bridge: not ended within 0 s, and safe in the store: a "
         "(they go on when a worker runs: sagastream up)\n"
     )
-    assert server.broker().client.xlen(keys.REQUESTS) == 1
+    assert server.broker().client.xlen(ONLY.requests) == 1
 
 
 def test_await_answers_when_the_saga_has_ended(talk: Talk) -> None:
@@ -234,14 +234,14 @@ def test_a_command_that_was_not_answered_is_given_out_again_by_the_next(server: 
     assert talk.hear()[2]["type"] == "Do"
     talk.process.kill()
     client = server.broker().client
-    held: Any = client.xpending_range(keys.commands("work"), "work", "-", "+", 1)
+    held: Any = client.xpending_range(ONLY.commands("work"), "work", "-", "+", 1)
     entry = held[0]
     # Wait for the end of the dead process's lease.
-    client.xclaim(keys.commands("work"), "work", entry["consumer"], 0, [entry["message_id"]], idle=60_000, justid=True)
+    client.xclaim(ONLY.commands("work"), "work", entry["consumer"], 0, [entry["message_id"]], idle=60_000, justid=True)
     talk = Talk(commands.start("bridge", "--serve", "work", "--outcomes", env=env))
     assert talk.hear()[2]["type"] == "Do"
     talk.say("work", {"type": "Do_ok", "saga_id": "a", "step": 1})
-    until(lambda: client.zscore(keys.ENDED, "a"), what="the saga has ended")
+    until(lambda: client.zscore(ONLY.ended, "a"), what="the saga has ended")
     assert talk.finish()[0] == 0
 
 
@@ -265,7 +265,7 @@ def test_a_bridge_holds_its_input_back_while_the_broker_is_away(server: OwnServe
     assert (code, rest) == (0, "")
     assert errors == "sagastream bridge: the broker is back\n"
     client = SagaClient(server.broker())
-    assert client._redis.zcard(keys.ENDED) == 51
+    assert client._redis.zcard(ONLY.ended) == 51
     assert client._redis.hget("stubs:{inventory}:left", "abc123") == str(1_000_000 - 51).encode()
 
 
@@ -317,7 +317,7 @@ def test_a_full_store_is_said_once(server: Server, commands: Commands) -> None:
     client.config_set("maxmemory", 0)
     assert talk.process.stderr.readline() == b"sagastream bridge: the broker is back\n"
     assert talk.finish()[0] == 0
-    assert client.xlen(keys.REQUESTS) == 1
+    assert client.xlen(ONLY.requests) == 1
 
 
 def reads(client: Any) -> int:
@@ -364,8 +364,8 @@ def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
     talk.say("c", {"type": "init", "msg_id": 1})
     talk.hear()
     client = server.broker().client
-    client.delete(keys.EVENTS)
-    client.set(keys.EVENTS, "in the way")
+    client.delete(ONLY.events)
+    client.set(ONLY.events, "in the way")
     assert talk.process.wait(20) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read().startswith(b"Error: ")
@@ -381,13 +381,13 @@ def test_sigterm_stores_what_was_read(server: Server, commands: Commands) -> Non
     writer = threading.Thread(target=write_all, args=[talk.process.stdin, "\n".join([*lines, ""]).encode()])
     writer.start()
     client = server.broker().client
-    until(lambda: client.xlen(keys.REQUESTS) > 100, what="some are stored")
+    until(lambda: client.xlen(ONLY.requests) > 100, what="some are stored")
     talk.process.send_signal(signal.SIGTERM)
     assert talk.process.stderr is not None
     assert talk.process.wait(20) == 0
     assert talk.process.stderr.read() == b""
     writer.join()
-    assert client.xlen(keys.REQUESTS) < 5000
+    assert client.xlen(ONLY.requests) < 5000
 
 
 def write_all(pipe: Any, data: bytes) -> None:
@@ -404,7 +404,7 @@ def test_a_reader_that_does_not_read_does_not_keep_the_bridge(server: Server, co
     for n in range(200):
         talk.say("c", begin(f"s{n}", do("x" * 1000)))
     client = server.broker().client
-    until(lambda: client.zcard(keys.TIMERS) == 200, what="the commands are there to be written out")
+    until(lambda: client.zcard(ONLY.timers) == 200, what="the commands are there to be written out")
     assert talk.process.stdout is not None
     until(lambda: unread(talk.process.stdout) > 50_000, what="the pipe is full")
     talk.process.send_signal(signal.SIGTERM)
@@ -456,7 +456,7 @@ def test_a_stray_event_ends_nothing(server: Server, commands: Commands, event: d
     talk = Talk(commands.start("bridge", "--trace", "--outcomes", "--serve", "work", env=env))
     talk.say("c", begin("a", do(1)))
     assert talk.hear()[2]["type"] == "Do"
-    server.broker().client.xadd(keys.EVENTS, event)
+    server.broker().client.xadd(ONLY.events, event)
     talk.say("work", {"type": "Do_ok", "saga_id": "a", "step": 1})
     assert [talk.hear()[2]["type"], talk.hear()[2]["type"]] == ["Do_ok", "saga_completed"]
     assert talk.finish()[0] == 0
@@ -471,9 +471,9 @@ def test_a_stray_event_that_is_read_after_the_end_swallows_nothing(server: Serve
     assert talk.hear()[2]["type"] == "Do"
     client = server.broker().client
     talk.process.send_signal(signal.SIGSTOP)
-    client.xadd(keys.EVENTS, {"kind": "outcome", "saga_id": "a"})
-    client.xadd(keys.REPLIES, {"body": json.dumps({"type": "Do_ok", "saga_id": "a", "step": 1})})
-    until(lambda: client.zscore(keys.ENDED, "a"), what="the saga has ended")
+    client.xadd(ONLY.events, {"kind": "outcome", "saga_id": "a"})
+    client.xadd(ONLY.replies("work"), {"body": json.dumps({"type": "Do_ok", "saga_id": "a", "step": 1})})
+    until(lambda: client.zscore(ONLY.ended, "a"), what="the saga has ended")
     talk.process.send_signal(signal.SIGCONT)
     assert [talk.hear()[2]["type"], talk.hear()[2]["type"]] == ["Do_ok", "saga_completed"]
     assert talk.finish() == (0, "", "")
@@ -488,7 +488,7 @@ def test_whoever_waits_for_a_saga_that_is_damaged_meanwhile_is_told(server: Serv
     talk.say("d", {"type": "saga_await", "msg_id": 5, "saga_id": "a"})
     talk.say("d", {"type": "init", "msg_id": 6})
     assert talk.hear()[2]["type"] == "init_ok"  # so it waits by now
-    server.broker().client.hset(keys.saga("a"), "status", "odd")
+    server.broker().client.hset(ONLY.saga("a"), "status", "odd")
     heard = [talk.hear(), talk.hear()]
     assert sorted((dest, body["in_reply_to"], body["code"]) for _, dest, body in heard) == [("c", 1, 13), ("d", 5, 13)]
     assert talk.finish() == (1, "", "")

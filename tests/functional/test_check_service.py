@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from sagastream.store import keys
 from sagastream.store.heartbeat import worker_is_alive
 from sagastream_bridge.conformance import cases, command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
@@ -26,6 +25,7 @@ from support import raw_services as raw
 from support.processes import SAGASTREAM, Commands
 from support.raw_services import Raw
 from support.servers import Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -57,7 +57,7 @@ def assert_kept(commands: Commands, server: Server, *names: str) -> None:
     client = server.broker().client
     checks = {}
     for name in names:
-        until(lambda name=name: client.exists(keys.published(name)), what=f"{name} is there")  # type: ignore[misc]
+        until(lambda name=name: client.exists(KEYS.published(name)), what=f"{name} is there")  # type: ignore[misc]
         more = ("--json", "--timeout", "20")
         checks[name] = commands.start(*SAMPLES[name], *more, env={"REDIS_URL": server.url})
     for name, check in checks.items():
@@ -66,8 +66,8 @@ def assert_kept(commands: Commands, server: Server, *names: str) -> None:
         assert [one["check"] for one in findings if one["verdict"] != "kept"] == ["effects"], (name, findings)
         counts = f"{len(findings) - 1} kept, 0 broken, 1 not checked"
         assert (check.returncode, errors.decode().splitlines()[0]) == (0, f"service {name}: {counts}")
-        assert client.xlen(keys.commands(name)) == 0
-    assert client.xlen(keys.REPLIES) == client.xlen(keys.QUARANTINE) == 0
+        assert client.xlen(ONLY.commands(name)) == 0
+    assert client.xlen(ONLY.replies("work")) == client.xlen(ONLY.quarantine) == 0
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def running_beside(kind: type[Raw], server: Server) -> Iterator[Raw]:
 
 
 def examined(service: Raw, server: Server, *, probed: bool = True, timeout_s: float = 1.2) -> dict[str, Finding]:
-    exchange = Exchange(server.broker().client, raw.NAME, timeout_s=timeout_s)
+    exchange = Exchange(server.broker().client, KEYS, raw.NAME, timeout_s=timeout_s)
     probe = Counted(service) if probed else None
     return {found.check: found for found in Examination(exchange, [Case(**CASE)], probe).findings()}  # type: ignore[arg-type]
 
@@ -245,33 +245,33 @@ def test_what_others_have_in_the_store_stays_as_it_is(server: Server) -> None:
     client = server.broker().client
     with running(Raw, server) as service:
         others: Any = {
-            keys.REPLIES: {"body": '{"type":"Do_ok","saga_id":"o-1","step":1}', "attempt": "1"},
-            keys.QUARANTINE: {"reason": "x", "stream": keys.commands(raw.NAME), "entry_id": "1-1", "body": "x"},
+            ONLY.replies("work"): {"body": '{"type":"Do_ok","saga_id":"o-1","step":1}', "attempt": "1"},
+            ONLY.quarantine: {"reason": "x", "stream": ONLY.commands(raw.NAME), "entry_id": "1-1", "body": "x"},
         }
         for stream, fields in others.items():
             client.xadd(stream, fields)
         before = {stream: client.xrange(stream) for stream in others}
         assert broken(examined(service, server, timeout_s=20)) == set()
         assert {stream: client.xrange(stream) for stream in others} == before
-        assert client.xlen(keys.commands(raw.NAME)) == 0
-        assert [one["name"] for one in client.xinfo_consumers(keys.commands(raw.NAME), raw.NAME)] == [b"one"]
+        assert client.xlen(ONLY.commands(raw.NAME)) == 0
+        assert [one["name"] for one in client.xinfo_consumers(ONLY.commands(raw.NAME), raw.NAME)] == [b"one"]
 
 
 def test_what_was_held_by_a_reader_that_nobody_heard_of_is_cleared_away(one_server: Server) -> None:
     with running(raw.TakesNothingOver, one_server) as service:
         assert broken(examined(service, one_server)) == {"crash before"}
         client = one_server.broker().client
-        assert client.xlen(keys.commands(raw.NAME)) == 0
-        assert client.xpending(keys.commands(raw.NAME), raw.NAME)["pending"] == 0
+        assert client.xlen(ONLY.commands(raw.NAME)) == 0
+        assert client.xpending(ONLY.commands(raw.NAME), raw.NAME)["pending"] == 0
 
 
 def test_it_refuses_beside_a_worker(server: Server, commands: Commands) -> None:
     client = server.broker().client
     commands.quiet("worker", env={"REDIS_URL": server.url})
-    until(lambda: worker_is_alive(client), what="the worker is there")
+    until(lambda: worker_is_alive(client, KEYS), what="the worker is there")
     with running_beside(Raw, server):
         done = commands.run("check-service", raw.NAME, "--params", '"yes"', REDIS_URL=server.url)
-        assert client.xlen(keys.REPLIES) == 0
+        assert client.xlen(ONLY.replies("work")) == 0
     assert (done.returncode, done.stdout) == (1, "")
     assert "a worker reads the replies of this store" in done.stderr
 

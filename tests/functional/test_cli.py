@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from sagastream.client.blocking import SagaClient
-from sagastream.store import keys
 from support.processes import SAGASTREAM, SAMPLES, Commands
 from support.scenes import do
 from support.servers import Server, alive
+from support.stores import ONLY
 from support.waiting import takes_less_than, until
 
 GOOD: dict[str, Any] = {"saga_id": "good", "steps": [do({"sku": "a", "quantity": 1}, "ReserveInventory", "inventory")]}
@@ -100,7 +100,7 @@ def test_show_explains_a_saga_that_waits(server: Server, commands: Commands) -> 
     assert '{"text": "\\u001b[2J\\u202e"}' in shown.stdout
     assert "\x1b" not in shown.stdout
     # redis-cli shows the same.
-    stored: Any = client._redis.hgetall(keys.saga("s1"))
+    stored: Any = client._redis.hgetall(ONLY.saga("s1"))
     assert stored[b"waiting_for"] == b"airline to answer Fly, step 1"
     assert re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stored[b"step1.sent_at"])
 
@@ -118,8 +118,8 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     client = SagaClient(server.broker())
     # Nobody serves this step, so it is answered by hand with redis-cli. Nobody knows how to undo it.
     client.begin("parked", [do(1, "Odd", "nobody"), BAD["steps"][0]])
-    until(lambda: client._redis.xlen(keys.commands("nobody")), what="the command is sent")
-    client._redis.xadd(keys.REPLIES, {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
+    until(lambda: client._redis.xlen(ONLY.commands("nobody")), what="the command is sent")
+    client._redis.xadd(ONLY.replies("work"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
     client.begin("waits", [do(1, "Fly", "airline")])
     for body in (GOOD, BAD):
         assert commands.run("begin", "-", "--wait", given=json.dumps(body), **running).returncode in (0, 3)
@@ -289,8 +289,8 @@ def test_a_parked_saga_ends_the_waiting(running: dict[str, str], server: Server,
     waiting.stdin.write(json.dumps({"saga_id": "parked", "steps": steps}).encode())
     waiting.stdin.close()
     client = server.broker().client
-    until(lambda: client.xlen(keys.commands("nobody")), what="the command is sent")
-    client.xadd(keys.REPLIES, {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
+    until(lambda: client.xlen(ONLY.commands("nobody")), what="the command is sent")
+    client.xadd(ONLY.replies("work"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
     assert waiting.wait(60) == 3
     assert waiting.stdout.read().startswith(b"parked COMPENSATING: parked: nobody knows what undoes Odd")
 
@@ -403,8 +403,8 @@ def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Comma
     client = SagaClient(server.broker())
     client.begin("s1", [do(1, "Fly", "airline"), do(2, "Fly", "airline")])
     until(lambda: client.get("s1"), what="the saga is begun")
-    client._redis.xadd(keys.REPLIES, {"body": '{"type":"Fly_ok","saga_id":"s1","step":2}'})
-    until(lambda: client._redis.xlen(keys.QUARANTINE), what="the reply is set aside")
+    client._redis.xadd(ONLY.replies("work"), {"body": '{"type":"Fly_ok","saga_id":"s1","step":2}'})
+    until(lambda: client._redis.xlen(ONLY.quarantine), what="the reply is set aside")
     assert re.search(
         r"note +Fly_ok was quarantined as \S+: step 2 was not sent yet", commands.run("show", "s1", **env).stdout
     )

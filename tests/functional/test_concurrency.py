@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.store import keys
 from support.processes import SAMPLES, Commands
 from support.servers import OwnServer, Server, alive
+from support.stores import ONLY
 from support.waiting import slowness, until
 
 #: The first lines of the services of these tests. `at_it` counts the handlers that run, and keeps the maximum.
@@ -62,7 +62,7 @@ class Shop:
         for saga_id in saga_ids:
             body = json.dumps({"type": name, "saga_id": saga_id, "step": 1})
             entry: dict[Any, Any] = {"body": body, "begun_ms": 1} | fields
-            self.redis.xadd(keys.commands("work"), entry)
+            self.redis.xadd(ONLY.commands("work"), entry)
 
     def listed(self, name: str) -> list[str]:
         values: Any = self.redis.lrange(name, 0, -1)
@@ -70,7 +70,7 @@ class Shop:
 
     def replies(self) -> list[tuple[int, dict[str, Any]]]:
         """When each reply came, by the broker's clock, and what it says."""
-        entries: Any = self.redis.xrange(keys.REPLIES)
+        entries: Any = self.redis.xrange(ONLY.replies("work"))
         return [(int(entry_id.split(b"-")[0]), json.loads(fields[b"body"])) for entry_id, fields in entries]
 
     def answered(self, count: int, timeout_s: float = 60.0) -> list[dict[str, Any]]:
@@ -86,8 +86,8 @@ class Shop:
         return int(score)
 
     def nothing_is_left(self) -> bool:
-        summary: Any = self.redis.xpending(keys.commands("work"), "work")
-        return summary["pending"] == 0 and self.redis.xlen(keys.commands("work")) == 0
+        summary: Any = self.redis.xpending(ONLY.commands("work"), "work")
+        return summary["pending"] == 0 and self.redis.xlen(ONLY.commands("work")) == 0
 
 
 def numbered(prefix: str, count: int) -> list[str]:
@@ -270,8 +270,8 @@ def test_a_handler_that_does_not_end_is_ended_with_its_process_after_a_fault_too
     hanging = shop.start("--grace", "0.3", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     shop.send("Slow", "slow")
     shop.begun(1)
-    shop.redis.delete(keys.commands("work"))
-    shop.redis.set(keys.commands("work"), "no stream")
+    shop.redis.delete(ONLY.commands("work"))
+    shop.redis.set(ONLY.commands("work"), "no stream")
     assert hanging.wait(20) == 1
     assert hanging.stderr is not None
     said = hanging.stderr.read()

@@ -12,12 +12,13 @@ import pytest
 
 from sagastream import Context, Reject, Service
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import keys, published
+from sagastream.store import published
 from support import oracle
 from support.faults import Scale, World
 from support.processes import Commands
 from support.scenes import Scene
 from support.servers import OwnServer, Server, start_server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 #: How often a process is killed, at least.
@@ -45,7 +46,7 @@ def test_no_saga_is_aborted_because_one_release_of_a_service_lacks_a_command(wor
     world.start(workers=1, services=2, module=OLDER)
     world.start(workers=1, services=1, module=NEWER)
     world.options = {"transaction": "Pack"}
-    until(lambda: all(world.redis.hexists(keys.published(name), "Pack") for name in oracle.NAMES), what="it is known")
+    until(lambda: all(world.redis.hexists(KEYS.published(name), "Pack") for name in oracle.NAMES), what="it is known")
 
     def kill_one() -> None:
         world.kill(chance.choice([*world.workers, *world.services]))
@@ -109,7 +110,7 @@ class Deploy(Scene):
         return int(seconds) * 1000 + int(micros) // 1000
 
     def answers(self) -> list[tuple[str, str | None]]:
-        entries: Any = self.redis.xrange(keys.REPLIES)
+        entries: Any = self.redis.xrange(ONLY.replies("work"))
         bodies = [json.loads(fields[b"body"]) for _, fields in entries]
         return [(body["type"], body.get("error")) for body in bodies]
 
@@ -127,7 +128,7 @@ class Deploy(Scene):
         until(turned, what="the service gets there")
 
 
-WORK: Final = keys.commands("work")
+WORK: Final = ONLY.commands("work")
 
 
 @pytest.fixture
@@ -189,13 +190,13 @@ def test_an_undo_of_what_only_the_other_release_has_is_not_taken_for_needless(
     older = Shop("Do", undone_by="Undo") if has_the_undo else Shop("Do")
     runners = [deploy.run(newer.service), deploy.run(older.service)]
     entry_id = deploy.given_to_one_that_died("Pack")
-    deploy.redis.hset(keys.done("work", 1), "s1/1/transaction/(void)", "1")
+    deploy.redis.hset(ONLY.done("work", 1), "s1/1/transaction/(void)", "1")
     deploy.turns_of(runners[1], lambda: older.did or deploy.is_handed_back(entry_id))
     if has_the_undo:
         assert older.did == ["Undo"]
     else:
         assert deploy.answers() == []
-        assert not any(b"/undos/" in field for field in deploy.redis.hkeys(keys.done("work", 1)))
+        assert not any(b"/undos/" in field for field in deploy.redis.hkeys(ONLY.done("work", 1)))
         deploy.turns_of(runners[0], lambda: newer.did)
         assert newer.did == ["Undo"]
     for runner in runners:
@@ -217,17 +218,19 @@ def test_what_does_not_say_what_undoes_it_is_published_too(deploy: Deploy) -> No
     service = Service("work")
     service.command("Charge", call="shop.jobs.charge")
     service.compensation("Refund")(lambda params, context: None)
-    deploy.redis.hset(keys.published("work"), "Known", "Unknow")
+    deploy.redis.hset(KEYS.published("work"), "Known", "Unknow")
     runner = deploy.run(service)
-    assert deploy.redis.hgetall(keys.published("work")) == {
+    assert deploy.redis.hgetall(KEYS.published("work")) == {
         b"Charge": b"?",
         b"(Refund)": b"Refund",
         b"Known": b"Unknow",
     } | {b"Do": b"Undo", b"DoForGood": b""}
-    assert published.read(deploy.redis, ["work"]) == {"work": {"Known": "Unknow", "Do": "Undo", "DoForGood": None}}
-    deploy.redis.hset(keys.published("work"), "Charge", "ByHand")
-    runner._publish()
-    assert deploy.redis.hget(keys.published("work"), "Charge") == b"ByHand"
+    assert published.read(deploy.redis, KEYS, ["work"]) == {
+        "work": {"Known": "Unknow", "Do": "Undo", "DoForGood": None}
+    }
+    deploy.redis.hset(KEYS.published("work"), "Charge", "ByHand")
+    runner._publish(KEYS)
+    assert deploy.redis.hget(KEYS.published("work"), "Charge") == b"ByHand"
 
 
 def test_an_undo_that_nobody_names_is_a_try_like_any_other(deploy: Deploy) -> None:
@@ -237,7 +240,7 @@ def test_an_undo_that_nobody_names_is_a_try_like_any_other(deploy: Deploy) -> No
     service.command("Remind", compensation=None)(lambda params, context: None)
     runner = deploy.run(service)
     entry_id = deploy.given_to_one_that_died("Charge")
-    deploy.redis.hset(keys.done("work", 1), "s1/1/transaction/(void)", "1")
+    deploy.redis.hset(ONLY.done("work", 1), "s1/1/transaction/(void)", "1")
     counted = f"s1/1/transaction/Charge/undos/{entry_id.decode()}"
-    deploy.turns_of(runner, lambda: deploy.redis.hget(keys.done("work", 1), counted) == b"1")
+    deploy.turns_of(runner, lambda: deploy.redis.hget(ONLY.done("work", 1), counted) == b"1")
     assert deploy.answers() == []

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sagastream.core.parsing import parse_begin
-from sagastream.store import keys
 from support.page import Shell
 from support.processes import SAMPLES, Commands
 from support.servers import Server
+from support.stores import ONLY
 from support.streams import append_requests
 from support.waiting import until
 
@@ -55,10 +55,10 @@ def test_what_operators_type_does_what_it_says(
     monkeypatch.setenv("REDIS_URL", server.url)
     client = server.broker().client
     append_requests(client, [parse_begin({"saga_id": "ID", "steps": [{"transaction": "Do", "service": "nobody"}]})])
-    client.xadd(keys.REPLIES, {"body": "garbage"})
-    client.xadd(keys.REPLIES, {"body": "rubbish"})
+    client.xadd(ONLY.replies("work"), {"body": "garbage"})
+    client.xadd(ONLY.replies("work"), {"body": "rubbish"})
     worker = commands.quiet("worker", env={"REDIS_URL": server.url})
-    until(lambda: client.xlen(keys.QUARANTINE) == 2 and client.zcard(keys.TIMERS) == 1, what="all is read")
+    until(lambda: client.xlen(ONLY.quarantine) == 2 and client.zcard(ONLY.timers) == 1, what="all is read")
     shell = Shell(server, tmp_path)
     looks, quarantine, alive, runs_long = re.findall(r"\n\n((?:    (?:sagastream|redis-cli) .*\n)+)", OPERATING)
     assert "worker" in shell.run("exec 2>&1\n" + alive)
@@ -70,7 +70,7 @@ def test_what_operators_type_does_what_it_says(
     assert "nobody to answer Do, step 1" in said
     assert "waiting_for" in said
     for command in quarantine.strip().splitlines():
-        newest = str(client.xrevrange(keys.QUARANTINE, count=1)[0][0].decode())  # type: ignore[index,union-attr]
+        newest = str(client.xrevrange(ONLY.quarantine, count=1)[0][0].decode())  # type: ignore[index,union-attr]
         assert shell.run("exec 2>&1\n" + command.replace("ENTRY …", newest).replace("ENTRY", newest))
-    assert client.xlen(keys.QUARANTINE) == 0
-    assert client.xlen(keys.REPLIES) == 1  # the message that was put back
+    assert client.xlen(ONLY.quarantine) == 0
+    assert client.xlen(ONLY.replies("work")) == 1  # the message that was put back

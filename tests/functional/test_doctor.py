@@ -16,6 +16,7 @@ from support.newer import FORMAT, newer
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import KEYS, ONLY, due
 from support.streams import append_requests
 from support.waiting import until
 
@@ -27,7 +28,7 @@ def scene(server: Server) -> Scene:
 
 def found(scene: Scene, *, repair: bool = False) -> list[str]:
     """The findings that are not good."""
-    findings = Doctor(scene.redis, repair=repair).examine()
+    findings = Doctor(scene.broker, repair=repair).examine()
     return [f"{finding.level}: {finding.text}" for finding in findings if finding.level != doctor.OK]
 
 
@@ -50,7 +51,7 @@ def test_of_a_store_at_work_all_is_well(scene: Scene) -> None:
     scene.begin("s0", do(1))
     scene.play("s0")
     scene.begin("s1", do(1))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     assert found(scene) == []
 
 
@@ -60,8 +61,8 @@ def test_an_empty_store_is_well(scene: Scene) -> None:
 
 def test_parked_sagas_and_quarantined_messages_are_told_of(scene: Scene) -> None:
     parked(scene)
-    scene.redis.xadd(keys.REQUESTS, {"body": "{"})
-    scene.turns_until(lambda: scene.redis.xlen(keys.QUARANTINE) == 1)
+    scene.redis.xadd(ONLY.requests, {"body": "{"})
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.quarantine) == 1)
     assert found(scene) == [
         "warning: parked, waiting for a person: 1; see sagastream list --status parked",
         "warning: messages that were set aside: 1; see sagastream quarantine list",
@@ -72,47 +73,47 @@ def test_parked_sagas_and_quarantined_messages_are_told_of(scene: Scene) -> None
 ILLS: dict[str, tuple[Any, Any, str]] = {
     "a timer is lost": (
         live,
-        lambda r: r.zrem(keys.TIMERS, "s1"),
+        lambda r: r.zrem(ONLY.timers, "s1"),
         "saga s1 is live, and nobody would look at it again: it is in no timer",
     ),
     "a timer is wrong": (
         live,
-        lambda r: r.zadd(keys.TIMERS, {"s1": 9e15}),
+        lambda r: r.zadd(ONLY.timers, {"s1": 9e15}),
         "saga s1 is live, and its timer is not the time that its hash says",
     ),
     "a live saga has no time": (
         live,
-        lambda r: r.zadd(keys.TIMERS, {"s1": float("inf")}),
+        lambda r: r.zadd(ONLY.timers, {"s1": float("inf")}),
         "saga s1 is live, and its timer is not the time that its hash says",
     ),
     "a live saga would expire": (
         live,
-        lambda r: r.expire(keys.saga("s1"), 1000),
+        lambda r: r.expire(ONLY.saga("s1"), 1000),
         "saga s1 is live, and its hash would expire",
     ),
     "a parked saga has a time": (
         parked,
-        lambda r: r.zadd(keys.TIMERS, {"s1": 9e15}),
+        lambda r: r.zadd(ONLY.timers, {"s1": 9e15}),
         "saga s1 is parked, and has a timer",
     ),
     "an ended saga is waited for": (
         ended,
-        lambda r: r.zadd(keys.TIMERS, {"s1": 9e15}),
+        lambda r: r.zadd(ONLY.timers, {"s1": 9e15}),
         "saga s1 has ended, and is still waited for",
     ),
     "an ended saga is in no list": (
         ended,
-        lambda r: r.zrem(keys.ENDED, "s1"),
+        lambda r: r.zrem(ONLY.ended, "s1"),
         "saga s1 has ended, and is not in the list of ended sagas",
     ),
     "an ended saga is kept": (
         ended,
-        lambda r: r.persist(keys.saga("s1")),
+        lambda r: r.persist(ONLY.saga("s1")),
         "saga s1 has ended, and would be kept forever",
     ),
     "a hash is gone": (
         live,
-        lambda r: r.delete(keys.saga("s1")),
+        lambda r: r.delete(ONLY.saga("s1")),
         "saga s1 is waited for, and is gone: somebody has deleted its hash",
     ),
 }
@@ -144,8 +145,8 @@ def test_after_all_timers_were_lost_every_saga_moves_again(scene: Scene) -> None
     """This happens after a failover to a replica that lagged, or a DEL by hand."""
     for number in range(30):
         scene.begin(f"s{number}", do(number, timeout_ms=500, attempts=50, backoff_ms=1))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 30)
-    scene.redis.delete(keys.TIMERS, keys.commands("work"))
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 30)
+    scene.redis.delete(ONLY.timers, ONLY.commands("work"))
     problems = [text for text in found(scene) if "in no timer" in text]
     assert len(problems) == 11
     assert problems[-1] == (
@@ -160,25 +161,25 @@ def test_after_all_timers_were_lost_every_saga_moves_again(scene: Scene) -> None
 
 def test_damaged_sagas_are_told_of(scene: Scene) -> None:
     live(scene)
-    scene.redis.hset(keys.saga("s1"), "version", "x")
-    scene.redis.set(keys.saga("other"), "x")
+    scene.redis.hset(ONLY.saga("s1"), "version", "x")
+    scene.redis.set(ONLY.saga("other"), "x")
     texts = sorted(text for text in found(scene, repair=True) if "saga " in text)
     assert texts[0].startswith("problem: saga other stands at a key that holds no hash")
     assert texts[1].startswith("problem: saga s1 stands still until its fields are mended")
 
 
 def test_a_key_of_another_type_is_told_of_and_nothing_else_can_be(scene: Scene) -> None:
-    scene.redis.set(keys.TIMERS, "x")
+    scene.redis.set(ONLY.timers, "x")
     [text] = found(scene)
-    assert text == f"problem: {keys.TIMERS} is a string, not a zset: something else has written there"
+    assert text == f"problem: {ONLY.timers} is a string, not a zset: something else has written there"
 
 
 def test_a_services_commands_that_are_no_stream_are_told_of(scene: Scene) -> None:
     live(scene)
-    scene.redis.delete(keys.commands("elsewhere"))
-    scene.redis.set(keys.commands("elsewhere"), "x")
+    scene.redis.delete(ONLY.commands("elsewhere"))
+    scene.redis.set(ONLY.commands("elsewhere"), "x")
     assert found(scene) == [
-        f"problem: {keys.commands('elsewhere')} is a string, not a stream: something else has written there"
+        f"problem: {ONLY.commands('elsewhere')} is a string, not a stream: something else has written there"
     ]
 
 
@@ -192,27 +193,27 @@ def test_sagas_that_nobody_sees_to_are_told_of(scene: Scene, monkeypatch: pytest
 def test_a_saga_that_a_worker_has_leased_is_well(scene: Scene) -> None:
     scene.begin("s1", do(1, timeout_ms=1))
     scene.turns_until(lambda: scene.client.get("s1") is not None)
-    assert until(lambda: scene.worker._store.due(10, 5000)[0], what="its time comes") == ["s1"]
+    assert until(lambda: due(scene.worker._store, 10, 5000)[0], what="its time comes") == ["s1"]
     assert not any("saga s1" in text for text in found(scene))
 
 
 def test_a_repair_leaves_a_saga_alone_that_has_moved_meanwhile(scene: Scene) -> None:
     live(scene)
     state = scene.client.get("s1")
-    scene.redis.hset(keys.saga("s1"), "version", 9)
-    change = Change(saga_id="s1", before=state, after=state, rearm=True)
-    scene.redis.expire(keys.saga("s1"), 1000)
+    scene.redis.hset(ONLY.saga("s1"), "version", 9)
+    change = Change(partition=ONLY, saga_id="s1", before=state, after=state, rearm=True)
+    scene.redis.expire(ONLY.saga("s1"), 1000)
     assert Store(scene.redis).commit([change], 1)[0] == [change]
-    assert scene.redis.ttl(keys.saga("s1")) > 0
+    assert scene.redis.ttl(ONLY.saga("s1")) > 0
 
 
 def test_nobody_at_work_is_told_of(scene: Scene) -> None:
     live(scene)
-    for stream, group in ((keys.REQUESTS, keys.ORCHESTRATOR_GROUP), (keys.REPLIES, keys.ORCHESTRATOR_GROUP)):
+    for stream, group in ((ONLY.requests, keys.ORCHESTRATOR_GROUP), (ONLY.replies("work"), keys.ORCHESTRATOR_GROUP)):
         consumers: Any = scene.redis.xinfo_consumers(stream, group)
         for consumer in consumers:
             scene.redis.xgroup_delconsumer(stream, group, consumer["name"])
-    scene.redis.delete(keys.ALIVE)
+    scene.redis.delete(KEYS.alive)
     texts = found(scene)
     assert "problem: none is running, entries that wait: 0; sagastream worker" in texts
     assert "problem: none is running, entries that wait: 1; sagastream service MODULE:NAME" in texts
@@ -220,7 +221,7 @@ def test_nobody_at_work_is_told_of(scene: Scene) -> None:
 
 def test_workers_that_do_not_know_a_format_that_others_know_are_told_of(scene: Scene) -> None:
     scene.worker.turn(block_ms=1)
-    scene.redis.xgroup_createconsumer(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, "former-1")
+    scene.redis.xgroup_createconsumer(ONLY.requests, keys.ORCHESTRATOR_GROUP, "former-1")
     assert found(scene) == []
     with newer():
         another = scene.another_worker()
@@ -238,7 +239,7 @@ def test_sagas_of_a_newer_format_are_counted_and_no_more_is_said_of_them(scene: 
         for saga_id in ("n1", "n2"):
             body = {"format": FORMAT, "saga_id": saga_id, "steps": [do(1, service="nobody")]}
             append_requests(scene.redis, [parse_begin(body)])
-        scene.turns_until(lambda: scene.redis.zcard(keys.TIMERS) == 2, another)
+        scene.turns_until(lambda: scene.redis.zcard(ONLY.timers) == 2, another)
 
     def of_sagas() -> list[str]:
         return [text for text in found(scene, repair=True) if "saga" in text and "service" not in text]
@@ -280,7 +281,7 @@ def test_settings_that_lose_sagas_are_told_of(scene: Scene, setting: str, value:
 
 def test_the_exit_code_says_whether_there_is_a_problem(scene: Scene, server: Server, commands: Commands) -> None:
     live(scene)
-    scene.redis.delete(keys.TIMERS)
+    scene.redis.delete(ONLY.timers)
     env = {"REDIS_URL": server.url}
     commands.quiet("service", "sagastream_stubs.inventory:service", env=env)
     done = commands.run("doctor", **env)

@@ -22,6 +22,7 @@ from support.faults import Relay, Scale, World, errors_of
 from support.processes import Commands
 from support.proxy import CuttingProxy
 from support.servers import KINDS, OwnServer, start_server
+from support.stores import ONLY
 from support.waiting import until
 
 SHORT: Final = Scale(sagas=60, factor=1)
@@ -317,8 +318,8 @@ def test_the_server_stands_still_for_10_seconds(world: World) -> None:
 def test_groups_are_destroyed_under_their_readers(world: World, chance: random.Random) -> None:
     """What was not answered yet is delivered again, from the beginning of the stream."""
     world.start()
-    groups = [(keys.REPLIES, keys.ORCHESTRATOR_GROUP), (keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
-    groups += [(keys.commands(name), name) for name in ("alpha", "beta", "gamma")]
+    groups = [(ONLY.replies("work"), keys.ORCHESTRATOR_GROUP), (ONLY.requests, keys.ORCHESTRATOR_GROUP)]
+    groups += [(ONLY.commands(name), name) for name in ("alpha", "beta", "gamma")]
 
     def destroy() -> None:
         # Any that is there: one that was destroyed a moment ago may not have been made again yet.
@@ -338,7 +339,7 @@ def test_streams_are_deleted_with_all_that_is_in_them(world: World, chance: rand
     world.options = {"timeout_ms": 500, "attempts": 5, "backoff_ms": 20}
     world.may_end_otherwise()
     world.start()
-    streams = [keys.REPLIES, *map(keys.commands, ("alpha", "beta", "gamma"))]
+    streams = [ONLY.replies("work"), *map(ONLY.commands, ("alpha", "beta", "gamma"))]
 
     def delete() -> None:
         stream = chance.choice(streams)
@@ -405,8 +406,8 @@ def test_power_fails_and_the_last_second_is_lost_but_for_what_services_keep(
     def power_cut() -> None:
         log = _append_only_file(world)
         kept = log.stat().st_size
-        before = world.redis.zcard(keys.ENDED)
-        until(lambda: world.redis.zcard(keys.ENDED) > before + 5, what="sagas have ended meanwhile")
+        before = world.redis.zcard(ONLY.ended)
+        until(lambda: world.redis.zcard(ONLY.ended) > before + 5, what="sagas have ended meanwhile")
         world.server.kill()
         written = log.stat().st_size
         at = chance.randint(kept, written - 1)

@@ -19,6 +19,7 @@ from sagastream.store import heartbeat, keys
 from support.newer import FORMAT, newer
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import KEYS, ONLY
 from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
@@ -49,7 +50,7 @@ class Releases(Scene):
         """Ask for a saga of format 9. Returns the entry of the request."""
         body = {"type": "saga_begin", "format": FORMAT, "saga_id": saga_id, "steps": list(steps) or [do(1)]}
         fields: Any = {"body": json.dumps(body)} | ({"request_id": request_id} if request_id else {})
-        entry_id: Any = self.redis.xadd(keys.REQUESTS, fields)
+        entry_id: Any = self.redis.xadd(ONLY.requests, fields)
         return bytes(entry_id)
 
     def given_newer(self, saga_id: str, *steps: Any) -> None:
@@ -58,7 +59,7 @@ class Releases(Scene):
         self.newer_until(lambda: self.hash(saga_id))
 
     def hash(self, saga_id: str) -> dict[bytes, bytes]:
-        found: Any = self.redis.hgetall(keys.saga(saga_id))
+        found: Any = self.redis.hgetall(ONLY.saga(saga_id))
         return dict(found)
 
     def newer_state(self, saga_id: str) -> SagaState | None:
@@ -73,7 +74,7 @@ class Releases(Scene):
         """The answer to a request that is refused, once it is there."""
 
         def told() -> Any:
-            events: Any = self.redis.xrange(keys.EVENTS)
+            events: Any = self.redis.xrange(ONLY.events)
             return [f for _, f in events if f.get(b"request_id") == request_id.encode() and f[b"kind"] == b"refused"]
 
         body: dict[str, Any] = json.loads(until(told, what="it is refused")[0][b"body"])
@@ -92,12 +93,12 @@ def test_a_newer_request_is_left_pending_and_what_comes_beside_it_is_done(scene:
     before, after = scene.begin_newer("n1"), scene.begin_newer("n2", request_id="me-1")
     scene.begin("s1", do(1))
     assert scene.play("s1").status == "COMPLETED"
-    entries: Any = scene.redis.xrange(keys.REQUESTS)
+    entries: Any = scene.redis.xrange(ONLY.requests)
     assert [entry_id for entry_id, _ in entries] == [before, after]
-    assert scene.pending(keys.REQUESTS) == {before, after}
-    assert scene.redis.xlen(keys.QUARANTINE) == 0
+    assert scene.pending(ONLY.requests) == {before, after}
+    assert scene.redis.xlen(ONLY.quarantine) == 0
     assert scene.hash("n1") == scene.hash("n2") == {}
-    events: Any = scene.redis.xrange(keys.EVENTS)
+    events: Any = scene.redis.xrange(ONLY.events)
     assert {fields[b"saga_id"] for _, fields in events} == {b"s1"}
 
 
@@ -106,7 +107,7 @@ def test_a_worker_says_once_for_a_format_that_it_leaves_it(scene: Releases, capl
     with caplog.at_level(logging.WARNING, "sagastream"):
         for number in range(5):
             entry = scene.begin_newer(f"more-{number}")
-            scene.turns_until(lambda entry=entry: entry in scene.pending(keys.REQUESTS))  # type: ignore[misc]
+            scene.turns_until(lambda entry=entry: entry in scene.pending(ONLY.requests))  # type: ignore[misc]
         scene.turns_until(lambda: bool(scene.worker._gate.passed_over()))
     texts = [record.getMessage() for record in caplog.records if "format" in record.getMessage()]
     assert texts == ["met format 9, which only a newer release knows: leaves all of it to workers of that release"]
@@ -115,11 +116,11 @@ def test_a_worker_says_once_for_a_format_that_it_leaves_it(scene: Releases, capl
 def test_a_newer_worker_takes_at_once_what_this_one_has_left(scene: Releases) -> None:
     entries = {scene.begin_newer(f"n{number}") for number in range(200)}
     scene.worker.turn(block_ms=1)
-    scene.turns_until(lambda: scene.pending(keys.REQUESTS) == entries)
+    scene.turns_until(lambda: scene.pending(ONLY.requests) == entries)
     scene.worker._inbox.leave()  # otherwise it would be alive, and no saga of format 9 could begin
     with takes_less_than(4.0):  # the lease, for which it need not wait, is longer
-        scene.newer_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
-    assert scene.redis.zcard(keys.TIMERS) == 200
+        scene.newer_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
+    assert scene.redis.zcard(ONLY.timers) == 200
 
 
 def test_the_hash_of_a_newer_saga_is_not_touched_whatever_comes_for_it(scene: Releases) -> None:
@@ -127,19 +128,19 @@ def test_the_hash_of_a_newer_saga_is_not_touched_whatever_comes_for_it(scene: Re
     before = scene.hash("n1")
     assert before[b"format"] == b"9"
     scene.runner.turn(block_ms=1)  # … a service of this release answers: the command is a plain one
-    replies: Any = scene.redis.xrange(keys.REPLIES)
+    replies: Any = scene.redis.xrange(ONLY.replies("work"))
     [(reply, _)] = replies
     cancel = scene.redis.xadd(
-        keys.REQUESTS, {"body": '{"type":"saga_cancel","saga_id":"n1","reason":"why"}', "request_id": "op-1"}
+        ONLY.interventions, {"body": '{"type":"saga_cancel","saga_id":"n1","reason":"why"}', "request_id": "op-1"}
     )
     again: Any = parse_begin({"saga_id": "n1", "steps": [do(1), do(2)]}, request_id="again")
     append_requests(scene.redis, [again])
-    scene.turns_until(lambda: scene.pending(keys.REPLIES) == {reply} and len(scene.pending(keys.REQUESTS)) == 2)
-    assert cancel in scene.pending(keys.REQUESTS)
+    scene.turns_until(lambda: scene.pending(ONLY.replies("work")) == {reply} and len(scene.pending(ONLY.requests)) == 1)
+    scene.turns_until(lambda: scene.pending(ONLY.interventions) == {cancel})
     assert scene.hash("n1") == before
-    assert scene.redis.xlen(keys.QUARANTINE) == 0
+    assert scene.redis.xlen(ONLY.quarantine) == 0
     # … and the newer worker goes on with all of it.
-    scene.newer_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
+    scene.newer_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0)
     state = scene.newer_state("n1")
     assert state is not None
     assert state.steps[0].status == "COMPLETED"
@@ -148,7 +149,7 @@ def test_the_hash_of_a_newer_saga_is_not_touched_whatever_comes_for_it(scene: Re
 def test_a_newer_saga_that_is_due_is_due_for_a_newer_worker_at_once(scene: Releases) -> None:
     scene.given_newer("n1", do(1, service="nobody", timeout_ms=50, attempts=1, compensation=None))
     scene.turns_until(lambda: bool(scene.worker._gate.passed_over()))
-    score: Any = scene.redis.zscore(keys.TIMERS, "n1")
+    score: Any = scene.redis.zscore(ONLY.timers, "n1")
     now: Any = scene.redis.time()
     assert score <= now[0] * 1000 + 1000, "its lease is held"
     scene.newer_until(lambda: _ended(scene.newer_state("n1")))
@@ -169,7 +170,7 @@ def test_a_worker_does_not_spin_on_what_it_leaves(scene: Releases) -> None:
     scene.given_newer("n1", do(1, service="nobody", timeout_ms=1, attempts=1, compensation=None))
     for number in range(300):
         scene.begin_newer(f"more-{number}")
-    scene.turns_until(lambda: len(scene.pending(keys.REQUESTS)) == 300 and bool(scene.worker._gate.passed_over()))
+    scene.turns_until(lambda: len(scene.pending(ONLY.requests)) == 300 and bool(scene.worker._gate.passed_over()))
     before = _calls(scene.redis)
     turns, ends = 0, time.monotonic() + 4.0
     while time.monotonic() < ends:
@@ -178,7 +179,7 @@ def test_a_worker_does_not_spin_on_what_it_leaves(scene: Releases) -> None:
     # It is idle: two reads a second. All that it left comes by once every two seconds, 128 entries at a time.
     assert turns < 30
     assert _calls(scene.redis) - before < 100
-    assert len(scene.pending(keys.REQUESTS)) == 300
+    assert len(scene.pending(ONLY.requests)) == 300
 
 
 def _calls(client: redis.Redis) -> int:
@@ -189,14 +190,14 @@ def _calls(client: redis.Redis) -> int:
 
 
 def test_a_service_leaves_a_newer_command_and_does_those_beside_it(scene: Releases) -> None:
-    stream = keys.commands("work")
+    stream = ONLY.commands("work")
     newer_one: Any = {"body": json.dumps({"type": "Do", "saga_id": "n1", "step": 1, "params": 1}), "format": FORMAT}
     entry: Any = scene.redis.xadd(stream, newer_one)
     scene.begin("s1", do(1))
     assert scene.play("s1").status == "COMPLETED"
     assert scene.effects.done == ["s1/1/transaction"]
     assert (scene.pending(stream, "work"), scene.redis.xlen(stream)) == ({entry}, 1)
-    assert scene.redis.xlen(keys.QUARANTINE) == 0
+    assert scene.redis.xlen(ONLY.quarantine) == 0
 
     def is_done() -> bool:
         with newer():
@@ -210,10 +211,10 @@ def test_a_service_leaves_a_newer_command_and_does_those_beside_it(scene: Releas
 @pytest.mark.parametrize("value", ["", "nine", "-1", "9" * 16])
 def test_a_command_with_a_format_that_is_not_a_number_is_quarantined(scene: Releases, value: str) -> None:
     fields: Any = {"body": json.dumps({"type": "Do", "saga_id": "n1", "step": 1}), "format": value}
-    scene.redis.xadd(keys.commands("work"), fields)
+    scene.redis.xadd(ONLY.commands("work"), fields)
     scene.runner.turn(block_ms=1)
     scene.runner.turn(block_ms=1)
-    assert scene.redis.xlen(keys.QUARANTINE) == 1
+    assert scene.redis.xlen(ONLY.quarantine_of("work")) == 1
     assert scene.effects.done == []
 
 
@@ -231,7 +232,7 @@ def test_a_newer_saga_does_not_begin_while_a_worker_lives_that_does_not_know_its
         "text": f"worker {name} does not know format 9: stop it or update it, then begin the saga again",
     }
     assert scene.hash("n1") == {}
-    assert scene.pending(keys.REQUESTS) == set()
+    assert scene.pending(ONLY.requests) == set()
 
 
 def test_it_begins_once_that_worker_has_ended(scene: Releases) -> None:
@@ -251,14 +252,14 @@ def test_a_worker_that_left_while_it_held_something_does_not_hold_up_a_begin(sce
     scene.begin("s1", do(1))
     assert scene.worker._inbox.read(1)
     scene.worker._inbox.leave()
-    consumers: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    consumers: Any = scene.redis.xinfo_consumers(ONLY.requests, keys.ORCHESTRATOR_GROUP)
     assert [consumer["pending"] for consumer in consumers] == [1]  # … so that it is still known
     scene.given_newer("n1")
 
 
 def test_a_worker_of_a_release_without_a_heartbeat_knows_the_plain_format_alone(scene: Releases) -> None:
     scene.newer_turn()
-    scene.redis.xgroup_createconsumer(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, "former-1")
+    scene.redis.xgroup_createconsumer(ONLY.requests, keys.ORCHESTRATOR_GROUP, "former-1")
     scene.begin_newer("n1", request_id="me-1")
     scene.newer_turn()
     assert "worker former-1 does not know format 9" in scene.refusal("me-1")["text"]
@@ -267,7 +268,7 @@ def test_a_worker_of_a_release_without_a_heartbeat_knows_the_plain_format_alone(
 def test_several_workers_that_do_not_know_it_are_named(scene: Releases) -> None:
     scene.newer_turn()
     for name in "abcde":
-        scene.redis.xgroup_createconsumer(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, name)
+        scene.redis.xgroup_createconsumer(ONLY.requests, keys.ORCHESTRATOR_GROUP, name)
     scene.begin_newer("n1", request_id="me-1")
     scene.newer_turn()
     text = scene.refusal("me-1")["text"]
@@ -279,9 +280,9 @@ def test_a_newer_saga_that_is_there_already_is_not_refused_to_whoever_begins_it_
     scene.worker.turn(block_ms=1)
     scene.begin_newer("n1", request_id="again")
     scene.begin_newer("n2", request_id="other")
-    scene.newer_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.newer_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     assert "does not know" in scene.refusal("other")["text"]
-    events: Any = scene.redis.xrange(keys.EVENTS)
+    events: Any = scene.redis.xrange(ONLY.events)
     assert b"again" not in [fields.get(b"request_id") for _, fields in events]
 
 
@@ -297,5 +298,5 @@ def test_nothing_is_looked_up_for_a_plain_saga(scene: Releases) -> None:
 
 
 def _alive(scene: Scene, worker: Orchestrator) -> bool:
-    found = heartbeat.processes(scene.redis)
+    found = heartbeat.processes(scene.redis, KEYS)
     return any(f"worker {process.name}" == worker.name and process.is_alive for process in found)

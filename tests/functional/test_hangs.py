@@ -14,12 +14,13 @@ from sagastream.broker.exchange import run
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.service.declaration import EXIT_HANGS
-from sagastream.store import heartbeat, keys, running
+from sagastream.store import heartbeat, running
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.running import Busy
 from support.processes import Commands
 from support.scenes import do
 from support.servers import Server
+from support.stores import KEYS
 from support.waiting import until
 
 HOTELS = textwrap.dedent("""
@@ -88,7 +89,7 @@ class Hotels:
         until(lambda: self.log.read_text().count(text) >= times, what=f"the log says {text!r}")
 
     def busy(self) -> dict[str, Busy]:
-        return run(self.redis, running.look())
+        return run(self.redis, running.look(KEYS))
 
 
 def age_s(file: Path) -> float:
@@ -117,7 +118,9 @@ def test_what_hangs_is_told_and_shown_and_the_health_file_gets_old(server: Serve
     os.utime(health, (1, 1))
     with pytest.raises(AssertionError, match="is touched"):
         until(lambda: age_s(health) < 60, what="is touched", timeout_s=2.5)
-    assert [process.is_alive for process in heartbeat.processes(hotels.redis, ["work"]) if process.service] == [True]
+    assert [process.is_alive for process in heartbeat.processes(hotels.redis, KEYS, ["work"]) if process.service] == [
+        True
+    ]
 
 
 @pytest.mark.slow
@@ -178,7 +181,7 @@ def test_what_is_fast_is_never_written(server: Server, commands: Commands) -> No
     for number in range(50):
         assert hotels.client.wait(f"s{number}", 60).status is SagaStatus.COMPLETED
     commandstats: Any = hotels.redis.info("commandstats")
-    assert not hotels.redis.exists(keys.RUNNING)
+    assert not hotels.redis.exists(KEYS.running)
     assert "cmdstat_zadd" in commandstats
 
 
@@ -198,43 +201,43 @@ def beat(server: Server, name: str, busy: Busy | None = BUSY) -> Heartbeat:
 def test_the_field_of_a_process_goes_when_it_runs_nothing_for_long_or_ends(server: Server) -> None:
     redis = server.broker().client
     one, other = beat(server, "p-1"), beat(server, "p-2")
-    assert redis.hkeys(keys.RUNNING) == [b"p-1", b"p-2"]
+    assert redis.hkeys(KEYS.running) == [b"p-1", b"p-2"]
     beat(server, "p-1", None)
-    assert redis.hkeys(keys.RUNNING) == [b"p-2"]
+    assert redis.hkeys(KEYS.running) == [b"p-2"]
     run(redis, other.end(holds=False))
-    assert not redis.exists(keys.RUNNING)
+    assert not redis.exists(KEYS.running)
     beat(server, "p-1")
     run(redis, one.end(holds=True))
-    assert not redis.exists(keys.RUNNING)
+    assert not redis.exists(KEYS.running)
 
 
 @pytest.mark.parametrize("heard", ["long ago", "far in the future"])
 def test_who_is_forgotten_takes_its_field_along(server: Server, heard: str) -> None:
     redis = server.broker().client
     for number in range(700):
-        redis.hset(keys.RUNNING, f"dead-{number}", running.encode(BUSY))
+        redis.hset(KEYS.running, f"dead-{number}", running.encode(BUSY))
         score = 1 if heard == "long ago" else 10**14
-        redis.zadd(keys.ALIVE, {json.dumps({"name": f"dead-{number}", "kind": "service"}): score})
-    redis.zadd(keys.ALIVE, {b"\xff not JSON": 1, b'{"name":7}': 1, b"[" * 20_000: 1})
+        redis.zadd(KEYS.alive, {json.dumps({"name": f"dead-{number}", "kind": "service"}): score})
+    redis.zadd(KEYS.alive, {b"\xff not JSON": 1, b'{"name":7}': 1, b"[" * 20_000: 1})
     for _ in range(2):  # at most 500 at once
         beat(server, "p-1")
-    assert redis.hkeys(keys.RUNNING) == [b"p-1"]
-    assert redis.zcard(keys.ALIVE) == 1
+    assert redis.hkeys(KEYS.running) == [b"p-1"]
+    assert redis.zcard(KEYS.alive) == 1
 
 
 def test_where_something_else_stands_at_its_key_the_process_is_alive_all_the_same(server: Server) -> None:
     redis = server.broker().client
-    redis.set(keys.RUNNING, "x")
+    redis.set(KEYS.running, "x")
     process = beat(server, "p-1")
-    assert [one.name for one in heartbeat.processes(redis)] == ["p-1"]
-    assert run(redis, running.look()) == {}
+    assert [one.name for one in heartbeat.processes(redis, KEYS)] == ["p-1"]
+    assert run(redis, running.look(KEYS)) == {}
     run(redis, process.end(holds=False))
-    assert redis.zcard(keys.ALIVE) == 0
+    assert redis.zcard(KEYS.alive) == 0
 
 
 def test_what_sagastream_did_not_write_hides_nothing(server: Server) -> None:
     redis = server.broker().client
     beat(server, "p-1")
     for name, value in {b"a": b"", b"\xff": running.encode(BUSY), b"b": b"[" * 9000, b"c": b'{"slots":"1"}'}.items():
-        redis.hset(keys.RUNNING, name, value)
-    assert run(redis, running.look()) == {"p-1": BUSY}
+        redis.hset(KEYS.running, name, value)
+    assert run(redis, running.look(KEYS)) == {"p-1": BUSY}

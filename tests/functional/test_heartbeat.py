@@ -19,6 +19,7 @@ from sagastream.store.heartbeat import Kind, Process
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 
@@ -29,7 +30,7 @@ def scene(server: Server) -> Scene:
 
 def found(scene: Scene, worker: Orchestrator | ServiceRunner, *services: str) -> Process | None:
     """What is known about this process."""
-    known = heartbeat.processes(scene.redis, services)
+    known = heartbeat.processes(scene.redis, KEYS, services)
     return next((process for process in known if worker.name.endswith(process.name)), None)
 
 
@@ -53,8 +54,8 @@ def test_a_worker_and_a_service_that_read_are_in_it(scene: Scene) -> None:
     assert (service.kind, service.service, service.formats) == (Kind.SERVICE, "work", (1,))
     assert worker.is_alive
     assert service.is_alive
-    assert heartbeat.worker_is_alive(scene.redis)
-    members: Any = scene.redis.zrange(keys.ALIVE, 0, -1)
+    assert heartbeat.worker_is_alive(scene.redis, KEYS)
+    members: Any = scene.redis.zrange(KEYS.alive, 0, -1)
     assert {json.loads(member)["kind"] for member in members} == {"worker", "service"}
 
 
@@ -62,7 +63,7 @@ def test_it_is_written_before_the_process_has_a_consumer(scene: Scene) -> None:
     """A consumer without a heartbeat is taken for a process of a release that writes none."""
     scene.worker._inbox._join()
     assert found(scene, scene.worker) is not None
-    consumers: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    consumers: Any = scene.redis.xinfo_consumers(ONLY.requests, keys.ORCHESTRATOR_GROUP)
     assert consumers == []
 
 
@@ -80,14 +81,14 @@ def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> 
     """Then it reads along with its commits, and takes over, page by page, what others held."""
     for number in range(400):
         scene.begin(f"s{number}", do(1, service="elsewhere"))
-    scene.redis.xgroup_create(keys.REQUESTS, keys.ORCHESTRATOR_GROUP, id="0")
-    scene.redis.xreadgroup(keys.ORCHESTRATOR_GROUP, "dead", {keys.REQUESTS: ">"}, count=200)
+    scene.redis.xgroup_create(ONLY.requests, keys.ORCHESTRATOR_GROUP, id="0")
+    scene.redis.xreadgroup(keys.ORCHESTRATOR_GROUP, "dead", {ONLY.requests: ">"}, count=200)
     scene.worker._inbox._lease_ms = 1
     ends = time.monotonic() + 2.5
     while time.monotonic() < ends:
         scene.worker.turn(block_ms=1)
         assert known(scene, scene.worker).silent_ms < 1500
-    assert scene.redis.xlen(keys.REQUESTS) == 0
+    assert scene.redis.xlen(ONLY.requests) == 0
 
 
 def test_a_service_whose_handlers_take_long_is_heard(server: Server) -> None:
@@ -120,8 +121,8 @@ def test_who_ends_in_order_is_taken_out(scene: Scene) -> None:
         process.turn(block_ms=1)
     scene.worker._inbox.leave()
     scene.runner._inbox.reader.leave()
-    assert scene.redis.zcard(keys.ALIVE) == 0
-    assert not heartbeat.worker_is_alive(scene.redis)
+    assert scene.redis.zcard(KEYS.alive) == 0
+    assert not heartbeat.worker_is_alive(scene.redis, KEYS)
 
 
 def test_who_ends_while_it_holds_something_is_known_to_have_left(scene: Scene) -> None:
@@ -131,7 +132,7 @@ def test_who_ends_while_it_holds_something_is_known_to_have_left(scene: Scene) -
     scene.worker._inbox.leave()
     process = known(scene, scene.worker)
     assert (process.kind, process.is_alive) == (Kind.LEFT, False)
-    assert not heartbeat.worker_is_alive(scene.redis)
+    assert not heartbeat.worker_is_alive(scene.redis, KEYS)
 
 
 def test_the_dead_are_swept_out_by_the_living(scene: Scene) -> None:
@@ -139,32 +140,32 @@ def test_the_dead_are_swept_out_by_the_living(scene: Scene) -> None:
     time_now: Any = scene.redis.time()
     now_ms = time_now[0] * 1000
     old, future = now_ms - keys.ALIVE_KEPT_MS - 2000, now_ms + keys.ALIVE_KEPT_MS + 10_000
-    scene.redis.zadd(keys.ALIVE, {"dead": old, "before the clock was set back": future, "fresh": now_ms})
+    scene.redis.zadd(KEYS.alive, {"dead": old, "before the clock was set back": future, "fresh": now_ms})
 
     def is_swept() -> bool:
         scene.worker.turn(block_ms=1)
-        return scene.redis.zscore(keys.ALIVE, "dead") is None
+        return scene.redis.zscore(KEYS.alive, "dead") is None
 
     until(is_swept, what="it is swept out")
-    assert scene.redis.zscore(keys.ALIVE, "before the clock was set back") is None
-    assert scene.redis.zscore(keys.ALIVE, "fresh") is not None
+    assert scene.redis.zscore(KEYS.alive, "before the clock was set back") is None
+    assert scene.redis.zscore(KEYS.alive, "fresh") is not None
 
 
 def test_a_dead_worker_does_not_come_back_to_life_with_its_consumer(scene: Scene) -> None:
     """A restart of the broker sets the idle time of every consumer to nothing."""
     scene.worker.turn(block_ms=1)
     process = known(scene, scene.worker)
-    members: Any = scene.redis.zrange(keys.ALIVE, 0, -1)
+    members: Any = scene.redis.zrange(KEYS.alive, 0, -1)
     (member,) = members
     time_now: Any = scene.redis.time()
-    scene.redis.zadd(keys.ALIVE, {member: time_now[0] * 1000 - 2 * 3600 * 1000})
+    scene.redis.zadd(KEYS.alive, {member: time_now[0] * 1000 - 2 * 3600 * 1000})
     scene.runner.turn(block_ms=1)  # whoever lives sweeps
-    consumers: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    consumers: Any = scene.redis.xinfo_consumers(ONLY.requests, keys.ORCHESTRATOR_GROUP)
     (consumer,) = consumers
     assert consumer["name"].decode() == process.name
     assert consumer["idle"] < heartbeat.ALIVE_WITHIN[Kind.WORKER].asked_ms
     assert found(scene, scene.worker) is None
-    assert not heartbeat.worker_is_alive(scene.redis)
+    assert not heartbeat.worker_is_alive(scene.redis, KEYS)
 
 
 def test_of_very_many_processes_those_are_kept_that_were_heard_last(
@@ -173,9 +174,9 @@ def test_of_very_many_processes_those_are_kept_that_were_heard_last(
     monkeypatch.setattr(keys, "ALIVE_KEPT", 3)
     time_now: Any = scene.redis.time()
     now_ms = time_now[0] * 1000
-    scene.redis.zadd(keys.ALIVE, {f"p{number}": now_ms - 1000 * number for number in range(1, 6)})
+    scene.redis.zadd(KEYS.alive, {f"p{number}": now_ms - 1000 * number for number in range(1, 6)})
     scene.worker.turn(block_ms=1)
-    kept: Any = scene.redis.zrange(keys.ALIVE, 0, -1)
+    kept: Any = scene.redis.zrange(KEYS.alive, 0, -1)
     assert kept[:2] == [b"p2", b"p1"]
     assert json.loads(kept[2])["kind"] == "worker"
 
@@ -198,8 +199,8 @@ def test_a_member_that_sagastream_did_not_write_hides_nobody(scene: Scene, membe
     scene.worker.turn(block_ms=1)
     time_now: Any = scene.redis.time()
     at = time_now[0] * 1000 if score == "now" else float(score)
-    scene.redis.zadd(keys.ALIVE, {member: at})
-    assert [process.name for process in heartbeat.processes(scene.redis)] == [known(scene, scene.worker).name]
+    scene.redis.zadd(KEYS.alive, {member: at})
+    assert [process.name for process in heartbeat.processes(scene.redis, KEYS)] == [known(scene, scene.worker).name]
 
 
 def test_a_worker_whose_store_was_emptied_is_heard_again_at_once(scene: Scene) -> None:
@@ -216,7 +217,7 @@ def test_where_it_is_refused_all_goes_on_and_the_reader_says_so_once(
     scene: Scene, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if why.startswith("something"):
-        scene.redis.set(keys.ALIVE, "x")
+        scene.redis.set(KEYS.alive, "x")
     else:
         scene.redis.acl_setuser(
             "default", keys=["%R~*", "~saga:{*", "~saga:services:*", "~saga:store"], reset_keys=True, enabled=True
@@ -230,7 +231,7 @@ def test_where_it_is_refused_all_goes_on_and_the_reader_says_so_once(
                 scene.worker.turn(block_ms=1)
         texts = [record.getMessage() for record in caplog.records]
         assert sum("does not take the heartbeat" in text for text in texts) == 2  # the worker and the service
-        assert heartbeat.worker_is_alive(scene.redis)  # … known by its consumer
+        assert heartbeat.worker_is_alive(scene.redis, KEYS)  # … known by its consumer
     finally:
         scene.redis.acl_setuser("default", keys=["*"], reset_keys=True, enabled=True)
 
@@ -254,10 +255,10 @@ def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Com
     body = json.dumps({"saga_id": "s1", "steps": [do(1, service="elsewhere")]})
     begun = commands.run("begin", "-", given=body, **env)
     assert begun.stderr == ""
-    until(lambda: client.exists(keys.saga("s1")), what="it is begun")
+    until(lambda: client.exists(ONLY.saga("s1")), what="it is begun")
     worker.send_signal(signal.SIGSTOP)
     try:
-        until(lambda: not heartbeat.worker_is_alive(client), what="it counts as dead", timeout_s=5.0)
+        until(lambda: not heartbeat.worker_is_alive(client, KEYS), what="it counts as dead", timeout_s=5.0)
         assert "no worker is running" in commands.run("show", "s1", **env).stdout
         assert "; no worker is running" in commands.run("list", **env).stderr
         doctor = commands.run("doctor", **env).stdout
@@ -265,6 +266,6 @@ def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Com
         assert "no worker is running" in commands.run("begin", "-", given=body.replace("s1", "s2"), **env).stderr
     finally:
         worker.send_signal(signal.SIGCONT)
-    until(lambda: heartbeat.worker_is_alive(client), what="it is heard again", timeout_s=5.0)
+    until(lambda: heartbeat.worker_is_alive(client, KEYS), what="it is heard again", timeout_s=5.0)
     assert "no worker" not in commands.run("show", "s1", **env).stdout
     assert "1 at work" in commands.run("doctor", **env).stdout

@@ -14,12 +14,12 @@ import redis
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.core.service_rules import MAX_TAKEOVERS
-from sagastream.store import keys
 from sagastream.store.quarantine import Quarantine
 from support.page import Shell, shell
 from support.processes import SAMPLES, Commands
 from support.scenes import do
 from support.servers import OwnServer, Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def client(server: Server) -> redis.Redis:
 
 def consumers(client: redis.Redis) -> list[str]:
     try:
-        found: Any = client.xinfo_consumers(keys.commands("work"), "work")
+        found: Any = client.xinfo_consumers(ONLY.commands("work"), "work")
     except redis.ResponseError:
         return []
     return [consumer["name"].decode() for consumer in found]
@@ -139,20 +139,20 @@ def deliver(
     if not compensating:
         body = {"type": name or "Do", "saga_id": saga_id, "step": 1, "params": params}
     entry: dict[Any, Any] = {"body": json.dumps(body), "begun_ms": 1} | fields
-    entry_id: Any = client.xadd(keys.commands("work"), entry)
+    entry_id: Any = client.xadd(ONLY.commands("work"), entry)
     return bytes(entry_id)
 
 
 def handed_back(client: redis.Redis) -> int:
     """How many commands any process may take over at once."""
-    return len(client.xpending_range(keys.commands("work"), "work", "-", "+", 1000, idle=10**6))
+    return len(client.xpending_range(ONLY.commands("work"), "work", "-", "+", 1000, idle=10**6))
 
 
 def answers(client: redis.Redis, number: int) -> list[str]:
     """The replies, once there are so many."""
 
     def told() -> list[str]:
-        entries: Any = client.xrange(keys.REPLIES)
+        entries: Any = client.xrange(ONLY.replies("work"))
         bodies = [(json.loads(fields[b"body"]), b"unknown" in fields) for _, fields in entries]
         return [
             f"{body['type']} {body.get('error', body.get('result', ''))}".strip() + (", unknown" if unknown else "")
@@ -173,8 +173,8 @@ def undone(client: redis.Redis) -> list[str]:
 
 
 def nothing_is_left(client: redis.Redis) -> bool:
-    summary: Any = client.xpending(keys.commands("work"), "work")
-    return summary["pending"] == 0 and client.xlen(keys.commands("work")) == 0
+    summary: Any = client.xpending(ONLY.commands("work"), "work")
+    return summary["pending"] == 0 and client.xlen(ONLY.commands("work")) == 0
 
 
 REFUSED = "Do_failed cancelled: Do came after its compensation"
@@ -213,7 +213,7 @@ def test_sagas_of_python_and_javascript_steps_complete_and_are_undone(
     assert json.loads(outbox[b"done/2/transaction"]) == notify["params"]
     assert outbox[b"first/1/transaction"] == b"withdrawn"
     assert b"last/2/transaction" not in outbox
-    assert len(Quarantine(client)) == 0
+    assert len(Quarantine(client, KEYS)) == 0
 
 
 def test_a_command_whose_process_is_killed_is_taken_over(
@@ -261,7 +261,7 @@ def test_what_comes_again_is_answered_from_the_record(client: redis.Redis, node:
     assert answers(client, 4) == ["Do_ok a"] * 4
     assert calls(client) == 1
     until(lambda: nothing_is_left(client), what="all is acknowledged")
-    assert client.hget(keys.done("work", 1), "s1/1/transaction/Do") == b'ok "a"'
+    assert client.hget(ONLY.done("work", 1), "s1/1/transaction/Do") == b'ok "a"'
 
 
 def test_a_command_that_comes_after_its_compensation_is_refused(client: redis.Redis, node: Node) -> None:
@@ -324,24 +324,24 @@ def test_a_command_that_nobody_waits_for_any_more_is_not_begun(client: redis.Red
     assert answer.startswith("Do_failed Do came ")
     assert answer.endswith(" ms too late, and was not begun, unknown")
     assert calls(client) == 0
-    assert client.exists(keys.done("work", 1)) == 0  # nothing is in doubt
+    assert client.exists(ONLY.done("work", 1)) == 0  # nothing is in doubt
 
 
 def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: redis.Redis, node: Node) -> None:
     bodies = [b"", b"{", b"\xff", b"[]", b'{"type":"Do"}', b'{"type":"Do","saga_id":"s1","step":0}', b"{" * 100_000]
     bodies.append(b'{"type":"Do","saga_id":"s1","step":1,"params":"\xff"}')
     for body in bodies:
-        client.xadd(keys.commands("work"), {"body": body})
+        client.xadd(ONLY.commands("work"), {"body": body})
     deliver(client, "a", attempt="x")
-    client.xadd(keys.commands("work"), {"body": b'{"type":"Fly","saga_id":"s1","step":1}'})
+    client.xadd(ONLY.commands("work"), {"body": b'{"type":"Fly","saga_id":"s1","step":1}'})
     node.probe()
     assert answers(client, 1) == ["Fly_failed unknown_command: service work has no command Fly"]
     until(lambda: nothing_is_left(client), what="all is acknowledged")
-    set_aside = list(Quarantine(client).newest_first())
+    set_aside = list(Quarantine(client, KEYS).newest_first())
     assert [message.body for message in reversed(set_aside)][: len(bodies)] == bodies
     assert set_aside[0].reason == "the field attempt must be a whole number"
-    Quarantine(client).replay(set_aside[0].id)
-    until(lambda: len(Quarantine(client)) == len(bodies) + 1, what="it is set aside again")
+    Quarantine(client, KEYS).replay(set_aside[0].id)
+    until(lambda: len(Quarantine(client, KEYS)) == len(bodies) + 1, what="it is set aside again")
 
 
 def test_what_only_the_other_release_has_is_left_to_it(client: redis.Redis, node: Node) -> None:
@@ -355,11 +355,11 @@ def test_what_only_the_other_release_has_is_left_to_it(client: redis.Redis, node
     deliver(client, saga_id="undone", name="Unpack", compensating=True)
     until(lambda: handed_back(client) == 21, what="they are handed back")
     held = deliver(client, "a")
-    until(lambda: client.xpending(keys.commands("work"), "work")["pending"] == 21, what="it is done")
+    until(lambda: client.xpending(ONLY.commands("work"), "work")["pending"] == 21, what="it is done")
     assert answers(client, 1) == ["Do_ok a"]
     deliver(client, "b", saga_id="s2")
-    client.xgroup_createconsumer(keys.commands("work"), "work", "dead")
-    client.xclaim(keys.commands("work"), "work", "dead", 0, [held], idle=60_000)
+    client.xgroup_createconsumer(ONLY.commands("work"), "work", "dead")
+    client.xclaim(ONLY.commands("work"), "work", "dead", 0, [held], idle=60_000)
     assert answers(client, 2) == ["Do_ok a", "Do_ok b"]
     newer = node.probe(release="newer")
     assert sorted(answers(client, 23)) == sorted(
@@ -377,10 +377,10 @@ def test_what_only_the_other_release_has_is_undone_by_it(client: redis.Redis, no
     node.probe()
     entry_id = deliver(client, "a", name="Pack")
     until(lambda: handed_back(client) == 1, what="it is handed back")
-    client.hset(keys.done("work", 1), "s1/1/transaction/(void)", 1)
-    client.xclaim(keys.commands("work"), "work", "dead", 0, [entry_id], idle=60_000)
+    client.hset(ONLY.done("work", 1), "s1/1/transaction/(void)", 1)
+    client.xclaim(ONLY.commands("work"), "work", "dead", 0, [entry_id], idle=60_000)
     until(lambda: handed_back(client) == 1, what="it is handed back again")
-    assert client.xlen(keys.REPLIES) == 0
+    assert client.xlen(ONLY.replies("work")) == 0
     node.probe(release="newer")
     assert answers(client, 1) == ["Pack_failed cancelled: Pack came after its compensation"]
     assert client.lrange("packed", 0, -1) == [b"undone"]
@@ -392,7 +392,7 @@ def test_a_command_of_a_newer_format_is_left_alone(client: redis.Redis, node: No
     until(lambda: handed_back(client) == 1, what="it is handed back")
     deliver(client, "b", saga_id="s2")
     assert answers(client, 1) == ["Do_ok b"]
-    assert (calls(client), len(Quarantine(client)), handed_back(client)) == (0, 0, 1)
+    assert (calls(client), len(Quarantine(client, KEYS)), handed_back(client)) == (0, 0, 1)
     process.terminate()
     assert "met format 9, which only a newer release knows" in process.communicate(timeout=20)[1]
 
@@ -436,7 +436,7 @@ def test_a_process_that_is_told_to_end_leaves_the_undo_that_it_owes_to_others(cl
     client.set("go on", 1)
     assert owing.wait(20) == 0
     assert len(undone(client)) == before
-    left: Any = client.xrange(keys.commands("work"))
+    left: Any = client.xrange(ONLY.commands("work"))
     [(_, fields)] = left
     assert (fields[b"replayed"], fields[b"result"], fields[b"later"]) == (b"1", b'"wait"', b"is kept")
     node.probe()
@@ -449,23 +449,23 @@ def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_perso
     client: redis.Redis, node: Node
 ) -> None:
     entry_id = deliver(client, "stuck")
-    client.xgroup_create(keys.commands("work"), "work", id="0")
-    client.xreadgroup("work", "victim", {keys.commands("work"): ">"})
+    client.xgroup_create(ONLY.commands("work"), "work", id="0")
+    client.xreadgroup("work", "victim", {ONLY.commands("work"): ">"})
     tried: dict[Any, Any] = {f"s1/1/transaction/Do/undos/{entry_id.decode()}": MAX_TAKEOVERS - 2}
-    client.hset(keys.done("work", 1), mapping={"s1/1/transaction/(void)": 1} | tried)
+    client.hset(ONLY.done("work", 1), mapping={"s1/1/transaction/(void)": 1} | tried)
     node.probe()
-    until(lambda: len(Quarantine(client)), what="it is set aside")
-    [message] = Quarantine(client).newest_first()
+    until(lambda: len(Quarantine(client, KEYS)), what="it is set aside")
+    [message] = Quarantine(client, KEYS).newest_first()
     assert message.reason == "Do may have been done after it was refused, and could not be undone 10 times"
-    assert (calls(client), len(undone(client)), client.xlen(keys.REPLIES)) == (0, 1, 0)
+    assert (calls(client), len(undone(client)), client.xlen(ONLY.replies("work"))) == (0, 1, 0)
     assert nothing_is_left(client)
 
 
 def test_a_command_that_kills_whoever_works_on_it_is_given_up(client: redis.Redis, node: Node) -> None:
     deliver(client, "a")
-    client.xgroup_create(keys.commands("work"), "work", id="0")
-    client.xreadgroup("work", "victim", {keys.commands("work"): ">"})
-    client.hset(keys.done("work", 1), "s1/1/transaction/Do/takeovers", MAX_TAKEOVERS - 1)
+    client.xgroup_create(ONLY.commands("work"), "work", id="0")
+    client.xreadgroup("work", "victim", {ONLY.commands("work"): ">"})
+    client.hset(ONLY.done("work", 1), "s1/1/transaction/Do/takeovers", MAX_TAKEOVERS - 1)
     node.probe()
     assert answers(client, 1) == ["Do_failed 10 processes took Do and did not live to answer it, unknown"]
     assert calls(client) == 0
@@ -491,7 +491,7 @@ def test_what_it_was_given_but_never_received_is_read_again(server: OwnServer, c
     server.kill()
     server.start()
     deliver(client, "a")
-    client.xreadgroup("work", name, {keys.commands("work"): ">"})
+    client.xreadgroup("work", name, {ONLY.commands("work"): ">"})
     process.send_signal(signal.SIGCONT)
     assert answers(client, 1) == ["Do_ok a"]
 
@@ -501,7 +501,7 @@ def test_a_group_that_was_deleted_is_made_anew(client: redis.Redis, node: Node) 
     client.flushall()
     deliver(client, "a")
     assert answers(client, 1) == ["Do_ok a"]
-    assert client.hgetall(keys.published("work")) == {b"Do": b"Undo"}
+    assert client.hgetall(KEYS.published("work")) == {b"Do": b"Undo"}
 
 
 def test_the_user_of_the_page_may_do_all_that_the_sample_does(
@@ -509,7 +509,7 @@ def test_the_user_of_the_page_may_do_all_that_the_sample_does(
 ) -> None:
     for script in shell("A user of its own")[:1]:
         Shell(server, tmp_path).run(script)
-    stream = keys.commands("notification")
+    stream = ONLY.commands("notification")
     client.xgroup_create(stream, "notification", id="0", mkstream=True)
     send = {"type": "SendNotification", "saga_id": "s1", "step": 1, "params": {"to": "a@b", "text": ""}}
     held: Any = client.xadd(stream, {"body": json.dumps(send)})
@@ -519,7 +519,7 @@ def test_the_user_of_the_page_may_do_all_that_the_sample_does(
     process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://notification:secret@"))
     [answer] = answers(client, 1)
     assert answer.startswith("SendNotification_ok")
-    until(lambda: len(Quarantine(client)), what="an entry that is not a command is set aside")
+    until(lambda: len(Quarantine(client, KEYS)), what="an entry that is not a command is set aside")
     process.terminate()
     said = process.communicate(timeout=20)[1]
     assert (process.returncode, "NOPERM" in said) == (0, False)
@@ -538,7 +538,7 @@ def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client:
     process = node.probe()
     deliver(client, "wait")
     until(lambda: calls(client), what="the handler runs")
-    client.set(keys.done("work", 1), "no hash")
+    client.set(ONLY.done("work", 1), "no hash")
     deliver(client, compensating=True)
     client.set("go on", 1)
     said = process.communicate(timeout=20)[1]
@@ -553,7 +553,7 @@ def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node
     deliver(client, "wait")
 
     def held_for_long() -> bool:
-        held: Any = client.xpending_range(keys.commands("work"), "work", "-", "+", 1, idle=1500)
+        held: Any = client.xpending_range(ONLY.commands("work"), "work", "-", "+", 1, idle=1500)
         return len(held) == 1
 
     until(held_for_long, what="the lease is over")

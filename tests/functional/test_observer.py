@@ -15,12 +15,12 @@ from sagastream import Context, Service
 from sagastream.core.saga import SagaStatus
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import keys
 from sagastream.telemetry import POINTS, Observer, Outcome
 from sagastream_bridge.stdin.bridge import StdinBridge
 from support.observers import Notes
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import ONLY
 from support.waiting import until
 
 
@@ -145,7 +145,7 @@ def test_what_a_process_that_stops_does_not_begin_is_released(scene: Scene, note
     serve(scene, handle, notes)
     for number in range(3):
         scene.begin(f"s{number}", do(1))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 3)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 3)
     scene.runner._prefetch._command_s = 0.001  # so that it reads all of them at once
     thread = threading.Thread(target=scene.runner.run)
     thread.start()
@@ -160,12 +160,12 @@ def test_what_a_process_that_stops_does_not_begin_is_released(scene: Scene, note
 
 
 def test_a_command_that_is_none_is_quarantined_and_told_of_then(scene: Scene, notes: Notes) -> None:
-    entry_id: Any = scene.redis.xadd(keys.commands("work"), {"body": "garbage"})
+    entry_id: Any = scene.redis.xadd(ONLY.commands("work"), {"body": "garbage"})
     scene.runner.turn(block_ms=1)
     scene.runner.turn(block_ms=1)
     (told,) = notes.of("entry_quarantined")
-    assert (told["stream"], told["entry_id"]) == (keys.commands("work"), entry_id.decode())
-    found: Any = scene.redis.xrange(keys.QUARANTINE)
+    assert (told["stream"], told["entry_id"]) == (ONLY.commands("work"), entry_id.decode())
+    found: Any = scene.redis.xrange(ONLY.quarantine)
     ((_, fields),) = found
     assert fields[b"reason"].decode() == told["reason"]
 
@@ -214,23 +214,23 @@ def test_a_lost_comparison_is_told_of(scene: Scene, notes: Notes) -> None:
     scene.runner.turn(block_ms=1)
     scene.runner.turn(block_ms=1)
     # The worker has cached the saga as it left it; meanwhile another worker changes it.
-    scene.redis.xadd(keys.REQUESTS, {"body": '{"type":"saga_cancel","saga_id":"s1","reason":"no"}'})
-    assert other._inbox.read(1, {keys.REQUESTS: 1})
+    scene.redis.xadd(ONLY.interventions, {"body": '{"type":"saga_cancel","saga_id":"s1","reason":"no"}'})
+    assert other._inbox.read(1, lambda _: {ONLY.interventions: 1})
     other._inbox.recover()
-    scene.turns_until(lambda: bool(scene.redis.hget(keys.saga("s1"), "cancelling")), other)
+    scene.turns_until(lambda: bool(scene.redis.hget(ONLY.saga("s1"), "cancelling")), other)
     assert scene.play("s1").status is SagaStatus.ABORTED
     assert {told["saga_id"] for told in notes.of("comparison_lost")} == {"s1"}
 
 
 def test_what_a_worker_sets_aside_and_what_holds_it_up_are_told_of(scene: Scene, notes: Notes) -> None:
-    entry_id: Any = scene.redis.xadd(keys.REPLIES, {"body": '{"type":"Do_ok","saga_id":"nobody","step":1}'})
-    scene.redis.set(keys.commands("void"), "in the way")
+    entry_id: Any = scene.redis.xadd(ONLY.replies("work"), {"body": '{"type":"Do_ok","saga_id":"nobody","step":1}'})
+    scene.redis.set(ONLY.commands("void"), "in the way")
     scene.begin("s1", do(1, service="void"))
     scene.turns_until(lambda: bool(notes.of("stream_stuck")))
-    assert notes.of("stream_stuck") == [{"stream": keys.commands("void")}]
+    assert notes.of("stream_stuck") == [{"stream": ONLY.commands("void")}]
     scene.turns_until(lambda: bool(notes.of("entry_quarantined")))
     assert notes.of("entry_quarantined") == [
-        {"stream": keys.REPLIES, "entry_id": entry_id.decode(), "reason": "there is no saga nobody"}
+        {"stream": ONLY.replies("work"), "entry_id": entry_id.decode(), "reason": "there is no saga nobody"}
     ]
 
 

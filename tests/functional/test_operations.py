@@ -13,10 +13,10 @@ import redis
 
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
-from sagastream.store import keys
 from support.processes import SAMPLES, Commands, Talk
 from support.scenes import do
 from support.servers import Server
+from support.stores import ONLY
 from support.waiting import until
 
 #: A service whose compensations work once a file exists.
@@ -216,7 +216,7 @@ def test_without_a_worker_the_request_waits_for_one(server: Server, commands: Co
         "it is in the store, and the next one will do it, or refuse it\n"
     )
     with connect(server.url) as client:
-        assert client.xlen(keys.REQUESTS) == 1
+        assert client.xlen(ONLY.requests) == 1
 
 
 def test_over_stdin(env: dict[str, str], commands: Commands) -> None:
@@ -296,7 +296,7 @@ def client(env: dict[str, str]) -> "redis.Redis":
 
 
 def quarantined(client: "redis.Redis", count: int) -> None:
-    until(lambda: client.xlen(keys.QUARANTINE) == count, what="it is quarantined")
+    until(lambda: client.xlen(ONLY.quarantine) == count, what="it is quarantined")
 
 
 @pytest.mark.slow
@@ -304,8 +304,8 @@ def test_a_quarantined_message_is_shown_put_back_and_dropped(
     env: dict[str, str], commands: Commands, client: "redis.Redis"
 ) -> None:
     fields: dict[Any, Any] = {"body": '{"type":"Charge_ok\\u202e","saga_id":"s1","step":1}', "x\x1b": "y"}
-    client.xadd(keys.REPLIES, fields)
-    client.xadd(keys.REQUESTS, {"body": "{"})
+    client.xadd(ONLY.replies("work"), fields)
+    client.xadd(ONLY.requests, {"body": "{"})
     quarantined(client, 2)
     listed = commands.run("quarantine", "list", **env)
     assert listed.stderr == "2 shown of 2\n"
@@ -315,29 +315,29 @@ def test_a_quarantined_message_is_shown_put_back_and_dropped(
     assert commands.run("quarantine", "list", "--limit", "1", **env).stderr == "1 shown of 2 (--limit shows more)\n"
     reply = next(i for i in (newest, oldest) if "202e" in commands.run("quarantine", "show", i, **env).stdout)
     shown = json.loads(commands.run("quarantine", "show", reply, **env).stdout)
-    assert (shown["stream"], shown["fields"]) == (keys.REPLIES, {"x\x1b": "y"})
+    assert (shown["stream"], shown["fields"]) == (ONLY.replies("work"), {"x\x1b": "y"})
     # Put back unchanged, the message is quarantined again.
     done = commands.run("quarantine", "replay", reply, **env)
-    assert (done.returncode, done.stdout) == (0, f"{reply} put back into {keys.REPLIES}\n")
+    assert (done.returncode, done.stdout) == (0, f"{reply} put back into {ONLY.replies('work')}\n")
     quarantined(client, 2)
     ids = [line.split()[0] for line in commands.run("quarantine", "list", **env).stdout.splitlines()]
     assert reply not in ids
     dropped = commands.run("quarantine", "drop", *ids, **env)
     assert dropped.stdout == "".join(f"{entry_id} dropped\n" for entry_id in ids)
-    assert client.xlen(keys.QUARANTINE) == 0
+    assert client.xlen(ONLY.quarantine) == 0
 
 
 def test_a_reply_that_came_before_its_saga_is_put_back_and_counts(
     env: dict[str, str], commands: Commands, client: "redis.Redis"
 ) -> None:
-    client.xadd(keys.REPLIES, {"body": '{"type":"Charge_ok","saga_id":"s1","step":1}'})
+    client.xadd(ONLY.replies("work"), {"body": '{"type":"Charge_ok","saga_id":"s1","step":1}'})
     quarantined(client, 1)
     begin = {"saga_id": "s1", "steps": [do(1, "Charge", "nobody")]}
     commands.run("begin", "-", given=json.dumps(begin), **env)
-    until(lambda: client.exists(keys.saga("s1")), what="it has begun")
+    until(lambda: client.exists(ONLY.saga("s1")), what="it has begun")
     [line] = commands.run("quarantine", "list", **env).stdout.splitlines()
     assert commands.run("quarantine", "replay", line.split()[0], **env).returncode == 0
-    until(lambda: client.hget(keys.saga("s1"), "status") == b"COMPLETED", what="it completes")
+    until(lambda: client.hget(ONLY.saga("s1"), "status") == b"COMPLETED", what="it completes")
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "drop"])
@@ -354,15 +354,15 @@ def test_what_came_from_no_inbox_cannot_be_put_back(
 ) -> None:
     entry: dict[Any, Any] = {"reason": "x", "stream": "somewhere", "entry_id": "1-1", "body": "{}", "fields": "{}"}
     first, second = (
-        client.xadd(keys.QUARANTINE, entry),
-        client.xadd(keys.QUARANTINE, entry | {"stream": keys.REPLIES, "fields": '{"cut'}),
+        client.xadd(ONLY.quarantine, entry),
+        client.xadd(ONLY.quarantine, entry | {"stream": ONLY.replies("work"), "fields": '{"cut'}),
     )
     for entry_id, why in ((first, "nothing can be put back there"), (second, "too large to be kept whole")):
         assert isinstance(entry_id, bytes)
         done = commands.run("quarantine", "replay", entry_id.decode(), **env)
         assert done.returncode == 1
         assert why in done.stderr
-    assert client.xlen(keys.QUARANTINE) == 2
+    assert client.xlen(ONLY.quarantine) == 2
 
 
 def test_the_samples_run_with_workers_that_keep_sagas_for_a_moment(server: Server, commands: Commands) -> None:
@@ -373,6 +373,6 @@ def test_the_samples_run_with_workers_that_keep_sagas_for_a_moment(server: Serve
     begin = {"saga_id": "s1", "steps": [do({"sku": "a", "quantity": 1}, "ReserveInventory", "inventory")]}
     assert commands.run("begin", "-", "--wait", given=json.dumps(begin), **env).returncode == 0
     with connect(server.url) as client:
-        until(lambda: not client.exists(keys.saga("s1")), what="it expires")
+        until(lambda: not client.exists(ONLY.saga("s1")), what="it expires")
     for bad in ("0", "-1", "nan", "inf", "x"):
         assert commands.run("worker", "--retention-days", bad, **env).returncode == 2

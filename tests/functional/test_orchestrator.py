@@ -19,10 +19,11 @@ from sagastream.errors import CorruptSaga, RequestRefused
 from sagastream.orchestrator import commit, worker
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
-from sagastream.store import keys, sagas
+from sagastream.store import sagas
 from support.processes import SAMPLES, Commands
 from support.scenes import Scene, do
 from support.servers import OwnServer, Server
+from support.stores import KEYS, ONLY
 from support.streams import append_requests, last_event, read_events
 from support.waiting import until
 
@@ -40,13 +41,13 @@ def pending(scene: Scene, stream: str, group: str) -> int:
 def nothing_is_left_over(scene: Scene) -> None:
     """No entry waits anywhere, and the indexes agree with the hashes."""
     for stream, group in (
-        (keys.REQUESTS, "orchestrator"),
-        (keys.REPLIES, "orchestrator"),
-        (keys.commands("work"), "work"),
+        (ONLY.requests, "orchestrator"),
+        (ONLY.replies("work"), "orchestrator"),
+        (ONLY.commands("work"), "work"),
     ):
         assert scene.redis.xlen(stream) == 0, stream
         assert pending(scene, stream, group) == 0, stream
-    assert scene.redis.zcard(keys.TIMERS) == 0
+    assert scene.redis.zcard(ONLY.timers) == 0
 
 
 @pytest.mark.parametrize("length", [1, 3, 20])
@@ -79,58 +80,58 @@ def test_a_step_without_compensation_is_skipped_in_the_undo(scene: Scene) -> Non
 
 def test_a_compensation_that_nobody_knows_parks_the_saga(scene: Scene) -> None:
     scene.runner.turn(block_ms=1)
-    scene.redis.hdel(keys.published("work"), "Do")
+    scene.redis.hdel(KEYS.published("work"), "Do")
     scene.begin("s1", do(1), do("fail"))
     state = scene.play("s1")
     assert state.status is SagaStatus.COMPENSATING
     assert state.parked is not None
     assert "nobody knows what undoes Do of step 1" in state.parked
-    assert scene.redis.zscore(keys.TIMERS, "s1") == float("inf")
+    assert scene.redis.zscore(ONLY.timers, "s1") == float("inf")
 
 
 def test_a_service_that_starts_later_finds_its_commands(scene: Scene) -> None:
     scene.begin("s1", do(1))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     assert scene.play("s1").status is SagaStatus.COMPLETED
 
 
 def test_begun_again_with_the_same_body_nothing_is_done_twice(scene: Scene) -> None:
     scene.begin("s1", do({"a": 1, "b": 2}))
     scene.play("s1")
-    before: Any = scene.redis.hgetall(keys.saga("s1"))
+    before: Any = scene.redis.hgetall(ONLY.saga("s1"))
     after = last_event(scene.redis)
     again = scene.begin("s1", do({"b": 2, "a": 1}))
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     [event] = read_events(scene.redis, after, 1)
     assert event.fields[b"kind"] == b"outcome"
     assert event.fields[b"request_id"] == again.encode()
-    assert scene.redis.hgetall(keys.saga("s1")) == before
+    assert scene.redis.hgetall(ONLY.saga("s1")) == before
     assert scene.effects.done == ["s1/1/transaction"]
 
 
 def test_begun_again_with_another_body_it_is_refused_and_nothing_changes(scene: Scene) -> None:
     scene.begin("s1", do(1))
     scene.play("s1")
-    before: Any = scene.redis.hgetall(keys.saga("s1"))
+    before: Any = scene.redis.hgetall(ONLY.saga("s1"))
     with pytest.raises(RequestRefused):
         scene.client.begin("s1", [do(2)])
     after = last_event(scene.redis)
     other = parse_begin({"saga_id": "s1", "steps": [do(2)]}, request_id="r2")
     append_requests(scene.redis, [other])
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     [event] = read_events(scene.redis, after, 1)
     assert (event.fields[b"kind"], event.fields[b"saga_id"], event.fields[b"request_id"]) == (b"refused", b"s1", b"r2")
     assert json.loads(event.fields[b"body"])["code"] == 22
     with pytest.raises(RequestRefused):
         scene.client.wait(Accepted(begin=other), 1)
-    assert scene.redis.hgetall(keys.saga("s1")) == before
+    assert scene.redis.hgetall(ONLY.saga("s1")) == before
 
 
 def test_a_request_delivered_twice_is_one_request(scene: Scene) -> None:
     scene.begin("s1", do(1), request_id="r")
     scene.begin("s1", do(1), request_id="r")
     scene.play("s1")
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     assert scene.effects.done == ["s1/1/transaction"]
     kinds = [event.fields[b"kind"] for event in read_events(scene.redis, b"0-0", 1)]
     assert kinds == [b"outcome"]
@@ -138,18 +139,18 @@ def test_a_request_delivered_twice_is_one_request(scene: Scene) -> None:
 
 def test_a_commit_decided_on_an_old_version_is_refused_whole(scene: Scene) -> None:
     scene.begin("s1", do(1), do(2))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     store = Store(scene.redis)
-    states, now_ms = sagas.read(scene.redis, ["s1"])
+    states, now_ms = sagas.read(scene.redis, KEYS, ["s1"])
     state = states["s1"]
     assert isinstance(state, SagaState)
     # Both the worker and a slower one decide on the same state.
     reply = Reply(type=ok("Do"), saga_id="s1", step=1, result=b"1")
-    zombie = Change(saga_id="s1", before=state, after=state)
-    entry = Entry(stream=keys.REPLIES, id=b"1-1", fields={})
+    zombie = Change(partition=ONLY, saga_id="s1", before=state, after=state)
+    entry = Entry(stream=ONLY.replies("work"), id=b"1-1", fields={})
     zombie.add(entry, decide(state, reply, Moment(now_ms=now_ms, published={})))
-    scene.redis.xadd(keys.REPLIES, {"body": reply.body()})
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
+    scene.redis.xadd(ONLY.replies("work"), {"body": reply.body()})
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0)
     everything = dump(scene)
     assert store.commit([zombie], now_ms) == ([zombie], [])
     assert dump(scene) == everything
@@ -167,13 +168,14 @@ def dump(scene: Scene) -> dict[bytes, Any]:
 
 def test_a_saga_that_one_worker_runs_is_never_read(scene: Scene) -> None:
     scene.worker.turn(block_ms=1)
+    scene.runner.turn(block_ms=1)  # it reads how the store is laid out
     scene.begin("s1", do(1), do(2), do(3))
     scene.redis.config_resetstat()
 
     def has_ended() -> bool:
         scene.worker.turn(block_ms=1)
         scene.runner.turn(block_ms=1)
-        return scene.redis.zcard(keys.ENDED) == 1
+        return scene.redis.zcard(ONLY.ended) == 1
 
     until(has_ended, what="it has ended")
     calls: Any = scene.redis.info("commandstats")
@@ -185,14 +187,14 @@ def test_what_another_worker_has_done_to_a_saga_is_seen_by_the_one_that_remember
     """The reply is the one for which the saga waits, as far as the first worker knows."""
     first, other = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1), do(2))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, first)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1, first)
     cancel = Intervene(verb=Verb.CANCEL, saga_id="s1", reason="changed my mind")
-    scene.redis.xadd(keys.REQUESTS, cancel.fields())  # type: ignore[arg-type]
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0, other)
-    assert scene.redis.hget(keys.saga("s1"), "cancelling")
+    scene.redis.xadd(ONLY.interventions, cancel.fields())  # type: ignore[arg-type]
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.interventions) == 0, other)
+    assert scene.redis.hget(ONLY.saga("s1"), "cancelling")
     scene.runner.turn(block_ms=1)
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0, first)
-    assert scene.redis.hget(keys.saga("s1"), "status") == b"COMPENSATING"
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0, first)
+    assert scene.redis.hget(ONLY.saga("s1"), "status") == b"COMPENSATING"
     assert scene.play("s1").status is SagaStatus.ABORTED
     assert (scene.effects.done, scene.effects.undone) == (["s1/1/transaction"], ["s1/1/transaction"])
     nothing_is_left_over(scene)
@@ -202,43 +204,44 @@ def test_a_saga_that_was_deleted_and_begun_again_is_not_taken_for_the_one_that_i
     """The new saga has the same versions, and waits for the same reply."""
     first, other = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1), do("before"))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, first)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1, first)
     before = scene.client.get("s1")
     assert before is not None
-    scene.redis.delete(keys.saga("s1"), keys.TIMERS)
-    until(lambda: sagas.read(scene.redis, [])[1] > before.updated_ms, what="a millisecond passes")
+    scene.redis.delete(ONLY.saga("s1"), ONLY.timers)
+    until(lambda: sagas.read(scene.redis, KEYS, [])[1] > before.updated_ms, what="a millisecond passes")
     scene.begin("s1", do(1), do("after"))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2, other)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 2, other)
     again = scene.client.get("s1")
     assert again is not None
     assert (again.version, again.current_step) == (before.version, before.current_step)
     reply = Reply(type=ok("Do"), saga_id="s1", step=1, result=b"1", attempt=1)
-    scene.redis.xadd(keys.REPLIES, reply.fields())  # type: ignore[arg-type]
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0, first)
-    commands: Any = scene.redis.xrange(keys.commands("work"))
+    scene.redis.xadd(ONLY.replies("work"), reply.fields())  # type: ignore[arg-type]
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0, first)
+    commands: Any = scene.redis.xrange(ONLY.commands("work"))
     assert json.loads(commands[-1][1][b"body"])["params"] == "after"
 
 
 def test_a_batch_commits_the_sagas_that_win_and_reports_those_that_lose(scene: Scene) -> None:
     for saga_id in ("s1", "s2"):
         scene.begin(saga_id, do(1), do(2))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 2)
     store = Store(scene.redis)
-    states, now_ms = sagas.read(scene.redis, ["s1", "s2"])
+    states, now_ms = sagas.read(scene.redis, KEYS, ["s1", "s2"])
     changes = []
     for saga_id, state in states.items():
         assert isinstance(state, SagaState)
-        change = Change(saga_id=saga_id, before=state, after=state)
+        change = Change(partition=ONLY, saga_id=saga_id, before=state, after=state)
         reply = Reply(type=ok("Do"), saga_id=saga_id, step=1)
         change.add(
-            Entry(stream=keys.REPLIES, id=b"1-1", fields={}), decide(state, reply, Moment(now_ms=now_ms, published={}))
+            Entry(stream=ONLY.replies("work"), id=b"1-1", fields={}),
+            decide(state, reply, Moment(now_ms=now_ms, published={})),
         )
         changes.append(change)
-    scene.redis.hset(keys.saga("s2"), "version", 99)
+    scene.redis.hset(ONLY.saga("s2"), "version", 99)
     assert store.commit(changes, now_ms) == (changes[1:], [])
-    assert scene.redis.hget(keys.saga("s1"), "current_step") == b"2"
-    assert scene.redis.hget(keys.saga("s2"), "current_step") == b"1"
-    assert scene.redis.xlen(keys.commands("work")) == 3
+    assert scene.redis.hget(ONLY.saga("s1"), "current_step") == b"2"
+    assert scene.redis.hget(ONLY.saga("s2"), "current_step") == b"1"
+    assert scene.redis.xlen(ONLY.commands("work")) == 3
 
 
 def test_a_dead_workers_entries_are_taken_over(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +264,8 @@ def test_entries_whose_delivery_got_lost_are_read_again(scene: Scene) -> None:
 
 def test_a_deleted_group_or_stream_is_made_anew(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     scene.worker.turn(block_ms=1)
-    scene.redis.xgroup_destroy(keys.REQUESTS, "orchestrator")
-    scene.redis.delete(keys.REPLIES)
+    scene.redis.xgroup_destroy(ONLY.requests, "orchestrator")
+    scene.redis.delete(ONLY.replies("work"))
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
     assert "created it again" in caplog.text
@@ -278,13 +281,21 @@ GARBAGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stream", [keys.REQUESTS, keys.REPLIES, keys.commands("work")])
-def test_an_entry_with_thousands_of_fields_stops_nobody(scene: Scene, stream: str) -> None:
+@pytest.mark.parametrize(
+    ("stream", "quarantine"),
+    [
+        (ONLY.requests, ONLY.quarantine),
+        (ONLY.interventions, ONLY.quarantine),
+        (ONLY.replies("work"), ONLY.quarantine),
+        (ONLY.commands("work"), ONLY.quarantine_of("work")),
+    ],
+)
+def test_an_entry_with_thousands_of_fields_stops_nobody(scene: Scene, stream: str, quarantine: str) -> None:
     scene.begin("s1", do(1))
     scene.redis.xadd(stream, {f"field{n}": "x" * 100 for n in range(9000)})
     assert scene.play("s1").status is SagaStatus.COMPLETED
     nothing_is_left_over(scene)
-    quarantined: Any = scene.redis.xrange(keys.QUARANTINE)
+    quarantined: Any = scene.redis.xrange(quarantine)
     assert [len(fields) for _, fields in quarantined] == [5]
 
 
@@ -295,30 +306,30 @@ def test_what_many_dead_workers_held_is_taken_over_in_turns(scene: Scene, monkey
     begins = [parse_begin({"saga_id": f"s{n}", "steps": [do(n)]}, request_id=f"r{n}") for n in range(count)]
     append_requests(scene.redis, begins)
     scene.worker.turn(block_ms=1)
-    while scene.redis.xreadgroup("orchestrator", "the dead", {keys.REQUESTS: ">"}, count=1000):
+    while scene.redis.xreadgroup("orchestrator", "the dead", {ONLY.requests: ">"}, count=1000):
         pass
     heir = scene.another_worker()
     read: list[int] = []
 
     def all_are_begun() -> bool:
         read.append(heir.turn(block_ms=1))
-        return scene.redis.xlen(keys.REQUESTS) == 0
+        return scene.redis.xlen(ONLY.requests) == 0
 
     until(all_are_begun, what="all are begun")
     assert max(read) <= 128
-    assert scene.redis.zcard(keys.TIMERS) == scene.redis.xlen(keys.commands("work")) == count
+    assert scene.redis.zcard(ONLY.timers) == scene.redis.xlen(ONLY.commands("work")) == count
 
 
-@pytest.mark.parametrize("stream", [keys.REQUESTS, keys.REPLIES])
+@pytest.mark.parametrize("stream", [ONLY.requests, ONLY.replies("work")])
 def test_garbage_is_quarantined_with_a_reason_and_stops_nobody(scene: Scene, stream: str) -> None:
     scene.begin("s1", do(1), do(2), do(3))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     for body in GARBAGE:
         scene.redis.xadd(stream, {"body": body})
     scene.redis.xadd(stream, {"no": "body"})
     assert scene.play("s1").status is SagaStatus.COMPLETED
     nothing_is_left_over(scene)
-    quarantined: Any = scene.redis.xrange(keys.QUARANTINE)
+    quarantined: Any = scene.redis.xrange(ONLY.quarantine)
     assert sorted(fields[b"body"] for _, fields in quarantined) == sorted([*GARBAGE, b""])
     assert [fields[b"fields"] for _, fields in quarantined if b"no" in fields[b"fields"]] == [b'{"no": "body"}']
     assert all(fields[b"reason"] and fields[b"stream"] == stream.encode() for _, fields in quarantined)
@@ -326,36 +337,36 @@ def test_garbage_is_quarantined_with_a_reason_and_stops_nobody(scene: Scene, str
 
 
 def test_a_refused_request_is_answered_where_somebody_asked(scene: Scene) -> None:
-    scene.redis.xadd(keys.REQUESTS, {"body": b'{"type":"saga_begin"}', "request_id": "r1"})
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.redis.xadd(ONLY.requests, {"body": b'{"type":"saga_begin"}', "request_id": "r1"})
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     [event] = read_events(scene.redis, b"0-0", 1)
     assert event.fields[b"request_id"] == b"r1"
     assert json.loads(event.fields[b"body"]) == {
         "type": "error", "code": 12, "text": "the body: saga_id is missing"
     }  # fmt: skip
-    assert scene.redis.xlen(keys.QUARANTINE) == 0
+    assert scene.redis.xlen(ONLY.quarantine) == 0
 
 
 def test_a_damaged_saga_is_told_of_and_stops_nobody(scene: Scene) -> None:
-    scene.redis.set(keys.saga("s1"), "not a hash")
-    scene.redis.hset(keys.saga("s2"), "status", "ODD")
+    scene.redis.set(ONLY.saga("s1"), "not a hash")
+    scene.redis.hset(ONLY.saga("s2"), "status", "ODD")
     for saga_id in ("s1", "s2", "s3"):
         scene.begin(saga_id, do(1))
     assert scene.play("s3").status is SagaStatus.COMPLETED
     nothing_is_left_over(scene)
-    assert scene.redis.get(keys.saga("s1")) == b"not a hash"
-    assert scene.redis.hgetall(keys.saga("s2")) == {b"status": b"ODD"}
+    assert scene.redis.get(ONLY.saga("s1")) == b"not a hash"
+    assert scene.redis.hgetall(ONLY.saga("s2")) == {b"status": b"ODD"}
     refused = [e.fields for e in read_events(scene.redis, b"0-0", 1) if e.fields[b"kind"] == b"refused"]
     assert [(e[b"saga_id"], json.loads(e[b"body"])["code"]) for e in refused] == [(b"s1", 13), (b"s2", 13)]
-    scene.redis.xadd(keys.REPLIES, {"body": '{"type":"Do_ok","saga_id":"s1","step":1}'})
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
-    assert scene.redis.xlen(keys.QUARANTINE) == 1
+    scene.redis.xadd(ONLY.replies("work"), {"body": '{"type":"Do_ok","saga_id":"s1","step":1}'})
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0)
+    assert scene.redis.xlen(ONLY.quarantine) == 1
     for saga_id in ("s1", "s2"):
         with pytest.raises(CorruptSaga, match=saga_id):
             scene.client.get(saga_id)
 
 
-@pytest.mark.parametrize("key", [keys.TIMERS, keys.ENDED, keys.EVENTS])
+@pytest.mark.parametrize("key", [ONLY.timers, ONLY.ended, ONLY.events])
 def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) -> None:
     scene.worker.turn(block_ms=1)
     scene.begin("s1", do(1))
@@ -365,7 +376,7 @@ def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) ->
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         scene.worker.turn(block_ms=1)
     assert dump(scene) == before
-    assert pending(scene, keys.REQUESTS, "orchestrator") == 1
+    assert pending(scene, ONLY.requests, "orchestrator") == 1
     scene.redis.delete(key)
     scene.worker._inbox.recover()
     assert scene.play("s1").status is SagaStatus.COMPLETED
@@ -375,26 +386,26 @@ def test_a_stream_that_is_none_holds_up_its_own_sagas_only(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker, "LEASE_MS", 1)
-    scene.redis.set(keys.commands("void"), "in the way")
+    scene.redis.set(ONLY.commands("void"), "in the way")
     scene.begin("s1", do(1, service="void"))
     scene.begin("s2", do(1))
     assert scene.play("s2").status is SagaStatus.COMPLETED
     assert scene.client.get("s1") is None
     assert caplog.text.count("saga:{0}:commands:void is not a stream: sagas that need it stand still") == 1
-    scene.redis.delete(keys.commands("void"))
+    scene.redis.delete(ONLY.commands("void"))
     heir = scene.another_worker()
     scene.turns_until(lambda: scene.client.get("s1") is not None, heir)
-    assert scene.redis.xlen(keys.commands("void")) == 1
+    assert scene.redis.xlen(ONLY.commands("void")) == 1
 
 
 def test_what_is_published_wrongly_parks_a_saga_and_stops_nobody(scene: Scene) -> None:
     scene.runner.turn(block_ms=1)
     for n, value in enumerate((b"\xff", b"a b", b"\x1b[2J")):
-        scene.redis.hset(keys.published("work"), "Do", value)
+        scene.redis.hset(KEYS.published("work"), "Do", value)
         scene.begin(f"s{n}", do(1), do("fail"))
         assert scene.play(f"s{n}").parked
-    scene.redis.delete(keys.published("work"))
-    scene.redis.set(keys.published("work"), "in the way")
+    scene.redis.delete(KEYS.published("work"))
+    scene.redis.set(KEYS.published("work"), "in the way")
     scene.begin("s9", do(1), do("fail"))
     assert scene.play("s9").parked
 
@@ -413,13 +424,13 @@ def test_what_is_published_wrongly_parks_a_saga_and_stops_nobody(scene: Scene) -
 )
 def test_a_hash_damaged_in_one_field_stops_nobody(scene: Scene, field: str, value: str) -> None:
     scene.begin("s1", do(1), do(2))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
-    scene.redis.hset(keys.saga("s1"), field, value)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+    scene.redis.hset(ONLY.saga("s1"), field, value)
     scene.begin("s1", do(1), do(2))
     scene.begin("s2", do(1), do("fail"))
     assert scene.play("s2").status is SagaStatus.ABORTED
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
-    quarantined: Any = scene.redis.xrange(keys.QUARANTINE)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0)
+    quarantined: Any = scene.redis.xrange(ONLY.quarantine)
     assert b"the hash of saga s1 is damaged" in quarantined[0][1][b"reason"]
 
 
@@ -432,8 +443,10 @@ def test_a_full_store_writes_nothing_and_goes_on_when_there_is_room(scene: Scene
     with pytest.raises(redis.OutOfMemoryError):
         scene.worker.turn(block_ms=1)
     scene.redis.config_set("maxmemory", 0)
-    assert dump(scene) == before
-    assert pending(scene, keys.REQUESTS, "orchestrator") == 1
+    after = dump(scene)
+    assert after.pop(KEYS.alive.encode()) != before.pop(KEYS.alive.encode())  # it waits, and is alive
+    assert after == before
+    assert pending(scene, ONLY.requests, "orchestrator") == 1
     scene.worker._inbox.recover()
     assert scene.play("s1").status is SagaStatus.COMPLETED
 
@@ -447,12 +460,12 @@ def test_scripts_that_the_server_forgot_are_loaded_again(scene: Scene) -> None:
 
 
 def test_a_worker_that_is_to_stop_reads_nothing_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
+    monkeypatch.setattr(worker, "_REQUESTS", 1)
     for number in range(3):
         scene.begin(f"s{number}", do(1))
     scene.stop.set()
-    scene.turns_until(lambda: scene.redis.exists(keys.saga("s0")) == 1)
-    assert pending(scene, keys.REQUESTS, "orchestrator") == 0
+    scene.turns_until(lambda: scene.redis.exists(ONLY.saga("s0")) == 1)
+    assert pending(scene, ONLY.requests, "orchestrator") == 0
 
 
 def test_a_turn_of_more_than_a_script_takes_is_committed_in_pieces(
@@ -462,9 +475,9 @@ def test_a_turn_of_more_than_a_script_takes_is_committed_in_pieces(
     monkeypatch.setattr(commit, "_LONGEST", 1 << 20)
     for number in range(5):
         scene.begin(f"s{number}", do("x" * 200_000))
-    scene.turns_until(lambda: scene.redis.zcard(keys.TIMERS) == 5)
-    assert scene.redis.xlen(keys.commands("work")) == 5
-    assert pending(scene, keys.REQUESTS, "orchestrator") == 0
+    scene.turns_until(lambda: scene.redis.zcard(ONLY.timers) == 5)
+    assert scene.redis.xlen(ONLY.commands("work")) == 5
+    assert pending(scene, ONLY.requests, "orchestrator") == 0
 
 
 def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> None:
@@ -473,12 +486,12 @@ def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> No
     assert b"started" in worker.stderr.readline()
     client = server.broker().client
     until(
-        lambda: client.exists(keys.REQUESTS) and client.xinfo_consumers(keys.REQUESTS, "orchestrator"), what="it reads"
+        lambda: client.exists(ONLY.requests) and client.xinfo_consumers(ONLY.requests, "orchestrator"), what="it reads"
     )
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0
     assert worker.stderr.read() == b""
-    assert client.xinfo_consumers(keys.REQUESTS, "orchestrator") == []
+    assert client.xinfo_consumers(ONLY.requests, "orchestrator") == []
 
 
 @pytest.mark.slow
@@ -492,15 +505,15 @@ def test_5000_sagas_end_right_though_two_of_four_workers_are_killed(server: Serv
     with client._redis.pipeline(transaction=False) as pipeline:
         for n in range(count):
             pipeline.xadd(
-                keys.REQUESTS, {"body": json.dumps({"type": "saga_begin", "saga_id": f"s{n}", "steps": order(n)})}
+                ONLY.requests, {"body": json.dumps({"type": "saga_begin", "saga_id": f"s{n}", "steps": order(n)})}
             )
         pipeline.execute()
-    until(lambda: client._redis.zcard(keys.ENDED) > count / 10, what="some have ended")
+    until(lambda: client._redis.zcard(ONLY.ended) > count / 10, what="some have ended")
     for process in workers[:2]:
         process.kill()
-    assert client._redis.zcard(keys.ENDED) < count / 2, "the kills came too late to matter"
-    until(lambda: client._redis.zcard(keys.ENDED) == count, what="all have ended", timeout_s=180)
-    assert client._redis.zcard(keys.TIMERS) == 0
+    assert client._redis.zcard(ONLY.ended) < count / 2, "the kills came too late to matter"
+    until(lambda: client._redis.zcard(ONLY.ended) == count, what="all have ended", timeout_s=180)
+    assert client._redis.zcard(ONLY.timers) == 0
     charged = 0
     for n in range(count):
         state = client.get(f"s{n}")
@@ -538,11 +551,28 @@ def test_a_worker_waits_for_a_broker_that_restarts(server: OwnServer, commands: 
     until(lambda: client.get("s1"), what="the saga is begun")
 
 
-def test_a_store_of_another_layout_is_refused_in_one_line(server: Server, commands: Commands) -> None:
-    server.broker().client.hset(keys.STORE, "partitions", 8)
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"partitions": "1"}, "saga:store was made by an earlier release"),
+        ({"protocol": "3", "partitions": "1", "tags": "0"}, "saga:store has protocol '3', and this release knows 2"),
+        ({"protocol": "2", "partitions": "2", "tags": "0"}, "saga:store is damaged: it says '2' partitions"),
+        ({"protocol": "2", "partitions": "2", "tags": "0 0"}, "saga:store is damaged"),
+        ({"protocol": "2", "partitions": "1", "tags": "}{"}, "saga:store is damaged"),
+        ({"protocol": "2"}, "saga:store is damaged"),
+    ],
+)
+def test_a_store_of_another_layout_is_refused_in_one_line_and_nothing_in_it_is_changed(
+    server: Server, commands: Commands, fields: dict[str, str], said: str
+) -> None:
+    client = server.broker().client
+    client.hset(KEYS.store, mapping=fields)  # type: ignore[arg-type]
+    before = client.hgetall(KEYS.store)
     done = commands.run("worker", REDIS_URL=server.url)
     assert done.returncode == 1
-    assert done.stderr.endswith("Error: the store was laid out for 8 partitions; this release runs 1\n")
+    assert f"Error: {said}" in done.stderr.splitlines()[-1]
+    assert client.keys() == [KEYS.store.encode()]
+    assert client.hgetall(KEYS.store) == before
 
 
 def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,13 +580,13 @@ def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkey
     monkeypatch.setattr(worker, "LEASE_MS", 1)
     slow, quick = scene.another_worker(), scene.another_worker()
     scene.begin("s1", do(1), do(2))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.runner.turn(block_ms=1)
     held = until(lambda: slow._inbox.read(1), what="the slow one holds the reply")
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1, quick)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1, quick)
     monkeypatch.setattr(slow._inbox, "read", lambda *_, **__: held)
     slow.turn(block_ms=1)
-    assert scene.redis.xlen(keys.commands("work")) == 1
+    assert scene.redis.xlen(ONLY.commands("work")) == 1
     state = scene.client.get("s1")
     assert state is not None
     assert (state.current_step, state.duplicates) == (2, 1)
@@ -564,7 +594,7 @@ def test_two_workers_on_one_saga_never_send_a_command_twice(scene: Scene, monkey
 
 def test_a_worker_says_what_it_sets_aside_one_line_a_turn(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(3):
-        scene.redis.xadd(keys.REPLIES, {"body": f'{{"type":"Do_ok","saga_id":"nobody{number}","step":1}}'})
-    scene.turns_until(lambda: scene.redis.xlen(keys.QUARANTINE) == 3)
+        scene.redis.xadd(ONLY.replies("work"), {"body": f'{{"type":"Do_ok","saga_id":"nobody{number}","step":1}}'})
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.quarantine) == 3)
     [line] = [line for line in caplog.messages if "quarantined" in line]
-    assert line.endswith(f"of {keys.REPLIES}: there is no saga nobody0, and 2 more")
+    assert line.endswith(f"of {ONLY.replies('work')}: there is no saga nobody0, and 2 more")

@@ -16,10 +16,10 @@ import pytest
 import redis
 
 from sagastream.core.service_rules import MAX_UNDOS
-from sagastream.store import keys
 from sagastream.store.quarantine import Quarantine
 from support.processes import Commands
 from support.servers import OwnServer, Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 KEY = "s1/1/transaction"
@@ -93,24 +93,24 @@ class Play:
     def deliver(self, *, attempt: int, not_after_ms: int) -> None:
         body = {"type": "Do", "saga_id": "s1", "step": 1, "params": {"seats": 2}}
         entry: dict[Any, Any] = {"body": json.dumps(body), "attempt": attempt, "begun_ms": 1}
-        self.redis.xadd(keys.commands("work"), entry | {"not_after_ms": not_after_ms, "later": "is kept"})
+        self.redis.xadd(ONLY.commands("work"), entry | {"not_after_ms": not_after_ms, "later": "is kept"})
 
     def replies(self) -> list[tuple[str, str]]:
-        entries: Any = self.redis.xrange(keys.REPLIES)
+        entries: Any = self.redis.xrange(ONLY.replies("work"))
         bodies = [json.loads(fields[b"body"]) for _, fields in entries]
         return [(body["type"], body["error"]) for body in bodies]
 
     def is_clear(self) -> bool:
         """Whether no command is left: none to be read, none held."""
-        return self.redis.xlen(keys.commands("work")) == 0
+        return self.redis.xlen(ONLY.commands("work")) == 0
 
     def owing(self) -> "subprocess.Popen[bytes]":
         """A, whose handler runs, and whose step was refused; nothing is pending."""
         owing = self.process()
-        until(lambda: self.redis.exists(keys.commands("work")), what="A is there")
-        groups: Any = until(lambda: self.redis.xinfo_groups(keys.commands("work")), what="A has made the group")
+        until(lambda: self.redis.exists(ONLY.commands("work")), what="A is there")
+        groups: Any = until(lambda: self.redis.xinfo_groups(ONLY.commands("work")), what="A has made the group")
         assert groups
-        until(lambda: self.redis.xinfo_consumers(keys.commands("work"), "work"), what="A reads")
+        until(lambda: self.redis.xinfo_consumers(ONLY.commands("work"), "work"), what="A reads")
         seconds, micros = self.redis.time()
         now_ms = seconds * 1000 + micros // 1000
         self.deliver(attempt=1, not_after_ms=now_ms + 1500)
@@ -135,7 +135,7 @@ def all_is_undone(play: Play) -> None:
     until(lambda: play.lines("undone"), what="the undo runs")
     until(lambda: not play.stands and play.is_clear(), what="the effect is undone")
     assert set(play.replies()) == {REJECTED}
-    assert not list(Quarantine(play.redis).newest_first())
+    assert not list(Quarantine(play.redis, KEYS).newest_first())
 
 
 def test_a_process_that_goes_on_undoes_what_it_owes_and_tells_the_result(play: Play) -> None:
@@ -154,7 +154,7 @@ def test_a_process_that_is_told_to_end_leaves_what_it_owes_to_others(play: Play,
     play.flag("go on")
     assert owing.wait(20) == 0
     assert play.stands
-    entries: Any = play.redis.xrange(keys.commands("work"))
+    entries: Any = play.redis.xrange(ONLY.commands("work"))
     [(_, fields)] = entries
     assert fields[b"replayed"] == b"1"
     assert fields[b"later"] == b"is kept"
@@ -178,11 +178,11 @@ def test_an_undo_that_never_succeeds_is_left_to_a_person(play: Play) -> None:
     play.flag("undo raises")
     play.owing()
     play.flag("go on")
-    [message] = until(lambda: list(Quarantine(play.redis).newest_first()), what="it is set aside")
+    [message] = until(lambda: list(Quarantine(play.redis, KEYS).newest_first()), what="it is set aside")
     assert play.is_clear()
     assert f"could not be undone {MAX_UNDOS} times" in message.reason
     play.flag("undo raises", is_set=False)
-    Quarantine(play.redis).replay(message.id)
+    Quarantine(play.redis, KEYS).replay(message.id)
     until(lambda: not play.stands and play.is_clear(), what="the effect is undone")
 
 

@@ -7,9 +7,10 @@ import pytest
 from sagastream.core.messages import Due
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.worker import _PART, Input, _parts
-from sagastream.store import keys, sagas
+from sagastream.store import sagas
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import ONLY
 from support.streams import append_requests
 
 IDS = [f"s{number}" for number in range(3 * _PART)]
@@ -24,8 +25,8 @@ def bring_to_the_second_step(scene: Scene, second: dict[str, Any]) -> None:
     """Sagas whose first step is done. The worker has not read the replies yet."""
     steps = [do(1), second]
     append_requests(scene.redis, [parse_begin({"saga_id": one, "steps": steps}, request_id=one) for one in IDS])
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == len(IDS))
-    while scene.redis.xlen(keys.commands("work")):
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == len(IDS))
+    while scene.redis.xlen(ONLY.commands("work")):
         scene.runner.turn(block_ms=1)
 
 
@@ -52,45 +53,45 @@ def test_it_is_committed_in_parts(scene: Scene) -> None:
 def test_what_lost_the_comparison_in_any_part_is_decided_again_at_once(scene: Scene) -> None:
     bring_to_the_second_step(scene, do(2))
     for one in IDS:
-        scene.redis.hincrby(keys.saga(one), "version", 1)
+        scene.redis.hincrby(ONLY.saga(one), "version", 1)
     read_the_replies(scene)
-    assert scene.redis.xlen(keys.REPLIES) == 0
-    assert scene.redis.xlen(keys.commands("work")) == len(IDS)
+    assert scene.redis.xlen(ONLY.replies("work")) == 0
+    assert scene.redis.xlen(ONLY.commands("work")) == len(IDS)
 
 
 def test_what_is_stuck_in_any_part_is_not_taken_for_written(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    scene.redis.set(keys.commands("broken"), "no stream")
+    scene.redis.set(ONLY.commands("broken"), "no stream")
     bring_to_the_second_step(scene, do(2, service="broken"))
     read_the_replies(scene)
     assert "commands:broken is not a stream" in caplog.text
     assert not scene.worker._cache._states
-    scene.redis.delete(keys.commands("broken"))
+    scene.redis.delete(ONLY.commands("broken"))
     scene.worker._inbox.renew()
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0)
-    assert scene.redis.xlen(keys.commands("broken")) == len(IDS)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0)
+    assert scene.redis.xlen(ONLY.commands("broken")) == len(IDS)
 
 
 def test_what_any_part_has_written_is_remembered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the answers to it are decided on without a read of the hash."""
     bring_to_the_second_step(scene, do(2))
     read_the_replies(scene)
-    while scene.redis.xlen(keys.commands("work")):
+    while scene.redis.xlen(ONLY.commands("work")):
         scene.runner.turn(block_ms=1)
     monkeypatch.setattr(sagas, "read", None)
     read_the_replies(scene)
-    assert scene.redis.zcard(keys.ENDED) == len(IDS)
+    assert scene.redis.zcard(ONLY.ended) == len(IDS)
 
 
 def test_what_is_quarantined_in_any_part_is_told_of(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     for one in IDS:
-        scene.redis.xadd(keys.REPLIES, {"body": f'{{"type":"Do_ok","saga_id":"{one}","step":1}}'})
+        scene.redis.xadd(ONLY.replies("work"), {"body": f'{{"type":"Do_ok","saga_id":"{one}","step":1}}'})
     read_the_replies(scene)
     assert f"and {len(IDS) - 1} more" in caplog.text
 
 
 def test_messages_of_one_saga_are_in_one_part() -> None:
     inputs: list[Input] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
-    parts = _parts(inputs)
+    parts = _parts(inputs, lambda _: ONLY)
     ids = [{event.saga_id for those in part for _, event in those} for part in parts]
     assert len(parts) > 1
     assert sum(map(len, ids)) == len(set().union(*ids)) == 50

@@ -15,14 +15,15 @@ from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import StepStatus
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import keys, published
+from sagastream.store import published
 from support.page import PAGE, Shell, shell
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
-TILL = keys.commands("till")
+TILL = ONLY.commands("till")
 
 
 @pytest.fixture
@@ -86,12 +87,12 @@ def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -
     script = script.replace("key=o-1/1/transaction", key).replace("ChargeCard", "RefundCard")
     script = script.replace("printf '%s\\n' MULTI", f"printf '%s\\n' MULTI \"{tombstone}\"")
     script = script.replace(""","result":'$result""", "'").replace("""{"payment_id":"by hand"}""", "")
-    published.publish(scene.redis, "till", {"ChargeCard": "RefundCard"})
+    published.publish(scene.redis, KEYS, "till", {"ChargeCard": "RefundCard"})
     scene.begin("o-1", do({"amount": 5}, "ChargeCard", "till"), do("fail"))
     scene.turns_until(lambda: scene.redis.xlen(TILL) == 1)
     command: Any = scene.redis.xrange(TILL)
     scene.redis.xdel(TILL, command[0][0])
-    scene.redis.xadd(keys.REPLIES, {"body": '{"type":"ChargeCard_ok","saga_id":"o-1","step":1}'})
+    scene.redis.xadd(ONLY.replies("work"), {"body": '{"type":"ChargeCard_ok","saga_id":"o-1","step":1}'})
 
     def is_asked_to_undo() -> bool:
         scene.runner.turn(block_ms=1)
@@ -101,7 +102,7 @@ def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -
     bash.run(script)
     state = ended(scene)
     assert (state.status, state.steps[0].status) == (SagaStatus.ABORTED, StepStatus.COMPENSATED)
-    records = keys.done("till", state.begun_ms)
+    records = ONLY.done("till", state.begun_ms)
     assert scene.redis.hget(records, "o-1/1/transaction/(void)") == b"1"
     assert scene.redis.hget(records, "o-1/1/compensation/RefundCard") == b"ok "
 
@@ -139,9 +140,9 @@ def test_a_saga_is_begun_with_redis_cli(scene: Scene, bash: Shell) -> None:
     [script] = shell("Beginning a saga")
     for _ in range(2):
         bash.run(script)
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     assert scene.redis.xlen(TILL) == 1
-    assert scene.redis.xlen(keys.QUARANTINE) == 0
+    assert scene.redis.xlen(ONLY.quarantine) == 0
 
 
 SHOP = textwrap.dedent("""
@@ -173,22 +174,22 @@ def test_a_service_works_as_the_user_of_the_page_and_can_do_nothing_else(
     sagas = SagaClient(server.broker())
     sagas.begin("s1", [do(1, "Do", "notification"), do(2, "Fly", "notification")])
     assert sagas.wait("s1", 60).reason == "Step 2 failed: unknown_command: service notification has no command Fly"
-    sagas._redis.xadd(keys.commands("notification"), {"body": "{"})
-    until(lambda: sagas._redis.xlen(keys.QUARANTINE), what="an entry that is not a command is set aside")
+    sagas._redis.xadd(ONLY.commands("notification"), {"body": "{"})
+    until(lambda: sagas._redis.xlen(ONLY.quarantine), what="an entry that is not a command is set aside")
     service.terminate()
     said = service.communicate(timeout=20)[1].decode()
     assert service.returncode == 0
     assert "NOPERM" not in said
     with connect(url) as client:
         for forbidden in (
-            ["XADD", keys.REQUESTS, "*", "body", "{}"],
-            ["XADD", keys.commands("payment"), "*", "body", "{}"],
-            ["XREADGROUP", "GROUP", "orchestrator", "me", "STREAMS", keys.REPLIES, ">"],
-            ["HGETALL", keys.saga("s1")],
-            ["XRANGE", keys.commands("notification"), "-", "+"],
-            ["DEL", keys.commands("notification")],
-            ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, keys.REPLIES],
-            ["EVAL", "return redis.call('XDEL', KEYS[1], '1-1')", 1, keys.REPLIES],
+            ["XADD", ONLY.requests, "*", "body", "{}"],
+            ["XADD", ONLY.commands("payment"), "*", "body", "{}"],
+            ["XREADGROUP", "GROUP", "orchestrator", "me", "STREAMS", ONLY.replies("work"), ">"],
+            ["HGETALL", ONLY.saga("s1")],
+            ["XRANGE", ONLY.commands("notification"), "-", "+"],
+            ["DEL", ONLY.commands("notification")],
+            ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, ONLY.replies("work")],
+            ["EVAL", "return redis.call('XDEL', KEYS[1], '1-1')", 1, ONLY.replies("work")],
             ["KEYS", "*"],
             ["FLUSHALL"],
         ):

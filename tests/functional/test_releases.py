@@ -15,7 +15,7 @@ import pytest
 
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Code
-from sagastream.store import heartbeat, keys
+from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
 from support import oracle
 from support.faults import Process, Scale, World
@@ -23,6 +23,7 @@ from support.newer import FORMAT, newer
 from support.processes import Commands
 from support.releases import NEWER, THIS, Release, former_release
 from support.servers import OwnServer, start_server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -92,7 +93,7 @@ def test_processes_of_both_releases_are_told_of(world: World, former: Release) -
         world.start(workers=1, services=1, release=release)
 
     def alive() -> list[tuple[str, str | None, bool]]:
-        found = heartbeat.processes(world.redis, oracle.NAMES)
+        found = heartbeat.processes(world.redis, KEYS, oracle.NAMES)
         return sorted((one.kind, one.service, one.beats) for one in found if one.is_alive)
 
     services = [(Kind.SERVICE, name, beats) for name in oracle.NAMES for beats in (False, True)]
@@ -107,7 +108,7 @@ def test_what_a_newer_release_has_begun_is_left_to_it_and_ends_as_it_should(worl
     for number in range(20):
         begin(world, f"n{number}", a_step("alpha"), a_step("beta"), a_step("gamma", "reject" if number % 2 else "ok"))
     begin(world, "due", a_step("nobody", timeout_ms=1, attempts=2, compensation=None))
-    until(lambda: world.redis.zcard(keys.TIMERS) == 21, what="the newer worker has begun them")
+    until(lambda: world.redis.zcard(ONLY.timers) == 21, what="the newer worker has begun them")
     world.end(world.workers[0], signal.SIGKILL)
 
     # A worker and services of this release meet all of it.
@@ -118,14 +119,14 @@ def test_what_a_newer_release_has_begun_is_left_to_it_and_ends_as_it_should(worl
     until(lambda: sum(world.held_by(worker).values()) == 21, what="it has met 20 replies and a request")
     with world.feed(lambda: True, 20):
         pass
-    until(lambda: world.redis.zcard(keys.ENDED) == 20, what="it goes on with the sagas that it knows")
+    until(lambda: world.redis.zcard(ONLY.ended) == 20, what="it goes on with the sagas that it knows")
     assert {saga_id: found for saga_id, found in hashes(world).items() if saga_id in before} == before
-    assert world.redis.xlen(keys.QUARANTINE) == 0
+    assert world.redis.xlen(ONLY.quarantine) == 0
     assert sum(world.held_by(worker).values()) == 21
 
     # The newer release is started again.
     world.start(workers=1, services=0, release=NEWER)
-    until(lambda: world.redis.zcard(keys.TIMERS) == 0, what="it goes on with them")
+    until(lambda: world.redis.zcard(ONLY.timers) == 0, what="it goes on with them")
     with newer():
         client = SagaClient(world.server.broker())
         ended = [client.get(f"n{number}") for number in range(20)]
@@ -183,7 +184,7 @@ def a_step(service: str, how: str = "ok", **options: Any) -> dict[str, Any]:
 def begin(world: World, saga_id: str, *steps: dict[str, Any]) -> None:
     """Ask for a saga of the newer format, as a client of that release does."""
     body = {"type": "saga_begin", "format": FORMAT, "saga_id": saga_id, "steps": steps}
-    world.redis.xadd(keys.REQUESTS, {"body": json.dumps(body), "request_id": saga_id})
+    world.redis.xadd(ONLY.requests, {"body": json.dumps(body), "request_id": saga_id})
 
 
 def answer(world: World, saga_id: str) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def answer(world: World, saga_id: str) -> dict[str, Any]:
     begin(world, saga_id, a_step("alpha"))
 
     def told() -> Any:
-        events: Any = world.redis.xrevrange(keys.EVENTS, count=100)
+        events: Any = world.redis.xrevrange(ONLY.events, count=100)
         return [fields[b"body"] for _, fields in events if fields.get(b"request_id") == saga_id.encode()]
 
     body: dict[str, Any] = json.loads(until(told, what=f"{saga_id} is answered")[0])
@@ -200,12 +201,12 @@ def answer(world: World, saga_id: str) -> dict[str, Any]:
 
 def hashes(world: World) -> dict[str, Any]:
     """The hashes of all sagas."""
-    found = [key.decode() for key in world.redis.scan_iter(keys.saga("*"))]
-    return {keys.saga_id(key): world.redis.hgetall(key) for key in found}
+    found = [key.decode() for key in world.redis.scan_iter(ONLY.saga("*"))]
+    return {ONLY.saga_id(key): world.redis.hgetall(key) for key in found}
 
 
 def name_of(world: World, process: Process) -> str:
     """The name under which a worker is known, once it is alive; None before that."""
-    known = heartbeat.processes(world.redis)
+    known = heartbeat.processes(world.redis, KEYS)
     names = [one.name for one in known if one.is_alive and f"-{process.now.pid}-" in one.name]
     return names[0] if names else ""

@@ -33,12 +33,13 @@ from sagastream.core.service_rules import Answer
 from sagastream.rq_steps.dispatcher import on_rq
 from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_worker
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import keys, published
+from sagastream.store import published
 from sagastream_bridge.inspection.doctor import Doctor
 from support.page import Shell, shell
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server, alive
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 RQ = str(Path(sys.executable).with_name("rq"))
@@ -172,7 +173,7 @@ class Stage(Scene):
         spec.loader.exec_module(module)
         self.service: Service = module.service
         self.fleet = fleet
-        published.publish(self.redis, "work", self.service.publishes())
+        published.publish(self.redis, KEYS, "work", self.service.publishes())
         self.runner = self.dispatcher()
 
     def dispatcher(self) -> ServiceRunner:
@@ -376,7 +377,7 @@ def test_a_job_that_no_worker_has_the_command_for_ends_once_nobody_waits_for_it(
     stage.begin("s1", do(1, timeout_ms=1500, attempts=1, compensation=None))
     state = stage.play("s1")
     assert (state.status, state.steps[0].unknown) == (SagaStatus.ABORTED, True)
-    stage.all_until(lambda: not stage.redis.xlen(keys.commands("work")), what="the command is answered")
+    stage.all_until(lambda: not stage.redis.xlen(ONLY.commands("work")), what="the command is answered")
 
 
 def test_a_work_horse_that_is_killed_is_an_unknown_outcome_and_the_next_attempt_does_it(stage: Stage) -> None:
@@ -475,7 +476,7 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
     assert complaint == f"no RQ worker works on queue steps: 2 jobs wait; on this Redis, start {start}"
     stage.redis.rpush("rq:queue:of-others", "a-job-of-theirs")
     stage.redis.sadd("rq:queues", "rq:queue:of-others")
-    told = [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about]
+    told = [finding for finding in Doctor(stage.broker).examine() if "queue" in finding.about]
     assert [(one.level, one.about, one.text) for one in told] == [
         ("problem", "queue steps", f"no RQ worker works on it, 2 jobs wait: {start}")
     ]
@@ -492,7 +493,7 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
     stage.fleet.worker()
     assert stage.play("s1").status is SagaStatus.COMPLETED
     assert stage.play("s2").status is SagaStatus.COMPLETED
-    assert [finding for finding in Doctor(stage.redis).examine() if "queue" in finding.about] == []
+    assert [finding for finding in Doctor(stage.broker).examine() if "queue" in finding.about] == []
 
 
 def test_a_job_that_nobody_waits_for_any_more_is_taken_off_the_queue(stage: Stage) -> None:
@@ -509,10 +510,10 @@ def test_a_dispatcher_that_dies_before_or_after_it_has_sent_a_job_leaves_it_to_a
     """Before: it has read the command. After: it has enqueued the job."""
     before, after = stage.dispatcher(), stage.dispatcher()
     stage.begin("s1", do(1))
-    stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 1)
+    stage.turns_until(lambda: stage.redis.xlen(ONLY.commands("work")) == 1)
     assert len(before._inbox.read(1)) == 1
     stage.begin("s2", do("wait"))
-    stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 2)
+    stage.turns_until(lambda: stage.redis.xlen(ONLY.commands("work")) == 2)
     after.turn(block_ms=1)
     assert stage.redis.lrange("rq:queue:steps", 0, -1) == [b"saga-s2-1-transaction"]
     stage.fleet.worker()
@@ -530,10 +531,10 @@ def test_a_command_that_comes_again_meanwhile_is_no_second_job(stage: Stage) -> 
     stage.fleet.worker()
     stage.begin("s1", do("wait"), do("fail"))
     stage.begun()
-    entries: Any = stage.redis.xrange(keys.commands("work"))
+    entries: Any = stage.redis.xrange(ONLY.commands("work"))
     fields = entries[0][1]
-    stage.redis.xadd(keys.commands("work"), fields)
-    stage.redis.xadd(keys.commands("work"), fields | {b"attempt": b"2"})
+    stage.redis.xadd(ONLY.commands("work"), fields)
+    stage.redis.xadd(ONLY.commands("work"), fields | {b"attempt": b"2"})
     stage.all_until(lambda: len(pending(stage)) == 3, what="they are in flight")
     stage.redis.rpush("go", "1")
 
@@ -560,7 +561,7 @@ def test_what_a_job_does_after_its_step_was_undone_is_undone_in_the_job(stage: S
     stage.begun()
     body = b'{"type":"Undo","saga_id":"s1","step":1,"compensating":true}'
     begun_ms = stage.state("s1").begun_ms
-    stage.redis.xadd(keys.commands("work"), {"body": body, "begun_ms": begun_ms, "params": b'"wait"'})
+    stage.redis.xadd(ONLY.commands("work"), {"body": body, "begun_ms": begun_ms, "params": b'"wait"'})
     stage.all_until(stage.effects_on_rq, what="it is undone")
     stage.redis.rpush("go", "1")
     assert stage.play("s1").reason == "Step 1 failed: cancelled: Do came after its compensation"
@@ -602,7 +603,7 @@ def test_a_dispatcher_that_is_stopped_hands_over_at_once_and_its_jobs_go_on(stag
 
 
 def pending(stage: Stage, idle_ms: int = 0) -> list[dict[str, Any]]:
-    found: Any = stage.redis.xpending_range(keys.commands("work"), "work", "-", "+", 100, idle=idle_ms)
+    found: Any = stage.redis.xpending_range(ONLY.commands("work"), "work", "-", "+", 100, idle=idle_ms)
     return list(found)
 
 
@@ -832,8 +833,8 @@ def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
     for url, forbidden in (
         (service_url, ["LPUSH", "rq:queue:payment", "x"]),
         (service_url, ["HGETALL", "rq:job:of-others"]),
-        (workers_url, ["XRANGE", keys.commands("payment"), "-", "+"]),
-        (workers_url, ["HGETALL", keys.saga("s1")]),
+        (workers_url, ["XRANGE", ONLY.commands("payment"), "-", "+"]),
+        (workers_url, ["HGETALL", ONLY.saga("s1")]),
         (workers_url, ["SCAN", "0"]),
     ):
         with connect(url) as client, pytest.raises(redis.ResponseError, match="permission"):
@@ -886,7 +887,7 @@ def test_a_dispatcher_whose_last_job_has_ended_sends_what_waits_though_the_broke
     dispatcher = on_rq(stage.broker, stage.service)(stage.runner._inbox, "dispatcher")
     for number in range(4):
         stage.begin(f"s{number}", do(number))
-    stage.turns_until(lambda: stage.redis.xlen(keys.commands("work")) == 4)
+    stage.turns_until(lambda: stage.redis.xlen(ONLY.commands("work")) == 4)
     *out, waiting = stage.runner._inbox.read(1)
     for delivery in (*out, waiting):
         dispatcher.send(delivery)

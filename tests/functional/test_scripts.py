@@ -37,10 +37,11 @@ from sagastream.store import keys, sagas
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stored import dump
+from support.stores import KEYS, ONLY, due
 from support.values import GARBLED_RECORDS
 from support.waiting import until
 
-WORK = keys.commands("work")
+WORK = ONLY.commands("work")
 GROUP = "work"
 KEPT_S = 1000
 
@@ -84,7 +85,7 @@ class Books:
     replies: list[tuple[bytes, bytes]] = field(default_factory=list)  # body, attempt
 
     def of(self, command: Command) -> mirror.Records:
-        return self.records.get(keys.done("work", command.begun_ms), {})
+        return self.records.get(ONLY.done("work", command.begun_ms), {})
 
     def recall(self, command: Command) -> list[Any]:
         found = mirror.recall(
@@ -93,7 +94,7 @@ class Books:
             tombstone=command.tombstone,
             compensating=command.compensating,
         )
-        self.records[keys.done("work", command.begun_ms)] = found.records
+        self.records[ONLY.done("work", command.begun_ms)] = found.records
         return [found.record, int(found.tombstone)]
 
     def answer(self, held: InHand, reply: Reply, kind: str) -> bool:
@@ -108,7 +109,7 @@ class Books:
             payload=reply.payload or b"",
             body=reply.body(),
         )
-        self.records[keys.done("work", command.begun_ms)] = told.records
+        self.records[ONLY.done("work", command.begun_ms)] = told.records
         if told.sent is None:
             return False
         self.replies.append((told.sent, b"%d" % command.attempt))
@@ -135,7 +136,7 @@ class Services(RuleBasedStateMachine):
         hashes: dict[str, int] = {}
         args: list[Any] = [KEPT_S]
         for command in commands:
-            index = hashes.setdefault(keys.done("work", command.begun_ms), len(hashes) + 1)
+            index = hashes.setdefault(ONLY.done("work", command.begun_ms), len(hashes) + 1)
             args += (index, command.record, command.tombstone, int(command.compensating))
         now_ms, *known = self.recall(keys=list(hashes), args=args)
         assert abs(now_ms - time.time() * 1000) < 60_000
@@ -182,7 +183,7 @@ class Services(RuleBasedStateMachine):
 
     def answer_some(self, data: st.DataObject, count: int) -> None:
         args: list[Any] = [GROUP, KEPT_S, "p"]
-        streams = {WORK: 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
+        streams = {WORK: 1, ONLY.replies("work"): 2, ONLY.quarantine: 3}
         expected, standing = [], []
         chosen = []
         for number in range(1, min(count, len(self.in_hand)) + 1):
@@ -208,7 +209,7 @@ class Services(RuleBasedStateMachine):
                     unknown=outcome == "unknown",
                 )
                 kind = service_rules.kind(command, reply)
-            record = streams.setdefault(keys.done("work", command.begun_ms), len(streams) + 1)
+            record = streams.setdefault(ONLY.done("work", command.begun_ms), len(streams) + 1)
             words = [word for pair in reply.fields().items() for word in pair]
             tombstone = "" if command.compensating else command.tombstone
             args += (held.entry_id, 2, record, command.record, tombstone, held.seen, kind, reply.payload or b"")
@@ -258,7 +259,7 @@ class Services(RuleBasedStateMachine):
     )
     def garble_a_record(self, saga: int, value: bytes) -> None:
         """A damaged record counts as none."""
-        key, name = keys.done("work", saga // 2 * 3_600_000), f"s{saga}/1/transaction/Do"
+        key, name = ONLY.done("work", saga // 2 * 3_600_000), f"s{saga}/1/transaction/Do"
         self.books.records[key] = {**self.books.records.get(key, {}), name: value}
         self.client.hset(key, name, value)
         self.client.expire(key, KEPT_S)
@@ -268,16 +269,16 @@ class Services(RuleBasedStateMachine):
     @invariant()
     def the_records_are_as_they_should_be(self) -> None:
         for hour in (0, 1):
-            key = keys.done("work", hour * 3_600_000)
+            key = ONLY.done("work", hour * 3_600_000)
             there: Any = self.client.hgetall(key)
             assert {name.decode(): value for name, value in there.items()} == self.books.records.get(key, {})
             assert not there or 0 < self.client.ttl(key) <= KEPT_S
 
     @invariant()
     def every_answer_was_sent_once_and_its_command_is_gone(self) -> None:
-        sent: Any = self.client.xrange(keys.REPLIES)
+        sent: Any = self.client.xrange(ONLY.replies("work"))
         assert [(fields[b"body"], fields[b"attempt"]) for _, fields in sent] == self.books.replies
-        assert self.client.xlen(keys.QUARANTINE) == self.quarantined
+        assert self.client.xlen(ONLY.quarantine) == self.quarantined
         left: Any = self.client.xrange(WORK)
         waiting = sorted(held.entry_id for held in self.in_hand)
         assert sorted(entry_id for entry_id, _ in left) == waiting
@@ -290,15 +291,15 @@ class Services(RuleBasedStateMachine):
 )
 def test_the_script_and_the_rules_agree_on_what_a_record_says(client: redis.Redis, record: bytes) -> None:
     command = Command(service="work", type="Do", saga_id="s:1", step=12, params=b"1", begun_ms=0)
-    client.hset(keys.done("work", 0), command.record, record)
+    client.hset(ONLY.done("work", 0), command.record, record)
     client.xgroup_create(WORK, GROUP, id="0", mkstream=True)
     words = ["1-1", 2, 4, command.record, command.tombstone, "", "final", "", 2, "body", "its own"]
-    names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
+    names = [WORK, ONLY.replies("work"), ONLY.quarantine, ONLY.done("work", 0)]
     assert scripting.load(client, "answer")(keys=names, args=[GROUP, KEPT_S, "p", *words]) == []
     found = _without_handler(service_rules.delivered(command, record=record, tombstone=False, again=False))
-    [(_, sent)] = client.xrange(keys.REPLIES)  # type: ignore[misc]  # the answer is not awaited
+    [(_, sent)] = client.xrange(ONLY.replies("work"))  # type: ignore[misc]  # the answer is not awaited
     assert sent == {b"body": b"its own" if found is None else found.body()}
-    assert client.hget(keys.done("work", 0), command.record) == record
+    assert client.hget(ONLY.done("work", 0), command.record) == record
 
 
 @pytest.mark.slow
@@ -335,15 +336,15 @@ def test_what_is_due_is_leased_and_what_is_parked_never_is(
 ) -> None:
     client.flushall()
     store = Store(client)
-    _, begun_ms = sagas.read(client, [])
+    _, begun_ms = sagas.read(client, KEYS, [])
     scores = {f"s{n}": float(at) if isinstance(at, str) else begun_ms + at for n, at in enumerate(offsets)}
     if scores:
-        client.zadd(keys.TIMERS, scores)
-    ids, wait_ms = store.due(count, lease_ms)
-    _, now_ms = sagas.read(client, [])
+        client.zadd(ONLY.timers, scores)
+    ids, wait_ms = due(store, count, lease_ms)
+    _, now_ms = sagas.read(client, KEYS, [])
     in_time = sorted((score, saga_id) for saga_id, score in scores.items() if score <= begun_ms)
     assert ids == [saga_id for _, saga_id in in_time[:count]]
-    after = {saga_id: client.zscore(keys.TIMERS, saga_id) for saga_id in scores}
+    after = {saga_id: client.zscore(ONLY.timers, saga_id) for saga_id in scores}
     for saga_id, score in scores.items():
         found = after[saga_id]
         assert found is not None
@@ -361,20 +362,20 @@ def test_what_is_due_is_leased_and_what_is_parked_never_is(
 
 def test_what_was_leased_comes_up_again_for_another(client: redis.Redis) -> None:
     store, other = Store(client), Store(client)
-    client.zadd(keys.TIMERS, {"s1": 0, "s2": "inf"})
-    assert store.due(10, 100)[0] == ["s1"]
-    ids, wait_ms = other.due(10, 100)
+    client.zadd(ONLY.timers, {"s1": 0, "s2": "inf"})
+    assert due(store, 10, 100)[0] == ["s1"]
+    ids, wait_ms = due(other, 10, 100)
     assert ids == []
     assert wait_ms is not None
     assert 0 < wait_ms <= 100
-    assert until(lambda: other.due(10, 60_000)[0], what="the lease ends") == ["s1"]
-    assert client.zscore(keys.TIMERS, "s2") == float("inf")
+    assert until(lambda: due(other, 10, 60_000)[0], what="the lease ends") == ["s1"]
+    assert client.zscore(ONLY.timers, "s2") == float("inf")
 
 
 def test_with_many_due_at_once_each_is_leased_to_one(client: redis.Redis) -> None:
     store = Store(client)
-    client.zadd(keys.TIMERS, {f"s{n}": n for n in range(1000)})
-    pages = [store.due(BATCH, 60_000)[0] for _ in range(9)]
+    client.zadd(ONLY.timers, {f"s{n}": n for n in range(1000)})
+    pages = [due(store, BATCH, 60_000)[0] for _ in range(9)]
     assert [len(page) for page in pages] == [BATCH] * 7 + [1000 - 7 * BATCH, 0]
     assert sorted(itertools.chain(*pages)) == sorted(f"s{n}" for n in range(1000))
 
@@ -423,10 +424,10 @@ def ping() -> Exchange[Any]:
 
 
 def test_what_came_along_is_not_lost_where_more_would_come_along(client: redis.Redis) -> None:
-    reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: None)
+    reader = GroupReader(client, group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: [WORK])
     assert reader.read(1) == []
     added = [client.xadd(WORK, {"n": n}) for n in (1, 2)]
-    assert [run(client, reader.read_along(ping(), {WORK: 1})) for _ in added] == [b"PONG"] * 2
+    assert [run(client, reader.read_along(ping(), lambda _: {WORK: 1})) for _ in added] == [b"PONG"] * 2
     assert [reader.read(1)[0].id for _ in added] == added
 
 
@@ -464,14 +465,14 @@ def test_where_exchanges_break_off_their_answers_are_no_answers_to_what_comes_ne
 def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_to_read_ahead(
     client: redis.Redis,
 ) -> None:
-    reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=100, on_join=lambda: None)
+    reader = GroupReader(client, group=GROUP, consumer="me", lease_ms=100, on_join=lambda: [WORK])
     assert reader.read(1) == []
     client.xadd(WORK, {"held": "1"})
     client.xreadgroup(GROUP, "victim", {WORK: ">"})
 
     def is_taken_over() -> bool:
         client.xadd(WORK, {"new": "1"})
-        assert run(client, reader.read_along(ping(), {WORK: 1})) == b"PONG"
+        assert run(client, reader.read_along(ping(), lambda _: {WORK: 1})) == b"PONG"
         return any(entry.taken_over and b"held" in entry.fields for entry in reader.read(1))
 
     until(is_taken_over, what="it is taken over")
@@ -480,10 +481,10 @@ def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_t
 def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_by_now(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = GroupReader(client, streams=[WORK], group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: None)
+    reader = GroupReader(client, group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: [WORK])
     assert reader.read(1) == []
     taken, kept = (client.xadd(WORK, {"n": n}) for n in (1, 2))
-    run(client, reader.read_along(ping(), {WORK: 2}))
+    run(client, reader.read_along(ping(), lambda _: {WORK: 2}))
     client.xclaim(WORK, GROUP, "another", 0, [taken])
     monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
     assert [(entry.id, entry.again) for entry in reader.read(1)] == [(kept, True)]
@@ -491,9 +492,7 @@ def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_b
 
 def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) -> None:
     """Redis 7.0 does not count a read that finds nothing."""
-    reader = GroupReader(
-        client, streams=[WORK, keys.REPLIES], group=GROUP, consumer="p", lease_ms=200, on_join=lambda: None
-    )
+    reader = GroupReader(client, group=GROUP, consumer="p", lease_ms=200, on_join=lambda: [WORK, ONLY.replies("work")])
     reader.read(1)
     ends = time.monotonic() + 1
     while time.monotonic() < ends:
@@ -572,17 +571,17 @@ class Calls:
         client.flushall()
         self.store = Store(client)
         for stream, group in (
-            (keys.REQUESTS, keys.ORCHESTRATOR_GROUP),
-            (keys.REPLIES, keys.ORCHESTRATOR_GROUP),
+            (ONLY.requests, keys.ORCHESTRATOR_GROUP),
+            (ONLY.replies("work"), keys.ORCHESTRATOR_GROUP),
             (WORK, GROUP),
         ):
             client.xgroup_create(stream, group, id="0", mkstream=True)
-        client.xadd(keys.EVENTS, {"kind": "x"})
-        client.xadd(keys.QUARANTINE, {"reason": "x"})
-        client.zadd(keys.TIMERS, {"due": 1, "later": 9e12})
-        client.zadd(keys.ENDED, {"old": 1})
-        client.hset(keys.done("work", 0), "x", "y")
-        self.entries = [self._read(keys.REQUESTS, b"1"), self._read(keys.REPLIES, b"2")]
+        client.xadd(ONLY.events, {"kind": "x"})
+        client.xadd(ONLY.quarantine, {"reason": "x"})
+        client.zadd(ONLY.timers, {"due": 1, "later": 9e12})
+        client.zadd(ONLY.ended, {"old": 1})
+        client.hset(ONLY.done("work", 0), "x", "y")
+        self.entries = [self._read(ONLY.requests, b"1"), self._read(ONLY.replies("work"), b"2")]
         self.command = self._read(WORK, b"3", GROUP)
         begin = parse_begin(
             {
@@ -592,10 +591,10 @@ class Calls:
             echo=True,
         )
         decision = decide(None, begin, Moment(now_ms=1, published={}))
-        start = Change(saga_id="s1", before=None, after=None)
+        start = Change(partition=ONLY, saga_id="s1", before=None, after=None)
         start.add(None, decision)
         assert self.store.commit([start], 1) == ([], [])
-        states, _ = sagas.read(self.client, ["s1"])
+        states, _ = sagas.read(self.client, KEYS, ["s1"])
         self.state = states["s1"]
 
     def _read(self, stream: str, body: bytes, group: str = keys.ORCHESTRATOR_GROUP) -> Entry:
@@ -606,14 +605,14 @@ class Calls:
 
     def commit(self) -> Any:
         assert isinstance(self.state, SagaState)
-        change = Change(saga_id="s1", before=self.state, after=self.state)
+        change = Change(partition=ONLY, saga_id="s1", before=self.state, after=self.state)
         reply = Reply(type="Do_ok", saga_id="s1", step=1)
         change.add(self.entries[1], decide(self.state, reply, Moment(now_ms=2, published={})))
         change.add(
             self.entries[0],
             decide(change.after, Reply(type="Odd_ok", saga_id="s1", step=1), Moment(now_ms=2, published={})),
         )
-        ended = Change(saga_id="s2", before=None, after=None)
+        ended = Change(partition=ONLY, saga_id="s2", before=None, after=None)
         ended.add(None, decide(None, parse_begin({"saga_id": "s2", "steps": [do(1)]}), Moment(now_ms=2, published={})))
         ended.add(
             None, decide(ended.after, Reply(type="Do_failed", saga_id="s2", step=1), Moment(now_ms=2, published={}))
@@ -621,14 +620,14 @@ class Calls:
         return self.store.commit([change, ended], 2)
 
     def due(self) -> Any:
-        return self.store.due(10, 5000)
+        return due(self.store, 10, 5000)
 
     def recall(self) -> Any:
-        key = keys.done("work", 0)
+        key = ONLY.done("work", 0)
         return scripting.load(self.client, "recall")(keys=[key], args=[9, 1, "f", "t", 1])
 
     def answer(self) -> Any:
-        names = [WORK, keys.REPLIES, keys.QUARANTINE, keys.done("work", 0)]
+        names = [WORK, ONLY.replies("work"), ONLY.quarantine, ONLY.done("work", 0)]
         args = [
             GROUP,
             9,
@@ -667,19 +666,23 @@ class Calls:
 
 
 #: Each script, and each key that it gets, with the right type of the key.
-KEYS = {
+SCRIPT_KEYS = {
     "commit": {
-        keys.TIMERS: "zset", keys.ENDED: "zset", keys.EVENTS: "stream", keys.QUARANTINE: "stream", WORK: "stream",
-        keys.REQUESTS: "stream", keys.REPLIES: "stream", keys.saga("s1"): "hash", keys.saga("s2"): "hash",
+        ONLY.timers: "zset", ONLY.ended: "zset", ONLY.events: "stream", ONLY.quarantine: "stream", WORK: "stream",
+        ONLY.requests: "stream", ONLY.replies("work"): "stream", ONLY.saga("s1"): "hash", ONLY.saga("s2"): "hash",
     },
-    "due": {keys.TIMERS: "zset"},
-    "recall": {keys.done("work", 0): "hash"},
-    "answer": {WORK: "stream", keys.REPLIES: "stream", keys.QUARANTINE: "stream", keys.done("work", 0): "hash"},
+    "due": {ONLY.timers: "zset"},
+    "recall": {ONLY.done("work", 0): "hash"},
+    "answer": {WORK: "stream", ONLY.replies("work"): "stream", ONLY.quarantine: "stream", ONLY.done("work", 0): "hash"},
     "forget": {WORK: "stream"},
     "leave": {WORK: "stream"},
 }  # fmt: skip
 CASES = [
-    (script, key, kind) for script, its in KEYS.items() for key, right in its.items() for kind in TYPES if kind != right
+    (script, key, kind)
+    for script, its in SCRIPT_KEYS.items()
+    for key, right in its.items()
+    for kind in TYPES
+    if kind != right
 ]
 
 
@@ -721,9 +724,9 @@ def test_what_stands_in_the_way_of_a_script_is_not_touched_and_nothing_is_done_b
 def check_commit(client: redis.Redis, calls: Calls, moved: set[str], before: dict[bytes, Any], where: str) -> None:
     """A saga that was changed has all that belongs to the change; the others have none of it."""
     after = dump(client)
-    versions = {saga_id: after.get(keys.saga(saga_id).encode()) for saga_id in ("s1", "s2")}
+    versions = {saga_id: after.get(ONLY.saga(saga_id).encode()) for saga_id in ("s1", "s2")}
     for saga_id in ("s1", "s2"):
-        assert (versions[saga_id] != before.get(keys.saga(saga_id).encode())) == (saga_id in moved), where
+        assert (versions[saga_id] != before.get(ONLY.saga(saga_id).encode())) == (saga_id in moved), where
     if not moved:
         assert after == before, where
     if "s1" in moved:
@@ -731,15 +734,15 @@ def check_commit(client: redis.Redis, calls: Calls, moved: set[str], before: dic
             if client.type(entry.stream) == b"stream":
                 left: Any = client.xrange(entry.stream, entry.id, entry.id)
                 assert left == [], f"{where}: {entry.stream} was not acknowledged"
-        assert client.zscore(keys.TIMERS, "s1") is not None, where
+        assert client.zscore(ONLY.timers, "s1") is not None, where
     if "s2" in moved:
-        assert client.zscore(keys.ENDED, "s2") == 2, where
-        assert client.pttl(keys.saga("s2")) > 0, where
+        assert client.zscore(ONLY.ended, "s2") == 2, where
+        assert client.pttl(ONLY.saga("s2")) > 0, where
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 def test_a_store_that_takes_nothing_is_changed_by_no_script(client: redis.Redis, trouble: str) -> None:
-    for script in list(KEYS):
+    for script in list(SCRIPT_KEYS):
         calls = Calls(client)
         if script == "leave":
             client.xgroup_createconsumer(WORK, GROUP, "leaver")
@@ -760,8 +763,10 @@ def test_a_store_that_takes_nothing_is_changed_by_no_script(client: redis.Redis,
 
 #: What is said if the process ends and does not wait: this is not an outage, and a restart does not mend it.
 PROCESS_KEYS = {
-    keys.TIMERS: "zset", keys.ENDED: "zset", keys.EVENTS: "stream", keys.REQUESTS: "stream", keys.REPLIES: "stream",
-    WORK: "stream", keys.QUARANTINE: "stream", keys.saga("s1"): "hash", "done": "hash", keys.published("work"): "hash",
+    ONLY.timers: "zset", ONLY.ended: "zset", ONLY.events: "stream", ONLY.requests: "stream",
+    ONLY.interventions: "stream", ONLY.replies("work"): "stream", KEYS.services: "set",
+    ONLY.quarantine_of("work"): "stream",
+    WORK: "stream", ONLY.quarantine: "stream", ONLY.saga("s1"): "hash", "done": "hash", KEYS.published("work"): "hash",
 }  # fmt: skip
 
 
@@ -783,12 +788,12 @@ def test_processes_go_on_once_what_stood_in_their_way_is_gone(
         scene.begin("s1", *(do(params, timeout_ms=250, attempts=50) for params in (1, 2, "fail")))
         scene.worker.turn(block_ms=1)
         scene.runner.turn(block_ms=1)
-        scene.redis.xadd(keys.REPLIES, {"body": "garbage"})
+        scene.redis.xadd(ONLY.replies("work"), {"body": "garbage"})
         scene.redis.xadd(WORK, {"body": "garbage"})
         scene.begin("s2", do(1))
         state = scene.client.get("s1")
         assert state is not None
-        place = keys.done("work", state.begun_ms) if key == "done" else key
+        place = ONLY.done("work", state.begun_ms) if key == "done" else key
         kept, left = scene.redis.dump(place), scene.redis.pttl(place)
         scene.redis.delete(place)
         TYPES[kind](scene.redis, place)

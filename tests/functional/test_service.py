@@ -20,11 +20,12 @@ from sagastream.errors import ServiceError
 from sagastream.service import runner as service_runner
 from sagastream.service.inbox import Delivery
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import keys, published
+from sagastream.store import published
 from sagastream.store.quarantine import Quarantine
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import OwnServer, Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 
@@ -36,11 +37,11 @@ def scene(server: Server) -> Scene:
 def sent(scene: Scene, saga_id: str, *steps: dict[str, Any]) -> None:
     """Begin a saga. Its first command waits for the service."""
     scene.begin(saga_id, *steps)
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) >= 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) >= 1)
 
 
 def replies(scene: Scene) -> list[dict[str, Any]]:
-    entries: Any = scene.redis.xrange(keys.REPLIES)
+    entries: Any = scene.redis.xrange(ONLY.replies("work"))
     return [json.loads(fields[b"body"]) for _, fields in entries]
 
 
@@ -50,9 +51,9 @@ def runner(scene: Scene, service: Service) -> ServiceRunner:
 
 def test_a_command_sent_again_is_answered_from_the_record(scene: Scene) -> None:
     sent(scene, "s1", do("a"))
-    sent_entries: Any = scene.redis.xrange(keys.commands("work"))
+    sent_entries: Any = scene.redis.xrange(ONLY.commands("work"))
     scene.runner.turn(block_ms=1)
-    scene.redis.xadd(keys.commands("work"), sent_entries[0][1] | {b"attempt": b"2"})
+    scene.redis.xadd(ONLY.commands("work"), sent_entries[0][1] | {b"attempt": b"2"})
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
     assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "a"}] * 2
@@ -76,7 +77,7 @@ def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
 
     def heir_answers() -> bool:
         heir.turn(block_ms=1)
-        return scene.redis.xlen(keys.REPLIES) > 0
+        return scene.redis.xlen(ONLY.replies("work")) > 0
 
     until(heir_answers, what="the heir answers")
     late = reply_to(held.command, ok("Do"), result=b'"late"')
@@ -144,12 +145,12 @@ def test_a_compensation_is_told_the_params_and_the_result(scene: Scene) -> None:
 def test_malformed_commands_are_quarantined_and_the_others_answered(scene: Scene) -> None:
     sent(scene, "s1", do(1))
     for body in (b"", b"{", b'{"type":"Do"}', b'{"type":"Do","saga_id":"s","step":0}'):
-        scene.redis.xadd(keys.commands("work"), {"body": body})
-    scene.redis.xadd(keys.commands("work"), {"body": b'{"type":"Do","saga_id":"s","step":1}', "attempt": "x"})
-    while scene.redis.xlen(keys.commands("work")):
+        scene.redis.xadd(ONLY.commands("work"), {"body": body})
+    scene.redis.xadd(ONLY.commands("work"), {"body": b'{"type":"Do","saga_id":"s","step":1}', "attempt": "x"})
+    while scene.redis.xlen(ONLY.commands("work")):
         scene.runner.turn(block_ms=1)
-    assert scene.redis.xlen(keys.QUARANTINE) == 5
-    assert scene.redis.xlen(keys.commands("work")) == 0
+    assert scene.redis.xlen(ONLY.quarantine_of("work")) == 5
+    assert scene.redis.xlen(ONLY.commands("work")) == 0
     assert scene.effects.done == ["s1/1/transaction"]
 
 
@@ -158,7 +159,7 @@ def waiting(scene: Scene, *saga_ids: str, **fields: Any) -> None:
     for saga_id in saga_ids:
         body = json.dumps({"type": "Do", "saga_id": saga_id, "step": 1})
         entry: dict[Any, Any] = {"body": body} | fields
-        scene.redis.xadd(keys.commands("work"), entry)
+        scene.redis.xadd(ONLY.commands("work"), entry)
 
 
 def test_what_waits_for_long_behind_a_slow_handler_is_handed_to_others(scene: Scene) -> None:
@@ -211,17 +212,17 @@ def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) 
     scene.runner.turn(block_ms=1)
     pipeline = scene.redis.pipeline()
     for _ in range(8_200):
-        pipeline.xadd(keys.commands("work"), {"body": "{}"})
+        pipeline.xadd(ONLY.commands("work"), {"body": "{}"})
     pipeline.execute()
     reader = scene.runner._inbox.reader
-    stream: Any = {keys.commands("work"): ">"}
+    stream: Any = {ONLY.commands("work"): ">"}
     found: Any = scene.redis.xreadgroup("work", reader._consumer, stream, count=9_000)
-    assert len(reader.hold(keys.commands("work"), [entry_id for entry_id, _ in found[0][1]])) == 8_200
+    assert len(reader.hold(ONLY.commands("work"), [entry_id for entry_id, _ in found[0][1]])) == 8_200
 
 
 def held_by(scene: Scene, service: ServiceRunner) -> int:
     """How many entries this process has read and not answered."""
-    pending: Any = scene.redis.xpending_range(keys.commands("work"), "work", "-", "+", 1000)
+    pending: Any = scene.redis.xpending_range(ONLY.commands("work"), "work", "-", "+", 1000)
     return sum(one["consumer"].decode() in service.name for one in pending)
 
 
@@ -263,7 +264,7 @@ def test_what_came_along_with_an_answer_that_was_overruled_is_in_hand_while_that
     @service.command("Do", compensation="Undo")
     def do(params: Any, context: Context) -> None:
         if context.saga_id == "s0":  # meanwhile its compensation comes
-            scene.redis.hset(keys.done("work", begun_ms), "s0/1/transaction/(void)", 1)
+            scene.redis.hset(ONLY.done("work", begun_ms), "s0/1/transaction/(void)", 1)
 
     @service.compensation("Undo")
     def undo(params: Any, context: Context) -> None:
@@ -289,11 +290,11 @@ def test_what_others_took_over_while_a_process_slept_is_not_begun_by_it(scene: S
     sleeper = runner(scene, scene.effects.service)
     waiting(scene, "s1")
     [delivery] = sleeper._inbox.read(1)
-    group: Any = scene.redis.xclaim(keys.commands("work"), "work", "other", 0, [delivery.entry.id], justid=True)
+    group: Any = scene.redis.xclaim(ONLY.commands("work"), "work", "other", 0, [delivery.entry.id], justid=True)
     assert group == [delivery.entry.id]
-    assert sleeper._inbox.renew([delivery]) == {delivery.entry.id}
+    assert sleeper._inbox.renew([delivery]) == {delivery.entry.at}
     sleeper._inbox.hand_back([delivery])
-    [pending] = cast(Any, scene.redis.xpending_range(keys.commands("work"), "work", "-", "+", 10))
+    [pending] = cast(Any, scene.redis.xpending_range(ONLY.commands("work"), "work", "-", "+", 10))
     assert (pending["consumer"], pending["time_since_delivered"] < 60_000) == (b"other", True)
 
 
@@ -352,7 +353,7 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> N
 
     def answered() -> bool:
         heir.turn(block_ms=1)
-        return scene.redis.xlen(keys.REPLIES) == 1
+        return scene.redis.xlen(ONLY.replies("work")) == 1
 
     until(answered, what="the next one answers")
     state = scene.play("s1")
@@ -410,7 +411,7 @@ def test_a_failure_that_is_tried_again_is_not_recorded(scene: Scene) -> None:
     process = runner(scene, service)
     for attempt in (1, 2, 3, 1):
         fields: dict[Any, Any] = {"body": body, "attempt": attempt, "begun_ms": 1, "retried": 1}
-        scene.redis.xadd(keys.commands("work"), fields)
+        scene.redis.xadd(ONLY.commands("work"), fields)
         process.turn(block_ms=1)
     assert [reply.get("result", reply.get("error")) for reply in replies(scene)] == ["no", "yes", "yes", "yes"]
 
@@ -421,14 +422,14 @@ def test_a_refusal_stands_though_its_command_comes_again_and_could_be_done_now(s
     process._prefetch._command_s = 0.01
     for _ in range(2):  # first in one batch, then in another
         for _ in range(2):
-            scene.redis.xadd(keys.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}', "begun_ms": 1})
+            scene.redis.xadd(ONLY.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}', "begun_ms": 1})
         process.turn(block_ms=1)
     assert [reply["error"] for reply in replies(scene)] == ["no money"] * 4
     assert len(outcomes) == 2
 
 
 def test_a_stray_command_does_not_answer_for_the_real_one(scene: Scene) -> None:
-    scene.redis.xadd(keys.commands("work"), {"body": '{"type":"Nope","saga_id":"s1","step":1}'})
+    scene.redis.xadd(ONLY.commands("work"), {"body": '{"type":"Nope","saga_id":"s1","step":1}'})
     scene.runner.turn(block_ms=1)
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
@@ -441,7 +442,7 @@ def deliver(scene: Scene, name: str, *, attempt: int = 1, compensating: bool = F
     """A command for step 1 of the saga s1."""
     body = {"type": name, "saga_id": "s1", "step": 1} | ({"compensating": True} if compensating else {})
     fields: dict[Any, Any] = {"body": json.dumps(body), "attempt": attempt, "begun_ms": 1}
-    scene.redis.xadd(keys.commands("work"), fields)
+    scene.redis.xadd(ONLY.commands("work"), fields)
 
 
 def answers(scene: Scene) -> list[str]:
@@ -449,8 +450,8 @@ def answers(scene: Scene) -> list[str]:
 
 
 def nothing_is_pending(scene: Scene) -> bool:
-    summary: Any = scene.redis.xpending(keys.commands("work"), "work")
-    return summary["pending"] == 0 and scene.redis.xlen(keys.commands("work")) == 0
+    summary: Any = scene.redis.xpending(ONLY.commands("work"), "work")
+    return summary["pending"] == 0 and scene.redis.xlen(ONLY.commands("work")) == 0
 
 
 def works_until(process: ServiceRunner, condition: Callable[[], bool]) -> None:
@@ -530,7 +531,7 @@ def test_what_undoes_a_handler_that_was_overruled_is_what_its_step_says(scene: S
     @service.command("Do", compensation=None)
     def do_it(params: Any, context: Context) -> None:
         if not events:
-            scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)  # it timed out, and is undone
+            scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 2)  # it timed out, and is undone
             other.turn(block_ms=1)
         events.append(f"done {context.key}")
 
@@ -550,7 +551,7 @@ def test_who_waits_behind_a_command_that_kills_does_not_share_its_fate(scene: Sc
     service.command("Do", compensation=None)(lambda params, context: None)
     for number in (1, 2):
         scene.begin(f"s{number}", do(number, attempts=1))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 2)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 2)
     for _ in range(MAX_TAKEOVERS):
         victim = runner(scene, service)
         first, _second = until(
@@ -600,10 +601,10 @@ def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_perso
     works_until(heir, lambda: nothing_is_pending(scene))
     assert len(tries) == MAX_TAKEOVERS - 1
     assert answers(scene) == ["Undo_ok"]
-    [message] = Quarantine(scene.redis).newest_first()
+    [message] = Quarantine(scene.redis, KEYS).newest_first()
     assert "may have been done after it was refused" in message.reason
     # Put back once the bank is open, it is undone and not done.
-    Quarantine(scene.redis).replay(message.id)
+    Quarantine(scene.redis, KEYS).replay(message.id)
     runner(scene, service).turn(block_ms=1)
     assert (scene.effects.done, len(scene.effects.undone)) == ([], 2)
     assert answers(scene) == ["Undo_ok", REFUSED]
@@ -616,10 +617,10 @@ def test_a_service_that_leaves_hands_back_what_it_holds(scene: Scene) -> None:
     leaver._inbox.reader.leave()
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
-    consumers: Any = scene.redis.xinfo_consumers(keys.commands("work"), "work")
+    consumers: Any = scene.redis.xinfo_consumers(ONLY.commands("work"), "work")
     assert sorted(c["pending"] for c in consumers) == [0, 0]
     leaver._inbox.reader.leave()
-    consumers = scene.redis.xinfo_consumers(keys.commands("work"), "work")
+    consumers = scene.redis.xinfo_consumers(ONLY.commands("work"), "work")
     assert [c["name"].decode() for c in consumers] == [scene.runner.name.split()[-1]]
 
 
@@ -629,19 +630,21 @@ def test_an_effect_is_left_to_a_person_where_no_process_has_what_undoes_it(scene
     service.command("Do", compensation=None)(lambda params, context: None)
     body = json.dumps({"type": "Do", "saga_id": "s1", "step": 1})
     entry: dict[Any, Any] = {"body": body, "begun_ms": 1, "compensation": "UndoSo"}
-    scene.redis.xadd(keys.commands("work"), entry)
+    scene.redis.xadd(ONLY.commands("work"), entry)
     assert runner(scene, service)._inbox.read(1)  # its effect happens, and the process dies here
     deliver(scene, "Undo", compensating=True)
     scene.runner.turn(block_ms=1)
     works_until(runner(scene, service), lambda: nothing_is_pending(scene))
-    [message] = Quarantine(scene.redis).newest_first()
+    [message] = Quarantine(scene.redis, KEYS).newest_first()
     assert "may have been done after it was refused" in message.reason
 
 
 def test_what_an_older_release_published_stays(scene: Scene) -> None:
-    published.publish(scene.redis, "till", {"Charge": "Refund", "Old": "UndoOld"})
-    published.publish(scene.redis, "till", {"Charge": "Refund2", "Remind": None})
-    assert published.read(scene.redis, ["till"]) == {"till": {"Charge": "Refund2", "Old": "UndoOld", "Remind": None}}
+    published.publish(scene.redis, KEYS, "till", {"Charge": "Refund", "Old": "UndoOld"})
+    published.publish(scene.redis, KEYS, "till", {"Charge": "Refund2", "Remind": None})
+    assert published.read(scene.redis, KEYS, ["till"]) == {
+        "till": {"Charge": "Refund2", "Old": "UndoOld", "Remind": None}
+    }
 
 
 def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
@@ -649,9 +652,9 @@ def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
 ) -> None:
     monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
     scene.runner.turn(block_ms=1)
-    scene.redis.delete(keys.published("work"))
+    scene.redis.delete(KEYS.published("work"))
     scene.runner._maintenance.turn()
-    assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
+    assert scene.redis.hget(KEYS.published("work"), "Do") == b"Undo"
 
 
 @pytest.mark.own_server
@@ -663,10 +666,10 @@ def test_a_service_publishes_again_after_a_restart_of_the_broker_that_it_did_not
     scene.runner.turn(block_ms=1)
     server.kill()
     server.start()
-    server.broker().client.delete(keys.published("work"))
+    server.broker().client.delete(KEYS.published("work"))
     scene.runner.turn(block_ms=1)
     scene.runner._maintenance.turn()
-    assert scene.redis.hget(keys.published("work"), "Do") == b"Undo"
+    assert scene.redis.hget(KEYS.published("work"), "Do") == b"Undo"
 
 
 def test_after_the_store_was_emptied_a_service_publishes_again(scene: Scene) -> None:
@@ -693,13 +696,13 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, comma
     )
     process = commands.start("service", "slow:service", env={"REDIS_URL": server.url})
     client = server.broker().client
-    client.xadd(keys.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}'})
+    client.xadd(ONLY.commands("work"), {"body": '{"type":"Do","saga_id":"s1","step":1}'})
     until(lambda: client.llen("started"), what="the handler runs")
     process.send_signal(signal.SIGTERM)
     client.rpush("go on", 1)
     assert process.wait(20) == 0
-    assert client.xlen(keys.REPLIES) == 1
-    assert client.xlen(keys.commands("work")) == 0
+    assert client.xlen(ONLY.replies("work")) == 1
+    assert client.xlen(ONLY.commands("work")) == 0
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from sagastream.store.sagas import read
 from support.scenes import do
 from support.servers import Server
 from support.stored import dump
+from support.stores import KEYS, ONLY
 
 RETENTION_MS = 3_600_000
 #: What services publish. Nobody knows what undoes Do of `silent`, so sagas with it are parked.
@@ -36,7 +37,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "stuck": [do(1), do(2, service="stuck")],
 }
 SAGAS = ["s0", "s1", "s2"]
-STREAMS = [keys.REQUESTS, keys.REPLIES]
+STREAMS = [ONLY.requests, ONLY.replies("work")]
 
 
 class Workers(RuleBasedStateMachine):
@@ -50,7 +51,7 @@ class Workers(RuleBasedStateMachine):
         self.client.flushall()
         self.stores = [Store(self.client, retention_ms=RETENTION_MS) for _ in range(2)]
         self.held: list[dict[str, Found]] = [dict.fromkeys(SAGAS), dict.fromkeys(SAGAS)]
-        _, self.now_ms = read(self.client, [])
+        _, self.now_ms = read(self.client, KEYS, [])
         for stream in STREAMS:
             self.client.xgroup_create(stream, keys.ORCHESTRATOR_GROUP, id="0", mkstream=True)
         # The model: what must be in the store.
@@ -65,7 +66,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 1), sagas=st.sets(st.sampled_from(SAGAS), min_size=1))
     def load(self, worker: int, sagas: set[str]) -> None:
-        found, _ = read(self.client, sagas)
+        found, _ = read(self.client, KEYS, sagas)
         for saga_id, state in found.items():
             if saga_id in self.damaged:
                 assert isinstance(state, CorruptSaga)
@@ -92,7 +93,7 @@ class Workers(RuleBasedStateMachine):
         changes: dict[str, Change] = {}
         for saga_id, what, shape, step, old in letters:
             state = self.held[worker][saga_id]
-            change = changes.setdefault(saga_id, Change(saga_id=saga_id, before=state, after=state))
+            change = changes.setdefault(saga_id, Change(partition=ONLY, saga_id=saga_id, before=state, after=state))
             event = self._event(change.after, saga_id, what, shape, step)
             change.add(
                 self._entry(event, old), decide(change.after, event, Moment(now_ms=self.now_ms, published=PUBLISHED))
@@ -146,7 +147,7 @@ class Workers(RuleBasedStateMachine):
     def damage_a_saga(self, saga: str, how: str) -> None:
         if self.states[saga] is None:
             return
-        key = keys.saga(saga)
+        key = ONLY.saga(saga)
         if how == "a string":
             self.client.set(key, "in the way")
         elif how == "no version":
@@ -162,16 +163,16 @@ class Workers(RuleBasedStateMachine):
     def forget_the_damaged(self) -> None:
         """A person deletes them."""
         for saga_id in self.damaged:
-            self.client.delete(keys.saga(saga_id))
-            self.client.zrem(keys.TIMERS, saga_id)
-            self.client.zrem(keys.ENDED, saga_id)
+            self.client.delete(ONLY.saga(saga_id))
+            self.client.zrem(ONLY.timers, saga_id)
+            self.client.zrem(ONLY.ended, saga_id)
             self.states[saga_id] = None
             self.ended_ms.pop(saga_id, None)
         self.damaged.clear()
 
     @rule(there=st.booleans())
     def something_is_in_the_way_of_a_service(self, there: bool) -> None:
-        key = keys.commands("stuck")
+        key = ONLY.commands("stuck")
         if there and not self.client.exists(key):
             self.client.set(key, "in the way")
             self.is_stuck = True
@@ -182,7 +183,7 @@ class Workers(RuleBasedStateMachine):
     # --- how they do it
 
     def _event(self, state: Found, saga_id: str, what: str, shape: str, step: int) -> Event:
-        request_id = f"r{len(self.appended[keys.EVENTS])}"
+        request_id = f"r{len(self.appended[ONLY.events])}"
         if what == "begin":
             body = {"saga_id": saga_id, "steps": SHAPES[shape]}
             return parse_begin(body, request_id=request_id, echo=shape == "two")
@@ -200,7 +201,7 @@ class Workers(RuleBasedStateMachine):
             return None
         if old and self.pending:
             return next(iter(self.pending.values()))
-        stream = keys.REPLIES if isinstance(event, Reply) else keys.REQUESTS
+        stream = ONLY.replies("work") if isinstance(event, Reply) else ONLY.requests
         self.client.xadd(stream, {"body": "x"})
         page: Any = self.client.xreadgroup(keys.ORCHESTRATOR_GROUP, "p", {stream: ">"}, count=1)
         [(entry_id, fields)] = page[0][1]
@@ -241,11 +242,11 @@ class Workers(RuleBasedStateMachine):
                 self.ran[after.status] += 1
             self.ran["parked"] += after.parked is not None
         for command in change.commands:
-            self.appended[keys.commands(command.service)].append(command.fields())
+            self.appended[ONLY.commands(command.service)].append(command.fields())
         for notice in change.notices:
-            self.appended[keys.EVENTS].append(notice.fields())
+            self.appended[ONLY.events].append(notice.fields())
         for entry, reason in change.quarantined:
-            self.appended[keys.QUARANTINE].append(entry.quarantined(reason))
+            self.appended[ONLY.quarantine].append(entry.quarantined(reason))
         for entry in change.entries:
             self.pending.pop((entry.stream, entry.id), None)
 
@@ -254,24 +255,24 @@ class Workers(RuleBasedStateMachine):
     @invariant()
     def sagas_are_as_the_model_has_them(self) -> None:
         whole = [saga_id for saga_id in SAGAS if saga_id not in self.damaged]
-        found, _ = read(self.client, whole)
+        found, _ = read(self.client, KEYS, whole)
         assert found == {saga_id: self.states[saga_id] for saga_id in whole}
         for saga_id in whole:
             state = self.states[saga_id]
-            version = self.client.hget(keys.saga(saga_id), "version")
+            version = self.client.hget(ONLY.saga(saga_id), "version")
             assert version == (None if state is None else str(state.version).encode())
 
     @invariant()
     def live_sagas_have_a_time_and_ended_ones_a_term(self) -> None:
-        timers: Any = self.client.zrange(keys.TIMERS, 0, -1, withscores=True)
-        ended: Any = self.client.zrange(keys.ENDED, 0, -1, withscores=True)
+        timers: Any = self.client.zrange(ONLY.timers, 0, -1, withscores=True)
+        ended: Any = self.client.zrange(ONLY.ended, 0, -1, withscores=True)
         live = {saga_id: state for saga_id, state in self.states.items() if state is not None and not state.ended}
         scores = {saga_id: float("inf") if state.due_ms is None else state.due_ms for saga_id, state in live.items()}
         assert {saga_id.decode(): score for saga_id, score in timers} == scores
         assert {saga_id.decode(): score for saga_id, score in ended} == self.ended_ms
         assert all((state.parked is not None) == (scores[saga_id] == float("inf")) for saga_id, state in live.items())
         for saga_id in self.states.keys() - self.damaged:
-            ttl = self.client.pttl(keys.saga(saga_id))
+            ttl = self.client.pttl(ONLY.saga(saga_id))
             if saga_id in self.ended_ms:
                 assert 0 < ttl <= RETENTION_MS
             else:
@@ -280,12 +281,12 @@ class Workers(RuleBasedStateMachine):
     @invariant()
     def what_was_appended_is_there_once_and_in_order(self) -> None:
         for stream, expected in self.appended.items():
-            if stream == keys.commands("stuck") and (self.is_stuck or not self.client.exists(stream)):
+            if stream == ONLY.commands("stuck") and (self.is_stuck or not self.client.exists(stream)):
                 continue  # it was deleted together with the wrong value at its key
             found: Any = self.client.xrange(stream)
             as_sent = [{name.encode(): _bytes(value) for name, value in fields.items()} for fields in expected]
             kept = [fields for _, fields in found]
-            assert kept == as_sent[len(as_sent) - len(kept) :] if stream == keys.commands("stuck") else kept == as_sent
+            assert kept == as_sent[len(as_sent) - len(kept) :] if stream == ONLY.commands("stuck") else kept == as_sent
 
     @invariant()
     def what_was_dealt_with_is_acknowledged_and_the_rest_is_not(self) -> None:

@@ -23,9 +23,10 @@ from sagastream.core.strict_json import encode
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.declaration import Handler
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import keys, published
+from sagastream.store import published
 from sagastream.testing import Sagas
 from support.servers import Server
+from support.stores import KEYS, ONLY
 from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
@@ -220,7 +221,7 @@ class Reality:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self.shop = Shop(wanted.lease_ms, self._wrapped)
-        published.publish(self._redis, "work", self.shop.service.publishes())
+        published.publish(self._redis, KEYS, "work", self.shop.service.publishes())
         self._start(self._worker)
         for _ in range(2):
             self._start(self._process)
@@ -237,7 +238,7 @@ class Reality:
 
     def sent(self) -> list[str]:
         """The commands that the worker has sent, in order."""
-        events: Any = self._redis.xrange(keys.EVENTS)
+        events: Any = self._redis.xrange(ONLY.events)
         return [json.loads(fields[b"body"])["type"] for _, fields in events if fields[b"kind"] == b"command"]
 
     def end(self) -> None:
@@ -252,7 +253,7 @@ class Reality:
         lost = sum(
             self._struck[number] for number, one in enumerate(self._wanted.troubles) if one.method == "times_out"
         )
-        quiet = self._redis.xlen(keys.commands("work")) == lost and self._redis.xlen(keys.REPLIES) == 0
+        quiet = self._redis.xlen(ONLY.commands("work")) == lost and self._redis.xlen(ONLY.replies("work")) == 0
         return self.client.get("s") if quiet and (state.ended or state.parked) else None
 
     def _start(self, run: Callable[[], object]) -> None:
@@ -304,11 +305,11 @@ class Reality:
         result = handler(params, context)
         entry, command = self._entry(trouble.command)
         if trouble.method == "is_delivered_twice":
-            self._redis.xadd(keys.commands("work"), entry)
+            self._redis.xadd(ONLY.commands("work"), entry)
             until(lambda: self.shop.called.count(trouble.command) == 2, what="the other process has called it")
         elif trouble.method == "answers_twice":
             reply = reply_to(command, ok(command.type), result=encode(result))
-            self._redis.xadd(keys.REPLIES, dict(reply.fields().items()))
+            self._redis.xadd(ONLY.replies("work"), dict(reply.fields().items()))
         else:
             assert trouble.method == "answers_late"
             until(self._given_up, what="nobody waits for it any more")
@@ -321,7 +322,7 @@ class Reality:
 
     def _entry(self, kind: str) -> tuple[dict[Any, Any], Command]:
         """The command that a handler is working on, and its entry."""
-        entries: Any = self._redis.xrange(keys.commands("work"))
+        entries: Any = self._redis.xrange(ONLY.commands("work"))
         for _, fields in entries:
             command = read_command("work", fields, 0)
             if isinstance(command, Command) and command.type == kind:

@@ -15,6 +15,7 @@ from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import keys, sagas
 from support.scenes import Scene, do
 from support.servers import Server
+from support.stores import KEYS, ONLY, due
 from support.streams import last_event, read_events
 from support.waiting import until
 
@@ -33,10 +34,10 @@ def lost(scene: Scene, attempt: int = 1) -> None:
     """This attempt of the command is sent, and nobody gets it."""
 
     def arrives() -> bool:
-        entries: Any = scene.redis.xrange(keys.commands("work"))
+        entries: Any = scene.redis.xrange(ONLY.commands("work"))
         for entry_id, fields in entries:
             if fields[b"attempt"] == b"%d" % attempt:
-                return bool(scene.redis.xdel(keys.commands("work"), entry_id))
+                return bool(scene.redis.xdel(ONLY.commands("work"), entry_id))
         return False
 
     scene.turns_until(arrives)
@@ -54,8 +55,8 @@ def ask(scene: Scene, verb: str, saga_id: str = "s1", reason: str = "because") -
     request = parse_intervene(body, request_id=uuid.uuid4().hex)
     after = last_event(scene.redis)
     fields: dict[Any, Any] = request.fields()
-    scene.redis.xadd(keys.REQUESTS, fields)
-    scene.turns_until(lambda: scene.redis.xlen(keys.REQUESTS) == 0)
+    scene.redis.xadd(ONLY.requests, fields)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
     for event in read_events(scene.redis, after, 1):
         if event.fields[b"kind"] == b"refused":
             raise RequestRefused(22, event.fields[b"body"].decode())
@@ -75,17 +76,17 @@ def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_ti
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This holds too for a worker that had read something ahead before it slept."""
-    monkeypatch.setattr(worker, "_REPLIES_AND_REQUESTS", {keys.REPLIES: 128, keys.REQUESTS: 1})
+    monkeypatch.setattr(worker, "_REQUESTS", 1)
     monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
     scene.begin("s1", quick(1, attempts=1, timeout_ms=300))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.begin("s2", do(1))
     scene.begin("s3", do(1))
     scene.worker.turn(block_ms=1)
     assert scene.worker._inbox._ahead
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
-    until(lambda: sagas.read(scene.redis, [])[1] > (saga(scene).times_out_ms or 0), what="it times out")
+    until(lambda: sagas.read(scene.redis, KEYS, [])[1] > (saga(scene).times_out_ms or 0), what="it times out")
     assert scene.play("s1").status is SagaStatus.COMPLETED
 
 
@@ -107,10 +108,10 @@ def saga_exists(scene: Scene) -> bool:
 
 def test_a_lost_reply_is_no_second_effect(scene: Scene) -> None:
     scene.begin("s1", quick(1, timeout_ms=200))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.runner.turn(block_ms=1)
-    entries: Any = scene.redis.xrange(keys.REPLIES)
-    assert scene.redis.xdel(keys.REPLIES, entries[0][0]) == 1
+    entries: Any = scene.redis.xrange(ONLY.replies("work"))
+    assert scene.redis.xdel(ONLY.replies("work"), entries[0][0]) == 1
     state = scene.play("s1")
     assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
     assert scene.effects.done == ["s1/1/transaction"]
@@ -118,9 +119,9 @@ def test_a_lost_reply_is_no_second_effect(scene: Scene) -> None:
 
 def test_a_compensation_that_nobody_answers_parks_the_saga_and_retry_goes_on(scene: Scene) -> None:
     scene.begin("s1", quick(1, timeout_ms=100), do("fail"))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.runner.turn(block_ms=1)
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.runner.turn(block_ms=1)
     for attempt in (1, 2):
         lost(scene, attempt)
@@ -131,7 +132,7 @@ def test_a_compensation_that_nobody_answers_parks_the_saga_and_retry_goes_on(sce
         SagaStatus.COMPENSATING,
         "Undo of step 1 failed 2 times: no answer within 100 ms",
     )
-    assert scene.redis.zscore(keys.TIMERS, "s1") == float("inf")
+    assert scene.redis.zscore(ONLY.timers, "s1") == float("inf")
     [event] = read_events(scene.redis, after, 1)
     assert event.fields[b"kind"] == b"parked"
     ask(scene, "retry", reason="it is back")
@@ -144,11 +145,11 @@ def test_a_compensation_that_nobody_answers_parks_the_saga_and_retry_goes_on(sce
 def test_an_unknown_saga_and_one_in_another_state_refuse_the_operator(scene: Scene) -> None:
     scene.begin("s1", do(1))
     scene.turns_until(lambda: saga_exists(scene))
-    before: Any = scene.redis.hgetall(keys.saga("s1"))
+    before: Any = scene.redis.hgetall(ONLY.saga("s1"))
     for verb in ("retry", "skip", "abandon"):
         with pytest.raises(RequestRefused, match="is not parked"):
             ask(scene, verb)
-    assert scene.redis.hgetall(keys.saga("s1")) == before
+    assert scene.redis.hgetall(ONLY.saga("s1")) == before
     scene.play("s1")
     with pytest.raises(RequestRefused, match="has ended, COMPLETED"):
         ask(scene, "cancel")
@@ -156,7 +157,7 @@ def test_an_unknown_saga_and_one_in_another_state_refuse_the_operator(scene: Sce
 
 def test_a_cancelled_saga_goes_back_when_its_step_is_answered(scene: Scene) -> None:
     scene.begin("s1", do(1), do(2))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     assert ask(scene, "cancel", reason="changed my mind").status is SagaStatus.PENDING
     state = scene.play("s1")
     assert (state.status, state.reason) == (SagaStatus.ABORTED, "Cancelled: changed my mind")
@@ -165,7 +166,7 @@ def test_a_cancelled_saga_goes_back_when_its_step_is_answered(scene: Scene) -> N
 
 def test_past_its_pivot_a_saga_only_goes_forward(scene: Scene) -> None:
     scene.begin("s1", do(1, kind="pivot"), quick(2, kind="retriable", attempts=5), deadline_ms=1)
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.runner.turn(block_ms=1)
     lost(scene)
     with pytest.raises(RequestRefused, match="is past its pivot"):
@@ -185,7 +186,7 @@ def test_what_a_worker_had_leased_when_it_died_comes_up_again(scene: Scene, monk
     monkeypatch.setattr(worker, "LEASE_MS", 100)
     scene.begin("s1", quick(1, attempts=1, compensation=None))
     lost(scene)
-    leased = until(lambda: scene.worker._store.due(10, 100)[0], what="its time comes")
+    leased = until(lambda: due(scene.worker._store, 10, 100)[0], what="its time comes")
     assert leased == ["s1"]  # the worker dies here
     scene.turns_until(lambda: saga(scene).ended, scene.another_worker())
 
@@ -193,14 +194,14 @@ def test_what_a_worker_had_leased_when_it_died_comes_up_again(scene: Scene, monk
 def test_replies_that_wait_are_read_before_anything_has_timed_out(scene: Scene) -> None:
     """This happens after a time in which no worker ran."""
     scene.begin("s1", quick(1, attempts=1), quick(2, timeout_ms=10_000))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     for number in range(300):
         fields: dict[Any, Any] = Reply(type=ok("Do"), saga_id=f"other{number}", step=1).fields()
-        scene.redis.xadd(keys.REPLIES, fields)
+        scene.redis.xadd(ONLY.replies("work"), fields)
     awaited: dict[Any, Any] = Reply(type=ok("Do"), saga_id="s1", step=1).fields()
-    scene.redis.xadd(keys.REPLIES, awaited)
+    scene.redis.xadd(ONLY.replies("work"), awaited)
     until(lambda: saga(scene).due_ms is not None and now_ms(scene) > (saga(scene).due_ms or 0), what="it is due")
-    scene.turns_until(lambda: scene.redis.xlen(keys.REPLIES) == 0, scene.another_worker())
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("work")) == 0, scene.another_worker())
     assert saga(scene).current_step == 2
 
 
@@ -211,7 +212,7 @@ def now_ms(scene: Scene) -> int:
 
 def test_a_command_that_nobody_waits_for_is_not_begun(scene: Scene) -> None:
     scene.begin("s1", quick(1, attempts=1, compensation=None))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     until(lambda: now_ms(scene) > (saga(scene).due_ms or 0), what="its time has passed")
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == []
@@ -228,9 +229,9 @@ def test_an_ended_saga_expires_and_a_live_one_does_not(server: Server, monkeypat
     scene.begin("live", do(1, service="nobody"))
     scene.begin("s1", do(1))
     scene.play("s1")
-    assert scene.redis.pttl(keys.saga("live")) == -1
-    assert 0 < int(scene.redis.pttl(keys.saga("s1"))) <= 200
-    scene.turns_until(lambda: not saga_exists(scene) and scene.redis.zcard(keys.ENDED) == 0)
+    assert scene.redis.pttl(ONLY.saga("live")) == -1
+    assert 0 < int(scene.redis.pttl(ONLY.saga("s1"))) <= 200
+    scene.turns_until(lambda: not saga_exists(scene) and scene.redis.zcard(ONLY.ended) == 0)
     assert scene.client.get("live") is not None
 
 
@@ -250,19 +251,19 @@ def test_under_steady_load_the_store_does_not_grow(server: Server, monkeypatch: 
 
 def settled(scene: Scene) -> bool:
     scene.runner.turn(block_ms=1)
-    waiting = scene.redis.xlen(keys.REQUESTS) or scene.redis.zcard(keys.TIMERS)
-    return not waiting and scene.redis.zcard(keys.ENDED) == 0
+    waiting = scene.redis.xlen(ONLY.requests) or scene.redis.zcard(ONLY.timers)
+    return not waiting and scene.redis.zcard(ONLY.ended) == 0
 
 
 def done_keys(scene: Scene) -> list[bytes]:
-    return sorted(scene.redis.scan_iter(keys.done("work", 0).rpartition(":")[0] + ":*"))
+    return sorted(scene.redis.scan_iter(ONLY.done("work", 0).rpartition(":")[0] + ":*"))
 
 
 def sizes_of(scene: Scene) -> dict[bytes, int]:
     """The size of each key, except the events, which are capped, and the records, which expire."""
     found: dict[bytes, int] = {}
     for key in scene.redis.scan_iter():
-        if key != keys.EVENTS.encode() and key not in done_keys(scene):
+        if key != ONLY.events.encode() and key not in done_keys(scene):
             kind = scene.redis.type(key)
             found[key] = {b"stream": scene.redis.xlen, b"zset": scene.redis.zcard, b"hash": scene.redis.hlen}[kind](key)  # type: ignore[index]
     return found
@@ -283,15 +284,15 @@ def test_readers_that_are_gone_are_forgotten_and_nothing_that_they_held_is(
 
 
 def consumers(scene: Scene) -> list[dict[str, Any]]:
-    found: Any = scene.redis.xinfo_consumers(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+    found: Any = scene.redis.xinfo_consumers(ONLY.requests, keys.ORCHESTRATOR_GROUP)
     return list(found)
 
 
 def test_a_store_that_knows_no_timeouts_yet_gets_them(scene: Scene) -> None:
     """The hash of a saga that an earlier release has begun says nothing about them."""
     scene.begin("s1", do(1))
-    scene.turns_until(lambda: scene.redis.xlen(keys.commands("work")) == 1)
-    scene.redis.hdel(keys.saga("s1"), "times_out_at")
-    scene.redis.zadd(keys.TIMERS, {"s1": 1})
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+    scene.redis.hdel(ONLY.saga("s1"), "times_out_at")
+    scene.redis.zadd(ONLY.timers, {"s1": 1})
     scene.turns_until(lambda: saga(scene).times_out_ms is not None, scene.another_worker())
     assert scene.play("s1").status is SagaStatus.COMPLETED

@@ -31,6 +31,7 @@ from support import oracle
 from support.processes import Commands
 from support.releases import THIS, Release
 from support.servers import OwnServer
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
 #: How many sagas may be under way at once: enough that there always are some, and so few that none waits for long.
@@ -154,10 +155,10 @@ class World:
     def held_by(self, process: Process) -> dict[str, int]:
         """How many entries a process has taken and not answered, by stream."""
         if process.arguments[0] == "worker":
-            groups = [(keys.REPLIES, keys.ORCHESTRATOR_GROUP), (keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
+            groups = [(ONLY.replies("work"), keys.ORCHESTRATOR_GROUP), (ONLY.requests, keys.ORCHESTRATOR_GROUP)]
         else:
             name = process.arguments[1].partition(":")[2]
-            groups = [(keys.commands(name), name)]
+            groups = [(ONLY.commands(name), name)]
         held = {}
         for stream, group in groups:
             consumers: Any = []
@@ -246,7 +247,7 @@ class World:
 
         def is_settled() -> bool:
             self.assert_all_live()
-            moving = self.redis.zcount(keys.TIMERS, "-inf", "(+inf")
+            moving = self.redis.zcount(ONLY.timers, "-inf", "(+inf")
             stores = (self.redis, self.service_redis)
             return not moving and not any(store.xlen(stream) for store in stores for stream in self.streams())
 
@@ -256,11 +257,11 @@ class World:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
     def streams(self) -> list[str]:
-        return [keys.REQUESTS, keys.REPLIES, *map(keys.commands, oracle.NAMES)]
+        return [ONLY.requests, ONLY.replies("work"), *map(ONLY.commands, oracle.NAMES)]
 
     def tail(self) -> str:
         """The sagas that do not move, and the last output of the processes: for the message of a failure."""
-        waiting: Any = self.redis.zrange(keys.TIMERS, 0, 4, withscores=True)
+        waiting: Any = self.redis.zrange(ONLY.timers, 0, 4, withscores=True)
         lengths = {stream: self.redis.xlen(stream) for stream in self.streams()}
         groups = [self.redis.xinfo_groups(stream) for stream, length in lengths.items() if length]
         log = (self._commands.folder / "stderr.log").read_text(errors="replace")
@@ -268,7 +269,7 @@ class World:
 
     def retry_parked(self, client: SagaClient) -> None:
         """Retry every parked saga, as an operator would."""
-        parked: Any = self.redis.zrangebyscore(keys.TIMERS, "+inf", "+inf")
+        parked: Any = self.redis.zrangebyscore(ONLY.timers, "+inf", "+inf")
         for saga_id in parked:
             client.retry(saga_id.decode(), "the fault is over", 10)
             self.figures["parked and retried"] += 1
@@ -285,7 +286,7 @@ class World:
         assert set(found) <= set(self._plans), "effects of sagas that nobody was told are accepted"
         pipeline = self.redis.pipeline(transaction=False)
         for saga_id in self._plans:
-            pipeline.pttl(keys.saga(saga_id))
+            pipeline.pttl(ONLY.saga(saga_id))
         lives = dict(zip(self._plans, pipeline.execute(), strict=True))
         client = SagaClient(self.server.broker())
         for saga_id, wanted in self._plans.items():
@@ -323,12 +324,12 @@ class World:
 
     def _judge_store(self, unfit: tuple[str, ...]) -> None:
         """No entry waits, none is held, and the indexes name exactly the sagas that exist."""
-        waiting: Any = self.redis.zrange(keys.TIMERS, 0, -1, withscores=True)
+        waiting: Any = self.redis.zrange(ONLY.timers, 0, -1, withscores=True)
         assert not waiting, waiting
         ids = {saga_id.encode() for saga_id in self._plans}
-        ended: Any = self.redis.zrange(keys.ENDED, 0, -1)
+        ended: Any = self.redis.zrange(ONLY.ended, 0, -1)
         assert set(ended) == ids, set(ended) ^ ids
-        prefix = keys.saga("").encode()
+        prefix = ONLY.saga("").encode()
         there = {key.removeprefix(prefix) for key in self.redis.scan_iter(prefix + b"*", count=1000)}
         assert there == ids, there ^ ids
         for store in (self.redis, self.service_redis):
@@ -336,7 +337,7 @@ class World:
                 assert store.xlen(stream) == 0, stream
                 groups: Any = store.xinfo_groups(stream) if store.exists(stream) else []
                 assert [group["pending"] for group in groups] in ([], [0]), (stream, groups)
-        strange: Any = self.redis.xrange(keys.QUARANTINE)
+        strange: Any = self.redis.xrange(ONLY.quarantine)
         others = [entry for entry in strange if not any(text.encode() in entry[1][b"reason"] for text in unfit)]
         assert not others, others
         self.figures["replies quarantined"] = len(strange)
@@ -407,8 +408,8 @@ class Feeder:
             if begun >= self._sagas and self._enough():
                 return
             with contextlib.suppress(redis.RedisError):  # the feeder gets the error when it next begins a saga
-                ended: Any = store.zcard(keys.ENDED)
-                parked: Any = store.zcount(keys.TIMERS, "+inf", "+inf")
+                ended: Any = store.zcard(ONLY.ended)
+                parked: Any = store.zcount(ONLY.timers, "+inf", "+inf")
                 if begun - ended - parked >= IN_FLIGHT:
                     self._stop.wait(0.005)
                     continue
@@ -444,11 +445,11 @@ class Relay:
         try:
             while not self._stop.is_set():
                 for name in oracle.NAMES:  # what services publish: the compensation of each command; it is written once
-                    published: Any = self._far.hgetall(keys.published(name))
+                    published: Any = self._far.hgetall(KEYS.published(name))
                     if published:
-                        self._near.hset(keys.published(name), mapping=published)
-                moved = self._move(self._near, self._far, list(map(keys.commands, oracle.NAMES)), "commands")
-                moved += self._move(self._far, self._near, [keys.REPLIES], "replies")
+                        self._near.hset(KEYS.published(name), mapping=published)
+                moved = self._move(self._near, self._far, list(map(ONLY.commands, oracle.NAMES)), "commands")
+                moved += self._move(self._far, self._near, [ONLY.replies("work")], "replies")
                 self._stop.wait(0.0 if moved else 0.005)
         except BaseException as error:  # noqa: BLE001 - raised again where the relay is left
             self._error = error

@@ -9,7 +9,7 @@ import time
 from typing import Any, ClassVar
 
 from sagastream import connect
-from sagastream.store import keys
+from support.stores import KEYS, ONLY
 
 Reply = dict[str, Any]
 
@@ -20,12 +20,12 @@ class Raw:
     """A service that keeps every promise. It does `Do`, undoes it with `Undo`, and rejects the params "no"."""
 
     group: ClassVar[str] = NAME
-    replies: ClassVar[str] = keys.REPLIES
+    replies: ClassVar[str] = ONLY.replies("work")
 
     def __init__(self, url: str) -> None:
         self.standing: dict[Any, int] = {}  # its effects: those that were done and not undone
         self.redis = connect(url)
-        self._stream = keys.commands(NAME)
+        self._stream = ONLY.commands(NAME)
         self._records: dict[Any, Reply] = {}
         self._undone: set[Any] = set()
         self._given = 0
@@ -73,7 +73,7 @@ class Raw:
     def malformed(self, entry_id: bytes, fields: dict[bytes, bytes], error: Exception) -> None:
         pipeline = self.redis.pipeline()
         aside: Any = {"reason": repr(error)[:100], "stream": self._stream, "entry_id": entry_id}
-        pipeline.xadd(keys.QUARANTINE, aside | {"body": fields.get(b"body", b"")})
+        pipeline.xadd(ONLY.quarantine, aside | {"body": fields.get(b"body", b"")})
         self.acknowledge(pipeline, entry_id)
         pipeline.execute()
 
@@ -90,7 +90,7 @@ class Raw:
     # --- what it answers
 
     def publish(self) -> None:
-        self.redis.hset(keys.published(NAME), "Do", "Undo")
+        self.redis.hset(KEYS.published(NAME), "Do", "Undo")
 
     def key(self, body: Any) -> Any:
         return body["saga_id"], body["step"]

@@ -20,6 +20,8 @@ from sagastream.core.steps import MAX_STEPS
 from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
 from sagastream.service import declaration
 from sagastream.store import keys
+from sagastream.store.published import MAX_SERVICES
+from support.stores import ONLY
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "protocol.md").read_text()
@@ -92,7 +94,7 @@ def test_the_messages_are_written_as_the_page_shows_them(name: str, message: Com
 
 def test_the_table_of_keys_is_the_catalogue() -> None:
     catalogue = [
-        [part.replace("{p}", "{0}").replace("<h>", "<hour>") for part in re.split(r" {2,}", line.strip())[:3]]
+        [part.replace("<h>", "<hour>") for part in re.split(r" {2,}", line.strip())[:3]]
         for line in (keys.__doc__ or "").splitlines()
         if line.startswith("    saga:")
     ]
@@ -100,9 +102,10 @@ def test_the_table_of_keys_is_the_catalogue() -> None:
     assert [[row[0].strip("`"), *row[1:3]] for row in table] == catalogue
     groups = {row[0].strip("`"): row[3].strip("`") for row in table if row[3]}
     assert groups == {
-        keys.REQUESTS: keys.ORCHESTRATOR_GROUP,
-        keys.REPLIES: keys.ORCHESTRATOR_GROUP,
-        keys.commands("<service>"): "<service>",
+        ONLY.requests: keys.ORCHESTRATOR_GROUP,
+        ONLY.interventions: keys.ORCHESTRATOR_GROUP,
+        ONLY.replies("<service>"): keys.ORCHESTRATOR_GROUP,
+        ONLY.commands("<service>"): "<service>",
     }
 
 
@@ -179,6 +182,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     [longest] = re.findall(r"\{1,(\d+)\}", ID_PATTERN.pattern)
     assert [int(row[1]) for row in table] == [
         int(longest),
+        MAX_SERVICES,
         MAX_STEPS,
         MAX_BYTES,
         MAX_PAYLOAD_BYTES,

@@ -14,6 +14,7 @@ from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.errors import SagastreamError
 from sagastream.store import events
+from sagastream.store.keys import StoreKeys
 from sagastream_bridge.bench import services
 
 #: How many sagas are begun in one round trip.
@@ -39,8 +40,9 @@ class Run:
 class Loads:
     """Begins sagas on a broker, and follows their ends. `tick` is told how many more have ended."""
 
-    def __init__(self, client: "redis.Redis", tick: Callable[[int], object]) -> None:
+    def __init__(self, client: "redis.Redis", keys: StoreKeys, tick: Callable[[int], object]) -> None:
         self._client = client
+        self._keys = keys
         self._tick = tick
         self._run_id = uuid.uuid4().hex[:8]
         self._next = 0
@@ -58,14 +60,14 @@ class Loads:
     def throughput(self, count: int, *, failing: bool = False) -> Run:
         """All sagas at once."""
         run = Run(sagas=count)
-        after = exchange.run(self._client, events.newest())
+        after = exchange.run(self._client, events.newest(self._keys.partitions))
         cpu = time.process_time()
         begins = self.begins(count, failing=failing)
         cpu = time.process_time() - cpu
         start = time.perf_counter()
         for batch in _batches(begins):
             began = time.process_time()
-            exchange.run(self._client, requests.append(batch))
+            exchange.run(self._client, requests.append(self._keys, batch))
             run.begin_cpu_s += time.process_time() - began
         run.begin_cpu_s += cpu
         left = {begin.saga_id.encode() for begin in begins}
@@ -78,14 +80,14 @@ class Loads:
         run = Run(sagas=count)
         waiting = iter(self.begins(count))
         began: dict[bytes, float] = {}
-        after = exchange.run(self._client, events.newest())
+        after = exchange.run(self._client, events.newest(self._keys.partitions))
 
         def begin(batch: Iterable[Begin]) -> None:
             sent = list(batch)
             now = time.perf_counter()
             began.update((one.saga_id.encode(), now) for one in sent)
             if sent:
-                exchange.run(self._client, requests.append(sent))
+                exchange.run(self._client, requests.append(self._keys, sent))
 
         def ended(saga_ids: Sequence[bytes]) -> None:
             now = time.perf_counter()
@@ -104,7 +106,7 @@ class Loads:
         run = Run(sagas=count)
         begins = self.begins(count)
         intended: dict[bytes, float] = {}
-        after = exchange.run(self._client, events.newest())
+        after = exchange.run(self._client, events.newest(self._keys.partitions))
         start = time.perf_counter()
         sent, heard = 0, time.perf_counter()
         while sent < count or intended:
@@ -112,7 +114,7 @@ class Loads:
             if due > sent:
                 for number in range(sent, due):
                     intended[begins[number].saga_id.encode()] = start + number / per_s
-                exchange.run(self._client, requests.append(begins[sent:due]))
+                exchange.run(self._client, requests.append(self._keys, begins[sent:due]))
                 sent = due
             wait_ms = max(1, int((start + sent / per_s - time.perf_counter()) * 1000)) if sent < count else 100
             ended, after = self._ended(intended, after, wait_ms)
@@ -124,7 +126,7 @@ class Loads:
         return run
 
     def _follow(
-        self, left: set[bytes] | dict[bytes, float], after: bytes, ended: Callable[[Sequence[bytes]], None]
+        self, left: set[bytes] | dict[bytes, float], after: events.Place, ended: Callable[[Sequence[bytes]], None]
     ) -> None:
         """Until none is left, tell `ended` which have ended; if `left` is a set, remove them."""
         heard = time.perf_counter()
@@ -137,15 +139,17 @@ class Loads:
                 left.difference_update(saga_ids)
             ended(saga_ids)
 
-    def _ended(self, among: set[bytes] | dict[bytes, float], after: bytes, block_ms: int) -> tuple[list[bytes], bytes]:
-        entries = exchange.run(self._client, events.after(after, block_ms))
+    def _ended(
+        self, among: set[bytes] | dict[bytes, float], after: events.Place, block_ms: int
+    ) -> tuple[list[bytes], events.Place]:
+        entries = exchange.run(self._client, events.after(self._keys.partitions, after, block_ms))
         saga_ids = [
             saga_id
             for entry in entries
             if entry.fields[b"kind"] == b"outcome" and (saga_id := entry.fields[b"saga_id"]) in among
         ]
         self._tick(len(saga_ids))
-        return saga_ids, entries[-1].id if entries else after
+        return saga_ids, events.moved(self._keys.partitions, after, entries)
 
 
 def _check_patience(heard: float, left: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sagastream.broker.connection import Broker
+from sagastream.store import layout
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import Account, account, used_memory
 from sagastream_bridge.bench.floor import Floor
@@ -48,7 +49,7 @@ class Measurement:
 
     def run(self, tick: Tick) -> dict[str, Any]:
         """All figures, as JSON values: seconds, bytes and counts, unless a name says otherwise."""
-        loads = Loads(self._client, tick)
+        loads = Loads(self._client, layout.check(self._broker), tick)
         with self._processes() as pids, Floor(self._client) as floor:
             loads.throughput(min(self._sagas, 256))  # to warm up
             found: dict[str, list[float]] = {}

@@ -54,14 +54,16 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
     Exit code 1 if a promise is broken, 2 if the service does not do the command that it is tried with.
     """
     with opened() as broker:
+        from sagastream.store import layout
         from sagastream_bridge.conformance import report
         from sagastream_bridge.conformance.effects import Effects
         from sagastream_bridge.conformance.examination import Examination
         from sagastream_bridge.conformance.exchange import Exchange, WrongUsage, refuse_beside_a_worker
 
         cases = _cases(broker, service, timeout, options)
-        refuse_beside_a_worker(broker.client)
-        exchange = Exchange(broker.client, service, timeout_s=timeout)
+        keys = layout.check(broker)
+        refuse_beside_a_worker(broker.client, keys)
+        exchange = Exchange(broker.client, keys, service, timeout_s=timeout)
         probe = Effects(effects) if effects is not None else None
         try:
             if probe is not None:
@@ -92,12 +94,12 @@ def _confirm(warning: str) -> None:
 
 def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
     """With what to try the service; nothing if it publishes nothing and no command is named."""
-    from sagastream.core.messages import is_id
+    from sagastream.core.messages import is_service
     from sagastream.errors import MalformedMessage
     from sagastream_bridge.conformance import cases
 
-    if not is_id(service):
-        raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="SERVICE")
+    if not is_service(service):
+        raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint="SERVICE")
     found = cases.published_by(broker, service, timeout_s, partial(click.echo, err=True))
     file = options.pop("cases")
     try:

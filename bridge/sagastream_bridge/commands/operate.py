@@ -92,10 +92,11 @@ def list_quarantined(limit: int, as_json: bool) -> None:
     from itertools import islice
 
     with opened() as broker:
+        from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
         from sagastream_bridge.inspection import views
 
-        messages = Quarantine(broker.client)
+        messages = Quarantine(broker.client, layout.look(broker))
         shown = 0
         for message in islice(messages.newest_first(), limit):
             shown += 1
@@ -110,9 +111,10 @@ def list_quarantined(limit: int, as_json: bool) -> None:
 def show_quarantined(entry_id: str) -> None:
     """Show all that is known about one message, as JSON."""
     with opened() as broker:
+        from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
-        click.echo(json.dumps(_as_json(Quarantine(broker.client).get(entry_id)), indent=2))
+        click.echo(json.dumps(_as_json(Quarantine(broker.client, layout.look(broker)).get(entry_id)), indent=2))
 
 
 @quarantine.command("replay")
@@ -120,9 +122,10 @@ def show_quarantined(entry_id: str) -> None:
 def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
     """Put messages back into the streams from which they came, to be read again, when what was wrong is mended."""
     with opened() as broker:
+        from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
-        messages = Quarantine(broker.client)
+        messages = Quarantine(broker.client, layout.look(broker))
         for entry_id in entry_ids:
             message = messages.replay(entry_id)
             click.echo(safe(f"{message.id} put back into {message.stream}"))
@@ -133,9 +136,10 @@ def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
 def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
     """Delete messages for good."""
     with opened() as broker:
+        from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
-        messages = Quarantine(broker.client)
+        messages = Quarantine(broker.client, layout.look(broker))
         for entry_id in entry_ids:
             click.echo(safe(f"{messages.drop(entry_id).id} dropped"))
 
@@ -153,7 +157,7 @@ def doctor(repair: bool, as_json: bool) -> None:
         from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
 
         problems = 0
-        for finding in Doctor(broker.client, repair=repair).examine():
+        for finding in Doctor(broker, repair=repair).examine():
             problems += finding.level == PROBLEM
             if as_json:
                 click.echo(json.dumps({"level": finding.level, "about": finding.about, "text": finding.text}))

@@ -107,7 +107,10 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
         from sagastream.service.loading import load_service
         from sagastream.service.runner import ServiceRunner
 
-        os.environ["REDIS_URL"] = broker.url  # for handlers that keep their data in the same place
+        os.environ |= {
+            "REDIS_URL": broker.url,
+            "SAGASTREAM_PREFIX": broker.prefix,
+        }  # for handlers that keep their data in the same place
         with health_file_at(health_file) as health:
             loaded, dispatcher = load_service(where), None
             if loaded.queues:
@@ -209,11 +212,11 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) 
     Without REDIS_URL, and if nothing runs in the home yet, the bridge runs the broker, a worker and the sample services
     while it lives.
     """
-    from sagastream.core.messages import is_id
+    from sagastream.core.messages import is_service
 
     names = [name.strip() for name in serve.split(",") if name.strip()]
     for name in names:
-        if not is_id(name) or name == "orchestrator":
+        if not is_service(name) or name == "orchestrator":
             raise click.BadParameter(f"{name!a} cannot be the name of a service", param_hint="--serve")
     with opened() as broker:
         from sagastream_bridge.stdin.bridge import StdinBridge

@@ -13,6 +13,7 @@ from sagastream_bridge.commands.context import finite, opened, orderly, safe
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
     from sagastream.client.listing import ListStatus
+    from sagastream.store.keys import StoreKeys
 
 _STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
@@ -51,9 +52,9 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
         client = SagaClient(broker)
         from sagastream.store import layout
 
-        layout.check(broker)
+        keys = layout.check(broker)
         accepted = outage.patiently(lambda: client.begin_request(request))
-        if not outage.patiently(lambda: _worker_shows_up(broker)):
+        if not outage.patiently(lambda: _worker_shows_up(broker, keys)):
             click.echo("no worker is running; the saga waits for one: sagastream up", err=True)
         if not wait:
             click.echo(f"{request.saga_id} accepted")
@@ -79,7 +80,7 @@ def show(saga_id: str, as_json: bool) -> None:
     with opened() as broker:
         from sagastream_bridge.inspection import lookup, views
 
-        found = lookup.saga(broker.client, saga_id)
+        found = lookup.saga(broker, saga_id)
         if found.state is None:
             raise click.ClickException(f"there is no saga {saga_id} in this store{found.hint}")
         if as_json:
@@ -114,11 +115,11 @@ def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
         click.echo(f"{shown} shown{more}; {counts}", err=True)
 
 
-def _worker_shows_up(broker: "Broker") -> bool:
+def _worker_shows_up(broker: "Broker", keys: "StoreKeys") -> bool:
     from sagastream.store import heartbeat
 
     deadline = time.monotonic() + _WORKER_GRACE_S
-    while not (alive := heartbeat.worker_is_alive(broker.client)) and time.monotonic() < deadline:
+    while not (alive := heartbeat.worker_is_alive(broker.client, keys)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return alive
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.exchange import run
 from sagastream.core.messages import is_id
 from sagastream.core.strict_json import decode, encode_payload
 from sagastream.errors import MalformedMessage
-from sagastream.store import keys, published
+from sagastream.store import layout, published
 from sagastream_bridge.conformance.exchange import CheckError
 from sagastream_bridge.conformance.trial import Case
 
@@ -23,18 +24,17 @@ def published_by(broker: Broker, service: str, timeout_s: float, write: Callable
     """What the service publishes, once it has started. `write` tells a person that it is waited for. Raises CheckError
     if it has not started within `timeout_s`."""
     deadline, told = time.monotonic() + timeout_s, False
-    while not broker.client.exists(keys.published(service), keys.commands(service)):
+    keys = layout.check(broker)
+    while not broker.client.exists(keys.published(service), keys.partitions[0].commands(service)):
         if time.monotonic() >= deadline:
-            begin = keys.published("")
-            found = broker.client.scan_iter(keys.published("*"), 1000)
-            there = sorted(key.decode(errors="backslashreplace").removeprefix(begin) for key in found)
+            there = run(broker.client, published.services(keys))
             which = f"; there are: {', '.join(there[:20])}" if there else ""
             raise CheckError(f"no service {service} is at {broker.shown_url}: start it there{which}")
         if not told:
             told = True
             write(f"waiting for the service {service}")
         time.sleep(0.05)
-    return published.read(broker.client, [service]).get(service, {})
+    return published.read(broker.client, keys, [service]).get(service, {})
 
 
 def read(text: bytes, published: Published) -> list[Case]:

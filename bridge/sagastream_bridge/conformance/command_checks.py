@@ -6,7 +6,6 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from sagastream.core.messages import Command, failed, is_id, ok
-from sagastream.store import keys
 from sagastream_bridge.conformance.exchange import Answer
 from sagastream_bridge.conformance.promises import Checks
 from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial
@@ -22,7 +21,7 @@ _ATTEMPT: Final = 7
 
 @_check("published", "The service publishes its commands, and what undoes each.", "the-minimum-that-is-safe", needs=())
 def published(trial: Trial) -> str:
-    name, command = keys.published(trial.exchange.service), trial.case.command
+    name, command = trial.exchange.keys.published(trial.exchange.service), trial.case.command
     fields: Any = trial.exchange.client.hgetall(name)
     found = {
         one.decode(errors="backslashreplace"): undo.decode(errors="backslashreplace") for one, undo in fields.items()

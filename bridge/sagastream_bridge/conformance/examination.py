@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from sagastream.store import keys
 from sagastream_bridge.conformance import command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Exchange
@@ -39,7 +38,7 @@ class Examination:
 
     def _nothing_published(self) -> Finding:
         [check] = (check for check in command_checks.CHECKS.all if check.name == "published")
-        expected = f"a hash {keys.published(self._exchange.service)} with a field for each command"
+        expected = f"a hash {self._exchange.keys.published(self._exchange.service)} with a field for each command"
         came = "none; --command NAME checks what it does not publish"
         return replace(check.about(""), verdict=Verdict.BROKEN, expected=expected, came=came)
 

@@ -19,8 +19,9 @@ from sagastream.broker.wire import execute
 from sagastream.core.messages import Fields, Reply
 from sagastream.core.parsing import read_reply
 from sagastream.errors import SagastreamError
-from sagastream.store import heartbeat, keys
+from sagastream.store import heartbeat
 from sagastream.store.events import sort_key
+from sagastream.store.keys import StoreKeys
 
 #: The ids of all sagas of a check begin with this.
 PREFIX: Final = "check-service-"
@@ -59,19 +60,38 @@ class Answer:
 
 
 class Exchange:
-    def __init__(self, client: "redis.Redis", service: str, *, timeout_s: float) -> None:
+    def __init__(self, client: "redis.Redis", keys: StoreKeys, service: str, *, timeout_s: float) -> None:
         """`timeout_s`: how long to wait for anything."""
         self.service = service
+        self.keys = keys
+        self._partition = keys.partitions[0]  # of the saga of the trial that goes on
         self.timeout_s = timeout_s
         self.run = f"{PREFIX}{uuid.uuid4().hex[:8]}"
         self.client = client
-        self._stream = keys.commands(service)
         self._dead = f"{self.run}-dead"  # the reader that dies
-        self._read_to = {name: self._last_id(name) for name in (keys.REPLIES, keys.QUARANTINE)}
+        self._replies = {partition.replies(service) for partition in keys.partitions}
+        self._asides = {partition.quarantine_of(service) for partition in keys.partitions}
+        # A worker that reads the replies meanwhile would quarantine them there.
+        self._asides |= {partition.quarantine for partition in keys.partitions}
+        self._read_to = {name: self._last_id(name) for name in (*self._replies, *self._asides)}
         self._sent: set[bytes] = set()
         self._answers: defaultdict[str, list[Answer]] = defaultdict(list)
         self._strangers: list[tuple[str | None, str]] = []  # other replies: the saga that they name, their text
         self.quarantined: dict[bytes, str] = {}  # entry that was sent -> why it was quarantined
+
+    def go_to(self, saga_id: str) -> None:
+        """What follows is about this saga, in its partition."""
+        self._partition = self.keys.of(saga_id)
+
+    @property
+    def stream(self) -> str:
+        """The commands of the service."""
+        return self._partition.commands(self.service)
+
+    @property
+    def aside(self) -> str:
+        """Where the service sets aside what is not a command."""
+        return self._partition.quarantine_of(self.service)
 
     def now_ms(self) -> int:
         """The time by the broker's clock."""
@@ -82,7 +102,7 @@ class Exchange:
         """Add entries to the service's commands, all at once. Returns their ids."""
         pipeline = self.client.pipeline()
         for fields in entries:
-            pipeline.xadd(self._stream, _untyped(fields))
+            pipeline.xadd(self.stream, _untyped(fields))
         ids = execute(pipeline)
         self._sent.update(ids)
         return ids
@@ -96,11 +116,11 @@ class Exchange:
         entry_id = self.until(lambda: self._add_and_read(fields))
         if entry_id is None:
             raise CheckError(
-                f"{self._stream} always has entries that its group has not read, or has no group {self.service}; "
+                f"{self.stream} always has entries that its group has not read, or has no group {self.service}; "
                 "check the service when it has little else to do"
             )
         self._sent.add(entry_id)
-        self.client.xclaim(self._stream, self.service, self._dead, 0, [entry_id], idle=_HELD_MS, justid=True)
+        self.client.xclaim(self.stream, self.service, self._dead, 0, [entry_id], idle=_HELD_MS, justid=True)
         return entry_id
 
     def answers(self, saga_id: str) -> list[Answer]:
@@ -116,7 +136,7 @@ class Exchange:
         deadline = time.monotonic() + self.timeout_s
         while not (value := condition()):
             if time.monotonic() >= deadline:
-                refuse_beside_a_worker(self.client)
+                refuse_beside_a_worker(self.client, self.keys)
                 return None
             self._listen(_BLOCK_MS)
         return value
@@ -124,7 +144,7 @@ class Exchange:
     def group(self) -> dict[str, Any] | None:
         """The service's consumer group, as XINFO GROUPS describes it; None if there is none."""
         try:
-            groups: Any = self.client.xinfo_groups(self._stream)
+            groups: Any = self.client.xinfo_groups(self.stream)
         except redis.ResponseError as error:
             if is_no_group(error):
                 return None
@@ -136,13 +156,13 @@ class Exchange:
         group = self.group()
         if group is None:
             return self.is_there(entry_id)
-        if self.client.xpending_range(self._stream, self.service, entry_id, entry_id, 1):
+        if self.client.xpending_range(self.stream, self.service, entry_id, entry_id, 1):
             return True
         return sort_key(group["last-delivered-id"]) < sort_key(entry_id) and self.is_there(entry_id)
 
     def is_there(self, entry_id: bytes) -> bool:
         """Whether an entry is still in the stream."""
-        return bool(self.client.xrange(self._stream, entry_id, entry_id))
+        return bool(self.client.xrange(self.stream, entry_id, entry_id))
 
     def answered_before_acknowledged(self, entry_id: bytes, saga_id: str) -> bool | None:
         """Watch a command that was just sent: is there a reply to its saga before it is acknowledged? None: neither
@@ -150,24 +170,25 @@ class Exchange:
         deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline:
             pipeline = self.client.pipeline()
-            pipeline.xpending_range(self._stream, self.service, entry_id, entry_id, 1)
-            pipeline.xrange(self._stream, entry_id, entry_id)
-            pipeline.xinfo_groups(self._stream)
-            pipeline.xrange(keys.REPLIES, f"({self._read_to[keys.REPLIES]}", "+", _PAGE)
+            pipeline.xpending_range(self.stream, self.service, entry_id, entry_id, 1)
+            pipeline.xrange(self.stream, entry_id, entry_id)
+            pipeline.xinfo_groups(self.stream)
+            pipeline.xrange(replied := self._partition.replies(self.service), f"({self._read_to[replied]}", "+", _PAGE)
             held, there, groups, replies = execute(pipeline)
             if any(read_reply(fields).saga_id == saga_id for _, fields in replies):
                 return True
             read_to = next((g["last-delivered-id"] for g in groups if g["name"] == self.service.encode()), b"0-0")
             if not held and (not there or sort_key(read_to) >= sort_key(entry_id)):
                 return False
-        refuse_beside_a_worker(self.client)
+        refuse_beside_a_worker(self.client, self.keys)
         return None
 
     def strangers(self) -> list[str]:
         """The replies that no orchestrator would understand: they name no saga of this store."""
-        return [
-            what for saga_id, what in self._strangers if saga_id is None or not self.client.exists(keys.saga(saga_id))
-        ]
+        return [what for saga_id, what in self._strangers if saga_id is None or not self._is_known(saga_id)]
+
+    def _is_known(self, saga_id: str) -> bool:
+        return bool(self.client.exists(self.keys.saga(saga_id)))
 
     def tidy(self) -> None:
         """Delete from the store what was sent, and the answers."""
@@ -176,25 +197,25 @@ class Exchange:
             ids = sorted(self._sent)
             pipeline = self.client.pipeline()
             if self.group() is not None:
-                pipeline.xack(self._stream, self.service, *ids)
+                pipeline.xack(self.stream, self.service, *ids)
                 # Only now that it holds nothing: the group would lose what it holds.
-                pipeline.xgroup_delconsumer(self._stream, self.service, self._dead)
-            pipeline.xdel(self._stream, *ids)
+                pipeline.xgroup_delconsumer(self.stream, self.service, self._dead)
+            pipeline.xdel(self.stream, *ids)
             execute(pipeline)
             self._sent.clear()
 
     def _add_and_read(self, fields: Fields) -> bytes | None:
         with self.client.pipeline() as pipeline:
             try:
-                pipeline.watch(self._stream)  # type: ignore[no-untyped-call]
+                pipeline.watch(self.stream)  # type: ignore[no-untyped-call]
                 group = self.group()
                 if group is None or self.client.xrange(
-                    self._stream, f"({group['last-delivered-id'].decode()}", "+", count=1
+                    self.stream, f"({group['last-delivered-id'].decode()}", "+", count=1
                 ):
                     return None
                 pipeline.multi()
-                pipeline.xadd(self._stream, _untyped(fields))
-                pipeline.xreadgroup(self.service, self._dead, {self._stream: ">"}, count=1)
+                pipeline.xadd(self.stream, _untyped(fields))
+                pipeline.xreadgroup(self.service, self._dead, {self.stream: ">"}, count=1)
                 entry_id, _ = execute(pipeline)
             except redis.WatchError:
                 return None
@@ -208,7 +229,7 @@ class Exchange:
             for stream, entries in news:
                 name = stream.decode()
                 self._read_to[name] = entries[-1][0].decode()
-                take = self._take_reply if name == keys.REPLIES else self._take_quarantined
+                take = self._take_reply if name in self._replies else self._take_quarantined
                 ours = [entry_id for entry_id, fields in entries if take(fields)]
                 if ours:
                     self.client.xdel(name, *ours)
@@ -229,10 +250,10 @@ class Exchange:
     def _take_quarantined(self, fields: dict[bytes, bytes]) -> bool:
         """Whether it is ours: a command that we sent, or a reply that a worker has taken meanwhile."""
         stream, entry_id = fields.get(b"stream", b""), fields.get(b"entry_id", b"")
-        if stream == self._stream.encode() and entry_id in self._sent:
+        if stream == self.stream.encode() and entry_id in self._sent:
             self.quarantined[entry_id] = fields.get(b"reason", b"").decode(errors="backslashreplace")
             return True
-        if stream != keys.REPLIES.encode():
+        if stream.decode(errors="replace") not in self._replies:
             return False
         reply = read_reply({b"body": fields.get(b"body", b"")})
         return isinstance(reply, Reply) and reply.saga_id.startswith(self.run)
@@ -242,9 +263,9 @@ class Exchange:
         return last[0][0].decode() if last else "0-0"
 
 
-def refuse_beside_a_worker(client: "redis.Redis") -> None:
+def refuse_beside_a_worker(client: "redis.Redis", keys: StoreKeys) -> None:
     """Raises CheckError if an orchestrator's worker reads this store: it would take the replies away."""
-    if heartbeat.worker_is_alive(client):
+    if heartbeat.worker_is_alive(client, keys):
         raise CheckError(
             "a worker reads the replies of this store (or did until a moment ago), and would quarantine those of the "
             "check: stop `sagastream worker` and `sagastream up`, or run the service on its own store"

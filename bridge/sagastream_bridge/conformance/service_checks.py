@@ -7,7 +7,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core.messages import Fields, failed
-from sagastream.store import keys
 from sagastream_bridge.conformance.exchange import Answer
 from sagastream_bridge.conformance.promises import Check, Checks
 from sagastream_bridge.conformance.trial import Broken, Trial
@@ -33,7 +32,7 @@ def group(trial: Trial) -> str:
     service = trial.exchange.service
     found = trial.exchange.group()
     if found is None or not found["consumers"]:
-        raise Broken(f"a group {service} with consumers at {keys.commands(service)}", "none")
+        raise Broken(f"a group {service} with consumers at {trial.exchange.stream}", "none")
     return f"group {service} with {found['consumers']} consumers"
 
 
@@ -135,7 +134,7 @@ def _send_malformed(malformed: _Malformed, trial: Trial) -> str:
         return f"quarantined: {exchange.quarantined[entry_id]}"
     if (answer := answer_to(1)) is not None:
         return f"answered: {answer}"
-    raise Broken(f"it in {keys.QUARANTINE}, with its stream and its entry_id, or answered", "it was acknowledged alone")
+    raise Broken(f"it in {exchange.aside}, with its stream and its entry_id, or answered", "it was acknowledged alone")
 
 
 def _malformed_check(malformed: _Malformed) -> Check:

@@ -46,6 +46,7 @@ class Trial:
         self.exchange = exchange
         self.case = case
         self.saga_id = f"{exchange.run}-{number}"
+        exchange.go_to(self.saga_id)
         self.is_uncounted = False  # the check would have counted effects, and could not
         self._sent_steps: set[int] = set()  # steps whose transaction was sent
         self._probe = probe

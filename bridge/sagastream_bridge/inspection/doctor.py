@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import redis
 
+from sagastream.broker.connection import Broker
+from sagastream.broker.exchange import run
 from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.wire import or_raise
 from sagastream.console import describe
@@ -20,8 +22,10 @@ from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.worker import LEASE_MS
-from sagastream.store import heartbeat, keys, saga_hash, sagas
+from sagastream.store import heartbeat, layout, published, saga_hash, sagas
 from sagastream.store.heartbeat import Kind, Process
+from sagastream.store.keys import ORCHESTRATOR_GROUP, Partition, StoreKeys
+from sagastream.store.quarantine import Quarantine
 
 #: How many sagas to examine in one transaction of the broker.
 _PAGE: Final = 100
@@ -31,18 +35,6 @@ _SHOWN: Final = 10
 _LATE_MS: Final = 30_000
 #: How long a reader may hold an entry before that is a problem, in milliseconds.
 _HELD_MS: Final = 120_000
-
-#: The types of the keys that everything needs.
-_CENTRAL: Final = {
-    keys.REQUESTS: "stream",
-    keys.REPLIES: "stream",
-    keys.EVENTS: "stream",
-    keys.QUARANTINE: "stream",
-    keys.TIMERS: "zset",
-    keys.ENDED: "zset",
-    keys.ALIVE: "zset",
-    keys.RUNNING: "hash",
-}
 
 #: An entry that leave.lua has given back looks as if it had been held for longer than this, in seconds.
 _HANDED_BACK_S: Final = 86_000
@@ -61,11 +53,12 @@ class Finding:
 
 
 class Doctor:
-    def __init__(self, client: "redis.Redis", *, repair: bool = False) -> None:
-        """`repair`: set right what can be set right; else only report it."""
-        self._client = client
+    def __init__(self, broker: Broker, *, repair: bool = False) -> None:
+        """`repair`: set right what can be set right; else only report it. Raises StoreMismatch."""
+        self._client = broker.client
+        self._keys = layout.look(broker)
         self._repair = repair
-        self._store = Store(client)
+        self._store = Store(broker.client)
         self._services: set[str] = set()  # that live sagas wait for
         self._processes: list[Process] = []
         self._newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
@@ -75,30 +68,40 @@ class Doctor:
     def examine(self) -> Iterator[Finding]:
         yield from self._server()
         yield from self._memory()
-        wrong_types = list(self._types(_CENTRAL))
+        wrong_types = list(self._types(_central(self._keys)))
         yield from wrong_types
         if wrong_types:
             return  # then nothing else can be read
         yield from self._sagas()
-        found = self._client.scan_iter(keys.commands("*"), _PAGE)
-        self._services |= {keys.service(key.decode(errors="backslashreplace")) for key in found}
-        self._processes = heartbeat.processes(self._client, self._services)
+        self._services |= set(run(self._client, published.services(self._keys)))
+        self._processes = heartbeat.processes(self._client, self._keys, self._services)
         workers = [process for process in self._processes if process.kind == Kind.WORKER]
-        yield from self._readers("workers", keys.REQUESTS, workers, "sagastream worker")
+        partitions = self._keys.partitions
+        requests = [name for one in partitions for name in (one.requests, one.interventions)]
+        yield from self._readers("workers", requests, workers, "sagastream worker", is_needed=bool(self._live))
         yield from self._formats(workers)
-        yield from self._held(keys.REPLIES, keys.ORCHESTRATOR_GROUP)
-        yield from self._held(keys.REQUESTS, keys.ORCHESTRATOR_GROUP)
+        for stream in requests:
+            yield from self._held(stream, ORCHESTRATOR_GROUP)
         for service in sorted(self._services):
-            if wrong_types := list(self._types({keys.commands(service): "stream"})):
-                yield from wrong_types
-                continue
-            command = "sagastream service MODULE:NAME"
-            theirs = [process for process in self._processes if process.service == service]
-            yield from self._readers(f"service {service}", keys.commands(service), theirs, command)
-            yield from self._held(keys.commands(service), service)
+            yield from self._service(service)
         yield from self._jobs()
-        if quarantined := self._client.xlen(keys.QUARANTINE):
+        if quarantined := len(Quarantine(self._client, self._keys)):
             yield _warning("quarantine", f"messages that were set aside: {quarantined}; see sagastream quarantine list")
+
+    def _service(self, service: str) -> Iterator[Finding]:
+        partitions = self._keys.partitions
+        commands = [partition.commands(service) for partition in partitions]
+        replies = [partition.replies(service) for partition in partitions]
+        aside = [partition.quarantine_of(service) for partition in partitions]
+        if wrong_types := list(self._types(dict.fromkeys([*commands, *replies, *aside], "stream"))):
+            yield from wrong_types
+            return
+        theirs = [process for process in self._processes if process.service == service]
+        yield from self._readers(f"service {service}", commands, theirs, "sagastream service MODULE:NAME")
+        for stream in commands:
+            yield from self._held(stream, service)
+        for stream in replies:
+            yield from self._held(stream, ORCHESTRATOR_GROUP)
 
     # --- the server
 
@@ -157,12 +160,12 @@ class Doctor:
     # --- sagas
 
     def _sagas(self) -> Iterator[Finding]:
-        found = (
-            keys.saga_id(key.decode(errors="backslashreplace")) for key in self._client.scan_iter(keys.saga("*"), _PAGE)
-        )
-        while page := list(islice(found, _PAGE)):
-            yield from self._page(page)
-        yield from self._strangers()
+        for partition in self._keys.partitions:
+            names = self._client.scan_iter(partition.saga("*"), _PAGE)
+            found = (partition.saga_id(key.decode(errors="backslashreplace")) for key in names)
+            while page := list(islice(found, _PAGE)):
+                yield from self._page(partition, page)
+            yield from self._strangers(partition)
         for what, times in self._wrong.items():
             if times > _SHOWN:
                 level = REPAIRED if self._repair else PROBLEM
@@ -176,12 +179,12 @@ class Doctor:
             text = f"parked, waiting for a person: {self._parked}; see sagastream list --status parked"
             yield _warning("sagas", text)
 
-    def _page(self, saga_ids: list[str]) -> Iterator[Finding]:
+    def _page(self, partition: Partition, saga_ids: list[str]) -> Iterator[Finding]:
         try:
             # In one transaction: the hash of a saga and its places in the indexes change together.
-            (seconds, micros), *answers = self._places(saga_ids, transaction=True)
+            (seconds, micros), *answers = self._places(partition, saga_ids, transaction=True)
         except redis.OutOfMemoryError:  # it refuses transactions; and commits, so nothing moves
-            (seconds, micros), *answers = self._places(saga_ids, transaction=False)
+            (seconds, micros), *answers = self._places(partition, saga_ids, transaction=False)
         now_ms = seconds * 1000 + micros // 1000
         for at, saga_id in enumerate(saga_ids):
             fields, timer, ended, ttl = answers[4 * at : 4 * at + 4]
@@ -197,21 +200,20 @@ class Doctor:
                 self._count(state)
                 what = _misplaced(state, now_ms, timer, ended, ttl)
                 if what is not None:
-                    yield from self._found(
-                        what, saga_id, Change(saga_id=saga_id, before=state, after=state, rearm=True)
-                    )
+                    mend = Change(partition=partition, saga_id=saga_id, before=state, after=state, rearm=True)
+                    yield from self._found(what, saga_id, mend)
                 elif timer is not None and timer < now_ms - _LATE_MS:
                     self._overdue += 1
 
-    def _places(self, saga_ids: list[str], *, transaction: bool) -> list[Any]:
+    def _places(self, partition: Partition, saga_ids: list[str], *, transaction: bool) -> list[Any]:
         """The time; then for each saga its hash, its scores in timers and ended, and when it expires."""
         pipeline = self._client.pipeline(transaction=transaction)
         pipeline.time()
         for saga_id in saga_ids:
-            pipeline.hgetall(keys.saga(saga_id))
-            pipeline.zscore(keys.TIMERS, saga_id)
-            pipeline.zscore(keys.ENDED, saga_id)
-            pipeline.pttl(keys.saga(saga_id))
+            pipeline.hgetall(partition.saga(saga_id))
+            pipeline.zscore(partition.timers, saga_id)
+            pipeline.zscore(partition.ended, saga_id)
+            pipeline.pttl(partition.saga(saga_id))
         return pipeline.execute(raise_on_error=False)
 
     def _count(self, state: SagaState) -> None:
@@ -224,23 +226,25 @@ class Doctor:
         else:
             self._services.add(state.step.definition.service)
 
-    def _strangers(self) -> Iterator[Finding]:
+    def _strangers(self, partition: Partition) -> Iterator[Finding]:
         """Sagas in timers that are not there."""
-        members = (member.decode(errors="backslashreplace") for member, _ in self._client.zscan_iter(keys.TIMERS))
+        members = (member.decode(errors="backslashreplace") for member, _ in self._client.zscan_iter(partition.timers))
         while page := list(islice(members, _PAGE)):
             pipeline = self._client.pipeline(transaction=False)
             for saga_id in page:
-                pipeline.exists(keys.saga(saga_id))
+                pipeline.exists(partition.saga(saga_id))
             for saga_id, there in zip(page, pipeline.execute(), strict=True):
                 if not there:
-                    change = Change(saga_id=saga_id, before=None, after=None, rearm=True)
+                    change = Change(partition=partition, saga_id=saga_id, before=None, after=None, rearm=True)
                     yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
 
     def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
         """Something is wrong with a saga. `mend`: what sets it right. Of many alike, the first ones are reported."""
         mended = mend is not None and self._repair
-        if mend is not None and self._repair and self._store.commit([mend], sagas.read(self._client, [])[1])[0]:
-            return  # it has moved meanwhile, so it is right by now
+        if mend is not None and self._repair:
+            _, now_ms = sagas.read(self._client, self._keys, [])
+            if self._store.commit([mend], now_ms)[0]:
+                return  # it has moved meanwhile, so it is right by now
         self._wrong[what] += 1
         if self._wrong[what] <= _SHOWN:
             remedy = "" if mend is None else "; set right" if mended else "; sagastream doctor --repair sets it right"
@@ -248,10 +252,13 @@ class Doctor:
 
     # --- who works
 
-    def _readers(self, about: str, stream: str, known: Sequence[Process], command: str) -> Iterator[Finding]:
-        """Who reads a stream. `known`: its processes, dead or alive."""
-        waiting = self._client.xlen(stream)
-        is_needed = bool(waiting) or (self._live and stream == keys.REQUESTS)
+    def _readers(
+        self, about: str, streams: Sequence[str], known: Sequence[Process], command: str, *, is_needed: bool = False
+    ) -> Iterator[Finding]:
+        """Who reads these streams. `known`: the processes that do, dead or alive. `is_needed`: whether somebody has to,
+        even if nothing waits in them."""
+        waiting = sum(self._client.xlen(stream) for stream in streams)
+        is_needed = is_needed or bool(waiting)
         if alive := sum(process.is_alive for process in known):
             yield _ok(about, f"{alive} at work, entries waiting or in flight: {waiting}")
         elif known:
@@ -286,7 +293,7 @@ class Doctor:
         from sagastream.rq_steps.jobs import queues_of_sagas, start_worker, waiting_for_worker
 
         try:
-            waiting = waiting_for_worker(self._client, queues_of_sagas(self._client))
+            waiting = waiting_for_worker(self._client, queues_of_sagas(self._client, self._keys.prefix))
         except redis.ResponseError as error:
             yield _warning("rq", f"what waits in RQ's queues cannot be read: {describe(error)}")
             return
@@ -310,6 +317,15 @@ class Doctor:
             if seconds >= _HANDED_BACK_S:
                 what = "was handed back, and waits for somebody to take it over"
             yield _warning(stream, f"{entry['message_id'].decode()} {what}")
+
+
+def _central(keys: StoreKeys) -> dict[str, str]:
+    """The types of the keys that everything needs."""
+    types = {keys.alive: "zset", keys.running: "hash", keys.services: "set"}
+    for one in keys.partitions:
+        types |= dict.fromkeys((one.requests, one.interventions, one.events, one.quarantine), "stream")
+        types |= dict.fromkeys((one.timers, one.ended), "zset")
+    return types
 
 
 def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:

@@ -9,14 +9,16 @@ import orjson
 import redis
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.wire import execute
 from sagastream.client.blocking import SagaClient
 from sagastream.client.listing import ListStatus
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.step_state import Step
 from sagastream.errors import UnreadableSaga
-from sagastream.store import heartbeat, keys, sagas
+from sagastream.store import heartbeat, layout, sagas
 from sagastream.store.columns import iso
 from sagastream.store.heartbeat import Kind
+from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
 
 #: Among how many of the newest quarantined entries to look for those of a saga.
@@ -45,20 +47,21 @@ class Listing:
     unreadable: list[UnreadableSaga] = field(default_factory=list)
 
 
-def saga(client: "redis.Redis", saga_id: str) -> Found:
+def saga(broker: Broker, saga_id: str) -> Found:
     """Look up one saga. Raises UnreadableSaga."""
-    states, now_ms = sagas.read(client, [saga_id])
+    client, keys = broker.client, layout.look(broker)
+    states, now_ms = sagas.read(client, keys, [saga_id])
     state = states[saga_id]
     if isinstance(state, UnreadableSaga):
         raise state
     if state is None:
-        unread = client.xlen(keys.REQUESTS)
+        unread = client.xlen(keys.of(saga_id).requests)
         hint = f" yet; requests that no worker has read: {unread}" if unread else ""
-        return Found(state=None, now_ms=now_ms, notes=[], hint=hint + _no_worker(client, bool(unread)))
+        return Found(state=None, now_ms=now_ms, notes=[], hint=hint + _no_worker(client, keys, bool(unread)))
     notes = []
     if not state.ended and not state.parked:
         service = state.step.definition.service
-        known = heartbeat.processes(client, [service])
+        known = heartbeat.processes(client, keys, [service])
         theirs = [process for process in known if process.service == service]
         if not theirs:
             notes.append(f"no process of service {service} is listening")
@@ -68,7 +71,7 @@ def saga(client: "redis.Redis", saga_id: str) -> Found:
         if not any(process.kind == Kind.WORKER and process.is_alive for process in known):
             notes.append("no worker is running")
     if not state.ended:
-        notes += _quarantined(client, saga_id)
+        notes += _quarantined(client, keys, saga_id)
     return Found(state=state, now_ms=now_ms, notes=notes)
 
 
@@ -116,14 +119,21 @@ def row_as_json(state: SagaState) -> str:
 
 def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
     """Sagas for a list, up to `limit`, and what cannot be read before the last of them."""
-    store = broker.client
+    store, keys = broker.client, layout.look(broker)
+    pipeline = store.pipeline(transaction=False)
+    for partition in keys.partitions:
+        pipeline.zcard(partition.timers)
+        pipeline.zcard(partition.ended)
+        pipeline.xlen(partition.requests)
+        pipeline.xlen(partition.interventions)
+    counts = execute(pipeline)
     found = Listing(
-        now_ms=sagas.read(store, [])[1],
-        live=store.zcard(keys.TIMERS),
-        ended=store.zcard(keys.ENDED),
-        unread=store.xlen(keys.REQUESTS),
-        quarantined=store.xlen(keys.QUARANTINE),
-        worker_is_alive=heartbeat.worker_is_alive(store),
+        now_ms=sagas.read(store, keys, [])[1],
+        live=sum(counts[0::4]),
+        ended=sum(counts[1::4]),
+        unread=sum(counts[2::4]) + sum(counts[3::4]),
+        quarantined=len(Quarantine(store, keys)),
+        worker_is_alive=heartbeat.worker_is_alive(store, keys),
     )
     for one in SagaClient(broker).list(status):
         if isinstance(one, UnreadableSaga):
@@ -135,13 +145,15 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
     return found
 
 
-def _no_worker(client: "redis.Redis", matters: bool) -> str:
-    return ", and no worker is running: sagastream worker" if matters and not heartbeat.worker_is_alive(client) else ""
+def _no_worker(client: "redis.Redis", keys: StoreKeys, matters: bool) -> str:
+    if not matters or heartbeat.worker_is_alive(client, keys):
+        return ""
+    return ", and no worker is running: sagastream worker"
 
 
-def _quarantined(client: "redis.Redis", saga_id: str) -> list[str]:
+def _quarantined(client: "redis.Redis", keys: StoreKeys, saga_id: str) -> list[str]:
     """Why messages that name this saga were quarantined; looks at the newest ones only."""
-    newest = islice(Quarantine(client).newest_first(), _QUARANTINE_LOOK)
+    newest = islice(Quarantine(client, keys).newest_first(), _QUARANTINE_LOOK)
     about = (message for message in newest if message.saga_id == saga_id)
     return [
         f"{message.kind or 'a message'} was quarantined as {message.id}: {message.reason}"

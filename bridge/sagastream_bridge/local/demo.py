@@ -15,7 +15,7 @@ from sagastream.console import printable
 from sagastream.core.parsing import parse_begin
 from sagastream.core.strict_json import decode
 from sagastream.errors import SagastreamError
-from sagastream.store import events, keys
+from sagastream.store import events, layout
 from sagastream_bridge.inspection import views
 from sagastream_bridge.local.stack import SAMPLES, Stack
 
@@ -61,27 +61,30 @@ def demonstrate(write: Write) -> None:
         for title, body in _SAGAS:
             begin = parse_begin(body, request_id=uuid.uuid4().hex, echo=True)
             write(views.styled(f"{begin.saga_id}: {title}", bold=True))
-            after = run(broker.client, events.newest())
+            after = run(broker.client, events.newest(layout.check(broker).partitions))
             SagaClient(broker).begin_request(begin)
             _watch(broker, stack, begin.saga_id, after, write)
             write("")
-        _show_hash(broker, "saga44", write)
+        key = layout.check(broker).saga("saga44")
+        _show_hash(broker, key, write)
     finally:
         stack.stop()
         broker.close()
     write("See for yourself:")
     write(f"  SAGASTREAM_HOME={home} sagastream show saga44")
     write(f"  SAGASTREAM_HOME={home} sagastream up       # and in another terminal:")
-    write(f"  {_redis_cli(broker)} HGETALL '{keys.saga('saga44')}'")
+    write(f"  {_redis_cli(broker)} HGETALL '{key}'")
 
 
-def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes, write: Write) -> None:
+def _watch(broker: Broker, stack: Stack, saga_id: str, after: events.Place, write: Write) -> None:
     """Print the messages of one saga that come after this event, until it has ended."""
     deadline = time.monotonic() + _TIMEOUT_S
+    partitions = layout.check(broker).partitions
     while time.monotonic() < deadline:
         stack.tend()
-        for event in run(broker.client, events.after(after, 500)):
-            after = event.id
+        heard = run(broker.client, events.after(partitions, after, 500))
+        after = events.moved(partitions, after, heard)
+        for event in heard:
             if event.fields.get(b"saga_id") != saga_id.encode():
                 continue
             body = decode(event.fields[b"body"])
@@ -94,8 +97,7 @@ def _watch(broker: Broker, stack: Stack, saga_id: str, after: bytes, write: Writ
     raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
 
 
-def _show_hash(broker: Broker, saga_id: str, write: Write) -> None:
-    key = keys.saga(saga_id)
+def _show_hash(broker: Broker, key: str, write: Write) -> None:
     write(views.styled(f"HGETALL {key}", bold=True))
     fields: Any = broker.client.hgetall(key)
     for name, value in fields.items():

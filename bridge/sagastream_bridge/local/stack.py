@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from sagastream.broker.connection import Broker
+from sagastream.broker.connection import PREFIX_VARIABLE, Broker
 from sagastream.core.backoff import delay
 from sagastream.telemetry import Log
 
@@ -105,7 +105,7 @@ def spawn(
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=said,
-        env=os.environ | {"REDIS_URL": broker.url, "PYTHONUNBUFFERED": "1"} | env,
+        env=os.environ | {"REDIS_URL": broker.url, PREFIX_VARIABLE: broker.prefix, "PYTHONUNBUFFERED": "1"} | env,
         start_new_session=True,  # Ctrl-C goes to the parent only, which stops its children in order
     )
 

@@ -122,7 +122,7 @@ class StdinBridge:
         return 0 if finished and not self._bad_lines and not self._out.gone else 1
 
     def _start(self, threads: list[threading.Thread]) -> None:
-        self._outage.patiently(lambda: layout.check(self._broker))
+        self._keys = self._outage.patiently(lambda: layout.check(self._broker))
         self._outage.patiently(self._follower.start)
         self._outage.patiently(self._tend)
         for target in (self._follow, *(served.run for served in self._served.values())):
@@ -180,7 +180,7 @@ class StdinBridge:
 
     def _append(self) -> None:
         if self._requests:
-            self._outage.patiently(lambda: run(self._broker.client, requests.append(self._requests)))
+            self._outage.patiently(lambda: run(self._broker.client, requests.append(self._keys, self._requests)))
             self._requests.clear()
 
     def _settle(self) -> None:
@@ -261,7 +261,7 @@ class StdinBridge:
 
     def _is_lonely(self) -> bool:
         """Whether no worker has been there for a while."""
-        if heartbeat.worker_is_alive(self._broker.client):
+        if heartbeat.worker_is_alive(self._broker.client, self._keys):
             self._lonely_since = time.monotonic()
         return time.monotonic() - self._lonely_since > _LONELY_S
 
@@ -270,12 +270,13 @@ class StdinBridge:
         left = self._follower.wait_until_answered(self._drain_timeout_s, self._stop)
         if not left or self._stop.is_set() or self._out.gone:
             return
-        states = self._outage.patiently(lambda: sagas.read(self._broker.client, left)[0])
+        states = self._outage.patiently(lambda: sagas.read(self._broker.client, self._keys, left)[0])
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
         going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
         if going:
             client = self._broker.client
-            alive = self._stack is None and self._outage.patiently(lambda: heartbeat.worker_is_alive(client))
+            keys = self._keys
+            alive = self._stack is None and self._outage.patiently(lambda: heartbeat.worker_is_alive(client, keys))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
             then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream up"
             LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")

@@ -16,6 +16,7 @@ from sagastream.core.messages import Begin, Intervene
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
+from sagastream.store.layout import Layout
 from sagastream.telemetry import Log
 from sagastream_bridge.stdin.lines import ORCHESTRATOR, Caller, LineWriter, Refusal, told
 
@@ -71,7 +72,7 @@ class Follower:
         self._refused = refused
         # The lock of what follows.
         self._changed = threading.Condition()
-        self._watcher = SagaWatcher(in_order=True)
+        self._watcher = SagaWatcher(Layout(broker.prefix), in_order=True)
         self._unanswered: dict[Waiter, None] = {}
 
     def start(self) -> None:

@@ -19,7 +19,8 @@ from sagastream.core.strict_json import decode
 from sagastream.service.declaration import LEASE_MS
 from sagastream.service.inbox import CommandInbox, Delivery
 from sagastream.service.loading import load_service
-from sagastream.store import keys, published
+from sagastream.store import layout, published
+from sagastream.store.keys import StoreKeys
 from sagastream_bridge.local.stack import SAMPLES
 from sagastream_bridge.stdin.lines import ORCHESTRATOR, LineWriter
 
@@ -29,7 +30,9 @@ class ServedService:
 
     def __init__(self, broker: Broker, name: str, out: LineWriter, outage: Outage) -> None:
         self.name = name
+        self._broker = broker
         self._client: redis.Redis = broker.client
+        self._keys: StoreKeys | None = None
         self._out = out
         self._outage = outage
         self._lock = threading.Lock()
@@ -38,11 +41,12 @@ class ServedService:
             name,
             consumer=consumer_name(),
             lease_ms=LEASE_MS,
-            on_join=self._publish,
+            on_join=self._join,
         )
         self._renew_at = 0.0
-        self._held: dict[bytes, Delivery] = {}  # by entry id
-        self._by_reply: dict[tuple[str, int, str], bytes] = {}  # (saga, step, type of the reply) -> entry id
+        self._held: dict[tuple[str, bytes], Delivery] = {}  # by where the entry stands
+        #: (saga, step, type of the reply) -> where the entry stands
+        self._by_reply: dict[tuple[str, int, str], tuple[str, bytes]] = {}
         self._unasked: list[Reply] = []
 
     def run(self) -> None:
@@ -55,11 +59,11 @@ class ServedService:
         orchestrator decides what to do with it. Raises MalformedMessage."""
         reply = parse_reply(body)
         with self._lock:
-            entry_id = self._by_reply.get((reply.saga_id, reply.step, reply.type))
-            if entry_id is None:
+            at = self._by_reply.get((reply.saga_id, reply.step, reply.type))
+            if at is None:
                 self._unasked.append(reply)
             else:
-                delivery = self._release(entry_id)
+                delivery = self._release(at)
                 reply = replace(reply, attempt=delivery.command.attempt)
                 self._inbox.answer(delivery, Answer(reply, service_rules.kind(delivery.command, reply)))
 
@@ -72,8 +76,10 @@ class ServedService:
                 for delivery in overruled:
                     self._refuse(delivery)
             while self._unasked:
-                fields: dict[Any, Any] = self._unasked[0].fields()
-                self._client.xadd(keys.REPLIES, fields)
+                reply = self._unasked[0]
+                fields: dict[Any, Any] = reply.fields()
+                keys = self._keys or layout.check(self._broker)
+                self._client.xadd(keys.of(reply.saga_id).replies(self.name), fields)
                 self._unasked.pop(0)
 
     def _turn(self) -> None:
@@ -95,23 +101,25 @@ class ServedService:
 
     def _give_out(self, delivery: Delivery) -> None:
         with self._lock:
-            if delivery.entry.id in self._held:
+            if delivery.entry.at in self._held:
                 return
-            self._held[delivery.entry.id] = delivery
+            self._held[delivery.entry.at] = delivery
             for kind in (ok, failed):
-                self._by_reply[_reply_key(delivery, kind(delivery.command.type))] = delivery.entry.id
+                self._by_reply[_reply_key(delivery, kind(delivery.command.type))] = delivery.entry.at
         self._out.message(ORCHESTRATOR, self.name, decode(delivery.command.body()))
 
-    def _release(self, entry_id: bytes) -> Delivery:
-        delivery = self._held.pop(entry_id)
+    def _release(self, at: tuple[str, bytes]) -> Delivery:
+        delivery = self._held.pop(at)
         for kind in (ok, failed):
             self._by_reply.pop(_reply_key(delivery, kind(delivery.command.type)), None)
         return delivery
 
-    def _publish(self) -> None:
+    def _join(self) -> StoreKeys:
         """A service that is one of the samples publishes the compensations of the sample."""
-        if self.name in SAMPLES:
-            published.publish(self._client, self.name, load_service(SAMPLES[self.name]).publishes())
+        self._keys = keys = layout.check(self._broker)
+        commands = load_service(SAMPLES[self.name]).publishes() if self.name in SAMPLES else {}
+        published.publish(self._client, keys, self.name, commands)
+        return keys
 
 
 def _reply_key(delivery: Delivery, kind: str) -> tuple[str, int, str]:

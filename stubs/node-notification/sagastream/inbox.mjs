@@ -1,11 +1,11 @@
 // A service's commands: one consumer of its group reads and answers them.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import { ServiceError } from './broker.mjs'
 import { isId, quarantineFields, replyFields } from './messages.mjs'
 
-const REPLIES = 'saga:{0}:replies'
-const QUARANTINE = 'saga:{0}:quarantine'
-const STORE = 'saga:store'
+/** The version of the keys, streams and scripts that this knows. */
+const PROTOCOL = '2'
 const HOUR_MS = 3600 * 1000
 /** How long a service's record of what it did outlives the last write to its hash, in seconds. */
 const DONE_KEPT_S = 2 * 24 * 3600
@@ -15,6 +15,8 @@ const BLOCK_MS = 500
 const CLAIM_EVERY_MS = 2000
 const FORGET_EVERY_MS = 30_000
 const PUBLISH_EVERY_MS = 30_000
+/** How often to look whether there is a store. */
+const NO_STORE_MS = 500
 /** How long a consumer has not asked when it is forgotten. */
 const GONE_MS = 60_000
 /** The idle time of an entry that is handed back: longer than any lease. */
@@ -28,10 +30,10 @@ const PAGE = 128
 
 export class Inbox {
   #joined = false
-  #own = null // from which id to go on reading the entries that this consumer holds; null: all are read
+  #partitions = [] // one for each partition of the store: the names of its keys
+  #own = new Map() // by stream: from which id to go on reading the entries that this consumer holds
   #nextClaim = 0
   #claimBegan = 0
-  #claimAfter = '-' // where the look at abandoned commands goes on
   #nextForget = 0
   #nextPublish = 0
 
@@ -40,11 +42,12 @@ export class Inbox {
    * @param writer another, for everything else
    * @param publishes the service's commands, and what undoes each
    * @param compensations the names of all its compensations
+   * @param prefix what the names of all keys of the store begin with
    */
-  constructor({ reader, writer, service, consumer, leaseMs, publishes, compensations, say }) {
-    Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, compensations, say })
-    this.stream = `saga:{0}:commands:${service}`
-    this.held = new Set() // ids of the entries in flight here
+  constructor({ reader, writer, service, consumer, leaseMs, publishes, compensations, prefix, say }) {
+    Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, compensations, prefix, say })
+    this.held = new Set() // the places of the entries in flight here
+    this.toldNoStore = false
   }
 
   /** Start the next read from the beginning: an answer may have been lost, the store may have changed. */
@@ -56,13 +59,14 @@ export class Inbox {
   async read(count) {
     try {
       if (!this.#joined) await this.#join()
+      if (!this.#joined) return []
       if (Date.now() >= this.#nextPublish) await this.#publish() // somebody may have deleted it
-      while (this.#own !== null) {
+      while (this.#own.size) {
         const entries = await this.#readOwn(count)
         if (entries.length) return entries
       }
       if (Date.now() >= this.#nextClaim) {
-        if (this.#claimAfter === '-') this.#claimBegan = Date.now()
+        if (this.#partitions.every(({ claimAfter }) => claimAfter === '-')) this.#claimBegan = Date.now()
         const entries = await this.#claim(count)
         if (entries.length) return entries
         // However much of it is for another release: it costs little of this process's time.
@@ -72,21 +76,23 @@ export class Inbox {
       }
       if (Date.now() >= this.#nextForget) {
         this.#nextForget = Date.now() + FORGET_EVERY_MS
-        await this.writer.script('forget', [this.stream], [this.service, GONE_MS])
+        const forgotten = ({ commands }) => this.writer.script('forget', [commands], [this.service, GONE_MS])
+        await Promise.all(this.#partitions.map(forgotten))
       }
-      return entriesOf(await this.#xreadgroup(this.reader, '>', 'COUNT', count, 'BLOCK', BLOCK_MS))
+      const each = Math.ceil(count / this.#partitions.length)
+      return this.#entries(await this.#xreadgroup(this.reader, this.#all('>'), 'COUNT', each, 'BLOCK', BLOCK_MS))
     } catch (error) {
       if (!/^(NOGROUP|UNBLOCKED)/.test(error.message)) throw error
-      this.say(`the stream or group of ${this.stream} was deleted; created it again`)
+      this.say(`a stream or group of the commands of ${this.service} was deleted; created it again`)
       this.recover()
       return []
     }
   }
 
   /** What is recorded about a command, and the time. For a compensation it leaves a tombstone for the step. */
-  async recall(command) {
+  async recall({ partition }, command) {
     const args = [DONE_KEPT_S, 1, command.record, command.tombstone, command.compensating ? 1 : 0]
-    const [nowMs, known] = await this.writer.script('recall', [this.#done(command)], args)
+    const [nowMs, known] = await this.writer.script('recall', [partition.done(command)], args)
     const [, record, tombstone] = known ?? [1, null, 0] // usually nothing is known
     return { nowMs, record, tombstone: tombstone === 1 }
   }
@@ -99,44 +105,45 @@ export class Inbox {
     const { command } = reply
     const tombstone = command.compensating ? '' : command.tombstone
     const answer = [entry.id, 2, 4, command.record, tombstone, seen ?? '', kind, reply.result ?? reply.error ?? '']
-    const overruled = await this.#answer([...answer, ...counted(replyFields(reply))], this.#done(command))
+    const words = [...answer, ...counted(replyFields(reply))]
+    const overruled = await this.#answer(entry.partition, words, entry.partition.done(command))
     return overruled[0] ?? 0
   }
 
   /** Add a command again, as one that was delivered before: whoever reads it undoes it. */
   async sendAgain(entry, result) {
     const fields = { ...entry.fields, replayed: '1', ...(result === undefined ? {} : { result }) }
-    await this.writer.call('XADD', this.stream, '*', ...Object.entries(fields).flat())
+    await this.writer.call('XADD', entry.partition.commands, '*', ...Object.entries(fields).flat())
   }
 
   /** Whether nobody has taken an entry over, or answered it. */
   async holds(entry) {
-    const of = [this.stream, this.service, entry.id, entry.id, 1, this.consumer]
+    const of = [entry.partition.commands, this.service, entry.id, entry.id, 1, this.consumer]
     return (await this.writer.call('XPENDING', ...of)).length > 0
   }
 
   async quarantine(entry, reason) {
     this.say(`quarantined the entry ${entry.id}: ${reason}`)
-    const fields = quarantineFields(entry, this.stream, reason)
-    await this.#answer([entry.id, 3, 0, '', '', '', 'final', '', ...counted(fields)])
+    const fields = quarantineFields(entry, entry.partition.commands, reason)
+    await this.#answer(entry.partition, [entry.id, 3, 0, '', '', '', 'final', '', ...counted(fields)])
   }
 
   /** Count one more of `what` for a command that others held before; returns the count. */
-  async count(command, what) {
-    const times = await this.writer.call('HINCRBY', this.#done(command), `${command.record}/${what}`, 1)
-    await this.writer.call('EXPIRE', this.#done(command), DONE_KEPT_S)
+  async count({ partition }, command, what) {
+    const times = await this.writer.call('HINCRBY', partition.done(command), `${command.record}/${what}`, 1)
+    await this.writer.call('EXPIRE', partition.done(command), DONE_KEPT_S)
     return times
   }
 
   /** Have a process of another release take this over at once. */
   async handBack(entry) {
-    const held = [this.stream, this.service, this.consumer, 0, entry.id]
+    const held = [entry.partition.commands, this.service, this.consumer, 0, entry.id]
     await this.writer.call('XCLAIM', ...held, 'IDLE', HANDED_BACK_MS, 'JUSTID')
   }
 
   /** What all releases of the service publish: field -> value. */
   async published() {
-    const words = await this.writer.call('HGETALL', `saga:services:${this.service}`)
+    const words = await this.writer.call('HGETALL', `${this.prefix}:services:${this.service}`)
     const fields = new Map()
     for (let at = 0; at < words.length; at += 2) fields.set(String(words[at]), String(words[at + 1]))
     return fields
@@ -144,36 +151,55 @@ export class Inbox {
 
   /** Leave the group, and leave to others what is still held. */
   async leave() {
-    await this.writer.script('leave', [this.stream], [this.service, this.consumer])
+    const left = ({ commands }) => this.writer.script('leave', [commands], [this.service, this.consumer])
+    await Promise.all(this.#partitions.map(left))
   }
 
-  #answer(args, ...records) {
-    return this.writer.script('answer', [this.stream, REPLIES, QUARANTINE, ...records], [
-      ...[this.service, DONE_KEPT_S, this.consumer],
-      ...args,
-    ])
-  }
-
-  /** The key of the records: they are filed by the hour in which the saga began. */
-  #done(command) {
-    return `saga:{0}:done:${this.service}:${Math.floor(command.begunMs / HOUR_MS)}`
+  #answer({ commands, replies, quarantine }, args, ...records) {
+    const keys = [commands, replies, quarantine, ...records]
+    return this.writer.script('answer', keys, [this.service, DONE_KEPT_S, this.consumer, ...args])
   }
 
   async #join() {
-    const partitions = await this.writer.call('HGET', STORE, 'partitions')
-    if (partitions !== null && String(partitions) !== '1') {
-      throw new ServiceError(`the store was laid out for ${partitions} partitions; this service knows 1`)
+    const tags = await this.#tags()
+    if (tags === null) {
+      if (!this.toldNoStore) this.say(`there is no store ${this.prefix} yet; waiting for a worker, which makes it`)
+      this.toldNoStore = true
+      await sleep(NO_STORE_MS)
+      return
     }
+    this.#partitions = tags.map((tag) => partition(this.prefix, tag, this.service))
     await this.#publish()
+    await Promise.all(this.#partitions.map(({ commands }) => this.#makeGroup(commands)))
+    this.#own = this.#all('0')
+    this.#nextClaim = 0
+    this.#joined = true
+  }
+
+  /** The tags of the partitions; null: there is no store yet. */
+  async #tags() {
+    const store = `${this.prefix}:store`
+    const found = await this.writer.call('HMGET', store, 'protocol', 'partitions', 'tags')
+    const [protocol, partitions, tags] = found.map((value) => value && String(value))
+    if (partitions === null && protocol === null) return null
+    if (protocol !== PROTOCOL) {
+      throw new ServiceError(`${store} has protocol ${protocol ?? '1'}; this service knows ${PROTOCOL}`)
+    }
+    return tags.split(' ')
+  }
+
+  async #makeGroup(stream) {
     try {
       // From 0: what was sent before anybody read is for this group too.
-      await this.writer.call('XGROUP', 'CREATE', this.stream, this.service, '0', 'MKSTREAM')
+      await this.writer.call('XGROUP', 'CREATE', stream, this.service, '0', 'MKSTREAM')
     } catch (error) {
       if (!error.message.startsWith('BUSYGROUP')) throw error
     }
-    this.#own = '0'
-    this.#nextClaim = 0
-    this.#joined = true
+  }
+
+  /** The streams of all partitions, each with this id. */
+  #all(id) {
+    return new Map(this.#partitions.map(({ commands }) => [commands, id]))
   }
 
   async #publish() {
@@ -184,44 +210,76 @@ export class Inbox {
     for (const undo of [...this.compensations, ...pairs.map(([name]) => before.get(name))]) {
       if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
     }
-    await this.writer.call('HSET', `saga:services:${this.service}`, ...pairs.flat())
+    await this.writer.call('SADD', `${this.prefix}:services`, this.service)
+    await this.writer.call('HSET', `${this.prefix}:services:${this.service}`, ...pairs.flat())
     this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
   }
 
   #xreadgroup(connection, after, ...options) {
-    const from = ['STREAMS', this.stream, after]
+    const from = ['STREAMS', ...after.keys(), ...after.values()]
     return connection.call('XREADGROUP', 'GROUP', this.service, this.consumer, ...options, ...from)
   }
 
   async #readOwn(count) {
     const answer = await this.#xreadgroup(this.writer, this.#own, 'COUNT', count)
-    const page = answer?.[0]?.[1] ?? []
-    this.#own = page.length ? String(page.at(-1)[0]) : null
-    const deleted = page.filter(([, fields]) => !fields).map(([id]) => String(id))
-    if (deleted.length) {
-      this.say(`${deleted.length} commands were deleted before they were answered: ${deleted.slice(0, 5)}`)
-      await this.writer.call('XACK', this.stream, this.service, ...deleted)
+    this.#own = new Map()
+    for (const [name, page] of answer ?? []) {
+      const stream = String(name)
+      if (page.length) this.#own.set(stream, String(page.at(-1)[0]))
+      const deleted = page.filter(([, fields]) => !fields).map(([id]) => String(id))
+      if (deleted.length) {
+        this.say(`${deleted.length} commands were deleted before they were answered: ${deleted.slice(0, 5)}`)
+        await this.writer.call('XACK', stream, this.service, ...deleted)
+      }
     }
-    return entriesOf(answer, { again: true }).filter(({ id }) => !this.held.has(id))
+    return this.#entries(answer, { again: true }).filter(({ place }) => !this.held.has(place))
   }
 
   /** What others have held for longer than the lease. Not XAUTOCLAIM: it would also renew what is in flight here. */
   async #claim(count) {
-    const idle = ['IDLE', this.leaseMs, this.#claimAfter, '+', PAGE]
-    const pending = await this.writer.call('XPENDING', this.stream, this.service, ...idle)
-    const abandoned = pending.map(([id]) => String(id)).filter((id) => !this.held.has(id))
+    const claimed = []
+    for (const one of this.#partitions) {
+      const room = count - claimed.length
+      if (room > 0) claimed.push(...(await this.#claimOf(one, room)))
+    }
+    return claimed
+  }
+
+  async #claimOf(partition, count) {
+    const stream = partition.commands
+    const idle = ['IDLE', this.leaseMs, partition.claimAfter, '+', PAGE]
+    const pending = await this.writer.call('XPENDING', stream, this.service, ...idle)
+    const abandoned = pending.map(([id]) => String(id)).filter((id) => !this.held.has(`${stream} ${id}`))
     const ids = abandoned.slice(0, count)
     // Go on behind them: what is handed back to another release must not hide what comes after it.
-    this.#claimAfter = ids.length ? `(${ids.at(-1)}` : '-'
+    partition.claimAfter = ids.length ? `(${ids.at(-1)}` : '-'
     if (!ids.length) return []
-    const claim = [this.stream, this.service, this.consumer, this.leaseMs, ...ids]
+    const claim = [stream, this.service, this.consumer, this.leaseMs, ...ids]
     const page = await this.writer.call('XCLAIM', ...claim)
-    return entriesOf([[this.stream, page]], { again: true, takenOver: true })
+    return this.#entries([[stream, page]], { again: true, takenOver: true })
   }
 
   /** Show that this is alive. Redis 7.0 does not count a read that finds nothing, unless it asks for own entries. */
   #showUp() {
-    return this.#xreadgroup(this.writer, AFTER_ALL, 'COUNT', 1)
+    return this.#xreadgroup(this.writer, this.#all(AFTER_ALL), 'COUNT', 1)
+  }
+
+  #entries(answer, how) {
+    const byStream = new Map(this.#partitions.map((one) => [one.commands, one]))
+    return (answer ?? []).flatMap(([name, page]) => entriesOf(byStream.get(String(name)), page, how))
+  }
+}
+
+/** The names of the keys of one partition, as far as a service needs them. */
+function partition(prefix, tag, service) {
+  const base = `${prefix}:{${tag}}`
+  return {
+    commands: `${base}:commands:${service}`,
+    replies: `${base}:replies:${service}`,
+    quarantine: `${base}:quarantine:${service}`,
+    claimAfter: '-', // where the look at abandoned commands goes on
+    /** The key of the records: they are filed by the hour in which the saga began. */
+    done: ({ begunMs }) => `${base}:done:${service}:${Math.floor(begunMs / HOUR_MS)}`,
   }
 }
 
@@ -229,15 +287,15 @@ function counted(words) {
   return [words.length, ...words]
 }
 
-function entriesOf(answer, { again = false, takenOver = false } = {}) {
-  const page = answer?.[0]?.[1] ?? []
+function entriesOf(partition, page, { again = false, takenOver = false } = {}) {
   return page
     .filter((entry) => entry?.[1])
     .map(([id, words]) => {
       const fields = Object.create(null)
       for (let at = 0; at < words.length; at += 2) fields[String(words[at])] = words[at + 1]
       // An entry that was put back from the quarantine was delivered before, too.
-      return { id: String(id), fields, again: again || fields.replayed !== undefined, takenOver }
+      const before = again || fields.replayed !== undefined
+      return { id: String(id), place: `${partition.commands} ${id}`, partition, fields, again: before, takenOver }
     })
 }
 

@@ -34,7 +34,8 @@ export class Service {
    * @param concurrency how many commands one process works on at once
    */
   constructor(name, { leaseMs = 30_000, concurrency = 8 } = {}) {
-    if (!isId(name)) throw new ServiceError(`${name} cannot be the name of a service`)
+    // Without a colon, which ends the name in the names of keys.
+    if (!isId(name) || name.includes(':')) throw new ServiceError(`${name} cannot be the name of a service`)
     Object.assign(this, { name, leaseMs, concurrency })
   }
 
@@ -130,6 +131,7 @@ class Runner {
     this.#inbox = new Inbox({
       ...{ reader, writer, consumer, publishes, say: this.#say },
       ...{ service: service.name, leaseMs: service.leaseMs, compensations: service.compensations },
+      prefix: prefixOf(process.env),
     })
   }
 
@@ -175,7 +177,7 @@ class Runner {
   }
 
   async #work(entry) {
-    this.#inbox.held.add(entry.id)
+    this.#inbox.held.add(entry.place)
     try {
       const command = readCommand(entry.fields, addedMs(entry))
       await this.#afterOthers(command.record, () => this.#serve({ entry, command }))
@@ -184,7 +186,7 @@ class Runner {
       if (!(error instanceof Malformed)) throw error
       await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
     } finally {
-      this.#inbox.held.delete(entry.id)
+      this.#inbox.held.delete(entry.place)
     }
   }
 
@@ -201,7 +203,7 @@ class Runner {
 
   async #serve({ entry, command }) {
     // Looked up even if it comes for the first time: another delivery of it may have been answered.
-    const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(command))
+    const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(entry, command))
     const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
     if (undo) return this.#overrule(entry, command, undefined, known)
     if (known) return this.#answer(entry, known, 'final')
@@ -237,7 +239,7 @@ class Runner {
   /** The reply in place of the handler, if too many processes have died of the command. */
   async #deadly(entry, command) {
     if (!entry.takenOver) return undefined
-    const times = await this.#patience.patiently(() => this.#inbox.count(command, 'takeovers'))
+    const times = await this.#patience.patiently(() => this.#inbox.count(entry, command, 'takeovers'))
     if (times < MAX_TAKEOVERS) return undefined
     return this.#giveUp(command, `${times} processes took ${command.type} and did not live to answer it`)
   }
@@ -254,7 +256,7 @@ class Runner {
       }
       this.#say(`${where(command)} must not be done: undoing what may have come of it`)
       if (entry.again) {
-        const times = await this.#patience.patiently(() => this.#inbox.count(command, `undos/${entry.id}`))
+        const times = await this.#patience.patiently(() => this.#inbox.count(entry, command, `undos/${entry.id}`))
         if (times >= MAX_TAKEOVERS) {
           const what = `may have been done after it was refused, and could not be undone ${times} times`
           await this.#patience.patiently(() => this.#inbox.quarantine(entry, `${command.type} ${what}`))
@@ -323,6 +325,15 @@ class Runner {
     this.#say(`the outcome of ${where(command)} is unknown: ${why}`)
     return failed(command, JSON.stringify(printable(why)), true)
   }
+}
+
+/** What the names of all keys of the store begin with. */
+function prefixOf(environment) {
+  const prefix = environment.SAGASTREAM_PREFIX || 'saga'
+  if (!/^[a-z0-9_-]{1,32}$/.test(prefix)) {
+    throw new ServiceError('SAGASTREAM_PREFIX must be 1 to 32 characters of a-z 0-9 _ -')
+  }
+  return prefix
 }
 
 /** Call a handler once. Reject becomes a reply; every other exception propagates. Malformed: its result is not JSON. */

@@ -18,6 +18,7 @@ from sagastream.client.requests import BATCH, Accepted, Refused, _batches, begin
 from sagastream.core.messages import Begin, Verb
 from sagastream.core.steps import OPTIONS, StepKind
 from sagastream.errors import MalformedMessage
+from sagastream.store.layout import Layout
 
 
 def a_saga(saga_id: str, params: Any = None) -> SagaRequest:
@@ -105,7 +106,7 @@ def test_one_saga_is_not_taken_for_many(wrong: Any) -> None:
     with pytest.raises(
         TypeError, match=f"^sagas must be a list of SagaRequest, dicts with saga_id and steps, not {name}$"
     ):
-        next(begin_many(wrong))
+        next(begin_many(Layout("saga"), wrong))
 
 
 def test_what_was_accepted_is_shown_without_its_steps() -> None:

@@ -15,8 +15,9 @@ from sagastream.core.messages import Intervene, Verb
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Intervention, SagaState, SagaStatus
 from sagastream.core.step_state import Step
-from sagastream.store import keys
+from sagastream.store.layout import Layout
 from sagastream.store.saga_hash import changed_fields
+from support.stores import KEYS, ONLY
 
 
 def a_begin(saga_id: str) -> Accepted:
@@ -58,9 +59,9 @@ class Store:
         try:
             commands = next(exchange)
             while True:
-                looked = [str(words[1]) for words in commands if words[0] == "HGETALL"]
+                looked = [str(words[1]) for words in commands if words[0] == "HGETALL" and words[1] != KEYS.store]
                 if looked:
-                    self.looks.append([key.removeprefix(keys.saga("")) for key in looked])
+                    self.looks.append([key.removeprefix(ONLY.saga("")) for key in looked])
                 commands = exchange.send([self._answer(list(words)) for words in commands])
         except StopIteration as end:
             return end.value
@@ -68,8 +69,10 @@ class Store:
     def _answer(self, words: list[Any]) -> Any:
         if words[0] == "TIME":
             return [b"1", b"0"]
+        if words == ["HGETALL", KEYS.store]:
+            return [b"protocol", b"2", b"partitions", b"1", b"tags", b"0"]
         if words[0] == "HGETALL":
-            state = self.sagas.get(words[1].removeprefix(keys.saga("")))
+            state = self.sagas.get(words[1].removeprefix(ONLY.saga("")))
             return [] if state is None else [_bytes(word) for word in changed_fields(None, state)]
         if words[0] == "XREVRANGE":
             return [[self.events[-1][0], []]] if self.events else []
@@ -78,7 +81,7 @@ class Store:
         place = int(words[-1].partition(b"-")[2])
         found = [(entry_id, fields) for entry_id, fields in self.events if int(entry_id.partition(b"-")[2]) > place]
         page = [[entry_id, [_bytes(word) for pair in fields.items() for word in pair]] for entry_id, fields in found]
-        return [[keys.EVENTS.encode(), page]] if page else None
+        return [[ONLY.events.encode(), page]] if page else None
 
 
 def _bytes(word: Any) -> bytes:
@@ -100,7 +103,7 @@ def heard(watcher: SagaWatcher) -> list[bytes]:
 
 def watching(store: Store, *waiters: Waiter, in_order: bool = True) -> SagaWatcher:
     """A watcher that has looked at all sagas, and reads on from here."""
-    watcher = SagaWatcher(waiters, in_order=in_order)
+    watcher = SagaWatcher(Layout("saga"), waiters, in_order=in_order)
     while watcher._to_look or not watcher.in_place:
         assert store.run(watcher.turn(0)) == []
     return watcher
@@ -269,7 +272,7 @@ def _done(request: Intervene) -> Intervention:
 
 def test_who_waits_past_parking_is_settled_by_the_end_alone(store: Store) -> None:
     store.sagas["a"] = a_saga("a", parked="why")
-    watcher = SagaWatcher([Waiter.for_end_of("a"), patient := Waiter(saga_id="a", past_parking=True)])
+    watcher = SagaWatcher(Layout("saga"), [Waiter.for_end_of("a"), patient := Waiter(saga_id="a", past_parking=True)])
     assert len(store.run(watcher.turn(0))) == 1
     assert watcher.waiting_for("a") == (patient,)
     store.end("a")
@@ -278,7 +281,7 @@ def test_who_waits_past_parking_is_settled_by_the_end_alone(store: Store) -> Non
 
 def test_two_who_wait_for_the_same_are_two_and_each_is_discarded_once() -> None:
     first, second = Waiter.for_end_of("a"), Waiter.for_end_of("a")
-    watcher = SagaWatcher([first, second])
+    watcher = SagaWatcher(Layout("saga"), [first, second])
     assert watcher.discard(first)
     assert not watcher.discard(first)
     assert watcher.waiting_for("a") == (second,)

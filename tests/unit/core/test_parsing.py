@@ -55,6 +55,7 @@ from sagastream.errors import MalformedMessage
 from support.values import BAD_IDS, JSON_VALUES, OTHER_TYPES, a_command, complaint
 
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
+SERVICES = st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True)
 
 
 STEP_NUMBERS = st.integers(1, MAX_STEPS)
@@ -64,6 +65,7 @@ PAYLOADS = JSON_VALUES.map(encode_payload)
 
 
 NAME_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+SERVICE_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ -"
 
 
 def step_body(**members: Any) -> dict[str, Any]:
@@ -148,7 +150,8 @@ def test_a_name_in_a_begin_that_is_none_is_malformed_and_the_place_is_told(bad: 
     assert complaint(parse_begin, begin_body(saga_id=bad)) == f"the body: saga_id {NAME_RULE}"
     for member in ("transaction", "service"):
         steps = [step_body(), step_body(**{member: bad})]
-        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[1]: {member} {NAME_RULE}"
+        rule = SERVICE_RULE if member == "service" else NAME_RULE
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[1]: {member} {rule}"
     if bad is not None:  # null says that it needs none
         steps = [step_body(), step_body(), step_body(compensation=bad)]
         assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[2]: compensation {NAME_RULE}"
@@ -156,10 +159,16 @@ def test_a_name_in_a_begin_that_is_none_is_malformed_and_the_place_is_told(bad: 
 
 @pytest.mark.parametrize("name", ["a", "x" * 128, "A.b_c:d-9", "-", "..", "null"])
 def test_names_of_all_the_allowed_characters_and_lengths_are_accepted(name: str) -> None:
-    step = step_body(transaction=name, service=name, compensation="Undo")
+    service = name.replace(":", "")
+    step = step_body(transaction=name, service=service, compensation="Undo")
     begin = parse_begin(begin_body(saga_id=name, steps=[step]))
-    assert (begin.saga_id, begin.steps[0].transaction, begin.steps[0].service) == (name, name, name)
+    assert (begin.saga_id, begin.steps[0].transaction, begin.steps[0].service) == (name, name, service)
     assert is_id(name)
+
+
+def test_the_name_of_a_service_has_no_colon_which_ends_it_in_the_names_of_keys() -> None:
+    said = complaint(parse_begin, begin_body(steps=[step_body(service="till:eu")]))
+    assert said == f"steps[0]: service {SERVICE_RULE}"
 
 
 def test_what_is_missing_in_a_begin_is_named_with_its_place() -> None:
@@ -469,7 +478,7 @@ def test_no_begin_is_accepted_whose_command_its_service_must_refuse() -> None:
 DEFINITIONS = st.builds(
     StepDefinition,
     transaction=IDS,
-    service=IDS,
+    service=SERVICES,
     params=PAYLOADS,
     compensation=st.just(AS_PUBLISHED) | st.none() | IDS.map(lambda name: f"undo{name}"[:128]),
     timeout_ms=st.just(60_000) | st.integers(1, MAX_TIMEOUT_MS),
@@ -547,7 +556,7 @@ def test_a_request_of_another_type_is_not_supported() -> None:
 def test_what_is_wrong_with_a_request_is_told_with_its_place() -> None:
     body = encode(begin_body(steps=[step_body(), step_body(service="a b")]))
     found = read_request({b"body": body, b"request_id": b"me-1"})
-    assert found == Unreadable(code=Code.MALFORMED, text=f"steps[1]: service {NAME_RULE}", request_id="me-1")
+    assert found == Unreadable(code=Code.MALFORMED, text=f"steps[1]: service {SERVICE_RULE}", request_id="me-1")
 
 
 @pytest.mark.parametrize("request_id", [b"", b"a b", b"\xff", b"x" * 129, b"a\n"])

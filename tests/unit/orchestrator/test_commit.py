@@ -19,6 +19,7 @@ from sagastream.orchestrator.commit import _CommitArguments
 from sagastream.store import keys
 from sagastream.store.columns import iso
 from sagastream.store.saga_hash import changed_fields
+from support.stores import ONLY
 
 KEPT_MS = 1_000_000
 NOW_MS = 1_700_000_000_000
@@ -60,9 +61,9 @@ def two_by_two(items: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 def unpacked(*changes: Change) -> list[Unpacked]:
     """The changes, read from the keys and arguments in the order that the header of commit.lua gives."""
-    arguments = _CommitArguments(changes, NOW_MS, KEPT_MS)
+    arguments = _CommitArguments(ONLY, changes, NOW_MS, KEPT_MS)
     names, (packed,) = arguments.keys, arguments.args
-    assert names[:3] == [keys.TIMERS, keys.ENDED, keys.EVENTS]
+    assert names[:3] == [ONLY.timers, ONLY.ended, ONLY.events]
     assert len(set(names)) == len(names)
     fixed, *head, read = msgpack.decode(packed)
     assert head == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, NOW_MS, KEPT_MS]
@@ -97,7 +98,7 @@ def a_begin(saga_id: str = "saga42", *, request_id: str | None = None, echo: boo
     return Begin(saga_id=saga_id, steps=steps, request_id=request_id, echo=echo)
 
 
-def an_entry(entry_id: bytes, stream: str = keys.REPLIES, body: bytes = b"{}") -> Entry:
+def an_entry(entry_id: bytes, stream: str = ONLY.replies("work"), body: bytes = b"{}") -> Entry:
     return Entry(stream=stream, id=entry_id, fields={b"body": body, b"unknown": b"1"})
 
 
@@ -110,9 +111,9 @@ def a_change(
     before: Found, *events: Begin | Intervene | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS
 ) -> Change:
     """The change that these events make to a saga. They came as the entries 1-0, 2-0 and so on."""
-    change = Change(saga_id=saga_id, before=before, after=before)
+    change = Change(partition=ONLY, saga_id=saga_id, before=before, after=before)
     for number, event in enumerate(events, 1):
-        stream = keys.REPLIES if isinstance(event, Reply) else keys.REQUESTS
+        stream = ONLY.replies("work") if isinstance(event, Reply) else ONLY.requests
         change.add(
             an_entry(b"%d-0" % number, stream), decide(change.after, event, Moment(now_ms=now_ms, published=PUBLISHED))
         )
@@ -152,7 +153,7 @@ def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_co
             },
         )
     ]
-    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
+    assert read.acknowledged == [(ONLY.requests, "1-0")]
 
 
 def test_a_saga_that_moves_names_the_version_it_was_loaded_with_and_writes_the_next() -> None:
@@ -160,7 +161,7 @@ def test_a_saga_that_moves_names_the_version_it_was_loaded_with_and_writes_the_n
     assert read.version == "3"
     assert pairs(read.hash)["version"] == 4
     assert read.timer == str(NOW_MS + TIMEOUT_MS)
-    assert read.acknowledged == [(keys.REPLIES, "1-0")]
+    assert read.acknowledged == [(ONLY.replies("work"), "1-0")]
 
 
 def test_a_saga_that_moves_names_the_time_of_its_last_change_for_one_that_was_begun_again_has_the_same_versions() -> (
@@ -199,8 +200,8 @@ def test_a_saga_that_goes_on_after_it_was_parked_needs_attention_again() -> None
     asked = Intervene(verb=Verb.RETRY, saga_id="saga42", reason="as agreed", request_id="op-1")
     (read,) = unpacked(a_change(saga, asked))
     assert read.timer == str(NOW_MS + TIMEOUT_MS)
-    assert [append.stream for append in read.appends] == [keys.commands("inventory"), keys.EVENTS]
-    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
+    assert [append.stream for append in read.appends] == [ONLY.commands("inventory"), ONLY.events]
+    assert read.acknowledged == [(ONLY.requests, "1-0")]
 
 
 def test_a_saga_that_is_to_be_sent_again_needs_attention_then() -> None:
@@ -228,7 +229,7 @@ def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
 
 def due(before: Found, *, now_ms: int = NOW_MS) -> Change:
     """This saga is due, or was thought to be."""
-    change = Change(saga_id="saga42", before=before, after=before)
+    change = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
     assert change.is_empty
     change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)))
     return change
@@ -243,7 +244,7 @@ def test_a_saga_that_is_gone_leaves_the_timers_as_long_as_it_is() -> None:
     change = due(None)
     assert not change.is_empty
     (read,) = unpacked(change)
-    assert (read.key, read.version, read.timer, read.member) == (keys.saga("saga42"), "", "gone", "saga42")
+    assert (read.key, read.version, read.timer, read.member) == (ONLY.saga("saga42"), "", "gone", "saga42")
     assert (read.hash, read.appends, read.acknowledged) == ([], [], [])
 
 
@@ -256,7 +257,7 @@ def test_a_saga_that_is_begun_anew_in_the_turn_in_which_it_was_found_gone_stays(
 
 def test_an_entry_that_changes_nothing_is_to_be_acknowledged_all_the_same() -> None:
     assert not a_change(a_saga(), a_begin()).is_empty
-    nameless = Change(saga_id=None, before=None, after=None)
+    nameless = Change(partition=ONLY, saga_id=None, before=None, after=None)
     nameless.add(an_entry(b"5-1"), Decision(state=None, quarantine="not JSON"))
     assert not nameless.is_empty
 
@@ -265,8 +266,8 @@ def test_several_messages_for_one_saga_are_one_change_and_one_version() -> None:
     (read,) = unpacked(a_change(a_saga(), a_reply("Reserve_ok", 1), a_reply("Charge_ok", 2)))
     assert pairs(read.hash)["version"] == 4
     assert pairs(read.hash)["status"] == "COMPLETED"
-    assert [append.stream for append in read.appends] == ["saga:{0}:commands:payment", keys.EVENTS]
-    assert read.acknowledged == [(keys.REPLIES, "1-0"), (keys.REPLIES, "2-0")]
+    assert [append.stream for append in read.appends] == ["saga:{0}:commands:payment", ONLY.events]
+    assert read.acknowledged == [(ONLY.replies("work"), "1-0"), (ONLY.replies("work"), "2-0")]
 
 
 def test_a_saga_that_ends_leaves_the_timers_and_tells_its_outcome() -> None:
@@ -275,7 +276,7 @@ def test_a_saga_that_ends_leaves_the_timers_and_tells_its_outcome() -> None:
     assert read.timer == "ended"
     assert read.appends == [
         Append(
-            stream=keys.EVENTS,
+            stream=ONLY.events,
             fields={
                 "kind": "outcome",
                 "body": '{"type":"saga_completed","saga_id":"saga42","status":"COMPLETED"}',
@@ -311,14 +312,14 @@ def test_a_compensation_of_a_step_without_a_result_carries_none() -> None:
 
 def test_echoed_commands_and_replies_name_their_service() -> None:
     (read,) = unpacked(a_change(a_saga(echo=True), a_reply("Reserve_ok", 1)))
-    events = [append.fields for append in read.appends if append.stream == keys.EVENTS]
+    events = [append.fields for append in read.appends if append.stream == ONLY.events]
     assert [(event["kind"], event["service"]) for event in events] == [("reply", "inventory"), ("command", "payment")]
 
 
 def test_a_message_that_changes_nothing_is_acknowledged_and_the_saga_must_still_be_the_same() -> None:
     (read,) = unpacked(a_change(a_saga(version=3), a_begin()))
     assert (read.version, read.timer, read.hash, read.appends) == ("3", "", [], [])
-    assert read.acknowledged == [(keys.REQUESTS, "1-0")]
+    assert read.acknowledged == [(ONLY.requests, "1-0")]
 
 
 def test_a_reply_for_no_saga_is_quarantined_as_long_as_there_is_none() -> None:
@@ -326,26 +327,26 @@ def test_a_reply_for_no_saga_is_quarantined_as_long_as_there_is_none() -> None:
     assert (read.key, read.version, read.timer, read.hash) == ("saga:{0}:saga:saga42", "", "", [])
     assert read.appends == [
         Append(
-            stream=keys.QUARANTINE,
+            stream=ONLY.quarantine,
             fields={
                 "reason": "there is no saga saga42",
-                "stream": keys.REPLIES,
+                "stream": ONLY.replies("work"),
                 "entry_id": "1-0",
                 "body": "{}",
                 "fields": '{"unknown": "1"}',
             },
         )
     ]
-    assert read.acknowledged == [(keys.REPLIES, "1-0")]
+    assert read.acknowledged == [(ONLY.replies("work"), "1-0")]
 
 
 def test_an_entry_that_names_no_saga_is_compared_with_none() -> None:
-    change = Change(saga_id=None, before=None, after=None)
-    change.add(an_entry(b"5-1", keys.REQUESTS), Decision(state=None, quarantine="not JSON"))
+    change = Change(partition=ONLY, saga_id=None, before=None, after=None)
+    change.add(an_entry(b"5-1", ONLY.requests), Decision(state=None, quarantine="not JSON"))
     (read,) = unpacked(change)
     assert (read.key, read.version, read.timer, read.member, read.hash) == (None, "", "", "", [])
     assert [append.fields["reason"] for append in read.appends] == ["not JSON"]
-    assert read.acknowledged == [(keys.REQUESTS, "5-1")]
+    assert read.acknowledged == [(ONLY.requests, "5-1")]
 
 
 def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
@@ -354,19 +355,19 @@ def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
     (read,) = unpacked(change)
     assert (read.key, read.version, read.timer, read.hash) == (None, "", "", [])
     assert [append.fields["reason"] for append in read.appends] == ["damaged"]
-    assert _CommitArguments([change], NOW_MS, KEPT_MS).keys == [
-        keys.TIMERS,
-        keys.ENDED,
-        keys.EVENTS,
-        keys.QUARANTINE,
-        keys.REPLIES,
+    assert _CommitArguments(ONLY, [change], NOW_MS, KEPT_MS).keys == [
+        ONLY.timers,
+        ONLY.ended,
+        ONLY.events,
+        ONLY.quarantine,
+        ONLY.replies("work"),
     ]
 
 
 def test_a_change_names_the_hash_that_is_compared() -> None:
-    assert Change(saga_id="saga42", before=None, after=None).key == keys.saga("saga42")
-    assert a_change(a_saga(), a_reply("Reserve_ok", 1)).key == keys.saga("saga42")
-    assert Change(saga_id=None, before=None, after=None).key is None
+    assert Change(partition=ONLY, saga_id="saga42", before=None, after=None).key == ONLY.saga("saga42")
+    assert a_change(a_saga(), a_reply("Reserve_ok", 1)).key == ONLY.saga("saga42")
+    assert Change(partition=ONLY, saga_id=None, before=None, after=None).key is None
 
 
 def test_the_refusal_of_a_saga_that_cannot_be_read_is_told_and_nothing_is_written() -> None:
@@ -374,7 +375,7 @@ def test_the_refusal_of_a_saga_that_cannot_be_read_is_told_and_nothing_is_writte
     assert (read.key, read.timer, read.hash) == (None, "", [])
     assert read.appends == [
         Append(
-            stream=keys.EVENTS,
+            stream=ONLY.events,
             fields={
                 "kind": "refused",
                 "body": '{"type":"error","code":13,"text":"damaged"}',
@@ -386,19 +387,19 @@ def test_the_refusal_of_a_saga_that_cannot_be_read_is_told_and_nothing_is_writte
 
 
 def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
-    nameless = Change(saga_id=None, before=None, after=None)
+    nameless = Change(partition=ONLY, saga_id=None, before=None, after=None)
     nameless.add(an_entry(b"9-0"), Decision(state=None, quarantine="not JSON"))
     damaged = a_change(CorruptSaga("damaged"), a_reply("Reserve_ok", 1, "damaged"), saga_id="damaged")
     begins = [a_change(None, a_begin(f"saga{n}"), saga_id=f"saga{n}") for n in range(3)]
     read = unpacked(begins[0], nameless, begins[1], damaged, begins[2])
-    assert [change.key for change in read] == [keys.saga("saga0"), None, keys.saga("saga1"), None, keys.saga("saga2")]
+    assert [change.key for change in read] == [ONLY.saga("saga0"), None, ONLY.saga("saga1"), None, ONLY.saga("saga2")]
     for change in (read[0], read[2], read[4]):
-        assert [append.stream for append in change.appends] == [keys.commands("inventory")]
-    assert _CommitArguments(begins, NOW_MS, KEPT_MS).keys == [
-        keys.TIMERS,
-        keys.ENDED,
-        keys.EVENTS,
-        keys.commands("inventory"),
-        keys.REQUESTS,
-        *(keys.saga(f"saga{n}") for n in range(3)),
+        assert [append.stream for append in change.appends] == [ONLY.commands("inventory")]
+    assert _CommitArguments(ONLY, begins, NOW_MS, KEPT_MS).keys == [
+        ONLY.timers,
+        ONLY.ended,
+        ONLY.events,
+        ONLY.commands("inventory"),
+        ONLY.requests,
+        *(ONLY.saga(f"saga{n}") for n in range(3)),
     ]

@@ -15,8 +15,8 @@ from sagastream.core.transitions import Decision
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.report import TurnReport
-from sagastream.store import keys
 from support.observers import Notes
+from support.stores import ONLY
 
 Told = list[tuple[str, dict[str, Any]]]
 
@@ -36,11 +36,11 @@ def a_saga(status: SagaStatus = SagaStatus.PENDING, *, parked: str | None = None
 
 
 def a_change(before: Any, after: Any, **more: Any) -> Change:
-    return Change(saga_id="s1", before=before, after=after, **more)
+    return Change(partition=ONLY, saga_id="s1", before=before, after=after, **more)
 
 
 def an_entry(number: int = 1) -> Entry:
-    return Entry(stream=keys.REPLIES, id=b"%d-0" % number, fields={})
+    return Entry(stream=ONLY.replies("work"), id=b"%d-0" % number, fields={})
 
 
 def a_command(service: str = "work") -> Command:
@@ -109,7 +109,7 @@ def test_what_was_not_written_is_no_move() -> None:
     assert told(lost=[lost], stuck=[stuck]) == [
         ("turn_committed", {"sagas": 0, "messages": 3, "commands": 0, "duration_s": 0.5}),
         ("comparison_lost", {"saga_id": "s1"}),
-        ("stream_stuck", {"stream": keys.commands("void")}),
+        ("stream_stuck", {"stream": ONLY.commands("void")}),
     ]
 
 
@@ -117,10 +117,11 @@ def test_each_quarantined_entry_is_told_of(caplog: pytest.LogCaptureFixture) -> 
     same = a_saga()
     found = [(an_entry(number), f"reason {number}") for number in (1, 2)]
     assert told(a_change(same, same, quarantined=found))[1:] == [
-        ("entry_quarantined", {"stream": keys.REPLIES, "entry_id": f"{n}-0", "reason": f"reason {n}"}) for n in (1, 2)
+        ("entry_quarantined", {"stream": ONLY.replies("work"), "entry_id": f"{n}-0", "reason": f"reason {n}"})
+        for n in (1, 2)
     ]
     (record,) = caplog.records
-    assert record.getMessage() == f"quarantined the entry 1-0 of {keys.REPLIES}: reason 1, and 1 more"
+    assert record.getMessage() == f"quarantined the entry 1-0 of {ONLY.replies('work')}: reason 1, and 1 more"
     assert (record.name, record.levelno, record.__dict__["saga_id"]) == ("sagastream.worker", logging.WARNING, "s1")
 
 
@@ -138,7 +139,7 @@ def test_a_stream_is_told_of_once_a_minute(monkeypatch: pytest.MonkeyPatch, capl
         report.committed(stuck, lost=[], stuck=stuck, messages=1, duration_s=0.1)
     assert notes.points.count("stream_stuck") == 2
     assert [(record.levelno, record.__dict__["stream"]) for record in caplog.records] == [
-        (logging.ERROR, keys.commands("void"))
+        (logging.ERROR, ONLY.commands("void"))
     ] * 2
 
 

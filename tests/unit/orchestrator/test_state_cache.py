@@ -15,6 +15,7 @@ from sagastream.errors import CorruptSaga
 from sagastream.orchestrator import state_cache
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.state_cache import StateCache
+from support.stores import ONLY
 
 MOMENT = Moment(now_ms=1_760_000_000_000, published={"payment": {"Charge": "Refund"}})
 
@@ -33,7 +34,7 @@ def an_input(event: Event, *, again: bool = False) -> tuple[Entry | None, Event]
 
 
 def a_change(before: Found, event: Event, saga_id: str = "s1") -> Change:
-    change = Change(saga_id=saga_id, before=before, after=before)
+    change = Change(partition=ONLY, saga_id=saga_id, before=before, after=before)
     change.add(an_input(event)[0], decide(before, event, MOMENT))
     return change
 
@@ -132,12 +133,12 @@ def test_a_saga_that_has_ended_is_forgotten() -> None:
 
 @pytest.mark.parametrize("after", [None, CorruptSaga("damaged")])
 def test_a_saga_that_is_gone_or_damaged_is_forgotten(after: Found) -> None:
-    found = remembering(begun(), Change(saga_id="s1", before=after, after=after))
+    found = remembering(begun(), Change(partition=ONLY, saga_id="s1", before=after, after=after))
     assert found.presume([an_input(a_reply())]) == {}
 
 
 def test_entries_that_name_no_saga_are_no_saga() -> None:
-    found = remembering(Change(saga_id=None, before=None, after=None))
+    found = remembering(Change(partition=ONLY, saga_id=None, before=None, after=None))
     assert found.presume([an_input(Unreadable(code=12, text="garbage"))]) == {}  # type: ignore[arg-type]
 
 

@@ -1,6 +1,7 @@
 """What a turn reads from its entries, how it decides on them, and when it looks for due sagas."""
 
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +16,11 @@ from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.steps import BACKOFF_MS, TIMEOUT_MS
 from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.worker import Input, Orchestrator, _fold, _open, _parts
-from sagastream.store import keys
+from support.stores import KEYS, ONLY
 
 NOW_MS = 1_700_000_000_000
 BEGIN = {"type": "saga_begin", "saga_id": "saga42", "steps": [{"transaction": "A", "service": "s", "params": 1}]}
@@ -26,15 +28,23 @@ REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
 
 
 def folded(inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
-    return [change for part in _parts(inputs) for change in _fold(part, states, now_ms, published, {})]
+    def moment() -> Moment:
+        return Moment(now_ms=now_ms, published=published, jitter=random.random())
+
+    parts = _parts(inputs, lambda _: ONLY)
+    return [change for part in parts for change in _fold(part, ONLY, states, moment)]
 
 
 def a_request(body: object, **fields: bytes) -> Entry:
-    return _entry(keys.REQUESTS, body, fields)
+    return _entry(ONLY.requests, body, fields)
+
+
+def of_an_operator(body: object, **fields: bytes) -> Entry:
+    return _entry(ONLY.interventions, body, fields)
 
 
 def a_reply(body: object, **fields: bytes) -> Entry:
-    return _entry(keys.REPLIES, body, fields)
+    return _entry(ONLY.replies("s"), body, fields)
 
 
 def _entry(stream: str, body: object, fields: dict[str, bytes]) -> Entry:
@@ -42,15 +52,21 @@ def _entry(stream: str, body: object, fields: dict[str, bytes]) -> Entry:
     return Entry(stream=stream, id=b"1-0", fields={b"body": raw} | {k.encode(): v for k, v in fields.items()})
 
 
+def said(entry: Entry) -> Input:
+    place = KEYS.place_of(entry.stream)
+    assert place is not None
+    return _open(entry, place, KEYS)
+
+
 def opened(entry: Entry) -> Event:
     """What an entry says."""
-    same, event = _open(entry)
+    same, event = said(entry)
     assert same is entry
     return event
 
 
 def fold(*entries: Entry, state: Found = None, now_ms: int = NOW_MS) -> Any:
-    (change,) = folded([_open(entry) for entry in entries], {"saga42": state}, now_ms, {})
+    (change,) = folded([said(entry) for entry in entries], {"saga42": state}, now_ms, {})
     return change
 
 
@@ -75,16 +91,18 @@ def test_a_request_says_what_to_begin_for_whom_and_whether_to_echo_it() -> None:
 
 
 def test_a_reply_says_whether_its_outcome_is_unknown() -> None:
-    assert opened(a_reply(REPLY)) == Reply(type="A_ok", saga_id="saga42", step=1)
-    assert opened(a_reply(REPLY, unknown=b"1")) == Reply(type="A_ok", saga_id="saga42", step=1, unknown=True)
+    assert opened(a_reply(REPLY)) == Reply(type="A_ok", saga_id="saga42", step=1, service="s")
+    assert opened(a_reply(REPLY, unknown=b"1")) == Reply(
+        type="A_ok", saga_id="saga42", step=1, unknown=True, service="s"
+    )
 
 
 def test_a_reply_says_which_attempt_it_answers() -> None:
-    assert opened(a_reply(REPLY, attempt=b"3")) == Reply(type="A_ok", saga_id="saga42", step=1, attempt=3)
+    assert opened(a_reply(REPLY, attempt=b"3")) == Reply(type="A_ok", saga_id="saga42", step=1, attempt=3, service="s")
 
 
 def test_a_request_says_what_an_operator_asks_for() -> None:
-    assert opened(a_request(CANCEL, request_id=b"op-1")) == Intervene(
+    assert opened(of_an_operator(CANCEL, request_id=b"op-1")) == Intervene(
         verb=Verb.CANCEL, saga_id="saga42", reason="ordered twice", request_id="op-1"
     )
 
@@ -99,7 +117,7 @@ def test_what_an_entry_is_depends_on_its_stream() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff"])
 def test_an_entry_that_cannot_be_understood_is_refused_or_quarantined_where_nobody_asked(body: bytes) -> None:
     asked, unasked, reply = a_request(body, request_id=b"me-1"), a_request(body), a_reply(body, request_id=b"me-1")
-    (change,) = folded([_open(entry) for entry in (asked, unasked, reply)], {}, NOW_MS, {})
+    (change,) = folded([said(entry) for entry in (asked, unasked, reply)], {}, NOW_MS, {})
     assert (change.saga_id, change.key, change.after) == (None, None, None)
     assert [entry for entry, _ in change.quarantined] == [unasked, reply]
     assert change.entries == [asked, unasked, reply]
@@ -137,9 +155,9 @@ def test_messages_for_a_saga_that_cannot_be_read_are_quarantined_and_it_is_not_t
 
 def test_what_is_for_a_newer_release_is_neither_acknowledged_nor_set_aside_nor_answered() -> None:
     newer = a_request(BEGIN | {"format": 9}, request_id=b"me-1")
-    [change] = folded([_open(newer)], {"saga42": None}, NOW_MS, {})
+    [change] = folded([said(newer)], {"saga42": None}, NOW_MS, {})
     assert (change.is_empty, change.left) == (True, [(newer, 9)])
-    inputs = [_open(a_request(BEGIN, request_id=b"me-1")), _open(a_reply(REPLY)), DUE]
+    inputs = [said(a_request(BEGIN, request_id=b"me-1")), said(a_reply(REPLY)), DUE]
     [change] = folded(inputs, {"saga42": NewerFormat("saga42", 9)}, NOW_MS, {})
     assert (change.is_empty, change.left) == (True, [(entry, 9) for entry, _ in inputs])
 
@@ -159,7 +177,7 @@ def test_a_request_for_a_saga_that_cannot_be_read_is_refused_to_whoever_asked() 
 def test_sagas_do_not_mix_and_what_names_none_stands_apart() -> None:
     other = a_request(BEGIN | {"saga_id": "saga7"})
     bad = a_reply(b"{")
-    inputs = [_open(entry) for entry in (a_request(BEGIN), bad, other, bad)]
+    inputs = [said(entry) for entry in (a_request(BEGIN), bad, other, bad)]
     changes = {c.saga_id: c for c in folded(inputs, {"saga42": None, "saga7": None}, NOW_MS, {})}
     assert set(changes) == {"saga42", "saga7", None}
     assert changes["saga7"].entries == [other]
@@ -173,7 +191,7 @@ def test_sagas_do_not_mix_and_what_names_none_stands_apart() -> None:
 def test_what_is_due_is_folded_after_what_has_come_for_the_same_saga() -> None:
     saga = fold(a_request(BEGIN)).after
     done = a_reply(REPLY)
-    (change,) = folded([_open(done), DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
+    (change,) = folded([said(done), DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
     assert (change.before, known(change.after).status, change.entries) == (saga, "COMPLETED", [done])
 
 
@@ -181,7 +199,7 @@ def test_what_is_due_changes_a_saga_and_acknowledges_nothing() -> None:
     saga = fold(a_request(BEGIN)).after
     (change,) = folded([DUE], {"saga42": saga}, NOW_MS + TIMEOUT_MS, {})
     assert (change.entries, change.quarantined, change.commands) == ([], [], [])
-    assert change.key == keys.saga("saga42")
+    assert change.key == ONLY.saga("saga42")
     # Chance spreads what failed together over the second half of the delay.
     sent_again_ms = known(change.after).send_again_ms
     assert sent_again_ms is not None
@@ -213,7 +231,7 @@ def test_what_is_looked_at_too_early_is_no_change() -> None:
 
 
 def test_a_saga_that_is_begun_and_cancelled_in_one_turn_waits_for_its_first_step() -> None:
-    change = fold(a_request(BEGIN), a_request(CANCEL, request_id=b"op-1"))
+    change = fold(a_request(BEGIN), of_an_operator(CANCEL, request_id=b"op-1"))
     assert (change.after.status, change.after.cancelling) == ("PENDING", "Cancelled: ordered twice")
     assert [command.type for command in change.commands] == ["A"]
     assert [notice.kind for notice in change.notices] == ["done"]

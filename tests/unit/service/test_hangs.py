@@ -16,6 +16,7 @@ from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import Delivery
 from sagastream.service.report import ServiceReport
 from sagastream.store.running import OLDEST, Busy, LongRun
+from support.stores import ONLY
 from support.values import a_charge
 
 NOW_S = 1000.0
@@ -66,7 +67,7 @@ class Process:
     def _held(self, command: Command, todo: Run | Undo) -> Held:
         entry = Entry(stream="commands", id=b"%d-0" % self._begun, fields={})
         return Held(
-            delivery=replace(Delivery.of(entry, command), todo=todo),
+            delivery=replace(Delivery.of(entry, command, ONLY), todo=todo),
             command=command,
             registration=self._registration,
             record=command.record,

@@ -10,7 +10,7 @@ from sagastream.core.service_rules import State
 from sagastream.service.declaration import Context, Registration
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import Delivery
-from sagastream.store import keys
+from support.stores import ONLY
 
 
 def handle(params: Any, context: Context) -> None:
@@ -33,9 +33,9 @@ def a_held(
         begun_ms=1,
         not_after_ms=not_after_ms or None,
     )
-    entry = Entry(stream=keys.commands("work"), id=b"%d-0" % number, fields={}, again=again)
+    entry = Entry(stream=ONLY.commands("work"), id=b"%d-0" % number, fields={}, again=again)
     return Held(
-        delivery=Delivery.of(entry, command),
+        delivery=Delivery.of(entry, command, ONLY),
         command=command,
         registration=registration,
         record=command.record,

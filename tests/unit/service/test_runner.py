@@ -26,8 +26,8 @@ from sagastream.service.declaration import Context, Handler, Service
 from sagastream.service.handlers import Interrupted
 from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
 from sagastream.service.runner import GRACE_S, ServiceRunner
-from sagastream.store import keys
 from sagastream_bridge.commands.main import cli
+from support.stores import ONLY
 from support.values import a_charge
 from support.waiting import until
 
@@ -45,10 +45,10 @@ class Post(CommandInbox):
     def __init__(
         self, *commands: Command, again: bool = False, taken_over: bool = False, overrules: tuple[int, ...] = ()
     ) -> None:
-        stream = keys.commands("payment")
+        stream = ONLY.commands("payment")
         self._unread = [
             Delivery.of(
-                Entry(stream=stream, id=b"%d-0" % number, fields={}, again=again, taken_over=taken_over), command
+                Entry(stream=stream, id=b"%d-0" % number, fields={}, again=again, taken_over=taken_over), command, ONLY
             )
             for number, command in enumerate(commands, 1)
         ]
@@ -86,11 +86,11 @@ class Post(CommandInbox):
         self._ready = []
         return overruled
 
-    def renew(self, deliveries: Iterable[Delivery]) -> set[bytes]:
+    def renew(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
         self.renewed += [delivery.entry.id for delivery in deliveries]
         return set()
 
-    def hand_back(self, deliveries: Iterable[Delivery]) -> set[bytes]:
+    def hand_back(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
         self.handed_back += [delivery.entry.id for delivery in deliveries]
         return set()
 

@@ -10,6 +10,7 @@ import redis
 from sagastream.broker.connection import BLOCK_MS
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import ALIVE_WITHIN, Heartbeat, Kind, Process, _look
+from support.stores import KEYS
 
 NOW_MS = 1_700_000_000_000
 TIME = [b"1700000000", b"0"]
@@ -30,7 +31,7 @@ def a_member(**changes: Any) -> bytes:
 def looked(*answers: Any, services: tuple[str, ...] = ()) -> list[Process]:
     """What is found if the broker gives this answer: the members and scores of the zset, then the consumers of each
     group."""
-    look = _look(services)
+    look = _look(KEYS, services)
     asked = next(look)
     assert len(asked) == 1 + len(answers)
     with pytest.raises(StopIteration) as end:
@@ -68,9 +69,13 @@ def test_a_worker_that_waits_for_entries_beats_twice_before_it_counts_as_dead() 
     assert 2 * readings * BLOCK_MS <= ALIVE_WITHIN[Kind.WORKER].beat_ms
 
 
+def joined(heartbeat: Heartbeat) -> Heartbeat:
+    heartbeat.join(KEYS)
+    return heartbeat
+
+
 def test_what_a_process_writes_of_itself_is_what_is_read() -> None:
-    beat = Heartbeat("p-1", Kind.SERVICE, "till").beat()
-    [words] = next(beat)
+    [words] = next(joined(Heartbeat("p-1", Kind.SERVICE, "till")).beat())
     [found] = looked([words[MEMBER], b"%d" % (NOW_MS - 700)], [])
     assert (found.name, found.kind, found.service) == ("p-1", Kind.SERVICE, "till")
     assert (found.formats, found.partitions) == ((1,), (0,))
@@ -79,7 +84,7 @@ def test_what_a_process_writes_of_itself_is_what_is_read() -> None:
 
 
 def test_a_person_can_read_it() -> None:
-    [words] = next(Heartbeat("p-1", Kind.WORKER).beat())
+    [words] = next(joined(Heartbeat("p-1", Kind.WORKER)).beat())
     written: Any = words[MEMBER]
     member = json.loads(written)
     assert list(member) == ["name", "kind", "formats", "partitions", "started"]

@@ -23,6 +23,11 @@ BLOCK_MS: Final = 500
 #: How long an answer may take, in seconds, on top of a blocking read.
 ANSWER_TIMEOUT_S: Final = 5.0
 
+#: What the names of all keys of a store begin with: by default, and in the environment.
+DEFAULT_PREFIX: Final = "saga"
+PREFIX_VARIABLE: Final = "SAGASTREAM_PREFIX"
+_PREFIX: Final = re.compile(r"[a-z0-9_-]{1,32}", re.ASCII)
+
 #: The options of every connection.
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
@@ -37,21 +42,29 @@ _log: Final = Log("broker", "broker")
 class Broker:
     """A process's connection to the broker.
 
-    `url`: REDIS_URL, or the unix socket of the embedded server. `embedded`: that server, None with REDIS_URL.
-    `client` may be shared between threads.
+    `url`: REDIS_URL, or the unix socket of the embedded server. `embedded`: that server, None with REDIS_URL. `prefix`:
+    what the names of all keys of the store begin with. `client` may be shared between threads.
     """
 
-    def __init__(self, url: str | None = None, home: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, home: str | os.PathLike[str] | None = None, *, prefix: str | None = None
+    ) -> None:
         """Open the broker that the environment names, or another one.
 
         Args:
             url: redis://, rediss:// or unix://; by default REDIS_URL.
             home: the folder of the embedded Valkey if there is no url; by default SAGASTREAM_HOME, else
                 `.sagastream` in the current folder.
+            prefix: of the store's keys, 1 to 32 characters of a-z 0-9 _ -; by default SAGASTREAM_PREFIX, else `saga`.
+                Stores with different prefixes share a server, and do not see each other.
 
         Raises:
-            BrokerError: the url is unusable, or the embedded server does not start.
+            BrokerError: the url or the prefix is unusable, or the embedded server does not start.
         """
+        self.prefix = prefix or os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
+        if not _PREFIX.fullmatch(self.prefix):
+            named = "prefix" if prefix else PREFIX_VARIABLE
+            raise BrokerError(f"{named} must be 1 to 32 characters of a-z 0-9 _ -, not {self.prefix[:64]!a}")
         given = bool(url)
         url = url or (os.environ.get("REDIS_URL") if home is None else None)
         self.embedded: EmbeddedServer | None = None

@@ -28,8 +28,19 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
     """Both at once, in the same round trips: the commands of the first, then those of the second. If one of them
     raises, the result of the other is lost."""
     exchanges: list[Exchange[Any]] = [first, second]
-    asked = {number: next(one) for number, one in enumerate(exchanges)}
-    found: list[Any] = [None, None]
+    found = yield from all_of(exchanges)
+    return found[0], found[1]
+
+
+def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
+    """All at once, as `together`."""
+    found: list[Any] = [None] * len(exchanges)
+    asked: dict[int, Sequence[wire.Words]] = {}
+    for number, one in enumerate(exchanges):
+        try:
+            asked[number] = next(one)
+        except StopIteration as end:
+            found[number] = end.value
     while asked:
         answers = iter((yield [command for commands in asked.values() for command in commands]))
         for number, commands in list(asked.items()):
@@ -38,7 +49,7 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
             except StopIteration as end:
                 found[number] = end.value
                 del asked[number]
-    return found[0], found[1]
+    return found
 
 
 def locked(exchange: Exchange[_T], lock: AbstractContextManager[object]) -> Exchange[_T]:

@@ -17,11 +17,14 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import exchange, scripting, wire
-from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
 _T = TypeVar("_T")
+
+#: Of the streams that a reader reads, at most how many new entries of each.
+Counts = Callable[[Sequence[str]], Mapping[str, int]]
 
 #: One reading takes at most this many entries of a stream. So what a script gets is bounded, too.
 BATCH: Final = 128
@@ -41,6 +44,8 @@ _HELD_AT_ONCE: Final = 1000
 #: took, and after so many seconds at most: however many there are, they cost little of the reader's time.
 _REST: Final = 20
 _LONGEST_REST_S: Final = 10.0
+#: How many streams a line of the log names.
+_NAMED: Final = 5
 #: An id after which no entry comes.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 #: A field of entries that were put back from the quarantine: somebody may have worked on them already.
@@ -59,6 +64,11 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
     fields: dict[bytes, bytes]
     again: bool = False  # it was delivered before: somebody may have worked on it already
     taken_over: bool = False  # … to a reader that held it for longer than the lease, or handed it back
+
+    @property
+    def at(self) -> tuple[str, bytes]:
+        """Where it stands: two streams may have an entry of the same id."""
+        return self.stream, self.id
 
     @property
     def added_ms(self) -> int:
@@ -106,21 +116,20 @@ class GroupReader:
         self,
         client: "redis.Redis",
         *,
-        streams: Sequence[str],
         group: str,
         consumer: str,
         lease_ms: int,
-        on_join: Callable[[], None],
+        on_join: Callable[[], Sequence[str]],
         heartbeat: Heartbeat | None = None,
     ) -> None:
         """
         Args:
             lease_ms: how long another reader may hold an entry before this one takes it over.
-            on_join: called before the first reading, and before the first reading after an outage or after the group
-                was deleted: by then, it may be another store.
+            on_join: called before the first reading, and before the first reading after an outage or after a group was
+                deleted: by then, it may be another store. Returns the streams that are to be read.
             heartbeat: is sent along with the readings.
         """
-        self.streams = list(streams)
+        self.streams: list[str] = []  # those that are read
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
         self._client = client
         self._group = group
@@ -130,9 +139,10 @@ class GroupReader:
         self._on_join = on_join
         self._heartbeat = heartbeat
         self._no_heartbeat = ""  # why the broker refuses it
-        self._leave = scripting.load(client, "leave")
-        self._hold = scripting.load(client, "hold")
-        self._forget = scripting.load(client, "forget")
+        self._leave = scripting.Script("leave")
+        self._hold = scripting.Script("hold")
+        self._forget = scripting.Script("forget")
+        self._unusable: set[str] = set()  # streams that are none, and are left out
         # By stream: where the reading of own pending entries, and of abandoned ones, goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
@@ -152,13 +162,13 @@ class GroupReader:
         """Let the next readings return what this consumer holds already, which renews its lease."""
         self._own = dict.fromkeys(self.streams, "0")
 
-    def read(self, block_ms: int, counts: Mapping[str, int] | None = None) -> list[Entry]:
+    def read(self, block_ms: int, counts: Counts | None = None) -> list[Entry]:
         """The entries to work on now, at most BATCH per stream: own pending ones, else abandoned ones, else new ones.
 
         Args:
             block_ms: how long to wait for new entries if no stream has any.
-            counts: by stream, at most how many new entries; by default BATCH of each. If it leaves a stream out, no new
-                entries of that stream are read, and the reading does not wait.
+            counts: of the streams that are read, at most how many new entries; by default BATCH of each. If it leaves a
+                stream out, no new entries of that stream are read, and the reading does not wait.
         """
         if entries := self._take_ahead():
             return entries
@@ -179,7 +189,8 @@ class GroupReader:
             if time.monotonic() >= self._next_forget:
                 self._next_forget = time.monotonic() + _FORGET_EVERY_S
                 self._forget_gone()
-            reading = self._read_new(counts or dict.fromkeys(self.streams, BATCH), block_ms)
+                self.follow(sorted(self._unusable))
+            reading = self._read_new((counts or _batches)(self.streams), block_ms)
             return exchange.run(self._client, self._with_heartbeat(reading))
         except redis.ResponseError as error:
             self._deleted(error)
@@ -192,12 +203,17 @@ class GroupReader:
         reads_new = self._joined and not (self._own or self._abandoned or self._ahead)
         return reads_new and time.monotonic() < min(self._next_claim, self._next_forget)
 
-    def read_along(self, first: Exchange[_T], counts: Mapping[str, int]) -> Exchange[_T]:
+    def follow(self, streams: Sequence[str]) -> None:
+        """Read these streams too, from now on."""
+        if more := [stream for stream in streams if stream not in self.streams]:
+            self._make_groups(more)
+
+    def read_along(self, first: Exchange[_T], counts: Counts) -> Exchange[_T]:
         """The exchange and, if the next reading will be of new entries, a reading ahead in its first round trip. The
         next reading must come soon: the entries are this reader's from now on."""
         if not self._may_read_ahead:
             return (yield from first)
-        found, _ = yield from together(first, self._read_ahead(counts))
+        found, _ = yield from together(first, self._read_ahead(counts(self.streams)))
         return found
 
     def show_up(self) -> None:
@@ -208,18 +224,33 @@ class GroupReader:
     def hold(self, stream: str, ids: Sequence[bytes], idle_ms: int = 0) -> list[bytes]:
         """Renew the lease on these entries, or have them count as held for so long. Returns those that this reader
         still holds."""
+        return exchange.run(self._client, self._holding(stream, ids, idle_ms))
+
+    def renew_held(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
+        """Renew the lease on these. Returns where those stand that this reader does not hold any more."""
+        return {entry.at for entry in entries}.difference(self._hold_all(entries, 0))
+
+    def hand_back(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
+        """Have others take these over at once. This reader, too, may come by them again. Returns where those stand that
+        it did not hold any more."""
+        return {entry.at for entry in entries}.difference(self._hold_all(entries, _HANDED_BACK_MS))
+
+    def _hold_all(self, entries: Sequence[Entry], idle_ms: int) -> list[tuple[str, bytes]]:
+        """`hold` for entries of any streams, in one round trip. Returns where those stand that this reader holds."""
+        by_stream: dict[str, list[bytes]] = {}
+        for entry in entries:
+            by_stream.setdefault(entry.stream, []).append(entry.id)
+        if not by_stream:
+            return []
+        holding = [self._holding(stream, ids, idle_ms) for stream, ids in by_stream.items()]
+        held = exchange.run(self._client, all_of(holding))
+        return [(stream, entry_id) for stream, ids in zip(by_stream, held, strict=True) for entry_id in ids]
+
+    def _holding(self, stream: str, ids: Sequence[bytes], idle_ms: int) -> Exchange[list[bytes]]:
         held: list[bytes] = []
         for at in range(0, len(ids), _HELD_AT_ONCE):
-            args = [self._group, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
-            held += self._hold(keys=[stream], args=args)
-        return held
-
-    def hand_back(self, entries: Sequence[Entry]) -> list[bytes]:
-        """Have others take these over at once. This reader, too, may come by them again. Returns the ids of those that
-        it still held."""
-        held: list[bytes] = []
-        for stream in self.streams:
-            held += self.hold(stream, [entry.id for entry in entries if entry.stream == stream], _HANDED_BACK_MS)
+            args: list[str | bytes | int] = [self._group, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
+            held += yield from self._hold.call([stream], args)
         return held
 
     def leave_to_newer(self, entries: Sequence[Entry]) -> None:
@@ -232,7 +263,8 @@ class GroupReader:
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
-        held = [self._leave(keys=[stream], args=[self._group, self._consumer]) for stream in self.streams]
+        leaving = [self._leave.call([stream], [self._group, self._consumer]) for stream in self.streams]
+        held = exchange.run(self._client, all_of(leaving))
         if self._heartbeat is not None:
             exchange.run(self._client, self._heartbeat.end(holds=any(held)))
 
@@ -261,28 +293,49 @@ class GroupReader:
 
     def _ask(self, words: wire.Words) -> Any:
         """The answer to one command, raised if it is an error; the heartbeat goes along."""
-        return exchange.run(self._client, self._with_heartbeat(_one(words)))
+        return or_raise(self._ask_all([words])[0])
+
+    def _ask_all(self, commands: Sequence[wire.Words]) -> list[Any]:
+        """The answers to these commands, errors among them; the heartbeat goes along."""
+        return exchange.run(self._client, self._with_heartbeat(_plainly(commands)))
 
     def _join(self) -> None:
-        self._on_join()
+        streams = self._on_join()
         if self._heartbeat is not None:
             # Before it has a consumer: a consumer without a heartbeat is taken for a process of an earlier release.
             exchange.run(self._client, self._beat(self._heartbeat))
-        for stream in self.streams:
-            try:
-                # From 0: entries that were added before the group was created are for it too.
-                self._client.xgroup_create(stream, self._group, id="0", mkstream=True)
-            except redis.ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+        self.streams, self._unusable = [], set()
+        self._make_groups(streams)
         self.renew()
         self._joined = True
 
+    def _make_groups(self, streams: Sequence[str]) -> None:
+        """Have the group on these streams, and read them. If the key of one of several holds something else, it is left
+        out: the others are read."""
+        # From 0: entries that were added before the group was created are for it too.
+        making = [("XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM") for stream in streams]
+        answers = wire.round_trip(self._client, making)
+        for stream, answer in zip(streams, answers, strict=True):
+            if isinstance(answer, redis.ResponseError) and not str(answer).startswith("BUSYGROUP"):
+                if not str(answer).startswith("WRONGTYPE") or len(streams) + len(self.streams) == 1:
+                    raise answer
+                if stream not in self._unusable:
+                    self._log.error(f"{stream} is not a stream: it is not read, until it is one or is gone")
+                self._unusable.add(stream)
+                continue
+            self.streams.append(stream)
+            self._unusable.discard(stream)
+
     def _deleted(self, error: redis.ResponseError) -> None:
         """If a stream or group was deleted, let the next read create it again. Raises any other error."""
+        if str(error).startswith("WRONGTYPE") and len(self.streams) > 1:
+            self.recover()  # one of them is no stream any more: the others are read
+            return
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
-        self._log.warning(f"a stream or group of {', '.join(self.streams)} was deleted; created it again")
+        more = len(self.streams) - _NAMED
+        names = ", ".join(self.streams[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        self._log.warning(f"a stream or group of {names} was deleted; created it again")
         self.recover()
 
     def _take_ahead(self) -> list[Entry]:
@@ -296,11 +349,14 @@ class GroupReader:
 
     def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
         """New entries; sets `now_ms` when they are there."""
-        # The first reading waits for all streams, with one count for all. Others read the rest, stream by stream.
+        # The first reading waits for all streams, with one count for all. Others read the rest, those with the same
+        # count together.
         least = min(counts.values())
         block = block_ms if counts.keys() >= set(self.streams) else None
         readings = [self._reading(dict.fromkeys(counts, ">"), least, block)]
-        readings += [self._reading({stream: ">"}, count - least) for stream, count in counts.items() if count > least]
+        for most in sorted({count for count in counts.values() if count > least}):
+            those = [stream for stream, count in counts.items() if count == most]
+            readings.append(self._reading(dict.fromkeys(those, ">"), most - least))
         *answers, clock = yield [*readings, ("TIME",)]
         entries = [entry for answer in answers for entry in _entries(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
@@ -326,11 +382,14 @@ class GroupReader:
         return entries
 
     def _claim(self) -> list[Entry]:
-        """The next page of what other consumers have held for longer than the lease."""
+        """The next page, of each stream, of what other consumers have held for longer than the lease."""
         entries: list[Entry] = []
-        for stream, cursor in list(self._abandoned.items()):
-            words = ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
-            following, page, *deleted = self._ask(words)
+        claims = [
+            ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
+            for stream, cursor in self._abandoned.items()
+        ]
+        for stream, answer in zip(list(self._abandoned), self._ask_all(claims), strict=True):
+            following, page, *deleted = or_raise(answer)
             if deleted and deleted[0]:
                 self._report_deleted(stream, deleted[0])
             entries += _entries([(stream.encode(), page)], again=True, taken_over=True)
@@ -341,9 +400,8 @@ class GroupReader:
         return entries
 
     def _forget_gone(self) -> None:
-        """Remove consumers that are gone from the group, now that what they held was taken over."""
-        for stream in self.streams:
-            self._forget(keys=[stream], args=[self._group, _GONE_MS])
+        """Remove consumers that are gone from the groups, now that what they held was taken over."""
+        exchange.run(self._client, all_of([self._forget.call([s], [self._group, _GONE_MS]) for s in self.streams]))
 
     def _report_deleted(self, stream: str, ids: Sequence[bytes]) -> None:
         names = ", ".join(entry_id.decode() for entry_id in ids[:5])
@@ -355,9 +413,12 @@ def is_no_group(error: redis.ResponseError) -> bool:
     return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
 
 
-def _one(words: wire.Words) -> Exchange[Any]:
-    (answer,) = yield [words]
-    return or_raise(answer)
+def _batches(streams: Sequence[str]) -> Mapping[str, int]:
+    return dict.fromkeys(streams, BATCH)
+
+
+def _plainly(commands: Sequence[wire.Words]) -> Exchange[list[Any]]:
+    return (yield commands)
 
 
 def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:

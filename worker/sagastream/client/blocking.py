@@ -23,6 +23,8 @@ from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
+from sagastream.store.keys import StoreKeys
+from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
@@ -45,6 +47,7 @@ class SagaClient:
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
+        self._layout = Layout(self._broker.prefix)
         self._outage = Outage(self._broker, WHO, threading.Event(), observer=guarded(observer))
 
     def __enter__(self) -> Self:
@@ -85,7 +88,7 @@ class SagaClient:
 
     def begin_request(self, request: Begin) -> Accepted:
         """Like `begin`, for a parsed request."""
-        (answer,) = run(self._redis, requests.begin([request]))
+        (answer,) = run(self._redis, requests.begin(self._opened(), [request]))
         return requests.granted(answer)
 
     def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
@@ -98,7 +101,7 @@ class SagaClient:
             redis.RedisError: an error that is not an outage. Mend its cause, then begin all of the sagas again.
             TypeError: `sagas` is not a list of sagas.
         """
-        return run(self._redis, requests.begin_many(sagas))
+        return run(self._redis, requests.begin_many(self._layout, sagas))
 
     def get(self, saga_id: str) -> SagaState | None:
         """The saga as it is now; None: there is no such saga, or no worker has read its request yet.
@@ -106,7 +109,7 @@ class SagaClient:
         Raises UnreadableSaga if the saga cannot be read: CorruptSaga if it is damaged, NewerFormat if only a newer
         release can read it.
         """
-        state = run(self._redis, load([saga_id]))[0][saga_id]
+        state = run(self._redis, load(self._looked(), [saga_id]))[0][saga_id]
         if isinstance(state, UnreadableSaga):
             raise state
         return state
@@ -149,7 +152,7 @@ class SagaClient:
         """
         check_timeout(timeout_s)
         many = requests.one_by_one(sagas, "ids, or of what begin returned")
-        return self._as_completed(SagaWatcher(map(Waiter.for_end_of, many)), timeout_s)
+        return self._as_completed(SagaWatcher(self._layout, map(Waiter.for_end_of, many)), timeout_s)
 
     def _as_completed(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
         yield from self._settled(watcher, timeout_s)
@@ -203,9 +206,10 @@ class SagaClient:
             redis.RedisError: the broker is away. The request may have arrived or not.
         """
         check_timeout(timeout_s)
-        watcher = SagaWatcher([Waiter(saga_id=request.saga_id, request=request)])
+        keys = self._opened()
+        watcher = SagaWatcher(self._layout, [Waiter(saga_id=request.saga_id, request=request)])
         run(self._redis, watcher.start())
-        run(self._redis, requests.append([request]))
+        run(self._redis, requests.append(keys, [request]))
         for outcome in self._settled(watcher, timeout_s):
             return requests.granted(outcome)
         assert timeout_s is not None
@@ -226,9 +230,15 @@ class SagaClient:
 
         Raises ValueError if `status` is not one of them.
         """
-        listing = Listing(status, limit)
+        listing = Listing(self._looked(), status, limit)
         pages = iter(lambda: run(self._redis, listing.next_page()), [])
         return chain.from_iterable(pages)
+
+    def _opened(self) -> StoreKeys:
+        return run(self._redis, self._layout.opened())
+
+    def _looked(self) -> StoreKeys:
+        return run(self._redis, self._layout.looked())
 
     def _settled(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
         """The outcomes of the waiters, one by one, until none is left or the time is up."""

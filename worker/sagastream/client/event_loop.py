@@ -12,13 +12,15 @@ from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_as
 from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.outage import OutageReport, is_outage
 from sagastream.client import requests
-from sagastream.client.listing import Listing, ListStatus
+from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.core import backoff
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import BrokerError, UnreadableSaga
+from sagastream.store.keys import StoreKeys
+from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
@@ -38,7 +40,8 @@ class AsyncSagaClient:
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._pool = connect_async(self._broker.url)
-        self._follower = _Follower(self._broker, self._pool, OutageReport(WHO, guarded(observer)))
+        self._layout = Layout(self._broker.prefix)
+        self._follower = _Follower(self._broker, self._pool, OutageReport(WHO, guarded(observer)), self._layout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,16 +71,16 @@ class AsyncSagaClient:
 
     async def begin_request(self, request: Begin) -> Accepted:
         """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""
-        (answer,) = await self._run(requests.begin([request]))
+        (answer,) = await self._run(requests.begin(await self._opened(), [request]))
         return requests.granted(answer)
 
     async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
         """Begin many sagas; awaits until all requests are answered for. See SagaClient.begin_many."""
-        return await self._run(requests.begin_many(sagas))
+        return await self._run(requests.begin_many(self._layout, sagas))
 
     async def get(self, saga_id: str) -> SagaState | None:
         """Read a saga as it is now; awaits one round trip. See SagaClient.get."""
-        state = (await self._run(load([saga_id])))[0][saga_id]
+        state = (await self._run(load(await self._looked(), [saga_id])))[0][saga_id]
         if isinstance(state, UnreadableSaga):
             raise state
         return state
@@ -129,12 +132,22 @@ class AsyncSagaClient:
     ) -> AsyncIterator[SagaState | UnreadableSaga]:
         """The sagas of the store. Use it with `async for`, and without `await`; each page is awaited when it is needed.
         See SagaClient.list."""
-        return self._listed(Listing(status, limit))
+        check_status(status)
+        return self._listed(status, limit)
 
-    async def _listed(self, listing: Listing) -> AsyncIterator[SagaState | UnreadableSaga]:
+    async def _listed(
+        self, status: ListStatus | SagaStatus | None, limit: int | None
+    ) -> AsyncIterator[SagaState | UnreadableSaga]:
+        listing = Listing(await self._looked(), status, limit)
         while page := await self._run(listing.next_page()):
             for found in page:
                 yield found
+
+    async def _opened(self) -> StoreKeys:
+        return await self._run(self._layout.opened())
+
+    async def _looked(self) -> StoreKeys:
+        return await self._run(self._layout.looked())
 
     async def _run(self, exchange: Exchange[_T]) -> _T:
         return await run_async(self._pool, exchange)
@@ -143,11 +156,12 @@ class AsyncSagaClient:
 class _Follower:
     """The one reader of the events stream, for all coroutines that wait."""
 
-    def __init__(self, broker: Broker, pool: ConnectionPool, outage: OutageReport) -> None:
+    def __init__(self, broker: Broker, pool: ConnectionPool, outage: OutageReport, layout: Layout) -> None:
         self._broker = broker
         self._pool = pool
         self._outage = outage
-        self._watcher = SagaWatcher()
+        self._layout = layout
+        self._watcher = SagaWatcher(layout)
         self._futures: dict[Waiter, asyncio.Future[Outcome]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -157,7 +171,7 @@ class _Follower:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[waiter] = future
         if self._task is None or self._task.done():
-            self._watcher = SagaWatcher()  # the last one may be far behind in the events stream
+            self._watcher = SagaWatcher(self._layout)  # the last one may be far behind in the events stream
             self._watcher.add(waiter)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
         else:
@@ -165,7 +179,8 @@ class _Follower:
         try:
             if isinstance(waiter.request, Intervene):
                 await run_async(self._pool, self._watcher.start())
-                await run_async(self._pool, requests.append([waiter.request]))
+                keys = await run_async(self._pool, self._layout.opened())
+                await run_async(self._pool, requests.append(keys, [waiter.request]))
             elif timeout_s is not None and timeout_s <= 0:
                 await self._look()  # the question is whether it has ended by now
             async with asyncio.timeout(timeout_s):

@@ -2,15 +2,16 @@
 ones, the newest first."""
 
 import math
-from collections.abc import Iterator
-from itertools import islice
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Final, Literal, get_args
 
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
-from sagastream.store import keys
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.sagas import load
 
 #: To which sagas a list may be limited. A parked saga is also COMPENSATING or PENDING.
@@ -21,19 +22,26 @@ _PAGE: Final = 200
 _IDS_AT_ONCE: Final = 1000
 
 
+def check_status(status: ListStatus | SagaStatus | None) -> None:
+    """Raises ValueError for a status that no saga has."""
+    if status is not None and status not in get_args(ListStatus):
+        raise ValueError(f"status must be one of {', '.join(get_args(ListStatus))}, not {status!r}")
+
+
 class Listing:
     """A list that is being read."""
 
-    def __init__(self, status: ListStatus | SagaStatus | None, limit: int | None) -> None:
+    def __init__(self, keys: StoreKeys, status: ListStatus | SagaStatus | None, limit: int | None) -> None:
         """Raises ValueError for a status that no saga has."""
-        if status is not None and status not in get_args(ListStatus):
-            raise ValueError(f"status must be one of {', '.join(get_args(ListStatus))}, not {status!r}")
+        check_status(status)
+        self._keys = keys
         self._status = status
         self._left = math.inf if limit is None else limit
-        parked = _Parked()
-        live = _ByScore("ZRANGEBYSCORE", keys.TIMERS, "-inf", "(+inf")
-        ended = _ByScore("ZREVRANGEBYSCORE", keys.ENDED, "+inf", "-inf")
-        places: dict[str | None, list[_Parked | _ByScore]] = {
+        partitions = keys.partitions
+        parked = _Parked(partitions)
+        live = _Merged([_ByScore("ZRANGEBYSCORE", one.timers, "-inf", "(+inf") for one in partitions], sign=1)
+        ended = _Merged([_ByScore("ZREVRANGEBYSCORE", one.ended, "+inf", "-inf") for one in partitions], sign=-1)
+        places: dict[str | None, list[_Parked | _Merged]] = {
             None: [parked, live, ended],
             "PARKED": [parked],
             "PENDING": [parked, live],
@@ -49,7 +57,7 @@ class Listing:
             if not saga_ids:
                 del self._places[0]
                 continue
-            states, _ = yield from load(saga_ids)
+            states, _ = yield from load(self._keys, saga_ids)
             page = [found for found in states.values() if found is not None and self._has_status(found)]
             if page:
                 page = page[: int(min(self._left, len(page)))]
@@ -67,20 +75,54 @@ class _Parked:
     """The ids of the parked sagas. All ids are read before the first page: a caller that retries each saga of the list
     moves it out of the index meanwhile, and must not miss any."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: Sequence[Partition]) -> None:
+        self._partitions = partitions
         self._ids: Iterator[str] | None = None
 
     def next_page(self) -> Exchange[list[str]]:
         if self._ids is None:
-            found: list[str] = []
-            page = None
-            while page is None or len(page) == _IDS_AT_ONCE:
-                words = ("ZRANGEBYSCORE", keys.TIMERS, "+inf", "+inf", "LIMIT", len(found), _IDS_AT_ONCE)
-                (answer,) = yield [words]
-                page = [_text(saga_id) for saga_id in or_raise(answer)]
-                found += page
-            self._ids = iter(found)
+            found = yield from all_of([self._all_of(partition) for partition in self._partitions])
+            self._ids = chain.from_iterable(found)
         return list(islice(self._ids, _PAGE))
+
+    def _all_of(self, partition: Partition) -> Exchange[list[str]]:
+        found: list[str] = []
+        page = None
+        while page is None or len(page) == _IDS_AT_ONCE:
+            words = ("ZRANGEBYSCORE", partition.timers, "+inf", "+inf", "LIMIT", len(found), _IDS_AT_ONCE)
+            (answer,) = yield [words]
+            page = [_text(saga_id) for saga_id in or_raise(answer)]
+            found += page
+        return found
+
+
+class _Merged:
+    """The ids of the indexes of all partitions, in the order of their scores."""
+
+    def __init__(self, indexes: "Sequence[_ByScore]", *, sign: int) -> None:
+        """`sign`: 1 if the scores rise, -1 if they fall."""
+        self._indexes = indexes
+        self._sign = sign
+        self._pages: list[deque[tuple[float, str]]] = [deque() for _ in indexes]  # what was read and is not yet listed
+        self._going_on = list(range(len(indexes)))  # those that may have more
+
+    def next_page(self) -> Exchange[list[str]]:
+        listed: list[str] = []
+        while len(listed) < _PAGE:
+            empty = [number for number in self._going_on if not self._pages[number]]
+            if empty:
+                found = yield from all_of([self._indexes[number].next_page() for number in empty])
+                for number, page in zip(empty, found, strict=True):
+                    self._pages[number].extend(page)
+                    if not page:
+                        self._going_on.remove(number)
+            if not self._going_on:
+                break
+            first = min(self._going_on, key=lambda number: self._sign * self._pages[number][0][0])
+            listed.append(self._pages[first].popleft()[1])
+            if len(listed) < _PAGE and len(self._indexes) == 1 and not self._pages[first]:
+                break  # as it was read: a page is a page
+        return listed
 
 
 class _ByScore:
@@ -94,7 +136,7 @@ class _ByScore:
         self._last = last
         self._skip = 0  # how many members with the score `_from` were read already
 
-    def next_page(self) -> Exchange[list[str]]:
+    def next_page(self) -> Exchange[list[tuple[float, str]]]:
         words = (self._command, self._key, self._from, self._last, "WITHSCORES", "LIMIT", self._skip, _PAGE)
         (answer,) = yield [words]
         found = or_raise(answer)
@@ -103,7 +145,7 @@ class _ByScore:
             at_last = scores.count(scores[-1])
             self._skip = self._skip + at_last if scores[-1] == self._from else at_last
             self._from = scores[-1]
-        return [_text(saga_id) for saga_id in found[::2]]
+        return [(float(score), _text(saga_id)) for saga_id, score in zip(found[::2], scores, strict=True)]
 
 
 def _text(saga_id: bytes) -> str:

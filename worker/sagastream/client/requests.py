@@ -7,12 +7,13 @@ sagas take one round trip.
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
 
 import redis
 
 from sagastream.broker import wire
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.outage import is_outage
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
@@ -22,7 +23,9 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
-from sagastream.store import keys, saga_hash
+from sagastream.store import saga_hash
+from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.layout import Layout
 
 #: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
 #: waits.
@@ -134,27 +137,41 @@ def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
     return iter(sagas)
 
 
-def append(requests: Sequence[Begin | Intervene]) -> Exchange[None]:
+def append(keys: StoreKeys, requests: Sequence[Begin | Intervene]) -> Exchange[None]:
     """Append requests as they are, whatever the store knows. They are durable when this returns. If it raised, append
     the same requests again: one that arrived twice is recognised by its request_id."""
-    commands: list[wire.Words] = [("XADD", keys.REQUESTS, "*", *_words(request)) for request in requests]
+    commands: list[wire.Words] = [("XADD", _stream(keys, request), "*", *_words(request)) for request in requests]
     answers = (yield commands) if commands else []
     for answer in answers:
         or_raise(answer)
 
 
-def begin(begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
-    """Begin these sagas in one round trip. The answers are in their order. All requests arrive, or none."""
+def begin(keys: StoreKeys, begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
+    """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
+    none."""
+    by_partition: dict[int, list[int]] = {}
+    for index, one in enumerate(begins):
+        by_partition.setdefault(keys.of(one.saga_id).number, []).append(index)
+    calls = [
+        _begin(keys.partitions[number], [begins[index] for index in those]) for number, those in by_partition.items()
+    ]
+    found = yield from all_of(calls)
+    order = [index for those in by_partition.values() for index in those]
+    answers = dict(zip(order, chain.from_iterable(found), strict=True))
+    return [answers[index] for index in range(len(begins))]
+
+
+def _begin(partition: Partition, begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
     args: list[str | bytes | int] = []
     for one in begins:
         words = _words(one)
         args += (len(words), *words)
-    names = [keys.REQUESTS, *(keys.saga(one.saga_id) for one in begins)]
+    names = [partition.requests, *(partition.saga(one.saga_id) for one in begins)]
     known = yield from _SCRIPT.call(names, args)
     return [_answer(one, held) for one, held in zip(begins, known, strict=True)]
 
 
-def begin_many(sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused | Unsettled]]:
+def begin_many(layout: Layout, sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused | Unsettled]]:
     """Begin these sagas, one batch per round trip. The answers are in their order.
 
     After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
@@ -167,7 +184,8 @@ def begin_many(sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused
         told: Iterator[Accepted | Refused] = iter(())
         if begins and failure is None:
             try:
-                told = iter((yield from begin(begins)))
+                keys = yield from layout.opened()
+                told = iter((yield from begin(keys, begins)))
             except redis.RedisError as error:
                 if not is_outage(error):
                     raise
@@ -207,6 +225,11 @@ def unread(begin: Begin) -> SagaState:
         begun_ms=0,
         updated_ms=0,
     )
+
+
+def _stream(keys: StoreKeys, request: Begin | Intervene) -> str:
+    partition = keys.of(request.saga_id)
+    return partition.requests if isinstance(request, Begin) else partition.interventions
 
 
 def _words(request: Begin | Intervene) -> list[str | bytes | int]:

@@ -22,6 +22,7 @@ from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
 from sagastream.store import events
+from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
 
 #: The name of a client in the log.
@@ -116,17 +117,18 @@ class SagaWatcher:
     watcher only between its round trips: several threads can use one through `exchange.locked`.
     """
 
-    def __init__(self, waiters: Iterable[Waiter] = (), *, in_order: bool = False) -> None:
+    def __init__(self, layout: Layout, waiters: Iterable[Waiter] = (), *, in_order: bool = False) -> None:
         """`in_order`: settle a waiter only after the caller has dealt with all events (`heard`) up to the one that
         settled it. Without that, settle it at once."""
+        self._layout = layout
         self._in_order = in_order
         self._waiters: dict[str, list[Waiter]] = {}
         self._to_look: dict[str, None] = {}  # the sagas to look at, in the order in which that became known
         self._unknown: set[str] = set()  # the sagas that were not there at the last look
-        self._after: bytes | None = None  # the last event that was read
-        self._dealt_with: bytes | None = None  # the last event that the caller has dealt with
-        # What a look has found, and the newest event after that look: the saga's own events are not newer.
-        self._found: list[tuple[bytes, Settled]] = []
+        self._after: events.Place | None = None  # the last events that were read
+        self._dealt_with: events.Place | None = None  # the last events that the caller has dealt with
+        # What a look has found, and the newest events after that look: the saga's own events are not newer.
+        self._found: list[tuple[events.Place, Settled]] = []
         self.heard: Sequence[Entry] = ()  # the events that the last turn read of sagas that somebody waits for
         self.in_place = False  # whether all that is not known yet comes after `_after`
         self.away: redis.RedisError | None = None  # why the last turn failed
@@ -189,9 +191,14 @@ class SagaWatcher:
     def start(self) -> Exchange[None]:
         """Take the place in the events stream from which to read on. All news of a request that is sent from now on
         come after it."""
-        newest = yield from events.newest()
-        if self._after is None or events.sort_key(newest) < events.sort_key(self._after):
-            self._after = self._dealt_with = newest  # there was none, or the store has lost its last events
+        keys = yield from self._layout.opened()
+        newest = yield from events.newest(keys.partitions)
+        if self._after is None:
+            self._after = newest
+        # A partition may have lost its last events.
+        self._after = tuple(min(both, key=events.sort_key) for both in zip(self._after, newest, strict=True))
+        if self._dealt_with is None or not events.is_reached(self._dealt_with, self._after):
+            self._dealt_with = self._after
         self._found.clear()
         self._to_look = dict.fromkeys(self._waiters)
         self.in_place = True
@@ -207,10 +214,11 @@ class SagaWatcher:
             self._to_look.pop(saga_id, None)
         newest = None
         try:
+            keys = yield from self._layout.opened()
             if self._in_order:
-                (states, _), newest = yield from together(load(saga_ids), events.newest())
+                (states, _), newest = yield from together(load(keys, saga_ids), events.newest(keys.partitions))
             else:
-                states, _ = yield from load(saga_ids)
+                states, _ = yield from load(keys, saga_ids)
         except BaseException:
             self._to_look |= dict.fromkeys(saga_ids)
             raise
@@ -227,19 +235,20 @@ class SagaWatcher:
     def _due(self) -> Settled:
         """Settle those whose events the caller has dealt with."""
         assert self._dealt_with is not None
-        reached = events.sort_key(self._dealt_with)
-        due = [one for newest, found in self._found if events.sort_key(newest) <= reached for one in found]
+        reached = self._dealt_with
+        due = [one for newest, found in self._found if events.is_reached(newest, reached) for one in found]
         if due:
-            self._found = [one for one in self._found if events.sort_key(one[0]) > reached]
+            self._found = [one for one in self._found if not events.is_reached(one[0], reached)]
         return self._settle(due)
 
     def _read(self, block_ms: int) -> Exchange[Settled]:
         assert self._after is not None
-        entries = yield from events.after(self._after, block_ms)
+        partitions = (yield from self._layout.opened()).partitions
+        entries = yield from events.after(partitions, self._after, block_ms)
         heard: list[Entry] = []
         refused: list[tuple[Waiter, Outcome]] = []
+        self._after = events.moved(partitions, self._after, entries)
         for entry in entries:
-            self._after = entry.id
             saga_id = entry.fields.get(b"saga_id", b"").decode(errors="replace")
             if saga_id not in self._waiters:
                 continue

@@ -77,7 +77,7 @@ def awaits(state: SagaState, reply: Reply) -> bool:
     if reply.step > len(state.steps):
         return False
     step = state.steps[reply.step - 1]
-    if not step.is_active or step.current_attempt == 0:
+    if not step.is_active or step.current_attempt == 0 or not _is_from_its_service(step, reply):
         return False
     if reply.type == ok(step.command):
         return True
@@ -86,6 +86,11 @@ def awaits(state: SagaState, reply: Reply) -> bool:
     if not step.being_undone and not reply.unknown and not step.definition.retried:
         return True  # this holds for all attempts: nothing of the step remains
     return step.in_flight and reply.attempt in (None, step.current_attempt)
+
+
+def _is_from_its_service(step: Step, reply: Reply) -> bool:
+    """A service answers for its own steps alone, whatever a reply says."""
+    return reply.service is None or reply.service == step.definition.service
 
 
 # --- requests
@@ -202,6 +207,11 @@ def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
     step = state.steps[reply.step - 1]
+    if not _is_from_its_service(step, reply):
+        text = (
+            f"step {reply.step} is one of {step.definition.service}: the service {reply.service} cannot answer for it"
+        )
+        return Decision(state=state, quarantine=text)
     if awaits(state, reply):
         answered = _compensation_answered if step.being_undone else _transaction_answered
         decision = answered(state, step, reply, moment)

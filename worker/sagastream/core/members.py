@@ -6,7 +6,7 @@
 import re
 from typing import Any
 
-from sagastream.core.messages import ID_PATTERN, REPLY_PATTERN
+from sagastream.core.messages import ID_PATTERN, REPLY_PATTERN, SERVICE_PATTERN
 from sagastream.core.steps import FORMATS, MAX_STEPS, PLAIN
 from sagastream.errors import MalformedMessage
 
@@ -23,7 +23,8 @@ def name_in(value: dict[str, Any], key: str, where: str, pattern: re.Pattern[str
     """The member of this key, which must be a name."""
     name = value.get(key)
     if not isinstance(name, str) or not pattern.fullmatch(name):
-        allowed = f"1 to {135 if pattern is REPLY_PATTERN else 128} characters of A-Z a-z 0-9 . _ : -"
+        characters = "A-Z a-z 0-9 . _ -" if pattern is SERVICE_PATTERN else "A-Z a-z 0-9 . _ : -"
+        allowed = f"1 to {135 if pattern is REPLY_PATTERN else 128} characters of {characters}"
         raise MalformedMessage(f"{where}: {key} " + (f"must be {allowed}" if key in value else "is missing"))
     return name
 

@@ -15,8 +15,10 @@ from msgspec import Struct
 from sagastream.core.steps import AS_PUBLISHED, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
 
-#: Saga ids, and the names of transactions, compensations and services.
+#: Saga ids, and the names of transactions and compensations.
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+#: The name of a service: without a colon, which ends it in the names of keys.
+SERVICE_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: The type of a reply: the name of a command and `_ok` or `_failed`.
 REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
 
@@ -183,6 +185,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     error: bytes | None = None  # JSON
     unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
     attempt: int | None = None  # of the stream entry: which attempt it answers; None: the last one
+    service: str | None = None  # whose stream it came on; None: that is not known
 
     @property
     def payload(self) -> bytes | None:
@@ -212,7 +215,7 @@ class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
     code: Code
     text: str
     request_id: str | None = None  # who asked, if that could be read
-    saga_id: None = None
+    saga_id: str | None = None  # of a request that was understood, and is refused
 
 
 class Newer(Struct, frozen=True, kw_only=True, gc=False):
@@ -291,5 +294,10 @@ def error_body(code: int, text: str) -> bytes:
 
 
 def is_id(text: object) -> bool:
-    """Whether this can be a saga id, or the name of a service, transaction or compensation."""
+    """Whether this can be a saga id, or the name of a transaction or compensation."""
     return isinstance(text, str) and ID_PATTERN.fullmatch(text) is not None
+
+
+def is_service(text: object) -> bool:
+    """Whether this can be the name of a service."""
+    return isinstance(text, str) and SERVICE_PATTERN.fullmatch(text) is not None

@@ -63,11 +63,12 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Newer | U
         return Unreadable(code=Code.MALFORMED, text=str(error), request_id=request_id)
 
 
-def read_reply(fields: Mapping[bytes, bytes]) -> Reply | Unreadable:
-    """The entry of the replies stream."""
+def read_reply(fields: Mapping[bytes, bytes], service: str | None = None) -> Reply | Unreadable:
+    """The entry of a service's stream of replies. `service`: its name, if that is known."""
     try:
         attempt = _number(fields, b"attempt") if b"attempt" in fields else None
-        return parse_reply(decode(_body(fields)), unknown=b"unknown" in fields, attempt=attempt)
+        unknown = b"unknown" in fields
+        return parse_reply(decode(_body(fields)), unknown=unknown, attempt=attempt, service=service)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
@@ -148,7 +149,7 @@ def _is_hard(body: dict[str, Any], called: str) -> bool:
     return bool(body["deadline"] == HARD)
 
 
-def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None) -> Reply:
+def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None, service: str | None = None) -> Reply:
     """A decoded reply body. Members that the protocol does not name are ignored: whatever else a service adds, the
     effect has happened."""
     return Reply(
@@ -159,6 +160,7 @@ def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None)
         error=trimmed(encode(body["error"])) if "error" in body else None,
         unknown=unknown,
         attempt=attempt,
+        service=service,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sagastream.core.members import checked_object, flag_in, limit, name_in
+from sagastream.core.messages import SERVICE_PATTERN
 from sagastream.core.steps import (
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
@@ -39,7 +40,7 @@ def _parse_step(step: Any, where: str) -> StepDefinition:
         raise MalformedMessage(f"{where}: a transaction cannot be its own compensation")
     return StepDefinition(
         transaction=transaction,
-        service=name_in(step, "service", where),
+        service=name_in(step, "service", where, SERVICE_PATTERN),
         params=trimmed(encode_payload(step.get("params"))),
         **options,
     )

@@ -9,13 +9,16 @@ from sagastream.core.messages import Command, Notice
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.transitions import Decision
 from sagastream.errors import UnreadableSaga
-from sagastream.store import keys, saga_hash
+from sagastream.store import saga_hash
+from sagastream.store.keys import Partition
 
 
 @dataclass(slots=True)
 class Change:
-    """All that one turn does to one saga. If `saga_id` is None: what it does about entries that name no saga."""
+    """All that one turn does to one saga, in its partition. If `saga_id` is None: what it does about entries of the
+    partition that name no saga."""
 
+    partition: Partition
     saga_id: str | None
     before: Found
     after: Found
@@ -60,4 +63,6 @@ class Change:
     @property
     def key(self) -> str | None:
         """The key of the hash that the commit compares; None if there is no saga, or the saga cannot be read."""
-        return None if self.saga_id is None or isinstance(self.before, UnreadableSaga) else keys.saga(self.saga_id)
+        if self.saga_id is None or isinstance(self.before, UnreadableSaga):
+            return None
+        return self.partition.saga(self.saga_id)

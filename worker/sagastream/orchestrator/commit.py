@@ -11,8 +11,9 @@ from sagastream.broker.wire import execute
 from sagastream.core.messages import Fields
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
-from sagastream.store import keys, saga_hash, sagas
+from sagastream.store import saga_hash, sagas
 from sagastream.store.columns import iso
+from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP, Partition, StoreKeys
 
 #: The longest argument of a script, in bytes. A server refuses an argument of 512 MB. Many very large results could
 #: reach that, and each new attempt would be refused again.
@@ -24,45 +25,74 @@ _PAGE: Final = 1000
 class Store:
     """What a worker writes about sagas."""
 
-    def __init__(self, client: "redis.Redis", *, retention_ms: int = keys.ENDED_KEPT_MS) -> None:
+    def __init__(self, client: "redis.Redis", *, retention_ms: int = ENDED_KEPT_MS) -> None:
         """`retention_ms`: how long a saga is kept after it has ended."""
         self._client = client
         self._retention_ms = retention_ms
         self._commit = scripting.Script("commit")
-        self._due = scripting.load(client, "due")
-        self._give_back = scripting.load(client, "give_back")
-        self._leased_until = 0  # until when the last call of `due` leased its sagas, ms by the broker's clock
+        self._due = scripting.Script("due")
+        self._give_back = scripting.Script("give_back")
+        #: Until when the last call of `due` leased the sagas of each partition, ms by the broker's clock.
+        self._leased_until: dict[Partition, int] = {}
 
-    def due(self, count: int, lease_ms: int, passed_over: Sequence[str] = ()) -> tuple[list[str], int | None]:
-        """Lease up to `count` sagas that are due by the broker's clock, for `lease_ms`. If nothing is done about a
-        leased saga in that time, it is due again. `passed_over`: the ids of sagas to leave out.
+    def due(
+        self, partitions: Sequence[Partition], count: int, lease_ms: int, passed_over: Sequence[str] = ()
+    ) -> tuple[list[tuple[Partition, str]], int | None]:
+        """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
+        done about a leased saga in that time, it is due again. `passed_over`: the ids of sagas to leave out.
 
-        Returns the ids, and how long it is until the next saga is due, in ms (None: no saga waits for a time).
+        Returns the sagas, each with its partition, and how long it is until the next saga is due, in ms (None: no saga
+        waits for a time).
         """
-        wait_ms, self._leased_until, *saga_ids = self._due(keys=[keys.TIMERS], args=[count, lease_ms, *passed_over])
-        return [saga_id.decode(errors="backslashreplace") for saga_id in saga_ids], None if wait_ms < 0 else wait_ms
+        calls = [self._due.call([partition.timers], [count, lease_ms, *passed_over]) for partition in partitions]
+        found: list[tuple[Partition, str]] = []
+        waits: list[int] = []
+        answers = exchange.run(self._client, exchange.all_of(calls))
+        for partition, (wait_ms, leased_until, *saga_ids) in zip(partitions, answers, strict=True):
+            self._leased_until[partition] = leased_until
+            found += [(partition, saga_id.decode(errors="backslashreplace")) for saga_id in saga_ids]
+            waits.append(wait_ms)
+        return found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None)
 
-    def give_back(self, saga_ids: Sequence[str]) -> None:
+    def give_back(self, due: Sequence[tuple[Partition, str]]) -> None:
         """Give up the lease on sagas that the last call of `due` leased: other workers may take them at once."""
-        self._give_back(keys=[keys.TIMERS], args=[self._leased_until, *saga_ids])
+        by_partition: dict[Partition, list[str]] = {}
+        for partition, saga_id in due:
+            by_partition.setdefault(partition, []).append(saga_id)
+        calls = [
+            self._give_back.call([partition.timers], [self._leased_until[partition], *saga_ids])
+            for partition, saga_ids in by_partition.items()
+        ]
+        exchange.run(self._client, exchange.all_of(calls))
 
-    def forget_ended(self) -> None:
+    def drop_strangers(self, strangers: Sequence[tuple[Partition, str]]) -> None:
+        """Remove from the timers sagas that do not belong to the partition. sagastream did not write them there."""
+        pipeline = self._client.pipeline(transaction=False)
+        for partition, saga_id in strangers:
+            pipeline.zrem(partition.timers, saga_id)
+        execute(pipeline)
+
+    def forget_ended(self, keys: StoreKeys) -> None:
         """Remove from `ended` the sagas whose hash has expired."""
-        _, now_ms = sagas.read(self._client, [])
-        while page := self._client.zrangebyscore(keys.ENDED, "-inf", now_ms - self._retention_ms, 0, _PAGE):
+        _, now_ms = sagas.read(self._client, keys, [])
+        for partition in keys.partitions:
+            self._forget_ended(partition, now_ms)
+
+    def _forget_ended(self, partition: Partition, now_ms: int) -> None:
+        while page := self._client.zrangebyscore(partition.ended, "-inf", now_ms - self._retention_ms, 0, _PAGE):
             saga_ids: Any = page
             pipeline = self._client.pipeline(transaction=False)
             for saga_id in saga_ids:
-                pipeline.exists(keys.saga(saga_id.decode(errors="backslashreplace")))
+                pipeline.exists(partition.saga(saga_id.decode(errors="backslashreplace")))
             # Another worker may keep sagas for longer than this one.
             gone = [saga_id for saga_id, there in zip(saga_ids, execute(pipeline), strict=True) if not there]
             if gone:
-                self._client.zrem(keys.ENDED, *gone)
+                self._client.zrem(partition.ended, *gone)
             if len(saga_ids) < _PAGE or not gone:
                 break
 
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
-        """Write these changes in one script call, or in several if they are very large.
+        """Write these changes, all of one partition, in one script call, or in several if they are very large.
 
         Returns two lists of those that were not written: those that lost the comparison (somebody has changed the saga
         since), and those that are stuck (one of the keys to which they append is not a stream).
@@ -71,7 +101,7 @@ class Store:
 
     def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`."""
-        arguments = _CommitArguments(changes, now_ms, self._retention_ms)
+        arguments = _CommitArguments(changes[0].partition, changes, now_ms, self._retention_ms)
         if len(arguments.args[0]) > _LONGEST and len(changes) > 1:
             half = len(changes) // 2
             lost, stuck = yield from self.committing(changes[:half], now_ms)
@@ -86,15 +116,13 @@ class Store:
 class _CommitArguments:
     """Packs changes for commit.lua; the header of that file describes the order."""
 
-    def __init__(self, changes: Sequence[Change], now_ms: int, retention_ms: int) -> None:
-        self._streams = {keys.TIMERS: 1, keys.ENDED: 2, keys.EVENTS: 3}
+    def __init__(self, partition: Partition, changes: Sequence[Change], now_ms: int, retention_ms: int) -> None:
+        self._streams = {partition.timers: 1, partition.ended: 2, partition.events: 3}
         self._hashes: list[str] = []
         packed = [self._packed(change) for change in changes]
         self.keys = [*self._streams, *self._hashes]
         self.args = [
-            wire.message_pack(
-                [len(self._streams), keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, now_ms, retention_ms, packed]
-            )
+            wire.message_pack([len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, retention_ms, packed])
         ]
 
     def _packed(self, change: Change) -> list[Any]:
@@ -102,12 +130,13 @@ class _CommitArguments:
         after = change.after if isinstance(change.after, SagaState) else None
         fields = saga_hash.changed_fields(before, after)
         appends: list[Any] = []
+        partition = change.partition
         for command in change.commands:
-            appends += self._append(keys.commands(command.service), command.fields())
+            appends += self._append(partition.commands(command.service), command.fields())
         for notice in change.notices:
-            appends += self._append(keys.EVENTS, notice.fields())
+            appends += self._append(partition.events, notice.fields())
         for entry, reason in change.quarantined:
-            appends += self._append(keys.QUARANTINE, entry.quarantined(reason))
+            appends += self._append(partition.quarantine, entry.quarantined(reason))
         entries: list[int | str] = []
         for entry in change.entries:
             entries += (self._stream(entry.stream), entry.id.decode())

@@ -20,6 +20,7 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
+from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Log
 
 #: For how long a worker leaves out a newer saga that was due, in seconds: as long as it would otherwise lease it.
@@ -35,6 +36,7 @@ class Gate:
 
     def __init__(self, client: "redis.Redis", store: Store, inbox: GroupReader, *, consumer: str, who: str) -> None:
         """`who`: the name of the worker, as its log records have it."""
+        self._keys: StoreKeys | None = None
         self._client = client
         self._store = store
         self._inbox = inbox
@@ -43,15 +45,20 @@ class Gate:
         self._told: set[int] = set()  # the formats that it has reported
         self._passed_over: dict[str, float] = {}  # newer sagas that were due, and until when to leave them out
 
+    def join(self, keys: StoreKeys) -> None:
+        """Look at the workers of this store from now on."""
+        self._keys = keys
+
     def closed(self, inputs: Iterable[tuple[Entry | None, Event]]) -> Mapping[int, str]:
         """The formats of which no saga may begin now, each with the reason. Only formats of these requests count."""
         formats = {event.format for _, event in inputs if isinstance(event, Begin)}
         formats.discard(PLAIN)  # which every release knows
         if not formats:
             return {}
+        assert self._keys is not None
         others = [
             process
-            for process in heartbeat.processes(self._client)
+            for process in heartbeat.processes(self._client, self._keys)
             if process.kind == Kind.WORKER and process.is_alive and process.name != self._consumer
         ]
         closed = {}
@@ -73,10 +80,15 @@ class Gate:
         for number in {number for change in changes for _, number in change.left}:
             self._tell(number)
         self._inbox.leave_to_newer([entry for change in changes for entry, _ in change.left if entry is not None])
-        due = [change.saga_id for change in changes for entry, _ in change.left if entry is None and change.saga_id]
+        due = [
+            (change.partition, change.saga_id)
+            for change in changes
+            for entry, _ in change.left
+            if entry is None and change.saga_id
+        ]
         if due := due[: _PASSED_OVER - len(self._passed_over)]:
             self._store.give_back(due)
-            self._passed_over |= dict.fromkeys(due, time.monotonic() + _PASSED_OVER_S)
+            self._passed_over |= dict.fromkeys([saga_id for _, saga_id in due], time.monotonic() + _PASSED_OVER_S)
 
     def _tell(self, number: int) -> None:
         if number not in self._told:

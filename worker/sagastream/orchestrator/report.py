@@ -6,7 +6,6 @@ from typing import Final
 
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
-from sagastream.store import keys
 from sagastream.telemetry import Log, Observer
 
 #: How often a worker reports what holds sagas up, in seconds: a key that is not a stream, a saga with a fault.
@@ -72,9 +71,8 @@ class TurnReport:
     def _tell_stuck(self, stuck: Sequence[Change]) -> None:
         """Report which keys are not streams, each once in _REPEAT_EVERY_S. The entries stay pending and are tried
         again."""
-        streams = {keys.commands(command.service) for change in stuck for command in change.commands}
-        if any(change.quarantined for change in stuck):
-            streams.add(keys.QUARANTINE)
+        streams = {change.partition.commands(command.service) for change in stuck for command in change.commands}
+        streams |= {change.partition.quarantine for change in stuck if change.quarantined}
         for stream in sorted(streams):
             if self._is_time(stream):
                 self._log.error(

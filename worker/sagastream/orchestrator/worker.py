@@ -1,5 +1,5 @@
-"""The orchestrator's worker: it reads requests, replies and due timers, decides, and commits. Any number of workers run
-side by side.
+"""The orchestrator's worker: it reads requests, replies and due timers of all partitions, decides, and commits. Any
+number of workers run side by side.
 
 Two workers never undo each other's work: a commit names the version of the saga on which it was decided, and is refused
 if another worker has changed the saga since. An entry is acknowledged in the commit of its effect. So a worker may die
@@ -9,45 +9,53 @@ at any point: another worker claims what it held.
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from sagastream.broker import exchange
+from sagastream.broker import exchange, wire
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import BATCH, Entry, GroupReader, consumer_name
 from sagastream.broker.outage import Outage
+from sagastream.broker.wire import or_raise
 from sagastream.core.decision import Event, decide, may_undo
-from sagastream.core.messages import Due
+from sagastream.core.messages import Begin, Code, Due, Intervene, Unreadable
 from sagastream.core.parsing import read_reply, read_request
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.transitions import Moment
+from sagastream.errors import StoreMismatch
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.report import TurnReport
+from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
-from sagastream.store import keys, layout, published, sagas
+from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
+from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, Place, StoreKeys
+from sagastream.store.published import MAX_SERVICES
 from sagastream.telemetry import Log, Observer, guarded, runs
 
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few milliseconds. If
 #: a worker was only slow, its commit loses the comparison, and nothing else happens.
 LEASE_MS: Final = 5_000
-#: One turn reads at most this many entries of each stream.
-_REPLIES_AND_REQUESTS: Final = {keys.REPLIES: BATCH, keys.REQUESTS: BATCH // 2}
-_REPLIES_AND_A_FEW: Final = {keys.REPLIES: BATCH, keys.REQUESTS: 8}
-_REPLIES_ONLY: Final = {keys.REPLIES: BATCH}
+#: One turn reads at most this many requests to begin sagas, and as many of operators; if it reads few, only so many.
+_REQUESTS: Final = BATCH // 2
+_A_FEW: Final = 8
+#: One turn reads about this many replies at most, and of each service at most BATCH, but at least so many.
+_REPLIES: Final = 8 * BATCH
+_LEAST_REPLIES: Final = 8
 #: If a turn reads this many replies, the next one takes no requests. Sagas that begin together stay together, in one
 #: batch from process to process, and a large batch costs little more than a small one. So sagas begin in large batches,
 #: and seldom. With this value, if services keep up, 0 to 300 sagas are under way at a time, and half of the time more
 #: than 130. Twice the value: 6 % more sagas a second, but each took twice as long. The replies of the last read count,
 #: not those in the stream: some may be stuck there.
 _MANY_REPLIES: Final = BATCH // 4
-#: Of this many turns in a row with many replies, one takes a few requests, so that an operator's request never starves.
+#: Of this many turns in a row with many replies, one takes a few requests, so that they never starve. Operators'
+#: requests have a stream of their own, which each turn reads.
 _A_FEW_EVERY: Final = 8
 #: After this many messages are decided on, they are sent off to be committed, and meanwhile the next are decided on.
 _PART: Final = 32
@@ -71,7 +79,7 @@ class Orchestrator:
         broker: Broker,
         stop: threading.Event,
         *,
-        retention_ms: int = keys.ENDED_KEPT_MS,
+        retention_ms: int = ENDED_KEPT_MS,
         health: HealthFile | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -93,16 +101,20 @@ class Orchestrator:
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms)
-        # Replies first: sagas that have begun are finished before new ones begin.
+        self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER))
         self._inbox = GroupReader(
             broker.client,
-            streams=[keys.REPLIES, keys.REQUESTS],
-            group=keys.ORCHESTRATOR_GROUP,
+            group=ORCHESTRATOR_GROUP,
             consumer=consumer,
             lease_ms=LEASE_MS,
-            on_join=partial(layout.check, broker),
-            heartbeat=Heartbeat(consumer, Kind.WORKER),
+            on_join=self._join,
+            heartbeat=self._services,
         )
+        self._keys: StoreKeys | None = None
+        self._places: dict[str, Place] = {}  # what the streams are that it reads
+        self._followed: frozenset[str] = frozenset()  # the services whose replies it reads
+        self._most_replies = BATCH  # that are read of one stream
+        self._has_more = False  # whether the last read may have left replies unread
         self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
         self._cache = StateCache()
         self._replies = 0  # how many the last read brought
@@ -119,14 +131,55 @@ class Orchestrator:
             self._outage.keep(self.turn, self._inbox.recover)
             self._outage.once(self._inbox.leave)
 
+    def _join(self) -> list[str]:
+        """Open the store. Returns the streams that are to be read."""
+        keys = layout.check(self._broker)
+        if self._keys is not None and self._keys.tags != keys.tags:
+            raise StoreMismatch(f"{keys.store} has other partitions than before: it is another store; start again")
+        self._keys = keys
+        self._services.join(keys)
+        self._gate.join(keys)
+        self._followed = self._services.names
+        return self._streams()
+
+    @property
+    def _opened(self) -> StoreKeys:
+        assert self._keys is not None  # it is set when the inbox joins
+        return self._keys
+
+    def _streams(self) -> list[str]:
+        """All streams that a worker reads. Replies first: sagas that have begun are finished before new ones begin. And
+        a saga begins before an operator's request for it is decided on."""
+        keys = self._opened
+        places = [
+            (partition.replies(service), Place(partition, "replies", service))
+            for service in sorted(self._followed)
+            for partition in keys.partitions
+        ]
+        places += [(partition.requests, Place(partition, "requests", "")) for partition in keys.partitions]
+        places += [(partition.interventions, Place(partition, "interventions", "")) for partition in keys.partitions]
+        self._places = dict(places)
+        streams = len(keys.partitions) * len(self._followed)
+        self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, streams)))
+        return list(self._places)
+
+    def _follow(self) -> None:
+        """Read the replies of services that are new."""
+        if self._followed is not self._services.names:
+            self._followed = self._services.names
+            self._inbox.follow(self._streams())
+
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit. Returns how many entries were read."""
         entries = self._read(block_ms)
-        inputs = [_open(entry) for entry in entries] + self._due(entries)
+        keys = self._opened
+        inputs = [_open(entry, self._places[entry.stream], keys) for entry in entries] + self._due(entries)
         states = self._cache.presume(inputs)
         while inputs:
             began = time.monotonic()
             now_ms = self._load(inputs, states)
+            if not (inputs := self._ready(inputs, states)):
+                break
             changes, lost, stuck = self._decide_and_commit(inputs, states, now_ms)
             self._cache.keep(changes, [*lost, *stuck])
             self._report.committed(
@@ -143,26 +196,31 @@ class Orchestrator:
         asked = {event.saga_id for _, event in inputs if event.saga_id is not None} - states.keys()
         if not asked:
             return self._inbox.now_ms
-        loaded, now_ms = sagas.read(self._broker.client, asked)
+        loaded, now_ms = sagas.read(self._broker.client, self._opened, asked)
         states |= loaded
         return now_ms
 
     def _read(self, block_ms: int) -> list[Entry]:
         """Read up to BATCH replies, and requests; few or none of those if the reads before brought many replies."""
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
+        if self._keys is not None:
+            self._follow()
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
             self._health.beat(time.monotonic())
-        self._replies = sum(entry.stream == keys.REPLIES for entry in entries)
+        by_stream = Counter(entry.stream for entry in entries)
+        replies = {stream: count for stream, count in by_stream.items() if self._places[stream].what == "replies"}
+        self._replies = sum(replies.values())
+        self._has_more = any(count >= self._most_replies for count in replies.values())
         self._busy = self._busy + 1 if self._replies >= _MANY_REPLIES else 0
         return entries
 
-    @property
-    def _wanted(self) -> Mapping[str, int]:
-        """How many entries of each stream are to be read."""
-        if not self._busy:
-            return _REPLIES_AND_REQUESTS
-        return _REPLIES_ONLY if self._busy % _A_FEW_EVERY else _REPLIES_AND_A_FEW
+    def _wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
+        """How many entries of each of these streams are to be read."""
+        requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
+        most = {"replies": self._most_replies, "requests": requests, "interventions": _REQUESTS}
+        wanted = {stream: most[self._places[stream].what] for stream in streams}
+        return wanted if requests else {stream: count for stream, count in wanted.items() if count}
 
     def _decide_and_commit(
         self, inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int
@@ -172,18 +230,23 @@ class Orchestrator:
         and those that are stuck, see `Store.commit`."""
         changes: list[Change] = []
         left: list[Change] = []
-        parts = _parts(inputs)
+        parts = _parts(inputs, self._partition_of)
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
 
+        def moment() -> Moment:
+            jitter = random.random()  # noqa: S311 - it is not a secret
+            return Moment(now_ms=now_ms, published=published, jitter=jitter, closed=closed)
+
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
-                decided = _fold(part, states, now_ms, published, closed)
+                decided = _fold(part, self._partition_of(part[0][0]), states, moment)
                 if leaving := [change for change in decided if change.left]:
                     left.extend(leaving)
                     decided = [change for change in decided if not change.is_empty]
                 if decided:
                     changes.extend(decided)
+                    self._services.add(command.service for change in decided for command in change.commands)
                     committing = self._store.committing(decided, now_ms)
                     reads_on = part is parts[-1] and not self._stop.is_set()
                     yield self._inbox.read_along(committing, self._wanted) if reads_on else committing
@@ -198,15 +261,18 @@ class Orchestrator:
     def _due(self, entries: Sequence[Entry]) -> list[Input]:
         """The sagas that are due. While replies may still be unread, none: if no worker ran for a time, those replies
         may be what the sagas wait for."""
-        if self._replies >= BATCH or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
+        if self._has_more or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
             return []
-        saga_ids, wait_ms = self._store.due(BATCH, LEASE_MS, self._gate.passed_over())
+        keys = self._opened
+        due, wait_ms = self._store.due(keys.partitions, BATCH, LEASE_MS, self._gate.passed_over())
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
-        self._look_at = time.monotonic() + (0.0 if len(saga_ids) == BATCH else max(wait_s, _LOOK_EVERY_S))
+        self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
-            self._store.forget_ended()
-        return [(None, Due(saga_id=saga_id)) for saga_id in saga_ids]
+            self._store.forget_ended(keys)
+        if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
+            self._store.drop_strangers(strangers)
+        return [(None, Due(saga_id=saga_id)) for partition, saga_id in due if keys.of(saga_id) is partition]
 
     def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
         """Look for due sagas again as soon as the first of these is due. If another worker gives a saga an earlier
@@ -223,48 +289,126 @@ class Orchestrator:
             state = states.get(event.saga_id or "")
             if isinstance(state, SagaState) and may_undo(state, event):
                 services |= {step.definition.service for step in state.steps}
-        return published.read(self._broker.client, services) if services else {}
+        return published.read(self._broker.client, self._opened, services) if services else {}
+
+    def _partition_of(self, item: Input) -> Partition:
+        entry, event = item
+        if entry is not None:
+            return self._places[entry.stream].partition
+        assert event.saga_id is not None  # it is due
+        return self._opened.of(event.saga_id)
+
+    def _ready(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
+        """The inputs that are to be decided on now."""
+        kinds = {type(event) for _, event in inputs}
+        if Begin in kinds:
+            inputs = self._with_known_services(inputs)
+        return self._wait_for_begins(inputs, states) if Intervene in kinds else inputs
+
+    def _wait_for_begins(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
+        """Hand back operators' requests whose saga is not there, if a request to begin it may have been added before
+        them. Returns the others."""
+        begun = {event.saga_id for _, event in inputs if isinstance(event, Begin)}
+        early = [
+            entry
+            for entry, event in inputs
+            if entry is not None
+            and isinstance(event, Intervene)
+            and event.saga_id not in begun
+            and states[event.saga_id] is None
+        ]
+        if not early:
+            return inputs
+        # A request is deleted when it is taken: what is there is unread, or pending. Two streams share no order, so in
+        # the same millisecond the begin counts as added before.
+        asked = [
+            ("XRANGE", self._places[entry.stream].partition.requests, "-", entry.added_ms, "COUNT", 1)
+            for entry in early
+        ]
+        answers = wire.round_trip(self._broker.client, asked)
+        waiting = {entry.at for entry, found in zip(early, answers, strict=True) if or_raise(found)}
+        if waiting:
+            self._inbox.leave_to_newer([entry for entry in early if entry.at in waiting])
+        return [item for item in inputs if item[0] is None or item[0].at not in waiting]
+
+    def _with_known_services(self, inputs: list[Input]) -> list[Input]:
+        """The same inputs. The services of the sagas that begin are added to the store; if it would have too many, the
+        begin is refused."""
+        found: list[Input] = []
+        added: set[str] = set()
+        for entry, event in inputs:
+            if isinstance(event, Begin):
+                new = {step.service for step in event.steps} - self._services.names
+                if new and len(self._services.names | added | new) > MAX_SERVICES:
+                    found.append((entry, _one_service_too_many(event)))
+                    continue
+                added |= new
+            found.append((entry, event))
+        if added:
+            self._services.add(added)
+        return found
 
 
-def _open(entry: Entry) -> Input:
-    return entry, read_reply(entry.fields) if entry.stream == keys.REPLIES else read_request(entry.fields)
+def _open(entry: Entry, place: Place, keys: StoreKeys) -> Input:
+    """What an entry says, which stands in this place. If that is the wrong one, what it says does not count."""
+    partition, what, service = place
+    event: Event
+    if what == "replies":
+        event = read_reply(entry.fields, service)
+    else:
+        event = read_request(entry.fields)
+        if isinstance(event, Intervene) and what == "requests":
+            event = _misplaced(f"an operator's request belongs into {partition.interventions}")
+        elif isinstance(event, Begin) and what == "interventions":
+            event = _misplaced(f"a saga_begin belongs into {partition.requests}")
+    if event.saga_id is not None and (own := keys.of(event.saga_id)) is not partition:
+        event = _misplaced(f"saga {event.saga_id} is in partition {own.number}, not in {partition.number}")
+    return entry, event
 
 
-def _parts(inputs: Sequence[Input]) -> list[list[list[Input]]]:
-    """The inputs in parts, each a list of the inputs of one saga after another. A part has _PART inputs, or a few more,
-    since no saga is in two parts."""
-    by_saga: dict[str | None, list[Input]] = {}
+def _misplaced(text: str) -> Unreadable:
+    """It names no request id, so that it is quarantined."""
+    return Unreadable(code=Code.MALFORMED, text=text)
+
+
+def _one_service_too_many(begin: Begin) -> Unreadable:
+    text = f"the store has {MAX_SERVICES} services, the most that it may have; saga {begin.saga_id} names another one"
+    return Unreadable(code=Code.PRECONDITION_FAILED, text=text, request_id=begin.request_id, saga_id=begin.saga_id)
+
+
+def _parts(inputs: Sequence[Input], partition_of: Callable[[Input], Partition]) -> list[list[list[Input]]]:
+    """The inputs in parts, each a list of the inputs of one saga after another, all of one partition. A part has _PART
+    inputs, or a few more, since no saga is in two parts."""
+    by_saga: dict[int, dict[str | None, list[Input]]] = {}
     for item in inputs:
-        by_saga.setdefault(item[1].saga_id, []).append(item)
+        by_saga.setdefault(partition_of(item).number, {}).setdefault(item[1].saga_id, []).append(item)
     parts: list[list[list[Input]]] = []
-    room = 0
-    for those in by_saga.values():
-        if room <= 0:
-            parts.append([])
-            room = _PART
-        parts[-1].append(those)
-        room -= len(those)
+    for of_one in by_saga.values():
+        room = 0
+        for those in of_one.values():
+            if room <= 0:
+                parts.append([])
+                room = _PART
+            parts[-1].append(those)
+            room -= len(those)
     return parts
 
 
 def _fold(
     part: Sequence[Sequence[Input]],
+    partition: Partition,
     states: Mapping[str, Found],
-    now_ms: int,
-    published: Published,
-    closed: Mapping[int, str],
+    moment: Callable[[], Moment],
 ) -> list[Change]:
-    """Decide on the inputs: one change for each saga, however many inputs it got. A saga gets no change if nothing
-    changes and nothing is left to others."""
+    """Decide on the inputs, each at a moment of its own: one change for each saga, however many inputs it got. A saga
+    gets no change if nothing changes and nothing is left to others."""
     changes: list[Change] = []
     for inputs in part:
         saga_id = inputs[0][1].saga_id
         before = None if saga_id is None else states[saga_id]
-        change = Change(saga_id=saga_id, before=before, after=before)
+        change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
         for entry, event in inputs:
-            jitter = random.random()  # noqa: S311 - it is not a secret
-            moment = Moment(now_ms=now_ms, published=published, jitter=jitter, closed=closed)
-            change.add(entry, decide(change.after, event, moment))
+            change.add(entry, decide(change.after, event, moment()))
         if change.left or not change.is_empty:
             changes.append(change)
     return changes

@@ -20,7 +20,7 @@ from sagastream.console import printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import RUN, Answer
-from sagastream.rq_steps.jobs import Jobs, JobState, job_id, start_worker, waiting_for_worker
+from sagastream.rq_steps.jobs import Jobs, JobState, start_worker, waiting_for_worker
 from sagastream.service.declaration import Registration, Service
 from sagastream.service.inbox import CommandInbox, Delivery
 from sagastream.telemetry import Log, about
@@ -52,14 +52,14 @@ class JobDispatcher:
     """The jobs that one process of a service has out. Safe for several threads. `send` and `turn` raise
     redis.RedisError, after which the entries are to be read again."""
 
-    def __init__(self, client: "redis.Redis", service: Service, inbox: CommandInbox, who: str) -> None:
+    def __init__(self, client: "redis.Redis", prefix: str, service: Service, inbox: CommandInbox, who: str) -> None:
         self._service = service
         self._inbox = inbox
         self._log = Log("rq", who)
         self._client = client
-        self._jobs = Jobs(client, service)
+        self._jobs = Jobs(client, service, prefix)
         self._lock = threading.Lock()
-        self._out: dict[bytes, _Out] = {}  # by entry
+        self._out: dict[tuple[str, bytes], _Out] = {}  # by where the entry stands
         self._waiting: list[Delivery] = []
         self._look_at_s = self._renew_at_s = self._search_at_s = self._say_at_s = 0.0  # by time.monotonic
         self._without_worker: set[str] = set()  # the queues that had no worker when that was last looked up
@@ -76,8 +76,8 @@ class JobDispatcher:
     def send(self, delivery: Delivery) -> None:
         """Have a command run or undone by a job, as soon as there is room. May be called again for the same entry."""
         with self._lock:
-            entry_id = delivery.entry.id
-            if entry_id in self._out or any(one.entry.id == entry_id for one in self._waiting):
+            at = delivery.entry.at
+            if at in self._out or any(one.entry.at == at for one in self._waiting):
                 return
             if self._has_room(delivery):
                 self._enqueue(delivery)
@@ -97,6 +97,9 @@ class JobDispatcher:
             every_s = _LOOK_EVERY_WHEN_FULL_S if self._waiting else _LOOK_EVERY_S
             self._look_at_s = time.monotonic() + min(every_s, self._service.lease_ms / 4000)
 
+    def _job_id(self, delivery: Delivery) -> str:
+        return self._jobs.id_of(delivery.command, delivery.partition.number)
+
     def _has_room(self, delivery: Delivery) -> bool:
         limit = self._registration(delivery.command).options.get("concurrency") or JOBS_OUT
         return sum(one.delivery.command.type == delivery.command.type for one in self._out.values()) < limit
@@ -110,12 +113,13 @@ class JobDispatcher:
         self._jobs.enqueue(
             delivery.command,
             delivery.entry.id.decode(),
+            delivery.partition.number,
             time_limit_s=self._time_limit_s(delivery.command),
             undoing=delivery.todo is not RUN,
             again=delivery.entry.again,
             dead=dead,
         )
-        self._out[delivery.entry.id] = _Out(delivery=delivery, lefts=lefts)
+        self._out[delivery.entry.at] = _Out(delivery=delivery, lefts=lefts)
 
     def _time_limit_s(self, command: Command) -> int:
         """How long the job may take: as declared, and not after its answer is waited for."""
@@ -129,14 +133,14 @@ class JobDispatcher:
     def _look(self) -> None:
         """Look at every job that is out, and renew the lease on its entry."""
         outs = list(self._out.values())
-        states = self._jobs.look([job_id(out.delivery.command) for out in outs])
+        states = self._jobs.look([self._job_id(out.delivery) for out in outs])
         # Looked up after the jobs: so a job that has ended while its entry is pending has not answered it.
         done = self._let_go([out.delivery for out in outs] + self._waiting)
         if searching := time.monotonic() >= self._search_at_s:
             self._search_at_s = time.monotonic() + _SEARCH_EVERY_S
         for out, state in zip(outs, states, strict=True):
-            if out.delivery.entry.id in done:
-                del self._out[out.delivery.entry.id]
+            if out.delivery.entry.at in done:
+                del self._out[out.delivery.entry.at]
             elif state.left and not state.is_live:
                 self._look_at_left(out, state)
             elif not state.is_live:
@@ -146,14 +150,14 @@ class JobDispatcher:
         if searching:
             self._look_for_workers()
 
-    def _let_go(self, held: list[Delivery]) -> set[bytes]:
-        """The ids of the entries that were answered or taken over; on the others the lease is renewed."""
+    def _let_go(self, held: list[Delivery]) -> set[tuple[str, bytes]]:
+        """Where the entries stand that were answered or taken over; on the others the lease is renewed."""
         if time.monotonic() >= self._renew_at_s:
             self._renew_at_s = time.monotonic() + self._service.lease_ms / 4000
             done = self._inbox.renew(held)
         else:  # to renew is a write, which a durable broker syncs, so it is not done at every look
             done = self._inbox.answered(held)
-        self._waiting = [one for one in self._waiting if one.entry.id not in done]
+        self._waiting = [one for one in self._waiting if one.entry.at not in done]
         return done
 
     def _look_at_left(self, out: _Out, state: JobState) -> None:
@@ -161,7 +165,7 @@ class JobDispatcher:
         whichever worker takes it run it; unless nobody waits for it any more."""
         delivery, now_s = out.delivery, time.monotonic()
         if (late := self._too_late(delivery)) is not None:
-            del self._out[delivery.entry.id]
+            del self._out[delivery.entry.at]
             self._inbox.answer(delivery, late)
         elif out.again_at_s == 0.0:
             out.lefts += 1
@@ -179,11 +183,11 @@ class JobDispatcher:
         delivery = out.delivery
         command = delivery.command
         if (late := self._too_late(delivery)) is not None:
-            if self._jobs.take_back(command):
-                del self._out[delivery.entry.id]
+            if self._jobs.take_back(command, self._job_id(delivery)):
+                del self._out[delivery.entry.at]
                 self._inbox.answer(delivery, late)
         elif searching:
-            missing = not self._jobs.is_in_queue(command)
+            missing = not self._jobs.is_in_queue(command, self._job_id(delivery))
             if missing and out.missed:
                 self._ended(out, state)
             out.missed = missing
@@ -204,31 +208,31 @@ class JobDispatcher:
     def _ended(self, out: _Out, state: JobState) -> None:
         """A job will not answer, and the entry is pending."""
         delivery = out.delivery
-        del self._out[delivery.entry.id]
+        del self._out[delivery.entry.at]
         if state.entry not in (None, delivery.entry.id.decode()):
             # The job was for an earlier attempt. Now it is this one's turn, unless the result of that one is recorded.
             for left in self._inbox.take([replace(delivery.entry, again=True)]):
                 self._enqueue(left, dead=state)
             return
         command = delivery.command
-        why = f"the RQ job {job_id(command)} {self._what_became(command, state)}"
+        why = f"the RQ job {self._job_id(delivery)} {self._what_became(delivery, state)}"
         # An undo is released: another process takes it over when the lease has ended.
         if isinstance(step := service_rules.in_doubt(delivery.todo, command, printable(why)), Answer):
             text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
             self._log.warning(text, extra=about(command))
             self._inbox.answer(delivery, step)
 
-    def _what_became(self, command: Command, state: JobState) -> str:
+    def _what_became(self, delivery: Delivery, state: JobState) -> str:
         if state.status is None:
             return "is gone: it was deleted"
         if state.abandoned:
             return "was abandoned: its worker is not heard of any more"
         if state.status == b"queued":
             return "was lost: it is not in its queue, and was not begun"
-        words = self._jobs.last_words(command)
+        words = self._jobs.last_words(self._job_id(delivery))
         return f"{state.status.decode(errors='backslashreplace')}: {words or 'it ended without an answer'}"
 
 
 def on_rq(broker: Broker, service: Service) -> Callable[[CommandInbox, str], JobDispatcher]:
     """The `dispatcher` of a ServiceRunner that has commands run as RQ jobs, if they are declared so."""
-    return lambda inbox, who: JobDispatcher(broker.client, service, inbox, who)
+    return lambda inbox, who: JobDispatcher(broker.client, broker.prefix, service, inbox, who)

@@ -20,10 +20,11 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from sagastream.broker.connection import DEFAULT_PREFIX
 from sagastream.broker.wire import execute
 from sagastream.core.messages import Command
 from sagastream.service.declaration import Service
-from sagastream.store import keys
+from sagastream.store.keys import ENDED_KEPT_MS
 
 #: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
 SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
@@ -32,7 +33,7 @@ WORKER_COMMAND: Final = "rq worker -w sagastream.rq_runner.SagaWorker"
 #: The function that every job names. It has to stay valid: jobs wait in Redis, and another release may run them.
 RUN_STEP: Final = "sagastream.rq_runner.run_step"
 #: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
-_FAILED_KEPT_S: Final = keys.ENDED_KEPT_MS // 1000
+_FAILED_KEPT_S: Final = ENDED_KEPT_MS // 1000
 #: The statuses of a job that may still answer.
 _LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"rate_limited", b"ready_to_enqueue"}
 #: The error with which a job ends if the worker has another serializer.
@@ -42,18 +43,21 @@ _UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError._
 #: In the meta data of a job: its worker has left the command to another release of the service.
 LEFT: Final = "left"
 
-#: The id of every job begins with this.
-_ID_BEGINS: Final = "saga-"
 
-
-def job_id(command: Command) -> str:
+def job_id(command: Command, *, prefix: str = DEFAULT_PREFIX, partition: int = 0) -> str:
     """The id of the RQ job of a command: the same for every attempt.
 
     RQ allows letters, digits, _ and - in ids. The other characters of a saga's id, and _ itself, are written as two
-    characters, so that no two sagas share a job.
+    characters, so that no two sagas share a job. `prefix`: of the store.
     """
     saga_id = command.saga_id.replace("_", "__").replace(".", "_d").replace(":", "_c")
-    return f"{_ID_BEGINS}{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
+    place = _begins(prefix) + (f"_p{partition}" if partition else "")
+    return f"{place}-{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
+
+
+def _begins(prefix: str) -> str:
+    """What the ids of all jobs of a store begin with."""
+    return "saga" if prefix == DEFAULT_PREFIX else "saga_x" + prefix.replace("_", "__").replace("-", "_h")
 
 
 def start_worker(queue: str) -> str:
@@ -78,15 +82,17 @@ def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str
     return waiting
 
 
-def queues_of_sagas(client: "redis.Redis") -> list[str]:
-    """The queues whose oldest job is a step of a saga, of any service. Raises redis.RedisError."""
+def queues_of_sagas(client: "redis.Redis", store: str = DEFAULT_PREFIX) -> list[str]:
+    """The queues whose oldest job is a step of a saga, of any service of the store with this prefix. Raises
+    redis.RedisError."""
     found: Any = client.smembers(Queue.redis_queues_keys)
     prefix = Queue.redis_queue_namespace_prefix
+    begins = tuple(f"{_begins(store)}{mark}".encode() for mark in ("-", "_p"))
     oldest: dict[str, Any] = {key.decode(errors="replace"): client.lindex(key, 0) for key in found}
     return sorted(
         key.removeprefix(prefix)
         for key, job in oldest.items()
-        if key.startswith(prefix) and job is not None and job.startswith(_ID_BEGINS.encode())
+        if key.startswith(prefix) and job is not None and job.startswith(begins)
     )
 
 
@@ -113,13 +119,26 @@ class JobState(Struct, frozen=True, kw_only=True):
 class Jobs:
     """The jobs of one service. All of it raises redis.RedisError."""
 
-    def __init__(self, client: "redis.Redis", service: Service) -> None:
+    def __init__(self, client: "redis.Redis", service: Service, prefix: str) -> None:
+        """`prefix`: of the store."""
         self._client = client
+        self._prefix = prefix
         self._service = service
         self._queues = {name: Queue(name, connection=client, serializer=JSONSerializer) for name in service.queues}
 
+    def id_of(self, command: Command, partition: int) -> str:
+        return job_id(command, prefix=self._prefix, partition=partition)
+
     def enqueue(
-        self, command: Command, entry_id: str, *, time_limit_s: int, undoing: bool, again: bool, dead: JobState | None
+        self,
+        command: Command,
+        entry_id: str,
+        partition: int,
+        *,
+        time_limit_s: int,
+        undoing: bool,
+        again: bool,
+        dead: JobState | None,
     ) -> None:
         """Enqueue the job of a command, unless it has a live one already.
 
@@ -127,6 +146,7 @@ class Jobs:
         it.
 
         Args:
+            partition: the number of that in which the entry is.
             time_limit_s: how long the job may take.
             undoing: the job is to undo what an earlier job of this entry may have done.
             again: the command was delivered before, so that somebody may have begun with it.
@@ -135,7 +155,8 @@ class Jobs:
         registration = self._service.registration(command)
         assert registration is not None
         queue = self._queues[registration.queue or ""]
-        key = Job.key_for(job_id(command))
+        one = self.id_of(command, partition)
+        key = Job.key_for(one)
         with self._client.pipeline() as pipeline:
             while True:
                 try:
@@ -145,8 +166,8 @@ class Jobs:
                     if not is_dead and (status in _LIVE or (_meta(meta)[0] == entry_id and not undoing)):
                         return
                     pipeline.multi()
-                    self._erase(pipeline, queue, job_id(command), dead)
-                    job = self._job(command, entry_id, time_limit_s, again=again or status is not None)
+                    self._erase(pipeline, queue, one, dead)
+                    job = self._job(command, entry_id, partition, time_limit_s, again=again or status is not None)
                     queue.enqueue_job(job, pipeline)
                     pipeline.execute()
                     return
@@ -174,12 +195,13 @@ class Jobs:
             states.append(JobState(status=status, entry=entry, left=left, abandoned=abandoned))
         return states
 
-    def is_in_queue(self, command: Command) -> bool:
-        return self._client.lpos(self._queue(command).key, job_id(command)) is not None
+    def is_in_queue(self, command: Command, one: str) -> bool:
+        """`one`: the id of its job."""
+        return self._client.lpos(self._queue(command).key, one) is not None
 
-    def take_back(self, command: Command) -> bool:
-        """Delete the job of a command; False: it is being begun."""
-        key = Job.key_for(job_id(command))
+    def take_back(self, command: Command, one: str) -> bool:
+        """Delete the job of a command; False: it is being begun. `one`: its id."""
+        key = Job.key_for(one)
         with self._client.pipeline() as pipeline:
             try:
                 _watch(pipeline, key)
@@ -187,15 +209,15 @@ class Jobs:
                     return False
                 pipeline.multi()
                 pipeline.delete(key)
-                self._queue(command).remove(job_id(command), pipeline=pipeline)
+                self._queue(command).remove(one, pipeline=pipeline)
                 pipeline.execute()
             except redis.WatchError:
                 return False
         return True
 
-    def last_words(self, command: Command) -> str:
-        """What RQ says about the end of a job that failed, not escaped; "" if it says nothing."""
-        job = Job(job_id(command), connection=self._client, serializer=JSONSerializer)
+    def last_words(self, one: str) -> str:
+        """What RQ says about the end of a job that failed, not escaped; "" if it says nothing. `one`: its id."""
+        job = Job(one, connection=self._client, serializer=JSONSerializer)
         try:
             result = Result.fetch_latest(job, serializer=JSONSerializer)
         except redis.RedisError:
@@ -220,13 +242,13 @@ class Jobs:
             # Because of these, RQ would consider the new job abandoned too.
             pipeline.zrem(queue.started_job_registry.key, *dead.abandoned)
 
-    def _job(self, command: Command, entry_id: str, time_limit_s: int, *, again: bool) -> Job:
+    def _job(self, command: Command, entry_id: str, partition: int, time_limit_s: int, *, again: bool) -> Job:
         return Job.create(
             RUN_STEP,
-            args=(self._service.name, entry_id, again),
+            args=(self._service.name, entry_id, again, partition, self._prefix),
             connection=self._client,
             serializer=JSONSerializer,
-            id=job_id(command),
+            id=self.id_of(command, partition),
             timeout=time_limit_s,
             failure_ttl=_FAILED_KEPT_S,
             description=f"{command.type} of saga {command.saga_id}, step {command.step}, attempt {command.attempt}",

@@ -19,10 +19,10 @@ from rq.logutils import colorizer
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from sagastream.broker.connection import Broker
+from sagastream.broker.connection import DEFAULT_PREFIX, Broker
 from sagastream.broker.outage import Outage
 from sagastream.console import printable, summary
-from sagastream.errors import JobRefused, ServiceError, SettingsError
+from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
 from sagastream.rq_steps.jobs import LEFT, RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
 from sagastream.service.declaration import Service
@@ -30,6 +30,7 @@ from sagastream.service.handlers import Interrupted
 from sagastream.service.loading import load_service
 from sagastream.service.named_function import NamedFunction
 from sagastream.service.runner import ServiceRunner, Worked
+from sagastream.store.layout import MAX_PARTITIONS
 from sagastream.telemetry import Log, Observer, guarded, runs
 
 _ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
@@ -54,13 +55,17 @@ class _TimeLimit(UnixSignalDeathPenalty):
         super().__init__(timeout, kind, **options)  # type: ignore[no-untyped-call]
 
 
-def run_step(service: object, entry_id: object, again: object) -> str:
+def run_step(
+    service: object, entry_id: object, again: object, partition: object = 0, prefix: object = DEFAULT_PREFIX
+) -> str:
     """The job: answer one command of a service.
 
     Args:
         service: the name of one of the services of this worker.
         entry_id: the id of an entry of the service's commands.
         again: whether the command was delivered before, so that somebody may have begun with it.
+        partition: the number of that in which the command is.
+        prefix: of the store.
 
     Returns what became of it, for people. Raises JobRefused.
     """
@@ -69,11 +74,16 @@ def run_step(service: object, entry_id: object, again: object) -> str:
         raise JobRefused(f"this worker does not run the service {printable(str(service)[:200])}; it runs {have}")
     if not isinstance(entry_id, str) or not _ENTRY_ID.fullmatch(entry_id):
         raise JobRefused("the job does not name the entry of a command")
-    broker = Broker(os.environ["REDIS_URL"])
+    if type(partition) is not int or not 0 <= partition < MAX_PARTITIONS or not isinstance(prefix, str):
+        raise JobRefused("the job does not name a partition of a store")
+    try:
+        broker = Broker(os.environ["REDIS_URL"], prefix=prefix)
+    except BrokerError as error:
+        raise JobRefused(str(error)) from None
     runner = ServiceRunner(broker, _services[service], threading.Event(), observer=SagaWorker.watching)
     outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching)
     try:
-        worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), again=bool(again)))
+        worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), partition, again=bool(again)))
         if worked is Worked.LEFT and (job := get_current_job()) is not None:
             job.meta[LEFT] = True  # the service's process has it run again, by whichever worker takes it then
             job.save_meta()  # type: ignore[no-untyped-call]

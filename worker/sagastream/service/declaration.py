@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, overload
 from msgspec import Struct
 
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, failed, is_id, ok
+from sagastream.core.messages import Command, failed, is_id, is_service, ok
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import ServiceError
 from sagastream.service.named_function import NamedFunction
@@ -129,8 +129,8 @@ class Service:
         Raises ServiceError if the name cannot be that of a service, if the lease is not a whole number of at least
         SHORTEST_LEASE_MS, or if the concurrency or the hard timeout is not a whole number of at least 1.
         """
-        if not is_id(name):
-            raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ : -")
+        if not is_service(name):
+            raise ServiceError(f"{name!r} cannot be the name of a service: 1 to 128 of A-Z a-z 0-9 . _ -")
         self.name = name
         if type(lease_ms) is not int or lease_ms < SHORTEST_LEASE_MS:
             least = f"give whole milliseconds, at least {SHORTEST_LEASE_MS}"

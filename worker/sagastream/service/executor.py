@@ -166,17 +166,17 @@ class Executor:
     def give_up(self) -> None:
         """The process ends: leave to others all that was begun. May be called again after a redis.RedisError."""
         lost = self._inbox.hand_back([held.delivery for held in self._in_flight.begun()])
-        self._answer_in_doubt([held for held in self._in_flight.begun() if held.delivery.entry.id in lost])
+        self._answer_in_doubt([held for held in self._in_flight.begun() if held.delivery.entry.at in lost])
 
     def _backing_off(self, which: Callable[[Held], bool]) -> list[Held]:
         """What was begun stays held until the broker has said whose it is: what came of it may be known to nobody
         else."""
         return [held for held in self._in_flight.begun() if held.state is State.BACKING_OFF and which(held)]
 
-    def let_go(self, lost: set[bytes]) -> None:
-        """Other processes have these entries: hold them no longer, except those that run."""
+    def let_go(self, lost: set[tuple[str, bytes]]) -> None:
+        """Other processes have the entries that stand there: hold them no longer, except those that run."""
         if lost:
-            gone = self._in_flight.release(lambda held: held.delivery.entry.id in lost)
+            gone = self._in_flight.release(lambda held: held.delivery.entry.at in lost)
             self._answer_in_doubt([held for held in gone if held.begins and not held.undoes])
 
     def _answer_in_doubt(self, begun: list[Held]) -> None:
@@ -184,7 +184,7 @@ class Executor:
         of them. If another one has answered before the effect was there, it would stand."""
         ready = self._inbox.ready()
         for held in begun:
-            if held.delivery.entry.id in ready:
+            if held.delivery.entry.at in ready:
                 continue
             why = f"{held.command.type} was begun by a process that lost it to another one"
             step = service_rules.in_doubt(held.delivery.todo, held.command, why)

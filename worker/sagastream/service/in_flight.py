@@ -87,8 +87,8 @@ class InFlight:
         """Hold these, except those that are held already: a process may be given again what it has."""
         with self._lock:
             if any(one.delivery.entry.again for one in held):
-                known = {one.delivery.entry.id for one in self._all()}
-                held = [one for one in held if one.delivery.entry.id not in known]
+                known = {one.delivery.entry.at for one in self._all()}
+                held = [one for one in held if one.delivery.entry.at not in known]
             for one in held:
                 self._count[one.record] = self._count.get(one.record, 0) + 1
             self._waiting += held

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -11,14 +11,15 @@ from msgspec.structs import replace
 
 from sagastream.broker import scripting
 from sagastream.broker.exchange import Exchange, run
-from sagastream.broker.group_reader import BATCH, REPLAYED, Entry, GroupReader
+from sagastream.broker.group_reader import BATCH, REPLAYED, Counts, Entry, GroupReader
 from sagastream.broker.wire import execute
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
-from sagastream.store import keys, published
+from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat, Kind
+from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
 from sagastream.store.running import Busy
 from sagastream.telemetry import Log, Observer, about
 
@@ -28,6 +29,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
     entry: Entry
     command: Command
+    partition: Partition  # of its entry
     done: str  # the key of the hash that holds the next two
     record: str  # the field that the answer is recorded under
     tombstone: str  # the field that is there once the step was undone
@@ -35,11 +37,12 @@ class Delivery(Struct, frozen=True, kw_only=True):
     todo: Run | Undo = RUN
 
     @classmethod
-    def of(cls, entry: Entry, command: Command) -> "Delivery":
+    def of(cls, entry: Entry, command: Command, partition: Partition) -> "Delivery":
         return cls(
             entry=entry,
             command=command,
-            done=keys.done(command.service, command.begun_ms),
+            partition=partition,
+            done=partition.done(command.service, command.begun_ms),
             record=command.record,
             tombstone=command.tombstone,
         )
@@ -52,8 +55,12 @@ class _Quarantined(Struct, frozen=True):
     reason: str
 
 
+#: What is to be sent: an answer, or an entry that is set aside.
+_Ready = tuple[Delivery, Answer] | _Quarantined
+
+
 class CommandInbox:
-    """What one consumer of a service reads and answers. Answers are collected; `send` sends them."""
+    """What one consumer of a service reads and answers, in all partitions. Answers are collected; `send` sends them."""
 
     def __init__(
         self,
@@ -62,40 +69,62 @@ class CommandInbox:
         *,
         consumer: str,
         lease_ms: int,
-        on_join: Callable[[], None],
+        on_join: Callable[[], StoreKeys],
         commands: Collection[str] | None = None,
         busy: Callable[[], Busy | None] = lambda: None,
         observer: Observer | None = None,
     ) -> None:
         """
         Args:
+            on_join: opens the store, as for GroupReader, and returns the names of its keys.
             commands: the names of all commands and compensations that the process has; None: it does not say.
             busy: what the process has been running for long, for others to see.
         """
         self._client = client
         self._service = service
+        self._open = on_join
         self._observer = observer
         self._log = Log("service", f"service {service}")
+        self._heartbeat = Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy)
+        self._keys: StoreKeys | None = None  # set when it joins, as the next
+        self._partitions: dict[str, Partition] = {}  # by the stream of their commands
         self.reader = GroupReader(
             client,
-            streams=[keys.commands(service)],
             group=service,
             consumer=consumer,
             lease_ms=lease_ms,
-            on_join=on_join,
-            heartbeat=Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy),
+            on_join=self._join,
+            heartbeat=self._heartbeat,
         )
         self._holder = consumer  # of the commands that it answers
         self._recall = scripting.load(client, "recall")
         self._answer = scripting.Script("answer")
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
         self._sending = threading.Lock()  # so that no answer is sent twice
-        self._ready: list[tuple[Delivery, Answer] | _Quarantined] = []  # until the broker has them
+        self._ready: list[_Ready] = []  # until the broker has them
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by the same clock
         self.left = 0  # how many entries it has left to processes of another release
         self._told: set[int] = set()  # the formats of newer releases that it has told of
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
+
+    @property
+    def streams(self) -> list[str]:
+        """The service's commands, of each partition. Opens the store if that was not done yet."""
+        self._opened()
+        return list(self._partitions)
+
+    def _opened(self) -> StoreKeys:
+        if self._keys is None:
+            self._join()
+            assert self._keys is not None
+        return self._keys
+
+    def _join(self) -> list[str]:
+        self._keys = keys = self._open()
+        self._heartbeat.join(keys)
+        self._partitions = {partition.commands(self._service): partition for partition in keys.partitions}
+        return list(self._partitions)
 
     @property
     def now_ms(self) -> int:
@@ -105,11 +134,11 @@ class CommandInbox:
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""
-        entries = self.reader.read(block_ms, dict.fromkeys(self.reader.streams, count))
+        entries = self.reader.read(block_ms, self._counts(count))
         self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
             ready = self.ready()
-            entries = [entry for entry in entries if entry.id not in ready]
+            entries = [entry for entry in entries if entry.at not in ready]
         return self.take(entries)
 
     def take(self, entries: Sequence[Entry]) -> list[Delivery]:
@@ -119,7 +148,7 @@ class CommandInbox:
         for entry in entries:
             command = read_command(self._service, entry.fields, entry.added_ms)
             if isinstance(command, Command):
-                deliveries.append(Delivery.of(entry, command))
+                deliveries.append(Delivery.of(entry, command, self._partitions[entry.stream]))
             elif isinstance(command, Newer):
                 newer.append(entry)
                 self._tell_newer(command.format)
@@ -151,7 +180,7 @@ class CommandInbox:
         # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hincrby(delivery.done, f"{delivery.record}/{name}", 1)
-        pipeline.expire(delivery.done, keys.DONE_KEPT_S)
+        pipeline.expire(delivery.done, DONE_KEPT_S)
         times: int = execute(pipeline)[0]
         return times
 
@@ -168,21 +197,21 @@ class CommandInbox:
         if not self._ready:
             return overruled
         with self._sending:
-            while ready := self._ready[:BATCH]:
+            while ready := self._of_one_partition(self._ready[:BATCH]):
                 numbers = self._answer_all(ready, ahead)
                 if numbers:
                     overruled += self._overruled(ready, numbers)
                 with self._lock:
-                    del self._ready[: len(ready)]
+                    self._drop(ready)
                     self._oldest_s = time.monotonic()
                 if self._observer is not None:
                     _tell_sent(self._observer, ready, numbers)
         return overruled
 
-    def ready(self) -> set[bytes]:
-        """The ids of the entries that are ready to be sent away."""
+    def ready(self) -> set[tuple[str, bytes]]:
+        """Where the entries stand that are ready to be sent away."""
         with self._lock:
-            return {(one.entry if isinstance(one, _Quarantined) else one[0].entry).id for one in self._ready}
+            return {_entry(one).at for one in self._ready}
 
     @property
     def unsent(self) -> list[Command]:
@@ -194,16 +223,14 @@ class CommandInbox:
         """Whether an answer has waited to be sent for so long."""
         return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
 
-    def renew(self, deliveries: Iterable[Delivery]) -> set[bytes]:
-        """Renew the lease on these. Returns the ids of the entries that have meanwhile been taken over."""
-        ids = [delivery.entry.id for delivery in deliveries]
-        return set(ids).difference(self.reader.hold(keys.commands(self._service), ids))
+    def renew(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
+        """Renew the lease on these. Returns where the entries stand that have meanwhile been taken over."""
+        return self.reader.renew_held([delivery.entry for delivery in deliveries])
 
-    def hand_back(self, deliveries: Iterable[Delivery]) -> set[bytes]:
-        """Have others take these over at once. Returns the ids of the entries that this process held no longer."""
+    def hand_back(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
+        """Have others take these over at once. Returns where the entries stand that this process held no longer."""
         given = list(deliveries)
-        lost = {delivery.entry.id for delivery in given}
-        lost.difference_update(self.reader.hand_back([delivery.entry for delivery in given]))
+        lost = self.reader.hand_back([delivery.entry for delivery in given])
         if self._observer is not None:
             for delivery in given:
                 self._observer.command_released(command=delivery.command)
@@ -219,11 +246,13 @@ class CommandInbox:
 
     def published(self) -> dict[str, str]:
         """What all releases of the service publish; see store/published.py."""
-        return published.all_of(self._client, self._service)
+        return published.all_of(self._client, self._opened(), self._service)
 
-    def fetch(self, entry_id: bytes, *, again: bool) -> Entry | None:
-        """An entry that another process holds; None: it was answered."""
-        stream = keys.commands(self._service)
+    def fetch(self, entry_id: bytes, partition: int, *, again: bool) -> Entry | None:
+        """An entry that another process holds, of the partition with this number; None: it was answered."""
+        if partition >= len(streams := self.streams):
+            return None
+        stream = streams[partition]
         pipeline = self._client.pipeline(transaction=False)
         pipeline.xrange(stream, entry_id, entry_id)
         pipeline.xpending_range(stream, self._service, entry_id, entry_id, 1)
@@ -232,13 +261,13 @@ class CommandInbox:
             self._holder = pending[0]["consumer"].decode()
         return Entry(stream=stream, id=entry_id, fields=found[0][1], again=again) if found else None
 
-    def answered(self, deliveries: Iterable[Delivery]) -> set[bytes]:
-        """Of these, the ids of the entries that are no longer pending: somebody has answered them."""
-        ids = [delivery.entry.id for delivery in deliveries]
+    def answered(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
+        """Of these, where the entries stand that are no longer pending: somebody has answered them."""
+        entries = [delivery.entry for delivery in deliveries]
         pipeline = self._client.pipeline(transaction=False)
-        for entry_id in ids:
-            pipeline.xpending_range(keys.commands(self._service), self._service, entry_id, entry_id, 1)
-        return {entry_id for entry_id, found in zip(ids, execute(pipeline), strict=True) if not found}
+        for entry in entries:
+            pipeline.xpending_range(entry.stream, self._service, entry.id, entry.id, 1)
+        return {entry.at for entry, found in zip(entries, execute(pipeline), strict=True) if not found}
 
     def show_up(self) -> None:
         """Show that the process is alive, while nothing can be read."""
@@ -249,10 +278,36 @@ class CommandInbox:
                 raise
         self.heard_s = time.monotonic()
 
-    def _answer_all(self, ready: Sequence[tuple[Delivery, Answer] | _Quarantined], ahead: int) -> list[int]:
-        """Send these. Returns the numbers, from 1, of those that were overruled, as answer.lua does."""
-        streams = {keys.commands(self._service): 1, keys.REPLIES: 2, keys.QUARANTINE: 3}
-        args: list[str | bytes | int] = [self._service, keys.DONE_KEPT_S, self._holder]
+    def _counts(self, count: int) -> Counts:
+        """At most about so many commands in all, of all partitions."""
+
+        def counts(streams: Sequence[str]) -> Mapping[str, int]:
+            return dict.fromkeys(streams, -(-count // len(streams)))
+
+        return counts
+
+    def _of_one_partition(self, ready: Sequence[_Ready]) -> list[_Ready]:
+        """Those that one script call can answer: of the partition of the first one."""
+        if len(self._partitions) == 1 or not ready:
+            return list(ready)
+        stream = _entry(ready[0]).stream
+        return [one for one in ready if _entry(one).stream == stream]
+
+    def _drop(self, sent: Sequence[_Ready]) -> None:
+        """They are no longer ready: they were sent."""
+        if len(self._partitions) == 1:
+            del self._ready[: len(sent)]
+        else:
+            gone = {id(one) for one in sent}
+            self._ready = [one for one in self._ready if id(one) not in gone]
+
+    def _answer_all(self, ready: Sequence[_Ready], ahead: int) -> list[int]:
+        """Send these, all of one partition. Returns the numbers, from 1, of those that were overruled, as answer.lua
+        does."""
+        stream = _entry(ready[0]).stream
+        partition = self._partitions[stream]
+        streams = {stream: 1, partition.replies(self._service): 2, partition.quarantine_of(self._service): 3}
+        args: list[str | bytes | int] = [self._service, DONE_KEPT_S, self._holder]
         for one in ready:
             if isinstance(one, _Quarantined):
                 fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason)
@@ -269,12 +324,10 @@ class CommandInbox:
                 args += pair
         answering: Exchange[list[int]] = self._answer.call(keys=list(streams), args=args)
         if ahead:
-            answering = self.reader.read_along(answering, dict.fromkeys(self.reader.streams, ahead))
+            answering = self.reader.read_along(answering, self._counts(ahead))
         return run(self._client, answering)
 
-    def _overruled(
-        self, ready: Sequence[tuple[Delivery, Answer] | _Quarantined], numbers: Iterable[int]
-    ) -> list[Delivery]:
+    def _overruled(self, ready: Sequence[_Ready], numbers: Iterable[int]) -> list[Delivery]:
         """Of the answers that were overruled: the commands that this process undoes. The others are added to their
         stream again, where they stay until a process has undone them."""
         undone_here: list[Delivery] = []
@@ -328,7 +381,7 @@ class CommandInbox:
         """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
         of which nothing is known is left out."""
         hashes: dict[str, int] = {}
-        args: list[str | int] = [keys.DONE_KEPT_S]
+        args: list[str | int] = [DONE_KEPT_S]
         for delivery in deliveries:
             index = hashes.setdefault(delivery.done, len(hashes) + 1)
             args += (index, delivery.record, delivery.tombstone, int(delivery.command.compensating))
@@ -337,7 +390,7 @@ class CommandInbox:
         self._ahead_ms = now_ms - time.monotonic() * 1000
         return {index: (record, tombstone) for index, record, tombstone in known}
 
-    def _add(self, one: tuple[Delivery, Answer] | _Quarantined) -> None:
+    def _add(self, one: _Ready) -> None:
         with self._lock:
             if not self._ready:
                 self._oldest_s = time.monotonic()
@@ -355,9 +408,11 @@ class CommandInbox:
             self._log.warning(text, extra={"service": self._service})
 
 
-def _tell_sent(
-    observer: Observer, sent: Sequence[tuple[Delivery, Answer] | _Quarantined], overruled: Collection[int]
-) -> None:
+def _entry(one: _Ready) -> Entry:
+    return one.entry if isinstance(one, _Quarantined) else one[0].entry
+
+
+def _tell_sent(observer: Observer, sent: Sequence[_Ready], overruled: Collection[int]) -> None:
     """`overruled`: the numbers of those that were not accepted, as answer.lua returns them."""
     for number, one in enumerate(sent, 1):
         if isinstance(one, _Quarantined):

@@ -31,6 +31,7 @@ from sagastream.service.prefetch import Prefetch
 from sagastream.service.report import ServiceReport
 from sagastream.service.signals import Signals
 from sagastream.store import layout, published
+from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Observer, guarded, runs
 
 #: How long running handlers may take once the process is to end, in seconds; a Kubernetes pod has 30.
@@ -116,8 +117,9 @@ class ServiceRunner:
             fail=self._fail,
         )
         self._reading = threading.Lock()  # one thread reads at a time
-        self._publish_at_s = float("inf")  # set when it joins the group
-        self._published_over = 0  # how many connections had been opened by then
+        self._keys: StoreKeys | None = None  # set when it joins the group, as the next two
+        self._publish_at_s = float("inf")
+        self._published_over = 0  # how many connections had been opened when it last published
         self._worked = False  # whether `work_on` was called before
         self._error: BaseException | None = None
         self._maintenance = Maintenance(
@@ -186,17 +188,18 @@ class ServiceRunner:
                 self._send_and_read_ahead()
                 held = self._next()
 
-    def work_on(self, entry_id: bytes, *, again: bool) -> Worked:
+    def work_on(self, entry_id: bytes, partition: int = 0, *, again: bool) -> Worked:
         """Run one command that another process holds, and answer it.
 
-        `again`: whether another process may have begun with it. May be called again after a redis.RedisError.
+        `partition`: the number of the one in which it is. `again`: whether another process may have begun with it. May
+        be called again after a redis.RedisError.
         """
         again, self._worked = again or self._worked, True
         self._executor.send()
         left = self._inbox.left
-        entry = self._inbox.fetch(entry_id, again=again)
+        entry = self._inbox.fetch(entry_id, partition, again=again)
         if entry is None:
-            self._executor.let_go({entry_id})
+            self._executor.let_go({(stream, entry_id) for stream in self._inbox.streams})
         deliveries = [] if entry is None else self._inbox.take([entry])
         self._in_flight.release(lambda _: True)
         self._executor.hold(deliveries)
@@ -335,14 +338,16 @@ class ServiceRunner:
 
     # --- what the service publishes
 
-    def _join(self) -> None:
-        layout.check(self._broker)
-        self._publish()
+    def _join(self) -> StoreKeys:
+        self._keys = keys = layout.check(self._broker)
+        self._publish(keys)
+        return keys
 
-    def _publish(self) -> None:
+    def _publish(self, keys: StoreKeys) -> None:
         self._published_over = self._broker.connections
         published.publish(
             self._broker.client,
+            keys,
             self._service.name,
             self._publishes,
             commands=self._service.commands,
@@ -352,6 +357,7 @@ class ServiceRunner:
 
     def _publish_again(self) -> None:
         """After a while, and if there is a new connection: the store behind it may have lost what was published."""
-        joined = self._publish_at_s < float("inf")
-        if joined and (time.monotonic() >= self._publish_at_s or self._broker.connections != self._published_over):
-            self._publish()
+        if self._keys is None:
+            return  # it has not joined
+        if time.monotonic() >= self._publish_at_s or self._broker.connections != self._published_over:
+            self._publish(self._keys)

@@ -1,31 +1,48 @@
-"""The events stream, for readers that follow it without a consumer group."""
+"""The events streams, one for each partition, for readers that follow them without a consumer group."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import Entry
 from sagastream.broker.wire import or_raise
-from sagastream.store import keys
+from sagastream.store.keys import Partition
 
 #: One reading takes at most this many events.
 _AT_ONCE: Final = 1000
 
 
-def newest() -> Exchange[bytes]:
-    """The id of the newest event, from which to read on; b"0-0" if there is none."""
-    (answer,) = yield [("XREVRANGE", keys.EVENTS, "+", "-", "COUNT", 1)]
-    found: Any = or_raise(answer)
-    return bytes(found[0][0]) if found else b"0-0"
+#: Up to which event each partition was read, in their order.
+Place = tuple[bytes, ...]
 
 
-def after(event_id: bytes, block_ms: int) -> Exchange[list[Entry]]:
-    """The events after this one; waits for them up to `block_ms`, which is at least 1."""
-    (answer,) = yield [("XREAD", "COUNT", _AT_ONCE, "BLOCK", block_ms, "STREAMS", keys.EVENTS, event_id)]
+def newest(partitions: Sequence[Partition]) -> Exchange[Place]:
+    """The id of the newest event of each partition, from which to read on; b"0-0" if there is none."""
+    answers = yield [("XREVRANGE", partition.events, "+", "-", "COUNT", 1) for partition in partitions]
+    found: list[Any] = [or_raise(answer) for answer in answers]
+    return tuple(bytes(page[0][0]) if page else b"0-0" for page in found)
+
+
+def after(partitions: Sequence[Partition], place: Place, block_ms: int) -> Exchange[list[Entry]]:
+    """The events after this place; waits for them up to `block_ms`, which is at least 1."""
+    names = [partition.events for partition in partitions]
+    (answer,) = yield [("XREAD", "COUNT", _AT_ONCE, "BLOCK", block_ms, "STREAMS", *names, *place)]
     return [
-        Entry(stream=keys.EVENTS, id=entry_id, fields=dict(zip(words[::2], words[1::2], strict=True)))
-        for _, page in or_raise(answer) or ()
+        Entry(stream=stream.decode(), id=entry_id, fields=dict(zip(words[::2], words[1::2], strict=True)))
+        for stream, page in or_raise(answer) or ()
         for entry_id, words in page
     ]
+
+
+def moved(partitions: Sequence[Partition], place: Place, entries: Sequence[Entry]) -> Place:
+    """The place after these events were read."""
+    last = {entry.stream: entry.id for entry in entries}
+    return tuple(last.get(partition.events, at) for partition, at in zip(partitions, place, strict=True))
+
+
+def is_reached(place: Place, by: Place) -> bool:
+    """Whether a reader that has come to `by` has read all that there was up to `place`."""
+    return all(sort_key(one) <= sort_key(other) for one, other in zip(place, by, strict=True))
 
 
 def sort_key(entry_id: bytes) -> tuple[int, int]:

@@ -26,7 +26,8 @@ from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.steps import FORMATS, PLAIN
-from sagastream.store import keys, running
+from sagastream.store import running
+from sagastream.store.keys import ALIVE_KEPT, ALIVE_KEPT_MS, ORCHESTRATOR_GROUP, StoreKeys
 from sagastream.store.running import Busy
 
 
@@ -119,19 +120,29 @@ class Heartbeat:
             busy: what it has been running for long; None: nothing.
         """
         self._name = name
+        self._kind = kind
+        self._service = service
+        self._commands = None if commands is None else tuple(sorted(commands))
         self._busy = busy
+        self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self._keys: StoreKeys | None = None  # of the store that it has joined
+        self._member = b""
+        self._beat_at = 0.0
+
+    def join(self, keys: StoreKeys) -> None:
+        """Write it into this store from now on."""
+        self._keys = keys
         self._member = msgspec.json.encode(
             _Member(
-                name=name,
-                kind=kind,
-                service=service,
-                commands=None if commands is None else tuple(sorted(commands)),
+                name=self._name,
+                kind=self._kind,
+                service=self._service,
+                commands=self._commands,
                 formats=tuple(sorted(FORMATS)),
-                partitions=tuple(range(keys.PARTITIONS)),
-                started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                partitions=tuple(partition.number for partition in keys.partitions),
+                started=self._started,
             )
         )
-        self._beat_at = 0.0
 
     @property
     def is_due(self) -> bool:
@@ -146,37 +157,40 @@ class Heartbeat:
     def end(self, *, holds: bool) -> Exchange[None]:
         """Remove the process, which ends now. `holds`: its consumer stays in a group, with entries that others must
         take over. Then `LEFT` is written; otherwise the consumer would look like a process without a heartbeat."""
+        if self._keys is None:
+            return
         if holds:
             yield from self._written(msgspec.json.encode(_Member(name=self._name, kind=Kind.LEFT)))
         # If running is not a hash, or may not be written, there is nothing of this process in it.
-        removed, _ = yield [("ZREM", keys.ALIVE, self._member), ("HDEL", keys.RUNNING, self._name)]
+        removed, _ = yield [("ZREM", self._keys.alive, self._member), ("HDEL", self._keys.running, self._name)]
         or_raise(removed)
 
     def _written(self, member: bytes, busy: bytes = b"") -> Exchange[None]:
-        yield from _BEAT.call(
-            [keys.ALIVE, keys.RUNNING], [member, keys.ALIVE_KEPT_MS, keys.ALIVE_KEPT, self._name, busy]
-        )
+        assert self._keys is not None
+        names = [self._keys.alive, self._keys.running]
+        yield from _BEAT.call(names, [member, ALIVE_KEPT_MS, ALIVE_KEPT, self._name, busy])
 
 
-def processes(client: "redis.Redis", services: Collection[str] = ()) -> list[Process]:
+def processes(client: "redis.Redis", keys: StoreKeys, services: Collection[str] = ()) -> list[Process]:
     """All workers and processes of services that are alive, or were a minute ago. One round trip.
 
     Those that write no heartbeat are found too if they are workers, or processes of one of `services`.
     """
-    return exchange.run(client, _look(services))
+    return exchange.run(client, _look(keys, services))
 
 
-def worker_is_alive(client: "redis.Redis") -> bool:
+def worker_is_alive(client: "redis.Redis", keys: StoreKeys) -> bool:
     """Whether at least one worker is alive."""
-    return any(process.kind == Kind.WORKER and process.is_alive for process in processes(client))
+    return any(process.kind == Kind.WORKER and process.is_alive for process in processes(client, keys))
 
 
-def _look(services: Collection[str]) -> Exchange[list[Process]]:
+def _look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     """See `processes`."""
-    groups: list[tuple[Kind, str | None, str, str]] = [(Kind.WORKER, None, keys.REQUESTS, keys.ORCHESTRATOR_GROUP)]
-    groups += [(Kind.SERVICE, service, keys.commands(service), service) for service in services]
+    first = keys.partitions[0]  # every process reads all of them
+    groups: list[tuple[Kind, str | None, str, str]] = [(Kind.WORKER, None, first.requests, ORCHESTRATOR_GROUP)]
+    groups += [(Kind.SERVICE, service, first.commands(service), service) for service in services]
     asked: list[wire.Words] = [("XINFO", "CONSUMERS", stream, group) for _, _, stream, group in groups]
-    clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.ALIVE, 0, -1, "WITHSCORES"), *asked]
+    clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.alive, 0, -1, "WITHSCORES"), *asked]
     remembered = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
     known = {process.name for process in remembered}
     found = [process for process in remembered if abs(process.silent_ms) <= _TOLD_MS]

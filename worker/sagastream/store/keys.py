@@ -1,31 +1,38 @@
 """Every key name of the store. No other code builds key names, and no Lua script does.
 
-All keys of one partition share the hash tag {p}, so that one script may change them all, on a cluster too.
+All keys of one partition share a hash tag, so that one script may change them all, on a cluster too. A saga lives
+wholly in one partition. {0} is the tag of the first one; the tags of the others stand in saga:store.
 
-    key                          type    written by              lives
-    saga:{p}:requests            stream  clients, bridges        an entry: until the orchestrator has taken it
-    saga:{p}:replies             stream  services                an entry: until the orchestrator has taken it
-    saga:{p}:commands:<service>  stream  orchestrator            an entry: until the service has answered it
-    saga:{p}:saga:<saga_id>      hash    orchestrator            while the saga is live, and ENDED_KEPT_MS after its end
-    saga:{p}:timers              zset    orchestrator            a member: while its saga is live
-    saga:{p}:ended               zset    orchestrator            a member: as long as its saga's hash
-    saga:{p}:events              stream  orchestrator            about the newest EVENTS_KEPT entries
-    saga:{p}:quarantine          stream  orchestrator, services  until a person deals with it
-    saga:{p}:done:<service>:<h>  hash    services                DONE_KEPT_S after its last write
-    saga:services:<service>      hash    services                always: its commands and what undoes each
-    saga:alive                   zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
-    saga:running                 hash    services                a field: while the process runs something for long
-    saga:store                   hash    the first process       always: the number of partitions
+    key                            type    written by              lives
+    saga:{0}:requests              stream  clients, bridges        an entry: until the orchestrator has taken it
+    saga:{0}:interventions         stream  clients, bridges        an entry: until the orchestrator has taken it
+    saga:{0}:replies:<service>     stream  services                an entry: until the orchestrator has taken it
+    saga:{0}:commands:<service>    stream  orchestrator            an entry: until the service has answered it
+    saga:{0}:saga:<saga_id>        hash    orchestrator            while the saga is live, ENDED_KEPT_MS after its end
+    saga:{0}:timers                zset    orchestrator            a member: while its saga is live
+    saga:{0}:ended                 zset    orchestrator            a member: as long as its saga's hash
+    saga:{0}:events                stream  orchestrator            about the newest EVENTS_KEPT entries
+    saga:{0}:quarantine            stream  orchestrator            until a person deals with it
+    saga:{0}:quarantine:<service>  stream  services                until a person deals with it
+    saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
+    saga:services:<service>        hash    services                always: its commands and what undoes each
+    saga:services                  set     services, orchestrator  always: the names of the services
+    saga:alive                     zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
+    saga:running                   hash    services                a field: while the process runs something for long
+    saga:store                     hash    the first process       always: the protocol, the partitions and their tags
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
 the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in alive is
-when the process was last heard.
+when the process was last heard. `saga` is the prefix of the store: several stores on one server have several prefixes.
 """
 
-from typing import Final
+from binascii import crc_hqx
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-#: Partitions that this release runs. The names allow for more; the store remembers what it was laid out for.
-PARTITIONS: Final = 1
+from msgspec import Struct
+
+from sagastream.core.messages import is_service
 
 #: The consumer group of the orchestrator's workers; a service's group has the service's name.
 ORCHESTRATOR_GROUP: Final = "orchestrator"
@@ -47,45 +54,104 @@ DONE_KEPT_S: Final = 2 * 24 * 3600
 
 _HOUR_MS: Final = 3600 * 1000
 
-REQUESTS: Final = "saga:{0}:requests"
-REPLIES: Final = "saga:{0}:replies"
-TIMERS: Final = "saga:{0}:timers"
-ENDED: Final = "saga:{0}:ended"
-EVENTS: Final = "saga:{0}:events"
-QUARANTINE: Final = "saga:{0}:quarantine"
-ALIVE: Final = "saga:alive"
-RUNNING: Final = "saga:running"
-STORE: Final = "saga:store"
+
+class Partition(Struct, frozen=True):
+    """One partition: the names of its keys."""
+
+    number: int  # from 0
+    base: str  # what they all begin with
+    requests: str
+    interventions: str
+    timers: str
+    ended: str
+    events: str
+    quarantine: str
+
+    @classmethod
+    def of(cls, prefix: str, number: int, tag: str) -> "Partition":
+        base = f"{prefix}:{{{tag}}}:"
+        names = [f"{base}{name}" for name in ("requests", "interventions", "timers", "ended", "events", "quarantine")]
+        return cls(number, base, *names)
+
+    def saga(self, saga_id: str) -> str:
+        return f"{self.base}saga:{saga_id}"
+
+    def commands(self, service: str) -> str:
+        return f"{self.base}commands:{service}"
+
+    def replies(self, service: str) -> str:
+        return f"{self.base}replies:{service}"
+
+    def quarantine_of(self, service: str) -> str:
+        """Where a service sets aside what it cannot read."""
+        return f"{self.base}quarantine:{service}"
+
+    def done(self, service: str, begun_ms: int) -> str:
+        """The key at which `service` records what it did for a saga that began at `begun_ms`. It is the same for every
+        attempt of every step."""
+        return f"{self.base}done:{service}:{begun_ms // _HOUR_MS}"
+
+    def saga_id(self, key: str) -> str:
+        """The saga whose hash has this key."""
+        return key.removeprefix(self.saga(""))
 
 
-def saga(saga_id: str) -> str:
-    return f"saga:{{0}}:saga:{saga_id}"
+class Place(NamedTuple):
+    """What a stream is whose entries are read and acknowledged."""
+
+    partition: Partition
+    what: str  # requests, interventions, replies or commands
+    service: str  # whose replies or commands; else empty
 
 
-def commands(service: str) -> str:
-    return f"saga:{{0}}:commands:{service}"
+class StoreKeys:
+    """The names of all keys of a store."""
+
+    def __init__(self, prefix: str, tags: Sequence[str]) -> None:
+        """`tags`: the hash tag of each partition, as layout reads them from the store."""
+        self.prefix = prefix
+        self.tags = tuple(tags)
+        self.store = store(prefix)
+        self.alive = f"{prefix}:alive"
+        self.running = f"{prefix}:running"
+        self.services = f"{prefix}:services"
+        self.partitions = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))
+        self._by_base = {partition.base: partition for partition in self.partitions}
+
+    def published(self, service: str) -> str:
+        """What a service publishes."""
+        return f"{self.services}:{service}"
+
+    def of(self, saga_id: str) -> Partition:
+        """The partition in which a saga lives. The checksum is that of Redis Cluster, so every language has it."""
+        if len(self.partitions) == 1:
+            return self.partitions[0]
+        return self.partitions[crc_hqx(saga_id.encode(), 0) % len(self.partitions)]
+
+    def saga(self, saga_id: str) -> str:
+        """The key of a saga's hash."""
+        return self.of(saga_id).saga(saga_id)
+
+    def partition_of(self, key: str) -> Partition | None:
+        """The partition to which a key belongs; None: to none of this store."""
+        return self._by_base.get(key[: key.find("}:") + 2])
+
+    def place_of(self, stream: str) -> Place | None:
+        """What this stream is; None: its entries are not read and acknowledged."""
+        partition = self.partition_of(stream)
+        if partition is None:
+            return None
+        what, colon, service = stream.removeprefix(partition.base).partition(":")
+        if colon:
+            return Place(partition, what, service) if what in ("replies", "commands") and is_service(service) else None
+        return Place(partition, what, "") if what in ("requests", "interventions") else None
 
 
-def is_inbox(stream: str) -> bool:
-    """Whether this is a stream whose entries are read and acknowledged: requests, replies or commands."""
-    return stream in (REQUESTS, REPLIES) or stream.startswith(commands(""))
+def store(prefix: str) -> str:
+    """The key that says how the store is laid out."""
+    return f"{prefix}:store"
 
 
-def service(key: str) -> str:
-    """The service whose stream of commands has this key."""
-    return key.removeprefix(commands(""))
-
-
-def saga_id(key: str) -> str:
-    """The saga whose hash has this key."""
-    return key.removeprefix(saga(""))
-
-
-def done(service: str, begun_ms: int) -> str:
-    """The key at which `service` records what it did for a saga that began at `begun_ms`. It is the same for every
-    attempt of every step."""
-    return f"saga:{{0}}:done:{service}:{begun_ms // _HOUR_MS}"
-
-
-def published(service: str) -> str:
-    return f"saga:services:{service}"
+def slot(tag: str) -> int:
+    """The slot of a cluster in which all keys with this hash tag are."""
+    return crc_hqx(tag.encode(), 0) % 16384

@@ -1,20 +1,149 @@
-"""How the store is laid out, and whether this release can work with it."""
+"""How the store is laid out, and whether this release can work with it.
 
-from typing import Any
+The hash `saga:store` says it, for every language: `protocol`, `partitions`, and `tags`, the hash tag of each partition
+with blanks between them. The first process writes it. Nobody changes it after that: the number of partitions is fixed.
+"""
 
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from string import ascii_lowercase
+from typing import Final
+
+import redis
+
+from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
-from sagastream.errors import StoreMismatch
-from sagastream.store import keys
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import or_raise
+from sagastream.errors import SettingsError, StoreMismatch
+from sagastream.store.keys import StoreKeys, slot, store
+
+#: The version of the keys, streams and scripts. Version 1 had one partition, and one stream for all replies.
+PROTOCOL: Final = 2
+#: At most this many partitions.
+MAX_PARTITIONS: Final = 256
+#: Into how many partitions the first process divides the store; by default one.
+PARTITIONS_VARIABLE: Final = "SAGASTREAM_PARTITIONS"
+_SLOTS: Final = 16384
+_TAG: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 
 
-def check(broker: Broker) -> None:
-    """Check that the server is new enough and that the store is laid out as this release expects.
+def check(broker: Broker) -> StoreKeys:
+    """Check that the server is new enough and that this release can work with the store. If there is no store yet, make
+    it. Returns the names of its keys.
 
     Raises BrokerError or StoreMismatch, or a redis.RedisError if the server cannot be reached.
     """
     broker.check_server()
-    broker.client.hsetnx(keys.STORE, "partitions", str(keys.PARTITIONS))
-    laid_out: Any = broker.client.hget(keys.STORE, "partitions")
-    if laid_out != str(keys.PARTITIONS).encode():
-        partitions = (laid_out or b"no").decode(errors="replace")
-        raise StoreMismatch(f"the store was laid out for {partitions} partitions; this release runs {keys.PARTITIONS}")
+    return exchange.run(broker.client, Layout(broker.prefix).opened())
+
+
+def look(broker: Broker) -> StoreKeys:
+    """The names of the store's keys, without writing anything. If there is no store yet, those that it would get.
+    Raises as `check`."""
+    return exchange.run(broker.client, Layout(broker.prefix).looked())
+
+
+class Layout:
+    """The layout of one store, which is read once."""
+
+    def __init__(self, prefix: str, partitions: int | None = None) -> None:
+        """`partitions`: how many the store is to have; by default as many as SAGASTREAM_PARTITIONS says, or one. Raises
+        SettingsError if the variable has a wrong value."""
+        self._prefix = prefix
+        self._partitions = partitions or _from_environment()
+        self._keys: StoreKeys | None = None
+
+    def opened(self) -> Exchange[StoreKeys]:
+        """The names of the store's keys. If there is no store yet, it is made. Raises StoreMismatch."""
+        keys = yield from self._read()
+        if keys is None:
+            fields = _fields(self._partitions or 1)
+            made = [("HSETNX", store(self._prefix), name, value) for name, value in fields.items()]
+            for answer in (yield [("MULTI",), *made, ("EXEC",)]):
+                or_raise(answer)
+            keys = yield from self._read()  # somebody else may have been faster
+            assert keys is not None
+        return keys
+
+    def looked(self) -> Exchange[StoreKeys]:
+        """The same, but nothing is written. If there is no store yet, the names that it would get."""
+        keys = yield from self._read()
+        return keys or StoreKeys(self._prefix, _fields(self._partitions or 1)["tags"].split())
+
+    def _read(self) -> Exchange[StoreKeys | None]:
+        if self._keys is None and (found := (yield from _read(self._prefix))):
+            self._keys = _keys(self._prefix, found, self._partitions)
+        return self._keys
+
+
+def _read(prefix: str) -> Exchange[dict[str, str]]:
+    (answer,) = yield [("HGETALL", store(prefix))]
+    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        raise StoreMismatch(f"{store(prefix)} is not a hash: something else has written there; use another store")
+    words = [word.decode(errors="backslashreplace") for word in or_raise(answer)]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _keys(prefix: str, found: Mapping[str, str], wanted: int | None) -> StoreKeys:
+    """The names that these fields stand for. Raises StoreMismatch."""
+    name = store(prefix)
+    protocol, partitions, tags = found.get("protocol"), found.get("partitions", "no"), found.get("tags", "").split(" ")
+    if protocol is None:
+        text = f"{name} was made by an earlier release, whose keys this one cannot read; nothing in it was changed"
+        raise StoreMismatch(f"{text}. Let that release finish its sagas, or use another prefix: SAGASTREAM_PREFIX")
+    if protocol != str(PROTOCOL):
+        said = f"has protocol {protocol[:20]!a}, and this release knows {PROTOCOL}"
+        raise StoreMismatch(f"{name} {said}: use a newer release; nothing in it was changed")
+    if not _are_tags(tags) or partitions != str(len(tags)):
+        said = f"{partitions[:20]!a} partitions, with the tags {' '.join(tags)[:80]!a}"
+        raise StoreMismatch(f"{name} is damaged: it says {said}")
+    if wanted is not None and wanted != len(tags):
+        text = f"{name} has {partitions} partitions, not {wanted} as {PARTITIONS_VARIABLE} says"
+        raise StoreMismatch(f"{text}; their number is fixed when a store is made")
+    return StoreKeys(prefix, tags)
+
+
+def _are_tags(tags: Sequence[str]) -> bool:
+    return len(set(tags)) == len(tags) <= MAX_PARTITIONS and all(map(_TAG.fullmatch, tags))
+
+
+def _fields(partitions: int) -> dict[str, str]:
+    tags = [_tag(number, partitions) for number in range(partitions)]
+    return {"protocol": str(PROTOCOL), "partitions": str(partitions), "tags": " ".join(tags)}
+
+
+def _tag(number: int, partitions: int) -> str:
+    """The tag of a partition. The nodes of a cluster hold contiguous ranges of slots, so the partitions are spread
+    evenly over the slots: the tag is the number, with the shortest suffix that brings it near its place."""
+    if number == 0:
+        return "0"
+    place = (slot("0") + number * _SLOTS // partitions) % _SLOTS
+
+    def distance(tag: str) -> int:
+        away = abs(slot(tag) - place)
+        return min(away, _SLOTS - away)
+
+    near = _SLOTS // partitions // 8
+    for candidates in _suffixed(str(number)):
+        nearest = min(candidates, key=distance)
+        if distance(nearest) <= near:
+            return nearest
+    raise AssertionError("three letters reach every slot")
+
+
+def _suffixed(number: str) -> Iterator[list[str]]:
+    for length in range(4):
+        yield [number + "".join(letters) for letters in product(ascii_lowercase, repeat=length)]
+
+
+def _from_environment() -> int | None:
+    text = os.environ.get(PARTITIONS_VARIABLE)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MAX_PARTITIONS):
+        allowed = f"a whole number from 1 to {MAX_PARTITIONS}"
+        raise SettingsError(f"{PARTITIONS_VARIABLE} must be {allowed}, not {text[:40]!a}")
+    return int(text)

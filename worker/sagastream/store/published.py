@@ -1,4 +1,4 @@
-"""What services publish about themselves: their commands, and the compensation of each.
+"""What services publish about themselves: that they exist, their commands, and the compensation of each.
 
 A field of the hash is a command, its value is the compensation that undoes it; it is empty if there is nothing to undo.
 A command that does not say has the value `?`. A compensation that is not, or no longer, the value of a command is the
@@ -11,10 +11,14 @@ from typing import Any, Final
 
 import redis
 
+from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import execute, or_raise
-from sagastream.core.messages import is_id
+from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
-from sagastream.store import keys
+from sagastream.store.keys import StoreKeys
+
+#: At most this many services in a store: a worker reads a stream of replies for each.
+MAX_SERVICES: Final = 1024
 
 #: The value of a command that does not say what undoes it. It is not a name, so it is passed over as a compensation.
 UNSAID: Final = "?"
@@ -22,27 +26,29 @@ UNSAID: Final = "?"
 
 def publish(
     client: "redis.Redis",
+    keys: StoreKeys,
     service: str,
     undone_by: Mapping[str, str | None],
     *,
     commands: Collection[str] = (),
     compensations: Collection[str] = (),
 ) -> None:
-    """Publish what a service has. What was published before stays: sagas that began with an older release of the
-    service may still have to be undone.
+    """Publish a service, and what it has. What was published before stays: sagas that began with an older release of
+    the service may still have to be undone.
 
     Args:
         undone_by: the compensation of each command that says it (None: it needs none).
         commands: the names of all commands.
         compensations: the names of all compensations.
     """
-    before = all_of(client, service)
+    before = all_of(client, keys, service)
     # Those of another release too, which runs beside this one or ran before it.
     others = {before.get(name, "") for name, undo in undone_by.items() if before.get(name) != undo}
     unnamed = (others | set(compensations)).difference(undone_by.values())
     fields: dict[Any, Any] = {name: undo or "" for name, undo in undone_by.items()}
     fields |= {f"({name})": name for name in unnamed if is_id(name)}
     pipeline = client.pipeline(transaction=False)
+    pipeline.sadd(keys.services, service)
     if fields:
         pipeline.hset(keys.published(service), mapping=fields)
     for name in set(commands).difference(undone_by):
@@ -50,7 +56,7 @@ def publish(
     execute(pipeline)
 
 
-def all_of(client: "redis.Redis", service: str) -> dict[str, str]:
+def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, str]:
     """The whole hash of a service, which may hold anything; empty if it is not a hash."""
     try:
         found: Any = client.hgetall(keys.published(service))
@@ -61,7 +67,23 @@ def all_of(client: "redis.Redis", service: str) -> dict[str, str]:
     return {name.decode(errors="replace"): undo.decode(errors="replace") for name, undo in found.items()}
 
 
-def read(client: "redis.Redis", services: Collection[str]) -> Published:
+def services(keys: StoreKeys) -> Exchange[list[str]]:
+    """The names of all services of the store, sorted. What sagastream did not write is left out."""
+    (answer,) = yield [("SMEMBERS", keys.services)]
+    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return []  # the value at its key is not a set
+    names = [name.decode(errors="backslashreplace") for name in or_raise(answer)]
+    return sorted(filter(is_service, names))
+
+
+def add_services(keys: StoreKeys, names: Collection[str]) -> Exchange[None]:
+    """Add services to those of the store, so that every worker reads their replies."""
+    (answer,) = yield [("SADD", keys.services, *sorted(names))]
+    if not (isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")):
+        or_raise(answer)
+
+
+def read(client: "redis.Redis", keys: StoreKeys, services: Collection[str]) -> Published:
     """The commands that these services publish, each with its compensation. One that does not say is left out."""
     pipeline = client.pipeline(transaction=False)
     for service in services:

@@ -1,20 +1,30 @@
 """The quarantine: messages that could not be understood, or came too late. Each is kept, with the reason, until a
-person decides what to do with it."""
+person decides what to do with it.
 
+The orchestrator has one stream of them in each partition, and each service another, so that no service can have what it
+likes put back into the streams of others.
+"""
+
+import heapq
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 import redis
 
 from sagastream.broker import scripting
+from sagastream.broker.exchange import run
 from sagastream.broker.group_reader import REPLAYED
+from sagastream.broker.wire import execute
 from sagastream.errors import QuarantineError
-from sagastream.store import keys
+from sagastream.store import published
+from sagastream.store.keys import Partition, StoreKeys
 
-_ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}")
+_ENTRY_ID: Final = re.compile(
+    r"((?P<service>[A-Za-z0-9._-]{1,128})/)?(?P<id>\d{1,20}-\d{1,20})(@(?P<partition>\d{1,3}))?", re.ASCII
+)
 _PAGE: Final = 200
 
 
@@ -22,7 +32,9 @@ _PAGE: Final = 200
 class Quarantined:
     """A message that was set aside."""
 
-    id: str  # of the entry in the quarantine
+    id: str  # in the quarantine, as people write it: 1767-0, till/1767-0, 1767-0@2
+    added_as: str  # the id of its entry
+    set_aside_by: str  # the service that did it; empty: the orchestrator
     reason: str  # why it was set aside
     stream: str  # from which it came
     entry_id: str  # of the entry in that stream
@@ -32,7 +44,7 @@ class Quarantined:
     @property
     def at_ms(self) -> int:
         """When it was set aside, by the broker's clock."""
-        return int(self.id.partition("-")[0])
+        return int(self.added_as.partition("-")[0])
 
     @property
     def message(self) -> dict[str, Any]:
@@ -56,63 +68,114 @@ class Quarantined:
         return saga_id[:135] if isinstance(saga_id, str) else ""
 
 
+class _Stream(NamedTuple):
+    """One stream of the quarantine: the orchestrator's of a partition, or a service's."""
+
+    name: str
+    partition: Partition
+    service: str  # empty: the orchestrator's
+
+    def id_of(self, entry_id: str) -> str:
+        """The id of one of its entries, as people write it: 1767-0, till/1767-0 or, outside partition 0, 1767-0@2."""
+        number = self.partition.number
+        return (f"{self.service}/" if self.service else "") + entry_id + (f"@{number}" if number else "")
+
+
 class Quarantine:
     """The quarantined messages of a store."""
 
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", keys: StoreKeys) -> None:
         self._client = client
+        self._keys = keys
         self._replay = scripting.load(client, "replay")
 
     def __len__(self) -> int:
-        return int(self._client.xlen(keys.QUARANTINE))
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in self._streams():
+            pipeline.xlen(stream.name)
+        return sum(map(int, execute(pipeline)))
 
     def newest_first(self) -> Iterator[Quarantined]:
         """All messages, the newest first; read page by page."""
-        before = "+"
-        while page := self._range(before, "-"):
-            yield from page
-            before = f"({page[-1].id}"
+        pages = [self._newest_first(stream) for stream in self._streams()]
+        yield from heapq.merge(*pages, key=lambda message: message.at_ms, reverse=True)
 
     def get(self, entry_id: str) -> Quarantined:
         """One message, by its id in the quarantine. Raises QuarantineError if the quarantine does not hold it."""
-        found = self._range(entry_id, entry_id) if _ENTRY_ID.fullmatch(entry_id) else []
-        if not found:
-            raise QuarantineError(f"the quarantine holds no {entry_id!a}")
-        return found[0]
+        return self._get(entry_id)[1]
 
     def replay(self, entry_id: str) -> Quarantined:
-        """Put a message back into the stream from which it came, where it is read again.
+        """Put a message back into the stream from which it came, where it is read again. What a service has set aside
+        goes back to that service's commands, whatever stream it names.
 
         Raises QuarantineError if the quarantine does not hold the message, or the message cannot be put back.
         """
-        message = self.get(entry_id)
-        if not keys.is_inbox(message.stream):
-            raise QuarantineError(f"{entry_id} came from {message.stream!a}: nothing can be put back there")
+        stream, message = self._get(entry_id)
         if message.fields is None:
-            raise QuarantineError(f"{entry_id} was too large to be kept whole: it cannot be put back")
+            raise QuarantineError(f"{message.id} was too large to be kept whole: it cannot be put back")
         fields: dict[Any, Any] = {"body": message.body} | message.fields | {REPLAYED: 1}
         words = [word for pair in fields.items() for word in pair]
-        self._move([keys.QUARANTINE, message.stream], [entry_id, *words])
+        self._move(stream, entry_id, [self._origin(stream, message)], words)
         return message
 
     def drop(self, entry_id: str) -> Quarantined:
         """Delete a message. Raises QuarantineError if the quarantine does not hold it."""
-        message = self.get(entry_id)
-        self._move([keys.QUARANTINE], [entry_id])
+        stream, message = self._get(entry_id)
+        self._move(stream, entry_id, [], [])
         return message
 
-    def _move(self, names: list[str], args: list[Any]) -> None:
-        if not self._replay(keys=names, args=args):
+    def _streams(self) -> list[_Stream]:
+        """All streams of the quarantine."""
+        partitions = self._keys.partitions
+        services = run(self._client, published.services(self._keys))
+        found = [_Stream(partition.quarantine, partition, "") for partition in partitions]
+        return found + [
+            _Stream(partition.quarantine_of(service), partition, service)
+            for service in services
+            for partition in partitions
+        ]
+
+    def _get(self, entry_id: str) -> tuple[_Stream, Quarantined]:
+        parts = _ENTRY_ID.fullmatch(entry_id)
+        number = int(parts["partition"] or 0) if parts else 0
+        if parts is None or number >= len(self._keys.partitions):
+            raise QuarantineError(f"the quarantine holds no {entry_id!a}")
+        partition, service = self._keys.partitions[number], parts["service"] or ""
+        name = partition.quarantine_of(service) if service else partition.quarantine
+        stream = _Stream(name, partition, service)
+        if not (found := self._range(stream, parts["id"], parts["id"])):
+            raise QuarantineError(f"the quarantine holds no {entry_id!a}")
+        return stream, found[0]
+
+    def _origin(self, stream: _Stream, message: Quarantined) -> str:
+        """The stream into which a message may be put back. Raises QuarantineError."""
+        if stream.service:
+            return stream.partition.commands(stream.service)
+        place = self._keys.place_of(message.stream)
+        if place is None or place.what == "commands":
+            raise QuarantineError(f"{message.id} came from {message.stream!a}: nothing can be put back there")
+        return message.stream
+
+    def _newest_first(self, stream: _Stream) -> Iterator[Quarantined]:
+        before = "+"
+        while page := self._range(stream, before, "-"):
+            yield from page
+            before = f"({page[-1].added_as}"
+
+    def _move(self, stream: _Stream, entry_id: str, target: list[str], words: list[Any]) -> None:
+        parts = _ENTRY_ID.fullmatch(entry_id)
+        assert parts is not None
+        if not self._replay(keys=[stream.name, *target], args=[parts["id"], *words]):
             raise QuarantineError(
-                f"the quarantine holds no {args[0]} any more: somebody else has put it back or dropped it"
+                f"the quarantine holds no {entry_id} any more: somebody else has put it back or dropped it"
             )
 
-    def _range(self, newest: str, oldest: str) -> list[Quarantined]:
-        entries: Any = self._client.xrevrange(keys.QUARANTINE, newest, oldest, count=_PAGE)
-        return [_read(entry_id.decode(), fields) for entry_id, fields in entries]
+    def _range(self, stream: _Stream, newest: str, oldest: str) -> list[Quarantined]:
+        entries: Any = self._client.xrevrange(stream.name, newest, oldest, count=_PAGE)
+        return [_read(stream, entry_id.decode(), fields) for entry_id, fields in entries]
 
 
-def _read(entry_id: str, fields: dict[bytes, bytes]) -> Quarantined:
+def _read(stream: _Stream, entry_id: str, fields: dict[bytes, bytes]) -> Quarantined:
     def text(name: bytes) -> str:
         return fields.get(name, b"").decode(errors="backslashreplace")
 
@@ -122,7 +185,9 @@ def _read(entry_id: str, fields: dict[bytes, bytes]) -> Quarantined:
         others = None
     is_whole = isinstance(others, dict) and all(isinstance(value, str) for value in others.values())
     return Quarantined(
-        id=entry_id,
+        id=stream.id_of(entry_id),
+        added_as=entry_id,
+        set_aside_by=stream.service,
         reason=text(b"reason"),
         stream=text(b"stream"),
         entry_id=text(b"entry_id"),

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import or_raise
-from sagastream.store import keys
+from sagastream.store.keys import StoreKeys
 
 #: What runs for less than this is not written, in seconds.
 LONG_S: Final = 1.0
@@ -56,10 +56,10 @@ def encode(busy: Busy | None) -> bytes:
     return b"" if busy is None else msgspec.json.encode(busy)
 
 
-def look() -> Exchange[dict[str, Busy]]:
+def look(keys: StoreKeys) -> Exchange[dict[str, Busy]]:
     """What each process runs, by the name of the process; dead ones may be among them. What sagastream did not write is
     passed over."""
-    (answer,) = yield [("HGETALL", keys.RUNNING)]
+    (answer,) = yield [("HGETALL", keys.running)]
     if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
         return {}  # as `doctor` reports
     words: Any = iter(or_raise(answer))

@@ -9,15 +9,16 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import Found
 from sagastream.errors import CorruptSaga
-from sagastream.store import keys, saga_hash
+from sagastream.store import saga_hash
+from sagastream.store.keys import StoreKeys
 
 
-def read(client: "redis.Redis", saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
+def read(client: "redis.Redis", keys: StoreKeys, saga_ids: Collection[str]) -> tuple[dict[str, Found], int]:
     """The states of these sagas (None: there is no such saga), and the broker's time in ms. One round trip."""
-    return exchange.run(client, load(saga_ids))
+    return exchange.run(client, load(keys, saga_ids))
 
 
-def load(saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
+def load(keys: StoreKeys, saga_ids: Collection[str]) -> Exchange[tuple[dict[str, Found], int]]:
     """See `read`."""
     commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
     time, *answers = yield commands

@@ -1,0 +1,52 @@
+"""The services of the store, as one worker knows them: it reads the replies of each."""
+
+from collections.abc import Iterable
+
+import redis
+
+from sagastream.broker.exchange import Exchange, run, together
+from sagastream.store import published
+from sagastream.store.heartbeat import Heartbeat
+from sagastream.store.keys import StoreKeys
+
+
+class KnownServices:
+    """The services that a worker knows. It is told of new ones along with its heartbeat: it takes the place of that in
+    the worker's reader."""
+
+    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat) -> None:
+        self._client = client
+        self._heartbeat = heartbeat
+        self._keys: StoreKeys | None = None
+        self.names: frozenset[str] = frozenset()
+
+    def join(self, keys: StoreKeys) -> None:
+        """Read them from this store from now on."""
+        self._keys = keys
+        self._heartbeat.join(keys)
+        run(self._client, self._read())
+
+    @property
+    def is_due(self) -> bool:
+        return self._heartbeat.is_due
+
+    def beat(self) -> Exchange[None]:
+        yield from together(self._heartbeat.beat(), self._read())
+
+    def end(self, *, holds: bool) -> Exchange[None]:
+        yield from self._heartbeat.end(holds=holds)
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add services to the store before the first command is sent to them, so that each worker reads their
+        replies."""
+        if new := set(names) - self.names:
+            assert self._keys is not None
+            run(self._client, published.add_services(self._keys, new))
+            self.names |= new
+
+    def _read(self) -> Exchange[None]:
+        # A name that is gone from the set stays known here: commands may be out that this worker has sent.
+        assert self._keys is not None
+        found = yield from published.services(self._keys)
+        if not self.names.issuperset(found):
+            self.names |= set(found)
