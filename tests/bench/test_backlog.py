@@ -156,7 +156,7 @@ def measure_backlog(sagas: Sagas, *, waiting: int, window: int) -> dict[str, flo
     assert max(memory) - memory_before < NOISE
     assert sagas.memory - empty < NOISE
     assert sagas.live == 0
-    assert sum(sagas.client.xlen(stream) for stream in (ONLY.requests, ONLY.replies("work"), ONLY.quarantine)) == 0
+    assert sum(sagas.client.xlen(stream) for stream in (ONLY.requests, ONLY.quarantine)) == 0
     return figures
 
 

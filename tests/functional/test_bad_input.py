@@ -107,7 +107,8 @@ class Stage:
 
     def quarantined(self, stream: str) -> Counter[bytes]:
         """How often each entry of a stream was quarantined."""
-        entries: Any = self.redis.xrange(ONLY.quarantine)
+        aside = ONLY.quarantine_of("work") if stream == WORK else ONLY.quarantine
+        entries: Any = self.redis.xrange(aside)
         return Counter(fields[b"entry_id"] for _, fields in entries if fields[b"stream"] == stream.encode())
 
     def well(self) -> None:
@@ -277,7 +278,7 @@ def test_a_reply_on_a_line_to_what_nobody_asked_is_quarantined_once(stage: Stage
         bridge.stdin.write(written({"src": "hotel", "dest": "orchestrator", "body": body}) + b"\n")
     bridge.stdin.close()
     assert bridge.wait(60) == 0
-    stage.taken(ONLY.replies("work"))
+    stage.taken(ONLY.replies("hotel"))
     entries: Any = stage.redis.xrange(ONLY.quarantine)
     bodies = [json.loads(fields[b"body"]) for _, fields in entries[-len(replies) :]]
     assert [(body["saga_id"], body["step"], body["type"]) for body in bodies] == replies

@@ -67,7 +67,8 @@ def assert_kept(commands: Commands, server: Server, *names: str) -> None:
         counts = f"{len(findings) - 1} kept, 0 broken, 1 not checked"
         assert (check.returncode, errors.decode().splitlines()[0]) == (0, f"service {name}: {counts}")
         assert client.xlen(ONLY.commands(name)) == 0
-    assert client.xlen(ONLY.replies("work")) == client.xlen(ONLY.quarantine) == 0
+        assert client.xlen(ONLY.replies(name)) == client.xlen(ONLY.quarantine_of(name)) == 0
+    assert client.xlen(ONLY.quarantine) == 0
 
 
 @pytest.mark.slow
@@ -245,8 +246,13 @@ def test_what_others_have_in_the_store_stays_as_it_is(server: Server) -> None:
     client = server.broker().client
     with running(Raw, server) as service:
         others: Any = {
-            ONLY.replies("work"): {"body": '{"type":"Do_ok","saga_id":"o-1","step":1}', "attempt": "1"},
-            ONLY.quarantine: {"reason": "x", "stream": ONLY.commands(raw.NAME), "entry_id": "1-1", "body": "x"},
+            ONLY.replies(raw.NAME): {"body": '{"type":"Do_ok","saga_id":"o-1","step":1}', "attempt": "1"},
+            ONLY.quarantine_of(raw.NAME): {
+                "reason": "x",
+                "stream": ONLY.commands(raw.NAME),
+                "entry_id": "1-1",
+                "body": "x",
+            },
         }
         for stream, fields in others.items():
             client.xadd(stream, fields)
@@ -271,7 +277,7 @@ def test_it_refuses_beside_a_worker(server: Server, commands: Commands) -> None:
     until(lambda: worker_is_alive(client, KEYS), what="the worker is there")
     with running_beside(Raw, server):
         done = commands.run("check-service", raw.NAME, "--params", '"yes"', REDIS_URL=server.url)
-        assert client.xlen(ONLY.replies("work")) == 0
+        assert client.xlen(ONLY.replies(raw.NAME)) == 0
     assert (done.returncode, done.stdout) == (1, "")
     assert "a worker reads the replies of this store" in done.stderr
 

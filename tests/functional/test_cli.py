@@ -119,7 +119,7 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     # Nobody serves this step, so it is answered by hand with redis-cli. Nobody knows how to undo it.
     client.begin("parked", [do(1, "Odd", "nobody"), BAD["steps"][0]])
     until(lambda: client._redis.xlen(ONLY.commands("nobody")), what="the command is sent")
-    client._redis.xadd(ONLY.replies("work"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
+    client._redis.xadd(ONLY.replies("nobody"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
     client.begin("waits", [do(1, "Fly", "airline")])
     for body in (GOOD, BAD):
         assert commands.run("begin", "-", "--wait", given=json.dumps(body), **running).returncode in (0, 3)
@@ -290,7 +290,7 @@ def test_a_parked_saga_ends_the_waiting(running: dict[str, str], server: Server,
     waiting.stdin.close()
     client = server.broker().client
     until(lambda: client.xlen(ONLY.commands("nobody")), what="the command is sent")
-    client.xadd(ONLY.replies("work"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
+    client.xadd(ONLY.replies("nobody"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
     assert waiting.wait(60) == 3
     assert waiting.stdout.read().startswith(b"parked COMPENSATING: parked: nobody knows what undoes Odd")
 
@@ -403,7 +403,7 @@ def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Comma
     client = SagaClient(server.broker())
     client.begin("s1", [do(1, "Fly", "airline"), do(2, "Fly", "airline")])
     until(lambda: client.get("s1"), what="the saga is begun")
-    client._redis.xadd(ONLY.replies("work"), {"body": '{"type":"Fly_ok","saga_id":"s1","step":2}'})
+    client._redis.xadd(ONLY.replies("airline"), {"body": '{"type":"Fly_ok","saga_id":"s1","step":2}'})
     until(lambda: client._redis.xlen(ONLY.quarantine), what="the reply is set aside")
     assert re.search(
         r"note +Fly_ok was quarantined as \S+: step 2 was not sent yet", commands.run("show", "s1", **env).stdout

@@ -13,7 +13,7 @@ from support.page import Shell
 from support.processes import SAMPLES, Commands
 from support.servers import Server
 from support.stores import ONLY
-from support.streams import append_requests
+from support.streams import add_reply, append_requests
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +55,8 @@ def test_what_operators_type_does_what_it_says(
     monkeypatch.setenv("REDIS_URL", server.url)
     client = server.broker().client
     append_requests(client, [parse_begin({"saga_id": "ID", "steps": [{"transaction": "Do", "service": "nobody"}]})])
-    client.xadd(ONLY.replies("work"), {"body": "garbage"})
-    client.xadd(ONLY.replies("work"), {"body": "rubbish"})
+    add_reply(client, "nobody", {"body": "garbage"})
+    add_reply(client, "nobody", {"body": "rubbish"})
     worker = commands.quiet("worker", env={"REDIS_URL": server.url})
     until(lambda: client.xlen(ONLY.quarantine) == 2 and client.zcard(ONLY.timers) == 1, what="all is read")
     shell = Shell(server, tmp_path)
@@ -73,4 +73,4 @@ def test_what_operators_type_does_what_it_says(
         newest = str(client.xrevrange(ONLY.quarantine, count=1)[0][0].decode())  # type: ignore[index,union-attr]
         assert shell.run("exec 2>&1\n" + command.replace("ENTRY …", newest).replace("ENTRY", newest))
     assert client.xlen(ONLY.quarantine) == 0
-    assert client.xlen(ONLY.replies("work")) == 1  # the message that was put back
+    assert client.xlen(ONLY.replies("nobody")) == 1  # the message that was put back

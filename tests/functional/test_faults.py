@@ -318,8 +318,9 @@ def test_the_server_stands_still_for_10_seconds(world: World) -> None:
 def test_groups_are_destroyed_under_their_readers(world: World, chance: random.Random) -> None:
     """What was not answered yet is delivered again, from the beginning of the stream."""
     world.start()
-    groups = [(ONLY.replies("work"), keys.ORCHESTRATOR_GROUP), (ONLY.requests, keys.ORCHESTRATOR_GROUP)]
-    groups += [(ONLY.commands(name), name) for name in ("alpha", "beta", "gamma")]
+    names = ("alpha", "beta", "gamma")
+    groups = [(stream, keys.ORCHESTRATOR_GROUP) for stream in (ONLY.requests, *map(ONLY.replies, names))]
+    groups += [(ONLY.commands(name), name) for name in names]
 
     def destroy() -> None:
         # Any that is there: one that was destroyed a moment ago may not have been made again yet.
@@ -339,7 +340,8 @@ def test_streams_are_deleted_with_all_that_is_in_them(world: World, chance: rand
     world.options = {"timeout_ms": 500, "attempts": 5, "backoff_ms": 20}
     world.may_end_otherwise()
     world.start()
-    streams = [ONLY.replies("work"), *map(ONLY.commands, ("alpha", "beta", "gamma"))]
+    names = ("alpha", "beta", "gamma")
+    streams = [*map(ONLY.replies, names), *map(ONLY.commands, names)]
 
     def delete() -> None:
         stream = chance.choice(streams)

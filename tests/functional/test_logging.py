@@ -18,6 +18,7 @@ from support.processes import Commands
 from support.scenes import do
 from support.servers import OwnServer, Server
 from support.stores import ONLY
+from support.streams import add_reply
 from support.waiting import until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
@@ -190,13 +191,13 @@ def test_a_user_of_servicerunner_has_the_fields_with_the_filter(server: Server, 
 def test_a_worker_tells_of_what_it_sets_aside_in_one_object(server: Server, commands: Commands) -> None:
     worker = Process(commands, "worker", REDIS_URL=server.url, SAGASTREAM_LOG_FORMAT="json")
     redis = server.broker().client
-    entry_id = redis.xadd(ONLY.replies("work"), {"body": '{"type":"Do_ok","saga_id":"nobody","step":1}'})
+    entry_id = add_reply(redis, "work", {"body": '{"type":"Do_ok","saga_id":"nobody","step":1}'})
     until(lambda: redis.xlen(ONLY.quarantine), what="it is quarantined")
     worker.end()
     started, aside = worker.told
     assert (started["level"], started["logger"], started["message"]) == ("info", "sagastream.worker", "started")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", started["time"])
-    text = f"quarantined the entry {entry_id.decode()} of {ONLY.replies('work')}: there is no saga nobody"  # type: ignore[union-attr]
+    text = f"quarantined the entry {entry_id.decode()} of {ONLY.replies('work')}: there is no saga nobody"
     assert aside == {
         "time": aside["time"],
         "level": "warning",
@@ -205,7 +206,7 @@ def test_a_worker_tells_of_what_it_sets_aside_in_one_object(server: Server, comm
         "source": started["source"],
         "saga_id": "nobody",
         "stream": ONLY.replies("work"),
-        "entry_id": entry_id.decode(),  # type: ignore[union-attr]
+        "entry_id": entry_id.decode(),
     }
 
 

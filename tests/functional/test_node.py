@@ -14,6 +14,7 @@ import redis
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.core.service_rules import MAX_TAKEOVERS
+from sagastream.store import layout
 from sagastream.store.quarantine import Quarantine
 from support.page import Shell, shell
 from support.processes import SAMPLES, Commands
@@ -73,7 +74,8 @@ class Node:
     def __init__(self, folder: Path, server: Server) -> None:
         self._folder = folder
         self._url = server.url
-        self._client = server.broker().client
+        layout.check(broker := server.broker())  # a worker makes the store
+        self._client = broker.client
         self.running: list[subprocess.Popen[str]] = []
 
     def start(

@@ -17,6 +17,7 @@ from support.processes import SAMPLES, Commands, Talk
 from support.scenes import do
 from support.servers import Server
 from support.stores import ONLY
+from support.streams import add_reply
 from support.waiting import until
 
 #: A service whose compensations work once a file exists.
@@ -216,7 +217,7 @@ def test_without_a_worker_the_request_waits_for_one(server: Server, commands: Co
         "it is in the store, and the next one will do it, or refuse it\n"
     )
     with connect(server.url) as client:
-        assert client.xlen(ONLY.requests) == 1
+        assert client.xlen(ONLY.interventions) == 1
 
 
 def test_over_stdin(env: dict[str, str], commands: Commands) -> None:
@@ -304,7 +305,7 @@ def test_a_quarantined_message_is_shown_put_back_and_dropped(
     env: dict[str, str], commands: Commands, client: "redis.Redis"
 ) -> None:
     fields: dict[Any, Any] = {"body": '{"type":"Charge_ok\\u202e","saga_id":"s1","step":1}', "x\x1b": "y"}
-    client.xadd(ONLY.replies("work"), fields)
+    add_reply(client, "work", fields)
     client.xadd(ONLY.requests, {"body": "{"})
     quarantined(client, 2)
     listed = commands.run("quarantine", "list", **env)
@@ -330,7 +331,7 @@ def test_a_quarantined_message_is_shown_put_back_and_dropped(
 def test_a_reply_that_came_before_its_saga_is_put_back_and_counts(
     env: dict[str, str], commands: Commands, client: "redis.Redis"
 ) -> None:
-    client.xadd(ONLY.replies("work"), {"body": '{"type":"Charge_ok","saga_id":"s1","step":1}'})
+    add_reply(client, "nobody", {"body": '{"type":"Charge_ok","saga_id":"s1","step":1}'})
     quarantined(client, 1)
     begin = {"saga_id": "s1", "steps": [do(1, "Charge", "nobody")]}
     commands.run("begin", "-", given=json.dumps(begin), **env)

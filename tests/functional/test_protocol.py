@@ -92,7 +92,7 @@ def test_a_person_undoes_a_step_with_the_same_lines(scene: Scene, bash: Shell) -
     scene.turns_until(lambda: scene.redis.xlen(TILL) == 1)
     command: Any = scene.redis.xrange(TILL)
     scene.redis.xdel(TILL, command[0][0])
-    scene.redis.xadd(ONLY.replies("work"), {"body": '{"type":"ChargeCard_ok","saga_id":"o-1","step":1}'})
+    scene.redis.xadd(ONLY.replies("till"), {"body": '{"type":"ChargeCard_ok","saga_id":"o-1","step":1}'})
 
     def is_asked_to_undo() -> bool:
         scene.runner.turn(block_ms=1)
@@ -169,13 +169,19 @@ def test_a_service_works_as_the_user_of_the_page_and_can_do_nothing_else(
         bash.run(script)
     url = server.url.replace("unix://", "unix://notification:secret@")
     (commands.folder / "shop.py").write_text(SHOP)
+    refused = commands.run("service", "shop:service", REDIS_URL=url)
+    assert refused.stderr.endswith("there is no store saga yet, and this user may not make it: start a worker first\n")
     commands.quiet("worker", env={"REDIS_URL": server.url})
-    service = commands.start("service", "shop:service", env={"REDIS_URL": url})
     sagas = SagaClient(server.broker())
+    until(lambda: sagas._redis.exists(KEYS.store), what="the worker makes the store")
+    service = commands.start("service", "shop:service", env={"REDIS_URL": url})
     sagas.begin("s1", [do(1, "Do", "notification"), do(2, "Fly", "notification")])
     assert sagas.wait("s1", 60).reason == "Step 2 failed: unknown_command: service notification has no command Fly"
     sagas._redis.xadd(ONLY.commands("notification"), {"body": "{"})
-    until(lambda: sagas._redis.xlen(ONLY.quarantine), what="an entry that is not a command is set aside")
+    until(
+        lambda: sagas._redis.xlen(ONLY.quarantine_of("notification")),
+        what="an entry that is not a command is set aside",
+    )
     service.terminate()
     said = service.communicate(timeout=20)[1].decode()
     assert service.returncode == 0
@@ -184,12 +190,15 @@ def test_a_service_works_as_the_user_of_the_page_and_can_do_nothing_else(
         for forbidden in (
             ["XADD", ONLY.requests, "*", "body", "{}"],
             ["XADD", ONLY.commands("payment"), "*", "body", "{}"],
-            ["XREADGROUP", "GROUP", "orchestrator", "me", "STREAMS", ONLY.replies("work"), ">"],
+            ["XREADGROUP", "GROUP", "orchestrator", "me", "STREAMS", ONLY.replies("notification"), ">"],
+            ["XADD", ONLY.replies("payment"), "*", "body", "{}"],
+            ["XADD", ONLY.quarantine, "*", "body", "{}"],
+            ["HSET", KEYS.store, "partitions", "2"],
             ["HGETALL", ONLY.saga("s1")],
             ["XRANGE", ONLY.commands("notification"), "-", "+"],
             ["DEL", ONLY.commands("notification")],
-            ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, ONLY.replies("work")],
-            ["EVAL", "return redis.call('XDEL', KEYS[1], '1-1')", 1, ONLY.replies("work")],
+            ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, ONLY.replies("notification")],
+            ["EVAL", "return redis.call('XDEL', KEYS[1], '1-1')", 1, ONLY.replies("notification")],
             ["KEYS", "*"],
             ["FLUSHALL"],
         ):

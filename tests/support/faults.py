@@ -155,7 +155,8 @@ class World:
     def held_by(self, process: Process) -> dict[str, int]:
         """How many entries a process has taken and not answered, by stream."""
         if process.arguments[0] == "worker":
-            groups = [(ONLY.replies("work"), keys.ORCHESTRATOR_GROUP), (ONLY.requests, keys.ORCHESTRATOR_GROUP)]
+            read = [ONLY.requests, ONLY.interventions, *map(ONLY.replies, oracle.NAMES)]
+            groups = [(stream, keys.ORCHESTRATOR_GROUP) for stream in read]
         else:
             name = process.arguments[1].partition(":")[2]
             groups = [(ONLY.commands(name), name)]
@@ -257,7 +258,8 @@ class World:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
     def streams(self) -> list[str]:
-        return [ONLY.requests, ONLY.replies("work"), *map(ONLY.commands, oracle.NAMES)]
+        read = [ONLY.requests, ONLY.interventions, *map(ONLY.replies, oracle.NAMES)]
+        return [*read, *map(ONLY.commands, oracle.NAMES)]
 
     def tail(self) -> str:
         """The sagas that do not move, and the last output of the processes: for the message of a failure."""
@@ -449,7 +451,7 @@ class Relay:
                     if published:
                         self._near.hset(KEYS.published(name), mapping=published)
                 moved = self._move(self._near, self._far, list(map(ONLY.commands, oracle.NAMES)), "commands")
-                moved += self._move(self._far, self._near, [ONLY.replies("work")], "replies")
+                moved += self._move(self._far, self._near, list(map(ONLY.replies, oracle.NAMES)), "replies")
                 self._stop.wait(0.0 if moved else 0.005)
         except BaseException as error:  # noqa: BLE001 - raised again where the relay is left
             self._error = error

@@ -20,7 +20,7 @@ class Raw:
     """A service that keeps every promise. It does `Do`, undoes it with `Undo`, and rejects the params "no"."""
 
     group: ClassVar[str] = NAME
-    replies: ClassVar[str] = ONLY.replies("work")
+    replies: ClassVar[str] = ONLY.replies(NAME)
 
     def __init__(self, url: str) -> None:
         self.standing: dict[Any, int] = {}  # its effects: those that were done and not undone
@@ -73,7 +73,7 @@ class Raw:
     def malformed(self, entry_id: bytes, fields: dict[bytes, bytes], error: Exception) -> None:
         pipeline = self.redis.pipeline()
         aside: Any = {"reason": repr(error)[:100], "stream": self._stream, "entry_id": entry_id}
-        pipeline.xadd(ONLY.quarantine, aside | {"body": fields.get(b"body", b"")})
+        pipeline.xadd(ONLY.quarantine_of(NAME), aside | {"body": fields.get(b"body", b"")})
         self.acknowledge(pipeline, entry_id)
         pipeline.execute()
 
@@ -90,6 +90,7 @@ class Raw:
     # --- what it answers
 
     def publish(self) -> None:
+        self.redis.sadd(KEYS.services, NAME)
         self.redis.hset(KEYS.published(NAME), "Do", "Undo")
 
     def key(self, body: Any) -> Any:

@@ -135,7 +135,7 @@ def test_an_error_that_says_nothing_of_the_group_is_raised() -> None:
 
 def test_a_process_of_a_service_says_what_it_has() -> None:
     beating = Heartbeat("p-1", Kind.SERVICE, "till", commands=["Refund", "Charge"])
-    member = json.loads(beating._member)
+    member = json.loads(joined(beating)._member)
     assert member["commands"] == ["Charge", "Refund"]
     [process] = looked([beating._member, b"1700000000000"], NO_GROUP)
     assert (process.service, process.commands) == ("till", ("Charge", "Refund"))

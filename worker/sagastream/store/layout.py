@@ -12,6 +12,7 @@ from string import ascii_lowercase
 from typing import Final
 
 import redis
+from redis.exceptions import NoPermissionError
 
 from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
@@ -63,6 +64,9 @@ class Layout:
             fields = _fields(self._partitions or 1)
             made = [("HSETNX", store(self._prefix), name, value) for name, value in fields.items()]
             for answer in (yield [("MULTI",), *made, ("EXEC",)]):
+                if isinstance(answer, NoPermissionError):
+                    text = f"there is no store {self._prefix} yet, and this user may not make it: start a worker first"
+                    raise StoreMismatch(text)
                 or_raise(answer)
             keys = yield from self._read()  # somebody else may have been faster
             assert keys is not None
