@@ -13,7 +13,7 @@ import redis
 
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
-from sagastream.core.service_rules import MAX_TAKEOVERS
+from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS
 from sagastream.store import layout
 from sagastream.store.quarantine import Quarantine
 from support.page import Shell, shell
@@ -38,6 +38,11 @@ const redis = connect()
 service.command('Do', { compensation: 'Undo' }, async (params, { key }) => {
   const calls = await redis.rPush(`done ${key}`, String(process.pid))
   if (params === 'die' && calls === 1) process.kill(process.pid, 'SIGKILL')
+  if (params === 'slow') await new Promise((next) => setTimeout(next, 200))
+  if (params === 'always die') {
+    await new Promise((next) => setTimeout(next, 50)) // the others begin, too
+    process.kill(process.pid, 'SIGKILL')
+  }
   if (params === 'reject') throw new Reject({ code: 7 })
   if (params === 'throw') throw new Error('no luck \\x1b[31m')
   if (params === 'not JSON') return { size: NaN }
@@ -453,7 +458,7 @@ def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_perso
     entry_id = deliver(client, "stuck")
     client.xgroup_create(ONLY.commands("work"), "work", id="0")
     client.xreadgroup("work", "victim", {ONLY.commands("work"): ">"})
-    tried: dict[Any, Any] = {f"s1/1/transaction/Do/undos/{entry_id.decode()}": MAX_TAKEOVERS - 2}
+    tried: dict[Any, Any] = {f"s1/1/transaction/Do/undos/{entry_id.decode()}": MAX_UNDOS - 2}
     client.hset(ONLY.done("work", 1), mapping={"s1/1/transaction/(void)": 1} | tried)
     node.probe()
     until(lambda: len(Quarantine(client, KEYS)), what="it is set aside")
@@ -469,8 +474,27 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(client: redis.Redi
     client.xreadgroup("work", "victim", {ONLY.commands("work"): ">"})
     client.hset(ONLY.done("work", 1), "s1/1/transaction/Do/takeovers", MAX_TAKEOVERS - 1)
     node.probe()
-    assert answers(client, 1) == ["Do_failed 10 processes took Do and did not live to answer it, unknown"]
+    assert answers(client, 1) == ["Do_failed 5 processes took Do and did not live to answer it, unknown"]
     assert calls(client) == 0
+
+
+def test_who_ran_beside_a_command_that_kills_completes(client: redis.Redis, node: Node) -> None:
+    deliver(client, "slow", saga_id="healthy-1")
+    deliver(client, "always die", saga_id="poison")
+    deliver(client, "slow", saga_id="healthy-2")
+    process = node.probe()
+
+    def answered() -> bool:
+        nonlocal process
+        if process.poll() is not None:
+            process = node.start("probe.mjs")
+        return client.xlen(ONLY.replies("work")) == 3
+
+    until(answered, what="all are answered", timeout_s=120)
+    poison = f"Do_failed {MAX_TAKEOVERS} processes took Do and did not live to answer it, unknown"
+    assert sorted(answers(client, 3)) == [poison, "Do_ok slow", "Do_ok slow"]
+    assert client.llen("done poison/1/transaction") == MAX_TAKEOVERS
+    assert nothing_is_left(client)
 
 
 def test_sigterm_lets_a_service_answer_what_it_has_in_hand_and_leave(client: redis.Redis, node: Node) -> None:

@@ -28,6 +28,7 @@ REJECTED = ("Do_failed", "no")
 #: Its data are files in the current folder: so it needs no broker.
 SERVICE = textwrap.dedent("""
     import json
+    import os
     import time
     from pathlib import Path
 
@@ -42,7 +43,7 @@ SERVICE = textwrap.dedent("""
 
     @service.command("Do", compensation="Undo")
     def do(params, context):
-        told("began", context.attempt)
+        told("began", f"{context.attempt} {os.getpid()}")
         if context.attempt == 2:
             raise Reject("no")
         while not Path("go on").exists():
@@ -104,22 +105,29 @@ class Play:
         """Whether no command is left: none to be read, none held."""
         return self.redis.xlen(ONLY.commands("work")) == 0
 
+    def consumers(self) -> int:
+        try:
+            found: Any = self.redis.xinfo_consumers(ONLY.commands("work"), "work")
+        except redis.ResponseError:
+            return 0
+        return len(found)
+
     def owing(self) -> "subprocess.Popen[bytes]":
         """A, whose handler runs, and whose step was refused; nothing is pending."""
-        owing = self.process()
-        until(lambda: self.redis.exists(ONLY.commands("work")), what="A is there")
-        groups: Any = until(lambda: self.redis.xinfo_groups(ONLY.commands("work")), what="A has made the group")
-        assert groups
-        until(lambda: self.redis.xinfo_consumers(ONLY.commands("work"), "work"), what="A reads")
+        processes = [self.process(), self.process()]
+        until(lambda: self.consumers() == 2, what="both read")
         seconds, micros = self.redis.time()
         now_ms = seconds * 1000 + micros // 1000
-        self.deliver(attempt=1, not_after_ms=now_ms + 1500)
-        until(lambda: self.lines("began") == ["1"], what="A begins")
+        self.deliver(attempt=1, not_after_ms=now_ms + 2000)
+        until(lambda: self.lines("began"), what="A begins")
         self.deliver(attempt=2, not_after_ms=now_ms + 3_600_000)
-        other = self.process()
         until(lambda: self.is_clear() and len(self.replies()) == 2, what="B answers both")
         assert self.replies() == [REJECTED, REJECTED]
         assert len(self.lines("found nothing")) == 1
+        [one, another] = self.lines("began")
+        assert [one.split()[0], another.split()[0]] == ["1", "2"]
+        [owing] = [process for process in processes if str(process.pid) == one.split()[1]]
+        [other] = [process for process in processes if process is not owing]
         other.send_signal(signal.SIGTERM)
         assert other.wait(20) == 0
         assert not self.stands

@@ -15,7 +15,7 @@ from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaStatus
-from sagastream.core.service_rules import MAX_TAKEOVERS, RUN, Answer
+from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, RUN, Answer
 from sagastream.errors import ServiceError
 from sagastream.service import runner as service_runner
 from sagastream.service.inbox import Delivery
@@ -359,7 +359,7 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(scene: Scene) -> N
     state = scene.play("s1")
     assert state.status is SagaStatus.ABORTED
     assert state.steps[0].unknown
-    assert state.reason == "Step 1 failed: 10 processes took Do and did not live to answer it"
+    assert state.reason == "Step 1 failed: 5 processes took Do and did not live to answer it"
 
 
 def test_what_one_process_holds_for_long_is_no_sign_of_death(scene: Scene) -> None:
@@ -599,7 +599,7 @@ def test_an_effect_that_cannot_be_undone_is_tried_again_and_then_left_to_a_perso
 
     heir = runner(scene, broken)
     works_until(heir, lambda: nothing_is_pending(scene))
-    assert len(tries) == MAX_TAKEOVERS - 1
+    assert len(tries) == MAX_UNDOS - 1
     assert answers(scene) == ["Undo_ok"]
     [message] = Quarantine(scene.redis, KEYS).newest_first()
     assert "may have been done after it was refused" in message.reason

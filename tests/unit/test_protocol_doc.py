@@ -15,7 +15,7 @@ from sagastream.broker.group_reader import REPLAYED, Entry
 from sagastream.core import service_rules
 from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
-from sagastream.core.service_rules import MAX_TAKEOVERS, RUN, TRIES, Undo
+from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, RUN, TRIES, Undo
 from sagastream.core.steps import MAX_STEPS
 from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
 from sagastream.service import declaration
@@ -191,6 +191,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
         keys.DONE_KEPT_S,
         declaration.LEASE_MS,
         MAX_TAKEOVERS,
+        MAX_UNDOS,
         TRIES,
         group_reader._GONE_MS,
         keys.EVENTS_KEPT,

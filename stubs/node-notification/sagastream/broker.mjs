@@ -88,12 +88,18 @@ export class Connection {
 /** Waits while Redis is away, and says so: once when it goes, once when it is back. */
 export class Patience {
   #say
-  #waiting = new Set() // the calls that cannot reach Redis
+  #waiting // the calls that cannot reach Redis
 
   /** @param stop an AbortSignal; once it is aborted, nobody waits any longer */
-  constructor(say, stop) {
+  constructor(say, stop, waiting = new Set()) {
     this.#say = say
     this.stop = stop
+    this.#waiting = waiting
+  }
+
+  /** The same, with another end. */
+  until(stop) {
+    return new Patience(this.#say, stop, this.#waiting)
   }
 
   /** What `call` returns, however long Redis is away. `call` may be called twice; that must do no harm. */

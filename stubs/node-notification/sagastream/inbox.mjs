@@ -128,9 +128,16 @@ export class Inbox {
     await this.#answer(entry.partition, [entry.id, 3, 0, '', '', '', 'final', '', ...counted(fields)])
   }
 
-  /** Count one more of `what` for a command that others held before; returns the count. */
-  async count({ partition }, command, what) {
-    const times = await this.writer.call('HINCRBY', partition.done(command), `${command.record}/${what}`, 1)
+  /** How often the beginning of a command, or of its undo, was counted before. */
+  async begun({ partition, id }, command) {
+    const fields = ['takeovers', `undos/${id}`].map((what) => `${command.record}/${what}`)
+    const counted = await this.writer.call('HMGET', partition.done(command), ...fields)
+    return Math.max(...counted.map((times) => Number.parseInt(times, 10) || 0))
+  }
+
+  /** Count one more of `what` for a command that others held before; returns the count. -1 takes it back. */
+  async count({ partition }, command, what, by = 1) {
+    const times = await this.writer.call('HINCRBY', partition.done(command), `${command.record}/${what}`, by)
     await this.writer.call('EXPIRE', partition.done(command), DONE_KEPT_S)
     return times
   }

@@ -11,7 +11,9 @@ import { readCommand, refusal, verdict } from './messages.mjs'
 /** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
 /** How many processes may begin a command and die before the reply says `unknown`. */
-const MAX_TAKEOVERS = 10
+const MAX_TAKEOVERS = 5
+/** How often the undo of a command may begin before a person has to decide. */
+const MAX_UNDOS = 10
 
 /** How long a process that is to end still tries to send its answers, while Redis is away. */
 const GRACE_MS = 25_000
@@ -103,6 +105,52 @@ export class Service {
   }
 }
 
+/** Lets many commands run at once, or one alone. */
+class Gate {
+  #running = 0
+  #alone = 0 // how many wait to run alone, or do
+  #waiting = new Set() // of functions that wake those who wait
+
+  /** Wait for the turn of a command. False: it has not come within `ms`; only for one that runs alone. */
+  async enter(alone, ms) {
+    if (!alone) {
+      while (this.#alone) await this.#change()
+    } else {
+      this.#alone += 1
+      for (const until = Date.now() + ms; this.#running; ) {
+        if (Date.now() < until) {
+          await this.#change(until - Date.now())
+        } else {
+          this.#end(alone)
+          return false
+        }
+      }
+    }
+    this.#running += 1
+    return true
+  }
+
+  leave(alone) {
+    this.#running -= 1
+    this.#end(alone)
+  }
+
+  #end(alone) {
+    if (alone) this.#alone -= 1
+    for (const wake of this.#waiting) wake()
+    this.#waiting.clear()
+  }
+
+  async #change(ms) {
+    let timer
+    await new Promise((wake) => {
+      this.#waiting.add(wake)
+      if (ms !== undefined) timer = setTimeout(wake, ms)
+    })
+    clearTimeout(timer)
+  }
+}
+
 /** One process of a service. Any number of them share the work. */
 class Runner {
   #service
@@ -113,6 +161,7 @@ class Runner {
   #stop
   #fault
   #left = new Set() // what was said of commands that are left to another release
+  #gate = new Gate()
   #inFlight = new Set() // the commands that are being worked on, as promises …
   #latest = new Map() // … and the latest promise of each record
 
@@ -127,7 +176,7 @@ class Runner {
     const over = new AbortController()
     const end = () => setTimeout(() => over.abort(), GRACE_MS).unref()
     stop.signal.addEventListener('abort', end, { once: true })
-    this.#telling = new Patience(this.#say, over.signal)
+    this.#telling = this.#patience.until(over.signal)
     this.#inbox = new Inbox({
       ...{ reader, writer, consumer, publishes, say: this.#say },
       ...{ service: service.name, leaseMs: service.leaseMs, compensations: service.compensations },
@@ -205,8 +254,19 @@ class Runner {
     // Looked up even if it comes for the first time: another delivery of it may have been answered.
     const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(entry, command))
     const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
-    if (undo) return this.#overrule(entry, command, undefined, known)
-    if (known) return this.#answer(entry, known, 'final')
+    if (known && !undo) return this.#answer(entry, known, 'final')
+    // If a process that had taken it over has died, it runs alone: so what runs beside it does not die with it.
+    const alone = entry.again && (await this.#patience.patiently(() => this.#inbox.begun(entry, command))) > 0
+    if (!(await this.#gate.enter(alone, this.#service.leaseMs))) return undefined // others take it over
+    try {
+      if (undo) return await this.#overrule(entry, command, undefined, known)
+      return await this.#run(entry, command, nowMs, record)
+    } finally {
+      this.#gate.leave(alone)
+    }
+  }
+
+  async #run(entry, command, nowMs, record) {
     if (nowMs > command.notAfterMs) {
       const late = `${command.type} came ${nowMs - command.notAfterMs} ms too late, and was not begun`
       // If nobody had it before, it was certainly not begun, and leaves nothing in doubt.
@@ -217,7 +277,10 @@ class Runner {
     if (reply) return this.#tell(entry, reply, record)
     // Stop, and leave the command to another process. If others had it before the handler ended, they may have answered
     // it before the effect was there: then only this process can say that nobody knows.
-    if (await this.#telling.patiently(() => this.#inbox.holds(entry))) return undefined
+    if (await this.#telling.patiently(() => this.#inbox.holds(entry))) {
+      // It did not die of it.
+      return entry.takenOver ? this.#telling.patiently(() => this.#inbox.count(entry, command, 'takeovers', -1)) : undefined
+    }
     const lost = `${command.type} was begun by a process that lost it to another one`
     return this.#tell(entry, this.#giveUp(command, lost), record)
   }
@@ -257,7 +320,7 @@ class Runner {
       this.#say(`${where(command)} must not be done: undoing what may have come of it`)
       if (entry.again) {
         const times = await this.#patience.patiently(() => this.#inbox.count(entry, command, `undos/${entry.id}`))
-        if (times >= MAX_TAKEOVERS) {
+        if (times >= MAX_UNDOS) {
           const what = `may have been done after it was refused, and could not be undone ${times} times`
           await this.#patience.patiently(() => this.#inbox.quarantine(entry, `${command.type} ${what}`))
           return

@@ -13,7 +13,9 @@ from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.service_rules import (
     HAND_BACK,
+    LONGEST_S,
     MAX_TAKEOVERS,
+    MAX_UNDOS,
     RELEASE,
     RUN,
     TRIES,
@@ -40,6 +42,7 @@ from sagastream.core.service_rules import (
     raised,
     refusal,
     replied,
+    runs_alone,
     too_late,
     undoing,
     without_handler,
@@ -339,9 +342,9 @@ def test_takeovers_are_counted_and_limited() -> None:
 
 def test_undos_of_what_comes_again_are_counted_and_limited() -> None:
     assert begun(todo=UNDO, again=True) is Count.UNDOS
-    assert begun(todo=UNDO, again=True, times=MAX_TAKEOVERS - 1) is UNDO
+    assert begun(todo=UNDO, again=True, times=MAX_UNDOS - 1) is UNDO
     aside = SetAside("ChargePayment may have been done after it was refused, and could not be undone 10 times")
-    assert begun(todo=UNDO, again=True, times=MAX_TAKEOVERS) == aside
+    assert begun(todo=UNDO, again=True, times=MAX_UNDOS) == aside
     assert begun(todo=UNDO, again=True, is_first=False) is UNDO
 
 
@@ -360,8 +363,8 @@ def test_a_command_that_the_service_does_not_have_fails(command: Command, called
 def test_an_undo_that_the_service_does_not_have_is_a_try_like_any_other() -> None:
     assert without_handler(CHARGE, UNDO, again=False) is RELEASE
     assert without_handler(CHARGE, UNDO, again=True) is Count.UNDOS
-    assert without_handler(CHARGE, UNDO, again=True, times=MAX_TAKEOVERS - 1) is RELEASE
-    assert isinstance(without_handler(CHARGE, UNDO, again=True, times=MAX_TAKEOVERS), SetAside)
+    assert without_handler(CHARGE, UNDO, again=True, times=MAX_UNDOS - 1) is RELEASE
+    assert isinstance(without_handler(CHARGE, UNDO, again=True, times=MAX_UNDOS), SetAside)
 
 
 @pytest.mark.parametrize("command", [CHARGE, REFUND])
@@ -459,22 +462,33 @@ def test_a_twin_gets_the_same_answer_to_its_own_attempt() -> None:
 # --- while a command is held
 
 
-@pytest.mark.parametrize(("state", "stopping", "held_s", "expected"), [
-    (State.WAITING, False, 7.5, False), (State.WAITING, False, 7.6, True), (State.WAITING, True, 0.0, True),
-    (State.RUNNING, False, 99.0, False), (State.RUNNING, True, 99.0, False),
-    (State.BACKING_OFF, False, 99.0, False), (State.BACKING_OFF, True, 0.0, True),
+@pytest.mark.parametrize(("state", "stopping", "alone", "held_s", "expected"), [
+    (State.WAITING, False, False, 7.5, False), (State.WAITING, False, False, 7.6, True),
+    (State.WAITING, False, True, 30.0, False), (State.WAITING, False, True, 30.1, True),
+    (State.WAITING, True, False, 0.0, True), (State.WAITING, True, True, 0.0, True),
+    (State.RUNNING, False, False, 99.0, False), (State.RUNNING, True, True, 99.0, False),
+    (State.BACKING_OFF, False, True, 99.0, False), (State.BACKING_OFF, True, False, 0.0, True),
 ])  # fmt: skip
 def test_what_waits_for_long_or_would_be_begun_by_a_process_that_ends_is_handed_back(
-    state: State, stopping: bool, held_s: float, expected: bool
+    state: State, stopping: bool, alone: bool, held_s: float, expected: bool
 ) -> None:
-    assert is_handed_back(state, stopping=stopping, held_s=held_s, lease_s=30.0) is expected
+    assert is_handed_back(state, stopping=stopping, alone=alone, held_s=held_s, lease_s=30.0) is expected
 
 
-@pytest.mark.parametrize(("state", "not_after_ms", "expected"), [
-    (State.WAITING, 5001, False), (State.BACKING_OFF, None, True), (State.BACKING_OFF, 1, True),
-    (State.RUNNING, 5001, True), (State.RUNNING, 5000, False), (State.RUNNING, None, False),
+@pytest.mark.parametrize(("state", "todo", "not_after_ms", "alone", "running_s", "expected"), [
+    (State.WAITING, RUN, 5001, False, 0.0, False), (State.WAITING, RUN, None, True, 0.0, True),
+    (State.BACKING_OFF, RUN, None, False, 0.0, True), (State.BACKING_OFF, RUN, 1, False, 0.0, True),
+    (State.RUNNING, RUN, 5001, False, 99.0, True), (State.RUNNING, RUN, 5000, False, 1.0, False),
+    # Its answer is always waited for: a retriable step, a compensation, an undo of a command that was too late.
+    (State.RUNNING, RUN, None, False, LONGEST_S - 1, True), (State.RUNNING, RUN, None, False, LONGEST_S, False),
+    (State.RUNNING, UNDO, 1, False, LONGEST_S - 1, True), (State.RUNNING, UNDO, 1, False, LONGEST_S, False),
 ])  # fmt: skip
 def test_a_lease_is_renewed_while_a_handler_backs_off_or_its_answer_is_waited_for(
-    state: State, not_after_ms: int | None, expected: bool
+    state: State, todo: Run | Undo, not_after_ms: int | None, *, alone: bool, running_s: float, expected: bool
 ) -> None:
-    assert is_renewed(state, replace(CHARGE, not_after_ms=not_after_ms), 5000) is expected
+    command = replace(CHARGE, not_after_ms=not_after_ms)
+    assert is_renewed(state, command, todo, alone=alone, running_s=running_s, now_ms=5000) is expected
+
+
+def test_a_command_runs_alone_from_the_second_time_that_it_is_taken_over() -> None:
+    assert [runs_alone(begun) for begun in range(3)] == [False, True, True]

@@ -34,7 +34,7 @@ class Process:
         service = Service("payment", concurrency=slots, hard_timeout_ms=hard_timeout_ms)
         service.command("Charge", compensation=None)(charge)
         [self._registration] = service.registrations
-        self._in_flight = InFlight(slots)
+        self._in_flight = InFlight(slots, 30.0)
         self._begun = 0
         self.now_s = NOW_S
         self.hangs = Hangs(

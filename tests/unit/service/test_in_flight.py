@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagastream.broker.group_reader import Entry
 from sagastream.core.messages import Command
@@ -19,10 +20,17 @@ def handle(params: Any, context: Context) -> None:
 
 ANY = Registration(name="Do", handler=handle, is_async=False)
 NOW = 100.0
+PATIENCE_S = 30.0
 
 
 def a_held(
-    number: int, saga_id: str = "", *, registration: Registration = ANY, again: bool = False, not_after_ms: int = 0
+    number: int,
+    saga_id: str = "",
+    *,
+    registration: Registration = ANY,
+    again: bool = False,
+    begun: int = 0,
+    not_after_ms: int = 0,
 ) -> Held:
     command = Command(
         service="work",
@@ -33,18 +41,19 @@ def a_held(
         begun_ms=1,
         not_after_ms=not_after_ms or None,
     )
-    entry = Entry(stream=ONLY.commands("work"), id=b"%d-0" % number, fields={}, again=again)
+    entry = Entry(stream=ONLY.commands("work"), id=b"%d-0" % number, fields={}, again=again or begun > 0)
     return Held(
-        delivery=Delivery.of(entry, command, ONLY),
+        delivery=replace(Delivery.of(entry, command, ONLY), begun=begun),
         command=command,
         registration=registration,
         record=command.record,
+        alone=begun > 0,
         since_s=NOW,
     )
 
 
 def in_flight_of(slots: int, *held: Held) -> InFlight:
-    in_flight = InFlight(slots)
+    in_flight = InFlight(slots, PATIENCE_S)
     in_flight.add(list(held))
     return in_flight
 
@@ -134,14 +143,14 @@ def test_what_runs_is_not_released() -> None:
 
 
 def test_the_lease_of_what_was_begun_is_renewed_while_its_answer_is_waited_for_or_it_backs_off() -> None:
-    _late, in_time, _without_deadline, backing_off, _waiting = commands = [
+    _late, in_time, without_deadline, backing_off, _waiting = commands = [
         a_held(0, not_after_ms=10), a_held(1, not_after_ms=30), a_held(2), a_held(3), a_held(4, not_after_ms=30)
     ]  # fmt: skip
     in_flight = in_flight_of(4, *commands)
     for _ in range(4):
         in_flight.begin(NOW)
     in_flight.retry(backing_off, NOW + 1)
-    assert in_flight.to_renew(20) == [in_time, backing_off]
+    assert in_flight.to_renew(NOW, 20) == [in_time, without_deadline, backing_off]
 
 
 def test_one_whose_handler_was_not_called_waits_again_before_all_others() -> None:
@@ -153,3 +162,69 @@ def test_one_whose_handler_was_not_called_waits_again_before_all_others() -> Non
     assert in_flight.begin(NOW) is first
     in_flight.end(first)
     assert in_flight.begin(NOW) is second
+
+
+# --- what runs alone
+
+
+def test_one_that_runs_alone_waits_until_nothing_runs_and_nothing_begins_meanwhile() -> None:
+    first, second, alone, behind = commands = [a_held(0), a_held(1), a_held(2, begun=1), a_held(3)]
+    in_flight = InFlight(3, PATIENCE_S)
+    in_flight.add(commands[:2])
+    assert [in_flight.begin(NOW), in_flight.begin(NOW)] == [first, second]
+    in_flight.add([alone])
+    in_flight.add([behind])
+    assert in_flight.begin(NOW) is None
+    in_flight.end(first)
+    assert in_flight.begin(NOW) is None
+    in_flight.end(second)
+    assert in_flight.begin(NOW) is alone
+    assert in_flight.begin(NOW) is None
+    assert in_flight.room() == 0
+    in_flight.end(alone)
+    assert in_flight.begin(NOW) is behind
+    assert in_flight.room() == 2
+
+
+def test_those_that_have_killed_the_fewest_processes_begin_first() -> None:
+    commands = [a_held(0, begun=3), a_held(1, begun=1), a_held(2, again=True)]
+    in_flight = in_flight_of(3, *commands)
+    for held in reversed(commands):
+        assert in_flight.begin(NOW) is held
+        assert in_flight.begin(NOW) is None
+        in_flight.end(held)
+
+
+def test_one_that_runs_alone_does_not_wait_for_what_may_never_end() -> None:
+    hangs, alone, behind = commands = [a_held(0), a_held(1, begun=1), a_held(2)]
+    in_flight = in_flight_of(2, hangs)
+    assert in_flight.begin(NOW) is hangs
+    in_flight.add(commands[1:2])
+    in_flight.add(commands[2:])
+    assert in_flight.begin(NOW + PATIENCE_S) is None
+    assert in_flight.begin(NOW + PATIENCE_S + 1) is behind
+    assert in_flight.release(lambda _: True) == [alone]
+    assert in_flight.room() == 0
+
+
+def test_one_that_runs_alone_and_backs_off_holds_up_others_only_once_it_is_due() -> None:
+    alone, other, another = a_held(0, begun=1), a_held(1), a_held(2)
+    in_flight = in_flight_of(2, alone)
+    assert in_flight.begin(NOW) is alone
+    in_flight.retry(alone, NOW + 1)
+    assert in_flight.room() == 2
+    in_flight.add([other, another])
+    assert in_flight.begin(NOW) is other
+    assert in_flight.begin(NOW + 2) is None
+    in_flight.end(other)
+    assert in_flight.begin(NOW + 2) is alone
+    in_flight.end(alone)
+    assert in_flight.begin(NOW + 2) is another
+
+
+def test_what_ends_alone_wakes_the_threads_that_wait_for_it() -> None:
+    in_flight = in_flight_of(2, alone := a_held(0, begun=1))
+    assert in_flight.begin(NOW) is alone
+    changes = in_flight.changes
+    in_flight.end(alone)
+    assert in_flight.changes > changes

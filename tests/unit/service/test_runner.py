@@ -100,7 +100,7 @@ class Post(CommandInbox):
     def published(self) -> dict[str, str]:
         return self.published_fields
 
-    def count(self, delivery: Delivery, what: Count) -> int:
+    def count(self, delivery: Delivery, what: Count, by: int = 1) -> int:
         return 1
 
 
@@ -294,7 +294,7 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
     class Cut(Post):
         cuts = 1
 
-        def count(self, delivery: Delivery, what: Count) -> int:
+        def count(self, delivery: Delivery, what: Count, by: int = 1) -> int:
             if self.cuts:
                 self.cuts -= 1
                 raise redis.ConnectionError("cut")

@@ -8,6 +8,7 @@ Each rule is told what has happened to one command, and returns as a value what 
     undoing             its undo is to be prepared                              Call or Answer
     without_handler     this process has no handler for what is to be called    Answer, Count, SetAside, Release or
                                                                                 HandBack
+    runs_alone          the command comes from a process that may have died     whether it runs without any other
     before_call         a handler is about to be called                         Run, Undo, Answer, Count, SetAside
     replied             the handler has returned, or rejected the command       Answer or Release
     raised              the handler has raised something else                   Retry, Answer or Release
@@ -52,9 +53,13 @@ from sagastream.errors import MalformedMessage
 TRIES: Final = 3
 #: How often the undo of a command that was delivered before may begin, before a person has to decide.
 MAX_UNDOS: Final = 10
-#: How many processes may begin with a command and die, or hang for longer than the lease, before its outcome is said to
-#: be unknown. Without this limit a command that kills its process would kill one after another.
-MAX_TAKEOVERS: Final = 10
+#: How many processes may take a command over, begin with it and die before its outcome is said to be unknown. Without
+#: this limit a command that kills its process would kill one after another. All but the first of them run it alone, so
+#: that what else they had begun is not charged with the death.
+MAX_TAKEOVERS: Final = 5
+#: How long the lease is renewed for a handler whose answer is always waited for, in seconds. It may be slow, but one
+#: that hangs must not hold its command forever.
+LONGEST_S: Final = 24 * 3600.0
 
 _RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
@@ -223,6 +228,15 @@ def without_handler(
     return _answer(command, reply_to(command, failed(command.type), error=encode(text)))
 
 
+def runs_alone(begun: int) -> bool:
+    """Whether nothing else runs in a process while this command does: it may kill the process.
+
+    `begun`: how often the beginning of it, or of its undo, was counted before. The first time that a command is taken
+    over it is not known which of those that its process had begun was the one that killed it.
+    """
+    return begun > 0
+
+
 def before_call(
     command: Command,
     todo: Run | Undo,
@@ -323,23 +337,32 @@ def for_twin(answer: Answer, twin: Command) -> Answer:
 # --- while the command is held
 
 
-def is_handed_back(state: State, *, stopping: bool, held_s: float, lease_s: float) -> bool:
+def is_handed_back(state: State, *, stopping: bool, alone: bool, held_s: float, lease_s: float) -> bool:
     """
     Args:
         stopping: whether the process is to end.
+        alone: whether the command runs alone. It may have to wait until all others have ended.
         held_s: for how long the process has held the command, in seconds.
         lease_s: the lease of the service, in seconds.
     """
     if stopping:
         return state is not State.RUNNING
     # Other processes may have the time for what waits here.
-    return state is State.WAITING and held_s > lease_s / 4
+    return state is State.WAITING and held_s > (lease_s if alone else lease_s / 4)
 
 
-def is_renewed(state: State, command: Command, now_ms: int) -> bool:
-    """`now_ms`: the time by the broker's clock. A handler that runs past its deadline is given up for dead, so that one
-    that hangs does not hold its command forever."""
-    return state is State.BACKING_OFF or (state is State.RUNNING and (command.not_after_ms or 0) > now_ms)
+def is_renewed(state: State, command: Command, todo: Run | Undo, *, alone: bool, running_s: float, now_ms: int) -> bool:
+    """
+    Args:
+        alone: as for `is_handed_back`.
+        running_s: for how long the handler has run, in seconds.
+        now_ms: the time by the broker's clock.
+    """
+    if state is not State.RUNNING:
+        return state is State.BACKING_OFF or alone
+    if todo is RUN and command.not_after_ms is not None:
+        return now_ms < command.not_after_ms  # nobody waits for it any longer: its process is given up for dead
+    return running_s < LONGEST_S
 
 
 def is_overdue(*, not_after_ms: int | None, now_ms: int, ran_ms: int, hard_timeout_ms: int | None) -> bool:

@@ -114,19 +114,20 @@ class JobDispatcher:
             delivery.command,
             delivery.entry.id.decode(),
             delivery.partition.number,
-            time_limit_s=self._time_limit_s(delivery.command),
+            time_limit_s=self._time_limit_s(delivery),
             undoing=delivery.todo is not RUN,
             again=delivery.entry.again,
             dead=dead,
         )
         self._out[delivery.entry.at] = _Out(delivery=delivery, lefts=lefts)
 
-    def _time_limit_s(self, command: Command) -> int:
-        """How long the job may take: as declared, and not after its answer is waited for."""
-        limits: list[float] = []
+    def _time_limit_s(self, delivery: Delivery) -> int:
+        """How long the job may take: as declared and, unless it undoes the command, not after its answer is waited
+        for."""
+        command, limits = delivery.command, list[float]()
         if (declared := self._registration(command).options.get("timeout_s")) is not None:
             limits.append(declared)
-        if command.not_after_ms is not None:
+        if delivery.todo is RUN and command.not_after_ms is not None:
             limits.append((command.not_after_ms - self._inbox.now_ms) / 1000)
         return max(1, math.ceil(min(limits, default=self._service.lease_ms / 1000)))
 

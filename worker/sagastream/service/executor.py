@@ -148,12 +148,13 @@ class Executor:
         """Have others take these over at once, except those that run. May be called again after a redis.RedisError."""
         begun = self._backing_off(which)
         self.let_go(self._inbox.hand_back([held.delivery for held in begun]))
-        rest = [held for held in self._in_flight.release(which) if held not in begun]
-        self._inbox.hand_back([held.delivery for held in rest])
+        released = self._in_flight.release(which)
+        self._inbox.hand_back([held.delivery for held in released if held not in begun])
+        self._not_died_of(released)
 
     def renew(self) -> None:
         """Renew the leases, and do not begin again what other processes have taken over meanwhile."""
-        to_renew = self._in_flight.to_renew(self._inbox.now_ms)
+        to_renew = self._in_flight.to_renew(time.monotonic(), self._inbox.now_ms)
         self.let_go(self._inbox.renew([held.delivery for held in to_renew]))
 
     def look_up_again(self) -> None:
@@ -163,10 +164,14 @@ class Executor:
         self.let_go(self._inbox.renew([held.delivery for held in begun]))
         self._in_flight.release(lambda _: True)
 
-    def give_up(self) -> None:
-        """The process ends: leave to others all that was begun. May be called again after a redis.RedisError."""
+    def give_up(self, fatal: Held | None = None) -> None:
+        """The process ends: leave to others all that was begun. May be called again after a redis.RedisError.
+
+        `fatal`: the one because of which it ends; that is as if it had died of it.
+        """
         lost = self._inbox.hand_back([held.delivery for held in self._in_flight.begun()])
         self._answer_in_doubt([held for held in self._in_flight.begun() if held.delivery.entry.at in lost])
+        self._not_died_of([held for held in self._in_flight.begun() if held is not fatal])
 
     def _backing_off(self, which: Callable[[Held], bool]) -> list[Held]:
         """What was begun stays held until the broker has said whose it is: what came of it may be known to nobody
@@ -178,6 +183,13 @@ class Executor:
         if lost:
             gone = self._in_flight.release(lambda held: held.delivery.entry.at in lost)
             self._answer_in_doubt([held for held in gone if held.begins and not held.undoes])
+
+    def _not_died_of(self, handed_back: list[Held]) -> None:
+        """This process did not die of these: take back what was counted when it began them."""
+        for held in handed_back:
+            if held.counted is not None:
+                self._inbox.count(held.delivery, held.counted, -1)
+                held.counted = None
 
     def _answer_in_doubt(self, begun: list[Held]) -> None:
         """Say of commands that were begun here, and that other processes have taken over, that nobody knows what came
@@ -222,6 +234,7 @@ class Executor:
             command=command,
             registration=registration,
             record=delivery.record,
+            alone=service_rules.runs_alone(delivery.begun),
             key=key,
             since_s=time.monotonic(),
         )
@@ -262,9 +275,11 @@ class Executor:
             )
             if step is RUN or not isinstance(step, Count):
                 break
-            times = self._inbox.count(delivery, step)
+            times, held.counted = self._inbox.count(delivery, step), step
         if times is not None and isinstance(step, Answer):
             self._report.gave_up(held.command, times)
+        elif held.alone and held.begins == 1:
+            self._report.alone(held.command)
         return step
 
     def _call(self, held: Held) -> Reply | BaseException:

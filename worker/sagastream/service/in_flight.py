@@ -10,7 +10,7 @@ from msgspec import Struct
 from sagastream.broker.group_reader import BATCH
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
-from sagastream.core.service_rules import RUN, State
+from sagastream.core.service_rules import RUN, Count, State
 from sagastream.service.declaration import Registration
 from sagastream.service.inbox import Delivery
 
@@ -23,12 +23,14 @@ class Held(Struct, kw_only=True, eq=False):
     command: Command  # what the handler is called with: the command or, for an Undo, the compensation that undoes it
     registration: Registration
     record: str  # of the delivered command: no two deliveries with the same record run at once
+    alone: bool = False  # it runs only while no other does
     key: str | None = None  # the idempotency key, if it is not the command's own
     state: State = State.WAITING  # in_flight alone changes it
     since_s: float  # when this process got it
     begun_s: float = 0.0  # when its handler was last called
     due_s: float = 0.0  # when it is to be called again
     begins: int = 0  # how often it was called
+    counted: Count | None = None  # what was counted when this process began it
     tries: int = 0  # how often it has raised
     outages: int = 0  # how often it could not reach its data
     thread: int = 0  # in which a plain handler was last called, as threading.get_ident tells
@@ -48,12 +50,18 @@ class InFlight:
     """What one process holds. Safe for several threads.
 
     A command that may not begin, because of a limit of its own or because another delivery of it (its *twin*) has
-    begun, lets those behind it pass.
+    begun, lets those behind it pass. One that runs alone does not: it would wait forever. It lets them pass only while
+    something runs for so long that it may never end.
     """
 
-    def __init__(self, slots: int) -> None:
-        """`slots`: how many handlers run at once, at most."""
+    def __init__(self, slots: int, patience_s: float) -> None:
+        """
+        Args:
+            slots: how many handlers run at once, at most.
+            patience_s: for how long a handler may have run, in seconds, while others wait for it to end.
+        """
         self._slots: Final = slots
+        self._patience_s: Final = patience_s
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         # One place for each state, so that none has to be searched for.
@@ -61,6 +69,7 @@ class InFlight:
         self._running: dict[str, Held] = {}  # by record
         self._backing_off: dict[str, Held] = {}  # by record
         self._count: dict[str, int] = {}  # how many are held of each record
+        self._alone = 0  # how many are held that run alone
         self._changes = 0
 
     @property
@@ -89,6 +98,9 @@ class InFlight:
             if any(one.delivery.entry.again for one in held):
                 known = {one.delivery.entry.at for one in self._all()}
                 held = [one for one in held if one.delivery.entry.at not in known]
+                self._alone += sum(one.alone for one in held)
+                # Those that have killed the fewest processes first: so the innocent are done before the next death.
+                held.sort(key=lambda one: one.delivery.begun)
             for one in held:
                 self._count[one.record] = self._count.get(one.record, 0) + 1
             self._waiting += held
@@ -98,7 +110,7 @@ class InFlight:
     def begin(self, now_s: float) -> Held | None:
         """The next one whose handler may be called: it is running from now on. None: there is none."""
         with self._lock:
-            if len(self._running) >= self._slots:
+            if len(self._running) >= self._slots or (self._alone and self._is_kept_free(now_s)):
                 return None
             if (held := (self._backing_off and self._next_due(now_s)) or self._next_waiting()) is not None:
                 self._running[held.record] = held
@@ -127,6 +139,9 @@ class InFlight:
         """It has run, and is not held any more. Returns whether a twin of it is."""
         with self._lock:
             del self._running[held.record]
+            if self._alone:
+                self._changes += 1
+                self._changed.notify_all()  # the others wait for it
             return self._forget(held)
 
     def release(self, which: Callable[[Held], bool]) -> list[Held]:
@@ -146,16 +161,21 @@ class InFlight:
         with self._lock:
             return [held for held in (*self._running.values(), *self._backing_off.values()) if not held.undoes]
 
-    def to_renew(self, now_ms: int) -> list[Held]:
+    def to_renew(self, now_s: float, now_ms: int) -> list[Held]:
         """Those whose lease is to be renewed; `now_ms`: by the broker's clock."""
         with self._lock:
-            return [held for held in self._all() if service_rules.is_renewed(held.state, held.delivery.command, now_ms)]
+            return [held for held in self._all() if _is_renewed(held, now_s, now_ms)]
 
     def room(self) -> int:
         """How many more could begin at once. 0 if as many as could run wait for a limit of theirs, since other
-        processes may have the time for what this one would collect; and if very many are backing off."""
+        processes may have the time for what this one would collect; if one waits that runs alone; and if very many are
+        backing off."""
         with self._lock:
-            if len(self._waiting) >= self._slots or len(self._backing_off) >= BATCH:
+            if (
+                (self._alone and any(held.alone for held in (*self._waiting, *self._running.values())))
+                or len(self._waiting) >= self._slots
+                or len(self._backing_off) >= BATCH
+            ):
                 return 0
             return self._slots - len(self._running)
 
@@ -179,28 +199,48 @@ class InFlight:
     def _all(self) -> list[Held]:
         return [*self._waiting, *self._running.values(), *self._backing_off.values()]
 
+    def _is_kept_free(self, now_s: float) -> bool:
+        """Whether nothing begins since something runs alone, or is to begin as soon as nothing runs."""
+        running = self._running.values()
+        if any(held.alone for held in running):
+            return True
+        if not running or now_s - min(held.begun_s for held in running) > self._patience_s:
+            return False
+        due = (held for held in self._backing_off.values() if held.due_s <= now_s)
+        return any(held.alone for held in (*self._waiting, *due))
+
     def _next_due(self, now_s: float) -> Held | None:
         for held in self._backing_off.values():
-            if held.due_s <= now_s and self._is_within_limit(held.registration):
+            if held.due_s <= now_s and self._may_begin(held):
                 return self._backing_off.pop(held.record)
         return None
 
     def _next_waiting(self) -> Held | None:
         for place, held in enumerate(self._waiting):
             begun = held.record in self._running or held.record in self._backing_off
-            if not begun and self._is_within_limit(held.registration):
+            if not begun and self._may_begin(held):
                 del self._waiting[place]
                 return held
         return None
 
-    def _is_within_limit(self, registration: Registration) -> bool:
-        limit = registration.options.get("concurrency")
-        return limit is None or limit > sum(other.registration is registration for other in self._running.values())
+    def _may_begin(self, held: Held) -> bool:
+        if self._alone and held.alone and self._running:
+            return False
+        limit = held.registration.options.get("concurrency")
+        return limit is None or limit > sum(one.registration is held.registration for one in self._running.values())
 
     def _forget(self, held: Held) -> bool:
         """Returns whether another one of the same record is held."""
+        self._alone -= held.alone
         if left := self._count[held.record] - 1:
             self._count[held.record] = left
             return True
         del self._count[held.record]
         return False
+
+
+def _is_renewed(held: Held, now_s: float, now_ms: int) -> bool:
+    delivery, running_s = held.delivery, now_s - held.begun_s
+    return service_rules.is_renewed(
+        held.state, delivery.command, delivery.todo, alone=held.alone, running_s=running_s, now_ms=now_ms
+    )

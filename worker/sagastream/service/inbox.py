@@ -34,6 +34,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
     record: str  # the field that the answer is recorded under
     tombstone: str  # the field that is there once the step was undone
     seen: bytes = b""  # its record when it was looked up
+    begun: int = 0  # if it was delivered before: how often its beginning was counted
     todo: Run | Undo = RUN
 
     @classmethod
@@ -157,6 +158,8 @@ class CommandInbox:
         if newer:
             self._leave(newer)
         left = self._settle(deliveries) if deliveries else []
+        if any(delivery.entry.again for delivery in left):
+            left = self._with_begun(left)
         if self._observer is not None:
             for delivery in left:
                 self._observer.command_delivered(command=delivery.command, again=delivery.entry.again)
@@ -173,13 +176,11 @@ class CommandInbox:
         self._add(_Quarantined(entry, reason))
         self._log.warning(f"quarantined the entry {entry_id}: {reason}", extra=extra)
 
-    def count(self, delivery: Delivery, what: Count) -> int:
-        """How often this was counted for a command, this time included."""
-        # Undos by entry: one that is put back from the quarantine is tried as often again.
-        name = f"{what}/{delivery.entry.id.decode()}" if what is Count.UNDOS else what.value
+    def count(self, delivery: Delivery, what: Count, by: int = 1) -> int:
+        """How often this was counted for a command, this time included. `by`: -1 takes back what was counted."""
         # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.hincrby(delivery.done, f"{delivery.record}/{name}", 1)
+        pipeline.hincrby(delivery.done, _counter(delivery, what), by)
         pipeline.expire(delivery.done, DONE_KEPT_S)
         times: int = execute(pipeline)[0]
         return times
@@ -377,6 +378,16 @@ class CommandInbox:
                 left.append(replace(delivery, seen=record or b"", todo=todo))
         return left
 
+    def _with_begun(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """The same, with how often the beginning of each was counted."""
+        pipeline = self._client.pipeline(transaction=False)
+        for delivery in deliveries:
+            pipeline.hmget(delivery.done, [_counter(delivery, what) for what in Count])
+        return [
+            replace(delivery, begun=max(map(_number, counted)))
+            for delivery, counted in zip(deliveries, execute(pipeline), strict=True)
+        ]
+
     def _look_up(self, deliveries: list[Delivery]) -> dict[int, tuple[bytes | None, int]]:
         """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
         of which nothing is known is left out."""
@@ -406,6 +417,18 @@ class CommandInbox:
             self._told.add(number)
             text = f"met format {number}, which only a newer release knows: leaves all of it to that release"
             self._log.warning(text, extra={"service": self._service})
+
+
+def _counter(delivery: Delivery, what: Count) -> str:
+    """The field of the records in which this is counted. Undos are counted by entry: one that is put back from the
+    quarantine is tried as often again."""
+    name = f"{what}/{delivery.entry.id.decode()}" if what is Count.UNDOS else what.value
+    return f"{delivery.record}/{name}"
+
+
+def _number(counted: bytes | None) -> int:
+    """What stands in a counter; a damaged one counts as none."""
+    return int(counted) if counted is not None and counted.isdigit() and len(counted) <= 15 else 0
 
 
 def _entry(one: _Ready) -> Entry:

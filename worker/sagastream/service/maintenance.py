@@ -122,6 +122,8 @@ class Maintenance:
 
         def is_handed_back(held: Held) -> bool:
             held_s = now_s - held.since_s
-            return service_rules.is_handed_back(held.state, stopping=stopping, held_s=held_s, lease_s=self._lease_s)
+            return service_rules.is_handed_back(
+                held.state, stopping=stopping, alone=held.alone, held_s=held_s, lease_s=self._lease_s
+            )
 
         self._executor.hand_back(is_handed_back)

@@ -56,6 +56,10 @@ class ServiceReport:
         text = f"has no {name}, which another release of the service publishes: leaves all of it to that release"
         self.log.warning(text)
 
+    def alone(self, command: Command) -> None:
+        text = f"{_described(command)} runs alone: processes that had taken it over have died, perhaps of it"
+        self.log.warning(text, extra=about(command))
+
     def gave_up(self, command: Command, times: int) -> None:
         text = f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it"
         self.log.error(text, extra=about(command))

@@ -89,7 +89,7 @@ class ServiceRunner:
         self._observer = guarded(observer)
         self._report = ServiceReport(self.name, self._observer)
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
-        self._in_flight = InFlight(service.concurrency)
+        self._in_flight = InFlight(service.concurrency, service.lease_ms / 1000)
         self._signals = Signals()
         self._hangs = Hangs(
             self._in_flight, slots=service.concurrency, now_ms=lambda: self._inbox.now_ms, report=self._report
@@ -261,7 +261,7 @@ class ServiceRunner:
         failures = 0
         while True:
             try:
-                self._executor.give_up()
+                self._executor.give_up(fatal=self._hangs.expired)
                 self._executor.send()
                 return
             except redis.RedisError as error:
@@ -283,8 +283,9 @@ class ServiceRunner:
             running = self._in_flight.running
             text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
             self._report.log.error(text)
-        for last in (self._executor.give_up, self._executor.send, self._inbox.reader.leave):
-            self._outage.once(last)
+        self._outage.once(lambda: self._executor.give_up(fatal=self._hangs.expired))
+        self._outage.once(self._executor.send)
+        self._outage.once(self._inbox.reader.leave)
         if self._observer is not None:
             self._observer.process_stopped(kind="service", name=self.name, error=self._error)
         with contextlib.suppress(Exception):  # the last process to leave an embedded server stops it
