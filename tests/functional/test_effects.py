@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,19 @@ def compensation(number: int = 1) -> Context:
     return Context(
         saga_id=f"s{number}", step=1, key=f"{key}compensation", transaction_key=f"{key}transaction", attempt=1
     )
+
+
+@pytest.mark.parametrize("way", books.WAYS)
+def test_every_way_to_keep_books_tells_which_effects_stand(book: Book, way: str) -> None:
+    effects = Effects(source(way, book.where))
+    for number in range(1, 6):
+        effects.once(lambda _, context, db: write(db, context.key, "done"))(None, command(number))
+    effects.undo(lambda _, context, db: write(db, context.key, "undone"))(None, compensation(2))
+    wanted = {f"s{number}/1/transaction": "undone" if number == 2 else "done" for number in range(1, 6)}
+    for asked in ({"keys": [*wanted, "s9/1/transaction"]}, {"since_ms": round(time.time() * 1000) - 60_000}):
+        answer = effects.standing(asked, command(9))
+        assert {effect["key"]: effect["state"] for effect in answer["effects"]} == wanted
+    assert effects.standing({"since_ms": round(time.time() * 1000) + 60_000}, command(9))["effects"] == []
 
 
 # --- real sagas, real processes

@@ -16,6 +16,8 @@ PLAIN: Final = 1
 MAX_STEPS: Final = 100
 #: In `StepDefinition.compensation`: the step is undone by the command that its service publishes as the compensation.
 AS_PUBLISHED: Final = ""
+#: The command that asks a service which of its effects stand. A service answers it or has no such command.
+STANDING: Final = "sagastream_effects"
 
 #: The defaults of a step. With them a service may be away for some minutes before its sagas fail …
 TIMEOUT_MS: Final = 60_000

@@ -35,7 +35,7 @@ from msgspec.structs import replace
 
 from sagastream.console import describe
 from sagastream.core.strict_json import encode_payload
-from sagastream.effects import transactions
+from sagastream.effects import standing, transactions
 from sagastream.effects.transactions import NOT_ITS_OWN, Transaction
 from sagastream.errors import Reject, ServiceError
 from sagastream.service.declaration import MADE_FOR, Context, Handler, Kind, is_async
@@ -80,6 +80,12 @@ class Effects:
         """
         self._open = transactions.opener_of(source)
         self._is_async = transactions.is_async(source)
+
+    @property
+    def standing(self) -> Handler:
+        """The handler for `Service.standing`: it answers which effects stand, so that they can be compared with the
+        sagas after a failover."""
+        return standing.handler(self._open, is_async=self._is_async)
 
     def create_table(self) -> None:
         """Create the table if it does not exist. Several processes may call this at the same time.

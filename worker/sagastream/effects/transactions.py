@@ -37,6 +37,9 @@ class Transaction(Protocol):
     def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
         """The first row it finds."""
 
+    def rows(self, statement: str, **values: str | None) -> list[tuple[Any, ...]]:
+        """All rows that it finds."""
+
     def guarded(self) -> contextlib.AbstractContextManager[None]:
         """While the handler runs: if it commits, that is refused, and before it happens if the driver allows that."""
 
@@ -144,10 +147,16 @@ class _SqliteTransaction:
         return self.handle.execute(statement, values).rowcount
 
     def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
+        found: tuple[Any, ...] | None = self._plain(statement, values).fetchone()
+        return found
+
+    def rows(self, statement: str, **values: str | None) -> list[tuple[Any, ...]]:
+        return self._plain(statement, values).fetchall()
+
+    def _plain(self, statement: str, values: dict[str, str | None]) -> sqlite3.Cursor:
         cursor = self.handle.cursor()
         cursor.row_factory = None
-        found: tuple[Any, ...] | None = cursor.execute(statement, values).fetchone()
-        return found
+        return cursor.execute(statement, values)
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -193,6 +202,10 @@ class _PsycopgTransaction:
         found: tuple[Any, ...] | None = self._run(statement, values).fetchone()
         return found
 
+    def rows(self, statement: str, **values: str | None) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._run(statement, values).fetchall()
+        return found
+
     def _run(self, statement: str, values: dict[str, str | None]) -> Any:
         # Our own cursor: the connection's own kind may use other placeholders and return other rows.
         cursor = self._psycopg.Cursor(self.handle, row_factory=self._psycopg.rows.tuple_row)
@@ -235,6 +248,9 @@ class _SqlAlchemyTransaction:
     def row(self, statement: str, **values: str | None) -> tuple[Any, ...] | None:
         found = self._run(statement, values).fetchone()
         return None if found is None else tuple(found)
+
+    def rows(self, statement: str, **values: str | None) -> list[tuple[Any, ...]]:
+        return [tuple(found) for found in self._run(statement, values).fetchall()]
 
     def _run(self, statement: str, values: dict[str, str | None]) -> Any:
         options = {"preserve_rowcount": True}

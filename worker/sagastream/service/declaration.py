@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, failed, is_id, is_service, ok
-from sagastream.core.steps import AS_PUBLISHED
+from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import ServiceError
 from sagastream.service.named_function import NamedFunction
 
@@ -191,6 +191,17 @@ class Service:
         """Declare the handler of a compensation. The rest is as for `command`."""
         self._check_new(name, "compensation")
         return self._declare("compensation", name, call, options)
+
+    def standing(self, handler: _H) -> _H:
+        """Declare the handler that answers which effects of this service stand: `effects.standing`, or your own.
+
+        `sagastream doctor --after-failover` asks it, as the one step of a saga. It gets the params
+        `{"keys": [...]}` or `{"since_ms": ..., "after": ...}`, and returns `{"effects": [...], "after": ...}`; see
+        "Which effects stand" in docs/protocol.md.
+
+        Raises ServiceError as `command` does.
+        """
+        return self.command(STANDING, compensation=None)(handler)
 
     def _declare(
         self, kind: Kind, name: str, call: str | None, options: Options, *, compensation: str | None = None
