@@ -603,7 +603,8 @@ class Model:
                 state, moved, sent, wrong = self._decide(state, event)
                 changed, commands, broken = changed or moved, commands + sent, broken or wrong
             before, after = self.sagas.values[seen], self.sagas.values[state]
-            timer = {"": None, "ended": NO_TIMER, "+inf": PARKED}.get(_score(before, after), TIMED) if changed else None
+            timers = {"": None, "ended": NO_TIMER, "aborted": NO_TIMER, "+inf": PARKED}
+            timer = timers.get(_score(before, after), TIMED) if changed else None
             self._decided[key] = Outcome(state, changed, commands, timer, broken)
         return self._decided[key]
 

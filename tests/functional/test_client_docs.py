@@ -17,19 +17,24 @@ EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" /
 
 #: The code that the reader adds to the last example.
 USE_ORDERS = """
+import os
 import sqlite3
-from orders import begin_what_is_wanted, place
+import redis
+from orders import place, see_to_open_orders
 from sagastream import SagaClient
 
 db = sqlite3.connect(":memory:")
-db.execute("CREATE TABLE orders (id TEXT PRIMARY KEY, amount INTEGER, begun INTEGER)")
+db.execute("CREATE TABLE orders (id TEXT PRIMARY KEY, amount INTEGER, outcome TEXT)")
 place(db, "row-1", 5)
 with SagaClient() as client:
-    begin_what_is_wanted(db, client)
-    db.execute("UPDATE orders SET begun = 0")  # as if it had died before it wrote that down
-    begin_what_is_wanted(db, client)
-    print(client.wait("row-1", 60).status, db.execute("SELECT begun FROM orders").fetchall())
-    begin_what_is_wanted(db, client)
+    see_to_open_orders(db, client)
+    redis.from_url(os.environ["REDIS_URL"]).flushall()  # the store loses what it has accepted
+    see_to_open_orders(db, client)
+    print(client.wait("row-1", 60).status)
+    see_to_open_orders(db, client)
+    db.execute("UPDATE orders SET outcome = NULL")  # as if it had died before it wrote that down
+    see_to_open_orders(db, client)
+    print(db.execute("SELECT outcome FROM orders").fetchall())
 """
 
 
@@ -85,7 +90,7 @@ def test_every_example_does_what_the_page_says(shop: Commands, server: Server) -
         "400 {'error': 'the saga: saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -'}",
         "web-5",
     ]
-    assert told(shop, server, "use_orders.py") == ["COMPLETED [(1,)]"]
+    assert told(shop, server, "use_orders.py") == ["COMPLETED", "[('COMPLETED',)]"]
 
 
 def test_an_rq_job_begins_a_saga_once_however_often_it_runs(shop: Commands, server: Server) -> None:

@@ -10,7 +10,7 @@ from sagastream.core.messages import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused
-from sagastream.orchestrator import worker
+from sagastream.orchestrator import commit, worker
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import keys, sagas
 from support.scenes import Scene, do
@@ -233,6 +233,21 @@ def test_an_ended_saga_expires_and_a_live_one_does_not(server: Server, monkeypat
     assert 0 < int(scene.redis.pttl(ONLY.saga("s1"))) <= 200
     scene.turns_until(lambda: not saga_exists(scene) and scene.redis.zcard(ONLY.ended) == 0)
     assert scene.client.get("live") is not None
+
+
+def test_aborted_sagas_may_be_kept_for_a_time_of_their_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(commit, "_PAGE", 3)
+    monkeypatch.setattr(commit, "_PAGES", 1)
+    scene = Scene(server.broker())
+    scene.worker = Orchestrator(scene.broker, scene.stop, retention_ms=200, aborted_retention_ms=3_600_000)
+    for n in range(8):
+        scene.begin(f"s{n}", do("fail" if n % 2 else 1))
+        scene.play(f"s{n}")
+    aborted = [f"s{n}" for n in range(8) if n % 2]
+    assert 3_500_000 < int(scene.redis.pttl(ONLY.saga("s1"))) <= 3_600_000
+    scene.turns_until(lambda: scene.redis.zrange(ONLY.ended, 0, -1) == [saga_id.encode() for saga_id in aborted])
+    assert [scene.redis.exists(ONLY.saga(f"s{n}")) for n in range(8)] == [n % 2 for n in range(8)]
 
 
 def test_under_steady_load_the_store_does_not_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

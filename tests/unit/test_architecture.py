@@ -142,7 +142,7 @@ WINGS = {
     "health": {"telemetry"},
     "broker": {"core", "telemetry", "errors"},
     "scripts": {"broker"},
-    "store": {"broker", "core", "errors"},
+    "store": {"broker", "core", "telemetry", "errors"},
     "orchestrator": {"store", "broker", "core", "health", "telemetry", "errors"},
     "service": {"store", "broker", "core", "health", "telemetry", "console", "errors"},
     "client": {"store", "broker", "core", "telemetry", "errors"},

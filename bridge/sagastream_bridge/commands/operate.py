@@ -146,18 +146,43 @@ def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Repair what can be repaired: the places of sagas in the indexes.")
+@click.option(
+    "--after-failover",
+    is_flag=True,
+    help="Compare the sagas with the effects of their services instead; --repair undoes effects that must not stand.",
+)
+@click.option(
+    "--hours",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0, 24 * 365),
+    callback=finite,
+    help="With --after-failover: look at what has changed in so many hours.",
+)
+@click.option("--settled", is_flag=True, help="What is lost was dealt with: tell no more of it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def doctor(repair: bool, as_json: bool) -> None:
+def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_json: bool) -> None:
     """Examine the store: is it kept safely, has every live saga a reason to move, is somebody at work?
 
     Exit code 1 if there is a problem that was not repaired.
     """
     with opened() as broker:
+        from sagastream.store import layout, lineage, sagas
         from sagastream_bridge.inspection import views
+        from sagastream_bridge.inspection.after_failover import AfterFailover
         from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
 
+        keys = layout.look(broker)
+        if settled:
+            lineage.settle(broker.client, keys)
+            return
+        if after_failover:
+            since_ms = sagas.read(broker.client, keys, [])[1] - round(hours * 3600_000)
+            findings = AfterFailover(broker, since_ms=since_ms, repair=repair).examine()
+        else:
+            findings = Doctor(broker, repair=repair).examine()
         problems = 0
-        for finding in Doctor(broker, repair=repair).examine():
+        for finding in findings:
             problems += finding.level == PROBLEM
             if as_json:
                 click.echo(json.dumps({"level": finding.level, "about": finding.about, "text": finding.text}))

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,16 +21,36 @@ if TYPE_CHECKING:
 
 _DAY_MS: Final = 24 * 3600 * 1000
 
-_RETENTION = click.option(
-    "--retention-days",
-    default=7.0,
-    show_default=True,
-    type=click.FloatRange(0, 3650, min_open=True),
-    envvar="SAGASTREAM_RETENTION_DAYS",
-    show_envvar=True,
-    callback=finite,
-    help="How long a saga is kept once it has ended.",
-)
+#: The environment variables of how long sagas are kept.
+_RETENTION_VARIABLE: Final = "SAGASTREAM_RETENTION_DAYS"
+_ABORTED_VARIABLE: Final = "SAGASTREAM_ABORTED_RETENTION_DAYS"
+_DAYS: Final = click.FloatRange(0, 3650, min_open=True)
+
+
+def _retention(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how long sagas are kept."""
+    command = click.option(
+        "--aborted-retention-days",
+        type=_DAYS,
+        envvar=_ABORTED_VARIABLE,
+        show_envvar=True,
+        callback=finite,
+        help="The same of a saga that is ABORTED.  [default: as any other]",
+    )(command)
+    return click.option(
+        "--retention-days",
+        default=7.0,
+        show_default=True,
+        type=_DAYS,
+        envvar=_RETENTION_VARIABLE,
+        show_envvar=True,
+        callback=finite,
+        help="How long a saga is kept once it has ended.",
+    )(command)
+
+
+def _milliseconds(days: float) -> int:
+    return max(1, int(days * _DAY_MS))
 
 
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
@@ -58,11 +79,13 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 
 
 @click.command()
-@_RETENTION
+@_retention
 @_HEALTH_FILE
 @logged
 @_UNTIL_EOF
-def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> None:
+def worker(
+    retention_days: float, aborted_retention_days: float | None, health_file: Path | None, until_eof: bool
+) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
     stop = stop_event(until_eof)
     with opened() as broker:
@@ -71,7 +94,13 @@ def worker(retention_days: float, health_file: Path | None, until_eof: bool) -> 
 
         gc.freeze()  # imported objects stay: without this, the garbage collector takes 1/25 of a worker's time
         with health_file_at(health_file) as health:
-            Orchestrator(broker, stop, retention_ms=max(1, int(retention_days * _DAY_MS)), health=health).run()
+            Orchestrator(
+                broker,
+                stop,
+                retention_ms=_milliseconds(retention_days),
+                aborted_retention_ms=None if aborted_retention_days is None else _milliseconds(aborted_retention_days),
+                health=health,
+            ).run()
 
 
 @click.command()
@@ -151,8 +180,8 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     help="A service to run instead of the three samples; may be given several times.",
 )
 @logged
-@_RETENTION
-def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
+@_retention
+def up(workers: int, services: tuple[str, ...], retention_days: float, aborted_retention_days: float | None) -> None:
     """Run everything: the broker, workers, services. A process that dies is started again."""
     for where in services:
         _check_where(where)
@@ -172,7 +201,9 @@ def up(workers: int, services: tuple[str, ...], retention_days: float) -> None:
             (loaded := load_service(where)).publishes()
             if loaded.queues:
                 on_rq.append(where)
-        os.environ["SAGASTREAM_RETENTION_DAYS"] = str(retention_days)  # for the workers
+        os.environ[_RETENTION_VARIABLE] = str(retention_days)  # for the workers
+        if aborted_retention_days is not None:
+            os.environ[_ABORTED_VARIABLE] = str(aborted_retention_days)
         outage = Outage(broker, "sagastream up", stop)
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
         click.echo(f"broker   {broker.shown_url}")

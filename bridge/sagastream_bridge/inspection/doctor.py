@@ -22,7 +22,7 @@ from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.worker import LEASE_MS
-from sagastream.store import heartbeat, layout, published, saga_hash, sagas
+from sagastream.store import heartbeat, layout, lineage, published, saga_hash, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP, Partition, StoreKeys
 from sagastream.store.quarantine import Quarantine
@@ -68,6 +68,9 @@ class Doctor:
     def examine(self) -> Iterator[Finding]:
         yield from self._server()
         yield from self._memory()
+        for loss in lineage.losses(self._client, self._keys):
+            remedy = "see sagastream doctor --after-failover; once that is dealt with: sagastream doctor --settled"
+            yield _problem("failover", f"{loss.text}: {loss.evidence}; {remedy}")
         wrong_types = list(self._types(_central(self._keys)))
         yield from wrong_types
         if wrong_types:

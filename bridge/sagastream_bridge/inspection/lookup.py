@@ -15,7 +15,7 @@ from sagastream.client.listing import ListStatus
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.step_state import Step
 from sagastream.errors import UnreadableSaga
-from sagastream.store import heartbeat, layout, sagas
+from sagastream.store import heartbeat, layout, lineage, sagas
 from sagastream.store.columns import iso
 from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import StoreKeys
@@ -57,8 +57,14 @@ def saga(broker: Broker, saga_id: str) -> Found:
     if state is None:
         unread = client.xlen(keys.of(saga_id).requests)
         hint = f" yet; requests that no worker has read: {unread}" if unread else ""
-        return Found(state=None, now_ms=now_ms, notes=[], hint=hint + _no_worker(client, keys, bool(unread)))
-    notes = []
+        hint += _no_worker(client, keys, bool(unread))
+        hint += "".join(f"; {loss.text}" for loss in lineage.losses(client, keys))
+        return Found(state=None, now_ms=now_ms, notes=[], hint=hint)
+    notes = [
+        f"{loss.text}: this saga may say other than what was done; see sagastream doctor --after-failover"
+        for loss in lineage.losses(client, keys)
+        if state.begun_ms < loss.found_ms
+    ]
     if not state.ended and not state.parked:
         service = state.step.definition.service
         known = heartbeat.processes(client, keys, [service])

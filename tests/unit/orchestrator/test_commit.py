@@ -21,7 +21,7 @@ from sagastream.store.columns import iso
 from sagastream.store.saga_hash import changed_fields
 from support.stores import ONLY
 
-KEPT_MS = 1_000_000
+KEPT_MS = {"ended": 1_000_000, "aborted": 1_000_000}
 NOW_MS = 1_700_000_000_000
 EARLIER_MS = NOW_MS - 60_000
 PUBLISHED = {"inventory": {"Reserve": "Release"}, "payment": {"Charge": "Refund"}}

@@ -76,6 +76,7 @@ def test_the_catalogue_tells_of_every_key() -> None:
         KEYS.alive,
         KEYS.running,
         KEYS.store,
+        KEYS.losses,
         ONLY.saga("<saga_id>"),
         ONLY.commands("<service>"),
         ONLY.replies("<service>"),

@@ -1,15 +1,15 @@
 """Commit the decisions of a turn; lease the sagas that are due."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import redis
 
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.wire import execute
+from sagastream.broker.wire import execute, or_raise
 from sagastream.core.messages import Fields
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.change import Change
 from sagastream.store import saga_hash, sagas
 from sagastream.store.columns import iso
@@ -18,17 +18,33 @@ from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP
 #: The longest argument of a script, in bytes. A server refuses an argument of 512 MB. Many very large results could
 #: reach that, and each new attempt would be refused again.
 _LONGEST: Final = 64 << 20
-#: How many ended sagas one round trip looks at.
+#: What stands in place of the score of a saga that has ended.
+_COMPLETED: Final = "ended"
+_ABORTED: Final = "aborted"
+#: How many ended sagas one round trip looks at, and how many round trips there are at most each time.
 _PAGE: Final = 1000
+_PAGES: Final = 20
+#: How many of the sagas that were committed last are remembered, for `missing`.
+LOOKED_AT: Final = 16
 
 
 class Store:
     """What a worker writes about sagas."""
 
-    def __init__(self, client: "redis.Redis", *, retention_ms: int = ENDED_KEPT_MS) -> None:
-        """`retention_ms`: how long a saga is kept after it has ended."""
+    def __init__(
+        self,
+        client: "redis.Redis",
+        *,
+        retention_ms: int = ENDED_KEPT_MS,
+        aborted_retention_ms: int | None = None,
+    ) -> None:
+        """`retention_ms`: how long a saga is kept after it has ended. `aborted_retention_ms`: the same of one that is
+        ABORTED; None: as long as any other."""
         self._client = client
-        self._retention_ms = retention_ms
+        aborted_ms = retention_ms if aborted_retention_ms is None else aborted_retention_ms
+        #: How many ended sagas of each partition, from the oldest, `forget_ended` has found to be there still.
+        self._there: dict[Partition, int] = {}
+        self._kept_ms = {_COMPLETED: retention_ms, _ABORTED: aborted_ms}
         self._commit = scripting.Script("commit")
         self._due = scripting.Script("due")
         self._give_back = scripting.Script("give_back")
@@ -73,23 +89,27 @@ class Store:
         execute(pipeline)
 
     def forget_ended(self, keys: StoreKeys) -> None:
-        """Remove from `ended` the sagas whose hash has expired."""
+        """Remove from `ended` the sagas whose hash has expired. If there are many, each call looks at some of them."""
         _, now_ms = sagas.read(self._client, keys, [])
         for partition in keys.partitions:
-            self._forget_ended(partition, now_ms)
+            self._forget_ended(partition, now_ms - min(self._kept_ms.values()))
 
-    def _forget_ended(self, partition: Partition, now_ms: int) -> None:
-        while page := self._client.zrangebyscore(partition.ended, "-inf", now_ms - self._retention_ms, 0, _PAGE):
-            saga_ids: Any = page
+    def _forget_ended(self, partition: Partition, until_ms: int) -> None:
+        there = self._there.get(partition, 0)
+        for _ in range(_PAGES):
+            page: Any = self._client.zrangebyscore(partition.ended, "-inf", until_ms, there, _PAGE)
             pipeline = self._client.pipeline(transaction=False)
-            for saga_id in saga_ids:
+            for saga_id in page:
                 pipeline.exists(partition.saga(saga_id.decode(errors="backslashreplace")))
-            # Another worker may keep sagas for longer than this one.
-            gone = [saga_id for saga_id, there in zip(saga_ids, execute(pipeline), strict=True) if not there]
+            # Some are kept for longer: ABORTED ones, or those of another worker.
+            gone = [saga_id for saga_id, is_there in zip(page, execute(pipeline), strict=True) if not is_there]
             if gone:
                 self._client.zrem(partition.ended, *gone)
-            if len(saga_ids) < _PAGE or not gone:
+            there += len(page) - len(gone)
+            if len(page) < _PAGE:
+                there = 0
                 break
+        self._there[partition] = there
 
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
         """Write these changes, all of one partition, in one script call, or in several if they are very large.
@@ -101,7 +121,7 @@ class Store:
 
     def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`."""
-        arguments = _CommitArguments(changes[0].partition, changes, now_ms, self._retention_ms)
+        arguments = _CommitArguments(changes[0].partition, changes, now_ms, self._kept_ms)
         if len(arguments.args[0]) > _LONGEST and len(changes) > 1:
             half = len(changes) // 2
             lost, stuck = yield from self.committing(changes[:half], now_ms)
@@ -113,17 +133,36 @@ class Store:
         return lost, stuck
 
 
+def missing(committed: Sequence[Change]) -> Exchange[str | None]:
+    """Which of these sagas the store no longer has as they were committed; None: none, as far as can be told."""
+    written = [
+        (change.partition.saga(state.saga_id), state)
+        for change in committed
+        if isinstance(state := change.written, SagaState)
+    ]
+    if not written:
+        return None
+    answers = yield [("HMGET", key, "version", "updated_at") for key, _ in written]
+    for (_, state), answer in zip(written, answers, strict=True):
+        version, updated_at = or_raise(answer)
+        there = int(version) if version is not None and version.isdigit() else 0
+        is_back = there < state.version or (there == state.version and updated_at != iso(state.updated_ms).encode())
+        if is_back and (there or not state.ended):  # an ended saga may have expired
+            return f"saga {state.saga_id} was at version {state.version}, and is at {there}"
+    return None
+
+
 class _CommitArguments:
     """Packs changes for commit.lua; the header of that file describes the order."""
 
-    def __init__(self, partition: Partition, changes: Sequence[Change], now_ms: int, retention_ms: int) -> None:
+    def __init__(
+        self, partition: Partition, changes: Sequence[Change], now_ms: int, kept_ms: Mapping[str, int]
+    ) -> None:
         self._streams = {partition.timers: 1, partition.ended: 2, partition.events: 3}
         self._hashes: list[str] = []
         packed = [self._packed(change) for change in changes]
         self.keys = [*self._streams, *self._hashes]
-        self.args = [
-            wire.message_pack([len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, retention_ms, packed])
-        ]
+        self.args = [wire.message_pack([len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, kept_ms, packed])]
 
     def _packed(self, change: Change) -> list[Any]:
         before = change.before if isinstance(change.before, SagaState) else None
@@ -174,6 +213,6 @@ def _score(before: SagaState | None, after: SagaState | None) -> str:
     if before is not None and before.ended and before is not after:
         return ""  # it ended before, and only a late reply is noted
     if after.ended:
-        return "ended"
+        return _ABORTED if after.status is SagaStatus.ABORTED else _COMPLETED
     due_ms = after.due_ms
     return "+inf" if due_ms is None else str(due_ms)

@@ -28,7 +28,7 @@ from sagastream.core.transitions import Moment
 from sagastream.errors import StoreMismatch
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
-from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.services import KnownServices
@@ -36,6 +36,7 @@ from sagastream.orchestrator.state_cache import StateCache
 from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, Place, StoreKeys
+from sagastream.store.lineage import Lineage
 from sagastream.store.published import MAX_SERVICES
 from sagastream.telemetry import Log, Observer, guarded, runs
 
@@ -80,6 +81,7 @@ class Orchestrator:
         stop: threading.Event,
         *,
         retention_ms: int = ENDED_KEPT_MS,
+        aborted_retention_ms: int | None = None,
         health: HealthFile | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class Orchestrator:
             broker: the worker's own; it is not closed.
             stop: any thread may set it. The running turn is finished, then `run` returns.
             retention_ms: how long a saga is kept after it has ended, in milliseconds.
+            aborted_retention_ms: the same of a saga that is ABORTED; None: as long as any other.
             health: a file that is touched while the broker answers; None: there is none.
             observer: is told what happens.
 
@@ -100,8 +103,9 @@ class Orchestrator:
         self._stop = stop
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._report = TurnReport(self.name, self._observer)
-        self._store = Store(broker.client, retention_ms=retention_ms)
-        self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER))
+        self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
+        lineage = Lineage(self.name, observer=self._observer, missing=lambda: missing(self._committed))
+        self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER, lineage=lineage))
         self._inbox = GroupReader(
             broker.client,
             group=ORCHESTRATOR_GROUP,
@@ -117,6 +121,7 @@ class Orchestrator:
         self._has_more = False  # whether the last read may have left replies unread
         self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
         self._cache = StateCache()
+        self._committed: Sequence[Change] = ()  # what it wrote last
         self._replies = 0  # how many the last read brought
         self._busy = 0  # how many reads in a row brought many
         self._look_at = self._tidy_at = 0.0
@@ -182,6 +187,8 @@ class Orchestrator:
                 break
             changes, lost, stuck = self._decide_and_commit(inputs, states, now_ms)
             self._cache.keep(changes, [*lost, *stuck])
+            if not (lost or stuck):
+                self._committed = changes[-LOOKED_AT:]
             self._report.committed(
                 changes, lost=lost, stuck=stuck, messages=len(inputs), duration_s=time.monotonic() - began
             )

@@ -9,14 +9,14 @@
 --           2 the group of the acknowledged streams
 --           3 about how many entries the events stream keeps
 --           4 the time now, ms
---           5 how long the hash of a saga is kept after the saga has ended, ms
+--           5 how long the hash of a saga is kept after the saga has ended, ms: by the word that says so, see below
 --           6 the changes; each is a list:
 --               1 index of its saga's hash among the hashes, from 1 (0: no saga, nothing to compare)
 --               2 the version that the hash must have, as text ("": there must be no hash)
 --               3 the time of the last change that the hash must have, as text. The version is not enough: a saga that
 --                 was deleted and begun again, or that a failover set back, reaches the same versions again
---               4 its score in timers, ms or "+inf" ("": no change; "ended": it has ended now; "gone": there is no such
---                 saga)
+--               4 its score in timers, ms or "+inf" ("": no change; "ended" or "aborted": it has ended now; "gone": there
+--                 is no such saga)
 --               5 the member of timers and ended: the saga's id
 --               6 what is written into the hash: a list of field, value, ...
 --               7 what is appended: a list of key index, list of field, value, ..., and so on
@@ -88,9 +88,9 @@ for number, change in ipairs(changes) do
       redis.call('HSET', key, unpack(fields))
     end
     -- A change that writes no fields only corrects the saga's places in timers and ended.
-    if timer == 'ended' then
+    if kept_ms[timer] then
       if moves or redis.call('PTTL', key) == -1 then
-        redis.call('PEXPIRE', key, kept_ms)
+        redis.call('PEXPIRE', key, kept_ms[timer])
       end
       ended[#ended + 1], ended[#ended + 2] = now, id
       done_with[#done_with + 1] = id

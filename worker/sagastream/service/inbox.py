@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import redis
 from msgspec import Struct
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream.broker import scripting
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.group_reader import BATCH, REPLAYED, Counts, Entry, GroupReader
-from sagastream.broker.wire import execute
+from sagastream.broker.wire import execute, or_raise
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer
 from sagastream.core.parsing import read_command
@@ -20,8 +20,12 @@ from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
+from sagastream.store.lineage import Lineage
 from sagastream.store.running import Busy
 from sagastream.telemetry import Log, Observer, about
+
+#: How many of the last answers are remembered, to see whether the store has lost them.
+_LOOKED_AT: Final = 16
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -86,7 +90,9 @@ class CommandInbox:
         self._open = on_join
         self._observer = observer
         self._log = Log("service", f"service {service}")
-        self._heartbeat = Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy)
+        lineage = Lineage(f"service {service} {consumer}", service=service, observer=observer, missing=self._missing)
+        self._sent: Sequence[_Ready] = ()  # the last few answers
+        self._heartbeat = Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy, lineage=lineage)
         self._keys: StoreKeys | None = None  # set when it joins, as the next
         self._partitions: dict[str, Partition] = {}  # by the stream of their commands
         self.reader = GroupReader(
@@ -202,6 +208,8 @@ class CommandInbox:
                 numbers = self._answer_all(ready, ahead)
                 if numbers:
                     overruled += self._overruled(ready, numbers)
+                else:
+                    self._sent = ready[-_LOOKED_AT:]
                 with self._lock:
                     self._drop(ready)
                     self._oldest_s = time.monotonic()
@@ -278,6 +286,15 @@ class CommandInbox:
             if not str(error).startswith("NOGROUP"):  # the next read creates it again
                 raise
         self.heard_s = time.monotonic()
+
+    def _missing(self) -> Exchange[str | None]:
+        """Which of the last answers the store no longer has a record of; None: none, as far as can be told."""
+        told = [one[0] for one in self._sent if isinstance(one, tuple) and one[1].is_last_word]
+        if not told:
+            return None
+        answers = yield [("HEXISTS", delivery.done, delivery.record) for delivery in told]
+        gone = [delivery.record for delivery, there in zip(told, answers, strict=True) if not or_raise(there)]
+        return f"the record {gone[0]} is gone" if gone else None
 
     def _counts(self, count: int) -> Counts:
         """At most about so many commands in all, of all partitions."""

@@ -21,13 +21,14 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import exchange, wire
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.steps import FORMATS, PLAIN
 from sagastream.store import running
 from sagastream.store.keys import ALIVE_KEPT, ALIVE_KEPT_MS, ORCHESTRATOR_GROUP, StoreKeys
+from sagastream.store.lineage import Lineage
 from sagastream.store.running import Busy
 
 
@@ -111,6 +112,7 @@ class Heartbeat:
         *,
         commands: Collection[str] | None = None,
         busy: Callable[[], Busy | None] = lambda: None,
+        lineage: Lineage | None = None,
     ) -> None:
         """
         Args:
@@ -118,12 +120,15 @@ class Heartbeat:
             service: the name of the service, if it is a service's process.
             commands: … and the names of all commands and compensations that it has; None: it does not say.
             busy: what it has been running for long; None: nothing.
+            lineage: looks, before each heartbeat, whether the store has lost writes.
         """
         self._name = name
         self._kind = kind
         self._service = service
         self._commands = None if commands is None else tuple(sorted(commands))
         self._busy = busy
+        self._lineage = lineage
+        self._written_ms: int | None = None  # the time of the last one, by the broker's clock
         self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self._keys: StoreKeys | None = None  # of the store that it has joined
         self._member = b""
@@ -152,7 +157,13 @@ class Heartbeat:
     def beat(self) -> Exchange[None]:
         """Write the process into the heartbeat. Raises redis.ResponseError if the broker refuses it."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
-        yield from self._written(self._member, running.encode(self._busy()))
+        beat = self._written(self._member, running.encode(self._busy()))
+        if self._lineage is None:
+            self._written_ms = yield from beat
+        else:
+            assert self._keys is not None
+            look = self._lineage.look(self._keys, self._member, self._written_ms)
+            _, self._written_ms = yield from together(look, beat)
 
     def end(self, *, holds: bool) -> Exchange[None]:
         """Remove the process, which ends now. `holds`: its consumer stays in a group, with entries that others must
@@ -165,10 +176,12 @@ class Heartbeat:
         removed, _ = yield [("ZREM", self._keys.alive, self._member), ("HDEL", self._keys.running, self._name)]
         or_raise(removed)
 
-    def _written(self, member: bytes, busy: bytes = b"") -> Exchange[None]:
+    def _written(self, member: bytes, busy: bytes = b"") -> Exchange[int]:
+        """Write a member; returns its time."""
         assert self._keys is not None
-        names = [self._keys.alive, self._keys.running]
-        yield from _BEAT.call(names, [member, ALIVE_KEPT_MS, ALIVE_KEPT, self._name, busy])
+        args: list[bytes | str | int] = [member, ALIVE_KEPT_MS, ALIVE_KEPT, self._name, busy]
+        written_ms: int = yield from _BEAT.call([self._keys.alive, self._keys.running], args)
+        return written_ms
 
 
 def processes(client: "redis.Redis", keys: StoreKeys, services: Collection[str] = ()) -> list[Process]:

@@ -24,6 +24,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
 the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in alive is
 when the process was last heard. `saga` is the prefix of the store: several stores on one server have several prefixes.
+    saga:losses                    hash    workers, services       until a person says that they are settled
 """
 
 from binascii import crc_hqx
@@ -113,6 +114,7 @@ class StoreKeys:
         self.tags = tuple(tags)
         self.store = store(prefix)
         self.alive = f"{prefix}:alive"
+        self.losses = f"{prefix}:losses"
         self.running = f"{prefix}:running"
         self.services = f"{prefix}:services"
         self.partitions = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))

@@ -1,0 +1,191 @@
+"""A failover to a replica that lacks what the master had accepted: it is noticed, told and, where it can be, mended."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagastream.broker.connection import connect
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaState
+from sagastream.store import lineage
+from sagastream.store.keys import StoreKeys
+from support import tills
+from support.processes import Commands
+from support.replicas import Pair
+from support.servers import KINDS
+from support.waiting import until
+
+SAGAS = 20
+KEYS = StoreKeys("saga", ["0"])
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(request.param, tmp_path)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def steps(*services: str, **options: Any) -> list[Any]:
+    return [{"transaction": "Do", "service": service, **options} for service in services]
+
+
+def test_a_worker_that_saw_what_is_lost_says_so_and_doctor_and_show_tell_it(pair: Pair, commands: Commands) -> None:
+    worker = commands.start("worker", env={"REDIS_URL": pair.url})
+    with SagaClient(pair.url) as client:
+        client.begin("kept", steps("nobody"))
+        until(lambda: client.get("kept"), what="it has begun")
+        pair.wait()
+        pair.cut()
+        client.begin("lost", steps("nobody"))
+        until(lambda: client.get("lost"), what="it has begun")
+    pair.promote()
+    with connect(pair.url) as store:
+        (loss,) = until(lambda: lineage.losses(store, KEYS), what="the loss is told")
+    assert loss.since_ms is not None
+    told = commands.run("doctor", REDIS_URL=pair.url)
+    assert told.returncode == 1
+    assert "problem   failover      the store has lost what was written after 20" in told.stdout
+    assert "sagastream doctor --after-failover" in told.stdout
+    assert "the store has lost what was written after" in commands.run("show", "kept", REDIS_URL=pair.url).stdout
+    assert commands.run("doctor", "--settled", REDIS_URL=pair.url).returncode == 0
+    assert "has lost" not in commands.run("doctor", REDIS_URL=pair.url).stdout
+    worker.terminate()
+    _, err = worker.communicate(timeout=30)
+    assert err.decode().count("the store has lost what was written after") == 1
+
+
+def test_a_switch_that_loses_nothing_is_no_loss(pair: Pair, commands: Commands) -> None:
+    worker = commands.start("worker", env={"REDIS_URL": pair.url})
+    with SagaClient(pair.url) as client:
+        client.begin("kept", steps("nobody"))
+        until(lambda: client.get("kept"), what="it has begun")
+        worker.send_signal(signal.SIGSTOP)
+        pair.wait()
+        pair.promote()
+        worker.send_signal(signal.SIGCONT)
+        client.begin("more", steps("nobody"))
+        until(lambda: client.get("more"), what="it has begun")
+    worker.terminate()
+    _, err = worker.communicate(timeout=30)
+    assert "has lost" not in err.decode()
+    with connect(pair.url) as store:
+        assert lineage.losses(store, KEYS) == []
+
+
+def listed(commands: Commands, url: str, *options: str) -> tuple[dict[str, list[str]], int]:
+    """What `doctor --after-failover` tells of each saga, by the level and its id; and its exit code."""
+    done = commands.run("doctor", "--after-failover", "--json", *options, REDIS_URL=url)
+    assert "Traceback" not in done.stderr, done.stderr
+    found: dict[str, list[str]] = {}
+    for finding in map(json.loads, done.stdout.splitlines()):
+        kind, _, name = finding["about"].partition(" ")
+        found.setdefault(finding["level"] if kind == "saga" else f"{finding['level']} {kind}", []).append(name)
+    return {level: sorted(names) for level, names in found.items()}, done.returncode
+
+
+def differing(folder: Path, states: dict[str, SagaState | None]) -> list[str]:
+    """The sagas whose end differs from the effects that really stand."""
+    effects = tills.standing(folder)
+    found = []
+    for saga_id, state in states.items():
+        number = 3 if state is None else len(state.steps)
+        there = {n for n in range(1, number + 1) if f"{saga_id}/{n}/transaction" in effects}
+        wanted = set(range(1, number + 1)) if state is not None and state.status == "COMPLETED" else set()
+        if there != wanted:
+            found.append(saga_id)
+    return sorted(found)
+
+
+class Tills:
+    """A worker and the services of support.tills."""
+
+    def __init__(self, pair: Pair, commands: Commands, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._commands = commands
+        support = str(Path(tills.__file__).parents[1])
+        self._env = {"REDIS_URL": pair.url, "TILLS": str(folder), "PYTHONPATH": support}
+        self._running: list[Any] = []
+
+    def start(self, *services: str) -> None:
+        if not self._running:
+            self._running.append(self._commands.quiet("worker", env=self._env))
+        self._running += [self._commands.quiet("service", f"support.tills:{name}", env=self._env) for name in services]
+
+    def end(self) -> None:
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            process.wait(30)
+        self._running = []
+
+    def fail_over(self, pair: Pair, client: SagaClient) -> list[str]:
+        """Three kinds of sagas, whose end is lost: completed, aborted, and begun after the replica had heard anything.
+        Returns their ids."""
+        self.start("early")
+        for n in range(SAGAS):
+            client.begin(f"completed-{n}", steps("early", "late", "early"))
+            client.begin(f"aborted-{n}", steps("early", "choosy", "early"))
+        begun = [f"{kind}-{n}" for kind in ("completed", "aborted") for n in range(SAGAS)]
+        until(lambda: all(is_at_step_2(client.get(saga_id)) for saga_id in begun), what="they are at step 2")
+        pair.wait()
+        pair.cut()
+        self.end()
+        (self.folder / "refuse").touch()
+        self.start("early", "late", "choosy")
+        lost = [f"lost-{n}" for n in range(SAGAS)]
+        for saga_id in lost:
+            client.begin(saga_id, steps("early", "late", "early"))
+        for saga_id in [*begun, *lost]:
+            assert client.wait(saga_id, 60).status == ("ABORTED" if saga_id in begun[SAGAS:] else "COMPLETED")
+        self.end()
+        pair.promote()
+        (self.folder / "refuse").unlink()
+        return [*begun, *lost]
+
+
+def is_at_step_2(state: SagaState | None) -> bool:
+    return state is not None and state.current_step == 2
+
+
+def test_every_saga_that_says_other_than_what_was_done_is_listed_and_none_is_missed(
+    pair: Pair, commands: Commands, tmp_path: Path
+) -> None:
+    scene = Tills(pair, commands, tmp_path / "tills")
+    with SagaClient(pair.url) as client:
+        saga_ids = scene.fail_over(pair, client)
+        # One service is not there yet: so the cancel comes before the answer of the second step.
+        scene.start("early", "choosy")
+        for n in range(SAGAS):
+            assert client.cancel(f"completed-{n}", "too late", 30).cancelling
+        scene.start("late")
+        states: dict[str, SagaState | None] = {
+            saga_id: None if saga_id.startswith("lost") else client.wait(saga_id, 60) for saga_id in saga_ids
+        }
+        wanted = differing(scene.folder, states)
+        assert len(wanted) == 3 * SAGAS
+        found, code = listed(commands, pair.url)
+        assert (sorted(set(found["problem"])), code) == (wanted, 1)
+        assert found["ok service"] == ["choosy", "early", "late"]
+
+        found, code = listed(commands, pair.url, "--repair")
+        mended = sorted(f"completed-{n}" for n in range(SAGAS))
+        assert found["repaired"] == mended
+        assert sorted(set(found["problem"])) == sorted(set(wanted) - set(mended)) == differing(scene.folder, states)
+        assert "quarantine" not in commands.run("doctor", REDIS_URL=pair.url).stdout
+        # The client of the lost ones begins them again: they end as what was done.
+        for n in range(SAGAS):
+            client.begin(f"lost-{n}", steps("early", "late", "early"))
+        for n in range(SAGAS):
+            assert client.wait(f"lost-{n}", 60).status == "COMPLETED"
+        found, code = listed(commands, pair.url)
+        assert sorted(set(found["problem"])) == sorted(f"aborted-{n}" for n in range(SAGAS))
+    with connect(pair.url) as store:
+        assert not [key for key in store.scan_iter("*") if b"sagastream.effects" in key]

@@ -1,0 +1,170 @@
+"""Has the store lost writes? What is compared, and what is said of it."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream.store.keys import StoreKeys
+from sagastream.store.lineage import Lineage, Loss, Sight, Switch, compare
+from sagastream.telemetry import Observer
+
+KEYS = StoreKeys("saga", ["0"])
+OLD, NEW, OTHER = "a" * 40, "b" * 40, "c" * 40
+T = 1_700_000_000_000
+
+
+def a_sight(at_ms: int = T, **changes: Any) -> Sight:
+    values: dict[str, Any] = {"history": OLD, "offset": 1000, "beat_ms": T - 500, "read": {"s": (T, 0)}}
+    return Sight(at_ms=at_ms, **values | changes)
+
+
+def found(now: Sight, *seen: Sight, missing: str | None = None) -> Loss | Switch | None:
+    return compare(seen or [a_sight()], now, missing)
+
+
+def test_a_store_that_only_went_on_has_lost_nothing() -> None:
+    assert found(a_sight(T + 1, offset=2000, read={"s": (T + 1, 0)})) is None
+    assert found(a_sight(T + 1)) is None
+
+
+def test_a_heartbeat_that_went_back_is_a_loss_since_then() -> None:
+    loss = found(a_sight(beat_ms=T - 9000))
+    assert isinstance(loss, Loss)
+    assert loss.since_ms == T - 9000
+
+
+def test_a_heartbeat_that_is_gone_alone_is_none() -> None:
+    """Others remove the heartbeats of the dead; an operator may delete them all."""
+    assert found(a_sight(beat_ms=None)) is None
+
+
+def test_a_stream_that_went_back_is_a_loss_since_its_newest_entry() -> None:
+    loss = found(a_sight(read={"s": (T - 7, 3)}))
+    assert isinstance(loss, Loss)
+    assert loss.since_ms == T - 7
+    assert f"{T - 7}-3" in loss.evidence
+
+
+def test_a_stream_that_went_back_by_one_entry_of_the_same_millisecond_is_a_loss() -> None:
+    assert isinstance(found(a_sight(read={"s": (T, 0)}), a_sight(read={"s": (T, 1)})), Loss)
+
+
+def test_a_stream_that_was_deleted_is_none() -> None:
+    assert found(a_sight(read={})) is None
+
+
+def test_an_emptied_store_is_a_loss() -> None:
+    loss = found(a_sight(read={}, beat_ms=None))
+    assert isinstance(loss, Loss)
+    assert loss.since_ms is None
+
+
+def test_a_new_master_that_has_all_is_a_switch() -> None:
+    now = a_sight(T + 9, history=NEW, before=OLD, taken_over_at=1000, offset=5)
+    assert found(now) == Switch(since_ms=T)
+
+
+def test_a_new_master_that_lacks_a_byte_is_a_loss_since_the_last_look_that_it_has() -> None:
+    seen = [a_sight(T - 20, offset=900), a_sight(T - 10, offset=999), a_sight(T, offset=1000)]
+    loss = found(a_sight(T + 9, history=NEW, before=OLD, taken_over_at=999), *seen)
+    assert isinstance(loss, Loss)
+    assert loss.since_ms == T - 10
+    assert "1 bytes" in loss.evidence
+
+
+def test_the_latest_moment_that_is_whole_counts() -> None:
+    seen = [a_sight(T - 20, offset=900), a_sight(T, offset=1000)]
+    now = a_sight(T + 9, history=NEW, before=OLD, taken_over_at=950, beat_ms=T - 5000, read={"s": (T - 15, 0)})
+    loss = found(now, *seen)
+    assert isinstance(loss, Loss)
+    assert loss.since_ms == T - 15
+
+
+def test_what_was_written_last_and_is_missing_is_a_loss() -> None:
+    now = a_sight(history=OTHER)
+    assert isinstance(found(now, missing="saga s-1 was at version 3, and is at 2"), Loss)
+
+
+@pytest.mark.parametrize("before", ["", OTHER])
+def test_a_restart_is_no_loss_by_itself(before: str) -> None:
+    """A server that has loaded its append-only file has a new replication id, and continues none."""
+    assert found(a_sight(history=NEW, before=before, offset=0)) is None
+
+
+def test_two_servers_that_tell_no_replication_id_are_the_same() -> None:
+    assert found(a_sight(history="", before=""), a_sight(history="")) is None
+
+
+# --- what is asked, and what the answers mean
+
+
+class Watching(Observer):
+    def __init__(self) -> None:
+        self.lost: list[int | None] = []
+
+    def writes_lost(self, *, since_ms: int | None, **_: object) -> None:
+        self.lost.append(since_ms)
+
+
+def info(
+    history: str = OLD, offset: int = 10, before: str = "0" * 40, taken_over: int = -1, role: str = "master"
+) -> bytes:
+    return (
+        f"# Replication\r\nrole:{role}\r\nmaster_replid:{history}\r\nmaster_replid2:{before}\r\n"
+        f"master_repl_offset:{offset}\r\nsecond_repl_offset:{taken_over}\r\n"
+    ).encode()
+
+
+GROUPS = [[b"name", b"g", b"last-delivered-id", b"5-1"]]
+TIME = [b"1700000000", b"0"]
+
+
+def look(lineage: Lineage, answers: list[Any], beat_ms: int | None = None) -> list[Any]:
+    """Have it look; returns the commands that it sends after the first ones."""
+    looking = lineage.look(KEYS, b"me", beat_ms)
+    next(looking)
+    try:
+        more = list(looking.send(answers))
+    except StopIteration:
+        return []
+    with pytest.raises(StopIteration):
+        looking.send([1])
+    return more
+
+
+def test_a_loss_is_told_once_and_kept_under_the_replication_id() -> None:
+    watching = Watching()
+    lineage = Lineage("worker w", service="g", observer=watching)
+    assert look(lineage, [TIME, info(), None, GROUPS]) == []
+    assert look(lineage, [TIME, info(), b"1700000000000", GROUPS], beat_ms=T) == []
+    lost = [TIME, info(NEW, before=OLD, taken_over=6), b"1699999999000", GROUPS]
+    ((command, _, field, _),) = look(lineage, lost, beat_ms=T)
+    assert (command, field) == ("HSETNX", NEW)
+    assert watching.lost == [T - 1000]
+    assert look(lineage, lost, beat_ms=T - 1000) == []
+    assert watching.lost == [T - 1000]
+
+
+def test_a_replica_is_not_compared() -> None:
+    watching = Watching()
+    lineage = Lineage("worker w", service="g", observer=watching)
+    look(lineage, [TIME, info(), None, GROUPS])
+    look(lineage, [TIME, info(role="slave", offset=1), b"1", []], beat_ms=T)
+    look(lineage, [TIME, info(), b"%d" % T, GROUPS], beat_ms=T)
+    assert watching.lost == []
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [TIME, redis.ResponseError("NOPERM"), b"1", GROUPS],
+        [TIME, b"garbled", redis.ResponseError("WRONGTYPE"), redis.ResponseError("ERR no such key")],
+        [TIME, info(offset=0), b"nan", [[b"name", b"another", b"last-delivered-id", b"1-1"]]],
+        [TIME, info().replace(b"offset:10", b"offset:x"), b"inf", GROUPS],
+    ],
+)
+def test_whatever_the_server_answers_the_process_goes_on(answers: list[Any]) -> None:
+    lineage = Lineage("worker w", service="g")
+    for _ in range(2):
+        assert look(lineage, answers, beat_ms=None) == []

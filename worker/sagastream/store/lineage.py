@@ -1,0 +1,258 @@
+"""Has the store lost what it had accepted? Each process compares what it saw of the store with what is there now.
+
+A failover to a replica that lags loses writes, and so does a restart from an older file. The server tells nobody. So
+each process remembers, along with its heartbeat, how far the store was: the replication id and offset, how far its
+streams were read, and its own heartbeat. If any of these goes back, the store has lost what was written since.
+`compare` says so; `Lineage` asks, tells, and keeps what was found in the store, for `sagastream doctor`.
+
+Rejected: the newest ids of the streams alone. Others write to the new master too, so after a moment the ids are as
+high as before. Nobody else writes the heartbeat of this process, and the new master goes on telling where it took over.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from sagastream.broker import wire
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import or_raise
+from sagastream.store.columns import iso
+from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
+from sagastream.telemetry import Log, Observer
+
+#: How many looks are remembered, to say since when writes are lost. A process looks about once a second.
+_REMEMBERED: Final = 120
+#: The groups of at most this many streams are looked at. All streams of one server go back together.
+_STREAMS: Final = 16
+
+#: The id of a stream's entry, as numbers.
+EntryId = tuple[int, int]
+
+
+class Sight(Struct, frozen=True, kw_only=True):
+    """How far the store was at one moment."""
+
+    at_ms: int  # by the broker's clock
+    history: str  # the replication id; "": the server does not tell
+    offset: int = 0  # how many bytes this history has
+    before: str = ""  # the replication id that this history continues; "": none
+    taken_over_at: int = 0  # how many bytes that one had, for this server, when this server became the master
+    beat_ms: int | None = None  # the heartbeat of this process: of what was seen, as it was acknowledged; None: none
+    read: Mapping[str, EntryId] = {}  # by stream: how far its group was read
+
+
+class Loss(Struct, frozen=True, kw_only=True):
+    """What was written after `since_ms` is lost, or may be. Times are ms by the broker's clock."""
+
+    since_ms: int | None  # None: nobody knows since when
+    evidence: str
+    found_ms: int
+    found_by: str = ""  # the name of the process
+
+    @property
+    def text(self) -> str:
+        """What is told to people."""
+        since = "at a time that nobody knows" if self.since_ms is None else f"after {iso(self.since_ms)}"
+        return f"the store has lost what was written {since}, as {self.found_by} found at {iso(self.found_ms)}"
+
+
+class Switch(Struct, frozen=True, kw_only=True):
+    """Another server is the master now. It has all that this process saw, until `since_ms`."""
+
+    since_ms: int
+
+
+def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Loss | Switch | None:
+    """
+    Args:
+        seen: what the process saw before, the oldest first; at least one.
+        now: what is there.
+        missing: what this process wrote last and is not there; None: it is there, or was not looked for.
+
+    Returns None if nothing is missing.
+    """
+    last = seen[-1]
+    kept_ms: list[int] = []  # times until which nothing is lost
+    evidence = [] if missing is None else [missing]
+    if last.beat_ms is not None and now.beat_ms is not None and now.beat_ms < last.beat_ms:
+        evidence.append(f"the heartbeat that it wrote at {iso(last.beat_ms)} is the one of {iso(now.beat_ms)}")
+        kept_ms.append(now.beat_ms)
+    for stream, reached in last.read.items():
+        if (found := now.read.get(stream)) is not None and found < reached:
+            evidence.append(f"{stream} was read up to {_text(reached)}, and is read up to {_text(found)}")
+            kept_ms.append(found[0])
+    if last.read and last.beat_ms is not None and not now.read and now.beat_ms is None:
+        evidence.append("none of its streams is there, nor its heartbeat")
+    continued = now.history != last.history and now.before == last.history != ""
+    if continued:
+        lacking = last.offset - now.taken_over_at
+        if lacking > 0:
+            evidence.append(f"the new master lacks {lacking} bytes of what the old one had written")
+        whole = [sight.at_ms for sight in seen if sight.history == last.history and sight.offset <= now.taken_over_at]
+        kept_ms += whole[-1:]
+    if evidence:
+        return Loss(since_ms=max(kept_ms, default=None), evidence="; ".join(evidence), found_ms=now.at_ms)
+    return Switch(since_ms=last.at_ms) if continued else None
+
+
+class Lineage:
+    """Remembers for one process how far the store was, and tells if it goes back."""
+
+    def __init__(
+        self,
+        who: str,
+        *,
+        service: str | None = None,
+        observer: Observer | None = None,
+        missing: Callable[[], Exchange[str | None]] | None = None,
+    ) -> None:
+        """
+        Args:
+            who: the name of the process, as its log records have it.
+            service: the service that it is a process of; None: it is a worker.
+            missing: looks for what the process wrote last; returns what of it is not there, None: nothing. It is asked
+                if the replication id has changed.
+        """
+        self._who = who
+        self._log = Log("worker" if service is None else "service", who)
+        self._observer = observer
+        self._missing = missing
+        self._service = service
+        self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
+        self._refused = ""
+
+    def look(self, keys: StoreKeys, member: bytes, beat_ms: int | None) -> Exchange[None]:
+        """Look how far the store is, compare, tell and remember. Before the next heartbeat is written.
+
+        Args:
+            member: of this process, in the heartbeat.
+            beat_ms: the time that its last heartbeat had, as it was acknowledged; None: it wrote none yet.
+        """
+        try:
+            now = yield from _look(keys, member, self._streams(keys))
+            if now is None:
+                return  # a replica: it may lag, and the process cannot work with it anyway
+            if self._seen:
+                last = msgspec.structs.replace(self._seen[-1], beat_ms=beat_ms)
+                changed = now.history != last.history
+                missing = (yield from self._missing()) if changed and self._missing is not None else None
+                found = compare([*list(self._seen)[:-1], last], now, missing)
+                if found is not None:
+                    self._seen.clear()
+                    yield from self._tell(keys, found, now)
+            self._seen.append(now)
+        except redis.ResponseError as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                self._log.warning(f"cannot look whether the store has lost writes: {error}")
+
+    def _streams(self, keys: StoreKeys) -> list[tuple[str, str]]:
+        """Streams that it reads, each with its group."""
+        partitions = keys.partitions[:_STREAMS]
+        if self._service is None:
+            return [(partition.requests, ORCHESTRATOR_GROUP) for partition in partitions]
+        return [(partition.commands(self._service), self._service) for partition in partitions]
+
+    def _tell(self, keys: StoreKeys, found: Loss | Switch, now: Sight) -> Exchange[None]:
+        if isinstance(found, Switch):
+            self._log.info(f"the broker has a new master; it has all that this process saw until {iso(found.since_ms)}")
+            return
+        since = "" if found.since_ms is None else f" after {iso(found.since_ms)}"
+        self._log.warning(
+            f"the store has lost what was written{since}: {found.evidence}; to see which sagas say other than what was "
+            "done: sagastream doctor --after-failover"
+        )
+        if self._observer is not None:
+            self._observer.writes_lost(since_ms=found.since_ms, evidence=found.evidence)
+        kept = msgspec.json.encode(msgspec.structs.replace(found, found_by=self._who))
+        # All processes find the same loss: the first one keeps it.
+        (answer,) = yield [("HSETNX", keys.losses, now.history or "unknown", kept)]
+        or_raise(answer)
+
+
+def losses(client: "redis.Redis", keys: StoreKeys) -> list[Loss]:
+    """What processes have found to be lost, and nobody has called settled yet; the oldest first."""
+    try:
+        kept: Any = client.hvals(keys.losses)
+    except redis.ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            return []
+        raise
+    found = []
+    for value in kept:
+        try:
+            found.append(msgspec.json.decode(value, type=Loss))
+        except (msgspec.DecodeError, RecursionError):
+            continue  # sagastream did not write it
+    return sorted(found, key=lambda loss: loss.found_ms)
+
+
+def settle(client: "redis.Redis", keys: StoreKeys) -> None:
+    """Forget the losses: somebody has dealt with what is lost."""
+    client.delete(keys.losses)
+
+
+def _look(keys: StoreKeys, member: bytes, streams: Sequence[tuple[str, str]]) -> Exchange[Sight | None]:
+    asked: list[wire.Words] = [("XINFO", "GROUPS", stream) for stream, _ in streams]
+    clock, info, score, *groups = yield [("TIME",), ("INFO", "replication"), ("ZSCORE", keys.alive, member), *asked]
+    replication = _pairs(or_raise(info))
+    if replication.get("role") not in (None, "master"):
+        return None
+    read = {
+        stream: reached
+        for (stream, group), answer in zip(streams, groups, strict=True)
+        if (reached := _reached(answer, group)) is not None
+    }
+    history, before = (replication.get(name, "") for name in ("master_replid", "master_replid2"))
+    return Sight(
+        at_ms=wire.milliseconds(or_raise(clock)),
+        history=history,
+        offset=_number(replication.get("master_repl_offset")),
+        before=before if before.strip("0") else "",
+        taken_over_at=max(0, _number(replication.get("second_repl_offset")) - 1),
+        beat_ms=_milliseconds(score),
+        read=read,
+    )
+
+
+def _pairs(info: bytes) -> dict[str, str]:
+    """The fields of an answer of INFO."""
+    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+def _number(text: str | None) -> int:
+    try:
+        return int(text or 0)
+    except ValueError:
+        return 0
+
+
+def _milliseconds(score: Any) -> int | None:
+    if score is None or isinstance(score, redis.ResponseError):  # it is no zset: the heartbeat is refused too
+        return None
+    try:
+        return int(float(score))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _reached(answer: Any, group: str) -> EntryId | None:
+    """Up to which entry a group was read; None: there is no such group."""
+    if isinstance(answer, redis.ResponseError):
+        return None
+    for words in answer:
+        pairs = iter(words)
+        about = dict(zip(pairs, pairs, strict=True))
+        if about.get(b"name") == group.encode():
+            ms, _, number = about[b"last-delivered-id"].partition(b"-")
+            return int(ms), int(number)
+    return None
+
+
+def _text(entry_id: EntryId) -> str:
+    return f"{entry_id[0]}-{entry_id[1]}"
