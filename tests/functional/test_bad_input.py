@@ -168,21 +168,33 @@ def wrongly_counted(inputs: list[Bad], counts: list[int]) -> list[tuple[str, str
 
 
 def test_there_are_many_classes_of_bad_input() -> None:
-    inputs = [*corpus.for_requests(), *corpus.for_request_ids(), *corpus.for_replies("s"), *corpus.for_commands()]
+    inputs = [
+        *corpus.for_requests(),
+        *corpus.for_interventions(),
+        *corpus.for_request_ids(),
+        *corpus.for_replies("s"),
+        *corpus.for_commands(),
+    ]
     assert len({bad.class_name for bad in inputs}) >= 150
     assert len(inputs) >= 700
 
 
-def test_a_bad_request_is_refused_once_where_somebody_asked_and_else_quarantined_once(stage: Stage) -> None:
-    inputs = corpus.for_requests()
+@pytest.mark.parametrize(
+    ("stream", "inputs"),
+    [(ONLY.requests, corpus.for_requests()), (ONLY.interventions, corpus.for_interventions())],
+    ids=["requests", "interventions"],
+)
+def test_a_bad_request_is_refused_once_where_somebody_asked_and_else_quarantined_once(
+    stage: Stage, stream: str, inputs: list[Bad]
+) -> None:
     after = stage.redis.xlen(ONLY.events)
-    anonymous = stage.add(ONLY.requests, inputs)
-    stage.add(ONLY.requests, inputs, request_id="asked-")
-    misnamed = stage.add(ONLY.requests, corpus.for_request_ids())
-    stage.taken(ONLY.requests)
+    anonymous = stage.add(stream, inputs)
+    stage.add(stream, inputs, request_id="asked-")
+    misnamed = stage.add(stream, corpus.for_request_ids())
+    stage.taken(stream)
     events: Any = stage.redis.xrange(ONLY.events)
     told = Counter(fields[b"request_id"] for _, fields in events[after:] if fields[b"kind"] == b"refused")
-    quarantined = stage.quarantined(ONLY.requests)
+    quarantined = stage.quarantined(stream)
     assert wrongly_counted(inputs, [told[b"asked-%d" % n] for n in range(len(inputs))]) == []
     assert wrongly_counted(inputs, [quarantined[entry_id] for entry_id in anonymous]) == []
     assert wrongly_counted(corpus.for_request_ids(), [quarantined[entry_id] for entry_id in misnamed]) == []

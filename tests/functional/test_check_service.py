@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sagastream.store import layout
 from sagastream.store.heartbeat import worker_is_alive
 from sagastream_bridge.conformance import cases, command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
@@ -25,7 +26,7 @@ from support import raw_services as raw
 from support.processes import SAGASTREAM, Commands
 from support.raw_services import Raw
 from support.servers import Server
-from support.stores import KEYS, ONLY
+from support.stores import KEYS, ONLY, divided
 from support.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -425,3 +426,29 @@ def test_every_check_names_a_section_of_the_page_of_the_protocol() -> None:
     sections = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
     checks = (*command_checks.CHECKS.all, *service_checks.CHECKS.all)
     assert {check.name: check.section for check in checks if check.section not in sections} == {}
+
+
+@pytest.mark.slow
+def test_a_service_is_checked_in_every_partition(server: Server, commands: Commands) -> None:
+    keys = divided(server.broker())
+    commands.quiet("service", "sagastream_stubs.payment:service", env={"REDIS_URL": server.url})
+    done = commands.run(*SAMPLES["payment"], "--timeout", "20", REDIS_URL=server.url)
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stderr
+    client = server.broker().client
+    for partition in keys.partitions:
+        assert client.exists(partition.commands("payment"))
+        assert client.xlen(partition.commands("payment")) == client.xlen(partition.replies("payment")) == 0
+        # The records say that commands of this partition were done.
+        assert list(client.scan_iter(partition.done("payment", 0).rpartition(":")[0] + ":*"))
+
+
+def test_a_service_that_reads_only_one_partition_is_found(server: Server) -> None:
+    divided(server.broker())
+    service = Raw(server.url)
+    try:
+        exchange = Exchange(server.broker().client, layout.look(server.broker()), raw.NAME, timeout_s=1.2)
+        findings = list(Examination(exchange, [Case(**CASE)], None).findings())  # type: ignore[arg-type]
+        assert any(found.verdict == "broken" for found in findings)
+    finally:
+        service.close()

@@ -20,7 +20,7 @@ from support.page import Shell, shell
 from support.processes import SAMPLES, Commands
 from support.scenes import do
 from support.servers import OwnServer, Server
-from support.stores import KEYS, ONLY
+from support.stores import KEYS, ONLY, divided, in_each
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -155,11 +155,11 @@ def handed_back(client: redis.Redis) -> int:
     return len(client.xpending_range(ONLY.commands("work"), "work", "-", "+", 1000, idle=10**6))
 
 
-def answers(client: redis.Redis, number: int) -> list[str]:
+def answers(client: redis.Redis, number: int, service: str = "work") -> list[str]:
     """The replies, once there are so many."""
 
     def told() -> list[str]:
-        entries: Any = client.xrange(ONLY.replies("work"))
+        entries: Any = client.xrange(ONLY.replies(service))
         bodies = [(json.loads(fields[b"body"]), b"unknown" in fields) for _, fields in entries]
         return [
             f"{body['type']} {body.get('error', body.get('result', ''))}".strip() + (", unknown" if unknown else "")
@@ -543,7 +543,7 @@ def test_the_user_of_the_page_may_do_all_that_the_sample_does(
     client.xclaim(stream, "notification", "victim", 0, [held], idle=60_000)
     client.xadd(stream, {"body": "{"})
     process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://notification:secret@"))
-    [answer] = answers(client, 1)
+    [answer] = answers(client, 1, "notification")
     assert answer.startswith("SendNotification_ok")
     until(lambda: len(Quarantine(client, KEYS)), what="an entry that is not a command is set aside")
     process.terminate()
@@ -586,3 +586,55 @@ def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node
     assert calls(client) == 1
     client.set("go on", 1)
     assert answers(client, 1) == ["Do_ok wait"]
+
+
+def test_it_serves_every_partition(sample: Path, server: Server, commands: Commands) -> None:
+    keys = divided(server.broker())
+    ids = in_each(keys)
+    running = Node(sample, server)
+    try:
+        running.start("probe.mjs")
+        commands.quiet("worker", env={"REDIS_URL": server.url})
+        sagas = SagaClient(server.broker())
+        for saga_id in ids:
+            sagas.begin(saga_id, [do("a"), do("reject")])
+        assert {sagas.wait(saga_id, 60).status for saga_id in ids} == {SagaStatus.ABORTED}
+        client = server.broker().client
+        done = [client.llen(f"done {saga_id}/1/transaction") for saga_id in ids]
+        assert (done, client.llen("undone")) == ([1, 1, 1], 3)
+        for partition in keys.partitions:
+            client.xadd(partition.commands("work"), {"body": "{"})
+        quarantine = Quarantine(client, keys)
+        until(lambda: len(quarantine) == 3, what="what is not a command is set aside")
+        assert sorted(message.id.partition("@")[2] for message in quarantine.newest_first()) == ["", "1", "2"]
+        for partition in keys.partitions:
+            assert client.xlen(partition.commands("work")) == client.xlen(partition.replies("work")) == 0
+    finally:
+        running.end()
+
+
+def test_it_waits_for_a_store_and_does_not_make_one(sample: Path, server: Server) -> None:
+    client = server.broker().client
+    running = Node(sample, server)
+    client.flushall()
+    try:
+        process = running.start("probe.mjs")
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("started\n")
+        assert "there is no store saga yet" in process.stderr.readline()
+        assert client.keys() == []
+        layout.check(server.broker())
+        until(lambda: consumers(client), what="it joins the group")
+    finally:
+        running.end()
+
+
+@pytest.mark.parametrize("fields", [{"partitions": "1"}, {"protocol": "3", "partitions": "1", "tags": "0"}])
+def test_it_leaves_a_store_of_another_protocol_alone(node: Node, client: redis.Redis, fields: dict[str, str]) -> None:
+    client.flushall()
+    client.hset(KEYS.store, mapping=fields)  # type: ignore[arg-type]
+    process = node.start("probe.mjs")
+    assert process.wait(20) == 1
+    assert process.stderr is not None
+    assert "this service knows 2" in process.stderr.read()
+    assert client.keys() == [KEYS.store.encode()]

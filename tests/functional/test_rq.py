@@ -39,7 +39,7 @@ from support.page import Shell, shell
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server, alive
-from support.stores import KEYS, ONLY
+from support.stores import KEYS, ONLY, divided, in_each
 from support.waiting import until
 
 RQ = str(Path(sys.executable).with_name("rq"))
@@ -907,3 +907,24 @@ def test_a_dispatcher_whose_last_job_has_ended_sends_what_waits_though_the_broke
 
     until(reads_on, what="what waited is out")
     assert Job.exists(job_id(waiting.command), stage.redis)
+
+
+def test_jobs_run_in_every_partition_of_a_store_with_a_prefix(
+    server: Server, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The RQ worker itself was started for another store: each job says to which one it belongs."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+    monkeypatch.setenv("SAGASTREAM_PREFIX", "shop")
+    keys = divided(server.broker())
+    stage = Stage(server, fleet)
+    fleet.worker()
+    ids = in_each(keys)
+    for saga_id in ids:
+        stage.client.begin(saga_id, [do(1), do("fail")])
+    ends = [stage.play(saga_id).status for saga_id in ids]
+    assert ends == [SagaStatus.ABORTED] * 3
+    places = ("saga_xshop", "saga_xshop_p1", "saga_xshop_p2")
+    for saga_id, place in zip(ids, places, strict=True):
+        job = Job.fetch(f"{place}-{saga_id}-1-compensation", connection=stage.redis, serializer=JSONSerializer)
+        assert job.args[3:] == [keys.of(saga_id).number, "shop"]
+    assert not list(stage.redis.scan_iter("saga:*"))

@@ -6,6 +6,7 @@ outside the broker (support/oracle.py). The verdict compares these with what the
 """
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -27,11 +28,12 @@ from sagastream.client.requests import StepRequest
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import StepStatus
 from sagastream.store import keys
+from sagastream.store.quarantine import Quarantine
 from support import oracle
 from support.processes import Commands
 from support.releases import THIS, Release
 from support.servers import OwnServer
-from support.stores import KEYS, ONLY
+from support.stores import KEYS, ONLY, divided
 from support.waiting import until
 
 #: How many sagas may be under way at once: enough that there always are some, and so few that none waits for long.
@@ -87,8 +89,9 @@ class Process:
 
 
 class World:
-    def __init__(self, server: OwnServer, commands: Commands, scale: "Scale") -> None:
+    def __init__(self, server: OwnServer, commands: Commands, scale: "Scale", *, partitions: int = 1) -> None:
         self.server = server
+        self.keys = KEYS if partitions == 1 else divided(server.broker(), partitions)
         self.sagas = scale.sagas  # how many are begun at least
         self.factor = scale.factor
         self.redis = connect(server.url)
@@ -155,11 +158,10 @@ class World:
     def held_by(self, process: Process) -> dict[str, int]:
         """How many entries a process has taken and not answered, by stream."""
         if process.arguments[0] == "worker":
-            read = [ONLY.requests, ONLY.interventions, *map(ONLY.replies, oracle.NAMES)]
-            groups = [(stream, keys.ORCHESTRATOR_GROUP) for stream in read]
+            groups = [(stream, keys.ORCHESTRATOR_GROUP) for stream in self._read_by_workers()]
         else:
             name = process.arguments[1].partition(":")[2]
-            groups = [(ONLY.commands(name), name)]
+            groups = [(partition.commands(name), name) for partition in self.keys.partitions]
         held = {}
         for stream, group in groups:
             consumers: Any = []
@@ -248,7 +250,7 @@ class World:
 
         def is_settled() -> bool:
             self.assert_all_live()
-            moving = self.redis.zcount(ONLY.timers, "-inf", "(+inf")
+            moving = sum(self.redis.zcount(one.timers, "-inf", "(+inf") for one in self.keys.partitions)
             stores = (self.redis, self.service_redis)
             return not moving and not any(store.xlen(stream) for store in stores for stream in self.streams())
 
@@ -258,12 +260,18 @@ class World:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
     def streams(self) -> list[str]:
-        read = [ONLY.requests, ONLY.interventions, *map(ONLY.replies, oracle.NAMES)]
-        return [*read, *map(ONLY.commands, oracle.NAMES)]
+        sent = [partition.commands(name) for partition in self.keys.partitions for name in oracle.NAMES]
+        return [*self._read_by_workers(), *sent]
+
+    def _read_by_workers(self) -> list[str]:
+        found: list[str] = []
+        for partition in self.keys.partitions:
+            found += [partition.requests, partition.interventions, *map(partition.replies, oracle.NAMES)]
+        return found
 
     def tail(self) -> str:
         """The sagas that do not move, and the last output of the processes: for the message of a failure."""
-        waiting: Any = self.redis.zrange(ONLY.timers, 0, 4, withscores=True)
+        waiting: Any = [self.redis.zrange(one.timers, 0, 4, withscores=True) for one in self.keys.partitions]
         lengths = {stream: self.redis.xlen(stream) for stream in self.streams()}
         groups = [self.redis.xinfo_groups(stream) for stream, length in lengths.items() if length]
         log = (self._commands.folder / "stderr.log").read_text(errors="replace")
@@ -271,8 +279,8 @@ class World:
 
     def retry_parked(self, client: SagaClient) -> None:
         """Retry every parked saga, as an operator would."""
-        parked: Any = self.redis.zrangebyscore(ONLY.timers, "+inf", "+inf")
-        for saga_id in parked:
+        parked: Any = [self.redis.zrangebyscore(one.timers, "+inf", "+inf") for one in self.keys.partitions]
+        for saga_id in itertools.chain.from_iterable(parked):
             client.retry(saga_id.decode(), "the fault is over", 10)
             self.figures["parked and retried"] += 1
 
@@ -288,7 +296,7 @@ class World:
         assert set(found) <= set(self._plans), "effects of sagas that nobody was told are accepted"
         pipeline = self.redis.pipeline(transaction=False)
         for saga_id in self._plans:
-            pipeline.pttl(ONLY.saga(saga_id))
+            pipeline.pttl(self.keys.saga(saga_id))
         lives = dict(zip(self._plans, pipeline.execute(), strict=True))
         client = SagaClient(self.server.broker())
         for saga_id, wanted in self._plans.items():
@@ -326,21 +334,22 @@ class World:
 
     def _judge_store(self, unfit: tuple[str, ...]) -> None:
         """No entry waits, none is held, and the indexes name exactly the sagas that exist."""
-        waiting: Any = self.redis.zrange(ONLY.timers, 0, -1, withscores=True)
-        assert not waiting, waiting
-        ids = {saga_id.encode() for saga_id in self._plans}
-        ended: Any = self.redis.zrange(ONLY.ended, 0, -1)
-        assert set(ended) == ids, set(ended) ^ ids
-        prefix = ONLY.saga("").encode()
-        there = {key.removeprefix(prefix) for key in self.redis.scan_iter(prefix + b"*", count=1000)}
-        assert there == ids, there ^ ids
+        for partition in self.keys.partitions:
+            waiting: Any = self.redis.zrange(partition.timers, 0, -1, withscores=True)
+            assert not waiting, waiting
+            ids = {saga_id.encode() for saga_id in self._plans if self.keys.of(saga_id) is partition}
+            ended: Any = self.redis.zrange(partition.ended, 0, -1)
+            assert set(ended) == ids, set(ended) ^ ids
+            prefix = partition.saga("").encode()
+            there = {key.removeprefix(prefix) for key in self.redis.scan_iter(prefix + b"*", count=1000)}
+            assert there == ids, there ^ ids
         for store in (self.redis, self.service_redis):
             for stream in self.streams():
                 assert store.xlen(stream) == 0, stream
                 groups: Any = store.xinfo_groups(stream) if store.exists(stream) else []
                 assert [group["pending"] for group in groups] in ([], [0]), (stream, groups)
-        strange: Any = self.redis.xrange(ONLY.quarantine)
-        others = [entry for entry in strange if not any(text.encode() in entry[1][b"reason"] for text in unfit)]
+        strange = list(Quarantine(self.redis, self.keys).newest_first())
+        others = [message for message in strange if not any(text in message.reason for text in unfit)]
         assert not others, others
         self.figures["replies quarantined"] = len(strange)
 
@@ -357,7 +366,7 @@ class World:
     def takeovers(self) -> int:
         """How often the services have counted that a command was taken over from a process that did not answer it."""
         total = 0
-        for key in self.redis.scan_iter("saga:{0}:done:*"):
+        for key in self.redis.scan_iter("saga:{*}:done:*"):
             record: Any = self.redis.hgetall(key)
             total += sum(int(value) for name, value in record.items() if name.endswith(b"/takeovers"))
         return total
@@ -410,8 +419,9 @@ class Feeder:
             if begun >= self._sagas and self._enough():
                 return
             with contextlib.suppress(redis.RedisError):  # the feeder gets the error when it next begins a saga
-                ended: Any = store.zcard(ONLY.ended)
-                parked: Any = store.zcount(ONLY.timers, "+inf", "+inf")
+                partitions = self._world.keys.partitions
+                ended = sum(store.zcard(one.ended) for one in partitions)
+                parked = sum(store.zcount(one.timers, "+inf", "+inf") for one in partitions)
                 if begun - ended - parked >= IN_FLIGHT:
                     self._stop.wait(0.005)
                     continue

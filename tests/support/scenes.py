@@ -13,8 +13,8 @@ from sagastream.core.saga import SagaState
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
+from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Observer
-from support.stores import KEYS
 from support.streams import append_requests
 from support.waiting import until
 
@@ -50,7 +50,7 @@ class Scene:
         self.client = SagaClient(broker)
         self.stop = threading.Event()
         self.worker = Orchestrator(broker, self.stop, observer=observer)
-        published.publish(broker.client, KEYS, "work", self.effects.service.publishes())
+        published.publish(broker.client, StoreKeys(broker.prefix, ["0"]), "work", self.effects.service.publishes())
         self.runner = ServiceRunner(broker, self.effects.service, self.stop, observer=observer)
 
     def another_worker(self) -> Orchestrator:

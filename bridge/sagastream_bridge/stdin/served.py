@@ -116,7 +116,7 @@ class ServedService:
 
     def _join(self) -> StoreKeys:
         """A service that is one of the samples publishes the compensations of the sample."""
-        self._keys = keys = layout.check(self._broker)
+        self._keys = keys = layout.check(self._broker, self._keys)
         commands = load_service(SAMPLES[self.name]).publishes() if self.name in SAMPLES else {}
         published.publish(self._client, keys, self.name, commands)
         return keys

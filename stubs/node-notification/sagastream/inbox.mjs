@@ -169,13 +169,14 @@ export class Inbox {
 
   async #join() {
     const tags = await this.#tags()
-    if (tags === null) {
+    if (tags === null && !this.#partitions.length) {
       if (!this.toldNoStore) this.say(`there is no store ${this.prefix} yet; waiting for a worker, which makes it`)
       this.toldNoStore = true
       await sleep(NO_STORE_MS)
       return
     }
-    this.#partitions = tags.map((tag) => partition(this.prefix, tag, this.service))
+    // If the store was emptied meanwhile, a worker makes it again as it was.
+    if (tags !== null) this.#partitions = tags.map((tag) => partition(this.prefix, tag, this.service))
     await this.#publish()
     await Promise.all(this.#partitions.map(({ commands }) => this.#makeGroup(commands)))
     this.#own = this.#all('0')

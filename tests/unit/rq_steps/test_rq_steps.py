@@ -17,7 +17,7 @@ from rq.timeouts import HorseMonitorTimeoutException, JobTimeoutException
 from sagastream import Reject, Service
 from sagastream.core.messages import Command
 from sagastream.errors import JobRefused, ServiceError
-from sagastream.rq_steps.jobs import JobState, _meta, job_id
+from sagastream.rq_steps.jobs import JobState, _begins, _meta, job_id
 from sagastream.rq_steps.worker import JobTimedOut, SagaJob, _TimeLimit, coverage, run_step
 from sagastream.service.named_function import NamedFunction
 
@@ -254,3 +254,23 @@ def test_what_cannot_be_declared_is_told_at_once(declared: dict[str, Any], compl
 def test_a_handler_says_what_undoes_it_or_that_nothing_does() -> None:
     with pytest.raises(ServiceError, match="A: say compensation=NAME, or None if nothing is to be undone"):
         Service("shop").command("A")  # type: ignore[call-overload]
+
+
+PLACES = st.tuples(st.just("saga") | st.text("ahpx_-1", min_size=1, max_size=6), st.integers(0, 12))
+IDS = st.text("a_-.:1dcxp", min_size=1, max_size=8)
+
+
+@given(PLACES, PLACES, IDS, IDS)
+@example(("saga", 1), ("p1", 0), "a", "a")
+@example(("a", 0), ("a-b", 0), "b-c", "c")
+def test_no_two_stores_and_no_two_partitions_share_a_job(
+    place: tuple[str, int], other: tuple[str, int], saga_id: str, another_id: str
+) -> None:
+    one = job_id(command(saga_id), prefix=place[0], partition=place[1])
+    two = job_id(command(another_id), prefix=other[0], partition=other[1])
+    assert (one == two) == ((place, saga_id) == (other, another_id))
+    assert re.fullmatch("[A-Za-z0-9_-]+", one)
+    begins = tuple(f"{_begins(place[0])}{mark}" for mark in ("-", "_p"))
+    assert one.startswith(begins)
+    if place[0] != other[0]:
+        assert not two.startswith(begins)

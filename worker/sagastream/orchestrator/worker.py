@@ -25,7 +25,6 @@ from sagastream.core.parsing import read_reply, read_request
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.transitions import Moment
-from sagastream.errors import StoreMismatch
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
@@ -138,10 +137,7 @@ class Orchestrator:
 
     def _join(self) -> list[str]:
         """Open the store. Returns the streams that are to be read."""
-        keys = layout.check(self._broker)
-        if self._keys is not None and self._keys.tags != keys.tags:
-            raise StoreMismatch(f"{keys.store} has other partitions than before: it is another store; start again")
-        self._keys = keys
+        self._keys = keys = layout.check(self._broker, self._keys)
         self._services.join(keys)
         self._gate.join(keys)
         self._followed = self._services.names

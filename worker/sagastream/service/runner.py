@@ -340,7 +340,7 @@ class ServiceRunner:
     # --- what the service publishes
 
     def _join(self) -> StoreKeys:
-        self._keys = keys = layout.check(self._broker)
+        self._keys = keys = layout.check(self._broker, self._keys)
         self._publish(keys)
         return keys
 

@@ -31,14 +31,20 @@ _SLOTS: Final = 16384
 _TAG: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 
 
-def check(broker: Broker) -> StoreKeys:
+def check(broker: Broker, known: StoreKeys | None = None) -> StoreKeys:
     """Check that the server is new enough and that this release can work with the store. If there is no store yet, make
     it. Returns the names of its keys.
+
+    `known`: the names that the caller works with. A store that was emptied is made again as it was. Raises
+    StoreMismatch if there is another one by now.
 
     Raises BrokerError or StoreMismatch, or a redis.RedisError if the server cannot be reached.
     """
     broker.check_server()
-    return exchange.run(broker.client, Layout(broker.prefix).opened())
+    keys = exchange.run(broker.client, Layout(broker.prefix, len(known.partitions) if known else None).opened())
+    if known is not None and keys.tags != known.tags:
+        raise StoreMismatch(f"{keys.store} has other partitions than before: it is another store; start again")
+    return keys
 
 
 def look(broker: Broker) -> StoreKeys:
@@ -105,8 +111,8 @@ def _keys(prefix: str, found: Mapping[str, str], wanted: int | None) -> StoreKey
         said = f"{partitions[:20]!a} partitions, with the tags {' '.join(tags)[:80]!a}"
         raise StoreMismatch(f"{name} is damaged: it says {said}")
     if wanted is not None and wanted != len(tags):
-        text = f"{name} has {partitions} partitions, not {wanted} as {PARTITIONS_VARIABLE} says"
-        raise StoreMismatch(f"{text}; their number is fixed when a store is made")
+        text = f"{name} has {partitions} partitions, not {wanted}, as {PARTITIONS_VARIABLE} or --partitions says"
+        raise StoreMismatch(f"{text}: their number is fixed when a store is made")
     return StoreKeys(prefix, tags)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import redis
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.wire import execute, or_raise
+from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
 from sagastream.store.keys import StoreKeys
@@ -53,7 +53,11 @@ def publish(
         pipeline.hset(keys.published(service), mapping=fields)
     for name in set(commands).difference(undone_by):
         pipeline.hsetnx(keys.published(service), name, UNSAID)  # another release, or a person, may have said it
-    execute(pipeline)
+    known, *answers = pipeline.execute(raise_on_error=False)
+    if not (isinstance(known, redis.ResponseError) and str(known).startswith("WRONGTYPE")):  # as `doctor` reports
+        or_raise(known)
+    for answer in answers:
+        or_raise(answer)
 
 
 def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, str]:

@@ -1,0 +1,36 @@
+"""The commands for whole stores: make one."""
+
+from typing import Final
+
+import click
+
+from sagastream_bridge.commands.context import opened
+
+
+@click.command()
+@click.option(
+    "--partitions",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    envvar="SAGASTREAM_PARTITIONS",
+    show_envvar=True,
+    help="Into how many partitions it is divided. This cannot be changed later.",
+)
+def init(partitions: int) -> None:
+    """Make a store, before anything else uses it.
+
+    The first worker, service or client makes it too, with one partition or as many as SAGASTREAM_PARTITIONS says. If
+    there is one already with as many partitions, nothing is done.
+    """
+    with opened() as broker:
+        from sagastream.broker.exchange import run
+        from sagastream.store.layout import Layout
+
+        broker.check_server()
+        keys = run(broker.client, Layout(broker.prefix, partitions).opened())
+        click.echo(f"{keys.store} has {len(keys.partitions)} partitions")
+
+
+#: All of them.
+COMMANDS: Final = (init,)
