@@ -32,10 +32,13 @@ PROBE = """
 import { connect } from './sagastream/broker.mjs'
 import { Reject, Service } from './sagastream/service.mjs'
 
+const machine = Date.now
+Date.now = () => machine() + 60_000 // the clock of this machine is a minute ahead
 const service = new Service('work', { leaseMs: Number(process.env.LEASE_MS) })
 const redis = connect()
 
-service.command('Do', { compensation: 'Undo' }, async (params, { key }) => {
+service.command('Do', { compensation: 'Undo' }, async (params, context) => {
+  const { key } = context
   const calls = await redis.rPush(`done ${key}`, String(process.pid))
   if (params === 'die' && calls === 1) process.kill(process.pid, 'SIGKILL')
   if (params === 'slow') await new Promise((next) => setTimeout(next, 200))
@@ -46,6 +49,7 @@ service.command('Do', { compensation: 'Undo' }, async (params, { key }) => {
   if (params === 'reject') throw new Reject({ code: 7 })
   if (params === 'throw') throw new Error('no luck \\x1b[31m')
   if (params === 'not JSON') return { size: NaN }
+  if (params === 'remaining') return context.remainingMs
   if (params === 'inexact') return 2 ** 64
   if (params === 'wait') while (!(await redis.exists('go on'))) await new Promise((next) => setTimeout(next, 5))
   return params
@@ -332,6 +336,14 @@ def test_a_command_that_nobody_waits_for_any_more_is_not_begun(client: redis.Red
     assert answer.endswith(" ms too late, and was not begun, unknown")
     assert calls(client) == 0
     assert client.exists(ONLY.done("work", 1)) == 0  # nothing is in doubt
+
+
+def test_the_time_that_remains_goes_by_the_clock_of_redis(client: redis.Redis, node: Node) -> None:
+    time_now: Any = client.time()
+    node.probe()
+    deliver(client, "remaining", not_after_ms=time_now[0] * 1000 + 300_000)
+    answer = answers(client, 1)[0].split()
+    assert 200_000 < float(answer[1]) <= 300_000
 
 
 def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: redis.Redis, node: Node) -> None:

@@ -51,6 +51,36 @@ def test_the_service_runs_as_it_stands_there(server: Server, commands: Commands,
     assert (refused.status, "sold_out" in refused.reason) == (SagaStatus.ABORTED, True)
 
 
+#: A machine whose clock is a minute ahead.
+AHEAD = """
+import datetime, time
+
+real, minute = datetime.datetime, datetime.timedelta(minutes=1)
+machine = time.time
+
+
+class Ahead(real):
+    @classmethod
+    def now(cls, tz=None):
+        return real.now(tz) + minute
+
+
+datetime.datetime = Ahead
+time.time = lambda: machine() + 60
+"""
+
+
+def test_the_clock_of_the_machine_may_be_wrong(server: Server, commands: Commands) -> None:
+    (commands.folder / "trips.py").write_text(AHEAD + example("python", "# trips.py"))
+    env = {"REDIS_URL": server.url}
+    commands.quiet("service", "trips:service", env=env)
+    commands.quiet("worker", env=env)
+    client = SagaClient(server.broker())
+    client.begin("t-1", [{"transaction": "AskHotel", "service": "trips", "timeout_ms": 30_000, "attempts": 1}])
+    state = client.wait("t-1", 60)
+    assert (state.status, state.reason) == (SagaStatus.COMPLETED, None)
+
+
 def test_the_probe_tells_a_process_that_hears_from_its_broker(server: Server, commands: Commands) -> None:
     health = commands.folder / "healthy"
     probe = example("sh", "test").replace("/tmp/healthy", str(health))

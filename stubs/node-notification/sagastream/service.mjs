@@ -162,6 +162,7 @@ class Runner {
   #fault
   #left = new Set() // what was said of commands that are left to another release
   #gate = new Gate()
+  #aheadMs = 0 // how far the clock of Redis is ahead of performance.now()
   #inFlight = new Set() // the commands that are being worked on, as promises …
   #latest = new Map() // … and the latest promise of each record
 
@@ -253,6 +254,7 @@ class Runner {
   async #serve({ entry, command }) {
     // Looked up even if it comes for the first time: another delivery of it may have been answered.
     const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(entry, command))
+    this.#aheadMs = nowMs - performance.now()
     const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
     if (known && !undo) return this.#answer(entry, known, 'final')
     // If a process that had taken it over has died, it runs alone: so what runs beside it does not die with it.
@@ -369,7 +371,7 @@ class Runner {
     for (let tries = 1; ; ) {
       try {
         // If the handler cannot reach its own Redis, that says nothing about the step.
-        return await this.#patience.patiently(() => callHandler(handler, command))
+        return await this.#patience.patiently(() => callHandler(handler, command, this.#clock))
       } catch (error) {
         if (isOutage(error)) return undefined
         if (error instanceof Malformed) {
@@ -383,6 +385,9 @@ class Runner {
       }
     }
   }
+
+  /** The time by the clock of Redis, in ms. */
+  #clock = () => performance.now() + this.#aheadMs
 
   #giveUp(command, why) {
     this.#say(`the outcome of ${where(command)} is unknown: ${why}`)
@@ -399,13 +404,19 @@ function prefixOf(environment) {
   return prefix
 }
 
-/** Call a handler once. Reject becomes a reply; every other exception propagates. Malformed: its result is not JSON. */
-async function callHandler(handler, command) {
+/**
+ * Call a handler once. Reject becomes a reply; every other exception propagates. Malformed: its result is not JSON.
+ * @param clock the time by the clock of Redis, in ms
+ */
+async function callHandler(handler, command, clock) {
   const { sagaId, step, key, transactionKey, attempt, result, notAfterMs } = command
   const deadline = notAfterMs === Infinity ? null : new Date(notAfterMs)
+  const context = { sagaId, step, key, transactionKey, attempt, result, deadline }
+  // For how long the answer is still waited for, in ms; Infinity: for good. The clock of this machine may be wrong.
+  Object.defineProperty(context, 'remainingMs', { get: () => Math.max(0, notAfterMs - clock()) })
   let value
   try {
-    value = await handler(command.params, { sagaId, step, key, transactionKey, attempt, result, deadline })
+    value = await handler(command.params, context)
   } catch (error) {
     if (!(error instanceof Reject)) throw error
     return failed(command, encodeError(error.error))

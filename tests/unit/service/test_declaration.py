@@ -1,6 +1,7 @@
 """The declarations with which services are written."""
 
 import functools
+import time
 from typing import Any, assert_type
 
 import pytest
@@ -132,7 +133,7 @@ def test_the_options_of_a_declaration_are_typed() -> None:
     service = Service("payment")
     declare = service.command("Charge", compensation="Refund", concurrency=2, via="rq", queue="slow", timeout_s=3)
     charge = declare(typed)
-    assert_type(charge(1, context_of(a_command())), int)
+    assert_type(charge(1, context_of(a_command(), time.time)), int)
     service.command("Remind", call="shop.remind", timeout_s=None)
     service.compensation("Refund", call="shop.refund", concurrency=1)
     with pytest.raises(TypeError, match="not callable"):

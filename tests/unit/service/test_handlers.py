@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -20,7 +21,7 @@ from support.values import a_charge
 
 
 def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
-    assert context_of(a_charge()) == Context(
+    assert context_of(a_charge(), time.time) == Context(
         saga_id="saga42",
         step=2,
         key="saga42/2/transaction",
@@ -31,19 +32,36 @@ def test_a_handler_is_told_the_same_key_at_every_attempt() -> None:
 
 
 def test_a_handler_is_told_until_when_its_answer_is_waited_for() -> None:
-    assert context_of(a_charge()).deadline is None
+    assert context_of(a_charge(), time.time).deadline is None
     command = replace(a_charge(), not_after_ms=1_700_000_000_250)
-    assert context_of(command).deadline == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
+    assert context_of(command, time.time).deadline == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
+
+
+def test_the_time_that_remains_goes_by_the_clock_of_the_broker_and_runs_out() -> None:
+    now_s = 1_700_000_000.0
+    context = context_of(a_charge(not_after_ms=1_700_000_060_000), lambda: now_s)
+    assert context.remaining_s == 60.0
+    now_s += 59.5
+    assert context.remaining_s == 0.5
+    now_s += 3600
+    assert context.remaining_s == 0.0
+    assert context_of(a_charge(not_after_ms=None), lambda: now_s).remaining_s is None
+
+
+def test_a_context_that_a_test_makes_goes_by_the_clock_of_the_machine() -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    context = Context(saga_id="s", step=1, key="k", transaction_key="k", attempt=1, deadline=soon)
+    assert context.remaining_s == pytest.approx(60, abs=5)
 
 
 def test_a_deadline_that_no_calendar_has_is_none() -> None:
-    assert context_of(replace(a_charge(), not_after_ms=2**62)).deadline is None
+    assert context_of(replace(a_charge(), not_after_ms=2**62), time.time).deadline is None
 
 
 def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> None:
-    context = context_of(replace(a_charge(compensating=True), result=b'{"payment_id":"p1"}'))
+    context = context_of(replace(a_charge(compensating=True), result=b'{"payment_id":"p1"}'), time.time)
     assert context.key == "saga42/2/compensation"
-    assert context.transaction_key == context_of(a_charge()).key
+    assert context.transaction_key == context_of(a_charge(), time.time).key
     assert context.result == {"payment_id": "p1"}
 
 
@@ -53,7 +71,7 @@ def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> No
 def called(handler: Handler, *, compensating: bool = False) -> Reply:
     """The reply of a plain handler, and of an async one that does the same: the two must not differ."""
     command = a_charge(compensating=compensating)
-    context = context_of(command)
+    context = context_of(command, time.time)
 
     async def handle(params: Any, context: Context) -> Any:
         return handler(params, context)
@@ -127,9 +145,9 @@ def test_a_result_that_no_message_can_carry_is_no_result() -> None:
         return math.nan
 
     with pytest.raises(MalformedMessage):
-        call(lambda params, context: {"amount": math.nan}, command, context_of(command))
+        call(lambda params, context: {"amount": math.nan}, command, context_of(command, time.time))
     with pytest.raises(MalformedMessage):
-        asyncio.run(call_async(handle, command, context_of(command)))
+        asyncio.run(call_async(handle, command, context_of(command, time.time)))
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), KeyboardInterrupt()])
@@ -140,5 +158,5 @@ def test_what_else_a_handler_raises_is_the_callers(error: BaseException) -> None
         raise error
 
     with pytest.raises(type(error)) as caught:
-        call(handle, command, context_of(command))
+        call(handle, command, context_of(command, time.time))
     assert caught.value is error

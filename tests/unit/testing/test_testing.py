@@ -88,11 +88,13 @@ def test_a_day_is_waited_for_in_no_time(sagas: Sagas) -> None:
 def test_a_handler_is_told_a_deadline_by_the_clock_of_the_test(sagas: Sagas) -> None:
     told: list[Any] = []
     service = Service("work")
-    service.command("Take", compensation=None)(lambda params, context: told.append(context.deadline))
+    service.command("Take", compensation=None)(
+        lambda params, context: told.append((context.deadline, context.remaining_s))
+    )
     sagas.serve(service)
     sagas.advance(90)
     sagas.run([do("Take", timeout_ms=5_000)])
-    assert told == [START + timedelta(seconds=95)]
+    assert told == [(START + timedelta(seconds=95), 5.0)]
     assert sagas.clock.now() == START + timedelta(seconds=90)
 
 

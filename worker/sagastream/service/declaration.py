@@ -17,6 +17,7 @@ what it finds under `context.transaction_key`, and makes sure that nothing more 
 """
 
 import inspect
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, overload
@@ -57,13 +58,23 @@ class Context(Struct, frozen=True, kw_only=True):
     key: str  # the idempotency key. A compensation finds what it undoes under the next one, not under this
     transaction_key: str  # for a compensation, the key of what it undoes; else the same as `key`
     attempt: int  # how often the orchestrator has sent this command, this time included
-    deadline: datetime | None = None  # in UTC: after it nobody waits for the answer. None: there is no deadline
+    #: In UTC, by the broker's clock: after it nobody waits for the answer. None: there is no deadline.
+    deadline: datetime | None = None
     result: Any = None  # for a compensation, what the step returned, if that is known
     retried: bool = False  # a Reject is not final: the orchestrator sends the command again, under the same key
 
 
 class Options(TypedDict, total=False):
     """The options of a command or a compensation. This is the one list of them. Each may be left out; the code that
+    clock: Callable[[], float] = time.time  # the time in seconds since the epoch, by the broker's clock
+
+    @property
+    def remaining_s(self) -> float | None:
+        """For how many seconds the answer is still waited for, at least 0; None: there is no deadline.
+
+        It goes by the broker's clock, as the deadline does, so it is right even if the clock of this machine is not.
+        """
+        return None if self.deadline is None else max(0.0, self.deadline.timestamp() - self.clock())
     needs one reads it from `Registration.options`."""
 
     concurrency: int | None

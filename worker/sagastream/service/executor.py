@@ -287,7 +287,9 @@ class Executor:
         held.thread = threading.get_ident()
         began_s = self._report.handler_started(held.command, held.begins)
         try:
-            outcome = call(held.registration.handler, held.command, context_of(held.command, held.key))
+            outcome = call(
+                held.registration.handler, held.command, context_of(held.command, self._inbox.clock, held.key)
+            )
         except Interrupted as error:
             self._report.handler_finished(held.command, held.begins, error, began_s)
             raise
@@ -301,7 +303,7 @@ class Executor:
         began_s = self._report.handler_started(held.command, held.begins)
         try:
             try:
-                context = context_of(held.command, held.key)
+                context = context_of(held.command, self._inbox.clock, held.key)
                 outcome = await call_async(held.registration.handler, held.command, context)
             except BaseException as failure:  # noqa: BLE001 - a failure of the handler
                 outcome = failure

@@ -5,6 +5,7 @@ process must not end by what one command does. MalformedMessage says that the re
 the handler again would not help.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,8 +44,13 @@ async def call_async(handler: Handler, command: Command, context: Context) -> Re
     return _returned(command, result)
 
 
-def context_of(command: Command, key: str | None = None) -> Context:
-    """What a handler is told of this command; `key`: its idempotency key, if it is not the command's own."""
+def context_of(command: Command, clock: Callable[[], float], key: str | None = None) -> Context:
+    """What a handler is told of this command.
+
+    Args:
+        clock: the time in seconds since the epoch, by the broker's clock.
+        key: the idempotency key, if it is not the command's own.
+    """
     transaction_key = command.transaction_key
     return Context(
         saga_id=command.saga_id,
@@ -55,6 +61,7 @@ def context_of(command: Command, key: str | None = None) -> Context:
         deadline=_moment(command.not_after_ms),
         result=orjson.loads(command.result) if command.result is not None else None,
         retried=command.retried,
+        clock=clock,
     )
 
 

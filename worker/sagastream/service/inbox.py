@@ -138,6 +138,10 @@ class CommandInbox:
         """The time by the broker's clock, as this process computes it since it last looked up a command."""
         return round(time.monotonic() * 1000 + self._ahead_ms)
 
+    def clock(self) -> float:
+        """The same in seconds."""
+        return time.monotonic() + self._ahead_ms / 1000
+
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""

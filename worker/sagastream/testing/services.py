@@ -251,7 +251,7 @@ class InProcessServices:
         if fault is not None and fault.kind is Kind.RAISES:
             raise fault.raised.with_traceback(None)
         self.called.append(command)
-        context = context_of(command, key)
+        context = context_of(command, lambda: self._clock.now_ms / 1000, key)
         if registration.is_async:
             reply = self._event_loop(command).run(call_async(registration.handler, command, context))
         else:
