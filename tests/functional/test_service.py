@@ -6,6 +6,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, cast
 
 import pytest
@@ -121,6 +124,28 @@ def test_a_step_whose_outcome_is_unknown_is_undone_first(scene: Scene, result: o
     assert scene.effects.undone == ["s1/2/transaction", "s1/1/transaction"]
     assert state.steps[1].unknown
     assert (state.reason or "").startswith("Step 2 failed: the result of Odd is unusable: ")
+
+
+@dataclass
+class Charge:
+    amount: Decimal
+    at: datetime
+
+
+def test_a_dataclass_is_a_result_and_its_compensation_is_told_it(scene: Scene) -> None:
+    told: list[Any] = []
+    service = Service("work")
+    charge = Charge(Decimal("19.990"), datetime(2026, 1, 2, tzinfo=UTC))
+    service.command("Do", compensation="Undo")(lambda params, context: charge)
+    service.command("Fail", compensation=None)(lambda params, context: {1, 2})
+    service.compensation("Undo")(lambda params, context: told.append(context.result))
+    scene.runner = runner(scene, service)
+    scene.begin("s1", do(), do(None, "Fail"))
+    state = scene.play("s1")
+    assert told == [{"amount": "19.990", "at": "2026-01-02T00:00:00+00:00"}]
+    assert state.results[0] == told[0]
+    assert state.reason is not None
+    assert "the result of Fail is unusable: not JSON: it is a set (handler " in state.reason
 
 
 def test_a_command_that_the_service_does_not_know_fails(scene: Scene) -> None:

@@ -127,6 +127,29 @@ def test_what_a_compensation_does_not_take_is_refused_by_the_name_of_what_was_ca
         service.compensation("Refund", compensation="Charge")
 
 
+def returns_bytes(params: Any, context: Context) -> bytes:
+    return b"x"
+
+
+def test_a_handler_that_says_that_it_returns_what_json_cannot_hold_is_refused() -> None:
+    service = Service("payment")
+    with pytest.raises(ServiceError, match="the handler of Charge returns bytes, which JSON cannot hold: return a"):
+        service.command("Charge", compensation=None)(returns_bytes)
+    service.compensation("Refund")(returns_bytes)  # what it returns is ignored
+
+
+def test_a_function_that_says_so_is_refused_before_it_is_called() -> None:
+    service = Service("payment")
+    service.command("Charge", call=f"{__name__}.returns_bytes", compensation="Refund")
+    service.compensation("Refund", call=f"{__name__}.returns_bytes")
+    charge, refund = service.handler(a_command()), service.handler(a_command("Refund", compensating=True))
+    assert charge is not None
+    assert refund is not None
+    with pytest.raises(ServiceError, match="returns bytes, which JSON cannot hold"):
+        charge([1, 2], None)  # type: ignore[arg-type]
+    assert refund([1, 2], None) == b"x"  # type: ignore[arg-type]
+
+
 def test_the_options_of_a_declaration_are_typed() -> None:
     """If one of the comments were not needed, mypy would report it: its run over this file is the other half of this
     test."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 
+from sagastream.core.json_values import plain
 from sagastream.errors import MalformedMessage
 
 #: The largest text that is read, in bytes.
@@ -32,13 +33,20 @@ def trimmed(text: bytes) -> bytes:
 def encode_payload(value: object) -> bytes:
     """A value that a user's code gave (params, result, error) as compact JSON.
 
+    Other types than JSON's are written where that is usual and loses nothing: dataclasses, attrs classes, Structs and
+    pydantic models as objects, datetime, date and time in ISO form, Decimals and UUIDs as texts, Enums as their values.
+
     Raises MalformedMessage for what JSON cannot hold (NaN, infinities, integers over 64 bits, other types) and for what
-    is too large or too deep for a message. UUIDs and values of Enums are accepted.
+    is too large or too deep for a message.
     """
     try:
         data = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
-    except orjson.JSONEncodeError as error:
-        raise MalformedMessage(f"not JSON: {error}") from None
+    except orjson.JSONEncodeError:  # only now: this costs nothing where a value is of JSON's own types
+        value = plain(value, MAX_DEPTH - 3)
+        try:
+            data = orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise MalformedMessage(f"not JSON: {error}") from None
     # orjson writes NaN as null, which would change a payload silently.
     if b"null" in data and not _is_finite(value):
         raise MalformedMessage("not JSON: it has no NaN and no infinities")

@@ -34,11 +34,12 @@ import orjson
 from msgspec.structs import replace
 
 from sagastream.console import describe
+from sagastream.core.json_values import unwritable_result
 from sagastream.core.strict_json import encode_payload
 from sagastream.effects import standing, transactions
 from sagastream.effects.transactions import NOT_ITS_OWN, Transaction
 from sagastream.errors import Reject, ServiceError
-from sagastream.service.declaration import MADE_FOR, Context, Handler, Kind, is_async
+from sagastream.service.declaration import MADE_FOR, NO_JSON, Context, Handler, Kind, is_async
 from sagastream.service.handlers import error_of
 
 #: The table, for a migration; the same in SQLite and PostgreSQL.
@@ -115,7 +116,7 @@ class Effects:
         your handler has ended the transaction. Raises ServiceError if your handler cannot be called with three
         arguments, or is async and the source is not, or the other way round.
         """
-        self._check(handler)
+        self._check(handler, "command")
         return _like(handler, self._once_async(handler) if self._is_async else self._once(handler), "command")
 
     def _once(self, handler: EffectHandler) -> Handler:
@@ -174,7 +175,7 @@ class Effects:
 
         Returns a handler for `Service.compensation`. Raises ServiceError as `once` does.
         """
-        self._check(handler)
+        self._check(handler, "compensation")
         return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler), "compensation")
 
     def _undo(self, handler: EffectHandler) -> Handler:
@@ -200,8 +201,10 @@ class Effects:
 
         return undo
 
-    def _check(self, handler: EffectHandler) -> None:
+    def _check(self, handler: EffectHandler, made_for: Kind) -> None:
         name = getattr(handler, "__name__", repr(handler))
+        if made_for == "command" and (kind := unwritable_result(handler)) is not None:
+            raise ServiceError(f"{name} returns {kind}, {NO_JSON}")
         try:
             inspect.signature(handler).bind(None, None, None)
         except TypeError as error:

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, overload
 from msgspec import Struct
 
 from sagastream.core import service_rules
+from sagastream.core.json_values import unwritable_result
 from sagastream.core.messages import Command, failed, is_id, is_service, ok
 from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import ServiceError
@@ -37,6 +38,9 @@ LEASE_MS: Final = 30_000
 SHORTEST_LEASE_MS: Final = 100
 #: The exit code of a process one of whose handlers ran for longer than its hard timeout: EX_TEMPFAIL, "try again".
 EXIT_HANGS: Final = 75
+
+#: What is said of a handler whose results cannot be told to anybody.
+NO_JSON: Final = "which JSON cannot hold: return a dict, a list, a text, a number, a dataclass or a model"
 
 #: A handler: (params, context) -> any JSON value, or a coroutine of one. A compensation gets the params of the step
 #: that it undoes.
@@ -62,10 +66,6 @@ class Context(Struct, frozen=True, kw_only=True):
     deadline: datetime | None = None
     result: Any = None  # for a compensation, what the step returned, if that is known
     retried: bool = False  # a Reject is not final: the orchestrator sends the command again, under the same key
-
-
-class Options(TypedDict, total=False):
-    """The options of a command or a compensation. This is the one list of them. Each may be left out; the code that
     clock: Callable[[], float] = time.time  # the time in seconds since the epoch, by the broker's clock
 
     @property
@@ -75,6 +75,10 @@ class Options(TypedDict, total=False):
         It goes by the broker's clock, as the deadline does, so it is right even if the clock of this machine is not.
         """
         return None if self.deadline is None else max(0.0, self.deadline.timestamp() - self.clock())
+
+
+class Options(TypedDict, total=False):
+    """The options of a command or a compensation. This is the one list of them. Each may be left out; the code that
     needs one reads it from `Registration.options`."""
 
     concurrency: int | None
@@ -236,7 +240,7 @@ class Service:
 
         if call is None:
             return declare
-        declare(NamedFunction(call))
+        declare(NamedFunction(call, result_counts=kind == "command"))
         return None
 
     @property
@@ -341,8 +345,14 @@ class Service:
             raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
         if _is_a(inspect.isgeneratorfunction, handler) or _is_a(inspect.isasyncgenfunction, handler):
             raise ServiceError(f"service {self.name}: the handler of {name} yields; a handler returns its result")
+        if kind == "command":  # what a compensation returns is ignored
+            self._check_result(name, handler)
         if getattr(handler, MADE_FOR, kind) != kind:
             raise ServiceError(f"service {self.name}: {name} is a {kind}: its handler is made with {_MAKERS[kind]}")
+
+    def _check_result(self, name: str, handler: Handler) -> None:
+        if (kind := unwritable_result(handler)) is not None:
+            raise ServiceError(f"service {self.name}: the handler of {name} returns {kind}, {NO_JSON}")
 
 
 def _is_a(test: Callable[[Any], bool], handler: Callable[..., Any]) -> bool:

@@ -323,7 +323,7 @@ class Executor:
             held.outages += 1
             return service_rules.data_away(held.outages)
         if isinstance(failure, MalformedMessage):
-            why = service_rules.unusable(called, str(failure))
+            why = service_rules.unusable(called, f"{failure} (handler {held.registration.handler_name})")
             step: Answer | Retry | Release = service_rules.in_doubt(todo, called, printable(why))
         else:
             why, limit = summary(failure), held.registration.tries

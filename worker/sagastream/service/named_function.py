@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from sagastream.console import describe
+from sagastream.core.json_values import unwritable_result
 from sagastream.errors import Reject, ServiceError
 
 _NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -20,11 +21,14 @@ class NamedFunction:
     The process that calls the function imports it; an RQ worker does so when it starts.
     """
 
-    def __init__(self, name: str) -> None:
-        """`name`: MODULE.FUNCTION. Raises ServiceError if it cannot be that."""
+    def __init__(self, name: str, *, result_counts: bool = True) -> None:
+        """`name`: MODULE.FUNCTION. `result_counts`: False for a compensation, whose result is ignored. Raises
+        ServiceError if the name cannot be that of a function."""
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ServiceError(f"{name!r} is not the name of a function, like shop.jobs.charge")
         self.name = name
+        self._result_counts = result_counts
+        self._checked: object = None  # the function whose annotation was looked at
 
     def __call__(self, params: Any, _context: object) -> Any:
         """What the function returns. Raises Reject if the params do not fit it, since nothing was begun then."""
@@ -41,7 +45,8 @@ class NamedFunction:
         return asyncio.run(result) if inspect.iscoroutine(result) else result
 
     def load(self) -> Callable[..., Any]:
-        """The function. Raises ServiceError if it cannot be imported, or is not one."""
+        """The function. Raises ServiceError if it cannot be imported, is not one, or says
+        that it returns what JSON cannot hold."""
         module, _, name = self.name.rpartition(".")
         try:
             function: Callable[..., Any] = getattr(import_module(module), name)
@@ -49,6 +54,10 @@ class NamedFunction:
             raise ServiceError(f"cannot import {self.name}: {describe(error)}") from error
         if not callable(function):
             raise ServiceError(f"{self.name} is not a function")
+        if self._result_counts and function is not self._checked:
+            if (kind := unwritable_result(function)) is not None:
+                raise ServiceError(f"{self.name} returns {kind}, which JSON cannot hold")
+            self._checked = function
         return function
 
 

@@ -228,7 +228,7 @@ class InProcessServices:
             try:
                 return service_rules.replied(todo, called, self._call(registration, called, fault, key)), waited_ms
             except MalformedMessage as error:
-                why = service_rules.unusable(called, printable(str(error)))
+                why = service_rules.unusable(called, printable(f"{error} (handler {registration.handler_name})"))
                 return service_rules.in_doubt(todo, called, why), waited_ms
             except ScenarioError:
                 raise
