@@ -45,7 +45,6 @@ from msgspec.structs import replace
 
 from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
-from sagastream.core.steps import MAX_TIMEOUT_MS
 from sagastream.core.strict_json import decode, encode
 from sagastream.errors import MalformedMessage
 
@@ -377,7 +376,7 @@ def is_overdue(*, not_after_ms: int | None, now_ms: int, ran_ms: int, hard_timeo
     """
     if not_after_ms is not None and now_ms > not_after_ms:
         return True
-    return ran_ms > (MAX_TIMEOUT_MS if hard_timeout_ms is None else hard_timeout_ms)
+    return ran_ms > (LONGEST_S * 1000 if hard_timeout_ms is None else hard_timeout_ms)
 
 
 # --- replies without a handler
