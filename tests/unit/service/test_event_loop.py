@@ -164,3 +164,5 @@ def test_a_task_that_raises_while_the_loop_is_closed_leaves_no_thread(told: Told
 
     stubborn_one: list[asyncio.Task[None]] = []
     told.run(handler)
+    told.loop.close()
+    assert isinstance(stubborn_one[0].exception(), KeyboardInterrupt)

@@ -42,7 +42,7 @@ class EventLoop:
 
     def close(self) -> None:
         """Cancel what still runs in the loop, and end it."""
-        if self._loop is not None and self._thread is not None:
+        if self._loop is not None and self._thread is not None and not self._closed:
             self._closed = True
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CANCELLED_S)
