@@ -5,6 +5,7 @@ process must not end by what one command does. MalformedMessage says that the re
 the handler again would not help.
 """
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +45,7 @@ async def call_async(handler: Handler, command: Command, context: Context) -> Re
     return _returned(command, result)
 
 
-def context_of(command: Command, clock: Callable[[], float], key: str | None = None) -> Context:
+def context_of(command: Command, clock: Callable[[], float] = time.time, key: str | None = None) -> Context:
     """What a handler is told of this command.
 
     Args:
