@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
+import orjson
 from msgspec.structs import replace
 
 from sagastream.core.decision import FAULT, Event
@@ -211,6 +212,8 @@ def _broken_by_hash(before: SagaState | None, after: SagaState) -> str | None:
     words = saga_hash.changed_fields(None, before) if before else []
     words += saga_hash.changed_fields(before, after)
     fields = {str(name).encode(): _bytes(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    if orjson.loads(fields[b"completed_steps"]) != list(after.completed_steps):
+        return f"completed are {after.completed_steps}, written {fields[b'completed_steps']!r}"
     read = saga_hash.read(after.saga_id, fields)
     return None if read == wanted else f"written as {wanted}, read as {read}"
 

@@ -28,6 +28,7 @@ from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.store.saga_hash import changed_fields, read
+from support.stories import CHARGE, RESERVE, SHIP, given_saga
 
 NAMES = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
 #: From 1970 to 2096, in milliseconds.
@@ -332,6 +333,36 @@ def test_what_no_longer_holds_is_emptied_rather_than_deleted(phase: Phase, empti
     assert read("saga42", whole | emptied) == replace(after, version=5)
 
 
+def test_the_members_of_the_protocols_state_come_first_in_its_order() -> None:
+    """HGETALL lists a hash in the order in which its fields were first written."""
+    assert [name.decode() for name in HASH][:6] == list(protocol_view(a_saga()))
+    assert orjson.loads(HASH[b"completed_steps"]) == [1, 2]  # one was done, of the other it was heard too late
+
+
+def test_a_step_counts_among_the_completed_ones_once_it_was_done() -> None:
+    story = given_saga(RESERVE, CHARGE, SHIP)
+    stored = written(changed_fields(None, story.state))
+    seen = []
+    for kind, number in (
+        ("ReserveInventory_ok", 1),
+        ("ChargePayment_ok", 2),
+        ("CreateShipment_failed", 3),
+        ("RefundPayment_ok", 2),
+        ("ReleaseReservation_ok", 1),
+    ):
+        before = story.state
+        story.when(kind, number)
+        changed = written(changed_fields(before, story.state))
+        seen.append(changed.get(b"completed_steps"))
+        stored |= changed
+        view = protocol_view(story.saga)
+        assert [orjson.loads(stored[name]) for name in (b"completed_steps", b"compensating_steps")] == [
+            view["completed_steps"],
+            view["compensating_steps"],
+        ]
+    assert seen == [b"[1]", b"[1,2]", None, None, None]
+
+
 def test_an_error_is_emptied_once_its_step_was_done() -> None:
     before = replace(a_saga(), version=4)
     done = replace(before.steps[1], error=None, unknown=False, answered_ms=5, phase=Phase.UNDO_SKIPPED)
@@ -404,7 +435,10 @@ def test_the_hash_of_a_saga_that_has_just_begun_says_no_more_than_there_is_to_sa
         updated_ms=5,
     )
     assert written(changed_fields(None, saga)) == {
+        b"saga_id": b"saga42",
         b"status": b"PENDING",
+        b"completed_steps": b"[]",
+        b"compensating_steps": b"[]",
         b"waiting_for": b"inventory to answer Reserve, step 1",
         b"current_step": b"1",
         b"steps": b"1",

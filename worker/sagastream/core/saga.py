@@ -74,6 +74,11 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return [step.result_value for step in self.steps]
 
     @property
+    def completed_steps(self) -> tuple[int, ...]:
+        """The numbers of the steps whose transactions are known to have completed, even if they were undone since."""
+        return tuple([number for number, step in enumerate(self.steps, 1) if step.completed])
+
+    @property
     def weight(self) -> int:
         """About how many bytes its params, results and errors take."""
         return sum(
@@ -191,7 +196,7 @@ def protocol_view(state: SagaState) -> dict[str, Any]:
         "saga_id": state.saga_id,
         "status": str(state.status),
         "current_step": state.current_step,
-        "completed_steps": [number for number, step in enumerate(state.steps, 1) if step.completed],
+        "completed_steps": list(state.completed_steps),
         "compensating_steps": list(state.compensating_steps),
         "steps": steps,
     }

@@ -39,6 +39,7 @@ _STATUS: Final[Mapping[Phase, StepStatus]] = {
     Phase.COMPENSATED: StepStatus.COMPENSATED,
     Phase.UNDO_SKIPPED: StepStatus.COMPLETED,
 }
+_WAITING, _OUT, _COMPLETED = Phase.WAITING, Phase.OUT, Phase.COMPLETED
 _STATUS_IF_UNKNOWN: Final = {**_STATUS, **dict.fromkeys((*UNDO, Phase.UNDO_SKIPPED), StepStatus.FAILED)}
 
 
@@ -165,6 +166,11 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def completed(self) -> bool:
         """Whether its transaction is known to have completed, even if it was undone since."""
+        phase = self.phase  # compared by identity: asked for every step of a saga whenever one has completed
+        if phase is _COMPLETED:
+            return not self.unknown or self.late_ms is not None
+        if phase is _WAITING or phase is _OUT:
+            return self.late_ms is not None
         done = self.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not self.unknown
         return done or self.late_ms is not None
 

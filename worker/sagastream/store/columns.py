@@ -66,8 +66,10 @@ def _sendings(value: int) -> Word:
     return value if value > 1 else ""  # one is not written: sent_at says it
 
 
-def _steps(numbers: tuple[int, ...]) -> str:
-    return orjson.dumps(numbers).decode() if numbers else ""
+@lru_cache(maxsize=4096)
+def step_numbers(numbers: tuple[int, ...]) -> str:
+    """Numbers of steps as JSON."""
+    return orjson.dumps(numbers).decode()
 
 
 def _interventions(done: tuple[Intervention, ...]) -> str:
@@ -163,7 +165,7 @@ SAGA: Final[dict[str, Column]] = {
     "reason": Column("reason", _text),
     "parked": Column("parked", _text),
     "cancelling": Column("cancelling", _text),
-    "compensating_steps": Column("compensating_steps", _read_steps, _steps),
+    "compensating_steps": Column("compensating_steps", _read_steps, step_numbers),
     "begun_ms": Column("begun_at", _moment, iso),
     "updated_ms": Column("updated_at", _moment, iso),
     "times_out_ms": Column("times_out_at", _moment, iso),
@@ -266,4 +268,4 @@ class _Places(dict[bytes, _Place]):
         return None
 
 
-PLACES: Final = _Places({b"version": None, b"steps": None, b"waiting_for": None})
+PLACES: Final = _Places(dict.fromkeys((b"saga_id", b"completed_steps", b"steps", b"version", b"waiting_for")))

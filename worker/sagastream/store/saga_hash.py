@@ -1,8 +1,9 @@
 """A saga's hash: flat, and meant to be read by people.
 
-`HGETALL` shows where the saga is, why it waits, and when each step was sent and answered. Times are ISO 8601 in UTC
-with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding lists them in the
-order in which they were first written. An empty field says that its value no longer holds.
+`HGETALL` shows where the saga is, why it waits, and when each step was sent and answered. It begins with the members of
+the protocol's SagaState, each under its own name; `steps` is their number, since each step has fields of its own. Times
+are ISO 8601 in UTC with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding
+lists them in the order in which they were first written. An empty field says that its value no longer holds.
 
 Every change of a saga writes its hash, and many read it, so this module is written for speed: states go through the
 tables of columns.py in loops that run in C where possible. Names of fields are built once, and values that come again
@@ -25,7 +26,18 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, usual_attempts
 from sagastream.errors import CorruptSaga, NewerFormat, UnreadableSaga
-from sagastream.store.columns import PLACES, SAGA, STEP_FIELD, Column, StepFields, Word, flag, step_fields, whole_number
+from sagastream.store.columns import (
+    PLACES,
+    SAGA,
+    STEP_FIELD,
+    Column,
+    StepFields,
+    Word,
+    flag,
+    step_fields,
+    step_numbers,
+    whole_number,
+)
 
 # --- written
 
@@ -53,6 +65,10 @@ def _unsaid(kind: type[Struct]) -> dict[str, Any]:
 
 _SAGA_COLUMNS: Final = tuple(SAGA.values())
 _UNSAID_SAGA: Final = tuple(map(_unsaid(SagaState).get, SAGA))
+_COMPLETED: Final = Phase.COMPLETED
+#: The columns of SAGA without those that a new hash begins with.
+_FIRST: Final = ("status", "current_step", "compensating_steps")
+_FURTHER_COLUMNS: Final = tuple([None if attribute in _FIRST else column for attribute, column in SAGA.items()])
 #: The values of a step to which nothing has happened. Only its definition is written.
 _UNSAID_STEP: Final = tuple(_unsaid(Step).values())
 _INDEXES: Final = tuple(range(max(len(SAGA), len(_UNSAID_STEP))))
@@ -76,15 +92,30 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
     if before.updated_ms != after.updated_ms or before.waiting_for != after.waiting_for:
         words += ("waiting_for", after.waiting_for)
     _add_changed(words, _SAGA_COLUMNS, _saga_values(before), _saga_values(after))
+    completed = False
     for number, (earlier, step) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if step is not earlier:
             _add_changed_step(words, step_fields(number), earlier, step)
+            completed = completed or _has_completed(earlier, step)
+    if completed:
+        words += ("completed_steps", step_numbers(after.completed_steps))
     return words
 
 
+def _has_completed(was: Step, now: Step) -> bool:
+    """Whether a step is one of `completed_steps` that was not before."""
+    # Nothing else makes it one. This look is cheap; the other is needed only after it.
+    if now.phase is not _COMPLETED and now.late_ms is was.late_ms:
+        return False
+    return now.completed and not was.completed
+
+
 def _all_fields(state: SagaState) -> list[Word]:
-    words: list[Word] = ["version", next_version(None), "steps", len(state.steps), "waiting_for", state.waiting_for]
-    _add_changed(words, _SAGA_COLUMNS, _UNSAID_SAGA, _saga_values(state))
+    completed, compensating = step_numbers(state.completed_steps), step_numbers(state.compensating_steps)
+    words: list[Word] = ["saga_id", state.saga_id, "status", state.status, "current_step", state.current_step]
+    words += ("completed_steps", completed, "compensating_steps", compensating, "steps", len(state.steps))
+    words += ("version", next_version(None), "waiting_for", state.waiting_for)
+    _add_changed(words, _FURTHER_COLUMNS, _UNSAID_SAGA, _saga_values(state))
     for number, step in enumerate(state.steps, 1):
         named = step_fields(number)
         definition = step.definition
