@@ -529,6 +529,29 @@ def test_what_a_leaver_holds_is_there_for_others_at_once(client: redis.Redis, co
     assert consumers(client)["other"] == 1
 
 
+@pytest.mark.parametrize("page", [1, 2, 3, 100])
+def test_what_is_held_is_not_changed_by_a_count_from_now_if_the_clock_goes_on(client: redis.Redis, page: int) -> None:
+    group_with(client, holds=3, other=2)
+    before: Any = client.xpending_range(WORK, GROUP, "-", "+", 9)
+    client.xclaim(WORK, GROUP, "holds", 0, [before[0]["message_id"]], idle=50_000, justid=True)
+    recount = scripting.load(client, "recount")
+    after, calls = b"", 0
+    while calls == 0 or after:
+        after, calls = recount(keys=[WORK], args=[GROUP, after, page]), calls + 1
+    assert calls in (5 // page, 5 // page + 1)
+    found: Any = client.xpending_range(WORK, GROUP, "-", "+", 9)
+    kept = [(one["message_id"], one["consumer"], one["times_delivered"]) for one in before]
+    assert [(one["message_id"], one["consumer"], one["times_delivered"]) for one in found] == kept
+    assert found[0]["time_since_delivered"] >= 50_000
+
+
+def test_nothing_is_counted_where_there_is_no_group(client: redis.Redis) -> None:
+    recount = scripting.load(client, "recount")
+    assert recount(keys=[WORK], args=[GROUP, "", 9]) == b""
+    client.set(WORK, "x")
+    assert recount(keys=[WORK], args=[GROUP, "", 9]) == b""
+
+
 def test_a_leaver_of_a_group_or_stream_that_is_gone_is_let_go(client: redis.Redis) -> None:
     for name, args in (("leave", [GROUP, "p"]), ("forget", [GROUP, 0])):
         client.flushall()

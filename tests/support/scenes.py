@@ -59,7 +59,9 @@ class Scene:
     def begin(self, saga_id: str, *steps: dict[str, Any], deadline_ms: int | None = None, **options: Any) -> str:
         """Ask for a saga. Returns the id of the request."""
         options = {"request_id": uuid.uuid4().hex} | options
-        body = {"saga_id": saga_id, "steps": list(steps)} | ({"deadline_ms": deadline_ms} if deadline_ms else {})
+        body: dict[str, Any] = {"saga_id": saga_id, "steps": list(steps)}
+        if deadline_ms:
+            body |= {"deadline_ms": deadline_ms, "deadline": options.pop("deadline", "soft")}
         append_requests(self.redis, [parse_begin(body, **options)])
         return str(options["request_id"])
 

@@ -5,6 +5,7 @@ started for one test, which may kill it, pause it and start it again.
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ class Server:
     url: str
     process: "subprocess.Popen[bytes] | None" = None
     brokers: list[Broker] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)  # that it gets besides that of the test
     _settings: dict[Any, Any] = field(default_factory=dict)  # those with which it starts
 
     def start(self) -> None:
@@ -45,6 +47,7 @@ class Server:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=os.environ | self.environment,
         )
         until(self._answers, what="the server answers")
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.decision import Event, decide, may_undo
+from sagastream.core.decision import SET_BACK_MS, Event, decide, may_undo
 from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Notice, Reply, Unreadable, Verb
 from sagastream.core.moves import REASON_CHARS
 from sagastream.core.saga import MAX_INTERVENTIONS, protocol_view
@@ -817,6 +817,69 @@ def test_a_saga_that_is_being_cancelled_has_no_deadline_any_more() -> None:
     assert story.saga.due_ms == story.saga.times_out_ms
     story.when_due(after_ms=40_000).expect_nothing_changed()
     story.when("ReserveInventory_ok", 1).expect_status("COMPENSATING", "Cancelled: as agreed")
+
+
+# --- a clock that was set back
+
+HOUR_MS = 3600 * 1000
+
+
+def test_what_a_saga_waits_for_is_not_put_off_by_a_clock_that_is_set_back() -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1)
+    begun_ms = story.saga.begun_ms
+    story.when_due(after_ms=-HOUR_MS).expect_nothing_sent().expect_notices()
+    assert story.saga.times_out_ms == story.now_ms + CHARGE.timeout_ms
+    assert (story.saga.updated_ms, story.saga.begun_ms) == (story.now_ms, begun_ms)
+    assert (story.saga.steps[1].sent_ms, story.saga.set_back_ms) == (story.now_ms, HOUR_MS)
+    story.when_due(after_ms=0).expect_nothing_changed()
+    story.when_due().expect_sent_again_in(1000)
+    story.when_due(after_ms=-2 * HOUR_MS).expect_sent_again_in(1000)
+    assert story.saga.set_back_ms == 3 * HOUR_MS
+
+
+def test_an_undo_that_waits_is_not_put_off_either() -> None:
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    story.when_due(after_ms=-HOUR_MS).expect_status("COMPENSATING", "Step 2 failed: no reason given")
+    assert story.saga.times_out_ms == story.now_ms + RESERVE.timeout_ms
+    assert story.saga.steps[0].compensation_sent_ms == story.now_ms
+
+
+def test_a_saga_that_changed_a_moment_after_now_was_not_set_back() -> None:
+    """Another worker decided on it by a later time."""
+    given_saga(RESERVE).when_due(after_ms=-SET_BACK_MS).expect_nothing_changed()
+
+
+@pytest.mark.parametrize("story", [given_saga(SHIP).when("CreateShipment_ok", 1), parked_in_the_undo()])
+def test_a_clock_that_is_set_back_changes_nothing_in_a_saga_that_waits_for_no_time(story: Story) -> None:
+    story.when_due(after_ms=-HOUR_MS).expect_nothing_changed()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_deadline_comes_as_long_after_the_begin_as_was_asked_whatever_the_clock_does(hard: bool) -> None:
+    story = given_saga(RESERVE, CHARGE, request_id="me-1", deadline_ms=5000, hard=hard)
+    story.when_due(after_ms=-HOUR_MS)
+    assert story.saga.due_ms == story.now_ms + 5000
+    story.when_due()
+    why = "The deadline, 5000 ms after the begin, has passed"
+    if not hard:
+        story.expect_waits("inventory to answer ReserveInventory, step 1, to be cancelled then")
+        story.when("ReserveInventory_ok", 1)
+    story.expect_status("COMPENSATING", why).expect_sent("inventory", "ReleaseReservation", 1)
+    # It is still the saga that was asked for.
+    begin = Begin(saga_id="saga42", steps=(RESERVE, CHARGE), deadline_ms=5000, hard_deadline=hard)
+    assert conflict(story.saga, begin) is None
+
+
+def test_what_an_operator_sends_after_a_hard_deadline_is_waited_for_after_the_clock_was_set_back_too() -> None:
+    pivot = replace(CHARGE, kind=StepKind.PIVOT, compensation=None)
+    story = given_saga(pivot, deadline_ms=5000, hard=True).when_due(after_ms=-HOUR_MS).when_due()
+    assert story.saga.parked is not None
+    story.when_asked(Verb.RETRY).when_due().expect_waits(
+        "payment to answer ChargePayment, step 1 (attempt 2 of 4), to be cancelled then"
+    )
+
+
+# --- what a decision may need to know
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ SAGAS = st.builds(
     cancelling=st.none() | TEXTS,
     deadline_ms=st.none() | TIMES,
     hard_deadline=st.booleans(),
+    set_back_ms=st.integers(0, 10**12),
     interventions=st.lists(INTERVENTIONS, max_size=3).map(tuple),
     duplicates=st.integers(0, 10**6),
     begun_ms=TIMES,
@@ -220,6 +221,7 @@ def a_saga() -> SagaState:
         cancelling="the deadline has passed",
         deadline_ms=1_700_000_000_004,
         hard_deadline=True,
+        set_back_ms=3_600_000,
         interventions=(
             Intervention(verb="retry", reason="open again", at_ms=1_700_000_000_005, request_id="op-1"),
             Intervention(verb="cancel now", reason="came too late", at_ms=1_700_000_000_006, actor="ann@web1"),
@@ -403,6 +405,7 @@ def test_a_hash_reads_as_an_answer_to_where_the_saga_is_and_why() -> None:
     assert (seen["step2.unknown"], seen["step2.skipped"], seen["step2.retry_failed"]) == ("1", "1", "1")
     assert (seen["step2.kind"], seen["step2.timeout_ms"], seen["step2.attempts"]) == ("pivot", "250", "1")
     assert (seen["deadline_at"], seen["deadline"]) == ("2023-11-14T22:13:20.004Z", "hard")
+    assert seen["clock_set_back_ms"] == "3600000"
     assert HASH_OUT[b"times_out_at"] == HASH_BACKING_OFF[b"send_again_at"] == b"2023-11-14T22:14:20.005Z"
     assert orjson.loads(seen["interventions"]) == [
         {"verb": "retry", "reason": "open again", "at": "2023-11-14T22:13:20.005Z", "request_id": "op-1"},

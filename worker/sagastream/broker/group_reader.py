@@ -17,6 +17,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import exchange, scripting, wire
+from sagastream.broker.clock import BrokerClock
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
@@ -131,6 +132,7 @@ class GroupReader:
         """
         self.streams: list[str] = []  # those that are read
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
+        self.clock = BrokerClock()
         self._client = client
         self._group = group
         self._consumer = consumer
@@ -142,10 +144,13 @@ class GroupReader:
         self._leave = scripting.Script("leave")
         self._hold = scripting.Script("hold")
         self._forget = scripting.Script("forget")
+        self._recount = scripting.Script("recount")
         self._unusable: set[str] = set()  # streams that are none, and are left out
         # By stream: where the reading of own pending entries, and of abandoned ones, goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
         self._abandoned: dict[str, bytes | str] = {}
+        # … and where the search goes on for entries that were delivered at a time which has not come yet.
+        self._ahead_of_time: dict[str, bytes | str] = {}
         self._ahead: list[Entry] = []  # read ahead, for the next reading
         self._ahead_at = 0.0  # when those were asked for, by time.monotonic
         self._claim_began = 0.0  # when the reader began to look for abandoned entries, by time.monotonic
@@ -179,10 +184,7 @@ class GroupReader:
                 if entries := self._read_own():
                     return entries
             if time.monotonic() >= self._next_claim:
-                self._claim_began = time.monotonic()
-                self._next_claim = self._claim_began + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
-                self._abandoned = dict.fromkeys(self.streams, "0-0")
-                self.show_up()
+                self._begin_to_claim()
             while self._abandoned:
                 if entries := self._claim():
                     return entries
@@ -307,6 +309,8 @@ class GroupReader:
         self.streams, self._unusable = [], set()
         self._make_groups(streams)
         self.renew()
+        # Before this process came, the clock may have been set back.
+        self._ahead_of_time = dict.fromkeys(self.streams, "")
         self._joined = True
 
     def _make_groups(self, streams: Sequence[str]) -> None:
@@ -360,6 +364,12 @@ class GroupReader:
         *answers, clock = yield [*readings, ("TIME",)]
         entries = [entry for answer in answers for entry in _entries(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
+        if back_ms := self.clock.is_now(self.now_ms):
+            self._log.warning(
+                f"the broker's clock was set back by {round(back_ms / 1000)} s: "
+                "what waits for a time, or is held by a process that is gone, waits from now on"
+            )
+            self._ahead_of_time = dict.fromkeys(self.streams, "")
         return entries
 
     def _reading(self, after: Mapping[str, str | bytes], count: int, block_ms: int | None = None) -> wire.Words:
@@ -398,6 +408,21 @@ class GroupReader:
             else:
                 self._abandoned[stream] = following
         return entries
+
+    def _begin_to_claim(self) -> None:
+        self._claim_began = time.monotonic()
+        self._next_claim = self._claim_began + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
+        while self._ahead_of_time:
+            self._count_from_now()
+        self._abandoned = dict.fromkeys(self.streams, "0-0")
+        self.show_up()
+
+    def _count_from_now(self) -> None:
+        """Have leases that began at a time which has not come yet count from now: those of the next page of the pending
+        entries of each stream."""
+        args = [(stream, [self._group, after, _HELD_AT_ONCE]) for stream, after in self._ahead_of_time.items()]
+        answers = exchange.run(self._client, all_of([self._recount.call([stream], words) for stream, words in args]))
+        self._ahead_of_time = {stream: last for (stream, _), last in zip(args, answers, strict=True) if last}
 
     def _forget_gone(self) -> None:
         """Remove consumers that are gone from the groups, now that what they held was taken over."""

@@ -34,6 +34,9 @@ from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 #: What may happen: a request, a reply, a time that has come; an entry that is none of these, or for a newer release.
 Event = Begin | Intervene | Reply | Due | Newer | Unreadable
 
+#: If a saga changed more than this long after now, in milliseconds, the broker's clock was set back since. Less than
+#: this may come of a worker that was slow, and decides by an earlier time than another one did.
+SET_BACK_MS: Final = 5_000
 #: Begins the text about an impossible transition.
 FAULT: Final = "a fault in sagastream"
 
@@ -184,12 +187,18 @@ _VERBS: Final[Mapping[Verb, Callable[[SagaState, Intervene, Moment], Decision]]]
 
 
 def _due(state: SagaState, moment: Moment) -> Decision:
-    """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due."""
-    if state.due_ms is None or state.due_ms > moment.now_ms:
+    """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due, or it is only
+    looked at because the broker's clock was set back."""
+    if state.due_ms is None:
         return Decision(state=state)
-    if state.deadline_ms is not None and state.deadline_ms <= moment.now_ms and state.deadline_counts:
+    if state.updated_ms - moment.now_ms > SET_BACK_MS:
+        return Decision(state=moves.count_from_now(state, moment))
+    if state.due_ms > moment.now_ms:
+        return Decision(state=state)
+    deadline_ms = state.deadline_now_ms
+    if deadline_ms is not None and deadline_ms <= moment.now_ms and state.deadline_counts:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
-        why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
+        why = f"The deadline, {deadline_ms + state.set_back_ms - state.begun_ms} ms after the begin, has passed"
         return moves.cancel(state, why, moment, now=state.is_cut_off)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
     step = state.steps[due[0] - 1]

@@ -23,6 +23,26 @@ from sagastream.core.transitions import Decision, Moment, end, moved, park, put,
 REASON_CHARS: Final = 500
 
 
+# --- time
+
+
+def count_from_now(state: SagaState, moment: Moment) -> SagaState:
+    """The saga after the broker's clock was set back: what it waits for comes as long after now as it was to come after
+    its last change. Otherwise it would wait until that time came a second time.
+
+    Its begin stays as it is, since services file their records by it, and so does the deadline that was asked for.
+    """
+    back_ms = state.updated_ms - moment.now_ms
+    steps = tuple([_moved_back(step, back_ms) if step.due_ms is not None else step for step in state.steps])
+    return replace(state, steps=steps, set_back_ms=state.set_back_ms + back_ms, updated_ms=moment.now_ms)
+
+
+def _moved_back(step: Step, back_ms: int) -> Step:
+    """A step that waits for a time, with that time, and when its command was sent, so much earlier."""
+    names = ["due_ms", "compensation_sent_ms" if step.being_undone else "sent_ms"]
+    return replace(step, **{name: ms - back_ms for name in names if (ms := getattr(step, name)) is not None})
+
+
 # --- forward
 
 

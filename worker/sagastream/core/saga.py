@@ -55,6 +55,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     updated_ms: int  # when it last changed
     deadline_ms: int | None = None  # when it is cancelled, if it has not ended by then; None: never
     hard_deadline: bool = False  # whether a command that is out at the deadline counts as unknown from then on
+    set_back_ms: int = 0  # by how much the broker's clock was set back while it waited, as far as a worker noticed it
     interventions: tuple[Intervention, ...] = ()  # what was done about it from outside, the newest 100, oldest first
     duplicates: int = 0  # how many replies were ignored because they said nothing new
     request_id: str | None = None  # the id of the request that began it
@@ -111,9 +112,15 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def is_cut_off(self) -> bool:
         """Whether its deadline, when it comes, cuts off the command that is out. A command that was sent later, because
         an operator said retry, is waited for."""
-        if not self.hard_deadline or self.deadline_ms is None or not self.step.in_flight:
+        deadline_ms, sent_ms = self.deadline_now_ms, self.step.sent_ms
+        if not self.hard_deadline or deadline_ms is None or not self.step.in_flight:
             return False
-        return self.step.sent_ms is not None and self.step.sent_ms < self.deadline_ms
+        return sent_ms is not None and sent_ms < deadline_ms
+
+    @property
+    def deadline_now_ms(self) -> int | None:
+        """When its deadline comes by the broker's clock, which may have been set back since the begin."""
+        return None if self.deadline_ms is None else self.deadline_ms - self.set_back_ms
 
     @property
     def deadline_counts(self) -> bool:
@@ -143,9 +150,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         for step in self.steps:
             if step.due_ms is not None and (due_ms is None or step.due_ms < due_ms):
                 due_ms = step.due_ms
-        if due_ms is not None and self.deadline_ms is not None and self.deadline_ms < due_ms and self.deadline_counts:
-            return self.deadline_ms
-        return due_ms
+        if due_ms is None or (deadline_ms := self.deadline_now_ms) is None:
+            return due_ms
+        return deadline_ms if deadline_ms < due_ms and self.deadline_counts else due_ms
 
     @property
     def waiting_for(self) -> str:

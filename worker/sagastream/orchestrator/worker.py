@@ -27,6 +27,7 @@ from sagastream.core.sending import Published
 from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.report import TurnReport
@@ -124,6 +125,8 @@ class Orchestrator:
         self._replies = 0  # how many the last read brought
         self._busy = 0  # how many reads in a row brought many
         self._look_at = self._tidy_at = 0.0
+        self._set_back = 0  # how often the clock was set back, of all times for which it has looked at all sagas
+        self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
 
     def run(self) -> None:
         """Work in this thread until `stop` is set. Outages of the broker are waited out.
@@ -141,7 +144,9 @@ class Orchestrator:
         self._services.join(keys)
         self._gate.join(keys)
         self._followed = self._services.names
-        return self._streams()
+        streams = self._streams()
+        self._inbox.clock.saw(newest_time(self._broker.client, keys, streams))
+        return streams
 
     @property
     def _opened(self) -> StoreKeys:
@@ -273,9 +278,20 @@ class Orchestrator:
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._store.forget_ended(keys)
+        due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)
         return [(None, Due(saga_id=saga_id)) for partition, saga_id in due if keys.of(saga_id) is partition]
+
+    def _put_off(self) -> list[tuple[Partition, str]]:
+        """Sagas that may wait for too long, because the broker's clock was set back."""
+        if self._set_back != self._inbox.clock.set_back:
+            self._set_back = self._inbox.clock.set_back
+            self._waiting = WaitingSagas(self._broker.client, self._opened.partitions)
+        if not self._waiting:
+            return []
+        self._look_at = min(self._look_at, time.monotonic() + _LOOK_EVERY_S)
+        return self._waiting.page()
 
     def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
         """Look for due sagas again as soon as the first of these is due. If another worker gives a saga an earlier

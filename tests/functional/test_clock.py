@@ -1,0 +1,175 @@
+"""The broker's clock is set back, on real servers: what waits for a time, or is held by the dead, waits no longer."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream import Context, Service
+from sagastream.broker.group_reader import GroupReader
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import published
+from support.clock import ServerClock
+from support.scenes import Scene, do
+from support.servers import OwnServer
+from support.stores import KEYS
+from support.waiting import until
+
+HOUR_MS = 3600 * 1000
+
+pytestmark = pytest.mark.own_server
+
+
+@pytest.fixture
+def clock(server: OwnServer) -> ServerClock:
+    return ServerClock(server)
+
+
+@pytest.fixture
+def scene(clock: ServerClock, server: OwnServer) -> Scene:
+    return Scene(server.broker())
+
+
+def unanswered(timeout_ms: int = 300, **more: Any) -> Any:
+    """A step that nobody does."""
+    return do(service="nobody", attempts=1, timeout_ms=timeout_ms, compensation=None) | more
+
+
+def saga(scene: Scene, saga_id: str = "s1") -> SagaState:
+    state = scene.client.get(saga_id)
+    assert state is not None
+    return state
+
+
+def is_out(scene: Scene, saga_id: str = "s1") -> bool:
+    state = scene.client.get(saga_id)
+    return state is not None and state.times_out_ms is not None
+
+
+def turns_until(condition: Callable[[], bool], worker: Orchestrator) -> None:
+    """The worker works, as it does through an outage. The server may have computed when a blocking read is to end
+    before its clock was set back: then that read ends with the time-out of the connection."""
+
+    def turned() -> bool:
+        try:
+            worker.turn(block_ms=1)
+        except redis.TimeoutError:
+            worker._inbox.recover()
+        return condition()
+
+    until(turned, what="the worker gets there")
+
+
+def test_a_step_times_out_when_it_should(scene: Scene, clock: ServerClock, caplog: pytest.LogCaptureFixture) -> None:
+    scene.begin("s1", unanswered())
+    scene.turns_until(lambda: is_out(scene))
+    clock.set_back(HOUR_MS)
+    with caplog.at_level(logging.WARNING):
+        turns_until(lambda: saga(scene).ended, scene.worker)
+    assert saga(scene).status is SagaStatus.ABORTED
+    assert "the broker's clock was set back by 3600 s" in caplog.text
+    assert caplog.text.count("was set back") == 1
+
+
+def test_a_worker_that_starts_afterwards_sees_it_too(scene: Scene, clock: ServerClock) -> None:
+    scene.begin("s1", unanswered())
+    scene.turns_until(lambda: is_out(scene))
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: saga(scene).ended, scene.another_worker())
+
+
+def test_so_do_an_attempt_that_backs_off_and_a_deadline(scene: Scene, clock: ServerClock) -> None:
+    scene.begin("s1", unanswered(attempts=2, backoff_ms=400))
+    scene.begin("s2", unanswered(timeout_ms=24 * HOUR_MS), deadline_ms=800, deadline="hard")
+    scene.turns_until(lambda: is_out(scene) and is_out(scene, "s2"))
+    scene.turns_until(lambda: saga(scene).send_again_ms is not None)
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: saga(scene).ended and saga(scene, "s2").ended, scene.worker)
+    assert saga(scene, "s2").reason == "The deadline, 800 ms after the begin, has passed"
+
+
+def test_sagas_that_another_worker_leased_and_did_not_live_to_move_are_due_again(
+    scene: Scene, clock: ServerClock
+) -> None:
+    scene.begin("s1", unanswered(timeout_ms=50))
+    scene.turns_until(lambda: is_out(scene))
+    until(lambda: scene.worker._store.due(KEYS.partitions, 1, 24 * HOUR_MS)[0], what="another worker leases it")
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: saga(scene).ended, scene.worker)
+
+
+@pytest.mark.parametrize("joined", ["before", "afterwards"])
+def test_what_a_dead_process_held_is_taken_over_after_the_lease(
+    scene: Scene, clock: ServerClock, server: OwnServer, joined: str
+) -> None:
+    done: list[str] = []
+    service = Service("till", lease_ms=500)
+
+    @service.command("Pay", compensation=None)
+    def pay(params: Any, context: Context) -> None:
+        done.append(context.key)
+
+    published.publish(scene.redis, KEYS, "till", service.publishes())
+    stream = KEYS.partitions[0].commands("till")
+    scene.begin("s1", do(1, "Pay", "till"))
+    scene.turns_until(lambda: scene.redis.xlen(stream) == 1)
+    scene.redis.xgroup_create(stream, "till", id="0")
+    scene.redis.xreadgroup("till", "victim", {stream: ">"})
+    runner = ServiceRunner(server.broker(), service, threading.Event())
+    if joined == "before":
+        runner.turn(block_ms=1)
+    clock.set_back(HOUR_MS)
+
+    def takes() -> bool:
+        try:
+            runner.turn(block_ms=1)
+        except redis.TimeoutError:  # as in `turns_until`
+            runner._recover()
+        return bool(done)
+
+    until(takes, what="the command is taken over")
+    turns_until(lambda: saga(scene).ended, scene.worker)
+    assert saga(scene).status is SagaStatus.COMPLETED
+
+
+def test_all_that_many_dead_processes_held_is_taken_over(scene: Scene, clock: ServerClock) -> None:
+    pipeline = scene.redis.pipeline()
+    for number in range(1500):
+        pipeline.xadd("work", {"body": str(number)})
+    pipeline.xgroup_create("work", "group", id="0")
+    for number in range(30):
+        pipeline.xreadgroup("group", f"victim-{number}", {"work": ">"}, count=50)
+    pipeline.execute()
+    reader = GroupReader(scene.redis, group="group", consumer="heir", lease_ms=500, on_join=lambda: ["work"])
+    assert reader.read(1) == []
+    clock.set_back(HOUR_MS)
+    taken: set[bytes] = set()
+
+    def takes() -> bool:
+        try:
+            taken.update(entry.id for entry in reader.read(1))
+        except redis.TimeoutError:
+            reader.recover()
+        return len(taken) == 1500
+
+    until(takes, what="all are taken over")
+    held: Any = scene.redis.xpending("work", "group")
+    assert held["consumers"] == [{"name": b"heir", "pending": 1500}]
+
+
+def test_what_a_dead_worker_held_is_taken_over_too(
+    scene: Scene, clock: ServerClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagastream.orchestrator.worker.LEASE_MS", 500)
+    worker = Orchestrator(scene.broker, scene.stop)
+    worker.turn(block_ms=1)
+    scene.begin("s1", unanswered())
+    requests = KEYS.partitions[0].requests
+    scene.redis.xreadgroup("orchestrator", "victim", {requests: ">"})
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: scene.client.get("s1") is not None, worker)
