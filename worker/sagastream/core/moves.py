@@ -126,7 +126,7 @@ def fail_attempt(state: SagaState, number: int, error: bytes | None, moment: Mom
         step = step.moved(happening, due_ms=moment.now_ms + wait_ms, **facts)
         return Decision(state=moved(state, "attempt failed", moment, put(state.steps, number, step)))
     times = f" {step.current_attempt} times" if step.current_attempt > 1 else ""
-    failed = f"{step.command} of step {number} failed{times}: {_quote(error)}"
+    failed = f"{step.command} of step {number} failed{times}: {quote(error)}"
     if undoing or definition.kind is StepKind.RETRIABLE:
         return park(state, number, failed, moment, **facts)
     if _may_be_past_pivot(definition, unknown, moment):
@@ -169,7 +169,7 @@ def fail_step(state: SagaState, number: int, error: bytes | None, moment: Moment
     """This step has failed for good: go back. `unknown`: it may have been done all the same."""
     step = _given_up(state.steps[number - 1], moment, error=error, unknown=unknown)
     times = f" ({step.attempt} attempts)" if step.attempt > 1 else ""
-    reason = f"Step {number} failed: {_quote(error)}{times}"
+    reason = f"Step {number} failed: {quote(error)}{times}"
     return _undo_next(moved(state, "step failed", moment, put(state.steps, number, step), reason=reason), moment)
 
 
@@ -265,7 +265,7 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
     return sent(moved(state, "compensation sent", moment, put(state.steps, number, step), undone=(number,)), [command])
 
 
-def _quote(error: bytes | None) -> str:
+def quote(error: bytes | None) -> str:
     """An error for people to read: a string as it is, any other JSON value as JSON."""
     if error is None:
         return "no reason given"

@@ -1,0 +1,330 @@
+"""Why a saga waits: every cause of the closed list, from the evidence that leads to it."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from sagastream.core.causes import (
+    Cause,
+    CauseKind,
+    Evidence,
+    Handler,
+    Job,
+    Place,
+    Reader,
+    ServiceFacts,
+    Whereabouts,
+)
+from sagastream.core.durations import spoken
+from sagastream.core.phases import Phase
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import Step
+from sagastream.core.steps import StepDefinition, StepKind
+from sagastream.core.why import headline, why, why_absent
+
+NOW_MS = 1_700_000_000_000
+PID = "web1-4711-5f0c2a9e"
+
+
+def a_step(**members: Any) -> Step:
+    definition = StepDefinition(transaction="Charge", service="payment", params=b"{}", **members.pop("definition", {}))
+    return Step(definition=definition, **({"attempt": 1, "sent_ms": NOW_MS - 9_000} | members))
+
+
+def a_saga(*steps: Step, **members: Any) -> SagaState:
+    current = members.pop("current_step", 1)
+    return SagaState(
+        **(
+            {"saga_id": "s1", "status": SagaStatus.PENDING, "current_step": current, "steps": steps}
+            | {"begun_ms": NOW_MS - 60_000, "updated_ms": NOW_MS - 9_000}
+            | members
+        )
+    )
+
+
+OUT = a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS + 51_000))
+OVERDUE = a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS - 60_000))
+BACKING_OFF = a_saga(a_step(phase=Phase.BACKING_OFF, due_ms=NOW_MS + 4_000, attempt=2, error=b'"RuntimeError: boom"'))
+
+WORKER = Reader(name="worker-1-aa", is_alive=True, silent_ms=300)
+ALIVE = Reader(name=PID, is_alive=True, silent_ms=400)
+DEAD = Reader(name="web2-815-77", is_alive=False, silent_ms=40_000)
+COMMANDS = frozenset({"Charge", "Refund"})
+
+
+def at_work(*processes: Reader, **members: Any) -> Evidence:
+    """A store with a worker, and these processes of the service."""
+    facts = ServiceFacts(name="payment", processes=processes, **({"published": COMMANDS} | members))
+    return Evidence(now_ms=NOW_MS, workers=(WORKER,), services={"payment": facts}, names=frozenset({"payment"}))
+
+
+def runs(saga_id: str = "s1", *, for_ms: int = 5_000, left_ms: int | None = 55_000, process: str = PID) -> Handler:
+    not_after_ms = None if left_ms is None else NOW_MS + left_ms
+    since_ms = NOW_MS - for_ms
+    overdue = left_ms is not None and left_ms < 0
+    return Handler(
+        process=process,
+        saga_id=saga_id,
+        step=1,
+        command="Charge",
+        since_ms=since_ms,
+        not_after_ms=not_after_ms,
+        overdue=overdue,
+    )
+
+
+HANGING = runs("other", for_ms=90_000, left_ms=-30_000)
+UNREAD = Place(where=Whereabouts.UNREAD, added_ms=NOW_MS - 9_000, before=3)
+HELD = Place(where=Whereabouts.HELD, added_ms=NOW_MS - 9_000, holder=PID, held_ms=500, deliveries=1)
+
+#: What is so -> the causes: of each its kind, and words that its text or its remedy must have.
+CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
+    "it has ended": ((a_saga(a_step(phase=Phase.COMPLETED), status=SagaStatus.COMPLETED), at_work()), []),
+    "queued": (
+        (OUT, at_work(ALIVE), UNREAD),
+        [(CauseKind.QUEUED, ["queued for 9 s", "commands before it: 3", "payment at work: 1"])],
+    ),
+    "queued, too far to count": (
+        (OUT, at_work(ALIVE), replace(UNREAD, before=None)),
+        [(CauseKind.QUEUED, ["commands before it: unknown"])],
+    ),
+    "queued behind what hangs": (
+        (OUT, at_work(ALIVE, handlers=(HANGING,), hung=frozenset({PID})), UNREAD),
+        [(CauseKind.HANGS, ["Charge of saga other has run for 90 s", "queued for 9 s", "kill 4711  # on web1"])],
+    ),
+    "queued, and one of two slots hangs": (
+        (OUT, at_work(ALIVE, handlers=(HANGING,)), UNREAD),
+        [(CauseKind.QUEUED, ["commands before it: 3"])],
+    ),
+    "queued, and of two processes one hangs": (
+        (OUT, at_work(ALIVE, replace(ALIVE, name="b"), handlers=(HANGING,), hung=frozenset({PID})), UNREAD),
+        [(CauseKind.QUEUED, ["at work: 2"])],
+    ),
+    "running": (
+        (OUT, at_work(ALIVE, handlers=(runs(),)), HELD),
+        [(CauseKind.RUNNING, [f"running: Charge has run for 5 s in process {PID}", "its deadline comes in 55 s"])],
+    ),
+    "running, as is known without a look": (
+        (OUT, at_work(ALIVE, handlers=(runs(left_ms=None),))),
+        [(CauseKind.RUNNING, ["has run for 5 s"])],
+    ),
+    "running a third time": (
+        (a_saga(a_step(phase=Phase.OUT, attempt=3)), at_work(ALIVE, handlers=(runs(),)), HELD),
+        [(CauseKind.RUNNING, ["attempt 3 of 3"])],
+    ),
+    "held, and no more is told": (
+        (OUT, at_work(ALIVE), HELD),
+        [(CauseKind.RUNNING, [f"process {PID} has Charge, and was heard 0 s ago"])],
+    ),
+    "held behind what hangs": (
+        (OUT, at_work(ALIVE, handlers=(HANGING,), hung=frozenset({PID})), HELD),
+        [(CauseKind.HANGS, ["has not begun it", "of saga other"])],
+    ),
+    "its handler hangs": (
+        (OUT, at_work(ALIVE, handlers=(runs(for_ms=90_000, left_ms=-30_000),)), HELD),
+        [(CauseKind.HANGS, ["the handler of Charge, step 1, hangs", "30 s past its deadline", "kill 4711  # on web1"])],
+    ),
+    "an earlier attempt hangs in another process": (
+        (
+            OUT,
+            at_work(ALIVE, replace(ALIVE, name="b"), handlers=(runs(for_ms=90_000, left_ms=-30_000, process="b"),)),
+            HELD,
+        ),
+        [(CauseKind.RUNNING, [f"process {PID} has Charge"]), (CauseKind.HANGS, ["in process b"])],
+    ),
+    "its attempt has failed, and its handler hangs": (
+        (BACKING_OFF, at_work(ALIVE, handlers=(runs(for_ms=90_000, left_ms=-30_000),))),
+        [(CauseKind.BACKING_OFF, ["sent again in 4 s"]), (CauseKind.HANGS, ["30 s past its deadline"])],
+    ),
+    "its process is dead": (
+        (OUT, at_work(DEAD, ALIVE), replace(HELD, holder=DEAD.name)),
+        [
+            (
+                CauseKind.PROCESS_DEAD,
+                [f"process {DEAD.name} has Charge, and was last heard 40 s ago", "another process takes it over"],
+            )
+        ],
+    ),
+    "its process is dead while its handler was running": (
+        (OUT, at_work(DEAD, ALIVE, handlers=(runs(process=DEAD.name),))),
+        [(CauseKind.PROCESS_DEAD, ["was last heard 40 s ago"])],
+    ),
+    "its process is forgotten, and was not the first": (
+        (OUT, at_work(), replace(HELD, holder="gone", deliveries=4)),
+        [(CauseKind.PROCESS_DEAD, ["delivered 4 times", "may die of it", "is not heard any more", "is listening"])],
+    ),
+    "handed back": (
+        (OUT, at_work(ALIVE), replace(HELD, handed_back=True)),
+        [(CauseKind.HANDED_BACK, ["handed Charge back", "within 2 s"])],
+    ),
+    "handed back, and nobody has it": (
+        (OUT, at_work(replace(ALIVE, commands=frozenset({"Old"}))), replace(HELD, handed_back=True)),
+        [(CauseKind.NO_COMMAND, ["service payment publishes Charge, and no process at work has it", PID, "a release"])],
+    ),
+    "one of two releases has it": (
+        (
+            OUT,
+            at_work(replace(ALIVE, commands=frozenset({"Old"})), replace(ALIVE, name="b", commands=COMMANDS)),
+            UNREAD,
+        ),
+        [(CauseKind.QUEUED, [])],
+    ),
+    "the command is misspelt": (
+        (OUT, at_work(ALIVE, published=frozenset({"Chrage", "Refund"})), UNREAD),
+        [(CauseKind.NO_COMMAND, ["service payment has no command Charge; is it a misspelling of Chrage?"])],
+    ),
+    "the service is misspelt": (
+        (OUT, replace(at_work(published=None), names=frozenset({"payments", "shipping"})), UNREAD),
+        [(CauseKind.NO_SERVICE, ["payment is listening, and none ever was", "of payments?", "sagastream cancel s1"])],
+    ),
+    "the service does not run": (
+        (OUT, at_work(), UNREAD),
+        [(CauseKind.NO_SERVICE, ["no process of service payment is listening", "sagastream service MODULE:NAME"])],
+    ),
+    "the service is not heard": (
+        (OUT, at_work(DEAD)),
+        [(CauseKind.NO_SERVICE, [f"{DEAD.name} was last heard 40 s ago; dead or hung", "its log says why"])],
+    ),
+    "an RQ queue has no worker": (
+        (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="queued", before=0, start="rq worker q"))),
+        [(CauseKind.NO_RQ_WORKER, ["no RQ worker works on queue q", "rq worker q  # starts one"])],
+    ),
+    "queued in RQ": (
+        (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="queued", before=7, workers=2))),
+        [(CauseKind.QUEUED, ["jobs before it in queue q: 7", "RQ workers at work: 2"])],
+    ),
+    "running in RQ": (
+        (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="started", worker="w9"))),
+        [(CauseKind.RUNNING, ["a job of queue q: started by RQ worker w9"])],
+    ),
+    "answered": (
+        (OUT, at_work(ALIVE), Place(where=Whereabouts.GONE, replies=12)),
+        [(CauseKind.ANSWERED, ["Charge was answered", "wait for a worker: 12"])],
+    ),
+    "deleted": (
+        (OUT, at_work(ALIVE), Place(where=Whereabouts.GONE)),
+        [(CauseKind.LOST, ["not in the stream of service payment any more", "counts as not answered in 51 s"])],
+    ),
+    "passed over": (
+        (OUT, at_work(ALIVE), Place(where=Whereabouts.SKIPPED)),
+        [(CauseKind.LOST, ["nobody will read it", "sagastream doctor --repair  # puts it back"])],
+    ),
+    "sent": ((OUT, at_work(ALIVE)), [(CauseKind.SENT, ["service payment has not answered Charge, sent 9 s ago"])]),
+    "late": ((OVERDUE, at_work(ALIVE)), [(CauseKind.LATE, ["should have seen to it 60 s ago", "sagastream doctor"])]),
+    "late, after a failure": (
+        (replace(BACKING_OFF, steps=(replace(BACKING_OFF.step, due_ms=NOW_MS - 11_000),)), at_work(ALIVE)),
+        [(CauseKind.LATE, ["RuntimeError: boom", "should have seen to it 11 s ago"])],
+    ),
+    "backing off": (
+        (BACKING_OFF, at_work(ALIVE)),
+        [(CauseKind.BACKING_OFF, ["sent again in 4 s, since attempt 2 of 3 of Charge failed: RuntimeError: boom"])],
+    ),
+    "no worker": (
+        (OUT, replace(at_work(ALIVE), workers=()), UNREAD),
+        [(CauseKind.NO_WORKER, ["no worker is running", "sagastream worker"]), (CauseKind.QUEUED, [])],
+    ),
+    "a dead worker": (
+        (BACKING_OFF, replace(at_work(ALIVE), workers=(DEAD,))),
+        [(CauseKind.NO_WORKER, [f"{DEAD.name} was last heard 40 s ago; dead or hung"]), (CauseKind.BACKING_OFF, [])],
+    ),
+    "a dead worker beside one that lives": (
+        (BACKING_OFF, replace(at_work(), workers=(DEAD, WORKER))),
+        [(CauseKind.BACKING_OFF, [])],
+    ),
+    "a full broker": (
+        (OUT, replace(at_work(), broker=(Cause(kind=CauseKind.BROKER_FULL, text="full"),), workers=())),
+        [(CauseKind.BROKER_FULL, ["full"])],
+    ),
+    "parked, whatever else is so": (
+        (
+            a_saga(a_step(phase=Phase.PARKED, parked="failed", definition={"kind": StepKind.PIVOT}), a_step()),
+            replace(at_work(), broker=(Cause(kind=CauseKind.BROKER_FULL, text="full"),), workers=()),
+        ),
+        [
+            (
+                CauseKind.PARKED,
+                [
+                    "failed",
+                    "sagastream retry s1 --reason TEXT  # send Charge again, at most 3 times",
+                    "sagastream skip s1 --reason TEXT  # go on with step 2 as if step 1 were done",
+                    "sagastream abandon s1 --reason TEXT  # end ABORTED as it is",
+                    "sagastream cancel s1 --reason TEXT  # go back as if step 1 were not done",
+                ],
+            )
+        ],
+    ),
+    "parked at an undo that nobody knows": (
+        (
+            a_saga(
+                a_step(phase=Phase.COMPLETED),
+                a_step(phase=Phase.UNDO_PARKED, parked="nobody knows"),
+                status=SagaStatus.COMPENSATING,
+                current_step=2,
+            ),
+            at_work(),
+        ),
+        [
+            (
+                CauseKind.PARKED,
+                [
+                    "retry s1 --reason TEXT  # look again for what undoes it, at most 10 times",
+                    "skip s1 --reason TEXT  # go on as if step 2 were undone",
+                    "what these steps did stays: 1, 2",
+                ],
+            )
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_evidence_leads_to_the_cause_and_to_what_helps(case: str) -> None:
+    given, wanted = CASES[case]
+    causes = why(*given)
+    assert [cause.kind for cause in causes] == [kind for kind, _ in wanted], causes
+    for cause, (_, parts) in zip(causes, wanted, strict=True):
+        for part in parts:
+            assert part in "\n".join((cause.text, *cause.do)), cause
+
+
+def test_every_cause_of_the_list_has_a_case() -> None:
+    covered = {kind for _, wanted in CASES.values() for kind, _ in wanted}
+    # Those of the broker are found by who gathers the evidence; see tests/functional/test_why.py.
+    assert covered == set(CauseKind) - {CauseKind.BROKER_DISK, CauseKind.BROKER_READ_ONLY}
+
+
+def test_a_parked_saga_past_its_pivot_cannot_be_cancelled_and_its_end_is_said() -> None:
+    pivot = a_step(phase=Phase.COMPLETED, definition={"kind": StepKind.PIVOT})
+    last = a_step(phase=Phase.PARKED, parked="failed", definition={"kind": StepKind.RETRIABLE, "attempts": 10})
+    (cause,) = why(a_saga(pivot, last, current_step=2), at_work())
+    assert [line.split()[1] for line in cause.do] == ["retry", "skip", "abandon"]
+    assert "skip s1 --reason TEXT  # end COMPLETED as if step 2 were done" in cause.do[1]
+    assert cause.do[2].endswith("what these steps did stays: 1")
+
+
+def test_of_a_saga_that_is_not_there_the_requests_are_told() -> None:
+    assert why_absent(at_work(), 0) == ()
+    assert headline(why_absent(at_work(), 7)) == "requests that no worker has read: 7"
+    nobody = headline(why_absent(replace(at_work(), workers=()), 1))
+    assert nobody == "no worker is running; requests that no worker has read: 1"
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (-5, "0 s"),
+        (499, "0 s"),
+        (500, "0 s"),  # to the even number
+        (999, "1 s"),
+        (119_400, "119 s"),
+        (119_999, "2 m"),
+        (7_199_400, "2 h"),
+        (24 * 3_600_000 - 10, "24 h"),
+        (23.4 * 3_600_000, "23 h"),
+        (172_800_000, "2 d"),
+        (365 * 86_400_000 - 1, "365 d"),
+    ],
+)
+def test_durations_are_rounded_and_told_in_the_unit_that_suits_them(ms: float, text: str) -> None:
+    assert spoken(ms) == text

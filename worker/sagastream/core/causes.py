@@ -1,0 +1,138 @@
+"""The causes for which a live saga may wait, and the evidence from which why.py derives them. Pure."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+
+class CauseKind(StrEnum):
+    """The closed list of causes. An older release may meet only these."""
+
+    PARKED = "parked"  # a person must say how to go on
+    BACKING_OFF = "backing_off"  # an attempt failed, and the next one has a time
+    QUEUED = "queued"  # its command is behind others, for the processes of its service or for RQ workers
+    RUNNING = "running"  # a process has its command
+    HANGS = "hangs"  # a handler should have ended: the saga's own, or those in front of its command
+    PROCESS_DEAD = "process_dead"  # the process that has its command is not heard any more
+    HANDED_BACK = "handed_back"  # a process gave its command back, for another to take
+    NO_SERVICE = "no_service"  # no process of the service runs
+    NO_COMMAND = "no_command"  # the service, or no process of it, has the command
+    NO_RQ_WORKER = "no_rq_worker"  # its job waits in a queue that no RQ worker reads
+    ANSWERED = "answered"  # a reply waits for a worker
+    LOST = "lost"  # its command is not where a process would read it
+    LATE = "late"  # its time has come, and no worker has seen to it
+    SENT = "sent"  # its command is out; no more is known
+    NO_WORKER = "no_worker"  # no worker runs, or all of them hang
+    BROKER_FULL = "broker_full"  # the broker has no memory left for writes
+    BROKER_READ_ONLY = "broker_read_only"  # the broker is a replica
+    BROKER_DISK = "broker_disk"  # the broker cannot write to its disk, so it takes no writes
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """One reason why a saga waits."""
+
+    kind: CauseKind
+    text: str  # what is the case, for people. It may hold text from outside: escape it before a terminal sees it
+    do: tuple[str, ...] = ()  # what helps, one thing each; nothing: wait
+    #: What it rests on. Names that end in _ms are times, in milliseconds since the epoch by the broker's clock.
+    facts: Mapping[str, Any] = {}
+
+
+# --- the evidence
+
+
+class Reader(Struct, frozen=True, kw_only=True):
+    """A worker, or a process of a service, that is alive or was heard not long ago."""
+
+    name: str
+    is_alive: bool
+    silent_ms: int  # how long ago it was heard
+    is_at_work: bool = True  # whether it is alive and was heard so lately that it is surely no dead one
+    commands: frozenset[str] | None = None  # those that it has; None: it does not say
+
+
+class Handler(Struct, frozen=True, kw_only=True):
+    """A handler that has run for longer than a second."""
+
+    process: str  # the name of its process
+    saga_id: str
+    step: int
+    command: str
+    since_ms: int
+    not_after_ms: int | None = None  # its deadline; None: it has none
+    overdue: bool = False  # whether it should have ended by now
+
+
+class ServiceFacts(Struct, frozen=True, kw_only=True):
+    """What is known about a service."""
+
+    name: str
+    processes: tuple[Reader, ...] = ()
+    published: frozenset[str] | None = None  # its commands and compensations; None: it has never published any
+    unread: int = 0  # how many commands no process has read yet
+    handlers: tuple[Handler, ...] = ()  # of each process the oldest of those that run
+    hung: frozenset[str] = frozenset()  # the processes that begin nothing more: all their handlers are overdue
+
+    @property
+    def alive(self) -> list[Reader]:
+        """Its processes that are alive."""
+        return [process for process in self.processes if process.is_alive]
+
+    @property
+    def at_work(self) -> int:
+        """How many of its processes are at work. One that died a moment ago is not counted beside its successor."""
+        return sum(process.is_at_work for process in self.alive) or len(self.alive)
+
+    def process(self, name: str) -> Reader | None:
+        """Its process of this name, dead or alive."""
+        return next((process for process in self.processes if process.name == name), None)
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """What is known about a store."""
+
+    now_ms: int  # by the broker's clock
+    broker: tuple[Cause, ...] = ()  # what keeps the broker from taking writes
+    workers: tuple[Reader, ...] = ()
+    services: Mapping[str, ServiceFacts] = {}
+    names: frozenset[str] = frozenset()  # of all services that have a process, or have published commands
+
+    def of(self, service: str) -> ServiceFacts:
+        return self.services.get(service) or ServiceFacts(name=service)
+
+
+class Whereabouts(StrEnum):
+    """Where the command that is out was found."""
+
+    UNREAD = "unread"  # in its stream, and no process has read it yet
+    HELD = "held"  # a process has it, and has not answered yet
+    SKIPPED = "skipped"  # in its stream, behind what the group has read, and held by nobody: nobody will read it
+    GONE = "gone"  # not in its stream: it was answered or deleted
+    UNKNOWN = "unknown"  # it was not looked for, or not found among the first
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """The RQ job of a command."""
+
+    queue: str
+    status: str  # as RQ writes it
+    before: int | None = None  # how many jobs are in front of it in its queue; None: it is not in it
+    workers: int = 0  # how many RQ workers read that queue
+    start: str = ""  # the command that starts one
+    worker: str = ""  # the RQ worker that runs it
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """Where a saga's command is."""
+
+    where: Whereabouts = Whereabouts.UNKNOWN
+    added_ms: int | None = None  # when it was added to its stream
+    before: int | None = None  # how many unread commands are in front of it; None: not known
+    holder: str = ""  # the process that has it
+    held_ms: int = 0  # for how long, or since when its lease was last renewed
+    handed_back: bool = False  # … and gave it back
+    deliveries: int = 0  # how often it was delivered
+    replies: int = 0  # how many replies wait for a worker
+    job: Job | None = None

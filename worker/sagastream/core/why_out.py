@@ -1,0 +1,267 @@
+"""Why a saga waits whose command is out: what became of the command, and of the processes that should answer it. Pure.
+
+why.py says the rest.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Final
+
+from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Job, Place, ServiceFacts, Whereabouts
+from sagastream.core.durations import spoken
+from sagastream.core.saga import SagaState
+
+#: If a command was delivered this often, the processes that take it may die of it.
+_MANY_DELIVERIES: Final = 3
+#: For how long after its time a worker may be busy with others before a saga counts as late, in milliseconds.
+LATE_MS: Final = 10_000
+
+#: How a process of a service is started, and where to look if that does not help.
+_START: Final = "sagastream service MODULE:NAME  # starts one"
+_LOG: Final = "; if it ends at once, its log says why"
+
+
+def late(state: SagaState, now_ms: int, what: str) -> Cause | None:
+    """If the saga's time has come and no worker has seen to it: that. `what`: what it waited for."""
+    due_ms = state.due_ms
+    if due_ms is None or now_ms - due_ms < LATE_MS:
+        return None
+    text = f"{what}; a worker should have seen to it {spoken(now_ms - due_ms)} ago: the workers are behind, or hang"
+    return Cause(kind=CauseKind.LATE, text=text, do=("sagastream doctor",), facts={"due_ms": due_ms})
+
+
+def hangs(handler: Handler, now_ms: int) -> Cause:
+    """That a handler should have ended."""
+    past = "" if handler.not_after_ms is None else f", {spoken(now_ms - handler.not_after_ms)} past its deadline"
+    text = f"the handler of {handler.command}, step {handler.step}, hangs: it has run for "
+    text += f"{spoken(now_ms - handler.since_ms)} in process {handler.process}{past}"
+    facts = {"process": handler.process, "since_ms": handler.since_ms, "not_after_ms": handler.not_after_ms}
+    return Cause(kind=CauseKind.HANGS, text=text, do=_end_process(handler.process), facts=facts)
+
+
+def nobody(service: ServiceFacts, names: Collection[str], now_ms: int) -> Cause | None:
+    """If no process of a service is alive: that. `names`: of all services that have a process, or publish commands."""
+    if service.alive:
+        return None
+    text = f"no process of service {service.name} is listening"
+    if service.processes:
+        last = min(service.processes, key=lambda process: process.silent_ms)
+        text += f": {last.name} was last heard {spoken(last.silent_ms)} ago; dead or hung"
+        facts: dict[str, Any] = {"process": last.name, "last_heard_ms": now_ms - last.silent_ms}
+        return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,), facts=facts)
+    if service.published is not None:
+        return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,))
+    near = get_close_matches(service.name, sorted({*names} - {service.name}))
+    text += f", and none ever was{_misspelt(near)}"
+    return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START,), facts={"near": near})
+
+
+class CommandOut:
+    """The command that a saga has out."""
+
+    def __init__(self, state: SagaState, evidence: Evidence, place: Place) -> None:
+        self._state = state
+        self._now_ms = evidence.now_ms
+        self._names = evidence.names
+        self._service = evidence.of(state.step.definition.service)
+        self._place = place
+        self._command = state.step.command
+
+    def cause(self) -> Cause:
+        """Why it has no answer yet."""
+        rules: Mapping[Whereabouts, Callable[[], Cause]] = {
+            Whereabouts.UNREAD: self._unread,
+            Whereabouts.HELD: self._held,
+            Whereabouts.SKIPPED: self._skipped,
+            Whereabouts.GONE: self._gone,
+            Whereabouts.UNKNOWN: self._somewhere,
+        }
+        return rules[self._place.where]()
+
+    def _somewhere(self) -> Cause:
+        if (mine := self._handler()) is not None:
+            return self._running(mine)
+        if cause := self._nobody() or self._no_command() or self._all_hang():
+            return cause
+        step = self._state.step
+        since_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
+        text = f"service {self._service.name} has not answered {self._command}{self._for(', sent', since_ms, ' ago')}"
+        return late(self._state, self._now_ms, text) or self._cause(CauseKind.SENT, text, since_ms=since_ms)
+
+    def _unread(self) -> Cause:
+        if cause := self._nobody() or self._no_command():
+            return cause
+        place = self._place
+        before = "unknown" if place.before is None else str(place.before)
+        text = f"queued{self._for(' for', place.added_ms)}: commands before it: {before}"
+        text += f"; processes of service {self._service.name} at work: {self._service.at_work}{self._busy_with()}"
+        facts = {"before": place.before, "since_ms": place.added_ms, "unread": self._service.unread}
+        if front := self._all_hang():
+            text = f"{front.text}; {text}"
+            return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**front.facts, **facts})
+        return self._cause(CauseKind.QUEUED, text, **facts)
+
+    def _held(self) -> Cause:
+        if self._place.job is not None:
+            return self._in_rq(self._place.job)
+        if self._place.handed_back:
+            text = f"process {self._place.holder} handed {self._command} back; another takes it over within 2 s"
+            given = self._cause(CauseKind.HANDED_BACK, text, process=self._place.holder)
+            return self._nobody() or self._no_command() or given
+        holder = self._service.process(self._place.holder)
+        if holder is None or not holder.is_alive:
+            return self._holder_dead()
+        if (mine := self._handler(holder.name)) is not None:
+            return self._running(mine)
+        has = f"process {holder.name} has {self._command}"
+        facts = {"process": holder.name, "deliveries": self._place.deliveries}
+        if front := self._all_hang(holder.name):
+            text = f"{has}, and has not begun it: {front.text}"
+            return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**front.facts, **facts})
+        attempt, again = self._state.step.current_attempt, self._deliveries()
+        text = f"{has}{again}, and was heard {spoken(holder.silent_ms)} ago"
+        return self._cause(CauseKind.RUNNING, text, attempt=attempt, **facts)
+
+    def _running(self, mine: Handler) -> Cause:
+        """Its handler runs."""
+        step, not_after_ms = self._state.step, mine.not_after_ms
+        facts = {"process": mine.process, "since_ms": mine.since_ms, "not_after_ms": not_after_ms}
+        process = self._service.process(mine.process)
+        if process is None or not process.is_alive:
+            return self._holder_dead(mine.process)
+        if mine.overdue:
+            cause = hangs(mine, self._now_ms)
+            if not self._state.may_be_cancelled:
+                return cause
+            cancel = f"sagastream cancel {self._state.saga_id} --now --reason TEXT  # undoes what it may have done"
+            return Cause(kind=cause.kind, text=cause.text, do=(*cause.do, cancel), facts=cause.facts)
+        runs = f"{mine.command} has run for {spoken(self._now_ms - mine.since_ms)} in process {mine.process}"
+        attempt = f", attempt {step.current_attempt} of {step.attempts}" if step.current_attempt > 1 else ""
+        left = "" if not_after_ms is None else f"; its deadline comes in {spoken(not_after_ms - self._now_ms)}"
+        return self._cause(CauseKind.RUNNING, f"running: {runs}{attempt}{left}", attempt=step.current_attempt, **facts)
+
+    def _holder_dead(self, name: str = "") -> Cause:
+        """The process that has it is not heard any more."""
+        name = name or self._place.holder
+        holder, service = self._service.process(name), self._service
+        heard = "is not heard any more" if holder is None else f"was last heard {spoken(holder.silent_ms)} ago"
+        text = f"process {name} has {self._command}{self._deliveries()}, and {heard}: dead or hung"
+        if self._place.deliveries >= _MANY_DELIVERIES:
+            text += "; the processes that take it may die of it"
+        do: tuple[str, ...] = ()
+        if service.alive:
+            text += "; another process takes it over when the lease has ended"
+        else:
+            text += f"; no process of service {service.name} is listening"
+            do = (_START + _LOG,)
+        last_ms = None if holder is None else self._now_ms - holder.silent_ms
+        facts = {"process": name, "deliveries": self._place.deliveries, "last_heard_ms": last_ms}
+        return Cause(kind=CauseKind.PROCESS_DEAD, text=text, do=do, facts=facts)
+
+    def _skipped(self) -> Cause:
+        text = f"{self._command} is in the stream of service {self._service.name}, and nobody will read it"
+        do = ("sagastream doctor --repair  # puts it back",)
+        return Cause(kind=CauseKind.LOST, text=text, do=do, facts={"since_ms": self._place.added_ms})
+
+    def _gone(self) -> Cause:
+        if replies := self._place.replies:
+            text = f"{self._command} was answered; replies that wait for a worker: {replies}"
+            return self._cause(CauseKind.ANSWERED, text, replies=replies)
+        text = f"{self._command} is not in the stream of service {self._service.name} any more, and no reply waits"
+        if cause := late(self._state, self._now_ms, text):
+            return cause
+        due_ms = self._state.due_ms
+        then = "" if due_ms is None else f"; it counts as not answered in {spoken(due_ms - self._now_ms)}"
+        return self._cause(CauseKind.LOST, text + then, until_ms=due_ms)
+
+    def _in_rq(self, job: Job) -> Cause:
+        facts = {"queue": job.queue, "job": job.status, "before": job.before, "workers": job.workers}
+        if job.status != "queued":
+            by = f" by RQ worker {job.worker}" if job.worker else ""
+            return self._cause(
+                CauseKind.RUNNING, f"{self._command} is a job of queue {job.queue}: {job.status}{by}", **facts
+            )
+        if job.workers:
+            before = "unknown" if job.before is None else str(job.before)
+            text = f"queued: jobs before it in queue {job.queue}: {before}; RQ workers at work: {job.workers}"
+            return self._cause(CauseKind.QUEUED, text, **facts)
+        text = f"{self._command} waits as a job, and no RQ worker works on queue {job.queue}"
+        return Cause(kind=CauseKind.NO_RQ_WORKER, text=text, do=(f"{job.start}  # starts one",), facts=facts)
+
+    # --- its service
+
+    def _handler(self, process: str = "") -> Handler | None:
+        """The handler that runs for it, in this process if one is named: the one that began last."""
+        me = (self._state.saga_id, self._state.current_step, self._command)
+        mine = [one for one in self._service.handlers if (one.saga_id, one.step, one.command) == me]
+        mine = [one for one in mine if process in ("", one.process)]
+        return max(mine, key=lambda handler: handler.since_ms, default=None)
+
+    def _nobody(self) -> Cause | None:
+        cause = nobody(self._service, self._names, self._now_ms)
+        if cause is None or not cause.facts.get("near"):
+            return cause
+        now = " --now" if self._state.may_be_cancelled else ""
+        do = f"sagastream cancel {self._state.saga_id}{now} --reason TEXT"
+        do += "  # abandon it if it is parked then; begin another with the right name"
+        return Cause(kind=cause.kind, text=cause.text, do=(do,), facts=cause.facts)
+
+    def _no_command(self) -> Cause | None:
+        """Its service, or each process of it, does not have the command."""
+        service, command = self._service, self._command
+        if service.published is not None and command not in service.published:
+            near = get_close_matches(command, sorted(service.published))
+            text = f"service {service.name} has no command {command}{_misspelt(near)}"
+            return self._cause(CauseKind.NO_COMMAND, text, near=near)
+        if any(process.commands is None or command in process.commands for process in service.alive):
+            return None
+        names = sorted(process.name for process in service.alive)
+        text = f"service {service.name} publishes {command}, and no process at work has it: {_first(names)}"
+        do = (f"start a release of service {service.name} that has {command}",)
+        return Cause(kind=CauseKind.NO_COMMAND, text=text, do=do, facts={"processes": names})
+
+    def _all_hang(self, process: str = "") -> Cause | None:
+        """Handlers that should have ended take all of the service's processes, or this one."""
+        names = {process} if process else {one.name for one in self._service.alive}
+        past = [one for one in self._service.handlers if one.process in names and one.overdue]
+        if not past or not names <= self._service.hung:
+            return None
+        one = min(past, key=lambda handler: handler.since_ms)
+        text = f"handlers hang: {one.command} of saga {one.saga_id} has run for "
+        text += f"{spoken(self._now_ms - one.since_ms)} in process {one.process}"
+        facts = {"process": one.process, "saga_id": one.saga_id, "command": one.command, "since_ms": one.since_ms}
+        return Cause(kind=CauseKind.HANGS, text=text, do=_end_process(one.process), facts=facts)
+
+    # --- words
+
+    def _cause(self, kind: CauseKind, text: str, **facts: Any) -> Cause:
+        """A cause about which there is nothing to do."""
+        return Cause(kind=kind, text=text, facts=facts)
+
+    def _busy_with(self) -> str:
+        """What its service has been running for longest."""
+        if not self._service.handlers:
+            return ""
+        one = min(self._service.handlers, key=lambda handler: handler.since_ms)
+        return f"; {one.command} of saga {one.saga_id} has run for {spoken(self._now_ms - one.since_ms)}"
+
+    def _for(self, before: str, since_ms: int | None, after: str = "") -> str:
+        return "" if since_ms is None else f"{before} {spoken(self._now_ms - since_ms)}{after}"
+
+    def _deliveries(self) -> str:
+        return f" (delivered {self._place.deliveries} times)" if self._place.deliveries > 1 else ""
+
+
+def _misspelt(near: Sequence[str]) -> str:
+    return f"; is it a misspelling of {' or '.join(near)}?" if near else ""
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _end_process(name: str) -> tuple[str, ...]:
+    """How to be rid of a handler that hangs. `name`: of its process: host, pid and a random part."""
+    host, _, pid = name.rpartition("-")[0].rpartition("-")
+    end = f"kill {pid}  # on {host}" if pid.isdigit() else f"end process {name}"
+    return (f"{end}; others take over what it holds. With hard_timeout_ms it ends by itself",)
