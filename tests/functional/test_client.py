@@ -31,6 +31,7 @@ from sagastream import (
     Unsettled,
 )
 from sagastream.broker.connection import Broker
+from sagastream.client import listing
 from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
 from sagastream.core.phases import Phase
@@ -605,9 +606,17 @@ _PHASES = {
 }
 
 
-def put(store: "redis.Redis", saga_id: str, status: SagaStatus, *, parked: bool = False, score: float = 0) -> None:
+def put(
+    store: "redis.Redis",
+    saga_id: str,
+    status: SagaStatus,
+    *,
+    parked: bool = False,
+    score: float = 0,
+    at_ms: int = 1_700_000_000_000,
+) -> None:
     """Write a saga into the store without telling anybody."""
-    state = decide(None, to_begin(a_saga(saga_id)), Moment(now_ms=1_700_000_000_000, published={})).state
+    state = decide(None, to_begin(a_saga(saga_id)), Moment(now_ms=at_ms, published={})).state
     assert isinstance(state, SagaState)
     step = replace(state.step, phase=_PHASES[status, parked], parked="why" if parked else None)
     state = replace(state, status=status, steps=(replace(step, compensation="Undo"),))
@@ -641,6 +650,21 @@ def test_parked_sagas_come_first_then_live_ones_then_ended_ones(client: SagaClie
     assert listed(client.list(status="ABORTED", limit=5)) == ["ended-late"]
     with pytest.raises(ValueError, match=r"status must be one of PENDING, .*, PARKED, not 'GONE'"):
         client.list(status="GONE")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("parked", [True, False], ids=["parked", "live"])
+def test_of_parked_and_of_live_sagas_those_come_first_that_changed_last(
+    client: SagaClient, parked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = [4, 1, 5, 9, 2, 6, 3]
+    for number, at_ms in enumerate(began):
+        put(client._redis, f"s{at_ms}", SagaStatus.PENDING, parked=parked, score=number, at_ms=at_ms * 1000)
+    assert listed(client.list()) == ["s9", "s6", "s5", "s4", "s3", "s2", "s1"]
+    assert listed(client.list(limit=2)) == ["s9", "s6"]
+    assert listed(client.list("PENDING", limit=2)) == ["s9", "s6"]
+    monkeypatch.setattr(listing, "ORDERED", 6)  # then they come in the order of their index
+    in_index = sorted(f"s{at_ms}" for at_ms in began) if parked else [f"s{at_ms}" for at_ms in began]
+    assert listed(client.list()) == in_index
 
 
 def test_what_is_damaged_or_gone_stops_no_list(client: SagaClient) -> None:
