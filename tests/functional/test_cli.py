@@ -135,7 +135,7 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     listed = commands.run("list", **running)
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["PARKED", "PENDING", "ABORTED", "COMPLETED"]
     assert "nobody knows what undoes Odd of step 1" in listed.stdout
-    assert listed.stderr == "4 shown; 2 live and 2 ended in the store\n"
+    assert listed.stderr == "4 shown; 2 live, 1 of them parked, and 2 ended in the store\n"
     for status, ids in {
         "parked": ["parked"], "compensating": ["parked"], "pending": ["waits"], "COMPLETED": ["good"],
     }.items():  # fmt: skip

@@ -5,12 +5,15 @@ import json
 from typing import Any
 
 import pytest
+import redis
 
+from sagastream.broker import scripting
+from sagastream.core.messages import Intervene, Verb
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
-from sagastream_bridge.inspection import doctor
+from sagastream_bridge.inspection import doctor, indexes, streams
 from sagastream_bridge.inspection.doctor import Doctor
 from support.newer import FORMAT, newer
 from support.processes import Commands
@@ -133,6 +136,29 @@ def test_what_is_wrong_in_the_indexes_is_found_and_set_right(scene: Scene, ill: 
     assert [text for text in found(scene) if "saga s1" in text] == []
 
 
+def test_a_worker_removes_a_member_of_timers_that_is_no_id_once_it_is_due(scene: Scene) -> None:
+    scene.redis.zadd(ONLY.timers, {b"\xff\xfe": 1, b"a b": 1, b"later": 9e15})
+    scene.turns_until(lambda: scene.redis.zcard(ONLY.timers) == 1)
+    scene.begin("s1", do(1))
+    assert scene.play("s1").ended
+
+
+@pytest.mark.parametrize("score", [1, "+inf"])
+def test_a_member_of_timers_that_is_no_id_is_named_and_removed(scene: Scene, score: Any) -> None:
+    ended(scene)
+    says = f"b'\\xff\\xfe' is a member of {ONLY.timers} and no id of a saga: something else has written there"
+    scene.redis.zadd(ONLY.timers, {b"\xff\xfe": score})
+    assert found(scene) == [f"problem: {says}; sagastream doctor --repair sets it right"]
+    assert found(scene, repair=True) == [f"repaired: {says}; set right"]
+    assert scene.redis.zcard(ONLY.timers) == 0
+    assert found(scene) == []
+
+
+def test_a_key_that_no_saga_can_have_is_told_of(scene: Scene) -> None:
+    scene.redis.hset(ONLY.saga("").encode() + b"\xff", "a", "b")
+    assert found(scene) == ["problem: \\xff stands at a key that no saga has"]
+
+
 def test_of_a_store_that_is_full_is_told_what_can_be(scene: Scene) -> None:
     live(scene)
     scene.redis.config_set("maxmemory", "1mb")
@@ -163,7 +189,7 @@ def test_damaged_sagas_are_told_of(scene: Scene) -> None:
     live(scene)
     scene.redis.hset(ONLY.saga("s1"), "version", "x")
     scene.redis.set(ONLY.saga("other"), "x")
-    texts = sorted(text for text in found(scene, repair=True) if "saga " in text)
+    texts = sorted(text for text in found(scene, repair=True) if text.startswith("problem: saga "))
     assert texts[0].startswith("problem: saga other stands at a key that holds no hash")
     assert texts[1].startswith("problem: saga s1 stands still until its fields are mended")
 
@@ -184,7 +210,7 @@ def test_a_services_commands_that_are_no_stream_are_told_of(scene: Scene) -> Non
 
 
 def test_sagas_that_nobody_sees_to_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_LATE_MS", 0)
+    monkeypatch.setattr(indexes, "LATE_MS", 0)
     scene.begin("s1", do(1, timeout_ms=1))
     scene.turns_until(lambda: scene.client.get("s1") is not None)
     until(lambda: any("should have moved" in text for text in found(scene)), what="it is late")
@@ -207,6 +233,141 @@ def test_a_repair_leaves_a_saga_alone_that_has_moved_meanwhile(scene: Scene) -> 
     assert scene.redis.ttl(ONLY.saga("s1")) > 0
 
 
+# --- entries that nobody reads
+
+
+def lost(scene: Scene) -> list[str]:
+    return [text for text in found(scene) if "nobody will read" in text]
+
+
+def test_an_entry_whose_consumer_was_deleted_is_put_back(scene: Scene) -> None:
+    scene.begin("s1", do(1))
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+    scene.redis.xgroup_create(ONLY.commands("work"), "work", id="0")
+    scene.redis.xreadgroup("work", "gone", {ONLY.commands("work"): ">"})
+    assert lost(scene) == []  # somebody has it
+    scene.redis.xgroup_delconsumer(ONLY.commands("work"), "work", "gone")
+    [text] = lost(scene)
+    assert text.startswith("problem: entries that nobody will read: 1 (")
+    assert text.endswith("sagastream doctor --repair puts them back")
+    assert any("put back: 1" in one for one in found(scene, repair=True))
+    assert lost(scene) == []
+    assert scene.play("s1").ended
+    assert scene.effects.done == ["s1/1/transaction"]
+
+
+@pytest.mark.parametrize("to", ["$", "9999999999999-0"])
+def test_entries_that_a_group_was_set_past_are_put_back_and_so_are_those_that_follow(scene: Scene, to: str) -> None:
+    stream = ONLY.commands("work")
+    scene.redis.xgroup_create(stream, "work", id="0", mkstream=True)
+    for number in range(60):
+        scene.begin(f"s{number}", do(number))
+    scene.turns_until(lambda: scene.redis.xlen(stream) == 60)
+    scene.redis.xgroup_setid(stream, "work", to)
+    assert any("entries that nobody will read: 60" in text for text in found(scene))
+    assert any("put back: 60" in text for text in found(scene, repair=True))
+    assert lost(scene) == []
+    scene.begin("later", do(1))
+    for saga_id in [*(f"s{number}" for number in range(60)), "later"]:
+        assert scene.play(saga_id).ended
+    assert len(scene.effects.done) == 61
+
+
+@pytest.mark.parametrize("stream", [ONLY.requests, ONLY.replies("work")])
+def test_requests_and_replies_that_nobody_will_read_are_put_back_too(scene: Scene, stream: str) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin("s1", do(1))
+    if stream != ONLY.requests:
+        scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+        scene.runner.turn(block_ms=1)
+    scene.redis.xgroup_setid(stream, keys.ORCHESTRATOR_GROUP, "$")
+    assert len(lost(scene)) == 1
+    found(scene, repair=True)
+    assert scene.play("s1").ended
+    assert scene.effects.done == ["s1/1/transaction"]
+
+
+def test_what_is_answered_while_it_is_looked_at_is_not_put_back(scene: Scene) -> None:
+    """The script looks again."""
+    stream = ONLY.commands("work")
+    scene.redis.xgroup_create(stream, "work", id="0", mkstream=True)
+    ids: Any = [scene.redis.xadd(stream, {"body": "{}"}) for _ in range(3)]
+    held, gone, unread = ids
+    scene.redis.xreadgroup("work", "one", {stream: ">"}, count=2)
+    scene.redis.xack(stream, "work", gone)
+    scene.redis.xdel(stream, gone)
+    put_back = scripting.load(scene.redis, "put_back")
+    assert put_back(keys=[stream], args=["work", held, gone, unread, "7-7"]) == 0
+    entries: Any = scene.redis.xrange(stream)
+    assert [entry_id for entry_id, _ in entries] == [held, unread]
+    with pytest.raises(redis.ResponseError, match="NOGROUP"):
+        put_back(keys=[stream], args=["others", held])
+
+
+# --- services that do not run
+
+
+def test_commands_of_a_service_that_never_was_are_dropped_when_no_saga_waits(
+    scene: Scene, server: Server, commands: Commands
+) -> None:
+    env = {"REDIS_URL": server.url}
+    for saga_id in ("s1", "s2"):
+        scene.begin(saga_id, do(1, service="wrok", attempts=1, timeout_ms=86_400_000))
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("wrok")) == 2)
+    [text] = [text for text in found(scene) if "wrok" in text]
+    assert text.startswith("problem: no process of service wrok is listening, and none ever was")
+    assert "sagas that wait for Do: 2 (" in text
+    kept = commands.run("drop-commands", "wrok", **env)
+    assert (kept.returncode, kept.stdout) == (1, "0 dropped\n")
+    assert "2 kept: sagas wait for them: s1, s2" in kept.stderr
+    for saga_id in ("s1", "s2"):
+        append_requests(scene.redis, [Intervene(verb=Verb.CANCEL, saga_id=saga_id, reason="misspelt", now=True)])
+    scene.turns_until(lambda: all((s := scene.client.get(one)) is not None and s.parked for one in ("s1", "s2")))
+    for saga_id in ("s1", "s2"):
+        append_requests(scene.redis, [Intervene(verb=Verb.ABANDON, saga_id=saga_id, reason="misspelt")])
+    scene.turns_until(lambda: all((s := scene.client.get(one)) is not None and s.ended for one in ("s1", "s2")))
+    [text] = [text for text in found(scene) if "wrok" in text]
+    assert text == (
+        "warning: no process of service wrok is listening, and none ever was; is it a misspelling of work?; commands "
+        "that no saga is known to wait for: 2; sagastream drop-commands wrok  # drops 2 of them"
+    )
+    dropped = commands.run("drop-commands", "wrok", **env)
+    assert (dropped.returncode, dropped.stdout, dropped.stderr) == (0, "2 dropped\n", "")
+    assert not scene.redis.exists(ONLY.commands("wrok"))
+    assert not scene.redis.sismember(KEYS.services, "wrok")
+    assert not any("wrok" in text for text in found(scene))
+
+
+def test_commands_that_a_process_may_have_read_are_kept(scene: Scene, server: Server, commands: Commands) -> None:
+    stream = ONLY.commands("till")
+    scene.redis.sadd(KEYS.services, "till")
+    scene.redis.xgroup_create(stream, "till", id="0", mkstream=True)
+    body: Any = {"body": '{"type":"Do","saga_id":"gone","step":1}'}
+    scene.redis.xadd(stream, body)
+    scene.redis.xreadgroup("till", "dead", {stream: ">"})
+    scene.redis.xadd(stream, body | {"replayed": "1"})
+    scene.redis.xadd(stream, body)
+    assert "is at work" in commands.run("drop-commands", "till", REDIS_URL=server.url).stderr  # it asked a moment ago
+
+    def dropped() -> bool:
+        return commands.run("drop-commands", "till", REDIS_URL=server.url).stdout == "1 dropped\n"
+
+    until(dropped, what="it counts as dead")
+    assert scene.redis.xlen(stream) == 2
+    assert any("no process of service till is listening" in text for text in found(scene))
+
+
+# --- the clock
+
+
+def test_a_clock_that_was_set_back_is_told_of(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)
+    now: Any = scene.redis.time()
+    scene.redis.xadd(ONLY.replies("work"), {"body": "{}"}, id=f"{(now[0] + 3600) * 1000}-0")
+    text = "problem: the newest entry of a stream is 60 m ahead of the broker's clock: the clock was set back. "
+    assert any(one.startswith(text) for one in found(scene))
+
+
 def test_nobody_at_work_is_told_of(scene: Scene) -> None:
     live(scene)
     for stream, group in ((ONLY.requests, keys.ORCHESTRATOR_GROUP), (ONLY.replies("work"), keys.ORCHESTRATOR_GROUP)):
@@ -215,8 +376,14 @@ def test_nobody_at_work_is_told_of(scene: Scene) -> None:
             scene.redis.xgroup_delconsumer(stream, group, consumer["name"])
     scene.redis.delete(KEYS.alive)
     texts = found(scene)
-    assert "problem: none is running, entries that wait: 0; sagastream worker" in texts
-    assert "problem: none is running, entries that wait: 1; sagastream service MODULE:NAME" in texts
+    assert (
+        "problem: no worker is running; sagastream worker  # starts one; sagastream up keeps it running, too; "
+        "requests that wait: 0"
+    ) in texts
+    assert (
+        "problem: no process of service elsewhere is listening, and none ever was; "
+        "sagastream service MODULE:NAME  # starts one; sagas that wait for Do: 1 (s1)"
+    ) in texts
 
 
 def test_workers_that_do_not_know_a_format_that_others_know_are_told_of(scene: Scene) -> None:
@@ -252,7 +419,7 @@ def test_sagas_of_a_newer_format_are_counted_and_no_more_is_said_of_them(scene: 
 
 
 def test_entries_that_somebody_has_held_for_long_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_HELD_MS", 0)
+    monkeypatch.setattr(streams, "_HELD_MS", 0)
     scene.begin("s1", do(1))
     assert scene.another_worker()._inbox.read(1)
     assert any("was held by" in text and "delivered 1 times" in text for text in found(scene))

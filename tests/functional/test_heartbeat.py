@@ -262,10 +262,10 @@ def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Com
         assert "no worker is running" in commands.run("show", "s1", **env).stdout
         assert "; no worker is running" in commands.run("list", **env).stderr
         doctor = commands.run("doctor", **env).stdout
-        assert "problem   workers       nobody was heard for" in doctor
+        assert "problem   workers       no worker is running that answers: " in doctor
         assert "no worker is running" in commands.run("begin", "-", given=body.replace("s1", "s2"), **env).stderr
     finally:
         worker.send_signal(signal.SIGCONT)
     until(lambda: heartbeat.worker_is_alive(client, KEYS), what="it is heard again", timeout_s=5.0)
     assert "no worker" not in commands.run("show", "s1", **env).stdout
-    assert "1 at work" in commands.run("doctor", **env).stdout
+    assert "at work: 1;" in commands.run("doctor", **env).stdout

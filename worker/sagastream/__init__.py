@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sagastream.client.requests import SagaRequest as SagaRequest
     from sagastream.client.requests import StepRequest as StepRequest
     from sagastream.client.requests import Unsettled as Unsettled
+    from sagastream.core.causes import Cause as Cause
+    from sagastream.core.causes import CauseKind as CauseKind
     from sagastream.core.saga import SagaState as SagaState
     from sagastream.core.saga import SagaStatus as SagaStatus
     from sagastream.effects.once import Effects as Effects
@@ -39,6 +41,8 @@ _WHERE = {
     "AsyncSagaClient": "client.event_loop",
     "Broker": "broker.connection",
     "BrokerError": "errors",
+    "Cause": "core.causes",
+    "CauseKind": "core.causes",
     "Context": "service.declaration",
     "CorruptSaga": "errors",
     "Effects": "effects.once",
@@ -68,6 +72,8 @@ __all__ = [
     "AsyncSagaClient",
     "Broker",
     "BrokerError",
+    "Cause",
+    "CauseKind",
     "Context",
     "CorruptSaga",
     "Effects",

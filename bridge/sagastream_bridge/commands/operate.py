@@ -145,6 +145,37 @@ def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
 
 
 @click.command()
+@click.argument("service", metavar="SERVICE")
+def drop_commands(service: str) -> None:
+    """Drop the commands of a service that does not run: those that no process has read and no saga waits for.
+
+    Exit code 1 if some were kept.
+    """
+    from sagastream.core.messages import is_service
+
+    if not is_service(service):
+        raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint="SERVICE")
+    with opened() as broker:
+        from sagastream.store import heartbeat, layout
+        from sagastream_bridge.inspection import unread
+
+        keys = layout.look(broker)
+        processes = heartbeat.processes(broker.client, keys, [service])
+        if alive := [process.name for process in processes if process.service == service and process.is_alive]:
+            raise click.ClickException(safe(f"service {service} is at work, and answers what it reads: {alive[0]}"))
+        found = unread.unread(broker.client, keys, service)
+        dropped = unread.drop(broker.client, keys, service, found.unwanted)
+        click.echo(f"{dropped} dropped")
+        if found.awaited:
+            ids = ", ".join(found.awaited[:5]) + (" …" if len(found.awaited) > 5 else "")
+            click.echo(safe(f"{len(found.awaited)} kept: sagas wait for them: {ids}"), err=True)
+        if found.kept:
+            click.echo(f"{found.kept} kept: a process may have read them before", err=True)
+    if found.awaited or found.kept:
+        sys.exit(1)
+
+
+@click.command()
 @click.option("--repair", is_flag=True, help="Repair what can be repaired: the places of sagas in the indexes.")
 @click.option(
     "--after-failover",
@@ -207,4 +238,4 @@ def _as_json(message: "Quarantined") -> dict[str, object]:
 
 
 #: All of them.
-COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), quarantine, doctor)
+COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), quarantine, drop_commands, doctor)

@@ -82,11 +82,13 @@ def show(saga_id: str, as_json: bool) -> None:
 
         found = lookup.saga(broker, saga_id)
         if found.state is None:
-            raise click.ClickException(f"there is no saga {saga_id} in this store{found.hint}")
+            raise click.ClickException(
+                safe(f"there is no saga {saga_id} in this store{views.absent(found.causes, found.notes)}")
+            )
         if as_json:
             click.echo(lookup.as_json(found))
         else:
-            for line in views.saga(found.state, found.now_ms, found.notes):
+            for line in views.saga(found.state, found.now_ms, found.notes, found.causes):
                 click.echo(line)
 
 
@@ -95,14 +97,15 @@ def show(saga_id: str, as_json: bool) -> None:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
-    """List sagas: parked ones first, then live ones, then ended ones, the newest first."""
+    """List sagas: parked ones first, then live ones, then ended ones; of each kind those first that changed last."""
     with opened() as broker:
+        from sagastream.client.listing import ORDERED
         from sagastream.errors import NewerFormat
         from sagastream_bridge.inspection import lookup, views
 
         listing = lookup.listing(broker, status, limit)
-        for state in listing.states:
-            click.echo(lookup.row_as_json(state) if as_json else views.row(state, listing.now_ms))
+        for state, causes in zip(listing.states, listing.causes, strict=True):
+            click.echo(lookup.row_as_json(state, causes) if as_json else views.row(state, listing.now_ms, causes))
         for problem in listing.unreadable:
             label = "NEWER" if isinstance(problem, NewerFormat) else "DAMAGED"
             click.echo(f"{label:<12}  {safe(str(problem))}")
@@ -111,8 +114,11 @@ def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
         unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
         aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
         nobody = "" if listing.worker_is_alive or not (listing.live or listing.unread) else "; no worker is running"
-        counts = f"{listing.live} live and {listing.ended} ended in the store{unread}{aside}{nobody}"
-        click.echo(f"{shown} shown{more}; {counts}", err=True)
+        parked = f", {listing.parked} of them parked," if listing.parked else ""
+        counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{nobody}"
+        many = max(listing.parked, listing.live - listing.parked) > ORDERED
+        order = f"; more than {ORDERED} live or parked ones are not listed by their last change" if many else ""
+        click.echo(f"{shown} shown{more}; {counts}{order}", err=True)
 
 
 def _worker_shows_up(broker: "Broker", keys: "StoreKeys") -> bool:

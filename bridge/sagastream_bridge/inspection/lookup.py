@@ -1,6 +1,7 @@
 """Reads the store for people: one saga with all that explains it, or many, one per line."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -9,20 +10,25 @@ import orjson
 import redis
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.exchange import run
 from sagastream.broker.wire import execute
 from sagastream.client.blocking import SagaClient
+from sagastream.client.evidence import explain, explained
 from sagastream.client.listing import ListStatus
+from sagastream.core.causes import Cause
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.step_state import Step
 from sagastream.errors import UnreadableSaga
 from sagastream.store import heartbeat, layout, lineage, sagas
 from sagastream.store.columns import iso
-from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
 
 #: Among how many of the newest quarantined entries to look for those of a saga.
 _QUARANTINE_LOOK: Final = 1000
+#: Of a list, so many sagas are explained together; for each, so many entries of a stream are looked at at most.
+_EXPLAINED_AT_ONCE: Final = 50
+_LOOKED_AT: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,53 +38,40 @@ class Found:
     state: SagaState | None
     now_ms: int
     notes: list[str]
-    hint: str = ""  # if there is no such saga: why that may be
+    causes: tuple[Cause, ...] = ()  # why it waits or, if there is no such saga, why it may not be there yet
 
 
 @dataclass(slots=True, kw_only=True)
 class Listing:
     now_ms: int
     live: int
+    parked: int  # of those that are live
     ended: int
     unread: int  # requests that no worker has read yet
     quarantined: int
     worker_is_alive: bool
     states: list[SagaState] = field(default_factory=list)
+    causes: list[tuple[Cause, ...]] = field(default_factory=list)  # why each of them waits
     unreadable: list[UnreadableSaga] = field(default_factory=list)
 
 
 def saga(broker: Broker, saga_id: str) -> Found:
     """Look up one saga. Raises UnreadableSaga."""
     client, keys = broker.client, layout.look(broker)
-    states, now_ms = sagas.read(client, keys, [saga_id])
-    state = states[saga_id]
+    state, causes, now_ms = run(client, explained(keys, saga_id))
     if isinstance(state, UnreadableSaga):
         raise state
+    losses = lineage.losses(client, keys)
     if state is None:
-        unread = client.xlen(keys.of(saga_id).requests)
-        hint = f" yet; requests that no worker has read: {unread}" if unread else ""
-        hint += _no_worker(client, keys, bool(unread))
-        hint += "".join(f"; {loss.text}" for loss in lineage.losses(client, keys))
-        return Found(state=None, now_ms=now_ms, notes=[], hint=hint)
+        return Found(state=None, now_ms=now_ms, notes=[loss.text for loss in losses], causes=causes)
     notes = [
         f"{loss.text}: this saga may say other than what was done; see sagastream doctor --after-failover"
-        for loss in lineage.losses(client, keys)
+        for loss in losses
         if state.begun_ms < loss.found_ms
     ]
-    if not state.ended and not state.parked:
-        service = state.step.definition.service
-        known = heartbeat.processes(client, keys, [service])
-        theirs = [process for process in known if process.service == service]
-        if not theirs:
-            notes.append(f"no process of service {service} is listening")
-        elif not any(process.is_alive for process in theirs):
-            seconds = min(process.silent_ms for process in theirs) // 1000
-            notes.append(f"no process of service {service} was heard for {seconds} s: it hangs or is dead")
-        if not any(process.kind == Kind.WORKER and process.is_alive for process in known):
-            notes.append("no worker is running")
     if not state.ended:
         notes += _quarantined(client, keys, saga_id)
-    return Found(state=state, now_ms=now_ms, notes=notes)
+    return Found(state=state, now_ms=now_ms, notes=notes, causes=causes)
 
 
 def as_json(found: Found) -> str:
@@ -91,6 +84,7 @@ def as_json(found: Found) -> str:
         "parked": state.parked,
         "cancelling": state.cancelling,
         "waiting_for": None if state.ended else state.waiting_for,
+        "why": _causes(found.causes),
         "notes": found.notes,
         "begun_at": iso(state.begun_ms),
         "updated_at": iso(state.updated_ms),
@@ -109,12 +103,13 @@ def as_json(found: Found) -> str:
     return json.dumps(view, indent=2)  # plain ASCII: nothing in it can act on a terminal
 
 
-def row_as_json(state: SagaState) -> str:
+def row_as_json(state: SagaState, causes: Sequence[Cause] = ()) -> str:
     """The row of a saga in a list, as one line of JSON."""
     row = {
         "saga_id": state.saga_id,
         "status": str(state.status),
         "waiting_for": None if state.ended else state.waiting_for,
+        "why": _causes(causes),
         "parked": state.parked,
         "reason": state.reason,
         "begun_at": iso(state.begun_ms),
@@ -129,32 +124,44 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
     pipeline = store.pipeline(transaction=False)
     for partition in keys.partitions:
         pipeline.zcard(partition.timers)
+        pipeline.zcount(partition.timers, "+inf", "+inf")
         pipeline.zcard(partition.ended)
         pipeline.xlen(partition.requests)
         pipeline.xlen(partition.interventions)
     counts = execute(pipeline)
     found = Listing(
         now_ms=sagas.read(store, keys, [])[1],
-        live=sum(counts[0::4]),
-        ended=sum(counts[1::4]),
-        unread=sum(counts[2::4]) + sum(counts[3::4]),
+        live=sum(counts[0::5]),
+        parked=sum(counts[1::5]),
+        ended=sum(counts[2::5]),
+        unread=sum(counts[3::5]) + sum(counts[4::5]),
         quarantined=len(Quarantine(store, keys)),
         worker_is_alive=heartbeat.worker_is_alive(store, keys),
     )
-    for one in SagaClient(broker).list(status):
+    for one in SagaClient(broker).list(status, None):
         if isinstance(one, UnreadableSaga):
             found.unreadable.append(one)
         else:
             found.states.append(one)
             if len(found.states) == limit:
                 break
+    for at in range(0, len(found.states), _EXPLAINED_AT_ONCE):
+        found.causes += run(store, explain(keys, found.states[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
     return found
 
 
-def _no_worker(client: "redis.Redis", keys: StoreKeys, matters: bool) -> str:
-    if not matters or heartbeat.worker_is_alive(client, keys):
-        return ""
-    return ", and no worker is running: sagastream worker"
+def _causes(causes: Sequence[Cause]) -> list[dict[str, Any]]:
+    """Causes as JSON values; times as everywhere in JSON for people: ISO 8601, with names that end in _at."""
+    return [
+        {"kind": str(cause.kind), "text": cause.text, "do": list(cause.do)}
+        | {
+            name.removesuffix("_ms") + "_at" if name.endswith("_ms") else name: _iso(value)
+            if name.endswith("_ms")
+            else value
+            for name, value in cause.facts.items()
+        }
+        for cause in causes
+    ]
 
 
 def _quarantined(client: "redis.Redis", keys: StoreKeys, saga_id: str) -> list[str]:

@@ -1,16 +1,18 @@
 """How sagas and messages look to a person. All text that strangers wrote goes through `printable`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import orjson
 
 from sagastream.console import printable
+from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepKind
+from sagastream.core.why import headline
 from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantined
 
@@ -54,8 +56,8 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
     return f"{arrow} {printable(service):<10} step {body['step']}  {name} {payload}".rstrip()
 
 
-def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
-    """All that is known about a saga. `notes`: what else explains where it is."""
+def saga(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause] = ()) -> Iterator[str]:
+    """All that is known about a saga. `causes`: why it waits. `notes`: what else there is to say."""
     parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
     yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
     yield f"  began    {_when(state.begun_ms, now_ms)}"
@@ -66,8 +68,21 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
         yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
     if state.parked:
         yield f"  parked   {printable(state.parked)}"
-        verbs = "retry|skip|abandon" + ("|cancel" if state.may_be_cancelled else "")
-        yield f"  you can  sagastream {verbs} {printable(state.saga_id)} --reason TEXT"
+    yield from _why(causes)
+    yield from _more(state, now_ms, notes)
+    for number, step in enumerate(state.steps, 1):
+        yield from _step(number, step, now_ms)
+
+
+def _why(causes: Sequence[Cause]) -> Iterator[str]:
+    for cause in causes:
+        if cause.kind is not CauseKind.PARKED:  # which is said already
+            yield f"  {styled('why', bold=True)}      {printable(cause.text)}"
+        for line in cause.do:
+            yield f"  you can  {printable(line)}"
+
+
+def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
     if state.cancelling:
         yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
@@ -80,17 +95,22 @@ def saga(state: SagaState, now_ms: int, notes: list[str]) -> Iterator[str]:
         yield f"  note     {printable(note)}"
     if state.duplicates:
         yield f"  ignored  {state.duplicates} replies that came too late, or more than once"
-    for number, step in enumerate(state.steps, 1):
-        yield from _step(number, step, now_ms)
 
 
-def row(state: SagaState, now_ms: int) -> str:
-    """A saga on one line of a list."""
-    why = state.parked and f"parked: {state.parked}"
-    why = why or (state.reason if state.ended else f"waits for {printable(state.waiting_for)}") or ""
+def row(state: SagaState, now_ms: int, causes: Sequence[Cause] = ()) -> str:
+    """A saga on one line of a list. `causes`: why it waits."""
+    why = f"parked: {state.parked}" if state.parked else state.reason or ""
+    if not (state.ended or state.parked):
+        why = headline(causes) or f"waits for {state.waiting_for}"
     name = "PARKED" if state.parked else str(state.status)
     shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
     return f"{shown}  {spoken(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
+
+
+def absent(causes: Sequence[Cause], notes: Sequence[str]) -> str:
+    """Why a saga that was asked for may not be there yet, or not any more; put after the sentence that it is not."""
+    words = [cause.text for cause in causes] + [line for cause in causes for line in cause.do]
+    return "; ".join([" yet" if words else "", *words, *notes])
 
 
 def quarantined(message: Quarantined) -> str:

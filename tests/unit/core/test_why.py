@@ -117,6 +117,10 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         (OUT, at_work(ALIVE), HELD),
         [(CauseKind.RUNNING, [f"process {PID} has Charge, and was heard 0 s ago"])],
     ),
+    "held by a process that is silent, though not for long": (
+        (OUT, at_work(replace(ALIVE, is_at_work=False, silent_ms=8_000)), replace(HELD, deliveries=3)),
+        [(CauseKind.RUNNING, ["(delivered 3 times), and was heard 8 s ago: it may be dead or hung", "may die of it"])],
+    ),
     "held behind what hangs": (
         (OUT, at_work(ALIVE, handlers=(HANGING,), hung=frozenset({PID})), HELD),
         [(CauseKind.HANGS, ["has not begun it", "of saga other"])],
@@ -161,6 +165,10 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
     "handed back, and nobody has it": (
         (OUT, at_work(replace(ALIVE, commands=frozenset({"Old"}))), replace(HELD, handed_back=True)),
         [(CauseKind.NO_COMMAND, ["service payment publishes Charge, and no process at work has it", PID, "a release"])],
+    ),
+    "queued, and a process has just died": (
+        (OUT, at_work(ALIVE, replace(ALIVE, name="b", is_at_work=False)), UNREAD),
+        [(CauseKind.QUEUED, ["payment at work: 1, and 1 not heard for some seconds"])],
     ),
     "one of two releases has it": (
         (

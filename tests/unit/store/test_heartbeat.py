@@ -9,7 +9,7 @@ import redis
 
 from sagastream.broker.connection import BLOCK_MS
 from sagastream.store import heartbeat
-from sagastream.store.heartbeat import ALIVE_WITHIN, Heartbeat, Kind, Process, _look
+from sagastream.store.heartbeat import ALIVE_WITHIN, Heartbeat, Kind, Process, look
 from support.stores import KEYS
 
 NOW_MS = 1_700_000_000_000
@@ -31,11 +31,11 @@ def a_member(**changes: Any) -> bytes:
 def looked(*answers: Any, services: tuple[str, ...] = ()) -> list[Process]:
     """What is found if the broker gives this answer: the members and scores of the zset, then the consumers of each
     group."""
-    look = _look(KEYS, services)
-    asked = next(look)
+    exchange = look(KEYS, services)
+    asked = next(exchange)
     assert len(asked) == 1 + len(answers)
     with pytest.raises(StopIteration) as end:
-        look.send([TIME, *answers])
+        exchange.send([TIME, *answers])
     found: list[Process] = end.value.value
     return found
 

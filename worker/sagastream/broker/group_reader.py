@@ -38,7 +38,7 @@ _GONE_MS: Final = 60_000
 #: next reading needs to come.
 _FRESH_S: Final = 1.0
 #: The idle time that is set on an entry which is handed back, in milliseconds: longer than any lease.
-_HANDED_BACK_MS: Final = 24 * 3600 * 1000
+HANDED_BACK_MS: Final = 24 * 3600 * 1000
 #: Of how many entries one script call changes the lease: far fewer than it can take, so that nobody waits for long.
 _HELD_AT_ONCE: Final = 1000
 #: If abandoned entries are for a newer release, the next look for them comes after so many times as long as this one
@@ -235,7 +235,7 @@ class GroupReader:
     def hand_back(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
         """Have others take these over at once. This reader, too, may come by them again. Returns where those stand that
         it did not hold any more."""
-        return {entry.at for entry in entries}.difference(self._hold_all(entries, _HANDED_BACK_MS))
+        return {entry.at for entry in entries}.difference(self._hold_all(entries, HANDED_BACK_MS))
 
     def _hold_all(self, entries: Sequence[Entry], idle_ms: int) -> list[tuple[str, bytes]]:
         """`hold` for entries of any streams, in one round trip. Returns where those stand that this reader holds."""

@@ -16,10 +16,11 @@ import redis
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage, is_outage
-from sagastream.client import requests
+from sagastream.client import evidence, requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
+from sagastream.core.causes import Cause
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
@@ -113,6 +114,17 @@ class SagaClient:
         if isinstance(state, UnreadableSaga):
             raise state
         return state
+
+    def why(self, saga_id: str) -> tuple[Cause, ...]:
+        """Why a saga waits, as `sagastream show` says it: the first cause first; nothing if it has ended. If no worker
+        has read its request yet: why. Some round trips: for people, not for polling.
+
+        Raises UnreadableSaga if the saga cannot be read.
+        """
+        explained = run(self._redis, evidence.explained(self._looked(), saga_id))
+        if isinstance(explained.found, UnreadableSaga):
+            raise explained.found
+        return explained.causes
 
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Wait until the saga has ended, or is parked and waits for a person. Return it as it is then. While the broker
@@ -218,7 +230,9 @@ class SagaClient:
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
     ) -> Iterator[SagaState | UnreadableSaga]:
-        """The sagas of the store: parked ones first, then live ones, then ended ones, the newest first.
+        """The sagas of the store: parked ones first, then live ones, then ended ones; of each kind those first that
+        changed last. Of more than 20,000 parked ones, they come by id; of so many other live ones, by when they are
+        due.
 
         They are read page by page, when the iterator needs them. If the caller acts on parked sagas meanwhile, none is
         missed. A live saga that changes meanwhile may come twice or not at all. If a saga cannot be read, its error is

@@ -11,11 +11,12 @@ from redis.asyncio import ConnectionPool
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.outage import OutageReport, is_outage
-from sagastream.client import requests
+from sagastream.client import evidence, requests
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.core import backoff
+from sagastream.core.causes import Cause
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import BrokerError, UnreadableSaga
@@ -84,6 +85,13 @@ class AsyncSagaClient:
         if isinstance(state, UnreadableSaga):
             raise state
         return state
+
+    async def why(self, saga_id: str) -> tuple[Cause, ...]:
+        """Why a saga waits. See SagaClient.why."""
+        explained = await self._run(evidence.explained(await self._looked(), saga_id))
+        if isinstance(explained.found, UnreadableSaga):
+            raise explained.found
+        return explained.causes
 
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Await the end of a saga, or that it is parked. To wait for many sagas, use one task for each. See

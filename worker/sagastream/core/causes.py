@@ -49,7 +49,7 @@ class Reader(Struct, frozen=True, kw_only=True):
     name: str
     is_alive: bool
     silent_ms: int  # how long ago it was heard
-    is_at_work: bool = True  # whether it is alive and was heard so lately that it is surely no dead one
+    is_at_work: bool = True  # whether it was heard as lately as processes that work always are
     commands: frozenset[str] | None = None  # those that it has; None: it does not say
 
 
@@ -81,9 +81,12 @@ class ServiceFacts(Struct, frozen=True, kw_only=True):
         return [process for process in self.processes if process.is_alive]
 
     @property
-    def at_work(self) -> int:
-        """How many of its processes are at work. One that died a moment ago is not counted beside its successor."""
-        return sum(process.is_at_work for process in self.alive) or len(self.alive)
+    def at_work(self) -> str:
+        """How many of its processes are at work, in words. One that died a moment ago still counts as alive, but is not
+        counted beside its successor."""
+        number = sum(process.is_at_work for process in self.alive)
+        quiet = len(self.alive) - number
+        return f"{number}, and {quiet} not heard for some seconds" if quiet else str(number)
 
     def process(self, name: str) -> Reader | None:
         """Its process of this name, dead or alive."""

@@ -120,6 +120,8 @@ class CommandOut:
             return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**front.facts, **facts})
         attempt, again = self._state.step.current_attempt, self._deliveries()
         text = f"{has}{again}, and was heard {spoken(holder.silent_ms)} ago"
+        if not holder.is_at_work:
+            text += ": it may be dead or hung" + self._may_kill()
         return self._cause(CauseKind.RUNNING, text, attempt=attempt, **facts)
 
     def _running(self, mine: Handler) -> Cause:
@@ -146,8 +148,7 @@ class CommandOut:
         holder, service = self._service.process(name), self._service
         heard = "is not heard any more" if holder is None else f"was last heard {spoken(holder.silent_ms)} ago"
         text = f"process {name} has {self._command}{self._deliveries()}, and {heard}: dead or hung"
-        if self._place.deliveries >= _MANY_DELIVERIES:
-            text += "; the processes that take it may die of it"
+        text += self._may_kill()
         do: tuple[str, ...] = ()
         if service.alive:
             text += "; another process takes it over when the lease has ended"
@@ -247,6 +248,9 @@ class CommandOut:
 
     def _for(self, before: str, since_ms: int | None, after: str = "") -> str:
         return "" if since_ms is None else f"{before} {spoken(self._now_ms - since_ms)}{after}"
+
+    def _may_kill(self) -> str:
+        return "; the processes that take it may die of it" if self._place.deliveries >= _MANY_DELIVERIES else ""
 
     def _deliveries(self) -> str:
         return f" (delivered {self._place.deliveries} times)" if self._place.deliveries > 1 else ""

@@ -8,7 +8,7 @@ import redis
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import execute, or_raise
-from sagastream.core.messages import Fields
+from sagastream.core.messages import Fields, is_id
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.change import Change
 from sagastream.store import saga_hash, sagas
@@ -64,9 +64,13 @@ class Store:
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
         answers = exchange.run(self._client, exchange.all_of(calls))
-        for partition, (wait_ms, leased_until, *saga_ids) in zip(partitions, answers, strict=True):
+        for partition, (wait_ms, leased_until, *members) in zip(partitions, answers, strict=True):
             self._leased_until[partition] = leased_until
-            found += [(partition, saga_id.decode(errors="backslashreplace")) for saga_id in saga_ids]
+            saga_ids = [text for member in members if is_id(text := member.decode(errors="backslashreplace"))]
+            if len(saga_ids) < len(members):  # sagastream did not write them there, and no commit would remove them
+                known = {saga_id.encode() for saga_id in saga_ids}
+                self._client.zrem(partition.timers, *(member for member in members if member not in known))
+            found += [(partition, saga_id) for saga_id in saga_ids]
             waits.append(wait_ms)
         return found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None)
 

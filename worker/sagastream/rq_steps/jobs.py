@@ -21,7 +21,9 @@ from rq.serializers import JSONSerializer
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from sagastream.broker.connection import DEFAULT_PREFIX
-from sagastream.broker.wire import execute
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import execute, or_raise
+from sagastream.core import causes
 from sagastream.core.messages import Command
 from sagastream.service.declaration import Service
 from sagastream.store.keys import ENDED_KEPT_MS
@@ -80,6 +82,28 @@ def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str
         if not (workers and client.exists(*workers)) and (jobs := Queue(name, connection=client).count):
             waiting[name] = jobs
     return waiting
+
+
+def job_of(command: Command, *, prefix: str, partition: int) -> Exchange[causes.Job | None]:
+    """The job of a command, as RQ has it now; None: there is none. `prefix`: of the store."""
+    one = job_id(command, prefix=prefix, partition=partition)
+    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name")]
+    status, origin, worker = (None, None, None) if isinstance(found, redis.ResponseError) else found
+    if status is None or origin is None:
+        return None
+    queue = origin.decode(errors="backslashreplace")
+    key = Queue.redis_queue_namespace_prefix + queue
+    before, registered = yield [("LPOS", key, one), ("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue)]
+    workers = or_raise(registered)
+    (alive,) = (yield [("EXISTS", *workers)]) if workers else [0]
+    return causes.Job(
+        queue=queue,
+        status=status.decode(errors="backslashreplace"),
+        before=or_raise(before),
+        workers=or_raise(alive),
+        start=start_worker(queue),
+        worker=(worker or b"").decode(errors="backslashreplace"),
+    )
 
 
 def queues_of_sagas(client: "redis.Redis", store: str = DEFAULT_PREFIX) -> list[str]:

@@ -59,6 +59,9 @@ ALIVE_WITHIN: Final = {
 #: so that its consumer is not taken for a process without a heartbeat.
 _TOLD_MS: Final = 60_000
 
+#: A process of this runtime that works writes its heartbeat at least this often, in milliseconds.
+_BEATS_WITHIN_MS: Final = 4_000
+
 #: How often a process writes its heartbeat, in seconds, at most.
 _BEAT_EVERY_S: Final = 0.75
 
@@ -99,6 +102,12 @@ class Process(Struct, frozen=True, kw_only=True):
         within = ALIVE_WITHIN[kind]
         # A time in the future was written before the clock was set back: the process was not heard since.
         return abs(self.silent_ms) <= (within.beat_ms if self.beats else within.asked_ms)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is alive and, if it writes a heartbeat, was heard as lately as processes of this runtime always
+        are. A process that died a moment ago still counts as alive; it must not be counted beside its successor."""
+        return self.is_alive and (not self.beats or abs(self.silent_ms) <= _BEATS_WITHIN_MS)
 
 
 class Heartbeat:
@@ -189,7 +198,7 @@ def processes(client: "redis.Redis", keys: StoreKeys, services: Collection[str] 
 
     Those that write no heartbeat are found too if they are workers, or processes of one of `services`.
     """
-    return exchange.run(client, _look(keys, services))
+    return exchange.run(client, look(keys, services))
 
 
 def worker_is_alive(client: "redis.Redis", keys: StoreKeys) -> bool:
@@ -197,7 +206,7 @@ def worker_is_alive(client: "redis.Redis", keys: StoreKeys) -> bool:
     return any(process.kind == Kind.WORKER and process.is_alive for process in processes(client, keys))
 
 
-def _look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
+def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     """See `processes`."""
     first = keys.partitions[0]  # every process reads all of them
     groups: list[tuple[Kind, str | None, str, str]] = [(Kind.WORKER, None, first.requests, ORCHESTRATOR_GROUP)]

@@ -1,0 +1,193 @@
+"""Examines the sagas of a store: can each be read, does it stand where it should in the indexes, what does it wait for?
+
+A failover that loses writes can leave sagas in wrong places of the indexes: with `repair`, those are set right.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import redis
+
+from sagastream.broker.wire import or_raise
+from sagastream.core.messages import is_id
+from sagastream.core.saga import SagaState
+from sagastream.core.why_out import LATE_MS
+from sagastream.errors import CorruptSaga, NewerFormat
+from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.worker import LEASE_MS
+from sagastream.store import saga_hash, sagas
+from sagastream.store.keys import Partition, StoreKeys
+from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED, Finding, ok, problem, warning
+
+#: How many sagas to examine in one transaction of the broker.
+_PAGE: Final = 100
+#: For how many sagas to report the same finding.
+_SHOWN: Final = 10
+#: Of how many sagas that wait for the same to keep the state.
+_KEPT: Final = 3
+
+
+@dataclass(slots=True)
+class Waiting:
+    """The live sagas whose command is out to the same service and has the same name."""
+
+    count: int = 0
+    first: list[SagaState] = field(default_factory=list)
+
+    @property
+    def named(self) -> str:
+        """How many they are, and the ids of the first."""
+        ids = ", ".join(state.saga_id for state in self.first)
+        return f"{self.count} ({ids}{' …' if self.count > len(self.first) else ''})"
+
+
+class SagaCheck:
+    """The examination. What it has counted is known when `examine` is exhausted."""
+
+    def __init__(self, client: "redis.Redis", keys: StoreKeys, *, repair: bool) -> None:
+        self._client = client
+        self._keys = keys
+        self._repair = repair
+        self._store = Store(client)
+        self._wrong: Counter[str] = Counter()  # how often the same was found of a saga
+        self._parked = self._ended = self._overdue = 0
+        self.live = 0
+        self.newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
+        self.waiting: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # by service and command
+        self.ahead_ms = 0  # how far in the future the last change of a saga is, at most
+
+    def examine(self) -> Iterator[Finding]:
+        for partition in self._keys.partitions:
+            names = self._client.scan_iter(partition.saga("*"), _PAGE)
+            found = (partition.saga_id(key.decode(errors="backslashreplace")) for key in names)
+            while page := list(islice(found, _PAGE)):
+                yield from self._page(partition, [saga_id for saga_id in page if is_id(saga_id)])
+                for name in page:
+                    if not is_id(name):
+                        yield from self._tell("stands at a key that no saga has", name[:64], mended=False, can_be=False)
+            yield from self._strangers(partition)
+        for what, times in self._wrong.items():
+            if times > _SHOWN:
+                level = REPAIRED if self._repair else PROBLEM
+                yield Finding(level=level, about="sagas", text=f"… and {times - _SHOWN} more, of which each {what}")
+        if self._overdue:
+            text = f"{self._overdue} should have moved more than {LATE_MS // 1000} s ago: no worker sees to them"
+            yield problem("sagas", text)
+        if not self._wrong and not self._overdue:
+            yield ok("sagas", f"{self.live} live, {self._ended} ended; each live one has a reason to move")
+        if self._parked:
+            text = f"parked, waiting for a person: {self._parked}; see sagastream list --status parked"
+            yield warning("sagas", text)
+
+    def _page(self, partition: Partition, saga_ids: list[str]) -> Iterator[Finding]:
+        try:
+            # In one transaction: the hash of a saga and its places in the indexes change together.
+            (seconds, micros), *answers = self._places(partition, saga_ids, transaction=True)
+        except redis.OutOfMemoryError:  # it refuses transactions; and commits, so nothing moves
+            (seconds, micros), *answers = self._places(partition, saga_ids, transaction=False)
+        now_ms = seconds * 1000 + micros // 1000
+        for at, saga_id in enumerate(saga_ids):
+            fields, timer, ended, ttl = answers[4 * at : 4 * at + 4]
+            if isinstance(fields, redis.ResponseError):
+                yield from self._found("stands at a key that holds no hash", saga_id)
+                continue
+            state = saga_hash.read(saga_id, or_raise(fields))
+            if isinstance(state, CorruptSaga):
+                yield from self._found(f"stands still until its fields are mended: {state}", saga_id)
+            elif isinstance(state, NewerFormat):
+                self.newer[state.format] += 1
+            elif isinstance(state, SagaState):
+                self._count(state, now_ms)
+                what = _misplaced(state, now_ms, timer, ended, ttl)
+                if what is not None:
+                    mend = Change(partition=partition, saga_id=saga_id, before=state, after=state, rearm=True)
+                    yield from self._found(what, saga_id, mend)
+                elif timer is not None and timer < now_ms - LATE_MS:
+                    self._overdue += 1
+
+    def _places(self, partition: Partition, saga_ids: list[str], *, transaction: bool) -> list[Any]:
+        """The time; then for each saga its hash, its scores in timers and ended, and when it expires."""
+        pipeline = self._client.pipeline(transaction=transaction)
+        pipeline.time()
+        for saga_id in saga_ids:
+            pipeline.hgetall(partition.saga(saga_id))
+            pipeline.zscore(partition.timers, saga_id)
+            pipeline.zscore(partition.ended, saga_id)
+            pipeline.pttl(partition.saga(saga_id))
+        return pipeline.execute(raise_on_error=False)
+
+    def _count(self, state: SagaState, now_ms: int) -> None:
+        self.ahead_ms = max(self.ahead_ms, state.updated_ms - now_ms)
+        if state.ended:
+            self._ended += 1
+            return
+        self.live += 1
+        if state.parked is not None:
+            self._parked += 1
+            return
+        waiting = self.waiting[state.step.definition.service, state.step.command]
+        waiting.count += 1
+        if len(waiting.first) < _KEPT:
+            waiting.first.append(state)
+
+    def _strangers(self, partition: Partition) -> Iterator[Finding]:
+        """Members of timers that are no sagas, or sagas that are not there."""
+        members: Iterator[bytes] = (member for member, _ in self._client.zscan_iter(partition.timers))
+        while page := list(islice(members, _PAGE)):
+            sagas_of_it = [text for member in page if is_id(text := member.decode(errors="replace"))]
+            yield from self._no_ids(
+                partition, [member for member in page if not is_id(member.decode(errors="replace"))]
+            )
+            pipeline = self._client.pipeline(transaction=False)
+            for saga_id in sagas_of_it:
+                pipeline.exists(partition.saga(saga_id))
+            for saga_id, there in zip(sagas_of_it, pipeline.execute(), strict=True):
+                if not there:
+                    change = Change(partition=partition, saga_id=saga_id, before=None, after=None, rearm=True)
+                    yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
+
+    def _no_ids(self, partition: Partition, members: list[bytes]) -> Iterator[Finding]:
+        """Members of timers that cannot be the id of a saga: no commit would remove them."""
+        if self._repair and members:
+            self._client.zrem(partition.timers, *members)
+        for member in members:
+            what = f"is a member of {partition.timers} and no id of a saga: something else has written there"
+            yield from self._tell(what, f"{member[:64]!a}", mended=self._repair, can_be=True)
+
+    def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
+        """Something is wrong with a saga. `mend`: what sets it right."""
+        mended = mend is not None and self._repair
+        if mend is not None and self._repair:
+            _, now_ms = sagas.read(self._client, self._keys, [])
+            if self._store.commit([mend], now_ms)[0]:
+                return  # it has moved meanwhile, so it is right by now
+        yield from self._tell(what, f"saga {saga_id}", mended=mended, can_be=mend is not None)
+
+    def _tell(self, what: str, of: str, *, mended: bool, can_be: bool) -> Iterator[Finding]:
+        """Of many alike, the first ones are reported. `can_be`: whether it can be mended."""
+        self._wrong[what] += 1
+        if self._wrong[what] <= _SHOWN:
+            remedy = "; set right" if mended else "; sagastream doctor --repair sets it right" if can_be else ""
+            yield Finding(level=REPAIRED if mended else PROBLEM, about="sagas", text=f"{of} {what}{remedy}")
+
+
+def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:
+    """What is wrong with a saga's places in the indexes; None: nothing."""
+    if state.ended:
+        if timer is not None:
+            return "has ended, and is still waited for"
+        if ended is None:
+            return "has ended, and is not in the list of ended sagas"
+        return "has ended, and would be kept forever" if ttl_ms == -1 else None
+    if ttl_ms != -1:
+        return "is live, and its hash would expire"
+    if timer is None:
+        return "is live, and nobody would look at it again: it is in no timer"
+    if state.due_ms is None:
+        return None if timer == float("inf") else "is parked, and has a timer"
+    leased = state.due_ms <= now_ms and timer <= now_ms + LEASE_MS
+    return None if timer == state.due_ms or leased else "is live, and its timer is not the time that its hash says"

@@ -1,0 +1,101 @@
+"""Examines a stream and its group: what was held for long, and what nobody will ever read.
+
+XGROUP SETID and XGROUP DELCONSUMER by hand leave entries that the group has passed over and that nobody holds: with
+`repair`, those are put back.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import redis
+
+from sagastream.broker import scripting
+from sagastream.broker.group_reader import HANDED_BACK_MS, is_no_group
+from sagastream.core.durations import spoken
+from sagastream.store.events import sort_key
+from sagastream_bridge.inspection.findings import Finding, problem, repaired, warning
+
+#: How long a reader may hold an entry before that is told, in milliseconds.
+_HELD_MS: Final = 120_000
+#: How many entries to look at at once. An entry may have a megabyte.
+_PAGE: Final = 50
+#: How many entries one script call puts back.
+_AT_ONCE: Final = 500
+#: How many entries of a stream to name.
+_NAMED: Final = 3
+
+
+class StreamCheck:
+    """Examines streams, one after the other."""
+
+    def __init__(self, client: "redis.Redis", *, repair: bool) -> None:
+        self._client = client
+        self._repair = repair
+        self._put_back = scripting.load(client, "put_back")
+        self.newest_ms = 0  # the time of the newest entry of any stream, by the clock that the broker had then
+
+    def examine(self, stream: str, group: str) -> Iterator[Finding]:
+        try:
+            facts: Any = self._client.xinfo_stream(stream)
+            groups: Any = self._client.xinfo_groups(stream)
+        except redis.ResponseError as error:
+            if is_no_group(error):
+                return
+            raise
+        generated = facts["last-generated-id"]
+        self.newest_ms = max(self.newest_ms, sort_key(generated)[0])
+        for one in groups:
+            if one["name"] == group.encode():
+                yield from self._held(stream, group)
+                yield from self._lost(stream, group, one["last-delivered-id"], generated)
+
+    def _held(self, stream: str, group: str) -> Iterator[Finding]:
+        """Entries that a reader has held for long."""
+        held: Any = self._client.xpending_range(stream, group, "-", "+", 10, idle=_HELD_MS)
+        for entry in held:
+            idle_ms, times = entry["time_since_delivered"], entry["times_delivered"]
+            what = (
+                f"was held by {entry['consumer'].decode(errors='replace')} for {spoken(idle_ms)} "
+                f"(delivered {times} times): it takes long, or nobody is there to take it over"
+            )
+            if idle_ms >= HANDED_BACK_MS:
+                what = "was handed back, and waits for somebody to take it over"
+            yield warning(stream, f"{entry['message_id'].decode()} {what}")
+
+    def _lost(self, stream: str, group: str, read_up_to: bytes, generated: bytes) -> Iterator[Finding]:
+        """Entries that the group has passed over and that nobody holds, and a group that is ahead of its stream."""
+        lost = self._passed_over(stream, group, read_up_to)
+        is_ahead = sort_key(read_up_to) > sort_key(generated)
+        if not lost and not is_ahead:
+            return
+        ids = b", ".join(lost[:_NAMED]).decode() + (" …" if len(lost) > _NAMED else "")
+        text = f"entries that nobody will read: {len(lost)} ({ids}); somebody has used XGROUP by hand"
+        if is_ahead:
+            text = f"the group {group} was set to {read_up_to.decode()}: nobody will read what comes; " + text
+        if self._repair:
+            batches = [lost[at : at + _AT_ONCE] for at in range(0, len(lost), _AT_ONCE)] or [[]]
+            number = sum(self._put_back(keys=[stream], args=[group, *batch]) for batch in batches)
+            yield repaired(stream, f"{text}; put back: {number}")
+        else:
+            yield problem(stream, f"{text}; sagastream doctor --repair puts them back")
+
+    def _passed_over(self, stream: str, group: str, read_up_to: bytes) -> list[bytes]:
+        """The ids of the entries up to the one that the group has read, that nobody holds."""
+        lost: list[bytes] = []
+        first = b"-"
+        while True:
+            page: Any = self._client.xrange(stream, first, read_up_to, count=_PAGE)
+            ids = [entry_id for entry_id, _ in page]
+            if ids:
+                held: Any = self._client.xpending_range(stream, group, ids[0], ids[-1], len(ids))
+                lost += self._still_there(stream, {*ids} - {entry["message_id"] for entry in held})
+            if len(ids) < _PAGE:
+                return sorted(lost, key=sort_key)
+            first = b"(" + ids[-1]
+
+    def _still_there(self, stream: str, ids: set[bytes]) -> list[bytes]:
+        """Those that were not answered meanwhile: an answer acknowledges and deletes in one go."""
+        pipeline = self._client.pipeline(transaction=False)
+        for entry_id in (ordered := sorted(ids)):
+            pipeline.xrange(stream, entry_id, entry_id)
+        return [entry_id for entry_id, there in zip(ordered, pipeline.execute(), strict=True) if there]

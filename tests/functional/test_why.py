@@ -1,0 +1,318 @@
+"""`sagastream show ID` on real processes: it names what a saga waits for, and the line that helps."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from sagastream import connect
+from sagastream.client.blocking import SagaClient
+from support.processes import Commands
+from support.scenes import do
+from support.servers import OwnServer, Server
+from support.waiting import until
+
+#: A service as a new user writes it.
+SHOP = """
+import os, sys, threading, time
+from sagastream import Service
+
+service = Service("shop", lease_ms=1000, concurrency=1)
+
+@service.command("Quick", compensation="Undo")
+def quick(params, context):
+    return params
+
+@service.command("Slow", compensation=None)
+def slow(params, context):
+    time.sleep(params)
+
+@service.command("Hang", compensation="Undo")
+def hang(params, context):
+    threading.Event().wait()
+
+@service.command("Raise", compensation=None)
+def raises(params, context):
+    raise RuntimeError("boom")
+
+@service.command("Die", compensation=None)
+def dies(params, context):
+    os._exit(1)
+
+@service.compensation("Undo")
+def undo(params, context):
+    raise RuntimeError("cannot")
+"""
+
+
+class Shop:
+    """A store, and the processes of a shop."""
+
+    def __init__(self, server: Server, commands: Commands) -> None:
+        self.server = server
+        self.commands = commands
+        self.env = {"REDIS_URL": server.url, "PYTHONPATH": str(commands.folder)}
+        self.client = SagaClient(server.broker())
+        self.write(SHOP)
+
+    def write(self, text: str, name: str = "shop") -> None:
+        (self.commands.folder / f"{name}.py").write_text(text)
+
+    def worker(self) -> "subprocess.Popen[bytes]":
+        return self.commands.quiet("worker", env=self.env)
+
+    def service(self, where: str = "shop:service") -> "subprocess.Popen[bytes]":
+        return self.commands.quiet("service", where, env=self.env)
+
+    def begin(self, saga_id: str, *steps: Any) -> None:
+        self.client.begin(saga_id, steps)
+
+    def is_out(self, saga_id: str) -> None:
+        """Wait until its command is out."""
+        until(lambda: (state := self.client.get(saga_id)) and state.step.in_flight, what=f"{saga_id} is out")
+
+    def show(self, saga_id: str) -> str:
+        done = self.commands.run("show", saga_id, **self.env)
+        assert len((done.stdout + done.stderr).splitlines()) < 24, "it is more than one screen"
+        return done.stdout + done.stderr
+
+    def shows(self, saga_id: str, *parts: str) -> str:
+        """Wait until `show` says all of this."""
+        shown = [""]
+
+        def says() -> bool:
+            shown[0] = self.show(saga_id)
+            return all(part in shown[0] for part in parts)
+
+        try:
+            until(says, what="show says it")
+        except AssertionError:
+            raise AssertionError(f"show never said {parts}, but at last:\n{shown[0]}") from None
+        return shown[0]
+
+
+@pytest.fixture
+def shop(server: Server, commands: Commands) -> Shop:
+    return Shop(server, commands)
+
+
+# --- the processes
+
+
+def test_no_worker_and_a_dead_worker(shop: Shop) -> None:
+    shop.begin("s1", do(1, "Quick", "shop"))
+    text = shop.show("s1")
+    assert "there is no saga s1 in this store yet; no worker is running" in text
+    assert "sagastream worker" in text
+    worker = shop.worker()
+    shop.is_out("s1")
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        shop.shows("s1", "why      no worker is running that answers: ", "you can  sagastream worker")
+    finally:
+        worker.kill()
+
+
+def test_a_service_that_does_not_run_one_that_died_and_one_that_never_was(shop: Shop) -> None:
+    shop.worker()
+    process = shop.service()
+    until(lambda: shop.client._redis.exists("saga:services:shop"), what="it has published")
+    process.terminate()
+    process.wait(30)
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.shows("s1", "why      no process of service shop is listening\n", "sagastream service MODULE:NAME")
+    shop.service()
+    shop.begin("s2", do(1, "Quick", "shpo"))
+    text = shop.shows("s2", "no process of service shpo is listening, and none ever was; is it a misspelling of shop?")
+    assert "you can  sagastream cancel s2 --now --reason TEXT" in text
+    killed = shop.service()
+    killed.kill()
+
+
+def test_a_bad_deploy_that_does_not_start(shop: Shop) -> None:
+    shop.worker()
+    process = shop.service()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    until(lambda: (state := shop.client.get("s1")) and state.ended, what="it runs")
+    process.terminate()
+    process.wait(30)
+    shop.write("raise ImportError('no module named stripe')")
+    assert shop.service().wait(30) != 0
+    shop.begin("s2", do(1, "Quick", "shop"))
+    shop.shows("s2", "no process of service shop is listening", "if it ends at once, its log says why")
+
+
+def test_a_command_that_the_service_does_not_have(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    until(lambda: shop.client._redis.exists("saga:services:shop"), what="it has published")
+    shop.begin("hold", do(30, "Slow", "shop", timeout_ms=60_000))
+    shop.shows("hold", "process")
+    shop.begin("s1", do(1, "Qiuck", "shop"))
+    shop.shows("s1", "service shop has no command Qiuck; is it a misspelling of Quick?")
+
+
+def test_a_queue_and_what_runs_in_front_of_it(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    shop.begin("busy", do(60, "Slow", "shop", timeout_ms=120_000))
+    shop.shows("busy", "has run for", "its deadline comes in")
+    for number in range(4):
+        shop.begin(f"s{number}", do(1, "Quick", "shop", timeout_ms=120_000))
+        shop.is_out(f"s{number}")
+    text = shop.shows("s3", "queued for", "processes of service shop at work: 1; Slow of saga busy has run for")
+    before = int(text.partition("commands before it: ")[2].partition(";")[0])
+    assert before <= 3
+    rows = [json.loads(line) for line in shop.commands.run("list", "--json", **shop.env).stdout.splitlines()]
+    assert {row["saga_id"]: row["why"][0]["kind"] for row in rows}["s3"] == "queued"
+    (cause,) = json.loads(shop.commands.run("show", "s3", "--json", **shop.env).stdout)["why"]
+    assert cause["kind"] == "queued"
+    assert cause["since_at"].endswith("Z")
+    assert [cause.kind for cause in shop.client.why("s3")] == ["queued"]
+
+
+def test_a_hung_handler_and_the_queue_behind_it(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    shop.begin("stuck", do(1, "Hang", "shop", timeout_ms=1_500, attempts=50, backoff_ms=100))
+    shop.shows("stuck", "the handler of Hang, step 1, hangs: it has run for", "past its deadline", "you can  kill ")
+    shop.begin("behind", do(1, "Quick", "shop", timeout_ms=120_000))
+    shop.shows("behind", "handlers hang: Hang of saga stuck has run for", "you can  kill ")
+    doctor = shop.commands.run("doctor", **shop.env)
+    assert doctor.returncode == 1
+    assert "handlers hang: Hang of saga stuck" in doctor.stdout
+    assert "(behind)" in doctor.stdout
+
+
+def test_a_handler_that_raises_and_one_that_kills_its_process(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    shop.begin("s1", do(1, "Raise", "shop", attempts=20, backoff_ms=60_000))
+    shop.shows("s1", "it is sent again in", "attempt 1 of 20 of Raise failed: RuntimeError: boom")
+    shop.begin("s2", do(1, "Die", "shop", timeout_ms=300_000))
+    shop.shows("s2", "has Die", "dead or hung", "no process of service shop is listening", "its log says why")
+
+
+def test_a_parked_saga_and_what_each_verb_would_do(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    last = do(1, "Raise", "shop", attempts=1)
+    shop.begin("s1", do(1, "Quick", "shop", compensation_attempts=1, backoff_ms=1), last)
+    text = shop.shows("s1", "PARKED", "parked   Undo of step 1 failed", "sagastream retry s1 --reason TEXT")
+    assert "sagastream skip s1 --reason TEXT  # go on as if step 1 were undone" in text
+    assert "sagastream abandon s1 --reason TEXT  # end ABORTED as it is; what these steps did stays: 1" in text
+
+
+def test_a_reply_that_waits_for_a_worker(shop: Shop) -> None:
+    worker = shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        shop.service()
+        shop.shows("s1", "no worker is running that answers", "Quick was answered; replies that wait for a worker: 1")
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    shop.shows("s1", "COMPLETED")
+
+
+def test_an_entry_that_nobody_will_read_and_one_that_is_gone(shop: Shop) -> None:
+    shop.worker()
+    redis = shop.client._redis
+    stream = "saga:{0}:commands:shop"
+    for saga_id in ("s1", "s2"):
+        shop.begin(saga_id, do(1, "Quick", "shop"))
+        shop.is_out(saga_id)
+        redis.xgroup_create(stream, "shop", id="$") if saga_id == "s1" else None
+    shop.shows("s1", "Quick is in the stream of service shop, and nobody will read it", "sagastream doctor --repair")
+    entries: Any = redis.xrange(stream)
+    entry_id = entries[-1][0]
+    redis.xdel(stream, entry_id)
+    shop.shows("s2", "Quick is not in the stream of service shop any more, and no reply waits", "not answered in")
+
+
+# --- RQ
+
+
+def test_a_job_whose_queue_no_rq_worker_reads(shop: Shop) -> None:
+    shop.write(
+        'from sagastream import Service\nservice = Service("later")\n'
+        '@service.command("Pack", compensation=None, via="rq", queue="parcels")\ndef pack(params, context): return 1\n',
+        "later",
+    )
+    shop.worker()
+    shop.service("later:service")
+    shop.begin("s1", do(1, "Pack", "later"))
+    shop.shows("s1", "Pack waits as a job, and no RQ worker works on queue parcels", "rq worker -w", "parcels")
+
+
+# --- the broker
+
+
+def test_a_broker_that_is_full(shop: Shop) -> None:
+    shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    shop.client._redis.config_set("maxmemory", "1mb")
+    try:
+        shop.shows("s1", "why      the broker is full, and takes no writes", "raise maxmemory")
+    finally:
+        shop.client._redis.config_set("maxmemory", "0")
+
+
+@pytest.mark.own_server
+def test_a_broker_that_cannot_write_to_its_disk(shop: Shop) -> None:
+    shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    redis = shop.client._redis
+    redis.config_set("save", "3600 1")
+    shutil.rmtree(shop.server.folder)  # in which it would save
+    redis.bgsave()
+    shop.shows("s1", "why      the broker cannot write to its disk, and takes no writes", "look at its log")
+    doctor = shop.commands.run("doctor", **shop.env)
+    assert doctor.returncode == 1
+    assert "the broker cannot write to its disk" in doctor.stdout
+
+
+def test_a_broker_that_is_a_replica(shop: Shop) -> None:
+    shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    redis = shop.client._redis
+    redis.config_set("replica-serve-stale-data", "yes")
+    redis.replicaof("127.0.0.1", "1")
+    try:
+        shop.shows("s1", "why      the broker is a replica, and takes no writes", "set REDIS_URL to its master")
+    finally:
+        redis.replicaof("NO", "ONE")
+
+
+@pytest.mark.own_server
+def test_a_frozen_broker_and_one_that_is_away(shop: Shop) -> None:
+    assert isinstance(shop.server, OwnServer)
+    shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    shop.server.pause()
+    try:
+        began = time.monotonic()
+        text = shop.show("s1")
+        assert time.monotonic() - began < 20
+    finally:
+        shop.server.resume()
+    assert "the broker does not answer" in text
+    shop.server.kill()
+    assert "the broker does not answer" in shop.show("s1")
+
+
+def test_a_client_says_it_too(shop: Shop) -> None:
+    assert shop.client.why("nothing") == ()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    assert [cause.kind for cause in shop.client.why("s1")] == ["no_worker", "queued"]
+    with connect(shop.server.url) as client:
+        assert client.exists("saga:{0}:saga:s1") == 0

@@ -1,0 +1,138 @@
+"""Where the command of a saga is: unread in its service's stream, held by a process, out as an RQ job, or gone.
+
+No index says it: the stream is searched, from the time on at which the command was sent. Every read is bounded.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import orjson
+import redis
+
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.group_reader import HANDED_BACK_MS
+from sagastream.broker.wire import or_raise
+from sagastream.core.causes import Job, Place, Whereabouts
+from sagastream.core.messages import Command
+from sagastream.core.parsing import read_command
+from sagastream.core.saga import SagaState
+from sagastream.store.events import sort_key
+from sagastream.store.keys import Partition, StoreKeys
+
+#: Of a stream, at most so many entries are looked at for one command.
+LOOKED_AT: Final = 1000
+#: The first page has so many entries; each next one twice as many, if the one before had fewer than so many bytes.
+_FIRST_PAGE: Final = 10
+_PAGE_BYTES: Final = 1 << 18
+#: The key at which RQ lists its queues. If it is absent, no command is out as a job, and RQ need not be imported.
+RQ_QUEUES: Final = "rq:queues"
+
+_Fields = dict[bytes, bytes]
+
+
+class _Search(NamedTuple):
+    """What was found in a stream."""
+
+    entry: tuple[bytes, _Fields] | None
+    before: int  # how many entries were looked at before it
+    is_complete: bool  # whether it was found, or all entries were looked at
+
+
+def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchange[Place]:
+    """Where the command is that a saga has out. `look_at`: at most so many entries of the stream are looked at."""
+    step = state.step
+    if state.ended or not step.in_flight:
+        return Place()
+    partition, service = keys.of(state.saga_id), step.definition.service
+    stream = partition.commands(service)
+    read_up_to = yield from _read_up_to(stream, service)
+    sent_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
+    search = yield from _search(stream, b"%d" % (sent_ms or 0), b"+", look_at, _is_command_of(state))
+    if search.entry is None:
+        return (yield from _not_found(partition, service)) if search.is_complete else Place()
+    entry_id, fields = search.entry
+    added_ms = int(entry_id.partition(b"-")[0])
+    if read_up_to is None or sort_key(entry_id) > sort_key(read_up_to):
+        first = b"-" if read_up_to is None else b"(" + read_up_to
+        ahead = yield from _search(stream, first, b"(" + entry_id, look_at, lambda *_: False)
+        before = ahead.before if ahead.is_complete else None
+        return Place(where=Whereabouts.UNREAD, added_ms=added_ms, before=before)
+    held, there = yield [("XPENDING", stream, service, entry_id, entry_id, 1), ("XRANGE", stream, entry_id, entry_id)]
+    if not or_raise(held):
+        return Place(where=Whereabouts.SKIPPED, added_ms=added_ms) if or_raise(there) else Place()
+    ((_, holder, held_ms, deliveries),) = held
+    job = yield from _job(keys, partition, read_command(service, fields, added_ms))
+    return Place(
+        where=Whereabouts.HELD,
+        added_ms=added_ms,
+        holder=holder.decode(errors="backslashreplace"),
+        handed_back=held_ms >= HANDED_BACK_MS,
+        deliveries=deliveries,
+        job=job,
+    )
+
+
+def _is_command_of(state: SagaState) -> Callable[[bytes, _Fields], bool]:
+    """Whether an entry is the current command of a saga."""
+    wanted = (state.saga_id, state.current_step, state.step.command)
+    mark = state.saga_id.encode()
+
+    def is_it(_: bytes, fields: _Fields) -> bool:
+        body = fields.get(b"body", b"")
+        if mark not in body:
+            return False
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return False
+        return isinstance(value, dict) and (value.get("saga_id"), value.get("step"), value.get("type")) == wanted
+
+    return is_it
+
+
+def _search(
+    stream: str, first: bytes, last: bytes, at_most: int, is_it: Callable[[bytes, _Fields], bool]
+) -> Exchange[_Search]:
+    """Look at the entries from `first` to `last`, page by page."""
+    seen, count = 0, _FIRST_PAGE
+    while seen < at_most:
+        (answer,) = yield [("XRANGE", stream, first, last, "COUNT", count)]
+        page: Any = [] if isinstance(answer, redis.ResponseError) else answer  # it is not a stream
+        for entry_id, words in page:
+            fields = dict(zip(words[::2], words[1::2], strict=True))
+            if is_it(entry_id, fields):
+                return _Search((entry_id, fields), seen, is_complete=True)
+            seen += 1
+        if len(page) < count:
+            return _Search(None, seen, is_complete=True)
+        first = b"(" + page[-1][0]
+        if sum(len(word) for _, words in page for word in words) < _PAGE_BYTES:
+            count *= 2
+    return _Search(None, seen, is_complete=False)
+
+
+def _read_up_to(stream: str, group: str) -> Exchange[bytes | None]:
+    """The id up to which the processes of a service have read their commands; None: they have read none."""
+    (answer,) = yield [("XINFO", "GROUPS", stream)]
+    for words in [] if isinstance(answer, redis.ResponseError) else answer:
+        facts = dict(zip(words[::2], words[1::2], strict=True))
+        if facts[b"name"] == group.encode():
+            return bytes(facts[b"last-delivered-id"])
+    return None
+
+
+def _not_found(partition: Partition, service: str) -> Exchange[Place]:
+    """The command is not in its stream: is there a reply?"""
+    (answer,) = yield [("XLEN", partition.replies(service))]
+    return Place(where=Whereabouts.GONE, replies=0 if isinstance(answer, redis.ResponseError) else answer)
+
+
+def _job(keys: StoreKeys, partition: Partition, command: object) -> Exchange[Job | None]:
+    """The RQ job of a command that a process holds; None: it is not out as a job."""
+    (found,) = yield [("EXISTS", RQ_QUEUES)]
+    if found != 1 or not isinstance(command, Command):
+        return None
+    # Imported here: that takes longer than all the rest.
+    from sagastream.rq_steps.jobs import job_of
+
+    return (yield from job_of(command, prefix=keys.prefix, partition=partition.number))

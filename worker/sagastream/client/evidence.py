@@ -1,0 +1,207 @@
+"""Why sagas wait: the evidence, gathered from the store; core/why.py says what follows from it.
+
+Nothing here writes. What a user may not read, or what is not there, is left out: then less is said. Every read is
+bounded.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import redis
+
+from sagastream.broker.exchange import Exchange, all_of, together
+from sagastream.broker.wire import Words, milliseconds, or_raise
+from sagastream.client.command_search import LOOKED_AT, find
+from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Reader, ServiceFacts
+from sagastream.core.saga import Found, SagaState
+from sagastream.core.why import why, why_absent
+from sagastream.errors import UnreadableSaga
+from sagastream.store import heartbeat, running
+from sagastream.store.heartbeat import Kind, Process
+from sagastream.store.keys import StoreKeys
+from sagastream.store.running import Busy
+from sagastream.store.sagas import load
+
+#: If a saga moves while it is looked at, it is looked at again, this often at most.
+_LOOKS: Final = 3
+#: The settings that say whether the server takes no more writes after it could not save.
+_SETTINGS: Final = ("save", "stop-writes-on-bgsave-error")
+
+
+class Explained(NamedTuple):
+    """A saga, and why it waits."""
+
+    found: Found
+    causes: tuple[Cause, ...]  # none if it has ended, or cannot be read
+    now_ms: int  # by the broker's clock
+
+
+def explained(keys: StoreKeys, saga_id: str) -> Exchange[Explained]:
+    """A saga as it is now, and why it waits."""
+    for is_last in (False,) * _LOOKS + (True,):
+        states, now_ms = yield from load(keys, [saga_id])
+        state = states[saga_id]
+        if state is None:
+            return Explained(None, (yield from _absent(keys, saga_id)), now_ms)
+        if isinstance(state, UnreadableSaga):
+            return Explained(state, (), now_ms)
+        ((causes, has_moved),) = yield from _explain(keys, [state], LOOKED_AT)
+        if is_last or not has_moved:
+            break
+    return Explained(state, causes, now_ms)
+
+
+def explain(
+    keys: StoreKeys, states: Sequence[SagaState], look_at: int = LOOKED_AT
+) -> Exchange[list[tuple[Cause, ...]]]:
+    """Why each of these sagas waits. `look_at`: at most so many entries of a stream are looked at for each."""
+    return [causes for causes, _ in (yield from _explain(keys, states, look_at))]
+
+
+def _explain(
+    keys: StoreKeys, states: Sequence[SagaState], look_at: int
+) -> Exchange[list[tuple[tuple[Cause, ...], bool]]]:
+    """For each, why it waits, and whether it has moved meanwhile."""
+    live = [state for state in states if not state.ended]
+    if not live:
+        return [((), False) for _ in states]
+    services = {step.definition.service for state in live for step in state.steps}
+    evidence = yield from survey(keys, services)
+    places = yield from all_of([find(keys, state, look_at) for state in states])
+    versions = yield [("HGET", keys.saga(state.saga_id), "version") for state in states]
+    found = []
+    for state, place, version in zip(states, places, versions, strict=True):
+        # If it has moved, its command was answered while it was looked for: where that is says nothing any more.
+        has_moved = version != b"%d" % state.version
+        found.append((why(state, evidence, None if has_moved else place), has_moved))
+    return found
+
+
+def _absent(keys: StoreKeys, saga_id: str) -> Exchange[tuple[Cause, ...]]:
+    evidence = yield from survey(keys, ())
+    (requests,) = yield [("XLEN", keys.of(saga_id).requests)]
+    return why_absent(evidence, _read(requests, 0))
+
+
+def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:
+    """What is known about a store, and about these services in it."""
+    names = sorted(services)
+    processes, ((now_ms, broker), (busy, facts)) = yield from together(
+        heartbeat.look(keys, names),
+        together(troubles_of_broker(), together(running.look(keys), all_of([_service(keys, name) for name in names]))),
+    )
+    known = {process.service for process in processes if process.service is not None}
+    strangers = [one.name for one in facts if one.published is None and one.name not in known]
+    known |= (yield from _that_publish(keys)) if strangers else set()
+    return Evidence(
+        now_ms=now_ms,
+        broker=broker,
+        workers=tuple(_reader(process) for process in processes if process.kind == Kind.WORKER),
+        services={one.name: _with_processes(one, processes, busy) for one in facts},
+        names=frozenset(known),
+    )
+
+
+def _service(keys: StoreKeys, name: str) -> Exchange[ServiceFacts]:
+    """What is known about a service, without its processes."""
+    streams = [partition.commands(name) for partition in keys.partitions]
+    asked: list[Words] = [("HGETALL", keys.published(name))]
+    asked += [("XLEN", stream) for stream in streams]
+    asked += [("XPENDING", stream, name) for stream in streams]
+    published, *answers = yield asked
+    words = _read(published, [])
+    lengths, held = answers[: len(streams)], answers[len(streams) :]
+    unread = sum(_read(length, 0) for length in lengths) - sum(_read(pending, [0])[0] for pending in held)
+    commands = {_text(word) for word in words if word}
+    return ServiceFacts(name=name, published=frozenset(commands) if words else None, unread=max(0, unread))
+
+
+def _with_processes(facts: ServiceFacts, processes: Collection[Process], busy: Mapping[str, Busy]) -> ServiceFacts:
+    """The same, with its processes and what they run."""
+    own = [process for process in processes if process.service == facts.name]
+    told = {process.name: busy[process.name] for process in own if process.name in busy}
+    handlers = [
+        Handler(
+            process=name,
+            saga_id=run.saga_id,
+            step=run.step,
+            command=run.command,
+            since_ms=run.since_ms,
+            not_after_ms=run.not_after_ms,
+            overdue=run.overdue,
+        )
+        for name, one in told.items()
+        for run in one.oldest
+    ]
+    return ServiceFacts(
+        name=facts.name,
+        processes=tuple(map(_reader, own)),
+        published=facts.published,
+        unread=facts.unread,
+        handlers=tuple(handlers),
+        hung=frozenset(name for name, one in told.items() if one.hangs),
+    )
+
+
+def _reader(process: Process) -> Reader:
+    commands = None if process.commands is None else frozenset(process.commands)
+    return Reader(
+        name=process.name,
+        is_alive=process.is_alive,
+        is_at_work=process.is_at_work,
+        silent_ms=process.silent_ms,
+        commands=commands,
+    )
+
+
+def _that_publish(keys: StoreKeys) -> Exchange[set[str]]:
+    """The names of the services that have published commands."""
+    (answer,) = yield [("SMEMBERS", keys.services)]
+    names = [_text(name) for name in _read(answer, [])]
+    sizes = (yield [("HLEN", keys.published(name)) for name in names]) if names else []
+    return {name for name, size in zip(names, sizes, strict=True) if _read(size, 0)}
+
+
+# --- the broker
+
+
+def troubles_of_broker() -> Exchange[tuple[int, tuple[Cause, ...]]]:
+    """The time, and what keeps the broker from taking writes."""
+    clock, info, *settings = yield [("TIME",), ("INFO",), *(("CONFIG", "GET", name) for name in _SETTINGS)]
+    lines = (line.partition(":") for line in _text(_read(info, b"")).splitlines())
+    facts = {name: value for name, colon, value in lines if colon}
+    values = [_text(_read(one, [b"", b""])[-1]) if _read(one, []) else "" for one in settings]
+    return milliseconds(or_raise(clock)), _troubles(facts, dict(zip(_SETTINGS, values, strict=True)))
+
+
+def _troubles(info: Mapping[str, str], settings: Mapping[str, str]) -> tuple[Cause, ...]:
+    """`info`: what INFO says. `settings`: those of _SETTINGS."""
+    if info.get("role", "master") != "master":
+        text = "the broker is a replica, and takes no writes"
+        return (Cause(kind=CauseKind.BROKER_READ_ONLY, text=text, do=("set REDIS_URL to its master",)),)
+    saves = settings["save"] != "" and settings["stop-writes-on-bgsave-error"] == "yes"
+    wrong = [
+        name
+        for name, counts in (("aof_last_write_status", True), ("rdb_last_bgsave_status", saves))
+        if counts and info.get(name, "ok") != "ok"
+    ]
+    if wrong:
+        text = f"the broker cannot write to its disk, and takes no writes ({', '.join(wrong)}: err)"
+        do = ("look at its log and its disk; it goes on by itself once it can write",)
+        return (Cause(kind=CauseKind.BROKER_DISK, text=text, do=do),)
+    used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if most and used >= most:
+        text = f"the broker is full, and takes no writes: {used} of {most} bytes are used"
+        do = ("raise maxmemory, or wait until ended sagas have expired",)
+        facts = {"used_bytes": used, "most_bytes": most}
+        return (Cause(kind=CauseKind.BROKER_FULL, text=text, do=do, facts=facts),)
+    return ()
+
+
+def _read(answer: Any, instead: Any) -> Any:
+    """An answer; something else if the server refuses it, or if the key is absent or of another type."""
+    return instead if isinstance(answer, redis.ResponseError) else answer
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
