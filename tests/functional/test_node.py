@@ -1,5 +1,6 @@
 """The sample service in JavaScript, with the real orchestrator: the protocol is enough to write a service."""
 
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from support.processes import SAMPLES, Commands
 from support.scenes import do
 from support.servers import OwnServer, Server
 from support.stores import KEYS, ONLY, divided, in_each
+from support.switches import SWITCHES, Pair
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -258,6 +260,32 @@ def test_a_service_waits_while_redis_is_restarted(
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 0
     assert said.count("Redis is away (") == said.count("Redis is back") == 1
+
+
+@pytest.mark.parametrize("how", SWITCHES)
+def test_a_service_follows_its_address_to_the_new_master(
+    request: pytest.FixtureRequest, tmp_path: Path, commands: Commands, node: Node, how: str
+) -> None:
+    """Its connections stay open, and lead to a server that is a replica by then."""
+    with Pair(request.node.callspec.params["server"], tmp_path) as pair:
+        process = node.start("probe.mjs", pair.url)
+        commands.quiet("worker", env={"REDIS_URL": pair.url})
+        sagas = SagaClient(pair.url)
+        sagas.begin("s1", [do("a")])
+        assert sagas.wait("s1", 60).status is SagaStatus.COMPLETED
+        pair.switch(how)
+        with contextlib.suppress(redis.ReadOnlyError):
+            sagas.begin("s2", [do("b")])
+        sagas.begin("s2", [do("b")])
+        assert sagas.wait("s2", 60).status is SagaStatus.COMPLETED
+        assert pair.unblock()
+        sagas.begin("s3", [do("c")])
+        assert sagas.wait("s3", 60).status is SagaStatus.COMPLETED
+        sagas.close()
+        process.terminate()
+        said = process.communicate(timeout=20)[1]
+        assert process.returncode == 0
+        assert said.count("Redis is away (") == said.count("Redis is back") >= 1
 
 
 # --- what the protocol asks of a service, command by command

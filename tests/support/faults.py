@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 import redis
 
 from sagastream.broker.connection import Broker, connect
-from sagastream.broker.outage import is_outage
+from sagastream.broker.failures import is_outage
 from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import StepRequest
 from sagastream.core.saga import SagaState, SagaStatus

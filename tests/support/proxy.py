@@ -28,6 +28,11 @@ class CuttingProxy:
         self._threads: list[threading.Thread] = []
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
 
+    def lead_to(self, target: str) -> None:
+        """Forward new connections to another unix socket, as a name does whose address was changed. Those that are open
+        stay where they are."""
+        self._target = target
+
     def __enter__(self) -> Self:
         self._listener.settimeout(0.1)
         self._spawn(self._accept)

@@ -56,19 +56,31 @@ def orderly() -> Iterator[None]:
         yield
     except SettingsError as error:
         raise click.UsageError(safe(str(error))) from None
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise click.ClickException(safe(f"the broker does not answer: {error}")) from None
     except BrokenPipeError:
         # The reader has stopped reading: say nothing, and nothing at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(1) from None
-    except redis.OutOfMemoryError:
-        raise click.ClickException("the store is full: raise maxmemory, or wait until sagas have expired") from None
-    except redis.ResponseError as error:
-        hint = "; sagastream doctor tells which key it is" if "WRONGTYPE" in str(error) else ""
-        raise click.ClickException(safe(f"{error}{hint}")) from None
     except (SagastreamError, redis.RedisError, OSError) as error:
-        raise click.ClickException(safe(str(error) or type(error).__name__)) from None
+        raise click.ClickException(safe(_told(error))) from None
+
+
+def _told(error: Exception) -> str:
+    """What a person is told of an error."""
+    import redis
+
+    from sagastream.broker.failures import is_outage
+
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return f"the broker does not answer: {error}"
+    if isinstance(error, redis.OutOfMemoryError):
+        return "the store is full: raise maxmemory, or wait until sagas have expired"
+    if isinstance(error, redis.ReadOnlyError):
+        return "the broker is a replica: nothing can be written to it; name its master"
+    if is_outage(error):
+        return f"the broker is away for a while: {error}"
+    if isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error):
+        return f"{error}; sagastream doctor tells which key it is"
+    return str(error) or type(error).__name__
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:

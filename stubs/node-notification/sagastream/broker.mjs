@@ -7,8 +7,10 @@ import * as redis from '@redis/client'
 
 /** How long an answer may take, in addition to the time that a blocking read waits. */
 const ANSWER_TIMEOUT_MS = 5000
-/** Errors of the server that pass: it is loading, failing over, full, cannot write to its disk … */
-const PASSING = /^(LOADING|READONLY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY) /
+/** Errors of the server that pass: it is loading, failing over, full, cannot write to its disk, ends a blocking read … */
+const PASSING = /^(LOADING|READONLY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|UNBLOCKED) /
+/** Those that say that the server is a replica by now. */
+const DEMOTED = /^(READONLY|MASTERDOWN|UNBLOCKED .*instance state changed)/
 
 /** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
 export class ServiceError extends Error {}
@@ -60,8 +62,17 @@ export class Connection {
     try {
       return await this.#client.sendCommand(words.map((word) => (word instanceof Buffer ? word : String(word))))
     } catch (error) {
-      throw error instanceof redis.ErrorReply ? error : new Away(error.message || error.code, { cause: error })
+      if (!(error instanceof redis.ErrorReply)) throw new Away(error.message || error.code, { cause: error })
+      if (DEMOTED.test(error.message)) this.#reconnect()
+      throw error
     }
+  }
+
+  /** Look the address up again: it may lead to the master by now. This connection leads to the replica for ever. */
+  #reconnect() {
+    if (!this.#client.isReady) return // another call has seen to it
+    this.#client.destroy()
+    this.#client.connect().catch(() => {})
   }
 
   /** Run a script of the folder scripts/, even if the server has forgotten it. */
@@ -115,7 +126,7 @@ export class Patience {
           this.#waiting.delete(me)
           throw error
         }
-        if (this.#waiting.size === 0) this.#say(`Redis is away (${error.message}); waiting, nothing is lost`)
+        if (this.#waiting.size === 0) this.#say(`Redis is away (${error.message}); waiting`)
         this.#waiting.add(me)
         await this.pause(delay(failures))
       }

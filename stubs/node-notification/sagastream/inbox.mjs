@@ -82,7 +82,7 @@ export class Inbox {
       const each = Math.ceil(count / this.#partitions.length)
       return this.#entries(await this.#xreadgroup(this.reader, this.#all('>'), 'COUNT', each, 'BLOCK', BLOCK_MS))
     } catch (error) {
-      if (!/^(NOGROUP|UNBLOCKED)/.test(error.message)) throw error
+      if (!/^(NOGROUP|UNBLOCKED the stream key no longer exists)/.test(error.message)) throw error
       this.say(`a stream or group of the commands of ${this.service} was deleted; created it again`)
       this.recover()
       return []

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from sagastream import AsyncSagaClient, SagaClient
 from sagastream.broker.connection import Broker, broker_of, connect
-from sagastream.broker.outage import is_outage
 from sagastream.broker.wire import or_raise
 from sagastream.errors import BrokerError
 
@@ -97,37 +96,6 @@ def test_where_there_is_no_url_that_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("REDIS_URL", raising=False)
     with pytest.raises(BrokerError, match=r"^REDIS_URL is not set$"):
         connect()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        redis.ConnectionError("refused"),
-        redis.TimeoutError("slow"),
-        redis.BusyLoadingError("LOADING"),
-        redis.ReadOnlyError("READONLY"),
-        redis.OutOfMemoryError("OOM"),
-        redis.ResponseError("MISCONF no disk"),
-        redis.ResponseError("NOREPLICAS not enough"),
-        redis.ResponseError("BUSY running a script"),
-    ],
-)
-def test_what_passes_is_an_outage(error: redis.RedisError) -> None:
-    assert is_outage(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        redis.AuthenticationError("WRONGPASS"),
-        redis.ResponseError("WRONGTYPE"),
-        redis.ResponseError("BUSYGROUP it is there"),
-        redis.exceptions.NoPermissionError("NOPERM"),
-        redis.DataError("no"),
-    ],
-)
-def test_what_waiting_cannot_mend_is_none(error: redis.RedisError) -> None:
-    assert not is_outage(error)
 
 
 def test_an_answer_that_is_an_error_is_raised_as_it_is() -> None:

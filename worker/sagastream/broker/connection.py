@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -11,6 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from sagastream.broker import server
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log
@@ -69,7 +71,9 @@ class Broker:
         url = url or (os.environ.get("REDIS_URL") if home is None else None)
         self.embedded: EmbeddedServer | None = None
         self._restoring = threading.Lock()
-        self._warned = False
+        self._said: set[str] = set()
+        #: What a crash of the server takes, as far as that is known; for the report of an outage.
+        self.lost_by_crash: str | None = None
         #: How many connections the client has opened so far. If the server restarts between two commands, nothing
         #: fails: the client opens another connection, and only this number tells of it.
         self.connections = 0
@@ -90,27 +94,46 @@ class Broker:
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()  # as redis-py has it by default
+        connection.send_command("HELLO")
+        with suppress(redis.ResponseError):  # a user may not be allowed to ask
+            if (why := server.unusable(server.mode_of(connection.read_response()))) is not None:
+                connection.disconnect()
+                raise BrokerError(f"{self.shown_url} {why}")
         self.connections += 1
 
     @property
     def shown_url(self) -> str:
         """The url without its password, for people to see."""
-        url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", self.url)
-        return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+        return _shown(self.url)
 
     def check_server(self) -> None:
-        """Check that the server is new enough, and warn if it may drop sagas.
+        """Check that the server can be used, and warn if it may drop sagas by itself.
 
-        Raises BrokerError if it is too old, redis.RedisError if it is away.
+        Raises BrokerError if it cannot be used, redis.RedisError if it is away, or is a replica by now.
         """
-        info: Any = self.client.info("server")
-        version = str(info["redis_version"])
-        if int(version.split(".", maxsplit=1)[0]) < 7:
-            raise BrokerError(f"sagastream needs Redis 7.0 or Valkey 8 or later; this server is {version}")
-        memory: Any = self.client.info("memory")
-        if memory["maxmemory_policy"] != "noeviction" and not self._warned:
-            self._warned = True
-            _log.warning(f"maxmemory-policy is {memory['maxmemory_policy']}: it may drop sagas; set noeviction")
+        info: Any = self.client.info()
+        found = server.Server.read(info)
+        if (problem := found.problem) is not None:
+            raise BrokerError(f"{self.shown_url} {problem}")
+        if found.is_replica:
+            raise redis.ReadOnlyError("this server is a replica: nothing can be written to it")
+        self._warn(found.may_drop)
+
+    def check_durability(self) -> None:
+        """Warn if a crash of the server takes what it has accepted. To ask for that takes a right that a user for one
+        service does not have. Raises redis.RedisError if the server is away."""
+        info: Any = self.client.info("persistence")
+        fsync: Any = {}
+        with suppress(redis.ResponseError):
+            fsync = self.client.config_get("appendfsync")
+        self.lost_by_crash = server.lost_by_crash(info, fsync.get("appendfsync"))
+        self._warn(self.lost_by_crash)
+
+    def _warn(self, text: str | None) -> None:
+        """Once of each: it is looked at again after every outage."""
+        if text is not None and text not in self._said:
+            self._said.add(text)
+            _log.warning(f"{self.shown_url}: {text}")
 
     def restore(self) -> None:
         """Start an embedded server again that has died. With REDIS_URL, this does nothing.
@@ -152,16 +175,31 @@ def broker_of(given: Broker | str | None) -> Broker:
 
 
 def connect_async(url: str) -> "ConnectionPool":
-    """Connections like those of `connect`, for an event loop: at most 16. A coroutine that needs one more waits."""
+    """Connections like those of a Broker, for an event loop: at most 16. A coroutine that needs one more waits."""
     from redis.asyncio import BlockingConnectionPool
     from redis.asyncio.retry import Retry
 
-    retry = Retry(NoBackoff(), 0)
-    return BlockingConnectionPool.from_url(url, retry=retry, max_connections=16, timeout=None, **_OPTIONS)
+    async def connected(connection: Any) -> None:
+        await connection.on_connect()
+        await connection.send_command("HELLO")
+        with suppress(redis.ResponseError):
+            if (why := server.unusable(server.mode_of(await connection.read_response()))) is not None:
+                await connection.disconnect()
+                raise BrokerError(f"{_shown(url)} {why}")
+
+    retry, most = Retry(NoBackoff(), 0), {"max_connections": 16, "timeout": None}
+    return BlockingConnectionPool.from_url(url, retry=retry, redis_connect_func=connected, **most, **_OPTIONS)
+
+
+def _shown(url: str) -> str:
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
 
 def _client(url: str, named: str, **options: Any) -> redis.Redis:
     """`named`: where the url comes from, for the error. `options`: of each connection."""
+    if "sentinel" in url.partition("://")[0]:
+        raise BrokerError(f"{named} {server.unusable('sentinel')}")
     try:
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS, **options)
     except ValueError as error:

@@ -133,6 +133,8 @@ async def _round_trip(pool: "ConnectionPool", commands: Sequence[wire.Words]) ->
         await connection.disconnect(nowait=True)  # an answer may still be on its way
         raise
     finally:
+        if connection.should_reconnect():
+            await pool.disconnect(inuse_connections=False)
         await pool.release(connection)
 
 
@@ -140,4 +142,5 @@ async def _answer(connection: Any) -> Any:
     try:
         return await connection.read_response()
     except ResponseError as error:
+        wire.note(connection, error)
         return error

@@ -19,6 +19,7 @@ from msgspec import Struct
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.clock import BrokerClock
 from sagastream.broker.exchange import Exchange, all_of, together
+from sagastream.broker.failures import is_deleted
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
@@ -335,7 +336,7 @@ class GroupReader:
         if str(error).startswith("WRONGTYPE") and len(self.streams) > 1:
             self.recover()  # one of them is no stream any more: the others are read
             return
-        if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+        if not is_deleted(error):
             raise error
         more = len(self.streams) - _NAMED
         names = ", ".join(self.streams[:_NAMED]) + (f" and {more} more" if more > 0 else "")

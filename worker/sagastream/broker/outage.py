@@ -1,40 +1,22 @@
-"""What an outage of the broker is, and how a process waits until it is over."""
+"""How a process waits until an outage of the broker is over."""
 
 import contextlib
 import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import redis
 
+from sagastream.broker import wire
 from sagastream.broker.connection import Broker
+from sagastream.broker.failures import is_outage
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
 
 _T = TypeVar("_T")
-
-#: Errors that pass: the server is gone, loads its data, fails over, is full …
-_AWAY: Final = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.ReadOnlyError,
-    redis.OutOfMemoryError,
-    redis.exceptions.MasterDownError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
-)
-#: … or cannot write to its disk, has no replicas, runs a long script. redis-py has no classes for these.
-_PASSING: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
-
-
-def is_outage(error: redis.RedisError) -> bool:
-    """Whether the broker is only away for a while. Any other error is a fault, which waiting does not mend."""
-    if isinstance(error, redis.AuthenticationError):
-        return False
-    return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and str(error).startswith(_PASSING))
 
 
 class OutageReport:
@@ -43,15 +25,18 @@ class OutageReport:
     Both are warnings: a person who reads only warnings must see the second one too.
     """
 
-    def __init__(self, who: str, observer: Observer | None) -> None:
+    def __init__(self, broker: Broker, who: str, observer: Observer | None) -> None:
         """`who`: the name of the process, as its log records have it."""
         self.log = Log("broker", who)
+        self._broker = broker
         self._observer = observer
         self._since = 0.0  # by time.monotonic
 
     def began(self, error: redis.RedisError) -> None:
         self._since = time.monotonic()
-        self.log.warning(f"the broker is away ({error}); waiting, nothing is lost")
+        # Whether anything is lost, only the broker knows. What its crash would take is known to some processes.
+        lost = self._broker.lost_by_crash
+        self.log.warning(f"the broker is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
         if self._observer is not None:
             self._observer.outage_began(error=error)
 
@@ -71,7 +56,7 @@ class Outage:
     def __init__(self, broker: Broker, who: str, stop: threading.Event, *, observer: Observer | None = None) -> None:
         """`who`: the name of the process, as its log records have it."""
         self._broker = broker
-        self._report = OutageReport(who, observer)
+        self._report = OutageReport(broker, who, observer)
         self._stop = stop
         self._lock = threading.Lock()
         self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker
@@ -114,9 +99,11 @@ class Outage:
             call()
 
     def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
-        """After a failed call: wait until the next try. Raises the error if it is not an outage."""
+        """After a failed call: wait until the next try, and forget the connections, so that the address is looked up
+        again. Raises the error if it is not an outage."""
         if not is_outage(error):
             raise error
+        wire.close_idle(self._broker.client)
         me = threading.get_ident()
         with self._lock:
             tries = self._tries[me] = self._tries.get(me, 0) + 1

@@ -11,6 +11,8 @@ from msgspec import Raw, msgpack
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
+from sagastream.broker.failures import is_demoted
+
 if TYPE_CHECKING:
     import redis
 
@@ -29,7 +31,7 @@ def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
 @contextmanager
 def connection(client: "redis.Redis") -> Iterator[Any]:
     """A connection of the client, lent for the `with` block. If that raises, the connection is closed: an answer may
-    still be on its way."""
+    still be on its way. It is also closed, and all that are idle with it, if the server turned out to be a replica."""
     pool = client.connection_pool  # only here: a client of a cluster has none
     one: Any = pool.get_connection()
     try:
@@ -38,7 +40,15 @@ def connection(client: "redis.Redis") -> Iterator[Any]:
         one.disconnect()
         raise
     finally:
+        if one.should_reconnect():
+            pool.disconnect(inuse_connections=False)
         pool.release(one)
+
+
+def close_idle(client: "redis.Redis") -> None:
+    """Close the connections that nobody uses now. The next one looks the address up again: it may be another server by
+    then."""
+    client.connection_pool.disconnect(inuse_connections=False)
 
 
 def send(connection: Any, commands: Sequence[Words]) -> None:
@@ -92,4 +102,11 @@ def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as error:
+        note(connection, error)
         return error
+
+
+def note(connection: Any, error: ResponseError) -> None:
+    """Have the connection closed when it is given back, if this error says that it leads to a replica."""
+    if is_demoted(error):
+        connection.mark_for_reconnect()

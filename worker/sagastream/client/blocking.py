@@ -15,7 +15,8 @@ import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of
 from sagastream.broker.exchange import run
-from sagastream.broker.outage import Outage, is_outage
+from sagastream.broker.failures import is_outage
+from sagastream.broker.outage import Outage
 from sagastream.client import evidence, requests
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled

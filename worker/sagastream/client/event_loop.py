@@ -10,7 +10,8 @@ from redis.asyncio import ConnectionPool
 
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange, run_async
-from sagastream.broker.outage import OutageReport, is_outage
+from sagastream.broker.failures import is_outage
+from sagastream.broker.outage import OutageReport
 from sagastream.client import evidence, requests
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
@@ -42,7 +43,8 @@ class AsyncSagaClient:
         self._broker = broker_of(broker)
         self._pool = connect_async(self._broker.url)
         self._layout = Layout(self._broker.prefix)
-        self._follower = _Follower(self._broker, self._pool, OutageReport(WHO, guarded(observer)), self._layout)
+        outage = OutageReport(self._broker, WHO, guarded(observer))
+        self._follower = _Follower(self._broker, self._pool, outage, self._layout)
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange, all_of
-from sagastream.broker.outage import is_outage
+from sagastream.broker.failures import is_outage
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb

@@ -141,6 +141,7 @@ class Orchestrator:
     def _join(self) -> list[str]:
         """Open the store. Returns the streams that are to be read."""
         self._keys = keys = layout.check(self._broker, self._keys)
+        self._broker.check_durability()
         self._services.join(keys)
         self._gate.join(keys)
         self._followed = self._services.names

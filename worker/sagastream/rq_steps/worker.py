@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, ClassVar, Final, TypeVar
 
 import redis
 from rq import Queue, Worker, get_current_job
@@ -19,7 +19,9 @@ from rq.logutils import colorizer
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
+from sagastream.broker import wire
 from sagastream.broker.connection import DEFAULT_PREFIX, Broker
+from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
 from sagastream.console import printable, summary
 from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
@@ -32,6 +34,8 @@ from sagastream.service.named_function import NamedFunction
 from sagastream.service.runner import ServiceRunner, Worked
 from sagastream.store.layout import MAX_PARTITIONS
 from sagastream.telemetry import Log, Observer, guarded, runs
+
+_T = TypeVar("_T")
 
 _ENTRY_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 #: The fields of a job in Redis that are used. None of them makes RQ import, call, fetch or repeat anything.
@@ -150,8 +154,55 @@ class SagaWorker(Worker):
             raise SystemExit(printable(f"{_WHO}: {error}")) from None
         for line in coverage(self.queue_names(), _services.values()):
             _LOG.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, line)
-        with runs("rq", self.name, SagaWorker.watching):
-            return super().work(*args, **options)
+        broker = Broker(os.environ["REDIS_URL"])
+        self._outage = Outage(broker, _WHO, threading.Event(), observer=SagaWorker.watching)
+        try:
+            with runs("rq", self.name, SagaWorker.watching):
+                return super().work(*args, **options)
+        finally:
+            broker.close()
+
+    # RQ itself waits only for a server that it cannot reach, and only while it waits for a job. Any other error ends
+    # its worker. What follows is what it calls while the worker lives.
+
+    def check_for_suspension(self, *args: Any, **options: Any) -> None:
+        self._patiently(lambda: super(SagaWorker, self).check_for_suspension(*args, **options))
+
+    def dequeue_job_and_maintain_ttl(self, *args: Any, **options: Any) -> Any:
+        return self._patiently(lambda: super(SagaWorker, self).dequeue_job_and_maintain_ttl(*args, **options))
+
+    def execute_job(self, *args: Any, **options: Any) -> None:
+        """If the broker goes away meanwhile, the work horse goes on and answers. What RQ then does not note down, the
+        service's process finds out, as it does of a worker that has died."""
+        try:
+            super().execute_job(*args, **options)
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            if self.horse_pid:
+                self.wait_for_horse()
+                self._horse_pid = 0
+            self._patiently(self.heartbeat)
+
+    def maintain_heartbeats(self, *args: Any, **options: Any) -> None:
+        self._outage.once(lambda: super(SagaWorker, self).maintain_heartbeats(*args, **options))
+
+    def heartbeat(self, *args: Any, **options: Any) -> None:
+        self._patiently(lambda: super(SagaWorker, self).heartbeat(*args, **options))
+
+    def teardown(self) -> None:
+        self._outage.once(super().teardown)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        def attempt() -> _T:
+            try:
+                return call()
+            except redis.RedisError as error:
+                if is_outage(error):
+                    wire.close_idle(self.connection)  # RQ's own, which leads to the same server
+                raise
+
+        return self._outage.patiently(attempt)
 
 
 def _have_logs_written() -> None:
@@ -220,6 +271,8 @@ def _load_functions(service: Service) -> None:
 
 
 def run_worker(broker: Broker, services: Sequence[str]) -> None:
-    """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError."""
+    """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError, BrokerError, and
+    redis.RedisError if the broker is away at the start."""
+    broker.check_server()
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
     SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url)).work()

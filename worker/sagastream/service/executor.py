@@ -11,7 +11,7 @@ from typing import Protocol
 
 import redis
 
-from sagastream.broker.outage import is_outage
+from sagastream.broker.failures import is_outage
 from sagastream.console import printable, summary
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply

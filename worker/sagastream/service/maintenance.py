@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 import redis
 
-from sagastream.broker.outage import is_outage
+from sagastream.broker.failures import is_outage
 from sagastream.core import service_rules
 from sagastream.health import HealthFile
 from sagastream.service.executor import Executor

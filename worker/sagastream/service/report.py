@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import redis
 
-from sagastream.broker.outage import is_outage
+from sagastream.broker.failures import is_outage
 from sagastream.console import summary
 from sagastream.core.messages import Command, Reply, ok
 from sagastream.service.declaration import EXIT_HANGS, Registration
@@ -71,7 +71,7 @@ class ServiceReport:
         self.log.error(f"{text}; if such a step was refused meanwhile, see whether its effect stands")
 
     def data_away(self, command: Command, failure: redis.RedisError) -> None:
-        text = f"{_described(command)} cannot reach its data ({summary(failure)}); waiting, nothing is lost"
+        text = f"{_described(command)} cannot reach its data ({summary(failure)}); waiting; the command stays pending"
         self.log.warning(text, extra=about(command))
 
     def raised(self, command: Command, failure: BaseException, *, tries: int, limit: int) -> None:

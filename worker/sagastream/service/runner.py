@@ -16,8 +16,9 @@ from typing import Final, NoReturn
 import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker
+from sagastream.broker.failures import is_outage
 from sagastream.broker.group_reader import consumer_name
-from sagastream.broker.outage import Outage, is_outage
+from sagastream.broker.outage import Outage
 from sagastream.console import summary
 from sagastream.core import backoff
 from sagastream.health import HealthFile

@@ -327,7 +327,7 @@ def _is_of_the_test(error: BaseException) -> bool:
 def _raise_outage(error: BaseException) -> None:
     """Raise an outage, which is waited out in production: here nobody ends it."""
     if isinstance(error, Exception) and "redis" in sys.modules:
-        from sagastream.broker.outage import is_outage
+        from sagastream.broker.failures import is_outage
 
         if isinstance(error, sys.modules["redis"].RedisError) and is_outage(error):
             raise error

@@ -1,0 +1,85 @@
+"""What errors of the broker mean, by the texts of the servers."""
+
+from typing import Any
+
+import pytest
+import redis
+from redis._parsers.base import BaseParser
+
+from sagastream.broker.failures import is_deleted, is_demoted, is_outage
+
+
+def answered(text: str) -> Exception:
+    """The error that redis-py makes of an answer of the server."""
+    parse: Any = BaseParser.parse_error
+    error: Exception = parse(text)
+    return error
+
+
+#: What servers answer that are away for a while.
+PASSING = [
+    "LOADING Redis is loading the dataset in memory",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "OOM command not allowed when used memory > 'maxmemory'. script: 5f2c, on @user_script:1.",
+    "MISCONF Errors writing to the AOF file: No space left on device",
+    "MISCONF Valkey is configured to persist data to AOF, but it's currently unable to persist to disk.",
+    "NOREPLICAS Not enough good replicas to write.",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "CLUSTERDOWN The cluster is down",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "UNBLOCKED client unblocked via CLIENT UNBLOCK",
+    "EXECABORT Transaction discarded because of: OOM command not allowed when used memory > 'maxmemory'.",
+    "Command # 1 (HSET x) of pipeline caused error: MISCONF Errors writing to the AOF file: No space left on device",
+    "ERR max number of clients reached",
+]
+#: … and those that are replicas by now.
+DEMOTED = [
+    "READONLY You can't write against a read only replica.",
+    "READONLY Can not run script with write flag on readonly replica",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+    "EXECABORT Transaction discarded because of: READONLY You can't write against a read only replica.",
+]
+#: A stream or its group was deleted.
+DELETED = [
+    "UNBLOCKED the stream key no longer exists",
+    "NOGROUP No such key 'requests' or consumer group 'orchestrator' in XREADGROUP with GROUP option",
+    "NOGROUP the consumer group this client was blocked on no longer exists",
+]
+#: What waiting does not mend.
+FAULTS = [
+    "WRONGPASS invalid username-password pair or user is disabled.",
+    "NOAUTH Authentication required.",
+    "WRONGTYPE Operation against a key holding the wrong kind of value",
+    "BUSYGROUP Consumer Group name already exists",
+    "BUSYKEY Target key name already exists.",
+    "NOPERM this user has no permissions to run the 'get' command",
+    "EXECABORT Transaction discarded because of previous errors.",
+    "ERR unknown command 'UNBLOCKED '",
+]
+
+
+@pytest.mark.parametrize("text", PASSING + DEMOTED)
+def test_what_passes_is_an_outage(text: str) -> None:
+    assert is_outage(answered(text))
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("refused"), redis.TimeoutError("slow")])
+def test_a_server_that_does_not_answer_is_an_outage(error: redis.RedisError) -> None:
+    assert is_outage(error)
+
+
+@pytest.mark.parametrize("text", FAULTS + DELETED)
+def test_what_waiting_cannot_mend_is_none(text: str) -> None:
+    assert not is_outage(answered(text))
+
+
+@pytest.mark.parametrize("error", [redis.DataError("no"), redis.AuthenticationError("no"), OSError("no")])
+def test_an_error_of_another_kind_is_none(error: Exception) -> None:
+    assert not is_outage(error)
+
+
+@pytest.mark.parametrize("text", PASSING + DEMOTED + DELETED + FAULTS)
+def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> None:
+    assert is_demoted(answered(text)) == (text in DEMOTED)
+    assert is_deleted(answered(text)) == (text in DELETED)

@@ -1,0 +1,50 @@
+"""What an error of the broker means: does it pass by itself, and is this server still the one to talk to?
+
+This is the only list. Every process and every client asks it.
+"""
+
+import re
+from typing import Final
+
+import redis
+
+#: Errors that pass: the server is gone, loads its data, is a replica by now, has no master, is full …
+_AWAY: Final = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+#: … or cannot write to its disk, has no replicas, runs a long script, has ended a blocking read. redis-py has no
+#: classes for these. In a pipeline it puts the command before the text. Of a transaction, EXEC tells why itwas refused.
+_PASSING: Final = re.compile(
+    r"(?:^|caused error: )(?:MISCONF|NOREPLICAS|BUSY|UNBLOCKED) "
+    r"|because of: (?:READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING) "
+)
+#: Why a blocking read ended: its key is gone …
+_KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
+#: … or the server has become a replica; the latter also ends transactions.
+_IS_REPLICA: Final = re.compile(r"^UNBLOCKED .*instance state changed|because of: (?:READONLY|MASTERDOWN) ")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the broker is only away for a while. Any other error is a fault, which waiting does not mend."""
+    if isinstance(error, redis.AuthenticationError) or is_deleted(error):
+        return False
+    return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and bool(_PASSING.search(str(error))))
+
+
+def is_demoted(error: BaseException) -> bool:
+    """Whether the server that answered is a replica. Its address may lead to the new master by now, but a connection
+    that is open leads to this server for ever."""
+    if isinstance(error, redis.ReadOnlyError | redis.exceptions.MasterDownError):
+        return True
+    return isinstance(error, redis.ResponseError) and bool(_IS_REPLICA.search(str(error)))
+
+
+def is_deleted(error: BaseException) -> bool:
+    """Whether the stream that was read, or its group, is not there: somebody has deleted it."""
+    return isinstance(error, redis.ResponseError) and str(error).startswith(("NOGROUP", _KEY_IS_GONE))

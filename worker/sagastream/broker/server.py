@@ -1,0 +1,70 @@
+"""What a server says of itself, and what follows from it: can it be used, and what survives its crash."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+#: The least version; Valkey names the version of Redis that it is like.
+_OLDEST: Final = 7
+#: Servers that cannot be used yet, by their mode.
+_UNUSABLE: Final = {
+    "cluster": "names a node of a cluster, which sagastream cannot use yet; name a single server",
+    "sentinel": "names a Sentinel, which sagastream cannot ask for the master yet; name the master itself",
+}
+
+
+def unusable(mode: str) -> str | None:
+    """Why a server that works in this mode cannot be used; None: it can."""
+    return _UNUSABLE.get(mode)
+
+
+def mode_of(hello: Any) -> str:
+    """The mode in an answer of HELLO, which is a list in version 2 of the protocol of Redis."""
+    words = [word.decode(errors="replace") if isinstance(word, bytes) else word for word in hello]
+    return str(dict(zip(words[::2], words[1::2], strict=False)).get("mode", ""))
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """A server, by its answer to INFO."""
+
+    version: str
+    mode: str
+    is_replica: bool
+    maxmemory_policy: str
+
+    @classmethod
+    def read(cls, info: Mapping[str, Any]) -> "Server":
+        return cls(
+            version=str(info["redis_version"]),
+            mode=str(info.get("redis_mode", "")),
+            is_replica=info.get("role") in ("slave", "replica"),
+            maxmemory_policy=str(info.get("maxmemory_policy", "noeviction")),
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be used at all; None: it can. The text follows the name of the server."""
+        if int(self.version.split(".", maxsplit=1)[0]) < _OLDEST:
+            return f"names a server that is too old: {self.version}; sagastream needs Redis 7.0 or Valkey 8 or later"
+        return unusable(self.mode)
+
+    @property
+    def may_drop(self) -> str | None:
+        """Why it may drop sagas by itself; None: it does not."""
+        if self.maxmemory_policy == "noeviction":
+            return None
+        return f"maxmemory-policy is {self.maxmemory_policy}: it may drop sagas; set noeviction"
+
+
+def lost_by_crash(persistence: Mapping[str, Any], appendfsync: str | None) -> str | None:
+    """What a crash or a power cut takes; None: nothing, or it is not known.
+
+    `persistence`: that section of INFO. `appendfsync`: the setting, None if the server does not tell.
+    """
+    if not persistence.get("aof_enabled"):
+        return "appendonly is off: a crash loses what was accepted; set appendonly yes and appendfsync always"
+    if appendfsync in (None, "always"):
+        return None
+    lost = "the last second" if appendfsync == "everysec" else "the last half minute"
+    return f"appendfsync is {appendfsync}: a power cut loses what was accepted in {lost}; set appendfsync always"
