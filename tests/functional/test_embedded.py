@@ -1,23 +1,31 @@
 """The embedded server of a home: it is shared, has one owner, and is never left behind."""
 
+import contextlib
+import gc
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
 import redis
 
+from sagastream import SagaClient
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
+from sagastream.broker.outage import Outage
 from sagastream.errors import BrokerError
+from support.processes import Commands
 from support.servers import alive
-from support.waiting import until
+from support.waiting import takes_less_than, until
 
 
 def pid_of(home: Path) -> int:
@@ -100,7 +108,10 @@ def answers(broker: Broker) -> bool:
 
 def test_a_crashed_owners_server_is_adopted_and_stopped_in_the_end(home: Path) -> None:
     code = f"""
+import contextlib
+import gc
 import os
+import re
 from sagastream.broker.connection import Broker
 Broker(home={str(home)!r})
 os.kill(os.getpid(), 9)
@@ -293,3 +304,178 @@ def test_a_home_that_is_no_folder_is_told_of(tmp_path: Path) -> None:
 def test_an_unusable_url_is_told_of(url: str) -> None:
     with pytest.raises(BrokerError, match="the url that was given is not usable"):
         Broker(url)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sagastream; sagastream.SagaClient()",
+        "import sagastream; client = sagastream.SagaClient()",
+        "import sagastream; client = sagastream.AsyncSagaClient(); raise SystemExit(3)",
+        "import sagastream; client = sagastream.SagaClient(); client.list(); 1 / 0",
+        "import sagastream; one, two = sagastream.SagaClient(), sagastream.SagaClient(); one.close()",
+        "import os, sagastream; client = sagastream.SagaClient(); os.fork() or os._exit(0); os.wait()",
+    ],
+)
+def test_a_program_that_closes_nothing_leaves_nothing_behind(home: Path, code: str) -> None:
+    env = os.environ | {"SAGASTREAM_HOME": str(home)}
+    env.pop("REDIS_URL", None)
+    subprocess.run([sys.executable, "-c", code], env=env, check=False, capture_output=True, timeout=60)
+    assert (home / "appendonlydir").is_dir()
+    assert not EmbeddedServer(home).is_running
+
+
+def test_a_client_to_which_nothing_refers_leaves(home: Path) -> None:
+    client = SagaClient(Broker(home=home))
+    pid = pid_of(home)
+    del client
+    gc.collect()
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("command", [("service", "shop:service"), ("up", "--service", "shop:service")])
+def test_a_service_whose_module_makes_a_client_leaves_nothing_behind(
+    home: Path, commands: Commands, command: tuple[str, ...]
+) -> None:
+    (commands.folder / "shop.py").write_text(
+        "from sagastream import SagaClient, Service\n\nclient = SagaClient()\nservice = Service('shop')\n"
+        "\n\n@service.command('Do', compensation=None)\ndef do(params, context):\n    return params\n"
+    )
+    process = commands.start(*command, env={"SAGASTREAM_HOME": str(home)})
+    broker = Broker(home=home)
+    until(lambda: broker.client.keys("*:services*shop*") or broker.client.keys("*published*"), what="it is there")
+    broker.close()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert not EmbeddedServer(home).is_running
+
+
+# --- a server that cannot go on
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted only by root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_in_the_words_of_the_server(small_disk: Path, commands: Commands) -> None:
+    home = small_disk / "home"
+    env = {"SAGASTREAM_HOME": str(home)}
+    worker = commands.start("worker", env=env)
+    assert worker.stderr is not None
+    assert b"started" in worker.stderr.readline()
+    broker = Broker(home=home)
+    until(lambda: broker.client.keys("*:alive"), what="the worker is there")
+    with contextlib.suppress(redis.ConnectionError):
+        for number in range(400):
+            broker.client.set(f"k{number}", "x" * 20_000)
+    broker.client.close()
+    lines: list[str] = []
+    until(lambda: lines.append(worker.stderr.readline().decode()) or "is full" in lines[-1], what="it says so")  # type: ignore[func-returns-value, union-attr]
+    words = r"the disk of \S+home is full \(\d+ KiB are free\); the Valkey stopped with the words: "
+    words += r"(Short write|Error writing) .*AOF.*; make room"
+    assert re.search(words, lines[-1])
+    assert len(lines) <= 3, lines  # no loop of crashes
+    for arguments in (("doctor",), ("list",), ("show", "s1")):
+        done = commands.run(*arguments, **env)
+        assert done.returncode == 1
+        assert re.search(words, done.stderr), done.stderr
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    until(lambda: answers(broker), what="its owner starts it again")
+    done = commands.run("doctor", **env)
+    assert done.returncode == 1, "it may happen again"
+    assert re.search(r"problem   server .* stopped, and was started again; .* words: .*AOF", done.stdout)
+    broker.close()
+
+
+def test_how_a_server_stopped_is_told_by_its_user_and_by_doctor(
+    home: Path, commands: Commands, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Broker(home=home)
+    outage = Outage(broker, "test", threading.Event())
+    os.kill(pid_of(home), signal.SIGSEGV)
+    until(lambda: not answers(broker), what="the server is gone")
+    assert outage.patiently(broker.client.ping)
+    assert "the embedded Valkey stopped with the words: " in caplog.text
+    done = commands.run("doctor", SAGASTREAM_HOME=str(home))
+    assert done.returncode == 1
+    assert re.search(
+        r"problem .* stopped, and was started again; .* its last words: .* crashed by signal: 11", done.stdout
+    ), done.stdout
+    broker.close()
+    again = Broker(home=home)
+    again.close()
+    assert EmbeddedServer(home).last_fault() is None
+
+
+def test_a_server_that_hangs_is_told_of_within_six_seconds(home: Path, commands: Commands) -> None:
+    broker = Broker(home=home)
+    os.kill(pid_of(home), signal.SIGSTOP)
+    try:
+        for arguments in (("list",), ("doctor",), ("begin", "-")):
+            with takes_less_than(6.0):
+                done = commands.run(*arguments, given='{"saga_id": "s1", "steps": []}', SAGASTREAM_HOME=str(home))
+            assert done.returncode == 1
+            hangs = (
+                f"Error: the Valkey of {home} says nothing for 5 s: it hangs, or was stopped; see {home}/valkey.log\n"
+            )
+            assert done.stderr == hangs or arguments[0] == "begin"
+    finally:
+        os.kill(pid_of(home), signal.SIGCONT)
+    broker.close()
+
+
+def test_no_folder_is_left_for_the_socket_of_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="sgs-"))  # the path of a socket must be short
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    home = tmp_path / ("long" * 30) / "home"
+    assert not EmbeddedServer(home).is_running
+    assert list(temporary.iterdir()) == []
+    broker = Broker(home=home)
+    assert len(list(temporary.iterdir())) == 1
+    broker.close()
+    assert list(temporary.iterdir()) == []
+    temporary.rmdir()
+
+
+# --- a store that is not there
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "o-1"),
+        ("list",),
+        ("doctor",),
+        ("doctor", "--repair"),
+        ("quarantine", "list"),
+        ("quarantine", "show", "1-0"),
+        ("quarantine", "drop", "1-0"),
+        ("cancel", "o-1", "--reason", "why"),
+        ("retry", "o-1", "--reason", "why"),
+        ("check-service", "till"),
+    ],
+)
+def test_a_command_that_only_looks_makes_no_store(commands: Commands, arguments: tuple[str, ...]) -> None:
+    done = commands.run(*arguments)
+    home = commands.folder / ".sagastream"
+    where = "go to the folder in which sagastream runs, or set SAGASTREAM_HOME or REDIS_URL"
+    assert (done.returncode, done.stderr) == (1, f"Error: there is no store in {home}: {where}\n")
+    assert list(commands.folder.iterdir()) == []
+
+
+def test_what_is_not_there_is_told_with_the_store_in_which_it_is_not(commands: Commands) -> None:
+    commands.run("begin", "-", given='{"saga_id": "s1", "steps": [{"transaction": "A", "service": "a"}]}')
+    home = commands.folder / ".sagastream"
+    done = commands.run("show", "o-1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no saga o-1 in this store" in done.stderr
+    assert str(home) in done.stderr
+    assert not EmbeddedServer(home).is_running

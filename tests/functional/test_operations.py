@@ -195,7 +195,8 @@ def test_a_hard_deadline_does_not_wait_for_what_is_out(desk: dict[str, str], com
 @pytest.mark.parametrize("verb", ["cancel", "retry", "skip", "abandon"])
 def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, verb: str) -> None:
     unknown = commands.run(verb, "nobody", "--reason", "x", **env)
-    assert (unknown.returncode, unknown.stderr) == (1, "Error: there is no saga nobody\n")
+    text = f"Error: there is no saga nobody in the store {env['REDIS_URL']}\n"
+    assert (unknown.returncode, unknown.stderr) == (1, text)
     for arguments, complaint in (
         (["a b", "--reason", "x"], "saga_id must be 1 to 128 characters"),
         (["s1"], "Missing option '--reason'"),

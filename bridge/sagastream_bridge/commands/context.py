@@ -22,14 +22,15 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 @contextmanager
-def opened() -> "Iterator[Broker]":
-    """The broker that the environment names, open while a command runs."""
+def opened(*, create: bool = True) -> "Iterator[Broker]":
+    """The broker that the environment names, open while a command runs. `create`: make the store of an embedded broker
+    if there is none; a command that only looks, or acts on what is there, does not."""
     with orderly():
         from sagastream.broker.connection import Broker
 
         broker = None
         try:
-            broker = Broker()
+            broker = Broker(create=create)
             yield broker
         finally:
             if broker is not None:

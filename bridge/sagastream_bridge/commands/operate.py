@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -37,9 +38,10 @@ def _verb(verb: str, help_text: str) -> click.Command:
         help="How long to wait for a worker to do it. If none does, one will do it later.",
     )
     def command(saga_id: str, reason: str, by: str | None, timeout: float, **options: bool) -> None:
-        from sagastream.errors import MalformedMessage
+        from sagastream.core.messages import Code
+        from sagastream.errors import MalformedMessage, RequestRefused
 
-        with opened() as broker:
+        with opened(create=False) as broker:
             from sagastream.client.blocking import SagaClient
 
             client = SagaClient(broker)
@@ -51,6 +53,10 @@ def _verb(verb: str, help_text: str) -> click.Command:
                 state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, **options)
             except MalformedMessage as error:
                 raise click.UsageError(str(error)) from None
+            except RequestRefused as error:
+                if error.code != Code.NO_SUCH_SAGA:
+                    raise
+                raise click.ClickException(safe(f"{error} in the store {broker.store}")) from None
             except TimeoutError as error:
                 raise click.ClickException(safe(str(error))) from None
         then = state.reason
@@ -91,7 +97,7 @@ def list_quarantined(limit: int, as_json: bool) -> None:
     """List them, the newest first."""
     from itertools import islice
 
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
         from sagastream_bridge.inspection import views
@@ -110,7 +116,7 @@ def list_quarantined(limit: int, as_json: bool) -> None:
 @click.argument("entry_id", metavar="ID")
 def show_quarantined(entry_id: str) -> None:
     """Show all that is known about one message, as JSON."""
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
@@ -121,7 +127,7 @@ def show_quarantined(entry_id: str) -> None:
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
     """Put messages back into the streams from which they came, to be read again, when what was wrong is mended."""
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
@@ -135,7 +141,7 @@ def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
     """Delete messages for good."""
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
@@ -197,9 +203,9 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
 
     Exit code 1 if there is a problem that was not repaired.
     """
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream.store import layout, lineage, sagas
-        from sagastream_bridge.inspection import views
+        from sagastream_bridge.inspection import embedded, views
         from sagastream_bridge.inspection.after_failover import AfterFailover
         from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
 
@@ -211,7 +217,7 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
             since_ms = sagas.read(broker.client, keys, [])[1] - round(hours * 3600_000)
             findings = AfterFailover(broker, since_ms=since_ms, repair=repair).examine()
         else:
-            findings = Doctor(broker, repair=repair).examine()
+            findings = chain(embedded.findings(broker), Doctor(broker, repair=repair).examine())
         problems = 0
         for finding in findings:
             problems += finding.level == PROBLEM

@@ -77,14 +77,14 @@ def show(saga_id: str, as_json: bool) -> None:
 
     if not is_id(saga_id):
         raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream_bridge.inspection import lookup, views
 
         found = lookup.saga(broker, saga_id)
         if found.state is None:
-            raise click.ClickException(
-                safe(f"there is no saga {saga_id} in this store{views.absent(found.causes, found.notes)}")
-            )
+            absent = views.absent(found.causes, found.notes)
+            text = f"there is no saga {saga_id} in this store{absent}; the store is {broker.store}"
+            raise click.ClickException(safe(text))
         if as_json:
             click.echo(lookup.as_json(found))
         else:
@@ -98,7 +98,7 @@ def show(saga_id: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
     """List sagas: parked ones first, then live ones, then ended ones; of each kind those first that changed last."""
-    with opened() as broker:
+    with opened(create=False) as broker:
         from sagastream.client.listing import ORDERED
         from sagastream.errors import NewerFormat
         from sagastream_bridge.inspection import lookup, views

