@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sagastream.broker.embedded import EmbeddedServer
 from sagastream.client.blocking import SagaClient
 from support.processes import SAGASTREAM, SAMPLES, Commands
 from support.scenes import do
@@ -356,7 +358,7 @@ def test_the_demonstration_leaves_a_store_in_use_alone(commands: Commands) -> No
     up.stdout.readline()
     done = commands.run("demo")
     assert done.returncode == 1
-    assert "is in use" in done.stderr
+    assert "is in use: wait until those who use it have ended, or set SAGASTREAM_HOME" in done.stderr
 
 
 def test_a_full_disk_of_the_reader_is_one_line(commands: Commands) -> None:
@@ -382,9 +384,11 @@ def test_the_demonstration_shows_every_message_and_can_be_repeated(commands: Com
     assert "saga44  ABORTED" in shown.stdout
 
 
-def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
+def on_a_terminal(commands: Commands, **env: str) -> bytes:
+    """What the demonstration prints on a terminal."""
     main, side = pty.openpty()
-    process = subprocess.Popen([SAGASTREAM, "demo"], cwd=commands.folder, env=commands.environment(), stdout=side)
+    env = commands.environment(**env)
+    process = subprocess.Popen([SAGASTREAM, "demo"], cwd=commands.folder, env=env, stdout=side)
     os.close(side)
     said = b""
     try:
@@ -393,8 +397,49 @@ def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
     except OSError:  # how Linux reports the end of a terminal
         pass
     assert process.wait(60) == 0
-    assert b"\x1b[32mCOMPLETED" in said
     os.close(main)
+    return said
+
+
+def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
+    assert b"\x1b[32mCOMPLETED" in on_a_terminal(commands, TERM="xterm")
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
+def test_on_a_terminal_that_shows_none_there_is_no_colour(commands: Commands, name: str, value: str) -> None:
+    said = on_a_terminal(commands, **{name: value})
+    assert b"COMPLETED" in said
+    assert b"\x1b" not in said
+
+
+#: The command, which writes a line when it begins to import what it consists of.
+SAYS_WHEN_IT_BEGINS = """
+import sys
+from sagastream_bridge.entry import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "sagastream_bridge.commands":
+            print(name, flush=True)
+
+sys.meta_path.insert(0, Finder())
+sys.argv[0] = "sagastream"
+main()
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
+def test_an_interrupt_at_any_time_ends_the_demonstration_in_order(commands: Commands, after_s: float) -> None:
+    process = commands.start("demo", program=(sys.executable, "-c", SAYS_WHEN_IT_BEGINS))
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(after_s)  # the time is what is tried
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].decode()
+    assert "Traceback" not in said
+    assert "KeyboardInterrupt" not in said
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert not EmbeddedServer(commands.folder / ".sagastream" / "demo").is_running
 
 
 def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Commands) -> None:

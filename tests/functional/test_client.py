@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -531,6 +532,48 @@ def test_a_client_that_is_closed_ends_the_waits(server: Server) -> None:
             await wait
 
     asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_client_may_be_used_in_one_loop_after_another(running: Server) -> None:
+    """As by tests that run each in a loop of its own, and share a client."""
+    client = AsyncSagaClient(running.broker())
+
+    async def use(number: int) -> str:
+        assert await client.get("nobody") is None
+        accepted = await client.begin(f"s{number}", [do(1, service="till")])
+        state = await client.wait(accepted, 60)
+        return str(state.status)
+
+    assert [asyncio.run(use(number)) for number in range(3)] == ["COMPLETED"] * 3
+    asyncio.run(client.close())
+    gc.collect()  # the connections of the loops that nobody closed
+
+
+def test_a_client_of_another_loop_that_is_open_is_refused(running: Server) -> None:
+    first = asyncio.new_event_loop()
+    client = AsyncSagaClient(running.broker())
+    accepted = first.run_until_complete(client.begin("s1", [do(1, service="till")]))
+
+    async def refused() -> None:
+        calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            lambda: client.get("s1"),
+            lambda: client.wait(accepted),
+            lambda: client.begin("s2", [do(1)]),
+            lambda: client.begin_many([a_saga("s3")]),
+            lambda: client.cancel("s1", "why"),
+            client.close,
+        ]
+        for call in calls:
+            with pytest.raises(RuntimeError, match=r"^this AsyncSagaClient belongs to another event loop: "):
+                await call()
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await anext(aiter(client.list()))
+
+    asyncio.run(refused())
+    assert first.run_until_complete(client.wait(accepted, 60)).status == "COMPLETED"
+    first.run_until_complete(client.close())
+    first.close()
 
 
 def test_a_client_waits_again_after_nobody_did(running: Server) -> None:

@@ -161,6 +161,7 @@ BRIDGE_WINGS = {
     "bench": {"local"},
     "conformance": {"inspection"},
     "commands": {"local", "inspection", "stdin", "bench", "conformance"},
+    "entry": {"commands"},
     "__main__": {"commands"},
 }
 

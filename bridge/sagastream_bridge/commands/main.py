@@ -28,7 +28,7 @@ for command in (*run.COMMANDS, *sagas.COMMANDS, *operate.COMMANDS, *store.COMMAN
 
 def main() -> NoReturn:
     """The command `sagastream`."""
-    if "NO_COLOR" in os.environ:
+    if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
         cli(color=False)
     cli()
     raise AssertionError("click exits")

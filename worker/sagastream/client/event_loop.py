@@ -32,6 +32,9 @@ _T = TypeVar("_T")
 class AsyncSagaClient:
     """The sagas of a store, for the coroutines of one event loop. Close it, or use it as a context manager.
 
+    Once that loop is closed, another one may use the client. While it is not, every call in another loop raises
+    RuntimeError.
+
     The methods are those of SagaClient, with the same arguments, results and errors. Await them, except `list`, which
     is for `async for`. There is no `as_completed`: use `asyncio.gather`. One task reads the events stream for all
     coroutines that wait. It runs while any of them waits, and for at most half a second after that.
@@ -41,10 +44,25 @@ class AsyncSagaClient:
         """See SagaClient. This blocks if it has to start an embedded server."""
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
-        self._pool = connect_async(self._broker.url)
         self._layout = Layout(self._broker.prefix)
-        outage = OutageReport(self._broker, WHO, guarded(observer))
-        self._follower = _Follower(self._broker, self._pool, outage, self._layout)
+        self._outage = OutageReport(self._broker, WHO, guarded(observer))
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which the connections are used
+        self._connect()
+
+    def _connect(self) -> None:
+        self._pool = connect_async(self._broker.url)
+        self._follower = _Follower(self._broker, self._pool, self._outage, self._layout)
+
+    def _enter_loop(self) -> None:
+        """Before every call: connections and tasks belong to the loop in which they were made."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise RuntimeError("this AsyncSagaClient belongs to another event loop: make a client in each loop")
+            self._connect()
+        self._loop = loop
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,6 +72,7 @@ class AsyncSagaClient:
 
     async def close(self) -> None:
         """Close the connections. A coroutine that still waits gets a BrokerError."""
+        self._enter_loop()
         await self._follower.stop()
         await self._pool.aclose()
         if self._owns_broker:
@@ -98,6 +117,7 @@ class AsyncSagaClient:
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Await the end of a saga, or that it is parked. To wait for many sagas, use one task for each. See
         SagaClient.wait."""
+        self._enter_loop()
         state = requests.granted(await self._follower.settled(Waiter.for_end_of(saga), timeout_s))
         return completed(state) if check else state
 
@@ -134,6 +154,7 @@ class AsyncSagaClient:
 
     async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""
+        self._enter_loop()
         waiter = Waiter(saga_id=request.saga_id, request=request)
         return requests.granted(await self._follower.settled(waiter, timeout_s))
 
@@ -160,6 +181,7 @@ class AsyncSagaClient:
         return await self._run(self._layout.looked())
 
     async def _run(self, exchange: Exchange[_T]) -> _T:
+        self._enter_loop()
         return await run_async(self._pool, exchange)
 
 
