@@ -67,6 +67,8 @@ USUAL: Final = [
            verbs=ALL_VERBS, requests=1, workers=1),
     Config(name="two retriable steps, skipped", steps=(RETRIABLE, RETRIABLE), outcomes=("r", "or"), verbs=(Verb.SKIP,),
            requests=1, resend=1, processes=1),
+    Config(name="a retriable step, abandoned, slow", steps=(PIVOT, RETRIABLE), outcomes=("o", "orb"), zombies=1,
+           verbs=(Verb.ABANDON,), requests=1, workers=1),
     Config(name="three steps of every kind", steps=(step(), PIVOT, RETRIABLE), outcomes=("or", "orb", "or"),
            worker_crashes=1, service_crashes=1, loss=1),
     Config(name="three steps, the last one fails", steps=(step(), step(), step()), outcomes=("o", "o", "or"),

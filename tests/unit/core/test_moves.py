@@ -523,6 +523,14 @@ def test_a_saga_that_is_abandoned_on_the_way_back_ends_as_it_stands() -> None:
     story.when("RefundPayment_ok", 2).expect_undone_late(2).when("RefundPayment_ok", 2).expect_duplicate_counted()
 
 
+def test_a_retriable_step_that_is_abandoned_may_be_done_yet_and_that_is_noted() -> None:
+    """Another delivery of its command may still do it: a failure that is tried again is recorded by no service."""
+    story = given_saga(PIVOT, replace(RETRIABLE, attempts=1)).when("ChargePayment_ok", 1)
+    story.when("CreateShipment_failed", 2, error="no").when_asked(Verb.ABANDON).expect_steps("COMPLETED", "FAILED")
+    assert story.saga.steps[1].unknown
+    story.when("CreateShipment_ok", 2, result=7).expect_late(2, 7)
+
+
 def test_what_is_undone_after_its_undo_was_skipped_is_noted_and_counted() -> None:
     story = parked_going_back().when_asked(Verb.SKIP)
     story.expect_sent("inventory", "ReleaseReservation", 1)

@@ -196,7 +196,7 @@ def cancel(state: SagaState, why: str, moment: Moment, *, now: bool) -> Decision
 
 
 def _may_be_done(step: Step) -> bool:
-    """Whether a step that is given up without an answer, and is not parked, may have been done, or may still be."""
+    """Whether a step that is given up without a final answer may have been done, or may still be."""
     # If a failure would have been tried again, another delivery of the command may still do it.
     return step.in_flight or step.unknown or step.definition.retried
 
@@ -220,10 +220,11 @@ def compensate_step(state: SagaState, number: int, moment: Moment) -> Decision:
 def abandon(state: SagaState, number: int, why: str, moment: Moment) -> Decision:
     """End the saga, which is parked at this step, without doing or undoing more."""
     step = state.steps[number - 1]
-    step = _left(step) if step.being_undone else step.moved("given up" if step.unknown else "failed")
+    unknown = _may_be_done(step)
+    left = _left(step) if step.being_undone else step.moved("given up" if unknown else "failed", unknown=unknown)
     reason = f"abandoned at step {number}: {why}"
     reason = f"{state.reason}; {reason}" if state.reason else reason
-    return end(moved(state, "abandoned", moment, put(state.steps, number, step), reason=reason))
+    return end(moved(state, "abandoned", moment, put(state.steps, number, left), reason=reason))
 
 
 def _left(step: Step) -> Step:
