@@ -581,8 +581,7 @@ class Model:
             # than it was sent.
             if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and state.parked):
                 yield self._asked(world, left, verb, now=False)
-        goes_forward = state.status is SagaStatus.PENDING and not state.past_pivot
-        if self.config.now and goes_forward and not state.parked:
+        if self.config.now and state.may_be_cancelled_now:
             yield self._asked(world, left, Verb.CANCEL, now=True)
 
     def _asked(self, world: World, left: int, verb: Verb, *, now: bool) -> Move:

@@ -152,6 +152,15 @@ def test_a_saga_may_be_cancelled_once_and_on_its_way_forward_alone() -> None:
 # --- time
 
 
+def test_a_saga_may_be_cancelled_now_on_its_way_forward_unless_it_is_parked() -> None:
+    assert a_saga(out()).may_be_cancelled_now
+    assert a_saga(out(), cancelling="ordered twice").may_be_cancelled_now
+    assert not a_saga(a_step("A", Phase.PARKED, parked="x")).may_be_cancelled_now
+    assert not a_saga(a_step("A", Phase.UNDO_OUT, due_ms=5), status=SagaStatus.COMPENSATING).may_be_cancelled_now
+    pivot = a_step("P", Phase.COMPLETED, kind=StepKind.PIVOT)
+    assert not a_saga(pivot, out("R"), current_step=2).may_be_cancelled_now
+
+
 def test_a_saga_is_due_when_the_first_of_its_times_has_come() -> None:
     again = a_step("A", Phase.BACKING_OFF, due_ms=6)
     assert a_saga(out()).due_ms == 5

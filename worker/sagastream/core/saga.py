@@ -109,6 +109,12 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return self.status is SagaStatus.PENDING and self.cancelling is None and not self.past_pivot
 
     @property
+    def may_be_cancelled_now(self) -> bool:
+        """Whether a cancel that says `now` is possible: as any other, and also if the saga is being cancelled and waits
+        for an answer; but not at a parked step, since such a cancel does not say that the step was not done."""
+        return self.status is SagaStatus.PENDING and self.parked is None and not self.past_pivot
+
+    @property
     def is_cut_off(self) -> bool:
         """Whether its deadline, when it comes, cuts off the command that is out. A command that was sent later, because
         an operator said retry, is waited for."""

@@ -133,7 +133,7 @@ class CommandOut:
             return self._holder_dead(mine.process)
         if mine.overdue:
             cause = hangs(mine, self._now_ms)
-            if not self._state.may_be_cancelled:
+            if not self._state.may_be_cancelled_now:
                 return cause
             cancel = f"sagastream cancel {self._state.saga_id} --now --reason TEXT  # undoes what it may have done"
             return Cause(kind=cause.kind, text=cause.text, do=(*cause.do, cancel), facts=cause.facts)
@@ -202,7 +202,7 @@ class CommandOut:
         cause = nobody(self._service, self._names, self._now_ms)
         if cause is None or not cause.facts.get("near"):
             return cause
-        now = " --now" if self._state.may_be_cancelled else ""
+        now = " --now" if self._state.may_be_cancelled_now else ""
         do = f"sagastream cancel {self._state.saga_id}{now} --reason TEXT"
         do += "  # abandon it if it is parked then; begin another with the right name"
         return Cause(kind=cause.kind, text=cause.text, do=(do,), facts=cause.facts)
