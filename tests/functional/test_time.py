@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sagastream import Context, Service
 from sagastream.broker import group_reader
 from sagastream.core.messages import Reply, ok
 from sagastream.core.parsing import parse_intervene
@@ -12,6 +13,7 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused
 from sagastream.orchestrator import commit, worker
 from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, sagas
 from support.scenes import Scene, do
 from support.servers import Server
@@ -310,4 +312,29 @@ def test_a_store_that_knows_no_timeouts_yet_gets_them(scene: Scene) -> None:
     scene.redis.hdel(ONLY.saga("s1"), "times_out_at")
     scene.redis.zadd(ONLY.timers, {"s1": 1})
     scene.turns_until(lambda: saga(scene).times_out_ms is not None, scene.another_worker())
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_a_bug_that_is_mended_undoes_nothing_by_default(scene: Scene) -> None:
+    """With the defaults, a handler that raises at once is called again until it is mended."""
+    service, broken = Service("work"), [True]
+
+    @service.command("Book", compensation="Cancel")
+    def book(params: Any, context: Context) -> str:
+        if broken[0]:
+            raise KeyError("a bug")
+        return "booked"
+
+    service.compensation("Cancel")(lambda params, context: pytest.fail("it is undone"))
+    scene.runner = ServiceRunner(scene.broker, service, scene.stop)
+    scene.client.begin("s1", [{"transaction": "Book", "service": "work", "backoff_ms": 1}])
+
+    def tried_often() -> bool:
+        scene.worker.turn(block_ms=1)
+        scene.runner.turn(block_ms=1)
+        return saga(scene).steps[0].attempt > 5
+
+    until(tried_often, what="it is tried more often than it ever was by default")
+    assert saga(scene).steps[0].attempts == 20
+    broken[0] = False
     assert scene.play("s1").status is SagaStatus.COMPLETED

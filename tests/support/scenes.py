@@ -86,5 +86,7 @@ class Scene:
 
 
 def do(params: Any = None, name: str = "Do", service: str = "work", **more: Any) -> Any:
-    """One step: a StepRequest, with the changes in `more`."""
-    return {"transaction": name, "service": service, "params": params} | more
+    """One step: a StepRequest, with the changes in `more`. It is tried a few times, so that a test sees the end."""
+    attempts = 10 if more.get("kind") == "retriable" else 3
+    few = {"attempts": attempts, "compensation_attempts": 10}
+    return {"transaction": name, "service": service, "params": params} | few | more

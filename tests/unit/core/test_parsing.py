@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from sagastream.core.backoff import step_delay_ms
 from sagastream.core.members import type_of
 from sagastream.core.messages import (
     MAX_ACTOR_CHARS,
@@ -40,6 +41,7 @@ from sagastream.core.parsing import (
 from sagastream.core.steps import (
     AS_PUBLISHED,
     ATTEMPTS,
+    BACKOFF_MS,
     FORMATS,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
@@ -47,6 +49,8 @@ from sagastream.core.steps import (
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     PERSISTENT_ATTEMPTS,
+    TIMEOUT_MS,
+    USUAL_ATTEMPTS,
     StepDefinition,
     StepKind,
 )
@@ -112,7 +116,7 @@ def test_a_begin_of_the_protocol_is_understood() -> None:
         {"transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1}},
         {"transaction": "ChargePayment", "service": "payment", "compensation": "RefundPayment"},
         {"transaction": "CreateShipment", "service": "shipping", "params": [1.5, null], "compensation": null}]}"""
-    assert parse_begin(decode(text), request_id="me-1", echo=True) == Begin(
+    assert parse_begin(decode(text), request_id="me-1", echo=True, plain=True) == Begin(
         saga_id="saga42",
         steps=(
             StepDefinition(
@@ -226,10 +230,50 @@ LIMITS = {
 def parsed_step(**members: Any) -> StepDefinition:
     """One step with these members; behind a pivot if it needs one."""
     pivot = [step_body(kind="pivot")] if members.get("kind") == "retriable" else []
+    return parse_begin(begin_body(steps=[*pivot, step_body(**members)]), plain=True).steps[-1]
+
+
+def usual_step(**members: Any) -> StepDefinition:
+    """The same, of somebody who begins a saga here."""
+    pivot = [step_body(kind="pivot")] if members.get("kind") == "retriable" else []
     return parse_begin(begin_body(steps=[*pivot, step_body(**members)])).steps[-1]
 
 
-def test_a_step_that_says_no_more_than_it_must_has_what_is_usual() -> None:
+@pytest.mark.parametrize("kind", StepKind)
+def test_whoever_begins_a_saga_and_says_no_numbers_gets_the_usual_ones(kind: StepKind) -> None:
+    step = usual_step(kind=kind)
+    assert step.attempts == USUAL_ATTEMPTS
+    # A retriable step is never undone.
+    undone = PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else USUAL_ATTEMPTS
+    assert step.compensation_attempts == undone
+    said = {"attempts": 3, "compensation_attempts": 10}
+    assert usual_step(kind=kind, **said) == parsed_step(kind=kind, **said)
+    assert usual_step(compensation=None).compensation_attempts == PERSISTENT_ATTEMPTS
+
+
+def test_the_usual_numbers_are_written_into_the_request_and_into_the_hash() -> None:
+    """So they can change, and a saga that has begun keeps its own."""
+    begin = parse_begin(begin_body())
+    assert {step.attempts for step in begin.steps} == {USUAL_ATTEMPTS}
+    assert parse_begin(decode(begin.body()), plain=True) == begin
+    assert parse_begin(decode(begin.body())) == begin
+    few = parse_begin(begin_body(steps=[step_body(attempts=ATTEMPTS, compensation_attempts=PERSISTENT_ATTEMPTS)]))
+    assert read_request(stored(few.fields())) == few
+
+
+def test_the_usual_attempts_outlast_a_redeploy() -> None:
+    """A step that fails at once, and one whose service is away."""
+
+    def waits_s(jitter: float) -> float:
+        waits = [step_delay_ms(attempt, first_ms=BACKOFF_MS, jitter=jitter) for attempt in range(1, USUAL_ATTEMPTS)]
+        return sum(waits) / 1000
+
+    assert 7 * 60 <= waits_s(0.0) <= waits_s(1.0) <= 14.1 * 60
+    away_s = USUAL_ATTEMPTS * TIMEOUT_MS / 1000
+    assert 27 * 60 <= away_s + waits_s(0.0) <= away_s + waits_s(1.0) <= 34.1 * 60
+
+
+def test_a_step_that_says_no_more_than_it_must_has_the_defaults_of_its_format() -> None:
     step = parsed_step()
     assert (step.kind, step.timeout_ms, step.attempts) == (StepKind.COMPENSATABLE, 60_000, 3)
     assert (step.compensation_attempts, step.backoff_ms, step.retry_failed) == (10, 1000, False)
@@ -514,7 +558,7 @@ BEGINS = st.builds(
 def test_a_begin_is_read_back_from_the_fields_of_its_entry(begin: Begin, request_id: str | None, echo: bool) -> None:
     asked = replace(begin, request_id=request_id, echo=echo)
     assert read_request(stored(asked.fields())) == asked
-    assert parse_begin(decode(asked.body())) == begin
+    assert parse_begin(decode(asked.body()), plain=True) == begin
 
 
 def test_the_entry_of_a_begin_holds_no_more_than_there_is_to_say() -> None:

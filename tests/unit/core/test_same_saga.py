@@ -11,7 +11,7 @@ from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState
 from sagastream.core.same_saga import conflict
-from sagastream.core.steps import OPTIONS, StepDefinition, StepKind
+from sagastream.core.steps import OPTIONS, USUAL_ATTEMPTS, StepDefinition, StepKind
 from sagastream.store import saga_hash
 from support.stories import given_saga
 from support.values import JSON_VALUES
@@ -97,6 +97,17 @@ def test_an_option_that_differs_is_said_with_both_values_also_if_one_is_the_defa
     usual, other = a_step(), a_step(**{name: value})
     assert told(a_saga(a_step(1), usual), a_step(1), other) == says
     assert not is_same(a_saga(a_step(1), other), a_step(1), usual)
+
+
+def test_default_numbers_of_different_times_are_the_same() -> None:
+    """A client that was updated in between sends the begin again, or somebody does by hand."""
+    plain = a_step()
+    usual = replace(plain, attempts=USUAL_ATTEMPTS, compensation_attempts=USUAL_ATTEMPTS)
+    assert is_same(a_saga(plain), usual)
+    assert is_same(a_saga(usual), plain)
+    assert told(a_saga(usual), replace(plain, attempts=4)) == "with 20 as attempts of step 1; this request has 4"
+    assert told(a_saga(plain), replace(usual, attempts=10)) == "with 3 as attempts of step 1; this request has 10"
+    assert not is_same(a_saga(plain), replace(usual, backoff_ms=5))
 
 
 def test_what_else_differs_in_a_step_or_the_saga_is_said() -> None:

@@ -58,7 +58,7 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Newer | U
         if kind != "saga_begin":
             text = f"the orchestrator knows no request {kind}"
             return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
-        return parse_begin(body, request_id=request_id, echo=b"trace" in fields)
+        return parse_begin(body, request_id=request_id, echo=b"trace" in fields, plain=True)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error), request_id=request_id)
 
@@ -86,17 +86,28 @@ def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> C
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
 
-def parse_begin(body: Any, *, request_id: str | None = None, echo: bool = False, called: str = "the body") -> Begin:
+def parse_begin(
+    body: Any,
+    *,
+    request_id: str | None = None,
+    echo: bool = False,
+    called: str = "the body",
+    plain: bool = False,
+) -> Begin:
     """A decoded saga_begin body. MalformedMessage says what is wrong and where.
 
-    `called`: the name of the body in that text.
+    Args:
+        called: the name of the body in that text.
+        plain: it came over the wire: what it does not name has the default of the plain format. Otherwise it is of
+            somebody who begins a saga here, and gets what is usual. So the defaults that people are given can change,
+            and no saga with them that has begun.
     """
     format_number = known_format(body, called)
     checked_object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format"})
     if body.get("type", "saga_begin") != "saga_begin":
         raise MalformedMessage("type is not saga_begin")
     saga_id = name_in(body, "saga_id", called)
-    definitions = parse_steps(body.get("steps"))
+    definitions = parse_steps(body.get("steps"), plain=plain)
     begin = Begin(
         saga_id=saga_id,
         steps=definitions,

@@ -9,10 +9,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
+from msgspec.structs import replace
 
 from sagastream.core.messages import HARD, Begin
 from sagastream.core.saga import SagaState
-from sagastream.core.steps import AS_PUBLISHED, OPTIONS, StepDefinition
+from sagastream.core.steps import (
+    AS_PUBLISHED,
+    OPTIONS,
+    PERSISTENT_ATTEMPTS,
+    USUAL_ATTEMPTS,
+    StepDefinition,
+    default_attempts,
+)
 
 #: The longest value, and the longest path to a member, that a text quotes, in characters.
 _QUOTED_CHARS: Final = 80
@@ -43,13 +51,30 @@ def _difference(state: SagaState, begin: Begin) -> _Difference | None:
         return "number of steps", len(state.steps), len(begin.steps)
     for number, (step, definition) in enumerate(zip(state.steps, begin.steps, strict=True), 1):
         if step.definition != definition:  # most are equal byte for byte
-            found = _between(_members(step.definition), _members(definition), "")
+            found = _between(_members(step.definition), _members(_with_its_defaults(definition, step.definition)), "")
             if found is not None:
                 what, there, here = found
                 return f"{what} of step {number}", there, here
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
     there = _of_saga(deadline_ms, state.hard_deadline, state.format)
     return _between(there, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format), "")
+
+
+def _with_its_defaults(asked: StepDefinition, began: StepDefinition) -> StepDefinition:
+    """The step that is asked for, with the default numbers that the saga began with where it has other defaults: nobody
+    may have said either. So a begin that is sent again after an update of its client is the same."""
+    defaults = {
+        "attempts": {default_attempts(began.kind), USUAL_ATTEMPTS},
+        "compensation_attempts": {PERSISTENT_ATTEMPTS, USUAL_ATTEMPTS},
+    }
+    return replace(
+        asked,
+        **{
+            name: getattr(began, name)
+            for name, numbers in defaults.items()
+            if {getattr(began, name), getattr(asked, name)} <= numbers
+        },
+    )
 
 
 def _of_saga(deadline_ms: int | None, hard: bool, number: int) -> dict[str, Any]:

@@ -6,14 +6,16 @@ from typing import Any, Final
 from sagastream.core.members import checked_object, flag_in, limit, name_in
 from sagastream.core.messages import SERVICE_PATTERN
 from sagastream.core.steps import (
+    AS_PUBLISHED,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     OPTIONS,
+    USUAL_ATTEMPTS,
     StepDefinition,
     StepKind,
-    usual_attempts,
+    default_attempts,
 )
 from sagastream.core.strict_json import encode_payload, trimmed
 from sagastream.errors import MalformedMessage
@@ -21,20 +23,27 @@ from sagastream.errors import MalformedMessage
 _MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
 
 
-def parse_steps(steps: object) -> tuple[StepDefinition, ...]:
-    """The value of the member `steps`. Raises MalformedMessage, which says what is wrong and where."""
+def parse_steps(steps: object, *, plain: bool) -> tuple[StepDefinition, ...]:
+    """The value of the member `steps`. Raises MalformedMessage, which says what is wrong and where.
+
+    `plain`: options that a step does not name have the defaults of the plain format; otherwise, those that are usual.
+    """
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
-    definitions = tuple(_parse_step(step, f"steps[{index}]") for index, step in enumerate(steps))
+    definitions = tuple(_parse_step(step, f"steps[{index}]", plain=plain) for index, step in enumerate(steps))
     _check_order(definitions)
     return definitions
 
 
-def _parse_step(step: Any, where: str) -> StepDefinition:
+def _parse_step(step: Any, where: str, *, plain: bool) -> StepDefinition:
     checked_object(step, where, _MEMBERS)
     options = {name: _OPTION_READERS[name](step, name, where) for name in OPTIONS if name in step}
-    if "kind" in options:
-        options.setdefault("attempts", usual_attempts(options["kind"]))
+    if not plain:
+        options.setdefault("attempts", USUAL_ATTEMPTS)
+        if options.get("kind") is not StepKind.RETRIABLE and options.get("compensation", AS_PUBLISHED) is not None:
+            options.setdefault("compensation_attempts", USUAL_ATTEMPTS)
+    elif "kind" in options:
+        options.setdefault("attempts", default_attempts(options["kind"]))
     transaction = name_in(step, "transaction", where)
     if options.get("compensation") == transaction:
         raise MalformedMessage(f"{where}: a transaction cannot be its own compensation")

@@ -1,6 +1,7 @@
 """What a saga_begin says about its steps: the definition of a step, the kinds of steps, defaults and limits."""
 
 from enum import StrEnum
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -19,11 +20,16 @@ AS_PUBLISHED: Final = ""
 #: The command that asks a service which of its effects stand. A service answers it or has no such command.
 STANDING: Final = "sagastream_effects"
 
-#: The defaults of a step. With them a service may be away for some minutes before its sagas fail …
+#: How often a command is sent at most, the compensation too, if whoever begins the saga says nothing: clients, the
+#: bridge and the command line write it into their requests. A step that fails at once is tried for 7 to 14 minutes, so
+#: a bug undoes nothing before it can be mended; if its service is away, for half an hour.
+USUAL_ATTEMPTS: Final = 20
+
+#: The defaults of the plain format: what a request or a hash means that does not name an option. They never change. A
+#: saga that began under other usual numbers has those in its hash.
 TIMEOUT_MS: Final = 60_000
 ATTEMPTS: Final = 3
 BACKOFF_MS: Final = 1_000
-#: … and for a quarter of an hour before a command that must succeed, above all a compensation, is left to a person.
 PERSISTENT_ATTEMPTS: Final = 10
 #: The longest times that a request may ask for: 1 day, 1 day, 365 days. Services keep their records for longer than the
 #: first two.
@@ -42,8 +48,8 @@ class StepKind(StrEnum):
     RETRIABLE = "retriable"  # it is tried until it is done, or parked; it does not fail
 
 
-def usual_attempts(kind: StepKind) -> int:
-    """The default of `attempts`: how often a command is sent at most."""
+def default_attempts(kind: StepKind) -> int:
+    """The default of `attempts` in the plain format."""
     return PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
 
 
@@ -75,13 +81,9 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
         }
         return members | {name: getattr(self, name) for name in self.unusual_options()}
 
-    def unusual_options(self) -> list[str]:
-        """The names of the options that do not have their defaults."""
-        values = _option_values(self)
-        usual = _USUAL[self.kind]
-        if values == usual:
-            return []
-        return [name for name, value, other in zip(OPTIONS, values, usual, strict=True) if value != other]
+    def unusual_options(self) -> tuple[str, ...]:
+        """The names of the options that do not have the defaults of the plain format."""
+        return _unlike_defaults(self.kind, _option_values(self))
 
 
 #: The options of a step, which are all members but transaction, service and params; each with its default.
@@ -91,5 +93,10 @@ OPTIONS: Final[dict[str, Any]] = {
 
 
 _option_values = attrgetter(*OPTIONS)
-#: The options of a step of each kind if it names no others.
-_USUAL: Final = {kind: tuple((OPTIONS | {"attempts": usual_attempts(kind)}).values()) for kind in StepKind}
+#: The options of a step of each kind if it names none.
+_DEFAULTS: Final = {kind: tuple((OPTIONS | {"attempts": default_attempts(kind)}).values()) for kind in StepKind}
+
+
+@lru_cache(maxsize=1024)  # the steps of a program are alike
+def _unlike_defaults(kind: StepKind, values: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(name for name, value, other in zip(OPTIONS, values, _DEFAULTS[kind], strict=True) if value != other)

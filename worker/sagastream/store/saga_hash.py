@@ -24,7 +24,7 @@ from msgspec.structs import astuple, fields
 from sagastream.core.phases import IN_FLIGHT, LEFT_ALONE, UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, usual_attempts
+from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, default_attempts
 from sagastream.errors import CorruptSaga, NewerFormat, UnreadableSaga
 from sagastream.store.columns import (
     PLACES,
@@ -132,7 +132,7 @@ def _all_fields(state: SagaState) -> list[Word]:
     return words
 
 
-def _option_words(named: StepFields, definition: StepDefinition, options: list[str]) -> list[Word]:
+def _option_words(named: StepFields, definition: StepDefinition, options: tuple[str, ...]) -> list[Word]:
     """The fields and values of these options of a step: those that do not have their defaults."""
     words: list[Word] = []
     for attribute in options:
@@ -251,7 +251,7 @@ def _step(members: dict[str, Any], definition: dict[str, Any]) -> Step:
     if "compensation_sent_ms" in members:
         members.setdefault("compensation_attempt", 1)
     if "kind" in definition:
-        definition.setdefault("attempts", usual_attempts(definition["kind"]))
+        definition.setdefault("attempts", default_attempts(definition["kind"]))
     if "phase" not in members:
         settled = _SETTLED.get(status)
         if settled is None or "skipped" in members:
