@@ -98,7 +98,8 @@ class Shop:
         return self._commands.quiet("service", "support.books:service", env=self._env)
 
     def begin(self, saga_id: str, *params: Any, **options: Any) -> None:
-        step: Any = {"transaction": "Take", "service": "books", "backoff_ms": 20} | options
+        few = {"attempts": 3, "compensation_attempts": 10}
+        step: Any = {"transaction": "Take", "service": "books", "backoff_ms": 20} | few | options
         self.client.begin(saga_id, [step | {"params": each} for each in params])
 
     def settled(self, saga_ids: list[str]) -> dict[str, SagaState] | None:
