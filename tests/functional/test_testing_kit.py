@@ -22,6 +22,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import encode
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.declaration import Handler
+from sagastream.service.handlers import Interrupted
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
 from sagastream.testing import Sagas
@@ -204,7 +205,7 @@ class Shop:
         return undo
 
 
-class Killed(BaseException):
+class Killed(Interrupted):
     """The end of a process, at any point."""
 
 
