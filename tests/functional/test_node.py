@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import redis
@@ -32,6 +33,7 @@ OUTBOX = "stubs:{notification}:outbox"
 #: A service on the sample's runtime. It does what its params say, and writes down what it did.
 PROBE = """
 import { connect } from './sagastream/broker.mjs'
+import { stringify } from './sagastream/json.mjs'
 import { Reject, Service } from './sagastream/service.mjs'
 
 const machine = Date.now
@@ -53,12 +55,15 @@ service.command('Do', { compensation: 'Undo' }, async (params, context) => {
   if (params === 'not JSON') return { size: NaN }
   if (params === 'remaining') return context.remainingMs
   if (params === 'inexact') return 2 ** 64
+  if (params === 'too large') return 2n ** 64n
+  if (params?.add) return { sum: [params.add + 1n] }
+  if (params?.reject) throw new Reject(params)
   if (params === 'wait') while (!(await redis.exists('go on'))) await new Promise((next) => setTimeout(next, 5))
   return params
 })
 
 service.compensation('Undo', async (params, { transactionKey, result }) => {
-  await redis.rPush('undone', `${transactionKey} ${JSON.stringify([params, result])}`)
+  await redis.rPush('undone', `${transactionKey} ${stringify([params, result])}`)
   if (params === 'stuck') throw new Reject('the bank is closed')
 })
 
@@ -335,6 +340,11 @@ def test_a_compensation_is_told_the_params_and_the_result(client: redis.Redis, n
             "Do_failed the result of Do is unusable: the integer 18446744073709552000 is not exact, unknown",
             1,
         ),
+        (
+            "too large",
+            f"Do_failed the result of Do is unusable: the integer {2**64} does not fit into 64 bits, unknown",
+            1,
+        ),
     ],
 )
 def test_what_a_handler_makes_of_a_command_is_told(
@@ -346,6 +356,75 @@ def test_what_a_handler_makes_of_a_command_is_told(
     assert calls(client) == times
     process.terminate()
     assert "\x1b" not in process.communicate(timeout=20)[1]
+
+
+#: An integer that a double cannot hold, and that JSON.parse would read as 3544790567247868000.
+ACCOUNT: Final = 3544790567247868102
+
+
+def replies(client: redis.Redis, number: int) -> list[bytes]:
+    """The bodies of the replies, once there are so many."""
+    until(lambda: client.xlen(ONLY.replies("work")) >= number, what=f"{number} replies")
+    entries: Any = client.xrange(ONLY.replies("work"))
+    return [fields[b"body"] for _, fields in entries]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"account": ACCOUNT},
+        [[{"a": [ACCOUNT, -ACCOUNT, 2**64 - 1, -(2**63), 2**53 + 1]}]],
+        ACCOUNT,
+        [0.1, 0.30000000000000004, 5e-324, 1.7976931348623157e308, 1e23, -1.5, 2**53 - 1, 4503599627370495.5],
+    ],
+)
+def test_every_number_that_a_handler_is_told_and_returns_is_exact(
+    client: redis.Redis, node: Node, params: object
+) -> None:
+    node.probe()
+    for number in (1, 2):  # the second one is answered from the record
+        deliver(client, params)
+        replies(client, number)
+    deliver(client, compensating=True, params=json.dumps(params), result=json.dumps({"r": params}))
+    for body in replies(client, 3)[:2]:
+        assert str(json.loads(body)["result"]) == str(params)
+    assert undone(client) == [f"s1/1/transaction {json.dumps([params, {'r': params}], separators=(',', ':'))}"]
+
+
+def test_what_a_handler_computes_with_large_integers_is_exact(client: redis.Redis, node: Node) -> None:
+    node.probe()
+    deliver(client, {"add": ACCOUNT})
+    deliver(client, {"reject": ACCOUNT}, saga_id="s2")
+    assert sorted(map(json.loads, replies(client, 2)), key=itemgetter("saga_id")) == [
+        {"type": "Do_ok", "saga_id": "s1", "step": 1, "result": {"sum": [ACCOUNT + 1]}},
+        {"type": "Do_failed", "saga_id": "s2", "step": 1, "error": {"reject": ACCOUNT}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        ("1e400", "the number 1e400 is more than a Number can hold"),
+        ("0.12345678901234567890", "the number 0.12345678901234567890 is more than a Number can hold"),
+        ("9007199254740993.0", "the number 9007199254740993.0 is more than a Number can hold"),
+        ("-1e-999", "the number -1e-999 is more than a Number can hold"),
+        ("1" + "0" * 100_000, f"the integer 1{'0' * 23}… does not fit into 64 bits"),
+    ],
+)
+def test_a_number_that_the_service_cannot_hold_is_set_aside_and_never_rounded(
+    client: redis.Redis, node: Node, number: str, reason: str
+) -> None:
+    node.probe()
+    transaction = '{"type":"Do","saga_id":"s1","step":1,"params":{"a":[NUMBER]}}'.replace("NUMBER", number)
+    compensation = '{"type":"Undo","saga_id":"s1","step":1,"compensating":true}'
+    client.xadd(ONLY.commands("work"), {"body": transaction})
+    client.xadd(ONLY.commands("work"), {"body": transaction.replace('"step":1', f'"step":{number}')})
+    client.xadd(ONLY.commands("work"), {"body": compensation, "params": number})
+    client.xadd(ONLY.commands("work"), {"body": compensation, "result": number})
+    until(lambda: len(Quarantine(client, KEYS)) == 4, what="they are set aside")
+    reasons = sorted(message.reason for message in Quarantine(client, KEYS).newest_first())
+    assert reasons == [f"body: {reason}", f"body: {reason}", f"params: {reason}", f"result: {reason}"]
+    assert (calls(client), undone(client), client.xlen(ONLY.replies("work"))) == (0, [], 0)
 
 
 def test_a_failure_that_is_tried_again_is_not_recorded(client: redis.Redis, node: Node) -> None:

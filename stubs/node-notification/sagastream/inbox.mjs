@@ -6,7 +6,7 @@ import { isId, quarantineFields, replyFields } from './messages.mjs'
 
 /** The version of the keys, streams and scripts that this knows. */
 const PROTOCOL = '2'
-const HOUR_MS = 3600 * 1000
+const HOUR_MS = 3600n * 1000n
 /** How long a service's record of what it did outlives the last write to its hash, in seconds. */
 const DONE_KEPT_S = 2 * 24 * 3600
 /** How long a read waits for new commands; so also how long a process may take to notice that it shall stop. */
@@ -287,7 +287,7 @@ function partition(prefix, tag, service) {
     quarantine: `${base}:quarantine:${service}`,
     claimAfter: '-', // where the look at abandoned commands goes on
     /** The key of the records: they are filed by the hour in which the saga began. */
-    done: ({ begunMs }) => `${base}:done:${service}:${Math.floor(begunMs / HOUR_MS)}`,
+    done: ({ begunMs }) => `${base}:done:${service}:${BigInt(begunMs) / HOUR_MS}`,
   }
 }
 
@@ -307,7 +307,7 @@ function entriesOf(partition, page, { again = false, takenOver = false } = {}) {
     })
 }
 
-/** When an entry was added, by the clock of Redis. */
+/** When an entry was added, by the clock of Redis: a BigInt, since people may give any 64 bits as an id. */
 export function addedMs(entry) {
-  return Number(entry.id.split('-')[0])
+  return BigInt(entry.id.split('-')[0])
 }

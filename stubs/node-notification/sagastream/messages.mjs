@@ -1,15 +1,12 @@
 // Commands and replies, and what to do with a command that was seen before. Pure.
 
+import { Malformed, parse } from './json.mjs'
+
 const ID = /^[A-Za-z0-9._:-]{1,128}$/
 const MAX_STEPS = 100
 /** The format of commands that this release knows. */
 const FORMAT = 1
 const MAX_BODY_BYTES = 1 << 20
-const MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - 1024
-const MAX_PAYLOAD_DEPTH = 61
-
-/** An entry is not a command, or a handler's result cannot be sent. */
-export class Malformed extends Error {}
 
 /** A command that only a newer release knows. */
 export class Newer extends Error {}
@@ -120,46 +117,11 @@ export function kindOf(reply) {
   return reply.unknown || reply.command.retried ? 'unknown' : 'failed'
 }
 
-/** A handler's value as JSON. Throws Malformed if no reply can carry it, or if it would change without notice. */
-export function encodePayload(value) {
-  let text
-  try {
-    text = JSON.stringify(value, strict)
-    if (text === undefined) throw new Malformed(`a ${typeof value} is not JSON`)
-    if (depth(JSON.parse(text)) > MAX_PAYLOAD_DEPTH) {
-      throw new Malformed(`nested deeper than ${MAX_PAYLOAD_DEPTH} levels`)
-    }
-  } catch (error) {
-    throw error instanceof Malformed ? error : new Malformed(`not JSON: ${error.message}`)
-  }
-  const bytes = Buffer.byteLength(text)
-  if (bytes > MAX_PAYLOAD_BYTES) throw new Malformed(`too large: ${bytes} bytes, at most ${MAX_PAYLOAD_BYTES}`)
-  return text
-}
-
-function strict(key, value) {
-  if (typeof value === 'number') {
-    if (!Number.isFinite(value)) throw new Malformed('NaN and infinities have no place in JSON')
-    // JSON writes it without an exponent, so it would be read as an integer with more digits than it has.
-    const isWritten = Number.isInteger(value) && Math.abs(value) < 1e21
-    if (isWritten && !Number.isSafeInteger(value)) throw new Malformed(`the integer ${value} is not exact`)
-  }
-  if (/\p{Surrogate}/u.test(key) || (typeof value === 'string' && /\p{Surrogate}/u.test(value))) {
-    throw new Malformed('a text has half a character, which UTF-8 cannot say')
-  }
-  return value
-}
-
-function depth(value) {
-  if (value === null || typeof value !== 'object') return 0
-  return 1 + Object.values(value).reduce((deepest, child) => Math.max(deepest, depth(child)), 0)
-}
-
 function recorded(command, record) {
   const [, kind, text] = /^(ok|failed) (.*)$/s.exec(record ?? '') ?? []
   if (kind === undefined) return undefined
   try {
-    if (text !== '') JSON.parse(text)
+    if (text !== '') JSON.parse(text) // it is sent on as it stands
   } catch {
     return undefined // a garbled record answers nothing
   }
@@ -178,9 +140,9 @@ function readBody(bytes) {
 function readJson(bytes, what, otherwise) {
   if (bytes === undefined) return otherwise
   try {
-    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+    return parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
   } catch (error) {
-    throw new Malformed(`${what}: not JSON: ${error.message}`)
+    throw new Malformed(`${what}: ${error instanceof Malformed ? error.message : `not JSON: ${error.message}`}`)
   }
 }
 

@@ -5,8 +5,8 @@ import { hostname } from 'node:os'
 import { ErrorReply } from '@redis/client'
 import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mjs'
 import { addedMs, Inbox } from './inbox.mjs'
-import { done, encodePayload, failed, isId, kindOf, Malformed, Newer } from './messages.mjs'
-import { readCommand, refusal, verdict } from './messages.mjs'
+import { encodePayload, Malformed, parse } from './json.mjs'
+import { done, failed, isId, kindOf, Newer, readCommand, refusal, verdict } from './messages.mjs'
 
 /** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
@@ -41,7 +41,11 @@ export class Service {
     Object.assign(this, { name, leaseMs, concurrency })
   }
 
-  /** Declare a command's handler, (params, context) -> result, and the compensation that undoes it; null: none. */
+  /**
+   * Declare a command's handler, (params, context) -> result, and the compensation that undoes it; null: none.
+   *
+   * In params and results an integer that a Number cannot hold is a BigInt; see json.mjs.
+   */
   command(name, { compensation }, handler) {
     this.#checkNew(name)
     this.#commands.set(name, { handler, compensation })
@@ -331,7 +335,7 @@ class Runner {
       // Under a separate key: the step's compensation has run under the usual one, and has found nothing.
       const key = `${command.sagaId}/${command.step}/compensation/${entry.id}`
       const undoing = { ...command, type: name, compensating: true, key }
-      if (result !== undefined) undoing.result = JSON.parse(result)
+      if (result !== undefined) undoing.result = parse(result)
       const undone = await this.#handle(undoing)
       if (!undone?.ok) return
     }
