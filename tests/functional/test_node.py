@@ -683,13 +683,38 @@ def test_a_fault_that_waiting_does_not_mend_ends_the_service_in_one_line(client:
     process = node.probe()
     deliver(client, "wait")
     until(lambda: calls(client), what="the handler runs")
-    client.set(ONLY.done("work", 1), "no hash")
-    deliver(client, compensating=True)
+    client.delete(ONLY.replies("work"))
+    client.set(ONLY.replies("work"), "no stream")
     client.set("go on", 1)
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("service work: WRONGTYPE")
     assert "    at " not in said
+
+
+def test_no_damage_of_the_records_ends_a_process(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    deliver(client, "wait")
+    until(lambda: calls(client), what="the handler runs")
+    key = ONLY.done("work", 1)
+    client.set(key, "no hash")
+    deliver(client, compensating=True)
+    until(lambda: len(Quarantine(client, KEYS)) == 1, what="the compensation is set aside")
+    client.set("go on", 1)
+    until(lambda: len(Quarantine(client, KEYS)) == 2, what="the command is set aside")
+    reasons = {message.reason for message in Quarantine(client, KEYS).newest_first()}
+    assert reasons == {f"its answer cannot be recorded: {key} is not a hash; delete that key, then replay this entry"}
+    client.delete(key)
+    client.set(KEYS.published("work"), "no hash")
+    for number, value in enumerate([b"x", b"-1", b"9" * 30, b"\xff", b"unknown x", b"ok {"]):
+        begun: Any = {"begun_ms": 1}
+        record = f"d{number}/1/transaction/Do"
+        damaged: dict[Any, Any] = {record: value, f"{record}/takeovers": value}
+        client.hset(key, mapping=damaged)
+        held = deliver(client, number, saga_id=f"d{number}", **begun)
+        client.xclaim(ONLY.commands("work"), "work", "dead", 0, [held], idle=60_000, force=True)
+    until(lambda: nothing_is_left(client), what="all is answered")
+    assert process.poll() is None
 
 
 def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node: Node) -> None:

@@ -21,6 +21,8 @@ const NO_STORE_MS = 500
 const GONE_MS = 60_000
 /** The idle time of an entry that is handed back: longer than any lease. */
 const HANDED_BACK_MS = 24 * 3600 * 1000
+/** The most that a count can have come to: far more than a command is tried. */
+const MOST_COUNTED = 999_999
 /** How much longer than the look at abandoned commands the rest after it is, and how long at most. */
 const REST = 20
 const LONGEST_REST_MS = 10_000
@@ -36,6 +38,7 @@ export class Inbox {
   #claimBegan = 0
   #nextForget = 0
   #nextPublish = 0
+  #others = new Set() // the keys that hold something else
 
   /**
    * @param reader a connection that waits for commands
@@ -137,9 +140,17 @@ export class Inbox {
 
   /** Count one more of `what` for a command that others held before; returns the count. -1 takes it back. */
   async count({ partition }, command, what, by = 1) {
-    const times = await this.writer.call('HINCRBY', partition.done(command), `${command.record}/${what}`, by)
+    const counter = [partition.done(command), `${command.record}/${what}`]
+    const least = Math.max(by, 0)
+    const counted = this.writer.call('HINCRBY', ...counter, by)
+    const times = await counted.catch((error) => {
+      if (/not an integer|overflow/.test(error.message)) return -1
+      throw error
+    })
+    const isPlausible = times >= least && times <= MOST_COUNTED
+    if (!isPlausible) await this.writer.call('HSET', ...counter, least) // it was damaged, which counts as none
     await this.writer.call('EXPIRE', partition.done(command), DONE_KEPT_S)
-    return times
+    return isPlausible ? times : least
   }
 
   /** Have a process of another release take this over at once. */
@@ -150,7 +161,7 @@ export class Inbox {
 
   /** What all releases of the service publish: field -> value. */
   async published() {
-    const words = await this.writer.call('HGETALL', `${this.prefix}:services:${this.service}`)
+    const words = await this.#unlessOther([], 'HGETALL', `${this.prefix}:services:${this.service}`)
     const fields = new Map()
     for (let at = 0; at < words.length; at += 2) fields.set(String(words[at]), String(words[at + 1]))
     return fields
@@ -210,6 +221,18 @@ export class Inbox {
     return new Map(this.#partitions.map(({ commands }) => [commands, id]))
   }
 
+  /** The answer of Redis, or `otherwise` if the key holds something of another type, which is said once. */
+  async #unlessOther(otherwise, name, key, ...words) {
+    try {
+      return await this.writer.call(name, key, ...words)
+    } catch (error) {
+      if (!error.message.startsWith('WRONGTYPE')) throw error
+      if (!this.#others.has(key)) this.say(`cannot publish its commands: ${key} holds something else; delete it`)
+      this.#others.add(key)
+      return otherwise
+    }
+  }
+
   async #publish() {
     const before = await this.published()
     const pairs = Object.entries(this.publishes).map(([name, undo]) => [name, undo ?? ''])
@@ -218,8 +241,8 @@ export class Inbox {
     for (const undo of [...this.compensations, ...pairs.map(([name]) => before.get(name))]) {
       if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
     }
-    await this.writer.call('SADD', `${this.prefix}:services`, this.service)
-    await this.writer.call('HSET', `${this.prefix}:services:${this.service}`, ...pairs.flat())
+    await this.#unlessOther(0, 'SADD', `${this.prefix}:services`, this.service)
+    await this.#unlessOther(0, 'HSET', `${this.prefix}:services:${this.service}`, ...pairs.flat())
     this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
   }
 

@@ -237,8 +237,9 @@ class Runner {
       await this.#afterOthers(command.record, () => this.#serve({ entry, command }))
     } catch (error) {
       if (error instanceof Newer) return await this.#leave(entry, error.message)
-      if (!(error instanceof Malformed)) throw error
-      await this.#patience.patiently(() => this.#inbox.quarantine(entry, error.message))
+      const reason = error instanceof Malformed ? error.message : unrecordable(error)
+      if (reason === undefined) throw error
+      await this.#patience.patiently(() => this.#inbox.quarantine(entry, reason))
     } finally {
       this.#inbox.held.delete(entry.place)
     }
@@ -435,6 +436,12 @@ function encodeError(error) {
   } catch {
     return JSON.stringify(describe(error))
   }
+}
+
+/** Why the answer to a command cannot be recorded, if this is what the error of a script says. */
+function unrecordable(error) {
+  const key = error instanceof ErrorReply && /^WRONGTYPE (\S+) is not a hash/.exec(error.message)?.[1]
+  return key ? `its answer cannot be recorded: ${key} is not a hash; delete that key, then replay this entry` : undefined
 }
 
 function where(command) {

@@ -25,6 +25,7 @@ from sagastream.log_output import TextLines
 from sagastream.service.declaration import Context, Handler, Service
 from sagastream.service.handlers import Interrupted
 from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
+from sagastream.service.records import Records
 from sagastream.service.runner import GRACE_S, ServiceRunner
 from sagastream_bridge.commands.main import cli
 from support.stores import ONLY
@@ -56,7 +57,8 @@ class Post(CommandInbox):
         self._overrules = {b"%d-0" % number for number in overrules}
         self._lock = threading.Lock()
         self._ready = []
-        self._ahead_ms = NOW_MS - time.monotonic() * 1000
+        self._records = Records.__new__(Records)
+        self._records._ahead_ms = NOW_MS - time.monotonic() * 1000
         self.heard_s = time.monotonic()
         self.sent: list[tuple[bytes, Reply, str]] = []
         self.renewed: list[bytes] = []

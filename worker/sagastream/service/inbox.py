@@ -17,6 +17,7 @@ from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
+from sagastream.service.records import Records, is_wrong_type
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
@@ -104,7 +105,7 @@ class CommandInbox:
             heartbeat=self._heartbeat,
         )
         self._holder = consumer  # of the commands that it answers
-        self._recall = scripting.load(client, "recall")
+        self._records = Records(client)
         self._answer = scripting.Script("answer")
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
         self._sending = threading.Lock()  # so that no answer is sent twice
@@ -113,7 +114,6 @@ class CommandInbox:
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by the same clock
         self.left = 0  # how many entries it has left to processes of another release
         self._told: set[int] = set()  # the formats of newer releases that it has told of
-        self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
 
     @property
     def streams(self) -> list[str]:
@@ -136,11 +136,11 @@ class CommandInbox:
     @property
     def now_ms(self) -> int:
         """The time by the broker's clock, as this process computes it since it last looked up a command."""
-        return round(time.monotonic() * 1000 + self._ahead_ms)
+        return round(self._records.now_s * 1000)
 
     def clock(self) -> float:
         """The same in seconds."""
-        return time.monotonic() + self._ahead_ms / 1000
+        return self._records.now_s
 
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
@@ -189,11 +189,7 @@ class CommandInbox:
     def count(self, delivery: Delivery, what: Count, by: int = 1) -> int:
         """How often this was counted for a command, this time included. `by`: -1 takes back what was counted."""
         # Not the broker's own count of deliveries: that counts every renewal of a lease, and all that was read with it.
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.hincrby(delivery.done, _counter(delivery, what), by)
-        pipeline.expire(delivery.done, DONE_KEPT_S)
-        times: int = execute(pipeline)[0]
-        return times
+        return self._records.count(delivery.done, _counter(delivery, what), by)
 
     def send(self, ahead: int = 0) -> list[Delivery]:
         """Send the answers that are ready; none is forgotten before the broker has it.
@@ -209,7 +205,11 @@ class CommandInbox:
             return overruled
         with self._sending:
             while ready := self._of_one_partition(self._ready[:BATCH]):
-                numbers = self._answer_all(ready, ahead)
+                try:
+                    numbers = self._answer_all(ready, ahead)
+                except redis.ResponseError as error:
+                    self._set_aside(ready, error)
+                    continue
                 if numbers:
                     overruled += self._overruled(ready, numbers)
                 else:
@@ -382,7 +382,11 @@ class CommandInbox:
         Every command is looked up, also one that comes for the first time: another delivery of it may have been
         answered with a rejection, and the handler might do it now.
         """
-        known = self._look_up(deliveries)
+        try:
+            known = self._records.look_up(deliveries)
+        except redis.ResponseError as error:
+            usable = self._usable(deliveries, error)
+            return self._settle(usable) if usable else []
         if not known:  # then `delivered` says RUN of each
             return deliveries
         left = []
@@ -401,26 +405,37 @@ class CommandInbox:
 
     def _with_begun(self, deliveries: list[Delivery]) -> list[Delivery]:
         """The same, with how often the beginning of each was counted."""
-        pipeline = self._client.pipeline(transaction=False)
-        for delivery in deliveries:
-            pipeline.hmget(delivery.done, [_counter(delivery, what) for what in Count])
+        counters = [(delivery.done, [_counter(delivery, what) for what in Count]) for delivery in deliveries]
         return [
-            replace(delivery, begun=max(map(_number, counted)))
-            for delivery, counted in zip(deliveries, execute(pipeline), strict=True)
+            replace(delivery, begun=begun)
+            for delivery, begun in zip(deliveries, self._records.counted(counters), strict=True)
         ]
 
-    def _look_up(self, deliveries: list[Delivery]) -> dict[int, tuple[bytes | None, int]]:
-        """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
-        of which nothing is known is left out."""
-        hashes: dict[str, int] = {}
-        args: list[str | int] = [DONE_KEPT_S]
+    def _usable(self, deliveries: list[Delivery], error: redis.ResponseError) -> list[Delivery]:
+        """Those whose answers can be recorded. The others are quarantined. Raises the error, with which the look-up
+        failed, if that is not the reason."""
+        unusable = self._unusable(deliveries, error)
         for delivery in deliveries:
-            index = hashes.setdefault(delivery.done, len(hashes) + 1)
-            args += (index, delivery.record, delivery.tombstone, int(delivery.command.compensating))
-        answer: list[Any] = self._recall(keys=list(hashes), args=args)
-        now_ms, *known = answer
-        self._ahead_ms = now_ms - time.monotonic() * 1000
-        return {index: (record, tombstone) for index, record, tombstone in known}
+            if delivery.done in unusable:
+                self.quarantine(delivery.entry, _unrecordable(delivery))
+        return [delivery for delivery in deliveries if delivery.done not in unusable]
+
+    def _set_aside(self, ready: Sequence[_Ready], error: redis.ResponseError) -> None:
+        """The answers could not be sent: quarantine the commands of those that cannot be recorded. Raises the error if
+        that is not the reason."""
+        unusable = self._unusable([one[0] for one in ready if not isinstance(one, _Quarantined)], error)
+        with self._lock:
+            aside = [one[0] for one in self._ready if not isinstance(one, _Quarantined) and one[0].done in unusable]
+            self._ready = [one for one in self._ready if isinstance(one, _Quarantined) or one[0].done not in unusable]
+        for delivery in aside:
+            self.quarantine(delivery.entry, _unrecordable(delivery))
+        self.reader.renew()  # what came along with the answer is read again
+
+    def _unusable(self, deliveries: Sequence[Delivery], error: redis.ResponseError) -> set[str]:
+        unusable = self._records.unusable({delivery.done for delivery in deliveries}) if is_wrong_type(error) else set()
+        if not unusable:
+            raise error
+        return unusable
 
     def _add(self, one: _Ready) -> None:
         with self._lock:
@@ -447,9 +462,8 @@ def _counter(delivery: Delivery, what: Count) -> str:
     return f"{delivery.record}/{name}"
 
 
-def _number(counted: bytes | None) -> int:
-    """What stands in a counter; a damaged one counts as none."""
-    return int(counted) if counted is not None and counted.isdigit() and len(counted) <= 15 else 0
+def _unrecordable(delivery: Delivery) -> str:
+    return f"its answer cannot be recorded: {delivery.done} is not a hash; delete that key, then replay this entry"
 
 
 def _entry(one: _Ready) -> Entry:

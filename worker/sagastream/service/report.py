@@ -52,6 +52,11 @@ class ServiceReport:
         text = f"{_described(command)} is not undone yet: {name} did not succeed; it is tried again after the lease"
         self.log.error(text, extra=about(command))
 
+    def not_published(self, unusable: Sequence[str]) -> None:
+        """`unusable`: the keys that hold something else."""
+        text = f"cannot publish its commands: {' and '.join(unusable)} hold something else; delete them"
+        self.log.error(text)
+
     def left_to_others(self, name: str) -> None:
         text = f"has no {name}, which another release of the service publishes: leaves all of it to that release"
         self.log.warning(text)

@@ -120,6 +120,7 @@ class ServiceRunner:
         self._reading = threading.Lock()  # one thread reads at a time
         self._keys: StoreKeys | None = None  # set when it joins the group, as the next two
         self._publish_at_s = float("inf")
+        self._unusable: list[str] = []  # the keys at which it could not publish
         self._published_over = 0  # how many connections had been opened when it last published
         self._worked = False  # whether `work_on` was called before
         self._error: BaseException | None = None
@@ -347,7 +348,7 @@ class ServiceRunner:
 
     def _publish(self, keys: StoreKeys) -> None:
         self._published_over = self._broker.connections
-        published.publish(
+        unusable = published.publish(
             self._broker.client,
             keys,
             self._service.name,
@@ -355,6 +356,9 @@ class ServiceRunner:
             commands=self._service.commands,
             compensations=self._service.compensations,
         )
+        if unusable and unusable != self._unusable:
+            self._report.not_published(unusable)
+        self._unusable = unusable
         self._publish_at_s = time.monotonic() + _PUBLISH_EVERY_S
 
     def _publish_again(self) -> None:

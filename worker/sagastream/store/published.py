@@ -32,9 +32,10 @@ def publish(
     *,
     commands: Collection[str] = (),
     compensations: Collection[str] = (),
-) -> None:
+) -> list[str]:
     """Publish a service, and what it has. What was published before stays: sagas that began with an older release of
-    the service may still have to be undone.
+    the service may still have to be undone. Returns the keys that hold something of another type, so that nothing
+    could be published there.
 
     Args:
         undone_by: the compensation of each command that says it (None: it needs none).
@@ -49,15 +50,20 @@ def publish(
     fields |= {f"({name})": name for name in unnamed if is_id(name)}
     pipeline = client.pipeline(transaction=False)
     pipeline.sadd(keys.services, service)
+    written = [keys.services]
     if fields:
         pipeline.hset(keys.published(service), mapping=fields)
+        written.append(keys.published(service))
     for name in set(commands).difference(undone_by):
         pipeline.hsetnx(keys.published(service), name, UNSAID)  # another release, or a person, may have said it
-    known, *answers = pipeline.execute(raise_on_error=False)
-    if not (isinstance(known, redis.ResponseError) and str(known).startswith("WRONGTYPE")):  # as `doctor` reports
-        or_raise(known)
-    for answer in answers:
-        or_raise(answer)
+        written.append(keys.published(service))
+    unusable: dict[str, None] = {}
+    for key, answer in zip(written, pipeline.execute(raise_on_error=False), strict=True):
+        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+            unusable[key] = None
+        else:
+            or_raise(answer)
+    return list(unusable)
 
 
 def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, str]:

@@ -1,0 +1,110 @@
+"""What a service remembers of its commands, as one process reads and counts it; see core/service_rules.py.
+
+The records stand in hashes that anybody may damage. A field that makes no sense counts as none. If the key of a hash
+holds something else, nothing can be recorded there, and its commands go into the quarantine.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
+
+import redis
+
+from sagastream.broker import scripting
+from sagastream.broker.wire import execute, or_raise
+from sagastream.core.messages import Command
+from sagastream.store.keys import DONE_KEPT_S
+
+#: The most that a count can have come to: far more than a command is tried. What is above was not counted.
+_MOST_COUNTED: Final = 999_999
+#: What HINCRBY says of a field that cannot be a counter.
+_NO_COUNTER: Final = ("not an integer", "overflow")
+
+
+class Looked(Protocol):
+    """A command that is looked up, and where its record is."""
+
+    @property
+    def command(self) -> Command:
+        """The command."""
+
+    @property
+    def done(self) -> str:
+        """The key of the hash."""
+
+    @property
+    def record(self) -> str:
+        """The field of its record."""
+
+    @property
+    def tombstone(self) -> str:
+        """The field that is there once the step was undone."""
+
+
+class Records:
+    """The records of one service. All of it raises redis.RedisError."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
+        self._recall = scripting.load(client, "recall")
+        self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
+
+    @property
+    def now_s(self) -> float:
+        """The time by the broker's clock, as this process computes it since it last looked up a command."""
+        return time.monotonic() + self._ahead_ms / 1000
+
+    def look_up(self, deliveries: Sequence[Looked]) -> dict[int, tuple[bytes | None, int]]:
+        """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
+        of which nothing is known is left out."""
+        hashes: dict[str, int] = {}
+        args: list[str | int] = [DONE_KEPT_S]
+        for delivery in deliveries:
+            index = hashes.setdefault(delivery.done, len(hashes) + 1)
+            args += (index, delivery.record, delivery.tombstone, int(delivery.command.compensating))
+        answer: list[Any] = self._recall(keys=list(hashes), args=args)
+        now_ms, *known = answer
+        self._ahead_ms = now_ms - time.monotonic() * 1000
+        return {index: (record, tombstone) for index, record, tombstone in known}
+
+    def count(self, key: str, field: str, by: int) -> int:
+        """What stands in a counter now that so many were added."""
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hincrby(key, field, by)
+        pipeline.expire(key, DONE_KEPT_S)
+        times: Any = pipeline.execute(raise_on_error=False)[0]
+        if is_wrong_type(times):
+            return max(by, 0)  # that nothing can be recorded there is found out when the command is answered
+        if isinstance(times, redis.ResponseError) and any(text in str(times) for text in _NO_COUNTER):
+            times = -1
+        if isinstance(times, Exception):
+            raise times
+        if not max(by, 0) <= times <= _MOST_COUNTED:  # it was damaged, which counts as none
+            times = max(by, 0)
+            self._client.hset(key, field, times)
+        return int(times)
+
+    def counted(self, fields: Iterable[tuple[str, Sequence[str]]]) -> list[int]:
+        """For each key the highest of its counters in these fields."""
+        pipeline = self._client.pipeline(transaction=False)
+        for key, names in fields:
+            pipeline.hmget(key, list(names))
+        answers = pipeline.execute(raise_on_error=False)
+        return [0 if is_wrong_type(answer) else max(map(_number, or_raise(answer))) for answer in answers]
+
+    def unusable(self, names: Iterable[str]) -> set[str]:
+        """Of these keys, those that hold something else than a hash."""
+        asked = sorted(set(names))
+        pipeline = self._client.pipeline(transaction=False)
+        for key in asked:
+            pipeline.type(key)
+        return {key for key, kind in zip(asked, execute(pipeline), strict=True) if kind not in (b"hash", b"none")}
+
+
+def is_wrong_type(answer: object) -> bool:
+    """Whether the broker, or a script, says that a key holds something of another type."""
+    return isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
+def _number(counted: bytes | None) -> int:
+    return int(counted) if counted is not None and counted.isdigit() and len(counted) <= 6 else 0
