@@ -1,6 +1,7 @@
 """A failover to a replica that lacks what the master had accepted: it is noticed, told and, where it can be, mended."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,18 @@ import pytest
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState
-from sagastream.store import lineage
-from sagastream.store.keys import StoreKeys
+from sagastream.store import lineage, published
+from sagastream_bridge.inspection import after_failover, evidence
+from sagastream_bridge.inspection.after_failover import AfterFailover
 from support import tills
 from support.processes import Commands
 from support.replicas import Pair
-from support.servers import KINDS
+from support.scenes import Scene, do
+from support.servers import KINDS, OwnServer, Server
+from support.stores import KEYS, ONLY
 from support.waiting import until
 
-SAGAS = 20
-KEYS = StoreKeys("saga", ["0"])
+SAGAS = 12
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])
@@ -77,6 +80,121 @@ def test_a_switch_that_loses_nothing_is_no_loss(pair: Pair, commands: Commands) 
     assert "has lost" not in err.decode()
     with connect(pair.url) as store:
         assert lineage.losses(store, KEYS) == []
+
+
+def test_a_service_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands, tmp_path: Path) -> None:
+    support = str(Path(tills.__file__).parents[1])
+    env = {"REDIS_URL": pair.url, "TILLS": str(tmp_path), "PYTHONPATH": support}
+    worker = commands.quiet("worker", env=env)
+    service = commands.start("service", "support.tills:early", env=env)
+    with SagaClient(pair.url) as client:
+        client.begin("kept", steps("early"))
+        client.wait("kept", 60)
+        pair.wait()
+        pair.cut()
+        client.begin("lost", steps("early"))
+        client.wait("lost", 60)
+    worker.kill()  # it would say so, too, and would be the first one to keep it
+    pair.promote()
+    with connect(pair.url) as store:
+        (loss,) = until(lambda: lineage.losses(store, KEYS), what="the loss is told")
+    assert loss.found_by.startswith("service early ")
+    service.terminate()
+    _, err = service.communicate(timeout=30)
+    assert "the store has lost what was written after 20" in err.decode()
+
+
+@pytest.mark.own_server
+def test_a_server_that_has_loaded_an_older_file_has_lost_what_came_after(server: OwnServer, commands: Commands) -> None:
+    """So it is after a power cut with appendfsync everysec."""
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    client = SagaClient(server.broker())
+    client.begin("kept", steps("nobody"))
+    until(lambda: client.get("kept"), what="it has begun")
+    shutil.copytree(server.folder, older := server.folder.with_name("older"))
+    client.begin("lost", steps("nobody"))
+    until(lambda: client.get("lost"), what="it has begun")
+    server.kill()
+    shutil.rmtree(server.folder)
+    older.rename(server.folder)
+    server.start()
+    (loss,) = until(lambda: lineage.losses(server.broker().client, KEYS), what="the loss is told")
+    assert "lost" in loss.text
+    assert client.get("lost") is None
+
+
+@pytest.mark.own_server
+def test_a_server_that_has_only_started_again_has_lost_nothing(server: OwnServer, commands: Commands) -> None:
+    worker = commands.start("worker", env={"REDIS_URL": server.url})
+    client = SagaClient(server.broker())
+    client.begin("before", steps("nobody"))
+    until(lambda: client.get("before"), what="it has begun")
+    server.kill()
+    server.start()
+    client.begin("after", steps("nobody"))
+    until(lambda: client.get("after"), what="it has begun")
+    worker.terminate()
+    _, err = worker.communicate(timeout=30)
+    assert "has lost" not in err.decode()
+    assert lineage.losses(server.broker().client, KEYS) == []
+
+
+def told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    monkeypatch.setattr(after_failover, "_PAUSE_S", 0.0)
+    scene.worker.turn(block_ms=1)  # it is heard
+    return [(one.level, one.about, one.text) for one in AfterFailover(scene.broker, since_ms=0).examine()]
+
+
+def test_a_service_that_says_nothing_is_judged_by_its_records(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(server.broker())
+    for n in range(4):
+        scene.begin(f"s{n}", do(n), do("fail" if n == 3 else n))
+        scene.play(f"s{n}")
+    (service, everything) = told(scene, monkeypatch)
+    assert service[:2] == ("warning", "service work")
+    assert "it has no command sagastream_effects" in service[2]
+    assert everything[0] == "ok"
+    (hour,) = scene.redis.scan_iter(f"{ONLY.done('work', 0)[:-1]}*")
+    scene.redis.hset(hour, "s0/1/transaction/Do", 'failed "no"')
+    scene.redis.delete(ONLY.saga("s1"))
+    scene.redis.hset(ONLY.saga("s2"), "status", "no status")
+    scene.redis.hdel(hour, "s3/1/transaction/(void)")
+    assert [one[:2] for one in told(scene, monkeypatch)] == [
+        ("warning", "service work"),
+        ("problem", "saga s0"),
+        ("problem", "saga s1"),
+        ("problem", "saga s1"),
+        ("problem", "saga s3"),
+    ]
+
+
+def test_a_service_that_does_not_answer_is_a_problem(
+    server: Server, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "_TIMEOUT_MS", 500)
+    scene = Scene(server.broker())
+    published.publish(scene.redis, KEYS, "gone", {"sagastream_effects": None})
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    found = told(scene, monkeypatch)
+    assert [one[:2] for one in found[:2]] == [("problem", "service gone"), ("warning", "service work")]
+    assert "it did not say which of its effects stand: Step 1" in found[0][2]
+
+
+def test_without_a_worker_nobody_can_be_asked(server: Server, commands: Commands) -> None:
+    with SagaClient(server.broker()) as client:
+        client.begin("s1", steps("nobody"))
+    done = commands.run("doctor", "--after-failover", REDIS_URL=server.url)
+    assert (done.returncode, "no worker is running" in done.stdout) == (1, True)
+
+
+def test_what_somebody_else_has_written_where_losses_are_kept_ends_nothing(server: Server, commands: Commands) -> None:
+    store = server.broker().client
+    store.set(KEYS.losses, "x")
+    assert lineage.losses(store, KEYS) == []
+    store.delete(KEYS.losses)
+    store.hset(KEYS.losses, mapping={"a": b"\xff", "b": "[]", "c": '{"since_ms": 1e99}', "d": "[" * 100_000})
+    assert lineage.losses(store, KEYS) == []
+    assert "Traceback" not in commands.run("doctor", REDIS_URL=server.url).stderr
 
 
 def listed(commands: Commands, url: str, *options: str) -> tuple[dict[str, list[str]], int]:
@@ -155,9 +273,12 @@ def is_at_step_2(state: SagaState | None) -> bool:
     return state is not None and state.current_step == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("partitions", ["1", "3"])
 def test_every_saga_that_says_other_than_what_was_done_is_listed_and_none_is_missed(
-    pair: Pair, commands: Commands, tmp_path: Path
+    pair: Pair, commands: Commands, tmp_path: Path, partitions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SAGASTREAM_PARTITIONS", partitions)
     scene = Tills(pair, commands, tmp_path / "tills")
     with SagaClient(pair.url) as client:
         saga_ids = scene.fail_over(pair, client)

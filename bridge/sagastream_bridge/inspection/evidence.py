@@ -21,6 +21,8 @@ from sagastream_bridge.inspection.reconcile import Effect
 ASKED_BY: Final = "sagastream.effects."
 #: How long a service may take for one page, in milliseconds.
 _TIMEOUT_MS: Final = 10_000
+#: How long a worker may take to ask it, in seconds.
+_WORKER_S: Final = 20.0
 #: How many keys one question may name.
 KEYS_AT_ONCE: Final = 500
 #: How many records one round trip brings.
@@ -90,7 +92,7 @@ class Questions:
         }
         try:
             self._client.begin(saga_id, [step])  # type: ignore[list-item]  # a TypedDict
-            state = self._client.wait(saga_id, timeout_s=2 * _TIMEOUT_MS / 1000)
+            state = self._client.wait(saga_id, timeout_s=_TIMEOUT_MS / 1000 + _WORKER_S)
         except TimeoutError:
             raise NoAnswer("no worker has asked it: is one running?") from None
         except SagastreamError as error:

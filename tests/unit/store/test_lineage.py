@@ -155,6 +155,32 @@ def test_a_replica_is_not_compared() -> None:
     assert watching.lost == []
 
 
+HUGE = 2**64 - 1
+
+
+@pytest.mark.parametrize("since_ms", [None, 0, -1, HUGE, -HUGE])
+def test_a_loss_can_be_told_whatever_somebody_has_written_as_its_times(since_ms: int | None) -> None:
+    assert "lost" in Loss(since_ms=since_ms, evidence="", found_ms=since_ms or 0).text
+
+
+@pytest.mark.parametrize("score", [b"-1e300", b"-9e18", b"-1", b"0"])
+def test_a_heartbeat_of_any_time_can_be_told(score: bytes) -> None:
+    watching = Watching()
+    lineage = Lineage("worker w", service="g", observer=watching)
+    look(lineage, [TIME, info(), None, GROUPS])
+    look(lineage, [TIME, info(), score, GROUPS], beat_ms=T)
+    assert len(watching.lost) == 1
+
+
+@pytest.mark.parametrize("there", [f"{HUGE - 1}-0", f"{HUGE - 1}-{HUGE}"])
+def test_a_stream_that_was_read_to_its_end_can_be_told(there: str) -> None:
+    watching = Watching()
+    lineage = Lineage("worker w", service="g", observer=watching)
+    look(lineage, [TIME, info(), None, [[b"name", b"g", b"last-delivered-id", f"{HUGE}-{HUGE}".encode()]]])
+    look(lineage, [TIME, info(), None, [[b"name", b"g", b"last-delivered-id", there.encode()]]])
+    assert len(watching.lost) == 1
+
+
 @pytest.mark.parametrize(
     "answers",
     [

@@ -29,6 +29,8 @@ _REMEMBERED: Final = 120
 #: The groups of at most this many streams are looked at. All streams of one server go back together.
 _STREAMS: Final = 16
 
+_YEAR_5138_MS: Final = 10**14
+
 #: The id of a stream's entry, as numbers.
 EntryId = tuple[int, int]
 
@@ -56,8 +58,8 @@ class Loss(Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """What is told to people."""
-        since = "at a time that nobody knows" if self.since_ms is None else f"after {iso(self.since_ms)}"
-        return f"the store has lost what was written {since}, as {self.found_by} found at {iso(self.found_ms)}"
+        since = "at a time that nobody knows" if self.since_ms is None else f"after {_when(self.since_ms)}"
+        return f"the store has lost what was written {since}, as {self.found_by} found at {_when(self.found_ms)}"
 
 
 class Switch(Struct, frozen=True, kw_only=True):
@@ -79,7 +81,7 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
     kept_ms: list[int] = []  # times until which nothing is lost
     evidence = [] if missing is None else [missing]
     if last.beat_ms is not None and now.beat_ms is not None and now.beat_ms < last.beat_ms:
-        evidence.append(f"the heartbeat that it wrote at {iso(last.beat_ms)} is the one of {iso(now.beat_ms)}")
+        evidence.append(f"the heartbeat that it wrote at {_when(last.beat_ms)} is the one of {_when(now.beat_ms)}")
         kept_ms.append(now.beat_ms)
     for stream, reached in last.read.items():
         if (found := now.read.get(stream)) is not None and found < reached:
@@ -159,9 +161,11 @@ class Lineage:
 
     def _tell(self, keys: StoreKeys, found: Loss | Switch, now: Sight) -> Exchange[None]:
         if isinstance(found, Switch):
-            self._log.info(f"the broker has a new master; it has all that this process saw until {iso(found.since_ms)}")
+            self._log.info(
+                f"the broker has a new master; it has all that this process saw until {_when(found.since_ms)}"
+            )
             return
-        since = "" if found.since_ms is None else f" after {iso(found.since_ms)}"
+        since = "" if found.since_ms is None else f" after {_when(found.since_ms)}"
         self._log.warning(
             f"the store has lost what was written{since}: {found.evidence}; to see which sagas say other than what was "
             "done: sagastream doctor --after-failover"
@@ -252,6 +256,11 @@ def _reached(answer: Any, group: str) -> EntryId | None:
             ms, _, number = about[b"last-delivered-id"].partition(b"-")
             return int(ms), int(number)
     return None
+
+
+def _when(ms: int) -> str:
+    """A time, for people. Somebody may have written any number into the store."""
+    return iso(ms) if 0 <= ms < _YEAR_5138_MS else f"{ms} ms"
 
 
 def _text(entry_id: EntryId) -> str:
