@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from sagastream.store import layout
+from sagastream.core.steps import STANDING
+from sagastream.store import layout, published
 from sagastream.store.heartbeat import worker_is_alive
 from sagastream_bridge.conformance import cases, command_checks, service_checks
 from sagastream_bridge.conformance.effects import Effects
@@ -452,3 +453,7 @@ def test_a_service_that_reads_only_one_partition_is_found(server: Server) -> Non
         assert any(found.verdict == "broken" for found in findings)
     finally:
         service.close()
+def test_the_question_which_effects_stand_is_no_command_to_try(server: Server) -> None:
+    broker = server.broker()
+    published.publish(broker.client, KEYS, "till", {"ChargeCard": "RefundCard", STANDING: None})
+    assert cases.published_by(broker, "till", 1.0, print) == {"ChargeCard": "RefundCard"}

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.core.messages import is_id
+from sagastream.core.steps import STANDING
 from sagastream.core.strict_json import decode, encode_payload
 from sagastream.errors import MalformedMessage
 from sagastream.store import layout, published
@@ -21,7 +22,8 @@ Published = Mapping[str, str | None]
 
 
 def published_by(broker: Broker, service: str, timeout_s: float, write: Callable[[str], object]) -> Published:
-    """What the service publishes, once it has started. `write` tells a person that it is waited for. Raises CheckError
+    """The commands that the service publishes, once it has started; not the question which of its effects stand, which
+    is no command that could be done or undone. `write` tells a person that it is waited for. Raises CheckError
     if it has not started within `timeout_s`."""
     deadline, told = time.monotonic() + timeout_s, False
     keys = layout.check(broker)
@@ -34,7 +36,8 @@ def published_by(broker: Broker, service: str, timeout_s: float, write: Callable
             told = True
             write(f"waiting for the service {service}")
         time.sleep(0.05)
-    return published.read(broker.client, keys, [service]).get(service, {})
+    found = published.read(broker.client, keys, [service]).get(service, {})
+    return {name: undo for name, undo in found.items() if name != STANDING}
 
 
 def read(text: bytes, published: Published) -> list[Case]:
