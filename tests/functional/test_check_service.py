@@ -453,6 +453,8 @@ def test_a_service_that_reads_only_one_partition_is_found(server: Server) -> Non
         assert any(found.verdict == "broken" for found in findings)
     finally:
         service.close()
+
+
 def test_the_question_which_effects_stand_is_no_command_to_try(server: Server) -> None:
     broker = server.broker()
     published.publish(broker.client, KEYS, "till", {"ChargeCard": "RefundCard", STANDING: None})

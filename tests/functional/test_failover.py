@@ -1,18 +1,22 @@
 """A failover to a replica that lacks what the master had accepted: it is noticed, told and, where it can be, mended."""
 
+import contextlib
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState
-from sagastream.store import lineage, published
+from sagastream.store import heartbeat, lineage, published
+from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream_bridge.inspection import after_failover, evidence
 from sagastream_bridge.inspection.after_failover import AfterFailover
 from support import tills
@@ -137,6 +141,29 @@ def test_a_server_that_has_only_started_again_has_lost_nothing(server: OwnServer
     _, err = worker.communicate(timeout=30)
     assert "has lost" not in err.decode()
     assert lineage.losses(server.broker().client, KEYS) == []
+
+
+def test_what_a_person_sets_back_by_hand_is_no_loss(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_BEAT_EVERY_S", 0.0)
+    scene = Scene(server.broker())
+    scene.begin("s1", do(1))
+    scene.play("s1")
+    scene.redis.xgroup_setid(ONLY.requests, ORCHESTRATOR_GROUP, "0")
+    beats: Any = scene.redis.zrange(KEYS.alive, 0, -1, withscores=True)
+    scene.redis.zadd(KEYS.alive, {member: score - 5000 for member, score in beats})
+    for _ in range(3):
+        scene.worker.turn(block_ms=1)
+        scene.runner.turn(block_ms=1)
+    assert lineage.losses(scene.redis, KEYS) == []
+
+
+def test_an_emptied_store_is_a_loss(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_BEAT_EVERY_S", 0.0)
+    scene = Scene(server.broker())
+    scene.begin("s1", do(1))
+    scene.play("s1")
+    scene.redis.flushall()
+    scene.turns_until(lambda: bool(lineage.losses(scene.redis, KEYS)))
 
 
 def told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
@@ -310,3 +337,49 @@ def test_every_saga_that_says_other_than_what_was_done_is_listed_and_none_is_mis
         assert sorted(set(found["problem"])) == sorted(f"aborted-{n}" for n in range(SAGAS))
     with connect(pair.url) as store:
         assert not [key for key in store.scan_iter("*") if b"sagastream.effects" in key]
+
+
+def feed(url: str, stop: threading.Event, begun: list[str]) -> None:
+    """Begin sagas until `stop`, some of them with a deadline that cancels them on their way."""
+    with SagaClient(url) as client:
+        while not stop.is_set():
+            saga_id = f"s-{len(begun)}"
+            begun.append(saga_id)
+            kinds = ("early", "late", "early") if len(begun) % 3 else ("early", "choosy", "late")
+            with contextlib.suppress(redis.RedisError):  # one that is not accepted is not missed
+                client.begin(saga_id, steps(*kinds), deadline_ms=(None, 20, 60, 150)[len(begun) % 4])
+            stop.wait(0.01)
+
+
+@pytest.mark.slow
+def test_while_all_is_at_work_what_differs_is_what_is_listed(pair: Pair, commands: Commands, tmp_path: Path) -> None:
+    scene = Tills(pair, commands, tmp_path / "tills")
+    scene.start("early", "late", "choosy")
+    begun: list[str] = []
+    stop = threading.Event()
+    feeding = threading.Thread(target=feed, args=[pair.url, stop, begun])
+    with SagaClient(pair.url) as client:
+        feeding.start()
+        try:
+            until(lambda: (state := client.get("s-4")) and state.ended, what="they work")
+            pair.wait()
+            pair.cut()
+            at_the_cut = len(begun)
+            until(lambda: len(tills.standing(scene.folder)) > 3 * at_the_cut + 60, what="more is done")
+            pair.promote()
+            done = len(begun)
+            until(lambda: len(begun) > done + 60, what="it goes on")
+        finally:
+            stop.set()
+            feeding.join()
+        states: dict[str, SagaState | None] = {}
+
+        def have_ended() -> bool:
+            states.update({saga_id: client.get(saga_id) for saga_id in begun})
+            return all(state is None or state.ended for state in states.values())
+
+        until(have_ended, what="all have ended")
+        found, _ = listed(commands, pair.url)
+        wanted = differing(scene.folder, states)
+        assert [saga_id for saga_id in wanted if states[saga_id] is None]
+        assert sorted(set(found.get("problem", []))) == wanted

@@ -29,7 +29,7 @@ def test_a_store_that_only_went_on_has_lost_nothing() -> None:
 
 
 def test_a_heartbeat_that_went_back_is_a_loss_since_then() -> None:
-    loss = found(a_sight(beat_ms=T - 9000))
+    loss = found(a_sight(history=OTHER, beat_ms=T - 9000))
     assert isinstance(loss, Loss)
     assert loss.since_ms == T - 9000
 
@@ -40,14 +40,19 @@ def test_a_heartbeat_that_is_gone_alone_is_none() -> None:
 
 
 def test_a_stream_that_went_back_is_a_loss_since_its_newest_entry() -> None:
-    loss = found(a_sight(read={"s": (T - 7, 3)}))
+    loss = found(a_sight(history=OTHER, read={"s": (T - 7, 3)}))
     assert isinstance(loss, Loss)
     assert loss.since_ms == T - 7
     assert f"{T - 7}-3" in loss.evidence
 
 
 def test_a_stream_that_went_back_by_one_entry_of_the_same_millisecond_is_a_loss() -> None:
-    assert isinstance(found(a_sight(read={"s": (T, 0)}), a_sight(read={"s": (T, 1)})), Loss)
+    assert isinstance(found(a_sight(history=OTHER, read={"s": (T, 0)}), a_sight(read={"s": (T, 1)})), Loss)
+
+
+def test_what_a_person_has_set_back_on_the_same_server_is_none() -> None:
+    """XGROUP SETID, or a ZADD by hand."""
+    assert found(a_sight(beat_ms=T - 9000, read={"s": (T - 7, 3)}), missing="it was deleted") is None
 
 
 def test_a_stream_that_was_deleted_is_none() -> None:
@@ -168,7 +173,7 @@ def test_a_heartbeat_of_any_time_can_be_told(score: bytes) -> None:
     watching = Watching()
     lineage = Lineage("worker w", service="g", observer=watching)
     look(lineage, [TIME, info(), None, GROUPS])
-    look(lineage, [TIME, info(), score, GROUPS], beat_ms=T)
+    look(lineage, [TIME, info(OTHER), score, GROUPS], beat_ms=T)
     assert len(watching.lost) == 1
 
 
@@ -177,7 +182,7 @@ def test_a_stream_that_was_read_to_its_end_can_be_told(there: str) -> None:
     watching = Watching()
     lineage = Lineage("worker w", service="g", observer=watching)
     look(lineage, [TIME, info(), None, [[b"name", b"g", b"last-delivered-id", f"{HUGE}-{HUGE}".encode()]]])
-    look(lineage, [TIME, info(), None, [[b"name", b"g", b"last-delivered-id", there.encode()]]])
+    look(lineage, [TIME, info(OTHER), None, [[b"name", b"g", b"last-delivered-id", there.encode()]]])
     assert len(watching.lost) == 1
 
 

@@ -10,7 +10,7 @@ high as before. Nobody else writes the heartbeat of this process, and the new ma
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -79,16 +79,12 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
     """
     last = seen[-1]
     kept_ms: list[int] = []  # times until which nothing is lost
-    evidence = [] if missing is None else [missing]
-    if last.beat_ms is not None and now.beat_ms is not None and now.beat_ms < last.beat_ms:
-        evidence.append(f"the heartbeat that it wrote at {_when(last.beat_ms)} is the one of {_when(now.beat_ms)}")
-        kept_ms.append(now.beat_ms)
-    for stream, reached in last.read.items():
-        if (found := now.read.get(stream)) is not None and found < reached:
-            evidence.append(f"{stream} was read up to {_text(reached)}, and is read up to {_text(found)}")
-            kept_ms.append(found[0])
+    evidence: list[str] = []
     if last.read and last.beat_ms is not None and not now.read and now.beat_ms is None:
         evidence.append("none of its streams is there, nor its heartbeat")
+    if now.history != last.history:  # else a person has set something back: nothing is lost by that
+        evidence += [] if missing is None else [missing]
+        evidence += _gone_back(last, now, kept_ms)
     continued = now.history != last.history and now.before == last.history != ""
     if continued:
         lacking = last.offset - now.taken_over_at
@@ -99,6 +95,17 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
     if evidence:
         return Loss(since_ms=max(kept_ms, default=None), evidence="; ".join(evidence), found_ms=now.at_ms)
     return Switch(since_ms=last.at_ms) if continued else None
+
+
+def _gone_back(last: Sight, now: Sight, kept_ms: list[int]) -> Iterator[str]:
+    """What is less far than it was. Adds to `kept_ms` how far it is."""
+    if last.beat_ms is not None and now.beat_ms is not None and now.beat_ms < last.beat_ms:
+        yield f"the heartbeat that it wrote at {_when(last.beat_ms)} is the one of {_when(now.beat_ms)}"
+        kept_ms.append(now.beat_ms)
+    for stream, reached in last.read.items():
+        if (found := now.read.get(stream)) is not None and found < reached:
+            yield f"{stream} was read up to {_text(reached)}, and is read up to {_text(found)}"
+            kept_ms.append(found[0])
 
 
 class Lineage:
@@ -125,6 +132,8 @@ class Lineage:
         self._missing = missing
         self._service = service
         self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
+        # A loss that is not kept in the store yet. What is read along with a look may fail, and end it early.
+        self._to_keep: tuple[str, bytes] | None = None
         self._refused = ""
 
     def look(self, keys: StoreKeys, member: bytes, beat_ms: int | None) -> Exchange[None]:
@@ -145,8 +154,13 @@ class Lineage:
                 found = compare([*list(self._seen)[:-1], last], now, missing)
                 if found is not None:
                     self._seen.clear()
-                    yield from self._tell(keys, found, now)
+                    self._tell(found, now)
             self._seen.append(now)
+            if self._to_keep is not None:
+                # All processes find the same loss: the first one keeps it.
+                (answer,) = yield [("HSETNX", keys.losses, *self._to_keep)]
+                self._to_keep = None
+                or_raise(answer)
         except redis.ResponseError as error:
             if str(error) != self._refused:
                 self._refused = str(error)
@@ -159,7 +173,7 @@ class Lineage:
             return [(partition.requests, ORCHESTRATOR_GROUP) for partition in partitions]
         return [(partition.commands(self._service), self._service) for partition in partitions]
 
-    def _tell(self, keys: StoreKeys, found: Loss | Switch, now: Sight) -> Exchange[None]:
+    def _tell(self, found: Loss | Switch, now: Sight) -> None:
         if isinstance(found, Switch):
             self._log.info(
                 f"the broker has a new master; it has all that this process saw until {_when(found.since_ms)}"
@@ -173,9 +187,7 @@ class Lineage:
         if self._observer is not None:
             self._observer.writes_lost(since_ms=found.since_ms, evidence=found.evidence)
         kept = msgspec.json.encode(msgspec.structs.replace(found, found_by=self._who))
-        # All processes find the same loss: the first one keeps it.
-        (answer,) = yield [("HSETNX", keys.losses, now.history or "unknown", kept)]
-        or_raise(answer)
+        self._to_keep = now.history or "unknown", kept
 
 
 def losses(client: "redis.Redis", keys: StoreKeys) -> list[Loss]:
