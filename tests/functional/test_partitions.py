@@ -235,6 +235,24 @@ def test_the_quarantine_of_every_partition_is_listed_and_put_back(
             quarantine.get(wrong)
 
 
+def test_why_a_saga_waits_is_found_out_in_every_partition(scene: Divided, commands: Commands, server: Server) -> None:
+    env = {"REDIS_URL": server.url}
+    for saga_id in scene.ids:
+        scene.client.begin(saga_id, [do(1)])
+    streams = [partition.commands("work") for partition in scene.keys.partitions]
+    scene.turns_until(lambda: all(scene.client.get(saga_id) is not None for saga_id in scene.ids))
+    for saga_id in scene.ids:
+        assert "no process of service work is listening" in commands.run("show", saga_id, **env).stdout
+    for stream in streams:
+        scene.redis.xgroup_create(stream, "work", id="$")
+    for saga_id in scene.ids:
+        assert scene.client.why(saga_id)[-1].kind == "lost"
+    assert sum("nobody will read" in one.text for one in Doctor(scene.broker).examine()) == 3
+    assert sum("put back: " in one.text for one in Doctor(scene.broker, repair=True).examine()) == 3
+    for saga_id in scene.ids:
+        assert scene.play(saga_id).ended
+
+
 def test_doctor_looks_at_every_partition_and_repairs_it(scene: Divided) -> None:
     for saga_id in scene.ids:
         scene.client.begin(saga_id, [do(1, service="nobody")])

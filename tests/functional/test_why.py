@@ -156,6 +156,22 @@ def test_a_command_that_the_service_does_not_have(shop: Shop) -> None:
     shop.shows("s1", "service shop has no command Qiuck; is it a misspelling of Quick?")
 
 
+def test_a_command_that_no_process_at_work_has(shop: Shop) -> None:
+    shop.worker()
+    newer = '\n@service.command("New", compensation=None)\ndef new(params, context):\n    return 1\n'
+    shop.write(SHOP + newer, "newer")
+    release = shop.service("newer:service")
+    shop.begin("s1", do(1, "New", "shop"))
+    until(lambda: (state := shop.client.get("s1")) and state.ended, what="the newer release does it")
+    release.terminate()
+    release.wait(30)
+    shop.service()  # a deploy was rolled back
+    shop.begin("s2", do(1, "New", "shop"))
+    text = shop.shows("s2", "why      service shop publishes New, and no process at work has it: ")
+    assert "you can  start a release of service shop that has New" in text
+    assert "no process at work has it" in shop.commands.run("doctor", **shop.env).stdout
+
+
 def test_a_queue_and_what_runs_in_front_of_it(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -186,6 +202,7 @@ def test_a_hung_handler_and_the_queue_behind_it(shop: Shop) -> None:
     assert doctor.returncode == 1
     assert "handlers hang: Hang of saga stuck" in doctor.stdout
     assert "(behind)" in doctor.stdout
+    assert "problem   service shop  saga stuck: the handler of Hang, step 1, hangs" in doctor.stdout
 
 
 def test_a_handler_that_raises_and_one_that_kills_its_process(shop: Shop) -> None:

@@ -13,10 +13,10 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.client.evidence import survey, troubles_of_broker
 from sagastream.console import describe
-from sagastream.core.causes import Cause, CauseKind, Evidence
+from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.why import no_worker, why
-from sagastream.core.why_out import nobody
+from sagastream.core.why_out import hangs, nobody
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
@@ -160,6 +160,7 @@ class Doctor:
         if (cause := nobody(facts, evidence.names, evidence.now_ms)) is None:
             say = ok if any(process.is_at_work for process in facts.alive) else warning
             yield say(about, f"at work: {facts.at_work}; entries waiting or in flight: {entries}")
+            yield from self._hanging(about, facts, evidence.now_ms)
             for command, one in waiting.items():
                 yield from self._stuck(about, command, one, evidence)
         elif waiting:
@@ -171,6 +172,17 @@ class Doctor:
             yield warning(about, _told(cause))
         else:
             yield ok(about, "none is running, and there is nothing to do")
+
+    def _hanging(self, about: str, facts: ServiceFacts, now_ms: int) -> Iterator[Finding]:
+        """Of each live process the oldest handler that should have ended."""
+        alive = {process.name for process in facts.alive}
+        overdue = sorted((one for one in facts.handlers if one.overdue), key=lambda one: one.since_ms, reverse=True)
+        for one in {one.process: one for one in overdue if one.process in alive}.values():
+            text = f"saga {one.saga_id}: {_told(hangs(one, now_ms))}"
+            if one.process in facts.hung:
+                yield problem(about, f"{text}. Until then it begins nothing more: all its slots are taken so")
+            else:
+                yield warning(about, text)
 
     def _stuck(self, about: str, command: str, waiting: Waiting, evidence: Evidence) -> Iterator[Finding]:
         """What keeps the sagas that wait for a command of a service that runs."""

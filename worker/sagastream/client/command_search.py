@@ -11,7 +11,6 @@ import redis
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import HANDED_BACK_MS
-from sagastream.broker.wire import or_raise
 from sagastream.core.causes import Job, Place, Whereabouts
 from sagastream.core.messages import Command
 from sagastream.core.parsing import read_command
@@ -58,8 +57,10 @@ def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchang
         before = ahead.before if ahead.is_complete else None
         return Place(where=Whereabouts.UNREAD, added_ms=added_ms, before=before)
     held, there = yield [("XPENDING", stream, service, entry_id, entry_id, 1), ("XRANGE", stream, entry_id, entry_id)]
-    if not or_raise(held):
-        return Place(where=Whereabouts.SKIPPED, added_ms=added_ms) if or_raise(there) else Place()
+    if isinstance(held, redis.ResponseError) or isinstance(there, redis.ResponseError):
+        return Place()  # the user may not ask
+    if not held:
+        return Place(where=Whereabouts.SKIPPED, added_ms=added_ms) if there else Place()
     ((_, holder, held_ms, deliveries),) = held
     job = yield from _job(keys, partition, read_command(service, fields, added_ms))
     return Place(
