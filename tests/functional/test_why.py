@@ -322,7 +322,7 @@ def test_a_frozen_broker_and_one_that_is_away(shop: Shop) -> None:
         assert time.monotonic() - began < 20
     finally:
         shop.server.resume()
-    assert "the broker does not answer" in text
+    assert f"the broker of {shop.server.url} does not answer: it hangs, was stopped, or is too busy" in text
     shop.server.kill()
     assert "the broker does not answer" in shop.show("s1")
 

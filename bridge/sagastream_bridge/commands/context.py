@@ -26,12 +26,19 @@ def opened(*, create: bool = True) -> "Iterator[Broker]":
     """The broker that the environment names, open while a command runs. `create`: make the store of an embedded broker
     if there is none; a command that only looks, or acts on what is there, does not."""
     with orderly():
+        import redis
+
         from sagastream.broker.connection import Broker
+        from sagastream.errors import BrokerError
 
         broker = None
         try:
             broker = Broker(create=create)
             yield broker
+        except redis.TimeoutError as error:  # whose text does not say which broker it is
+            where = "" if broker is None else f" of {broker.store}"
+            text = f"the broker{where} does not answer: it hangs, was stopped, or is too busy ({error})"
+            raise BrokerError(text) from None
         finally:
             if broker is not None:
                 broker.close()
