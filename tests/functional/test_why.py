@@ -1,5 +1,6 @@
 """`sagastream show ID` on real processes: it names what a saga waits for, and the line that helps."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sagastream import connect
+from sagastream import AsyncSagaClient, CorruptSaga
 from sagastream.client.blocking import SagaClient
 from support.processes import Commands
 from support.scenes import do
@@ -328,8 +329,14 @@ def test_a_frozen_broker_and_one_that_is_away(shop: Shop) -> None:
 
 
 def test_a_client_says_it_too(shop: Shop) -> None:
+    async def in_a_loop() -> list[str]:
+        async with AsyncSagaClient(shop.server.broker()) as client:
+            return [cause.kind for cause in await client.why("s1")]
+
     assert shop.client.why("nothing") == ()
     shop.begin("s1", do(1, "Quick", "shop"))
     assert [cause.kind for cause in shop.client.why("s1")] == ["no_worker", "queued"]
-    with connect(shop.server.url) as client:
-        assert client.exists("saga:{0}:saga:s1") == 0
+    assert asyncio.run(in_a_loop()) == ["no_worker", "queued"]
+    shop.client._redis.hset("saga:{0}:saga:s2", "version", "x")
+    with pytest.raises(CorruptSaga):
+        shop.client.why("s2")

@@ -35,6 +35,7 @@ class StreamCheck:
         self.newest_ms = 0  # the time of the newest entry of any stream, by the clock that the broker had then
 
     def examine(self, stream: str, group: str) -> Iterator[Finding]:
+        """A stream that entries are read from by this group."""
         try:
             facts: Any = self._client.xinfo_stream(stream)
             groups: Any = self._client.xinfo_groups(stream)

@@ -86,8 +86,8 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         [(CauseKind.QUEUED, ["queued for 9 s", "commands before it: 3", "payment at work: 1"])],
     ),
     "queued, too far to count": (
-        (OUT, at_work(ALIVE), replace(UNREAD, before=None)),
-        [(CauseKind.QUEUED, ["commands before it: unknown"])],
+        (OUT, at_work(ALIVE), replace(UNREAD, before=1000, are_more=True)),
+        [(CauseKind.QUEUED, ["commands before it: more than 1000"])],
     ),
     "queued behind what hangs": (
         (OUT, at_work(ALIVE, handlers=(HANGING,), hung=frozenset({PID})), UNREAD),

@@ -54,8 +54,8 @@ def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchang
     if read_up_to is None or sort_key(entry_id) > sort_key(read_up_to):
         first = b"-" if read_up_to is None else b"(" + read_up_to
         ahead = yield from _search(stream, first, b"(" + entry_id, look_at, lambda *_: False)
-        before = ahead.before if ahead.is_complete else None
-        return Place(where=Whereabouts.UNREAD, added_ms=added_ms, before=before)
+        are_more = not ahead.is_complete
+        return Place(where=Whereabouts.UNREAD, added_ms=added_ms, before=ahead.before, are_more=are_more)
     held, there = yield [("XPENDING", stream, service, entry_id, entry_id, 1), ("XRANGE", stream, entry_id, entry_id)]
     if isinstance(held, redis.ResponseError) or isinstance(there, redis.ResponseError):
         return Place()  # the user may not ask

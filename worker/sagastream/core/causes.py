@@ -132,7 +132,8 @@ class Place(Struct, frozen=True, kw_only=True):
 
     where: Whereabouts = Whereabouts.UNKNOWN
     added_ms: int | None = None  # when it was added to its stream
-    before: int | None = None  # how many unread commands are in front of it; None: not known
+    before: int = 0  # how many unread commands are in front of it …
+    are_more: bool = False  # … or more: it has not counted further
     holder: str = ""  # the process that has it
     held_ms: int = 0  # for how long, or since when its lease was last renewed
     handed_back: bool = False  # … and gave it back

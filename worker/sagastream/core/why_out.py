@@ -92,7 +92,7 @@ class CommandOut:
         if cause := self._nobody() or self._no_command():
             return cause
         place = self._place
-        before = "unknown" if place.before is None else str(place.before)
+        before = f"more than {place.before}" if place.are_more else str(place.before)
         text = f"queued{self._for(' for', place.added_ms)}: commands before it: {before}"
         text += f"; processes of service {self._service.name} at work: {self._service.at_work}{self._busy_with()}"
         facts = {"before": place.before, "since_ms": place.added_ms, "unread": self._service.unread}
