@@ -86,7 +86,7 @@ def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
     if state.cancelling:
         yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
-        until = f"{_clock(state.deadline_ms, now_ms)}, in {spoken(state.deadline_ms - now_ms)}"
+        until = f"{_clock(state.deadline_ms, now_ms)}, {_apart(state.deadline_ms, now_ms)}"
         yield f"  deadline {until}" + (", hard" if state.hard_deadline else "")
     for done in state.interventions:
         by = "" if done.actor is None else f"by {printable(done.actor)}: "
@@ -167,12 +167,17 @@ def _until(state: SagaState, now_ms: int) -> str:
     """Until when a saga waits."""
     if state.due_ms is None:
         return ""
-    until = f"{_clock(state.due_ms, now_ms)}, in {spoken(state.due_ms - now_ms)}"
+    until = f"{_clock(state.due_ms, now_ms)}, {_apart(state.due_ms, now_ms)}"
     return f", at {until}" if state.send_again_ms is not None else f", until {until}"
 
 
 def _when(ms: int, now_ms: int) -> str:
-    return f"{iso(ms)}  ({spoken(now_ms - ms)} ago)"
+    return f"{iso(ms)}  ({_apart(ms, now_ms)})"
+
+
+def _apart(ms: int, now_ms: int) -> str:
+    """How far a time is from now."""
+    return f"in {spoken(ms - now_ms)}" if ms > now_ms else f"{spoken(now_ms - ms)} ago"
 
 
 def _clock(ms: int, now_ms: int) -> str:

@@ -131,7 +131,9 @@ def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
 @pytest.mark.parametrize(
     ("at_ms", "said"),
     [
-        (NOW_MS, "22:13:20.000Z, in 0 s"),
+        (NOW_MS, "22:13:20.000Z, 0 s ago"),
+        (NOW_MS - 7_100, "22:13:12.900Z, 7 s ago"),
+        (NOW_MS + 5_000, "22:13:25.000Z, in 5 s"),
         (NOW_MS + 24 * 3_600_000 - 30, "2023-11-15T22:13:19.970Z, in 24 h"),
         (NOW_MS + 3 * 3_600_000, "2023-11-15T01:13:20.000Z, in 3 h"),
     ],
