@@ -16,7 +16,7 @@ from sagastream.core import decision, moves, plan, service_rules, step_state
 from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
-from sagastream.core.service_rules import Answer, Release, Run, Undo
+from sagastream.core.service_rules import Answer, Release, Requeue, Run, Undo
 from sagastream.core.step_state import Step
 from sagastream.core.transitions import Decision, Moment
 
@@ -50,10 +50,27 @@ class Bug(StrEnum):
     HARD_IS_SOFT = "a hard deadline waits for what is out"
 
 
+class ServicesBug(StrEnum):
+    """Mistakes that are made with what a process of a service has in its memory only."""
+
+    OWED_IN_MEMORY = "a command that is overruled is not sent again, whoever holds it"
+    HELD_BY_ANYBODY = "a command that another process holds counts as held"
+    LOST_IS_DROPPED = "a command that was begun, and that another process has, is dropped without a word"
+    LAST_ANSWERS_DROPPED = "a process that is told to end does not wait for the broker with its answers"
+    OTHERS_ACKNOWLEDGED = "an answer acknowledges what another process holds"
+    HANDED_BACK_IS_GONE = "a command that is handed back is acknowledged"
+    SENT_AGAIN_AS_NEW = "a command that is sent again to be undone counts as one that nobody has begun"
+    OWN_COUNTS_AS_NEW = "a command that a process reads again after an outage counts as one that nobody has begun"
+    FAILED_UNDO_ANSWERED = "a command is answered though its undo has failed"
+    DELIVERED_AGAIN_NOT_UNDONE = "what another process may have begun is refused, and not undone"
+    NOT_UNDONE = "what a handler did in vain is not undone"
+
+
 # --- mistakes of the service side
 
 
 _delivered, _too_late, _replied = service_rules.delivered, service_rules.too_late, service_rules.replied
+_overruled = service_rules.overruled
 
 
 def _without_record(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:
@@ -78,6 +95,14 @@ def _never_begun(command: Command, todo: Run | Undo, *, not_begun: bool, now_ms:
 
 def _did_nothing(todo: Run | Undo, called: Command, why: str) -> Answer | Release:
     return _replied(todo, called, reply_to(called, failed(called.type), error=b'"?"'))
+
+
+def _always_here(command: Command, reply: Reply, *, is_held: bool) -> Undo | Requeue:
+    return _overruled(command, reply, is_held=True)
+
+
+def _without_a_word(command: Command, todo: Run | Undo, *, begun: bool) -> None:
+    return None
 
 
 # --- mistakes of the orchestrator's side
@@ -120,7 +145,7 @@ def _undone_or_not(state: SagaState, event: Intervene) -> str | None:
 
 
 #: What each mistake replaces: a module, a name in it, and the replacement.
-_REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
+_REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.NO_DEDUPE: [(service_rules, "delivered", _without_record)],
     Bug.OVERRULED_NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
     Bug.FAILED_UNDO_ANSWERED: [(service_rules, "replied", _undo_not_looked_at)],
@@ -134,6 +159,11 @@ _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
         (step_state, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
     ],
     Bug.ANSWERED_AGAIN: [(decision, "awaits", _any_ok)],
+    ServicesBug.OWED_IN_MEMORY: [(service_rules, "overruled", _always_here)],
+    ServicesBug.LOST_IS_DROPPED: [(service_rules, "lost", _without_a_word)],
+    ServicesBug.FAILED_UNDO_ANSWERED: [(service_rules, "replied", _undo_not_looked_at)],
+    ServicesBug.DELIVERED_AGAIN_NOT_UNDONE: [(service_rules, "delivered", _never_again)],
+    ServicesBug.NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
     Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
     Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],
     Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(moves, "cancel", _whatever_it_is)],
@@ -144,7 +174,7 @@ _REPLACED: Final[dict[Bug, list[tuple[Any, str, Any]]]] = {
 
 
 @contextmanager
-def planted(bug: Bug | None) -> Iterator[None]:
+def planted(bug: Bug | ServicesBug | None) -> Iterator[None]:
     """Within this, the rules of the core have this mistake. Mistakes that are not in a rule change nothing here."""
     with ExitStack() as stack:
         for module, name, mistaken in _REPLACED.get(bug, ()) if bug is not None else ():

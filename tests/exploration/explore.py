@@ -3,9 +3,57 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from exploration.bugs import planted
-from exploration.world import Config, Label, Model, Move, World
+from exploration.bugs import Bug, ServicesBug, planted
+
+Label = tuple[Any, ...]
+#: A value that can be hashed.
+World = Any
+
+
+class Move(Protocol):
+    """Something that can happen in a world."""
+
+    @property
+    def label(self) -> Label: ...
+
+    @property
+    def after(self) -> World: ...
+
+    @property
+    def fault(self) -> bool:
+        """Whether this may happen or not."""
+
+    @property
+    def broken(self) -> str | None:
+        """What is wrong with it; None: nothing."""
+
+
+class Model(Protocol):
+    """What can happen, and what must hold."""
+
+    def start(self) -> World: ...
+
+    def moves(self, world: World) -> Iterator[Move]:
+        """All that can happen next."""
+
+    def broken(self, world: World) -> str | None:
+        """What is wrong with a world; None: nothing."""
+
+    def broken_end(self, world: World) -> str | None:
+        """The same, of a world in which nothing more happens, unless something goes wrong."""
+
+    def describe(self, label: Label, after: World) -> str: ...
+
+
+class Config(Protocol):
+    """What is explored: world.Config or services_world.ServicesConfig."""
+
+    @property
+    def bug(self) -> Bug | ServicesBug | None: ...
+
+    def model(self) -> Model: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +84,7 @@ def shortest_break(config: Config, limit: int = 2_000_000) -> Found:
 
 
 def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, in which all the time is spent
-    model = Model(config)
+    model = config.model()
     start = model.start()
     under_way: dict[World, bool] = {start: True}
     path: list[tuple[World, Label | None, Iterator[Move], list[bool]]] = [(start, None, model.moves(start), [True])]
@@ -77,7 +125,7 @@ def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, in which all 
 
 
 def _shortest_break(config: Config, limit: int) -> Found:
-    model = Model(config)
+    model = config.model()
     start = model.start()
     came: dict[World, tuple[World, Label] | None] = {start: None}
     waiting = deque([start])

@@ -78,6 +78,9 @@ class Config:
     orphans_die: bool = False
     bug: Bug | None = None
 
+    def model(self) -> "Model":
+        return Model(self)
+
 
 # The parts of a world.
 SAGA, TIMER, LETTERS, WORKERS, COMMANDS, PROCESSES, RECORDS, EFFECTS, BUDGET = range(9)
@@ -94,13 +97,15 @@ Entry = tuple[int, int, bool]
 #: it has changed since).
 Worker = tuple[Any, ...]
 #: What a process holds: what the rules say is next, the command, the number of its entry, the number of the record as
-#: it was looked up, and _AGAIN, _TO_RECORD or 0.
+#: it was looked up, and the sum of those of _AGAIN, _TO_RECORD and _LOST that hold.
 Process = tuple[int, ...]
 _STALE: Final = -1
 #: The command was delivered before; kept after the look-up only if something still depends on it.
 _AGAIN: Final = 1
 #: It was answered, and is recorded only now: this is a mistake.
 _TO_RECORD: Final = 2
+#: Another process has taken it over: for the broker it is not this one's any more.
+_LOST: Final = 4
 
 Label = tuple[Any, ...]
 
@@ -303,9 +308,6 @@ class Model:
     def _processes_move(self, world: World) -> Iterator[Move]:
         slots = self.processes.values[world[PROCESSES]]
         budget = self.budgets.values[world[BUDGET]]
-        entries = self.entries.values[world[COMMANDS]]
-        alive = {entry[:2] for entry in entries}
-        held = self._held_by_processes(world)
         before: Process | None = None
         for at, slot in enumerate(slots):
             if slot == before:
@@ -314,9 +316,9 @@ class Model:
             if not slot:
                 yield from self._receive(world, slots, at, budget)
                 continue
-            what, command, number, _, flag = slot
+            what, command, _, _, flag = slot
             step = self.steps.values[what]
-            if flag == _TO_RECORD:
+            if flag & _TO_RECORD:
                 yield self._record_apart(world, slots, at)
             elif step is RUN:
                 yield from self._handle(world, slots, at)
@@ -324,9 +326,8 @@ class Model:
                 yield from self._undo(world, slots, at, step)
             else:
                 yield self._answer(world, slots, at)
-            taken_over = (command, number) not in alive or held.count((command, number)) > 1
             may_be_done = isinstance(step, Answer) and step.kind != "final"
-            orphan = taken_over and may_be_done and flag != _TO_RECORD
+            orphan = flag & _LOST and may_be_done and not flag & _TO_RECORD
             if budget[SERVICE_CRASH] and (self.config.orphans_die or not orphan):
                 crashed = self._with_process(world, slots, at, ())
                 label = ("a process dies that was to", _shown_step(step), command)
@@ -342,7 +343,10 @@ class Model:
                 continue
             step, records, seen = self._recall(world[RECORDS], command, delivered)
             flag = _AGAIN if delivered and self._may_come_too_late(command) else 0
-            after = self._with_process(world, slots, at, (step, command, number, seen, flag))
+            others = slots
+            if zombie:
+                others = tuple((*s[:4], s[4] | _LOST) if s and s[1:3] == (command, number) else s for s in slots)
+            after = self._with_process(world, others, at, (step, command, number, seen, flag))
             parts = list(after)
             parts[RECORDS] = records
             if not delivered:
@@ -391,8 +395,9 @@ class Model:
         """The handler is called, with each of its possible results."""
         _, number, entry, seen, flag = slots[at]
         command = self.commands.values[number]
-        for kind, effects, step in self._results(command, world[EFFECTS], again=flag == _AGAIN):
-            after = self._with_process(world, slots, at, (self._step(command, step), number, entry, seen, 0))
+        for kind, effects, step in self._results(command, world[EFFECTS], again=bool(flag & _AGAIN)):
+            slot = (self._step(command, step), number, entry, seen, flag & _LOST)
+            after = self._with_process(world, slots, at, slot)
             yield Move(("a handler", kind, number), self._with(after, EFFECTS, effects), fault=False)
 
     def _results(self, command: Command, effects: int, *, again: bool) -> Iterator[tuple[str, int, Next]]:
@@ -447,19 +452,20 @@ class Model:
 
     def _undo(self, world: World, slots: tuple[Process, ...], at: int, undo: Undo) -> Iterator[Move]:
         """The runtime undoes a command that must not be done any more."""
-        _, number, entry, seen, _ = slots[at]
+        _, number, entry, seen, flag = slots[at]
+        flag &= _LOST
         command = self.commands.values[number]
         call = self._undoing(command, undo)
         assert isinstance(call, service_rules.Call)
         step: Next = service_rules.replied(undo, call.command, reply_to(call.command, ok(call.command.type)))
-        after = self._with_process(world, slots, at, (self.steps.number(step), number, entry, seen, 0))
+        after = self._with_process(world, slots, at, (self.steps.number(step), number, entry, seen, flag))
         after = self._with(after, EFFECTS, self._undone(world[EFFECTS], command))
         yield Move(("the runtime undoes", number), after, fault=False)
         left = self.budgets.values[world[BUDGET]][SERVICE_CRASH]
         if left and set(self.config.undo) - {"o"}:
             # It cannot be undone now. This looks like a crash, and counts as one: an entry stands for the undo.
             step = _raised(undo, call.command)
-            slot: Process = () if step is RELEASE else (self.steps.number(step), number, entry, seen, 0)
+            slot: Process = () if step is RELEASE else (self.steps.number(step), number, entry, seen, flag)
             after = self._spend(self._with_process(world, slots, at, slot), SERVICE_CRASH)
             yield Move(("the runtime fails to undo", number), after, fault=True)
 
@@ -471,33 +477,24 @@ class Model:
         return Move(("a process records", number), after, fault=False)
 
     def _answer(self, world: World, slots: tuple[Process, ...], at: int) -> Move:
-        step, number, entry, seen, _ = slots[at]
+        step, number, entry, seen, flag = slots[at]
         parts = list(world)
         sent, records = self._answer_of(world[RECORDS], number, step, seen)
         if sent == _OVERRULED:
             command, answer = self.commands.values[number], self.steps.values[step]
             assert isinstance(answer, Answer)
-            return self._overruled(
-                world,
-                slots,
-                at,
-                service_rules.overruled(command, answer.reply, is_held=self._is_held(world, number, entry)),
-            )
+            todo = service_rules.overruled(command, answer.reply, is_held=not flag & _LOST)
+            return self._overruled(world, slots, at, todo)
         apart = self.bug is Bug.RECORD_APART and records != world[RECORDS]
         if not apart:
             parts[RECORDS] = records
         entries = self.entries.values[world[COMMANDS]]
-        parts[COMMANDS] = self.entries.number(tuple(one for one in entries if one[:2] != (number, entry)))
+        if not flag & _LOST:  # otherwise the entry may stand for what another process has begun
+            parts[COMMANDS] = self.entries.number(tuple(one for one in entries if one[:2] != (number, entry)))
         held = [letter for slot in self.workers.values[world[WORKERS]] if slot for letter in slot[0]]
         parts[LETTERS] = self._append(parts[LETTERS], (sent,), held)
-        left: Process = (step, number, entry, seen, _TO_RECORD) if apart else ()
+        left: Process = (step, number, entry, seen, flag | _TO_RECORD) if apart else ()
         return Move(("a process answers", number, sent), self._with_process(tuple(parts), slots, at, left), fault=False)
-
-    def _is_held(self, world: World, number: int, entry: int) -> bool:
-        """Whether a process that holds this is the only one. Which of two holds it for the broker is not modelled here
-        (see services_world.py): each of them sends it again."""
-        is_pending = (number, entry, True) in self.entries.values[world[COMMANDS]]
-        return is_pending and self._held_by_processes(world).count((number, entry)) == 1
 
     def _overruled(self, world: World, slots: tuple[Process, ...], at: int, todo: "Undo | Requeue") -> Move:
         _, number, entry, seen, _ = slots[at]

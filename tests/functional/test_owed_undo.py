@@ -53,6 +53,17 @@ SERVICE = textwrap.dedent("""
             raise RuntimeError("after the effect")
         return {"booking": 7}
 
+    @service.command("Choose", compensation="Undo")
+    def choose(params, context):
+        me = os.getpid()
+        told("began", f"{context.attempt} {me}")
+        while not Path(f"do {me}").exists():
+            if Path(f"reject {me}").exists():
+                raise Reject("no")
+            time.sleep(0.01)
+        effect.write_text(context.key)
+        time.sleep(3600)
+
     @service.compensation("Undo")
     def undo(params, context):
         told("undone" if effect.exists() else "found nothing", json.dumps([context.result, context.transaction_key]))
@@ -91,10 +102,10 @@ class Play:
         """Whether the effect does."""
         return (self.folder / "effect").exists()
 
-    def deliver(self, *, attempt: int, not_after_ms: int) -> None:
-        body = {"type": "Do", "saga_id": "s1", "step": 1, "params": {"seats": 2}}
-        entry: dict[Any, Any] = {"body": json.dumps(body), "attempt": attempt, "begun_ms": 1}
-        self.redis.xadd(ONLY.commands("work"), entry | {"not_after_ms": not_after_ms, "later": "is kept"})
+    def deliver(self, name: str = "Do", *, attempt: int = 1, **more: int) -> None:
+        body = {"type": name, "saga_id": "s1", "step": 1, "params": {"seats": 2}}
+        entry: dict[Any, Any] = {"body": json.dumps(body), "attempt": attempt, "begun_ms": 1, "later": "is kept"}
+        self.redis.xadd(ONLY.commands("work"), entry | more)
 
     def replies(self) -> list[tuple[str, str]]:
         entries: Any = self.redis.xrange(ONLY.replies("work"))
@@ -216,6 +227,24 @@ def test_an_undo_that_is_begun_and_taken_over_does_no_harm(play: Play) -> None:
     owing.send_signal(signal.SIGCONT)
     play.flag("undo hangs", is_set=False)
     all_is_undone(play)
+
+
+def test_an_answer_does_not_acknowledge_what_another_process_has_begun_and_died_of(play: Play) -> None:
+    rejects = play.process()
+    until(lambda: play.consumers() == 1, what="it reads")
+    play.deliver("Choose")
+    until(lambda: len(play.lines("began")) == 1, what="it begins")
+    rejects.send_signal(signal.SIGSTOP)
+    does = play.process()
+    until(lambda: len(play.lines("began")) == 2, what="another one takes the command over")
+    play.flag(f"do {does.pid}")
+    until(lambda: play.stands, what="the effect is there")
+    does.kill()
+    play.flag(f"reject {rejects.pid}")
+    rejects.send_signal(signal.SIGCONT)
+    until(lambda: len(play.replies()) == 1, what="the first one answers")
+    until(lambda: not play.stands and play.is_clear(), what="the effect is undone")
+    assert set(play.replies()) == {("Choose_failed", "no")}
 
 
 @pytest.mark.own_server

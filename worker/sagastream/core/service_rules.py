@@ -15,6 +15,7 @@ Each rule is told what has happened to one command, and returns as a value what 
     data_away           the handler cannot reach its data                       Retry
     in_doubt            nobody can say whether the step had its effect          Answer or Release
     overruled           answer.lua did not accept the answer                    Undo or Requeue
+    lost                another process has taken it over, or answered it      Answer or None
     for_twin            another delivery of an answered command is held too     Answer
     is_handed_back      the command is held, and time passes                    whether it is released now
     is_renewed          its lease is about to be renewed                        whether that is right
@@ -325,6 +326,19 @@ def overruled(command: Command, reply: Reply, *, is_held: bool) -> Undo | Requeu
             later, that one looks it up after the effect, and so undoes it.
     """
     return Undo(refusal=refusal(command), result=reply.result) if is_held else Requeue(result=reply.result)
+
+
+def lost(command: Command, todo: Run | Undo, *, begun: bool) -> Answer | None:
+    """What a process says of a command that it does not run, and that it has lost to another one; None: nothing. If it
+    has begun with it, only this process may know of an effect that came after the other one had answered.
+
+    Args:
+        begun: whether this process has called a handler for it.
+    """
+    if not begun or todo is not RUN:  # what is to be undone was done before the other process looked it up
+        return None
+    text = f"{command.type} was begun by a process that lost it to another one"
+    return _answer(command, reply_to(command, failed(command.type), error=encode(text), unknown=True))
 
 
 def for_twin(answer: Answer, twin: Command) -> Answer:

@@ -170,7 +170,7 @@ class Executor:
         `fatal`: the one because of which it ends; that is as if it had died of it.
         """
         lost = self._inbox.hand_back([held.delivery for held in self._in_flight.begun()])
-        self._answer_in_doubt([held for held in self._in_flight.begun() if held.delivery.entry.at in lost])
+        self._tell_lost([held for held in self._in_flight.begun() if held.delivery.entry.at in lost])
         self._not_died_of([held for held in self._in_flight.begun() if held is not fatal])
 
     def _backing_off(self, which: Callable[[Held], bool]) -> list[Held]:
@@ -181,8 +181,7 @@ class Executor:
     def let_go(self, lost: set[tuple[str, bytes]]) -> None:
         """Other processes have the entries that stand there: hold them no longer, except those that run."""
         if lost:
-            gone = self._in_flight.release(lambda held: held.delivery.entry.at in lost)
-            self._answer_in_doubt([held for held in gone if held.begins and not held.undoes])
+            self._tell_lost(self._in_flight.release(lambda held: held.delivery.entry.at in lost))
 
     def _not_died_of(self, handed_back: list[Held]) -> None:
         """This process did not die of these: take back what was counted when it began them."""
@@ -191,17 +190,12 @@ class Executor:
                 self._inbox.count(held.delivery, held.counted, -1)
                 held.counted = None
 
-    def _answer_in_doubt(self, begun: list[Held]) -> None:
-        """Say of commands that were begun here, and that other processes have taken over, that nobody knows what came
-        of them. If another one has answered before the effect was there, it would stand."""
+    def _tell_lost(self, lost: list[Held]) -> None:
         ready = self._inbox.ready()
-        for held in begun:
-            if held.delivery.entry.at in ready:
-                continue
-            why = f"{held.command.type} was begun by a process that lost it to another one"
-            step = service_rules.in_doubt(held.delivery.todo, held.command, why)
-            assert isinstance(step, Answer)  # it is not an undo
-            self._inbox.answer(held.delivery, step)
+        for held in lost:
+            step = service_rules.lost(held.delivery.command, held.delivery.todo, begun=held.begins > 0)
+            if step is not None and held.delivery.entry.at not in ready:
+                self._inbox.answer(held.delivery, step)
 
     # --- the stages of one command
 

@@ -1,11 +1,12 @@
 #!lua
--- Answer a batch of commands: for each, record what was done, send the reply, and acknowledge the command.
+-- Answer a batch of commands: for each, record what was done, send the reply, and acknowledge the command. A command
+-- that another consumer holds by now is not acknowledged: its entry may stand for what that consumer has begun.
 --
 -- KEYS  1 the service's commands (stream)  2 replies (stream)  3 quarantine (stream)
 --       4.. the service's records (hashes)
 -- ARGV  1 the service's group
 --       2 how long a record is kept after the last write to its hash, in seconds
---       3 the consumer that has to hold a command so that its entry stands for an undo that is owed
+--       3 the consumer that answers
 --       4.. for each command a group of arguments:
 --           the command's entry id
 --           key index of the stream that the answer goes to
@@ -63,10 +64,10 @@ local function read(record, field)
   return nil, nil, kind == 'unknown' and tonumber(payload) or 0
 end
 
--- Whether the consumer holds an entry. Without a group nobody does.
-local function holds(id)
-  local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1, consumer)
-  return not pending.err and #pending > 0
+-- Who holds an entry; nil: nobody. Without a group nobody does.
+local function holder_of(id)
+  local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1)
+  return pending[1] and pending[1][2]
 end
 
 local overruled, ids, records = {}, {}, {}
@@ -83,7 +84,7 @@ while at <= #ARGV do
   -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
   local is_void = before == 'failed' or known[2]
   if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void then
-    overruled[#overruled + 1] = holds(ARGV[at]) and number or -number
+    overruled[#overruled + 1] = holder_of(ARGV[at]) == consumer and number or -number
   else
     local in_doubt = kind == 'failed' and times > 0 and record ~= seen
     if body then
@@ -100,7 +101,10 @@ while at <= #ARGV do
     else
       redis.call('XADD', target, '*', unpack(ARGV, first, last))
     end
-    ids[#ids + 1] = ARGV[at]
+    local holder = holder_of(ARGV[at])
+    if not holder or holder == consumer then
+      ids[#ids + 1] = ARGV[at]
+    end
   end
   at = last + 1
 end
