@@ -21,7 +21,7 @@ def reserve(params: Any, context: Context) -> dict[str, str]:
         raise Reject("malformed_params: needs sku and quantity") from None
     if type(quantity) is not int or quantity < 1:
         raise Reject("malformed_params: quantity must be a whole number from 1")
-    return {"reservation_id": ledger.take(context.key, sku, quantity, STOCK.get(sku, PLENTY), "out_of_stock")}
+    return {"reservation_id": ledger.take(context, sku, quantity, STOCK.get(sku, PLENTY), "out_of_stock")}
 
 
 @service.compensation("ReleaseReservation")

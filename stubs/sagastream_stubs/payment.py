@@ -26,7 +26,7 @@ def charge(params: Any, context: Context) -> dict[str, str]:
         raise Reject("malformed_params: needs user_id and amount") from None
     if cents < 1:
         raise Reject("malformed_params: amount must be a cent or more")
-    return {"payment_id": ledger.take(context.key, user, cents, BALANCE.get(user, PLENTY), "insufficient_funds")}
+    return {"payment_id": ledger.take(context, user, cents, BALANCE.get(user, PLENTY), "insufficient_funds")}
 
 
 @service.compensation("RefundPayment")

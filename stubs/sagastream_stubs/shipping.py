@@ -21,7 +21,7 @@ def create(params: Any, context: Context) -> dict[str, str]:
         order_id = str(params["order_id"])
     except (KeyError, TypeError):
         raise Reject("malformed_params: needs order_id") from None
-    return {"shipment_id": ledger.take(context.key, order_id, 1, PARCELS, "too_many_parcels")}
+    return {"shipment_id": ledger.take(context, order_id, 1, PARCELS, "too_many_parcels")}
 
 
 @on_rq.compensation("CancelShipment", via="rq")

@@ -5,7 +5,7 @@
 -- RETURNS  1: given back, 0: there was nothing to give back
 local before = redis.call('HGET', KEYS[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], 'void')
-if not before or before == 'void' then
+if not before or before == 'void' or before == 'refused' then
   return 0
 end
 local amount, thing = before:match('^%S+ (%S+) (.*)$')
