@@ -63,6 +63,7 @@ service.command('Do', { compensation: 'Undo' }, async (params, context) => {
 })
 
 service.compensation('Undo', async (params, { transactionKey, result }) => {
+  if (params === 'slowly') await new Promise((next) => setTimeout(next, 2000))
   await redis.rPush('undone', `${transactionKey} ${stringify([params, result])}`)
   if (params === 'stuck') throw new Reject('the bank is closed')
 })
@@ -159,6 +160,12 @@ def deliver(
     entry: dict[Any, Any] = {"body": json.dumps(body), "begun_ms": 1} | fields
     entry_id: Any = client.xadd(ONLY.commands("work"), entry)
     return bytes(entry_id)
+
+
+def soon(client: redis.Redis) -> int:
+    """A time by the broker's clock until which a process can begin with a command, and not much longer."""
+    seconds, micros = client.time()
+    return int(seconds) * 1000 + int(micros) // 1000 + 2000
 
 
 def handed_back(client: redis.Redis) -> int:
@@ -549,7 +556,7 @@ def test_whoever_takes_over_a_command_whose_step_was_undone_undoes_it_again(clie
 
 def test_a_process_that_is_told_to_end_leaves_the_undo_that_it_owes_to_others(client: redis.Redis, node: Node) -> None:
     owing = node.probe()
-    deliver(client, "wait", later="is kept")
+    deliver(client, "wait", later="is kept", not_after_ms=soon(client))
     until(lambda: calls(client), what="the handler runs")
     deliver(client, compensating=True)
     other = node.probe()
@@ -595,6 +602,15 @@ def test_a_command_that_kills_whoever_works_on_it_is_given_up(client: redis.Redi
     node.probe()
     assert answers(client, 1) == ["Do_failed 5 processes took Do and did not live to answer it, unknown"]
     assert calls(client) == 0
+
+
+def test_what_takes_longer_than_the_lease_and_has_no_deadline_runs_once(client: redis.Redis, node: Node) -> None:
+    for _ in range(3):
+        node.probe()
+    deliver(client, compensating=True, params='"slowly"')
+    assert answers(client, 1) == ["Undo_ok"]
+    assert nothing_is_left(client)
+    assert undone(client) == ['s1/1/transaction ["slowly",null]']
 
 
 def test_who_ran_beside_a_command_that_kills_completes(client: redis.Redis, node: Node) -> None:
@@ -718,9 +734,9 @@ def test_no_damage_of_the_records_ends_a_process(client: redis.Redis, node: Node
 
 
 def test_a_process_does_not_take_a_command_from_itself(client: redis.Redis, node: Node) -> None:
-    """Its handler takes longer than the lease: another process would take the command over, and may."""
+    """Nobody waits for its answer any more, so its lease ends: another process would take the command over, and may."""
     node.probe()
-    deliver(client, "wait")
+    deliver(client, "wait", not_after_ms=soon(client))
 
     def held_for_long() -> bool:
         held: Any = client.xpending_range(ONLY.commands("work"), "work", "-", "+", 1, idle=1500)

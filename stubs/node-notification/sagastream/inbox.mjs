@@ -119,6 +119,11 @@ export class Inbox {
     await this.writer.call('XADD', entry.partition.commands, '*', ...Object.entries(fields).flat())
   }
 
+  /** Renew the lease on an entry, if nobody has taken it over. */
+  async renew(entry) {
+    await this.writer.script('hold', [entry.partition.commands], [this.service, this.consumer, 0, entry.id])
+  }
+
   /** Whether nobody has taken an entry over, or answered it. */
   async holds(entry) {
     const of = [entry.partition.commands, this.service, entry.id, entry.id, 1, this.consumer]

@@ -15,6 +15,8 @@ const MAX_TAKEOVERS = 5
 /** How often the undo of a command may begin before a person has to decide. */
 const MAX_UNDOS = 10
 
+/** How long the lease is renewed for a handler whose answer is always waited for. */
+const LONGEST_MS = 24 * 3600 * 1000
 /** How long a process that is to end still tries to send its answers, while Redis is away. */
 const GRACE_MS = 25_000
 
@@ -32,7 +34,7 @@ export class Service {
 
   /**
    * @param name what sagas call the service
-   * @param leaseMs how long a process may hold a command before another takes it over; longer than any handler takes
+   * @param leaseMs how long a process that is dead may hold a command before another takes it over
    * @param concurrency how many commands one process works on at once
    */
   constructor(name, { leaseMs = 30_000, concurrency = 8 } = {}) {
@@ -280,7 +282,7 @@ class Runner {
       return this.#answer(entry, failed(command, JSON.stringify(late), true), entry.again ? 'unknown' : 'final')
     }
     if (await this.#isElsewhere(command)) return this.#leave(entry, `has no ${command.type}, which another release has`)
-    const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(command))
+    const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(entry, command, command.notAfterMs))
     if (reply) return this.#tell(entry, reply, record)
     // Stop, and leave the command to another process. If others had it before the handler ended, they may have answered
     // it before the effect was there: then only this process can say that nobody knows.
@@ -337,7 +339,7 @@ class Runner {
       const key = `${command.sagaId}/${command.step}/compensation/${entry.id}`
       const undoing = { ...command, type: name, compensating: true, key }
       if (result !== undefined) undoing.result = parse(result)
-      const undone = await this.#handle(undoing)
+      const undone = await this.#handle(entry, undoing, Infinity)
       if (!undone?.ok) return
     }
     await this.#answer(entry, reply, 'final')
@@ -366,7 +368,20 @@ class Runner {
   }
 
   /** The reply to a command; undefined: the process stops, and leaves it to another. */
-  async #handle(command) {
+  /** Run a handler, and renew the lease meanwhile: until its answer is not waited for any more, at most for a day. */
+  async #handle(entry, command, untilMs) {
+    const end = Math.min(untilMs, this.#clock() + LONGEST_MS)
+    const renewing = setInterval(() => {
+      if (this.#clock() < end) this.#inbox.renew(entry).catch(() => {}) // if Redis is away, the next one may succeed
+    }, this.#service.leaseMs / 4)
+    try {
+      return await this.#reply(command)
+    } finally {
+      clearInterval(renewing)
+    }
+  }
+
+  async #reply(command) {
     const handler = this.#service.handler(command.type, command.compensating)
     if (!handler) {
       const known = command.compensating ? 'compensation' : 'command'
