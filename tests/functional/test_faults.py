@@ -132,6 +132,34 @@ def test_services_sleep_beyond_their_lease_and_wake_up_as_if_nothing_was(world: 
     assert world.figures["commands taken over"] > 0
 
 
+@on_both
+def test_services_are_told_to_end_every_200_ms(world: World, chance: random.Random) -> None:
+    world.start(services=2)
+    world.run(lambda: world.replace(chance.choice(world.services)), every_s=0.2, times=12)
+    world.verdict()
+    assert world.figures["deploys"] >= 12
+
+
+@on_valkey
+def test_services_sleep_beyond_their_lease_and_are_told_to_end_when_they_wake_up(
+    world: World, chance: random.Random
+) -> None:
+    world.start(services=2)
+
+    def stop_one() -> None:
+        sleeper = chance.choice(world.services)
+        with world.stopped_while_it_holds_something(sleeper):
+            until(lambda: not sum(world.held_by(sleeper).values()), what="others have taken over what it held")
+            sleeper.now.send_signal(signal.SIGTERM)
+        world.replace(sleeper)
+
+    world.run(stop_one, every_s=0.1, times=3)
+    world.verdict()
+    assert world.figures["deploys"] >= 3
+    world.figures["commands taken over"] = world.takeovers()
+    assert world.figures["commands taken over"] > 0
+
+
 # --- messages
 
 

@@ -155,6 +155,24 @@ class World:
         self._commands.running.remove(process.now)
         process.now = self._spawn(process.release, process.arguments)
 
+    def replace(self, process: Process) -> None:
+        """Tell a service's process to end, as a deploy does, and start another in its place once it has."""
+        name = process.arguments[1].partition(":")[2]
+        mark = f"-{process.now.pid}-".encode()
+
+        def is_at_work() -> bool:
+            consumers: Any = []
+            with contextlib.suppress(redis.ResponseError):  # nobody has made the group yet
+                consumers = self.redis.xinfo_consumers(self.keys.partitions[0].commands(name), name)
+            return process.now.poll() is not None or any(mark in consumer["name"] for consumer in consumers)
+
+        until(is_at_work, what="a process that was just started is at work")  # until then a signal ends it at once
+        process.now.send_signal(signal.SIGTERM)
+        assert process.now.wait(60) == 0, self.tail()
+        self.figures["deploys"] += 1
+        self._commands.running.remove(process.now)
+        process.now = self._spawn(process.release, process.arguments)
+
     def held_by(self, process: Process) -> dict[str, int]:
         """How many entries a process has taken and not answered, by stream."""
         if process.arguments[0] == "worker":
