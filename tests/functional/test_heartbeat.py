@@ -20,6 +20,7 @@ from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
+from support.streams import add_reply
 from support.waiting import until
 
 
@@ -171,7 +172,7 @@ def test_a_dead_worker_does_not_come_back_to_life_with_its_consumer(scene: Scene
 def test_of_very_many_processes_those_are_kept_that_were_heard_last(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "ALIVE_KEPT", 3)
+    monkeypatch.setattr(heartbeat, "ALIVE_KEPT", 3)
     time_now: Any = scene.redis.time()
     now_ms = time_now[0] * 1000
     scene.redis.zadd(KEYS.alive, {f"p{number}": now_ms - 1000 * number for number in range(1, 6)})
@@ -220,15 +221,18 @@ def test_where_it_is_refused_all_goes_on_and_the_reader_says_so_once(
         scene.redis.set(KEYS.alive, "x")
     else:
         scene.redis.acl_setuser(
-            "default", keys=["%R~*", "~saga:{*", "~saga:services:*", "~saga:store"], reset_keys=True, enabled=True
+            "default", keys=["%R~*", "~saga:{*", "~saga:services*", "~saga:store"], reset_keys=True, enabled=True
         )
     try:
         with caplog.at_level(logging.WARNING, "sagastream"):
             scene.begin("s1", do(1))
             assert scene.play("s1").status == "COMPLETED"
             for _ in range(3):
-                scene.worker._inbox._heartbeat._beat_at = 0.0  # type: ignore[union-attr]
+                scene.worker._services._heartbeat._beat_at = 0.0
                 scene.worker.turn(block_ms=1)
+            add_reply(scene.redis, "newcomer", {"body": "x"})  # … the worker hears of new services all the same
+            scene.worker._services._heartbeat._beat_at = 0.0
+            scene.turns_until(lambda: scene.redis.xlen(ONLY.replies("newcomer")) == 0)
         texts = [record.getMessage() for record in caplog.records]
         assert sum("does not take the heartbeat" in text for text in texts) == 2  # the worker and the service
         assert heartbeat.worker_is_alive(scene.redis, KEYS)  # … known by its consumer

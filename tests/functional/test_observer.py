@@ -165,7 +165,7 @@ def test_a_command_that_is_none_is_quarantined_and_told_of_then(scene: Scene, no
     scene.runner.turn(block_ms=1)
     (told,) = notes.of("entry_quarantined")
     assert (told["stream"], told["entry_id"]) == (ONLY.commands("work"), entry_id.decode())
-    found: Any = scene.redis.xrange(ONLY.quarantine)
+    found: Any = scene.redis.xrange(ONLY.quarantine_of("work"))
     ((_, fields),) = found
     assert fields[b"reason"].decode() == told["reason"]
 

@@ -14,8 +14,8 @@ from support.processes import SAGASTREAM
 ROOT: Final = Path(__file__).parents[2]
 
 #: The release before this one: its commit, and the module of its command line. Move both on with each release.
-FORMER_COMMIT: Final = "4a62e50"
-FORMER_MAIN: Final = "sagastream_bridge.cli"
+FORMER_COMMIT: Final = "089ddb3"
+FORMER_MAIN: Final = "sagastream_bridge.commands.main"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,10 @@ class KnownServices:
         return self._heartbeat.is_due
 
     def beat(self) -> Exchange[None]:
-        yield from together(self._heartbeat.beat(), self._read())
+        # A heartbeat that is refused must not keep the worker from hearing of new services.
+        refused, _ = yield from together(_caught(self._heartbeat.beat()), self._read())
+        if refused is not None:
+            raise refused
 
     def end(self, *, holds: bool) -> Exchange[None]:
         yield from self._heartbeat.end(holds=holds)
@@ -50,3 +53,12 @@ class KnownServices:
         found = yield from published.services(self._keys)
         if not self.names.issuperset(found):
             self.names |= set(found)
+
+
+def _caught(beat: Exchange[None]) -> Exchange[redis.ResponseError | None]:
+    """The error with which the broker refuses it."""
+    try:
+        yield from beat
+    except redis.ResponseError as error:
+        return error
+    return None
