@@ -16,7 +16,7 @@ from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, RequestRefused
-from sagastream.orchestrator import commit, worker
+from sagastream.orchestrator import commit, streams, worker
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import sagas
@@ -460,7 +460,7 @@ def test_scripts_that_the_server_forgot_are_loaded_again(scene: Scene) -> None:
 
 
 def test_a_worker_that_is_to_stop_reads_nothing_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_REQUESTS", 1)
+    monkeypatch.setattr(streams, "_REQUESTS", 1)
     for number in range(3):
         scene.begin(f"s{number}", do(1))
     scene.stop.set()

@@ -6,7 +6,8 @@ import pytest
 
 from sagastream.core.messages import Due
 from sagastream.core.parsing import parse_begin
-from sagastream.orchestrator.worker import _PART, Input, _parts
+from sagastream.orchestrator.streams import Input
+from sagastream.orchestrator.worker import _PART, _parts
 from sagastream.store import sagas
 from support.scenes import Scene, do
 from support.servers import Server

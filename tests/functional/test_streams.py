@@ -10,7 +10,7 @@ from sagastream.core.messages import Intervene, Verb
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
 from sagastream.errors import QuarantineError
-from sagastream.orchestrator import worker
+from sagastream.orchestrator import services, streams
 from sagastream.store.quarantine import Quarantine
 from support.scenes import Scene, do
 from support.servers import Server
@@ -127,10 +127,11 @@ def test_an_operators_request_does_not_wait_behind_begins(scene: Scene, monkeypa
     begins = [parse_begin({"saga_id": f"b{number}", "steps": [do(1)]}) for number in range(500)]
     append_requests(scene.redis, begins)
     append_requests(scene.redis, [cancelling("s1")])
-    monkeypatch.setattr(worker, "_REQUESTS", 1)
-    scene.worker._busy = 1  # many replies were read: no begins are taken
+    monkeypatch.setattr(streams, "_REQUESTS", 1)
+    assert scene.worker._streams is not None
+    scene.worker._streams._busy = 1  # many replies were read: no begins are taken
     scene.worker.turn(block_ms=1)
-    scene.worker._busy = 1
+    scene.worker._streams._busy = 1
     scene.worker.turn(block_ms=1)
     state = scene.client.get("s1")
     assert state is not None
@@ -141,7 +142,7 @@ def test_an_operators_request_does_not_wait_behind_begins(scene: Scene, monkeypa
 def test_an_operators_request_waits_for_the_begin_that_was_added_before_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_REQUESTS", 1)
+    monkeypatch.setattr(streams, "_REQUESTS", 1)
     begins = [parse_begin({"saga_id": f"b{number}", "steps": [do(1)]}) for number in range(3)]
     append_requests(scene.redis, begins)
     append_requests(scene.redis, [cancelling("b2")])
@@ -252,7 +253,7 @@ def test_what_the_orchestrator_sets_aside_goes_back_only_to_what_it_reads(scene:
 
 
 def test_a_saga_that_names_one_service_too_many_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "MAX_SERVICES", 3)
+    monkeypatch.setattr(services, "MAX_SERVICES", 3)
     scene.begin("s1", do(1, service="one"), do(1, service="two"))
     scene.begin("s2", do(1, service="three"), request_id="refused")
     scene.begin("s3", do(1, service="two"), do(1, service="one"))

@@ -11,7 +11,7 @@ from sagastream.core.messages import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused
-from sagastream.orchestrator import commit, worker
+from sagastream.orchestrator import commit, streams, worker
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, sagas
@@ -78,7 +78,7 @@ def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_ti
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This holds too for a worker that had read something ahead before it slept."""
-    monkeypatch.setattr(worker, "_REQUESTS", 1)
+    monkeypatch.setattr(streams, "_REQUESTS", 1)
     monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
     scene.begin("s1", quick(1, attempts=1, timeout_ms=300))
     scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)

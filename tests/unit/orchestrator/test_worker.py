@@ -19,7 +19,8 @@ from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
-from sagastream.orchestrator.worker import Input, Orchestrator, _fold, _open, _parts
+from sagastream.orchestrator.streams import Input, Streams
+from sagastream.orchestrator.worker import Orchestrator, _fold, _parts
 from support.stores import KEYS, ONLY
 
 NOW_MS = 1_700_000_000_000
@@ -53,9 +54,7 @@ def _entry(stream: str, body: object, fields: dict[str, bytes]) -> Entry:
 
 
 def said(entry: Entry) -> Input:
-    place = KEYS.place_of(entry.stream)
-    assert place is not None
-    return _open(entry, place, KEYS)
+    return Streams(KEYS, ["s"]).opened(entry)
 
 
 def opened(entry: Entry) -> Event:

@@ -1,13 +1,16 @@
 """The services of the store, as one worker knows them: it reads the replies of each."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 
 import redis
 
 from sagastream.broker.exchange import Exchange, run, together
+from sagastream.core.messages import Begin, Code, Unreadable
+from sagastream.orchestrator.streams import Input
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat
 from sagastream.store.keys import StoreKeys
+from sagastream.store.published import MAX_SERVICES
 
 
 class KnownServices:
@@ -39,13 +42,29 @@ class KnownServices:
     def end(self, *, holds: bool) -> Exchange[None]:
         yield from self._heartbeat.end(holds=holds)
 
-    def add(self, names: Iterable[str]) -> None:
+    def add(self, names: Collection[str]) -> None:
         """Add services to the store before the first command is sent to them, so that each worker reads their
         replies."""
-        if new := set(names) - self.names:
+        if not self.names.issuperset(names) and (new := set(names) - self.names):
             assert self._keys is not None
             run(self._client, published.add_services(self._keys, new))
             self.names |= new
+
+    def admit(self, inputs: Sequence[Input]) -> list[Input]:
+        """The same inputs. The services of the sagas that begin are added to the store; if it would have too many, the
+        begin is refused."""
+        found: list[Input] = []
+        added: set[str] = set()
+        for entry, event in inputs:
+            if isinstance(event, Begin):
+                new = {step.service for step in event.steps} - self.names
+                if new and len(self.names | added | new) > MAX_SERVICES:
+                    found.append((entry, _one_too_many(event)))
+                    continue
+                added |= new
+            found.append((entry, event))
+        self.add(added)
+        return found
 
     def _read(self) -> Exchange[None]:
         # A name that is gone from the set stays known here: commands may be out that this worker has sent.
@@ -53,6 +72,11 @@ class KnownServices:
         found = yield from published.services(self._keys)
         if not self.names.issuperset(found):
             self.names |= set(found)
+
+
+def _one_too_many(begin: Begin) -> Unreadable:
+    text = f"the store has {MAX_SERVICES} services, the most that it may have; saga {begin.saga_id} names another one"
+    return Unreadable(code=Code.PRECONDITION_FAILED, text=text, request_id=begin.request_id, saga_id=begin.saga_id)
 
 
 def _caught(beat: Exchange[None]) -> Exchange[redis.ResponseError | None]:

@@ -9,7 +9,6 @@ at any point: another worker claims what it held.
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -19,9 +18,8 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import BATCH, Entry, GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.broker.wire import or_raise
-from sagastream.core.decision import Event, decide, may_undo
-from sagastream.core.messages import Begin, Code, Due, Intervene, Unreadable
-from sagastream.core.parsing import read_reply, read_request
+from sagastream.core.decision import decide, may_undo
+from sagastream.core.messages import Begin, Due, Intervene
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.transitions import Moment
@@ -33,40 +31,22 @@ from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
+from sagastream.orchestrator.streams import Input, Streams
 from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
-from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, Place, StoreKeys
+from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
 from sagastream.store.lineage import Lineage
-from sagastream.store.published import MAX_SERVICES
 from sagastream.telemetry import Log, Observer, guarded, runs
 
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few milliseconds. If
 #: a worker was only slow, its commit loses the comparison, and nothing else happens.
 LEASE_MS: Final = 5_000
-#: One turn reads at most this many requests to begin sagas, and as many of operators; if it reads few, only so many.
-_REQUESTS: Final = BATCH // 2
-_A_FEW: Final = 8
-#: One turn reads about this many replies at most, and of each service at most BATCH, but at least so many.
-_REPLIES: Final = 8 * BATCH
-_LEAST_REPLIES: Final = 8
-#: If a turn reads this many replies, the next one takes no requests. Sagas that begin together stay together, in one
-#: batch from process to process, and a large batch costs little more than a small one. So sagas begin in large batches,
-#: and seldom. With this value, if services keep up, 0 to 300 sagas are under way at a time, and half of the time more
-#: than 130. Twice the value: 6 % more sagas a second, but each took twice as long. The replies of the last read count,
-#: not those in the stream: some may be stuck there.
-_MANY_REPLIES: Final = BATCH // 4
-#: Of this many turns in a row with many replies, one takes a few requests, so that they never starve. Operators'
-#: requests have a stream of their own, which each turn reads.
-_A_FEW_EVERY: Final = 8
 #: After this many messages are decided on, they are sent off to be committed, and meanwhile the next are decided on.
 _PART: Final = 32
 #: The least time between two looks for due sagas, in seconds. A timeout is late by at most one turn and this.
 _LOOK_EVERY_S: Final = 0.02
 #: How often a worker removes from `ended` the sagas that are no longer kept, in seconds.
 _TIDY_EVERY_S: Final = 10.0
-
-#: What a turn works on: an entry, and what it says. Without an entry: a saga is due.
-Input = tuple[Entry | None, Event]
 
 
 class Orchestrator:
@@ -115,15 +95,11 @@ class Orchestrator:
             heartbeat=self._services,
         )
         self._keys: StoreKeys | None = None
-        self._places: dict[str, Place] = {}  # what the streams are that it reads
+        self._streams: Streams | None = None  # set when it joins, as the keys
         self._followed: frozenset[str] = frozenset()  # the services whose replies it reads
-        self._most_replies = BATCH  # that are read of one stream
-        self._has_more = False  # whether the last read may have left replies unread
         self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
         self._cache = StateCache()
         self._committed: Sequence[Change] = ()  # what it wrote last
-        self._replies = 0  # how many the last read brought
-        self._busy = 0  # how many reads in a row brought many
         self._look_at = self._tidy_at = 0.0
         self._set_back = 0  # how often the clock was set back, of all times for which it has looked at all sagas
         self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
@@ -145,42 +121,32 @@ class Orchestrator:
         self._services.join(keys)
         self._gate.join(keys)
         self._followed = self._services.names
-        streams = self._streams()
+        self._streams = Streams(keys, self._followed)
+        streams = self._streams.names
         self._inbox.clock.saw(newest_time(self._broker.client, keys, streams))
         return streams
+
+    @property
+    def _read_streams(self) -> Streams:
+        assert self._streams is not None
+        return self._streams
 
     @property
     def _opened(self) -> StoreKeys:
         assert self._keys is not None  # it is set when the inbox joins
         return self._keys
 
-    def _streams(self) -> list[str]:
-        """All streams that a worker reads. Replies first: sagas that have begun are finished before new ones begin. And
-        a saga begins before an operator's request for it is decided on."""
-        keys = self._opened
-        places = [
-            (partition.replies(service), Place(partition, "replies", service))
-            for service in sorted(self._followed)
-            for partition in keys.partitions
-        ]
-        places += [(partition.requests, Place(partition, "requests", "")) for partition in keys.partitions]
-        places += [(partition.interventions, Place(partition, "interventions", "")) for partition in keys.partitions]
-        self._places = dict(places)
-        streams = len(keys.partitions) * len(self._followed)
-        self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, streams)))
-        return list(self._places)
-
     def _follow(self) -> None:
         """Read the replies of services that are new."""
         if self._followed is not self._services.names:
             self._followed = self._services.names
-            self._inbox.follow(self._streams())
+            self._streams = self._read_streams.followed_by(self._followed)
+            self._inbox.follow(self._streams.names)
 
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit. Returns how many entries were read."""
         entries = self._read(block_ms)
-        keys = self._opened
-        inputs = [_open(entry, self._places[entry.stream], keys) for entry in entries] + self._due(entries)
+        inputs = [*map(self._read_streams.opened, entries), *self._due(entries)]
         states = self._cache.presume(inputs)
         while inputs:
             began = time.monotonic()
@@ -210,26 +176,18 @@ class Orchestrator:
         return now_ms
 
     def _read(self, block_ms: int) -> list[Entry]:
-        """Read up to BATCH replies, and requests; few or none of those if the reads before brought many replies."""
+        """Read replies, and requests; few or none of those if the reads before brought many replies."""
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
         if self._keys is not None:
             self._follow()
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
             self._health.beat(time.monotonic())
-        by_stream = Counter(entry.stream for entry in entries)
-        replies = {stream: count for stream, count in by_stream.items() if self._places[stream].what == "replies"}
-        self._replies = sum(replies.values())
-        self._has_more = any(count >= self._most_replies for count in replies.values())
-        self._busy = self._busy + 1 if self._replies >= _MANY_REPLIES else 0
+        self._read_streams.read(entries)
         return entries
 
     def _wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
-        """How many entries of each of these streams are to be read."""
-        requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
-        most = {"replies": self._most_replies, "requests": requests, "interventions": _REQUESTS}
-        wanted = {stream: most[self._places[stream].what] for stream in streams}
-        return wanted if requests else {stream: count for stream, count in wanted.items() if count}
+        return self._read_streams.wanted(streams)  # the reader joins before it asks
 
     def _decide_and_commit(
         self, inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int
@@ -239,7 +197,8 @@ class Orchestrator:
         and those that are stuck, see `Store.commit`."""
         changes: list[Change] = []
         left: list[Change] = []
-        parts = _parts(inputs, self._partition_of)
+        streams = self._read_streams
+        parts = _parts(inputs, streams.partition_of)
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
 
@@ -249,16 +208,16 @@ class Orchestrator:
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
-                decided = _fold(part, self._partition_of(part[0][0]), states, moment)
+                decided = _fold(part, streams.partition_of(part[0][0]), states, moment)
                 if leaving := [change for change in decided if change.left]:
                     left.extend(leaving)
                     decided = [change for change in decided if not change.is_empty]
                 if decided:
                     changes.extend(decided)
-                    self._services.add(command.service for change in decided for command in change.commands)
+                    self._services.add([command.service for change in decided for command in change.commands])
                     committing = self._store.committing(decided, now_ms)
                     reads_on = part is parts[-1] and not self._stop.is_set()
-                    yield self._inbox.read_along(committing, self._wanted) if reads_on else committing
+                    yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
 
         refused = exchange.run_each(self._broker.client, commits())
         lost = [change for those, _ in refused for change in those]
@@ -270,7 +229,7 @@ class Orchestrator:
     def _due(self, entries: Sequence[Entry]) -> list[Input]:
         """The sagas that are due. While replies may still be unread, none: if no worker ran for a time, those replies
         may be what the sagas wait for."""
-        if self._has_more or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
+        if self._read_streams.has_more or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
             return []
         keys = self._opened
         due, wait_ms = self._store.due(keys.partitions, BATCH, LEASE_MS, self._gate.passed_over())
@@ -311,18 +270,11 @@ class Orchestrator:
                 services |= {step.definition.service for step in state.steps}
         return published.read(self._broker.client, self._opened, services) if services else {}
 
-    def _partition_of(self, item: Input) -> Partition:
-        entry, event = item
-        if entry is not None:
-            return self._places[entry.stream].partition
-        assert event.saga_id is not None  # it is due
-        return self._opened.of(event.saga_id)
-
     def _ready(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
         """The inputs that are to be decided on now."""
         kinds = {type(event) for _, event in inputs}
         if Begin in kinds:
-            inputs = self._with_known_services(inputs)
+            inputs = self._services.admit(inputs)
         return self._wait_for_begins(inputs, states) if Intervene in kinds else inputs
 
     def _wait_for_begins(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
@@ -330,7 +282,7 @@ class Orchestrator:
         them. Returns the others."""
         begun = {event.saga_id for _, event in inputs if isinstance(event, Begin)}
         early = [
-            entry
+            (entry, event)
             for entry, event in inputs
             if entry is not None
             and isinstance(event, Intervene)
@@ -341,59 +293,16 @@ class Orchestrator:
             return inputs
         # A request is deleted when it is taken: what is there is unread, or pending. Two streams share no order, so in
         # the same millisecond the begin counts as added before.
+        partitions = [self._read_streams.partition_of((entry, event)) for entry, event in early]
         asked = [
-            ("XRANGE", self._places[entry.stream].partition.requests, "-", entry.added_ms, "COUNT", 1)
-            for entry in early
+            ("XRANGE", partition.requests, "-", entry.added_ms, "COUNT", 1)
+            for partition, (entry, _) in zip(partitions, early, strict=True)
         ]
         answers = wire.round_trip(self._broker.client, asked)
-        waiting = {entry.at for entry, found in zip(early, answers, strict=True) if or_raise(found)}
+        waiting = {entry.at: entry for (entry, _), found in zip(early, answers, strict=True) if or_raise(found)}
         if waiting:
-            self._inbox.leave_to_newer([entry for entry in early if entry.at in waiting])
+            self._inbox.leave_to_newer(list(waiting.values()))
         return [item for item in inputs if item[0] is None or item[0].at not in waiting]
-
-    def _with_known_services(self, inputs: list[Input]) -> list[Input]:
-        """The same inputs. The services of the sagas that begin are added to the store; if it would have too many, the
-        begin is refused."""
-        found: list[Input] = []
-        added: set[str] = set()
-        for entry, event in inputs:
-            if isinstance(event, Begin):
-                new = {step.service for step in event.steps} - self._services.names
-                if new and len(self._services.names | added | new) > MAX_SERVICES:
-                    found.append((entry, _one_service_too_many(event)))
-                    continue
-                added |= new
-            found.append((entry, event))
-        if added:
-            self._services.add(added)
-        return found
-
-
-def _open(entry: Entry, place: Place, keys: StoreKeys) -> Input:
-    """What an entry says, which stands in this place. If that is the wrong one, what it says does not count."""
-    partition, what, service = place
-    event: Event
-    if what == "replies":
-        event = read_reply(entry.fields, service)
-    else:
-        event = read_request(entry.fields)
-        if isinstance(event, Intervene) and what == "requests":
-            event = _misplaced(f"an operator's request belongs into {partition.interventions}")
-        elif isinstance(event, Begin) and what == "interventions":
-            event = _misplaced(f"a saga_begin belongs into {partition.requests}")
-    if event.saga_id is not None and (own := keys.of(event.saga_id)) is not partition:
-        event = _misplaced(f"saga {event.saga_id} is in partition {own.number}, not in {partition.number}")
-    return entry, event
-
-
-def _misplaced(text: str) -> Unreadable:
-    """It names no request id, so that it is quarantined."""
-    return Unreadable(code=Code.MALFORMED, text=text)
-
-
-def _one_service_too_many(begin: Begin) -> Unreadable:
-    text = f"the store has {MAX_SERVICES} services, the most that it may have; saga {begin.saga_id} names another one"
-    return Unreadable(code=Code.PRECONDITION_FAILED, text=text, request_id=begin.request_id, saga_id=begin.saga_id)
 
 
 def _parts(inputs: Sequence[Input], partition_of: Callable[[Input], Partition]) -> list[list[list[Input]]]:

@@ -1,0 +1,118 @@
+"""The streams that a worker reads: what each is, how many of its entries a turn takes, and what an entry says.
+
+Identity comes from the stream: a reply is one of the service on whose stream it stands, and a request that stands on
+the wrong stream does not count.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from sagastream.broker.group_reader import BATCH, Entry
+from sagastream.core.decision import Event
+from sagastream.core.messages import Begin, Code, Intervene, Unreadable
+from sagastream.core.parsing import read_reply, read_request
+from sagastream.store.keys import Partition, Place, StoreKeys
+
+#: One turn reads at most this many requests to begin sagas, and as many of operators; if it reads few, only so many.
+_REQUESTS: Final = BATCH // 2
+_A_FEW: Final = 8
+#: One turn reads about this many replies at most, and of each stream at most BATCH, but at least so many.
+_REPLIES: Final = 8 * BATCH
+_LEAST_REPLIES: Final = 8
+#: If a turn reads this many replies, the next one takes no requests. Sagas that begin together stay together, in one
+#: batch from process to process, and a large batch costs little more than a small one. So sagas begin in large batches,
+#: and seldom. With this value, if services keep up, 0 to 300 sagas are under way at a time, and half of the time more
+#: than 130. Twice the value: 6 % more sagas a second, but each took twice as long. The replies of the last read count,
+#: not those in the stream: some may be stuck there.
+_MANY_REPLIES: Final = BATCH // 4
+#: Of this many turns in a row with many replies, one takes a few requests, so that they never starve. Operators'
+#: requests have a stream of their own, which each turn reads.
+_A_FEW_EVERY: Final = 8
+
+#: What a turn works on: an entry, and what it says. Without an entry: a saga is due.
+Input = tuple[Entry | None, Event]
+
+
+class Streams:
+    """The streams of one worker."""
+
+    def __init__(self, keys: StoreKeys, services: Collection[str]) -> None:
+        """`services`: those whose replies are read."""
+        self._keys = keys
+        partitions = keys.partitions
+        self._only = partitions[0] if len(partitions) == 1 else None
+        # Replies first: sagas that have begun are finished before new ones begin. And a saga begins before an
+        # operator's request for it is decided on.
+        replies = [
+            (one.replies(service), Place(one, "replies", service)) for service in sorted(services) for one in partitions
+        ]
+        requests = [(one.requests, Place(one, "requests", "")) for one in partitions]
+        interventions = [(one.interventions, Place(one, "interventions", "")) for one in partitions]
+        self._places = dict([*replies, *requests, *interventions])
+        self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, len(replies))))
+        self._busy = 0  # how many turns in a row have read many replies
+        self._counts: dict[int, Mapping[str, int]] = {}  # by how many requests: what `wanted` has returned before
+        self._counted: Sequence[str] = ()  # of which streams
+        #: Whether the last turn may have left replies unread.
+        self.has_more = False
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def followed_by(self, services: Collection[str]) -> "Streams":
+        """Those with the replies of these services."""
+        streams = Streams(self._keys, services)
+        streams._busy, streams.has_more = self._busy, self.has_more
+        return streams
+
+    def wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
+        """How many entries of each of these streams the next turn is to read."""
+        requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
+        if self._counted != streams:
+            self._counted, self._counts = list(streams), {}
+        if (counts := self._counts.get(requests)) is None:
+            most = {"replies": self._most_replies, "requests": requests, "interventions": _REQUESTS}
+            known = {stream: most[self._places[stream].what] for stream in streams if stream in self._places}
+            wanted = {stream: count for stream, count in known.items() if count}
+            counts = self._counts[requests] = wanted or dict.fromkeys(streams, 1)  # it always reads something
+        return counts
+
+    def read(self, entries: Sequence[Entry]) -> None:
+        """A turn has read these."""
+        by_stream = Counter([entry.stream for entry in entries])
+        replies = [count for stream, count in by_stream.items() if self._places[stream].what == "replies"]
+        self.has_more = any(count >= self._most_replies for count in replies)
+        self._busy = self._busy + 1 if sum(replies) >= _MANY_REPLIES else 0
+
+    def partition_of(self, item: Input) -> Partition:
+        """The partition of an input."""
+        if self._only is not None:
+            return self._only
+        entry, event = item
+        if entry is not None:
+            return self._places[entry.stream].partition
+        assert event.saga_id is not None  # it is due
+        return self._keys.of(event.saga_id)
+
+    def opened(self, entry: Entry) -> Input:
+        """What an entry says. What it says in the wrong place does not count."""
+        partition, what, service = self._places[entry.stream]
+        event: Event
+        if what == "replies":
+            event = read_reply(entry.fields, service)
+        else:
+            event = read_request(entry.fields)
+            if isinstance(event, Intervene) and what == "requests":
+                event = _misplaced(f"an operator's request belongs into {partition.interventions}")
+            elif isinstance(event, Begin) and what == "interventions":
+                event = _misplaced(f"a saga_begin belongs into {partition.requests}")
+        if self._only is None and event.saga_id is not None and (own := self._keys.of(event.saga_id)) is not partition:
+            event = _misplaced(f"saga {event.saga_id} is in partition {own.number}, not in {partition.number}")
+        return entry, event
+
+
+def _misplaced(text: str) -> Unreadable:
+    """It names no request id, so that it is quarantined."""
+    return Unreadable(code=Code.MALFORMED, text=text)
