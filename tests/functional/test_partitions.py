@@ -110,6 +110,21 @@ def test_sagas_of_all_partitions_run_side_by_side(scene: Divided) -> None:
         assert scene.redis.xlen(one.replies("work")) == scene.redis.xlen(one.commands("work")) == 0
 
 
+def test_a_process_takes_no_more_commands_than_it_has_slots(scene: Divided) -> None:
+    for partition in scene.keys.partitions:
+        for number in range(4):
+            body = {"type": "Do", "saga_id": scene.ids[partition.number], "step": number + 1}
+            scene.redis.xadd(partition.commands("work"), {"body": json.dumps(body)})
+    taken = [scene.runner._inbox.read(1, count=1) for _ in range(12)]
+    assert [len(deliveries) for deliveries in taken] == [1] * 12
+    assert Counter(delivery.partition.number for [delivery] in taken) == {0: 4, 1: 4, 2: 4}
+
+
+def test_a_process_that_has_not_joined_yet_shows_up_without_an_error(scene: Divided) -> None:
+    scene.runner._inbox.show_up()
+    assert scene.redis.exists(*(one.commands("work") for one in scene.keys.partitions)) == 0
+
+
 def test_answers_come_in_the_order_of_the_sagas(scene: Divided) -> None:
     ids = [f"many-{number}" for number in range(300)]
     answers = scene.client.begin_many({"saga_id": saga_id, "steps": [do(1)]} for saga_id in ids)

@@ -222,7 +222,8 @@ class GroupReader:
     def show_up(self) -> None:
         """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
         own entries."""
-        self._ask(self._reading(dict.fromkeys(self.streams, _AFTER_ALL), 1))
+        if streams := list(self.streams):  # none: another thread is joining
+            self._ask(self._reading(dict.fromkeys(streams, _AFTER_ALL), 1))
 
     def hold(self, stream: str, ids: Sequence[bytes], idle_ms: int = 0) -> list[bytes]:
         """Renew the lease on these entries, or have them count as held for so long. Returns those that this reader

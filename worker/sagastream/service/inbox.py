@@ -113,6 +113,7 @@ class CommandInbox:
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by the same clock
         self.left = 0  # how many entries it has left to processes of another release
+        self._first = 0  # which partition is read first, if not all are
         self._told: set[int] = set()  # the formats of newer releases that it has told of
 
     @property
@@ -145,7 +146,7 @@ class CommandInbox:
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""
-        entries = self.reader.read(block_ms, self._counts(count))
+        entries = self._read(block_ms, count)
         self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
             ready = self.ready()
@@ -299,6 +300,21 @@ class CommandInbox:
         answers = yield [("HEXISTS", delivery.done, delivery.record) for delivery in told]
         gone = [delivery.record for delivery, there in zip(told, answers, strict=True) if not or_raise(there)]
         return f"the record {gone[0]} is gone" if gone else None
+
+    def _read(self, block_ms: int, count: int) -> list[Entry]:
+        """If there are more partitions than commands are wanted, some of them at first, each time others: a process
+        must not collect what others have the time for."""
+
+        def some(streams: Sequence[str]) -> Mapping[str, int]:
+            if count >= len(streams):
+                return self._counts(count)(streams)
+            self._first = (self._first + count) % len(streams)
+            return dict.fromkeys([*streams, *streams][self._first : self._first + count], 1)
+
+        entries = self.reader.read(block_ms, some)
+        if entries or count >= len(self.reader.streams):
+            return entries
+        return self.reader.read(block_ms, self._counts(count))
 
     def _counts(self, count: int) -> Counts:
         """At most about so many commands in all, of all partitions."""
