@@ -57,8 +57,8 @@ def ask(scene: Scene, verb: str, saga_id: str = "s1", reason: str = "because") -
     request = parse_intervene(body, request_id=uuid.uuid4().hex)
     after = last_event(scene.redis)
     fields: dict[Any, Any] = request.fields()
-    scene.redis.xadd(ONLY.requests, fields)
-    scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
+    scene.redis.xadd(ONLY.interventions, fields)
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.interventions) == 0)
     for event in read_events(scene.redis, after, 1):
         if event.fields[b"kind"] == b"refused":
             raise RequestRefused(22, event.fields[b"body"].decode())
@@ -282,7 +282,9 @@ def sizes_of(scene: Scene) -> dict[bytes, int]:
     for key in scene.redis.scan_iter():
         if key != ONLY.events.encode() and key not in done_keys(scene):
             kind = scene.redis.type(key)
-            found[key] = {b"stream": scene.redis.xlen, b"zset": scene.redis.zcard, b"hash": scene.redis.hlen}[kind](key)  # type: ignore[index]
+            redis = scene.redis
+            sizes = {b"stream": redis.xlen, b"zset": redis.zcard, b"hash": redis.hlen, b"set": redis.scard}
+            found[key] = sizes[kind](key)  # type: ignore[index]
     return found
 
 
