@@ -225,6 +225,15 @@ def test_what_a_service_sets_aside_is_put_back_into_its_commands_whatever_it_nam
     assert scene.redis.xlen(ONLY.commands("intruder")) == 1
 
 
+def test_a_quarantine_of_a_service_that_is_no_stream_hides_no_other(scene: Scene) -> None:
+    scene.redis.sadd(KEYS.services, "broken")
+    scene.redis.set(ONLY.quarantine_of("broken"), "x")
+    entry: Any = {"reason": "why", "stream": ONLY.requests, "entry_id": "1-1", "body": "{}", "fields": "{}"}
+    scene.redis.xadd(ONLY.quarantine, entry)
+    assert reasons(scene) == ["why"]
+    assert len(Quarantine(scene.redis, KEYS)) == 1
+
+
 @pytest.mark.parametrize(
     "stream",
     [

@@ -17,7 +17,7 @@ import redis
 from sagastream.broker import scripting
 from sagastream.broker.exchange import run
 from sagastream.broker.group_reader import REPLAYED
-from sagastream.broker.wire import execute
+from sagastream.broker.wire import or_raise
 from sagastream.errors import QuarantineError
 from sagastream.store import published
 from sagastream.store.keys import Partition, StoreKeys
@@ -90,14 +90,11 @@ class Quarantine:
         self._replay = scripting.load(client, "replay")
 
     def __len__(self) -> int:
-        pipeline = self._client.pipeline(transaction=False)
-        for stream in self._streams():
-            pipeline.xlen(stream.name)
-        return sum(map(int, execute(pipeline)))
+        return sum(self._lengths().values())
 
     def newest_first(self) -> Iterator[Quarantined]:
         """All messages, the newest first; read page by page."""
-        pages = [self._newest_first(stream) for stream in self._streams()]
+        pages = [self._newest_first(stream) for stream, length in self._lengths().items() if length]
         yield from heapq.merge(*pages, key=lambda message: message.at_ms, reverse=True)
 
     def get(self, entry_id: str) -> Quarantined:
@@ -123,6 +120,17 @@ class Quarantine:
         stream, message = self._get(entry_id)
         self._move(stream, entry_id, [], [])
         return message
+
+    def _lengths(self) -> dict[_Stream, int]:
+        """How many messages stand in each stream; none in what is no stream, as `doctor` reports."""
+        streams = self._streams()
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.xlen(stream.name)
+        answers = pipeline.execute(raise_on_error=False)
+        none = [isinstance(one, redis.ResponseError) and str(one).startswith("WRONGTYPE") for one in answers]
+        lengths = [0 if is_none else int(or_raise(one)) for one, is_none in zip(answers, none, strict=True)]
+        return dict(zip(streams, lengths, strict=True))
 
     def _streams(self) -> list[_Stream]:
         """All streams of the quarantine."""
