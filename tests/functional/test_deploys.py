@@ -4,6 +4,7 @@ have. Real processes, which are killed."""
 import json
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +12,14 @@ from typing import Any, Final
 import pytest
 
 from sagastream import Context, Reject, Service
+from sagastream.client.blocking import SagaClient
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
 from support import oracle
 from support.faults import Scale, World
+from support.newer_records import newer_records
 from support.processes import Commands
+from support.releases import Release
 from support.scenes import Scene
 from support.servers import OwnServer, Server, start_server
 from support.stores import KEYS, ONLY
@@ -26,6 +30,8 @@ KILLS: Final = 12
 
 OLDER: Final = "support.oracle"
 NEWER: Final = "support.oracle_newer"
+#: The command line of a release that writes other records.
+NEWER_RECORDS: Final = (sys.executable, "-m", "support.newer_records")
 
 
 @pytest.fixture
@@ -244,3 +250,138 @@ def test_an_undo_that_nobody_names_is_a_try_like_any_other(deploy: Deploy) -> No
     counted = f"s1/1/transaction/Charge/undos/{entry_id.decode()}"
     deploy.turns_of(runner, lambda: deploy.redis.hget(ONLY.done("work", 1), counted) == b"1")
     assert deploy.answers() == []
+
+
+# --- records
+
+
+class Records(Deploy):
+    """Two processes of one release, of a service whose records a newer release writes in another way."""
+
+    def newer(self, service: Service) -> ServiceRunner:
+        with newer_records():
+            return self.run(service)
+
+    def newer_turns_until(self, runner: ServiceRunner, condition: Callable[[], object]) -> None:
+        with newer_records():
+            self.turns_of(runner, condition)
+
+    def record(self, name: str = "Do") -> bytes | None:
+        direction = "compensation" if name.startswith("Un") else "transaction"
+        found: Any = self.redis.hget(ONLY.done("work", 1), f"s1/1/{direction}/{name}")
+        return found if found is None else bytes(found)
+
+
+@pytest.fixture
+def records(server: Server) -> Records:
+    return Records(server.broker())
+
+
+@pytest.mark.parametrize("tombstone", [False, True])
+@pytest.mark.parametrize("record", [b"v9 ok 1", b'v9 failed "no"', b"v9 ", b"v123456789 what comes one day"])
+@pytest.mark.parametrize("name", ["Do", "UnDo"])
+def test_a_command_with_a_record_of_a_newer_release_is_left_to_it(
+    records: Records, name: str, record: bytes, tombstone: bool
+) -> None:
+    shop = Shop("Do")
+    runner = records.run(shop.service)
+    compensating = name == "UnDo"
+    field = f"s1/1/{'compensation' if compensating else 'transaction'}/{name}"
+    records.redis.hset(ONLY.done("work", 1), field, record)
+    if tombstone:
+        records.redis.hset(ONLY.done("work", 1), "s1/1/transaction/(void)", "1")
+    new = records.deliver(name, compensating=compensating)
+    claimed = records.given_to_one_that_died(name, compensating=compensating)
+    records.turns_of(runner, lambda: all(map(records.is_handed_back, (new, claimed))))
+    assert (shop.did, records.answers(), records.record(name)) == ([], [], record)
+    assert records.redis.xlen(ONLY.quarantine_of("work")) == 0
+
+
+def test_releases_whose_records_differ_answer_for_each_other(records: Records) -> None:
+    shop = Shop("Do")
+    this, newer = records.run(shop.service), records.newer(shop.service)
+    records.deliver("Do")
+    records.newer_turns_until(newer, records.answers)
+    assert records.record() == b"v9 ok 1"
+    again = records.deliver("Do")
+    records.turns_of(this, lambda: records.is_handed_back(again))
+    records.newer_turns_until(newer, lambda: len(records.answers()) == 2)
+    assert records.answers() == [("Do_ok", None)] * 2
+    assert records.record() == b"v9 ok 1"
+    assert shop.did == ["Do"]
+    # The newer one reads what this one has recorded.
+    records.deliver("UnDo", compensating=True)
+    records.turns_of(this, lambda: len(records.answers()) == 3)
+    records.deliver("UnDo", compensating=True)
+    records.newer_turns_until(newer, lambda: len(records.answers()) == 4)
+    assert shop.did == ["Do", "UnDo"]
+    assert records.record("UnDo") == b"ok "
+
+
+@pytest.mark.parametrize("record", [b"v9 ok 7", b'v9 failed "no"'])
+def test_an_answer_does_not_replace_a_record_that_a_newer_release_wrote_meanwhile(
+    records: Records, record: bytes
+) -> None:
+    """A rejection that is replaced by an effect would let the effect stand after the undo of earlier steps."""
+    did: list[str] = []
+
+    def do(params: Any, context: Context) -> Any:
+        did.append("Do")
+        records.redis.hset(ONLY.done("work", 1), "s1/1/transaction/Do", record)
+        return params
+
+    service = Service("work", lease_ms=300)
+    service.command("Do", compensation="UnDo")(do)
+    service.compensation("UnDo")(lambda params, context: did.append("UnDo"))
+    this, newer = records.run(service), records.newer(service)
+    entry_id = records.deliver("Do")
+    records.turns_of(this, lambda: records.is_handed_back(entry_id))
+    assert (did, records.answers(), records.record()) == (["Do"], [], record)
+    records.newer_turns_until(newer, records.answers)
+    assert records.record() == record
+    if record == b"v9 ok 7":
+        assert (did, records.answers()) == (["Do"], [("Do_ok", None)])
+    else:
+        assert (did, records.answers()) == (["Do", "UnDo"], [("Do_failed", "no")])
+
+
+def test_what_was_done_after_a_newer_release_refused_and_acknowledged_it_is_undone(records: Records) -> None:
+    did: list[str] = []
+
+    def do(params: Any, context: Context) -> Any:
+        did.append("Do")
+        records.redis.hset(ONLY.done("work", 1), "s1/1/transaction/Do", b'v9 failed "no"')
+        records.redis.xack(WORK, "work", entry_id)
+        records.redis.xdel(WORK, entry_id)
+        return params
+
+    service = Service("work", lease_ms=300)
+    service.command("Do", compensation="UnDo")(do)
+    service.compensation("UnDo")(lambda params, context: did.append(f"UnDo {json.dumps(context.result)}"))
+    this, newer = records.run(service), records.newer(service)
+    entry_id = records.deliver("Do")
+    records.turns_of(this, lambda: did and records.redis.xpending(WORK, "work")["pending"])
+    assert records.answers() == []
+    records.newer_turns_until(newer, records.answers)
+    assert did == ["Do", "UnDo 1"]
+    assert records.answers() == [("Do_failed", "no")]
+
+
+@pytest.mark.slow
+def test_no_saga_is_harmed_by_releases_of_services_whose_records_differ(world: World) -> None:
+    chance = random.Random(20260301)
+    world.start(workers=1, services=1)
+    world.start(workers=0, services=1, release=Release(name="records", program=NEWER_RECORDS))
+    world.options = {"timeout_ms": 400, "attempts": 8, "compensation_attempts": 8, "backoff_ms": 20}
+    world.may_end_otherwise()
+    world.run(lambda: world.kill(chance.choice(world.services)), every_s=0.25, times=KILLS)
+    world.settle()
+    world.retry_parked(SagaClient(world.server.broker()))
+    world.verdict(unfit=("too late",))
+    kept: set[bytes] = set()
+    for key in world.redis.scan_iter("saga:{0}:done:*"):
+        found: Any = world.redis.hgetall(key)
+        kept |= {re.sub(rb" .*", b"", record) for field, record in found.items() if field.endswith(b"/Do")}
+        nested = [record for record in found.values() if re.match(rb"(v9 )?(ok|failed) \"?(v9 )?(ok|failed)\b", record)]
+        assert nested == []
+    assert {b"ok", b"v9"} <= kept

@@ -530,6 +530,23 @@ def test_a_command_of_a_newer_format_is_left_alone(client: redis.Redis, node: No
     assert "met format 9, which only a newer release knows" in process.communicate(timeout=20)[1]
 
 
+def test_a_record_of_a_newer_release_is_left_alone(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    key, record = ONLY.done("work", 1), b'v9 failed "no"'
+    client.hset(key, "s1/1/transaction/Do", record)
+    deliver(client, "a")
+    until(lambda: handed_back(client) == 1, what="it is handed back")
+    deliver(client, "wait", saga_id="s2")
+    until(lambda: client.llen("done s2/1/transaction"), what="a handler runs")
+    client.hset(key, "s2/1/transaction/Do", record)
+    client.set("go on", 1)
+    until(lambda: handed_back(client) == 2, what="what it has done is handed back, too")
+    assert (calls(client), undone(client), client.xlen(ONLY.replies("work"))) == (0, [], 0)
+    assert client.hmget(key, "s1/1/transaction/Do", "s2/1/transaction/Do") == [record] * 2
+    process.terminate()
+    assert process.communicate(timeout=20)[1].count("met format 9, which only a newer release knows") == 1
+
+
 def test_a_handler_that_was_at_it_when_its_step_was_undone_is_undone_itself(client: redis.Redis, node: Node) -> None:
     node.probe()
     deliver(client, "wait")

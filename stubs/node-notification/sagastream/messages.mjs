@@ -4,7 +4,7 @@ import { Malformed, parse } from './json.mjs'
 
 const ID = /^[A-Za-z0-9._:-]{1,128}$/
 const MAX_STEPS = 100
-/** The format of commands that this release knows. */
+/** The format of commands and of records that this release knows. */
 const FORMAT = 1
 const MAX_BODY_BYTES = 1 << 20
 
@@ -109,6 +109,12 @@ export function verdict(command, { record, tombstone, again }) {
   // Even if an ok is recorded: that was another delivery, and this one may have had its effect after the undo.
   const undo = Boolean(reply) && !command.compensating && (tombstone || !reply.ok) && again
   return { reply, undo }
+}
+
+/** The format of a record, if only a newer release can read it. Then its command is left to that release. */
+export function newerFormat(record) {
+  const format = Number(/^v([1-9][0-9]{0,8}) /.exec(record ?? '')?.[1] ?? 1)
+  return format > FORMAT ? format : undefined
 }
 
 /** The kind of a handler's reply, for answer.lua. What is recorded is final. */

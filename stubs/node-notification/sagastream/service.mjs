@@ -6,7 +6,7 @@ import { ErrorReply } from '@redis/client'
 import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mjs'
 import { addedMs, Inbox } from './inbox.mjs'
 import { encodePayload, Malformed, parse } from './json.mjs'
-import { done, failed, isId, kindOf, Newer, readCommand, refusal, verdict } from './messages.mjs'
+import { done, failed, isId, kindOf, Newer, newerFormat, readCommand, refusal, verdict } from './messages.mjs'
 
 /** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
@@ -262,6 +262,8 @@ class Runner {
     // Looked up even if it comes for the first time: another delivery of it may have been answered.
     const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(entry, command))
     this.#aheadMs = nowMs - performance.now()
+    const format = newerFormat(record)
+    if (format) return this.#leave(entry, `met format ${format}, which only a newer release knows`)
     const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
     if (known && !undo) return this.#answer(entry, known, 'final')
     // If a process that had taken it over has died, it runs alone: so what runs beside it does not die with it.

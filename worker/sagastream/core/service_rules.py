@@ -29,7 +29,8 @@ A service keeps one *record* for each idempotency key and type of command: the a
 `unknown <how often>`, which answers nothing. Before a process undoes a step it leaves a *tombstone* for the step's
 transaction: from then on the transaction is refused, and a process that was running it has to undo what came of it.
 recall.lua looks up both and leaves the tombstone. answer.lua applies the same rules again at the moment of the answer:
-it overrules an answer whose step has failed or was undone meanwhile.
+it overrules an answer whose step has failed or was undone meanwhile. A record of a newer release, which begins with its
+format, is neither read nor replaced: a process of that release takes the command.
 
 An undo that is *owed* is never only in the memory of a process: an entry of the service's commands stands for it. If
 the process still holds the command, that entry does. It was delivered before, so whoever takes it over undoes it, as
@@ -60,7 +61,9 @@ MAX_TAKEOVERS: Final = 5
 #: How long the lease is renewed for a handler whose answer is always waited for, in seconds. It may be slow, but one
 #: that hangs must not hold its command forever.
 LONGEST_S: Final = 24 * 3600.0
-
+#: The format of the records that this release knows. It is not written; a higher one stands before a record: `v2 ok …`.
+RECORD_FORMAT: Final = 1
+_FORMAT: Final = re.compile(rb"v([1-9][0-9]{0,8}) ")
 _RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
 
@@ -168,6 +171,13 @@ Next = Run | Undo | Answer | Count | Retry | Release | HandBack | SetAside
 
 
 # --- before a handler is called
+
+
+def newer_format(record: bytes | None) -> int | None:
+    """The format of a record that only a newer release can read; None: there is none, or this release can. Then nothing
+    may be said of the command, and nothing done: it is handed back, whatever it is."""
+    found = _FORMAT.match(record) if record is not None else None
+    return int(found[1]) if found is not None and int(found[1]) > RECORD_FORMAT else None
 
 
 def delivered(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:

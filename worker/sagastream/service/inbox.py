@@ -405,9 +405,13 @@ class CommandInbox:
             return self._settle(usable) if usable else []
         if not known:  # then `delivered` says RUN of each
             return deliveries
-        left = []
+        left, newer = [], []
         for index, delivery in enumerate(deliveries, 1):
             record, tombstone = known.get(index, (None, 0))
+            if (number := service_rules.newer_format(record)) is not None:
+                newer.append(delivery.entry)
+                self._tell_newer(number)
+                continue
             todo = service_rules.delivered(
                 delivery.command, record=record, tombstone=bool(tombstone), again=delivery.entry.again
             )
@@ -417,6 +421,8 @@ class CommandInbox:
                 left.append(delivery)
             else:
                 left.append(replace(delivery, seen=record or b"", todo=todo))
+        if newer:
+            self._leave(newer)
         return left
 
     def _with_begun(self, deliveries: list[Delivery]) -> list[Delivery]:

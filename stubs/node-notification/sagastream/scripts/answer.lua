@@ -30,10 +30,16 @@
 -- the command afterwards, the body of the recorded answer is sent in place of its own (the other fields of its answer
 -- are sent as they are). That body is made of the record and of the name of the record's field.
 --
+-- A record of a newer release begins with a "v", its format and a blank. It is neither read nor replaced. Nothing is
+-- written for its command: it is handed back, so that a process of that release takes it. If the consumer does not hold
+-- it any more, and may have done it, it is overruled.
+--
 -- Or the record of a transaction is "unknown <how often>". If that was written after an attempt looked the record up,
 -- the attempt cannot say that nothing of the command remains: its `failed` is sent as `unknown`, and is not recorded.
 
 local group, kept, consumer = ARGV[1], ARGV[2], ARGV[3]
+-- The idle time that hands an entry back: longer than any lease.
+local handed_back_ms = 24 * 3600 * 1000
 
 for i = 1, #KEYS do
   local found = redis.call('TYPE', KEYS[i]).ok
@@ -64,6 +70,12 @@ local function read(record, field)
   return nil, nil, kind == 'unknown' and tonumber(payload) or 0
 end
 
+-- Whether only a newer release can read a record.
+local function is_newer(record)
+  local format = string.match(record, '^v([1-9]%d*) ')
+  return format and tonumber(format) > 1
+end
+
 -- Who holds an entry; nil: nobody. Without a group nobody does.
 local function holder_of(id)
   local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1)
@@ -83,8 +95,16 @@ while at <= #ARGV do
   -- Whether what a handler may have done must not stand: its step has failed, or was undone. This holds even if an `ok`
   -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
   local is_void = before == 'failed' or known[2]
-  if tombstone ~= '' and (kind == 'ok' or kind == 'unknown') and is_void then
-    overruled[#overruled + 1] = holder_of(ARGV[at]) == consumer and number or -number
+  local may_be_done = tombstone ~= '' and (kind == 'ok' or kind == 'unknown')
+  local holder = holder_of(ARGV[at])
+  if is_newer(record) then
+    if holder == consumer then
+      redis.call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[at], 'IDLE', handed_back_ms, 'JUSTID')
+    elseif may_be_done then
+      overruled[#overruled + 1] = -number
+    end
+  elseif may_be_done and is_void then
+    overruled[#overruled + 1] = holder == consumer and number or -number
   else
     local in_doubt = kind == 'failed' and times > 0 and record ~= seen
     if body then
@@ -101,7 +121,6 @@ while at <= #ARGV do
     else
       redis.call('XADD', target, '*', unpack(ARGV, first, last))
     end
-    local holder = holder_of(ARGV[at])
     if not holder or holder == consumer then
       ids[#ids + 1] = ARGV[at]
     end
