@@ -160,7 +160,8 @@ BRIDGE_WINGS = {
     "stdin": {"local"},
     "bench": {"local"},
     "conformance": {"inspection"},
-    "commands": {"local", "inspection", "stdin", "bench", "conformance"},
+    "transfer": set(),
+    "commands": {"local", "inspection", "stdin", "bench", "conformance", "transfer"},
     "entry": {"commands"},
     "__main__": {"commands"},
 }

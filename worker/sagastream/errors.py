@@ -96,6 +96,10 @@ class QuarantineError(SagastreamError):
     """A quarantined message is not there, or cannot be put back."""
 
 
+class TransferError(SagastreamError):
+    """A store cannot be exported or imported: it is at work or not empty, or the file is damaged."""
+
+
 class SettingsError(SagastreamError):
     """An environment variable has a value that is not allowed."""
 

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from sagastream_bridge.commands import operate, run, sagas, store
+from sagastream_bridge.commands import operate, run, sagas, store, transfer
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
 
@@ -22,7 +22,15 @@ def cli() -> None:
     """
 
 
-for command in (*run.COMMANDS, *sagas.COMMANDS, *operate.COMMANDS, *store.COMMANDS, bench, check_service):
+for command in (
+    *run.COMMANDS,
+    *sagas.COMMANDS,
+    *operate.COMMANDS,
+    *store.COMMANDS,
+    *transfer.COMMANDS,
+    bench,
+    check_service,
+):
     cli.add_command(command)
 
 

@@ -92,6 +92,15 @@ class Partition(Struct, frozen=True):
         attempt of every step."""
         return f"{self.base}done:{service}:{begun_ms // _HOUR_MS}"
 
+    def records(self, service: str) -> str:
+        """A pattern of all keys at which this service keeps records; `*`: every service."""
+        return f"{self.base}done:{service}:*"
+
+    def record_of(self, key: str) -> tuple[str, int] | None:
+        """The service that keeps records at this key, and the hour of their sagas; None: it is no such key."""
+        service, _, hour = key.removeprefix(f"{self.base}done:").partition(":")
+        return (service, int(hour)) if is_service(service) and hour.isascii() and hour.isdigit() else None
+
     def saga_id(self, key: str) -> str:
         """The saga whose hash has this key."""
         return key.removeprefix(self.saga(""))

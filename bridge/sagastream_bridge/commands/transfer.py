@@ -1,0 +1,56 @@
+"""The commands that move a store: export it, import it."""
+
+import os
+import shutil
+import sys
+import tempfile
+from typing import IO, Final
+
+import click
+
+from sagastream_bridge.commands.context import opened, safe
+
+
+@click.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE")
+def export(file: str) -> None:
+    """Write the whole store into FILE, which must not exist (- for standard output): JSON, one object a line.
+
+    Sagas in every state, messages under way, records and what services publish. Stop all workers, services and clients
+    before; the store stays as it is. Start none on it after its copy has gone on: both would do the rest.
+    """
+    with opened(create=False) as broker:
+        from sagastream_bridge.transfer.exporting import Export
+
+        exported = Export(broker)
+        with _opened(file) as out:
+            out.writelines(exported.lines())
+        for key in exported.skipped:
+            click.echo(safe(f"left out {key}, which holds something else than it should; sagastream doctor"), err=True)
+
+
+@click.command("import")
+@click.argument("file", type=click.File("rb"), metavar="FILE")
+def import_(file: IO[bytes]) -> None:
+    """Read FILE (- for standard input) into an empty store, of any server and any number of partitions.
+
+    If this fails while it writes, empty the store before you try again. An entry that a process held is marked as
+    begun.
+    """
+    with opened() as broker, tempfile.TemporaryFile(prefix="sagastream-import-") as whole:
+        from sagastream_bridge.transfer.importing import Import
+
+        shutil.copyfileobj(file, whole)  # it is read twice
+        sagas = Import(broker, whole).run()
+        click.echo(safe(f"{sagas} sagas imported into {broker.store}"), err=True)
+
+
+def _opened(file: str) -> IO[bytes]:
+    """The file, for this user's eyes only: params and results stand in it."""
+    if file == "-":
+        return sys.stdout.buffer
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+#: All of them.
+COMMANDS: Final = (export, import_)

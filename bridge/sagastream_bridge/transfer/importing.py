@@ -1,0 +1,149 @@
+"""Lines, read into an empty store. Its server and its number of partitions may be others.
+
+All lines are read before anything is written, so a file that was cut or damaged changes nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import IO, Any, Final
+
+from redis.client import Pipeline
+
+from sagastream.broker.connection import Broker
+from sagastream.broker.group_reader import REPLAYED
+from sagastream.errors import TransferError
+from sagastream.store import layout
+from sagastream.store.keys import Partition, StoreKeys
+from sagastream_bridge.transfer.exporting import refuse_at_work
+from sagastream_bridge.transfer.lines import Fields, read, saga_id_of
+
+#: How many lines are written at once.
+_PAGE: Final = 200
+_HOUR_MS: Final = 3600 * 1000
+
+
+class Import:
+    """Reads an exported store into the store of a broker."""
+
+    def __init__(self, broker: Broker, file: IO[bytes]) -> None:
+        """`file`: can be read twice. Raises TransferError or StoreMismatch; then nothing was written."""
+        self._broker = broker
+        self._client = broker.client
+        self._file = file
+        self._from = self._checked()
+        self._keys = layout.check(broker)
+        refuse_at_work(broker, self._keys)
+        if found := self._foreign():
+            raise TransferError(f"the store {broker.store} is not empty, it has {found}: import into an empty one")
+
+    def run(self) -> int:
+        """Write it all. Returns how many sagas there are. Raises redis.RedisError; the store is incomplete then."""
+        sagas = 0
+        lines = self._lines()
+        while page := list(islice(lines, _PAGE)):
+            pipeline = self._client.pipeline(transaction=True)
+            for line in page:
+                sagas += line["type"] == "saga"
+                getattr(self, f"_{line['type']}")(pipeline, line)
+            pipeline.execute()
+        return sagas
+
+    def _checked(self) -> StoreKeys:
+        """The names of the store that the file is of. Raises TransferError."""
+        keys, number, ended = None, 0, False
+        for number, line in self._numbered():
+            kind = line["type"]
+            if ended or (kind == "store") != (number == 1):
+                raise TransferError(f"line {number}, of type {kind}, is out of place")
+            if kind == "store":
+                if line["protocol"] != layout.PROTOCOL:
+                    known = f"this release knows {layout.PROTOCOL}"
+                    raise TransferError(f"the file is of protocol {line['protocol']}, and {known}")
+                keys = StoreKeys(line["prefix"], [str(tag) for tag in line["tags"]])
+            elif kind == "end":
+                ended = line["lines"] == number - 1
+        if keys is None or not ended:
+            raise TransferError(f"the file ends too early, after line {number}: export it again")
+        return keys
+
+    def _numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            yield number, read(line, number)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        return (line for _, line in self._numbered() if line["type"] not in ("store", "end"))
+
+    def _foreign(self) -> str | None:
+        """A key of the store that another process has written; None: it is empty."""
+        own = {self._keys.store, self._keys.alive, self._keys.running, self._keys.losses}
+        for key in self._client.scan_iter(f"{self._keys.prefix}:*", _PAGE):
+            name: str = key.decode(errors="backslashreplace")
+            if name not in own:
+                return name
+        return None
+
+    # --- one line of each type
+
+    def _service(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+        pipeline.sadd(self._keys.services, line["service"])
+        if line["fields"]:
+            pipeline.hset(self._keys.published(line["service"]), items=_flat(line["fields"]))
+
+    def _saga(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+        saga_id = line["saga_id"]
+        partition = self._keys.of(saga_id)
+        key = partition.saga(saga_id)
+        pipeline.hset(key, items=_flat(line["fields"]))
+        if line["timer"] is not None:
+            pipeline.zadd(partition.timers, {saga_id: float(line["timer"])})
+        if line["ended"] is not None:
+            pipeline.zadd(partition.ended, {saga_id: line["ended"]})
+        if line["ttl_ms"] is not None:
+            pipeline.pexpire(key, max(1, line["ttl_ms"]))
+
+    def _records(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+        by_partition: dict[str, Fields] = {}
+        for name, value in line["fields"]:
+            saga_id = name.partition(b"/")[0].decode(errors="backslashreplace")
+            key = self._keys.of(saga_id).done(line["service"], line["hour"] * _HOUR_MS)
+            by_partition.setdefault(key, []).append((name, value))
+        for key, fields in by_partition.items():
+            pipeline.hset(key, items=_flat(fields))
+            if line["ttl_ms"] is not None:
+                pipeline.pexpire(key, max(1, line["ttl_ms"]))
+
+    def _entry(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+        fields = dict(line["fields"])
+        saga_id = saga_id_of(line["fields"])
+        partitions = self._keys.partitions
+        partition = partitions[line["partition"] % len(partitions)] if saga_id is None else self._keys.of(saga_id)
+        if line["again"]:
+            fields[REPLAYED] = b"1"  # somebody may have begun with it
+        if line["what"] == "quarantine":
+            self._rename(fields, partition)
+        # A new id: those of two partitions may be the same, and a stream takes them in their order only.
+        named: dict[Any, Any] = dict(fields)
+        pipeline.xadd(_stream(partition, line["what"], line["service"]), named)
+
+    def _rename(self, fields: dict[bytes, bytes], partition: Partition) -> None:
+        """Let a quarantined message name the stream in this store that takes the place of the one it came from."""
+        place = self._from.place_of(fields.get(b"stream", b"").decode(errors="backslashreplace"))
+        if place is not None:
+            fields[b"stream"] = _stream(partition, place.what, place.service).encode()
+
+
+def _stream(partition: Partition, what: str, service: str) -> str:
+    if what == "requests":
+        return partition.requests
+    if what == "interventions":
+        return partition.interventions
+    if what == "replies":
+        return partition.replies(service)
+    if what == "commands":
+        return partition.commands(service)
+    return partition.quarantine_of(service) if service else partition.quarantine
+
+
+def _flat(fields: Iterable[tuple[bytes, bytes]]) -> list[Any]:
+    return [word for pair in fields for word in pair]
