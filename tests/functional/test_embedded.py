@@ -350,6 +350,29 @@ def test_a_service_whose_module_makes_a_client_leaves_nothing_behind(
     assert not EmbeddedServer(home).is_running
 
 
+def test_a_service_that_gives_up_a_handler_leaves_nothing_behind(home: Path, commands: Commands) -> None:
+    (commands.folder / "shop.py").write_text(
+        "import threading\nfrom sagastream import SagaClient, Service\n\n"
+        "client = SagaClient()\nservice = Service('shop')\n"
+        "\n\n@service.command('Do', compensation=None)\ndef do(params, context):\n    threading.Event().wait()\n"
+    )
+    env = {"SAGASTREAM_HOME": str(home)}
+    worker = commands.start("worker", env=env)
+    service = commands.start("service", "shop:service", "--grace", "0", env=env)
+    given = '{"saga_id": "s1", "steps": [{"transaction": "Do", "service": "shop"}]}'
+    assert commands.run("begin", "-", given=given, SAGASTREAM_HOME=str(home)).returncode == 0
+    broker = Broker(home=home)
+    until(lambda: broker.client.hget("saga:{0}:saga:s1", "waiting_for"), what="the worker has begun it")
+    until(lambda: broker.client.xpending("saga:{0}:commands:shop", "shop")["pending"], what="the handler runs")
+    broker.close()
+    worker.terminate()
+    worker.communicate(timeout=60)
+    service.terminate()
+    assert "still running" in service.communicate(timeout=60)[1].decode()
+    assert service.returncode == 1
+    assert not EmbeddedServer(home).is_running
+
+
 # --- a server that cannot go on
 
 

@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker
+from sagastream.broker.embedded import leave_all
 from sagastream.broker.failures import is_outage
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
@@ -291,7 +292,7 @@ class ServiceRunner:
         if self._observer is not None:
             self._observer.process_stopped(kind="service", name=self.name, error=self._error)
         with contextlib.suppress(Exception):  # the last process to leave an embedded server stops it
-            self._broker.close()
+            leave_all()
         os._exit(1 if self._hangs.expired is None else EXIT_HANGS)
 
     # --- what a turn consists of
