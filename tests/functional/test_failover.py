@@ -108,6 +108,34 @@ def test_a_service_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands,
     assert "the store has lost what was written after 20" in err.decode()
 
 
+def looks(store: redis.Redis) -> int:
+    """How often processes have looked how far the store is."""
+    stats: Any = store.info("commandstats")
+    return int(stats.get("cmdstat_xinfo|groups", {"calls": 0})["calls"])
+
+
+def test_a_bridge_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands) -> None:
+    bridge = commands.start("bridge", env={"REDIS_URL": pair.url})
+    worker = commands.quiet("worker", env={"REDIS_URL": pair.url})
+    with SagaClient(pair.url) as client:
+        client.begin("kept", steps("nobody"))
+        until(lambda: client.get("kept"), what="it has begun")
+        pair.wait()
+        pair.cut()
+        client.begin("lost", steps("nobody"))
+        until(lambda: client.get("lost"), what="it has begun")
+    worker.kill()
+    with connect(pair.url) as store:
+        before = looks(store)
+        until(lambda: looks(store) > before + 1, what="the bridge has looked")
+    pair.promote()
+    with connect(pair.url) as store:
+        (loss,) = until(lambda: lineage.losses(store, KEYS), what="the loss is told")
+    assert loss.found_by == "sagastream bridge"
+    _, err = bridge.communicate(timeout=30)
+    assert "the store has lost what was written after 20" in err.decode()
+
+
 @pytest.mark.own_server
 def test_a_server_that_has_loaded_an_older_file_has_lost_what_came_after(server: OwnServer, commands: Commands) -> None:
     """So it is after a power cut with appendfsync everysec."""

@@ -23,6 +23,7 @@ from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.core.saga import SagaState
 from sagastream.errors import MalformedMessage, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas
+from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer, guarded, runs
 from sagastream_bridge.local.stack import SAMPLES, Stack
 from sagastream_bridge.stdin.follower import LOG, WHO, Asker, Follower
@@ -46,6 +47,8 @@ _JOIN_S: Final = 6.0
 #: How long no worker may be there before the bridge of an embedded server runs its own, in seconds: the
 #: process that has just started the server may be starting a worker.
 _LONELY_S: Final = 2.0
+#: How often to look whether the store has lost writes, in seconds.
+_LOOK_EVERY_S: Final = 1.0
 
 
 class StdinBridge:
@@ -79,6 +82,8 @@ class StdinBridge:
         self._client = SagaClient(broker)
         self._follower = Follower(broker, self._out, outcomes=outcomes, served=serve, refused=self._refused)
         self._served = {name: ServedService(broker, name, self._out, self._outage) for name in serve}
+        self._lineage = Lineage(WHO, area="bridge", observer=self._observer)
+        self._look_at = 0.0
         self._stack: Stack | None = None
         self._lonely_since = time.monotonic()
         self._fault: Exception | None = None
@@ -240,11 +245,18 @@ class StdinBridge:
     def _follow(self) -> None:
         def turn() -> None:
             self._follower.turn()
-            self._tend()
+            self._look_and_tend()
             if self._out.gone:
                 self.stop()
 
-        self._outage.keep(turn, self._tend)
+        self._outage.keep(turn, self._look_and_tend)
+
+    def _look_and_tend(self) -> None:
+        """See, about once a second, whether the store has lost what this bridge told of."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            run(self._broker.client, self._lineage.look(self._keys, b"", None))
+        self._tend()
 
     def _tend(self) -> None:
         """Run a worker and the sample services if the embedded server has none: because this bridge started the server,

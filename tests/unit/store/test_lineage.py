@@ -140,7 +140,7 @@ def look(lineage: Lineage, answers: list[Any], beat_ms: int | None = None) -> li
 
 def test_a_loss_is_told_once_and_kept_under_the_replication_id() -> None:
     watching = Watching()
-    lineage = Lineage("worker w", service="g", observer=watching)
+    lineage = Lineage("worker w", area="worker", service="g", observer=watching)
     assert look(lineage, [TIME, info(), None, GROUPS]) == []
     assert look(lineage, [TIME, info(), b"1700000000000", GROUPS], beat_ms=T) == []
     lost = [TIME, info(NEW, before=OLD, taken_over=6), b"1699999999000", GROUPS]
@@ -153,7 +153,7 @@ def test_a_loss_is_told_once_and_kept_under_the_replication_id() -> None:
 
 def test_a_replica_is_not_compared() -> None:
     watching = Watching()
-    lineage = Lineage("worker w", service="g", observer=watching)
+    lineage = Lineage("worker w", area="worker", service="g", observer=watching)
     look(lineage, [TIME, info(), None, GROUPS])
     look(lineage, [TIME, info(role="slave", offset=1), b"1", []], beat_ms=T)
     look(lineage, [TIME, info(), b"%d" % T, GROUPS], beat_ms=T)
@@ -171,7 +171,7 @@ def test_a_loss_can_be_told_whatever_somebody_has_written_as_its_times(since_ms:
 @pytest.mark.parametrize("score", [b"-1e300", b"-9e18", b"-1", b"0"])
 def test_a_heartbeat_of_any_time_can_be_told(score: bytes) -> None:
     watching = Watching()
-    lineage = Lineage("worker w", service="g", observer=watching)
+    lineage = Lineage("worker w", area="worker", service="g", observer=watching)
     look(lineage, [TIME, info(), None, GROUPS])
     look(lineage, [TIME, info(OTHER), score, GROUPS], beat_ms=T)
     assert len(watching.lost) == 1
@@ -180,7 +180,7 @@ def test_a_heartbeat_of_any_time_can_be_told(score: bytes) -> None:
 @pytest.mark.parametrize("there", [f"{HUGE - 1}-0", f"{HUGE - 1}-{HUGE}"])
 def test_a_stream_that_was_read_to_its_end_can_be_told(there: str) -> None:
     watching = Watching()
-    lineage = Lineage("worker w", service="g", observer=watching)
+    lineage = Lineage("worker w", area="worker", service="g", observer=watching)
     look(lineage, [TIME, info(), None, [[b"name", b"g", b"last-delivered-id", f"{HUGE}-{HUGE}".encode()]]])
     look(lineage, [TIME, info(OTHER), None, [[b"name", b"g", b"last-delivered-id", there.encode()]]])
     assert len(watching.lost) == 1
@@ -196,6 +196,6 @@ def test_a_stream_that_was_read_to_its_end_can_be_told(there: str) -> None:
     ],
 )
 def test_whatever_the_server_answers_the_process_goes_on(answers: list[Any]) -> None:
-    lineage = Lineage("worker w", service="g")
+    lineage = Lineage("worker w", area="worker", service="g")
     for _ in range(2):
         assert look(lineage, answers, beat_ms=None) == []

@@ -91,7 +91,9 @@ class CommandInbox:
         self._open = on_join
         self._observer = observer
         self._log = Log("service", f"service {service}")
-        lineage = Lineage(f"service {service} {consumer}", service=service, observer=observer, missing=self._missing)
+        lineage = Lineage(
+            f"service {service} {consumer}", area="service", service=service, observer=observer, missing=self._missing
+        )
         self._sent: Sequence[_Ready] = ()  # the last few answers
         self._heartbeat = Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy, lineage=lineage)
         self._keys: StoreKeys | None = None  # set when it joins, as the next

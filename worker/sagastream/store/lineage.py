@@ -115,6 +115,7 @@ class Lineage:
         self,
         who: str,
         *,
+        area: str,
         service: str | None = None,
         observer: Observer | None = None,
         missing: Callable[[], Exchange[str | None]] | None = None,
@@ -122,12 +123,13 @@ class Lineage:
         """
         Args:
             who: the name of the process, as its log records have it.
-            service: the service that it is a process of; None: it is a worker.
+            area: of its log, see Log.
+            service: the service that it is a process of; None: it follows sagas.
             missing: looks for what the process wrote last; returns what of it is not there, None: nothing. It is asked
                 if the replication id has changed.
         """
         self._who = who
-        self._log = Log("worker" if service is None else "service", who)
+        self._log = Log(area, who)
         self._observer = observer
         self._missing = missing
         self._service = service
@@ -140,7 +142,7 @@ class Lineage:
         """Look how far the store is, compare, tell and remember. Before the next heartbeat is written.
 
         Args:
-            member: of this process, in the heartbeat.
+            member: of this process, in the heartbeat; empty: it writes none.
             beat_ms: the time that its last heartbeat had, as it was acknowledged; None: it wrote none yet.
         """
         try:
