@@ -15,10 +15,13 @@ import redis
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState
+from sagastream.core.steps import STANDING
 from sagastream.store import heartbeat, lineage, published
 from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream_bridge.inspection import after_failover, evidence
 from sagastream_bridge.inspection.after_failover import AfterFailover
+from sagastream_bridge.inspection.evidence import NoAnswer, Questions, Where
+from sagastream_bridge.inspection.reconcile import Effect
 from support import tills
 from support.processes import Commands
 from support.replicas import Pair
@@ -233,6 +236,31 @@ def test_a_service_that_does_not_answer_is_a_problem(
     found = told(scene, monkeypatch)
     assert [one[:2] for one in found[:2]] == [("problem", "service gone"), ("warning", "service work")]
     assert "it did not say which of its effects stand: Step 1" in found[0][2]
+
+
+def test_a_service_that_answers_no_more_is_judged_by_what_it_said(
+    server: Server, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by that alone: what it cannot confirm is not told as undone."""
+    scene = Scene(server.broker())
+    published.publish(scene.redis, KEYS, "work", {STANDING: None})
+    scene.begin("s1", do("fail"))
+    scene.play("s1")
+    said = {Where("s1", 1): Effect.DONE}
+    answers = [said]
+
+    def of(_: Questions, steps: list[Where]) -> dict[Where, Effect]:
+        if not answers:
+            raise NoAnswer("it has gone")
+        return answers.pop()
+
+    monkeypatch.setattr(Questions, "since", lambda _, since_ms: iter([said]))
+    monkeypatch.setattr(Questions, "of", of)
+    monkeypatch.setattr(after_failover, "_UNDONE_WITHIN_S", 0.0)
+    monkeypatch.setattr(after_failover, "_PAUSE_S", 0.0)
+    scene.worker.turn(block_ms=1)
+    found = list(AfterFailover(scene.broker, since_ms=0, repair=True).examine())
+    assert [(one.level, one.about) for one in found] == [("ok", "service work"), ("problem", "saga s1")]
 
 
 def test_without_a_worker_nobody_can_be_asked(server: Server, commands: Commands) -> None:

@@ -160,12 +160,13 @@ class AfterFailover:
         return differing
 
     def _effects_now(self, suspects: dict[Where, tuple[str, Effect]]) -> Page:
-        """What services say now; of those that do not answer, what their records said."""
+        """What services say now, of at most KEYS_AT_ONCE steps; of those that do not answer, what they said before, or
+        their records."""
         effects = {where: effect for where, (_, effect) in suspects.items()}
         for service, questions in self._asked.items():
-            theirs = [where for where, (one, _) in suspects.items() if one == service]
-            if theirs:
-                effects |= questions.of(theirs)
+            if theirs := [where for where, (one, _) in suspects.items() if one == service]:
+                with suppress(NoAnswer):
+                    effects |= questions.of(theirs)
         return effects
 
     def _read(self, saga_ids: Collection[str]) -> dict[str, FoundSaga]:
@@ -181,11 +182,12 @@ class AfterFailover:
         while standing:
             last = {where.saga_id: where for where in sorted(standing)}
             standing = [where for where in standing if last[where.saga_id] != where]
-            for where in self._undone([(where, suspects[where][0]) for where in last.values()]):
-                service = suspects[where][0]
-                del differing[where]
-                text = f"step {where.step}: its effect in service {service} stood, and is undone now"
-                yield Finding(level=REPAIRED, about=f"saga {where.saga_id}", text=text)
+            left = iter(last.values())
+            while page := list(islice(left, KEYS_AT_ONCE)):
+                for where in self._undone([(where, suspects[where][0]) for where in page]):
+                    del differing[where]
+                    text = f"step {where.step}: its effect in service {suspects[where][0]} stood, and is undone now"
+                    yield Finding(level=REPAIRED, about=f"saga {where.saga_id}", text=text)
 
     def _undone(self, standing: Sequence[tuple[Where, str]]) -> list[Where]:
         """Send the compensations of these steps, and wait. Returns those of which the services say that they are
