@@ -365,6 +365,19 @@ def test_a_step_counts_among_the_completed_ones_once_it_was_done() -> None:
     assert seen == [b"[1]", b"[1,2]", None, None, None]
 
 
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_last_change_that_is_centuries_ahead_leaves_times_that_can_be_written(times: int) -> None:
+    """It counts as one before the clock was set back."""
+    end_of_9999_ms = 253_402_300_799_999
+    story = given_saga(RESERVE, CHARGE, deadline_ms=90_000)
+    for _ in range(times):
+        story.state = replace(story.saga, updated_ms=end_of_9999_ms)
+        story.when_due(after_ms=10)
+    assert (story.saga.updated_ms, story.saga.times_out_ms) == (story.now_ms, story.now_ms)
+    stored = written(changed_fields(None, story.saga))
+    assert read("saga42", stored) == replace(story.saga, version=1)
+
+
 def test_an_error_is_emptied_once_its_step_was_done() -> None:
     before = replace(a_saga(), version=4)
     done = replace(before.steps[1], error=None, unknown=False, answered_ms=5, phase=Phase.UNDO_SKIPPED)

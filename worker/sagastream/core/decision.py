@@ -195,10 +195,10 @@ def _due(state: SagaState, moment: Moment) -> Decision:
         return Decision(state=moves.count_from_now(state, moment))
     if state.due_ms > moment.now_ms:
         return Decision(state=state)
-    deadline_ms = state.deadline_now_ms
-    if deadline_ms is not None and deadline_ms <= moment.now_ms and state.deadline_counts:
+    deadline_ms = state.deadline_ms
+    if deadline_ms is not None and deadline_ms - state.set_back_ms <= moment.now_ms and state.deadline_counts:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
-        why = f"The deadline, {deadline_ms + state.set_back_ms - state.begun_ms} ms after the begin, has passed"
+        why = f"The deadline, {deadline_ms - state.begun_ms} ms after the begin, has passed"
         return moves.cancel(state, why, moment, now=state.is_cut_off)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
     step = state.steps[due[0] - 1]

@@ -12,6 +12,8 @@ from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.errors import UnreadableSaga
 
+#: The most that a saga counts of how far the broker's clock was set back, in ms: more than there are from 1970 to 9999.
+MAX_SET_BACK_MS: Final = 10**15
 #: A saga keeps at most this many interventions, the newest ones.
 MAX_INTERVENTIONS: Final = 100
 
@@ -126,7 +128,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def deadline_now_ms(self) -> int | None:
         """When its deadline comes by the broker's clock, which may have been set back since the begin."""
-        return None if self.deadline_ms is None else self.deadline_ms - self.set_back_ms
+        return None if self.deadline_ms is None else max(self.deadline_ms - self.set_back_ms, 0)
 
     @property
     def deadline_counts(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from sagastream.core.messages import HARD, is_id
-from sagastream.core.saga import Intervention, SagaStatus
+from sagastream.core.saga import MAX_SET_BACK_MS, Intervention, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_STEPS, MAX_TIMEOUT_MS, PLAIN, StepKind
 
@@ -33,9 +33,8 @@ class Column(NamedTuple):
 
 #: Written if a step was declared to need no compensation. It cannot be a name, since names contain no parentheses.
 _NO_COMPENSATION: Final = "(none)"
-#: The largest number that is read, and the longest time, in milliseconds: some 30 years.
+#: The largest number that is read.
 _MOST: Final = 10**9
-_MOST_MS: Final = 10**12
 
 
 # --- how values are written
@@ -173,7 +172,7 @@ SAGA: Final[dict[str, Column]] = {
     "send_again_ms": Column("send_again_at", _moment, iso),
     "deadline_ms": Column("deadline_at", _moment, iso),
     "hard_deadline": Column("deadline", {HARD.encode(): True}.__getitem__, _hard),
-    "set_back_ms": Column("clock_set_back_ms", partial(whole_number, most=_MOST_MS), _count),
+    "set_back_ms": Column("clock_set_back_ms", partial(whole_number, most=MAX_SET_BACK_MS), _count),
     "interventions": Column("interventions", _read_interventions, _interventions),
     "duplicates": Column("duplicates", whole_number, _count),
     "request_id": Column("request_id", _text),
