@@ -51,7 +51,7 @@ USUAL: Final = [
            verbs=(Verb.CANCEL,), requests=1, deadline=True),
     Config(name="two steps, cancelled now", steps=(step(), step()), outcomes=("o", "orb"), workers=1,
            verbs=(Verb.CANCEL,), now=True, requests=1, resend=1),
-    Config(name="one step, cancelled, then now", steps=(step(attempts=2),), outcomes=("orb",), undo="ob",
+    Config(name="one step, cancelled, then now", steps=(step(attempts=2),), outcomes=("or",), processes=1,
            verbs=(Verb.CANCEL,), now=True, requests=2, workers=1),
     Config(name="one step, cancelled now, slow", steps=(step(attempts=2),), outcomes=("or",), verbs=(Verb.CANCEL,),
            now=True, requests=1, zombies=1, workers=1),

@@ -365,6 +365,14 @@ def test_a_step_counts_among_the_completed_ones_once_it_was_done() -> None:
     assert seen == [b"[1]", b"[1,2]", None, None, None]
 
 
+def test_a_step_that_completes_and_goes_back_in_one_change_counts_too() -> None:
+    story = given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL)
+    before = story.state
+    story.when("ReserveInventory_ok", 1)
+    assert story.saga.steps[0].being_undone
+    assert written(changed_fields(before, story.state))[b"completed_steps"] == b"[1]"
+
+
 @pytest.mark.parametrize("times", [1, 5])
 def test_a_last_change_that_is_centuries_ahead_leaves_times_that_can_be_written(times: int) -> None:
     """It counts as one before the clock was set back."""

@@ -65,7 +65,6 @@ def _unsaid(kind: type[Struct]) -> dict[str, Any]:
 
 _SAGA_COLUMNS: Final = tuple(SAGA.values())
 _UNSAID_SAGA: Final = tuple(map(_unsaid(SagaState).get, SAGA))
-_COMPLETED: Final = Phase.COMPLETED
 #: The columns of SAGA without those that a new hash begins with.
 _FIRST: Final = ("status", "current_step", "compensating_steps")
 _FURTHER_COLUMNS: Final = tuple([None if attribute in _FIRST else column for attribute, column in SAGA.items()])
@@ -104,9 +103,7 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
 
 def _has_completed(was: Step, now: Step) -> bool:
     """Whether a step is one of `completed_steps` that was not before."""
-    # Nothing else makes it one. This look is cheap; the other is needed only after it.
-    if now.phase is not _COMPLETED and now.late_ms is was.late_ms:
-        return False
+    # A step may complete and be undone in one change: its phase is not COMPLETED then.
     return now.completed and not was.completed
 
 
