@@ -572,6 +572,13 @@ def test_a_reply_for_a_step_that_was_answered_otherwise_comes_too_late() -> None
     story.when("ReleaseReservation_failed", 1).expect_quarantined("too late: step 1 is COMPENSATED, the saga ABORTED")
 
 
+def test_an_undo_of_which_nobody_knows_is_counted_once_the_step_was_undone() -> None:
+    """Two processes had the command, and the other one has undone it."""
+    story = given_saga(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
+    story.when("ReleaseReservation_ok", 1)
+    story.when("ReleaseReservation_failed", 1, unknown=True, attempt=1).expect_duplicate_counted()
+
+
 # --- what operators ask for
 
 

@@ -280,7 +280,8 @@ def _answered_before(step: Step, reply: Reply) -> bool:
         return False
     is_undone = step.compensation_answered_ms is not None
     if reply.type == failed(step.compensation):
-        return not is_undone or step.compensation_attempt > 1
+        # Two processes may have had the command: one has undone the step, and of the other nobody knows.
+        return not is_undone or step.compensation_attempt > 1 or reply.unknown
     return is_undone and reply.type == ok(step.compensation)
 
 
