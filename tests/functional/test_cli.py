@@ -80,9 +80,9 @@ def test_begin_without_a_worker_is_durable_and_says_so(commands: Commands) -> No
     done = commands.run("show", "good")
     assert done.returncode == 1
     assert (
-        "there is no saga good in this store yet; requests that no worker has read: 1, and no worker is running"
-        in done.stderr
-    )
+        "there is no saga good in this store yet; no worker is running; requests that no worker has read: 1; "
+        "sagastream worker  # starts one"
+    ) in done.stderr
     done = commands.run("begin", "-", "--wait", "--timeout", "0.3", given=json.dumps(GOOD))
     assert done.returncode == 1
     assert "saga good has not ended within 0.3 s" in done.stderr

@@ -152,7 +152,7 @@ def test_a_command_that_the_service_does_not_have(shop: Shop) -> None:
     shop.service()
     until(lambda: shop.client._redis.exists("saga:services:shop"), what="it has published")
     shop.begin("hold", do(30, "Slow", "shop", timeout_ms=60_000))
-    shop.shows("hold", "process")
+    shop.shows("hold", "running: Slow has run for")
     shop.begin("s1", do(1, "Qiuck", "shop"))
     shop.shows("s1", "service shop has no command Qiuck; is it a misspelling of Quick?")
 
