@@ -139,12 +139,12 @@ class Fleet:
         (folder / "jobs.py").write_text(JOBS)
         (folder / "older.py").write_text(OLDER)
 
-    def worker(self, *options: str, queue: str = "steps", services: str = "shop:service") -> "subprocess.Popen[bytes]":
+    def worker(self, *options: str, queue: str = "steps", services: str | None = None) -> "subprocess.Popen[bytes]":
         with (self.folder / "rq.log").open("ab") as log:
             worker = subprocess.Popen(
                 [RQ, "worker", "-w", "sagastream.rq_runner.SagaWorker", *options, queue],
                 cwd=self.folder,
-                env=self.env | {SERVICES_VARIABLE: services},
+                env=self.env if services is None else self.env | {SERVICES_VARIABLE: services},
                 stdout=log,
                 stderr=log,
             )
