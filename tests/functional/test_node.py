@@ -674,9 +674,10 @@ def test_what_it_was_given_but_never_received_is_read_again(server: OwnServer, c
     assert answers(client, 1) == ["Do_ok a"]
 
 
-def test_a_group_that_was_deleted_is_made_anew(client: redis.Redis, node: Node) -> None:
+def test_a_group_that_was_deleted_is_made_anew(server: Server, client: redis.Redis, node: Node) -> None:
     node.probe()
     client.flushall()
+    layout.check(server.broker())  # a worker makes the store anew
     deliver(client, "a")
     assert answers(client, 1) == ["Do_ok a"]
     assert client.hgetall(KEYS.published("work")) == {b"Do": b"Undo"}

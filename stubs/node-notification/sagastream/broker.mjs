@@ -29,8 +29,27 @@ export function delay(failures) {
   return Math.min(2000, 50 * 2 ** Math.min(failures - 1, 30))
 }
 
-/** A node-redis client for a service's own data. It reconnects, and holds back calls until then. */
-export function connect(url = process.env.REDIS_URL, options = {}) {
+/** The clients for services' own data that are connected. */
+const own = new Set()
+
+/**
+ * A node-redis client for a service's own data. It reconnects, and holds back calls until then. If a handler finds that
+ * its server is a replica by now, it looks its address up again.
+ */
+export function connect(url = process.env.REDIS_URL) {
+  const client = open(url)
+  client.on('ready', () => own.add(client)).on('end', () => own.delete(client))
+  return client
+}
+
+/** Look the address up again: it may lead to the master by now. A connection that is open leads to the replica for ever. */
+function reconnect(client) {
+  if (!client.isReady) return // another call has seen to it
+  client.destroy()
+  client.connect().catch(() => {})
+}
+
+function open(url, options = {}) {
   const client = redis.createClient({ ...parseUrl(url), ...options, RESP: 2, disableClientInfo: true })
   client.on('error', () => {}) // the caller gets the error
   client.connect().catch(() => {})
@@ -45,7 +64,7 @@ export class Connection {
   #scripts = new Map()
 
   constructor(url) {
-    this.#client = connect(url, {
+    this.#client = open(url, {
       disableOfflineQueue: true, // the caller decides what to do while Redis is away
       pingInterval: 2000, // so that a server that hangs is noticed
       commandOptions: { typeMapping: { [redis.RESP_TYPES.BLOB_STRING]: Buffer } },
@@ -63,16 +82,9 @@ export class Connection {
       return await this.#client.sendCommand(words.map((word) => (word instanceof Buffer ? word : String(word))))
     } catch (error) {
       if (!(error instanceof redis.ErrorReply)) throw new Away(error.message || error.code, { cause: error })
-      if (DEMOTED.test(error.message)) this.#reconnect()
+      if (DEMOTED.test(error.message)) reconnect(this.#client)
       throw error
     }
-  }
-
-  /** Look the address up again: it may lead to the master by now. This connection leads to the replica for ever. */
-  #reconnect() {
-    if (!this.#client.isReady) return // another call has seen to it
-    this.#client.destroy()
-    this.#client.connect().catch(() => {})
   }
 
   /** Run a script of the folder scripts/, even if the server has forgotten it. */
@@ -126,6 +138,7 @@ export class Patience {
           this.#waiting.delete(me)
           throw error
         }
+        if (DEMOTED.test(error.message)) own.forEach(reconnect) // nobody knows which of them the handler has called
         if (this.#waiting.size === 0) this.#say(`Redis is away (${error.message}); waiting`)
         this.#waiting.add(me)
         await this.pause(delay(failures))
