@@ -82,6 +82,7 @@ def test_the_sample_services_keep_every_promise(server: Server, commands: Comman
 
 @pytest.mark.slow
 def test_the_sample_in_javascript_keeps_every_promise(server: Server, commands: Commands, node_sample: Path) -> None:
+    layout.check(server.broker())  # a worker makes the store; the sample waits for it
     start_sample(commands, server, "node notification.mjs", folder=node_sample)
     assert_kept(commands, server, "notification")
 

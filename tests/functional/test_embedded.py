@@ -483,7 +483,6 @@ def test_no_folder_is_left_for_the_socket_of_a_long_path(tmp_path: Path, monkeyp
         ("quarantine", "drop", "1-0"),
         ("cancel", "o-1", "--reason", "why"),
         ("retry", "o-1", "--reason", "why"),
-        ("check-service", "till"),
     ],
 )
 def test_a_command_that_only_looks_makes_no_store(commands: Commands, arguments: tuple[str, ...]) -> None:

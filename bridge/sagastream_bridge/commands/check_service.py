@@ -53,7 +53,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
 
     Exit code 1 if a promise is broken, 2 if the service does not do the command that it is tried with.
     """
-    with opened(create=False) as broker:
+    with opened() as broker:
         from sagastream.store import layout
         from sagastream_bridge.conformance import report
         from sagastream_bridge.conformance.effects import Effects
