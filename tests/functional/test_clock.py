@@ -22,7 +22,7 @@ from support.waiting import until
 
 HOUR_MS = 3600 * 1000
 
-pytestmark = pytest.mark.own_server
+pytestmark = [pytest.mark.own_server, pytest.mark.both_in_soak]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
 
+pytestmark = pytest.mark.both_in_soak
+
 STREAM = ONLY.commands("work")
 
 

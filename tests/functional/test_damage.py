@@ -19,6 +19,8 @@ from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 SHOP: Final = textwrap.dedent("""
     import os
     from sagastream import Reject, Service, connect

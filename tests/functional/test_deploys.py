@@ -25,6 +25,8 @@ from support.servers import OwnServer, Server, start_server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 #: How often a process is killed, at least.
 KILLS: Final = 12
 

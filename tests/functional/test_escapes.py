@@ -14,6 +14,8 @@ from support.scenes import do
 from support.servers import Server
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 SHOP = textwrap.dedent("""
     import asyncio
     from sagastream import Service, connect

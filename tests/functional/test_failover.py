@@ -30,6 +30,8 @@ from support.servers import KINDS, OwnServer, Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 SAGAS = 12
 
 

@@ -23,6 +23,8 @@ from support.servers import Server
 from support.stores import KEYS
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 HOTELS = textwrap.dedent("""
     import asyncio, threading
     from sagastream import Service, connect
@@ -194,6 +196,7 @@ BUSY = Busy(slots=1, long=1, overdue=0, oldest=())
 def beat(server: Server, name: str, busy: Busy | None = BUSY) -> Heartbeat:
     """A process writes its heartbeat."""
     written = Heartbeat(name, Kind.SERVICE, "work", busy=lambda: busy)
+    written.join(KEYS)
     run(server.broker().client, written.beat())
     return written
 

@@ -22,6 +22,8 @@ from support.servers import OwnServer, Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 KEY = "s1/1/transaction"
 REJECTED = ("Do_failed", "no")
 

@@ -27,6 +27,8 @@ from support.servers import OwnServer, Server, start_server
 from support.stores import divided, in_each
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 class Divided(Scene):
     """A worker, a service and a client, in a store of three partitions."""

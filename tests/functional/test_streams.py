@@ -18,6 +18,8 @@ from support.stores import KEYS, ONLY
 from support.streams import add_reply, append_requests
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 @pytest.fixture
 def scene(server: Server) -> Scene:

@@ -21,7 +21,7 @@ from support.scenes import do
 from support.switches import SWITCHES, Pair
 from support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.both_in_soak]
 
 #: A service whose command `Wait` waits for the test; with a command that is done by jobs.
 SHOP = """

@@ -14,6 +14,8 @@ from support.servers import Server
 from support.stores import ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 #: What the handlers do is in files in the current folder.
 SERVICE = textwrap.dedent("""
     import asyncio

@@ -20,7 +20,7 @@ from support.scenes import do
 from support.servers import KINDS, OwnServer, start_server
 from support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.both_in_soak]
 
 #: A service that writes down what it does in a file, which moves with nobody.
 SHOP = """

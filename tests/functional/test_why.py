@@ -17,6 +17,8 @@ from support.scenes import do
 from support.servers import OwnServer, Server
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 #: A service as a new user writes it.
 SHOP = """
 import os, sys, threading, time

@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(marker)
             if marker in IN_ONE_PROCESS:
                 item.add_marker(pytest.mark.xdist_group(marker))
+        if item.get_closest_marker("both_in_soak") and item.get_closest_marker("redis"):
+            item.add_marker("soak")
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.timeout(0))  # none
     # This is not done with `-m "not soak"` in the options of every run, because a later -m would replace that.
