@@ -599,7 +599,7 @@ _OPTIONAL = (
 
 #: What commit.lua takes: texts, and whole numbers if its header says so, and nothing else.
 _CHANGE = tuple[int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str]]
-_COMMITS = msgpack.Decoder(tuple[int, str, int, int, int, list[_CHANGE]])
+_COMMITS = msgpack.Decoder(tuple[int, str, int, int, dict[str, int], list[_CHANGE]])
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)  # this call only collects the hashes

@@ -33,13 +33,13 @@ from sagastream.core.service_rules import Answer
 from sagastream.rq_steps.dispatcher import on_rq
 from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_worker
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import published
+from sagastream.store import layout, published
 from sagastream_bridge.inspection.doctor import Doctor
 from support.page import Shell, shell
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server, alive
-from support.stores import KEYS, ONLY, divided, in_each
+from support.stores import ONLY, divided, in_each
 from support.waiting import until
 
 RQ = str(Path(sys.executable).with_name("rq"))
@@ -173,7 +173,7 @@ class Stage(Scene):
         spec.loader.exec_module(module)
         self.service: Service = module.service
         self.fleet = fleet
-        published.publish(self.redis, KEYS, "work", self.service.publishes())
+        published.publish(self.redis, layout.look(self.broker), "work", self.service.publishes())
         self.runner = self.dispatcher()
 
     def dispatcher(self) -> ServiceRunner:
@@ -249,7 +249,7 @@ def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
     assert queue.failed_job_registry.count == 0
     job = Job.fetch("saga-s_d1__a_cb-1-transaction", connection=stage.redis, serializer=JSONSerializer)
     assert job.description == "Do of saga s.1_a:b, step 1, attempt 1"
-    assert job.args == ["work", job.meta["entry"], False]
+    assert job.args == ["work", job.meta["entry"], False, 0, "saga"]
 
 
 def test_params_that_a_function_does_not_take_reject_the_step(stage: Stage) -> None:
