@@ -182,7 +182,11 @@ def drop_commands(service: str) -> None:
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Repair what can be repaired: the places of sagas in the indexes.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Repair what can be repaired: the places of sagas in the indexes, and entries that nobody would read.",
+)
 @click.option(
     "--after-failover",
     is_flag=True,

@@ -15,7 +15,7 @@ from sagastream_bridge.commands.context import opened
     type=click.IntRange(1, 256),
     envvar="SAGASTREAM_PARTITIONS",
     show_envvar=True,
-    help="Into how many partitions it is divided. This cannot be changed later.",
+    help="Into how many partitions it is divided. Only export and import change it later.",
 )
 def init(partitions: int) -> None:
     """Make a store, before anything else uses it.

@@ -18,7 +18,7 @@ class CauseKind(StrEnum):
     PROCESS_DEAD = "process_dead"  # the process that has its command is not heard any more
     HANDED_BACK = "handed_back"  # a process gave its command back, for another to take
     NO_SERVICE = "no_service"  # no process of the service runs
-    NO_COMMAND = "no_command"  # the service, or no process of it, has the command
+    NO_COMMAND = "no_command"  # the service does not have the command, or none of its processes that run has it
     NO_RQ_WORKER = "no_rq_worker"  # its job waits in a queue that no RQ worker reads
     ANSWERED = "answered"  # a reply waits for a worker
     LOST = "lost"  # its command is not where a process would read it

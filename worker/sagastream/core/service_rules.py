@@ -54,9 +54,10 @@ from sagastream.errors import MalformedMessage
 TRIES: Final = 3
 #: How often the undo of a command that was delivered before may begin, before a person has to decide.
 MAX_UNDOS: Final = 10
-#: How many processes may take a command over, begin with it and die before its outcome is said to be unknown. Without
-#: this limit a command that kills its process would kill one after another. All but the first of them run it alone, so
-#: that what else they had begun is not charged with the death.
+#: The takeover at which the handler is not called any more, and the outcome is said to be unknown. The process that had
+#: the command first has died by then, and so has each that took it over before. Without this limit a command that kills
+#: its process would kill one after another. From the second takeover on it runs alone, so that what else a process had
+#: begun is not charged with its death.
 MAX_TAKEOVERS: Final = 5
 #: How long the lease is renewed for a handler whose answer is always waited for, in seconds. It may be slow, but one
 #: that hangs must not hold its command forever.
