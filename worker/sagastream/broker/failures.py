@@ -19,7 +19,7 @@ _AWAY: Final = (
     redis.exceptions.TryAgainError,
 )
 #: … or cannot write to its disk, has no replicas, runs a long script, has ended a blocking read. redis-py has no
-#: classes for these. In a pipeline it puts the command before the text. Of a transaction, EXEC tells why itwas refused.
+#: classes for these. In a pipeline it puts the command before the text. EXEC tells why a transaction was refused.
 _PASSING: Final = re.compile(
     r"(?:^|caused error: )(?:MISCONF|NOREPLICAS|BUSY|UNBLOCKED) "
     r"|because of: (?:READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING) "
@@ -43,6 +43,11 @@ def is_demoted(error: BaseException) -> bool:
     if isinstance(error, redis.ReadOnlyError | redis.exceptions.MasterDownError):
         return True
     return isinstance(error, redis.ResponseError) and bool(_IS_REPLICA.search(str(error)))
+
+
+def is_wrong_type(answer: object) -> bool:
+    """Whether the broker, or a script, says that a key holds something of another type."""
+    return isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
 def is_deleted(error: BaseException) -> bool:

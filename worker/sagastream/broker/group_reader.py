@@ -19,7 +19,7 @@ from msgspec import Struct
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.clock import BrokerClock
 from sagastream.broker.exchange import Exchange, all_of, together
-from sagastream.broker.failures import is_deleted
+from sagastream.broker.failures import is_deleted, is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
@@ -323,7 +323,7 @@ class GroupReader:
         answers = wire.round_trip(self._client, making)
         for stream, answer in zip(streams, answers, strict=True):
             if isinstance(answer, redis.ResponseError) and not str(answer).startswith("BUSYGROUP"):
-                if not str(answer).startswith("WRONGTYPE") or len(streams) + len(self.streams) == 1:
+                if not is_wrong_type(answer) or len(streams) + len(self.streams) == 1:
                     raise answer
                 if stream not in self._unusable:
                     self._log.error(f"{stream} is not a stream: it is not read, until it is one or is gone")
@@ -334,7 +334,7 @@ class GroupReader:
 
     def _deleted(self, error: redis.ResponseError) -> None:
         """If a stream or group was deleted, let the next read create it again. Raises any other error."""
-        if str(error).startswith("WRONGTYPE") and len(self.streams) > 1:
+        if is_wrong_type(error) and len(self.streams) > 1:
             self.recover()  # one of them is no stream any more: the others are read
             return
         if not is_deleted(error):

@@ -11,13 +11,14 @@ from msgspec.structs import replace
 
 from sagastream.broker import scripting
 from sagastream.broker.exchange import Exchange, run
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.group_reader import BATCH, REPLAYED, Counts, Entry, GroupReader
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.service_rules import RUN, Answer, Count, Requeue, Run, Undo
-from sagastream.service.records import Records, is_wrong_type
+from sagastream.service.records import Records
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys

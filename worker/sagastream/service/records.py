@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import redis
 
 from sagastream.broker import scripting
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core.messages import Command
 from sagastream.store.keys import DONE_KEPT_S
@@ -99,11 +100,6 @@ class Records:
         for key in asked:
             pipeline.type(key)
         return {key for key, kind in zip(asked, execute(pipeline), strict=True) if kind not in (b"hash", b"none")}
-
-
-def is_wrong_type(answer: object) -> bool:
-    """Whether the broker, or a script, says that a key holds something of another type."""
-    return isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
 def _number(counted: bytes | None) -> int:

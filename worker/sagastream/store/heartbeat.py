@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.group_reader import is_no_group
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
@@ -227,7 +228,7 @@ def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
 
 def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
     """The processes in the heartbeat; none if its key is not a zset, which `doctor` reports."""
-    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+    if is_wrong_type(answer):
         return []
     words = iter(or_raise(answer))
     found = []

@@ -11,12 +11,12 @@ from itertools import product
 from string import ascii_lowercase
 from typing import Final
 
-import redis
 from redis.exceptions import NoPermissionError
 
 from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.errors import SettingsError, StoreMismatch
 from sagastream.store.keys import StoreKeys, slot, store
@@ -91,7 +91,7 @@ class Layout:
 
 def _read(prefix: str) -> Exchange[dict[str, str]]:
     (answer,) = yield [("HGETALL", store(prefix))]
-    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+    if is_wrong_type(answer):
         raise StoreMismatch(f"{store(prefix)} is not a hash: something else has written there; use another store")
     words = [word.decode(errors="backslashreplace") for word in or_raise(answer)]
     return dict(zip(words[::2], words[1::2], strict=True))

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.store.columns import iso
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
@@ -197,7 +198,7 @@ def losses(client: "redis.Redis", keys: StoreKeys) -> list[Loss]:
     try:
         kept: Any = client.hvals(keys.losses)
     except redis.ResponseError as error:
-        if str(error).startswith("WRONGTYPE"):
+        if is_wrong_type(error):
             return []
         raise
     found = []

@@ -12,6 +12,7 @@ from typing import Any, Final
 import redis
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
@@ -59,7 +60,7 @@ def publish(
         written.append(keys.published(service))
     unusable: dict[str, None] = {}
     for key, answer in zip(written, pipeline.execute(raise_on_error=False), strict=True):
-        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        if is_wrong_type(answer):
             unusable[key] = None
         else:
             or_raise(answer)
@@ -71,7 +72,7 @@ def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, st
     try:
         found: Any = client.hgetall(keys.published(service))
     except redis.ResponseError as error:
-        if str(error).startswith("WRONGTYPE"):
+        if is_wrong_type(error):
             return {}
         raise
     return {name.decode(errors="replace"): undo.decode(errors="replace") for name, undo in found.items()}
@@ -80,7 +81,7 @@ def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, st
 def services(keys: StoreKeys) -> Exchange[list[str]]:
     """The names of all services of the store, sorted. What sagastream did not write is left out."""
     (answer,) = yield [("SMEMBERS", keys.services)]
-    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+    if is_wrong_type(answer):
         return []  # the value at its key is not a set
     names = [name.decode(errors="backslashreplace") for name in or_raise(answer)]
     return sorted(filter(is_service, names))
@@ -89,7 +90,7 @@ def services(keys: StoreKeys) -> Exchange[list[str]]:
 def add_services(keys: StoreKeys, names: Collection[str]) -> Exchange[None]:
     """Add services to those of the store, so that every worker reads their replies."""
     (answer,) = yield [("SADD", keys.services, *sorted(names))]
-    if not (isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")):
+    if not is_wrong_type(answer):
         or_raise(answer)
 
 
@@ -100,7 +101,7 @@ def read(client: "redis.Redis", keys: StoreKeys, services: Collection[str]) -> P
         pipeline.hgetall(keys.published(service))
     found: dict[str, dict[str, str | None]] = {}
     for service, answer in zip(services, pipeline.execute(raise_on_error=False), strict=True):
-        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        if is_wrong_type(answer):
             continue  # the value at its key is not a hash
         found[service] = {
             command.decode(errors="replace"): undo.decode() or None

@@ -16,6 +16,7 @@ import redis
 
 from sagastream.broker import scripting
 from sagastream.broker.exchange import run
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.group_reader import REPLAYED
 from sagastream.broker.wire import or_raise
 from sagastream.errors import QuarantineError
@@ -128,7 +129,7 @@ class Quarantine:
         for stream in streams:
             pipeline.xlen(stream.name)
         answers = pipeline.execute(raise_on_error=False)
-        none = [isinstance(one, redis.ResponseError) and str(one).startswith("WRONGTYPE") for one in answers]
+        none = [is_wrong_type(one) for one in answers]
         lengths = [0 if is_none else int(or_raise(one)) for one, is_none in zip(answers, none, strict=True)]
         return dict(zip(streams, lengths, strict=True))
 

@@ -11,10 +11,10 @@ whether it is alive.
 from typing import Any, Final
 
 import msgspec
-import redis
 from msgspec import Struct
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.store.keys import StoreKeys
 
@@ -60,7 +60,7 @@ def look(keys: StoreKeys) -> Exchange[dict[str, Busy]]:
     """What each process runs, by the name of the process; dead ones may be among them. What sagastream did not write is
     passed over."""
     (answer,) = yield [("HGETALL", keys.running)]
-    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+    if is_wrong_type(answer):
         return {}  # as `doctor` reports
     words: Any = iter(or_raise(answer))
     found = {}

@@ -6,6 +6,7 @@ import redis
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import Found
 from sagastream.errors import CorruptSaga
@@ -24,7 +25,7 @@ def load(keys: StoreKeys, saga_ids: Collection[str]) -> Exchange[tuple[dict[str,
     time, *answers = yield commands
     states: dict[str, Found] = {}
     for saga_id, answer in zip(saga_ids, answers, strict=True):
-        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        if is_wrong_type(answer):
             states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
         else:
             words = iter(or_raise(answer))
