@@ -225,11 +225,6 @@ class GroupReader:
         if streams := list(self.streams):  # none: another thread is joining
             self._ask(self._reading(dict.fromkeys(streams, _AFTER_ALL), 1))
 
-    def hold(self, stream: str, ids: Sequence[bytes], idle_ms: int = 0) -> list[bytes]:
-        """Renew the lease on these entries, or have them count as held for so long. Returns those that this reader
-        still holds."""
-        return exchange.run(self._client, self._holding(stream, ids, idle_ms))
-
     def renew_held(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
         """Renew the lease on these. Returns where those stand that this reader does not hold any more."""
         return {entry.at for entry in entries}.difference(self._hold_all(entries, 0))
@@ -240,7 +235,8 @@ class GroupReader:
         return {entry.at for entry in entries}.difference(self._hold_all(entries, HANDED_BACK_MS))
 
     def _hold_all(self, entries: Sequence[Entry], idle_ms: int) -> list[tuple[str, bytes]]:
-        """`hold` for entries of any streams, in one round trip. Returns where those stand that this reader holds."""
+        """Set for how long these count as held, in one round trip; 0 renews the lease. Returns where those stand that
+        this reader still holds."""
         by_stream: dict[str, list[bytes]] = {}
         for entry in entries:
             by_stream.setdefault(entry.stream, []).append(entry.id)
