@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -260,6 +261,50 @@ def test_entries_whose_delivery_got_lost_are_read_again(scene: Scene) -> None:
     scene.worker._inbox.recover()
     scene.worker.turn(block_ms=1)
     assert scene.client.get("s1") is not None
+
+
+@pytest.mark.both_in_soak
+def test_each_answer_of_the_broker_may_be_lost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker and a process of a service that have just started lose one answer: the first, the second, and so on,
+    until a whole saga takes no more answers. Each time they come back, and the saga ends."""
+    read_answer = redis.Connection.read_response
+    left = 0
+
+    def lose_one(connection: Any, *args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            connection.disconnect()
+            raise redis.ConnectionError("lost")
+        return read_answer(connection, *args, **options)
+
+    def turned(turn: Callable[..., object], recover: Callable[[], None]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(redis.connection.AbstractConnection, "read_response", lose_one)
+            try:
+                turn(block_ms=1)
+            except redis.ConnectionError:
+                recover()
+
+    def is_still() -> bool:
+        turned(orchestrator.turn, orchestrator._inbox.recover)
+        turned(runner.turn, runner._recover)
+        return not scene.redis.xlen(ONLY.requests) and not scene.redis.zcard(ONLY.timers)
+
+    number = 0
+    while left <= 0:
+        left = number = number + 1
+        orchestrator, runner = scene.another_worker(), scene.another_runner()
+        scene.begin(f"s{number}", do(number), do("fail"))
+        until(is_still, what=f"the saga ends for which answer {number} is lost")
+        state = scene.client.get(f"s{number}")
+        assert state is not None
+        assert state.status is SagaStatus.ABORTED
+        orchestrator._inbox.leave()
+        runner._inbox.reader.leave()
+    assert number > 40  # it has lost more than what a process reads when it joins
+    assert scene.effects.undone == [f"s{n}/1/transaction" for n in range(1, number + 1)]
+    nothing_is_left_over(scene)
 
 
 def test_a_deleted_group_or_stream_is_made_anew(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

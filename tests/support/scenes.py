@@ -56,6 +56,9 @@ class Scene:
     def another_worker(self) -> Orchestrator:
         return Orchestrator(self.broker, self.stop)
 
+    def another_runner(self) -> ServiceRunner:
+        return ServiceRunner(self.broker, self.effects.service, self.stop)
+
     def begin(self, saga_id: str, *steps: dict[str, Any], deadline_ms: int | None = None, **options: Any) -> str:
         """Ask for a saga. Returns the id of the request."""
         options = {"request_id": uuid.uuid4().hex} | options

@@ -200,6 +200,11 @@ class GroupReader:
             return []
 
     @property
+    def is_joined(self) -> bool:
+        """Whether `on_join` was called, and all since then has gone well."""
+        return self._joined
+
+    @property
     def _may_read_ahead(self) -> bool:
         """Whether the next reading will be of new entries, and none were read ahead yet. Without the first condition, a
         reader that always reads ahead would never take over what dead readers held."""

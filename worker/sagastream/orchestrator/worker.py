@@ -116,15 +116,14 @@ class Orchestrator:
 
     def _join(self) -> list[str]:
         """Open the store. Returns the streams that are to be read."""
-        self._keys = keys = layout.check(self._broker, self._keys)
+        keys = layout.check(self._broker, self._keys)
         self._broker.check_durability()
         self._services.join(keys)
         self._gate.join(keys)
-        self._followed = self._services.names
-        self._streams = Streams(keys, self._followed)
-        streams = self._streams.names
-        self._inbox.clock.saw(newest_time(self._broker.client, keys, streams))
-        return streams
+        streams = Streams(keys, self._services.names)
+        self._inbox.clock.saw(newest_time(self._broker.client, keys, streams.names))
+        self._keys, self._streams, self._followed = keys, streams, self._services.names
+        return streams.names
 
     @property
     def _read_streams(self) -> Streams:
@@ -178,7 +177,7 @@ class Orchestrator:
     def _read(self, block_ms: int) -> list[Entry]:
         """Read replies, and requests; few or none of those if the reads before brought many replies."""
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
-        if self._keys is not None:
+        if self._inbox.is_joined:  # else it joins with all services
             self._follow()
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
