@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from sagastream.core.messages import Command
 from sagastream.service.event_loop import EventLoop
@@ -113,6 +114,31 @@ def test_what_a_task_raises_that_it_leaves_behind_is_told_with_the_command(
     until(lambda: told.escaped, what="it is told")
     [(found, error)] = told.escaped
     assert (found, type(error)) == (command, kind)
+    assert told.run(fine) == "fine"
+
+
+def test_what_several_tasks_raise_at_once_is_told_of_each_with_its_command(told: Told) -> None:
+    left: list[asyncio.Task[None]] = []
+    go = asyncio.Event()
+
+    async def waits_and_raises() -> None:
+        await go.wait()
+        raise KeyboardInterrupt("by itself")
+
+    async def handler() -> None:
+        left.append(asyncio.create_task(waits_and_raises()))
+
+    async def goes() -> None:
+        go.set()  # all of them are ready in one turn of the loop
+
+    commands = [structs.replace(a_charge(), saga_id=f"s{number}") for number in range(3)]
+    for command in commands:
+        told.run(handler, command)
+    told.run(goes)
+    until(lambda: len(told.escaped) == len(commands), what="each is told", timeout_s=20)
+    assert sorted((command.saga_id, type(error)) for command, error in told.escaped if command) == [
+        (command.saga_id, KeyboardInterrupt) for command in commands
+    ]
     assert told.run(fine) == "fine"
 
 

@@ -31,7 +31,9 @@ class EventLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._escaped: BaseException | None = None  # it has left the loop, and it is not told yet whose it was
+        # They have left the loop, and it is not told yet whose they were. Tasks that are ready together may raise one
+        # after the other, before the first of them is told.
+        self._escaped: list[BaseException] = []
         self._running: set[Future[None]] = set()  # without these, a waiting coroutine could be garbage-collected
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -65,7 +67,7 @@ class EventLoop:
             try:
                 loop.run_forever()
             except BaseException as error:  # noqa: BLE001 - told, and the loop goes on
-                self._escaped = error
+                self._escaped.append(error)
                 # After what the task of this error calls when it is done; see `_task`.
                 loop.call_soon(self._tell_escaped, error)
         with suppress(BaseException):  # of coroutines that are cancelled now
@@ -83,11 +85,11 @@ class EventLoop:
     def _ended(self, command: Command, task: "asyncio.Task[Any]") -> None:
         """A task that a handler has started is done."""
         # Not of every task: to ask for the error is to say that it is dealt with.
-        if self._escaped is not None and not task.cancelled() and (error := task.exception()) is self._escaped:
-            self._escaped = None
-            self._tell(command, error)
+        if self._escaped and not task.cancelled() and (error := task.exception()) is not None:
+            self._tell_escaped(error, command)
 
-    def _tell_escaped(self, error: BaseException) -> None:
-        if self._escaped is error:
-            self._escaped = None
-            self._tell(None, error)
+    def _tell_escaped(self, error: BaseException, command: Command | None = None) -> None:
+        """Tell of it, if it has left the loop and was not told yet."""
+        if any(one is error for one in self._escaped):
+            self._escaped = [one for one in self._escaped if one is not error]
+            self._tell(command, error)
