@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 
 from sagastream import Context, Reject
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.core.decision import decide
 from sagastream.core.messages import Due, Intervene, Reply, Verb

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import Accepted
 from sagastream.core.decision import decide

@@ -22,8 +22,9 @@ from hypothesis.stateful import (
 
 from exploration import mirror
 from sagastream.broker import group_reader, scripting, wire
+from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.exchange import Exchange, run, run_each
-from sagastream.broker.group_reader import BATCH, Entry, GroupReader
+from sagastream.broker.group_reader import GroupReader
 from sagastream.core import service_rules
 from sagastream.core.decision import decide
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from sagastream import Context, Reject, Service
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaStatus

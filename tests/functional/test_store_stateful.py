@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Due, Fields, Intervene, Reply, Verb
 from sagastream.core.parsing import parse_begin

@@ -5,8 +5,8 @@ from typing import Any
 
 import redis
 
+from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import run
-from sagastream.broker.group_reader import Entry
 from sagastream.client import requests
 from sagastream.core.messages import Begin, Intervene
 from sagastream.store import events

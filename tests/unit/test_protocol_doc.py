@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from sagastream import scripts
 from sagastream.broker import group_reader
-from sagastream.broker.group_reader import REPLAYED, Entry
+from sagastream.broker.entries import REPLAYED, Entry
 from sagastream.core import service_rules
 from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request

@@ -9,7 +9,7 @@ from typing import Any, Final
 import redis
 
 from sagastream.broker import scripting
-from sagastream.broker.group_reader import REPLAYED
+from sagastream.broker.entries import REPLAYED
 from sagastream.core.messages import Command, Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.saga import SagaState

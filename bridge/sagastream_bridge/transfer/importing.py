@@ -10,7 +10,7 @@ from typing import IO, Any, Final
 from redis.client import Pipeline
 
 from sagastream.broker.connection import Broker
-from sagastream.broker.group_reader import REPLAYED
+from sagastream.broker.entries import REPLAYED
 from sagastream.errors import TransferError
 from sagastream.store import layout
 from sagastream.store.keys import Partition, StoreKeys

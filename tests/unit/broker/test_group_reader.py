@@ -1,65 +1,6 @@
-"""Entries of streams, and what the quarantine keeps of them."""
+"""A reader of a consumer group, as far as it needs no broker."""
 
-import json
-
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from sagastream.broker.group_reader import Entry, consumer_name
-
-
-def an_entry(fields: dict[bytes, bytes]) -> Entry:
-    return Entry(stream="saga:{0}:replies", id=b"1700000000000-7", fields=fields)
-
-
-def test_an_entry_was_added_when_its_id_says() -> None:
-    assert an_entry({}).added_ms == 1_700_000_000_000
-
-
-def test_what_is_set_aside_says_why_where_it_stood_and_what_it_was() -> None:
-    entry = an_entry({b"body": b'{"a":1}', b"unknown": b"1", b"request_id": b"me-1"})
-    assert entry.quarantined("not JSON") == {
-        "reason": "not JSON",
-        "stream": "saga:{0}:replies",
-        "entry_id": b"1700000000000-7",
-        "body": b'{"a":1}',
-        "fields": '{"unknown": "1", "request_id": "me-1"}',
-    }
-
-
-def test_an_entry_without_a_body_is_set_aside_with_none() -> None:
-    kept = an_entry({b"x": b"y"}).quarantined("why")
-    assert (kept["body"], kept["fields"]) == (b"", '{"x": "y"}')
-
-
-def test_of_thousands_of_fields_little_is_kept_and_the_whole_body() -> None:
-    fields = {b"field%d" % n: b"x" * 100 for n in range(5000)} | {b"body": b"y" * 10_000}
-    kept = an_entry(fields).quarantined("why")
-    assert len(kept) == 5
-    assert kept["body"] == b"y" * 10_000
-    assert len(str(kept["fields"])) <= 4096
-
-
-def test_of_one_field_that_is_very_long_the_beginning_is_kept() -> None:
-    kept = an_entry({b"x" * 1_000_000: b"y" * 1_000_000}).quarantined("why")
-    assert str(kept["fields"]).startswith('cut: {"xxx')
-    assert len(str(kept["fields"])) <= 4096
-
-
-@pytest.mark.parametrize("text", [b"\xff\x00", b"\x1b[2J", "\u202e😀".encode(), b'"', b"\xed\xa0\x80"])
-def test_whatever_bytes_a_field_has_what_is_kept_is_plain_json(text: bytes) -> None:
-    fields = str(an_entry({text: text}).quarantined("why")["fields"])
-    assert fields.isascii()
-    assert fields.isprintable()
-    assert len(json.loads(fields)) == 1
-
-
-@given(st.dictionaries(st.binary(max_size=20), st.binary(max_size=20), max_size=8))
-def test_whatever_an_entry_holds_it_can_be_set_aside(fields: dict[bytes, bytes]) -> None:
-    kept = an_entry(fields).quarantined("why")
-    assert kept["body"] == fields.get(b"body", b"")
-    assert all(isinstance(value, str | bytes | int) for value in kept.values())
+from sagastream.broker.group_reader import consumer_name
 
 
 def test_no_consumer_name_is_given_twice() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Verb
 from sagastream.core.saga import Found, SagaState

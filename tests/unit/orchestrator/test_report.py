@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus

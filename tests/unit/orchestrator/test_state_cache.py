@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable, Verb
 from sagastream.core.saga import Found, SagaState

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin, Code, Due, Intervene, Reply, Unreadable, Verb
 from sagastream.core.saga import Found, SagaState

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import State
 from sagastream.service.declaration import Context, Registration

@@ -15,7 +15,7 @@ import redis
 from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core import backoff, service_rules
 from sagastream.core.messages import Command, Reply
 from sagastream.core.service_rules import TRIES, Count, Undo

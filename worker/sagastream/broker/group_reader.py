@@ -5,7 +5,6 @@ reader looks in three places: its own pending entries (it may not have received 
 connection), entries that another reader has held for longer than the lease, and new entries.
 """
 
-import json
 import os
 import socket
 import time
@@ -14,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import redis
-from msgspec import Struct
 
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.clock import BrokerClock
+from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.failures import is_deleted, is_wrong_type
 from sagastream.broker.wire import or_raise
@@ -28,8 +27,6 @@ _T = TypeVar("_T")
 #: Of the streams that a reader reads, at most how many new entries of each.
 Counts = Callable[[Sequence[str]], Mapping[str, int]]
 
-#: One reading takes at most this many entries of a stream. So what a script gets is bounded, too.
-BATCH: Final = 128
 #: Look for abandoned entries at least this often, in seconds.
 _CLAIM_EVERY_S: Final = 2.0
 #: How often to forget consumers that are gone, in seconds; and after which time without a read one is gone, in ms.
@@ -50,46 +47,6 @@ _LONGEST_REST_S: Final = 10.0
 _NAMED: Final = 5
 #: An id after which no entry comes.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
-#: A field of entries that were put back from the quarantine: somebody may have worked on them already.
-REPLAYED: Final = b"replayed"
-#: How much of a quarantined entry is kept: of its body, in bytes (a message may not be longer), and of its other
-#: fields, in characters. An entry that was cut cannot be put back.
-_BODY_KEPT: Final = 1 << 20
-_OTHER_FIELDS_KEPT: Final = 4096
-
-
-class Entry(Struct, frozen=True, kw_only=True, gc=False):
-    """One entry of a stream."""
-
-    stream: str
-    id: bytes
-    fields: dict[bytes, bytes]
-    again: bool = False  # it was delivered before: somebody may have worked on it already
-    taken_over: bool = False  # … to a reader that held it for longer than the lease, or handed it back
-
-    @property
-    def at(self) -> tuple[str, bytes]:
-        """Where it stands: two streams may have an entry of the same id."""
-        return self.stream, self.id
-
-    @property
-    def added_ms(self) -> int:
-        """When it was added, by the broker's clock."""
-        return int(self.id.split(b"-")[0])
-
-    def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
-        """The fields of this entry in the quarantine: the same few, however many it has."""
-        others = {n.decode(errors="backslashreplace"): v.decode(errors="backslashreplace")
-                  for n, v in self.fields.items() if n != b"body"}  # fmt: skip
-        body, written = self.fields.get(b"body", b""), json.dumps(others)
-        is_whole = len(body) <= _BODY_KEPT and len(written) <= _OTHER_FIELDS_KEPT
-        return {
-            "reason": reason,
-            "stream": self.stream,
-            "entry_id": self.id,
-            "body": body[:_BODY_KEPT],
-            "fields": written if is_whole else f"cut: {written}"[:_OTHER_FIELDS_KEPT],
-        }
 
 
 def consumer_name() -> str:
@@ -365,7 +322,7 @@ class GroupReader:
             those = [stream for stream, count in counts.items() if count == most]
             readings.append(self._reading(dict.fromkeys(those, ">"), most - least))
         *answers, clock = yield [*readings, ("TIME",)]
-        entries = [entry for answer in answers for entry in _entries(or_raise(answer))]
+        entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
         if back_ms := self.clock.is_now(self.now_ms):
             self._log.warning(
@@ -383,14 +340,14 @@ class GroupReader:
     def _read_own(self) -> list[Entry]:
         """The next page of what this consumer holds."""
         answer = self._ask(self._reading(self._own, BATCH))
-        entries = _entries(answer, again=True)
+        entries = entries_of(answer, again=True)
         self._own = {}
         for name, page in answer or ():
             if page:
                 stream = name.decode()
                 self._own[stream] = page[-1][0]
                 if deleted := [entry_id for entry_id, fields in page if not fields]:
-                    self._report_deleted(stream, deleted)
+                    report_deleted(self._log, stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
         return entries
 
@@ -404,8 +361,8 @@ class GroupReader:
         for stream, answer in zip(list(self._abandoned), self._ask_all(claims), strict=True):
             following, page, *deleted = or_raise(answer)
             if deleted and deleted[0]:
-                self._report_deleted(stream, deleted[0])
-            entries += _entries([(stream.encode(), page)], again=True, taken_over=True)
+                report_deleted(self._log, stream, deleted[0])
+            entries += entries_of([(stream.encode(), page)], again=True, taken_over=True)
             if following == b"0-0":  # only this is the end: an earlier page may be empty
                 del self._abandoned[stream]
             else:
@@ -431,10 +388,6 @@ class GroupReader:
         """Remove consumers that are gone from the groups, now that what they held was taken over."""
         exchange.run(self._client, all_of([self._forget.call([s], [self._group, _GONE_MS]) for s in self.streams]))
 
-    def _report_deleted(self, stream: str, ids: Sequence[bytes]) -> None:
-        names = ", ".join(entry_id.decode() for entry_id in ids[:5])
-        self._log.warning(f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
-
 
 def is_no_group(error: redis.ResponseError) -> bool:
     """Whether there is no such group: there is no such stream, or something else stands at its key."""
@@ -447,17 +400,3 @@ def _batches(streams: Sequence[str]) -> Mapping[str, int]:
 
 def _plainly(commands: Sequence[wire.Words]) -> Exchange[list[Any]]:
     return (yield commands)
-
-
-def _entries(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:
-    """The entries of an answer of XREADGROUP or XAUTOCLAIM, without those that were deleted while pending."""
-    entries = []
-    for name, page in answer or ():
-        stream = name.decode()
-        for entry_id, words in page:
-            if words:
-                pairs = iter(words)
-                fields = dict(zip(pairs, pairs, strict=True))
-                again_too = again or REPLAYED in fields
-                entries.append(Entry(stream=stream, id=entry_id, fields=fields, again=again_too, taken_over=taken_over))
-    return entries

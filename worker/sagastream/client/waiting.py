@@ -13,8 +13,8 @@ from typing import Final, Self
 
 import redis
 
+from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import Exchange, together
-from sagastream.broker.group_reader import Entry
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
 from sagastream.core.saga import Found, SagaState, SagaStatus

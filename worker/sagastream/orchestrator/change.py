@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command, Notice
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.transitions import Decision

@@ -12,7 +12,8 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.group_reader import Entry, GroupReader
+from sagastream.broker.entries import Entry
+from sagastream.broker.group_reader import GroupReader
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin
 from sagastream.core.steps import PLAIN

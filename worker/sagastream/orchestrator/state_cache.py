@@ -9,7 +9,7 @@ the state is read and the turn decides again. So a wrong guess costs a second tr
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from sagastream.broker.group_reader import Entry
+from sagastream.broker.entries import Entry
 from sagastream.core.decision import Event, awaits
 from sagastream.core.messages import Begin, Newer, Reply
 from sagastream.core.saga import Found, SagaState

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from sagastream.broker.group_reader import BATCH, Entry
+from sagastream.broker.entries import BATCH, Entry
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin, Code, Intervene, Unreadable
 from sagastream.core.parsing import read_reply, read_request

@@ -14,8 +14,9 @@ from typing import Final
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.connection import BLOCK_MS, Broker
+from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.group_reader import BATCH, Entry, GroupReader, consumer_name
+from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.broker.wire import or_raise
 from sagastream.core.decision import decide, may_undo

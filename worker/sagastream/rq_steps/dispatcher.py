@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
-from sagastream.broker.group_reader import BATCH
+from sagastream.broker.entries import BATCH
 from sagastream.console import printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command

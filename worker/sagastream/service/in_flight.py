@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from sagastream.broker.group_reader import BATCH
+from sagastream.broker.entries import BATCH
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import RUN, Count, State

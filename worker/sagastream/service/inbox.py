@@ -10,9 +10,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker import scripting
+from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.group_reader import BATCH, REPLAYED, Counts, Entry, GroupReader
+from sagastream.broker.group_reader import Counts, GroupReader
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Newer

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from sagastream.broker.group_reader import BATCH
+from sagastream.broker.entries import BATCH
 from sagastream.service.in_flight import InFlight
 
 #: For how long the commands of one reading keep a slot busy, in seconds: no other process can run them meanwhile.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.group_reader import Entry
 from sagastream.broker.wire import or_raise
 from sagastream.store.keys import Partition
 

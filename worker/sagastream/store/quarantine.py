@@ -15,9 +15,9 @@ import orjson
 import redis
 
 from sagastream.broker import scripting
+from sagastream.broker.entries import REPLAYED
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.group_reader import REPLAYED
 from sagastream.broker.wire import or_raise
 from sagastream.errors import QuarantineError
 from sagastream.store import published

@@ -1,0 +1,72 @@
+"""Entries of streams: how the broker returns them, and what the quarantine keeps of one."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from sagastream.telemetry import Log
+
+#: One reading takes at most this many entries of a stream. So what a script gets is bounded, too.
+BATCH: Final = 128
+#: A field of entries that were put back from the quarantine: somebody may have worked on them already.
+REPLAYED: Final = b"replayed"
+#: How much of a quarantined entry is kept: of its body, in bytes (a message may not be longer), and of its other
+#: fields, in characters. An entry that was cut cannot be put back.
+_BODY_KEPT: Final = 1 << 20
+_OTHER_FIELDS_KEPT: Final = 4096
+
+
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
+    """One entry of a stream."""
+
+    stream: str
+    id: bytes
+    fields: dict[bytes, bytes]
+    again: bool = False  # it was delivered before: somebody may have worked on it already
+    taken_over: bool = False  # … to a reader that held it for longer than the lease, or handed it back
+
+    @property
+    def at(self) -> tuple[str, bytes]:
+        """Where it stands: two streams may have an entry of the same id."""
+        return self.stream, self.id
+
+    @property
+    def added_ms(self) -> int:
+        """When it was added, by the broker's clock."""
+        return int(self.id.split(b"-")[0])
+
+    def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
+        """The fields of this entry in the quarantine: the same few, however many it has."""
+        others = {n.decode(errors="backslashreplace"): v.decode(errors="backslashreplace")
+                  for n, v in self.fields.items() if n != b"body"}  # fmt: skip
+        body, written = self.fields.get(b"body", b""), json.dumps(others)
+        is_whole = len(body) <= _BODY_KEPT and len(written) <= _OTHER_FIELDS_KEPT
+        return {
+            "reason": reason,
+            "stream": self.stream,
+            "entry_id": self.id,
+            "body": body[:_BODY_KEPT],
+            "fields": written if is_whole else f"cut: {written}"[:_OTHER_FIELDS_KEPT],
+        }
+
+
+def entries_of(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:
+    """The entries of an answer of XREADGROUP or XAUTOCLAIM, without those that were deleted while pending."""
+    entries = []
+    for name, page in answer or ():
+        stream = name.decode()
+        for entry_id, words in page:
+            if words:
+                pairs = iter(words)
+                fields = dict(zip(pairs, pairs, strict=True))
+                again_too = again or REPLAYED in fields
+                entries.append(Entry(stream=stream, id=entry_id, fields=fields, again=again_too, taken_over=taken_over))
+    return entries
+
+
+def report_deleted(log: Log, stream: str, ids: Sequence[bytes]) -> None:
+    """Say that these entries were deleted while they were pending."""
+    names = ", ".join(entry_id.decode() for entry_id in ids[:5])
+    log.warning(f"{len(ids)} entries of {stream} were deleted before they were answered: {names}")
