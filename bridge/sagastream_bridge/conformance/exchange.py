@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import orjson
 import redis
 
-from sagastream.broker.group_reader import is_no_group
+from sagastream.broker.failures import is_no_group
 from sagastream.broker.wire import execute
 from sagastream.core.messages import Fields, Reply
 from sagastream.core.parsing import read_reply

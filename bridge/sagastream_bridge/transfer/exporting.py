@@ -8,7 +8,7 @@ import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
-from sagastream.broker.group_reader import is_no_group
+from sagastream.broker.failures import is_no_group
 from sagastream.broker.wire import execute, or_raise
 from sagastream.errors import TransferError
 from sagastream.store import heartbeat, layout, published

@@ -53,3 +53,8 @@ def is_wrong_type(answer: object) -> bool:
 def is_deleted(error: BaseException) -> bool:
     """Whether the stream that was read, or its group, is not there: somebody has deleted it."""
     return isinstance(error, redis.ResponseError) and str(error).startswith(("NOGROUP", _KEY_IS_GONE))
+
+
+def is_no_group(error: redis.ResponseError) -> bool:
+    """Whether there is no such group: there is no such stream, or something else stands at its key."""
+    return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))

@@ -389,11 +389,6 @@ class GroupReader:
         exchange.run(self._client, all_of([self._forget.call([s], [self._group, _GONE_MS]) for s in self.streams]))
 
 
-def is_no_group(error: redis.ResponseError) -> bool:
-    """Whether there is no such group: there is no such stream, or something else stands at its key."""
-    return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
-
-
 def _batches(streams: Sequence[str]) -> Mapping[str, int]:
     return dict.fromkeys(streams, BATCH)
 

@@ -22,8 +22,7 @@ from msgspec import Struct
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange, together
-from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.group_reader import is_no_group
+from sagastream.broker.failures import is_no_group, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.steps import FORMATS, PLAIN
