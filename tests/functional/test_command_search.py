@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from rq import Queue
 
 from sagastream.broker.exchange import Exchange, run
-from sagastream.broker.group_reader import HANDED_BACK_MS
+from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.client import command_search
 from sagastream.client.command_search import find
 from sagastream.core.causes import Place, Whereabouts

@@ -129,7 +129,7 @@ class Deploy(Scene):
 
     def turns_of(self, runner: ServiceRunner, condition: Callable[[], object]) -> None:
         def turned() -> bool:
-            runner._inbox.reader._next_claim = 0.0
+            runner._inbox.reader.leases._next_look = 0.0
             runner.turn(block_ms=1)
             return bool(condition())
 

@@ -245,7 +245,7 @@ def test_the_lease_on_more_than_a_script_takes_at_once_is_renewed(scene: Scene) 
     found: Any = scene.redis.xreadgroup("work", reader._consumer, stream, count=9_000)
     entries = [Entry(stream=ONLY.commands("work"), id=entry_id, fields=fields) for entry_id, fields in found[0][1]]
     assert len(entries) == 8_200
-    assert reader.renew_held(entries) == set()
+    assert reader.leases.renew(entries) == set()
 
 
 def held_by(scene: Scene, service: ServiceRunner) -> int:

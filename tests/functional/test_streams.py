@@ -91,7 +91,7 @@ def test_one_stream_of_replies_that_is_none_stops_the_others_not(scene: Scene) -
     # Once its key is free again, it is read.
     scene.redis.delete(ONLY.replies("broken"))
     add_reply(scene.redis, "broken", {"body": "y"})
-    scene.worker._inbox._next_forget = 0.0
+    scene.worker._inbox.leases._next_forget = 0.0
     scene.turns_until(lambda: len(reasons(scene)) == 2)
 
 
@@ -153,7 +153,7 @@ def test_an_operators_request_waits_for_the_begin_that_was_added_before_it(
     scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
 
     def taken() -> bool:
-        scene.worker._inbox._next_claim = 0.0
+        scene.worker._inbox.leases._next_look = 0.0
         scene.worker.turn(block_ms=1)
         return scene.redis.xlen(ONLY.interventions) == 0
 
@@ -170,13 +170,13 @@ def test_it_waits_for_a_begin_that_a_dead_worker_holds(scene: Scene) -> None:
     assert entries
     append_requests(scene.redis, [cancelling("b0")])
     for _ in range(3):
-        scene.worker._inbox._next_claim = 0.0
+        scene.worker._inbox.leases._next_look = 0.0
         scene.worker.turn(block_ms=1)
     assert scene.redis.xlen(ONLY.interventions) == 1
     scene.redis.xclaim(ONLY.requests, "orchestrator", "dead", 0, [entries[0][1][0][0]], idle=60_000)
 
     def taken() -> bool:
-        scene.worker._inbox._next_claim = 0.0
+        scene.worker._inbox.leases._next_look = 0.0
         scene.worker.turn(block_ms=1)
         return scene.redis.xlen(ONLY.interventions) == 0
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sagastream import Context, Service
-from sagastream.broker import group_reader
+from sagastream.broker import group_reader, leases
 from sagastream.core.messages import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
@@ -292,8 +292,8 @@ def test_readers_that_are_gone_are_forgotten_and_nothing_that_they_held_is(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "LEASE_MS", 100_000)
-    monkeypatch.setattr(group_reader, "_FORGET_EVERY_S", 0.0)
-    monkeypatch.setattr(group_reader, "_GONE_MS", 50)
+    monkeypatch.setattr(leases, "_FORGET_EVERY_S", 0.0)
+    monkeypatch.setattr(leases, "_GONE_MS", 50)
     idle, holder, heir = scene.another_worker(), scene.another_worker(), scene.another_worker()
     idle.turn(block_ms=1)
     scene.begin("s1", do(1))

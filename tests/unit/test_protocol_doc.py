@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream import scripts
-from sagastream.broker import group_reader
+from sagastream.broker import leases
 from sagastream.broker.entries import REPLAYED, Entry
 from sagastream.core import service_rules
 from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
@@ -193,7 +193,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
         MAX_TAKEOVERS,
         MAX_UNDOS,
         TRIES,
-        group_reader._GONE_MS,
+        leases._GONE_MS,
         keys.EVENTS_KEPT,
     ]
 

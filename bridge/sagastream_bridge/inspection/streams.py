@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker import scripting
 from sagastream.broker.failures import is_no_group
-from sagastream.broker.group_reader import HANDED_BACK_MS
+from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.core.durations import spoken
 from sagastream.store.events import sort_key
 from sagastream_bridge.inspection.findings import Finding, problem, repaired, warning

@@ -19,6 +19,7 @@ from sagastream.broker.clock import BrokerClock
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.failures import is_deleted, is_wrong_type
+from sagastream.broker.leases import Leases
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
@@ -27,22 +28,9 @@ _T = TypeVar("_T")
 #: Of the streams that a reader reads, at most how many new entries of each.
 Counts = Callable[[Sequence[str]], Mapping[str, int]]
 
-#: Look for abandoned entries at least this often, in seconds.
-_CLAIM_EVERY_S: Final = 2.0
-#: How often to forget consumers that are gone, in seconds; and after which time without a read one is gone, in ms.
-_FORGET_EVERY_S: Final = 30.0
-_GONE_MS: Final = 60_000
 #: How long entries that were read ahead may wait, in seconds; at most a quarter of the lease. It is far more than the
 #: next reading needs to come.
 _FRESH_S: Final = 1.0
-#: The idle time that is set on an entry which is handed back, in milliseconds: longer than any lease.
-HANDED_BACK_MS: Final = 24 * 3600 * 1000
-#: Of how many entries one script call changes the lease: far fewer than it can take, so that nobody waits for long.
-_HELD_AT_ONCE: Final = 1000
-#: If abandoned entries are for a newer release, the next look for them comes after so many times as long as this one
-#: took, and after so many seconds at most: however many there are, they cost little of the reader's time.
-_REST: Final = 20
-_LONGEST_REST_S: Final = 10.0
 #: How many streams a line of the log names.
 _NAMED: Final = 5
 #: An id after which no entry comes.
@@ -95,25 +83,17 @@ class GroupReader:
         self._group = group
         self._consumer = consumer
         self._log = Log("broker", consumer)
+        self.leases = Leases(client, group=group, consumer=consumer, lease_ms=lease_ms, log=self._log)
         self._lease_ms = lease_ms
         self._on_join = on_join
         self._heartbeat = heartbeat
         self._no_heartbeat = ""  # why the broker refuses it
         self._leave = scripting.Script("leave")
-        self._hold = scripting.Script("hold")
-        self._forget = scripting.Script("forget")
-        self._recount = scripting.Script("recount")
         self._unusable: set[str] = set()  # streams that are none, and are left out
-        # By stream: where the reading of own pending entries, and of abandoned ones, goes on. Empty: it is finished.
+        # By stream: where the reading of own pending entries goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
-        self._abandoned: dict[str, bytes | str] = {}
-        # … and where the search goes on for entries that were delivered at a time which has not come yet.
-        self._ahead_of_time: dict[str, bytes | str] = {}
         self._ahead: list[Entry] = []  # read ahead, for the next reading
         self._ahead_at = 0.0  # when those were asked for, by time.monotonic
-        self._claim_began = 0.0  # when the reader began to look for abandoned entries, by time.monotonic
-        self._next_claim = 0.0
-        self._next_forget = 0.0
         self._joined = False
 
     def recover(self) -> None:
@@ -141,14 +121,14 @@ class GroupReader:
             while self._own:
                 if entries := self._read_own():
                     return entries
-            if time.monotonic() >= self._next_claim:
-                self._begin_to_claim()
-            while self._abandoned:
-                if entries := self._claim():
+            if self.leases.is_time_to_look:
+                self.leases.look(self.streams)
+                self.show_up()
+            while self.leases.is_looking:
+                if entries := self.leases.claimed(self._ask_all(self.leases.claims())):
                     return entries
-            if time.monotonic() >= self._next_forget:
-                self._next_forget = time.monotonic() + _FORGET_EVERY_S
-                self._forget_gone()
+            if self.leases.is_time_to_forget:
+                self.leases.forget_gone(self.streams)
                 self.follow(sorted(self._unusable))
             reading = self._read_new((counts or _batches)(self.streams), block_ms)
             return exchange.run(self._client, self._with_heartbeat(reading))
@@ -165,8 +145,7 @@ class GroupReader:
     def _may_read_ahead(self) -> bool:
         """Whether the next reading will be of new entries, and none were read ahead yet. Without the first condition, a
         reader that always reads ahead would never take over what dead readers held."""
-        reads_new = self._joined and not (self._own or self._abandoned or self._ahead)
-        return reads_new and time.monotonic() < min(self._next_claim, self._next_forget)
+        return self._joined and not (self._own or self._ahead) and self.leases.is_idle
 
     def follow(self, streams: Sequence[str]) -> None:
         """Read these streams too, from now on."""
@@ -186,42 +165,6 @@ class GroupReader:
         own entries."""
         if streams := list(self.streams):  # none: another thread is joining
             self._ask(self._reading(dict.fromkeys(streams, _AFTER_ALL), 1))
-
-    def renew_held(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
-        """Renew the lease on these. Returns where those stand that this reader does not hold any more."""
-        return {entry.at for entry in entries}.difference(self._hold_all(entries, 0))
-
-    def hand_back(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
-        """Have others take these over at once. This reader, too, may come by them again. Returns where those stand that
-        it did not hold any more."""
-        return {entry.at for entry in entries}.difference(self._hold_all(entries, HANDED_BACK_MS))
-
-    def _hold_all(self, entries: Sequence[Entry], idle_ms: int) -> list[tuple[str, bytes]]:
-        """Set for how long these count as held, in one round trip; 0 renews the lease. Returns where those stand that
-        this reader still holds."""
-        by_stream: dict[str, list[bytes]] = {}
-        for entry in entries:
-            by_stream.setdefault(entry.stream, []).append(entry.id)
-        if not by_stream:
-            return []
-        holding = [self._holding(stream, ids, idle_ms) for stream, ids in by_stream.items()]
-        held = exchange.run(self._client, all_of(holding))
-        return [(stream, entry_id) for stream, ids in zip(by_stream, held, strict=True) for entry_id in ids]
-
-    def _holding(self, stream: str, ids: Sequence[bytes], idle_ms: int) -> Exchange[list[bytes]]:
-        held: list[bytes] = []
-        for at in range(0, len(ids), _HELD_AT_ONCE):
-            args: list[str | bytes | int] = [self._group, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
-            held += yield from self._hold.call([stream], args)
-        return held
-
-    def leave_to_newer(self, entries: Sequence[Entry]) -> None:
-        """Hand back what only a newer release knows. It comes by again and again until a process of that takes it."""
-        self.hand_back(entries)
-        if any(entry.taken_over for entry in entries):
-            now = time.monotonic()
-            rest_s = min(_REST * (now - self._claim_began), _LONGEST_REST_S)
-            self._next_claim = max(self._next_claim, now + rest_s)
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
@@ -270,7 +213,7 @@ class GroupReader:
         self._make_groups(streams)
         self.renew()
         # Before this process came, the clock may have been set back.
-        self._ahead_of_time = dict.fromkeys(self.streams, "")
+        self.leases.clock_set_back(self.streams)
         self._joined = True
 
     def _make_groups(self, streams: Sequence[str]) -> None:
@@ -329,7 +272,7 @@ class GroupReader:
                 f"the broker's clock was set back by {round(back_ms / 1000)} s: "
                 "what waits for a time, or is held by a process that is gone, waits from now on"
             )
-            self._ahead_of_time = dict.fromkeys(self.streams, "")
+            self.leases.clock_set_back(self.streams)
         return entries
 
     def _reading(self, after: Mapping[str, str | bytes], count: int, block_ms: int | None = None) -> wire.Words:
@@ -350,43 +293,6 @@ class GroupReader:
                     report_deleted(self._log, stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
         return entries
-
-    def _claim(self) -> list[Entry]:
-        """The next page, of each stream, of what other consumers have held for longer than the lease."""
-        entries: list[Entry] = []
-        claims = [
-            ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
-            for stream, cursor in self._abandoned.items()
-        ]
-        for stream, answer in zip(list(self._abandoned), self._ask_all(claims), strict=True):
-            following, page, *deleted = or_raise(answer)
-            if deleted and deleted[0]:
-                report_deleted(self._log, stream, deleted[0])
-            entries += entries_of([(stream.encode(), page)], again=True, taken_over=True)
-            if following == b"0-0":  # only this is the end: an earlier page may be empty
-                del self._abandoned[stream]
-            else:
-                self._abandoned[stream] = following
-        return entries
-
-    def _begin_to_claim(self) -> None:
-        self._claim_began = time.monotonic()
-        self._next_claim = self._claim_began + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
-        while self._ahead_of_time:
-            self._count_from_now()
-        self._abandoned = dict.fromkeys(self.streams, "0-0")
-        self.show_up()
-
-    def _count_from_now(self) -> None:
-        """Have leases that began at a time which has not come yet count from now: those of the next page of the pending
-        entries of each stream."""
-        args = [(stream, [self._group, after, _HELD_AT_ONCE]) for stream, after in self._ahead_of_time.items()]
-        answers = exchange.run(self._client, all_of([self._recount.call([stream], words) for stream, words in args]))
-        self._ahead_of_time = {stream: last for (stream, _), last in zip(args, answers, strict=True) if last}
-
-    def _forget_gone(self) -> None:
-        """Remove consumers that are gone from the groups, now that what they held was taken over."""
-        exchange.run(self._client, all_of([self._forget.call([s], [self._group, _GONE_MS]) for s in self.streams]))
 
 
 def _batches(streams: Sequence[str]) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ import orjson
 import redis
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.group_reader import HANDED_BACK_MS
+from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.core.causes import Job, Place, Whereabouts
 from sagastream.core.messages import Command
 from sagastream.core.parsing import read_command

@@ -80,7 +80,9 @@ class Gate:
         once."""
         for number in {number for change in changes for _, number in change.left}:
             self._tell(number)
-        self._inbox.leave_to_newer([entry for change in changes for entry, _ in change.left if entry is not None])
+        self._inbox.leases.leave_to_newer(
+            [entry for change in changes for entry, _ in change.left if entry is not None]
+        )
         due = [
             (change.partition, change.saga_id)
             for change in changes

@@ -301,7 +301,7 @@ class Orchestrator:
         answers = wire.round_trip(self._broker.client, asked)
         waiting = {entry.at: entry for (entry, _), found in zip(early, answers, strict=True) if or_raise(found)}
         if waiting:
-            self._inbox.leave_to_newer(list(waiting.values()))
+            self._inbox.leases.leave_to_newer(list(waiting.values()))
         return [item for item in inputs if item[0] is None or item[0].at not in waiting]
 
 

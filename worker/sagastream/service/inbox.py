@@ -243,12 +243,12 @@ class CommandInbox:
 
     def renew(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
         """Renew the lease on these. Returns where the entries stand that have meanwhile been taken over."""
-        return self.reader.renew_held([delivery.entry for delivery in deliveries])
+        return self.reader.leases.renew([delivery.entry for delivery in deliveries])
 
     def hand_back(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
         """Have others take these over at once. Returns where the entries stand that this process held no longer."""
         given = list(deliveries)
-        lost = self.reader.hand_back([delivery.entry for delivery in given])
+        lost = self.reader.leases.hand_back([delivery.entry for delivery in given])
         if self._observer is not None:
             for delivery in given:
                 self._observer.command_released(command=delivery.command)
@@ -471,7 +471,7 @@ class CommandInbox:
 
     def _leave(self, entries: Sequence[Entry]) -> None:
         self.left += len(entries)
-        self.reader.leave_to_newer(entries)
+        self.reader.leases.leave_to_newer(entries)
 
     def _tell_newer(self, number: int) -> None:
         """Say once for each format that its commands are left to a newer process."""

@@ -1,0 +1,165 @@
+"""The leases on the pending entries of a consumer group: who may hold an entry, and for how long.
+
+A consumer renews the leases on what it holds, or hands it back. If a lease is over, another consumer claims the entry.
+The lease of an entry begins when the entry was delivered or renewed, by the broker's clock.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from sagastream.broker import exchange, scripting, wire
+from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
+from sagastream.broker.exchange import Exchange, all_of
+from sagastream.broker.wire import or_raise
+from sagastream.telemetry import Log
+
+if TYPE_CHECKING:
+    import redis
+
+#: Look for abandoned entries at least this often, in seconds.
+_CLAIM_EVERY_S: Final = 2.0
+#: How often to forget consumers that are gone, in seconds; and after which time without a read one is gone, in ms.
+_FORGET_EVERY_S: Final = 30.0
+_GONE_MS: Final = 60_000
+#: The idle time that is set on an entry which is handed back, in milliseconds: longer than any lease.
+HANDED_BACK_MS: Final = 24 * 3600 * 1000
+#: Of how many entries one script call changes the lease: far fewer than it can take, so that nobody waits for long.
+_HELD_AT_ONCE: Final = 1000
+#: If abandoned entries are for a newer release, the next look for them comes after so many times as long as this one
+#: took, and after so many seconds at most: however many there are, they cost little of the reader's time.
+_REST: Final = 20
+_LONGEST_REST_S: Final = 10.0
+
+
+class Leases:
+    """The leases on the entries of a group, as one of its consumers renews, gives up and claims them."""
+
+    def __init__(self, client: "redis.Redis", *, group: str, consumer: str, lease_ms: int, log: Log) -> None:
+        """`lease_ms`: how long another consumer may hold an entry before this one takes it over."""
+        self._client = client
+        self._group = group
+        self._consumer = consumer
+        self._lease_ms = lease_ms
+        self._log = log
+        self._hold = scripting.Script("hold")
+        self._forget = scripting.Script("forget")
+        self._recount = scripting.Script("recount")
+        # By stream: where the search for abandoned entries goes on. Empty: it is finished.
+        self._abandoned: dict[str, bytes | str] = {}
+        # … and where the search goes on for entries that were delivered at a time which has not come yet.
+        self._ahead_of_time: dict[str, bytes | str] = {}
+        self._look_began = 0.0  # when it began to look for abandoned entries, by time.monotonic
+        self._next_look = 0.0
+        self._next_forget = 0.0
+
+    # --- what this consumer holds
+
+    def renew(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
+        """Renew the lease on these. Returns where those stand that this consumer does not hold any more."""
+        return self._hold_all(entries, 0)
+
+    def hand_back(self, entries: Sequence[Entry]) -> set[tuple[str, bytes]]:
+        """Have others take these over at once. This consumer, too, may come by them again. Returns where those stand
+        that it did not hold any more."""
+        return self._hold_all(entries, HANDED_BACK_MS)
+
+    def leave_to_newer(self, entries: Sequence[Entry]) -> None:
+        """Hand back what only a newer release knows. It comes by again and again until a process of that takes it."""
+        self.hand_back(entries)
+        if any(entry.taken_over for entry in entries):
+            now = time.monotonic()
+            rest_s = min(_REST * (now - self._look_began), _LONGEST_REST_S)
+            self._next_look = max(self._next_look, now + rest_s)
+
+    def _hold_all(self, entries: Sequence[Entry], idle_ms: int) -> set[tuple[str, bytes]]:
+        """Set for how long these count as held, in one round trip; 0 renews the lease. Returns where those stand that
+        this consumer does not hold any more."""
+        by_stream: dict[str, list[bytes]] = {}
+        for entry in entries:
+            by_stream.setdefault(entry.stream, []).append(entry.id)
+        if not by_stream:
+            return set()
+        holding = [self._holding(stream, ids, idle_ms) for stream, ids in by_stream.items()]
+        held = exchange.run(self._client, all_of(holding))
+        still = [(stream, entry_id) for stream, ids in zip(by_stream, held, strict=True) for entry_id in ids]
+        return {entry.at for entry in entries}.difference(still)
+
+    def _holding(self, stream: str, ids: Sequence[bytes], idle_ms: int) -> Exchange[list[bytes]]:
+        held: list[bytes] = []
+        for at in range(0, len(ids), _HELD_AT_ONCE):
+            args: list[str | bytes | int] = [self._group, self._consumer, idle_ms, *ids[at : at + _HELD_AT_ONCE]]
+            held += yield from self._hold.call([stream], args)
+        return held
+
+    # --- what others have held for too long
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to claim, and it is not time to look for more, or for consumers that are gone."""
+        return not self._abandoned and time.monotonic() < min(self._next_look, self._next_forget)
+
+    @property
+    def is_time_to_look(self) -> bool:
+        """Whether to look for abandoned entries again."""
+        return time.monotonic() >= self._next_look
+
+    @property
+    def is_time_to_forget(self) -> bool:
+        """Whether to look for consumers that are gone again."""
+        return time.monotonic() >= self._next_forget
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether there may be more abandoned entries."""
+        return bool(self._abandoned)
+
+    def look(self, streams: Sequence[str]) -> None:
+        """Begin to look for abandoned entries of these streams; `claims` goes on."""
+        self._look_began = time.monotonic()
+        self._next_look = self._look_began + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
+        while self._ahead_of_time:
+            self._count_from_now()
+        self._abandoned = dict.fromkeys(streams, "0-0")
+
+    def claims(self) -> list[wire.Words]:
+        """The commands that claim the next page, of each stream, of what other consumers have held for longer than the
+        lease. `claimed` takes their answers."""
+        return [
+            ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
+            for stream, cursor in self._abandoned.items()
+        ]
+
+    def claimed(self, answers: Sequence[Any]) -> list[Entry]:
+        """The entries that are this consumer's now. Raises redis.ResponseError if an answer is one."""
+        entries: list[Entry] = []
+        for stream, answer in zip(list(self._abandoned), answers, strict=True):
+            following, page, *deleted = or_raise(answer)
+            if deleted and deleted[0]:
+                report_deleted(self._log, stream, deleted[0])
+            entries += entries_of([(stream.encode(), page)], again=True, taken_over=True)
+            if following == b"0-0":  # only this is the end: an earlier page may be empty
+                del self._abandoned[stream]
+            else:
+                self._abandoned[stream] = following
+        return entries
+
+    def forget_gone(self, streams: Sequence[str]) -> None:
+        """Remove consumers that are gone from the group on these streams, now that what they held was taken over."""
+        self._next_forget = time.monotonic() + _FORGET_EVERY_S
+        forgetting = [self._forget.call([stream], [self._group, _GONE_MS]) for stream in streams]
+        exchange.run(self._client, all_of(forgetting))
+
+    # --- the broker's clock
+
+    def clock_set_back(self, streams: Sequence[str]) -> None:
+        """The clock was set back, or may have been. Before the next look, leases that began at a time which has not
+        come yet are counted from then on."""
+        self._ahead_of_time = dict.fromkeys(streams, "")
+
+    def _count_from_now(self) -> None:
+        """Have leases that began at a time which has not come yet count from now: those of the next page of the pending
+        entries of each stream."""
+        args = [(stream, [self._group, after, _HELD_AT_ONCE]) for stream, after in self._ahead_of_time.items()]
+        answers = exchange.run(self._client, all_of([self._recount.call([stream], words) for stream, words in args]))
+        self._ahead_of_time = {stream: last for (stream, _), last in zip(args, answers, strict=True) if last}
