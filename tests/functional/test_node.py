@@ -274,6 +274,36 @@ def test_a_service_waits_while_redis_is_restarted(
     assert said.count("Redis is away (") == said.count("Redis is back") == 1
 
 
+OUTAGE = """
+import { SocketClosedUnexpectedlyError } from '@redis/client'
+import { Patience } from './sagastream/broker.mjs'
+
+const [reader, writer] = [{ isReady: true }, { isReady: true }]
+const patience = new Patience(console.log, new AbortController().signal, [reader, writer])
+const fails = () => { throw new SocketClosedUnexpectedlyError() }
+
+async function failsOnce() {
+  let calls = 0
+  await patience.patiently(() => (calls++ === 0 ? fails() : undefined))
+}
+
+writer.isReady = false
+await failsOnce() // the reader is back first
+await failsOnce() // the writer is not: this is no second outage
+writer.isReady = true
+await patience.patiently(() => undefined)
+await patience.patiently(() => undefined)
+await failsOnce() // this is one
+"""
+
+
+def test_an_outage_is_told_of_once_even_if_one_connection_is_back_before_the_other(sample: Path) -> None:
+    (sample / "outage.mjs").write_text(OUTAGE)
+    ran = subprocess.run(["node", "outage.mjs"], cwd=sample, capture_output=True, text=True, timeout=60, check=True)
+    away, back = "Redis is away (Socket closed unexpectedly); waiting", "Redis is back"
+    assert ran.stdout.splitlines() == [away, back, away, back]
+
+
 @pytest.mark.parametrize("how", SWITCHES)
 def test_a_service_follows_its_address_to_the_new_master(
     request: pytest.FixtureRequest, tmp_path: Path, commands: Commands, node: Node, how: str

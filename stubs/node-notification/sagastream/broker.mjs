@@ -75,6 +75,10 @@ export class Connection {
     })
   }
 
+  get isReady() {
+    return this.#client.isReady
+  }
+
   async call(...words) {
     await this.#settled
     if (this.#fault) throw this.#fault
@@ -111,18 +115,23 @@ export class Connection {
 /** Waits while Redis is away, and says so: once when it goes, once when it is back. */
 export class Patience {
   #say
-  #waiting // the calls that cannot reach Redis
+  #connections
+  #outage // the calls that cannot reach Redis, and whether it was said that it is away
 
-  /** @param stop an AbortSignal; once it is aborted, nobody waits any longer */
-  constructor(say, stop, waiting = new Set()) {
+  /**
+   * @param stop an AbortSignal; once it is aborted, nobody waits any longer
+   * @param connections Redis is back once all of them are: one may come back a while after the other
+   */
+  constructor(say, stop, connections, outage = { calls: new Set(), isTold: false }) {
     this.#say = say
     this.stop = stop
-    this.#waiting = waiting
+    this.#connections = connections
+    this.#outage = outage
   }
 
   /** The same, with another end. */
   until(stop) {
-    return new Patience(this.#say, stop, this.#waiting)
+    return new Patience(this.#say, stop, this.#connections, this.#outage)
   }
 
   /** What `call` returns, however long Redis is away. `call` may be called twice; that must do no harm. */
@@ -131,19 +140,28 @@ export class Patience {
     for (let failures = 1; ; failures += 1) {
       try {
         const answer = await call()
-        if (this.#waiting.delete(me) && this.#waiting.size === 0) this.#say('Redis is back')
+        this.#outage.calls.delete(me)
+        this.#sayIfBack()
         return answer
       } catch (error) {
         if (!isOutage(error) || this.stop.aborted) {
-          this.#waiting.delete(me)
+          this.#outage.calls.delete(me)
           throw error
         }
         if (DEMOTED.test(error.message)) own.forEach(reconnect) // nobody knows which of them the handler has called
-        if (this.#waiting.size === 0) this.#say(`Redis is away (${error.message}); waiting`)
-        this.#waiting.add(me)
+        if (!this.#outage.isTold) this.#say(`Redis is away (${error.message}); waiting`)
+        this.#outage.isTold = true
+        this.#outage.calls.add(me)
         await this.pause(delay(failures))
       }
     }
+  }
+
+  #sayIfBack() {
+    const { calls, isTold } = this.#outage
+    if (!isTold || calls.size > 0 || !this.#connections.every((connection) => connection.isReady)) return
+    this.#outage.isTold = false
+    this.#say('Redis is back')
   }
 
   /** Wait, but stop waiting at the stop. */

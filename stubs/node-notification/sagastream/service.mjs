@@ -179,7 +179,7 @@ class Runner {
     this.#say = (what) => process.stderr.write(`${printable(`service ${service.name} ${consumer}: ${what}`)}\n`)
     this.#service = service
     this.#stop = stop
-    this.#patience = new Patience(this.#say, stop.signal)
+    this.#patience = new Patience(this.#say, stop.signal, [reader, writer])
     const over = new AbortController()
     const end = () => setTimeout(() => over.abort(), GRACE_MS).unref()
     stop.signal.addEventListener('abort', end, { once: true })
@@ -369,7 +369,6 @@ class Runner {
     return published.get(command.type) || null // if it is in no release, nobody can have done it
   }
 
-  /** The reply to a command; undefined: the process stops, and leaves it to another. */
   /** Run a handler, and renew the lease meanwhile: until its answer is not waited for any more, at most for a day. */
   async #handle(entry, command, untilMs) {
     const end = Math.min(untilMs, this.#clock() + LONGEST_MS)
@@ -383,6 +382,7 @@ class Runner {
     }
   }
 
+  /** The reply to a command; undefined: the process stops, and leaves it to another. */
   async #reply(command) {
     const handler = this.#service.handler(command.type, command.compensating)
     if (!handler) {
