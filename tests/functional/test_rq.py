@@ -417,7 +417,7 @@ def test_no_handler_swallows_the_time_limit(stage: Stage) -> None:
 
 def test_a_worker_that_is_killed_with_its_work_horse_is_given_up_and_another_does_it(stage: Stage) -> None:
     worker = stage.fleet.worker()
-    stage.begin("s1", do("wait", timeout_ms=5000, backoff_ms=1))
+    stage.begin("s1", do("wait", backoff_ms=1))
     horse = stage.begun()
     worker.kill()
     os.kill(horse, signal.SIGKILL)
