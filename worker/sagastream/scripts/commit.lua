@@ -50,12 +50,12 @@ end
 
 -- Whether the hash is still the one on which the change was decided.
 local function is_as_it_was(key, version, updated_at)
-  -- pcall: the value at this key may not be a hash; whoever reads the saga reports that
-  local found = redis.pcall('HMGET', key, 'version', 'updated_at')
-  if found[1] == false then
-    -- sagastream did not write a hash that has no version, so it must not write to it
-    return version == '' and redis.call('EXISTS', key) == 0
+  if version == '' then
+    return redis.call('EXISTS', key) == 0
   end
+  -- pcall: the value at this key may not be a hash; whoever reads the saga reports that. Without a version, sagastream
+  -- did not write it, so it must not write to it.
+  local found = redis.pcall('HMGET', key, 'version', 'updated_at')
   return found[1] == version and found[2] == updated_at
 end
 

@@ -21,16 +21,32 @@ for i = 1, #KEYS do
 end
 
 local time = redis.call('TIME')
-local answers, written = { time[1] * 1000 + math.floor(time[2] / 1000) }, {}
+local answers, fields, written = { time[1] * 1000 + math.floor(time[2] / 1000) }, {}, {}
 for at = 2, #ARGV, 4 do
-  local key, tombstone = KEYS[tonumber(ARGV[at])], ARGV[at + 2]
-  if ARGV[at + 3] == '1' then
-    redis.call('HSETNX', key, tombstone, '1')
-    written[key] = true
+  local asked = fields[ARGV[at]] or {}
+  asked[#asked + 1], asked[#asked + 2] = ARGV[at + 1], ARGV[at + 2]
+  fields[ARGV[at]] = asked
+end
+-- What the records hold, by key index and field. One call a hash: a call costs more than a field. A batch has at most
+-- as many commands as one read brings: far fewer than one call can take.
+local known = {}
+for key, asked in pairs(fields) do
+  local found, values = redis.call('HMGET', KEYS[tonumber(key)], unpack(asked)), {}
+  for i = 1, #asked do
+    values[asked[i]] = found[i] or nil
   end
-  local known = redis.call('HMGET', key, ARGV[at + 1], tombstone)
-  if known[1] or known[2] then
-    answers[#answers + 1] = { (at + 2) / 4, known[1], known[2] and 1 or 0 }
+  known[key] = values
+end
+
+for at = 2, #ARGV, 4 do
+  local values, record, tombstone = known[ARGV[at]], ARGV[at + 1], ARGV[at + 2]
+  if ARGV[at + 3] == '1' then
+    local key = KEYS[tonumber(ARGV[at])]
+    redis.call('HSETNX', key, tombstone, '1')
+    values[tombstone], written[key] = values[tombstone] or '1', true
+  end
+  if values[record] or values[tombstone] then
+    answers[#answers + 1] = { (at + 2) / 4, values[record] or false, values[tombstone] and 1 or 0 }
   end
 end
 for key in pairs(written) do

@@ -76,25 +76,65 @@ local function is_newer(record)
   return format and tonumber(format) > 1
 end
 
+-- Where each command's arguments begin; and the fields to look up, by key index.
+local places, fields, last = {}, {}, 4
+while last <= #ARGV do
+  local key = tonumber(ARGV[last + 2])
+  if key > 0 then
+    local asked = fields[key] or {}
+    asked[#asked + 1], asked[#asked + 2] = ARGV[last + 3], ARGV[last + 4]
+    fields[key] = asked
+  end
+  places[#places + 1] = last
+  last = last + 9 + tonumber(ARGV[last + 8])
+end
+
+-- What the records hold, by key index and field. One call a hash: a call costs more than a field. A batch has at most
+-- as many commands as one read brings: far fewer than one call can take.
+local known = {}
+for key, asked in pairs(fields) do
+  local found, values = redis.call('HMGET', KEYS[key], unpack(asked)), {}
+  for i = 1, #asked do
+    values[asked[i]] = found[i] or nil
+  end
+  known[key] = values
+end
+
+-- The entries that this consumer holds, as far as one call finds them: a batch is usually in order, and held whole.
+local held = {}
+local found = #places > 0
+  and redis.pcall('XPENDING', KEYS[1], group, ARGV[4], ARGV[places[#places]], #places, consumer) or {}
+for i = 1, #found do
+  held[found[i][1]] = true
+end
+
 -- Who holds an entry; nil: nobody. Without a group nobody does.
 local function holder_of(id)
+  if held[id] then
+    return consumer
+  end
   local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1)
   return pending[1] and pending[1][2]
 end
 
-local overruled, ids, records = {}, {}, {}
-local number, at = 0, 4
-while at <= #ARGV do
-  local target, key, field, tombstone = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
-  local seen, kind, payload, n = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], tonumber(ARGV[at + 8])
-  local first, last = at + 9, at + 8 + n
-  number = number + 1
-  local known = key > 0 and redis.call('HMGET', KEYS[key], field, tombstone) or {}
-  local record = known[1] or ''
+local overruled, ids, records, appends = {}, {}, {}, {}
+
+-- Record a value; the commands after this one see it.
+local function record_it(key, field, value)
+  local words = records[key] or {}
+  words[#words + 1], words[#words + 2] = field, value
+  records[key], known[key][field] = words, value
+end
+
+for number, at in ipairs(places) do
+  local key, field, tombstone = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
+  local seen, kind, payload = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7]
+  local values = known[key] or {}
+  local record = values[field] or ''
   local before, body, times = read(record, field)
   -- Whether what a handler may have done must not stand: its step has failed, or was undone. This holds even if an `ok`
   -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
-  local is_void = before == 'failed' or known[2]
+  local is_void = before == 'failed' or values[tombstone]
   local may_be_done = tombstone ~= '' and (kind == 'ok' or kind == 'unknown')
   local holder = holder_of(ARGV[at])
   if is_newer(record) then
@@ -108,29 +148,33 @@ while at <= #ARGV do
   else
     local in_doubt = kind == 'failed' and times > 0 and record ~= seen
     if body then
-      ARGV[first + 1] = body
+      ARGV[at + 10] = body
     elseif kind == 'unknown' and tombstone ~= '' then
-      redis.call('HSET', KEYS[key], field, 'unknown ' .. times + 1)
-      records[key] = true
+      record_it(key, field, 'unknown ' .. times + 1)
     elseif (kind == 'ok' or kind == 'failed') and not in_doubt then
-      redis.call('HSET', KEYS[key], field, kind .. ' ' .. payload)
-      records[key] = true
+      record_it(key, field, kind .. ' ' .. payload)
     end
-    if in_doubt then
-      redis.call('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, last))
-    else
-      redis.call('XADD', target, '*', unpack(ARGV, first, last))
-    end
+    appends[#appends + 1], appends[#appends + 2] = at, in_doubt
     if not holder or holder == consumer then
       ids[#ids + 1] = ARGV[at]
     end
   end
-  at = last + 1
 end
-for key in pairs(records) do
+
+-- The records first: what is recorded and not sent is answered when the command is delivered again.
+for key, words in pairs(records) do
+  redis.call('HSET', KEYS[key], unpack(words))
   redis.call('EXPIRE', KEYS[key], kept)
 end
--- At most as many ids as one read brings: far fewer than one call can take.
+for i = 1, #appends, 2 do
+  local at = appends[i]
+  local target, first = KEYS[tonumber(ARGV[at + 1])], at + 9
+  if appends[i + 1] then
+    redis.call('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
+  else
+    redis.call('XADD', target, '*', unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
+  end
+end
 if #ids > 0 then
   redis.call('XACK', KEYS[1], group, unpack(ids))
   redis.call('XDEL', KEYS[1], unpack(ids))
