@@ -1,5 +1,6 @@
 """Real servers and real processes for the tests that need them."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ from support.servers import KINDS, OwnServer, Server, start_server
 pytest_plugins = ["support.running"]
 
 NODE_SAMPLE = Path(__file__).parents[1] / "stubs" / "node-notification"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The homes of embedded servers that a test does not name: not in the folder of the person who runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
 
 # --- servers
 

@@ -498,7 +498,7 @@ def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) ->
     talk = Talk(commands.start("bridge"))
     talk.say("c", {"type": "init", "msg_id": 1})
     talk.hear()
-    home = commands.folder / ".sagastream"
+    home = commands.home
     server = int((home / "valkey.pid").read_text())
     talk.process.send_signal(signal.SIGTERM)
     assert talk.process.wait(20) == 0
@@ -533,7 +533,7 @@ def test_when_the_owner_of_a_home_ends_another_bridge_takes_over(commands: Comma
     code, rest, errors = guest.finish()
     assert (code, rest) == (0, "")
     assert errors == ""
-    broker = Broker(home=commands.folder / ".sagastream")
+    broker = Broker(home=commands.home)
     try:
         for saga_id in "abd":
             state = SagaClient(broker).get(saga_id)

@@ -174,7 +174,7 @@ def test_wrong_usage_is_exit_code_2(commands: Commands, arguments: tuple[str, ..
     done = commands.run(*arguments)
     assert done.returncode == 2
     assert "Error: " in done.stderr
-    assert not (commands.folder / ".sagastream").exists()
+    assert not commands.home.exists()
 
 
 def test_a_broker_that_is_not_there_is_told_of_in_one_line(commands: Commands) -> None:
@@ -237,7 +237,7 @@ def test_up_runs_everything_and_restarts_what_dies(commands: Commands) -> None:
     assert up.stderr is not None
     ready = [up.stderr.readline().split()[0] for _ in range(5)]
     assert sorted(ready) == [b"service"] * 3 + [b"worker"] * 2
-    home = commands.folder / ".sagastream"
+    home = commands.home
     given = json.dumps(GOOD)
     assert commands.run("begin", "-", "--wait", given=given).returncode == 0
 
@@ -304,7 +304,7 @@ def test_sigterm_leaves_no_server_behind(commands: Commands, arguments: tuple[st
     process.stdin.write(json.dumps(GOOD).encode())
     if arguments[0] == "begin":
         process.stdin.close()
-    home = commands.folder / ".sagastream"
+    home = commands.home
     until(lambda: (home / "valkey.pid").exists() and (home / "valkey.pid").read_text().strip(), what="the server runs")
     pid = int((home / "valkey.pid").read_text())
     process.send_signal(signal.SIGTERM)
@@ -315,7 +315,7 @@ def test_sigterm_leaves_no_server_behind(commands: Commands, arguments: tuple[st
 @pytest.mark.parametrize("command", ["worker", "bridge", "up"])
 def test_nohup_is_heeded(commands: Commands, command: str) -> None:
     process = commands.start(command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    home = commands.folder / ".sagastream"
+    home = commands.home
     until((home / "valkey.pid").exists, what="the server runs")
     process.send_signal(signal.SIGHUP)
     for _ in range(3):
@@ -326,7 +326,7 @@ def test_nohup_is_heeded(commands: Commands, command: str) -> None:
 @pytest.mark.parametrize("command", ["worker", "bridge", "up"])
 def test_a_burst_of_signals_ends_a_process(commands: Commands, command: str) -> None:
     process = commands.start(command)
-    home = commands.folder / ".sagastream"
+    home = commands.home
     until(lambda: (home / "valkey.pid").exists() and (home / "valkey.pid").read_text().strip(), what="the server runs")
     pid = int((home / "valkey.pid").read_text())
     for _ in range(10):
@@ -353,7 +353,7 @@ def test_the_demonstration_erases_nothing_of_the_users(commands: Commands) -> No
 
 
 def test_the_demonstration_leaves_a_store_in_use_alone(commands: Commands) -> None:
-    up = commands.start("up", env={"SAGASTREAM_HOME": ".sagastream/demo"})
+    up = commands.start("up", env={"SAGASTREAM_HOME": str(commands.home / "demo")})
     assert up.stdout is not None
     up.stdout.readline()
     done = commands.run("demo")
@@ -380,7 +380,7 @@ def test_the_demonstration_shows_every_message_and_can_be_repeated(commands: Com
         assert sum("<-" in line for line in lines) == 9
         assert '  <- payment    step 2  ChargePayment_ok         result {"payment_id": "p1"}' in lines
         assert "  step1.status                 COMPENSATED" in lines
-    shown = commands.run("show", "saga44", SAGASTREAM_HOME=".sagastream/demo")
+    shown = commands.run("show", "saga44", SAGASTREAM_HOME=str(commands.home / "demo"))
     assert "saga44  ABORTED" in shown.stdout
 
 
@@ -439,7 +439,7 @@ def test_an_interrupt_at_any_time_ends_the_demonstration_in_order(commands: Comm
     assert "Traceback" not in said
     assert "KeyboardInterrupt" not in said
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-    assert not EmbeddedServer(commands.folder / ".sagastream" / "demo").is_running
+    assert not EmbeddedServer(commands.home / "demo").is_running
 
 
 def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Commands) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sagastream.broker.home import home_of
+
 #: The command `sagastream` of the environment that the tests run in.
 SAGASTREAM = str(Path(sys.executable).with_name("sagastream"))
 
@@ -24,11 +26,17 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "cwd"
         self.folder.mkdir()
+        self.state = folder / "state"
         self.running: list[subprocess.Popen[bytes]] = []
 
     def environment(self, **changes: str) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "SAGASTREAM_HOME", "NO_COLOR")}
-        return env | changes
+        return env | {"XDG_STATE_HOME": str(self.state)} | changes
+
+    @property
+    def home(self) -> Path:
+        """The home of those that name none: that of the folder in which they run."""
+        return home_of(self.folder.resolve(), self.state)
 
     def start(
         self, *arguments: str, program: Sequence[str] = (SAGASTREAM,), **options: Any

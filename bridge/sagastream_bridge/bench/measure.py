@@ -97,10 +97,9 @@ class Measurement:
 
     def _settings(self) -> dict[str, Any]:
         info: Any = self._client.info("server")
-        fsync: Any = self._client.config_get("appendfsync")
         return {
             "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
-            "appendfsync": fsync.get("appendfsync"),
+            "appendfsync": self._broker.appendfsync(),
             "workers": self._workers,
             "sagas": self._sagas,
             "rounds": self._rounds,

@@ -15,8 +15,9 @@ from sagastream_bridge.commands.check_service import check_service
 def cli() -> None:
     """Sagas over Redis streams.
 
-    The broker is REDIS_URL or, if that is not set, an embedded Valkey whose data live in SAGASTREAM_HOME (by default
-    .sagastream in the current folder). Commands that share a home share its server.
+    The broker is REDIS_URL or, if that is not set, an embedded Valkey whose data live in SAGASTREAM_HOME. By default
+    that is a folder in ~/.local/state/sagastream, one for each folder in which you work. Commands that share a home
+    share its server.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the saga was aborted or is parked.
     """

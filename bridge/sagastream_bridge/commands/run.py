@@ -4,11 +4,12 @@ import contextlib
 import gc
 import os
 import select
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -124,8 +125,8 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
     _check_where(where)
     stop = stop_event(until_eof)
-    sys.path.insert(0, str(Path.cwd()))
     with opened() as broker:
+        _look_here([where])
         if reload:
             from sagastream_bridge.local.reload import run_again_when_changed
 
@@ -165,7 +166,7 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     with opened() as broker:
         from sagastream.rq_steps.worker import run_worker
 
-        sys.path.insert(0, str(Path.cwd()))
+        _look_here(services)
         threading.Thread(target=_tend, args=(broker, until_eof), daemon=True).start()
         run_worker(broker, services)
 
@@ -195,7 +196,7 @@ def up(workers: int, services: tuple[str, ...], retention_days: float, aborted_r
         from sagastream_bridge.local.stack import SAMPLES, Stack
 
         layout.check(broker)
-        sys.path.insert(0, str(Path.cwd()))
+        _look_here(services)
         on_rq = []
         for where in services:
             (loaded := load_service(where)).publishes()
@@ -208,7 +209,8 @@ def up(workers: int, services: tuple[str, ...], retention_days: float, aborted_r
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
         click.echo(f"broker   {broker.shown_url}")
         if broker.embedded is not None:
-            click.echo(f"look     redis-cli -p {broker.embedded.port}")
+            click.echo(safe(f"home     {broker.embedded.home}"))
+            click.echo(safe(f"look     redis-cli -s {shlex.quote(str(broker.embedded.socket_path))}"))
         click.echo("stop     Ctrl-C")
         try:
             while not stop.is_set():
@@ -284,6 +286,13 @@ def _tend(broker: "Broker", until_eof: bool) -> None:
             time.sleep(1.0)
         with contextlib.suppress(BrokerError):
             broker.restore()
+
+
+def _look_here(services: Sequence[str]) -> None:
+    """Let services be found in the current folder: whoever names one of theirs trusts that folder. Who runs only ours
+    does not, so no module of that folder must be imported in the place of ours, or of those that we use."""
+    if any(where.partition(".")[0] not in ("sagastream_stubs", "sagastream_bridge") for where in services):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _check_where(where: str) -> None:

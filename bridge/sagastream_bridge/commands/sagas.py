@@ -90,6 +90,8 @@ def show(saga_id: str, as_json: bool) -> None:
         else:
             for line in views.saga(found.state, found.now_ms, found.notes, found.causes):
                 click.echo(line)
+            if broker.embedded is not None:
+                click.echo(safe(f"  store    {broker.store}"))
 
 
 @click.command("list")

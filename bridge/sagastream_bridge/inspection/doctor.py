@@ -46,6 +46,7 @@ __all__ = ["OK", "PROBLEM", "REPAIRED", "WARNING", "Doctor", "Finding"]
 class Doctor:
     def __init__(self, broker: Broker, *, repair: bool = False) -> None:
         """`repair`: set right what can be set right; else only report it. Raises StoreMismatch."""
+        self._broker = broker
         self._client = broker.client
         self._keys = layout.look(broker)
         self._sagas = SagaCheck(self._client, self._keys, repair=repair)
@@ -93,11 +94,7 @@ class Doctor:
             yield self._fsync()
 
     def _fsync(self) -> Finding:
-        try:
-            found: Any = self._client.config_get("appendfsync")
-        except redis.ResponseError:
-            found = {}
-        if (mode := found.get("appendfsync")) is None:
+        if (mode := self._broker.appendfsync()) is None:
             return warning("durability", "appendonly is on; the server does not say with which appendfsync")
         if mode != "always":
             return warning("durability", f"appendfsync is {mode}: a power cut loses what was accepted last; set always")

@@ -1,15 +1,16 @@
 """The demonstration: three sagas on their own broker, with every message as it comes."""
 
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.exchange import run
+from sagastream.broker.home import HOME_VARIABLE, default_home, named_home
 from sagastream.client.blocking import SagaClient
 from sagastream.console import printable
 from sagastream.core.parsing import parse_begin
@@ -53,7 +54,7 @@ _SAGAS: Final = (
 
 def demonstrate(write: Write) -> None:
     """Run it in `demo` below the home, from scratch each time. The data stay there, for people to look at."""
-    home = Path(os.environ.get("SAGASTREAM_HOME") or ".sagastream") / "demo"
+    home = (named_home() or default_home()) / "demo"
     EmbeddedServer(home).erase()
     broker = Broker(home=home)
     stack = Stack(broker, workers=1, services=tuple(SAMPLES.values()), log_dir=home)
@@ -71,8 +72,9 @@ def demonstrate(write: Write) -> None:
         stack.stop()
         broker.close()
     write("See for yourself:")
-    write(f"  SAGASTREAM_HOME={home} sagastream show saga44")
-    write(f"  SAGASTREAM_HOME={home} sagastream up       # and in another terminal:")
+    there = f"{HOME_VARIABLE}={shlex.quote(str(home))}"
+    write(f"  {there} sagastream show saga44")
+    write(f"  {there} sagastream up       # and in another terminal:")
     write(f"  {_redis_cli(broker)} HGETALL '{key}'")
 
 
@@ -109,4 +111,4 @@ def _redis_cli(broker: Broker) -> str:
     assert broker.embedded is not None
     path = broker.embedded.socket_path
     short = os.path.relpath(path)
-    return f"redis-cli -s {short if len(short) < len(str(path)) else path}"
+    return f"redis-cli -s {shlex.quote(short if len(short) < len(str(path)) else str(path))}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from sagastream.broker.connection import PREFIX_VARIABLE, Broker
+from sagastream.broker.home import open_private
 from sagastream.core.backoff import delay
 from sagastream.telemetry import Log
 
@@ -86,12 +87,16 @@ class Stack:
 
     def _start(self, child: _Child) -> None:
         child.started = time.monotonic()
-        log = None if self._log_dir is None else (self._log_dir / f"{child.name}.log").open("ab")
+        log = None if self._log_dir is None else _log(self._log_dir / f"{child.name}.log")
         try:
             child.process = spawn(self._broker, child.arguments, log)
         finally:
             if log is not None:
                 log.close()
+
+
+def _log(path: Path) -> IO[bytes]:
+    return os.fdopen(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 
 def spawn(
@@ -100,8 +105,9 @@ def spawn(
     """Start `sagastream ARGUMENTS` on this broker: a command that ends when its standard input ends. Its output goes to
     `log`, by default to our stderr. `env` is added to its environment."""
     said = log or sys.stderr
+    # -P: a module of the current folder must not stand in for one of ours, or of those that we use.
     return subprocess.Popen(
-        [sys.executable, "-m", "sagastream_bridge.commands.main", *arguments, "--until-eof"],
+        [sys.executable, "-P", "-m", "sagastream_bridge.commands.main", *arguments, "--until-eof"],
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=said,

