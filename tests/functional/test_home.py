@@ -22,7 +22,7 @@ from sagastream.broker.embedded import EmbeddedServer
 from sagastream.errors import BrokerError
 from support.needs import missing
 from support.processes import Commands
-from support.servers import alive
+from support.servers import Server, alive
 from support.waiting import takes_less_than, until
 
 #: A user who is somebody else.
@@ -407,6 +407,92 @@ def test_another_users_shell_reaches_neither_home_nor_server(open_folder: Path) 
     assert broker.client.info("server")["tcp_port"] == 0
     assert broker.client.xlen("saga:{0}:requests") == 1
     broker.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_port_that_was_asked_for_needs_a_password_that_no_other_user_can_read(open_folder: Path) -> None:
+    home, port = open_folder / "home", free_port()
+    broker = Broker(home=home, port=port)
+    assert broker.embedded is not None
+    password = (home / "password").read_text().strip()
+    assert len(password) == 64
+    assert password not in f"{broker.shown_url} {broker.store}"
+    broker.client.set("key", "value")
+    for script, said in (
+        (f"redis-cli -p {port} FLUSHALL", "NOAUTH"),
+        (f"redis-cli -p {port} CONFIG GET requirepass", "NOAUTH"),
+        (f"redis-cli -p {port} -a '' --no-auth-warning GET key", "NOAUTH"),
+        (f"redis-cli -p {port} --user default --pass default --no-auth-warning GET key", "WRONGPASS"),
+        (f"cat {home}/password", "ermission denied"),
+        (f"redis-cli -s {broker.embedded.socket_path} PING", "ermission denied"),
+        ("cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c unix://:", "0\n"),
+    ):
+        assert said in as_nobody(f"{script} 2>&1").stdout, script
+    assert password not in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    (listens,) = (
+        line for line in Path("/proc/net/tcp").read_text().splitlines() if f":{port:04X} 00000000:0000" in line
+    )
+    assert listens.split()[1].startswith("0100007F:")
+    assert broker.client.get("key") == b"value"
+    broker.close()
+
+
+def test_whoever_uses_a_home_with_a_port_has_its_password(commands: Commands) -> None:
+    port = free_port()
+    up = commands.start("up", "--port", str(port), "--workers", "1")
+    assert up.stdout is not None
+    said = {line.split()[0]: line.decode() for line in (up.stdout.readline() for _ in range(5))}
+    assert said[b"broker"] == f"broker   unix://:***@{said[b'look'].split()[-1]}\n"
+    password = (commands.home / "password").read_text().strip()
+    assert password not in "".join(said.values())
+    for line in (said[b"look"], said[b"port"].split(": ")[1].strip() + "; redis-cli -u $REDIS_URL"):
+        script = line.removeprefix("look     ").strip() + " PING"
+        assert subprocess.check_output(["sh", "-c", script], text=True, stderr=subprocess.DEVNULL) == "PONG\n", script
+    given = json.dumps({"saga_id": "s1", "steps": [{
+        "transaction": "ReserveInventory", "service": "inventory", "params": {"sku": "abc123", "quantity": 1},
+    }]})  # fmt: skip
+    assert commands.run("begin", "-", "--wait", given=given).stdout == "s1 COMPLETED\n"
+    other = commands.run("up", "--port", str(free_port()))
+    assert other.returncode == 1
+    assert f"the Valkey of {commands.home} runs at port {port}: end those who use it first" in other.stderr
+    server = int((commands.home / "valkey.pid").read_text())
+    os.kill(server, signal.SIGKILL)  # its owner starts it again, as it was
+    done = commands.run("begin", "-", "--wait", given=given.replace("s1", "s2"))
+    assert (done.returncode, done.stdout) == (0, "s2 COMPLETED\n")
+    assert (commands.home / "password").read_text().strip() == password
+    up.terminate()
+    up.wait(30)
+    assert commands.run("list").returncode == 0
+    assert not (commands.home / "port").exists()
+
+
+def test_a_port_that_is_taken_is_told_of_and_forgotten(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(BrokerError, match=r"stopped with exit code 1: .*port"):
+            Broker(home=home, port=taken.getsockname()[1])
+        Broker(home=home).close()
+
+
+def test_a_port_and_a_password_that_were_put_into_a_home_are_not_used(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    (home / "port").write_text(f"{free_port()}\n")
+    (home / "password").write_text("known\n")
+    broker = Broker(home=home)
+    assert broker.client.info("server")["tcp_port"] == 0
+    broker.close()
+
+
+def test_a_port_is_not_for_a_server_of_ones_own(server: Server, commands: Commands) -> None:
+    done = commands.run("up", "--port", "6390", REDIS_URL=server.url)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "a port is for the embedded Valkey" in done.stderr
 
 
 def test_another_user_cannot_play_the_server_of_a_long_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 @contextmanager
-def opened(*, create: bool = True) -> "Iterator[Broker]":
+def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]":
     """The broker that the environment names, open while a command runs. `create`: make the store of an embedded broker
-    if there is none; a command that only looks, or acts on what is there, does not."""
+    if there is none; a command that only looks, or acts on what is there, does not. `port`: see Broker."""
     with orderly():
         import redis
 
@@ -33,7 +33,7 @@ def opened(*, create: bool = True) -> "Iterator[Broker]":
 
         broker = None
         try:
-            broker = Broker(create=create)
+            broker = Broker(create=create, port=port)
             yield broker
         except redis.TimeoutError as error:  # whose text does not say which broker it is
             where = "" if broker is None else f" of {broker.store}"

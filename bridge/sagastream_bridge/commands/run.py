@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -180,14 +180,25 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     metavar="MODULE:NAME",
     help="A service to run instead of the three samples; may be given several times.",
 )
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="Let the embedded broker also listen at this port of 127.0.0.1, with a password.",
+)
 @logged
 @_retention
-def up(workers: int, services: tuple[str, ...], retention_days: float, aborted_retention_days: float | None) -> None:
+def up(
+    workers: int,
+    services: tuple[str, ...],
+    port: int | None,
+    retention_days: float,
+    aborted_retention_days: float | None,
+) -> None:
     """Run everything: the broker, workers, services. A process that dies is started again."""
     for where in services:
         _check_where(where)
     stop = stop_event()
-    with opened() as broker:
+    with opened(port=port) as broker:
         from sagastream.broker.outage import Outage
         from sagastream.service.loading import load_service
 
@@ -207,11 +218,8 @@ def up(workers: int, services: tuple[str, ...], retention_days: float, aborted_r
             os.environ[_ABORTED_VARIABLE] = str(aborted_retention_days)
         outage = Outage(broker, "sagastream up", stop)
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
-        click.echo(f"broker   {broker.shown_url}")
-        if broker.embedded is not None:
-            click.echo(safe(f"home     {broker.embedded.home}"))
-            click.echo(safe(f"look     redis-cli -s {shlex.quote(str(broker.embedded.socket_path))}"))
-        click.echo("stop     Ctrl-C")
+        for line in _where(broker):
+            click.echo(safe(line))
         try:
             while not stop.is_set():
                 outage.restore()
@@ -286,6 +294,21 @@ def _tend(broker: "Broker", until_eof: bool) -> None:
             time.sleep(1.0)
         with contextlib.suppress(BrokerError):
             broker.restore()
+
+
+def _where(broker: "Broker") -> Iterator[str]:
+    """Where the broker of `up` is, and how to look at it and stop it. Its password is named by its file: these lines
+    may be kept in a log, and everybody can read the arguments of a command."""
+    yield f"broker   {broker.shown_url}"
+    if (server := broker.embedded) is not None:
+        yield f"home     {server.home}"
+        auth = ""
+        if server.password:
+            file = shlex.quote(str(server.home / "password"))
+            yield f"port     127.0.0.1:{server.port}: REDIS_URL=redis://default:$(cat {file})@127.0.0.1:{server.port}"
+            auth = f"REDISCLI_AUTH=$(cat {file}) "
+        yield f"look     {auth}redis-cli -s {shlex.quote(str(server.socket_path))}"
+    yield "stop     Ctrl-C"
 
 
 def _look_here(services: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ def test_a_folder_that_is_not_there_belongs_to_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["plain", "with space", 'quoted "it" \\ $HOME', "line\nport 6390", "ünï"])
 def test_a_path_cannot_change_the_settings_of_the_server(tmp_path: Path, name: str) -> None:
     home = Home(tmp_path / name)
-    said = _settings(home, home / "valkey.sock").decode("ascii").splitlines()
+    said = _settings(home, {"unixsocket": home / "valkey.sock"}).decode("ascii").splitlines()
     assert [line for line in said if line.startswith("port ")] == ['port "0"']
     (folder,) = (line.removeprefix("dir ") for line in said if line.startswith("dir "))
     quoted = folder[1:-1].encode("ascii").decode("unicode_escape").encode("latin-1")

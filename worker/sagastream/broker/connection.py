@@ -56,6 +56,7 @@ class Broker:
         *,
         prefix: str | None = None,
         create: bool = True,
+        port: int | None = None,
     ) -> None:
         """Open the broker that the environment names, or another one.
 
@@ -66,10 +67,12 @@ class Broker:
             prefix: of the store's keys, 1 to 32 characters of a-z 0-9 _ -; by default SAGASTREAM_PREFIX, else `saga`.
                 Stores with different prefixes share a server, and do not see each other.
             create: make the store of the home if there is none yet; False: raise BrokerError.
+            port: let the embedded Valkey also listen at this port of 127.0.0.1, with a password. By default it is
+                reached by its socket alone.
 
         Raises:
-            BrokerError: the url or the prefix is unusable, the embedded server does not start, or others may write
-                into the home.
+            BrokerError: the url or the prefix is unusable, the embedded server does not start or runs without this
+                port, there is none because there is a url, or others may write into the home.
         """
         self.prefix = prefix or os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
         if not _PREFIX.fullmatch(self.prefix):
@@ -85,14 +88,17 @@ class Broker:
         #: How many connections the client has opened so far. If the server restarts between two commands, nothing
         #: fails: the client opens another connection, and only this number tells of it.
         self.connections = 0
+        if url and port is not None:
+            raise BrokerError("a port is for the embedded Valkey, and the broker is another one, since there is a url")
         if not url:
-            self.embedded = EmbeddedServer(Path(home) if home else _home(create=create))
+            self.embedded = EmbeddedServer(Path(home) if home else _home(create=create), port=port)
             if not create and not self.embedded.has_data:
                 raise BrokerError(_no_store(self.embedded.home))
         try:
             if self.embedded is not None:
                 self.embedded.ensure()
-                url = f"unix://{quote(str(self.embedded.socket_path))}"
+                user = f":{password}@" if (password := self.embedded.password) else ""
+                url = f"unix://{user}{quote(str(self.embedded.socket_path))}"
             assert url
             self.url = url
             named = _GIVEN if given else "REDIS_URL"

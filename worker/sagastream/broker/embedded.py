@@ -9,7 +9,9 @@ There are three locks. The kernel releases a lock when its holder dies, however 
 So there is never a second server on the same data, and a crash leaves nothing to clean up by hand. If the owner is
 gone, another user becomes the owner. No process is ended because its number stands in a file.
 
-The server has no TCP port. It is reached by its socket, which is for its user alone, as the home is; see home.py.
+The server is reached by its socket, which is for its user alone, as the home is; see home.py. Everybody on the machine
+can reach a port, so it has one only if somebody asks for it. Then whoever talks to the server needs its password. Port
+and password stand in the home for as long as anybody uses the server, or it runs.
 
 A process leaves when it says so, when nothing refers to the server any more, or when the interpreter ends: a client
 that was made at import is closed by nobody. Only a process that is killed, or calls os._exit, does not leave.
@@ -19,6 +21,7 @@ import atexit
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -57,8 +60,10 @@ _USED: Final["weakref.WeakSet[EmbeddedServer]"] = weakref.WeakSet()
 class EmbeddedServer:
     """The server of one home. `owned`: this process has to start it again when it dies."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, port: int | None = None) -> None:
+        """`port`: let the server also listen at this port of 127.0.0.1."""
         self.home = Home(home)
+        self._asked_port = port
         self._users_fd: int | None = None
         self._owner_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,6 +89,16 @@ class EmbeddedServer:
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and (folder := self.home.read("socket")):
             return Path(folder) / path.name
         return path
+
+    @property
+    def port(self) -> str | None:
+        """The port of 127.0.0.1 at which the server listens, too, or will when it starts again; None: at none."""
+        return self.home.read("port")
+
+    @property
+    def password(self) -> str | None:
+        """What the server asks of everybody, since it has a port; None: nothing."""
+        return self.home.read("password") if self.port else None
 
     @property
     def has_data(self) -> bool:
@@ -124,6 +139,9 @@ class EmbeddedServer:
             time.sleep(_POLL_S)
         self._has_answered = True
         self._take_ownership()
+        if self._asked_port is not None and self.port != str(self._asked_port):
+            at = f"at port {self.port}" if self.port else "without a port"
+            raise BrokerError(f"the Valkey of {self.home} runs {at}: end those who use it first, then ask for a port")
 
     def leave(self) -> None:
         """Use the server no more. The last user to leave stops it."""
@@ -183,6 +201,9 @@ class EmbeddedServer:
         """A descriptor that holds a share of the lock of all users. Waits for a process that is just stopping the
         server."""
         fd = self.home.open("users.lock", os.O_RDWR | os.O_CREAT)
+        if try_lock(fd) and not self.is_running:  # a port was asked for by those before us
+            self.home.remove("port")
+            self.home.remove("password")
         while not try_share(fd):
             if time.monotonic() > deadline:
                 os.close(fd)
@@ -239,7 +260,13 @@ class EmbeddedServer:
             self.home.check_data("appendonlydir")
             self.home.remove("valkey.pid")  # of a server that was killed
             self._make_socket_folder()
-            self._process = launch(self.home, self.socket_path, life_fd, plain=self._is_plain)
+            if self._asked_port is not None and self.port != str(self._asked_port):
+                self.home.write("password", f"{secrets.token_hex(32)}\n")
+                self.home.write("port", f"{self._asked_port}\n")
+            settings: dict[str, object] = {"unixsocket": self.socket_path}
+            if password := self.password:
+                settings |= {"port": self.port, "bind": "127.0.0.1", "requirepass": password}
+            self._process = launch(self.home, settings, life_fd, plain=self._is_plain)
         finally:
             os.close(life_fd)
 
@@ -264,6 +291,9 @@ class EmbeddedServer:
         says nothing for so many seconds."""
         try:
             with self._connected(silent_s) as connection:
+                if password := self.password:
+                    connection.sendall(f"AUTH {password}\r\n".encode())
+                    connection.recv(64)
                 connection.sendall(b"PING\r\n")
                 return connection.recv(64)
         except TimeoutError:

