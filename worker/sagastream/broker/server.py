@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 #: The least version; Valkey names the version of Redis that it is like.
-_OLDEST: Final = 7
+OLDEST: Final = 7
 #: Servers that cannot be used yet, by their mode.
 _UNUSABLE: Final = {
     "cluster": "names a node of a cluster, which sagastream cannot use yet; name a single server",
@@ -45,7 +45,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problem(self) -> str | None:
         """Why it cannot be used at all; None: it can. The text follows the name of the server."""
-        if int(self.version.split(".", maxsplit=1)[0]) < _OLDEST:
+        if int(self.version.split(".", maxsplit=1)[0]) < OLDEST:
             return f"names a server that is too old: {self.version}; sagastream needs Redis 7.0 or Valkey 8 or later"
         return unusable(self.mode)
 
