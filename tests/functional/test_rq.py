@@ -893,8 +893,8 @@ def test_a_dispatcher_whose_last_job_has_ended_sends_what_waits_though_the_broke
         dispatcher.send(delivery)
     for delivery in out:
         done = reply_to(delivery.command, ok("Do"))
-        stage.runner._inbox.answer(delivery, Answer(done, "ok"))
-    stage.runner._inbox.send()
+        stage.runner._inbox.outbox.answer(delivery, Answer(done, "ok"))
+    stage.runner._inbox.outbox.send()
     with monkeypatch.context() as cut:
         cut.setattr(dispatcher._jobs, "enqueue", Mock(side_effect=redis.ConnectionError))
         with pytest.raises(redis.ConnectionError):

@@ -22,7 +22,7 @@ from sagastream.core.saga import SagaStatus
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, RUN, Answer
 from sagastream.errors import ServiceError
 from sagastream.service import runner as service_runner
-from sagastream.service.inbox import Delivery
+from sagastream.service.delivery import Delivery
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
 from sagastream.store.quarantine import Quarantine
@@ -85,8 +85,8 @@ def test_what_was_answered_first_stays_the_answer(scene: Scene) -> None:
 
     until(heir_answers, what="the heir answers")
     late = reply_to(held.command, ok("Do"), result=b'"late"')
-    scene.runner._inbox.answer(held, Answer(late, "ok"))
-    scene.runner._inbox.send()
+    scene.runner._inbox.outbox.answer(held, Answer(late, "ok"))
+    scene.runner._inbox.outbox.send()
     assert [reply["result"] for reply in replies(scene)] == ["other", "other"]
     assert scene.play("s1").steps[0].result == b'"other"'
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import sessionmaker
 
 from sagastream import Context, Effects, Reject, Service
 from sagastream.effects import once
-from sagastream.service.inbox import CommandInbox
+from sagastream.service.outbox import Outbox
 
 #: The ways to keep books: what opens a connection, and to what.
 WAYS: Final = (
@@ -140,7 +140,7 @@ _in_hand: list[tuple[Any, Context]] = []
 
 
 def _points_beyond_handlers() -> None:
-    settle, release, send = once._settle, once._release, CommandInbox.send
+    settle, release, send = once._settle, once._release, Outbox.send
 
     def settle_and(*arguments: Any) -> None:
         settle(*arguments)
@@ -151,7 +151,7 @@ def _points_beyond_handlers() -> None:
         if _is_undo(_in_hand[-1][1]):
             _at("before the commit", *_in_hand[-1])
 
-    def send_between(self: CommandInbox, ahead: int = 0) -> Any:
+    def send_between(self: Outbox, ahead: int = 0) -> Any:
         if not self._ready:
             return send(self, ahead)
         for called in _in_hand:
@@ -164,7 +164,7 @@ def _points_beyond_handlers() -> None:
 
     once._settle = settle_and  # type: ignore[assignment]
     once._release = release_and  # type: ignore[assignment]
-    CommandInbox.send = send_between  # type: ignore[method-assign]
+    Outbox.send = send_between  # type: ignore[method-assign]
 
 
 def make_service(way: str, where: str) -> Service:

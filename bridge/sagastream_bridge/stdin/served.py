@@ -17,7 +17,8 @@ from sagastream.core.parsing import parse_reply
 from sagastream.core.service_rules import RUN, Answer, Undo
 from sagastream.core.strict_json import decode
 from sagastream.service.declaration import LEASE_MS
-from sagastream.service.inbox import CommandInbox, Delivery
+from sagastream.service.delivery import Delivery
+from sagastream.service.inbox import CommandInbox
 from sagastream.service.loading import load_service
 from sagastream.store import layout, published
 from sagastream.store.keys import StoreKeys
@@ -65,12 +66,12 @@ class ServedService:
             else:
                 delivery = self._release(at)
                 reply = replace(reply, attempt=delivery.command.attempt)
-                self._inbox.answer(delivery, Answer(reply, service_rules.kind(delivery.command, reply)))
+                self._inbox.outbox.answer(delivery, Answer(reply, service_rules.kind(delivery.command, reply)))
 
     def send(self) -> None:
         """Send what was taken. If this raises redis.RedisError, call it again."""
         with self._lock:
-            while overruled := self._inbox.send():
+            while overruled := self._inbox.outbox.send():
                 # The step was undone meanwhile. The player of the service has seen both lines, and must undo the
                 # effect.
                 for delivery in overruled:
@@ -97,7 +98,7 @@ class ServedService:
 
     def _refuse(self, delivery: Delivery) -> None:
         assert isinstance(delivery.todo, Undo)
-        self._inbox.answer(delivery, delivery.todo.answer)
+        self._inbox.outbox.answer(delivery, delivery.todo.answer)
 
     def _give_out(self, delivery: Delivery) -> None:
         with self._lock:

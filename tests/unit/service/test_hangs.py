@@ -10,9 +10,9 @@ from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import LONGEST_S, RUN, Run, Undo, is_overdue, refusal
 from sagastream.service.declaration import Context, Service
+from sagastream.service.delivery import Delivery
 from sagastream.service.hangs import Hangs
 from sagastream.service.in_flight import Held, InFlight
-from sagastream.service.inbox import Delivery
 from sagastream.service.report import ServiceReport
 from sagastream.store.running import OLDEST, Busy, LongRun
 from support.stores import ONLY

@@ -9,8 +9,8 @@ from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import State
 from sagastream.service.declaration import Context, Registration
+from sagastream.service.delivery import Delivery
 from sagastream.service.in_flight import Held, InFlight
-from sagastream.service.inbox import Delivery
 from support.stores import ONLY
 
 

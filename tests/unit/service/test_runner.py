@@ -23,8 +23,10 @@ from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
 from sagastream.log_output import TextLines
 from sagastream.service.declaration import Context, Handler, Service
+from sagastream.service.delivery import Delivery
 from sagastream.service.handlers import Interrupted
-from sagastream.service.inbox import CommandInbox, Delivery, _Quarantined
+from sagastream.service.inbox import CommandInbox
+from sagastream.service.outbox import Outbox, _Quarantined
 from sagastream.service.records import Records
 from sagastream.service.runner import GRACE_S, ServiceRunner
 from sagastream_bridge.commands.main import cli
@@ -39,39 +41,15 @@ from support.waiting import until
 NOW_MS = 1_700_000_000_000
 
 
-class Post(CommandInbox):
-    """An inbox that gets its commands from the test, and keeps the answers that are sent. `overrules`: the numbers of
-    entries whose answers the broker overrules."""
+class Sent(Outbox):
+    """An outbox that keeps the answers that are sent. `overrules`: the numbers of entries whose answers the broker
+    overrules."""
 
-    def __init__(
-        self, *commands: Command, again: bool = False, taken_over: bool = False, overrules: tuple[int, ...] = ()
-    ) -> None:
-        stream = ONLY.commands("payment")
-        self._unread = [
-            Delivery.of(
-                Entry(stream=stream, id=b"%d-0" % number, fields={}, again=again, taken_over=taken_over), command, ONLY
-            )
-            for number, command in enumerate(commands, 1)
-        ]
-        self._observer = None
+    def __init__(self, overrules: tuple[int, ...]) -> None:
         self._overrules = {b"%d-0" % number for number in overrules}
         self._lock = threading.Lock()
         self._ready = []
-        self._records = Records.__new__(Records)
-        self._records._ahead_ms = NOW_MS - time.monotonic() * 1000
-        self.heard_s = time.monotonic()
         self.sent: list[tuple[bytes, Reply, str]] = []
-        self.renewed: list[bytes] = []
-        self.handed_back: list[bytes] = []
-        self.published_fields: dict[str, str] = {}  # what the service publishes
-        self.counts: list[int] = []  # how many were asked for
-
-    def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
-        self.counts.append(count)
-        if not self._unread:
-            time.sleep(block_ms / 1000)
-        read, self._unread = self._unread[:count], self._unread[count:]
-        return read
 
     def send(self, ahead: int = 0) -> list[Delivery]:
         overruled = []
@@ -87,6 +65,38 @@ class Post(CommandInbox):
                 self.sent.append((delivery.entry.id, answer.reply, answer.kind))
         self._ready = []
         return overruled
+
+
+class Post(CommandInbox):
+    """An inbox that gets its commands from the test; `overrules` as for its outbox."""
+
+    def __init__(
+        self, *commands: Command, again: bool = False, taken_over: bool = False, overrules: tuple[int, ...] = ()
+    ) -> None:
+        stream = ONLY.commands("payment")
+        self._unread = [
+            Delivery.of(
+                Entry(stream=stream, id=b"%d-0" % number, fields={}, again=again, taken_over=taken_over), command, ONLY
+            )
+            for number, command in enumerate(commands, 1)
+        ]
+        self._observer = None
+        self.outbox = outbox = Sent(overrules)
+        self.sent = outbox.sent
+        self._records = Records.__new__(Records)
+        self._records._ahead_ms = NOW_MS - time.monotonic() * 1000
+        self.heard_s = time.monotonic()
+        self.renewed: list[bytes] = []
+        self.handed_back: list[bytes] = []
+        self.published_fields: dict[str, str] = {}  # what the service publishes
+        self.counts: list[int] = []  # how many were asked for
+
+    def read(self, block_ms: int, count: int = 0) -> list[Delivery]:
+        self.counts.append(count)
+        if not self._unread:
+            time.sleep(block_ms / 1000)
+        read, self._unread = self._unread[:count], self._unread[count:]
+        return read
 
     def renew(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
         self.renewed += [delivery.entry.id for delivery in deliveries]
@@ -125,6 +135,7 @@ class Nowhere:
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
     runner._inbox = runner._maintenance._inbox = runner._executor._inbox = runner._executor._others._inbox = post
+    runner._executor._outbox = post.outbox
     return runner
 
 

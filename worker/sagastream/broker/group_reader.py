@@ -295,6 +295,15 @@ class GroupReader:
         return entries
 
 
+def in_all(count: int) -> Counts:
+    """At most about so many entries in all, of all streams."""
+
+    def counts(streams: Sequence[str]) -> Mapping[str, int]:
+        return dict.fromkeys(streams, -(-count // len(streams)))
+
+    return counts
+
+
 def _batches(streams: Sequence[str]) -> Mapping[str, int]:
     return dict.fromkeys(streams, BATCH)
 

@@ -21,8 +21,9 @@ Each rule is told what has happened to one command, and returns as a value what 
     is_renewed          its lease is about to be renewed                        whether that is right
     is_overdue          its handler runs, and time passes                       whether that should have ended by now
 
-The executor of a service's process and of RQ jobs (service.executor), the inbox (service.inbox), the test kit
-(sagastream.testing) and the explorer (tests/exploration) carry these values out. None of them decides by itself.
+The executor of a service's process and of RQ jobs (service.executor), the inbox (service.inbox), the outbox
+(service.outbox), the test kit (sagastream.testing) and the explorer (tests/exploration) carry these values out. None of
+them decides by itself.
 
 A service keeps one *record* for each idempotency key and type of command: the answer that it gave, `ok <result>` or
 `failed <error>`, in JSON, with nothing after the blank if there is none; or, for a transaction that may have been done,

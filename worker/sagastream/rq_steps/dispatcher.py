@@ -22,7 +22,8 @@ from sagastream.core.messages import Command
 from sagastream.core.service_rules import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState, start_worker, waiting_for_worker
 from sagastream.service.declaration import Registration, Service
-from sagastream.service.inbox import CommandInbox, Delivery
+from sagastream.service.delivery import Delivery
+from sagastream.service.inbox import CommandInbox
 from sagastream.telemetry import Log, about
 
 #: How many jobs of one command a process has out at once, unless the command says otherwise.
@@ -167,7 +168,7 @@ class JobDispatcher:
         delivery, now_s = out.delivery, time.monotonic()
         if (late := self._too_late(delivery)) is not None:
             del self._out[delivery.entry.at]
-            self._inbox.answer(delivery, late)
+            self._inbox.outbox.answer(delivery, late)
         elif out.again_at_s == 0.0:
             out.lefts += 1
             out.again_at_s = now_s + min(2.0**out.lefts, _LONGEST_LEFT_S) - 1.0
@@ -186,7 +187,7 @@ class JobDispatcher:
         if (late := self._too_late(delivery)) is not None:
             if self._jobs.take_back(command, self._job_id(delivery)):
                 del self._out[delivery.entry.at]
-                self._inbox.answer(delivery, late)
+                self._inbox.outbox.answer(delivery, late)
         elif searching:
             missing = not self._jobs.is_in_queue(command, self._job_id(delivery))
             if missing and out.missed:
@@ -221,7 +222,7 @@ class JobDispatcher:
         if isinstance(step := service_rules.in_doubt(delivery.todo, command, printable(why)), Answer):
             text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
             self._log.warning(text, extra=about(command))
-            self._inbox.answer(delivery, step)
+            self._inbox.outbox.answer(delivery, step)
 
     def _what_became(self, delivery: Delivery, state: JobState) -> str:
         if state.status is None:

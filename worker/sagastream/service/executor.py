@@ -1,6 +1,6 @@
 """Takes one command from its delivery to its answer: carries out what `service_rules` says, and reports it.
 
-delivery -> hold -> run -> (handler) -> finish -> inbox
+delivery -> hold -> run -> (handler) -> finish -> outbox
 """
 
 import threading
@@ -30,10 +30,11 @@ from sagastream.core.service_rules import (
 )
 from sagastream.errors import MalformedMessage
 from sagastream.service.declaration import Service
+from sagastream.service.delivery import Delivery
 from sagastream.service.event_loop import EventLoop
 from sagastream.service.handlers import Interrupted, call, call_async, context_of
 from sagastream.service.in_flight import Held, InFlight
-from sagastream.service.inbox import CommandInbox, Delivery
+from sagastream.service.inbox import CommandInbox
 from sagastream.service.prefetch import Prefetch
 from sagastream.service.releases import OtherReleases
 from sagastream.service.report import ServiceReport
@@ -80,6 +81,7 @@ class Executor:
         """
         self._service = service
         self._inbox = inbox
+        self._outbox = inbox.outbox
         self._in_flight = in_flight
         self._prefetch = prefetch
         self._report = report
@@ -107,7 +109,7 @@ class Executor:
 
         `ahead`: how many commands the same round trip may bring, for the next reading.
         """
-        while overruled := self._inbox.send(ahead):
+        while overruled := self._outbox.send(ahead):
             self.hold(overruled)
 
     def run(self, held: Held) -> None:
@@ -191,11 +193,11 @@ class Executor:
                 held.counted = None
 
     def _tell_lost(self, lost: list[Held]) -> None:
-        ready = self._inbox.ready()
+        ready = self._outbox.ready()
         for held in lost:
             step = service_rules.lost(held.delivery.command, held.delivery.todo, begun=held.begins > 0)
             if step is not None and held.delivery.entry.at not in ready:
-                self._inbox.answer(held.delivery, step)
+                self._outbox.answer(held.delivery, step)
 
     # --- the stages of one command
 
@@ -215,7 +217,7 @@ class Executor:
                 entry_id=delivery.entry.id.decode(),
             )
             if isinstance(undo, Answer):
-                self._inbox.answer(delivery, undo)
+                self._outbox.answer(delivery, undo)
                 return None
             self._report.undoing(command)
             command, key = undo.command, undo.key
@@ -245,9 +247,9 @@ class Executor:
         if isinstance(step := rule(), Count):
             step = rule(times=self._inbox.count(delivery, step))
         if isinstance(step, Answer):
-            self._inbox.answer(delivery, step)
+            self._outbox.answer(delivery, step)
         elif isinstance(step, SetAside):
-            self._inbox.quarantine(delivery.entry, step.reason)
+            self._outbox.quarantine(delivery.entry, step.reason)
         elif step is HAND_BACK:
             left.append(delivery)
         else:
@@ -332,7 +334,7 @@ class Executor:
 
     def _carry_out(self, held: Held, step: Answer | Retry | Release | SetAside) -> None:
         if isinstance(step, Answer):
-            self._inbox.answer(held.delivery, step)
+            self._outbox.answer(held.delivery, step)
             if self._in_flight.end(held) and step.is_last_word:
                 self._answer_twins(held, step)
         elif isinstance(step, Retry):
@@ -341,9 +343,9 @@ class Executor:
             if step is RELEASE:
                 self._report.not_undone(held.delivery.command, held.command.type)
             else:
-                self._inbox.quarantine(held.delivery.entry, step.reason)
+                self._outbox.quarantine(held.delivery.entry, step.reason)
             self._in_flight.end(held)
 
     def _answer_twins(self, held: Held, answer: Answer) -> None:
         for twin in self._in_flight.release(lambda other: other.record == held.record and not other.undoes):
-            self._inbox.answer(twin.delivery, service_rules.for_twin(answer, twin.command))
+            self._outbox.answer(twin.delivery, service_rules.for_twin(answer, twin.command))

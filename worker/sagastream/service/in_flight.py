@@ -12,7 +12,7 @@ from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import RUN, Count, State
 from sagastream.service.declaration import Registration
-from sagastream.service.inbox import Delivery
+from sagastream.service.delivery import Delivery
 
 
 class Held(Struct, kw_only=True, eq=False):

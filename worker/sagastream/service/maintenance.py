@@ -98,7 +98,7 @@ class Maintenance:
     def turn(self) -> None:
         """All that is to be done now. Raises redis.RedisError."""
         now_s = time.monotonic()
-        if self._inbox.lingers(LINGER_S):
+        if self._inbox.outbox.lingers(LINGER_S):
             self._executor.send()
         self._hand_back(now_s)
         if now_s >= self._renew_at_s:

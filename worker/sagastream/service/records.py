@@ -6,40 +6,20 @@ holds something else, nothing can be recorded there, and its commands go into th
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import redis
 
 from sagastream.broker import scripting
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import execute, or_raise
-from sagastream.core.messages import Command
+from sagastream.service.delivery import Delivery
 from sagastream.store.keys import DONE_KEPT_S
 
 #: The most that a count can have come to: far more than a command is tried. What is above was not counted.
 _MOST_COUNTED: Final = 999_999
 #: What HINCRBY says of a field that cannot be a counter.
 _NO_COUNTER: Final = ("not an integer", "overflow")
-
-
-class Looked(Protocol):
-    """A command that is looked up, and where its record is."""
-
-    @property
-    def command(self) -> Command:
-        """The command."""
-
-    @property
-    def done(self) -> str:
-        """The key of the hash."""
-
-    @property
-    def record(self) -> str:
-        """The field of its record."""
-
-    @property
-    def tombstone(self) -> str:
-        """The field that is there once the step was undone."""
 
 
 class Records:
@@ -55,7 +35,7 @@ class Records:
         """The time by the broker's clock, as this process computes it since it last looked up a command."""
         return time.monotonic() + self._ahead_ms / 1000
 
-    def look_up(self, deliveries: Sequence[Looked]) -> dict[int, tuple[bytes | None, int]]:
+    def look_up(self, deliveries: Sequence[Delivery]) -> dict[int, tuple[bytes | None, int]]:
         """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
         of which nothing is known is left out."""
         hashes: dict[str, int] = {}
@@ -93,9 +73,16 @@ class Records:
         answers = pipeline.execute(raise_on_error=False)
         return [0 if is_wrong_type(answer) else max(map(_number, or_raise(answer))) for answer in answers]
 
-    def unusable(self, names: Iterable[str]) -> set[str]:
-        """Of these keys, those that hold something else than a hash."""
-        asked = sorted(set(names))
+    def unusable(self, deliveries: Iterable[Delivery], error: redis.ResponseError) -> set[str]:
+        """Of the keys of the records of these commands, those that hold something else than a hash. Raises the error,
+        with which a look-up or an answer failed, if that is not the reason."""
+        unusable = self._no_hashes({delivery.done for delivery in deliveries}) if is_wrong_type(error) else set()
+        if not unusable:
+            raise error
+        return unusable
+
+    def _no_hashes(self, keys: Iterable[str]) -> set[str]:
+        asked = sorted(keys)
         pipeline = self._client.pipeline(transaction=False)
         for key in asked:
             pipeline.type(key)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from sagastream.core.messages import Command, is_id
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.service.declaration import Service
-from sagastream.service.inbox import CommandInbox, Delivery
+from sagastream.service.delivery import Delivery
+from sagastream.service.inbox import CommandInbox
 from sagastream.service.report import ServiceReport
 
 

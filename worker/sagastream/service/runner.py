@@ -269,7 +269,7 @@ class ServiceRunner:
                 return
             except redis.RedisError as error:
                 if self._error is not None or not is_outage(error) or time.monotonic() >= until_s:
-                    if untold := [*self._inbox.unsent, *(held.command for held in self._in_flight.begun())]:
+                    if untold := [*self._inbox.outbox.unsent, *(held.command for held in self._in_flight.begun())]:
                         self._report.not_sent(untold, error)
                     return
                 self._outage.restore()

@@ -91,7 +91,7 @@ class InProcessServices:
         assert isinstance(read, Command)
         self._clock.call_in(0, partial(self._deliver, Delivery(command=read, entry=self._entries)))
 
-    # --- the stages of one command, as in service.inbox and service.executor
+    # --- the stages of one command, as in service.inbox, service.executor and service.outbox
 
     def _deliver(self, delivery: Delivery) -> None:
         """A process gets a command, and looks it up."""

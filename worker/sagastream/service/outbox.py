@@ -1,0 +1,250 @@
+"""The answers of a service's process: collected, and sent. Record, reply and acknowledgement are one script call."""
+
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import redis
+from msgspec import Struct
+from msgspec.structs import replace
+
+from sagastream.broker import scripting
+from sagastream.broker.entries import BATCH, REPLAYED, Entry
+from sagastream.broker.exchange import Exchange, run
+from sagastream.broker.group_reader import GroupReader, in_all
+from sagastream.broker.wire import execute, or_raise
+from sagastream.core import service_rules
+from sagastream.core.messages import Command, Fields
+from sagastream.core.service_rules import Answer, Requeue
+from sagastream.service.delivery import Delivery
+from sagastream.service.records import Records
+from sagastream.store.keys import DONE_KEPT_S, Partition
+from sagastream.telemetry import Log, Observer, about
+
+#: How many of the last answers are remembered, to see whether the store has lost them.
+_LOOKED_AT: Final = 16
+
+
+class _Quarantined(Struct, frozen=True):
+    """An entry that is not a command, or that a person has to decide on."""
+
+    entry: Entry
+    reason: str
+
+
+#: What is to be sent: an answer, or an entry that is set aside.
+_Ready = tuple[Delivery, Answer] | _Quarantined
+
+
+class Outbox:
+    """The answers that are ready, of all partitions; `send` sends them. Safe for several threads."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        service: str,
+        *,
+        consumer: str,
+        reader: GroupReader,
+        records: Records,
+        observer: Observer | None,
+        log: Log,
+    ) -> None:
+        """
+        Args:
+            consumer: holds the commands that are answered; see `answer_for`.
+            reader: of those commands. What it reads may come along with the answers.
+        """
+        self._client = client
+        self._service = service
+        self._holder = consumer
+        self._reader = reader
+        self._records = records
+        self._observer = observer
+        self._log = log
+        self._answer = scripting.Script("answer")
+        self._partitions: Mapping[str, Partition] = {}  # by the stream of their commands
+        self._lock = threading.Lock()  # of _ready: one thread may read while others answer
+        self._sending = threading.Lock()  # so that no answer is sent twice
+        self._ready: list[_Ready] = []  # until the broker has them
+        self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
+        self._sent: Sequence[_Ready] = ()  # the last few
+
+    def join(self, partitions: Mapping[str, Partition]) -> None:
+        """Answer the commands of these streams from now on, each in its partition."""
+        self._partitions = partitions
+
+    def answer_for(self, consumer: str) -> None:
+        """Answer what this consumer holds from now on."""
+        self._holder = consumer
+
+    def answer(self, delivery: Delivery, answer: Answer) -> None:
+        """Have a command answered with the next `send`."""
+        self._add((delivery, answer))
+
+    def quarantine(self, entry: Entry, reason: str) -> None:
+        """Have an entry quarantined with the next `send`."""
+        entry_id = entry.id.decode()
+        extra = {"service": self._service, "stream": entry.stream, "entry_id": entry_id}
+        self._add(_Quarantined(entry, reason))
+        self._log.warning(f"quarantined the entry {entry_id}: {reason}", extra=extra)
+
+    def quarantine_unrecordable(self, delivery: Delivery) -> None:
+        """The same of a command whose answer cannot be recorded."""
+        text = f"its answer cannot be recorded: {delivery.done} is not a hash; delete that key, then replay this entry"
+        self.quarantine(delivery.entry, text)
+
+    def send(self, ahead: int = 0) -> list[Delivery]:
+        """Send the answers that are ready; none is forgotten before the broker has it.
+
+        `ahead`: how many new commands the same round trip may bring, for the next reading; 0 unless it is the caller's
+        turn to read.
+
+        Returns the commands that were overruled and are to be undone here: their step has failed, or was undone, while
+        the handler ran.
+        """
+        overruled: list[Delivery] = []
+        if not self._ready:
+            return overruled
+        with self._sending:
+            while ready := self._of_one_partition(self._ready[:BATCH]):
+                try:
+                    numbers = self._answer_all(ready, ahead)
+                except redis.ResponseError as error:
+                    self._set_aside(ready, error)
+                    continue
+                if numbers:
+                    overruled += self._overruled(ready, numbers)
+                else:
+                    self._sent = ready[-_LOOKED_AT:]
+                with self._lock:
+                    self._drop(ready)
+                    self._oldest_s = time.monotonic()
+                if self._observer is not None:
+                    _tell_sent(self._observer, ready, numbers)
+        return overruled
+
+    def ready(self) -> set[tuple[str, bytes]]:
+        """Where the entries stand that are ready to be sent away."""
+        with self._lock:
+            return {_entry(one).at for one in self._ready}
+
+    @property
+    def unsent(self) -> list[Command]:
+        """The commands whose answers the broker does not have yet."""
+        with self._lock:
+            return [one[0].command for one in self._ready if not isinstance(one, _Quarantined)]
+
+    def lingers(self, longest_s: float) -> bool:
+        """Whether an answer has waited to be sent for so long."""
+        return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
+
+    def missing(self) -> Exchange[str | None]:
+        """Which of the last answers the store no longer has a record of; None: none, as far as can be told."""
+        told = [one[0] for one in self._sent if isinstance(one, tuple) and one[1].is_last_word]
+        if not told:
+            return None
+        answers = yield [("HEXISTS", delivery.done, delivery.record) for delivery in told]
+        gone = [delivery.record for delivery, there in zip(told, answers, strict=True) if not or_raise(there)]
+        return f"the record {gone[0]} is gone" if gone else None
+
+    def _add(self, one: _Ready) -> None:
+        with self._lock:
+            if not self._ready:
+                self._oldest_s = time.monotonic()
+            self._ready.append(one)
+
+    def _of_one_partition(self, ready: Sequence[_Ready]) -> list[_Ready]:
+        """Those that one script call can answer: of the partition of the first one."""
+        if len(self._partitions) == 1 or not ready:
+            return list(ready)
+        stream = _entry(ready[0]).stream
+        return [one for one in ready if _entry(one).stream == stream]
+
+    def _drop(self, sent: Sequence[_Ready]) -> None:
+        """They are no longer ready: they were sent."""
+        if len(self._partitions) == 1:
+            del self._ready[: len(sent)]
+        else:
+            gone = {id(one) for one in sent}
+            self._ready = [one for one in self._ready if id(one) not in gone]
+
+    def _answer_all(self, ready: Sequence[_Ready], ahead: int) -> list[int]:
+        """Send these, all of one partition. Returns the numbers, from 1, of those that were overruled, as answer.lua
+        does."""
+        stream = _entry(ready[0]).stream
+        partition = self._partitions[stream]
+        streams = {stream: 1, partition.replies(self._service): 2, partition.quarantine_of(self._service): 3}
+        args: list[str | bytes | int] = [self._service, DONE_KEPT_S, self._holder]
+        for one in ready:
+            if isinstance(one, _Quarantined):
+                fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason)
+                args += (one.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
+            else:
+                delivery, answer = one
+                reply = answer.reply
+                fields = reply.fields()
+                done = streams.setdefault(delivery.done, len(streams) + 1)
+                tombstone = "" if delivery.command.compensating else delivery.tombstone
+                args += (delivery.entry.id, 2, done, delivery.record, tombstone, delivery.seen)
+                args += (answer.kind, reply.payload or "", 2 * len(fields))
+            for pair in fields.items():
+                args += pair
+        answering: Exchange[list[int]] = self._answer.call(keys=list(streams), args=args)
+        if ahead:
+            answering = self._reader.read_along(answering, in_all(ahead))
+        return run(self._client, answering)
+
+    def _overruled(self, ready: Sequence[_Ready], numbers: Iterable[int]) -> list[Delivery]:
+        """Of the answers that were overruled: the commands that this process undoes. The others are added to their
+        stream again, where they stay until a process has undone them."""
+        undone_here: list[Delivery] = []
+        requeued: list[tuple[Delivery, Requeue]] = []
+        for number in numbers:
+            one = ready[abs(number) - 1]
+            assert not isinstance(one, _Quarantined)  # it has no tombstone
+            delivery, answer = one
+            todo = service_rules.overruled(delivery.command, answer.reply, is_held=number > 0)
+            if isinstance(todo, Requeue):
+                requeued.append((delivery, todo))
+            else:
+                undone_here.append(replace(delivery, todo=todo))
+        if requeued:
+            pipeline = self._client.pipeline(transaction=False)
+            for delivery, todo in requeued:
+                # It may be there twice, if the answer is lost: then it is undone twice, which does no harm.
+                fields: dict[Any, Any] = delivery.entry.fields | {REPLAYED: b"1"}
+                pipeline.xadd(delivery.entry.stream, fields | ({b"result": todo.result} if todo.result else {}))
+            execute(pipeline)
+            for delivery, _ in requeued:
+                command = delivery.command
+                text = f"{command.type} of saga {command.saga_id}, step {command.step}, was done after it was refused"
+                self._log.warning(f"{text}, and others had answered it: sent again, to be undone", extra=about(command))
+        return undone_here
+
+    def _set_aside(self, ready: Sequence[_Ready], error: redis.ResponseError) -> None:
+        """The answers could not be sent: quarantine the commands of those that cannot be recorded. Raises the error if
+        that is not the reason."""
+        deliveries = [one[0] for one in ready if not isinstance(one, _Quarantined)]
+        unusable = self._records.unusable(deliveries, error)
+        with self._lock:
+            aside = [one[0] for one in self._ready if not isinstance(one, _Quarantined) and one[0].done in unusable]
+            self._ready = [one for one in self._ready if isinstance(one, _Quarantined) or one[0].done not in unusable]
+        for delivery in aside:
+            self.quarantine_unrecordable(delivery)
+        self._reader.renew()  # what came along with the answer is read again
+
+
+def _entry(one: _Ready) -> Entry:
+    return one.entry if isinstance(one, _Quarantined) else one[0].entry
+
+
+def _tell_sent(observer: Observer, sent: Sequence[_Ready], overruled: Collection[int]) -> None:
+    """`overruled`: the numbers of those that were not accepted, as answer.lua returns them."""
+    for number, one in enumerate(sent, 1):
+        if isinstance(one, _Quarantined):
+            entry = one.entry
+            observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=one.reason)
+        elif number not in overruled and -number not in overruled:
+            observer.answer_sent(command=one[0].command, reply=one[1].reply)
