@@ -16,7 +16,7 @@ from sagastream.core import decision, moves, plan, service_rules, step_state
 from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
-from sagastream.core.service_rules import Answer, Release, Requeue, Run, Undo
+from sagastream.core.service_actions import Answer, Release, Requeue, Run, Undo
 from sagastream.core.step_state import Step
 from sagastream.core.transitions import Decision, Moment
 

@@ -17,7 +17,8 @@ from exploration import mirror
 from exploration.bugs import ServicesBug
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
-from sagastream.core.service_rules import RELEASE, RUN, Answer, Next, Requeue, Retry, Run, State, Undo
+from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Retry, Run, Undo
+from sagastream.core.service_rules import State
 from sagastream.service.declaration import Service
 
 Label = tuple[str, ...]
@@ -267,7 +268,7 @@ class ServicesModel:
         command = self._commands[held.attempt]
         assert isinstance(held.todo, Undo)
         call = service_rules.undoing(command, held.todo, compensation="Undo", entry_id="1-0")
-        assert isinstance(call, service_rules.Call)
+        assert isinstance(call, Call)
         step: Next = service_rules.replied(held.todo, call.command, reply_to(call.command, ok("Undo")))
         yield self._comes_to(world._replace(effect=False), at, held, step, "undoes what came of")
         if world.undo_failures:

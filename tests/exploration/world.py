@@ -29,7 +29,8 @@ from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, failed, ok, reply_to
 from sagastream.core.parsing import read_reply
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.service_rules import RELEASE, RUN, TRIES, Answer, Next, Requeue, Undo
+from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Run, Undo
+from sagastream.core.service_rules import TRIES
 from sagastream.core.step_state import StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.transitions import Decision, Moment
@@ -387,7 +388,7 @@ class Model:
             step = undo if isinstance(undo, Answer) else replace(step, result=None)
         return self.steps.number(step)
 
-    def _undoing(self, command: Command, undo: Undo) -> "service_rules.Call | Answer":
+    def _undoing(self, command: Command, undo: Undo) -> Call | Answer:
         compensation = self._service.undo_of(command)
         return service_rules.undoing(command, undo, compensation=compensation, entry_id="1-0")
 
@@ -456,7 +457,7 @@ class Model:
         flag &= _LOST
         command = self.commands.values[number]
         call = self._undoing(command, undo)
-        assert isinstance(call, service_rules.Call)
+        assert isinstance(call, Call)
         step: Next = service_rules.replied(undo, call.command, reply_to(call.command, ok(call.command.type)))
         after = self._with_process(world, slots, at, (self.steps.number(step), number, entry, seen, flag))
         after = self._with(after, EFFECTS, self._undone(world[EFFECTS], command))
@@ -815,7 +816,7 @@ def _replied(command: Command, kind: str, *, result: bytes | None = None, error:
     return service_rules.replied(RUN, command, reply_to(command, kind, result=result, error=error))
 
 
-def _raised(todo: "service_rules.Run | Undo", called: Command) -> Next:
+def _raised(todo: Run | Undo, called: Command) -> Next:
     """What the rules say about a handler that has raised as often as it may."""
     return service_rules.raised(todo, called, "?", tries=TRIES, limit=TRIES)
 

@@ -29,7 +29,7 @@ from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.service_rules import Answer
+from sagastream.core.service_actions import Answer
 from sagastream.rq_steps.dispatcher import on_rq
 from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_worker
 from sagastream.service.runner import ServiceRunner

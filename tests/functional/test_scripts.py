@@ -30,7 +30,7 @@ from sagastream.core.decision import decide
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.service_rules import Answer, Run, Undo
+from sagastream.core.service_actions import Answer, Kind, Run, Undo
 from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
@@ -204,7 +204,7 @@ class Services(RuleBasedStateMachine):
                 continue
             reply = _without_handler(held.todo)
             if reply is not None and not reply.unknown:
-                kind: service_rules.Kind = "final"
+                kind: Kind = "final"
             else:
                 reply = reply_to(
                     command,

@@ -19,7 +19,8 @@ from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaStatus
-from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, RUN, Answer
+from sagastream.core.service_actions import RUN, Answer
+from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS
 from sagastream.errors import ServiceError
 from sagastream.service import runner as service_runner
 from sagastream.service.delivery import Delivery

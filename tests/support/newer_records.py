@@ -9,7 +9,7 @@ from typing import Any, Final
 from unittest import mock
 
 from sagastream.broker.scripting import Script
-from sagastream.core import service_rules
+from sagastream.core import service_records
 
 FORMAT: Final = 9
 _load: Final = Script.__init__
@@ -38,8 +38,8 @@ def newer_records() -> Iterator[None]:
     """Within this, services that are made, or that run, belong to that release. It reads records of this one too."""
     with (
         mock.patch.object(Script, "__init__", _writing),
-        mock.patch.object(service_rules, "RECORD_FORMAT", FORMAT),
-        mock.patch.object(service_rules, "_RECORD", re.compile(rb"(?:v9 )?(ok|failed) (.*)", re.DOTALL)),
+        mock.patch.object(service_records, "RECORD_FORMAT", FORMAT),
+        mock.patch.object(service_records, "_RECORD", re.compile(rb"(?:v9 )?(ok|failed) (.*)", re.DOTALL)),
     ):
         yield
 

@@ -15,7 +15,8 @@ from sagastream.broker.entries import REPLAYED, Entry
 from sagastream.core import service_rules
 from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
-from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, RUN, TRIES, Undo
+from sagastream.core.service_actions import RUN, Undo
+from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, TRIES
 from sagastream.core.steps import MAX_STEPS
 from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
 from sagastream.service import declaration

@@ -14,7 +14,7 @@ from sagastream.broker.outage import Outage
 from sagastream.core import service_rules
 from sagastream.core.messages import Reply, failed, ok
 from sagastream.core.parsing import parse_reply
-from sagastream.core.service_rules import RUN, Answer, Undo
+from sagastream.core.service_actions import RUN, Answer, Undo
 from sagastream.core.strict_json import decode
 from sagastream.service.declaration import LEASE_MS
 from sagastream.service.delivery import Delivery

@@ -11,14 +11,10 @@ from msgspec.structs import replace
 
 from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
-from sagastream.core.service_rules import (
+from sagastream.core.service_actions import (
     HAND_BACK,
-    LONGEST_S,
-    MAX_TAKEOVERS,
-    MAX_UNDOS,
     RELEASE,
     RUN,
-    TRIES,
     Answer,
     Call,
     Count,
@@ -27,8 +23,14 @@ from sagastream.core.service_rules import (
     Retry,
     Run,
     SetAside,
-    State,
     Undo,
+)
+from sagastream.core.service_rules import (
+    LONGEST_S,
+    MAX_TAKEOVERS,
+    MAX_UNDOS,
+    TRIES,
+    State,
     before_call,
     data_away,
     delivered,
@@ -38,7 +40,6 @@ from sagastream.core.service_rules import (
     is_handed_back,
     is_renewed,
     kind,
-    newer_format,
     overruled,
     raised,
     refusal,
@@ -224,17 +225,6 @@ def test_whatever_stands_in_a_record_a_verdict_is_found(record: bytes) -> None:
     found = judged(record=record)
     reply = reply_in(found)
     assert reply is None or orjson.loads(reply.result or b"null") == orjson.loads(record[3:] or b"null")
-
-
-@pytest.mark.parametrize(("record", "number"), [
-    (b"v2 ok 1", 2), (b"v9 ", 9), (b"v123456789 x", 123456789), (b"v1 ok 1", None), (b"v0 ok", None), (b"v02 ok", None),
-    (b"v2", None), (b"V2 ok", None), (b" v2 ok", None), (b"v1234567890 ok", None), (b"ok v2 ok", None), (None, None),
-    (b"", None), (CHARGED, None), (REFUSED, None),
-])  # fmt: skip
-def test_a_record_that_begins_with_a_later_format_is_of_a_newer_release(
-    record: bytes | None, number: int | None
-) -> None:
-    assert newer_format(record) == number
 
 
 # --- commands that come too late

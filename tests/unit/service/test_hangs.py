@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
-from sagastream.core.service_rules import LONGEST_S, RUN, Run, Undo, is_overdue, refusal
+from sagastream.core.service_actions import RUN, Run, Undo
+from sagastream.core.service_rules import LONGEST_S, is_overdue, refusal
 from sagastream.service.declaration import Context, Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.hangs import Hangs

@@ -1,6 +1,6 @@
 """The rule book of the service side: what a process does with a command that it holds. Pure.
 
-Each rule is told what has happened to one command, and returns as a value what to do next:
+Each rule is told what has happened to one command, and returns what to do next, as a value of service_actions:
 
     rule                what has happened                                       what to do next
     ----                -----------------                                       ---------------
@@ -25,13 +25,10 @@ The executor of a service's process and of RQ jobs (service.executor), the inbox
 (service.outbox), the test kit (sagastream.testing) and the explorer (tests/exploration) carry these values out. None of
 them decides by itself.
 
-A service keeps one *record* for each idempotency key and type of command: the answer that it gave, `ok <result>` or
-`failed <error>`, in JSON, with nothing after the blank if there is none; or, for a transaction that may have been done,
-`unknown <how often>`, which answers nothing. Before a process undoes a step it leaves a *tombstone* for the step's
-transaction: from then on the transaction is refused, and a process that was running it has to undo what came of it.
-recall.lua looks up both and leaves the tombstone. answer.lua applies the same rules again at the moment of the answer:
-it overrules an answer whose step has failed or was undone meanwhile. A record of a newer release, which begins with its
-format, is neither read nor replaced: a process of that release takes the command.
+Before a process undoes a step it leaves a *tombstone* for the step's transaction: from then on the transaction is
+refused, and a process that was running it has to undo what came of it. recall.lua looks up the record (see
+service_records) and leaves the tombstone. answer.lua applies the same rules again at the moment of the answer: it
+overrules an answer whose step has failed or was undone meanwhile.
 
 An undo that is *owed* is never only in the memory of a process: an entry of the service's commands stands for it. If
 the process still holds the command, that entry does. It was delivered before, so whoever takes it over undoes it, as
@@ -39,17 +36,31 @@ the process still holds the command, that entry does. It was delivered before, s
 command is added to the stream again. The entry goes only when the undo has succeeded, or to the quarantine.
 """
 
-import re
-from enum import Enum, StrEnum
-from typing import Final, Literal
+from enum import StrEnum
+from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core import backoff
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
-from sagastream.core.strict_json import decode, encode
-from sagastream.errors import MalformedMessage
+from sagastream.core.service_actions import (
+    HAND_BACK,
+    RELEASE,
+    RUN,
+    Answer,
+    Call,
+    Count,
+    HandBack,
+    Kind,
+    Release,
+    Requeue,
+    Retry,
+    Run,
+    SetAside,
+    Undo,
+)
+from sagastream.core.service_records import recorded
+from sagastream.core.strict_json import encode
 
 #: How often one process calls a handler that raises something other than Reject, before the reply says `unknown`.
 TRIES: Final = 3
@@ -63,10 +74,6 @@ MAX_TAKEOVERS: Final = 5
 #: How long the lease is renewed for a handler whose answer is always waited for, in seconds. It may be slow, but one
 #: that hangs must not hold its command forever.
 LONGEST_S: Final = 24 * 3600.0
-#: The format of the records that this release knows. It is not written; a higher one stands before a record: `v2 ok …`.
-RECORD_FORMAT: Final = 1
-_FORMAT: Final = re.compile(rb"v([1-9][0-9]{0,8}) ")
-_RECORD: Final = re.compile(rb"(ok|failed) (.*)", re.DOTALL)
 
 
 class State(StrEnum):
@@ -85,101 +92,7 @@ class State(StrEnum):
     BACKING_OFF = "backing off"  # that has failed, and is called again after a while
 
 
-# --- what to do next
-
-
-class Simple(Enum):
-    """The steps that carry no data."""
-
-    RUN = "call the handler of the command"
-    RELEASE = "leave the command pending: another process takes it over when the lease has ended"
-    HAND_BACK = "have a process of another release take the command over at once"
-
-
-RUN: Final = Simple.RUN
-RELEASE: Final = Simple.RELEASE
-HAND_BACK: Final = Simple.HAND_BACK
-Run = Literal[Simple.RUN]
-Release = Literal[Simple.RELEASE]
-HandBack = Literal[Simple.HAND_BACK]
-
-
-class Undo(Struct, frozen=True, kw_only=True):
-    """Undo what may have come of the command, then answer with the refusal."""
-
-    refusal: Reply
-    result: bytes | None = None  # JSON: what the handler returned, if that is known
-
-    @property
-    def answer(self) -> "Answer":
-        """The answer once nothing of the command remains."""
-        return Answer(self.refusal, "final")
-
-
-class Requeue(Struct, frozen=True, kw_only=True):
-    """Add the command to its stream again, as one that was delivered before: its undo is owed, and no entry stands for
-    that. Until the broker has it, this is an answer that was not sent yet."""
-
-    result: bytes | None = None  # as in Undo; it goes along, in the field `result`
-
-
-#: What answer.lua does with a reply.
-#: ok, failed: it is the last word, and is recorded. unknown: it is counted, since the command may have been done.
-#: final: it is not the reply of a handler. It is not recorded, it leaves nothing to undo, and a record is sent in its
-#: place.
-Kind = Literal["ok", "failed", "unknown", "final"]
-
-
-class Answer(Struct, frozen=True):
-    """Record this reply, send it, and acknowledge the command: one call of answer.lua."""
-
-    reply: Reply
-    kind: Kind
-
-    @property
-    def is_last_word(self) -> bool:
-        """Whether it is recorded, so that every later delivery of the command gets the same answer."""
-        return self.kind in ("ok", "failed")
-
-
-class Count(StrEnum):
-    """Count this beginning in the service's records, then ask the rule again with the number."""
-
-    TAKEOVERS = "takeovers"  # of a command that a process took over from another
-    UNDOS = "undos"  # of the undo of a command that was delivered before
-
-
-class Retry(Struct, frozen=True):
-    """Call the handler again after so many seconds; other commands run meanwhile."""
-
-    after_s: float
-
-
-class SetAside(Struct, frozen=True):
-    """Move the command to the quarantine, with this reason: a person has to decide."""
-
-    reason: str
-
-
-class Call(Struct, frozen=True):
-    """What a handler is called with in place of the command that was delivered."""
-
-    command: Command
-    key: str  # the idempotency key
-
-
-#: All that a rule may say.
-Next = Run | Undo | Answer | Count | Retry | Release | HandBack | SetAside
-
-
 # --- before a handler is called
-
-
-def newer_format(record: bytes | None) -> int | None:
-    """The format of a record that only a newer release can read; None: there is none, or this release can. Then nothing
-    may be said of the command, and nothing done: it is handed back, whatever it is."""
-    found = _FORMAT.match(record) if record is not None else None
-    return int(found[1]) if found is not None and int(found[1]) > RECORD_FORMAT else None
 
 
 def delivered(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:
@@ -189,7 +102,7 @@ def delivered(command: Command, *, record: bytes | None, tombstone: bool, again:
         tombstone: whether the step's compensation has come already.
         again: whether the command was delivered before, so that another process may have begun with it.
     """
-    reply = _recorded(command, record)
+    reply = recorded(command, record)
     if reply is None and tombstone and not command.compensating:
         reply = refusal(command)
     if reply is None:
@@ -434,19 +347,3 @@ def kind(command: Command, reply: Reply) -> Kind:
 
 def _answer(command: Command, reply: Reply) -> Answer:
     return Answer(reply, kind(command, reply))
-
-
-def _recorded(command: Command, record: bytes | None) -> Reply | None:
-    if record is None:
-        return None
-    match = _RECORD.fullmatch(record)
-    if match is None:
-        return None
-    if payload := match[2] or None:
-        try:
-            decode(payload)
-        except MalformedMessage:  # a garbled record answers nothing
-            return None
-    if match[1] == b"ok":
-        return reply_to(command, ok(command.type), result=payload)
-    return reply_to(command, failed(command.type), error=payload)

@@ -19,7 +19,7 @@ from sagastream.broker.entries import BATCH
 from sagastream.console import printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
-from sagastream.core.service_rules import RUN, Answer
+from sagastream.core.service_actions import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState, start_worker, waiting_for_worker
 from sagastream.service.declaration import Registration, Service
 from sagastream.service.delivery import Delivery

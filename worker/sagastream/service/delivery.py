@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
-from sagastream.core.service_rules import RUN, Count, Run, Undo
+from sagastream.core.service_actions import RUN, Count, Run, Undo
 from sagastream.store.keys import Partition
 
 

@@ -10,7 +10,8 @@ from msgspec import Struct
 from sagastream.broker.entries import BATCH
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
-from sagastream.core.service_rules import RUN, Count, State
+from sagastream.core.service_actions import RUN, Count
+from sagastream.core.service_rules import State
 from sagastream.service.declaration import Registration
 from sagastream.service.delivery import Delivery
 

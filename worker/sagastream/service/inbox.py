@@ -9,10 +9,10 @@ from msgspec.structs import replace
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.group_reader import GroupReader, in_all
 from sagastream.broker.wire import execute
-from sagastream.core import service_rules
+from sagastream.core import service_records, service_rules
 from sagastream.core.messages import Command, Newer
 from sagastream.core.parsing import read_command
-from sagastream.core.service_rules import RUN, Answer, Count
+from sagastream.core.service_actions import RUN, Answer, Count
 from sagastream.service.delivery import Delivery
 from sagastream.service.outbox import Outbox
 from sagastream.service.records import Records
@@ -235,7 +235,7 @@ class CommandInbox:
         left, newer = [], []
         for index, delivery in enumerate(deliveries, 1):
             record, tombstone = known.get(index, (None, 0))
-            if (number := service_rules.newer_format(record)) is not None:
+            if (number := service_records.newer_format(record)) is not None:
                 newer.append(delivery.entry)
                 self._tell_newer(number)
                 continue

@@ -16,7 +16,7 @@ from sagastream.broker.group_reader import GroupReader, in_all
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields
-from sagastream.core.service_rules import Answer, Requeue
+from sagastream.core.service_actions import Answer, Requeue
 from sagastream.service.delivery import Delivery
 from sagastream.service.records import Records
 from sagastream.store.keys import DONE_KEPT_S, Partition

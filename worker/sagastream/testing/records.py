@@ -47,7 +47,7 @@ def answer(
     Args:
         tombstone: "" for a compensation.
         seen: the record when it was looked up; b"" if there was none.
-        kind: as in service_rules.Answer.
+        kind: as in service_actions.Answer.
         payload: what is recorded besides the kind: the result or the error that is in `body`.
     """
     there = records.get(record, b"")

@@ -14,7 +14,7 @@ from sagastream.console import describe, printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Reply, failed, reply_to
 from sagastream.core.parsing import read_command, read_reply
-from sagastream.core.service_rules import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
+from sagastream.core.service_actions import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
 from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
 from sagastream.service.declaration import Registration, Service
