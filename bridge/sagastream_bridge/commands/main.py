@@ -6,6 +6,7 @@ from typing import NoReturn
 import click
 
 from sagastream_bridge.commands import operate, run, sagas, store, transfer
+from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
 
@@ -29,6 +30,7 @@ for command in (
     *operate.COMMANDS,
     *store.COMMANDS,
     *transfer.COMMANDS,
+    acl,
     bench,
     check_service,
 ):

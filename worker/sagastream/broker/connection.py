@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sagastream.broker import server
+from sagastream.broker import exchange, server
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.home import FORMER_IS_OPEN, HOME_VARIABLE, Home, default_home, former_home, move, named_home
 from sagastream.errors import BrokerError
@@ -36,6 +36,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": BLOCK_MS / 1000 + ANSWER_TIMEOUT_S,
     "socket_connect_timeout": ANSWER_TIMEOUT_S,
     "protocol": 2,  # one shape of answers from every server
+    "driver_info": None,  # no CLIENT SETINFO: Redis 7.0 does not know it, so no user could be allowed to call it
 }
 #: Where a url is from, for a message.
 _GIVEN: Final = "the url that was given"
@@ -74,10 +75,7 @@ class Broker:
             BrokerError: the url or the prefix is unusable, the embedded server does not start or runs without this
                 port, there is none because there is a url, or others may write into the home.
         """
-        self.prefix = prefix or os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
-        if not _PREFIX.fullmatch(self.prefix):
-            named = "prefix" if prefix else PREFIX_VARIABLE
-            raise BrokerError(f"{named} must be 1 to 32 characters of a-z 0-9 _ -, not {self.prefix[:64]!a}")
+        self.prefix = prefix_of(prefix)
         given = bool(url)
         url = url or (os.environ.get("REDIS_URL") if home is None else None)
         self.embedded: EmbeddedServer | None = None
@@ -141,8 +139,7 @@ class Broker:
         self._warn(found.may_drop)
 
     def check_durability(self) -> None:
-        """Warn if a crash of the server takes what it has accepted. To ask for that takes a right that a user for one
-        service does not have. Raises redis.RedisError if the server is away."""
+        """Warn if a crash of the server takes what it has accepted. Raises redis.RedisError if the server is away."""
         info: Any = self.client.info("persistence")
         self.lost_by_crash = server.lost_by_crash(info, self.appendfsync())
         self._warn(self.lost_by_crash)
@@ -152,10 +149,7 @@ class Broker:
         Raises redis.RedisError if it is away."""
         if self.embedded is not None:
             return "always"
-        with suppress(redis.ResponseError):
-            found: Any = self.client.config_get("appendfsync")
-            return str(found["appendfsync"])
-        return None
+        return exchange.run(self.client, server.settings("appendfsync")).get("appendfsync")
 
     def _warn(self, text: str | None) -> None:
         """Once of each: it is looked at again after every outage."""
@@ -177,6 +171,16 @@ class Broker:
         self.client.close()
         if self.embedded is not None:
             self.embedded.leave()
+
+
+def prefix_of(given: str | None = None) -> str:
+    """What the names of all keys of a store begin with: this, or what SAGASTREAM_PREFIX says. Raises BrokerError if it
+    is unusable."""
+    prefix = given or os.environ.get(PREFIX_VARIABLE) or DEFAULT_PREFIX
+    if not _PREFIX.fullmatch(prefix):
+        named = "prefix" if given else PREFIX_VARIABLE
+        raise BrokerError(f"{named} must be 1 to 32 characters of a-z 0-9 _ -, not {prefix[:64]!a}")
+    return prefix
 
 
 def connect(url: str | None = None) -> redis.Redis:

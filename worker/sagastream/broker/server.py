@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import ResponseError
+
+from sagastream.broker.exchange import Exchange
 
 #: The least version; Valkey names the version of Redis that it is like.
 OLDEST: Final = 7
@@ -23,6 +26,22 @@ def mode_of(hello: Any) -> str:
     """The mode in an answer of HELLO, which is a list in version 2 of the protocol of Redis."""
     words = [word.decode(errors="replace") if isinstance(word, bytes) else word for word in hello]
     return str(dict(zip(words[::2], words[1::2], strict=False)).get("mode", ""))
+
+
+def settings(*names: str) -> Exchange[dict[str, str]]:
+    """These settings of the server. Empty if it does not tell, or if the user may not ask: CONFIG GET would show the
+    password of the default user, too, so the users of `sagastream acl` may not. They need not try: it would be logged
+    as an intrusion."""
+    (user,) = yield [("ACL", "WHOAMI")]
+    if isinstance(user, bytes):
+        (refused,) = yield [("ACL", "DRYRUN", user, "CONFIG", "GET", *names)]
+        if isinstance(refused, bytes) and refused != b"OK":
+            return {}
+    (found,) = yield [("CONFIG", "GET", *names)]
+    if isinstance(found, ResponseError):
+        return {}
+    words = [word.decode(errors="replace") for word in found]
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import redis
 
+from sagastream.broker import server
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.client.command_search import LOOKED_AT, find
@@ -167,19 +168,22 @@ def _that_publish(keys: StoreKeys) -> Exchange[set[str]]:
 
 def troubles_of_broker() -> Exchange[tuple[int, tuple[Cause, ...]]]:
     """The time, and what keeps the broker from taking writes."""
-    clock, info, *settings = yield [("TIME",), ("INFO",), *(("CONFIG", "GET", name) for name in _SETTINGS)]
+    (clock, info), settings = yield from together(_time_and_info(), server.settings(*_SETTINGS))
     lines = (line.partition(":") for line in _text(_read(info, b"")).splitlines())
     facts = {name: value for name, colon, value in lines if colon}
-    values = [_text(_read(one, [b"", b""])[-1]) if _read(one, []) else "" for one in settings]
-    return milliseconds(or_raise(clock)), _troubles(facts, dict(zip(_SETTINGS, values, strict=True)))
+    return milliseconds(or_raise(clock)), _troubles(facts, settings)
+
+
+def _time_and_info() -> Exchange[list[Any]]:
+    return (yield [("TIME",), ("INFO",)])
 
 
 def _troubles(info: Mapping[str, str], settings: Mapping[str, str]) -> tuple[Cause, ...]:
-    """`info`: what INFO says. `settings`: those of _SETTINGS."""
+    """`info`: what INFO says. `settings`: those of _SETTINGS, as far as they are known."""
     if info.get("role", "master") != "master":
         text = "the broker is a replica, and takes no writes"
         return (Cause(kind=CauseKind.BROKER_READ_ONLY, text=text, do=("set REDIS_URL to its master",)),)
-    saves = settings["save"] != "" and settings["stop-writes-on-bgsave-error"] == "yes"
+    saves = settings.get("save", "") != "" and settings.get("stop-writes-on-bgsave-error") == "yes"
     wrong = [
         name
         for name, counts in (("aof_last_write_status", True), ("rdb_last_bgsave_status", saves))

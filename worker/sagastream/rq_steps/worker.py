@@ -275,4 +275,4 @@ def run_worker(broker: Broker, services: Sequence[str]) -> None:
     redis.RedisError if the broker is away at the start."""
     broker.check_server()
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
-    SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url)).work()
+    SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url, driver_info=None)).work()

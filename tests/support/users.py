@@ -1,0 +1,38 @@
+"""Users of a server, each with the rights of one role."""
+
+from typing import Any
+
+import redis
+
+from sagastream.broker.connection import Broker, connect
+from sagastream.store.roles import Role, patterns, rules
+from support.servers import Server
+
+
+class Users:
+    """Makes users on a server, and tells what was refused to them."""
+
+    def __init__(self, server: Server, *, partitions: int = 1, prefix: str = "saga") -> None:
+        self._server = server
+        self._keys = patterns(prefix, partitions)
+        self._prefix = prefix
+        self._admin: Any = server.broker().client  # its execute_command has no types
+
+    def url(self, role: Role, service: str | None = None, *, queues: tuple[str, ...] = ()) -> str:
+        """Where a user with this role connects; the user is made."""
+        name = service or str(role)
+        self._admin.execute_command("ACL", "SETUSER", name, ">secret", *rules(role, self._keys, service))
+        return self._server.url.replace("unix://", f"unix://{name}:secret@")
+
+    def broker(self, role: Role, service: str | None = None) -> Broker:
+        broker = Broker(self.url(role, service), prefix=self._prefix)
+        self._server.brokers.append(broker)
+        return broker
+
+    def client(self, role: Role, service: str | None = None) -> redis.Redis:
+        return connect(self.url(role, service))
+
+    def refused(self) -> list[tuple[str, str, str]]:
+        """What was refused to users so far: the user, why, and what."""
+        found: Any = self._admin.acl_log()
+        return [(entry["username"], entry["reason"], entry["object"]) for entry in found]

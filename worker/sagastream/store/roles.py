@@ -1,0 +1,201 @@
+"""What each role may do on the server: the one table of the commands that its processes call, and on which keys.
+
+`sagastream acl ROLE` prints it as a line of ACL SETUSER. A script runs with the rights of its caller: its user needs
+EVAL and EVALSHA on all of the script's keys and, on each key, the commands that the script calls there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from sagastream.store.keys import Partition, StoreKeys
+
+
+class Role(StrEnum):
+    """What a process does on the store."""
+
+    WORKER = "worker"
+    SERVICE = "service"  # a process of a service
+    RQ_WORKER = "rq-worker"  # runs the steps of a service that are RQ jobs
+    CLIENT = "client"  # begins sagas, looks at them, acts on them
+    BEGIN_ONLY = "begin-only"  # begins sagas, waits for them, and can do nothing else
+    BRIDGE = "bridge"  # `sagastream bridge`
+    INSPECTOR = "inspector"  # looks, and changes nothing
+    OPERATOR = "operator"  # looks, and acts on sagas, quarantined messages and commands that nobody reads
+    DOCTOR = "doctor"  # `sagastream doctor` with --repair and --after-failover
+
+
+class _Grant(NamedTuple):
+    """Commands that a role may call on some keys."""
+
+    places: str  # names of _PLACES, with blanks between them
+    commands: str  # names of commands, or categories (`@hash`), with blanks between them
+    read_only: bool = False  # the server refuses what could write there, and every script that names the key
+    channels: str = ""  # a pattern of those on which it may publish, and to which it may subscribe
+
+
+#: The keys that the table names. What belongs to a service is meant of all services if the role is not one service's.
+_PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
+    "requests": lambda _, partition, __: partition.requests,
+    "interventions": lambda _, partition, __: partition.interventions,
+    "replies": lambda _, partition, service: partition.replies(service),
+    "commands": lambda _, partition, service: partition.commands(service),
+    "saga": lambda _, partition, __: partition.saga("*"),
+    "timers": lambda _, partition, __: partition.timers,
+    "ended": lambda _, partition, __: partition.ended,
+    "events": lambda _, partition, __: partition.events,
+    "quarantine": lambda _, partition, __: partition.quarantine,
+    "aside": lambda _, partition, service: partition.quarantine_of(service),
+    "done": lambda _, partition, service: partition.records(service),
+    "published": lambda keys, _, service: keys.published(service),
+    "services": lambda keys, _, __: keys.services,
+    "alive": lambda keys, _, __: keys.alive,
+    "running": lambda keys, _, __: keys.running,
+    "losses": lambda keys, _, __: keys.losses,
+    "store": lambda keys, _, __: keys.store,
+    "all": lambda keys, _, __: f"{keys.prefix}:*",
+    "rq": lambda *_: "rq:*",
+}
+
+#: These need no key. HELLO and AUTH are allowed to everybody. ACL DRYRUN tells a process what its user may not do, so
+#: that it does not try (broker/server.py).
+_ANYBODY: Final = "ping time info acl|whoami acl|dryrun"
+_WRITES: Final = "script|load"
+_TRANSACTIONS: Final = "multi exec"
+_IN_SCRIPTS: Final = "eval evalsha"
+
+#: A stream that is read as a consumer of a group.
+_GROUP: Final = (
+    "type xreadgroup xpending xclaim xautoclaim xack xdel xgroup|create xgroup|delconsumer xinfo|consumers xinfo|groups"
+)
+
+#: How a process is heard, and how it notices that the store has lost writes.
+_HEARTBEAT: Final = (
+    _Grant("alive running", f"{_IN_SCRIPTS} type zadd zrem zcard zscore zrange zrangebyscore hset hdel"),
+    _Grant("losses", "hsetnx"),
+)
+_WORK: Final = (
+    _Grant("store", "hgetall hsetnx"),
+    _Grant("requests interventions replies", f"{_GROUP} xrange xinfo|stream"),
+    _Grant("commands events quarantine", "type xadd"),
+    _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
+    _Grant("timers", "type zadd zrem zrangebyscore zscan zscore"),
+    _Grant("ended", "type zadd zrem zrangebyscore"),
+    _Grant("requests interventions replies commands events quarantine saga timers ended", _IN_SCRIPTS),
+    _Grant("published", "hgetall", read_only=True),
+    _Grant("services", "smembers sadd"),
+    *_HEARTBEAT,
+)
+_SERVE: Final = (
+    _Grant("store", "hget hgetall hmget", read_only=True),
+    _Grant("commands", f"{_GROUP} xadd"),
+    _Grant("done", "type hget hgetall hmget hset hsetnx hexists hincrby expire"),
+    _Grant("published", "hgetall hset hsetnx"),
+    _Grant("services", "sadd"),
+    _Grant("replies aside", "type xadd"),
+    _Grant("commands done replies aside", _IN_SCRIPTS),
+    *_HEARTBEAT,
+)
+_BEGIN: Final = (
+    _Grant("store", "hgetall", read_only=True),
+    _Grant("saga", "hgetall hget", read_only=True),
+    _Grant("events", "xread xrevrange", read_only=True),
+    _Grant("requests", "xadd"),
+    _Grant("requests saga", _IN_SCRIPTS),
+)
+_INTERVENE: Final = (_Grant("interventions", "xadd"),)
+_LOOK: Final = (
+    _Grant(
+        "all",
+        "exists type ttl pttl hget hgetall hmget hlen hexists hvals hscan smembers zcard zcount zrange zrangebyscore "
+        "zrevrangebyscore zscore zscan xlen xrange xrevrange xpending xread xinfo|stream xinfo|groups xinfo|consumers",
+        read_only=True,
+    ),
+    _Grant("rq", "exists hmget lindex llen lpos smembers", read_only=True),
+)
+_OPERATE: Final = (
+    *_INTERVENE,
+    _Grant("quarantine aside", "xrange xdel"),
+    _Grant("requests interventions replies", "xadd"),
+    _Grant("commands", "xadd xdel del"),
+    _Grant("requests interventions replies commands quarantine aside", _IN_SCRIPTS),
+    _Grant("services", "srem"),
+)
+_MEND: Final = (
+    _Grant("requests interventions replies commands", "xgroup|setid"),
+    _Grant("saga", "hmget pexpire persist pttl unlink"),
+    _Grant("timers ended", "type zadd zrem"),
+    _Grant("events", "type"),
+    _Grant("done", "hdel"),
+    _Grant("losses", "del"),
+    _Grant("saga timers ended events", _IN_SCRIPTS),
+)
+
+#: Which keys RQ uses changes with its versions, so its workers may use all of RQ's keys.
+_RUN_JOBS: Final = (
+    _Grant("commands", "xrange"),
+    _Grant(
+        "rq",
+        "@hash @list @set @sortedset @stream @string @transaction @pubsub @connection -@dangerous "
+        "del unlink exists expire persist rename ttl eval evalsha",
+        channels="rq:pubsub:*",
+    ),
+)
+#: … and in each of its queues, a service whose steps run as jobs.
+_SEND_JOBS: Final = "@hash @list @set @sortedset @stream @transaction -@dangerous del exists expire persist"
+
+#: What each role may do: without a key, and on which keys.
+_ROLES: Final[Mapping[Role, tuple[str, Sequence[_Grant]]]] = {
+    Role.WORKER: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS}", _WORK),
+    Role.SERVICE: (f"{_ANYBODY} {_WRITES}", _SERVE),
+    Role.RQ_WORKER: (f"{_ANYBODY} {_WRITES}", (*_SERVE, *_RUN_JOBS)),
+    Role.CLIENT: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK)),
+    Role.BEGIN_ONLY: (f"{_ANYBODY} {_WRITES}", _BEGIN),
+    Role.BRIDGE: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", "hsetnx"))),
+    Role.INSPECTOR: (f"{_ANYBODY} {_TRANSACTIONS} scan", _LOOK),
+    Role.OPERATOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE)),
+    Role.DOCTOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE, *_BEGIN, *_MEND)),
+}
+
+
+def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Sequence[str] = ()) -> list[str]:
+    """The rules of a user with this role, as ACL SETUSER takes them. They replace all that the user could do before,
+    and leave its passwords as they are.
+
+    Args:
+        keys: the names of the store's keys, or `patterns` of them.
+        service: of a role that belongs to one; the one that a bridge plays.
+        queues: the queues of RQ in which a service's steps run.
+
+    Raises ValueError if they do not fit together.
+    """
+    if service is None and role in (Role.SERVICE, Role.RQ_WORKER):
+        raise ValueError(f"the role {role} belongs to one service: name it")
+    if service is not None and role not in (Role.SERVICE, Role.RQ_WORKER, Role.BRIDGE):
+        raise ValueError(f"the role {role} belongs to no service")
+    if queues and role is not Role.SERVICE:
+        raise ValueError(f"the role {role} has no queues: only a service sends jobs")
+    keyless, grants = _ROLES[role]
+    if role is Role.BRIDGE and service is not None:
+        grants = (*grants, *_SERVE)
+    places = {name: place(keys, keys.partitions[0], service or "*") for name, place in _PLACES.items()}
+    selectors = [_selector(grant, [places[name] for name in grant.places.split()]) for grant in grants]
+    if queues:
+        jobs = ["rq:*:saga-*", "rq:queues", "rq:worker:*", *(f"rq:*:{queue}" for queue in queues)]
+        selectors.append(_selector(_Grant("", _SEND_JOBS), jobs))
+    return ["on", "clearselectors", "resetkeys", "resetchannels", "-@all", *_allowed(keyless), *selectors]
+
+
+def patterns(prefix: str, partitions: int) -> StoreKeys:
+    """The names of a store's keys as patterns of ACL: if there are several partitions, each stands for all of them."""
+    return StoreKeys(prefix, ["0" if partitions == 1 else "*"])
+
+
+def _selector(grant: _Grant, keys: Sequence[str]) -> str:
+    access = "%R~" if grant.read_only else "~"
+    channels = (f"&{grant.channels}",) if grant.channels else ()
+    return f"({' '.join((*(access + key for key in keys), *channels, *_allowed(grant.commands)))})"
+
+
+def _allowed(commands: str) -> list[str]:
+    return [name if name.startswith("-") else f"+{name}" for name in commands.split()]
