@@ -33,11 +33,14 @@ LONG: Final = Scale(sagas=_SOAK_SAGAS, factor=max(1, _SOAK_SAGAS // 100))
 pytestmark = pytest.mark.slow
 
 
-def _each(short_on: tuple[str, ...]) -> pytest.MarkDecorator:
-    """Parameters for `world`: short runs on these servers, long runs on both."""
+def _each(short_on: tuple[str, ...], partitions: int = 1) -> pytest.MarkDecorator:
+    """Parameters for `world`: short runs on these servers, long runs on both. `partitions`: of the store."""
     needs = {"valkey": (), "redis": (pytest.mark.redis,)}
-    short = [pytest.param((name, SHORT), id=name, marks=needs[name]) for name in short_on]
-    long = [pytest.param((name, LONG), id=f"{name}-long", marks=(*needs[name], pytest.mark.soak)) for name in KINDS]
+    short = [pytest.param((name, SHORT, partitions), id=name, marks=needs[name]) for name in short_on]
+    long = [
+        pytest.param((name, LONG, partitions), id=f"{name}-long", marks=(*needs[name], pytest.mark.soak))
+        for name in KINDS
+    ]
     return pytest.mark.parametrize("world", short + long, indirect=True)
 
 
@@ -51,11 +54,11 @@ on_valkey = _each(("valkey",))
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path, commands: Commands) -> Iterator[World]:
-    name, scale = request.param
+    name, scale, partitions = request.param
     server = start_server(name, tmp_path, OwnServer)
     began = time.monotonic()
     try:
-        made = World(server, commands, scale)
+        made = World(server, commands, scale, partitions=partitions)
         yield made
         seconds = round(time.monotonic() - began, 1)
         request.node.user_properties.extend([*made.figures.items(), ("seconds", seconds)])
@@ -156,6 +159,34 @@ def test_services_sleep_beyond_their_lease_and_are_told_to_end_when_they_wake_up
     world.run(stop_one, every_s=0.1, times=3)
     world.verdict()
     assert world.figures["deploys"] >= 3
+    world.figures["commands taken over"] = world.takeovers()
+    assert world.figures["commands taken over"] > 0
+
+
+@_each(("valkey",), partitions=3)
+def test_all_processes_are_killed_stopped_and_told_to_end_while_steps_time_out(
+    world: World, chance: random.Random
+) -> None:
+    """Attempts come to their end after others have been rejected, amid the undo of earlier steps."""
+    world.options = {"timeout_ms": 400, "attempts": 4, "compensation_attempts": 6, "backoff_ms": 20}
+    world.late = 0.2
+    world.may_end_otherwise()
+    world.start(workers=2, services=2)
+
+    def any_fault() -> None:
+        sleeper = chance.choice([*world.workers, *world.services])
+        sleeper.now.send_signal(signal.SIGSTOP)
+        world.figures["stops"] += 1
+        others = [process for process in (*world.workers, *world.services) if process is not sleeper]
+        world.kill(chance.choice(others))
+        served = [process for process in world.services if process is not sleeper]
+        world.replace(chance.choice(served))  # it takes longer than a lease
+        sleeper.now.send_signal(signal.SIGCONT)
+
+    world.run(any_fault, every_s=0.2, times=6)
+    world.settle()
+    world.retry_parked(SagaClient(world.server.broker()))
+    world.verdict()
     world.figures["commands taken over"] = world.takeovers()
     assert world.figures["commands taken over"] > 0
 

@@ -51,8 +51,9 @@ class Plan:
     expected: SagaStatus
 
 
-def plan(number: int, **options: Any) -> Plan:
-    """The saga with this number: always the same one. `options` go into every step."""
+def plan(number: int, *, late: float = 0.0, **options: Any) -> Plan:
+    """The saga with this number: always the same one. `options` go into every step. `late`: with which probability a
+    step that may fail is one whose first attempt comes late."""
     chance = random.Random(number)
     count = chance.randint(1, 4)
     pivot = chance.randint(1, count + 2)  # beyond the last step: none fails
@@ -61,6 +62,8 @@ def plan(number: int, **options: Any) -> Plan:
     for at in range(1, count + 1):
         working = (*oracle.WORKING, "ok", "ok", "ok", "refuse once") if at > pivot else (*oracle.WORKING, "ok", "ok")
         how = chance.choice(oracle.FAILING if at == fails_at else working)
+        if late and at <= pivot and chance.random() < late:
+            how = oracle.LATE
         kind = "compensatable" if at < pivot else "pivot" if at == pivot else "retriable"
         params = {"how": how, "undo": chance.choice((*oracle.UNDOING, "ok", "ok"))}
         step = {"transaction": "Do", "service": chance.choice(oracle.NAMES), "params": params, "kind": kind}
@@ -104,6 +107,7 @@ class World:
         self.expect_as_planned = True  # … and not only COMPLETED or ABORTED, whichever comes about
         self.store_forgets = False  # sagas may say less than what was done, never more
         self.options: dict[str, Any] = {}  # of every step
+        self.late = 0.0  # how many steps are late, of those that may fail
         self.nobody_begins = threading.Lock()  # held while nothing may begin
         self._commands = commands
         self.oracle = commands.folder / "oracle.sqlite"
@@ -235,7 +239,7 @@ class World:
     def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
         """Begin a saga as a careful client does: again and again, with the same id, until the broker has accepted
         it."""
-        wanted = plan(number, **self.options)
+        wanted = plan(number, late=self.late, **self.options)
         while not stop.is_set():
             try:
                 with self.nobody_begins:

@@ -22,13 +22,17 @@ NAMES: Final = ("alpha", "beta", "gamma")
 #: What the params of a step may ask of its transaction under "how". Those in FAILING never lead to an ok.
 WORKING: Final = ("ok", "slow", "raise before", "raise after")
 FAILING: Final = ("reject", "always raise before", "always raise after")
+#: Its first attempt comes to its end after the step has timed out. A later one is refused, unless the first was done.
+LATE: Final = "late, then refuse"
 #: … and of its compensation under "undo".
 UNDOING: Final = ("ok", "slow", "raise before", "raise after")
 
 _SLOW_S: Final = 0.015
+_LATE_S: Final = 0.8
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS effects (key TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS tombstones (key TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS rejections (key TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS log (seq INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT, key TEXT);
     CREATE INDEX IF NOT EXISTS log_key ON log (key, what);
 """
@@ -65,12 +69,14 @@ def do(params: Any, context: Context) -> Any:
     how, key, db = params["how"], context.key, _db()
     if how == "slow":
         time.sleep(_SLOW_S)
+    if how == LATE and context.attempt == 1:
+        time.sleep(_LATE_S)
     with db:
         db.execute("BEGIN IMMEDIATE")
         calls = _called(db, "called to do", key)
         undone = db.execute("SELECT 1 FROM tombstones WHERE key = ?", (key,)).fetchone()
         too_early = how == "always raise before" or (how == "raise before" and not calls)
-        refuses = how == "reject" or (how == "refuse once" and context.attempt == 1)
+        refuses = how == "reject" or (how == "refuse once" and context.attempt == 1) or _is_rejected(db, how, context)
         if not (undone or too_early or refuses) and (
             db.execute("INSERT OR IGNORE INTO effects VALUES (?)", (key,)).rowcount == 1
         ):
@@ -84,6 +90,14 @@ def do(params: Any, context: Context) -> Any:
     if how == "slow":
         time.sleep(_SLOW_S)
     return {"key": key}
+
+
+def _is_rejected(db: sqlite3.Connection, how: str, context: Context) -> bool:
+    """Whether an attempt was rejected for good. It stays rejected, as README asks of a service."""
+    if how == LATE and context.attempt > 1 and not context.retried:
+        done = "SELECT ? FROM effects WHERE key = ?"
+        db.execute(f"INSERT OR IGNORE INTO rejections SELECT ? WHERE NOT EXISTS ({done})", (context.key,) * 3)
+    return db.execute("SELECT 1 FROM rejections WHERE key = ?", (context.key,)).fetchone() is not None
 
 
 def undo(params: Any, context: Context) -> None:
