@@ -1,5 +1,6 @@
 """What is installed: the wheel and the sdist of a clone with the leftovers of somebody's work."""
 
+import email
 import os
 import subprocess
 import sys
@@ -73,9 +74,22 @@ def test_a_wheel_and_an_sdist_hold_what_git_tracks_and_nothing_else(clone: Path)
         path.write_text("junk")
     installed, shipped = built(clone)
     assert installed == {path.partition("/")[2]: data for path, data in tracked(clone, *PACKAGES).items()}
-    below = {path: data for path, data in shipped.items() if path.startswith(("worker/", "bridge/", "stubs/"))}
-    assert below == tracked(clone, "worker", "bridge", "stubs")
-    assert not set(JUNK) & shipped.keys()
+    assert shipped.pop("PKG-INFO")
+    assert shipped == tracked(clone)
+
+
+def test_what_is_installed_names_its_licence_and_needs_a_server_only_in_the_extra(clone: Path) -> None:
+    built(clone)
+    (wheel,) = (clone.parent / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+        assert archive.read(name.replace("METADATA", "licenses/LICENSE")) == (clone / "LICENSE").read_bytes()
+    assert metadata["License-Expression"] == "MIT"
+    servers = [need for need in metadata.get_all("Requires-Dist", []) if need.startswith("valkey")]
+    assert servers
+    assert all("; extra == " in need for need in servers)
+    assert "embedded" in metadata.get_all("Provides-Extra", [])
 
 
 def test_an_sdist_builds_the_same_wheel(clone: Path) -> None:
