@@ -167,6 +167,20 @@ def test_no_module_of_the_current_folder_is_run_instead_of_ours(
     assert not marked.exists(), marked.read_text()
 
 
+def test_the_package_as_a_command_runs_no_module_of_the_current_folder_either(commands: Commands, marked: Path) -> None:
+    """But for a whole package of our name: that is what Python looks for first."""
+    planted = commands.folder / "sagastream-9.dist-info"
+    planted.mkdir()
+    (planted / "METADATA").write_text("Metadata-Version: 2.1\nName: sagastream\nVersion: 9\n")
+    (planted / "entry_points.txt").write_text("[console_scripts]\nsagastream = evil:main\n")
+    for name in ("evil", "click", "redis", "email", "json", "zipfile"):
+        (commands.folder / f"{name}.py").write_text(f"open({str(marked)!r}, 'a').write(__file__ + '\\n')\n")
+    process = commands.start("-m", "sagastream", "list", program=(sys.executable,))
+    said = process.communicate(timeout=60)[1].decode()
+    assert not marked.exists(), marked.read_text()
+    assert "there is no store in" in said
+
+
 def test_a_service_that_is_named_is_found_in_the_current_folder(commands: Commands) -> None:
     (commands.folder / "shop.py").write_text(
         "from sagastream import Service\n\nservice = Service('till')\n"
