@@ -201,6 +201,20 @@ def test_what_another_worker_has_done_to_a_saga_is_seen_by_the_one_that_remember
     nothing_is_left_over(scene)
 
 
+@pytest.mark.parametrize("kind", ["compensatable", "pivot"])
+def test_a_saga_that_is_cancelled_now_in_the_turn_in_which_it_begins_is_undone(scene: Scene, kind: str) -> None:
+    """Its service publishes what undoes it, and so the saga is not parked."""
+    scene.begin("s1", do(1, kind=kind))
+    cancel = Intervene(verb=Verb.CANCEL, saga_id="s1", reason="changed my mind", now=True)
+    append_requests(scene.redis, [cancel])
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.interventions) == 0)
+    state = scene.client.get("s1")
+    assert state is not None
+    assert (state.parked, state.status) == (None, SagaStatus.COMPENSATING)
+    assert scene.play("s1").status is SagaStatus.ABORTED
+    nothing_is_left_over(scene)
+
+
 def test_a_saga_that_was_deleted_and_begun_again_is_not_taken_for_the_one_that_is_remembered(scene: Scene) -> None:
     """The new saga has the same versions, and waits for the same reply."""
     first, other = scene.another_worker(), scene.another_worker()

@@ -266,8 +266,12 @@ class Orchestrator:
         services: set[str] = set()
         for _, event in inputs:
             state = states.get(event.saga_id or "")
-            if isinstance(state, SagaState) and may_undo(state, event):
-                services |= {step.definition.service for step in state.steps}
+            if isinstance(state, SagaState):
+                if may_undo(state, event):
+                    services |= {step.definition.service for step in state.steps}
+            elif isinstance(event, Intervene):  # its saga may begin in this turn
+                begins = [other for _, other in inputs if isinstance(other, Begin) and other.saga_id == event.saga_id]
+                services |= {definition.service for begin in begins for definition in begin.steps}
         return published.read(self._broker.client, self._opened, services) if services else {}
 
     def _ready(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
