@@ -1,9 +1,10 @@
 """A saga's hash: flat, and meant to be read by people.
 
-`HGETALL` shows where the saga is, why it waits, and when each step was sent and answered. It begins with the members of
-the protocol's SagaState, each under its own name; `steps` is their number, since each step has fields of its own. Times
-are ISO 8601 in UTC with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding
-lists them in the order in which they were first written. An empty field says that its value no longer holds.
+`HGETALL` shows where the saga is, why it waits, and when each step was sent and answered. All members of the protocol's
+SagaState are there, each under its own name; `steps` is their number, since each step has fields of its own. Times are
+ISO 8601 in UTC with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding
+lists them in the order in which they were first written: first those that change again and again, see `_HOT`. An empty
+field says that its value no longer holds.
 
 Every change of a saga writes its hash, and many read it, so this module is written for speed: states go through the
 tables of columns.py in loops that run in C where possible. Names of fields are built once, and values that come again
@@ -65,8 +66,14 @@ def _unsaid(kind: type[Struct]) -> dict[str, Any]:
 
 _SAGA_COLUMNS: Final = tuple(SAGA.values())
 _UNSAID_SAGA: Final = tuple(map(_unsaid(SagaState).get, SAGA))
-#: The columns of SAGA without those that a new hash begins with.
-_FIRST: Final = ("status", "current_step", "compensating_steps")
+#: The attributes that every commit compares or changes. A new hash begins with them, and with the statuses of the steps:
+#: to find a field of a hash in its compact encoding, the server goes through all fields before it.
+_HOT: Final = ("updated_ms", "status", "current_step", "times_out_ms")
+_HOT_COLUMNS: Final = tuple([SAGA[attribute] for attribute in _HOT])
+_hot: Final[Callable[[tuple[Any, ...]], tuple[Any, ...]]] = itemgetter(*map(tuple(SAGA).index, _HOT))
+_UNSAID_HOT: Final = _hot(_UNSAID_SAGA)
+#: The other columns of SAGA, without those that `_all_fields` writes by itself.
+_FIRST: Final = (*_HOT, "compensating_steps")
 _FURTHER_COLUMNS: Final = tuple([None if attribute in _FIRST else column for attribute, column in SAGA.items()])
 #: The values of a step to which nothing has happened. Only its definition is written.
 _UNSAID_STEP: Final = tuple(_unsaid(Step).values())
@@ -108,19 +115,22 @@ def _has_completed(was: Step, now: Step) -> bool:
 
 
 def _all_fields(state: SagaState) -> list[Word]:
-    completed, compensating = step_numbers(state.completed_steps), step_numbers(state.compensating_steps)
-    words: list[Word] = ["saga_id", state.saga_id, "status", state.status, "current_step", state.current_step]
-    words += ("completed_steps", completed, "compensating_steps", compensating, "steps", len(state.steps))
-    words += ("version", next_version(None), "waiting_for", state.waiting_for)
-    _add_changed(words, _FURTHER_COLUMNS, _UNSAID_SAGA, _saga_values(state))
-    for number, step in enumerate(state.steps, 1):
-        named = step_fields(number)
+    values = _saga_values(state)
+    words: list[Word] = ["version", next_version(None)]
+    _add_changed(words, _HOT_COLUMNS, _UNSAID_HOT, _hot(values))
+    words += ("completed_steps", step_numbers(state.completed_steps), "waiting_for", state.waiting_for)
+    names = [step_fields(number) for number in range(1, len(state.steps) + 1)]
+    for named, step in zip(names, state.steps, strict=True):
+        words += (named.status, step.status)
+    words += ("saga_id", state.saga_id, "steps", len(state.steps))
+    words += ("compensating_steps", step_numbers(state.compensating_steps))
+    _add_changed(words, _FURTHER_COLUMNS, _UNSAID_SAGA, values)
+    for named, step in zip(names, state.steps, strict=True):
         definition = step.definition
         transaction, service, params = named.needed
-        words += (transaction, definition.transaction, service, definition.service)
-        words += (params, definition.params.decode(), named.status, step.status)
+        words += (transaction, definition.transaction, service, definition.service, params, definition.params.decode())
         if unusual := definition.unusual_options():
-            words[-2:-2] = _option_words(named, definition, unusual)
+            words += _option_words(named, definition, unusual)
         values = astuple(step)
         if values[1:] != _UNSAID_STEP[1:]:
             _add_changed(words, named.stored, _UNSAID_STEP, values)
