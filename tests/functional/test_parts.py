@@ -92,7 +92,7 @@ def test_what_is_quarantined_in_any_part_is_told_of(scene: Scene, caplog: pytest
 
 def test_messages_of_one_saga_are_in_one_part() -> None:
     inputs: list[Input] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
-    parts = _parts(inputs, lambda _: ONLY)
+    parts = _parts(inputs)
     ids = [{event.saga_id for those in part for _, event in those} for part in parts]
     assert len(parts) > 1
     assert sum(map(len, ids)) == len(set().union(*ids)) == 50

@@ -32,7 +32,7 @@ def folded(inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int, pu
     def moment() -> Moment:
         return Moment(now_ms=now_ms, published=published, jitter=random.random())
 
-    parts = _parts(inputs, lambda _: ONLY)
+    parts = _parts(inputs)
     return [change for part in parts for change in _fold(part, ONLY, states, moment)]
 
 

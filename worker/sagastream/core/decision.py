@@ -25,6 +25,7 @@ from sagastream.core.messages import (
     failed,
     ok,
 )
+from sagastream.core.phases import ACTIVE
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step, StepStatus
@@ -80,11 +81,16 @@ def awaits(state: SagaState, reply: Reply) -> bool:
     if reply.step > len(state.steps):
         return False
     step = state.steps[reply.step - 1]
-    if not step.is_active or step.current_attempt == 0 or not _is_from_its_service(step, reply):
+    return _is_from_its_service(step, reply) and _is_news(step, reply)
+
+
+def _is_news(step: Step, reply: Reply) -> bool:
+    """See `awaits`."""
+    if step.phase not in ACTIVE or step.current_attempt == 0:
         return False
-    if reply.type == ok(step.command):
+    if reply.type == ok(command := step.command):
         return True
-    if reply.type != failed(step.command):
+    if reply.type != failed(command):
         return False
     if not step.being_undone and not reply.unknown and not step.definition.retried:
         return True  # this holds for all attempts: nothing of the step remains
@@ -221,7 +227,7 @@ def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
             f"step {reply.step} is one of {step.definition.service}: the service {reply.service} cannot answer for it"
         )
         return Decision(state=state, quarantine=text)
-    if awaits(state, reply):
+    if _is_news(step, reply):
         answered = _compensation_answered if step.being_undone else _transaction_answered
         decision = answered(state, step, reply, moment)
         echo = _echoed_reply(state, reply)

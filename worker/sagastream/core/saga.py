@@ -7,11 +7,12 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sagastream.core.phases import BACKING_OFF, DONE
+from sagastream.core.phases import BACKING_OFF, DONE, Phase
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.errors import UnreadableSaga
 
+_WAITING: Final = Phase.WAITING
 #: The most that a saga counts of how far the broker's clock was set back, in ms: more than there are from 1970 to 9999.
 MAX_SET_BACK_MS: Final = 10**15
 #: A saga keeps at most this many interventions, the newest ones.
@@ -79,20 +80,22 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def completed_steps(self) -> tuple[int, ...]:
         """The numbers of the steps whose transactions are known to have completed, even if they were undone since."""
-        return tuple([number for number, step in enumerate(self.steps, 1) if step.completed])
+        steps = enumerate(self.steps, 1)
+        return tuple([number for number, step in steps if step.phase is not _WAITING and step.completed])
 
     @property
     def weight(self) -> int:
         """About how many bytes its params, results and errors take."""
-        return sum(
-            [
-                len(step.definition.params)
-                + len(step.result or b"")
-                + len(step.error or b"")
-                + len(step.compensation_error or b"")
-                for step in self.steps
-            ]
-        )
+        weight = 0
+        for step in self.steps:
+            weight += len(step.definition.params)
+            if step.result is not None:
+                weight += len(step.result)
+            if step.error is not None:
+                weight += len(step.error)
+            if step.compensation_error is not None:
+                weight += len(step.compensation_error)
+        return weight
 
     @property
     def step(self) -> Step:

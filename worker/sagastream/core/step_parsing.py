@@ -1,6 +1,7 @@
 """Reading the steps of a saga_begin, strictly."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from sagastream.core.members import checked_object, flag_in, limit, name_in
@@ -37,7 +38,7 @@ def parse_steps(steps: object, *, plain: bool) -> tuple[StepDefinition, ...]:
 
 def _parse_step(step: Any, where: str, *, plain: bool) -> StepDefinition:
     checked_object(step, where, _MEMBERS)
-    options = {name: _OPTION_READERS[name](step, name, where) for name in OPTIONS if name in step}
+    options = {name: _OPTION_READERS[name](step, name, where) for name in _options_among(tuple(step))}
     if not plain:
         options.setdefault("attempts", USUAL_ATTEMPTS)
         if options.get("kind") is not StepKind.RETRIABLE and options.get("compensation", AS_PUBLISHED) is not None:
@@ -55,6 +56,11 @@ def _parse_step(step: Any, where: str, *, plain: bool) -> StepDefinition:
     )
 
 
+@lru_cache(maxsize=1024)  # the steps of a program are alike
+def _options_among(members: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([name for name in OPTIONS if name in members])
+
+
 def _undo(step: dict[str, Any], name: str, where: str) -> str | None:
     return None if step[name] is None else name_in(step, name, where)
 
@@ -67,7 +73,12 @@ def _kind(step: dict[str, Any], name: str, where: str) -> StepKind:
 
 
 def _at_most(most: int) -> Callable[[dict[str, Any], str, str], int]:
-    return lambda step, name, where: limit(step[name], name, where, most)
+    def read(step: dict[str, Any], name: str, where: str) -> int:
+        number = step[name]
+        # The usual case without a call: each step of each request names two of these.
+        return number if type(number) is int and 1 <= number <= most else limit(number, name, where, most)
+
+    return read
 
 
 #: How each option of a step is read.

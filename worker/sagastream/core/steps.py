@@ -1,5 +1,6 @@
 """What a saga_begin says about its steps: the definition of a step, the kinds of steps, defaults and limits."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
@@ -79,11 +80,12 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
             "service": self.service,
             "params": orjson.Fragment(self.params),
         }
-        return members | {name: getattr(self, name) for name in self.unusual_options()}
+        return {**members, **unlike_defaults(self.options)}
 
-    def unusual_options(self) -> tuple[str, ...]:
-        """The names of the options that do not have the defaults of the plain format."""
-        return _unlike_defaults(self.kind, _option_values(self))
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """The values of all its options, in the order of OPTIONS."""
+        return _option_values(self)
 
 
 #: The options of a step, which are all members but transaction, service and params; each with its default.
@@ -93,10 +95,13 @@ OPTIONS: Final[dict[str, Any]] = {
 
 
 _option_values = attrgetter(*OPTIONS)
+_KIND: Final = list(OPTIONS).index("kind")
 #: The options of a step of each kind if it names none.
 _DEFAULTS: Final = {kind: tuple((OPTIONS | {"attempts": default_attempts(kind)}).values()) for kind in StepKind}
 
 
 @lru_cache(maxsize=1024)  # the steps of a program are alike
-def _unlike_defaults(kind: StepKind, values: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(name for name, value, other in zip(OPTIONS, values, _DEFAULTS[kind], strict=True) if value != other)
+def unlike_defaults(options: tuple[Any, ...]) -> Mapping[str, Any]:
+    """The options of a step that do not have the defaults of the plain format, by name. `options`: all values."""
+    defaults = _DEFAULTS[options[_KIND]]
+    return {name: value for name, value, usual in zip(OPTIONS, options, defaults, strict=True) if value != usual}

@@ -1,7 +1,6 @@
 """What one turn does to one saga."""
 
-from dataclasses import dataclass, field
-
+from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
@@ -13,8 +12,7 @@ from sagastream.store import saga_hash
 from sagastream.store.keys import Partition
 
 
-@dataclass(slots=True)
-class Change:
+class Change(Struct, eq=False):
     """All that one turn does to one saga, in its partition. If `saga_id` is None: what it does about entries of the
     partition that name no saga."""
 
@@ -22,13 +20,13 @@ class Change:
     saga_id: str | None
     before: Found
     after: Found
-    commands: list[Command] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    quarantined: list[tuple[Entry, str]] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)  # to be acknowledged
+    commands: list[Command] = []
+    notices: list[Notice] = []
+    quarantined: list[tuple[Entry, str]] = []
+    entries: list[Entry] = []  # to be acknowledged
     rearm: bool = False  # correct its place in timers and ended, even if the saga itself does not change
     # What is left to a newer release, each with its format: an entry, or None for the saga's timer.
-    left: list[tuple[Entry | None, int]] = field(default_factory=list)
+    left: list[tuple[Entry | None, int]] = []
     fault: str | None = None  # why nothing could be decided on the saga when it was due
 
     def add(self, entry: Entry | None, decision: Decision) -> None:

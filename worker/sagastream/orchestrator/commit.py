@@ -21,6 +21,7 @@ _LONGEST: Final = 64 << 20
 #: What stands in place of the score of a saga that has ended.
 _COMPLETED: Final = "ended"
 _ABORTED: Final = "aborted"
+_ENDS: Final = {SagaStatus.COMPLETED: _COMPLETED, SagaStatus.ABORTED: _ABORTED}
 #: How many ended sagas one round trip looks at, and how many round trips there are at most each time.
 _PAGE: Final = 1000
 _PAGES: Final = 20
@@ -181,8 +182,9 @@ class _CommitArguments:
         for entry, reason in change.quarantined:
             appends += self._append(partition.quarantine, entry.quarantined(reason))
         entries: list[int | str] = []
+        streams = self._streams
         for entry in change.entries:
-            entries += (self._stream(entry.stream), entry.id.decode())
+            entries += (streams.setdefault(entry.stream, len(streams) + 1), entry.id.decode())
         return [
             self._hash(change.key),
             str(before.version) if before else "",
@@ -198,10 +200,7 @@ class _CommitArguments:
         words: list[Any] = []
         for name, value in fields.items():
             words += (name, wire.raw(value) if isinstance(value, bytes) else value)
-        return self._stream(key), words
-
-    def _stream(self, key: str) -> int:
-        return self._streams.setdefault(key, len(self._streams) + 1)
+        return self._streams.setdefault(key, len(self._streams) + 1), words
 
     def _hash(self, key: str | None) -> int:
         if key is None:
@@ -214,9 +213,8 @@ def _score(before: SagaState | None, after: SagaState | None) -> str:
     """The saga's new score in timers; commit.lua lists the words that are not scores."""
     if after is None:
         return "gone"
-    if before is not None and before.ended and before is not after:
-        return ""  # it ended before, and only a late reply is noted
-    if after.ended:
-        return _ABORTED if after.status is SagaStatus.ABORTED else _COMPLETED
+    if (end := _ENDS.get(after.status)) is not None:
+        # If it ended before, only a late reply is noted.
+        return "" if before is not None and before.status in _ENDS and before is not after else end
     due_ms = after.due_ms
     return "+inf" if due_ms is None else str(due_ms)

@@ -14,10 +14,11 @@ from sagastream.core.messages import Begin, Code, Intervene, Unreadable
 from sagastream.core.parsing import read_reply, read_request
 from sagastream.store.keys import Partition, Place, StoreKeys
 
-#: One turn reads at most this many requests to begin sagas, and as many of operators; if it reads few, only so many.
+#: One turn reads at most this many requests to begin sagas; if it reads few, only so many.
 _REQUESTS: Final = BATCH // 2
 _A_FEW: Final = 8
-#: One turn reads about this many replies at most, and of each stream at most BATCH, but at least so many.
+#: One turn reads about this many replies at most, and of each stream at most BATCH, but at least so many. As many it
+#: reads of operators' requests.
 _REPLIES: Final = 8 * BATCH
 _LEAST_REPLIES: Final = 8
 #: If a turn reads this many replies, the next one takes no requests. Sagas that begin together stay together, in one
@@ -73,7 +74,8 @@ class Streams:
         if self._counted != streams:
             self._counted, self._counts = list(streams), {}
         if (counts := self._counts.get(requests)) is None:
-            most = {"replies": self._most_replies, "requests": requests, "interventions": _REQUESTS}
+            # Of operators' requests as many as of replies: streams with the same count are read in one call.
+            most = {"replies": self._most_replies, "requests": requests, "interventions": self._most_replies}
             known = {stream: most[self._places[stream].what] for stream in streams if stream in self._places}
             wanted = {stream: count for stream, count in known.items() if count}
             counts = self._counts[requests] = wanted or dict.fromkeys(streams, 1)  # it always reads something
@@ -95,6 +97,15 @@ class Streams:
             return self._places[entry.stream].partition
         assert event.saga_id is not None  # it is due
         return self._keys.of(event.saga_id)
+
+    def by_partition(self, inputs: Sequence[Input]) -> Collection[Sequence[Input]]:
+        """The inputs of each partition that has any."""
+        if self._only is not None:
+            return [inputs]
+        found: dict[int, list[Input]] = {}
+        for item in inputs:
+            found.setdefault(self.partition_of(item).number, []).append(item)
+        return found.values()
 
     def opened(self, entry: Entry) -> Input:
         """What an entry says. What it says in the wrong place does not count."""

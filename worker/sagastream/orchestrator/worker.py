@@ -198,7 +198,7 @@ class Orchestrator:
         changes: list[Change] = []
         left: list[Change] = []
         streams = self._read_streams
-        parts = _parts(inputs, streams.partition_of)
+        parts = [part for of_one in streams.by_partition(inputs) for part in _parts(of_one)]
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
 
@@ -257,7 +257,7 @@ class Orchestrator:
         """Look for due sagas again as soon as the first of these is due. If another worker gives a saga an earlier
         time, this one sees that at its next look, at most half a second later."""
         states = [change.after for change in changes if isinstance(change.after, SagaState)]
-        if times := [state.due_ms for state in states if state.due_ms is not None]:
+        if times := [due_ms for state in states if (due_ms := state.due_ms) is not None]:
             self._look_at = min(self._look_at, time.monotonic() + max((min(times) - now_ms) / 1000, _LOOK_EVERY_S))
 
     def _published(self, inputs: Sequence[Input], states: Mapping[str, Found]) -> Published:
@@ -309,21 +309,20 @@ class Orchestrator:
         return [item for item in inputs if item[0] is None or item[0].at not in waiting]
 
 
-def _parts(inputs: Sequence[Input], partition_of: Callable[[Input], Partition]) -> list[list[list[Input]]]:
-    """The inputs in parts, each a list of the inputs of one saga after another, all of one partition. A part has _PART
+def _parts(inputs: Sequence[Input]) -> list[list[list[Input]]]:
+    """These inputs of one partition in parts, each a list of the inputs of one saga after another. A part has _PART
     inputs, or a few more, since no saga is in two parts."""
-    by_saga: dict[int, dict[str | None, list[Input]]] = {}
+    by_saga: dict[str | None, list[Input]] = {}
     for item in inputs:
-        by_saga.setdefault(partition_of(item).number, {}).setdefault(item[1].saga_id, []).append(item)
+        by_saga.setdefault(item[1].saga_id, []).append(item)
     parts: list[list[list[Input]]] = []
-    for of_one in by_saga.values():
-        room = 0
-        for those in of_one.values():
-            if room <= 0:
-                parts.append([])
-                room = _PART
-            parts[-1].append(those)
-            room -= len(those)
+    room = 0
+    for those in by_saga.values():
+        if room <= 0:
+            parts.append([])
+            room = _PART
+        parts[-1].append(those)
+        room -= len(those)
     return parts
 
 

@@ -3,7 +3,7 @@
 `HGETALL` shows where the saga is, why it waits, and when each step was sent and answered. All members of the protocol's
 SagaState are there, each under its own name; `steps` is their number, since each step has fields of its own. Times are
 ISO 8601 in UTC with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding
-lists them in the order in which they were first written: first those that change again and again, see `_HOT`. An empty
+lists them in the order in which they were first written: first those that change again and again. An empty
 field says that its value no longer holds.
 
 Every change of a saga writes its hash, and many read it, so this module is written for speed: states go through the
@@ -14,9 +14,10 @@ The phase of a step is not written. It follows from the status of the step and, 
 waits for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import compress
-from operator import is_not, itemgetter
+from operator import is_not
 from typing import Any, Final
 
 from msgspec import NODEFAULT, Struct
@@ -25,7 +26,7 @@ from msgspec.structs import astuple, fields
 from sagastream.core.phases import IN_FLIGHT, LEFT_ALONE, UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, default_attempts
+from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, default_attempts, unlike_defaults
 from sagastream.errors import CorruptSaga, NewerFormat, UnreadableSaga
 from sagastream.store.columns import (
     PLACES,
@@ -35,6 +36,7 @@ from sagastream.store.columns import (
     StepFields,
     Word,
     flag,
+    iso,
     step_fields,
     step_numbers,
     whole_number,
@@ -43,20 +45,15 @@ from sagastream.store.columns import (
 # --- written
 
 
-#: The attributes that a saga takes from its current step, in the order in which `_saga_values` adds them.
+#: The attributes that a saga takes from its current step, in the order of `_waits`.
 _OF_THE_STEP: Final = ("parked", "times_out_ms", "send_again_ms")
-#: Puts the values of all attributes into the order of the columns.
-_in_order: Final[Callable[[tuple[Any, ...]], tuple[Any, ...]]] = itemgetter(
-    *map((*SagaState.__struct_fields__, *_OF_THE_STEP).index, SAGA)
-)
 
 
-def _saga_values(state: SagaState) -> tuple[Any, ...]:
-    """The values of the columns of SAGA."""
-    step = state.steps[state.current_step - 1]
-    due_ms, in_flight = step.due_ms, step.phase in IN_FLIGHT
-    times_out_ms, send_again_ms = (due_ms, None) if in_flight else (None, due_ms)
-    return _in_order((*astuple(state), step.parked, times_out_ms, send_again_ms))
+def _waits(step: Step) -> tuple[str | None, int | None, int | None]:
+    """What the current step waits for."""
+    if step.phase in IN_FLIGHT:
+        return step.parked, step.due_ms, None
+    return step.parked, None, step.due_ms
 
 
 def _unsaid(kind: type[Struct]) -> dict[str, Any]:
@@ -64,20 +61,18 @@ def _unsaid(kind: type[Struct]) -> dict[str, Any]:
     return {field.name: None if field.default is NODEFAULT else field.default for field in fields(kind)}
 
 
-_SAGA_COLUMNS: Final = tuple(SAGA.values())
-_UNSAID_SAGA: Final = tuple(map(_unsaid(SagaState).get, SAGA))
-#: The attributes that every commit compares or changes. A new hash begins with them, and with the statuses of the steps:
-#: to find a field of a hash in its compact encoding, the server goes through all fields before it.
-_HOT: Final = ("updated_ms", "status", "current_step", "times_out_ms")
-_HOT_COLUMNS: Final = tuple([SAGA[attribute] for attribute in _HOT])
-_hot: Final[Callable[[tuple[Any, ...]], tuple[Any, ...]]] = itemgetter(*map(tuple(SAGA).index, _HOT))
-_UNSAID_HOT: Final = _hot(_UNSAID_SAGA)
-#: The other columns of SAGA, without those that `_all_fields` writes by itself.
-_FIRST: Final = (*_HOT, "compensating_steps")
-_FURTHER_COLUMNS: Final = tuple([None if attribute in _FIRST else column for attribute, column in SAGA.items()])
+#: The columns of SAGA by the attributes of SagaState; None: it has none.
+_SAGA_COLUMNS: Final = tuple(map(SAGA.get, SagaState.__struct_fields__))
+_UNSAID_SAGA: Final = tuple(_unsaid(SagaState).values())
+_WAIT_COLUMNS: Final = tuple([SAGA[attribute] for attribute in _OF_THE_STEP])
+_UNSAID_WAITS: Final = (None, None, None)
+_TIMES_OUT: Final = SAGA["times_out_ms"].field
+#: The same columns without the fields with which `_all_fields` begins.
+_FIRST: Final = ("status", "current_step", "updated_ms", "compensating_steps")
+_FURTHER_COLUMNS: Final = tuple([None if name in _FIRST else SAGA.get(name) for name in SagaState.__struct_fields__])
 #: The values of a step to which nothing has happened. Only its definition is written.
 _UNSAID_STEP: Final = tuple(_unsaid(Step).values())
-_INDEXES: Final = tuple(range(max(len(SAGA), len(_UNSAID_STEP))))
+_INDEXES: Final = tuple(range(max(len(_UNSAID_SAGA), len(_UNSAID_STEP))))
 
 
 def next_version(before: SagaState | None) -> int:
@@ -97,15 +92,26 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
     words: list[Word] = ["version", next_version(before)]
     if before.updated_ms != after.updated_ms or before.waiting_for != after.waiting_for:
         words += ("waiting_for", after.waiting_for)
-    _add_changed(words, _SAGA_COLUMNS, _saga_values(before), _saga_values(after))
+    _add_changed(words, _SAGA_COLUMNS, astuple(before), astuple(after))
+    _add_waits(words, before.step, after.step)
     completed = False
     for number, (earlier, step) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if step is not earlier:
             _add_changed_step(words, step_fields(number), earlier, step)
-            completed = completed or _has_completed(earlier, step)
+            if step.answered_ms is not earlier.answered_ms or step.late_ms is not earlier.late_ms:
+                completed = completed or _has_completed(earlier, step)
     if completed:
         words += ("completed_steps", step_numbers(after.completed_steps))
     return words
+
+
+def _add_waits(words: list[Word], was: Step, now: Step) -> None:
+    """Add what changed of what the current step waits for."""
+    if was.phase is now.phase is Phase.OUT:  # the usual case: one command after another is out
+        if was.due_ms != now.due_ms:
+            words += (_TIMES_OUT, "" if now.due_ms is None else iso(now.due_ms))
+    else:
+        _add_changed(words, _WAIT_COLUMNS, _waits(was), _waits(now))
 
 
 def _has_completed(was: Step, now: Step) -> bool:
@@ -115,22 +121,23 @@ def _has_completed(was: Step, now: Step) -> bool:
 
 
 def _all_fields(state: SagaState) -> list[Word]:
-    values = _saga_values(state)
-    words: list[Word] = ["version", next_version(None)]
-    _add_changed(words, _HOT_COLUMNS, _UNSAID_HOT, _hot(values))
-    words += ("completed_steps", step_numbers(state.completed_steps), "waiting_for", state.waiting_for)
+    # First what every commit compares or changes: to find a field of a hash in its compact encoding, the server goes
+    # through all fields before it.
+    words: list[Word] = ["version", next_version(None), "updated_at", iso(state.updated_ms), "status", state.status]
+    words += ("current_step", state.current_step, "completed_steps", step_numbers(state.completed_steps))
+    words += ("waiting_for", state.waiting_for)
+    _add_changed(words, _WAIT_COLUMNS, _UNSAID_WAITS, _waits(state.step))
     names = [step_fields(number) for number in range(1, len(state.steps) + 1)]
     for named, step in zip(names, state.steps, strict=True):
         words += (named.status, step.status)
     words += ("saga_id", state.saga_id, "steps", len(state.steps))
     words += ("compensating_steps", step_numbers(state.compensating_steps))
-    _add_changed(words, _FURTHER_COLUMNS, _UNSAID_SAGA, values)
-    for named, step in zip(names, state.steps, strict=True):
+    _add_changed(words, _FURTHER_COLUMNS, _UNSAID_SAGA, astuple(state))
+    for number, (named, step) in enumerate(zip(names, state.steps, strict=True), 1):
         definition = step.definition
         transaction, service, params = named.needed
         words += (transaction, definition.transaction, service, definition.service, params, definition.params.decode())
-        if unusual := definition.unusual_options():
-            words += _option_words(named, definition, unusual)
+        words += _option_words(number, definition.options)
         values = astuple(step)
         if values[1:] != _UNSAID_STEP[1:]:
             _add_changed(words, named.stored, _UNSAID_STEP, values)
@@ -139,14 +146,16 @@ def _all_fields(state: SagaState) -> list[Word]:
     return words
 
 
-def _option_words(named: StepFields, definition: StepDefinition, options: tuple[str, ...]) -> list[Word]:
-    """The fields and values of these options of a step: those that do not have their defaults."""
+@lru_cache(maxsize=1024)  # the steps of a program are alike
+def _option_words(number: int, options: tuple[Any, ...]) -> tuple[Word, ...]:
+    """The fields and values of the options of step `number` that do not have their defaults. `options`: the values of
+    all."""
+    columns = step_fields(number).definition
     words: list[Word] = []
-    for attribute in options:
-        field, _, write = named.definition[attribute]
-        value = getattr(definition, attribute)
+    for attribute, value in unlike_defaults(options).items():
+        field, _, write = columns[attribute]
         words += (field, value if write is None else write(value))
-    return words
+    return tuple(words)
 
 
 def _add_changed_step(words: list[Word], named: StepFields, was: Step, now: Step) -> None:

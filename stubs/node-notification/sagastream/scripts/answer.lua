@@ -131,13 +131,16 @@ for number, at in ipairs(places) do
   local seen, kind, payload = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7]
   local values = known[key] or {}
   local record = values[field] or ''
-  local before, body, times = read(record, field)
+  local before, body, times = nil, nil, 0
+  if record ~= '' then
+    before, body, times = read(record, field)
+  end
   -- Whether what a handler may have done must not stand: its step has failed, or was undone. This holds even if an `ok`
   -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
   local is_void = before == 'failed' or values[tombstone]
   local may_be_done = tombstone ~= '' and (kind == 'ok' or kind == 'unknown')
   local holder = holder_of(ARGV[at])
-  if is_newer(record) then
+  if record ~= '' and is_newer(record) then
     if holder == consumer then
       redis.call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[at], 'IDLE', handed_back_ms, 'JUSTID')
     elseif may_be_done then
