@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from sagastream.broker.connection import connect
 from support.needs import missing
 from support.processes import Commands
 from support.scenes import do
-from support.servers import OwnServer, Server
+from support.servers import OwnServer, Server, free_port
 from support.waiting import until
 
 #: Commands that reach for the broker.
@@ -35,12 +34,6 @@ COMMANDS = (
     ("check-service", "till"),
 )
 SAGA = '{"saga_id": "s1", "steps": [{"transaction": "Do", "service": "till", "params": 1}]}'
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(params=["valkey", "redis"])

@@ -22,7 +22,7 @@ from sagastream.broker.embedded import EmbeddedServer
 from sagastream.errors import BrokerError
 from support.needs import missing
 from support.processes import Commands
-from support.servers import Server, alive
+from support.servers import Server, alive, free_port
 from support.waiting import takes_less_than, until
 
 #: A user who is somebody else.
@@ -421,12 +421,6 @@ def test_another_users_shell_reaches_neither_home_nor_server(open_folder: Path) 
     assert broker.client.info("server")["tcp_port"] == 0
     assert broker.client.xlen("saga:{0}:requests") == 1
     broker.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_port_that_was_asked_for_needs_a_password_that_no_other_user_can_read(open_folder: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -109,6 +110,13 @@ class OwnServer(Server):
         self.process.send_signal(signal.SIGCONT)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 S = TypeVar("S", bound=Server)
 
 
@@ -119,9 +127,9 @@ def start_server(kind: str, folder: Path, make: type[S]) -> S:
     data = folder / "server"
     data.mkdir()
     # Not in `folder`: the path of a socket must be short.
-    socket = Path(tempfile.mkdtemp(prefix="sgs-")) / "s.sock"
+    path = Path(tempfile.mkdtemp(prefix="sgs-")) / "s.sock"
     binary = "redis-server" if kind == "redis" else str(get_binary_path())
-    server = make(binary=binary, folder=data, url=f"unix://{socket}")
+    server = make(binary=binary, folder=data, url=f"unix://{path}")
     server.start()
     return server
 

@@ -76,8 +76,10 @@ def _told(error: Exception) -> str:
     """What a person is told of an error."""
     import redis
 
-    from sagastream.broker.failures import is_outage
+    from sagastream.broker.failures import is_outage, untrusted
 
+    if (why := untrusted(error)) is not None:
+        return why
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return f"the broker does not answer: {error}"
     if isinstance(error, redis.OutOfMemoryError):

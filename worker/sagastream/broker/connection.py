@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sagastream.broker import exchange, server
+from sagastream.broker import exchange, server, urls
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.home import FORMER_IS_OPEN, HOME_VARIABLE, Home, default_home, former_home, move, named_home
 from sagastream.errors import BrokerError
@@ -123,7 +123,7 @@ class Broker:
     @property
     def shown_url(self) -> str:
         """The url without its password, for people to see."""
-        return _shown(self.url)
+        return urls.shown(self.url)
 
     def check_server(self) -> None:
         """Check that the server can be used, and warn if it may drop sagas by itself.
@@ -217,7 +217,7 @@ def connect_async(url: str) -> "ConnectionPool":
         with suppress(redis.ResponseError):
             if (why := server.unusable(server.mode_of(await connection.read_response()))) is not None:
                 await connection.disconnect()
-                raise BrokerError(f"{_shown(url)} {why}")
+                raise BrokerError(f"{urls.shown(url)} {why}")
 
     retry, most = Retry(NoBackoff(), 0), {"max_connections": 16, "timeout": None}
     return BlockingConnectionPool.from_url(url, retry=retry, redis_connect_func=connected, **most, **_OPTIONS)
@@ -243,16 +243,14 @@ def _no_store(home: Home) -> str:
     return text
 
 
-def _shown(url: str) -> str:
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
-
-
 def _client(url: str, named: str, **options: Any) -> redis.Redis:
     """`named`: where the url comes from, for the error. `options`: of each connection."""
     if "sentinel" in url.partition("://")[0]:
         raise BrokerError(f"{named} {server.unusable('sentinel')}")
     try:
+        urls.check(url)
+        if url.startswith("rediss:"):
+            urls.check_files(url)
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS, **options)
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None

@@ -4,6 +4,8 @@ This is the only list. Every process and every client asks it.
 """
 
 import re
+import ssl
+from collections.abc import Mapping
 from typing import Final
 
 import redis
@@ -28,11 +30,32 @@ _PASSING: Final = re.compile(
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
 #: … or the server has become a replica; the latter also ends transactions.
 _IS_REPLICA: Final = re.compile(r"^UNBLOCKED .*instance state changed|because of: (?:READONLY|MASTERDOWN) ")
+_REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
+#: Reasons of OpenSSL for which a connection will never be made.
+_REASONS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+            "TLSV1_ALERT_UNKNOWN_CA",
+            "SSLV3_ALERT_BAD_CERTIFICATE",
+            "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+            "SSLV3_ALERT_CERTIFICATE_REVOKED",
+            "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+            "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        ),
+        _REFUSED,
+    ),
+    "WRONG_VERSION_NUMBER": "the broker speaks no TLS at this port: name it with redis://",
+    "UNSUPPORTED_PROTOCOL": "the broker speaks only versions of TLS that are not allowed here",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the broker allows only other versions of TLS",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the broker and this process have no cipher in common, or it wants a certificate",
+    "NO_CIPHERS_AVAILABLE": "there is no cipher of that name: see ssl_ciphers",
+}
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether the broker is only away for a while. Any other error is a fault, which waiting does not mend."""
-    if isinstance(error, redis.AuthenticationError) or is_deleted(error):
+    if isinstance(error, redis.AuthenticationError) or is_deleted(error) or untrusted(error) is not None:
         return False
     return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and bool(_PASSING.search(str(error))))
 
@@ -58,3 +81,17 @@ def is_deleted(error: BaseException) -> bool:
 def is_no_group(error: redis.ResponseError) -> bool:
     """Whether there is no such group: there is no such stream, or something else stands at its key."""
     return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
+
+
+def untrusted(error: BaseException) -> str | None:
+    """Why this error means that the two sides do not trust each other, or speak no TLS to each other: waiting mends
+    neither. None: it means something else."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return f"the certificate of the broker cannot be trusted: {seen.verify_message}"
+        name = str(getattr(seen, "reason", "")) if isinstance(seen, ssl.SSLError) else ""  # some have none
+        if name in _REASONS:
+            return f"{_REASONS[name]} ({name})"
+        seen = None if seen is None else seen.__cause__ or seen.__context__
+    return None

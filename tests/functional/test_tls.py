@@ -1,0 +1,167 @@
+"""rediss://: a CA of one's own, certificates of clients; and what ends a process, since no waiting mends it."""
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream import AsyncSagaClient, SagaClient
+from sagastream.broker.connection import connect
+from sagastream.broker.failures import is_outage, untrusted
+from support.certificates import Authority
+from support.needs import missing
+from support.processes import Commands
+from support.scenes import do
+from support.servers import free_port
+from support.waiting import until
+
+SHOP = """
+from sagastream import Service
+
+service = Service("work")
+
+
+@service.command("Do", compensation=None)
+def do(params, context):
+    return params
+"""
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"), "ours")
+
+
+@pytest.fixture
+def serve(authority: Authority, tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Starts a server with a certificate; returns its port. `clients`: whether it wants certificates of clients."""
+    if shutil.which("redis-server") is None:  # the embedded Valkey is built without TLS
+        missing("redis-server is not on the path: Debian has it in the package redis-server")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(certificate: tuple[Path, Path], *, clients: bool = False, port: int | None = None) -> int:
+        port = port or free_port()
+        folder = tmp_path / str(port)
+        folder.mkdir(exist_ok=True)
+        options = {"port": "0", "tls-port": str(port), "bind": "127.0.0.1", "dir": str(folder), "save": "",
+                   "tls-cert-file": str(certificate[0]), "tls-key-file": str(certificate[1]),
+                   "tls-ca-cert-file": str(authority.ca), "tls-auth-clients": "yes" if clients else "no",
+                   "appendonly": "yes"}  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        log = (folder / "log").open("wb")
+        running.append(subprocess.Popen(["redis-server", *words], stdout=log, stderr=log))
+        log.close()
+        until(lambda: b"eady to accept connections" in (folder / "log").read_bytes(), what="the server answers")
+        return port
+
+    def stop() -> None:
+        for process in running:
+            process.kill()
+            process.wait()
+        running.clear()
+
+    start.stop = stop  # type: ignore[attr-defined]
+    yield start
+    stop()
+
+
+def url(port: int, ca: Path | None, own: tuple[Path, Path] | None = None, host: str = "127.0.0.1") -> str:
+    options = {} if ca is None else {"ssl_ca_certs": str(ca)}
+    if own is not None:
+        options |= {"ssl_certfile": str(own[0]), "ssl_keyfile": str(own[1])}
+    return f"rediss://{host}:{port}?" + "&".join(f"{name}={value}" for name, value in options.items())
+
+
+def test_sagas_run_over_tls_with_certificates_of_clients(
+    serve: Callable[..., int], authority: Authority, commands: Commands
+) -> None:
+    at = url(serve(authority.issue("server"), clients=True), authority.ca, authority.issue("client"))
+    (commands.folder / "shop.py").write_text(SHOP)
+    for arguments in (("worker",), ("service", "shop:service")):
+        commands.quiet(*arguments, env={"REDIS_URL": at})
+    with SagaClient(at) as client:
+        client.begin("s1", [do(1), do(2)])
+        assert client.wait("s1", 30).status == "COMPLETED"
+
+    async def ask() -> Any:
+        async with AsyncSagaClient(at) as other:
+            return await other.get("s1")
+
+    assert asyncio.run(ask()).status == "COMPLETED"
+    assert "COMPLETED" in commands.run("show", "s1", REDIS_URL=at).stdout
+
+
+@pytest.mark.parametrize(
+    ("why", "says"),
+    [
+        ("unknown CA", "the certificate of the broker cannot be trusted: "),
+        ("expired", "the certificate of the broker cannot be trusted: certificate has expired"),
+        ("another host", "the certificate of the broker cannot be trusted: IP address mismatch"),
+        ("no certificate of its own", "the broker does not take the certificate of this process"),
+        ("a certificate of another CA", "the broker does not take the certificate of this process"),
+    ],
+)
+def test_who_cannot_be_trusted_ends_every_process_with_the_reason(
+    serve: Callable[..., int], authority: Authority, commands: Commands, why: str, says: str
+) -> None:
+    other = Authority(commands.folder, "theirs")
+    days, host = (-1 if why == "expired" else 2), ("IP:127.0.0.9" if why == "another host" else "IP:127.0.0.1")
+    certificate = authority.issue("wrong", days=days, host=host)
+    port = serve(certificate, clients="own" in why or "another CA" in why)
+    own = other.issue("client") if why == "a certificate of another CA" else None
+    at = url(port, None if why == "unknown CA" else authority.ca, own)
+    (commands.folder / "shop.py").write_text(SHOP)
+    # A certificate of this process is refused after the connection stands, which may look like a lost one at first. So
+    # a command that does not wait may tell of that.
+    looks = () if "of this process" in says else (("list",), ("doctor",), ("show", "s1"))
+    for arguments in (("worker",), ("service", "shop:service"), ("bridge",), *looks):
+        done = commands.run(*arguments, REDIS_URL=at)
+        assert done.returncode == 1, done
+        assert says in done.stderr.splitlines()[-1], done
+        assert "Traceback" not in done.stderr
+        assert "waiting" not in done.stderr or "of this process" in says
+    if looks:
+        with connect(at) as client, pytest.raises(redis.RedisError) as caught:
+            client.ping()
+        assert not is_outage(caught.value)
+        assert (untrusted(caught.value) or "").startswith(says)
+
+
+def test_a_certificate_that_expires_while_a_worker_runs_ends_it_at_its_next_connection(
+    serve: Callable[..., int], authority: Authority, commands: Commands
+) -> None:
+    port = serve(authority.issue("server"))
+    worker = commands.start("worker", env={"REDIS_URL": url(port, authority.ca)})
+    assert worker.stderr is not None
+    assert b"started" in worker.stderr.readline()
+    serve.stop()  # type: ignore[attr-defined]
+    assert any(b"the broker is away" in line for line in worker.stderr)  # a server that is gone is an outage
+    serve(authority.issue("expired", days=-1), port=port)
+    said = worker.communicate(timeout=30)[1].decode()
+    assert worker.returncode == 1
+    assert "certificate has expired" in said.splitlines()[-1]
+
+
+def test_files_that_cannot_be_used_are_told_in_one_line(authority: Authority, commands: Commands) -> None:
+    certificate, key = authority.issue("mine")
+    other = authority.issue("other")[1]
+    locked = authority.issue("locked")[1]
+    authority.lock(locked, "s3cret")
+    for options, says in (
+        ("ssl_ca_certs=/nowhere.pem", "/nowhere.pem: No such file or directory"),
+        (f"ssl_ca_certs={key}", "NO_CERTIFICATE"),
+        (f"ssl_certfile={certificate}&ssl_keyfile=/nowhere.key", "No such file or directory"),
+        (f"ssl_certfile={certificate}&ssl_keyfile={other}", "KEY_VALUES_MISMATCH"),
+        (f"ssl_certfile={certificate}&ssl_keyfile={locked}&ssl_password=wr0ng", "its certificates cannot be used"),
+        (f"ssl_certfile={certificate}&ssl_keyfile={locked}", "its certificates cannot be used"),
+        ("ssl_ciphers=none-at-all", "its certificates cannot be used"),
+    ):
+        done = commands.run("worker", REDIS_URL=f"rediss://127.0.0.1:1?{options}")
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
+        assert says in done.stderr
+        assert "wr0ng" not in done.stderr

@@ -1,0 +1,132 @@
+"""What may stand in the url of a broker, and that nothing of a password is told."""
+
+import ssl
+from urllib.parse import quote
+
+import pytest
+import redis
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sagastream.broker import urls
+from sagastream.broker.connection import connect
+from sagastream.broker.failures import is_outage, untrusted
+from sagastream.errors import BrokerError
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host",
+        "redis://host:6379/",
+        "redis://host/3",
+        "redis://ann:s3@cret@host:6379",
+        "redis://host:6379/0?password=a@b&username=ann",
+        "rediss://host?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=false&ssl_cert_reqs=none",
+        "unix:///run/s.sock?db=2",
+        "unix://ann:s3cret@/run/s.sock",
+    ],
+)
+def test_a_usable_url_is_taken(url: str) -> None:
+    urls.check(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://host?colour=red", "it has an option 'colour'; there are db, username, password"),
+        ("redis://host?socket_timeout=1", "it has an option 'socket_timeout'"),
+        ("redis://host?decode_responses=true", "it has an option 'decode_responses'"),
+        ("redis://host?protocol=3", "it has an option 'protocol'"),
+        ("redis://host?ssl_ca_certs=/etc/ca.pem", "an option 'ssl_ca_certs'; that is for rediss:// only"),
+        ("rediss://host?ssl_check_hostname=maybe", "its option ssl_check_hostname must be true or false"),
+        ("rediss://host?ssl_cert_reqs=optional", "its option ssl_cert_reqs must be required or none"),
+        ("redis://host?db=x", "its option db must have a value, a number"),
+        ("redis://host?db=", "its option db must have a value, a number"),
+        ("redis://host/zero", "only the number of a database may follow the host"),
+        ("redis://:6379", "it names no host"),
+        ("redis://host:0", "port 0 leads to no server"),
+        ("redis://host:99999", "it cannot be taken apart"),
+        ("redis:host", "it must begin with redis://, rediss:// or unix://"),
+        ("unix://run/s.sock", "unix:// takes no host"),
+        ("unix://", "it names no socket"),
+    ],
+)
+def test_any_other_is_told_in_one_line(url: str, says: str) -> None:
+    with pytest.raises(BrokerError, match=r"^the url that was given is not usable: ") as caught:
+        connect(url)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+#: Passwords that are long enough to be found in a text if they are there.
+PASSWORDS = st.text("abcXYZ0189#/?@:%&=+ \u00e9[]", min_size=6, max_size=20)
+#: Where a person may have written one without encoding it.
+PLACES = (
+    "redis://ann:{}@host:6379/0",
+    "redis://:{}@host",
+    "rediss://ann:{}@host",
+    "unix://ann:{}@/run/s.sock",
+    "redis://host:6379/0?password={}",
+    "unix:///run/s.sock?password={}&db=1",
+    "rediss://host?ssl_password={}",
+)
+
+
+@given(PASSWORDS, st.sampled_from(PLACES))
+@example("12#secret", PLACES[1])
+@example("12/secret", PLACES[1])
+@example("12?secret=yes", PLACES[1])
+@example("12?secret&more", PLACES[0])
+@example("x&db=secret", PLACES[4])
+@example("x&secret=1", PLACES[4])
+@example("x&secret@=1", PLACES[4])
+def test_no_part_of_a_password_is_told(password: str, place: str) -> None:
+    url = place.format(password)
+    told = [urls.shown(url)]
+    try:
+        urls.check(url)
+    except ValueError as error:
+        told.append(str(error))
+    # A piece of four characters between marks is a part that tells something.
+    pieces = [password[at : at + 4] for at in range(len(password) - 3)]
+    usual = place + told_without_one()
+    for text in told:
+        for piece in pieces:
+            assert piece not in text or piece in usual, (url, text)
+
+
+def told_without_one() -> str:
+    """All words that a text may have without any password in it."""
+    texts = ["a url that is not usable", "***"]
+    for url in ("x://", "redis://h#", "unix://h/p", "unix://", "redis://", "redis://h:0", "redis://h/x", "redis://h?x=1",
+                "redis://h?x=@", "redis://h?db=", "redis://h:x", "redis://h?password=", "redis://h?ssl_password=1",
+                "rediss://h?ssl_password="):  # fmt: skip
+        try:
+            urls.check(url)
+        except ValueError as error:
+            texts.append(str(error))
+    return " ".join(texts)
+
+
+@given(PASSWORDS)
+def test_a_password_that_is_encoded_arrives(password: str) -> None:
+    url = f"redis://ann:{quote(password, safe='')}@host:6379/0"
+    assert connect(url).connection_pool.connection_kwargs["password"] == password
+    assert urls.shown(url) == "redis://ann:***@host:6379/0"
+
+
+@pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "TLSV13_ALERT_CERTIFICATE_REQUIRED"])
+def test_an_error_of_tls_that_no_waiting_mends_is_no_outage(reason: str) -> None:
+    cause = ssl.SSLError(1, f"[SSL: {reason}] no")
+    cause.reason = reason
+    error = redis.ConnectionError("lost")
+    error.__cause__ = cause
+    assert not is_outage(error)
+    assert reason in (untrusted(error) or "")
+
+
+def test_a_connection_that_is_lost_over_tls_is_an_outage() -> None:
+    error = redis.ConnectionError("lost")
+    error.__cause__ = ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+    assert is_outage(error)

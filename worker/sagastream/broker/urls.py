@@ -1,0 +1,122 @@
+"""The url of a broker: what may stand in it, and how it is shown without its secrets.
+
+redis-py passes every option of a url on to its connections: a misspelt one ends in a traceback, and one such as
+`decode_responses` changes every answer. So a url is checked here, before redis-py reads it. No text that this module
+returns or raises has a part of a password in it.
+"""
+
+import ssl
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+
+_SCHEMES: Final = ("redis", "rediss", "unix")
+#: The options of every url; those of rediss:// are about its certificates. By their values: what they must be.
+_OPTIONS: Final[Mapping[str, str]] = {"db": "a number", "username": "", "password": ""}
+_TLS: Final[Mapping[str, str]] = {
+    "ssl_ca_certs": "",  # a file with the certificates of the CAs that are trusted; by default those of the system
+    "ssl_ca_path": "",  # … or a folder
+    "ssl_certfile": "",  # the client's own certificate
+    "ssl_keyfile": "",  # … and its key
+    "ssl_password": "",  # … and the password of the key
+    "ssl_check_hostname": "true or false",
+    "ssl_cert_reqs": "required or none",
+    "ssl_ciphers": "",
+}
+_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_SECRET: Final = ("password", "ssl_password")
+#: What a `wanted` of the tables above means.
+_ALLOWED: Final = {"true or false": ("true", "false"), "required or none": ("required", "none")}
+_ENCODE: Final = "characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25"
+
+
+def check(url: str) -> None:
+    """Raises ValueError with what is wrong with the url."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # its text quotes what may be a part of the password
+        raise ValueError(f"it cannot be taken apart; {_ENCODE}") from None
+    if parts.scheme not in _SCHEMES or not url.startswith(f"{parts.scheme}://"):
+        raise ValueError("it must begin with redis://, rediss:// or unix://")
+    if "#" in url:
+        raise ValueError(f"it has a # in it; {_ENCODE}")
+    if parts.scheme == "unix":
+        if "@" not in parts.netloc and parts.netloc:
+            raise ValueError(f"unix:// takes no host: write unix:///path or unix://user:password@/path; {_ENCODE}")
+        if parts.path in ("", "/"):
+            raise ValueError("it names no socket: write unix:///path")
+    else:
+        if not parts.hostname:
+            raise ValueError(f"it names no host; {_ENCODE}")
+        if port == 0:
+            raise ValueError("port 0 leads to no server")
+        if not (parts.path in ("", "/") or _is_number(parts.path[1:])):
+            raise ValueError(f"only the number of a database may follow the host; {_ENCODE}")
+    _check_options(parts)
+
+
+def check_files(url: str) -> None:
+    """Raises ValueError if a file that a rediss:// url names cannot be used. At each connection redis-py reads them
+    again, and would tell of a server that is away."""
+    options = dict(_options(urlsplit(url)))
+    context = ssl.create_default_context()
+    try:
+        if "ssl_ca_certs" in options or "ssl_ca_path" in options:
+            context.load_verify_locations(options.get("ssl_ca_certs"), options.get("ssl_ca_path"))
+        if (own := options.get("ssl_certfile")) is not None:
+            # An empty password, so that OpenSSL does not ask for one at the terminal.
+            context.load_cert_chain(own, options.get("ssl_keyfile"), options.get("ssl_password", ""))
+        if "ssl_ciphers" in options:
+            context.set_ciphers(options["ssl_ciphers"])
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        named = ", ".join(value for name, value in options.items() if name in _FILES)
+        raise ValueError(f"its certificates cannot be used: {named}: {_reason(error)}") from None
+
+
+def shown(url: str) -> str:
+    """The url for people to see: without passwords."""
+    try:
+        check(url)
+    except ValueError:
+        return "a url that is not usable"
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")
+    options = "&".join(
+        f"{name}=***" if name in _SECRET else f"{name}={quote(value, safe='/')}" for name, value in _options(parts)
+    )
+    query = f"?{options}" if options else ""
+    return f"{parts.scheme}://{user}{':***' if colon else ''}{at}{host}{parts.path}{query}"
+
+
+def _options(parts: SplitResult) -> list[tuple[str, str]]:
+    return parse_qsl(parts.query, keep_blank_values=True)
+
+
+def _check_options(parts: SplitResult) -> None:
+    known = {**_OPTIONS, **(_TLS if parts.scheme == "rediss" else {})}
+    for name, value in _options(parts):
+        if name not in known:
+            # It may be a part of a password that has a ? or a & in it.
+            is_secret = "@" in parts.query or any(other in _SECRET for other, _ in _options(parts))
+            told = "an option that does not exist" if is_secret else f"an option {name[:40]!a}"
+            hint = _ENCODE if is_secret else f"there are {', '.join(known)}"
+            if name in _TLS:
+                hint = "that is for rediss:// only"
+            raise ValueError(f"it has {told}; {hint}")
+        wanted = known[name]
+        if not value or (wanted == "a number" and not _is_number(value)):
+            raise ValueError(f"its option {name} must have a value" + (f", {wanted}" if wanted else ""))
+        if wanted in _ALLOWED and value not in _ALLOWED[wanted]:
+            raise ValueError(f"its option {name} must be {wanted}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return getattr(error, "reason", None) or "not a certificate and its key, or another password"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 6
