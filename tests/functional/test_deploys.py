@@ -237,7 +237,7 @@ def test_what_does_not_say_what_undoes_it_is_published_too(deploy: Deploy) -> No
         "work": {"Known": "Unknow", "Do": "Undo", "DoForGood": None}
     }
     deploy.redis.hset(KEYS.published("work"), "Charge", "ByHand")
-    runner._publish(KEYS)
+    runner._publication.join()
     assert deploy.redis.hget(KEYS.published("work"), "Charge") == b"ByHand"
 
 

@@ -22,7 +22,7 @@ from sagastream.core.saga import SagaStatus
 from sagastream.core.service_actions import RUN, Answer
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS
 from sagastream.errors import ServiceError
-from sagastream.service import runner as service_runner
+from sagastream.service import publication
 from sagastream.service.delivery import Delivery
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
@@ -679,7 +679,7 @@ def test_what_an_older_release_published_stays(scene: Scene) -> None:
 def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_runner, "_PUBLISH_EVERY_S", 0.0)
+    monkeypatch.setattr(publication, "_PUBLISH_EVERY_S", 0.0)
     scene.runner.turn(block_ms=1)
     scene.redis.delete(KEYS.published("work"))
     scene.runner._maintenance.turn()

@@ -30,16 +30,13 @@ from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
 from sagastream.service.maintenance import LINGER_S, Maintenance
 from sagastream.service.prefetch import Prefetch
+from sagastream.service.publication import Publication
 from sagastream.service.report import ServiceReport
 from sagastream.service.signals import Signals
-from sagastream.store import layout, published
-from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Observer, guarded, runs
 
 #: How long running handlers may take once the process is to end, in seconds; a Kubernetes pod has 30.
 GRACE_S: Final = 25.0
-#: After this time a service publishes its commands again, in seconds: they may have been deleted.
-_PUBLISH_EVERY_S: Final = 30.0
 #: How long to wait before looking again whether the dispatcher has room, in milliseconds.
 _FULL_MS: Final = 50
 
@@ -84,12 +81,11 @@ class ServiceRunner:
         """
         self.name = f"service {service.name} {(consumer := consumer_name())}"
         self._service = service
-        self._publishes = service.publishes()
-        self._broker = broker
         self._stop = stop
         self._grace_s = grace_s
         self._observer = guarded(observer)
         self._report = ServiceReport(self.name, self._observer)
+        self._publication = Publication(broker, service, self._report)
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._in_flight = InFlight(service.concurrency, service.lease_ms / 1000)
         self._signals = Signals()
@@ -101,7 +97,7 @@ class ServiceRunner:
             service.name,
             consumer=consumer,
             lease_ms=service.lease_ms,
-            on_join=self._join,
+            on_join=self._publication.join,
             commands=[*service.commands, *service.compensations],
             busy=lambda: self._hangs.busy(time.monotonic()),
             observer=self._observer,
@@ -119,10 +115,6 @@ class ServiceRunner:
             fail=self._fail,
         )
         self._reading = threading.Lock()  # one thread reads at a time
-        self._keys: StoreKeys | None = None  # set when it joins the group, as the next two
-        self._publish_at_s = float("inf")
-        self._unusable: list[str] = []  # the keys at which it could not publish
-        self._published_over = 0  # how many connections had been opened when it last published
         self._worked = False  # whether `work_on` was called before
         self._error: BaseException | None = None
         self._maintenance = Maintenance(
@@ -134,7 +126,7 @@ class ServiceRunner:
             lease_ms=service.lease_ms,
             grace_s=grace_s,
             health=health,
-            chores=[self._publish_again, *([self._dispatcher.turn] if self._dispatcher else [])],
+            chores=[self._publication.again, *([self._dispatcher.turn] if self._dispatcher else [])],
             fail=self._fail,
             abandon=self._abandon,
         )
@@ -339,32 +331,3 @@ class ServiceRunner:
                 self._executor.hold(self._inbox.read(1, count=count))
         finally:
             self._reading.release()
-
-    # --- what the service publishes
-
-    def _join(self) -> StoreKeys:
-        self._keys = keys = layout.check(self._broker, self._keys)
-        self._publish(keys)
-        return keys
-
-    def _publish(self, keys: StoreKeys) -> None:
-        self._published_over = self._broker.connections
-        unusable = published.publish(
-            self._broker.client,
-            keys,
-            self._service.name,
-            self._publishes,
-            commands=self._service.commands,
-            compensations=self._service.compensations,
-        )
-        if unusable and unusable != self._unusable:
-            self._report.not_published(unusable)
-        self._unusable = unusable
-        self._publish_at_s = time.monotonic() + _PUBLISH_EVERY_S
-
-    def _publish_again(self) -> None:
-        """After a while, and if there is a new connection: the store behind it may have lost what was published."""
-        if self._keys is None:
-            return  # it has not joined
-        if time.monotonic() >= self._publish_at_s or self._broker.connections != self._published_over:
-            self._publish(self._keys)
