@@ -21,7 +21,7 @@ from sagastream.core.parsing import parse_begin, read_command
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import encode
 from sagastream.orchestrator.worker import Orchestrator
-from sagastream.service.declaration import Handler
+from sagastream.service.context import Handler
 from sagastream.service.handlers import Interrupted
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sagastream.errors import SagastreamError as SagastreamError
     from sagastream.errors import ServiceError as ServiceError
     from sagastream.errors import UnreadableSaga as UnreadableSaga
-    from sagastream.service.declaration import Context as Context
+    from sagastream.service.context import Context as Context
     from sagastream.service.declaration import Service as Service
 
 _WHERE = {
@@ -43,7 +43,7 @@ _WHERE = {
     "BrokerError": "errors",
     "Cause": "core.causes",
     "CauseKind": "core.causes",
-    "Context": "service.declaration",
+    "Context": "service.context",
     "CorruptSaga": "errors",
     "Effects": "effects.once",
     "MalformedMessage": "errors",

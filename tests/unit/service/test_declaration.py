@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from sagastream.core.messages import Command
 from sagastream.errors import ServiceError
-from sagastream.service.declaration import SHORTEST_LEASE_MS, Context, Service
+from sagastream.service.context import Context
+from sagastream.service.declaration import SHORTEST_LEASE_MS, Service
 from sagastream.service.handlers import context_of
 from sagastream.service.loading import load_service
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sagastream.core.messages import Reply
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, decode
 from sagastream.errors import MalformedMessage, Reject
-from sagastream.service.declaration import Context, Handler
+from sagastream.service.context import Context, Handler
 from sagastream.service.handlers import call, call_async, context_of
 from support.values import a_charge
 

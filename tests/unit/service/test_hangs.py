@@ -10,7 +10,8 @@ from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Run, Undo
 from sagastream.core.service_rules import LONGEST_S, is_overdue, refusal
-from sagastream.service.declaration import Context, Service
+from sagastream.service.context import Context
+from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.hangs import Hangs
 from sagastream.service.in_flight import Held, InFlight

@@ -8,9 +8,10 @@ from msgspec.structs import replace
 from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.service_rules import State
-from sagastream.service.declaration import Context, Registration
+from sagastream.service.context import Context
 from sagastream.service.delivery import Delivery
 from sagastream.service.in_flight import Held, InFlight
+from sagastream.service.registration import Registration
 from support.stores import ONLY
 
 

@@ -23,7 +23,8 @@ from sagastream.core.service_rules import TRIES
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import Reject
 from sagastream.log_output import TextLines
-from sagastream.service.declaration import Context, Handler, Service
+from sagastream.service.context import Context, Handler
+from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.handlers import Interrupted
 from sagastream.service.inbox import CommandInbox

@@ -39,8 +39,9 @@ from sagastream.core.strict_json import encode_payload
 from sagastream.effects import standing, transactions
 from sagastream.effects.transactions import NOT_ITS_OWN, Transaction
 from sagastream.errors import Reject, ServiceError
-from sagastream.service.declaration import MADE_FOR, NO_JSON, Context, Handler, Kind, is_async
+from sagastream.service.context import Context, Handler
 from sagastream.service.handlers import error_of
+from sagastream.service.registration import MADE_FOR, NO_JSON, Kind, is_async
 
 #: The table, for a migration; the same in SQLite and PostgreSQL.
 CREATE_TABLE: Final = """\

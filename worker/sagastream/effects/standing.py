@@ -10,7 +10,7 @@ from typing import Any, Final
 from sagastream.effects import transactions
 from sagastream.effects.transactions import Transaction
 from sagastream.errors import Reject
-from sagastream.service.declaration import Handler
+from sagastream.service.context import Handler
 
 #: A page looks at this many rows, whether they are in the range of time or not: so no page takes long, and none is
 #: longer than a message may be.

@@ -21,9 +21,10 @@ from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState, start_worker, waiting_for_worker
-from sagastream.service.declaration import Registration, Service
+from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.inbox import CommandInbox
+from sagastream.service.registration import Registration
 from sagastream.telemetry import Log, about
 
 #: How many jobs of one command a process has out at once, unless the command says otherwise.

@@ -16,20 +16,24 @@ A compensation may be called for a step that has no effect, or not yet, and it m
 what it finds under `context.transaction_key`, and makes sure that nothing more can be done under that key.
 """
 
-import inspect
-import time
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Final, TypeVar, Unpack, overload
 
-from msgspec import Struct
-
-from sagastream.core import service_rules
-from sagastream.core.json_values import unwritable_result
 from sagastream.core.messages import Command, failed, is_id, is_service, ok
 from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import ServiceError
+from sagastream.service.context import Handler
 from sagastream.service.named_function import NamedFunction
+from sagastream.service.registration import (
+    Kind,
+    Options,
+    Registration,
+    check_concurrency,
+    check_handler,
+    check_hard_timeout,
+    check_options,
+    is_async,
+)
 
 #: How long a process may hold a command before another one takes it over, in milliseconds, unless a service says more.
 LEASE_MS: Final = 30_000
@@ -39,87 +43,7 @@ SHORTEST_LEASE_MS: Final = 100
 #: The exit code of a process one of whose handlers ran for longer than its hard timeout: EX_TEMPFAIL, "try again".
 EXIT_HANGS: Final = 75
 
-#: What is said of a handler whose results cannot be told to anybody.
-NO_JSON: Final = "which JSON cannot hold: return a dict, a list, a text, a number, a dataclass or a model"
-
-#: A handler: (params, context) -> any JSON value, or a coroutine of one. A compensation gets the params of the step
-#: that it undoes.
-Handler = Callable[[Any, "Context"], Any]
 _H = TypeVar("_H", bound=Handler)
-
-#: What a handler can be declared as.
-Kind = Literal["command", "compensation"]
-#: The attribute of a handler that can be declared as only one of them: as which. And the decorators that set it.
-MADE_FOR: Final = "sagastream_made_for"
-_MAKERS: Final[dict[Kind, str]] = {"command": "@effects.once", "compensation": "@effects.undo"}
-
-
-class Context(Struct, frozen=True, kw_only=True):
-    """What a handler is told of its command besides the params."""
-
-    saga_id: str
-    step: int  # counts from 1
-    key: str  # the idempotency key. A compensation finds what it undoes under the next one, not under this
-    transaction_key: str  # for a compensation, the key of what it undoes; else the same as `key`
-    attempt: int  # how often the orchestrator has sent this command, this time included
-    #: In UTC, by the broker's clock: after it nobody waits for the answer. None: there is no deadline.
-    deadline: datetime | None = None
-    result: Any = None  # for a compensation, what the step returned, if that is known
-    retried: bool = False  # a Reject is not final: the orchestrator sends the command again, under the same key
-    clock: Callable[[], float] = time.time  # the time in seconds since the epoch, by the broker's clock
-
-    @property
-    def remaining_s(self) -> float | None:
-        """For how many seconds the answer is still waited for, at least 0; None: there is no deadline.
-
-        It goes by the broker's clock, as the deadline does, so it is right even if the clock of this machine is not.
-        """
-        return None if self.deadline is None else max(0.0, self.deadline.timestamp() - self.clock())
-
-
-class Options(TypedDict, total=False):
-    """The options of a command or a compensation. This is the one list of them. Each may be left out; the code that
-    needs one reads it from `Registration.options`."""
-
-    concurrency: int | None
-    """How many of it run at once in one process, at most; of RQ jobs, how many are out. None: as many as the process
-    runs."""
-    via: Literal["rq"] | None
-    """"rq": it runs as a job of the team's RQ workers. None: it runs in the service's own process."""
-    queue: str | None
-    """With via="rq": the RQ queue of its jobs. None: the queue that has the name of the service."""
-    timeout_s: int | None
-    """With via="rq": how long a job may take before RQ ends it, in seconds. None: until nobody waits for it."""
-    hard_timeout_ms: int | None
-    """How long its handler may run in the service's own process before the process ends, in milliseconds. None: as the
-    service says."""
-
-
-class Registration(Struct, frozen=True, kw_only=True):
-    """What a service has declared of one command, or of one compensation."""
-
-    name: str
-    handler: Handler
-    compensation: str | None = None  # of a command: what undoes it; None: it needs none; AS_PUBLISHED: it does not say
-    is_async: bool = False  # the handler returns a coroutine
-    queue: str | None = None  # the RQ queue of its jobs; None: it runs in the service's own process
-    hard_timeout_ms: int | None = None  # how long its handler may run before its process ends; None: without limit
-    options: Options = {}
-
-    @property
-    def handler_name(self) -> str:
-        """The name of the handler, for people: like shop.payment.charge."""
-        if isinstance(self.handler, NamedFunction):
-            return self.handler.name
-        named = getattr(self.handler, "func", self.handler)  # of a functools.partial
-        name = getattr(named, "__qualname__", type(named).__qualname__)
-        return f"{getattr(named, '__module__', '?')}.{name}"
-
-    @property
-    def tries(self) -> int:
-        """How often the handler is called if it raises something other than Reject."""
-        # A function that is not told the idempotency key may have had its effect, and would have it twice.
-        return 1 if isinstance(self.handler, NamedFunction) else service_rules.TRIES
 
 
 class Service:
@@ -150,8 +74,8 @@ class Service:
         if type(lease_ms) is not int or lease_ms < SHORTEST_LEASE_MS:
             least = f"give whole milliseconds, at least {SHORTEST_LEASE_MS}"
             raise ServiceError(f"service {name}: lease_ms cannot be {lease_ms!r}; {least}")
-        self._check_concurrency("it", concurrency)
-        self._check_hard_timeout("it", hard_timeout_ms)
+        check_concurrency(name, "it", concurrency)
+        check_hard_timeout(name, "it", hard_timeout_ms)
         self.hard_timeout_ms = hard_timeout_ms
         self.lease_ms = lease_ms
         self.concurrency = concurrency
@@ -221,11 +145,11 @@ class Service:
     def _declare(
         self, kind: Kind, name: str, call: str | None, options: Options, *, compensation: str | None = None
     ) -> Callable[[_H], _H] | None:
-        self._check_options(name, kind, options)
+        check_options(self.name, name, kind, options)
         queue = (options.get("queue") or self.name) if options.get("via") else None
 
         def declare(handler: _H) -> _H:
-            self._check_handler(name, handler, kind)
+            check_handler(self.name, name, handler, kind)
             declared = self._commands if kind == "command" else self._compensations
             declared[name] = Registration(
                 name=name,
@@ -305,61 +229,3 @@ class Service:
             raise ServiceError(f"service {self.name}: {name} reads like a reply: no name ends in _ok or _failed")
         if name in self._commands or name in self._compensations:
             raise ServiceError(f"service {self.name} declares {name} twice")
-
-    def _check_options(self, name: str, kind: Kind, options: Options) -> None:
-        # What Python does for arguments that it knows by name; a type checker has said it before.
-        for unknown in options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"Service.{kind}() got an unexpected keyword argument {unknown!r}")
-        self._check_concurrency(name, options.get("concurrency"))
-        self._check_hard_timeout(name, options.get("hard_timeout_ms"))
-        via, queue, timeout_s = options.get("via"), options.get("queue"), options.get("timeout_s")
-        if via not in (None, "rq"):
-            raise ServiceError(f'service {self.name}: {name} cannot run via {via!r}; say "rq", or nothing')
-        if via is None and (queue is not None or timeout_s is not None):
-            raise ServiceError(f'service {self.name}: {name} has a queue or a timeout_s, but not via="rq"')
-        if via is not None and options.get("hard_timeout_ms") is not None:
-            raise ServiceError(f"service {self.name}: {name} runs via RQ: say timeout_s, not hard_timeout_ms")
-        if queue is not None and (not isinstance(queue, str) or not queue):
-            raise ServiceError(f"service {self.name}: {name} cannot run in the queue {queue!r}")
-        if timeout_s is not None and (type(timeout_s) is not int or timeout_s < 1):
-            raise ServiceError(
-                f"service {self.name}: {name}: timeout_s cannot be {timeout_s!r}; give whole seconds, at least 1"
-            )
-
-    def _check_concurrency(self, name: str, concurrency: int | None) -> None:
-        if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-            raise ServiceError(
-                f"service {self.name}: {name} cannot run {concurrency!r} at once; give a whole number, at least 1"
-            )
-
-    def _check_hard_timeout(self, name: str, ms: int | None) -> None:
-        if ms is not None and (type(ms) is not int or ms < 1):
-            raise ServiceError(
-                f"service {self.name}: {name}: hard_timeout_ms cannot be {ms!r}; give whole milliseconds, at least 1"
-            )
-
-    def _check_handler(self, name: str, handler: Handler, kind: Kind) -> None:
-        try:
-            inspect.signature(handler).bind(None, None)
-        except (TypeError, ValueError) as error:  # ValueError: a builtin does not tell its parameters
-            raise ServiceError(f"service {self.name}: a handler takes (params, context); {name}: {error}") from None
-        if _is_a(inspect.isgeneratorfunction, handler) or _is_a(inspect.isasyncgenfunction, handler):
-            raise ServiceError(f"service {self.name}: the handler of {name} yields; a handler returns its result")
-        if kind == "command":  # what a compensation returns is ignored
-            self._check_result(name, handler)
-        if getattr(handler, MADE_FOR, kind) != kind:
-            raise ServiceError(f"service {self.name}: {name} is a {kind}: its handler is made with {_MAKERS[kind]}")
-
-    def _check_result(self, name: str, handler: Handler) -> None:
-        if (kind := unwritable_result(handler)) is not None:
-            raise ServiceError(f"service {self.name}: the handler of {name} returns {kind}, {NO_JSON}")
-
-
-def _is_a(test: Callable[[Any], bool], handler: Callable[..., Any]) -> bool:
-    """Whether a test is true of a function, a method, a partial of one, or of the way an object is called."""
-    return test(handler) or test(type(handler).__call__)
-
-
-def is_async(handler: Callable[..., Any]) -> bool:
-    """Whether this was declared with async def: a function, a method, a partial of one, or an object's call."""
-    return _is_a(inspect.iscoroutinefunction, handler)

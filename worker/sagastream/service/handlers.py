@@ -16,7 +16,7 @@ from sagastream.console import printable
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import encode, encode_payload
 from sagastream.errors import MalformedMessage, Reject
-from sagastream.service.declaration import Context, Handler
+from sagastream.service.context import Context, Handler
 from sagastream.telemetry import Handling
 
 

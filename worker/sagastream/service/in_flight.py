@@ -12,8 +12,8 @@ from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Count
 from sagastream.core.service_rules import State
-from sagastream.service.declaration import Registration
 from sagastream.service.delivery import Delivery
+from sagastream.service.registration import Registration
 
 
 class Held(Struct, kw_only=True, eq=False):

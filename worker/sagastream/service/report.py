@@ -8,7 +8,8 @@ import redis
 from sagastream.broker.failures import is_outage
 from sagastream.console import summary
 from sagastream.core.messages import Command, Reply, ok
-from sagastream.service.declaration import EXIT_HANGS, Registration
+from sagastream.service.declaration import EXIT_HANGS
+from sagastream.service.registration import Registration
 from sagastream.telemetry import Log, Observer, Outcome, about
 
 

@@ -17,8 +17,9 @@ from sagastream.core.parsing import read_command, read_reply
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
 from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
-from sagastream.service.declaration import Registration, Service
+from sagastream.service.declaration import Service
 from sagastream.service.handlers import call, call_async, context_of
+from sagastream.service.registration import Registration
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
