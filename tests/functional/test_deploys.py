@@ -16,12 +16,12 @@ from sagastream.client.blocking import SagaClient
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
 from support import oracle
-from support.faults import Scale, World
+from support.faults import Scale, World, world_of
 from support.newer_records import newer_records
 from support.processes import Commands
 from support.releases import Release
 from support.scenes import Scene
-from support.servers import OwnServer, Server, start_server
+from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
@@ -38,14 +38,8 @@ NEWER_RECORDS: Final = (sys.executable, "-m", "support.newer_records")
 
 @pytest.fixture
 def world(tmp_path: Path, commands: Commands) -> Iterator[World]:
-    server = start_server("valkey", tmp_path, OwnServer)
-    try:
-        made = World(server, commands, Scale(sagas=40, factor=1))
+    with world_of(Scale(sagas=40, factor=1), tmp_path, commands) as made:
         yield made
-        made.close()
-    finally:
-        commands.end()
-        server.stop()
 
 
 @pytest.mark.slow

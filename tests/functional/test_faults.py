@@ -18,10 +18,10 @@ import pytest
 
 from sagastream.client.blocking import SagaClient
 from sagastream.store import keys
-from support.faults import Relay, Scale, World, errors_of
+from support.faults import Relay, Scale, World, errors_of, world_of
 from support.processes import Commands
 from support.proxy import CuttingProxy
-from support.servers import KINDS, OwnServer, start_server
+from support.servers import KINDS
 from support.stores import ONLY
 from support.waiting import until
 
@@ -55,17 +55,11 @@ on_valkey = _each(("valkey",))
 @pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path, commands: Commands) -> Iterator[World]:
     name, scale, partitions = request.param
-    server = start_server(name, tmp_path, OwnServer)
-    began = time.monotonic()
-    try:
-        made = World(server, commands, scale, partitions=partitions)
+    with world_of(scale, tmp_path, commands, kind=name, partitions=partitions) as made:
+        began = time.monotonic()
         yield made
         seconds = round(time.monotonic() - began, 1)
         request.node.user_properties.extend([*made.figures.items(), ("seconds", seconds)])
-        made.close()
-    finally:
-        commands.end()
-        server.stop()
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from sagastream.store import layout
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection import doctor
 from sagastream_bridge.inspection.doctor import Doctor
-from support.faults import Scale, World
+from support.faults import Scale, world_of
 from support.processes import Commands
 from support.scenes import Scene, do
-from support.servers import OwnServer, Server, start_server
+from support.servers import Server
 from support.stores import divided, in_each
 from support.waiting import until
 
@@ -339,18 +339,12 @@ def test_commands_use_the_store_that_the_environment_names(server: Server, comma
 @pytest.mark.slow
 def test_no_saga_is_harmed_by_kills(tmp_path: Path, commands: Commands) -> None:
     chance = random.Random(20260301)
-    server = start_server("valkey", tmp_path, OwnServer)
-    try:
-        world = World(server, commands, Scale(sagas=120, factor=1), partitions=3)
+    with world_of(Scale(sagas=120, factor=1), tmp_path, commands, partitions=3) as world:
         world.start(workers=2, services=1)
         world.run(lambda: world.kill(chance.choice([*world.workers, *world.services])), every_s=0.25, times=20)
         world.verdict()
         assert world.figures["entries held by the killed"] > 0
         assert min(world.figures["COMPLETED"], world.figures["ABORTED"]) > 10
-        world.close()
-    finally:
-        commands.end()
-        server.stop()
 
 
 def test_the_bridge_serves_every_partition(server: Server, commands: Commands) -> None:

@@ -18,11 +18,10 @@ from sagastream.core.messages import Code
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
 from support import oracle
-from support.faults import Process, Scale, World
+from support.faults import Process, Scale, World, world_of
 from support.newer import FORMAT, newer
 from support.processes import Commands
 from support.releases import NEWER, THIS, Release, former_release
-from support.servers import OwnServer, start_server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
@@ -39,14 +38,8 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 @pytest.fixture
 def world(tmp_path: Path, commands: Commands) -> Iterator[World]:
-    server = start_server("valkey", tmp_path, OwnServer)
-    try:
-        made = World(server, commands, Scale(sagas=80, factor=1))
+    with world_of(Scale(sagas=80, factor=1), tmp_path, commands) as made:
         yield made
-        made.close()
-    finally:
-        commands.end()
-        server.stop()
 
 
 # --- the release before this one

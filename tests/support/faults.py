@@ -32,7 +32,7 @@ from sagastream.store.quarantine import Quarantine
 from support import oracle
 from support.processes import Commands
 from support.releases import THIS, Release
-from support.servers import OwnServer
+from support.servers import OwnServer, start_server
 from support.stores import KEYS, ONLY, divided
 from support.waiting import until
 
@@ -392,6 +392,21 @@ class World:
             record: Any = self.redis.hgetall(key)
             total += sum(int(value) for name, value in record.items() if name.endswith(b"/takeovers"))
         return total
+
+
+@contextlib.contextmanager
+def world_of(
+    scale: Scale, folder: Path, commands: Commands, *, kind: str = "valkey", partitions: int = 1
+) -> Iterator[World]:
+    """A world on a server of its own, in this folder. All of it has ended afterwards."""
+    server = start_server(kind, folder, OwnServer)
+    try:
+        made = World(server, commands, scale, partitions=partitions)
+        yield made
+        made.close()
+    finally:
+        commands.end()
+        server.stop()
 
 
 class Feeder:
