@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pytest
+
 from exploration.bugs import Bug, ServicesBug, planted
 
 Label = tuple[Any, ...]
@@ -51,6 +53,9 @@ class Config(Protocol):
     """What is explored: world.Config or services_world.ServicesConfig."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def bug(self) -> Bug | ServicesBug | None: ...
 
     def model(self) -> Model: ...
@@ -81,6 +86,25 @@ def shortest_break(config: Config, limit: int = 2_000_000) -> Found:
     """Look for the broken world that the fewest moves reach, breadth first, in up to `limit` worlds."""
     with planted(config.bug):
         return _shortest_break(config, limit)
+
+
+def explore(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every run ends, and all is well in every world. Prints how many there are."""
+    found = every_run(config)
+    with capsys.disabled():
+        print(f"\n  {config.name}: {found}")
+    assert found.broken is None, str(shortest_break(config))
+    assert found.ends > 0
+
+
+def find_planted(mistaken: Config, sound: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mistake in `mistaken` is found, and nothing is wrong without it. Prints the shortest run that breaks."""
+    found = shortest_break(mistaken)
+    with capsys.disabled():
+        print(f"\n  {mistaken.bug}: {found}")
+    assert found.broken is not None
+    assert found.trace
+    assert every_run(sound).broken is None
 
 
 def _every_run(config: Config) -> Found:  # noqa: C901 - one loop, in which all the time is spent

@@ -6,38 +6,25 @@ import pytest
 
 from exploration.bugs import Bug
 from exploration.configurations import LONG, PLANTED, USUAL, step
-from exploration.explore import every_run, shortest_break
+from exploration.explore import every_run, explore, find_planted, shortest_break
 from exploration.world import Config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", USUAL, ids=lambda config: config.name)
 def test_every_run_of_a_small_saga_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    _explore(config, capsys)
+    explore(config, capsys)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("config", LONG, ids=lambda config: config.name)
 def test_every_run_of_a_larger_one_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    _explore(config, capsys)
-
-
-def _explore(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    found = every_run(config)
-    with capsys.disabled():
-        print(f"\n  {config.name}: {found}")
-    assert found.broken is None, str(shortest_break(config))
-    assert found.ends > 0
+    explore(config, capsys)
 
 
 @pytest.mark.parametrize(("bug", "config"), PLANTED, ids=lambda value: getattr(value, "name", ""))
 def test_a_planted_mistake_is_found(bug: Bug, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    found = shortest_break(replace(config, bug=bug))
-    with capsys.disabled():
-        print(f"\n  {bug}: {found}")
-    assert found.broken is not None
-    assert found.trace
-    assert every_run(config).broken is None
+    find_planted(replace(config, bug=bug), config, capsys)
 
 
 def test_every_mistake_is_planted() -> None:

@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from exploration.bugs import ServicesBug
-from exploration.explore import every_run, shortest_break
+from exploration.explore import explore, find_planted
 from exploration.services_world import ServicesConfig
 
 #: Visited with every run of the tests.
@@ -65,33 +65,20 @@ PLANTED: Final = [
 def test_no_effect_stands_whatever_happens_to_a_process(
     config: ServicesConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _explore(config, capsys)
+    explore(config, capsys)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("config", LONG, ids=lambda config: config.name)
 def test_no_effect_stands_if_more_happens_at_once(config: ServicesConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    _explore(config, capsys)
-
-
-def _explore(config: ServicesConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    found = every_run(config)
-    with capsys.disabled():
-        print(f"\n  {config.name}: {found}")
-    assert found.broken is None, str(shortest_break(config))
-    assert found.ends > 0
+    explore(config, capsys)
 
 
 @pytest.mark.parametrize(("bug", "config"), PLANTED, ids=lambda value: getattr(value, "name", ""))
 def test_a_planted_mistake_is_found(
     bug: ServicesBug, config: ServicesConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = shortest_break(replace(config, bug=bug))
-    with capsys.disabled():
-        print(f"\n  {bug}: {found}")
-    assert found.broken is not None
-    assert found.trace
-    assert every_run(config).broken is None
+    find_planted(replace(config, bug=bug), config, capsys)
 
 
 def test_every_mistake_is_planted() -> None:
