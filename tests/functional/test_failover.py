@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,15 +49,29 @@ def steps(*services: str, **options: Any) -> list[Any]:
     return [{"transaction": "Do", "service": service, **options} for service in services]
 
 
-def test_a_worker_that_saw_what_is_lost_says_so_and_doctor_and_show_tell_it(pair: Pair, commands: Commands) -> None:
-    worker = commands.start("worker", env={"REDIS_URL": pair.url})
+def begin(client: SagaClient, saga_id: str) -> None:
+    client.begin(saga_id, steps("nobody"))
+    until(lambda: client.get(saga_id), what="it has begun")
+
+
+def lose_one(pair: Pair) -> None:
+    """The replica has the saga `kept`, and not the saga `lost`."""
     with SagaClient(pair.url) as client:
-        client.begin("kept", steps("nobody"))
-        until(lambda: client.get("kept"), what="it has begun")
+        begin(client, "kept")
         pair.wait()
         pair.cut()
-        client.begin("lost", steps("nobody"))
-        until(lambda: client.get("lost"), what="it has begun")
+        begin(client, "lost")
+
+
+def said_at_its_end(process: "subprocess.Popen[bytes]") -> str:
+    """All that a process has said, once it has ended."""
+    _, err = process.communicate(timeout=30)
+    return err.decode()
+
+
+def test_a_worker_that_saw_what_is_lost_says_so_and_doctor_and_show_tell_it(pair: Pair, commands: Commands) -> None:
+    worker = commands.start("worker", env={"REDIS_URL": pair.url})
+    lose_one(pair)
     pair.promote()
     with connect(pair.url) as store:
         (loss,) = until(lambda: lineage.losses(store, KEYS), what="the loss is told")
@@ -69,24 +84,20 @@ def test_a_worker_that_saw_what_is_lost_says_so_and_doctor_and_show_tell_it(pair
     assert commands.run("doctor", "--settled", REDIS_URL=pair.url).returncode == 0
     assert "has lost" not in commands.run("doctor", REDIS_URL=pair.url).stdout
     worker.terminate()
-    _, err = worker.communicate(timeout=30)
-    assert err.decode().count("the store has lost what was written after") == 1
+    assert said_at_its_end(worker).count("the store has lost what was written after") == 1
 
 
 def test_a_switch_that_loses_nothing_is_no_loss(pair: Pair, commands: Commands) -> None:
     worker = commands.start("worker", env={"REDIS_URL": pair.url})
     with SagaClient(pair.url) as client:
-        client.begin("kept", steps("nobody"))
-        until(lambda: client.get("kept"), what="it has begun")
+        begin(client, "kept")
         worker.send_signal(signal.SIGSTOP)
         pair.wait()
         pair.promote()
         worker.send_signal(signal.SIGCONT)
-        client.begin("more", steps("nobody"))
-        until(lambda: client.get("more"), what="it has begun")
+        begin(client, "more")
     worker.terminate()
-    _, err = worker.communicate(timeout=30)
-    assert "has lost" not in err.decode()
+    assert "has lost" not in said_at_its_end(worker)
     with connect(pair.url) as store:
         assert lineage.losses(store, KEYS) == []
 
@@ -109,8 +120,7 @@ def test_a_service_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands,
         (loss,) = until(lambda: lineage.losses(store, KEYS), what="the loss is told")
     assert loss.found_by.startswith("service early ")
     service.terminate()
-    _, err = service.communicate(timeout=30)
-    assert "the store has lost what was written after 20" in err.decode()
+    assert "the store has lost what was written after 20" in said_at_its_end(service)
 
 
 def looks(store: redis.Redis) -> int:
@@ -122,13 +132,7 @@ def looks(store: redis.Redis) -> int:
 def test_a_bridge_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands) -> None:
     bridge = commands.start("bridge", env={"REDIS_URL": pair.url})
     worker = commands.quiet("worker", env={"REDIS_URL": pair.url})
-    with SagaClient(pair.url) as client:
-        client.begin("kept", steps("nobody"))
-        until(lambda: client.get("kept"), what="it has begun")
-        pair.wait()
-        pair.cut()
-        client.begin("lost", steps("nobody"))
-        until(lambda: client.get("lost"), what="it has begun")
+    lose_one(pair)
     worker.kill()
     with connect(pair.url) as store:
         before = looks(store)
@@ -137,8 +141,7 @@ def test_a_bridge_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands) 
     with connect(pair.url) as store:
         (loss,) = until(lambda: lineage.losses(store, KEYS), what="the loss is told")
     assert loss.found_by == "sagastream bridge"
-    _, err = bridge.communicate(timeout=30)
-    assert "the store has lost what was written after 20" in err.decode()
+    assert "the store has lost what was written after 20" in said_at_its_end(bridge)
 
 
 @pytest.mark.own_server
@@ -146,11 +149,9 @@ def test_a_server_that_has_loaded_an_older_file_has_lost_what_came_after(server:
     """So it is after a power cut with appendfsync everysec."""
     commands.quiet("worker", env={"REDIS_URL": server.url})
     client = SagaClient(server.broker())
-    client.begin("kept", steps("nobody"))
-    until(lambda: client.get("kept"), what="it has begun")
+    begin(client, "kept")
     shutil.copytree(server.folder, older := server.folder.with_name("older"))
-    client.begin("lost", steps("nobody"))
-    until(lambda: client.get("lost"), what="it has begun")
+    begin(client, "lost")
     server.kill()
     shutil.rmtree(server.folder)
     older.rename(server.folder)
@@ -164,15 +165,12 @@ def test_a_server_that_has_loaded_an_older_file_has_lost_what_came_after(server:
 def test_a_server_that_has_only_started_again_has_lost_nothing(server: OwnServer, commands: Commands) -> None:
     worker = commands.start("worker", env={"REDIS_URL": server.url})
     client = SagaClient(server.broker())
-    client.begin("before", steps("nobody"))
-    until(lambda: client.get("before"), what="it has begun")
+    begin(client, "before")
     server.kill()
     server.start()
-    client.begin("after", steps("nobody"))
-    until(lambda: client.get("after"), what="it has begun")
+    begin(client, "after")
     worker.terminate()
-    _, err = worker.communicate(timeout=30)
-    assert "has lost" not in err.decode()
+    assert "has lost" not in said_at_its_end(worker)
     assert lineage.losses(server.broker().client, KEYS) == []
 
 

@@ -141,6 +141,13 @@ def test_an_operators_request_does_not_wait_behind_begins(scene: Scene, monkeypa
     assert scene.redis.xlen(ONLY.requests) > 490
 
 
+def is_taken(scene: Scene) -> bool:
+    """Whether the operator's request is taken, now that the worker has looked at what was handed back."""
+    scene.worker._inbox.leases._next_look = 0.0
+    scene.worker.turn(block_ms=1)
+    return scene.redis.xlen(ONLY.interventions) == 0
+
+
 def test_an_operators_request_waits_for_the_begin_that_was_added_before_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,13 +158,7 @@ def test_an_operators_request_waits_for_the_begin_that_was_added_before_it(
     scene.worker.turn(block_ms=1)
     assert scene.redis.xlen(ONLY.interventions) == 1  # handed back, not refused
     scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
-
-    def taken() -> bool:
-        scene.worker._inbox.leases._next_look = 0.0
-        scene.worker.turn(block_ms=1)
-        return scene.redis.xlen(ONLY.interventions) == 0
-
-    until(taken, what="it is taken")
+    until(lambda: is_taken(scene), what="it is taken")
     state = scene.client.get("b2")
     assert state is not None
     assert state.cancelling == "Cancelled: why"
@@ -170,17 +171,9 @@ def test_it_waits_for_a_begin_that_a_dead_worker_holds(scene: Scene) -> None:
     assert entries
     append_requests(scene.redis, [cancelling("b0")])
     for _ in range(3):
-        scene.worker._inbox.leases._next_look = 0.0
-        scene.worker.turn(block_ms=1)
-    assert scene.redis.xlen(ONLY.interventions) == 1
+        assert not is_taken(scene)
     scene.redis.xclaim(ONLY.requests, "orchestrator", "dead", 0, [entries[0][1][0][0]], idle=60_000)
-
-    def taken() -> bool:
-        scene.worker._inbox.leases._next_look = 0.0
-        scene.worker.turn(block_ms=1)
-        return scene.redis.xlen(ONLY.interventions) == 0
-
-    until(taken, what="both are taken")
+    until(lambda: is_taken(scene), what="both are taken")
     state = scene.client.get("b0")
     assert state is not None
     assert state.cancelling == "Cancelled: why"
