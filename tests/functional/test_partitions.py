@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ class Divided(Scene):
         found: list[int] = []
         for partition in self.keys.partitions:
             key = getattr(partition, name)
-            kind = self.redis.type(key)
-            found.append(int(self.redis.zcard(key) if kind == b"zset" else self.redis.xlen(key)))
+            kind: Any = self.redis.type(key)  # if nothing is there yet, a moment later it may be either
+            lengths: dict[bytes, Callable[[str], Any]] = {b"zset": self.redis.zcard, b"stream": self.redis.xlen}
+            found.append(0 if kind == b"none" else int(lengths[kind](key)))
         return found
 
 
