@@ -18,7 +18,7 @@ from sagastream.core.parsing import parse_begin, read_command, read_reply, read_
 from sagastream.core.service_actions import RUN, Undo
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, TRIES
 from sagastream.core.steps import MAX_STEPS
-from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, encode
+from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_OBJECTS, MAX_PAYLOAD_BYTES, MAX_VALUES, encode
 from sagastream.service import declaration
 from sagastream.store import keys
 from sagastream.store.published import MAX_SERVICES
@@ -188,6 +188,8 @@ def test_the_numbers_are_those_of_the_code() -> None:
         MAX_BYTES,
         MAX_PAYLOAD_BYTES,
         MAX_DEPTH - 3,
+        MAX_VALUES,
+        MAX_OBJECTS,
         64,
         keys.DONE_KEPT_S,
         declaration.LEASE_MS,

@@ -3,12 +3,18 @@
 // Number cannot hold is refused. Pure.
 
 const MAX_DEPTH = 64
+/** How many values a text may hold, and how many of them may be objects: reading more would hold the process up. */
+const [MAX_VALUES, MAX_OBJECTS] = [100_000, 50_000]
+/** … besides a payload, the members of a body. */
+const OTHER_MEMBERS = 16
 const MAX_PAYLOAD_DEPTH = MAX_DEPTH - 3
 const MAX_PAYLOAD_BYTES = (1 << 20) - 1024
 /** The integers that the protocol knows: 64 bits, signed or not. */
 const [LEAST, GREATEST] = [-(2n ** 63n), 2n ** 64n - 1n]
 /** More characters than any such integer has, and than anybody needs for another number. */
 const [MAX_INTEGER_CHARS, MAX_NUMBER_CHARS] = [20, 1100]
+/** Outside of strings, no other sign of JSON has a code that is as small as this. */
+const BLANK = 0x20
 const NUMBER = /-?\d[\d.eE+-]*/y
 const WORDS = { t: [true, 4], f: [false, 5], n: [null, 4] }
 
@@ -18,9 +24,10 @@ export class Malformed extends Error {}
 /** The value of a JSON text. Throws Malformed. */
 export function parse(text) {
   try {
+    checkCounts(text, MAX_VALUES)
     JSON.parse(text) // what follows relies on its syntax
   } catch (error) {
-    throw new Malformed(`not JSON: ${error.message}`)
+    throw error instanceof Malformed ? error : new Malformed(`not JSON: ${error.message}`)
   }
   return new Reader(text).value(1)
 }
@@ -51,7 +58,33 @@ export function encodePayload(value) {
   if (text === undefined) throw new Malformed(`a ${typeof value} is not JSON`)
   const bytes = Buffer.byteLength(text)
   if (bytes > MAX_PAYLOAD_BYTES) throw new Malformed(`too large: ${bytes} bytes, at most ${MAX_PAYLOAD_BYTES}`)
+  checkCounts(text, MAX_VALUES - OTHER_MEMBERS)
   return text
+}
+
+/** Throws Malformed if there are too many values to be read. If it is not JSON, all up to the fault is counted right. */
+function checkCounts(text, mostValues) {
+  if (text.length <= MAX_OBJECTS) return
+  let [values, objects, isEmpty] = [1, 0, false]
+  for (let at = 0; at < text.length; at += 1) {
+    if (text.charCodeAt(at) <= BLANK) continue
+    const sign = text[at]
+    // A value more comes with each comma, and with each container that is not empty.
+    if (isEmpty && sign !== ']' && sign !== '}') values += 1
+    isEmpty = sign === '[' || sign === '{'
+    if (sign === ',') values += 1
+    else if (sign === '{') objects += 1
+    else if (sign === '"') at = endOfString(text, at)
+  }
+  if (values > mostValues) throw new Malformed(`too many values: ${values}, at most ${mostValues}`)
+  if (objects > MAX_OBJECTS) throw new Malformed(`too many objects: ${objects}, at most ${MAX_OBJECTS}`)
+}
+
+/** Where the quote stands that ends the string that begins here; the end of the text if there is none. */
+function endOfString(text, start) {
+  let at = start + 1
+  for (; at < text.length && text[at] !== '"'; at += 1) if (text[at] === '\\') at += 1
+  return at
 }
 
 /** Reads a text that is known to be JSON. */
@@ -83,16 +116,16 @@ class Reader {
 
   /** The next character that is not a blank. */
   #next() {
-    while (' \t\n\r'.includes(this.#text[this.#at])) this.#at += 1
+    while (this.#text.charCodeAt(this.#at) <= BLANK) this.#at += 1
     return this.#text[this.#at]
   }
 
   #string() {
-    let end = this.#at + 1
-    for (; this.#text[end] !== '"'; end += 1) if (this.#text[end] === '\\') end += 1
-    const value = JSON.parse(this.#text.slice(this.#at, end + 1))
+    const end = endOfString(this.#text, this.#at)
+    const value = this.#text.slice(this.#at + 1, end)
+    const quoted = value.includes('\\') && this.#text.slice(this.#at, end + 1)
     this.#at = end + 1
-    return value
+    return quoted ? JSON.parse(quoted) : value
   }
 
   #array(level) {
@@ -109,9 +142,10 @@ class Reader {
       if (Object.hasOwn(members, name)) throw new Malformed(`the key ${JSON.stringify(name)} occurs twice in one object`)
       this.#next() // the colon
       this.#at += 1
-      // An assignment to __proto__ would not make a member.
       const value = this.value(level + 1)
-      Object.defineProperty(members, name, { value, writable: true, enumerable: true, configurable: true })
+      if (name !== '__proto__') members[name] = value
+      // An assignment would not make a member.
+      else Object.defineProperty(members, name, { value, writable: true, enumerable: true, configurable: true })
     }
     this.#at += 1
     return members
@@ -134,6 +168,7 @@ function readNumber(digits) {
 
 /** Whether a Number holds what the digits say: written with as many digits, it is the same again. */
 function isHeld(digits, number) {
+  if (String(number) === digits) return true // most are; the rest takes longer
   if (!Number.isFinite(number) || digits.length > MAX_NUMBER_CHARS) return false
   const [coefficient, exponent] = decimal(digits)
   if (coefficient === '') return true // it is zero

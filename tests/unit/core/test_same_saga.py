@@ -12,9 +12,11 @@ from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState
 from sagastream.core.same_saga import conflict
 from sagastream.core.steps import OPTIONS, USUAL_ATTEMPTS, StepDefinition, StepKind
+from sagastream.core.strict_json import decode, encode
 from sagastream.store import saga_hash
 from support.stories import given_saga
 from support.values import JSON_VALUES
+from support.worst import VALID, cpu_ms
 
 
 def a_step(params: Any = None, **options: Any) -> StepDefinition:
@@ -74,6 +76,29 @@ def test_the_same_values_are_the_same_however_they_are_written(one: bytes, other
 )  # fmt: skip
 def test_what_differs_in_params_is_said_with_both_values(there: Any, here: Any, says: str) -> None:
     assert told(a_saga(a_step(there)), a_step(here)).startswith(says)
+
+
+def test_of_large_params_the_outermost_member_that_differs_is_said() -> None:
+    items = [{"n": [number, True]} for number in range(10_000)]
+    saga = a_saga(a_step({"items": items, "a": 1}))
+    assert is_same(saga, a_step({"a": 1.0, "items": [{"n": [number * 1.0, True]} for number in range(10_000)]}))
+    says = told(saga, a_step({"items": [*items[:-1], 5], "a": 1}))
+    assert says.startswith('with [{"n": [0, true]}, {"n": [1, true]}')
+    assert "as params.items of step 1; this request has [{" in says
+    assert told(saga, a_step({"items": items, "a": 2})) == "with 1 as params.a of step 1; this request has 2"
+    assert told(saga, a_step({"items": items})) == "with 1 as params.a of step 1; this request has none"
+    assert told(saga, a_step(items)).startswith('with {"items": [')
+    assert not is_same(saga, a_step({"items": [{"n": [number, 1]} for number in range(10_000)], "a": 1}))
+    assert not is_same(a_saga(a_step([True, 1] * 30_000)), a_step([1, True] * 30_000))
+    assert not is_same(saga, replace(a_step({"items": items, "a": 1}), timeout_ms=5))
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_comparison_of_large_params_costs_little(name: str) -> None:
+    there, here = (encode(decode(b"[%b,%d]" % (VALID[name].encode(), number))) for number in (1, 2))
+    saga, begin = a_saga(a_step(there)), Begin(saga_id="saga42", steps=(a_step(here),))
+    assert conflict(saga, begin) is not None
+    assert cpu_ms(lambda: conflict(saga, begin)) < 50
 
 
 OTHER_OPTIONS = {

@@ -12,9 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.core.strict_json import MAX_BYTES, MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode, encode_payload
+from sagastream.core.strict_json import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_OBJECTS,
+    MAX_PAYLOAD_BYTES,
+    MAX_VALUES,
+    decode,
+    decode_any,
+    encode,
+    encode_payload,
+)
 from sagastream.errors import MalformedMessage
 from support.values import JSON_VALUES, complaint, nested_value
+from support.worst import INVALID, VALID, cpu_ms
 
 
 def nested(levels: int) -> bytes:
@@ -132,6 +143,60 @@ def test_many_brackets_next_to_each_other_or_in_strings_are_not_depth() -> None:
 def test_a_body_is_accepted_at_the_size_limit_and_not_one_byte_over_it() -> None:
     assert len(decode(string_of(MAX_BYTES))) == MAX_BYTES - 2
     assert complaint(decode, string_of(MAX_BYTES + 1)) == (f"too large: {MAX_BYTES + 1} bytes, at most {MAX_BYTES}")
+
+
+@pytest.mark.parametrize("item", [b"1", b'""', b"[]", b"[ ]", b'",[{:"', rb'"\"\\,"'])
+def test_as_many_values_are_read_as_are_allowed_and_not_one_more(item: bytes) -> None:
+    assert len(decode(b"[" + b",".join([item] * (MAX_VALUES - 1)) + b"]")) == MAX_VALUES - 1
+    too_many = b"[" + b", ".join([item] * MAX_VALUES) + b"]"
+    assert complaint(decode, too_many) == f"too many values: {MAX_VALUES + 1}, at most {MAX_VALUES}"
+
+
+def test_members_of_objects_and_objects_in_objects_are_values_too() -> None:
+    members = b",".join(b'"%x":1' % number for number in range(MAX_VALUES - 1))
+    assert len(decode(b"{" + members + b"}")) == MAX_VALUES - 1
+    assert complaint(decode, b'{"":1,' + members + b"}").startswith("too many values: ")
+    objects = b",".join([b"{}"] * (MAX_OBJECTS - 1))
+    assert len(decode(b'{"a":[' + objects + b"]}")["a"]) == MAX_OBJECTS - 1
+    assert complaint(decode, b'{"a":[{},' + objects + b"]}").startswith("too many objects: ")
+
+
+def test_a_value_with_too_many_values_is_refused_where_it_is_written() -> None:
+    assert complaint(encode_payload, [0] * MAX_VALUES).startswith("too many values: ")
+    body = b'{"type":"A","saga_id":"x","step":1,"params":%b}' % encode_payload([0] * (MAX_VALUES - 17))
+    assert decode(body)["step"] == 1
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_no_text_that_is_read_costs_more_than_50_ms(name: str) -> None:
+    text = b'{"params":%b}' % VALID[name].encode()
+    assert cpu_ms(lambda: decode(text)) < 50
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_no_text_that_is_refused_costs_more_than_50_ms(name: str) -> None:
+    text = b'{"params":%b}' % INVALID[name].encode()
+    assert cpu_ms(lambda: complaint(decode, text)) < 50
+    assert cpu_ms(lambda: decode_any(text)) < 50
+
+
+def test_what_was_refused_is_still_read_to_tell_what_it_was() -> None:
+    assert decode_any(b'{"a":1,"a":2}') == {"a": 2}
+    assert decode_any(b'{"a"') is None
+    assert decode_any(b"[" + b",".join([b"0"] * MAX_VALUES) + b"]") is None
+
+
+_KEYS = st.text(st.sampled_from('a"\\,:[{ 1\n\u00e9'), max_size=3)
+
+
+@given(st.lists(st.tuples(_KEYS, _KEYS), max_size=6), st.booleans())
+def test_a_key_that_stands_twice_is_found_whatever_signs_it_has(pairs: list[tuple[str, str]], plain: bool) -> None:
+    members = ",".join(json.dumps(k, ensure_ascii=plain) + ": " + json.dumps([v]) for k, v in pairs)
+    text = b"{" + members.encode() + b"}"
+    if len(dict(pairs)) == len(pairs):
+        assert decode(text) == {k: [v] for k, v in pairs}
+    else:
+        assert complaint(decode, text).endswith(" occurs twice in one object")
 
 
 @given(JSON_VALUES)

@@ -6,7 +6,6 @@ No index says it: the stream is searched, from the time on at which the command 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import orjson
 import redis
 
 from sagastream.broker.exchange import Exchange
@@ -15,6 +14,7 @@ from sagastream.core.causes import Job, Place, Whereabouts
 from sagastream.core.messages import Command
 from sagastream.core.parsing import read_command
 from sagastream.core.saga import SagaState
+from sagastream.core.strict_json import decode_any
 from sagastream.store.events import sort_key
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -82,10 +82,7 @@ def _is_command_of(state: SagaState) -> Callable[[bytes, _Fields], bool]:
         body = fields.get(b"body", b"")
         if mark not in body:
             return False
-        try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return False
+        value = decode_any(body)
         return isinstance(value, dict) and (value.get("saga_id"), value.get("step"), value.get("type")) == wanted
 
     return is_it

@@ -3,13 +3,13 @@
 from enum import StrEnum
 from typing import Any, Final
 
-import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core.phases import BACKING_OFF, DONE, Phase
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
+from sagastream.core.strict_json import value_of
 from sagastream.errors import UnreadableSaga
 
 _WAITING: Final = Phase.WAITING
@@ -204,11 +204,11 @@ def protocol_view(state: SagaState) -> dict[str, Any]:
     for step in state.steps:
         view: dict[str, Any] = {
             "transaction": step.definition.transaction,
-            "params": orjson.loads(step.definition.params),
+            "params": value_of(step.definition.params),
             "status": str(step.status),
         }
         if step.result is not None:
-            view["result"] = orjson.loads(step.result)
+            view["result"] = value_of(step.result)
         steps.append(view)
     return {
         "saga_id": state.saga_id,

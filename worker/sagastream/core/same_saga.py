@@ -6,6 +6,8 @@ Values are compared as JSON values: the order of keys does not count, and 1.0 is
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import compress, repeat
+from operator import ne
 from typing import Any, Final
 
 import orjson
@@ -21,9 +23,14 @@ from sagastream.core.steps import (
     StepDefinition,
     default_attempts,
 )
+from sagastream.core.strict_json import outside_strings, value_of
 
 #: The longest value, and the longest path to a member, that a text quotes, in characters.
 _QUOTED_CHARS: Final = 80
+#: In longer params, only the outermost member that differs is found: a comparison value by value takes too long.
+_SEARCHED_BYTES: Final = 1 << 16
+#: What of a number stands outside of strings, but not what of `true` and `false`.
+_OF_NUMBERS: Final = b"0123456789.eE+-"
 #: A key that is written into a path as it is.
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: In place of a value: there is none.
@@ -44,6 +51,8 @@ def conflict(state: SagaState, begin: Begin) -> str | None:
 
 #: What differs (the member, and where it stands), its value in the saga, its value in the request.
 _Difference = tuple[str, Any, Any]
+#: The same, with the keys that lead there, the innermost first.
+_Found = tuple[list[str | int], Any, Any]
 
 
 def _difference(state: SagaState, begin: Begin) -> _Difference | None:
@@ -51,13 +60,23 @@ def _difference(state: SagaState, begin: Begin) -> _Difference | None:
         return "number of steps", len(state.steps), len(begin.steps)
     for number, (step, definition) in enumerate(zip(state.steps, begin.steps, strict=True), 1):
         if step.definition != definition:  # most are equal byte for byte
-            found = _between(_members(step.definition), _members(_with_its_defaults(definition, step.definition)), "")
+            found = _between_steps(step.definition, _with_its_defaults(definition, step.definition))
             if found is not None:
-                what, there, here = found
+                what, there, here = _told(found)
                 return f"{what} of step {number}", there, here
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
     there = _of_saga(deadline_ms, state.hard_deadline, state.format)
-    return _between(there, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format), "")
+    found = _between(there, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))
+    return None if found is None else _told(found)
+
+
+def _between_steps(there: StepDefinition, here: StepDefinition) -> _Found | None:
+    one, other = _members(there), _members(here)
+    if max(len(there.params), len(here.params)) > _SEARCHED_BYTES:
+        # The options first, which cost nothing; then the params.
+        params, here_params = one.pop("params"), other.pop("params")
+        return _between(one, other) or _between_large(params, here_params)
+    return _between(one, other)
 
 
 def _with_its_defaults(asked: StepDefinition, began: StepDefinition) -> StepDefinition:
@@ -85,29 +104,68 @@ def _of_saga(deadline_ms: int | None, hard: bool, number: int) -> dict[str, Any]
 def _members(definition: StepDefinition) -> dict[str, Any]:
     """All members of a step, with their values; options too that have their defaults."""
     members = {"transaction": definition.transaction, "service": definition.service}
-    members |= {"params": orjson.loads(definition.params)}
+    members |= {"params": value_of(definition.params)}
     members |= {name: getattr(definition, name) for name in OPTIONS}
     if definition.compensation == AS_PUBLISHED:
         del members["compensation"]
     return members
 
 
-def _between(there: Any, here: Any, path: str) -> _Difference | None:
-    """The first difference between two values. `path`: where they stand."""
+def _between(there: Any, here: Any) -> _Found | None:
+    """The first difference between two values."""
     if isinstance(there, dict) and isinstance(here, dict):
-        pairs = _pairs(there, here, path)
+        pairs = _pairs(there, here)
     elif isinstance(there, list) and isinstance(here, list):
-        pairs = _pairs(dict(enumerate(there)), dict(enumerate(here)), path)
+        pairs = _pairs(dict(enumerate(there)), dict(enumerate(here)))
     elif there is _NOTHING or here is _NOTHING or isinstance(there, bool) or isinstance(here, bool):
-        return None if there is here else (path, there, here)
+        return None if there is here else ([], there, here)
     else:
-        return None if there == here else (path, there, here)
-    return next((found for one, other, where in pairs if (found := _between(one, other, where)) is not None), None)
+        return None if there == here else ([], there, here)
+    for one, other, key in pairs:
+        if (found := _between(one, other)) is not None:
+            found[0].append(key)
+            return found
+    return None
 
 
-def _pairs(there: Mapping[Any, Any], here: Mapping[Any, Any], path: str) -> Iterator[tuple[Any, Any, str]]:
-    for key in [*there, *(key for key in here if key not in there)]:
-        yield there.get(key, _NOTHING), here.get(key, _NOTHING), _below(path, key)
+def _between_large(there: Any, here: Any) -> _Found | None:
+    """The outermost member that differs, in two large params."""
+    # To Python, true is 1. So what is equal must also have true and false in the same places.
+    if there == here and _without_numbers(there) == _without_numbers(here):
+        return None
+    if isinstance(there, dict) and isinstance(here, dict):
+        one, other = there, here
+    elif isinstance(there, list) and isinstance(here, list):
+        one, other = dict(enumerate(there)), dict(enumerate(here))
+    else:
+        return ["params"], there, here
+    keys = _keys(one, other)
+    differ = map(ne, map(one.get, keys, repeat(_NOTHING)), map(other.get, keys, repeat(_NOTHING)))
+    key = next(compress(keys, differ), None)
+    if key is None:
+        return ["params"], there, here
+    return [key, "params"], one.get(key, _NOTHING), other.get(key, _NOTHING)
+
+
+def _without_numbers(value: Any) -> bytes:
+    return outside_strings(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).translate(None, _OF_NUMBERS)
+
+
+def _pairs(there: Mapping[Any, Any], here: Mapping[Any, Any]) -> Iterator[tuple[Any, Any, str | int]]:
+    for key in _keys(there, here):
+        yield there.get(key, _NOTHING), here.get(key, _NOTHING), key
+
+
+def _keys(there: Mapping[Any, Any], here: Mapping[Any, Any]) -> list[Any]:
+    return [*there, *(key for key in here if key not in there)]
+
+
+def _told(found: _Found) -> _Difference:
+    keys, there, here = found
+    path = ""
+    for key in reversed(keys):
+        path = _below(path, key)
+    return path, there, here
 
 
 def _below(path: str, key: str | int) -> str:
@@ -117,7 +175,12 @@ def _below(path: str, key: str | int) -> str:
 
 
 def _quoted(value: Any) -> str:
-    return _short(json.dumps(value))
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):  # it is written only as far as it is told
+        text += part
+        if len(text) > _QUOTED_CHARS:
+            break
+    return _short(text)
 
 
 def _short(text: str) -> str:

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from sagastream.console import printable
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
-from sagastream.core.strict_json import encode, encode_payload
+from sagastream.core.strict_json import encode, encode_payload, value_of
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.context import Context, Handler
 from sagastream.telemetry import Handling
@@ -29,7 +27,7 @@ def call(handler: Handler, command: Command, context: Context) -> Reply:
     """Call a plain handler."""
     try:
         with Handling(command):
-            result = handler(orjson.loads(command.params), context)
+            result = handler(value_of(command.params), context)
     except Reject as rejection:
         return _rejected(command, rejection)
     return _returned(command, result)
@@ -39,7 +37,7 @@ async def call_async(handler: Handler, command: Command, context: Context) -> Re
     """Call a handler that is declared with async def."""
     try:
         with Handling(command):
-            result = await handler(orjson.loads(command.params), context)
+            result = await handler(value_of(command.params), context)
     except Reject as rejection:
         return _rejected(command, rejection)
     return _returned(command, result)
@@ -60,7 +58,7 @@ def context_of(command: Command, clock: Callable[[], float] = time.time, key: st
         transaction_key=transaction_key,
         attempt=command.attempt,
         deadline=_moment(command.not_after_ms),
-        result=orjson.loads(command.result) if command.result is not None else None,
+        result=value_of(command.result) if command.result is not None else None,
         retried=command.retried,
         clock=clock,
     )

@@ -16,6 +16,7 @@ from sagastream.core.messages import HARD, is_id
 from sagastream.core.saga import MAX_SET_BACK_MS, Intervention, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_STEPS, MAX_TIMEOUT_MS, PLAIN, StepKind
+from sagastream.core.strict_json import check_syntax
 
 Word = str | int
 
@@ -115,7 +116,7 @@ def _id(value: bytes) -> str:
 
 def _json(payload: bytes) -> bytes:
     """The payload, checked to be JSON, because it is put into messages as it is."""
-    orjson.loads(payload)
+    check_syntax(payload)
     return payload
 
 

@@ -9,6 +9,7 @@ import heapq
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -19,6 +20,7 @@ from sagastream.broker.entries import REPLAYED
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
+from sagastream.core.strict_json import decode_any
 from sagastream.errors import QuarantineError
 from sagastream.store import published
 from sagastream.store.keys import Partition, StoreKeys
@@ -29,7 +31,7 @@ _ENTRY_ID: Final = re.compile(
 _PAGE: Final = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Quarantined:
     """A message that was set aside."""
 
@@ -47,13 +49,10 @@ class Quarantined:
         """When it was set aside, by the broker's clock."""
         return int(self.added_as.partition("-")[0])
 
-    @property
+    @cached_property
     def message(self) -> dict[str, Any]:
-        """The body, if it is a JSON object; otherwise an empty dict."""
-        try:
-            value = orjson.loads(self.body)
-        except orjson.JSONDecodeError:
-            return {}
+        """The body, if it is a JSON object that is not too costly to read; otherwise an empty dict."""
+        value = decode_any(self.body)
         return value if isinstance(value, dict) else {}
 
     @property

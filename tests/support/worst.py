@@ -1,0 +1,93 @@
+"""The dearest JSON texts of the largest size: what each costs to read is the most that any text may cost."""
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sagastream.core.strict_json import MAX_BYTES, MAX_OBJECTS, MAX_VALUES
+
+#: As much of a text as leaves room for the other members of a body.
+_ROOM: Final = MAX_BYTES - 2048
+#: As many values as leave room for them.
+_MOST: Final = MAX_VALUES - 100
+
+
+def _list(item: str, count: int = MAX_BYTES) -> str:
+    return "[" + ",".join([item] * min(count, _ROOM // (len(item) + 1))) + "]"
+
+
+def _keys(count: int) -> str:
+    return ",".join(f'"{number:x}":1' for number in range(count))
+
+
+def _nested(opening: str, closing: str, containers: int, levels: int = 55) -> str:
+    return _list(opening * levels + "1" + closing * levels, containers // levels)
+
+
+#: Texts that are read.
+VALID: Final[dict[str, str]] = {
+    "empty arrays": _list("[]", _MOST),
+    "nested arrays": _nested("[", "]", _MOST - 2000),
+    "nested objects": _nested('{"a":', "}", MAX_OBJECTS - 200),
+    "one object": "{" + _keys(_MOST) + "}",
+    "one object, in another form": "{ " + _keys(_MOST) + "}",
+    "numbers in another form": _list("1e0", _MOST),
+    "strings of signs": _list('",[{:"', _MOST),
+    "escapes": '"' + "\\u0041" * (_ROOM // 6) + '"',
+    "backslashes": '"' + "\\\\" * (_ROOM // 2) + '"',
+    "digits of one number": "1." + "1" * (_ROOM - 2),
+    "numbers of 19 digits": _list("1" * 19, _MOST),
+    "blanks": "[" + " " * (_ROOM - 2) + "]",
+}
+#: Texts that are refused.
+INVALID: Final[dict[str, str]] = {
+    "too many empty arrays": _list("[]"),
+    "too many objects": _list('{"a":1}', _MOST),
+    "too many nested arrays": _nested("[", "]", MAX_BYTES),
+    "too many strings": _list('""'),
+    "the first key of many twice": '{"0":0,' + _keys(_MOST - 1) + "}",
+    "one key every time": "{" + ",".join(['"a":1'] * _MOST) + "}",
+    "one key of many objects twice": _list('{"a":1,"a":1}', _MOST // 3),
+    "brackets without an end": "[" * _ROOM,
+    "braces without an end": '{"a":' * (_ROOM // 5),
+    "a fault at the end": "[" + "[]," * (_MOST - 1),
+    "integers over 64 bits": _list("1" * 21, _MOST),
+    "a million digits": "1" * _ROOM,
+    "many quotes": '"' * _ROOM,
+}
+
+
+#: What `_reference` costs on an idle machine, in milliseconds.
+_REFERENCE_MS: Final = 28.0
+
+
+def cpu_ms(call: Callable[[], object]) -> float:
+    """The CPU time that a call takes on an idle machine, in milliseconds: the least of some tries. On a busy machine,
+    whose caches others use too, it takes up to four times as much, and so does a calculation before and after it."""
+    least = float("inf")
+    busy = _reference()
+    for _ in range(10):
+        took = _once(call)
+        busy_then = _reference()
+        least = min(least, took / max(1.0, (busy + busy_then) / 2 / _REFERENCE_MS))
+        if least < 25:
+            break
+        busy = busy_then
+    return least
+
+
+def _reference() -> float:
+    """The CPU time of something that allocates as much as the dearest text does, as the standard library reads it."""
+    gc.disable()
+    try:
+        return _once(lambda: json.loads(VALID["one object"]))
+    finally:
+        gc.enable()
+
+
+def _once(call: Callable[[], object]) -> float:
+    began = time.process_time()
+    call()
+    return (time.process_time() - began) * 1000
