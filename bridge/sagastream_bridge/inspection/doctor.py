@@ -4,7 +4,7 @@
 what to do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import redis
@@ -29,6 +29,7 @@ from sagastream_bridge.inspection.findings import (
     Finding,
     ok,
     problem,
+    repaired,
     warning,
 )
 from sagastream_bridge.inspection.indexes import SagaCheck, Waiting
@@ -51,6 +52,7 @@ class Doctor:
         self._keys = layout.look(broker)
         self._sagas = SagaCheck(self._client, self._keys, repair=repair)
         self._streams = StreamCheck(self._client, repair=repair)
+        self._repair = repair
 
     def examine(self) -> Iterator[Finding]:
         yield from self._server()
@@ -62,6 +64,10 @@ class Doctor:
         yield from wrong_types
         if wrong_types:
             return  # then nothing else can be read
+        yield from self._kept(_central(self._keys))
+        for partition in self._keys.partitions:
+            for stream in partition.streams:
+                yield from self._streams.renew(stream)
         yield from self._sagas.examine()
         services = {service for service, _ in self._sagas.waiting}
         services |= set(run(self._client, published.services(self._keys)))
@@ -117,6 +123,21 @@ class Doctor:
             if found.decode() not in (kind, "none"):
                 yield problem("keys", f"{key} is a {found.decode()}, not a {kind}: something else has written there")
 
+    def _kept(self, names: Iterable[str]) -> Iterator[Finding]:
+        """Keys that the server is to delete at some time, though they are always needed."""
+        pipeline = self._client.pipeline(transaction=False)
+        for key in (keys := list(names)):
+            pipeline.pttl(key)
+        for key, left_ms in zip(keys, pipeline.execute(), strict=True):
+            if left_ms < 0:
+                continue
+            text = f"{key} expires in {spoken(left_ms)}, with all that is in it: something else has set that"
+            if self._repair:
+                self._client.persist(key)
+                yield repaired("keys", f"{text}; it is kept now")
+            else:
+                yield problem("keys", f"{text}; sagastream doctor --repair keeps it")
+
     # --- who works
 
     def _workers(self, evidence: Evidence, workers: Sequence[Process]) -> Iterator[Finding]:
@@ -140,10 +161,13 @@ class Doctor:
         partitions = self._keys.partitions
         commands = [partition.commands(service) for partition in partitions]
         replies = [partition.replies(service) for partition in partitions]
-        aside = [partition.quarantine_of(service) for partition in partitions]
-        if wrong_types := list(self._types(dict.fromkeys([*commands, *replies, *aside], "stream"))):
+        streams = [stream for partition in partitions for stream in partition.streams_of(service)]
+        if wrong_types := list(self._types(dict.fromkeys(streams, "stream"))):
             yield from wrong_types
             return
+        yield from self._kept([*streams, self._keys.published(service)])
+        for stream in streams:
+            yield from self._streams.renew(stream)
         yield from self._readers(service, evidence, sum(self._client.xlen(stream) for stream in commands))
         for stream in commands:
             yield from self._streams.examine(stream, service)

@@ -2,6 +2,9 @@
 
 XGROUP SETID and XGROUP DELCONSUMER by hand leave entries that the group has passed over and that nobody holds: with
 `repair`, those are put back.
+
+After an entry with the greatest id that there is, a stream takes no more entries. Somebody adds such an entry by hand:
+with `repair`, a new stream gets the entries.
 """
 
 from collections.abc import Iterator
@@ -10,10 +13,12 @@ from typing import Any, Final
 import redis
 
 from sagastream.broker import scripting
+from sagastream.broker.entries import REPLAYED, is_possible, time_of
 from sagastream.broker.failures import is_no_group
 from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.core.durations import spoken
 from sagastream.store.events import sort_key
+from sagastream.store.keys import moving
 from sagastream_bridge.inspection.findings import Finding, problem, repaired, warning
 
 #: How long a reader may hold an entry before that is told, in milliseconds.
@@ -33,7 +38,45 @@ class StreamCheck:
         self._client = client
         self._repair = repair
         self._put_back = scripting.load(client, "put_back")
+        self._renew = scripting.load(client, "renew")
         self.newest_ms = 0  # the time of the newest entry of any stream, by the clock that the broker had then
+
+    def renew(self, stream: str) -> Iterator[Finding]:
+        """A stream that takes no more entries, or one of which the repair was interrupted."""
+        facts: Any = self._client.xinfo_stream(stream) if self._client.exists(stream) else {}
+        newest = facts.get("last-generated-id", b"0-0")
+        is_begun = self._client.exists(moving(stream))
+        if is_possible(newest) and not is_begun:
+            return
+        text = f"somebody has added an entry with the id {newest.decode()}, which no clock gives: it takes no more"
+        if is_begun:
+            text = f"its entries stand at {moving(stream)}, since a repair was interrupted"
+        if not self._repair:
+            yield problem(stream, f"{text}; sagastream doctor --repair moves them to a new stream")
+            return
+        if not is_possible(newest):
+            self._renew(keys=[stream, moving(stream)], args=[newest])
+        yield repaired(stream, f"{text}; moved to a new stream: {self._move(stream)}")
+
+    def _move(self, stream: str) -> int:
+        """Move the entries that are set aside back into their stream, at its end. Returns how many."""
+        number, aside = 0, moving(stream)
+        groups: Any = self._client.xinfo_groups(aside) if self._client.exists(aside) else []
+        read_up_to = max((group["last-delivered-id"] for group in groups), key=sort_key, default=b"0-0")
+        while True:
+            page: Any = self._client.xrange(aside, count=_PAGE)
+            if not page:
+                self._client.delete(aside)
+                return number
+            # In a transaction, and not in a script: a script cannot add an entry of very many fields.
+            pipeline = self._client.pipeline(transaction=True)
+            for entry_id, fields in page:
+                # Somebody may have worked on it already.
+                was_read = sort_key(entry_id) <= sort_key(read_up_to)
+                pipeline.xadd(stream, fields | ({REPLAYED: 1} if was_read else {}))
+                pipeline.xdel(aside, entry_id)
+            pipeline.execute()
+            number += len(page)
 
     def examine(self, stream: str, group: str) -> Iterator[Finding]:
         """A stream that entries are read from by this group."""
@@ -45,7 +88,7 @@ class StreamCheck:
                 return
             raise
         generated = facts["last-generated-id"]
-        self.newest_ms = max(self.newest_ms, sort_key(generated)[0])
+        self.newest_ms = max(self.newest_ms, time_of(generated))
         for one in groups:
             if one["name"] == group.encode():
                 yield from self._held(stream, group)

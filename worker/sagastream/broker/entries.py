@@ -16,6 +16,8 @@ REPLAYED: Final = b"replayed"
 #: fields, in characters. An entry that was cut cannot be put back.
 _BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
+#: The last time that can be written, in milliseconds: the end of the year 9999. A clock gives no entry a later one.
+LAST_MS: Final = 253_402_300_799_999
 
 
 class Entry(Struct, frozen=True, kw_only=True, gc=False):
@@ -35,7 +37,7 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def added_ms(self) -> int:
         """When it was added, by the broker's clock."""
-        return int(self.id.split(b"-")[0])
+        return time_of(self.id)
 
     def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
         """The fields of this entry in the quarantine: the same few, however many it has."""
@@ -50,6 +52,17 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
             "body": body[:_BODY_KEPT],
             "fields": written if is_whole else f"cut: {written}"[:_OTHER_FIELDS_KEPT],
         }
+
+
+def time_of(entry_id: bytes) -> int:
+    """When the entry with this id was added, in ms by the clock. Somebody may have given it a later time than there is:
+    then the last one."""
+    return min(int(entry_id.partition(b"-")[0]), LAST_MS)
+
+
+def is_possible(entry_id: bytes) -> bool:
+    """Whether the clock can have given this id. After one with a later time, a stream may take no more entries."""
+    return int(entry_id.partition(b"-")[0]) <= LAST_MS
 
 
 def entries_of(answer: Any, *, again: bool = False, taken_over: bool = False) -> list[Entry]:

@@ -26,6 +26,9 @@ _PASSING: Final = re.compile(
     r"(?:^|caused error: )(?:MISCONF|NOREPLICAS|BUSY|UNBLOCKED) "
     r"|because of: (?:READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING) "
 )
+#: … or a stream takes no more entries: somebody has added one with the greatest id that there is. `sagastream doctor
+#: --repair` mends that, so it passes, too.
+_EXHAUSTED: Final = "The stream has exhausted the last possible ID"
 #: Why a blocking read ended: its key is gone …
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
 #: … or the server has become a replica; the latter also ends transactions.
@@ -57,7 +60,9 @@ def is_outage(error: BaseException) -> bool:
     """Whether the broker is only away for a while. Any other error is a fault, which waiting does not mend."""
     if isinstance(error, redis.AuthenticationError) or is_deleted(error) or untrusted(error) is not None:
         return False
-    return isinstance(error, _AWAY) or (isinstance(error, redis.ResponseError) and bool(_PASSING.search(str(error))))
+    if isinstance(error, _AWAY):
+        return True
+    return isinstance(error, redis.ResponseError) and (is_exhausted(error) or bool(_PASSING.search(str(error))))
 
 
 def is_demoted(error: BaseException) -> bool:
@@ -71,6 +76,11 @@ def is_demoted(error: BaseException) -> bool:
 def is_wrong_type(answer: object) -> bool:
     """Whether the broker, or a script, says that a key holds something of another type."""
     return isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether a stream takes no more entries."""
+    return isinstance(error, redis.ResponseError) and _EXHAUSTED in str(error)
 
 
 def is_deleted(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.connection import Broker
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_exhausted, is_outage
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
@@ -39,7 +39,10 @@ class OutageReport:
         self._since = time.monotonic()
         # Whether anything is lost, only the broker knows. What its crash would take is known to some processes.
         lost = self._broker.lost_by_crash
-        self.log.warning(f"the broker is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
+        if is_exhausted(error):
+            self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair mends it")
+        else:
+            self.log.warning(f"the broker is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
         if self._observer is not None:
             self._observer.outage_began(error=error)
 

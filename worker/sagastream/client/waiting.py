@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import redis
 
-from sagastream.broker.entries import Entry
+from sagastream.broker.entries import Entry, is_possible
 from sagastream.broker.exchange import Exchange, together
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
@@ -248,6 +248,8 @@ class SagaWatcher:
         heard: list[Entry] = []
         refused: list[tuple[Waiter, Outcome]] = []
         self._after = events.moved(partitions, self._after, entries)
+        if not all(map(is_possible, self._after)):
+            self.in_place = False  # the events come to lie before this place when the stream is mended
         for entry in entries:
             saga_id = entry.fields.get(b"saga_id", b"").decode(errors="replace")
             if saga_id not in self._waiters:

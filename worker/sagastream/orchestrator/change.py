@@ -27,6 +27,7 @@ class Change(Struct, eq=False):
     rearm: bool = False  # correct its place in timers and ended, even if the saga itself does not change
     # What is left to a newer release, each with its format: an entry, or None for the saga's timer.
     left: list[tuple[Entry | None, int]] = []
+    is_full: bool = False  # it was not written, since a stream to which it appends takes no more entries
     fault: str | None = None  # why nothing could be decided on the saga when it was due
 
     def add(self, entry: Entry | None, decision: Decision) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 import redis
 
 from sagastream.broker import wire
+from sagastream.broker.entries import is_possible, time_of
 from sagastream.store.keys import Partition, StoreKeys
 
 #: At about how many timers of a partition one look looks.
@@ -26,7 +27,8 @@ def newest_time(client: "redis.Redis", keys: StoreKeys, streams: Sequence[str]) 
     for answer in found:
         if not isinstance(answer, redis.ResponseError):  # it is no stream yet, or this user may not look
             told = dict(zip(answer[::2], answer[1::2], strict=True))
-            times.append(int(told[b"last-generated-id"].split(b"-")[0]))
+            if is_possible(newest := told[b"last-generated-id"]):
+                times.append(time_of(newest))
     if not isinstance(alive, redis.ResponseError) and alive and math.isfinite(heard_ms := float(alive[1])):
         times.append(int(heard_ms))
     return max(times)

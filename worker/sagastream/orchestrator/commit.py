@@ -120,7 +120,7 @@ class Store:
         """Write these changes, all of one partition, in one script call, or in several if they are very large.
 
         Returns two lists of those that were not written: those that lost the comparison (somebody has changed the saga
-        since), and those that are stuck (one of the keys to which they append is not a stream).
+        since), and those that are stuck (one of the keys to which they append is not a stream, or takes no more).
         """
         return exchange.run(self._client, self.committing(changes, now_ms)) if changes else ([], [])
 
@@ -134,7 +134,10 @@ class Store:
             return lost + more_lost, stuck + more_stuck
         results = yield from self._commit.call(arguments.keys, arguments.args)
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
-        stuck = [change for change, result in zip(changes, results, strict=True) if result == 2]
+        stuck = [change for change, result in zip(changes, results, strict=True) if result >= 2]
+        if 3 in results:
+            for change, result in zip(changes, results, strict=True):
+                change.is_full = result == 3
         return lost, stuck
 
 

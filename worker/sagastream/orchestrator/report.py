@@ -1,7 +1,7 @@
 """What a worker reports about its turns: all of it to the observer, what a person should know to the log."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from sagastream.core.saga import SagaState
@@ -69,17 +69,26 @@ class TurnReport:
                 _tell_moved(observer, before if isinstance(before, SagaState) else None, after)
 
     def _tell_stuck(self, stuck: Sequence[Change]) -> None:
-        """Report which keys are not streams, each once in _REPEAT_EVERY_S. The entries stay pending and are tried
-        again."""
-        streams = {change.partition.commands(command.service) for change in stuck for command in change.commands}
-        streams |= {change.partition.quarantine for change in stuck if change.quarantined}
-        for stream in sorted(streams):
-            if self._is_time(stream):
-                self._log.error(
-                    f"{stream} is not a stream: sagas that need it stand still, until it is one or is gone",
-                    extra={"stream": stream},
-                )
-                if self._observer is not None:
+        """Report to which keys nothing can be appended, each once in _REPEAT_EVERY_S. The entries stay pending and are
+        tried again."""
+        streams: dict[bool, set[str]] = {False: set(), True: set()}
+        for change in stuck:
+            those = streams[change.is_full]
+            those |= {change.partition.commands(command.service) for command in change.commands}
+            those |= {change.partition.quarantine} if change.quarantined else set()
+            those |= {change.partition.events} if change.notices and change.is_full else set()
+        for stream in sorted(streams[False]):
+            fault = f"{stream} is not a stream: sagas that need it stand still, until it is one or is gone"
+            self._tell_fault_of({stream}, fault)
+        if full := sorted(streams[True]):
+            fault = f"a stream takes no more entries, one of {', '.join(full)}: sagas that need it stand still"
+            self._tell_fault_of(full, f"{fault}; sagastream doctor --repair mends it")
+
+    def _tell_fault_of(self, streams: Collection[str], fault: str) -> None:
+        if self._is_time(fault):
+            self._log.error(fault, extra={"stream": ", ".join(streams)})
+            if self._observer is not None:
+                for stream in streams:
                     self._observer.stream_stuck(stream=stream)
 
     def _tell_quarantined(self, written: Sequence[Change]) -> None:

@@ -25,6 +25,8 @@
 --          does not hold the command any more: others may have answered it, so no entry stands for the undo. The caller
 --          has to add the command to the stream again before it forgets it
 --          error WRONGTYPE: one of the keys has another type than it should; nothing was written
+--          another error: one of the streams takes no more entries, since somebody has added one with the greatest id that
+--          there is; nothing is left of what was written
 --
 -- A record is "ok <result>" or "failed <error>". The first one stands. If another process or a later attempt answers
 -- the command afterwards, the body of the recorded answer is sent in place of its own (the other fields of its answer
@@ -164,19 +166,27 @@ for number, at in ipairs(places) do
   end
 end
 
--- The records first: what is recorded and not sent is answered when the command is delivered again.
+-- The answers first: only an append shows whether a stream takes more. If it does not, those before are taken back.
+local added = {}
+for i = 1, #appends, 2 do
+  local at, answer = appends[i], nil
+  local target, first = KEYS[tonumber(ARGV[at + 1])], at + 9
+  if appends[i + 1] then
+    answer = redis.pcall('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
+  else
+    answer = redis.pcall('XADD', target, '*', unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
+  end
+  if answer.err then
+    for j = 1, #added, 2 do
+      redis.call('XDEL', added[j], added[j + 1])
+    end
+    return answer
+  end
+  added[#added + 1], added[#added + 2] = target, answer
+end
 for key, words in pairs(records) do
   redis.call('HSET', KEYS[key], unpack(words))
   redis.call('EXPIRE', KEYS[key], kept)
-end
-for i = 1, #appends, 2 do
-  local at = appends[i]
-  local target, first = KEYS[tonumber(ARGV[at + 1])], at + 9
-  if appends[i + 1] then
-    redis.call('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
-  else
-    redis.call('XADD', target, '*', unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
-  end
 end
 if #ids > 0 then
   redis.call('XACK', KEYS[1], group, unpack(ids))

@@ -6,9 +6,9 @@
 -- ARGV  for each saga, in the order of the hashes: number of words in its entry, then field, value, ...
 -- RETURNS  for each saga 1: its request was appended; or, if nothing was appended, the content of its hash (field,
 --          value, ...); or 0: the value at its key is not a hash
---          error WRONGTYPE: requests is not a stream; nothing was appended
+--          an error: requests is not a stream, or takes no more entries; nothing was appended
 
-local results = {}
+local results, added = {}, {}
 local at = 1
 for i = 2, #KEYS do
   local words = tonumber(ARGV[at])
@@ -18,7 +18,14 @@ for i = 2, #KEYS do
   elseif #held > 0 then
     results[i - 1] = held
   else
-    redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + words))
+    local answer = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + words))
+    if answer.err then
+      for _, id in ipairs(added) do
+        redis.call('XDEL', KEYS[1], id)
+      end
+      return answer
+    end
+    added[#added + 1] = answer
     results[i - 1] = 1
   end
   at = at + 1 + words

@@ -22,10 +22,13 @@
 --               7 what is appended: a list of key index, list of field, value, ..., and so on
 --               8 the entries to acknowledge and delete: a list of key index, entry id, ...
 -- RETURNS  for every change 1: committed; or, if nothing of it was written, 0: the hash has another version or time, or
---          sagastream did not write it; 2: one of the keys to which it appends is not a stream
+--          sagastream did not write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams
+--          takes no more entries, since somebody has added one with the greatest id that there is
 --          error WRONGTYPE: timers, ended or events has another type than it should; nothing was written
 --
--- If a script fails halfway, what it has written stays written. So everything is checked before the first write.
+-- If a script fails halfway, what it has written stays written. So everything is checked before the first write. Only an
+-- append shows whether a stream takes more: so a change appends first, and takes that back if a stream does not. XINFO
+-- would say it before, but copies the first and the last entry for that, which may be megabytes.
 
 local fixed, group, events_kept, now, kept_ms, changes = unpack(cmsgpack.unpack(ARGV[1]))
 
@@ -69,6 +72,27 @@ local function is_stuck(appends)
   return false
 end
 
+-- Append the entries of a change. Returns whether all of them could be appended; otherwise none is there.
+local function append(appends)
+  local added = {}
+  for i = 1, #appends, 2 do
+    local stream, fields, answer = appends[i], appends[i + 1], nil
+    if stream == 3 then
+      answer = redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(fields))
+    else
+      answer = redis.pcall('XADD', KEYS[stream], '*', unpack(fields))
+    end
+    if answer.err then
+      for at = 1, #added, 2 do
+        redis.call('XDEL', KEYS[added[at]], added[at + 1])
+      end
+      return false
+    end
+    added[#added + 1], added[#added + 2] = stream, answer
+  end
+  return true
+end
+
 local results = {}
 for number, change in ipairs(changes) do
   local hash, version, updated_at, appends = change[1], change[2], change[3], change[7]
@@ -81,8 +105,11 @@ end
 
 local acknowledged, waiting, ended, done_with = {}, {}, {}, {}
 for number, change in ipairs(changes) do
+  if results[number] == 1 and not append(change[7]) then
+    results[number] = 3
+  end
   if results[number] == 1 then
-    local hash, _, _, timer, id, fields, appends, entries = unpack(change)
+    local hash, _, _, timer, id, fields, _, entries = unpack(change)
     local key, moves = KEYS[fixed + hash], #fields > 0
     if moves then
       redis.call('HSET', key, unpack(fields))
@@ -101,14 +128,6 @@ for number, change in ipairs(changes) do
         redis.call('PERSIST', key)
       end
       waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
-    end
-    for i = 1, #appends, 2 do
-      local stream = appends[i]
-      if stream == 3 then
-        redis.call('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(appends[i + 1]))
-      else
-        redis.call('XADD', KEYS[stream], '*', unpack(appends[i + 1]))
-      end
     end
     for i = 1, #entries, 2 do
       local stream = entries[i]

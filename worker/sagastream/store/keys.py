@@ -15,16 +15,17 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:quarantine            stream  orchestrator            until a person deals with it
     saga:{0}:quarantine:<service>  stream  services                until a person deals with it
     saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
+    <a stream>:moving              stream  doctor                  until its entries are in the stream again
     saga:services:<service>        hash    services                always: its commands and what undoes each
     saga:services                  set     services, orchestrator  always: the names of the services
     saga:alive                     zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
     saga:running                   hash    services                a field: while the process runs something for long
     saga:store                     hash    the first process       always: the protocol, the partitions and their tags
+    saga:losses                    hash    workers, services       until a person says that they are settled
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
 the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in alive is
 when the process was last heard. `saga` is the prefix of the store: several stores on one server have several prefixes.
-    saga:losses                    hash    workers, services       until a person says that they are settled
 """
 
 from binascii import crc_hqx
@@ -86,6 +87,15 @@ class Partition(Struct, frozen=True):
     def quarantine_of(self, service: str) -> str:
         """Where a service sets aside what it cannot read."""
         return f"{self.base}quarantine:{service}"
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that do not belong to a service."""
+        return [self.requests, self.interventions, self.events, self.quarantine]
+
+    def streams_of(self, service: str) -> list[str]:
+        """The streams of a service."""
+        return [self.commands(service), self.replies(service), self.quarantine_of(service)]
 
     def done(self, service: str, begun_ms: int) -> str:
         """The key at which `service` records what it did for a saga that began at `begun_ms`. It is the same for every
@@ -161,6 +171,12 @@ class StoreKeys:
 def store(prefix: str) -> str:
     """The key that says how the store is laid out."""
     return f"{prefix}:store"
+
+
+def moving(stream: str) -> str:
+    """Where a stream stands that takes no more entries, while its entries are moved to a new one. No service has a `:`
+    in its name, so it is no service's stream."""
+    return f"{stream}:moving"
 
 
 def slot(tag: str) -> int:

@@ -16,7 +16,7 @@ import orjson
 import redis
 
 from sagastream.broker import scripting
-from sagastream.broker.entries import REPLAYED
+from sagastream.broker.entries import REPLAYED, time_of
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
@@ -47,7 +47,7 @@ class Quarantined:
     @property
     def at_ms(self) -> int:
         """When it was set aside, by the broker's clock."""
-        return int(self.added_as.partition("-")[0])
+        return time_of(self.added_as.encode())
 
     @cached_property
     def message(self) -> dict[str, Any]:
