@@ -46,24 +46,24 @@ def test_after_many_replies_no_begins_are_read_but_a_few_now_and_then_and_operat
     assert streams.wanted(streams.names) == usual
     wanted = []
     for _ in range(2 * _A_FEW_EVERY):
-        streams.read(replies(_MANY_REPLIES))
+        streams.read(replies(_MANY_REPLIES), {}, has_more=False)
         wanted.append(streams.wanted(streams.names).get(ONLY.requests, 0))
         # One count for all that is read then: it is one call.
         assert streams.wanted(streams.names)[ONLY.interventions] == BATCH
     assert wanted == 2 * ([0] * (_A_FEW_EVERY - 1) + [_A_FEW])
-    streams.read(replies(_MANY_REPLIES - 1))
+    streams.read(replies(_MANY_REPLIES - 1), {}, has_more=False)
     assert streams.wanted(streams.names) == usual
 
 
 def test_the_replies_of_all_services_count_together() -> None:
     streams = Streams(KEYS, ["till", "hotel"])
-    streams.read([*replies(_MANY_REPLIES // 2), *replies(_MANY_REPLIES // 2, "hotel")])
+    streams.read([*replies(_MANY_REPLIES // 2), *replies(_MANY_REPLIES // 2, "hotel")], {}, has_more=False)
     assert ONLY.requests not in streams.wanted(streams.names)
 
 
 def test_what_was_read_before_counts_when_a_service_is_new() -> None:
     streams = Streams(KEYS, ["till"])
-    streams.read(replies(BATCH))
+    streams.read(replies(BATCH), {}, has_more=False)
     more = streams.followed_by(["till", "hotel"])
     assert more.has_more
     assert ONLY.requests not in more.wanted(more.names)
@@ -77,7 +77,7 @@ def test_a_full_read_of_one_stream_may_have_left_replies() -> None:
         (replies(BATCH), True),
         ([], False),
     ):
-        streams.read(entries)
+        streams.read(entries, {}, has_more=False)
         assert streams.has_more == has_more
 
 
@@ -90,7 +90,7 @@ def test_a_turn_reads_fewer_replies_of_each_service_if_there_are_many(services: 
 def test_only_streams_that_the_reader_reads_are_wanted_and_always_at_least_one() -> None:
     streams = Streams(KEYS, ["till"])
     assert streams.wanted([ONLY.requests]) == {ONLY.requests: _REQUESTS}
-    streams.read(replies(_MANY_REPLIES))
+    streams.read(replies(_MANY_REPLIES), {}, has_more=False)
     assert streams.wanted([ONLY.requests]) == {ONLY.requests: 1}
     assert streams.wanted(streams.names) == {ONLY.replies("till"): BATCH, ONLY.interventions: BATCH}
 
@@ -148,3 +148,10 @@ def test_a_saga_that_is_due_is_in_its_own_partition() -> None:
     streams = Streams(SEVERAL, [])
     found = [streams.partition_of((None, Due(saga_id=saga_id))).number for saga_id in in_each(SEVERAL)]
     assert found == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "left", "has_more"), [(4, False, True), (3, False, False), (3, True, True)])
+def test_a_stream_that_gave_all_that_was_asked_for_may_have_more(count: int, left: bool, has_more: bool) -> None:
+    streams = Streams(KEYS, ["till"])
+    streams.read(replies(count), {ONLY.replies("till"): 4}, has_more=left)
+    assert streams.has_more == has_more

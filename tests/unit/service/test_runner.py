@@ -51,6 +51,7 @@ class Sent(Outbox):
         self._overrules = {b"%d-0" % number for number in overrules}
         self._lock = threading.Lock()
         self._ready = []
+        self._ready_bytes = 0
         self.sent: list[tuple[bytes, Reply, str]] = []
 
     def send(self, ahead: int = 0) -> list[Delivery]:
@@ -66,6 +67,7 @@ class Sent(Outbox):
             else:
                 self.sent.append((delivery.entry.id, answer.reply, answer.kind))
         self._ready = []
+        self._ready_bytes = 0
         return overruled
 
 

@@ -20,6 +20,7 @@ from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.failures import is_deleted, is_wrong_type
 from sagastream.broker.leases import Leases
+from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
@@ -33,6 +34,8 @@ Counts = Callable[[Sequence[str]], Mapping[str, int]]
 _FRESH_S: Final = 1.0
 #: How many streams a line of the log names.
 _NAMED: Final = 5
+#: One reading takes at most this many entries, of all streams, if they are small.
+_MOST_AT_ONCE: Final = 8 * BATCH
 #: An id after which no entry comes.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 
@@ -92,7 +95,11 @@ class GroupReader:
         self._unusable: set[str] = set()  # streams that are none, and are left out
         # By stream: where the reading of own pending entries goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
-        self._ahead: list[Entry] = []  # read ahead, for the next reading
+        self._portion = Portion(_MOST_AT_ONCE)
+        self._first = 0  # which stream is read first, if not all are
+        #: Of the streams from which the last reading took new entries, at most how many it took of each.
+        self.asked: Mapping[str, int] = {}
+        self._ahead: list[Entry] = []  # read ahead, or too much for one turn: for the next reading
         self._ahead_at = 0.0  # when those were asked for, by time.monotonic
         self._joined = False
 
@@ -103,10 +110,12 @@ class GroupReader:
 
     def renew(self) -> None:
         """Let the next readings return what this consumer holds already, which renews its lease."""
+        self._ahead = []  # this is among it
         self._own = dict.fromkeys(self.streams, "0")
 
     def read(self, block_ms: int, counts: Counts | None = None) -> list[Entry]:
-        """The entries to work on now, at most BATCH per stream: own pending ones, else abandoned ones, else new ones.
+        """The entries to work on now, at most BATCH per stream and, if they are large, at most portions.BYTES bytes:
+        own pending ones, else abandoned ones, else new ones.
 
         Args:
             block_ms: how long to wait for new entries if no stream has any.
@@ -114,27 +123,31 @@ class GroupReader:
                 stream out, no new entries of that stream are read, and the reading does not wait.
         """
         if entries := self._take_ahead():
-            return entries
+            return self._for_a_turn(entries)
         try:
             if not self._joined:
                 self._join()
             while self._own:
                 if entries := self._read_own():
-                    return entries
+                    return self._for_a_turn(entries)
             if self.leases.is_time_to_look:
                 self.leases.look(self.streams)
                 self.show_up()
             while self.leases.is_looking:
-                if entries := self.leases.claimed(self._ask_all(self.leases.claims())):
-                    return entries
+                if entries := self.leases.claimed(self._ask_all(self.leases.claims(self._portion))):
+                    return self._for_a_turn(entries)
             if self.leases.is_time_to_forget:
                 self.leases.forget_gone(self.streams)
                 self.follow(sorted(self._unusable))
-            reading = self._read_new((counts or _batches)(self.streams), block_ms)
-            return exchange.run(self._client, self._with_heartbeat(reading))
+            return self._for_a_turn(self._take_new((counts or _batches)(self.streams), block_ms))
         except redis.ResponseError as error:
             self._deleted(error)
             return []
+
+    @property
+    def has_more(self) -> bool:
+        """Whether entries were read that are left for the next turn."""
+        return bool(self._ahead)
 
     @property
     def is_joined(self) -> bool:
@@ -176,7 +189,7 @@ class GroupReader:
     def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
         self._ahead_at = time.monotonic()
         try:
-            self._ahead = yield from self._with_heartbeat(self._read_new(counts))
+            self._ahead = yield from self._with_heartbeat(self._read_new(self._at_once(counts)))
         except redis.ResponseError as error:
             self._deleted(error)
 
@@ -254,8 +267,37 @@ class GroupReader:
             return []
         return entries
 
+    def _for_a_turn(self, entries: list[Entry]) -> list[Entry]:
+        """Those of them that one turn takes. The others are kept for the next."""
+        taken = self._portion.saw(entries)
+        if taken < len(entries):
+            self._ahead, self._ahead_at = entries[taken:], time.monotonic()
+            return entries[:taken]
+        return entries
+
+    def _at_once(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
+        """How many new entries the next reading takes of these streams: fewer than are wanted if the last were large.
+        If there are more streams than entries, it takes one of some streams, each time of others."""
+        room = self._portion.count
+        if self._portion.is_full or sum(wanted.values()) <= room:
+            return wanted
+        if len(wanted) <= room:
+            return {stream: self._portion.share(len(wanted), count) for stream, count in wanted.items()}
+        self._first = (self._first + room) % len(wanted)
+        return dict.fromkeys([*wanted, *wanted][self._first : self._first + room], 1)
+
+    def _take_new(self, wanted: Mapping[str, int], block_ms: int) -> list[Entry]:
+        entries = self._read_now(self._at_once(wanted), block_ms)
+        if not entries and len(self.asked) < len(wanted):  # what was read did not wait, and the rest may have some
+            return self._read_now(dict.fromkeys(wanted, 1), block_ms)
+        return entries
+
+    def _read_now(self, counts: Mapping[str, int], block_ms: int) -> list[Entry]:
+        return exchange.run(self._client, self._with_heartbeat(self._read_new(counts, block_ms)))
+
     def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
         """New entries; sets `now_ms` when they are there."""
+        self.asked = counts
         # The first reading waits for all streams, with one count for all. Others read the rest, those with the same
         # count together.
         least = min(counts.values())
@@ -282,9 +324,10 @@ class GroupReader:
 
     def _read_own(self) -> list[Entry]:
         """The next page of what this consumer holds."""
-        answer = self._ask(self._reading(self._own, BATCH))
+        now = dict(list(self._own.items())[: self._portion.count])
+        answer = self._ask(self._reading(now, self._portion.share(len(now), BATCH)))
         entries = entries_of(answer, again=True)
-        self._own = {}
+        self._own = {stream: at for stream, at in self._own.items() if stream not in now}
         for name, page in answer or ():
             if page:
                 stream = name.decode()

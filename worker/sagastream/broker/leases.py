@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange, all_of
+from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
@@ -47,6 +48,7 @@ class Leases:
         self._recount = scripting.Script("recount")
         # By stream: where the search for abandoned entries goes on. Empty: it is finished.
         self._abandoned: dict[str, bytes | str] = {}
+        self._claiming: list[str] = []  # those of which the next page is claimed
         # … and where the search goes on for entries that were delivered at a time which has not come yet.
         self._ahead_of_time: dict[str, bytes | str] = {}
         self._look_began = 0.0  # when it began to look for abandoned entries, by time.monotonic
@@ -122,18 +124,18 @@ class Leases:
             self._count_from_now()
         self._abandoned = dict.fromkeys(streams, "0-0")
 
-    def claims(self) -> list[wire.Words]:
-        """The commands that claim the next page, of each stream, of what other consumers have held for longer than the
-        lease. `claimed` takes their answers."""
-        return [
-            ("XAUTOCLAIM", stream, self._group, self._consumer, self._lease_ms, cursor, "COUNT", BATCH)
-            for stream, cursor in self._abandoned.items()
-        ]
+    def claims(self, portion: Portion) -> list[wire.Words]:
+        """The commands that claim the next page of what other consumers have held for longer than the lease: of each
+        stream or, if entries are large, of some. `claimed` takes their answers."""
+        self._claiming = list(self._abandoned)[: portion.count]
+        count = portion.share(len(self._claiming), BATCH)
+        who = (self._group, self._consumer, self._lease_ms)
+        return [("XAUTOCLAIM", stream, *who, self._abandoned[stream], "COUNT", count) for stream in self._claiming]
 
     def claimed(self, answers: Sequence[Any]) -> list[Entry]:
         """The entries that are this consumer's now. Raises redis.ResponseError if an answer is one."""
         entries: list[Entry] = []
-        for stream, answer in zip(list(self._abandoned), answers, strict=True):
+        for stream, answer in zip(self._claiming, answers, strict=True):
             following, page, *deleted = or_raise(answer)
             if deleted and deleted[0]:
                 report_deleted(self._log, stream, deleted[0])

@@ -126,6 +126,7 @@ class SagaWatcher:
         self._to_look: dict[str, None] = {}  # the sagas to look at, in the order in which that became known
         self._unknown: set[str] = set()  # the sagas that were not there at the last look
         self._after: events.Place | None = None  # the last events that were read
+        self._portion = events.portion()
         self._dealt_with: events.Place | None = None  # the last events that the caller has dealt with
         # What a look has found, and the newest events after that look: the saga's own events are not newer.
         self._found: list[tuple[events.Place, Settled]] = []
@@ -244,7 +245,7 @@ class SagaWatcher:
     def _read(self, block_ms: int) -> Exchange[Settled]:
         assert self._after is not None
         partitions = (yield from self._layout.opened()).partitions
-        entries = yield from events.after(partitions, self._after, block_ms)
+        entries = yield from events.after(partitions, self._after, block_ms, self._portion)
         heard: list[Entry] = []
         refused: list[tuple[Waiter, Outcome]] = []
         self._after = events.moved(partitions, self._after, entries)

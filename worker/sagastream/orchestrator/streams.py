@@ -81,12 +81,18 @@ class Streams:
             counts = self._counts[requests] = wanted or dict.fromkeys(streams, 1)  # it always reads something
         return counts
 
-    def read(self, entries: Sequence[Entry]) -> None:
-        """A turn has read these."""
+    def read(self, entries: Sequence[Entry], asked: Mapping[str, int], *, has_more: bool) -> None:
+        """A turn has read these.
+
+        Args:
+            asked: of which streams, and at most how many entries of each.
+            has_more: whether others were read with them that are left for the next turn.
+        """
         by_stream = Counter([entry.stream for entry in entries])
-        replies = [count for stream, count in by_stream.items() if self._places[stream].what == "replies"]
-        self.has_more = any(count >= self._most_replies for count in replies)
-        self._busy = self._busy + 1 if sum(replies) >= _MANY_REPLIES else 0
+        replies = {stream: count for stream, count in by_stream.items() if self._places[stream].what == "replies"}
+        most = self._most_replies
+        self.has_more = has_more or any(count >= min(most, asked.get(one, most)) for one, count in replies.items())
+        self._busy = self._busy + 1 if sum(replies.values()) >= _MANY_REPLIES else 0
 
     def partition_of(self, item: Input) -> Partition:
         """The partition of an input."""

@@ -183,7 +183,7 @@ class Orchestrator:
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
             self._health.beat(time.monotonic())
-        self._read_streams.read(entries)
+        self._read_streams.read(entries, self._inbox.asked, has_more=self._inbox.has_more)
         return entries
 
     def _wanted(self, streams: Sequence[str]) -> Mapping[str, int]:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import redis
@@ -13,6 +14,7 @@ from sagastream.broker import scripting
 from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.group_reader import GroupReader, in_all
+from sagastream.broker.portions import BYTES
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields
@@ -68,6 +70,7 @@ class Outbox:
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
         self._sending = threading.Lock()  # so that no answer is sent twice
         self._ready: list[_Ready] = []  # until the broker has them
+        self._ready_bytes = 0  # about how large they are
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self._sent: Sequence[_Ready] = ()  # the last few
 
@@ -136,6 +139,11 @@ class Outbox:
         with self._lock:
             return [one[0].command for one in self._ready if not isinstance(one, _Quarantined)]
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether the answers that are ready are so large that they are sent now, however few they are."""
+        return self._ready_bytes > BYTES
+
     def lingers(self, longest_s: float) -> bool:
         """Whether an answer has waited to be sent for so long."""
         return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
@@ -154,13 +162,17 @@ class Outbox:
             if not self._ready:
                 self._oldest_s = time.monotonic()
             self._ready.append(one)
+            self._ready_bytes += _size(one)
 
     def _of_one_partition(self, ready: Sequence[_Ready]) -> list[_Ready]:
-        """Those that one script call can answer: of the partition of the first one."""
-        if len(self._partitions) == 1 or not ready:
+        """Those that one script call can answer: of the partition of the first one, and not too large together."""
+        if len(self._partitions) > 1 and ready:
+            stream = _entry(ready[0]).stream
+            ready = [one for one in ready if _entry(one).stream == stream]
+        if not self.is_heavy:
             return list(ready)
-        stream = _entry(ready[0]).stream
-        return [one for one in ready if _entry(one).stream == stream]
+        sizes = accumulate(map(_size, ready))
+        return list(ready[: max(1, sum(size <= BYTES for size in sizes))])
 
     def _drop(self, sent: Sequence[_Ready]) -> None:
         """They are no longer ready: they were sent."""
@@ -169,6 +181,7 @@ class Outbox:
         else:
             gone = {id(one) for one in sent}
             self._ready = [one for one in self._ready if id(one) not in gone]
+        self._ready_bytes = sum(map(_size, self._ready))
 
     def _answer_all(self, ready: Sequence[_Ready], ahead: int) -> list[int]:
         """Send these, all of one partition. Returns the numbers, from 1, of those that were overruled, as answer.lua
@@ -234,6 +247,10 @@ class Outbox:
         for delivery in aside:
             self.quarantine_unrecordable(delivery)
         self._reader.renew()  # what came along with the answer is read again
+
+
+def _size(one: _Ready) -> int:
+    return len(one.entry.fields.get(b"body", b"") if isinstance(one, _Quarantined) else one[1].reply.payload or b"")
 
 
 def _entry(one: _Ready) -> Entry:

@@ -174,7 +174,7 @@ class ServiceRunner:
         sent_s = time.monotonic()
         while held is not None:
             self._executor.run(held)
-            if (now_s := time.monotonic()) - sent_s > LINGER_S:
+            if (now_s := time.monotonic()) - sent_s > LINGER_S or self._inbox.outbox.is_heavy:
                 self._executor.send()
                 sent_s = now_s
             if (held := self._next()) is not None:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.store.keys import Partition
 
@@ -23,15 +24,27 @@ def newest(partitions: Sequence[Partition]) -> Exchange[Place]:
     return tuple(bytes(page[0][0]) if page else b"0-0" for page in found)
 
 
-def after(partitions: Sequence[Partition], place: Place, block_ms: int) -> Exchange[list[Entry]]:
-    """The events after this place; waits for them up to `block_ms`, which is at least 1."""
+def portion() -> Portion:
+    """How many events one reading takes: with the commands and replies that they repeat, each may have a megabyte."""
+    return Portion(_AT_ONCE)
+
+
+def after(
+    partitions: Sequence[Partition], place: Place, block_ms: int, portion: Portion | None = None
+) -> Exchange[list[Entry]]:
+    """The events after this place; waits for them up to `block_ms`, which is at least 1. `portion`: how many it takes,
+    by those that it took before; None: many."""
     names = [partition.events for partition in partitions]
-    (answer,) = yield [("XREAD", "COUNT", _AT_ONCE, "BLOCK", block_ms, "STREAMS", *names, *place)]
-    return [
+    count = _AT_ONCE if portion is None else portion.share(len(names), _AT_ONCE)
+    (answer,) = yield [("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *names, *place)]
+    found = [
         Entry(stream=stream.decode(), id=entry_id, fields=dict(zip(words[::2], words[1::2], strict=True)))
         for stream, page in or_raise(answer) or ()
         for entry_id, words in page
     ]
+    if portion is not None:
+        portion.saw(found)
+    return found
 
 
 def moved(partitions: Sequence[Partition], place: Place, entries: Sequence[Entry]) -> Place:

@@ -28,7 +28,11 @@ from sagastream.store.keys import Partition, StoreKeys
 _ENTRY_ID: Final = re.compile(
     r"((?P<service>[A-Za-z0-9._-]{1,128})/)?(?P<id>\d{1,20}-\d{1,20})(@(?P<partition>\d{1,3}))?", re.ASCII
 )
+#: How many messages are read at once: at first and while they are large, and while they are small.
+_FIRST_PAGE: Final = 8
 _PAGE: Final = 200
+#: Up to so many bytes, the messages of a page are small.
+_SMALL_PAGE_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +169,12 @@ class Quarantine:
         return message.stream
 
     def _newest_first(self, stream: _Stream) -> Iterator[Quarantined]:
-        before = "+"
-        while page := self._range(stream, before, "-"):
+        before, count = "+", _FIRST_PAGE
+        while page := self._range(stream, before, "-", count):
             yield from page
             before = f"({page[-1].added_as}"
+            # A message may have a megabyte.
+            count = min(_PAGE, 2 * count) if sum(len(one.body) for one in page) < _SMALL_PAGE_BYTES else _FIRST_PAGE
 
     def _move(self, stream: _Stream, entry_id: str, target: list[str], words: list[Any]) -> None:
         parts = _ENTRY_ID.fullmatch(entry_id)
@@ -178,8 +184,8 @@ class Quarantine:
                 f"the quarantine holds no {entry_id} any more: somebody else has put it back or dropped it"
             )
 
-    def _range(self, stream: _Stream, newest: str, oldest: str) -> list[Quarantined]:
-        entries: Any = self._client.xrevrange(stream.name, newest, oldest, count=_PAGE)
+    def _range(self, stream: _Stream, newest: str, oldest: str, count: int = 1) -> list[Quarantined]:
+        entries: Any = self._client.xrevrange(stream.name, newest, oldest, count=count)
         return [_read(stream, entry_id.decode(), fields) for entry_id, fields in entries]
 
 

@@ -1,0 +1,46 @@
+"""How many entries a reading takes, and how many of them a turn: by their bytes, since Redis counts entries only."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sagastream.broker.entries import Entry
+
+#: What one turn takes at most, in bytes, if no single entry is larger.
+BYTES: Final = 8 << 20
+#: How many entries the first reading takes: nobody has seen how large they are. Each may have a megabyte.
+_FIRST: Final = 16
+
+
+class Portion:
+    """How many entries the next reading takes. It grows while entries are small, and shrinks at once if they are large.
+    So a backlog of large entries, which is there when a process starts, never fills its memory."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: how many at most, however small they are."""
+        self.count = min(_FIRST, most)
+        self._most = most
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many entries are taken as at most."""
+        return self.count == self._most
+
+    def saw(self, entries: Sequence[Entry]) -> int:
+        """These were read. Returns how many of them, from the first, one turn takes."""
+        if not entries:
+            return 0
+        sizes = [sum(map(len, entry.fields.values())) for entry in entries]
+        total = sum(sizes)
+        self.count = min(self._most, 2 * self.count, max(1, BYTES * len(entries) // max(1, total)))
+        if total <= BYTES:
+            return len(entries)
+        taken = 0
+        for number, size in enumerate(sizes):
+            taken += size
+            if taken > BYTES:
+                return max(1, number)
+        return len(entries)
+
+    def share(self, streams: int, most: int) -> int:
+        """How many entries of each of so many streams, at least one and at most `most`."""
+        return max(1, min(most, self.count // max(1, streams)))
