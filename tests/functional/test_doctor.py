@@ -459,3 +459,14 @@ def test_the_exit_code_says_whether_there_is_a_problem(scene: Scene, server: Ser
     assert {"level": "ok", "about": "durability", "text": "appendonly with appendfsync always"} in map(
         json.loads, lines
     )
+
+
+def test_a_stream_that_grows_is_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(scene)
+    monkeypatch.setattr(streams, "_LARGE_BYTES", 1 << 20)
+    assert not [text for text in found(scene) if "MiB of memory" in text]
+    for stream in (ONLY.commands("work"), ONLY.quarantine):
+        for _ in range(3):
+            scene.redis.xadd(stream, {"body": "x" * (1 << 20)})
+    told = [text for text in found(scene) if "MiB of memory with" in text]
+    assert len(told) == 2

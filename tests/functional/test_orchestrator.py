@@ -657,3 +657,70 @@ def test_a_worker_says_what_it_sets_aside_one_line_a_turn(scene: Scene, caplog: 
     scene.turns_until(lambda: scene.redis.xlen(ONLY.quarantine) == 3)
     [line] = [line for line in caplog.messages if "quarantined" in line]
     assert line.endswith(f"of {ONLY.replies('work')}: there is no saga nobody0, and 2 more")
+
+
+# --- commands that nobody waits for any more
+
+
+def test_commands_of_attempts_that_were_given_up_do_not_pile_up(scene: Scene) -> None:
+    """Ten begins of 1 MB for a service that nobody runs grew to 172 MB in 45 s."""
+    void = ONLY.commands("void")
+    few: dict[str, Any] = {"timeout_ms": 30, "backoff_ms": 1, "attempts": 4, "compensation_attempts": 2}
+    for number in range(5):
+        scene.begin(f"s{number}", do("x" * 100_000, service="void", compensation="Undo", **few))
+    most = 0
+
+    def parked() -> bool:
+        nonlocal most
+        most = max(most, scene.redis.xlen(void))
+        states = [scene.client.get(f"s{number}") for number in range(5)]
+        return all(state is not None and state.parked for state in states)
+
+    scene.turns_until(parked)
+    assert 0 < most <= 5
+    assert scene.redis.xlen(void) == 0
+
+
+def test_a_saga_that_is_cancelled_at_once_leaves_only_the_undo(scene: Scene) -> None:
+    scene.begin("s1", do(1, service="void", compensation="Undo"))
+    scene.begin("s2", do(1, service="void", compensation="Undo"))
+    void = ONLY.commands("void")
+    scene.turns_until(lambda: scene.redis.xlen(void) == 2)
+    append_requests(scene.redis, [Intervene(verb=Verb.CANCEL, saga_id="s1", reason="x", now=True)])
+    scene.turns_until(lambda: (state := scene.client.get("s1")) is not None and state.status == "COMPENSATING")
+    entries: Any = scene.redis.xrange(void)
+    assert [json.loads(fields[b"body"])["type"] for _, fields in entries] == ["Do", "Undo"]
+    assert json.loads(entries[0][1][b"body"])["saga_id"] == "s2"
+
+
+def test_a_command_that_a_process_has_read_stays_until_it_is_answered(scene: Scene) -> None:
+    """The process may have had an effect: whoever takes the entry over undoes it."""
+    scene.begin("s1", do(1, timeout_ms=30, attempts=1))
+    work = ONLY.commands("work")
+    scene.turns_until(lambda: scene.redis.xlen(work) == 1)
+    scene.redis.xgroup_create(work, "work", "0")
+    assert scene.redis.xreadgroup("work", "gone", {work: ">"})
+    scene.turns_until(lambda: (state := scene.client.get("s1")) is not None and state.status == "COMPENSATING")
+    entries: Any = scene.redis.xrange(work)
+    assert [json.loads(fields[b"body"])["type"] for _, fields in entries] == ["Do", "Undo"]
+    assert pending(scene, work, "work") == 1
+
+
+@pytest.mark.parametrize("stream", ["events", "quarantine"])
+def test_events_and_quarantine_are_bounded_by_bytes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: str
+) -> None:
+    """Of events of a megabyte each, 100,000 do not fit into any memory."""
+    name = getattr(ONLY, stream)
+    monkeypatch.setitem(commit.MOST_BYTES, stream, 8 << 20)
+    scene.worker.turn(block_ms=1)
+    pipeline = scene.redis.pipeline(transaction=False)
+    for number in range(32):
+        pipeline.xadd(name, {"n": number, "body": "x" * (1 << 20)})
+    pipeline.execute()
+    scene.worker._tidy_at = 0.0
+    scene.turns_until(lambda: scene.redis.xlen(name) < 9)
+    entries: Any = scene.redis.xrange(name)
+    assert len(entries) > 4
+    assert entries[-1][1][b"n"] == b"31"
+    assert ("of the oldest messages were dropped" in caplog.text) == (stream == "quarantine")

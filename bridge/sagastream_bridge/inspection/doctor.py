@@ -68,6 +68,7 @@ class Doctor:
         for partition in self._keys.partitions:
             for stream in partition.streams:
                 yield from self._streams.renew(stream)
+                yield from self._streams.size(stream)
         yield from self._sagas.examine()
         services = {service for service, _ in self._sagas.waiting}
         services |= set(run(self._client, published.services(self._keys)))
@@ -168,6 +169,7 @@ class Doctor:
         yield from self._kept([*streams, self._keys.published(service)])
         for stream in streams:
             yield from self._streams.renew(stream)
+            yield from self._streams.size(stream)
         yield from self._readers(service, evidence, sum(self._client.xlen(stream) for stream in commands))
         for stream in commands:
             yield from self._streams.examine(stream, service)

@@ -23,6 +23,8 @@ from sagastream_bridge.inspection.findings import Finding, problem, repaired, wa
 
 #: How long a reader may hold an entry before that is told, in milliseconds.
 _HELD_MS: Final = 120_000
+#: From so many bytes on it is told how large a stream is.
+_LARGE_BYTES: Final = 64 << 20
 #: How many entries to look at at once. An entry may have a megabyte.
 _PAGE: Final = 50
 #: How many entries one script call puts back.
@@ -77,6 +79,13 @@ class StreamCheck:
                 pipeline.xdel(aside, entry_id)
             pipeline.execute()
             number += len(page)
+
+    def size(self, stream: str) -> Iterator[Finding]:
+        """A stream that takes much memory: it grows faster than somebody works it off."""
+        size: Any = self._client.memory_usage(stream) or 0
+        if size > _LARGE_BYTES:
+            text = f"it takes {size // 2**20} MiB of memory with {self._client.xlen(stream)} entries"
+            yield warning(stream, f"{text}: what is added is not worked off as fast, or is never dealt with")
 
     def examine(self, stream: str, group: str) -> Iterator[Finding]:
         """A stream that entries are read from by this group."""

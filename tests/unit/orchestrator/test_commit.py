@@ -403,3 +403,17 @@ def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
         ONLY.requests,
         *(ONLY.saga(f"saga{n}") for n in range(3)),
     ]
+
+
+def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_how_it_begins() -> None:
+    before = a_saga()
+    now_ms = (before.step.times_out_ms or 0) + 1
+    change = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
+    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)), gives_up=True)
+    [given_up] = change.given_up
+    arguments = _CommitArguments(ONLY, [change], now_ms, KEPT_MS)
+    words = msgpack.decode(arguments.args[0])[5][0][8]
+    command = before.step.definition
+    assert words[1:3] == [command.service, before.step.sent_ms]
+    assert arguments.keys[words[0] - 1] == ONLY.commands(command.service)
+    assert words[3].encode() == given_up.beginning

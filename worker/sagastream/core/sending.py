@@ -1,18 +1,54 @@
-"""What a step sends: its transaction, or what undoes it. Each returns the step as it is after that, and the command."""
+"""What a step sends: its transaction, or what undoes it. Each returns the step as it is after that, and the command.
+
+And which commands that were sent nobody waits for any more.
+"""
 
 from collections.abc import Mapping
 from typing import Final
+
+from msgspec import Struct
 
 from sagastream.core.messages import Command
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
+from sagastream.core.strict_json import encode
 
 #: What services publish: service -> command -> the compensation that undoes it (None: it needs none).
 Published = Mapping[str, Mapping[str, str | None]]
 
 #: In place of a compensation: neither the step nor its service says what undoes it. No command can be called so.
 NOBODY_KNOWS: Final = ""
+
+
+class GivenUp(Struct, frozen=True, kw_only=True, gc=False):
+    """A command that was sent, and that nobody waits for any more, though it was not answered."""
+
+    service: str
+    type: str
+    saga_id: str
+    step: int
+    sent_ms: int
+
+    @property
+    def beginning(self) -> bytes:
+        """What the body of the command begins with."""
+        return encode({"type": self.type, "saga_id": self.saga_id, "step": self.step})[:-1] + b","
+
+
+def given_up(before: SagaState, after: SagaState) -> list[GivenUp]:
+    """The commands that were out before, and that `after` does not wait for."""
+    found = []
+    for number, (was, now) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+        if was is now or not was.in_flight or (was.phase is now.phase and was.current_attempt == now.current_attempt):
+            continue
+        sent_ms = was.compensation_sent_ms if was.being_undone else was.sent_ms
+        if sent_ms is not None:
+            service = was.definition.service
+            found.append(
+                GivenUp(service=service, type=was.command, saga_id=before.saga_id, step=number, sent_ms=sent_ms)
+            )
+    return found
 
 
 def undo_of(definition: StepDefinition, published: Published) -> str | None:

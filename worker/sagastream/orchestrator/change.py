@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command, Notice
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.sending import GivenUp, given_up
 from sagastream.core.transitions import Decision
 from sagastream.errors import UnreadableSaga
 from sagastream.store import saga_hash
@@ -24,17 +25,25 @@ class Change(Struct, eq=False):
     notices: list[Notice] = []
     quarantined: list[tuple[Entry, str]] = []
     entries: list[Entry] = []  # to be acknowledged
+    given_up: list[GivenUp] = []  # commands to be deleted, if nobody has read them
     rearm: bool = False  # correct its place in timers and ended, even if the saga itself does not change
     # What is left to a newer release, each with its format: an entry, or None for the saga's timer.
     left: list[tuple[Entry | None, int]] = []
     is_full: bool = False  # it was not written, since a stream to which it appends takes no more entries
     fault: str | None = None  # why nothing could be decided on the saga when it was due
 
-    def add(self, entry: Entry | None, decision: Decision) -> None:
-        """Add one more decision to those before it. `entry`: what was decided on; None: the saga was due."""
+    def add(self, entry: Entry | None, decision: Decision, *, gives_up: bool = False) -> None:
+        """Add one more decision to those before it.
+
+        Args:
+            entry: what was decided on; None: the saga was due.
+            gives_up: whether a command that the saga waits for no more was not answered.
+        """
         if decision.left:
             self.left.append((entry, decision.left))
             return
+        if gives_up and isinstance(self.after, SagaState) and isinstance(decision.state, SagaState):
+            self.given_up += given_up(self.after, decision.state)
         self.after = decision.state
         self.commands += decision.commands
         self.notices += decision.notices

@@ -10,6 +10,7 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core.messages import Fields, is_id
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sending import GivenUp
 from sagastream.orchestrator.change import Change
 from sagastream.store import saga_hash, sagas
 from sagastream.store.columns import iso
@@ -25,6 +26,11 @@ _ENDS: Final = {SagaStatus.COMPLETED: _COMPLETED, SagaStatus.ABORTED: _ABORTED}
 #: How many ended sagas one round trip looks at, and how many round trips there are at most each time.
 _PAGE: Final = 1000
 _PAGES: Final = 20
+#: How many nodes of a stream the server looks at to estimate its size.
+_SAMPLES: Final = 16
+#: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
+#: person is told what was dropped.
+MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
 #: How many of the sagas that were committed last are remembered, for `missing`.
 LOOKED_AT: Final = 16
 
@@ -116,6 +122,18 @@ class Store:
                 break
         self._there[partition] = there
 
+    def trim(self, keys: StoreKeys) -> dict[str, int]:
+        """Drop the oldest entries of events and quarantine streams that take too many bytes. Returns how many, by
+        stream. The rest follows with the next call, since the sizes are estimates."""
+        streams = {getattr(one, what): most for one in keys.partitions for what, most in MOST_BYTES.items()}
+        sizes = wire.round_trip(self._client, [("MEMORY", "USAGE", stream, "SAMPLES", _SAMPLES) for stream in streams])
+        dropped = {}
+        for (stream, most), size in zip(streams.items(), sizes, strict=True):
+            if isinstance(size, int) and size > most:  # else it is small, is not there, or this user may not ask
+                length = self._client.xlen(stream)
+                dropped[stream] = self._client.xtrim(stream, maxlen=length * most // size, approximate=False)
+        return dropped
+
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
         """Write these changes, all of one partition, in one script call, or in several if they are very large.
 
@@ -188,7 +206,7 @@ class _CommitArguments:
         streams = self._streams
         for entry in change.entries:
             entries += (streams.setdefault(entry.stream, len(streams) + 1), entry.id.decode())
-        return [
+        packed = [
             self._hash(change.key),
             str(before.version) if before else "",
             iso(before.updated_ms) if before else "",
@@ -198,6 +216,13 @@ class _CommitArguments:
             appends,
             entries,
         ]
+        if change.given_up:
+            packed.append([word for one in change.given_up for word in self._given_up(partition, one)])
+        return packed
+
+    def _given_up(self, partition: Partition, one: GivenUp) -> tuple[int, str, int, Any]:
+        stream = self._streams.setdefault(partition.commands(one.service), len(self._streams) + 1)
+        return stream, one.service, one.sent_ms, wire.raw(one.beginning)
 
     def _append(self, key: str, fields: Fields) -> tuple[int, list[Any]]:
         words: list[Any] = []

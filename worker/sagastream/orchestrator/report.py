@@ -1,11 +1,12 @@
 """What a worker reports about its turns: all of it to the observer, what a person should know to the log."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
+from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Log, Observer
 
 #: How often a worker reports what holds sagas up, in seconds: a key that is not a stream, a saga with a fault.
@@ -46,6 +47,13 @@ class TurnReport:
             if change.fault is not None and self._is_time(f"fault of {change.saga_id}"):
                 text = f"saga {change.saga_id} was due, and stands still: {change.fault}"
                 self._log.error(text, extra={"saga_id": change.saga_id})
+
+    def trimmed(self, keys: StoreKeys, dropped: Mapping[str, int]) -> None:
+        """So many of the oldest entries of these streams were dropped. Nobody misses an event."""
+        for stream in (one.quarantine for one in keys.partitions):
+            if number := dropped.get(stream):
+                text = f"{stream} takes too much memory: {number} of the oldest messages were dropped"
+                self._log.error(f"{text}; see sagastream quarantine list", extra={"stream": stream})
 
     def _is_time(self, what: str) -> bool:
         """Whether to report this now. It may come up in every turn, and is reported once in _REPEAT_EVERY_S."""

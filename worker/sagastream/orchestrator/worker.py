@@ -20,7 +20,7 @@ from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.broker.wire import or_raise
 from sagastream.core.decision import decide, may_undo
-from sagastream.core.messages import Begin, Due, Intervene
+from sagastream.core.messages import Begin, Due, Intervene, Reply
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.transitions import Moment
@@ -238,6 +238,7 @@ class Orchestrator:
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._store.forget_ended(keys)
+            self._report.trimmed(keys, self._store.trim(keys))
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)
@@ -340,7 +341,7 @@ def _fold(
         before = None if saga_id is None else states[saga_id]
         change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
         for entry, event in inputs:
-            change.add(entry, decide(change.after, event, moment()))
+            change.add(entry, decide(change.after, event, moment()), gives_up=not isinstance(event, Reply))
         if change.left or not change.is_empty:
             changes.append(change)
     return changes

@@ -21,14 +21,16 @@
 --               6 what is written into the hash: a list of field, value, ...
 --               7 what is appended: a list of key index, list of field, value, ..., and so on
 --               8 the entries to acknowledge and delete: a list of key index, entry id, ...
+--               9 if there are any, the commands that nobody waits for any more: a list of key index, group, when it was
+--                 sent in ms, what its body begins with, ... They are deleted if nobody has read them
 -- RETURNS  for every change 1: committed; or, if nothing of it was written, 0: the hash has another version or time, or
 --          sagastream did not write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams
 --          takes no more entries, since somebody has added one with the greatest id that there is
 --          error WRONGTYPE: timers, ended or events has another type than it should; nothing was written
 --
--- If a script fails halfway, what it has written stays written. So everything is checked before the first write. Only an
--- append shows whether a stream takes more: so a change appends first, and takes that back if a stream does not. XINFO
--- would say it before, but copies the first and the last entry for that, which may be megabytes.
+-- If a script fails halfway, what it has written stays written. So everything is checked before the first write. Only
+-- an append shows whether a stream takes more: so a change appends first, and takes that back if a stream does not.
+-- XINFO would say it before, but copies the first and the last entry for that, which may be megabytes.
 
 local fixed, group, events_kept, now, kept_ms, changes = unpack(cmsgpack.unpack(ARGV[1]))
 
@@ -138,6 +140,42 @@ for number, change in ipairs(changes) do
   end
 end
 
+-- Delete a command that nobody waits for any more, unless a process of the service has read it: such a process may have
+-- had an effect, and the entry is what has it undone. Without this, the stream of a service that nobody runs would grow
+-- with each attempt. The command was added soon after it was sent, and older ones before it are usually deleted too. So
+-- the search is short; it is bounded for the call, since each entry may have a megabyte.
+local looks, bytes = 1024, 4 * 1024 * 1024
+local function delete_unread(stream, service, sent_ms, beginning)
+  local first = sent_ms
+  for _ = 1, 64 do
+    local entry = redis.call('XRANGE', stream, first, '+', 'COUNT', 1)[1]
+    if not entry or looks <= 0 or bytes <= 0 then
+      return
+    end
+    local fields = entry[2]
+    for i = 1, #fields, 2 do
+      bytes = bytes - #fields[i + 1]
+      if fields[i] == 'body' and string.sub(fields[i + 1], 1, #beginning) == beginning then
+        -- without a group nobody has read it
+        local held = redis.pcall('XPENDING', stream, service, entry[1], entry[1], 1)
+        if held.err or #held == 0 then
+          redis.call('XDEL', stream, entry[1])
+        end
+        return
+      end
+    end
+    looks, first = looks - 1, '(' .. entry[1]
+  end
+end
+
+for number, change in ipairs(changes) do
+  local given_up = results[number] == 1 and change[9] or {}
+  for i = 1, #given_up, 4 do
+    if not unusable[given_up[i]] then
+      delete_unread(KEYS[given_up[i]], given_up[i + 1], given_up[i + 2], given_up[i + 3])
+    end
+  end
+end
 in_slices(waiting, function(...) redis.call('ZADD', KEYS[1], ...) end)
 in_slices(done_with, function(...) redis.call('ZREM', KEYS[1], ...) end)
 in_slices(ended, function(...) redis.call('ZADD', KEYS[2], ...) end)

@@ -11,8 +11,8 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:saga:<saga_id>        hash    orchestrator            while the saga is live, ENDED_KEPT_MS after its end
     saga:{0}:timers                zset    orchestrator            a member: while its saga is live
     saga:{0}:ended                 zset    orchestrator            a member: as long as its saga's hash
-    saga:{0}:events                stream  orchestrator            about the newest EVENTS_KEPT entries
-    saga:{0}:quarantine            stream  orchestrator            until a person deals with it
+    saga:{0}:events                stream  orchestrator            about the newest EVENTS_KEPT entries, at most 64 MiB
+    saga:{0}:quarantine            stream  orchestrator            until a person deals with it; the newest 256 MiB
     saga:{0}:quarantine:<service>  stream  services                until a person deals with it
     saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
     <a stream>:moving              stream  doctor                  until its entries are in the stream again
