@@ -4,6 +4,8 @@
 def printable(text: str) -> str:
     """`text` on one line. Each character on which a terminal could act, or that is invisible, is escaped: control
     characters, line breaks, bidirectional overrides, lone surrogates."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastream.broker.entries import Entry
+from support.worst import cpu_ms
 
 
 def an_entry(fields: dict[bytes, bytes]) -> Entry:
@@ -60,3 +61,10 @@ def test_whatever_an_entry_holds_it_can_be_set_aside(fields: dict[bytes, bytes])
     kept = an_entry(fields).quarantined("why")
     assert kept["body"] == fields.get(b"body", b"")
     assert all(isinstance(value, str | bytes | int) for value in kept.values())
+
+
+@pytest.mark.parametrize("what", ["one field of 50 MB", "100,000 fields"])
+def test_an_entry_of_any_size_is_quarantined_at_little_cost(what: str) -> None:
+    many = {b"%d" % number: b"\x1b" * 100 for number in range(100_000)}
+    entry = an_entry({b"x": b"\xff" * 50_000_000} if what == "one field of 50 MB" else many)
+    assert cpu_ms(lambda: entry.quarantined("why")) < 50

@@ -41,10 +41,13 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
 
     def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
         """The fields of this entry in the quarantine: the same few, however many it has."""
-        others = {n.decode(errors="backslashreplace"): v.decode(errors="backslashreplace")
-                  for n, v in self.fields.items() if n != b"body"}  # fmt: skip
-        body, written = self.fields.get(b"body", b""), json.dumps(others)
-        is_whole = len(body) <= _BODY_KEPT and len(written) <= _OTHER_FIELDS_KEPT
+        body, others, room = self.fields.get(b"body", b""), {}, _OTHER_FIELDS_KEPT
+        for name, value in self.fields.items():
+            if name != b"body" and room >= 0:  # what is more than that is cut anyway, and may be very much
+                others[_text(name[: room + 1])] = _text(value[: room + 1])
+                room -= len(name) + len(value)
+        written = json.dumps(others)
+        is_whole = len(body) <= _BODY_KEPT and len(written) <= _OTHER_FIELDS_KEPT and room >= 0
         return {
             "reason": reason,
             "stream": self.stream,
@@ -52,6 +55,10 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
             "body": body[:_BODY_KEPT],
             "fields": written if is_whole else f"cut: {written}"[:_OTHER_FIELDS_KEPT],
         }
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
 
 
 def time_of(entry_id: bytes) -> int:
