@@ -84,7 +84,7 @@ def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> 
         scene.begin(f"s{number}", do(1, service="elsewhere"))
     scene.redis.xgroup_create(ONLY.requests, keys.ORCHESTRATOR_GROUP, id="0")
     scene.redis.xreadgroup(keys.ORCHESTRATOR_GROUP, "dead", {ONLY.requests: ">"}, count=200)
-    scene.worker._inbox._lease_ms = 1
+    scene.worker._inbox.leases._lease_ms = 1
     ends = time.monotonic() + 2.5
     while time.monotonic() < ends:
         scene.worker.turn(block_ms=1)
