@@ -112,6 +112,7 @@ _LOOKS: Final = (
 #: What each role may do of that; all else must be refused to it.
 MAY: Final[dict[Role, str]] = {
     Role.WORKER: "read sagas, write sagas, take begins, read begins, take interventions, command, command others, "
+    "read commands, read commands of others, delete commands, delete commands of others, "
     "take replies, read replies, set aside for workers, read what is published, name services, read the layout, "
     "make the store, beat, note losses, move timers, read timers, tell events",
     Role.SERVICE: _SERVICE,

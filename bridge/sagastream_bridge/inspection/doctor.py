@@ -133,11 +133,16 @@ class Doctor:
             if left_ms < 0:
                 continue
             text = f"{key} expires in {spoken(left_ms)}, with all that is in it: something else has set that"
-            if self._repair:
+            if not self._repair:
+                yield problem("keys", f"{text}; sagastream doctor --repair keeps it")
+                continue
+            try:
                 self._client.persist(key)
                 yield repaired("keys", f"{text}; it is kept now")
-            else:
-                yield problem("keys", f"{text}; sagastream doctor --repair keeps it")
+            except redis.exceptions.NoPermissionError as error:
+                yield problem(
+                    "keys", f"{text}; this user may not mend that, repair it as one who may: {describe(error)}"
+                )
 
     # --- who works
 

@@ -16,6 +16,7 @@ from sagastream.broker import scripting
 from sagastream.broker.entries import REPLAYED, is_possible, time_of
 from sagastream.broker.failures import is_no_group
 from sagastream.broker.leases import HANDED_BACK_MS
+from sagastream.console import describe
 from sagastream.core.durations import spoken
 from sagastream.store.events import sort_key
 from sagastream.store.keys import moving
@@ -56,9 +57,12 @@ class StreamCheck:
         if not self._repair:
             yield problem(stream, f"{text}; sagastream doctor --repair moves them to a new stream")
             return
-        if not is_possible(newest):
-            self._renew(keys=[stream, moving(stream)], args=[newest])
-        yield repaired(stream, f"{text}; moved to a new stream: {self._move(stream)}")
+        try:
+            if not is_possible(newest):
+                self._renew(keys=[stream, moving(stream)], args=[newest])
+            yield repaired(stream, f"{text}; moved to a new stream: {self._move(stream)}")
+        except redis.exceptions.NoPermissionError as error:
+            yield problem(stream, f"{text}; this user may not mend that, repair it as one who may: {describe(error)}")
 
     def _move(self, stream: str) -> int:
         """Move the entries that are set aside back into their stream, at its end. Returns how many."""
@@ -82,7 +86,10 @@ class StreamCheck:
 
     def size(self, stream: str) -> Iterator[Finding]:
         """A stream that takes much memory: it grows faster than somebody works it off."""
-        size: Any = self._client.memory_usage(stream) or 0
+        try:
+            size: Any = self._client.memory_usage(stream) or 0
+        except redis.exceptions.NoPermissionError:
+            return
         if size > _LARGE_BYTES:
             text = f"it takes {size // 2**20} MiB of memory with {self._client.xlen(stream)} entries"
             yield warning(stream, f"{text}: what is added is not worked off as fast, or is never dealt with")

@@ -168,6 +168,7 @@ for number, at in ipairs(places) do
 end
 
 -- The answers first: only an append shows whether a stream takes more. If it does not, those before are taken back.
+-- pcall: a user of a service may delete none; then they come twice, and the second time they are ignored.
 local added = {}
 for i = 1, #appends, 2 do
   local at, answer = appends[i], nil
@@ -179,7 +180,7 @@ for i = 1, #appends, 2 do
   end
   if answer.err then
     for j = 1, #added, 2 do
-      redis.call('XDEL', added[j], added[j + 1])
+      redis.pcall('XDEL', added[j], added[j + 1])
     end
     return answer
   end

@@ -19,9 +19,9 @@ for i = 2, #KEYS do
     results[i - 1] = held
   else
     local answer = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + words))
-    if answer.err then
+    if answer.err then  -- take back those before; a user who may not delete them sends them again, which does no harm
       for _, id in ipairs(added) do
-        redis.call('XDEL', KEYS[1], id)
+        redis.pcall('XDEL', KEYS[1], id)
       end
       return answer
     end

@@ -86,7 +86,7 @@ local function append(appends)
     end
     if answer.err then
       for at = 1, #added, 2 do
-        redis.call('XDEL', KEYS[added[at]], added[at + 1])
+        redis.pcall('XDEL', KEYS[added[at]], added[at + 1])
       end
       return false
     end

@@ -78,6 +78,9 @@ _WORK: Final = (
     _Grant("store", "hgetall hsetnx"),
     _Grant("requests interventions replies", f"{_GROUP} xrange xinfo|stream"),
     _Grant("commands events quarantine", "type xadd"),
+    _Grant("commands", "xrange xpending xdel"),
+    _Grant("events", "xdel"),
+    _Grant("events quarantine", "xlen xtrim memory|usage"),
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore"),
     _Grant("ended", "type zadd zrem zrangebyscore"),
@@ -108,7 +111,8 @@ _LOOK: Final = (
     _Grant(
         "all",
         "exists type ttl pttl hget hgetall hmget hlen hexists hvals hscan smembers zcard zcount zrange zrangebyscore "
-        "zrevrangebyscore zscore zscan xlen xrange xrevrange xpending xread xinfo|stream xinfo|groups xinfo|consumers",
+        "zrevrangebyscore zscore zscan xlen xrange xrevrange xpending xread xinfo|stream xinfo|groups xinfo|consumers "
+        "memory|usage",
         read_only=True,
     ),
     _Grant("rq", "exists hmget lindex llen lpos smembers", read_only=True),
