@@ -411,7 +411,7 @@ def test_another_users_shell_reaches_neither_home_nor_server(open_folder: Path) 
         f"ls {home}",
         f"cat {home}/valkey.log",
         f"cat {home}/appendonlydir/*",
-        f"redis-cli -s {broker.embedded.socket_path} FLUSHALL",
+        f"redis-cli -s {broker.embedded.endpoint.path} FLUSHALL",
         f"flock {home}/users.lock true",
         f"rm -rf {home}",
         f"mv {home} {open_folder}/mine",
@@ -437,7 +437,7 @@ def test_a_port_that_was_asked_for_needs_a_password_that_no_other_user_can_read(
         (f"redis-cli -p {port} -a '' --no-auth-warning GET key", "NOAUTH"),
         (f"redis-cli -p {port} --user default --pass default --no-auth-warning GET key", "WRONGPASS"),
         (f"cat {home}/password", "ermission denied"),
-        (f"redis-cli -s {broker.embedded.socket_path} PING", "ermission denied"),
+        (f"redis-cli -s {broker.embedded.endpoint.path} PING", "ermission denied"),
         ("cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c unix://:", "0\n"),
     ):
         assert said in as_nobody(f"{script} 2>&1").stdout, script
@@ -510,7 +510,7 @@ def test_another_user_cannot_play_the_server_of_a_long_home(tmp_path: Path, monk
     home = tmp_path / ("long" * 20) / "home"
     broker = Broker(home=home)
     assert broker.embedded is not None
-    taken = broker.embedded.socket_path
+    taken = broker.embedded.endpoint.path
     broker.close()
     taken.parent.mkdir(mode=0o755)
     with bound_at(taken) as played:
@@ -520,7 +520,7 @@ def test_another_user_cannot_play_the_server_of_a_long_home(tmp_path: Path, monk
         given_to_nobody(taken.parent)
         broker = Broker(home=home)
         assert broker.embedded is not None
-        assert broker.embedded.socket_path != taken
+        assert broker.embedded.endpoint.path != taken
         assert broker.client.set("key", "value")
         broker.close()
     shutil.rmtree(temporary)

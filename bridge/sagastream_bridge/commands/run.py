@@ -303,11 +303,12 @@ def _where(broker: "Broker") -> Iterator[str]:
     if (server := broker.embedded) is not None:
         yield f"home     {server.home}"
         auth = ""
-        if server.password:
+        at = server.endpoint
+        if at.password:
             file = shlex.quote(str(server.home / "password"))
-            yield f"port     127.0.0.1:{server.port}: REDIS_URL=redis://default:$(cat {file})@127.0.0.1:{server.port}"
+            yield f"port     127.0.0.1:{at.port}: REDIS_URL=redis://default:$(cat {file})@127.0.0.1:{at.port}"
             auth = f"REDISCLI_AUTH=$(cat {file}) "
-        yield f"look     {auth}redis-cli -s {shlex.quote(str(server.socket_path))}"
+        yield f"look     {auth}redis-cli -s {shlex.quote(str(at.path))}"
     yield "stop     Ctrl-C"
 
 

@@ -109,6 +109,6 @@ def _show_hash(broker: Broker, key: str, write: Write) -> None:
 
 def _redis_cli(broker: Broker) -> str:
     assert broker.embedded is not None
-    path = broker.embedded.socket_path
+    path = broker.embedded.endpoint.path
     short = os.path.relpath(path)
     return f"redis-cli -s {shlex.quote(short if len(short) < len(str(path)) else str(path))}"

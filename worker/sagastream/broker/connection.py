@@ -6,7 +6,6 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -95,8 +94,7 @@ class Broker:
         try:
             if self.embedded is not None:
                 self.embedded.ensure()
-                user = f":{password}@" if (password := self.embedded.password) else ""
-                url = f"unix://{user}{quote(str(self.embedded.socket_path))}"
+                url = self.embedded.endpoint.url
             assert url
             self.url = url
             named = _GIVEN if given else "REDIS_URL"

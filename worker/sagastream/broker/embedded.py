@@ -9,9 +9,7 @@ There are three locks. The kernel releases a lock when its holder dies, however 
 So there is never a second server on the same data, and a crash leaves nothing to clean up by hand. If the owner is
 gone, another user becomes the owner. No process is ended because its number stands in a file.
 
-The server is reached by its socket, which is for its user alone, as the home is; see home.py. Everybody on the machine
-can reach a port, so it has one only if somebody asks for it. Then whoever talks to the server needs its password. Port
-and password stand in the home for as long as anybody uses the server, or it runs.
+The server is reached by its socket, which is for its user alone, as the home is; see home.py and endpoint.py.
 
 A process leaves when it says so, when nothing refers to the server any more, or when the interpreter ends: a client
 that was made at import is closed by nobody. Only a process that is killed, or calls os._exit, does not leave.
@@ -21,21 +19,17 @@ import atexit
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 import signal
-import socket
-import struct
 import subprocess
-import sys
-import tempfile
 import time
 import weakref
 from pathlib import Path
 from typing import Final
 
 from sagastream.broker import server_log
-from sagastream.broker.home import Home, not_ours, try_lock, try_share, unlock
+from sagastream.broker.endpoint import SILENT_S, Endpoint
+from sagastream.broker.home import Home, try_lock, try_share, unlock
 from sagastream.broker.launch import launch
 from sagastream.broker.server_log import LOG
 from sagastream.errors import BrokerError
@@ -44,11 +38,7 @@ from sagastream.errors import BrokerError
 START_TIMEOUT_S: Final = 60.0
 #: How long a stopping server may take to write its data before it is killed, in seconds.
 STOP_TIMEOUT_S: Final = 10.0
-#: The path of a unix socket must fit into 104 bytes on macOS, 108 on Linux.
-_SOCKET_PATH_BYTES: Final = 100
 _POLL_S: Final = 0.01
-#: A server that takes a connection and says nothing for so long hangs, in seconds. A server that loads data answers.
-SILENT_S: Final = 5.0
 #: The server is not started with less room on its disk, in bytes: it stops at the first write for which there is none.
 _ROOM_BYTES: Final = 1 << 20
 #: Servers that this process started and that go on without it. Python warns of a child that nobody refers to.
@@ -63,6 +53,7 @@ class EmbeddedServer:
     def __init__(self, home: Path, *, port: int | None = None) -> None:
         """`port`: let the server also listen at this port of 127.0.0.1."""
         self.home = Home(home)
+        self.endpoint = Endpoint(self.home)
         self._asked_port = port
         self._users_fd: int | None = None
         self._owner_fd: int | None = None
@@ -80,25 +71,6 @@ class EmbeddedServer:
     @property
     def owned(self) -> bool:
         return self._owner_fd is not None
-
-    @property
-    def socket_path(self) -> Path:
-        """Where the server is reached. The path of a socket is short, so if that of the home is long, the socket is in
-        a folder of its own. The home says in which: others cannot know it beforehand, and take its name."""
-        path = self.home / "valkey.sock"
-        if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and (folder := self.home.read("socket")):
-            return Path(folder) / path.name
-        return path
-
-    @property
-    def port(self) -> str | None:
-        """The port of 127.0.0.1 at which the server listens, too, or will when it starts again; None: at none."""
-        return self.home.read("port")
-
-    @property
-    def password(self) -> str | None:
-        """What the server asks of everybody, since it has a port; None: nothing."""
-        return self.home.read("password") if self.port else None
 
     @property
     def has_data(self) -> bool:
@@ -126,7 +98,7 @@ class EmbeddedServer:
         if self._users_fd is None:
             self._users_fd = self._become_user(deadline)
             _USED.add(self)
-        while not (answer := self._ping(min(SILENT_S, patience_s))).startswith(b"+PONG"):
+        while not (answer := self.endpoint.ping(min(SILENT_S, patience_s))).startswith(b"+PONG"):
             loading = answer.startswith(b"-LOADING")
             if not loading and self._take_ownership():
                 self._start()
@@ -139,8 +111,8 @@ class EmbeddedServer:
             time.sleep(_POLL_S)
         self._has_answered = True
         self._take_ownership()
-        if self._asked_port is not None and self.port != str(self._asked_port):
-            at = f"at port {self.port}" if self.port else "without a port"
+        if self._asked_port is not None and (port := self.endpoint.port) != str(self._asked_port):
+            at = f"at port {port}" if port else "without a port"
             raise BrokerError(f"the Valkey of {self.home} runs {at}: end those who use it first, then ask for a port")
 
     def leave(self) -> None:
@@ -152,7 +124,7 @@ class EmbeddedServer:
         if self._becomes_alone(self._users_fd):
             with contextlib.suppress(BrokerError, OSError):  # the home is not ours any more: who reads this was told
                 self._stop()
-                self._remove_socket_folder()
+                self.endpoint.remove_folder()
         elif self._process is not None:
             _OUTLIVE_US.append(self._process)
         unlock(self._users_fd)
@@ -202,34 +174,13 @@ class EmbeddedServer:
         server."""
         fd = self.home.open("users.lock", os.O_RDWR | os.O_CREAT)
         if try_lock(fd) and not self.is_running:  # a port was asked for by those before us
-            self.home.remove("port")
-            self.home.remove("password")
+            self.endpoint.forget_port()
         while not try_share(fd):
             if time.monotonic() > deadline:
                 os.close(fd)
                 raise BrokerError(f"another process is stopping the Valkey of {self.home}, and does not end")
             time.sleep(_POLL_S)
         return fd
-
-    def _make_socket_folder(self) -> None:
-        """As the owner, before the server starts."""
-        if (folder := self.socket_path.parent) != self.home.path:
-            with contextlib.suppress(OSError):
-                folder.mkdir(mode=0o700, exist_ok=True)
-                if not_ours(folder) is None:
-                    return  # that of the servers before: its path is in the environment of many processes
-        elif len(os.fsencode(self.socket_path)) <= _SOCKET_PATH_BYTES:
-            return
-        self.home.write("socket", tempfile.mkdtemp(prefix="sagastream-"))
-        if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_BYTES:
-            raise BrokerError(f"{self.socket_path} is too long for a socket: set TMPDIR to a folder with a short path")
-
-    def _remove_socket_folder(self) -> None:
-        """As the last user, who keeps others out meanwhile."""
-        if self.socket_path.parent != self.home.path:
-            with contextlib.suppress(OSError):
-                self.socket_path.unlink(missing_ok=True)  # a server that was killed leaves it
-                self.socket_path.parent.rmdir()
 
     def _take_ownership(self) -> bool:
         if self._owner_fd is None:
@@ -259,13 +210,7 @@ class EmbeddedServer:
             self._has_answered = False
             self.home.check_data("appendonlydir")
             self.home.remove("valkey.pid")  # of a server that was killed
-            self._make_socket_folder()
-            if self._asked_port is not None and self.port != str(self._asked_port):
-                self.home.write("password", f"{secrets.token_hex(32)}\n")
-                self.home.write("port", f"{self._asked_port}\n")
-            settings: dict[str, object] = {"unixsocket": self.socket_path}
-            if password := self.password:
-                settings |= {"port": self.port, "bind": "127.0.0.1", "requirepass": password}
+            settings = self.endpoint.prepare(self._asked_port)
             self._process = launch(self.home, settings, life_fd, plain=self._is_plain)
         finally:
             os.close(life_fd)
@@ -286,55 +231,17 @@ class EmbeddedServer:
                 return f"the disk of {self.home} is full ({free // 1024} KiB are free){said}; make room"
         return None
 
-    def _ping(self, silent_s: float) -> bytes:
-        """What the server answers to a PING; nothing if it is away. Raises BrokerError if it takes the connection and
-        says nothing for so many seconds."""
-        try:
-            with self._connected(silent_s) as connection:
-                if password := self.password:
-                    connection.sendall(f"AUTH {password}\r\n".encode())
-                    connection.recv(64)
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64)
-        except TimeoutError:
-            silent = f"says nothing for {silent_s:g} s: it hangs, or was stopped"
-            raise BrokerError(f"the Valkey of {self.home} {silent}; see {self.home / LOG}") from None
-        except OSError:
-            return b""
-
-    def _connected(self, timeout_s: float) -> socket.socket:
-        """A connection to the server. Raises OSError if there is none."""
-        path = self.socket_path
-        if path.parent != self.home.path and not_ours(path.parent) is not None:
-            raise FileNotFoundError(path)  # ours is gone from the temporary folder, and somebody took its name
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout_s)
-        try:
-            connection.connect(str(path))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def _stop_adopted(self) -> None:
         """Stop a server that an earlier owner started."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + STOP_TIMEOUT_S
             asked = False
             while (fd := self.home.lock("server.lock")) is None and time.monotonic() < deadline:
-                asked = asked or self._signal_server(number)
+                asked = asked or self.endpoint.signal(number)
                 time.sleep(_POLL_S)
             if fd is not None:
                 unlock(fd)
                 return
-
-    def _signal_server(self, number: int) -> bool:
-        """Send a signal to the process that listens on the socket, which the kernel knows. Whether there is one."""
-        with contextlib.suppress(OSError), self._connected(1.0) as connection:
-            if (pid := _peer(connection)) > 0:  # 0: it is in another container
-                os.kill(pid, number)
-                return True
-        return False
 
 
 def leave_all() -> None:
@@ -351,10 +258,3 @@ def _forget_all() -> None:
 
 atexit.register(leave_all)
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def _peer(connection: socket.socket) -> int:
-    """The process that listens at the other end of a unix socket."""
-    if sys.platform == "darwin":
-        return int.from_bytes(connection.getsockopt(0, 2, 4), sys.byteorder)  # SOL_LOCAL, LOCAL_PEERPID
-    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
