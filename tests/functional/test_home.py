@@ -272,6 +272,29 @@ def test_a_home_that_others_could_replace_is_refused(tmp_path: Path, mode: int, 
         assert f"other users may write to {home.parent}" in refused(home)
 
 
+def test_in_a_user_namespace_the_folders_of_an_unknown_root_are_not_those_of_another_user(tmp_path: Path) -> None:
+    """As in many containers: root of the machine has no number there, and is shown as nobody."""
+    home = tmp_path / "above" / "home"
+    home.mkdir(parents=True, mode=0o700)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(home.parent, 12345, 12345)
+    look = (
+        f"from pathlib import Path; from sagastream.broker.home import Home; "
+        f"Home(Path({str(home)!r})).check(); print('safe')"
+    )
+    inside = subprocess.run(
+        ["unshare", "--user", "--map-root-user", sys.executable, "-c", look],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare failed" in inside.stderr:
+        pytest.skip("this machine has no user namespaces")
+    assert inside.stdout == "safe\n", inside.stderr
+    assert "belongs to another user, 12345" in refused(home)
+
+
 def test_all_that_is_made_is_for_its_user_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

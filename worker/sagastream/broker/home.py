@@ -52,7 +52,7 @@ class Home:
                 self.check()
                 self.write(".gitignore", "*\n")
         except OSError as error:
-            raise BrokerError(f"cannot use {self} as {HOME_VARIABLE}: {error.strerror}") from None
+            raise BrokerError(self._unusable(error)) from None
         self.check()
 
     @property
@@ -68,9 +68,12 @@ class Home:
         try:
             fault = not_ours(self.path) or _movable(self.path)
         except OSError as error:
-            raise BrokerError(f"cannot use {self} as {HOME_VARIABLE}: {error.strerror}") from None
+            raise BrokerError(self._unusable(error)) from None
         if fault is not None:
             raise BrokerError(f"{self} is not used as {HOME_VARIABLE}: {fault}")
+
+    def _unusable(self, error: OSError) -> str:
+        return f"cannot use {self} as {HOME_VARIABLE}: {error.strerror}; set it to a folder of your own"
 
     def check_data(self, name: str) -> None:
         """Check that a folder of data in it holds plain files: the server would write to wherever a link points."""
