@@ -1,8 +1,21 @@
-"""An observer that writes down what it is told."""
+"""An observer that writes down what it is told; code that is called as a handler is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from sagastream.telemetry import POINTS, Observer
+from sagastream.core.messages import Command
+from sagastream.telemetry import POINTS, Observer, handled, handling
+
+
+@contextmanager
+def called_with(command: Command) -> Iterator[None]:
+    """In the `with` block, as in a handler that is called with this command."""
+    token = handling(command)
+    try:
+        yield
+    finally:
+        handled(token)
 
 
 class Notes(Observer):

@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from sagastream.core.messages import Command
 from sagastream.errors import SettingsError
 from sagastream.log_output import JsonLines, TextLines, write_to_stderr
-from sagastream.telemetry import Escaped, HandlerFields, Handling, Log, about
+from sagastream.telemetry import Escaped, HandlerFields, Log, about
+from support.observers import called_with
 
 COMMAND = Command(service="shop", type="Charge", saga_id="o-1", step=2, attempt=3, params=b"{}", begun_ms=0)
 UNDO = replace(COMMAND, type="Refund", compensating=True)
@@ -87,7 +88,7 @@ def test_a_line_of_ours_stays_as_it_is_while_a_handler_is_called(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install()
-    with Handling(COMMAND):
+    with called_with(COMMAND):
         Log("broker", "service shop").warning("the broker is back", extra=about(COMMAND))
     assert written(capsys) == ["service shop: the broker is back"]
 
@@ -96,7 +97,7 @@ def test_a_line_of_a_handler_says_which_call_it_is_from(install: Install, capsys
     install()
     log = logging.getLogger("shop.till")
     log.info("%s comes", "somebody")
-    with Handling(COMMAND):
+    with called_with(COMMAND):
         log.info("took %d\n\x1b[2J", 5)
     log.info("and goes")
     assert written(capsys) == [
@@ -108,7 +109,7 @@ def test_a_line_of_a_handler_says_which_call_it_is_from(install: Install, capsys
 
 def test_a_line_of_a_compensation_says_that_it_is_one(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install()
-    with Handling(UNDO):
+    with called_with(UNDO):
         logging.getLogger("shop.till").info("gave back")
     assert written(capsys) == ["shop.till: gave back [saga o-1, step 2, compensation, attempt 3]"]
 
@@ -118,7 +119,7 @@ def test_a_line_of_others_shows_its_level_if_it_is_a_warning_or_more(
 ) -> None:
     install(SAGASTREAM_LOG_LEVEL="debug")
     logging.addLevelName(35, "LO\x07UD")
-    with Handling(COMMAND):
+    with called_with(COMMAND):
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, 35, logging.ERROR, logging.CRITICAL):
             logging.getLogger("shop.own").log(level, "watch out")
     call = "[saga o-1, step 2, attempt 3]"
@@ -176,7 +177,7 @@ def test_a_record_is_one_json_object() -> None:
 
 def test_a_record_of_a_compensation_has_a_member_for_it() -> None:
     record = a_record("gave back")
-    with Handling(UNDO):
+    with called_with(UNDO):
         assert HandlerFields().filter(record)
     assert orjson.loads(JsonLines().format(record))["compensating"] is True
 

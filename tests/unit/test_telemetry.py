@@ -12,8 +12,18 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.core.messages import Command
-from sagastream.telemetry import POINTS, HandlerFields, Handling, Log, Observer, Observers, Outcome, guarded, runs
-from support.observers import Notes
+from sagastream.service.handlers import call, context_of
+from sagastream.telemetry import (
+    POINTS,
+    HandlerFields,
+    Log,
+    Observer,
+    Observers,
+    Outcome,
+    guarded,
+    runs,
+)
+from support.observers import Notes, called_with
 
 
 def a_command(step: int = 1) -> Command:
@@ -142,9 +152,9 @@ def a_record(**extra: object) -> logging.LogRecord:
 
 def test_a_record_of_a_handler_says_which_call_it_belongs_to() -> None:
     assert fields(a_record()) == [None] * 4
-    with Handling(a_command(1)):
+    with called_with(a_command(1)):
         assert fields(a_record()) == ["o-1", "shop", 1, 2]
-        with Handling(a_command(2)):
+        with called_with(a_command(2)):
             assert fields(a_record()) == ["o-1", "shop", 2, 2]
         assert fields(a_record()) == ["o-1", "shop", 1, 2]
     assert fields(a_record()) == [None] * 4
@@ -157,21 +167,21 @@ def test_a_record_of_a_compensation_says_that_it_is_one() -> None:
         return record.__dict__["compensating"]
 
     assert compensating() is None
-    with Handling(a_command()):
+    with called_with(a_command()):
         assert compensating() is None
-    with Handling(replace(a_command(), compensating=True)):
+    with called_with(replace(a_command(), compensating=True)):
         assert compensating() is True
         assert compensating(compensating="so") == "so"
 
 
 def test_the_call_ends_with_the_handler_that_raises() -> None:
-    with pytest.raises(SystemExit), Handling(a_command()):
-        sys.exit(1)
+    with pytest.raises(SystemExit):
+        call(lambda _params, _context: sys.exit(1), a_command(), context_of(a_command()))
     assert fields(a_record()) == [None] * 4
 
 
 def test_what_a_record_says_itself_holds() -> None:
-    with Handling(a_command()):
+    with called_with(a_command()):
         assert fields(a_record(step="charging", saga_id=None)) == [None, "shop", "charging", 2]
 
 
@@ -179,12 +189,12 @@ def test_each_thread_and_each_task_has_its_own_call() -> None:
     together = threading.Barrier(4)
 
     def in_thread(step: int) -> list[object]:
-        with Handling(a_command(step)):
+        with called_with(a_command(step)):
             together.wait(10)
             return fields(a_record())
 
     async def in_task(step: int) -> list[list[object]]:
-        with Handling(a_command(step)):
+        with called_with(a_command(step)):
             await asyncio.sleep(0)
             return [fields(a_record()), await asyncio.to_thread(lambda: fields(a_record()))]
 

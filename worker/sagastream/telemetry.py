@@ -257,22 +257,11 @@ def about(command: "Command") -> dict[str, object]:
     return {name: getattr(command, name) for name in FIELDS} | {"compensating": command.compensating or None}
 
 
-class Handling:
-    """A context around one call of a handler: log records that the handler writes belong to this command.
-
-    It is a class because a generator would cost three times as much, at each call of a handler.
-    """
-
-    __slots__ = ("_command", "_token")
-
-    def __init__(self, command: "Command") -> None:
-        self._command = command
-
-    def __enter__(self) -> None:
-        self._token = _command.set(self._command)
-
-    def __exit__(self, *_: object) -> None:
-        _command.reset(self._token)
+#: Around one call of a handler: `token = handling(command)` before it, `handled(token)` after it, however it ends. Log
+#: records that the handler writes belong to this command meanwhile. It is not a context manager: that would cost three
+#: calls in Python for each call of a handler.
+handling: Final = _command.set
+handled: Final = _command.reset
 
 
 def command_in_hand() -> "Command | None":

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from sagastream.core.messages import Command
 from sagastream.service.event_loop import EventLoop
-from sagastream.telemetry import Handling
+from support.observers import called_with
 from support.values import a_charge
 from support.waiting import until
 
@@ -33,7 +33,7 @@ class Told:
 
         async def handled() -> None:
             try:
-                with Handling(command or a_charge()):
+                with called_with(command or a_charge()):
                     done.set_result(await handler())
             except BaseException as error:  # noqa: BLE001 - the test looks at it
                 done.set_exception(error)

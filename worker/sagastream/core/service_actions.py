@@ -50,7 +50,7 @@ class Requeue(Struct, frozen=True, kw_only=True):
 Kind = Literal["ok", "failed", "unknown", "final"]
 
 
-class Answer(Struct, frozen=True):
+class Answer(Struct, frozen=True, gc=False):
     """Record this reply, send it, and acknowledge the command: one call of answer.lua."""
 
     reply: Reply

@@ -8,7 +8,7 @@ from sagastream.core.service_actions import RUN, Count, Run, Undo
 from sagastream.store.keys import Partition
 
 
-class Delivery(Struct, frozen=True, kw_only=True):
+class Delivery(Struct, frozen=True, kw_only=True, gc=False):
     """A command, the entry that it came as, and what is to be done with it."""
 
     entry: Entry

@@ -270,7 +270,8 @@ class Executor:
     def _call(self, held: Held) -> Reply | BaseException:
         outcome: Reply | BaseException
         held.thread = threading.get_ident()
-        began_s = self._report.handler_started(held.command, held.begins)
+        observed = self._report.is_observed
+        began_s = self._report.handler_started(held.command, held.begins) if observed else 0.0
         try:
             outcome = call(
                 held.registration.handler, held.command, context_of(held.command, self._inbox.clock, held.key)
@@ -280,7 +281,8 @@ class Executor:
             raise
         except BaseException as failure:  # noqa: BLE001 - a failure of the handler
             outcome = failure
-        self._report.handler_finished(held.command, held.begins, outcome, began_s)
+        if observed:
+            self._report.handler_finished(held.command, held.begins, outcome, began_s)
         return outcome
 
     async def _call_async(self, held: Held) -> None:

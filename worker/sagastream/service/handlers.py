@@ -15,7 +15,7 @@ from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import encode, encode_payload, value_of
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.context import Context, Handler
-from sagastream.telemetry import Handling
+from sagastream.telemetry import handled, handling
 
 
 class Interrupted(BaseException):
@@ -26,8 +26,11 @@ class Interrupted(BaseException):
 def call(handler: Handler, command: Command, context: Context) -> Reply:
     """Call a plain handler."""
     try:
-        with Handling(command):
+        token = handling(command)
+        try:
             result = handler(value_of(command.params), context)
+        finally:
+            handled(token)
     except Reject as rejection:
         return _rejected(command, rejection)
     return _returned(command, result)
@@ -36,8 +39,11 @@ def call(handler: Handler, command: Command, context: Context) -> Reply:
 async def call_async(handler: Handler, command: Command, context: Context) -> Reply:
     """Call a handler that is declared with async def."""
     try:
-        with Handling(command):
+        token = handling(command)
+        try:
             result = await handler(value_of(command.params), context)
+        finally:
+            handled(token)
     except Reject as rejection:
         return _rejected(command, rejection)
     return _returned(command, result)

@@ -20,6 +20,7 @@ class ServiceReport:
         """`who`: the name of the process, as its log records have it."""
         self.log = Log("service", who)
         self._observer = observer
+        self.is_observed = observer is not None
 
     def handler_started(self, command: Command, call: int) -> float:
         """`call`: see Observer.handler_started. Returns when it started, for the next."""
