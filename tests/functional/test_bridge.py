@@ -98,7 +98,7 @@ def test_status_of_a_saga_that_no_worker_has_read_of_is_pending(server: Server, 
     assert (code, rest) == (0, "")
     assert errors == (
         "sagastream bridge: not ended within 0 s, and safe in the store: a "
-        "(they go on when a worker runs: sagastream up)\n"
+        "(they go on when a worker runs: sagastream worker)\n"
     )
     assert server.broker().client.xlen(ONLY.requests) == 1
 

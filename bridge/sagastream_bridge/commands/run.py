@@ -143,6 +143,7 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
         }  # for handlers that keep their data in the same place
         with health_file_at(health_file) as health:
             loaded, dispatcher = load_service(where), None
+            _claim(broker, where, loaded.name)
             if loaded.queues:
                 from sagastream.rq_steps.dispatcher import on_rq
 
@@ -204,7 +205,7 @@ def up(
 
         # Report at once what no restart can mend.
         from sagastream.store import layout
-        from sagastream_bridge.local.stack import SAMPLES, Stack
+        from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
 
         layout.check(broker)
         _look_here(services)
@@ -213,6 +214,8 @@ def up(
             (loaded := load_service(where)).publishes()
             if loaded.queues:
                 on_rq.append(where)
+        if not services:
+            claim_samples(broker)
         os.environ[_RETENTION_VARIABLE] = str(retention_days)  # for the workers
         if aborted_retention_days is not None:
             os.environ[_ABORTED_VARIABLE] = str(aborted_retention_days)
@@ -317,6 +320,26 @@ def _look_here(services: Sequence[str]) -> None:
     does not, so no module of that folder must be imported in the place of ours, or of those that we use."""
     if any(where.partition(".")[0] not in ("sagastream_stubs", "sagastream_bridge") for where in services):
         sys.path.insert(0, str(Path.cwd()))
+
+
+def _claim(broker: "Broker", where: str, name: str) -> None:
+    """If a service has the name of a sample that was started in this store: say so, and have none started again."""
+    import redis
+
+    from sagastream.errors import SagastreamError
+    from sagastream.store import layout, published
+    from sagastream.telemetry import Log
+    from sagastream_bridge.local.stack import SAMPLES
+
+    if where in SAMPLES.values():
+        return
+    # If the broker is away, or the store is not usable, the process says so itself.
+    with contextlib.suppress(redis.RedisError, SagastreamError):
+        if published.claim(broker.client, layout.look(broker), name):
+            Log("service", f"service {name}").warning(
+                "sagastream up has started the sample service of this name in this store; if it still runs, it takes "
+                "commands too: stop it"
+            )
 
 
 def _check_where(where: str) -> None:

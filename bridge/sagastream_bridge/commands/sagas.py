@@ -55,7 +55,7 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
         keys = layout.check(broker)
         accepted = outage.patiently(lambda: client.begin_request(request))
         if not outage.patiently(lambda: _worker_shows_up(broker, keys)):
-            click.echo("no worker is running; the saga waits for one: sagastream up", err=True)
+            click.echo("no worker is running; the saga waits for one: sagastream worker", err=True)
         if not wait:
             click.echo(f"{request.saga_id} accepted")
             return

@@ -18,7 +18,7 @@ from sagastream.core.strict_json import decode
 from sagastream.errors import SagastreamError
 from sagastream.store import events, layout
 from sagastream_bridge.inspection import views
-from sagastream_bridge.local.stack import SAMPLES, Stack
+from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
 
 #: Prints a line, with its colours.
 Write = Callable[[str], object]
@@ -57,6 +57,7 @@ def demonstrate(write: Write) -> None:
     home = (named_home() or default_home()) / "demo"
     EmbeddedServer(home).erase()
     broker = Broker(home=home)
+    claim_samples(broker)
     stack = Stack(broker, workers=1, services=tuple(SAMPLES.values()), log_dir=home)
     try:
         for title, body in _SAGAS:

@@ -12,6 +12,8 @@ from typing import IO, Final
 from sagastream.broker.connection import PREFIX_VARIABLE, Broker
 from sagastream.broker.home import open_private
 from sagastream.core.backoff import delay
+from sagastream.errors import SagastreamError
+from sagastream.store import layout, published
 from sagastream.telemetry import Log
 
 #: The sample services, by name. They are not imported, but run as any other service.
@@ -97,6 +99,17 @@ class Stack:
 
 def _log(path: Path) -> IO[bytes]:
     return os.fdopen(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+
+
+def claim_samples(broker: Broker) -> None:
+    """Say in the store that the sample services are samples. Raises SagastreamError if a service there has the name of
+    one: the sample would take its commands, and answer them with what nobody has done."""
+    taken = published.claim_for_samples(broker.client, layout.check(broker), SAMPLES)
+    if taken is not None:
+        raise SagastreamError(
+            f"service {taken} of this store is not the sample; for workers alone: sagastream worker; with your own "
+            "services: sagastream up --service MODULE:NAME"
+        )
 
 
 def spawn(

@@ -290,7 +290,7 @@ class StdinBridge:
             keys = self._keys
             alive = self._stack is None and self._outage.patiently(lambda: heartbeat.worker_is_alive(client, keys))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
-            then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream up"
+            then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream worker"
             LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
 
     def _guard(self, target: Callable[[], None]) -> None:

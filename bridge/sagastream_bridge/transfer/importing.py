@@ -76,7 +76,7 @@ class Import:
 
     def _foreign(self) -> str | None:
         """A key of the store that another process has written; None: it is empty."""
-        own = {self._keys.store, self._keys.alive, self._keys.running, self._keys.losses}
+        own = {self._keys.store, self._keys.alive, self._keys.running, self._keys.losses, self._keys.samples}
         for key in self._client.scan_iter(f"{self._keys.prefix}:*", _PAGE):
             name: str = key.decode(errors="backslashreplace")
             if name not in own:

@@ -83,6 +83,7 @@ def test_the_catalogue_tells_of_every_key() -> None:
         ONLY.quarantine_of("<service>"),
         KEYS.published("<service>"),
         KEYS.services,
+        KEYS.samples,
     ]
     assert catalogue == {*made, "saga:{0}:done:<service>:<h>"}
 

@@ -18,6 +18,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     <a stream>:moving              stream  doctor                  until its entries are in the stream again
     saga:services:<service>        hash    services                always: its commands and what undoes each
     saga:services                  set     services, orchestrator  always: the names of the services
+    saga:samples                   set    sagastream up            until another process has the name: sample services
     saga:alive                     zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
     saga:running                   hash    services                a field: while the process runs something for long
     saga:store                     hash    the first process       always: the protocol, the partitions and their tags
@@ -136,6 +137,7 @@ class StoreKeys:
         self.losses = f"{prefix}:losses"
         self.running = f"{prefix}:running"
         self.services = f"{prefix}:services"
+        self.samples = f"{prefix}:samples"
         self.partitions = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))
         self._by_base = {partition.base: partition for partition in self.partitions}
 

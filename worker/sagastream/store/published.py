@@ -78,6 +78,22 @@ def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, st
     return {name.decode(errors="replace"): undo.decode(errors="replace") for name, undo in found.items()}
 
 
+def claim_for_samples(client: "redis.Redis", keys: StoreKeys, names: Collection[str]) -> str | None:
+    """Say that the services of these names are samples; unless a service that is none has one of the names, or commands
+    wait for one. Then nothing is written, and that name is returned."""
+    for name in names:
+        streams = [partition.commands(name) for partition in keys.partitions]
+        if not client.sismember(keys.samples, name) and client.exists(keys.published(name), *streams):
+            return name
+    client.sadd(keys.samples, *names)
+    return None
+
+
+def claim(client: "redis.Redis", keys: StoreKeys, name: str) -> bool:
+    """Say that the service of this name is no sample. Returns whether it was one."""
+    return bool(client.srem(keys.samples, name))
+
+
 def services(keys: StoreKeys) -> Exchange[list[str]]:
     """The names of all services of the store, sorted. What sagastream did not write is left out."""
     (answer,) = yield [("SMEMBERS", keys.services)]
