@@ -46,6 +46,7 @@ def a_saga(*steps: Step, **members: Any) -> SagaState:
 OUT = a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS + 51_000))
 OVERDUE = a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS - 60_000))
 BACKING_OFF = a_saga(a_step(phase=Phase.BACKING_OFF, due_ms=NOW_MS + 4_000, attempt=2, error=b'"RuntimeError: boom"'))
+PARKED = a_saga(a_step(phase=Phase.PARKED, parked="failed"))
 
 WORKER = Reader(name="worker-1-aa", is_alive=True, silent_ms=300)
 ALIVE = Reader(name=PID, is_alive=True, silent_ms=400)
@@ -158,6 +159,99 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         (OUT, at_work(), replace(HELD, holder="gone", deliveries=4)),
         [(CauseKind.PROCESS_DEAD, ["delivered 4 times", "may die of it", "is not heard any more", "is listening"])],
     ),
+    "its process is dead, and the only other one hangs": (
+        (OUT, at_work(DEAD, ALIVE, handlers=(HANGING,), hung=frozenset({PID})), replace(HELD, holder=DEAD.name)),
+        [
+            (
+                CauseKind.HANGS,
+                ["was last heard 40 s ago", "takes it over, since handlers hang", "saga other", "kill 4711"],
+            )
+        ],
+    ),
+    "its process is dead, and the others are busy": (
+        (
+            OUT,
+            at_work(DEAD, ALIVE, handlers=(runs("other"),)),
+            replace(HELD, holder=DEAD.name, held_ms=40_000),
+        ),
+        [
+            (
+                CauseKind.PROCESS_DEAD,
+                ["by default after 30 s; it was last renewed 40 s ago", "Charge of saga other has run"],
+            )
+        ],
+    ),
+    "running in a process that is silent": (
+        (OUT, at_work(replace(ALIVE, is_at_work=False, silent_ms=8_000), handlers=(runs(),)), HELD),
+        [(CauseKind.RUNNING, ["running: Charge", "its process was last heard 8 s ago: it may be dead or hung"])],
+    ),
+    "it kills its processes, and one has it now": (
+        (OUT, at_work(ALIVE), replace(HELD, takeovers=2)),
+        [
+            (
+                CauseKind.KILLS,
+                ["Charge seems to have killed 2 processes", "sagastream cancel s1 --now", "log of service payment"],
+            )
+        ],
+    ),
+    "it kills its processes, and the last one is dead": (
+        (OUT, at_work(DEAD), replace(HELD, takeovers=2, holder=DEAD.name)),
+        [(CauseKind.KILLS, ["Charge seems to have killed 3 processes", "is listening", "sagastream service"])],
+    ),
+    "it has been taken over once": (
+        (OUT, at_work(ALIVE), replace(HELD, takeovers=1)),
+        [(CauseKind.RUNNING, [f"process {PID} has Charge, and was heard 0 s ago"])],
+    ),
+    "it killed its processes at the attempt before": (
+        (
+            a_saga(a_step(phase=Phase.OUT, attempt=2, error=b'"5 processes took Charge"')),
+            at_work(ALIVE),
+            replace(UNREAD, takeovers=5),
+        ),
+        [(CauseKind.KILLS, ["killed 5 processes", "attempt 1 of 3 failed: 5 processes took Charge", "queued for"])],
+    ),
+    "its last attempt failed, and it is queued": (
+        (a_saga(a_step(phase=Phase.OUT, attempt=2, error=b'"boom"')), at_work(ALIVE), UNREAD),
+        [(CauseKind.QUEUED, ["commands before it: 3", "attempt 1 of 3 failed: boom"])],
+    ),
+    "its attempts fail": (
+        (BACKING_OFF, at_work(ALIVE)),
+        [(CauseKind.BACKING_OFF, ["RuntimeError: boom", "the log of service payment", "sagastream cancel s1 --now"])],
+    ),
+    "its attempt has failed, and its service does not run": (
+        (BACKING_OFF, at_work(DEAD)),
+        [
+            (CauseKind.BACKING_OFF, ["sent again in 4 s"]),
+            (CauseKind.NO_SERVICE, [f"{DEAD.name} was last heard 40 s ago"]),
+        ],
+    ),
+    "its attempt has failed, and its service is misspelt": (
+        (BACKING_OFF, replace(at_work(published=None), names=frozenset({"payments"}))),
+        [(CauseKind.BACKING_OFF, []), (CauseKind.NO_SERVICE, ["of payments?", "sagastream cancel s1"])],
+    ),
+    "its attempt has failed, and its service has no such command": (
+        (BACKING_OFF, at_work(ALIVE, published=frozenset({"Chrage"}))),
+        [(CauseKind.BACKING_OFF, []), (CauseKind.NO_COMMAND, ["misspelling of Chrage"])],
+    ),
+    "its attempt has failed, and its service hangs": (
+        (BACKING_OFF, at_work(ALIVE, handlers=(HANGING,), hung=frozenset({PID}))),
+        [
+            (CauseKind.BACKING_OFF, []),
+            (CauseKind.HANGS, ["of saga other", "kill 4711  # on web1; it ends within 25 s"]),
+        ],
+    ),
+    "an undo without a deadline hangs": (
+        (OUT, at_work(ALIVE, handlers=(replace(runs(left_ms=None), timeout_ms=2_500, overdue=True),)), HELD),
+        [(CauseKind.HANGS, ["hangs: it has run for 5 s", "longer than the 2.5 s for which its answer is waited for"])],
+    ),
+    "parked, and its handler still hangs": (
+        (PARKED, at_work(ALIVE, handlers=(runs(for_ms=90_000, left_ms=-30_000),))),
+        [(CauseKind.PARKED, []), (CauseKind.HANGS, ["30 s past its deadline"])],
+    ),
+    "parked, and its handler ran in a process that is dead": (
+        (PARKED, at_work(DEAD, handlers=(runs(for_ms=90_000, left_ms=-30_000, process=DEAD.name),))),
+        [(CauseKind.PARKED, [])],
+    ),
     "handed back": (
         (OUT, at_work(ALIVE), replace(HELD, handed_back=True)),
         [(CauseKind.HANDED_BACK, ["handed Charge back", "within 2 s"])],
@@ -237,7 +331,7 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         [(CauseKind.NO_WORKER, [f"{DEAD.name} was last heard 40 s ago; dead or hung"]), (CauseKind.BACKING_OFF, [])],
     ),
     "a dead worker beside one that lives": (
-        (BACKING_OFF, replace(at_work(), workers=(DEAD, WORKER))),
+        (BACKING_OFF, replace(at_work(ALIVE), workers=(DEAD, WORKER))),
         [(CauseKind.BACKING_OFF, [])],
     ),
     "a full broker": (

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import Entry
 from sagastream.core import backoff, service_rules
+from sagastream.core.causes import GRACE_S
 from sagastream.core.messages import Command, Reply
 from sagastream.core.service_actions import Count, Undo
 from sagastream.core.service_rules import TRIES
@@ -30,7 +31,7 @@ from sagastream.service.handlers import Interrupted
 from sagastream.service.inbox import CommandInbox
 from sagastream.service.outbox import Outbox, _Quarantined
 from sagastream.service.records import Records
-from sagastream.service.runner import GRACE_S, ServiceRunner
+from sagastream.service.runner import ServiceRunner
 from sagastream_bridge.commands.main import cli
 from support.stores import ONLY
 from support.values import a_charge

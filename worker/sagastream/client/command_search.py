@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import redis
+from msgspec.structs import replace
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.core.causes import Job, Place, Whereabouts
 from sagastream.core.messages import Command
 from sagastream.core.parsing import read_command
+from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import decode_any
+from sagastream.core.service_actions import Count
 from sagastream.store.events import sort_key
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -40,8 +43,25 @@ class _Search(NamedTuple):
 def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchange[Place]:
     """Where the command is that a saga has out. `look_at`: at most so many entries of the stream are looked at."""
     step = state.step
-    if state.ended or not step.in_flight:
+    if state.ended or not (step.in_flight or step.phase in BACKING_OFF):
         return Place()
+    takeovers = yield from _takeovers(keys.of(state.saga_id), state)
+    place = (yield from _find(keys, state, look_at)) if step.in_flight else Place()
+    return replace(place, takeovers=takeovers)
+
+
+def _takeovers(partition: Partition, state: SagaState) -> Exchange[int]:
+    """How often a process that took the command over from another has begun it, as its service counts."""
+    step = state.step
+    direction = "compensation" if step.being_undone else "transaction"
+    field = f"{state.saga_id}/{state.current_step}/{direction}/{step.command}/{Count.TAKEOVERS}"
+    (counted,) = yield [("HGET", partition.done(step.definition.service, state.begun_ms), field)]
+    is_number = isinstance(counted, bytes) and counted.isdigit() and len(counted) <= 6
+    return int(counted) if is_number else 0
+
+
+def _find(keys: StoreKeys, state: SagaState, look_at: int) -> Exchange[Place]:
+    step = state.step
     partition, service = keys.of(state.saga_id), step.definition.service
     stream = partition.commands(service)
     read_up_to = yield from _read_up_to(stream, service)
@@ -67,6 +87,7 @@ def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchang
         where=Whereabouts.HELD,
         added_ms=added_ms,
         holder=holder.decode(errors="backslashreplace"),
+        held_ms=held_ms,
         handed_back=held_ms >= HANDED_BACK_MS,
         deliveries=deliveries,
         job=job,

@@ -20,11 +20,13 @@ from sagastream.errors import UnreadableSaga
 from sagastream.store import heartbeat, running
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import StoreKeys
-from sagastream.store.running import Busy
-from sagastream.store.sagas import load
+from sagastream.store.running import OLDEST, Busy, LongRun
+from sagastream.store.sagas import load, timeouts
 
 #: If a saga moves while it is looked at, it is looked at again, this often at most.
 _LOOKS: Final = 3
+#: Of at most so many handlers it is asked how long their sagas wait for them.
+_TIMES_ASKED: Final = 200
 #: The settings that say whether the server takes no more writes after it could not save.
 _SETTINGS: Final = ("save", "stop-writes-on-bgsave-error")
 
@@ -91,6 +93,7 @@ def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:
         heartbeat.look(keys, names),
         together(troubles_of_broker(), together(running.look(keys), all_of([_service(keys, name) for name in names]))),
     )
+    late = yield from _past_their_time(keys, [one for process in processes for one in _runs(process, busy)], now_ms)
     known = {process.service for process in processes if process.service is not None}
     strangers = [one.name for one in facts if one.published is None and one.name not in known]
     known |= (yield from _that_publish(keys)) if strangers else set()
@@ -98,7 +101,7 @@ def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:
         now_ms=now_ms,
         broker=broker,
         workers=tuple(_reader(process) for process in processes if process.kind == Kind.WORKER),
-        services={one.name: _with_processes(one, processes, busy) for one in facts},
+        services={one.name: _with_processes(one, processes, busy, late) for one in facts},
         names=frozenset(known),
     )
 
@@ -117,8 +120,26 @@ def _service(keys: StoreKeys, name: str) -> Exchange[ServiceFacts]:
     return ServiceFacts(name=name, published=frozenset(commands) if words else None, unread=max(0, unread))
 
 
-def _with_processes(facts: ServiceFacts, processes: Collection[Process], busy: Mapping[str, Busy]) -> ServiceFacts:
-    """The same, with its processes and what they run."""
+def _runs(process: Process, busy: Mapping[str, Busy]) -> Sequence[LongRun]:
+    return busy[process.name].oldest if process.name in busy and process.service is not None else ()
+
+
+def _past_their_time(keys: StoreKeys, runs: Sequence[LongRun], now_ms: int) -> Exchange[dict[LongRun, int]]:
+    """Those that have run for longer than their sagas wait for an attempt, each with that time in ms. Their processes
+    do not know it: a compensation, and what must be done in the end, have no deadline."""
+    asked = sorted((one for one in runs if one.not_after_ms is None), key=lambda one: one.since_ms)[:_TIMES_ASKED]
+    waits = (yield from timeouts(keys, [(one.saga_id, one.step) for one in asked])) if asked else []
+    return {
+        one: wait_ms
+        for one, wait_ms in zip(asked, waits, strict=True)
+        if wait_ms is not None and now_ms - one.since_ms > wait_ms
+    }
+
+
+def _with_processes(
+    facts: ServiceFacts, processes: Collection[Process], busy: Mapping[str, Busy], late: Mapping[LongRun, int]
+) -> ServiceFacts:
+    """The same, with its processes and what they run. `late`: see `_past_their_time`."""
     own = [process for process in processes if process.service == facts.name]
     told = {process.name: busy[process.name] for process in own if process.name in busy}
     handlers = [
@@ -129,7 +150,8 @@ def _with_processes(facts: ServiceFacts, processes: Collection[Process], busy: M
             command=run.command,
             since_ms=run.since_ms,
             not_after_ms=run.not_after_ms,
-            overdue=run.overdue,
+            timeout_ms=late.get(run),
+            overdue=run.overdue or run in late,
         )
         for name, one in told.items()
         for run in one.oldest
@@ -140,8 +162,15 @@ def _with_processes(facts: ServiceFacts, processes: Collection[Process], busy: M
         published=facts.published,
         unread=facts.unread,
         handlers=tuple(handlers),
-        hung=frozenset(name for name, one in told.items() if one.hangs),
+        hung=frozenset(name for name, one in told.items() if _hangs(one, late)),
     )
+
+
+def _hangs(busy: Busy, late: Collection[LongRun]) -> bool:
+    """Whether each slot of a process is taken by a handler that should have ended. If it has more slots than it tells
+    of, those that have run longest stand for the others."""
+    overdue = [one.overdue or one in late for one in busy.oldest]
+    return busy.hangs or (busy.long >= busy.slots and all(overdue) and len(overdue) >= min(busy.slots, OLDEST))
 
 
 def _reader(process: Process) -> Reader:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
+
+#: For how long the handlers of a process that has to end may still run, unless it was told otherwise, in seconds.
+GRACE_S: Final = 25.0
 
 
 class CauseKind(StrEnum):
@@ -15,6 +18,7 @@ class CauseKind(StrEnum):
     QUEUED = "queued"  # its command is behind others, for the processes of its service or for RQ workers
     RUNNING = "running"  # a process has its command
     HANGS = "hangs"  # a handler should have ended: the saga's own, or those in front of its command
+    KILLS = "kills"  # processes took its command, one after the other, and did not live to answer it
     PROCESS_DEAD = "process_dead"  # the process that has its command is not heard any more
     HANDED_BACK = "handed_back"  # a process gave its command back, for another to take
     NO_SERVICE = "no_service"  # no process of the service runs
@@ -62,6 +66,7 @@ class Handler(Struct, frozen=True, kw_only=True):
     command: str
     since_ms: int
     not_after_ms: int | None = None  # its deadline; None: it has none
+    timeout_ms: int | None = None  # if it has none: how long its saga waits for an attempt; None: that is not known
     overdue: bool = False  # whether it should have ended by now
 
 
@@ -88,6 +93,11 @@ class ServiceFacts(Struct, frozen=True, kw_only=True):
         quiet = len(self.alive) - number
         return f"{number}, and {quiet} not heard for some seconds" if quiet else str(number)
 
+    def is_alive(self, name: str) -> bool:
+        """Whether its process of this name is alive."""
+        process = self.process(name)
+        return process is not None and process.is_alive
+
     def process(self, name: str) -> Reader | None:
         """Its process of this name, dead or alive."""
         return next((process for process in self.processes if process.name == name), None)
@@ -101,6 +111,11 @@ class Evidence(Struct, frozen=True, kw_only=True):
     workers: tuple[Reader, ...] = ()
     services: Mapping[str, ServiceFacts] = {}
     names: frozenset[str] = frozenset()  # of all services that have a process, or have published commands
+
+    @property
+    def hears(self) -> bool:
+        """Whether processes can write that they are alive. If the store is full, they can."""
+        return not any(one.kind in (CauseKind.BROKER_READ_ONLY, CauseKind.BROKER_DISK) for one in self.broker)
 
     def of(self, service: str) -> ServiceFacts:
         return self.services.get(service) or ServiceFacts(name=service)
@@ -123,8 +138,12 @@ class Job(Struct, frozen=True, kw_only=True):
     status: str  # as RQ writes it
     before: int | None = None  # how many jobs are in front of it in its queue; None: it is not in it
     workers: int = 0  # how many RQ workers read that queue
-    start: str = ""  # the command that starts one
+    start: str = ""  # the command that starts one …
+    start_by_rq: str = ""  # … and RQ's own, which knows no embedded broker
     worker: str = ""  # the RQ worker that runs it
+    process: str = ""  # … and where that is: HOST, pid PID
+    since_ms: int | None = None  # when it began
+    limit_s: int | None = None  # how long it may take
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -135,8 +154,9 @@ class Place(Struct, frozen=True, kw_only=True):
     before: int = 0  # how many unread commands are in front of it …
     are_more: bool = False  # … or more: it has not counted further
     holder: str = ""  # the process that has it
-    held_ms: int = 0  # for how long, or since when its lease was last renewed
+    held_ms: int = 0  # how long ago it was delivered or, if that was later, its lease was renewed
     handed_back: bool = False  # … and gave it back
     deliveries: int = 0  # how often it was delivered
+    takeovers: int = 0  # how often a process that took it over from another has begun it; of all attempts
     replies: int = 0  # how many replies wait for a worker
     job: Job | None = None

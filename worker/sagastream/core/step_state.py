@@ -131,6 +131,18 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
         return self.compensation_attempt if self.phase in UNDO else self.attempt
 
     @property
+    def current_error(self) -> bytes | None:
+        """How its last attempt failed, of the current command; None: no attempt of it has."""
+        return self.compensation_error if self.phase in UNDO else self.error
+
+    @property
+    def failed_attempts(self) -> int:
+        """How many attempts of the current command have failed in a row."""
+        if self.current_error is None:
+            return 0
+        return self.current_attempt - (self.phase in IN_FLIGHT)
+
+    @property
     def attempts(self) -> int:
         """How often the current command is sent at most."""
         definition = self.definition

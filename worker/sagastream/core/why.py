@@ -25,11 +25,16 @@ def why(state: SagaState, evidence: Evidence, place: Place | None = None) -> tup
         return (_parked(state), *_hung(state, evidence))
     if evidence.broker:
         return evidence.broker
-    found = no_worker(evidence)
+    found, hung = no_worker(evidence), _hung(state, evidence)
+    command = CommandOut(state, evidence, place or Place())
     if state.step.phase in BACKING_OFF:
-        return (*found, _backing_off(state, evidence.now_ms), *_hung(state, evidence))
-    cause = CommandOut(state, evidence, place or Place()).cause()
-    return (*found, cause, *(() if cause.kind is CauseKind.HANGS else _hung(state, evidence)))
+        found += (_backing_off(state, evidence.now_ms, command),)
+        cause = command.of_its_service()
+    else:
+        cause = command.cause()
+    if cause is None or (hung and cause.kind is CauseKind.HANGS and state.step.phase in BACKING_OFF):
+        return (*found, *hung)
+    return (*found, cause, *(() if cause.kind is CauseKind.HANGS else hung))
 
 
 def why_absent(evidence: Evidence, unread: int) -> tuple[Cause, ...]:
@@ -41,11 +46,11 @@ def why_absent(evidence: Evidence, unread: int) -> tuple[Cause, ...]:
 
 
 def no_worker(evidence: Evidence) -> tuple[Cause, ...]:
-    """If no worker is alive: that."""
-    if any(worker.is_alive for worker in evidence.workers):
+    """If no worker is alive, as far as that can be told: that."""
+    if not evidence.hears or any(worker.is_alive for worker in evidence.workers):
         return ()
     if not evidence.workers:
-        do = ("sagastream worker  # starts one; sagastream up keeps it running, too",)
+        do = ("sagastream worker  # starts one",)
         return (Cause(kind=CauseKind.NO_WORKER, text="no worker is running", do=do),)
     last = min(evidence.workers, key=lambda worker: worker.silent_ms)
     text = f"no worker is running that answers: {last.name} was last heard {spoken(last.silent_ms)} ago; dead or hung"
@@ -56,8 +61,12 @@ def no_worker(evidence: Evidence) -> tuple[Cause, ...]:
 
 def _hung(state: SagaState, evidence: Evidence) -> tuple[Cause, ...]:
     """Handlers of the saga that hang, though it does not wait for them any more: they take the place of others."""
-    own = (one for facts in evidence.services.values() for one in facts.handlers if one.saga_id == state.saga_id)
-    return tuple(hangs(one, evidence.now_ms) for one in own if one.overdue)
+    return tuple(
+        hangs(one, evidence.now_ms)
+        for facts in evidence.services.values()
+        for one in facts.handlers
+        if one.saga_id == state.saga_id and one.overdue and facts.is_alive(one.process)
+    )
 
 
 def headline(causes: Sequence[Cause]) -> str:
@@ -65,15 +74,15 @@ def headline(causes: Sequence[Cause]) -> str:
     return "; ".join(cause.text for cause in causes)
 
 
-def _backing_off(state: SagaState, now_ms: int) -> Cause:
+def _backing_off(state: SagaState, now_ms: int, command: CommandOut) -> Cause:
     step, until_ms = state.step, state.send_again_ms or 0
-    error = step.compensation_error if step.being_undone else step.error
-    because = f"attempt {step.current_attempt} of {step.attempts} of {step.command} failed: {quote(error)}"
+    failed = f"attempt {step.current_attempt} of {step.attempts} of {step.command} failed"
+    because = f"{failed}: {quote(step.current_error)}"
     if cause := late(state, now_ms, because):
         return cause
     facts = {"until_ms": until_ms, "attempt": step.current_attempt, "attempts": step.attempts}
     text = f"it is sent again in {spoken(until_ms - now_ms)}, since {because}"
-    return Cause(kind=CauseKind.BACKING_OFF, text=text, facts=facts)
+    return Cause(kind=CauseKind.BACKING_OFF, text=text, do=command.way_out(), facts=facts)
 
 
 def _parked(state: SagaState) -> Cause:

@@ -7,18 +7,32 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
-from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Job, Place, ServiceFacts, Whereabouts
+from msgspec.structs import replace
+
+from sagastream.core.causes import GRACE_S, Cause, CauseKind, Evidence, Handler, Job, Place, ServiceFacts, Whereabouts
 from sagastream.core.durations import spoken
+from sagastream.core.moves import quote
 from sagastream.core.saga import SagaState
 
 #: If a command was delivered this often, the processes that take it may die of it.
 _MANY_DELIVERIES: Final = 3
+#: From so many deaths on, the command is what they have in common. For the first one, all that its process had begun
+#: may be to blame; what is taken over a second time runs alone.
+_MANY_DEATHS: Final = 2
+#: If so many attempts have failed, waiting may not help.
+MANY_FAILURES: Final = 2
 #: For how long after its time a worker may be busy with others before a saga counts as late, in milliseconds.
 LATE_MS: Final = 10_000
 
+#: What a clock that was set back does to what waits for a time.
+SET_BACK: Final = "What waits for a time begins to wait again: it waits for each time once more, at most"
 #: How a process of a service is started, and where to look if that does not help.
 _START: Final = "sagastream service MODULE:NAME  # starts one"
 _LOG: Final = "; if it ends at once, its log says why"
+#: The causes after which its answer may still come by itself.
+_GOES_ON: Final = frozenset(
+    {CauseKind.QUEUED, CauseKind.RUNNING, CauseKind.PROCESS_DEAD, CauseKind.HANDED_BACK, CauseKind.SENT}
+)
 
 
 def late(state: SagaState, now_ms: int, what: str) -> Cause | None:
@@ -32,7 +46,11 @@ def late(state: SagaState, now_ms: int, what: str) -> Cause | None:
 
 def hangs(handler: Handler, now_ms: int) -> Cause:
     """That a handler should have ended."""
-    past = "" if handler.not_after_ms is None else f", {spoken(now_ms - handler.not_after_ms)} past its deadline"
+    past = ""
+    if handler.not_after_ms is not None:
+        past = f", {spoken(now_ms - handler.not_after_ms)} past its deadline"
+    elif handler.timeout_ms is not None:
+        past = f", longer than the {handler.timeout_ms / 1000:g} s for which its answer is waited for"
     text = f"the handler of {handler.command}, step {handler.step}, hangs: it has run for "
     text += f"{spoken(now_ms - handler.since_ms)} in process {handler.process}{past}"
     facts = {"process": handler.process, "since_ms": handler.since_ms, "not_after_ms": handler.not_after_ms}
@@ -56,6 +74,14 @@ def nobody(service: ServiceFacts, names: Collection[str], now_ms: int) -> Cause 
     return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START,), facts={"near": near})
 
 
+def fails(state: SagaState) -> Cause:
+    """That attempts of the saga's command fail again and again."""
+    step = state.step
+    do = CommandOut(state, Evidence(now_ms=state.updated_ms), Place()).way_out()
+    text = f"attempts of {step.command} fail: {quote(step.current_error)}"
+    return Cause(kind=CauseKind.BACKING_OFF, text=text, do=do, facts={"attempt": step.current_attempt})
+
+
 class CommandOut:
     """The command that a saga has out."""
 
@@ -69,6 +95,37 @@ class CommandOut:
 
     def cause(self) -> Cause:
         """Why it has no answer yet."""
+        cause = self._found()
+        if cause.kind not in _GOES_ON:
+            return cause
+        failed = self._failed()
+        if (deaths := self._deaths()) < _MANY_DEATHS:
+            return cause if failed is None else replace(cause, text=f"{cause.text}; {failed}")
+        words = [f"{self._command} seems to have killed {deaths} processes: they did not live to answer it", failed]
+        return Cause(
+            kind=CauseKind.KILLS,
+            text="; ".join(filter(None, (*words, cause.text))),
+            do=(*self.cancel(), self._log(), *cause.do),
+            facts={**cause.facts, "deaths": deaths},
+        )
+
+    def of_its_service(self) -> Cause | None:
+        """What is wrong with its service, wherever the command is."""
+        return self._nobody() or self._no_command() or self._all_hang()
+
+    def way_out(self) -> tuple[str, ...]:
+        """What helps if attempts of it fail again and again."""
+        if self._state.step.failed_attempts < MANY_FAILURES and self._place.takeovers < _MANY_DEATHS:
+            return ()
+        return (self._log(), *self.cancel())
+
+    def cancel(self) -> tuple[str, ...]:
+        """How to be rid of it, if its saga may go back without its answer."""
+        if not self._state.may_be_cancelled_now:
+            return ()
+        return (f"sagastream cancel {self._state.saga_id} --now --reason TEXT  # undoes what it may have done",)
+
+    def _found(self) -> Cause:
         rules: Mapping[Whereabouts, Callable[[], Cause]] = {
             Whereabouts.UNREAD: self._unread,
             Whereabouts.HELD: self._held,
@@ -133,13 +190,12 @@ class CommandOut:
             return self._holder_dead(mine.process)
         if mine.overdue:
             cause = hangs(mine, self._now_ms)
-            if not self._state.may_be_cancelled_now:
-                return cause
-            cancel = f"sagastream cancel {self._state.saga_id} --now --reason TEXT  # undoes what it may have done"
-            return Cause(kind=cause.kind, text=cause.text, do=(*cause.do, cancel), facts=cause.facts)
+            return replace(cause, do=(*cause.do, *self.cancel()))
         runs = f"{mine.command} has run for {spoken(self._now_ms - mine.since_ms)} in process {mine.process}"
         attempt = f", attempt {step.current_attempt} of {step.attempts}" if step.current_attempt > 1 else ""
         left = "" if not_after_ms is None else f"; its deadline comes in {spoken(not_after_ms - self._now_ms)}"
+        if not process.is_at_work:
+            left += f"; its process was last heard {spoken(process.silent_ms)} ago: it may be dead or hung"
         return self._cause(CauseKind.RUNNING, f"running: {runs}{attempt}{left}", attempt=step.current_attempt, **facts)
 
     def _holder_dead(self, name: str = "") -> Cause:
@@ -149,15 +205,19 @@ class CommandOut:
         heard = "is not heard any more" if holder is None else f"was last heard {spoken(holder.silent_ms)} ago"
         text = f"process {name} has {self._command}{self._deliveries()}, and {heard}: dead or hung"
         text += self._may_kill()
-        do: tuple[str, ...] = ()
-        if service.alive:
-            text += "; another process takes it over when the lease has ended"
-        else:
-            text += f"; no process of service {service.name} is listening"
-            do = (_START + _LOG,)
         last_ms = None if holder is None else self._now_ms - holder.silent_ms
         facts = {"process": name, "deliveries": self._place.deliveries, "last_heard_ms": last_ms}
-        return Cause(kind=CauseKind.PROCESS_DEAD, text=text, do=do, facts=facts)
+        if not service.alive:
+            text += f"; no process of service {service.name} is listening"
+            return Cause(kind=CauseKind.PROCESS_DEAD, text=text, do=(_START + _LOG,), facts=facts)
+        if front := self._all_hang():
+            text += f". No other process takes it over, since {front.text}"
+            return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**facts, **front.facts, "holder": name})
+        text += "; another process takes it over when the lease has ended and it has a slot free"
+        if self._place.where is Whereabouts.HELD:
+            text += f" (by default after 30 s; it was last renewed {spoken(self._place.held_ms)} ago)"
+        text += self._busy_with({process.name for process in service.alive})
+        return self._cause(CauseKind.PROCESS_DEAD, text, **facts)
 
     def _skipped(self) -> Cause:
         text = f"{self._command} is in the stream of service {self._service.name}, and nobody will read it"
@@ -178,16 +238,19 @@ class CommandOut:
     def _in_rq(self, job: Job) -> Cause:
         facts = {"queue": job.queue, "job": job.status, "before": job.before, "workers": job.workers}
         if job.status != "queued":
-            by = f" by RQ worker {job.worker}" if job.worker else ""
-            return self._cause(
-                CauseKind.RUNNING, f"{self._command} is a job of queue {job.queue}: {job.status}{by}", **facts
-            )
+            text = f"{self._command} is a job of queue {job.queue}: {job.status}{self._for('', job.since_ms, ' ago')}"
+            text += f" by RQ worker {job.worker}" if job.worker else ""
+            text += f" ({job.process})" if job.process else ""
+            text += f"; it may take {spoken(job.limit_s * 1000)}" if job.limit_s else ""
+            return self._cause(CauseKind.RUNNING, text, since_ms=job.since_ms, **facts)
         if job.workers:
             before = "unknown" if job.before is None else str(job.before)
             text = f"queued: jobs before it in queue {job.queue}: {before}; RQ workers at work: {job.workers}"
             return self._cause(CauseKind.QUEUED, text, **facts)
         text = f"{self._command} waits as a job, and no RQ worker works on queue {job.queue}"
-        return Cause(kind=CauseKind.NO_RQ_WORKER, text=text, do=(f"{job.start}  # starts one",), facts=facts)
+        do = [f"{job.start}  # starts one"]
+        do += [f"{job.start_by_rq}  # so does this, if REDIS_URL is set"] if job.start_by_rq else []
+        return Cause(kind=CauseKind.NO_RQ_WORKER, text=text, do=tuple(do), facts=facts)
 
     # --- its service
 
@@ -205,7 +268,7 @@ class CommandOut:
         now = " --now" if self._state.may_be_cancelled_now else ""
         do = f"sagastream cancel {self._state.saga_id}{now} --reason TEXT"
         do += "  # abandon it if it is parked then; begin another with the right name"
-        return Cause(kind=cause.kind, text=cause.text, do=(do,), facts=cause.facts)
+        return replace(cause, do=(do,))
 
     def _no_command(self) -> Cause | None:
         """Its service, or each process of it, does not have the command."""
@@ -217,7 +280,7 @@ class CommandOut:
         if any(process.commands is None or command in process.commands for process in service.alive):
             return None
         names = sorted(process.name for process in service.alive)
-        text = f"service {service.name} publishes {command}, and no process at work has it: {_first(names)}"
+        text = f"service {service.name} publishes {command}, and no process at work has it; at work: {_first(names)}"
         do = (f"start a release of service {service.name} that has {command}",)
         return Cause(kind=CauseKind.NO_COMMAND, text=text, do=do, facts={"processes": names})
 
@@ -239,11 +302,29 @@ class CommandOut:
         """A cause about which there is nothing to do."""
         return Cause(kind=kind, text=text, facts=facts)
 
-    def _busy_with(self) -> str:
-        """What its service has been running for longest."""
-        if not self._service.handlers:
+    def _failed(self) -> str | None:
+        """How its attempt before this one ended."""
+        step = self._state.step
+        if step.current_attempt < 2 or step.current_error is None:
+            return None
+        return f"attempt {step.current_attempt - 1} of {step.attempts} failed: {quote(step.current_error)}"
+
+    def _deaths(self) -> int:
+        """How many processes did not live to answer it, as far as they count that: each that it was taken over from."""
+        place = self._place
+        holder = self._service.process(place.holder)
+        is_dead = place.where is Whereabouts.HELD and (holder is None or not (holder.is_alive and holder.is_at_work))
+        return place.takeovers + (place.takeovers > 0 and is_dead and place.job is None and not place.handed_back)
+
+    def _log(self) -> str:
+        return f"look at the log of service {self._service.name}  # it says how each attempt ended"
+
+    def _busy_with(self, processes: Collection[str] | None = None) -> str:
+        """What its service, or these processes of it, have been running for longest."""
+        running = [one for one in self._service.handlers if processes is None or one.process in processes]
+        if not running:
             return ""
-        one = min(self._service.handlers, key=lambda handler: handler.since_ms)
+        one = min(running, key=lambda handler: handler.since_ms)
         return f"; {one.command} of saga {one.saga_id} has run for {spoken(self._now_ms - one.since_ms)}"
 
     def _for(self, before: str, since_ms: int | None, after: str = "") -> str:
@@ -268,4 +349,5 @@ def _end_process(name: str) -> tuple[str, ...]:
     """How to be rid of a handler that hangs. `name`: of its process: host, pid and a random part."""
     host, _, pid = name.rpartition("-")[0].rpartition("-")
     end = f"kill {pid}  # on {host}" if pid.isdigit() else f"end process {name}"
-    return (f"{end}; others take over what it holds. With hard_timeout_ms it ends by itself",)
+    when = f"it ends within {GRACE_S:g} s, and others take over what it holds"
+    return (f"{end}; {when}. With hard_timeout_ms it ends by itself",)

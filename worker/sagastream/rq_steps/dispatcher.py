@@ -20,7 +20,7 @@ from sagastream.console import printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Answer
-from sagastream.rq_steps.jobs import Jobs, JobState, start_worker, waiting_for_worker
+from sagastream.rq_steps.jobs import START_WORKER, Jobs, JobState, start_worker, waiting_for_worker
 from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.inbox import CommandInbox
@@ -205,7 +205,9 @@ class JobDispatcher:
             return
         self._say_at_s = time.monotonic() + _SAY_EVERY_S
         for queue in missed:
-            what = f"{waiting[queue]} jobs wait; on this Redis, start {start_worker(queue)}"
+            what = (
+                f"jobs that wait: {waiting[queue]}; start {START_WORKER} or, if REDIS_URL is set, {start_worker(queue)}"
+            )
             self._log.warning(f"no RQ worker works on queue {queue}: {what}", extra={"service": self._service.name})
 
     def _ended(self, out: _Out, state: JobState) -> None:

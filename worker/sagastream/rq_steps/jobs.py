@@ -9,11 +9,12 @@ needs the process that sent the job.
 import json
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
 from msgspec import Struct
-from rq import Queue
+from rq import Queue, Worker
 from rq.exceptions import DeserializationError
 from rq.job import Job
 from rq.results import Result
@@ -32,6 +33,8 @@ from sagastream.store.keys import ENDED_KEPT_MS
 SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
 #: The command that starts the worker which runs the jobs.
 WORKER_COMMAND: Final = "rq worker -w sagastream.rq_runner.SagaWorker"
+#: … and one that does so for an embedded broker too.
+START_WORKER: Final = "sagastream rq-worker MODULE:NAME"
 #: The function that every job names. It has to stay valid: jobs wait in Redis, and another release may run them.
 RUN_STEP: Final = "sagastream.rq_runner.run_step"
 #: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
@@ -63,7 +66,7 @@ def _begins(prefix: str) -> str:
 
 
 def start_worker(queue: str) -> str:
-    """The command that a person has to run for a queue."""
+    """The command of RQ that starts a worker for a queue. RQ finds the broker by REDIS_URL alone."""
     return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND} {queue}"
 
 
@@ -87,23 +90,41 @@ def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str
 def job_of(command: Command, *, prefix: str, partition: int) -> Exchange[causes.Job | None]:
     """The job of a command, as RQ has it now; None: there is none. `prefix`: of the store."""
     one = job_id(command, prefix=prefix, partition=partition)
-    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name")]
-    status, origin, worker = (None, None, None) if isinstance(found, redis.ResponseError) else found
+    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name", "started_at", "timeout")]
+    words = [None] * 5 if isinstance(found, redis.ResponseError) else found
+    status, origin, worker, started, limit = (None if word is None else word.decode(errors="replace") for word in words)
     if status is None or origin is None:
         return None
-    queue = origin.decode(errors="backslashreplace")
+    queue = origin
     key = Queue.redis_queue_namespace_prefix + queue
     before, registered = yield [("LPOS", key, one), ("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue)]
     workers = or_raise(registered)
-    (alive,) = (yield [("EXISTS", *workers)]) if workers else [0]
+    alive, place = yield [
+        ("EXISTS", *(workers or ["rq:worker:"])),
+        ("HMGET", f"{Worker.redis_worker_namespace_prefix}{worker}", "hostname", "pid"),
+    ]
+    host, pid = (None, None) if isinstance(place, redis.ResponseError) else place
     return causes.Job(
         queue=queue,
-        status=status.decode(errors="backslashreplace"),
+        status=status,
         before=or_raise(before),
-        workers=or_raise(alive),
-        start=start_worker(queue),
-        worker=(worker or b"").decode(errors="backslashreplace"),
+        workers=or_raise(alive) if workers else 0,
+        start=START_WORKER,
+        start_by_rq=start_worker(queue),
+        worker=worker or "",
+        process=f"{host.decode(errors='replace')}, pid {pid.decode(errors='replace')}" if host and pid else "",
+        since_ms=_ms(started),
+        limit_s=int(limit) if limit and limit.isdigit() and len(limit) <= 9 else None,
     )
+
+
+def _ms(moment: str | None) -> int | None:
+    """A time as RQ writes it, in milliseconds since the epoch; None: there is none."""
+    try:
+        found = datetime.fromisoformat(moment or "")
+    except ValueError:
+        return None
+    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def queues_of_sagas(client: "redis.Redis", store: str = DEFAULT_PREFIX) -> list[str]:

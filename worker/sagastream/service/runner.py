@@ -22,6 +22,7 @@ from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.console import summary
 from sagastream.core import backoff
+from sagastream.core.causes import GRACE_S
 from sagastream.health import HealthFile
 from sagastream.service.declaration import EXIT_HANGS, Service
 from sagastream.service.executor import Dispatcher, Executor
@@ -35,8 +36,6 @@ from sagastream.service.report import ServiceReport
 from sagastream.service.signals import Signals
 from sagastream.telemetry import Observer, guarded, runs
 
-#: How long running handlers may take once the process is to end, in seconds; a Kubernetes pod has 30.
-GRACE_S: Final = 25.0
 #: How long to wait before looking again whether the dispatcher has room, in milliseconds.
 _FULL_MS: Final = 50
 

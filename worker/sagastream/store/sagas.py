@@ -1,6 +1,6 @@
 """Sagas read from the store."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import redis
 
@@ -9,8 +9,10 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import Found
+from sagastream.core.steps import TIMEOUT_MS
 from sagastream.errors import CorruptSaga
 from sagastream.store import saga_hash
+from sagastream.store.columns import step_fields
 from sagastream.store.keys import StoreKeys
 
 
@@ -31,3 +33,21 @@ def load(keys: StoreKeys, saga_ids: Collection[str]) -> Exchange[tuple[dict[str,
             words = iter(or_raise(answer))
             states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
     return states, wire.milliseconds(or_raise(time))
+
+
+def timeouts(keys: StoreKeys, steps: Sequence[tuple[str, int]]) -> Exchange[list[int | None]]:
+    """How long an attempt of each of these steps may take, in ms; None: that cannot be read. `steps`: the saga and the
+    number of each."""
+    columns = [step_fields(number).definition["timeout_ms"] for _, number in steps]
+    answers = yield [
+        ("HMGET", keys.saga(saga_id), "version", column.field)
+        for (saga_id, _), column in zip(steps, columns, strict=True)
+    ]
+    found: list[int | None] = []
+    for column, answer in zip(columns, answers, strict=True):
+        version, written = (None, None) if is_wrong_type(answer) else or_raise(answer)
+        try:
+            found.append(None if version is None else TIMEOUT_MS if written is None else column.read(written))
+        except ValueError:  # it is damaged
+            found.append(None)
+    return found
