@@ -2,19 +2,25 @@
 
 import asyncio
 import json
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from sagastream import AsyncSagaClient, CorruptSaga
 from sagastream.client.blocking import SagaClient
+from sagastream.store import heartbeat, lineage
+from sagastream.store.columns import iso
 from support.processes import Commands
 from support.scenes import do
 from support.servers import OwnServer, Server
+from support.stores import KEYS
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -170,7 +176,7 @@ def test_a_command_that_no_process_at_work_has(shop: Shop) -> None:
     release.wait(30)
     shop.service()  # a deploy was rolled back
     shop.begin("s2", do(1, "New", "shop"))
-    text = shop.shows("s2", "why      service shop publishes New, and no process at work has it: ")
+    text = shop.shows("s2", "why      service shop publishes New, and no process at work has it; at work: ")
     assert "you can  start a release of service shop that has New" in text
     assert "no process at work has it" in shop.commands.run("doctor", **shop.env).stdout
 
@@ -203,7 +209,6 @@ def test_a_hung_handler_and_the_queue_behind_it(shop: Shop) -> None:
     shop.shows("behind", "handlers hang: Hang of saga stuck has run for", "you can  kill ")
     doctor = shop.commands.run("doctor", **shop.env)
     assert doctor.returncode == 1
-    assert "handlers hang: Hang of saga stuck" in doctor.stdout
     assert "(behind)" in doctor.stdout
     assert "problem   service shop  saga stuck: the handler of Hang, step 1, hangs" in doctor.stdout
 
@@ -268,6 +273,22 @@ def test_a_job_whose_queue_no_rq_worker_reads(shop: Shop) -> None:
     shop.service("later:service")
     shop.begin("s1", do(1, "Pack", "later"))
     shop.shows("s1", "Pack waits as a job, and no RQ worker works on queue parcels", "rq worker -w", "parcels")
+    assert "you can  sagastream rq-worker MODULE:NAME  # starts one" in shop.show("s1")
+
+
+def test_a_job_that_runs(shop: Shop) -> None:
+    shop.write(
+        'import time\nfrom sagastream import Service\nservice = Service("later")\n'
+        '@service.command("Pack", compensation=None, via="rq", queue="parcels")\n'
+        "def pack(params, context): time.sleep(60)\n",
+        "later",
+    )
+    shop.worker()
+    shop.service("later:service")
+    shop.commands.quiet("rq-worker", "later:service", env=shop.env)
+    shop.begin("s1", do(1, "Pack", "later", timeout_ms=120_000))
+    text = shop.shows("s1", "Pack is a job of queue parcels: started ", " ago by RQ worker ", "; it may take ")
+    assert re.search(rf"by RQ worker \w+ \({re.escape(socket.gethostname())}, pid \d+\)", text)
 
 
 # --- the broker
@@ -342,3 +363,157 @@ def test_a_client_says_it_too(shop: Shop) -> None:
     shop.client._redis.hset("saga:{0}:saga:s2", "version", "x")
     with pytest.raises(CorruptSaga):
         shop.client.why("s2")
+
+
+# --- what a stranger met
+
+
+def test_a_hung_undo_and_a_hung_handler_that_must_succeed(shop: Shop) -> None:
+    """Neither has a deadline, so its process cannot tell that it hangs: the time of its step does."""
+    shop.write(SHOP.replace('raise RuntimeError("cannot")', "threading.Event().wait()"))
+    shop.worker()
+    shop.service()
+    few = {"timeout_ms": 1500, "backoff_ms": 100, "compensation_attempts": 50}
+    shop.begin("u1", do(1, "Quick", "shop", **few), do(1, "Raise", "shop", attempts=1, timeout_ms=1500))
+    text = shop.shows("u1", "the handler of Undo, step 1, hangs: it has run for ", "you can  kill ")
+    assert "longer than the 1.5 s for which its answer is waited for" in text
+    shop.begin("u2", do(1, "Quick", "shop", timeout_ms=120_000))
+    shop.shows("u2", "handlers hang: Undo of saga u1 has run for ", "you can  kill ")
+    doctor = shop.commands.run("doctor", **shop.env)
+    assert doctor.returncode == 1
+    assert "saga u1: the handler of Undo, step 1, hangs" in doctor.stdout
+
+
+def test_a_saga_that_is_parked_while_its_handler_still_hangs(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    must = do(1, "Hang", "shop", kind="retriable", timeout_ms=1500, attempts=2, backoff_ms=1)
+    shop.begin("r1", do(1, "Quick", "shop", kind="pivot"), must)
+    text = shop.shows("r1", "PARKED", "the handler of Hang, step 2, hangs: it has run for ", "you can  kill ")
+    assert text.index("you can  kill ") > text.index("sagastream retry r1")
+
+
+def test_a_command_that_kills_its_processes(shop: Shop) -> None:
+    shop.worker()
+    shop.begin("s1", do(1, "Die", "shop", timeout_ms=300_000))
+    for deaths in range(1, 4):
+        assert shop.service().wait(30) == 1
+        if deaths == 1:
+            assert "seems to have killed" not in shop.show("s1")
+            continue
+        text = shop.shows("s1", f"Die seems to have killed {deaths} processes", "you can  sagastream cancel s1 --now")
+        assert "you can  look at the log of service shop" in text
+        assert f"Die seems to have killed {deaths} processes" in shop.commands.run("list", **shop.env).stdout
+        doctor = shop.commands.run("doctor", **shop.env)
+        assert doctor.returncode == 1
+        assert f"Die seems to have killed {deaths} processes" in doctor.stdout
+    for _ in range(2):
+        assert shop.service().wait(30) == 1
+    shop.service()  # it gives up: the outcome of the first attempt is unknown, and the second one kills it again
+    shop.shows("s1", "Die seems to have killed ", "attempt 1 of 3 failed: 5 processes took Die and did not live")
+
+
+def test_attempts_that_fail_are_a_finding(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    shop.begin("s1", do(1, "Raise", "shop", attempts=20, backoff_ms=800))
+    text = shop.shows("s1", " of 20 of Raise failed: RuntimeError: boom", "you can  look at the log of service shop")
+    assert "you can  sagastream cancel s1 --now" in text
+    doctor = shop.commands.run("doctor", **shop.env)
+    assert "warning   service shop  attempts of Raise fail: RuntimeError: boom; sagas: 1 (s1)" in doctor.stdout
+
+
+def test_a_service_that_is_missing_is_named_between_two_attempts_too(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    until(lambda: shop.client._redis.exists("saga:services:shop"), what="it has published")
+    shop.begin("s1", do(1, "Quick", "shpo", timeout_ms=500, backoff_ms=60_000, attempts=20))
+    text = shop.shows("s1", "it is sent again in ", "no process of service shpo is listening, and none ever was")
+    assert "is it a misspelling of shop?" in text
+    assert "you can  sagastream cancel s1 --now --reason TEXT" in text
+    assert "no process of service shpo is listening" in shop.commands.run("list", **shop.env).stdout
+    doctor = shop.commands.run("doctor", **shop.env).stdout
+    assert "sagastream cancel s1 --now --reason TEXT" in doctor
+    assert "sagastream service MODULE:NAME" not in doctor
+
+
+def test_a_broker_that_takes_no_writes_says_nothing_of_who_is_at_work(shop: Shop) -> None:
+    """Nobody can write a heartbeat then, however alive."""
+    shop.worker()
+    shop.service()
+    shop.begin("s1", do(60, "Slow", "shop", timeout_ms=120_000))
+    shop.shows("s1", "running: Slow has run for")
+    redis = shop.client._redis
+    redis.replicaof("127.0.0.1", "1")
+    try:
+        until(lambda: not heartbeat.worker_is_alive(redis, KEYS), what="the worker's last heartbeat is old")
+        said = shop.commands.run("doctor", **shop.env).stdout
+        assert "no worker is running" not in said
+        assert "sagastream worker" not in said
+        assert "who is at work cannot be told: the broker takes no writes, so no process is heard" in said
+        listed = shop.commands.run("list", **shop.env).stderr
+        assert "no worker is running" not in listed
+        assert "the broker is a replica, and takes no writes" in listed
+    finally:
+        redis.replicaof("NO", "ONE")
+
+
+def test_the_doctor_tells_a_hang_once(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    shop.begin("stuck", do(1, "Hang", "shop", timeout_ms=1_500, attempts=50, backoff_ms=60_000))
+    shop.shows("stuck", "the handler of Hang, step 1, hangs")
+    for number in range(3):
+        shop.begin(f"s{number}", do(1, "Quick", "shop", timeout_ms=120_000))
+    shop.shows("s2", "handlers hang: Hang of saga stuck has run for ", "it ends within 25 s")
+    lines = shop.commands.run("doctor", **shop.env).stdout.splitlines()
+    (line,) = [line for line in lines if "has run for" in line]
+    assert line.startswith("problem   service shop  saga stuck: the handler of Hang, step 1, hangs")
+    assert "sagas that wait for Quick: 3 (s0, s1, s2); kill " in line
+    assert not any(line.startswith("ok        service shop ") for line in lines)
+    found = [json.loads(line) for line in shop.commands.run("doctor", "--json", **shop.env).stdout.splitlines()]
+    (told,) = [one for one in found if one["kind"] == "hangs"]
+    assert "kill" not in told["text"]
+    assert told["do"][0].startswith("kill ")
+
+
+def test_a_process_that_died_while_its_successor_hangs(shop: Shop) -> None:
+    shop.write(SHOP.replace("lease_ms=1000", "lease_ms=30_000"))
+    shop.worker()
+    process = shop.service()
+    shop.begin("q1", do(60, "Slow", "shop", timeout_ms=120_000))
+    shop.shows("q1", "running: Slow has run for")
+    process.kill()
+    shop.shows("q1", "running: Slow has run for", "its process was last heard ", "it may be dead or hung")
+    shop.service()
+    shop.begin("q2", do(1, "Hang", "shop", timeout_ms=10_000, attempts=50, backoff_ms=60_000))
+    shop.shows("q2", "the handler of Hang, step 1, hangs")
+    text = shop.shows("q1", "No other process takes it over, since handlers hang: Hang of saga q2", "you can  kill ")
+    assert "has Slow, and was last heard" in text
+
+
+def test_a_clock_that_was_set_back_is_told(shop: Shop) -> None:
+    shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    now: Any = shop.client._redis.time()
+    ahead = iso((now[0] + 3600) * 1000)  # as if the saga had begun before
+    shop.client._redis.hset(KEYS.saga("s1"), mapping={"begun_at": ahead, "updated_at": ahead})
+    shop.shows(
+        "s1", "note     the broker's clock was set back by 60 m or more. What waits for a time begins to wait again"
+    )
+
+
+def test_what_was_lost_is_told_of_the_sagas_that_may_differ_alone(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    shop.begin("before", do(1, "Quick", "shop"))
+    until(lambda: (state := shop.client.get("before")) and state.ended, what="it runs")
+    now: Any = shop.client._redis.time()
+    since_ms = now[0] * 1000 + 2000
+    loss = lineage.Loss(since_ms=since_ms, evidence="as a test says", found_ms=since_ms + 60_000, found_by="a test")
+    shop.client._redis.hset(KEYS.losses, "history", msgspec.json.encode(loss))
+    assert "the store has lost" not in shop.show("before")
+    shop.begin("open", do(60, "Slow", "shop", timeout_ms=120_000))
+    shop.shows("open", "may say other than what was done; see sagastream doctor --after-failover")
+    assert "; see sagastream doctor --after-failover" in shop.show("gone")

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import click
 
@@ -72,6 +72,12 @@ def orderly() -> Iterator[None]:
         raise click.ClickException(safe(_told(error))) from None
 
 
+#: What else there is to say if nobody listens where the broker should be.
+_ENDED: Final = (
+    "; is it running? If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
+)
+
+
 def _told(error: Exception) -> str:
     """What a person is told of an error."""
     import redis
@@ -81,7 +87,8 @@ def _told(error: Exception) -> str:
     if (why := untrusted(error)) is not None:
         return why
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return f"the broker does not answer: {error}"
+        ended = isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+        return f"the broker does not answer: {error}{_ENDED if ended else ''}"
     if isinstance(error, redis.OutOfMemoryError):
         return "the store is full: raise maxmemory, or wait until sagas have expired"
     if isinstance(error, redis.ReadOnlyError):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -226,9 +227,9 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
         for finding in findings:
             problems += finding.level == PROBLEM
             if as_json:
-                click.echo(json.dumps({"level": finding.level, "about": finding.about, "text": finding.text}))
+                click.echo(json.dumps(asdict(finding)))
             else:
-                click.echo(views.finding(finding.level, finding.about, finding.text))
+                click.echo(views.finding(finding.level, finding.about, finding.line))
     if problems:
         sys.exit(1)
 

@@ -102,6 +102,7 @@ def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
     """List sagas: parked ones first, then live ones, then ended ones; of each kind those first that changed last."""
     with opened(create=False) as broker:
         from sagastream.client.listing import ORDERED
+        from sagastream.core.why import headline
         from sagastream.errors import NewerFormat
         from sagastream_bridge.inspection import lookup, views
 
@@ -115,9 +116,11 @@ def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
         more = " (--limit shows more)" if shown == limit else ""
         unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
         aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
-        nobody = "" if listing.worker_is_alive or not (listing.live or listing.unread) else "; no worker is running"
+        stands = (
+            f"; {safe(headline(listing.standing))}" if listing.standing and (listing.live or listing.unread) else ""
+        )
         parked = f", {listing.parked} of them parked," if listing.parked else ""
-        counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{nobody}"
+        counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{stands}"
         many = max(listing.parked, listing.live - listing.parked) > ORDERED
         order = f"; more than {ORDERED} live or parked ones are not listed by their last change" if many else ""
         click.echo(f"{shown} shown{more}; {counts}{order}", err=True)

@@ -11,12 +11,12 @@ import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
-from sagastream.client.evidence import survey, troubles_of_broker
+from sagastream.client.evidence import explain, survey, troubles_of_broker
 from sagastream.console import describe
 from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
-from sagastream.core.why import no_worker, why
-from sagastream.core.why_out import hangs, nobody
+from sagastream.core.why import no_worker
+from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
@@ -39,7 +39,10 @@ from sagastream_bridge.inspection.unread import unread
 #: How far the broker's clock may be behind what was written before that is told, in milliseconds.
 _AHEAD_MS: Final = 1_000
 #: The causes of which a service's findings tell, if sagas wait for it.
-_OF_A_SERVICE: Final = (CauseKind.NO_COMMAND, CauseKind.HANGS, CauseKind.PROCESS_DEAD)
+_OF_A_SERVICE: Final = (CauseKind.NO_COMMAND, CauseKind.KILLS, CauseKind.PROCESS_DEAD)
+#: At most so many entries of a stream are looked at for each of them.
+_LOOKED_AT: Final = 100
+_CANNOT_TELL: Final = "who is at work cannot be told: the broker takes no writes, so no process is heard"
 
 __all__ = ["OK", "PROBLEM", "REPAIRED", "WARNING", "Doctor", "Finding"]
 
@@ -59,7 +62,7 @@ class Doctor:
         yield from self._memory()
         for loss in lineage.losses(self._client, self._keys):
             remedy = "see sagastream doctor --after-failover; once that is dealt with: sagastream doctor --settled"
-            yield problem("failover", f"{loss.text}: {loss.evidence}; {remedy}")
+            yield problem("failover", f"{loss.text}: {loss.evidence}", remedy)
         wrong_types = list(self._types(_central(self._keys)))
         yield from wrong_types
         if wrong_types:
@@ -73,6 +76,7 @@ class Doctor:
         services = {service for service, _ in self._sagas.waiting}
         services |= set(run(self._client, published.services(self._keys)))
         evidence = run(self._client, survey(self._keys, services))
+        self._explain()
         processes = heartbeat.processes(self._client, self._keys, services)
         yield from self._workers(evidence, [process for process in processes if process.kind == Kind.WORKER])
         for service in sorted(services):
@@ -80,7 +84,9 @@ class Doctor:
         yield from self._clock(processes)
         yield from self._jobs()
         if quarantined := len(Quarantine(self._client, self._keys)):
-            yield warning("quarantine", f"messages that were set aside: {quarantined}; see sagastream quarantine list")
+            yield warning(
+                "quarantine", f"messages that were set aside: {quarantined}", "see sagastream quarantine list"
+            )
 
     # --- the server
 
@@ -94,9 +100,9 @@ class Doctor:
         _, troubles = run(self._client, troubles_of_broker())
         for cause in troubles:
             if cause.kind is not CauseKind.BROKER_FULL:  # of which _memory tells, earlier
-                yield problem("server", _told(cause))
+                yield _problem("server", cause.text, cause)
         if not info["aof_enabled"]:
-            yield problem("durability", "appendonly is off: a crash loses what was accepted; set appendonly yes")
+            yield problem("durability", "appendonly is off: a crash loses what was accepted", "set appendonly yes")
         else:
             yield self._fsync()
 
@@ -104,7 +110,9 @@ class Doctor:
         if (mode := self._broker.appendfsync()) is None:
             return warning("durability", "appendonly is on; the server does not say with which appendfsync")
         if mode != "always":
-            return warning("durability", f"appendfsync is {mode}: a power cut loses what was accepted last; set always")
+            return warning(
+                "durability", f"appendfsync is {mode}: a power cut loses what was accepted last", "set always"
+            )
         return ok("durability", "appendonly with appendfsync always")
 
     def _memory(self) -> Iterator[Finding]:
@@ -112,9 +120,10 @@ class Doctor:
         used, most = int(info["used_memory"]), int(info["maxmemory"])
         if info["maxmemory_policy"] != "noeviction":
             policy = info["maxmemory_policy"]
-            yield problem("memory", f"maxmemory-policy is {policy}: it may drop sagas; set noeviction")
+            yield problem("memory", f"maxmemory-policy is {policy}: it may drop sagas", "set noeviction")
         elif most and used > 0.9 * most:
-            yield problem("memory", f"{used} of {most} bytes are used: when all are, everything waits; raise maxmemory")
+            text = f"{used} of {most} bytes are used: when all are, everything waits"
+            yield problem("memory", text, "raise maxmemory")
         else:
             yield ok("memory", f"{used // 2**20} MiB used, " + (f"at most {most // 2**20} MiB" if most else "no limit"))
 
@@ -150,13 +159,15 @@ class Doctor:
         streams = [name for one in self._keys.partitions for name in (one.requests, one.interventions)]
         waiting = sum(self._client.xlen(stream) for stream in streams)
         (dead,) = no_worker(evidence) or (None,)
-        if dead is None:
+        if not evidence.hears:
+            yield warning("workers", _CANNOT_TELL, kind=evidence.broker[0].kind)
+        elif dead is None:
             at_work = sum(worker.is_alive for worker in workers)
             yield ok("workers", f"at work: {at_work}; entries waiting or in flight: {waiting}")
         elif waiting or self._sagas.live:
-            yield problem("workers", f"{_told(dead)}; requests that wait: {waiting}")
+            yield _problem("workers", f"{dead.text}; requests that wait: {waiting}", dead)
         elif workers:
-            yield warning("workers", _told(dead))
+            yield warning("workers", dead.text, *dead.do, kind=dead.kind)
         else:
             yield ok("workers", "none is running, and there is nothing to do")
         yield from self._formats(workers)
@@ -175,7 +186,11 @@ class Doctor:
         for stream in streams:
             yield from self._streams.renew(stream)
             yield from self._streams.size(stream)
-        yield from self._readers(service, evidence, sum(self._client.xlen(stream) for stream in commands))
+        if not evidence.hears:
+            yield warning(f"service {service}", _CANNOT_TELL, kind=evidence.broker[0].kind)
+        else:
+            yield from self._readers(service, evidence, sum(self._client.xlen(stream) for stream in commands))
+            yield from self._failing(service)
         for stream in commands:
             yield from self._streams.examine(stream, service)
         for stream in replies:
@@ -186,47 +201,79 @@ class Doctor:
         about, facts = f"service {service}", evidence.of(service)
         waiting = {command: one for (name, command), one in self._sagas.waiting.items() if name == service}
         if (cause := nobody(facts, evidence.names, evidence.now_ms)) is None:
-            say = ok if any(process.is_at_work for process in facts.alive) else warning
-            yield say(about, f"at work: {facts.at_work}; entries waiting or in flight: {entries}")
-            yield from self._hanging(about, facts, evidence.now_ms)
+            is_well = any(process.is_at_work and process.name not in facts.hung for process in facts.alive)
+            text = f"at work: {facts.at_work}; entries waiting or in flight: {entries}"
+            yield ok(about, text) if is_well else warning(about, text)
+            yield from self._hanging(about, facts, waiting, evidence.now_ms)
             for command, one in waiting.items():
-                yield from self._stuck(about, command, one, evidence)
+                yield from self._stuck(about, command, one)
         elif waiting:
             named = "; ".join(f"sagas that wait for {command}: {one.named}" for command, one in waiting.items())
-            yield problem(about, f"{_told(cause)}; {named}")
+            of_sagas = (told for one in waiting.values() for told in self._causes(one) if told.kind is cause.kind)
+            yield _problem(about, f"{cause.text}; {named}", next(of_sagas, cause))
+            for command, one in waiting.items():
+                yield from self._stuck(about, command, one, kinds=(CauseKind.KILLS,))
         elif entries:
             yield from self._leftover(service, cause, entries)
         elif facts.processes:
-            yield warning(about, _told(cause))
+            yield warning(about, cause.text, *cause.do, kind=cause.kind)
         else:
             yield ok(about, "none is running, and there is nothing to do")
 
-    def _hanging(self, about: str, facts: ServiceFacts, now_ms: int) -> Iterator[Finding]:
-        """Of each live process the oldest handler that should have ended."""
+    def _explain(self) -> None:
+        """Find out why sagas wait: of those that wait for the same, the ones that have waited longest."""
+        states = [state for one in self._sagas.waiting.values() for state in one.first]
+        causes = run(self._client, explain(self._keys, states, _LOOKED_AT))
+        self._why = {state.saga_id: found for state, found in zip(states, causes, strict=True)}
+
+    def _causes(self, waiting: Waiting) -> Iterator[Cause]:
+        for state in waiting.first:
+            yield from self._why[state.saga_id]
+
+    def _hanging(
+        self, about: str, facts: ServiceFacts, waiting: Mapping[str, Waiting], now_ms: int
+    ) -> Iterator[Finding]:
+        """Of each live process the oldest handler that should have ended, and who waits for that."""
         alive = {process.name for process in facts.alive}
         overdue = sorted((one for one in facts.handlers if one.overdue), key=lambda one: one.since_ms, reverse=True)
         for one in {one.process: one for one in overdue if one.process in alive}.values():
-            text = f"saga {one.saga_id}: {_told(hangs(one, now_ms))}"
-            if one.process in facts.hung:
-                yield problem(about, f"{text}. Until then it begins nothing more: all its slots are taken so")
-            else:
-                yield warning(about, text)
+            cause = hangs(one, now_ms)
+            text = f"saga {one.saga_id}: {cause.text}"
+            if one.process not in facts.hung:
+                yield warning(about, text, *cause.do, kind=cause.kind)
+                continue
+            text += ". All slots of its process are taken so: it begins nothing more"
+            for command, behind in waiting.items():
+                if any(_is_behind(found, one.process, one.saga_id) for found in self._causes(behind)):
+                    text += f"; sagas that wait for {command}: {behind.named}"
+            yield _problem(about, text, cause)
 
-    def _stuck(self, about: str, command: str, waiting: Waiting, evidence: Evidence) -> Iterator[Finding]:
-        """What keeps the sagas that wait for a command of a service that runs."""
-        for cause in why(waiting.first[0], evidence):
-            if cause.kind in _OF_A_SERVICE:
-                yield problem(about, f"{_told(cause)}; sagas that wait for {command}: {waiting.named}")
+    def _stuck(
+        self, about: str, command: str, waiting: Waiting, kinds: Sequence[CauseKind] = _OF_A_SERVICE
+    ) -> Iterator[Finding]:
+        """What keeps the sagas that wait for a command, besides what hangs."""
+        causes = {cause.kind: cause for cause in reversed([*self._causes(waiting)]) if cause.kind in kinds}
+        for cause in causes.values():
+            text = f"{cause.text}; sagas that wait for {command}: {waiting.named}"
+            # What a dead process has is taken over by another, if there is nothing else to do.
+            yield _problem(about, text, cause) if cause.do else warning(about, text, kind=cause.kind)
+
+    def _failing(self, service: str) -> Iterator[Finding]:
+        """Commands of a service whose attempts fail again and again."""
+        for (name, _), failing in self._sagas.failing.items():
+            if name == service:
+                cause = fails(failing.first[0])
+                yield warning(f"service {service}", f"{cause.text}; sagas: {failing.named}", *cause.do, kind=cause.kind)
 
     def _leftover(self, service: str, cause: Cause, entries: int) -> Iterator[Finding]:
         """Commands of a service that nobody runs, though no saga is known to wait for it."""
         unwanted = len(unread(self._client, self._keys, service).unwanted)
         text = f"{cause.text}; commands that no saga is known to wait for: {entries}"
-        drops = f"; sagastream drop-commands {service}  # drops {unwanted} of them" if unwanted else ""
+        drops = (f"sagastream drop-commands {service}  # drops {unwanted} of them",) if unwanted else ()
         if unwanted == entries:
-            yield warning(f"service {service}", text + drops)
+            yield warning(f"service {service}", text, *drops, kind=cause.kind)
         else:  # a process has read the others, and may have done something about them
-            yield problem(f"service {service}", f"{text}; {cause.do[0]}{drops}")
+            yield problem(f"service {service}", text, *cause.do, *drops, kind=cause.kind)
 
     def _formats(self, workers: Sequence[Process]) -> Iterator[Finding]:
         """What only some of the workers know, and what none of them does."""
@@ -247,7 +294,7 @@ class Doctor:
     def _jobs(self) -> Iterator[Finding]:
         """Steps that wait in queues of RQ that no worker reads."""
         # Imported here: that takes longer than the rest of the command.
-        from sagastream.rq_steps.jobs import queues_of_sagas, start_worker, waiting_for_worker
+        from sagastream.rq_steps.jobs import START_WORKER, queues_of_sagas, start_worker, waiting_for_worker
 
         try:
             waiting = waiting_for_worker(self._client, queues_of_sagas(self._client, self._keys.prefix))
@@ -255,7 +302,9 @@ class Doctor:
             yield warning("rq", f"what waits in RQ's queues cannot be read: {describe(error)}")
             return
         for queue, jobs in waiting.items():
-            yield problem(f"queue {queue}", f"no RQ worker works on it, {jobs} jobs wait: {start_worker(queue)}")
+            text = f"no RQ worker works on it; jobs that wait: {jobs}"
+            do = (f"{START_WORKER}  # starts one", f"{start_worker(queue)}  # so does this, if REDIS_URL is set")
+            yield problem(f"queue {queue}", text, *do, kind=CauseKind.NO_RQ_WORKER)
 
     def _clock(self, processes: Sequence[Process]) -> Iterator[Finding]:
         """Times that the broker's clock has not reached yet: it was set back."""
@@ -268,12 +317,20 @@ class Doctor:
         what, ahead_ms = max(ahead.items(), key=lambda item: item[1])
         if ahead_ms > _AHEAD_MS:
             text = f"{what} is {spoken(ahead_ms)} ahead of the broker's clock: the clock was set back"
-            yield problem("clock", f"{text}. What waits for a time may wait that much longer; set the clock right")
+            yield problem("clock", f"{text}. {SET_BACK}", "set the clock right")
 
 
-def _told(cause: Cause) -> str:
-    """A cause with what to do about it, on one line."""
-    return "; ".join((cause.text, *cause.do))
+def _problem(about: str, text: str, cause: Cause) -> Finding:
+    """A problem that is this cause."""
+    return problem(about, text, *cause.do, kind=cause.kind)
+
+
+def _is_behind(cause: Cause, process: str, saga_id: str) -> bool:
+    """Whether a saga waits for the handler of another one that hangs in this process."""
+    return cause.kind is CauseKind.HANGS and (cause.facts.get("process"), cause.facts.get("saga_id")) == (
+        process,
+        saga_id,
+    )
 
 
 def _central(keys: StoreKeys) -> dict[str, str]:

@@ -14,14 +14,14 @@ import redis
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
 from sagastream.core.saga import SagaState
-from sagastream.core.why_out import LATE_MS
+from sagastream.core.why_out import LATE_MS, MANY_FAILURES
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.worker import LEASE_MS
 from sagastream.store import saga_hash, sagas
 from sagastream.store.keys import Partition, StoreKeys
-from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED, Finding, ok, problem, warning
+from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED, Finding, ok, problem, repaired, warning
 
 #: How many sagas to examine in one transaction of the broker.
 _PAGE: Final = 100
@@ -36,7 +36,11 @@ class Waiting:
     """The live sagas whose command is out to the same service and has the same name."""
 
     count: int = 0
-    first: list[SagaState] = field(default_factory=list)
+    first: list[SagaState] = field(default_factory=list)  # those that have waited longest
+
+    def add(self, state: SagaState) -> None:
+        self.count += 1
+        self.first = sorted((*self.first, state), key=lambda one: (one.updated_ms, one.saga_id))[:_KEPT]
 
     @property
     def named(self) -> str:
@@ -58,6 +62,7 @@ class SagaCheck:
         self.live = 0
         self.newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
         self.waiting: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # by service and command
+        self.failing: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # of them, those that fail
         self.ahead_ms = 0  # how far in the future the last change of a saga is, at most
 
     def examine(self) -> Iterator[Finding]:
@@ -80,8 +85,8 @@ class SagaCheck:
         if not self._wrong and not self._overdue:
             yield ok("sagas", f"{self.live} live, {self._ended} ended; each live one has a reason to move")
         if self._parked:
-            text = f"parked, waiting for a person: {self._parked}; see sagastream list --status parked"
-            yield warning("sagas", text)
+            text = f"parked, waiting for a person: {self._parked}"
+            yield warning("sagas", text, "see sagastream list --status parked")
 
     def _page(self, partition: Partition, saga_ids: list[str]) -> Iterator[Finding]:
         try:
@@ -129,10 +134,10 @@ class SagaCheck:
         if state.parked is not None:
             self._parked += 1
             return
-        waiting = self.waiting[state.step.definition.service, state.step.command]
-        waiting.count += 1
-        if len(waiting.first) < _KEPT:
-            waiting.first.append(state)
+        wanted = state.step.definition.service, state.step.command
+        self.waiting[wanted].add(state)
+        if state.step.failed_attempts >= MANY_FAILURES:
+            self.failing[wanted].add(state)
 
     def _strangers(self, partition: Partition) -> Iterator[Finding]:
         """Members of timers that are no sagas, or sagas that are not there."""
@@ -171,8 +176,9 @@ class SagaCheck:
         """Of many alike, the first ones are reported. `can_be`: whether it can be mended."""
         self._wrong[what] += 1
         if self._wrong[what] <= _SHOWN:
-            remedy = "; set right" if mended else "; sagastream doctor --repair sets it right" if can_be else ""
-            yield Finding(level=REPAIRED if mended else PROBLEM, about="sagas", text=f"{of} {what}{remedy}")
+            text = f"{of} {what}"
+            do = ("sagastream doctor --repair sets it right",) if can_be else ()
+            yield repaired("sagas", f"{text}; set right") if mended else problem("sagas", text, *do)
 
 
 def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:

@@ -13,13 +13,16 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.wire import execute
 from sagastream.client.blocking import SagaClient
-from sagastream.client.evidence import explain, explained
+from sagastream.client.evidence import explain, explained, survey
 from sagastream.client.listing import ListStatus
 from sagastream.core.causes import Cause
+from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.step_state import Step
+from sagastream.core.why import no_worker
+from sagastream.core.why_out import SET_BACK
 from sagastream.errors import UnreadableSaga
-from sagastream.store import heartbeat, layout, lineage, sagas
+from sagastream.store import layout, lineage, sagas
 from sagastream.store.columns import iso
 from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
@@ -29,6 +32,9 @@ _QUARANTINE_LOOK: Final = 1000
 #: Of a list, so many sagas are explained together; for each, so many entries of a stream are looked at at most.
 _EXPLAINED_AT_ONCE: Final = 50
 _LOOKED_AT: Final = 100
+#: How far the last change of a saga may be ahead of the broker's clock before that is told, in milliseconds.
+_AHEAD_MS: Final = 1_000
+_AFTER_FAILOVER: Final = "see sagastream doctor --after-failover"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,7 @@ class Listing:
     ended: int
     unread: int  # requests that no worker has read yet
     quarantined: int
-    worker_is_alive: bool
+    standing: tuple[Cause, ...]  # why none of them moves, if that is so
     states: list[SagaState] = field(default_factory=list)
     causes: list[tuple[Cause, ...]] = field(default_factory=list)  # why each of them waits
     unreadable: list[UnreadableSaga] = field(default_factory=list)
@@ -63,15 +69,23 @@ def saga(broker: Broker, saga_id: str) -> Found:
         raise state
     losses = lineage.losses(client, keys)
     if state is None:
-        return Found(state=None, now_ms=now_ms, notes=[loss.text for loss in losses], causes=causes)
+        notes = [f"{loss.text}; {_AFTER_FAILOVER}" for loss in losses]
+        return Found(state=None, now_ms=now_ms, notes=notes, causes=causes)
     notes = [
-        f"{loss.text}: this saga may say other than what was done; see sagastream doctor --after-failover"
+        f"{loss.text}: this saga may say other than what was done; {_AFTER_FAILOVER}"
         for loss in losses
-        if state.begun_ms < loss.found_ms
+        if state.begun_ms < loss.found_ms and not _is_older(state, loss)
     ]
+    if (ahead_ms := max(state.begun_ms, state.updated_ms) - now_ms) > _AHEAD_MS:
+        notes.append(f"the broker's clock was set back by {spoken(ahead_ms)} or more. {SET_BACK}")
     if not state.ended:
         notes += _quarantined(client, keys, saga_id)
     return Found(state=state, now_ms=now_ms, notes=notes, causes=causes)
+
+
+def _is_older(state: SagaState, loss: lineage.Loss) -> bool:
+    """Whether it had ended before what is lost was written: its end is there, and nothing came after that."""
+    return state.ended and loss.since_ms is not None and state.updated_ms < loss.since_ms
 
 
 def as_json(found: Found) -> str:
@@ -129,6 +143,7 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
         pipeline.xlen(partition.requests)
         pipeline.xlen(partition.interventions)
     counts = execute(pipeline)
+    evidence = run(store, survey(keys, ()))
     found = Listing(
         now_ms=sagas.read(store, keys, [])[1],
         live=sum(counts[0::5]),
@@ -136,7 +151,7 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
         ended=sum(counts[2::5]),
         unread=sum(counts[3::5]) + sum(counts[4::5]),
         quarantined=len(Quarantine(store, keys)),
-        worker_is_alive=heartbeat.worker_is_alive(store, keys),
+        standing=evidence.broker or no_worker(evidence),
     )
     for one in SagaClient(broker).list(status, None):
         if isinstance(one, UnreadableSaga):

@@ -10,6 +10,7 @@ with `repair`, a new stream gets the entries.
 from collections.abc import Iterator
 from typing import Any, Final
 
+import orjson
 import redis
 
 from sagastream.broker import scripting
@@ -18,6 +19,7 @@ from sagastream.broker.failures import is_no_group
 from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.console import describe
 from sagastream.core.durations import spoken
+from sagastream.core.messages import is_id
 from sagastream.store.events import sort_key
 from sagastream.store.keys import moving
 from sagastream_bridge.inspection.findings import Finding, problem, repaired, warning
@@ -115,13 +117,28 @@ class StreamCheck:
         held: Any = self._client.xpending_range(stream, group, "-", "+", 10, idle=_HELD_MS)
         for entry in held:
             idle_ms, times = entry["time_since_delivered"], entry["times_delivered"]
+            entry_id = entry["message_id"].decode()
+            saga_id = self._saga_of(stream, entry_id)
             what = (
                 f"was held by {entry['consumer'].decode(errors='replace')} for {spoken(idle_ms)} "
                 f"(delivered {times} times): it takes long, or nobody is there to take it over"
             )
             if idle_ms >= HANDED_BACK_MS:
                 what = "was handed back, and waits for somebody to take it over"
-            yield warning(stream, f"{entry['message_id'].decode()} {what}")
+            named = "" if saga_id is None else f" of saga {saga_id}"
+            yield warning(
+                stream, f"{entry_id}{named} {what}", *([] if saga_id is None else [f"sagastream show {saga_id}"])
+            )
+
+    def _saga_of(self, stream: str, entry_id: str) -> str | None:
+        """The saga that an entry names; None: none."""
+        found: Any = self._client.xrange(stream, entry_id, entry_id)
+        try:
+            body = orjson.loads(found[0][1][b"body"])
+        except (LookupError, orjson.JSONDecodeError):
+            return None
+        saga_id = body.get("saga_id") if isinstance(body, dict) else None
+        return saga_id if isinstance(saga_id, str) and is_id(saga_id) else None
 
     def _lost(self, stream: str, group: str, read_up_to: bytes, generated: bytes) -> Iterator[Finding]:
         """Entries that the group has passed over and that nobody holds, and a group that is ahead of its stream."""
@@ -138,7 +155,7 @@ class StreamCheck:
             number = sum(self._put_back(keys=[stream], args=[group, *batch]) for batch in batches)
             yield repaired(stream, f"{text}; put back: {number}")
         else:
-            yield problem(stream, f"{text}; sagastream doctor --repair puts them back")
+            yield problem(stream, text, "sagastream doctor --repair puts them back")
 
     def _passed_over(self, stream: str, group: str, read_up_to: bytes) -> list[bytes]:
         """The ids of the entries up to the one that the group has read, that nobody holds."""
