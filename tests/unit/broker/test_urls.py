@@ -81,6 +81,7 @@ PLACES = (
 @example("x&db=secret", PLACES[4])
 @example("x&secret=1", PLACES[4])
 @example("x&secret@=1", PLACES[4])
+@example("00@/00", PLACES[3])
 def test_no_part_of_a_password_is_told(password: str, place: str) -> None:
     url = place.format(password)
     told = [urls.shown(url)]
@@ -100,7 +101,8 @@ def told_without_one() -> str:
     """All words that a text may have without any password in it."""
     texts = ["a url that is not usable", "***"]
     for url in ("x://", "redis://h#", "unix://h/p", "unix://", "redis://", "redis://h:0", "redis://h/x", "redis://h?x=1",
-                "redis://h?x=@", "redis://h?db=", "redis://h:x", "redis://h?password=", "redis://h?ssl_password=1",
+                "redis://h?x=@", "unix://u:p@/@", "redis://h?db=",
+                "redis://h:x", "redis://h?password=", "redis://h?ssl_password=1",
                 "rediss://h?ssl_password="):  # fmt: skip
         try:
             urls.check(url)

@@ -42,10 +42,7 @@ def check(url: str) -> None:
     if "#" in url:
         raise ValueError(f"it has a # in it; {_ENCODE}")
     if parts.scheme == "unix":
-        if "@" not in parts.netloc and parts.netloc:
-            raise ValueError(f"unix:// takes no host: write unix:///path or unix://user:password@/path; {_ENCODE}")
-        if parts.path in ("", "/"):
-            raise ValueError("it names no socket: write unix:///path")
+        _check_socket(parts)
     else:
         if not parts.hostname:
             raise ValueError(f"it names no host; {_ENCODE}")
@@ -54,6 +51,15 @@ def check(url: str) -> None:
         if not (parts.path in ("", "/") or _is_number(parts.path[1:])):
             raise ValueError(f"only the number of a database may follow the host; {_ENCODE}")
     _check_options(parts)
+
+
+def _check_socket(parts: SplitResult) -> None:
+    if "@" not in parts.netloc and parts.netloc:
+        raise ValueError(f"unix:// takes no host: write unix:///path or unix://user:password@/path; {_ENCODE}")
+    if "@" in parts.netloc and "@" in parts.path:  # which of them ends the password, nobody can say
+        raise ValueError(f"it has more than one @ in it; {_ENCODE}")
+    if parts.path in ("", "/"):
+        raise ValueError("it names no socket: write unix:///path")
 
 
 def check_files(url: str) -> None:

@@ -16,8 +16,8 @@ from sagastream.core.messages import Command
 from sagastream.core.parsing import read_command
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
-from sagastream.core.strict_json import decode_any
 from sagastream.core.service_actions import Count
+from sagastream.core.strict_json import decode_any
 from sagastream.store.events import sort_key
 from sagastream.store.keys import Partition, StoreKeys
 
