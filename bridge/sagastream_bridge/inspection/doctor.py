@@ -32,10 +32,13 @@ from sagastream_bridge.inspection.findings import (
     repaired,
     warning,
 )
+from sagastream_bridge.inspection.holes import holes
 from sagastream_bridge.inspection.indexes import SagaCheck, Waiting
 from sagastream_bridge.inspection.streams import StreamCheck
 from sagastream_bridge.inspection.unread import unread
 
+#: What findings about holes of the server are about.
+SECURITY: Final = "security"
 #: How far the broker's clock may be behind what was written before that is told, in milliseconds.
 _AHEAD_MS: Final = 1_000
 #: The causes of which a service's findings tell, if sagas wait for it.
@@ -92,11 +95,16 @@ class Doctor:
 
     def _server(self) -> Iterator[Finding]:
         info: Any = self._client.info()
-        name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+        kind, version = (
+            ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info["redis_version"])
+        )
+        name = f"{kind} {version}"
         if int(str(info["redis_version"]).split(".", maxsplit=1)[0]) < 7:
             yield problem("server", f"{name} is too old: Redis 7.0 or Valkey 8 or later is needed")
         else:
             yield ok("server", name)
+        if (known := holes(kind, str(version))) is not None:
+            yield warning(SECURITY, known)
         _, troubles = run(self._client, troubles_of_broker())
         for cause in troubles:
             if cause.kind is not CauseKind.BROKER_FULL:  # of which _memory tells, earlier
