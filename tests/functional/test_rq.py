@@ -31,9 +31,10 @@ from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_actions import Answer
 from sagastream.rq_steps.dispatcher import on_rq
-from sagastream.rq_steps.jobs import SERVICES_VARIABLE, job_id, waiting_for_worker
+from sagastream.rq_steps.jobs import SERVICES_VARIABLE, waiting_for_worker
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import layout, published
+from sagastream.store.job_names import job_id
 from sagastream_bridge.inspection.doctor import Doctor
 from support.page import Shell
 from support.processes import Commands
@@ -198,7 +199,7 @@ class Stage(Scene):
         return int(pids[times - 1])
 
     def job(self, saga_id: str, direction: str = "transaction") -> Job:
-        return Job.fetch(f"saga-{saga_id}-1-{direction}", connection=self.redis, serializer=JSONSerializer)
+        return Job.fetch(f"saga-work-{saga_id}-1-{direction}", connection=self.redis, serializer=JSONSerializer)
 
     def state(self, saga_id: str) -> SagaState:
         state = self.client.get(saga_id)
@@ -238,8 +239,8 @@ def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
     assert [step.result for step in state.steps] == [b'{"a":[1]}', b'{"charged":1}', b'{"charged":2}', b"4", None]
     assert stage.effects_on_rq() == [
         "done s.1_a:b/1/transaction",
-        "charged u1 1 as saga-s_d1__a_cb-2-transaction",
-        "charged u1 2 as saga-s_d1__a_cb-3-transaction",
+        "charged u1 1 as saga-work-s_d1__a_cb-2-transaction",
+        "charged u1 2 as saga-work-s_d1__a_cb-3-transaction",
         "refunded u1 2",
         "refunded u1 1",
         "undone s.1_a:b/1/transaction",
@@ -247,7 +248,7 @@ def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
     queue = Queue("steps", connection=stage.redis, serializer=JSONSerializer)
     until(lambda: queue.finished_job_registry.count == 8, what="RQ has all of them as finished")
     assert queue.failed_job_registry.count == 0
-    job = Job.fetch("saga-s_d1__a_cb-1-transaction", connection=stage.redis, serializer=JSONSerializer)
+    job = Job.fetch("saga-work-s_d1__a_cb-1-transaction", connection=stage.redis, serializer=JSONSerializer)
     assert job.description == "Do of saga s.1_a:b, step 1, attempt 1"
     assert job.args == ["work", job.meta["entry"], False, 0, "saga"]
 
@@ -265,7 +266,7 @@ def test_a_function_that_raises_is_called_once_an_attempt_and_undone(stage: Stag
     stage.begin("s1", do({"user": "u", "amount": 11}, "Charge", attempts=1))
     state = stage.play("s1")
     assert state.reason == "Step 1 failed: ValueError: too much"
-    assert stage.effects_on_rq() == ["charged u 11 as saga-s1-1-transaction", "refunded u 11"]
+    assert stage.effects_on_rq() == ["charged u 11 as saga-work-s1-1-transaction", "refunded u 11"]
 
 
 def as_json(*job: Any) -> bytes:
@@ -395,7 +396,7 @@ def test_a_job_that_an_operator_ends_is_an_unknown_outcome_and_undone(stage: Sta
     stage.begin("s1", do("wait", attempts=1))
     horse = stage.begun()
     if how == "stopped":
-        send_stop_job_command(stage.redis, "saga-s1-1-transaction", serializer=JSONSerializer)
+        send_stop_job_command(stage.redis, "saga-work-s1-1-transaction", serializer=JSONSerializer)
         until(lambda: not alive(horse), what="the work horse is gone")
     else:
         stage.job("s1").delete()
@@ -451,7 +452,7 @@ def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, mo
     stage.begin("s1", do(1, backoff_ms=1))
     queue = Queue("steps", connection=stage.redis)
     stage.all_until(lambda: queue.count == 1, what="the job is in the queue")
-    assert queue.pop_job_id() == "saga-s1-1-transaction"  # it dies here
+    assert queue.pop_job_id() == "saga-work-s1-1-transaction"  # it dies here
     stage.fleet.worker()
     state = stage.play("s1")
     assert (state.status, state.steps[0].attempt) == (SagaStatus.COMPLETED, 2)
@@ -502,8 +503,8 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
 def test_a_job_that_nobody_waits_for_any_more_is_taken_off_the_queue(stage: Stage) -> None:
     stage.begin("s1", do(1, attempts=1, timeout_ms=50))
     queue = Queue("steps", connection=stage.redis, serializer=JSONSerializer)
-    stage.all_until(lambda: queue.job_ids == ["saga-s1-1-compensation"], what="only its compensation is left")
-    assert not Job.exists("saga-s1-1-transaction", stage.redis)
+    stage.all_until(lambda: queue.job_ids == ["saga-work-s1-1-compensation"], what="only its compensation is left")
+    assert not Job.exists("saga-work-s1-1-transaction", stage.redis)
     stage.fleet.worker()
     assert stage.play("s1").status is SagaStatus.ABORTED
     assert stage.effects_on_rq() == ["undone s1/1/transaction"]
@@ -518,11 +519,11 @@ def test_a_dispatcher_that_dies_before_or_after_it_has_sent_a_job_leaves_it_to_a
     stage.begin("s2", do("wait"))
     stage.turns_until(lambda: stage.redis.xlen(ONLY.commands("work")) == 2)
     after.turn(block_ms=1)
-    assert stage.redis.lrange("rq:queue:steps", 0, -1) == [b"saga-s2-1-transaction"]
+    assert stage.redis.lrange("rq:queue:steps", 0, -1) == [b"saga-work-s2-1-transaction"]
     stage.fleet.worker()
     stage.begun()
     until(lambda: len(pending(stage, 2000)) == 2, what="their lease is over")
-    stage.all_until(lambda: Job.exists("saga-s1-1-transaction", stage.redis), what="another takes over")
+    stage.all_until(lambda: Job.exists("saga-work-s1-1-transaction", stage.redis), what="another takes over")
     stage.redis.rpush("go", "1")
     assert stage.play("s2").status is SagaStatus.COMPLETED
     assert stage.play("s1").status is SagaStatus.COMPLETED
@@ -833,6 +834,8 @@ def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
     for url, forbidden in (
         (service_url, ["LPUSH", "rq:queue:payment", "x"]),
         (service_url, ["HGETALL", "rq:job:of-others"]),
+        (service_url, ["HGETALL", "rq:job:saga-payment-s1-1-transaction"]),
+        (service_url, ["DEL", "rq:job:saga-notification_hnot-s1-1-transaction"]),
         (workers_url, ["XRANGE", ONLY.commands("payment"), "-", "+"]),
         (workers_url, ["HGETALL", ONLY.saga("s1")]),
         (workers_url, ["SCAN", "0"]),
@@ -863,8 +866,8 @@ def test_the_procfile_runs_the_samples_with_shipments_on_rq(server: Server, comm
         done = commands.run("begin", "-", "--wait", given=saga, REDIS_URL=server.url)
         assert done.stdout == "order-1 ABORTED: Step 3 failed: insufficient_funds\n"
         said = (tmp_path / "shipping-jobs.log").read_text()
-        assert "saga-order-1-2-transaction" in said
-        assert "saga-order-1-2-compensation" in said
+        assert "saga-shipping-order-1-2-transaction" in said
+        assert "saga-shipping-order-1-2-compensation" in said
     finally:
         for process in running:
             process.terminate()
@@ -925,6 +928,6 @@ def test_jobs_run_in_every_partition_of_a_store_with_a_prefix(
     assert ends == [SagaStatus.ABORTED] * 3
     places = ("saga_xshop", "saga_xshop_p1", "saga_xshop_p2")
     for saga_id, place in zip(ids, places, strict=True):
-        job = Job.fetch(f"{place}-{saga_id}-1-compensation", connection=stage.redis, serializer=JSONSerializer)
+        job = Job.fetch(f"{place}-work-{saga_id}-1-compensation", connection=stage.redis, serializer=JSONSerializer)
         assert job.args[3:] == [keys.of(saga_id).number, "shop"]
     assert not list(stage.redis.scan_iter("saga:*"))

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from hypothesis import example, given
@@ -17,9 +19,10 @@ from rq.timeouts import HorseMonitorTimeoutException, JobTimeoutException
 from sagastream import Reject, Service
 from sagastream.core.messages import Command
 from sagastream.errors import JobRefused, ServiceError
-from sagastream.rq_steps.jobs import JobState, _begins, _meta, job_id
+from sagastream.rq_steps.jobs import JobState, _meta
 from sagastream.rq_steps.worker import JobTimedOut, SagaJob, _TimeLimit, coverage, run_step
 from sagastream.service.named_function import NamedFunction
+from sagastream.store.job_names import begins, job_id, patterns
 
 NOWHERE = redis.Redis(port=1)
 
@@ -51,8 +54,25 @@ def test_no_two_steps_share_a_job_id_and_rq_accepts_it(one: Command, other: Comm
     assert re.fullmatch("[A-Za-z0-9_-]+", job_id(one))
 
 
+IDS = st.text("a_-.:1dcxp", min_size=1, max_size=8)
+NAMES = st.text("a_-.1p2", min_size=1, max_size=6)
+
+
+@given(NAMES, NAMES, IDS, st.sampled_from(["saga", "shop"]), st.integers(0, 255))
+@example("till", "till-eu", "s", "saga", 0)
+@example("till", "other", "till-s", "saga", 0)
+@example("a", "p2-a", "s", "saga", 0)
+def test_the_patterns_of_a_service_are_those_of_its_jobs_and_of_no_others(
+    service: str, other: str, saga_id: str, prefix: str, partition: int
+) -> None:
+    one = job_id(msgspec.structs.replace(command(saga_id), service=service), prefix=prefix, partition=partition)
+    for name in (service, other):
+        own = patterns(name, prefix, divided=partition > 0)
+        assert any(fnmatchcase(one, pattern) for pattern in own) == (name == service)
+
+
 def test_every_attempt_has_the_same_job_id() -> None:
-    assert job_id(command("s", attempt=1)) == job_id(command("s", attempt=2)) == "saga-s-1-transaction"
+    assert job_id(command("s", attempt=1)) == job_id(command("s", attempt=2)) == "saga-work-s-1-transaction"
 
 
 @pytest.mark.parametrize("meta", [None, b"", b"{", b"[]", b"{}", b'{"entry":1}', b"\x80\x04", b"[" * 100_000])
@@ -257,7 +277,6 @@ def test_a_handler_says_what_undoes_it_or_that_nothing_does() -> None:
 
 
 PLACES = st.tuples(st.just("saga") | st.text("ahpx_-1", min_size=1, max_size=6), st.integers(0, 12))
-IDS = st.text("a_-.:1dcxp", min_size=1, max_size=8)
 
 
 @given(PLACES, PLACES, IDS, IDS)
@@ -270,7 +289,7 @@ def test_no_two_stores_and_no_two_partitions_share_a_job(
     two = job_id(command(another_id), prefix=other[0], partition=other[1])
     assert (one == two) == ((place, saga_id) == (other, another_id))
     assert re.fullmatch("[A-Za-z0-9_-]+", one)
-    begins = tuple(f"{_begins(place[0])}{mark}" for mark in ("-", "_p"))
-    assert one.startswith(begins)
+    beginnings = tuple(f"{begins(place[0])}{mark}" for mark in ("-", "_p"))
+    assert one.startswith(beginnings)
     if place[0] != other[0]:
-        assert not two.startswith(begins)
+        assert not two.startswith(beginnings)

@@ -27,6 +27,7 @@ from sagastream.broker.wire import execute, or_raise
 from sagastream.core import causes
 from sagastream.core.messages import Command
 from sagastream.service.declaration import Service
+from sagastream.store.job_names import begins, job_id
 from sagastream.store.keys import ENDED_KEPT_MS
 
 #: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
@@ -47,22 +48,6 @@ _UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError._
 
 #: In the meta data of a job: its worker has left the command to another release of the service.
 LEFT: Final = "left"
-
-
-def job_id(command: Command, *, prefix: str = DEFAULT_PREFIX, partition: int = 0) -> str:
-    """The id of the RQ job of a command: the same for every attempt.
-
-    RQ allows letters, digits, _ and - in ids. The other characters of a saga's id, and _ itself, are written as two
-    characters, so that no two sagas share a job. `prefix`: of the store.
-    """
-    saga_id = command.saga_id.replace("_", "__").replace(".", "_d").replace(":", "_c")
-    place = _begins(prefix) + (f"_p{partition}" if partition else "")
-    return f"{place}-{saga_id}-{command.step}-{'compensation' if command.compensating else 'transaction'}"
-
-
-def _begins(prefix: str) -> str:
-    """What the ids of all jobs of a store begin with."""
-    return "saga" if prefix == DEFAULT_PREFIX else "saga_x" + prefix.replace("_", "__").replace("-", "_h")
 
 
 def start_worker(queue: str) -> str:
@@ -132,12 +117,12 @@ def queues_of_sagas(client: "redis.Redis", store: str = DEFAULT_PREFIX) -> list[
     redis.RedisError."""
     found: Any = client.smembers(Queue.redis_queues_keys)
     prefix = Queue.redis_queue_namespace_prefix
-    begins = tuple(f"{_begins(store)}{mark}".encode() for mark in ("-", "_p"))
+    beginnings = tuple(f"{begins(store)}{mark}".encode() for mark in ("-", "_p"))
     oldest: dict[str, Any] = {key.decode(errors="replace"): client.lindex(key, 0) for key in found}
     return sorted(
         key.removeprefix(prefix)
         for key, job in oldest.items()
-        if key.startswith(prefix) and job is not None and job.startswith(begins)
+        if key.startswith(prefix) and job is not None and job.startswith(beginnings)
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from sagastream.store import job_names
 from sagastream.store.keys import Partition, StoreKeys
 
 
@@ -187,7 +188,8 @@ def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Seque
     places = {name: place(keys, keys.partitions[0], service or "*") for name, place in _PLACES.items()}
     selectors = [_selector(grant, [places[name] for name in grant.places.split()]) for grant in grants]
     if queues:
-        jobs = ["rq:*:saga-*", "rq:queues", "rq:worker:*", *(f"rq:*:{queue}" for queue in queues)]
+        own = job_names.patterns(service or "", keys.prefix, divided=keys.tags != ("0",))
+        jobs = [f"rq:*:{name}" for name in (*own, *queues)] + ["rq:queues", "rq:worker:*"]
         selectors.append(_selector(_Grant("", _SEND_JOBS), jobs))
     return ["on", "clearselectors", "resetkeys", "resetchannels", "-@all", *_allowed(keyless), *selectors]
 
