@@ -78,7 +78,8 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
     "set groups": [["XGROUP", "SETID", ONLY.commands(MINE), MINE, "0"]],
     "count keys": [["SCAN", "0"]],
     "use keys of RQ": [["LPUSH", "rq:queue:q", "x"], ["EVAL", "return 1", "1", "rq:x"]],
-    "read keys of RQ": [["HMGET", "rq:job:x", "y"]],
+    "look at steps on RQ": [["HMGET", "rq:job:saga-till-s1-1-transaction", "y"], ["LPOS", "rq:queue:q", "x"]],
+    "read jobs of others": [["HMGET", "rq:job:x", "y"], ["HGETALL", "rq:job:x"]],
     # … and what nobody may do:
     "change the layout": [["HSET", KEYS.store, "partitions", "2"], ["DEL", KEYS.store], ["EXPIRE", KEYS.store, "1"]],
     "destroy streams": [
@@ -107,7 +108,7 @@ _SERVICE: Final = (
 _BEGINS: Final = "begin, read sagas, follow events, read the layout"
 _LOOKS: Final = (
     "read sagas, read begins, read commands, read commands of others, read replies, read records of others, "
-    "read what was set aside, read what is published, read the layout, read timers, follow events, read keys of RQ"
+    "read what was set aside, read what is published, read the layout, read timers, follow events, look at steps on RQ"
 )
 #: What each role may do of that; all else must be refused to it.
 MAY: Final[dict[Role, str]] = {
@@ -116,7 +117,7 @@ MAY: Final[dict[Role, str]] = {
     "take replies, read replies, set aside for workers, read what is published, name services, read the layout, "
     "make the store, beat, note losses, move timers, read timers, tell events",
     Role.SERVICE: _SERVICE,
-    Role.RQ_WORKER: f"{_SERVICE}, read commands, use keys of RQ, read keys of RQ",
+    Role.RQ_WORKER: f"{_SERVICE}, read commands, use keys of RQ, look at steps on RQ, read jobs of others",
     Role.CLIENT: f"{_BEGINS}, {_LOOKS}, intervene",
     Role.BEGIN_ONLY: _BEGINS,
     Role.BRIDGE: f"{_BEGINS}, {_LOOKS}, intervene, note losses",

@@ -229,3 +229,30 @@ def test_a_bridge_begins_follows_and_plays_a_service(stage: Stage, users: Users,
     player.finish()
     stage.end()
     assert users.refused() == []
+
+
+#: A service whose step runs on RQ.
+PACKER = """
+from sagastream import Service
+
+service = Service("packer")
+
+
+@service.command("Pack", compensation=None, via="rq", queue="parcels")
+def pack(params, context):
+    return params
+"""
+
+
+def test_a_step_that_waits_on_rq_is_looked_at_by_all_who_look(stage: Stage, users: Users, commands: Commands) -> None:
+    (commands.folder / "packer.py").write_text(PACKER)
+    stage.start("service", "packer:service", url=users.url(Role.SERVICE, "packer", queues=("parcels",)))
+    client = SagaClient(users.broker(Role.CLIENT))
+    client.begin("r1", [do(1, "Pack", "packer")])
+    until(lambda: stage.redis.llen("rq:queue:parcels"), what="the job waits for an RQ worker")
+    assert "no RQ worker works on queue parcels" in client.why("r1")[0].text
+    for role in (Role.INSPECTOR, Role.OPERATOR, Role.DOCTOR):
+        assert "no RQ worker works on queue parcels" in stage.run(role, "show", "r1").stdout
+        assert "SagaWorker parcels" in stage.run(role, "doctor").stdout
+    stage.end()
+    assert users.refused() == []

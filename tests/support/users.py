@@ -21,7 +21,7 @@ class Users:
     def url(self, role: Role, service: str | None = None, *, queues: tuple[str, ...] = ()) -> str:
         """Where a user with this role connects; the user is made."""
         name = service or str(role)
-        self._admin.execute_command("ACL", "SETUSER", name, ">secret", *rules(role, self._keys, service))
+        self._admin.execute_command("ACL", "SETUSER", name, ">secret", *rules(role, self._keys, service, queues))
         return self._server.url.replace("unix://", f"unix://{name}:secret@")
 
     def broker(self, role: Role, service: str | None = None) -> Broker:

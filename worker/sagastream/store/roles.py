@@ -57,6 +57,10 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "store": lambda keys, _, __: keys.store,
     "all": lambda keys, _, __: f"{keys.prefix}:*",
     "rq": lambda *_: "rq:*",
+    "rq-jobs": lambda *_: "rq:job:saga*",  # steps of sagas; jobs of others may hold what is none of our business
+    "rq-queue": lambda *_: "rq:queue:*",
+    "rq-queues": lambda *_: "rq:queues",
+    "rq-workers": lambda *_: "rq:worker*",
 }
 
 #: These need no key. HELLO and AUTH are allowed to everybody. ACL DRYRUN tells a process what its user may not do, so
@@ -118,7 +122,9 @@ _LOOK: Final = (
         "memory|usage",
         read_only=True,
     ),
-    _Grant("rq", "exists hmget lindex llen lpos smembers", read_only=True),
+    _Grant("rq-jobs", "hmget", read_only=True),
+    _Grant("rq-queue", "lindex llen lpos", read_only=True),
+    _Grant("rq-queues rq-workers", "exists smembers", read_only=True),
 )
 _OPERATE: Final = (
     *_INTERVENE,
