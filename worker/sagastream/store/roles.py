@@ -85,8 +85,7 @@ _WORK: Final = (
     _Grant("requests interventions replies", f"{_GROUP} xrange xinfo|stream"),
     _Grant("commands events quarantine", "type xadd"),
     _Grant("commands", "xrange xpending xdel"),
-    _Grant("events", "xdel"),
-    _Grant("events quarantine", "xlen xtrim memory|usage"),
+    _Grant("events quarantine", "xdel xlen xtrim memory|usage"),
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore"),
     _Grant("ended", "type zadd zrem zrangebyscore"),
@@ -102,7 +101,7 @@ _SERVE: Final = (
     _Grant("published", "hgetall hset hsetnx"),
     _Grant("services", "sadd"),
     _Grant("samples", "srem"),
-    _Grant("replies aside", "type xadd"),
+    _Grant("replies aside", "type xadd xdel"),  # a script takes back what it has added if it cannot add the rest
     _Grant("commands done replies aside", _IN_SCRIPTS),
     *_HEARTBEAT,
 )
@@ -110,7 +109,7 @@ _BEGIN: Final = (
     _Grant("store", "hgetall", read_only=True),
     _Grant("saga", "hgetall hget", read_only=True),
     _Grant("events", "xread xrevrange", read_only=True),
-    _Grant("requests", "xadd"),
+    _Grant("requests", "xadd xdel"),
     _Grant("requests saga", _IN_SCRIPTS),
 )
 _INTERVENE: Final = (_Grant("interventions", "xadd"),)
@@ -124,7 +123,7 @@ _LOOK: Final = (
     ),
     _Grant("rq-jobs", "hmget", read_only=True),
     _Grant("rq-queue", "lindex llen lpos", read_only=True),
-    _Grant("rq-queues rq-workers", "exists smembers", read_only=True),
+    _Grant("rq-queues rq-workers", "exists smembers hmget", read_only=True),
 )
 _OPERATE: Final = (
     *_INTERVENE,
