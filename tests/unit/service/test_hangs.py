@@ -46,12 +46,14 @@ class Process:
     def now_ms(self) -> int:
         return NOW_MS + round((self.now_s - NOW_S) * 1000)
 
-    def begins(self, *, for_s: float | None, todo: Run | Undo = RUN, **changes: Any) -> Held:
-        """A command begins. `for_s`: how long its answer is waited for."""
+    def begins(
+        self, *, for_s: float | None, todo: Run | Undo = RUN, at: tuple[str, bytes] | None = None, **changes: Any
+    ) -> Held:
+        """A command begins. `for_s`: how long its answer is waited for. `at`: where its entry stands."""
         self._begun += 1
         not_after_ms = None if for_s is None else self.now_ms + round(for_s * 1000)
         command = replace(a_charge(not_after_ms=not_after_ms), saga_id=f"s{self._begun}", **changes)
-        held = self._held(command, todo)
+        held = self._held(command, todo, at or ("commands", b"%d-0" % self._begun))
         self._in_flight.add([held])
         assert self._in_flight.begin(self.now_s) is held
         return held
@@ -65,8 +67,8 @@ class Process:
         self.hangs.look(self.now_s)
         return self.hangs
 
-    def _held(self, command: Command, todo: Run | Undo) -> Held:
-        entry = Entry(stream="commands", id=b"%d-0" % self._begun, fields={})
+    def _held(self, command: Command, todo: Run | Undo, at: tuple[str, bytes]) -> Held:
+        entry = Entry(stream=at[0], id=at[1], fields={})
         return Held(
             delivery=replace(Delivery.of(entry, command, ONLY), todo=todo),
             command=command,
@@ -89,6 +91,19 @@ def test_a_handler_is_told_of_once_when_it_is_past_its_deadline(caplog: pytest.L
         "declare hard_timeout_ms, so that a process whose handler hangs ends and is started again"
     )
     assert caplog.records[0].__dict__["saga_id"] == "s1"
+
+
+def test_two_whose_entries_have_one_id_in_two_partitions_are_each_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    process = Process(slots=3)
+    for stream in ("first", "second"):
+        process.begins(for_s=2, at=(stream, b"7-0"))
+        process.after(0.01)
+    for _ in range(4):
+        process.after(1)
+    told = [text.split(",")[0] for text in caplog.messages if "still runs" in text]
+    assert sorted(told) == ["Charge of saga s1", "Charge of saga s2"]
 
 
 def test_it_is_told_of_again_if_it_was_called_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,8 @@ class Hangs:
         self._slots = slots
         self._now_ms = now_ms
         self._report = report
-        self._told: dict[bytes, float] = {}  # by entry: when the handler was called of which it was told
+        #: By where its entry stands: when the handler was called of which it was told. Ids repeat between partitions.
+        self._told: dict[tuple[str, bytes], float] = {}
         self._blocked = False
         self.expired: Held | None = None  # the first one that ran for longer than its hard timeout
 
@@ -79,8 +80,8 @@ class Hangs:
                 self.expired = held
                 self._report.expired(held.command, held.registration, hard_ms, _place(held))
         if self._told:
-            running = {held.delivery.entry.id for held in active}
-            self._told = {entry: begun_s for entry, begun_s in self._told.items() if entry in running}
+            running = {held.delivery.entry.at for held in active}
+            self._told = {at: begun_s for at, begun_s in self._told.items() if at in running}
         blocked = len(overdue) >= self._slots
         if blocked and not self._blocked:
             self._report.blocked(self._slots)
@@ -92,9 +93,9 @@ class Hangs:
         return all(held is self.expired or _is_overdue(held, now_s, now_ms) for held in self._in_flight.active())
 
     def _tell(self, held: Held, now_s: float, *, late_ms: int | None) -> None:
-        if self._told.get(held.delivery.entry.id) == held.begun_s:
+        if self._told.get(held.delivery.entry.at) == held.begun_s:
             return
-        self._told[held.delivery.entry.id] = held.begun_s
+        self._told[held.delivery.entry.at] = held.begun_s
         self._report.overdue(held.command, held.registration, now_s - held.begun_s, late_ms, _place(held))
 
 
