@@ -24,6 +24,7 @@ from sagastream_bridge.inspection.after_failover import AfterFailover
 from sagastream_bridge.inspection.evidence import NoAnswer, Questions, Where
 from sagastream_bridge.inspection.reconcile import Effect
 from support import tills
+from support.clock import ServerClock
 from support.processes import Commands
 from support.replicas import Pair
 from support.scenes import Scene, do
@@ -43,6 +44,11 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture
+def clock(server: OwnServer) -> ServerClock:
+    return ServerClock(server)
 
 
 def steps(*services: str, **options: Any) -> list[Any]:
@@ -172,6 +178,59 @@ def test_a_server_that_has_only_started_again_has_lost_nothing(server: OwnServer
     worker.terminate()
     assert "has lost" not in said_at_its_end(worker)
     assert lineage.losses(server.broker().client, KEYS) == []
+
+
+@pytest.fixture
+def early(server: OwnServer, commands: Commands, tmp_path: Path) -> Iterator[OwnServer]:
+    """A service has done the step of one saga. It alone could find a loss."""
+    env = {"REDIS_URL": server.url, "TILLS": str(tmp_path), "PYTHONPATH": str(Path(tills.__file__).parents[1])}
+    worker = commands.quiet("worker", env=env)
+    service = commands.start("service", "support.tills:early", env=env)
+    with SagaClient(server.broker()) as client:
+        client.begin("kept", steps("early"))
+        client.wait("kept", 60)
+    yield server
+    looked = looks(server.broker().client)
+    until(lambda: looks(server.broker().client) > looked + 2, what="the service has looked twice since")
+    worker.kill()
+    service.terminate()
+    assert "has lost" not in said_at_its_end(service)
+    assert lineage.losses(server.broker().client, KEYS) == []
+
+
+def idle(store: redis.Redis) -> None:
+    """The worker and the service have looked how far the store is, each twice."""
+    before = looks(store)
+    until(lambda: looks(store) > before + 4, what="they have looked")
+
+
+def start_again(server: OwnServer) -> None:
+    server.kill()
+    server.start()
+
+
+@pytest.mark.own_server
+def test_records_that_have_expired_before_a_restart_are_no_loss(early: OwnServer) -> None:
+    store = early.broker().client
+    for key in store.keys(ONLY.records("early")):
+        store.pexpire(key, 1)
+    idle(store)
+    start_again(early)
+
+
+@pytest.mark.own_server
+def test_records_that_expire_while_the_server_is_down_are_no_loss(
+    server: OwnServer, clock: ServerClock, early: OwnServer
+) -> None:
+    server.kill()
+    clock.set_back(-2 * 24 * 3600 * 1000)
+    server.start()
+
+
+@pytest.mark.own_server
+def test_the_record_of_a_question_is_deleted_and_that_is_no_loss(early: OwnServer, commands: Commands) -> None:
+    assert commands.run("doctor", "--after-failover", REDIS_URL=early.url).returncode == 0
+    start_again(early)
 
 
 def test_what_a_person_sets_back_by_hand_is_no_loss(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,23 +159,24 @@ class Store:
         return lost, stuck
 
 
-def missing(committed: Sequence[Change]) -> Exchange[str | None]:
-    """Which of these sagas the store no longer has as they were committed; None: none, as far as can be told."""
+def missing(committed: Sequence[Change]) -> Exchange[list[str]]:
+    """Which of these sagas the store no longer has as they were committed, as far as can be told."""
     written = [
         (change.partition.saga(state.saga_id), state)
         for change in committed
         if isinstance(state := change.written, SagaState)
     ]
+    gone: list[str] = []
     if not written:
-        return None
+        return gone
     answers = yield [("HMGET", key, "version", "updated_at") for key, _ in written]
     for (_, state), answer in zip(written, answers, strict=True):
         version, updated_at = or_raise(answer)
         there = int(version) if version is not None and version.isdigit() else 0
         is_back = there < state.version or (there == state.version and updated_at != iso(state.updated_ms).encode())
         if is_back and (there or not state.ended):  # an ended saga may have expired
-            return f"saga {state.saga_id} was at version {state.version}, and is at {there}"
-    return None
+            gone.append(f"saga {state.saga_id} was at version {state.version}, and is at {there}")
+    return gone
 
 
 class _CommitArguments:

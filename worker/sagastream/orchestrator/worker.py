@@ -85,7 +85,7 @@ class Orchestrator:
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
-        lineage = Lineage(self.name, area="worker", observer=self._observer, missing=lambda: missing(self._committed))
+        lineage = Lineage(self.name, area="worker", observer=self._observer, missing=lambda _: missing(self._committed))
         self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER, lineage=lineage))
         self._inbox = GroupReader(
             broker.client,

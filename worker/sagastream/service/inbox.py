@@ -55,7 +55,7 @@ class CommandInbox:
             area="service",
             service=service,
             observer=observer,
-            missing=lambda: self.outbox.missing(),  # noqa: PLW0108 - there is no outbox yet
+            missing=lambda now_ms: self.outbox.missing(now_ms),  # noqa: PLW0108 - there is no outbox yet
         )
         self._heartbeat = Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy, lineage=lineage)
         self._keys: StoreKeys | None = None  # set when it joins, as the next

@@ -19,6 +19,7 @@ from sagastream.broker.wire import execute, or_raise
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields
 from sagastream.core.service_actions import Answer, Requeue
+from sagastream.core.steps import STANDING
 from sagastream.service.delivery import Delivery
 from sagastream.service.records import Records
 from sagastream.store.keys import DONE_KEPT_S, Partition
@@ -73,6 +74,7 @@ class Outbox:
         self._ready_bytes = 0  # about how large they are
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self._sent: Sequence[_Ready] = ()  # the last few
+        self._sent_ms = 0.0  # when they were sent, by the broker's clock
 
     def join(self, partitions: Mapping[str, Partition]) -> None:
         """Answer the commands of these streams from now on, each in its partition."""
@@ -120,7 +122,7 @@ class Outbox:
                 if numbers:
                     overruled += self._overruled(ready, numbers)
                 else:
-                    self._sent = ready[-_LOOKED_AT:]
+                    self._sent, self._sent_ms = ready[-_LOOKED_AT:], self._records.now_s * 1000
                 with self._lock:
                     self._drop(ready)
                     self._oldest_s = time.monotonic()
@@ -148,14 +150,17 @@ class Outbox:
         """Whether an answer has waited to be sent for so long."""
         return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
 
-    def missing(self) -> Exchange[str | None]:
-        """Which of the last answers the store no longer has a record of; None: none, as far as can be told."""
-        told = [one[0] for one in self._sent if isinstance(one, tuple) and one[1].is_last_word]
-        if not told:
-            return None
+    def missing(self, now_ms: int) -> Exchange[list[str]]:
+        """Of the last answers, the records that the store no longer has, as far as can be told. `now_ms`: by the
+        broker's clock."""
+        answered = [one for one in self._sent if isinstance(one, tuple) and one[1].is_last_word]
+        # Whoever asks which effects stand deletes the record of the answer.
+        told = [delivery for delivery, _ in answered if delivery.command.type != STANDING]
+        if not told or now_ms >= self._sent_ms + DONE_KEPT_S * 1000:  # the records may have expired
+            return []
         answers = yield [("HEXISTS", delivery.done, delivery.record) for delivery in told]
         gone = [delivery.record for delivery, there in zip(told, answers, strict=True) if not or_raise(there)]
-        return f"the record {gone[0]} is gone" if gone else None
+        return [f"the record {record} is gone" for record in gone]
 
     def _add(self, one: _Ready) -> None:
         with self._lock:

@@ -119,15 +119,16 @@ class Lineage:
         area: str,
         service: str | None = None,
         observer: Observer | None = None,
-        missing: Callable[[], Exchange[str | None]] | None = None,
+        missing: Callable[[int], Exchange[list[str]]] | None = None,
     ) -> None:
         """
         Args:
             who: the name of the process, as its log records have it.
             area: of its log, see Log.
             service: the service that it is a process of; None: it follows sagas.
-            missing: looks for what the process wrote last; returns what of it is not there, None: nothing. It is asked
-                if the replication id has changed.
+            missing: looks for what the process wrote last; returns what of it is not there. Called with the time by the
+                broker's clock, in ms. What was missing before the replication id changed is no loss: it has expired, or
+                somebody has deleted it.
         """
         self._who = who
         self._log = Log(area, who)
@@ -135,6 +136,7 @@ class Lineage:
         self._missing = missing
         self._service = service
         self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
+        self._gone: list[str] = []  # what was missing when it looked last
         # A loss that is not kept in the store yet. What is read along with a look may fail, and end it early.
         self._to_keep: tuple[str, bytes] | None = None
         self._refused = ""
@@ -152,8 +154,9 @@ class Lineage:
                 return  # a replica: it may lag, and the process cannot work with it anyway
             if self._seen:
                 last = msgspec.structs.replace(self._seen[-1], beat_ms=beat_ms)
-                changed = now.history != last.history
-                missing = (yield from self._missing()) if changed and self._missing is not None else None
+                gone = [] if self._missing is None else (yield from self._missing(now.at_ms))
+                missing = next((one for one in gone if one not in self._gone), None)
+                self._gone = gone
                 found = compare([*list(self._seen)[:-1], last], now, missing)
                 if found is not None:
                     self._seen.clear()
