@@ -181,7 +181,9 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
         phase = self.phase  # compared by identity: asked for every step of a saga whenever one has completed
         if phase is _COMPLETED:
             return not self.unknown or self.late_ms is not None
-        if phase is _WAITING or phase is _OUT:
+        if phase is _WAITING:  # it was never sent
+            return False
+        if phase is _OUT:
             return self.late_ms is not None
         done = self.status in (StepStatus.COMPLETED, StepStatus.COMPENSATED) and not self.unknown
         return done or self.late_ms is not None
