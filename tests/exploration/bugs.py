@@ -46,6 +46,8 @@ class Bug(StrEnum):
     CUT_OFF_IS_NOT_DONE = "what is out when a saga is cancelled at once counts as not done"
     CUT_OFF_PIVOT_IS_NOT_DONE = "a pivot that is out when a saga is cancelled at once counts as not done"
     NOW_AT_A_PARKED_STEP = "a cancel at once says that a step which is parked meanwhile was not done"
+    CANCEL_IS_NOT_DONE = "a cancel says that a step which is parked meanwhile was not done"
+    ANY_PARKED_STATE = "what is asked about one parked state is done to another"
     NOW_AT_AN_UNDO = "a cancel at once gives up a compensation that is out meanwhile"
     HARD_IS_SOFT = "a hard deadline waits for what is out"
 
@@ -129,19 +131,34 @@ def _not_done(step: Step) -> bool:
     return step.unknown or step.definition.retried
 
 
-def _whatever_it_is(state: SagaState, why: str, moment: Moment, *, now: bool) -> Decision:
+def _whatever_it_is(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: bool = False) -> Decision:
     return moves._cancel_at(state, state.current_step, why, moment, unknown=True)
 
 
 _why_not = decision._why_not
 
 
-def _as_without_now(state: SagaState, event: Intervene) -> str | None:
-    return _why_not(state, replace(event, now=False))
+def _not_done_at_once(state: SagaState, event: Intervene, moment: Moment) -> str | None:
+    return _why_not(state, replace(event, now=False, parked_at=state.parked_at), moment)
 
 
-def _undone_or_not(state: SagaState, event: Intervene) -> str | None:
-    return None if event.now and not state.ended and not state.parked else _why_not(state, event)
+def _undone_or_not(state: SagaState, event: Intervene, moment: Moment) -> str | None:
+    return None if event.now and not state.ended and not state.parked else _why_not(state, event, moment)
+
+
+_cancel = moves.cancel
+
+
+def _parked_is_not_done(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: bool = False) -> Decision:
+    return _cancel(state, why, moment, now=now, not_done=not_done or state.parked is not None)
+
+
+def _never_past_return(state: SagaState, moment: Moment) -> bool:
+    return False
+
+
+def _wherever_it_is(state: SagaState, event: Intervene, moment: Moment) -> str | None:
+    return _why_not(state, replace(event, parked_at=event.parked_at and state.parked_at), moment)
 
 
 #: What each mistake replaces: a module, a name in it, and the replacement.
@@ -167,7 +184,12 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
     Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],
     Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(moves, "cancel", _whatever_it_is)],
-    Bug.NOW_AT_A_PARKED_STEP: [(decision, "_why_not", _as_without_now)],
+    Bug.NOW_AT_A_PARKED_STEP: [(decision, "_why_not", _not_done_at_once)],
+    Bug.CANCEL_IS_NOT_DONE: [
+        (moves, "cancel", _parked_is_not_done),
+        (moves, "is_parked_past_return", _never_past_return),
+    ],
+    Bug.ANY_PARKED_STATE: [(decision, "_why_not", _wherever_it_is)],
     Bug.NOW_AT_AN_UNDO: [(decision, "_why_not", _undone_or_not)],
     Bug.HARD_IS_SOFT: [(SagaState, "is_cut_off", False)],
 }

@@ -92,7 +92,10 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
 
 
 def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: int) -> str | None:
-    """After a cancel that says `now`, and after a hard deadline, no transaction that was out is waited for."""
+    """After a cancel that says `now`, and after a hard deadline, no transaction that was out is waited for. What an
+    operator says counts for what they saw."""
+    if isinstance(event, Intervene) and (broken := _broken_word(before, event, after)) is not None:
+        return broken
     asked = isinstance(event, Intervene) and event.now and len(after.interventions) > len(before.interventions)
     hard = before.hard_deadline and (before.deadline_ms or 0) <= now_ms
     passed = isinstance(event, Due) and hard and not (before.past_pivot or before.parked)
@@ -106,6 +109,19 @@ def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: i
         return f"cancelled at once, and it goes on: {_shown(after)}"
     if after.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
         return f"cancelled at once, and its pivot may have been done: {_shown(after)}"
+    return None
+
+
+def _broken_word(before: SagaState, event: Intervene, after: SagaState) -> str | None:
+    """What an operator says of a step counts for the state that they saw; and nothing else says that a step was not
+    done that may have been."""
+    if len(after.interventions) == len(before.interventions):
+        return None
+    if event.parked_at is not None and event.parked_at != before.parked_at:
+        return f"{event.verb} was asked about {event.parked_at}, and done: {_shown(before)}"
+    for number, (earlier, later) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+        if earlier.unknown and later.phase is Phase.FAILED and event.parked_at is None:
+            return f"step {number} may have been done, and a plain {event.verb} says that it was not"
     return None
 
 
@@ -133,7 +149,7 @@ def _broken_history(before: SagaState | None, after: SagaState, commands: Sequen
             return f"step {number} was set back to an earlier attempt"
     went_back = before.status is SagaStatus.PENDING and after.status in (SagaStatus.COMPENSATING, SagaStatus.ABORTED)
     if went_back and before.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
-        # If it was parked, a person has said so, and the person knows.
+        # If it was parked, a person has said so, and the person knows: see _broken_word.
         return f"goes back, and its pivot may have been done: {_shown(after)}"
     if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
         return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"

@@ -70,6 +70,9 @@ class Config:
     verbs: tuple[Verb, ...] = ()  # what an operator may ask for
     now: bool = False  # whether a cancel may say `now`
     requests: int = 0  # … and how often
+    #: Whether a request about a parked saga says where its sender saw it parked. By the time that a worker reads it,
+    #: the saga may be elsewhere.
+    seen: bool = False
     resend: int = 0  # requests that arrive twice, because the answer to the append was lost
     batch: int = 1  # entries that a worker takes in one turn
     deadline: bool = False
@@ -578,16 +581,20 @@ class Model:
             # Requests that would be refused anyway do nothing. If one races with something else, it is decided on later
             # than it was sent.
             if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and state.parked):
-                yield self._asked(world, left, verb, now=False)
+                yield self._asked(world, left, verb, now=False, parked_at=None)
+                if self.config.seen and state.parked:
+                    yield self._asked(world, left, verb, now=False, parked_at=state.parked_at)
         if self.config.now and state.may_be_cancelled_now:
-            yield self._asked(world, left, Verb.CANCEL, now=True)
+            yield self._asked(world, left, Verb.CANCEL, now=True, parked_at=None)
 
-    def _asked(self, world: World, left: int, verb: Verb, *, now: bool) -> Move:
+    def _asked(self, world: World, left: int, verb: Verb, *, now: bool, parked_at: str | None) -> Move:
         request_id = f"request {self.config.requests - left + 1}"
-        event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", now=now, request_id=request_id)
+        event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", now=now, parked_at=parked_at,
+                          request_id=request_id)  # fmt: skip
         letters = self._append(world[LETTERS], (self.events.number(event),), self._held_by_workers(world))
         after = self._spend(self._with(world, LETTERS, letters), REQUEST)
-        return Move(("an operator asks for", f"{verb} now" if now else verb), after, fault=True)
+        what = f"{verb} now" if now else f"{verb} of {parked_at}" if parked_at else verb
+        return Move(("an operator asks for", what), after, fault=True)
 
     # --- decisions
 

@@ -209,6 +209,118 @@ def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, 
         assert complaint in done.stderr.splitlines()[-1]
 
 
+def answered(server: Server, kind: str, step: int, **more: Any) -> None:
+    """A service in another language, `raw`, says this of saga s1."""
+    with redis.Redis.from_url(server.url) as client:
+        body = json.dumps({"type": kind, "saga_id": "s1", "step": step})
+        add_reply(client, "raw", {"body": body, "attempt": 1, **more})
+
+
+def shown(commands: Commands, env: dict[str, str], where: str | None) -> None:
+    until(
+        lambda: json.loads(commands.run("show", "s1", "--json", **env).stdout)["parked_at"] == where,
+        what=f"it is parked at {where}",
+    )
+
+
+@pytest.fixture
+def undone_by_hand(server: Server, commands: Commands) -> dict[str, str]:
+    """A worker, and a saga that is parked at the undo of its second step; the environment that reaches them."""
+    env = {"REDIS_URL": server.url}
+    worker = commands.quiet("worker", env=env)
+    undo = {"A": "UndoA", "B": "UndoB", "C": None}
+    steps = [do(1, name, "raw", compensation=undo[name], compensation_attempts=1) for name in undo]
+    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    answered(server, "A_ok", 1)
+    answered(server, "B_ok", 2)
+    answered(server, "C_failed", 3)
+    answered(server, "UndoB_failed", 2)
+    shown(commands, env, "2/compensation/1")
+    assert worker.poll() is None
+    return env
+
+
+def test_a_skip_is_for_what_was_seen_and_not_for_where_the_saga_is_by_then(
+    undone_by_hand: dict[str, str], server: Server, commands: Commands
+) -> None:
+    env = undone_by_hand
+    line = next(line for line in commands.run("show", "s1", **env).stdout.splitlines() if "sagastream skip" in line)
+    assert "skip s1 --reason TEXT --parked-at 2/compensation/1" in line
+    answered(server, "UndoB_ok", 2)
+    answered(server, "UndoA_failed", 1)
+    shown(commands, env, "1/compensation/1")
+    skip = ("skip", "s1", "--reason", "UndoB was done by hand")
+    done = commands.run(*skip, "--parked-at", "2/compensation/1", **env)
+    why = "saga s1 is no longer parked at 2/compensation/1: it is parked at 1/compensation/1"
+    assert (done.returncode, done.stderr) == (1, f"Error: {why}\n")
+    shown(commands, env, "1/compensation/1")
+    talk = Talk(commands.start("bridge", "--no-outcomes", env=env))
+    body = {"saga_id": "s1", "reason": "by hand", "parked_at": "2/compensation/1"}
+    talk.say("me", {"type": "saga_skip", "msg_id": 1, **body})
+    assert talk.hear()[2] == {"type": "error", "in_reply_to": 1, "code": 22, "text": why}
+    talk.say("me", {"type": "saga_status", "msg_id": 2, "saga_id": "s1"})
+    status = talk.hear()[2]
+    assert status["parked_at"] == "1/compensation/1"
+    talk.say("me", {"type": "saga_skip", "msg_id": 3, **body, "parked_at": status["parked_at"]})
+    assert talk.hear()[2]["state"]["status"] == "ABORTED"
+    assert talk.finish()[0] == 1
+
+
+@pytest.mark.parametrize("verb", ["skip", "retry", "abandon"])
+def test_a_request_that_waits_for_a_worker_is_for_what_was_parked_when_it_was_sent(
+    server: Server, commands: Commands, verb: str
+) -> None:
+    env = {"REDIS_URL": server.url}
+    worker = commands.quiet("worker", env=env)
+    steps = [do(1, name="A", service="raw", compensation="UndoA", compensation_attempts=1),
+             do(1, name="B", service="raw", compensation="UndoB", compensation_attempts=1),
+             do(1, name="C", service="raw", compensation=None)]  # fmt: skip
+    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    for kind, step in (("A_ok", 1), ("B_ok", 2), ("C_failed", 3), ("UndoB_failed", 2)):
+        answered(server, kind, step)
+    shown(commands, env, "2/compensation/1")
+    worker.terminate()
+    worker.wait()
+    done = commands.run(verb, "s1", "--reason", "x", "--timeout", "0.2", **env)
+    assert "no worker has taken" in done.stderr
+    with SagaClient(server.url) as client, pytest.raises(TimeoutError):
+        getattr(client, verb)("s1", "from a program", 0.2)
+    answered(server, "UndoB_ok", 2)
+    answered(server, "UndoA_failed", 1)
+    commands.quiet("worker", env=env)
+    shown(commands, env, "1/compensation/1")
+    with redis.Redis.from_url(server.url) as client:
+        until(lambda: not client.xlen(ONLY.interventions), what="the requests are read")
+    state = json.loads(commands.run("show", "s1", "--json", **env).stdout)
+    assert (state["status"], state["parked_at"], state["interventions"]) == ("COMPENSATING", "1/compensation/1", [])
+
+
+def test_a_cancel_that_is_read_after_the_pivot_was_parked_does_not_say_that_it_was_not_done(
+    server: Server, commands: Commands
+) -> None:
+    env = {"REDIS_URL": server.url}
+    worker = commands.quiet("worker", env=env)
+    steps = [do(1, name="A", service="raw", compensation="UndoA", compensation_attempts=1),
+             do(1, name="B", service="raw", compensation=None, kind="pivot", attempts=1)]  # fmt: skip
+    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    answered(server, "A_ok", 1)
+    with redis.Redis.from_url(server.url) as client:
+        until(lambda: client.hget(ONLY.saga("s1"), "current_step") == b"2", what="the pivot is out")
+        worker.terminate()
+        worker.wait()
+        commands.run("cancel", "s1", "--reason", "changed my mind", "--timeout", "0.2", **env)
+        answered(server, "B_failed", 2, unknown=1)
+        commands.quiet("worker", env=env)
+        shown(commands, env, "2/transaction/1")
+        until(lambda: not client.xlen(ONLY.interventions), what="the request is read")
+    shown(commands, env, "2/transaction/1")
+    plain = commands.run("cancel", "s1", "--reason", "changed my mind", **env)
+    assert plain.returncode == 1
+    assert "To say that step 2 was not done, cancel with parked_at 2/transaction/1" in plain.stderr
+    seen = commands.run("cancel", "s1", "--reason", "looked it up", "--parked-at", "2/transaction/1", **env)
+    assert seen.stdout == "s1 COMPENSATING: waits for raw to answer UndoA, step 1\n"
+
+
 def test_without_a_worker_the_request_waits_for_one(server: Server, commands: Commands) -> None:
     env = {"REDIS_URL": server.url}
     done = commands.run("cancel", "s1", "--reason", "x", "--timeout", "0.2", **env)

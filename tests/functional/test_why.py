@@ -228,8 +228,9 @@ def test_a_parked_saga_and_what_each_verb_would_do(shop: Shop) -> None:
     last = do(1, "Raise", "shop", attempts=1)
     shop.begin("s1", do(1, "Quick", "shop", compensation_attempts=1, backoff_ms=1), last)
     text = shop.shows("s1", "PARKED", "parked   Undo of step 1 failed", "sagastream retry s1 --reason TEXT")
-    assert "sagastream skip s1 --reason TEXT  # go on as if step 1 were undone" in text
-    assert "sagastream abandon s1 --reason TEXT  # end ABORTED as it is; what these steps did stays: 1" in text
+    assert "sagastream skip s1 --reason TEXT --parked-at 1/compensation/1  # go on as if step 1 were undone" in text
+    assert "sagastream abandon s1 --reason TEXT --parked-at 1/compensation/1  # end ABORTED as it is; what" in text
+    assert "these steps did stays: 1" in text
 
 
 def test_a_reply_that_waits_for_a_worker(shop: Shop) -> None:

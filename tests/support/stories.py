@@ -77,10 +77,19 @@ class Story:
         return self._when(Due(saga_id="saga42"), after_ms=after_ms)
 
     def when_asked(
-        self, verb: Verb, reason: str = "as agreed", request_id: str | None = "op-1", *, now: bool = False
+        self,
+        verb: Verb,
+        reason: str = "as agreed",
+        request_id: str | None = "op-1",
+        *,
+        now: bool = False,
+        parked_at: str | None = None,
     ) -> Self:
-        """An operator asks for something."""
-        return self._when(Intervene(verb=verb, saga_id="saga42", reason=reason, now=now, request_id=request_id))
+        """An operator asks for something. `parked_at`: where they saw the saga parked; None: they do not say."""
+        asked = Intervene(
+            verb=verb, saga_id="saga42", reason=reason, now=now, parked_at=parked_at, request_id=request_id
+        )
+        return self._when(asked)
 
     # --- what it leads to
 

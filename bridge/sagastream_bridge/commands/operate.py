@@ -30,6 +30,12 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
     @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
     @click.option(
+        "--parked-at",
+        metavar="PLACE",
+        help="Where you saw it parked, as `sagastream show` prints it. If it has moved since, nothing is done."
+        + (" With it, a cancel says that the step was not done." if verb == "cancel" else ""),
+    )
+    @click.option(
         "--timeout",
         default=10.0,
         show_default=True,
@@ -38,7 +44,9 @@ def _verb(verb: str, help_text: str) -> click.Command:
         metavar="SECONDS",
         help="How long to wait for a worker to do it. If none does, one will do it later.",
     )
-    def command(saga_id: str, reason: str, by: str | None, timeout: float, **options: bool) -> None:
+    def command(
+        saga_id: str, reason: str, by: str | None, parked_at: str | None, timeout: float, **options: bool
+    ) -> None:
         from sagastream.core.messages import Code
         from sagastream.errors import MalformedMessage, RequestRefused
 
@@ -51,7 +59,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
             layout.check(broker)
             try:
                 actor = _user_at_host() if by is None else by
-                state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, **options)
+                state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, parked_at=parked_at, **options)
             except MalformedMessage as error:
                 raise click.UsageError(str(error)) from None
             except RequestRefused as error:

@@ -96,6 +96,7 @@ def as_json(found: Found) -> str:
     view |= {
         "reason": state.reason,
         "parked": state.parked,
+        "parked_at": state.parked_at,
         "cancelling": state.cancelling,
         "waiting_for": None if state.ended else state.waiting_for,
         "why": _causes(found.causes),
@@ -125,6 +126,7 @@ def row_as_json(state: SagaState, causes: Sequence[Cause] = ()) -> str:
         "waiting_for": None if state.ended else state.waiting_for,
         "why": _causes(causes),
         "parked": state.parked,
+        "parked_at": state.parked_at,
         "reason": state.reason,
         "begun_at": iso(state.begun_ms),
         "updated_at": iso(state.updated_ms),

@@ -110,7 +110,7 @@ def told(state: SagaState) -> dict[str, Any]:
     if not state.ended:
         members["waiting_for"] = state.waiting_for
     if state.parked is not None:
-        members["parked"] = state.parked
+        members |= {"parked": state.parked, "parked_at": state.parked_at}
     return members
 
 

@@ -217,10 +217,66 @@ def test_a_saga_that_is_parked_at_its_pivot_goes_back_when_that_was_certainly_no
     story.expect_status("COMPENSATING", "Step 2 failed: no").expect_sent("inventory", "ReleaseReservation", 1)
 
 
-def test_a_saga_that_is_parked_at_its_pivot_can_be_cancelled() -> None:
-    story = parked_at_the_pivot().when_asked(Verb.CANCEL, "the bank says no")
-    story.expect_status("COMPENSATING", "Cancelled: the bank says no")
+def test_a_saga_that_is_parked_at_its_pivot_can_be_cancelled_by_who_has_seen_that() -> None:
+    story = parked_at_the_pivot()
+    assert story.saga.parked_at == "2/transaction/1"
+    story.when_asked(Verb.CANCEL, "the bank says no", parked_at="2/transaction/1")
+    story.expect_status("COMPENSATING", "Cancelled: the bank says no").expect_steps("COMPLETED", "FAILED", "PENDING")
     story.expect_sent("inventory", "ReleaseReservation", 1)
+    assert not story.saga.steps[1].unknown
+
+
+def test_a_cancel_that_does_not_say_what_its_sender_saw_does_not_say_that_the_pivot_was_not_done() -> None:
+    """It may have been sent while the pivot was out, and be read after the saga was parked."""
+    why = "is parked: ChargePayment may have been done, and nothing undoes it. To say that step 2 was not done, "
+    parked_at_the_pivot().when_asked(Verb.CANCEL).expect_refused(f"{why}cancel with parked_at 2/transaction/1")
+
+
+def test_a_cancel_of_a_step_that_may_have_been_done_has_it_undone() -> None:
+    story = given_saga(replace(CHARGE, kind=StepKind.RETRIABLE, attempts=1)).when_due()
+    assert story.saga.parked is not None
+    story.when_asked(Verb.CANCEL).expect_steps("FAILED").expect_sent("payment", "RefundPayment", 1)
+    assert story.saga.steps[0].unknown
+    # Also if it was only refused: another delivery may still do what would have been tried again.
+    story = given_saga(replace(CHARGE, kind=StepKind.RETRIABLE, attempts=1)).when("ChargePayment_failed", 1)
+    story.when_asked(Verb.CANCEL).expect_sent("payment", "RefundPayment", 1)
+
+
+def test_a_pivot_that_can_be_undone_by_now_is_undone_if_the_saga_is_cancelled() -> None:
+    story = given_saga(replace(CHARGE, kind=StepKind.PIVOT, attempts=1), published={}).when_due()
+    assert story.saga.parked is not None
+    story.published = PUBLISHED
+    story.when_asked(Verb.CANCEL).expect_sent("payment", "RefundPayment", 1)
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_what_was_asked_about_one_parked_state_is_not_done_to_another(verb: Verb) -> None:
+    # Another step:
+    story = parked_going_back().when_asked(Verb.RETRY, request_id="op-0").when("RefundPayment_ok", 2)
+    story.when("ReleaseReservation_failed", 1)
+    while story.saga.parked is None:
+        story.when_due()
+    at = story.saga.parked_at
+    assert at is not None
+    assert at.startswith("1/compensation/")
+    told = f"is no longer parked at 2/compensation/2: it is parked at {at}"
+    story.when_asked(verb, parked_at="2/compensation/2").expect_refused(told)
+    # The same step, tried again:
+    story = pivot_in_doubt().when_asked(Verb.RETRY, request_id="op-0")
+    story.when_asked(verb, parked_at="1/transaction/2").expect_refused(
+        "is no longer parked at 1/transaction/2: it waits for payment to answer ChargePayment, step 1 (attempt 3 of 4)"
+    )
+    story.when_due().when_due().when_due()
+    told = "is no longer parked at 1/transaction/2: it is parked at 1/transaction/4"
+    story.when_asked(verb, parked_at="1/transaction/2").expect_refused(told)
+
+
+@pytest.mark.parametrize("verb", [Verb.RETRY, Verb.SKIP, Verb.ABANDON])
+def test_what_was_asked_about_a_parked_state_is_done_as_long_as_it_is_that(verb: Verb) -> None:
+    story = parked_going_back()
+    at = story.saga.parked_at
+    story.when("CreateShipment_failed", 3).expect_duplicate_counted()  # which is no news
+    story.when_asked(verb, parked_at=at).expect_done(verb)
 
 
 @pytest.mark.parametrize("published", [{}, {"payment": {"ChargePayment": None}}])
@@ -336,8 +392,12 @@ def test_a_pivot_that_is_cancelled_now_and_can_be_undone_is_undone() -> None:
 
 
 def test_a_cancel_now_says_nothing_about_a_step_that_is_parked() -> None:
-    why = "is parked, so no command is out. To say that step 2 was not done, cancel without now"
+    why = (
+        "is parked, so no command is out. To say that step 2 was not done, cancel with parked_at 2/transaction/1, "
+        "without now"
+    )
     parked_at_the_pivot().when_asked(Verb.CANCEL, now=True).expect_refused(why)
+    parked_at_the_pivot().when_asked(Verb.CANCEL, now=True, parked_at="2/transaction/1").expect_refused(why)
 
 
 def test_a_compensation_that_is_out_is_not_cancelled_by_a_cancel_now_either() -> None:
@@ -609,6 +669,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     given_saga(replace(PIVOT, retry_failed=True)).when("ChargePayment_failed", 1).when_asked(Verb.CANCEL)
     for verb in Verb:
         pivot_in_doubt().when_asked(verb)
+    pivot_in_doubt().when_asked(Verb.CANCEL, parked_at=pivot_in_doubt().saga.parked_at)
     pivot_in_doubt().when("ChargePayment_ok", 1)
     pivot_in_doubt().when_asked(Verb.SKIP).when("ChargePayment_ok", 1, **done)
     # Back: a step that was done, and one of which nobody knows whether it was.

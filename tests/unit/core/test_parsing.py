@@ -441,8 +441,19 @@ INTERVENES = st.builds(
     saga_id=IDS,
     reason=TEXTS,
     actor=st.none() | TEXTS,
+    parked_at=st.sampled_from([None, "1/transaction/3", "100/compensation/0"]),
     request_id=st.none() | IDS,
 )
+
+
+@pytest.mark.parametrize("verb", Verb)
+@pytest.mark.parametrize(
+    "place", [2, None, "", "2", "2/undo/1", "0/transaction/1", "2/transaction/-1", "2/transaction/1 "]
+)
+def test_where_a_saga_was_seen_parked_is_checked(verb: Verb, place: object) -> None:
+    why = "the body: parked_at must be where the saga was seen parked: a step, transaction or compensation, and an att"
+    with pytest.raises(MalformedMessage, match=why):
+        parse_intervene(asked_body(verb, parked_at=place))
 
 
 @given(asked=INTERVENES | st.builds(Intervene, verb=st.just(Verb.CANCEL), saga_id=IDS, reason=TEXTS, now=st.booleans()))

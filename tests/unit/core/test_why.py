@@ -348,10 +348,10 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
                 CauseKind.PARKED,
                 [
                     "failed",
-                    "sagastream retry s1 --reason TEXT  # send Charge again, at most 3 times",
-                    "sagastream skip s1 --reason TEXT  # go on with step 2 as if step 1 were done",
-                    "sagastream abandon s1 --reason TEXT  # end ABORTED as it is",
-                    "sagastream cancel s1 --reason TEXT  # go back as if step 1 were not done",
+                    "retry s1 --reason TEXT --parked-at 1/transaction/1  # send Charge again, at most 3 times",
+                    "skip s1 --reason TEXT --parked-at 1/transaction/1  # go on with step 2 as if step 1 were done",
+                    "sagastream abandon s1 --reason TEXT --parked-at 1/transaction/1  # end ABORTED as it is",
+                    "cancel s1 --reason TEXT --parked-at 1/transaction/1  # go back as if step 1 were not done",
                 ],
             )
         ],
@@ -370,8 +370,8 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
             (
                 CauseKind.PARKED,
                 [
-                    "retry s1 --reason TEXT  # look again for what undoes it, at most 10 times",
-                    "skip s1 --reason TEXT  # go on as if step 2 were undone",
+                    "s1 --reason TEXT --parked-at 2/compensation/0  # look again for what undoes it, at most 10 times",
+                    "skip s1 --reason TEXT --parked-at 2/compensation/0  # go on as if step 2 were undone",
                     "what these steps did stays: 1, 2",
                 ],
             )
@@ -401,7 +401,7 @@ def test_a_parked_saga_past_its_pivot_cannot_be_cancelled_and_its_end_is_said() 
     last = a_step(phase=Phase.PARKED, parked="failed", definition={"kind": StepKind.RETRIABLE, "attempts": 10})
     (cause,) = why(a_saga(pivot, last, current_step=2), at_work())
     assert [line.split()[1] for line in cause.do] == ["retry", "skip", "abandon"]
-    assert "skip s1 --reason TEXT  # end COMPLETED as if step 2 were done" in cause.do[1]
+    assert "skip s1 --reason TEXT --parked-at 2/transaction/1  # end COMPLETED as if step 2 were done" in cause.do[1]
     assert cause.do[2].endswith("what these steps did stays: 1")
 
 

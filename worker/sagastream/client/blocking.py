@@ -181,30 +181,78 @@ class SagaClient:
         *,
         now: bool = False,
         actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
         """Cancel a saga: it is undone once its current step is answered, but not after its pivot. See `intervene`.
 
-        `now`: do not wait for the answer. The step counts as one that may have been done, and is undone too. If it is
-        the pivot, and nothing undoes it, the saga is parked. `actor`: who asks; it stays with the saga.
+        Args:
+            now: do not wait for the answer. The step counts as one that may have been done, and is undone too. If it is
+                the pivot, and nothing undoes it, the saga is parked.
+            actor: who asks; it stays with the saga.
+            parked_at: `parked_at` of the saga as you saw it. You say by this that the step was not done at which it is
+                parked. If it is no longer parked there, this is refused.
         """
-        return self.intervene(requests.to_intervene(Verb.CANCEL, saga_id, reason, now=now, actor=actor), timeout_s)
+        request = requests.to_intervene(Verb.CANCEL, saga_id, reason, now=now, actor=actor, parked_at=parked_at)
+        return self.intervene(request, timeout_s)
 
     def retry(
-        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
-        """Retry a parked saga: the command at which it is parked is sent again. `actor`: who asks. See `intervene`."""
-        return self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason, actor=actor), timeout_s)
+        """Retry a parked saga: the command at which it is parked is sent again. See `intervene`.
 
-    def skip(self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None) -> SagaState:
-        """Let a parked saga go on as if the step or compensation at which it is parked were done. `actor`: who asks.
-        See `intervene`."""
-        return self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason, actor=actor), timeout_s)
+        Args:
+            actor: who asks; it stays with the saga.
+            parked_at: `parked_at` of the saga as you saw it; by default as it is now. If it is no longer parked there
+                when a worker reads this, it is refused.
+        """
+        return self._settle_parked(Verb.RETRY, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+
+    def skip(
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
+    ) -> SagaState:
+        """Let a parked saga go on as if the step or compensation at which it is parked were done. Arguments as for
+        `retry`; see `intervene`."""
+        return self._settle_parked(Verb.SKIP, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
 
     def abandon(
-        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
-        """End a parked saga as it is: ABORTED, and nothing more is undone. `actor`: who asks. See `intervene`."""
-        return self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason, actor=actor), timeout_s)
+        """End a parked saga as it is: ABORTED, and nothing more is undone. Arguments as for `retry`; see
+        `intervene`."""
+        return self._settle_parked(Verb.ABANDON, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+
+    def _settle_parked(
+        self,
+        verb: Verb,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None,
+        *,
+        actor: str | None,
+        parked_at: str | None,
+    ) -> SagaState:
+        check_timeout(timeout_s)
+        keys = self._opened()
+        asking = requests.for_what_is_parked(keys, verb, saga_id, reason, actor=actor, parked_at=parked_at)
+        return self.intervene(run(self._redis, asking), timeout_s)
 
     def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request, and wait until a worker has taken it. Return the saga as it is then.

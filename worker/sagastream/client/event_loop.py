@@ -129,28 +129,62 @@ class AsyncSagaClient:
         *,
         now: bool = False,
         actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
         """Cancel a saga; awaits until a worker has taken the request. See SagaClient.cancel."""
-        request = requests.to_intervene(Verb.CANCEL, saga_id, reason, now=now, actor=actor)
+        request = requests.to_intervene(Verb.CANCEL, saga_id, reason, now=now, actor=actor, parked_at=parked_at)
         return await self.intervene(request, timeout_s)
 
     async def retry(
-        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
         """Retry a parked saga; awaits until a worker has taken the request. See SagaClient.retry."""
-        return await self.intervene(requests.to_intervene(Verb.RETRY, saga_id, reason, actor=actor), timeout_s)
+        return await self._settle_parked(Verb.RETRY, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
 
     async def skip(
-        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
         """Skip what a saga is parked at; awaits until a worker has taken the request. See SagaClient.skip."""
-        return await self.intervene(requests.to_intervene(Verb.SKIP, saga_id, reason, actor=actor), timeout_s)
+        return await self._settle_parked(Verb.SKIP, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
 
     async def abandon(
-        self, saga_id: str, reason: str, timeout_s: float | None = None, *, actor: str | None = None
+        self,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None = None,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
     ) -> SagaState:
         """End a parked saga as it is; awaits until a worker has taken the request. See SagaClient.abandon."""
-        return await self.intervene(requests.to_intervene(Verb.ABANDON, saga_id, reason, actor=actor), timeout_s)
+        return await self._settle_parked(Verb.ABANDON, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+
+    async def _settle_parked(
+        self,
+        verb: Verb,
+        saga_id: str,
+        reason: str,
+        timeout_s: float | None,
+        *,
+        actor: str | None,
+        parked_at: str | None,
+    ) -> SagaState:
+        check_timeout(timeout_s)
+        keys = await self._opened()
+        asking = requests.for_what_is_parked(keys, verb, saga_id, reason, actor=actor, parked_at=parked_at)
+        return await self.intervene(await self._run(asking), timeout_s)
 
     async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
 
 import redis
+from msgspec.structs import replace
 
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange, all_of
@@ -26,6 +27,7 @@ from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, Unr
 from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
+from sagastream.store.sagas import load
 
 #: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
 #: waits.
@@ -118,14 +120,36 @@ def to_begin(saga: SagaRequest) -> Begin:
     return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
 
 
-def to_intervene(verb: Verb, saga_id: str, reason: str, *, now: bool = False, actor: str | None = None) -> Intervene:
+def to_intervene(
+    verb: Verb,
+    saga_id: str,
+    reason: str,
+    *,
+    now: bool = False,
+    actor: str | None = None,
+    parked_at: str | None = None,
+) -> Intervene:
     """An operator's request. Raises MalformedMessage as `to_begin` does."""
     body: dict[str, Any] = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
     if now is not False:
         body["now"] = now
     if actor is not None:
         body["actor"] = actor
+    if parked_at is not None:
+        body["parked_at"] = parked_at
     return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
+
+
+def for_what_is_parked(
+    keys: StoreKeys, verb: Verb, saga_id: str, reason: str, *, actor: str | None, parked_at: str | None
+) -> Exchange[Intervene]:
+    """A request to retry, skip or abandon. If the caller does not say where the saga is parked, it is looked up: by the
+    time that a worker reads the request, the saga may be parked at another step. Raises as `to_intervene` does."""
+    request = to_intervene(verb, saga_id, reason, actor=actor, parked_at=parked_at)
+    if parked_at is not None:
+        return request
+    found = (yield from load(keys, [saga_id]))[0][saga_id]
+    return replace(request, parked_at=found.parked_at) if isinstance(found, SagaState) else request
 
 
 def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:

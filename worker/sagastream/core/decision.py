@@ -147,7 +147,7 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
     )
     if state.has_taken(event.request_id):
         return Decision(state=state, notices=(done,))  # the very same request, delivered again
-    if (why_not := _why_not(state, event)) is not None:
+    if (why_not := _why_not(state, event, moment)) is not None:
         return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
     kept = Intervention(
         verb=f"{event.verb} now" if event.now else event.verb,
@@ -160,29 +160,40 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
     return replace(decision, notices=((done,) if event.request_id is not None else ()) + decision.notices)
 
 
-def _why_not(state: SagaState, event: Intervene) -> str | None:
+def _why_not(state: SagaState, event: Intervene, moment: Moment) -> str | None:
     """Why an operator's request cannot be done; None: it can."""
     if state.ended:
         return f"has ended, {state.status}"
+    if event.parked_at is not None and event.parked_at != state.parked_at:
+        # Whoever asks has seen another state, and what they say was not meant for this one.
+        at = f"is parked at {state.parked_at}" if state.parked_at else f"waits for {state.waiting_for}"
+        return f"is no longer parked at {event.parked_at}: it {at}"
     if event.verb is not Verb.CANCEL:
         return None if state.parked is not None else f"is not parked, it waits for {state.waiting_for}"
+    return _why_not_cancelled(state, event, moment)
+
+
+def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> str | None:
     if state.status is SagaStatus.COMPENSATING:
         return "is being undone already; its compensation cannot be cancelled"
     if state.past_pivot:
         return "is past its pivot: there is no way back"
+    if event.now and state.parked is None:
+        return None
+    not_done = f"To say that step {state.current_step} was not done, cancel with parked_at {state.parked_at}"
     if event.now:
-        if state.parked is None:
-            return None
-        # A cancel of a parked saga says that the step was not done. This one does not say so.
-        return (
-            f"is parked, so no command is out. To say that step {state.current_step} was not done, cancel without now"
-        )
+        return f"is parked, so no command is out. {not_done}, without now"
+    if event.parked_at is None and moves.is_parked_past_return(state, moment):
+        # The request may have been sent before the saga was parked, so it says nothing of the outcome.
+        return f"is parked: {state.step.command} may have been done, and nothing undoes it. {not_done}"
     return "is being cancelled already" if state.cancelling is not None else None
 
 
 #: What each verb does; all but cancel are for the step that is parked.
 _VERBS: Final[Mapping[Verb, Callable[[SagaState, Intervene, Moment], Decision]]] = {
-    Verb.CANCEL: lambda state, asked, moment: moves.cancel(state, f"Cancelled: {asked.reason}", moment, now=asked.now),
+    Verb.CANCEL: lambda state, asked, moment: moves.cancel(
+        state, f"Cancelled: {asked.reason}", moment, now=asked.now, not_done=asked.parked_at is not None
+    ),
     Verb.RETRY: lambda state, _asked, moment: moves.retry(state, state.current_step, moment),
     Verb.SKIP: lambda state, _asked, moment: moves.skip(state, state.current_step, moment),
     Verb.ABANDON: lambda state, asked, moment: moves.abandon(state, state.current_step, asked.reason, moment),

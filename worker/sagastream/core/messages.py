@@ -21,6 +21,8 @@ ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SERVICE_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: The type of a reply: the name of a command and `_ok` or `_failed`.
 REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
+#: Where a saga is parked: step, transaction or compensation, and how often that was sent.
+PARKED_AT_PATTERN: Final = re.compile(r"[1-9][0-9]{0,2}/(transaction|compensation)/[0-9]{1,15}")
 
 #: The longest reason that an operator may give, and the longest name of an operator, in characters.
 MAX_REASON_CHARS: Final = 500
@@ -93,6 +95,7 @@ class Intervene(Struct, frozen=True, kw_only=True, gc=False):
     reason: str  # why; it stays with the saga
     now: bool = False  # of a cancel: do not wait for the command that is out; it counts as unknown from now on
     actor: str | None = None  # who asks, for people; it stays with the saga
+    parked_at: str | None = None  # where the sender saw it parked: SagaState.parked_at; it is refused at another place
     request_id: str | None = None  # of the stream entry: the answer is addressed to it
 
     def body(self) -> bytes:
@@ -101,6 +104,8 @@ class Intervene(Struct, frozen=True, kw_only=True, gc=False):
             members["now"] = True
         if self.actor is not None:
             members["actor"] = self.actor
+        if self.parked_at is not None:
+            members["parked_at"] = self.parked_at
         return encode(members)
 
     def fields(self) -> Fields:

@@ -164,6 +164,12 @@ def retry(state: SagaState, number: int, moment: Moment) -> Decision:
     return _send_again(state, number, replace(step, tried_before=step.current_attempt), moment)
 
 
+def is_parked_past_return(state: SagaState, moment: Moment) -> bool:
+    """Whether the saga is parked at its pivot, nobody knows whether that was done, and nothing undoes it."""
+    step = state.step
+    return step.parked is not None and _may_be_past_pivot(step.definition, _may_be_done(step), moment)
+
+
 def _may_be_past_pivot(definition: StepDefinition, unknown: bool, moment: Moment) -> bool:
     """Whether the saga may be past its pivot, and cannot find out."""
     return definition.kind is StepKind.PIVOT and unknown and not undo_of(definition, moment.published)
@@ -180,18 +186,19 @@ def fail_step(state: SagaState, number: int, error: bytes | None, moment: Moment
     return _undo_next(moved(state, "step failed", moment, put(state.steps, number, step), reason=reason), moment)
 
 
-def cancel(state: SagaState, why: str, moment: Moment, *, now: bool) -> Decision:
+def cancel(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: bool = False) -> Decision:
     """Go back: as soon as the current step is answered or, if no command is out, at once.
 
-    `now`: at once in any case. The command that is out counts as unknown from now on.
+    Args:
+        now: at once in any case. The command that is out counts as unknown from now on.
+        not_done: a person, who has seen at what the saga is parked, says by this that it was not done.
     """
     number, step = state.current_step, state.step
     if state.cancelling is not None:
         why = f"{state.cancelling}; {why}"
     if step.in_flight and not now:
         return Decision(state=moved(state, "to be cancelled", moment, state.steps, cancelling=why))
-    if step.parked is not None:
-        # The person who cancels it knows what it is parked at, and says by this that it was not done.
+    if not_done:
         return _cancel_at(state, number, why, moment, unknown=False)
     facts: dict[str, Any] = {"unknown": _may_be_done(step)}
     if step.in_flight:

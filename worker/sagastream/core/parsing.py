@@ -21,6 +21,7 @@ from sagastream.core.messages import (
     HARD,
     MAX_ACTOR_CHARS,
     MAX_REASON_CHARS,
+    PARKED_AT_PATTERN,
     Begin,
     Code,
     Command,
@@ -129,7 +130,7 @@ def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "
     """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon. `called`: as for parse_begin."""
     verb = VERBS[type_of(body)]
     known_format(body, called)
-    known = {"type", "msg_id", "saga_id", "reason", "actor", "format"}
+    known = {"type", "msg_id", "saga_id", "reason", "actor", "parked_at", "format"}
     checked_object(body, called, known | {"now"} if verb is Verb.CANCEL else known)
     return Intervene(
         verb=verb,
@@ -137,8 +138,18 @@ def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "
         reason=operator_text(body.get("reason"), "reason", MAX_REASON_CHARS),
         now="now" in body and flag_in(body, "now", called),
         actor=operator_text(body["actor"], "actor", MAX_ACTOR_CHARS) if "actor" in body else None,
+        parked_at=_parked_at(body["parked_at"], called) if "parked_at" in body else None,
         request_id=request_id,
     )
+
+
+def _parked_at(place: object, called: str) -> str:
+    if not isinstance(place, str) or not PARKED_AT_PATTERN.fullmatch(place):
+        raise MalformedMessage(
+            f"{called}: parked_at must be where the saga was seen parked: "
+            "a step, transaction or compensation, and an attempt, such as 2/compensation/1"
+        )
+    return place
 
 
 def operator_text(text: object, name: str, most: int) -> str:

@@ -144,6 +144,16 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         return self.steps[self.current_step - 1].parked
 
     @property
+    def parked_at(self) -> str | None:
+        """Where it is parked: step, `transaction` or `compensation`, and how often that was sent, such as
+        `2/compensation/10`; None: it is not parked. If it is parked at another place later, this is another text."""
+        step = self.step
+        if step.parked is None:
+            return None
+        what = "compensation" if step.being_undone else "transaction"
+        return f"{self.current_step}/{what}/{step.current_attempt}"
+
+    @property
     def times_out_ms(self) -> int | None:
         """When the command that is out times out; None: no command is out."""
         return self.steps[self.current_step - 1].times_out_ms

@@ -109,4 +109,5 @@ def _verbs(state: SagaState) -> list[str]:
     }
     if state.may_be_cancelled:
         meanings["cancel"] = f"go back as if step {number} were not done"
-    return [f"sagastream {verb} {state.saga_id} --reason TEXT  # {meaning}" for verb, meaning in meanings.items()]
+    ask = f"{state.saga_id} --reason TEXT --parked-at {state.parked_at}"
+    return [f"sagastream {verb} {ask}  # {meaning}" for verb, meaning in meanings.items()]

@@ -190,8 +190,10 @@ class Sagas:
                 self._orchestrator.do_due()
         raise ScenarioError(f"the sagas go on and on. The last lines:\n{self.explain()[-2000:]}")
 
-    def _intervene(self, verb: Verb, saga_id: str, reason: str, **more: object) -> None:
+    def _intervene(self, verb: Verb, saga_id: str, reason: str, parked_at: str | None, **more: object) -> None:
         body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason} | more
+        if parked_at is not None:
+            body["parked_at"] = parked_at
         self._orchestrator.request(parse_intervene(body, request_id=self._request_id()))
         self.settle()
 
@@ -268,6 +270,11 @@ class Saga:
         return self.state.parked
 
     @property
+    def parked_at(self) -> str | None:
+        """Where it is parked, as `retry` and the others take it; None: it is not."""
+        return self.state.parked_at
+
+    @property
     def sent(self) -> list[Command]:
         """The commands and compensations that it has sent, in order."""
         return [command for command in self._orchestrator.sent if command.saga_id == self.saga_id]
@@ -288,22 +295,22 @@ class Saga:
         """What the handler of each step returned; None if it returned None, or if that is not known."""
         return self.state.results
 
-    def cancel(self, reason: str = _REASON, *, now: bool = False) -> None:
+    def cancel(self, reason: str = _REASON, *, now: bool = False, parked_at: str | None = None) -> None:
         """As `SagaClient.cancel`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        more = {"now": True} if now else {}
-        self._intervene(Verb.CANCEL, self.saga_id, reason, **more)
+        more: dict[str, object] = {"now": True} if now else {}
+        self._intervene(Verb.CANCEL, self.saga_id, reason, parked_at, **more)
 
-    def retry(self, reason: str = _REASON) -> None:
+    def retry(self, reason: str = _REASON, *, parked_at: str | None = None) -> None:
         """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.RETRY, self.saga_id, reason)
+        self._intervene(Verb.RETRY, self.saga_id, reason, parked_at)
 
-    def skip(self, reason: str = _REASON) -> None:
+    def skip(self, reason: str = _REASON, *, parked_at: str | None = None) -> None:
         """As `SagaClient.skip`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.SKIP, self.saga_id, reason)
+        self._intervene(Verb.SKIP, self.saga_id, reason, parked_at)
 
-    def abandon(self, reason: str = _REASON) -> None:
+    def abandon(self, reason: str = _REASON, *, parked_at: str | None = None) -> None:
         """As `SagaClient.abandon`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.ABANDON, self.saga_id, reason)
+        self._intervene(Verb.ABANDON, self.saga_id, reason, parked_at)
 
     def explain(self) -> str:
         """What has happened to it, one line for each event."""
