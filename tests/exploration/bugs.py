@@ -16,7 +16,7 @@ from sagastream.core import decision, moves, plan, service_rules, step_state
 from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
-from sagastream.core.service_actions import Answer, Release, Requeue, Run, Undo
+from sagastream.core.service_actions import Answer, Next, Release, Requeue, Run, Undo
 from sagastream.core.step_state import Step
 from sagastream.core.transitions import Decision, Moment
 
@@ -66,13 +66,14 @@ class ServicesBug(StrEnum):
     FAILED_UNDO_ANSWERED = "a command is answered though its undo has failed"
     DELIVERED_AGAIN_NOT_UNDONE = "what another process may have begun is refused, and not undone"
     NOT_UNDONE = "what a handler did in vain is not undone"
+    UNKNOWN_COMMAND_IS_FINAL = "what a process does not have, nobody has begun"
 
 
 # --- mistakes of the service side
 
 
 _delivered, _too_late, _replied = service_rules.delivered, service_rules.too_late, service_rules.replied
-_overruled = service_rules.overruled
+_overruled, _without_handler = service_rules.overruled, service_rules.without_handler
 
 
 def _without_record(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:
@@ -101,6 +102,10 @@ def _did_nothing(todo: Run | Undo, called: Command, why: str) -> Answer | Releas
 
 def _always_here(command: Command, reply: Reply, *, is_held: bool) -> Undo | Requeue:
     return _overruled(command, reply, is_held=True)
+
+
+def _nobody_has_begun(command: Command, todo: Run | Undo, *, again: bool) -> Next:
+    return _without_handler(replace(command, attempt=1), todo, again=False)
 
 
 def _without_a_word(command: Command, todo: Run | Undo, *, begun: bool) -> None:
@@ -180,6 +185,7 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     ServicesBug.LOST_IS_DROPPED: [(service_rules, "lost", _without_a_word)],
     ServicesBug.FAILED_UNDO_ANSWERED: [(service_rules, "replied", _undo_not_looked_at)],
     ServicesBug.DELIVERED_AGAIN_NOT_UNDONE: [(service_rules, "delivered", _never_again)],
+    ServicesBug.UNKNOWN_COMMAND_IS_FINAL: [(service_rules, "without_handler", _nobody_has_begun)],
     ServicesBug.NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
     Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
     Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],

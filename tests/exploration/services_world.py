@@ -46,6 +46,7 @@ class ServicesConfig:
     outcomes: str = "or"
     gives_up: bool = False  # the saga may give the step up at any moment, and undo it
     processes: int = 2
+    lacking: int = 0  # how many of the processes are of a release that does not have the command, and publishes nothing
     kills: int = 0
     terms: int = 0  # SIGTERM
     outages: int = 0
@@ -203,9 +204,10 @@ class ServicesModel:
                 again = False
             if self.bug is ServicesBug.SENT_AGAIN_AS_NEW and letter.holder == UNREAD:
                 again = False
-            after = _held_by(after, letter.number, at)
+            after = self._looks_up(_held_by(after, letter.number, at), at, letter, again)
             fault = what == "takes over from a slow one"
-            yield Move((f"process {at} {what}", _shown(letter)), self._looks_up(after, at, letter, again), fault=fault)
+            if after != world:  # otherwise it is left as it was, for another process
+                yield Move((f"process {at} {what}", _shown(letter)), after, fault=fault)
 
     def _looks_up(self, world: World, at: int, letter: Letter, again: bool) -> World:
         command = self._commands[letter.attempt]
@@ -219,11 +221,19 @@ class ServicesModel:
         held = Held(
             number=letter.number, attempt=letter.attempt, todo=RUN, state=State.WAITING, seen=found.record or b""
         )
+        world = world._replace(records=tuple(sorted(found.records.items())))
+        lacks = at >= self.config.processes - self.config.lacking and not command.compensating
         if isinstance(todo, Answer):
             held = held._replace(state=None, answer=todo)
+        elif lacks and todo is not RUN:
+            # Nobody says what undoes it: the entry stands for the undo.
+            return _held_by(world, letter.number, LEFT)
+        elif lacks:
+            step = service_rules.without_handler(command, RUN, again=again)
+            assert isinstance(step, Answer)
+            held = held._replace(state=None, answer=step)
         elif todo is not RUN:
             held = self._to_undo(held, todo)
-        world = world._replace(records=tuple(sorted(found.records.items())))
         return _with(world, at, world.processes[at]._replace(held=held))
 
     def _to_undo(self, held: Held, todo: Undo) -> Held:

@@ -27,6 +27,8 @@ USUAL: Final = [
                    gives_up=True),
     ServicesConfig(name="given up, slow, the undo fails, killed", outcomes="oa", attempts=1, slow=1, kills=1,
                    undo_failures=2, gives_up=True),
+    ServicesConfig(name="a release that lacks the command, killed", outcomes="ora", kills=1, lacking=1, gives_up=True),
+    ServicesConfig(name="a release that lacks the command, slow", outcomes="ora", slow=1, lacking=1, hand_backs=1),
     ServicesConfig(name="three processes, slow, told to end", outcomes="or", processes=3, slow=1, terms=1),
 ]  # fmt: skip
 
@@ -56,6 +58,8 @@ PLANTED: Final = [
                                                    attempts=1)),
     (ServicesBug.FAILED_UNDO_ANSWERED, ServicesConfig(name="the undo fails", slow=1, undo_failures=1)),
     (ServicesBug.DELIVERED_AGAIN_NOT_UNDONE, ServicesConfig(name="killed", kills=1, gives_up=True)),
+    (ServicesBug.UNKNOWN_COMMAND_IS_FINAL, ServicesConfig(name="killed", kills=1, lacking=1)),
+    (ServicesBug.UNKNOWN_COMMAND_IS_FINAL, ServicesConfig(name="killed, one attempt", kills=1, lacking=1, attempts=1)),
     (ServicesBug.NOT_UNDONE, ServicesConfig(name="slow", slow=1)),
 ]  # fmt: skip
 

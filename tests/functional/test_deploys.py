@@ -171,6 +171,45 @@ def test_what_nobody_publishes_fails_at_once(deploy: Deploy) -> None:
     ]
 
 
+def test_what_nobody_publishes_any_more_may_have_been_begun_all_the_same(deploy: Deploy) -> None:
+    """A newer release had it and was killed; what it published is deleted."""
+    deploy.run(Shop("Pack").service)
+    deploy.given_to_one_that_died("Pack", not_after_ms=deploy.now_ms() + 60_000)
+    older = deploy.run(Shop("Do").service)
+    deploy.redis.hdel(KEYS.published("work"), "Pack")
+    deploy.turns_of(older, deploy.answers)
+    entries: Any = deploy.redis.xrange(ONLY.replies("work"))
+    [(_, fields)] = entries
+    assert json.loads(fields[b"body"])["type"] == "Pack_failed"
+    assert fields[b"unknown"] == b"1"
+
+
+@pytest.mark.parametrize("knows", ["not the command", "that it needs no undo"])
+def test_an_undo_that_is_owed_is_not_answered_away_by_a_release_that_knows_none(deploy: Deploy, knows: str) -> None:
+    newer = Shop("Pack", undone_by="Undo")
+    runner = deploy.run(newer.service)
+    entry_id = deploy.given_to_one_that_died("Pack")
+    deploy.redis.hset(ONLY.done("work", 0), "s1/1/transaction/(void)", 1)
+    older = Service("work")
+    names = ["Other"] if knows == "not the command" else ["Other", "Pack"]
+    for name in names:
+        older.command(name, compensation=None)(lambda params, context: None)
+    if knows == "not the command":
+        deploy.redis.delete(KEYS.published("work"))
+    deploy.turns_of(deploy.run(older), lambda: deploy.redis.xlen(WORK))
+    for _ in range(3):
+        deploy.redis.xclaim(WORK, "work", "dead", 0, [entry_id], idle=60_000)
+        older_runner = deploy.run(older)
+        older_runner._inbox.reader.leases._next_look = 0.0
+        older_runner.turn(block_ms=1)
+    assert deploy.answers() == []
+    newer_again = deploy.run(newer.service) if knows == "not the command" else runner
+    deploy.redis.xclaim(WORK, "work", "dead", 0, [entry_id], idle=60_000)
+    deploy.turns_of(newer_again, deploy.answers)
+    assert deploy.answers() == [("Pack_failed", "cancelled: Pack came after its compensation")]
+    assert newer.did == ["Undo"]
+
+
 def test_what_only_the_other_release_has_ends_once_nobody_waits_for_it(deploy: Deploy) -> None:
     deploy.run(Shop("Pack").service)
     older = deploy.run(Shop("Do").service)

@@ -668,6 +668,31 @@ def test_an_effect_is_left_to_a_person_where_no_process_has_what_undoes_it(scene
     assert "may have been done after it was refused" in message.reason
 
 
+def test_a_command_that_some_release_undoes_is_undone_whatever_another_one_says(scene: Scene) -> None:
+    """As two releases publish side by side, or a deploy drops a compensation: sagas of the other are under way."""
+
+    def says(undo: str | None) -> dict[str, str | None]:
+        published.publish(scene.redis, KEYS, "till", {"Charge": undo}, commands=["Charge"])
+        return dict(published.read(scene.redis, KEYS, ["till"])["till"])
+
+    assert says(None) == {"Charge": None}
+    assert says("Refund") == {"Charge": "Refund"}
+    for undo in (None, "Refund", None):
+        assert says(undo) == {"Charge": "Refund"}
+    scene.redis.hset(KEYS.published("till"), "Charge", published.UNSAID)
+    assert says(None) == {"Charge": None}
+    scene.redis.hset(KEYS.published("till"), "Charge", "not a name!")
+    assert says(None) == {"Charge": None}
+
+
+def test_a_command_that_is_said_to_undo_itself_is_one_of_which_nobody_knows_the_undo(scene: Scene) -> None:
+    """A repeated `_ok` of the command would count as that of its undo."""
+    scene.redis.hset(KEYS.published("till"), mapping={"Set": "Set", "Charge": "Refund"})
+    assert published.read(scene.redis, KEYS, ["till"]) == {"till": {"Charge": "Refund"}}
+    published.publish(scene.redis, KEYS, "till", {"Set": None})
+    assert published.read(scene.redis, KEYS, ["till"]) == {"till": {"Charge": "Refund", "Set": None}}
+
+
 def test_what_an_older_release_published_stays(scene: Scene) -> None:
     published.publish(scene.redis, KEYS, "till", {"Charge": "Refund", "Old": "UndoOld"})
     published.publish(scene.redis, KEYS, "till", {"Charge": "Refund2", "Remind": None})

@@ -240,14 +240,21 @@ export class Inbox {
 
   async #publish() {
     const before = await this.published()
-    const pairs = Object.entries(this.publishes).map(([name, undo]) => [name, undo ?? ''])
+    // If another release undoes a command, this one does not take that away: sagas of the other may be under way.
+    const isKept = ([name, undo]) => undo === null && isId(before.get(name)) && before.get(name) !== name
+    const said = Object.entries(this.publishes).filter((pair) => !isKept(pair))
+    const isNew = ([name, undo]) => undo === null && !before.has(name)
+    const pairs = said.filter((pair) => !isNew(pair)).map(([name, undo]) => [name, undo ?? ''])
     const named = pairs.map(([, undo]) => undo)
     // What no command names is a value too: then another release knows that it is not unknown to all.
-    for (const undo of [...this.compensations, ...pairs.map(([name]) => before.get(name))]) {
+    for (const undo of [...this.compensations, ...Object.keys(this.publishes).map((name) => before.get(name))]) {
       if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
     }
     await this.#unlessOther(0, 'SADD', `${this.prefix}:services`, this.service)
-    await this.#unlessOther(0, 'HSET', `${this.prefix}:services:${this.service}`, ...pairs.flat())
+    const key = `${this.prefix}:services:${this.service}`
+    if (pairs.length) await this.#unlessOther(0, 'HSET', key, ...pairs.flat())
+    // Another release may say at this moment what undoes it.
+    for (const [name] of said.filter(isNew)) await this.#unlessOther(0, 'HSETNX', key, name, '')
     this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
   }
 

@@ -363,10 +363,15 @@ class Runner {
 
   /** What undoes a transaction: as the step or this process says, or else as the service publishes; null: nothing. */
   async #undoOf(command) {
+    if (command.undoneBy !== undefined) return command.undoneBy
     const own = this.#service.undoOf(command)
-    if (own !== undefined) return own
+    if (own) return own
+    // A process of another release may have done it. So that this one needs no undo, or does not know the command, says
+    // nothing of what came of it. Nor does it if no release publishes it: that may have been deleted.
     const published = await this.#patience.patiently(() => this.#inbox.published())
-    return published.get(command.type) || null // if it is in no release, nobody can have done it
+    const undo = published.get(command.type)
+    if (isId(undo) && undo !== command.type) return undo
+    return undo === '' || own === null ? null : undefined
   }
 
   /** Run a handler, and renew the lease meanwhile: until its answer is not waited for any more, at most for a day. */
@@ -376,19 +381,20 @@ class Runner {
       if (this.#clock() < end) this.#inbox.renew(entry).catch(() => {}) // if Redis is away, the next one may succeed
     }, this.#service.leaseMs / 4)
     try {
-      return await this.#reply(command)
+      return await this.#reply(entry, command)
     } finally {
       clearInterval(renewing)
     }
   }
 
   /** The reply to a command; undefined: the process stops, and leaves it to another. */
-  async #reply(command) {
+  async #reply(entry, command) {
     const handler = this.#service.handler(command.type, command.compensating)
     if (!handler) {
       const known = command.compensating ? 'compensation' : 'command'
       const error = `unknown_command: service ${this.#service.name} has no ${known} ${command.type}`
-      return failed(command, JSON.stringify(error))
+      // A process of another release may have begun it; what that release publishes can be deleted.
+      return failed(command, JSON.stringify(error), entry.again || command.attempt > 1)
     }
     for (let tries = 1; ; ) {
       try {

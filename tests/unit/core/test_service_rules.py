@@ -356,10 +356,23 @@ def test_undos_of_what_comes_again_are_counted_and_limited() -> None:
 @pytest.mark.parametrize(("command", "called"), [(CHARGE, "command"), (REFUND, "compensation")])
 def test_a_command_that_the_service_does_not_have_fails(command: Command, called: str) -> None:
     text = f"unknown_command: service payment has no {called} {command.type}"
+    command = replace(command, attempt=1)
     failure = reply_to(command, failed(command.type), error=orjson.dumps(text))
     assert without_handler(command, RUN, again=False) == Answer(failure, "failed")
     retried = replace(command, retried=True)
-    assert without_handler(retried, RUN, again=True) == Answer(failure, "unknown")
+    assert without_handler(retried, RUN, again=False) == Answer(failure, "unknown")
+
+
+@pytest.mark.parametrize("command", [CHARGE, REFUND])
+@pytest.mark.parametrize("retried", [False, True])
+@pytest.mark.parametrize(("attempt", "again"), [(1, True), (2, False), (2, True)])
+def test_a_process_that_does_not_have_a_command_does_not_know_what_another_release_did(
+    command: Command, retried: bool, attempt: int, again: bool
+) -> None:
+    command = replace(command, retried=retried, attempt=attempt)
+    answer = without_handler(command, RUN, again=again)
+    assert isinstance(answer, Answer)
+    assert (answer.kind, answer.reply.unknown) == ("unknown", True)
 
 
 def test_an_undo_that_the_service_does_not_have_is_a_try_like_any_other() -> None:

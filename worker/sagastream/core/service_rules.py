@@ -150,7 +150,10 @@ def without_handler(
         return RELEASE if isinstance(next_, Undo) else next_
     known = "compensation" if command.compensating else "command"
     text = f"unknown_command: service {command.service} has no {known} {command.type}"
-    return _answer(command, reply_to(command, failed(command.type), error=encode(text)))
+    # A process of another release may have had it, or has an earlier attempt of it: what a service publishes can be
+    # deleted, so that it is not there does not say that nobody has begun it.
+    unknown = again or command.attempt > 1
+    return _answer(command, reply_to(command, failed(command.type), error=encode(text), unknown=unknown))
 
 
 def runs_alone(begun: int) -> bool:

@@ -33,13 +33,17 @@ class OtherReleases:
         """The compensation of a transaction: as the step or this process says, or else as the service publishes. None:
         it needs none; AS_PUBLISHED: nobody says. Raises redis.RedisError."""
         undo = self._service.undo_of(command)
-        if command.compensation != AS_PUBLISHED or (undo != AS_PUBLISHED and self._service.registration(command)):
+        if command.compensation != AS_PUBLISHED:
             return undo
+        has_it = self._service.registration(command) is not None
+        if has_it and undo not in (AS_PUBLISHED, None):
+            return undo
+        # A process of another release may have done it. So that this one needs no undo, or does not know the command,
+        # says nothing of what came of it. Nor does it if no release publishes it: that may have been deleted.
         published = self._inbox.published().get(command.type)
-        if not published:
-            # If it is in no release, nobody can have done it.
-            return None if published == "" else undo
-        return published if is_id(published) else AS_PUBLISHED
+        if published and is_id(published) and published != command.type:
+            return published
+        return None if published == "" or (has_it and undo is None) else AS_PUBLISHED
 
     def leave(self, deliveries: Sequence[Delivery]) -> None:
         """Have processes of another release take these over at once. Says so once for each command."""

@@ -34,9 +34,9 @@ def publish(
     commands: Collection[str] = (),
     compensations: Collection[str] = (),
 ) -> list[str]:
-    """Publish a service, and what it has. What was published before stays: sagas that began with an older release of
-    the service may still have to be undone. Returns the keys that hold something of another type, so that nothing
-    could be published there.
+    """Publish a service, and what it has. What was published before stays, and so does the compensation of a command
+    that needs none by now: sagas that began with an older release of the service may still have to be undone. Returns
+    the keys that hold something of another type, so that nothing could be published there.
 
     Args:
         undone_by: the compensation of each command that says it (None: it needs none).
@@ -47,13 +47,19 @@ def publish(
     # Those of another release too, which runs beside this one or ran before it.
     others = {before.get(name, "") for name, undo in undone_by.items() if before.get(name) != undo}
     unnamed = (others | set(compensations)).difference(undone_by.values())
-    fields: dict[Any, Any] = {name: undo or "" for name, undo in undone_by.items()}
+    # If another release undoes a command, this one does not take that away: sagas of the other may be under way.
+    needless = {name for name, undo in undone_by.items() if not undo and not _is_undo(before.get(name, ""), name)}
+    fields: dict[Any, Any] = {name: undo for name, undo in undone_by.items() if undo}
+    fields |= dict.fromkeys(needless & before.keys(), "")
     fields |= {f"({name})": name for name in unnamed if is_id(name)}
     pipeline = client.pipeline(transaction=False)
     pipeline.sadd(keys.services, service)
     written = [keys.services]
     if fields:
         pipeline.hset(keys.published(service), mapping=fields)
+        written.append(keys.published(service))
+    for name in needless - before.keys():
+        pipeline.hsetnx(keys.published(service), name, "")  # another release may say at this moment what undoes it
         written.append(keys.published(service))
     for name in set(commands).difference(undone_by):
         pipeline.hsetnx(keys.published(service), name, UNSAID)  # another release, or a person, may have said it
@@ -65,6 +71,12 @@ def publish(
         else:
             or_raise(answer)
     return list(unusable)
+
+
+def _is_undo(name: str, command: str) -> bool:
+    """Whether this can be the compensation of a command. A command does not undo itself: its `_ok` would count as that
+    of its undo."""
+    return is_id(name) and name != command
 
 
 def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, str]:
@@ -119,9 +131,10 @@ def read(client: "redis.Redis", keys: StoreKeys, services: Collection[str]) -> P
     for service, answer in zip(services, pipeline.execute(raise_on_error=False), strict=True):
         if is_wrong_type(answer):
             continue  # the value at its key is not a hash
+        pairs = [
+            (name.decode(errors="replace"), undo.decode(errors="replace")) for name, undo in or_raise(answer).items()
+        ]
         found[service] = {
-            command.decode(errors="replace"): undo.decode() or None
-            for command, undo in or_raise(answer).items()
-            if is_id(command.decode(errors="replace")) and (not undo or is_id(undo.decode(errors="replace")))
+            command: undo or None for command, undo in pairs if is_id(command) and (not undo or _is_undo(undo, command))
         }
     return found
