@@ -210,6 +210,38 @@ def test_an_undo_that_is_owed_is_not_answered_away_by_a_release_that_knows_none(
     assert newer.did == ["Undo"]
 
 
+@pytest.mark.parametrize("how", ["DESTROY", "SETID"])
+def test_an_undo_that_is_owed_is_not_forgotten_with_the_group(
+    deploy: Deploy, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group gives the entry again as new, although its process has had its effect, and has died."""
+    shop = Shop("Pack", undone_by="Undo")
+    runner = deploy.run(shop.service)
+    entry_id = deploy.deliver("Pack")
+    deploy.redis.xreadgroup("work", "dead", {WORK: ">"})
+    deploy.redis.hset(ONLY.done("work", 0), "s1/1/transaction/(void)", 1)
+
+    def has_looked() -> bool:
+        deploy.redis.xclaim(WORK, "work", "dead", 0, [entry_id])  # its lease lasts
+        assert runner._inbox.reader._reached is not None
+        return runner._inbox.reader._reached().get(WORK, (0, 0)) > (0, 0)
+
+    deploy.turns_of(runner, has_looked)
+    assert deploy.answers() == []
+    if how == "DESTROY":
+        deploy.redis.xgroup_destroy(WORK, "work")
+    else:
+        deploy.redis.xgroup_setid(WORK, "work", "0")
+    deploy.turns_of(runner, deploy.answers)
+    assert deploy.answers() == [("Pack_failed", "cancelled: Pack came after its compensation")]
+    assert shop.did == ["Undo"]
+    # What is added after that is new.
+    deploy.deliver("Fly", attempt=1)
+    deploy.turns_of(runner, lambda: len(deploy.answers()) == 2)
+    entries: Any = deploy.redis.xrange(ONLY.replies("work"))
+    assert b"unknown" not in entries[1][1]
+
+
 def test_what_only_the_other_release_has_ends_once_nobody_waits_for_it(deploy: Deploy) -> None:
     deploy.run(Shop("Pack").service)
     older = deploy.run(Shop("Do").service)

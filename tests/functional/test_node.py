@@ -69,6 +69,8 @@ service.compensation('Undo', async (params, { transactionKey, result }) => {
   if (params === 'stuck') throw new Reject('the bank is closed')
 })
 
+service.command('Ask', { compensation: null }, (params) => params)
+
 if (process.env.RELEASE === 'newer') {
   service.command('Pack', { compensation: 'Unpack' }, (params) => redis.rPush('packed', params).then(() => params))
   service.compensation('Unpack', () => redis.rPush('packed', 'undone'))
@@ -548,6 +550,45 @@ def test_what_only_the_other_release_has_is_undone_by_it(client: redis.Redis, no
     node.probe(release="newer")
     assert answers(client, 1) == ["Pack_failed cancelled: Pack came after its compensation"]
     assert client.lrange("packed", 0, -1) == [b"undone"]
+
+
+@pytest.mark.parametrize("how", ["DESTROY", "SETID"])
+def test_an_undo_that_is_owed_is_not_forgotten_with_the_group(client: redis.Redis, node: Node, how: str) -> None:
+    stream = ONLY.commands("work")
+    process = node.probe(lease_ms=60_000)
+    process.send_signal(signal.SIGSTOP)
+    client.xreadgroup("work", "dead", {stream: ">"}, block=1200)  # what the stopped process asked for is over
+    deliver(client, "a")
+    client.xreadgroup("work", "dead", {stream: ">"})  # it has its effect, and dies
+    process.send_signal(signal.SIGCONT)
+    deliver(client, "b", saga_id="s2")
+    assert answers(client, 1) == ["Do_ok b"]
+    client.hset(ONLY.done("work", 1), "s1/1/transaction/(void)", 1)
+    if how == "DESTROY":
+        client.xgroup_destroy(stream, "work")
+    else:
+        client.xgroup_setid(stream, "work", "0")
+    assert answers(client, 2) == ["Do_ok b", "Do_failed cancelled: Do came after its compensation"]
+    assert client.llen("undone") == 1
+
+
+def test_a_later_attempt_of_what_is_not_known_is_in_doubt(client: redis.Redis, node: Node) -> None:
+    """A process of another release may have the earlier one, and what it publishes may have been deleted."""
+    node.probe()
+    deliver(client, "a", name="Fly", attempt=2)
+    assert answers(client, 1) == ["Fly_failed unknown_command: service work has no command Fly, unknown"]
+
+
+def test_a_compensation_that_another_release_publishes_stays(client: redis.Redis, node: Node) -> None:
+    client.hset(KEYS.published("work"), "Ask", "Unask")
+    node.probe()
+    assert client.hget(KEYS.published("work"), "Ask") == b"Unask"
+    client.hset(KEYS.published("work"), "Ask", "?")
+    node.probe()
+    assert client.hget(KEYS.published("work"), "Ask") == b""
+    client.hdel(KEYS.published("work"), "Ask")
+    node.probe()
+    assert client.hget(KEYS.published("work"), "Ask") == b""
 
 
 def test_a_command_of_a_newer_format_is_left_alone(client: redis.Redis, node: Node) -> None:

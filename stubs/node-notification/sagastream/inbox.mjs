@@ -38,6 +38,7 @@ export class Inbox {
   #claimBegan = 0
   #nextForget = 0
   #nextPublish = 0
+  #deleted = false // whether a group was deleted since it last joined
   #others = new Set() // the keys that hold something else
 
   /**
@@ -83,10 +84,12 @@ export class Inbox {
         await Promise.all(this.#partitions.map(forgotten))
       }
       const each = Math.ceil(count / this.#partitions.length)
-      return this.#entries(await this.#xreadgroup(this.reader, this.#all('>'), 'COUNT', each, 'BLOCK', BLOCK_MS))
+      const answer = await this.#xreadgroup(this.reader, this.#all('>'), 'COUNT', each, 'BLOCK', BLOCK_MS)
+      return await this.#whatIsNew(this.#entries(answer))
     } catch (error) {
       if (!/^(NOGROUP|UNBLOCKED the stream key no longer exists)/.test(error.message)) throw error
       this.say(`a stream or group of the commands of ${this.service} was deleted; created it again`)
+      this.#deleted = true
       this.recover()
       return []
     }
@@ -192,9 +195,19 @@ export class Inbox {
       return
     }
     // If the store was emptied meanwhile, a worker makes it again as it was.
-    if (tags !== null) this.#partitions = tags.map((tag) => partition(this.prefix, tag, this.service))
+    if (tags !== null) {
+      const known = new Map(this.#partitions.map((one) => [one.commands, one]))
+      const named = tags.map((tag) => partition(this.prefix, tag, this.service))
+      this.#partitions = named.map((one) => known.get(one.commands) ?? one)
+    }
     await this.#publish()
     await Promise.all(this.#partitions.map(({ commands }) => this.#makeGroup(commands)))
+    if (this.#deleted) {
+      // Whoever has made the group again: it gives, as new, what it gave before.
+      const untilMs = await this.#now()
+      for (const one of this.#partitions) one.untilMs = untilMs
+      this.#deleted = false
+    }
     this.#own = this.#all('0')
     this.#nextClaim = 0
     this.#joined = true
@@ -307,6 +320,27 @@ export class Inbox {
     return this.#xreadgroup(this.writer, this.#all(AFTER_ALL), 'COUNT', 1)
   }
 
+  /**
+   * Entries that the group gives as new. New ones come in their order, after all that was given before. If not,
+   * somebody has set the group back, and all that stood in the stream by then counts as delivered before.
+   */
+  async #whatIsNew(entries) {
+    for (const entry of entries) {
+      const { partition } = entry
+      const at = entry.id.split('-').map(BigInt)
+      if (isAfter(at, partition.reached)) partition.reached = at
+      else if (at[0] > partition.untilMs) partition.untilMs = await this.#now()
+      if (at[0] <= partition.untilMs) entry.again = true
+    }
+    return entries
+  }
+
+  /** The time by the clock of Redis, in ms. */
+  async #now() {
+    const [seconds, micros] = await this.writer.call('TIME')
+    return BigInt(seconds) * 1000n + BigInt(micros) / 1000n
+  }
+
   #entries(answer, how) {
     const byStream = new Map(this.#partitions.map((one) => [one.commands, one]))
     return (answer ?? []).flatMap(([name, page]) => entriesOf(byStream.get(String(name)), page, how))
@@ -321,6 +355,8 @@ function partition(prefix, tag, service) {
     replies: `${base}:replies:${service}`,
     quarantine: `${base}:quarantine:${service}`,
     claimAfter: '-', // where the look at abandoned commands goes on
+    reached: [-1n, 0n], // the newest entry that it was given as new
+    untilMs: -1n, // what was added until then was delivered before
     /** The key of the records: they are filed by the hour in which the saga began. */
     done: ({ begunMs }) => `${base}:done:${service}:${BigInt(begunMs) / HOUR_MS}`,
   }
@@ -340,6 +376,11 @@ function entriesOf(partition, page, { again = false, takenOver = false } = {}) {
       const before = again || fields.replayed !== undefined
       return { id: String(id), place: `${partition.commands} ${id}`, partition, fields, again: before, takenOver }
     })
+}
+
+/** Whether an id of an entry comes after another, as numbers. */
+function isAfter([ms, number], [otherMs, otherNumber]) {
+  return ms > otherMs || (ms === otherMs && number > otherNumber)
 }
 
 /** When an entry was added, by the clock of Redis: a BigInt, since people may give any 64 bits as an id. */

@@ -21,6 +21,7 @@ from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.failures import is_deleted, is_wrong_type
 from sagastream.broker.leases import Leases
 from sagastream.broker.portions import Portion
+from sagastream.broker.redelivered import EntryId, Redelivered
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
@@ -71,6 +72,7 @@ class GroupReader:
         lease_ms: int,
         on_join: Callable[[], Sequence[str]],
         heartbeat: Heartbeat | None = None,
+        reached: Callable[[], Mapping[str, EntryId]] | None = None,
     ) -> None:
         """
         Args:
@@ -78,6 +80,8 @@ class GroupReader:
             on_join: called before the first reading, and before the first reading after an outage or after a group was
                 deleted: by then, it may be another store. Returns the streams that are to be read.
             heartbeat: is sent along with the readings.
+            reached: by stream: how far its group was, as the process saw it besides. With it, what a group gives again,
+                since somebody has deleted it or set it back, counts as delivered before.
         """
         self.streams: list[str] = []  # those that are read
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
@@ -95,6 +99,9 @@ class GroupReader:
         self._unusable: set[str] = set()  # streams that are none, and are left out
         # By stream: where the reading of own pending entries goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
+        self._redelivered = Redelivered()
+        self._reached = reached
+        self._was_deleted = False  # a stream or a group, since it last joined
         self._portion = Portion(_MOST_AT_ONCE)
         self._first = 0  # which stream is read first, if not all are
         #: Of the streams from which the last reading took new entries, at most how many it took of each.
@@ -224,6 +231,11 @@ class GroupReader:
             exchange.run(self._client, self._beat(self._heartbeat))
         self.streams, self._unusable = [], set()
         self._make_groups(streams)
+        if self._was_deleted:
+            # Whoever has made the group again: it gives what it gave before.
+            (clock,) = wire.round_trip(self._client, [("TIME",)])
+            self._redelivered.all_until(streams, wire.milliseconds(or_raise(clock)))
+            self._was_deleted = False
         self.renew()
         # Before this process came, the clock may have been set back.
         self.leases.clock_set_back(self.streams)
@@ -256,6 +268,7 @@ class GroupReader:
         more = len(self.streams) - _NAMED
         names = ", ".join(self.streams[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         self._log.warning(f"a stream or group of {names} was deleted; created it again")
+        self._was_deleted = True
         self.recover()
 
     def _take_ahead(self) -> list[Entry]:
@@ -306,9 +319,12 @@ class GroupReader:
         for most in sorted({count for count in counts.values() if count > least}):
             those = [stream for stream, count in counts.items() if count == most]
             readings.append(self._reading(dict.fromkeys(those, ">"), most - least))
+        before = None if self._reached is None else self._redelivered.before(self._reached())
         *answers, clock = yield [*readings, ("TIME",)]
         entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
+        if before is not None:
+            entries = self._redelivered.looked_at(answers, entries, self.now_ms, before)
         if back_ms := self.clock.is_now(self.now_ms):
             self._log.warning(
                 f"the broker's clock was set back by {round(back_ms / 1000)} s: "

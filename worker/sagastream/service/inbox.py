@@ -67,6 +67,7 @@ class CommandInbox:
             lease_ms=lease_ms,
             on_join=self._join,
             heartbeat=self._heartbeat,
+            reached=lambda: lineage.reached,
         )
         self._records = Records(client)
         self.outbox = Outbox(

@@ -137,6 +137,7 @@ class Lineage:
         self._service = service
         self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
         self._gone: list[str] = []  # what was missing when it looked last
+        self.reached: dict[str, EntryId] = {}  # by stream: the furthest that its group was seen; never changed in place
         # A loss that is not kept in the store yet. What is read along with a look may fail, and end it early.
         self._to_keep: tuple[str, bytes] | None = None
         self._refused = ""
@@ -162,6 +163,9 @@ class Lineage:
                     self._seen.clear()
                     self._tell(found, now)
             self._seen.append(now)
+            self.reached = self.reached | {
+                stream: max(reached, self.reached.get(stream, reached)) for stream, reached in now.read.items()
+            }
             if self._to_keep is not None:
                 # All processes find the same loss: the first one keeps it.
                 (answer,) = yield [("HSETNX", keys.losses, *self._to_keep)]
