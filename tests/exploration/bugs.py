@@ -190,7 +190,10 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
     Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],
     Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(moves, "cancel", _whatever_it_is)],
-    Bug.NOW_AT_A_PARKED_STEP: [(decision, "_why_not", _not_done_at_once)],
+    Bug.NOW_AT_A_PARKED_STEP: [
+        (decision, "_why_not", _not_done_at_once),
+        (moves, "cancel", _parked_is_not_done),
+    ],
     Bug.CANCEL_IS_NOT_DONE: [
         (moves, "cancel", _parked_is_not_done),
         (moves, "is_parked_past_return", _never_past_return),
