@@ -124,8 +124,8 @@ def _first_to_undo(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) ->
     return [] if any(step.being_undone for step in steps) else to_undo[:1]
 
 
-def _any_ok(state: SagaState, reply: Reply) -> bool:
-    return reply.type == ok(state.steps[reply.step - 1].definition.transaction)
+def _any_ok(step: Step, reply: Reply) -> bool:
+    return reply.type == ok(step.definition.transaction)
 
 
 def _never_late(step: Step, reply: Reply) -> bool:
@@ -180,7 +180,7 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
         (plan, "TO_UNDO", TO_UNDO | {Phase.FAILED}),
         (step_state, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
     ],
-    Bug.ANSWERED_AGAIN: [(decision, "awaits", _any_ok)],
+    Bug.ANSWERED_AGAIN: [(decision, "_is_news", _any_ok)],
     ServicesBug.OWED_IN_MEMORY: [(service_rules, "overruled", _always_here)],
     ServicesBug.LOST_IS_DROPPED: [(service_rules, "lost", _without_a_word)],
     ServicesBug.FAILED_UNDO_ANSWERED: [(service_rules, "replied", _undo_not_looked_at)],

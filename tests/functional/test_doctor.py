@@ -334,6 +334,10 @@ def test_commands_of_a_service_that_never_was_are_dropped_when_no_saga_waits(
     for saga_id in ("s1", "s2"):
         append_requests(scene.redis, [Intervene(verb=Verb.ABANDON, saga_id=saga_id, reason="misspelt")])
     scene.turns_until(lambda: all((s := scene.client.get(one)) is not None and s.ended for one in ("s1", "s2")))
+    assert not any("wrok" in text for text in found(scene))  # given up, so their commands were deleted unread
+    for saga_id in ("s1", "s2"):  # as a worker sends them that has not heard of it
+        body = f'{{"type":"Do","saga_id":"{saga_id}","step":1,"params":null}}'
+        scene.redis.xadd(ONLY.commands("wrok"), {"body": body})
     [text] = [text for text in found(scene) if "wrok" in text]
     assert text == (
         "warning: no process of service wrok is listening, and none ever was; is it a misspelling of work?; commands "

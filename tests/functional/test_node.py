@@ -752,7 +752,7 @@ def test_a_group_that_was_deleted_is_made_anew(server: Server, client: redis.Red
     layout.check(server.broker())  # a worker makes the store anew
     deliver(client, "a")
     assert answers(client, 1) == ["Do_ok a"]
-    assert client.hgetall(KEYS.published("work")) == {b"Do": b"Undo"}
+    assert client.hgetall(KEYS.published("work")) == {b"Do": b"Undo", b"Ask": b""}
 
 
 def test_the_user_of_the_page_may_do_all_that_the_sample_does(

@@ -233,8 +233,9 @@ class Reality:
             body |= {"deadline_ms": self._wanted.deadline_ms, "deadline": self._wanted.deadline}
         append_requests(self._redis, [parse_begin(body, request_id="r", echo=True)])
         for verb in self._wanted.verbs:
-            assert self.client.wait("s", timeout_s=60).parked
-            getattr(self.client, verb)("s", "as the test has it", 20)
+            state = self.client.wait("s", timeout_s=60)
+            assert state.parked
+            getattr(self.client, verb)("s", "as the test has it", 20, parked_at=state.parked_at)
         return until(self._settled, what="the saga ends, and no command is left")
 
     def sent(self) -> list[str]:
@@ -353,7 +354,7 @@ def in_the_kit(wanted: Scenario) -> tuple[dict[str, Any], list[str], list[str], 
         saga = sagas.run(wanted.steps, saga_id="s", deadline_ms=wanted.deadline_ms, deadline=deadline)
         for verb in wanted.verbs:
             assert saga.parked
-            getattr(saga, verb)("as the test has it")
+            getattr(saga, verb)("as the test has it", parked_at=saga.parked_at)
         return story(saga.state), saga.commands, shop.called, shop.effects
 
 
