@@ -23,7 +23,7 @@ from sagastream.core.steps import (
     StepDefinition,
     default_attempts,
 )
-from sagastream.core.strict_json import outside_strings, value_of
+from sagastream.core.strict_json import collector_paused, outside_strings, value_of
 
 #: The longest value, and the longest path to a member, that a text quotes, in characters.
 _QUOTED_CHARS: Final = 80
@@ -71,12 +71,13 @@ def _difference(state: SagaState, begin: Begin) -> _Difference | None:
 
 
 def _between_steps(there: StepDefinition, here: StepDefinition) -> _Found | None:
-    one, other = _members(there), _members(here)
-    if max(len(there.params), len(here.params)) > _SEARCHED_BYTES:
+    if max(len(there.params), len(here.params)) <= _SEARCHED_BYTES:
+        return _between(_members(there), _members(here))
+    with collector_paused():
+        one, other = _members(there), _members(here)
         # The options first, which cost nothing; then the params.
         params, here_params = one.pop("params"), other.pop("params")
         return _between(one, other) or _between_large(params, here_params)
-    return _between(one, other)
 
 
 def _with_its_defaults(asked: StepDefinition, began: StepDefinition) -> StepDefinition:

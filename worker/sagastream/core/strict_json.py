@@ -5,6 +5,8 @@ import json
 import math
 import re
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
@@ -108,13 +110,22 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
 
 def value_of(data: bytes) -> Any:
     """The value of a text that was checked before, a new one each time."""
-    if len(data) <= _LONG_BYTES or not gc.isenabled():
+    if len(data) <= _LONG_BYTES:
         return orjson.loads(data)
-    # After each few hundred containers the collector would look for garbage, in the end in all objects of the process.
-    # That takes longer than the reading, and finds nothing.
+    with collector_paused():
+        return orjson.loads(data)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage is collected within. After each few hundred containers the collector would look for garbage, in the
+    end in all objects of the process. For a long text that takes longer than the reading, and finds nothing."""
+    if not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
-        return orjson.loads(data)
+        yield
     finally:
         gc.enable()
 
