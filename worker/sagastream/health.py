@@ -4,6 +4,8 @@ It is a file and not a port, so that nothing listens, no firewall needs a rule, 
 collide.
 """
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +25,12 @@ class HealthFile:
 
     def __init__(self, path: Path) -> None:
         """`path`: of this process alone. Raises OSError if the file cannot be written."""
-        path.touch()
-        path.unlink()  # a file that an earlier process left says nothing about this one
+        # A file that an earlier process left says nothing about this one. To touch it, to see if that can be done,
+        # would have a probe find it fresh for a moment.
+        path.unlink(missing_ok=True)
+        path.parent.stat()
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         self._path = path
         self._touched = float("-inf")
         self._failed = False
