@@ -36,6 +36,20 @@ def played(exchange: Exchange[Any]) -> tuple[list[list[Words]], Any]:
         return trips, end.value
 
 
+def test_what_one_of_two_raises_does_not_end_the_other() -> None:
+    seen: list[str] = []
+
+    def looks() -> Exchange[None]:
+        yield [("PING",)]
+        seen.append("one")
+        yield [("PING",)]
+        seen.append("two")
+
+    with pytest.raises(redis.ResponseError, match="NOGROUP"):
+        played(together(refuses(redis.ResponseError("NOGROUP")), looks()))
+    assert seen == ["one", "two"]
+
+
 @pytest.mark.parametrize("first", [(1,), (2, 1), (1, 0, 3)])
 @pytest.mark.parametrize("second", [(1,), (3,), (1, 2, 1, 1)])
 def test_two_at_once_ask_in_the_same_round_trips_and_each_gets_its_own_answers(

@@ -26,7 +26,7 @@ Exchange = Generator[Sequence[wire.Words], list[Any], _T]
 
 def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U]]:
     """Both at once, in the same round trips: the commands of the first, then those of the second. If one of them
-    raises, the result of the other is lost."""
+    raises what the broker has answered, the other goes on to its end; but its result is lost."""
     exchanges: list[Exchange[Any]] = [first, second]
     found = yield from all_of(exchanges)
     return found[0], found[1]
@@ -35,6 +35,7 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
 def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
     """All at once, as `together`."""
     found: list[Any] = [None] * len(exchanges)
+    refused: ResponseError | None = None
     asked: dict[int, Sequence[wire.Words]] = {}
     for number, one in enumerate(exchanges):
         try:
@@ -49,6 +50,11 @@ def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
             except StopIteration as end:
                 found[number] = end.value
                 del asked[number]
+            except ResponseError as error:
+                refused = refused or error
+                del asked[number]
+    if refused is not None:
+        raise refused
     return found
 
 

@@ -81,8 +81,9 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
     last = seen[-1]
     kept_ms: list[int] = []  # times until which nothing is lost
     evidence: list[str] = []
-    if last.read and last.beat_ms is not None and not now.read and now.beat_ms is None:
-        evidence.append("none of its streams is there, nor its heartbeat")
+    # A group that was made anew, by this process or another, has read nothing.
+    if last.beat_ms is not None and now.beat_ms is None and _has_read(last) and not _has_read(now):
+        evidence.append("none of its streams is there as it was, nor its heartbeat")
     if now.history != last.history:  # else a person has set something back: nothing is lost by that
         evidence += [] if missing is None else [missing]
         evidence += _gone_back(last, now, kept_ms)
@@ -96,6 +97,10 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
     if evidence:
         return Loss(since_ms=max(kept_ms, default=None), evidence="; ".join(evidence), found_ms=now.at_ms)
     return Switch(since_ms=last.at_ms) if continued else None
+
+
+def _has_read(sight: Sight) -> bool:
+    return any(reached > (0, 0) for reached in sight.read.values())
 
 
 def _gone_back(last: Sight, now: Sight, kept_ms: list[int]) -> Iterator[str]:
