@@ -32,35 +32,37 @@
 -- an append shows whether a stream takes more: so a change appends first, and takes that back if a stream does not.
 -- XINFO would say it before, but copies the first and the last entry for that, which may be megabytes.
 
+-- Globals are looked up by name each time.
+local KEYS, call, try = KEYS, redis.call, redis.pcall
 local fixed, group, events_kept, now, kept_ms, changes = unpack(cmsgpack.unpack(ARGV[1]))
 
 -- Lua can pass at most some 8,000 values in one call.
-local function in_slices(list, call)
+local function in_slices(list, take)
   for first = 1, #list, 1000 do
-    call(unpack(list, first, math.min(first + 999, #list)))
+    take(unpack(list, first, math.min(first + 999, #list)))
   end
 end
 
-local unusable = {}
+local unusable, is_any_unusable = {}, false
 for i = 1, fixed do
-  local found = redis.call('TYPE', KEYS[i]).ok
+  local found = call('TYPE', KEYS[i]).ok
   local wanted = i <= 2 and 'zset' or 'stream'
   if found ~= wanted and found ~= 'none' then
     if i <= 3 then
       return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
     end
-    unusable[i] = true
+    unusable[i], is_any_unusable = true, true
   end
 end
 
 -- Whether the hash is still the one on which the change was decided.
 local function is_as_it_was(key, version, updated_at)
   if version == '' then
-    return redis.call('EXISTS', key) == 0
+    return call('EXISTS', key) == 0
   end
   -- pcall: the value at this key may not be a hash; whoever reads the saga reports that. Without a version, sagastream
   -- did not write it, so it must not write to it.
-  local found = redis.pcall('HMGET', key, 'version', 'updated_at')
+  local found = try('HMGET', key, 'version', 'updated_at')
   return found[1] == version and found[2] == updated_at
 end
 
@@ -80,13 +82,13 @@ local function append(appends)
   for i = 1, #appends, 2 do
     local stream, fields, answer = appends[i], appends[i + 1], nil
     if stream == 3 then
-      answer = redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(fields))
+      answer = try('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(fields))
     else
-      answer = redis.pcall('XADD', KEYS[stream], '*', unpack(fields))
+      answer = try('XADD', KEYS[stream], '*', unpack(fields))
     end
     if answer.err then
       for at = 1, #added, 2 do
-        redis.pcall('XDEL', KEYS[added[at]], added[at + 1])
+        try('XDEL', KEYS[added[at]], added[at + 1])
       end
       return false
     end
@@ -101,7 +103,7 @@ for number, change in ipairs(changes) do
   if hash > 0 and not is_as_it_was(KEYS[fixed + hash], version, updated_at) then
     results[number] = 0
   else
-    results[number] = is_stuck(appends) and 2 or 1
+    results[number] = is_any_unusable and is_stuck(appends) and 2 or 1
   end
 end
 
@@ -114,12 +116,12 @@ for number, change in ipairs(changes) do
     local hash, _, _, timer, id, fields, _, entries = unpack(change)
     local key, moves = KEYS[fixed + hash], #fields > 0
     if moves then
-      redis.call('HSET', key, unpack(fields))
+      call('HSET', key, unpack(fields))
     end
     -- A change that writes no fields only corrects the saga's places in timers and ended.
     if kept_ms[timer] then
-      if moves or redis.call('PTTL', key) == -1 then
-        redis.call('PEXPIRE', key, kept_ms[timer])
+      if moves or call('PTTL', key) == -1 then
+        call('PEXPIRE', key, kept_ms[timer])
       end
       ended[#ended + 1], ended[#ended + 2] = now, id
       done_with[#done_with + 1] = id
@@ -127,7 +129,7 @@ for number, change in ipairs(changes) do
       done_with[#done_with + 1] = id
     elseif timer ~= '' then
       if not moves then
-        redis.call('PERSIST', key)
+        call('PERSIST', key)
       end
       waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
     end
@@ -148,7 +150,7 @@ local looks, bytes = 1024, 4 * 1024 * 1024
 local function delete_unread(stream, service, sent_ms, beginning)
   local first = sent_ms
   for _ = 1, 64 do
-    local entry = redis.call('XRANGE', stream, first, '+', 'COUNT', 1)[1]
+    local entry = call('XRANGE', stream, first, '+', 'COUNT', 1)[1]
     if not entry or looks <= 0 or bytes <= 0 then
       return
     end
@@ -157,9 +159,9 @@ local function delete_unread(stream, service, sent_ms, beginning)
       bytes = bytes - #fields[i + 1]
       if fields[i] == 'body' and string.sub(fields[i + 1], 1, #beginning) == beginning then
         -- without a group nobody has read it
-        local held = redis.pcall('XPENDING', stream, service, entry[1], entry[1], 1)
+        local held = try('XPENDING', stream, service, entry[1], entry[1], 1)
         if held.err or #held == 0 then
-          redis.call('XDEL', stream, entry[1])
+          call('XDEL', stream, entry[1])
         end
         return
       end
@@ -169,21 +171,21 @@ local function delete_unread(stream, service, sent_ms, beginning)
 end
 
 for number, change in ipairs(changes) do
-  local given_up = results[number] == 1 and change[9] or {}
-  for i = 1, #given_up, 4 do
+  local given_up = change[9]
+  for i = 1, given_up and results[number] == 1 and #given_up or 0, 4 do
     if not unusable[given_up[i]] then
       delete_unread(KEYS[given_up[i]], given_up[i + 1], given_up[i + 2], given_up[i + 3])
     end
   end
 end
-in_slices(waiting, function(...) redis.call('ZADD', KEYS[1], ...) end)
-in_slices(done_with, function(...) redis.call('ZREM', KEYS[1], ...) end)
-in_slices(ended, function(...) redis.call('ZADD', KEYS[2], ...) end)
+in_slices(waiting, function(...) call('ZADD', KEYS[1], ...) end)
+in_slices(done_with, function(...) call('ZREM', KEYS[1], ...) end)
+in_slices(ended, function(...) call('ZADD', KEYS[2], ...) end)
 for stream, ids in pairs(acknowledged) do
   -- if the key is not a stream any more, the entries are gone
   in_slices(unusable[stream] and {} or ids, function(...)
-    redis.call('XACK', KEYS[stream], group, ...)
-    redis.call('XDEL', KEYS[stream], ...)
+    call('XACK', KEYS[stream], group, ...)
+    call('XDEL', KEYS[stream], ...)
   end)
 end
 return results
