@@ -1,4 +1,4 @@
-"""All that a store holds, to compare it before and after something."""
+"""All that a store holds, to compare it before and after something, and to search it."""
 
 from typing import Any
 
@@ -19,3 +19,10 @@ def dump(client: redis.Redis) -> dict[bytes, Any]:
         else:
             found[key] = (client.dump(key), client.pexpiretime(key))
     return found
+
+
+def keys_with_bytes(client: "redis.Redis", text: str) -> list[str]:
+    """The keys whose value holds these bytes, even if no command would show them, as those of a deleted entry."""
+    client.config_set("rdbcompression", "no")  # else DUMP may hide them
+    found: Any = client.keys()
+    return sorted(key.decode() for key in found if text.encode() in (client.dump(key) or b""))

@@ -16,6 +16,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:quarantine:<service>  stream  services                until a person deals with it
     saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
     <a stream>:moving              stream  doctor                  until its entries are in the stream again
+    <a stream>:copy                stream  operators               while a saga is erased: until it replaces the stream
     saga:services:<service>        hash    services                always: its commands and what undoes each
     saga:services                  set     services, orchestrator  always: the names of the services
     saga:samples                   set    sagastream up            until another process has the name: sample services
@@ -179,6 +180,11 @@ def moving(stream: str) -> str:
     """Where a stream stands that takes no more entries, while its entries are moved to a new one. No service has a `:`
     in its name, so it is no service's stream."""
     return f"{stream}:moving"
+
+
+def copy_of(stream: str) -> str:
+    """Where a stream is copied to that is written anew."""
+    return f"{stream}:copy"
 
 
 def slot(tag: str) -> int:
