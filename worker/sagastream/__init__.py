@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sagastream.broker.connection import Broker as Broker
     from sagastream.broker.connection import connect as connect
     from sagastream.client.blocking import SagaClient as SagaClient
+    from sagastream.client.erasing import Erased as Erased
     from sagastream.client.event_loop import AsyncSagaClient as AsyncSagaClient
     from sagastream.client.requests import Accepted as Accepted
     from sagastream.client.requests import Refused as Refused
@@ -46,6 +47,7 @@ _WHERE = {
     "Context": "service.context",
     "CorruptSaga": "errors",
     "Effects": "effects.once",
+    "Erased": "client.erasing",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
     "Refused": "client.requests",
@@ -77,6 +79,7 @@ __all__ = [
     "Context",
     "CorruptSaga",
     "Effects",
+    "Erased",
     "MalformedMessage",
     "NewerFormat",
     "Refused",

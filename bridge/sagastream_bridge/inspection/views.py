@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from sagastream.client.erasing import Erased
 from sagastream.console import printable
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
@@ -111,6 +112,19 @@ def absent(causes: Sequence[Cause], notes: Sequence[str]) -> str:
     """Why a saga that was asked for may not be there yet, or not any more; put after the sentence that it is not."""
     words = [cause.text for cause in causes] + [line for cause in causes for line in cause.do]
     return "; ".join([" yet" if words else "", *words, *notes])
+
+
+def erased(what: Erased) -> str:
+    """What was erased, on one line."""
+    counts = {
+        "saga": what.hashes,
+        "record": what.records,
+        "unread command": what.commands,
+        "quarantined message": what.quarantined,
+        "event": what.events,
+    }
+    parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    return f"erased: {', '.join(parts) or 'nothing, the store holds none of it'}"
 
 
 def quarantined(message: Quarantined) -> str:

@@ -7,7 +7,7 @@ written as exchanges, which `AsyncSagaClient` shares.
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Self
 
@@ -17,7 +17,8 @@ from sagastream.broker.connection import BLOCK_MS, Broker, broker_of
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
-from sagastream.client import evidence, requests
+from sagastream.client import erasing, evidence, requests
+from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
@@ -275,6 +276,34 @@ class SagaClient:
             return requests.granted(outcome)
         assert timeout_s is not None
         raise watcher.timeout_error(timeout_s)
+
+    def erase(self, saga_id: str, reason: str, *, actor: str | None = None) -> Erased:
+        """Erase the params, results, errors, reasons and actors of a saga that has ended, and the messages that hold
+        them.
+
+        Its course stays: the steps, their times and status, and that it was erased. So it cannot be begun again, and no
+        command that comes again has its effect again. If it is erased twice, the second time finds nothing. The user
+        needs the rights of an operator.
+
+        Args:
+            saga_id: its id. If the store has no such saga any more, what is left of it elsewhere is erased.
+            reason: why. It stays with the saga, so it must not hold what is erased.
+            actor: who asks; it stays with the saga too.
+
+        Returns what was erased, and in `left` what is still in use: erase again when that has ended.
+
+        Raises:
+            MalformedMessage: the id, the reason or the actor is not valid.
+            RequestRefused: the saga has not ended.
+            UnreadableSaga: the saga cannot be read.
+            redis.RedisError: the broker is away. A part may have been erased, so erase again.
+        """
+        return erasing.granted(self.erase_many([saga_id], reason, actor=actor))
+
+    def erase_many(self, saga_ids: Collection[str], reason: str, *, actor: str | None = None) -> Erased:
+        """Like `erase`, for many sagas: each stream of the store is searched once for all of them. A saga that has not
+        ended, or that cannot be read, is not erased; `refused` has the error."""
+        return run(self._redis, erasing.erase(self._looked(), saga_ids, reason, actor))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None

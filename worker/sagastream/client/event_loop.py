@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from typing import Self, TypeVar
 
 import redis
@@ -12,7 +12,8 @@ from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_as
 from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import OutageReport
-from sagastream.client import evidence, requests
+from sagastream.client import erasing, evidence, requests
+from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
@@ -191,6 +192,14 @@ class AsyncSagaClient:
         self._enter_loop()
         waiter = Waiter(saga_id=request.saga_id, request=request)
         return requests.granted(await self._follower.settled(waiter, timeout_s))
+
+    async def erase(self, saga_id: str, reason: str, *, actor: str | None = None) -> Erased:
+        """Erase what the store knows of a saga that has ended. See SagaClient.erase."""
+        return erasing.granted(await self.erase_many([saga_id], reason, actor=actor))
+
+    async def erase_many(self, saga_ids: Collection[str], reason: str, *, actor: str | None = None) -> Erased:
+        """Erase what the store knows of sagas that have ended. See SagaClient.erase_many."""
+        return await self._run(erasing.erase(await self._looked(), saga_ids, reason, actor))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None

@@ -31,7 +31,7 @@ class SagaStatus(StrEnum):
 class Intervention(Struct, frozen=True, kw_only=True, gc=False):
     """What an operator, or the saga's deadline, did about a saga."""
 
-    verb: str  # cancel, "cancel now", retry, skip or abandon; or "too late": a pivot had completed before a cancel
+    verb: str  # cancel, "cancel now", retry, skip, abandon, erase; or "too late": a pivot was done before a cancel
     reason: str  # why, in the operator's words
     at_ms: int  # when, in milliseconds since the epoch by the broker's clock
     actor: str | None = None  # who asked for it, in their own words; None: they did not say
