@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from sagastream.broker.connection import connect
+from sagastream.store.keys import copy_of
 from sagastream.store.roles import Role
 from support.servers import Server
 from support.stores import KEYS, ONLY
@@ -14,6 +15,11 @@ from support.users import Users
 
 #: The service of a service's user; and one whose name begins like it.
 MINE, OTHER = "till", "till.eu"
+#: The streams that others use too.
+STREAMS: Final = (
+    *(ONLY.requests, ONLY.interventions, ONLY.events, ONLY.quarantine),
+    *(ONLY.commands(OTHER), ONLY.replies(OTHER), ONLY.quarantine_of(OTHER)),
+)
 
 #: What one may try, by its name: the commands, of which each is asked for. The oracle of this file: it knows nothing of
 #: the table in store/roles.py.
@@ -51,7 +57,8 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
         ["XDEL", ONLY.replies(OTHER), "1-1"],
         ["XREADGROUP", "GROUP", "orchestrator", "me", "STREAMS", ONLY.replies(OTHER), ">"],
     ],
-    "write records": [["HSET", f"{ONLY.base}done:{MINE}:4", "f", "v"], ["EXPIRE", f"{ONLY.base}done:{MINE}:4", "1"]],
+    "write records": [["HSET", f"{ONLY.base}done:{MINE}:4", "f", "v"]],
+    "let records expire": [["EXPIRE", f"{ONLY.base}done:{MINE}:4", "1"]],
     "delete records": [["HDEL", f"{ONLY.base}done:{MINE}:4", "f"]],
     "read records of others": [["HGETALL", f"{ONLY.base}done:{OTHER}:4"]],
     "write records of others": [["HSET", f"{ONLY.base}done:{OTHER}:4", "f", "v"]],
@@ -77,6 +84,11 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
     "move timers": [["ZADD", ONLY.timers, "1", "s"], ["ZREM", ONLY.timers, "s"], ["ZADD", ONLY.ended, "1", "s"]],
     "read timers": [["ZRANGEBYSCORE", ONLY.timers, "0", "1"]],
     "tell events": [["XADD", ONLY.events, "*", "type", "x"]],
+    "take back events": [["XDEL", ONLY.events, "1-1"]],
+    "put a copy in the place of a stream": [
+        *(["XSETID", copy_of(name), "1-1"] for name in STREAMS),
+        *(["RENAME", copy_of(name), name] for name in STREAMS),
+    ],
     "follow events": [["XREAD", "STREAMS", ONLY.events, "0"]],
     "set groups": [["XGROUP", "SETID", ONLY.commands(MINE), MINE, "0"]],
     "count keys": [["SCAN", "0"]],
@@ -92,6 +104,9 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
         *(["XGROUP", "DESTROY", name, "orchestrator"] for name in (ONLY.requests, ONLY.replies(MINE))),
         ["XGROUP", "DESTROY", ONLY.commands(OTHER), OTHER],
         ["RENAME", ONLY.commands(MINE), ONLY.commands(OTHER)],
+        *(["RENAME", name, copy_of(name)] for name in STREAMS),
+        ["RENAME", copy_of(ONLY.events), KEYS.store],
+        ["RENAME", copy_of(ONLY.events), ONLY.saga("s")],
         ["COPY", ONLY.replies(MINE), ONLY.replies(OTHER)],
         ["RESTORE", ONLY.requests, "0", "x"],
         ["DEL", KEYS.alive],
@@ -106,9 +121,12 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
 
 _SERVICE: Final = (
     "take commands, delete commands, command, answer, set aside, publish, name services, read the layout, "
-    "write records, beat, note losses"
+    "write records, let records expire, beat, note losses"
 )
 _BEGINS: Final = "begin, read sagas, follow events, read the layout"
+_ERASES: Final = (
+    "write sagas, write records, write records of others, take back events, put a copy in the place of a stream"
+)
 _LOOKS: Final = (
     "read sagas, read begins, read commands, read commands of others, read replies, read records of others, "
     "read what was set aside, read what is published, read the layout, read timers, follow events, look at steps on RQ"
@@ -119,17 +137,18 @@ MAY: Final[dict[Role, str]] = {
     "command others, take back answers, take back what workers set aside, "
     "read commands, read commands of others, delete commands, delete commands of others, "
     "take replies, read replies, set aside for workers, read what is published, name services, read the layout, "
-    "make the store, beat, note losses, move timers, read timers, tell events",
+    "make the store, beat, note losses, move timers, read timers, tell events, take back events",
     Role.SERVICE: _SERVICE,
     Role.RQ_WORKER: f"{_SERVICE}, read commands, use keys of RQ, look at steps on RQ, read jobs of others",
     Role.CLIENT: f"{_BEGINS}, {_LOOKS}, intervene",
     Role.BEGIN_ONLY: _BEGINS,
     Role.BRIDGE: f"{_BEGINS}, {_LOOKS}, intervene, note losses",
     Role.INSPECTOR: f"{_LOOKS}, count keys",
-    Role.OPERATOR: f"{_LOOKS}, count keys, begin, intervene, command, command others, answer, answer for others, "
+    Role.OPERATOR: f"{_LOOKS}, {_ERASES}, count keys, begin, intervene, command, command others, "
+    "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "
     "delete commands, delete commands of others, unname services",
-    Role.DOCTOR: f"{_LOOKS}, count keys, begin, intervene, command, command others, "
+    Role.DOCTOR: f"{_LOOKS}, {_ERASES}, count keys, begin, intervene, command, command others, "
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "
     "delete commands, delete commands of others, unname services, delete sagas, "

@@ -177,6 +177,28 @@ def test_an_inspector_looks_at_everything_and_an_operator_acts(stage: Stage, use
     assert users.refused() == []
 
 
+def test_an_operator_erases_a_saga_out_of_every_stream(stage: Stage, users: Users) -> None:
+    client = SagaClient(stage.server.broker())
+    client.begin("e1", [charge("mine")])
+    client.wait("e1", 30)
+    stage.end()
+    message = {"body": '{"saga_id":"e1"}'}
+    groups = {ONLY.commands("till"): "till", ONLY.replies("till"): "orchestrator", ONLY.requests: "orchestrator"}
+    for stream in (*groups, ONLY.interventions, ONLY.quarantine, ONLY.quarantine_of("till"), ONLY.events):
+        gone, *_ = [stage.redis.xadd(stream, {"body": name}) for name in ("gone", "held", "unread")]
+        stage.redis.xdel(stream, gone)
+        if stream in groups:
+            stage.redis.xreadgroup(groups[stream], "somebody", {stream: ">"}, count=1)
+    for stream in (ONLY.commands("till"), ONLY.quarantine, ONLY.quarantine_of("till")):
+        stage.redis.xadd(stream, message)  # type: ignore[arg-type]
+    users.refused()
+    done = stage.run(Role.OPERATOR, "erase", "e1", "--reason", "asked for")
+    assert done.returncode == 0, done
+    assert "1 saga, 1 record, 1 unread command, 2 quarantined messages, " in done.stdout
+    assert stage.redis.xpending(ONLY.commands("till"), "till")["pending"] == 1
+    assert users.refused() == []
+
+
 def test_a_doctor_sets_right_what_can_be(stage: Stage, users: Users, commands: Commands) -> None:
     client = SagaClient(stage.server.broker())
     (commands.folder / "open").touch()

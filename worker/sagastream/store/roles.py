@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from sagastream.store import job_names
-from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.keys import Partition, StoreKeys, copy_of
 
 
 class Role(StrEnum):
@@ -29,9 +29,10 @@ class Role(StrEnum):
 class _Grant(NamedTuple):
     """Commands that a role may call on some keys."""
 
-    places: str  # names of _PLACES, with blanks between them
+    places: str  # names of _PLACES, or of copies of streams, with blanks between them
     commands: str  # names of commands, or categories (`@hash`), with blanks between them
     read_only: bool = False  # the server refuses what could write there, and every script that names the key
+    onto: str = ""  # places that the commands may also write, and not read
     channels: str = ""  # a pattern of those on which it may publish, and to which it may subscribe
 
 
@@ -128,6 +129,17 @@ _LOOK: Final = (
     _Grant("rq-queue", "lindex llen lpos", read_only=True),
     _Grant("rq-queues rq-workers", "exists smembers hmget", read_only=True),
 )
+_STREAMS: Final = "requests interventions replies commands events quarantine aside"
+_COPIES: Final = " ".join(f"{name}:copy" for name in _STREAMS.split())
+#: What is erased is taken out of hashes, and streams are written anew without it. Only a copy may take the place of a
+#: stream.
+_ERASE: Final = (
+    _Grant("saga done", f"{_IN_SCRIPTS} hget hset"),
+    _Grant("events", "xdel"),
+    _Grant(f"{_STREAMS} {_COPIES}", f"{_IN_SCRIPTS} exists xinfo|stream xinfo|groups xrange xpending"),
+    _Grant(_COPIES, "xadd xlen xtrim xsetid xclaim xgroup|create pexpire persist del"),
+    _Grant(_COPIES, "rename", onto=_STREAMS),
+)
 _OPERATE: Final = (
     *_INTERVENE,
     _Grant("quarantine aside", "xrange xdel"),
@@ -135,6 +147,7 @@ _OPERATE: Final = (
     _Grant("commands", "xadd xdel del"),
     _Grant("requests interventions replies commands quarantine aside", _IN_SCRIPTS),
     _Grant("services", "srem"),
+    *_ERASE,
 )
 _MEND: Final = (
     _Grant("requests interventions replies commands", "xgroup|setid"),
@@ -194,11 +207,12 @@ def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Seque
     if role is Role.BRIDGE and service is not None:
         grants = (*grants, *_SERVE)
     places = {name: place(keys, keys.partitions[0], service or "*") for name, place in _PLACES.items()}
-    selectors = [_selector(grant, [places[name] for name in grant.places.split()]) for grant in grants]
+    places |= {f"{name}:copy": copy_of(places[name]) for name in _STREAMS.split()}
+    selectors = [_selector(grant, places) for grant in grants]
     if queues:
         own = job_names.patterns(service or "", keys.prefix, divided=keys.tags != ("0",))
         jobs = [f"rq:*:{name}" for name in (*own, *queues)] + ["rq:queues", "rq:worker:*"]
-        selectors.append(_selector(_Grant("", _SEND_JOBS), jobs))
+        selectors.append(_selected([f"~{key}" for key in jobs], _SEND_JOBS))
     return ["on", "clearselectors", "resetkeys", "resetchannels", "-@all", *_allowed(keyless), *selectors]
 
 
@@ -207,10 +221,15 @@ def patterns(prefix: str, partitions: int) -> StoreKeys:
     return StoreKeys(prefix, ["0" if partitions == 1 else "*"])
 
 
-def _selector(grant: _Grant, keys: Sequence[str]) -> str:
+def _selector(grant: _Grant, places: Mapping[str, str]) -> str:
     access = "%R~" if grant.read_only else "~"
-    channels = (f"&{grant.channels}",) if grant.channels else ()
-    return f"({' '.join((*(access + key for key in keys), *channels, *_allowed(grant.commands)))})"
+    keys = [access + places[name] for name in grant.places.split()]
+    keys += [f"%W~{places[name]}" for name in grant.onto.split()]
+    return _selected([*keys, *([f"&{grant.channels}"] if grant.channels else ())], grant.commands)
+
+
+def _selected(where: Sequence[str], commands: str) -> str:
+    return f"({' '.join((*where, *_allowed(commands)))})"
 
 
 def _allowed(commands: str) -> list[str]:
