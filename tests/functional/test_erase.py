@@ -17,12 +17,12 @@ from sagastream.client.blocking import SagaClient
 from sagastream.client.erasing import ERASED
 from sagastream.core.parsing import parse_begin
 from sagastream.errors import MalformedMessage
-from sagastream.store.keys import StoreKeys
+from sagastream.store.keys import StoreKeys, moving
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stored import dump, keys_with_bytes
-from support.stores import ONLY, divided, in_each
+from support.stores import KEYS, ONLY, divided, in_each
 from support.streams import add_reply
 from support.waiting import until
 
@@ -214,6 +214,9 @@ def test_what_is_still_in_use_is_named_and_erased_later(server: Server) -> None:
     assert holders(scene.redis) == [ONLY.commands("work"), ONLY.replies("work")]
     scene.worker.turn(block_ms=1)
     scene.redis.delete(ONLY.commands("work"))
+    scene.redis.rename(ONLY.replies("work"), moving(ONLY.replies("work")))
+    assert "sagastream doctor --repair" in scene.client.erase("s1", REASON).left[0]
+    scene.redis.rename(moving(ONLY.replies("work")), ONLY.replies("work"))
     assert scene.client.erase("s1", REASON).is_complete
     assert holders(scene.redis) == []
 
@@ -265,3 +268,53 @@ def test_the_command_line_erases_and_says_what_it_cannot(server: Server, command
     shown = commands.run("show", "s1", REDIS_URL=server.url).stdout
     assert REASON in shown
     assert SECRET not in shown
+
+
+#: A service that writes down what it does, and for whom.
+TILL = """
+from pathlib import Path
+from sagastream import Service
+
+service = Service("till", concurrency=4)
+
+
+@service.command("Charge", compensation=None)
+def charge(params, context):
+    with Path("charged").open("a") as book:
+        print(context.key, file=book, flush=True)
+    return params
+"""
+
+
+def test_sagas_go_on_while_others_are_erased(server: Server, commands: Commands) -> None:
+    (commands.folder / "till.py").write_text(TILL)
+    env = {"REDIS_URL": server.url}
+    processes = [commands.start("worker", env=env), commands.start("service", "till:service", env=env)]
+    client, redis_ = SagaClient(server.broker()), server.broker().client
+    step = do(SECRET, "Charge", "till", compensation=None)
+    client.begin("w", [do(SECRET, "Fly", "away", compensation=None)])
+    rounds, ids = 0, [f"s{number}" for number in range(40)]
+    client.begin_many([{"saga_id": saga_id, "steps": [step, step]} for saga_id in ids])
+    while rounds < 15:
+        rounds += 1
+        newer = [f"s{rounds}-{number}" for number in range(40)]
+        for saga_id in ids:
+            assert client.wait(saga_id, 60).status == "COMPLETED"
+        client.begin_many([{"saga_id": saga_id, "steps": [step, step]} for saga_id in newer])
+        erased = client.erase_many(ids, REASON)  # beside the newer ones, which are under way
+        assert (erased.hashes, erased.refused) == (len(ids), {})
+        ids = newer
+    for saga_id in ids:
+        client.wait(saga_id, 60)
+    client.cancel("w", SECRET, 30, now=True)
+    assert client.wait("w", 30).status == "ABORTED"
+    until(lambda: client.erase_many([*ids, "w"], REASON).is_complete, what="all is answered and read, so all is erased")
+    assert holders(redis_) == []
+    keys = (commands.folder / "charged").read_text().splitlines()
+    assert len(keys) == len(set(keys)) == (rounds + 1) * 40 * 2
+    assert not redis_.exists(KEYS.losses)
+    for process in processes:
+        process.terminate()
+        assert process.stderr is not None
+        told = process.communicate(timeout=30)[1]
+        assert len(told.splitlines()) == 1, told.decode()  # that it has started

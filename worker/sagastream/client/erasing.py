@@ -26,7 +26,7 @@ from sagastream.core.strict_json import decode_any
 from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import published, saga_hash
 from sagastream.store.columns import iso, step_fields
-from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.keys import Partition, StoreKeys, moving
 from sagastream.store.rewriting import rewritten
 from sagastream.store.sagas import load
 
@@ -125,6 +125,12 @@ def _erase_elsewhere(
     for stream in aside:
         erased.quarantined += yield from _delete(stream, is_of)
     erased.events += yield from _delete(partition.events, is_of)
+    streams = [*inward, *map(partition.commands, services), *aside]
+    answers = yield [("EXISTS", moving(stream)) for stream in streams]
+    for stream, answer in zip(streams, answers, strict=True):
+        if or_raise(answer):
+            text = f"{moving(stream)}: a repair was interrupted; sagastream doctor --repair ends it, then erase again"
+            erased.left.append(text)
     since_ms = min((begun_ms or 0 for begun_ms in sagas.values()), default=0)
     others = dict.fromkeys((*inward, *map(partition.commands, services), *aside), 0)
     for stream, oldest_ms in {partition.events: since_ms, **others}.items():
