@@ -39,12 +39,14 @@
 -- Or the record of a transaction is "unknown <how often>". If that was written after an attempt looked the record up,
 -- the attempt cannot say that nothing of the command remains: its `failed` is sent as `unknown`, and is not recorded.
 
+-- Globals are looked up by name each time.
+local KEYS, ARGV, call, try, tonumber = KEYS, ARGV, redis.call, redis.pcall, tonumber
 local group, kept, consumer = ARGV[1], ARGV[2], ARGV[3]
 -- The idle time that hands an entry back: longer than any lease.
 local handed_back_ms = 24 * 3600 * 1000
 
 for i = 1, #KEYS do
-  local found = redis.call('TYPE', KEYS[i]).ok
+  local found = call('TYPE', KEYS[i]).ok
   local wanted = i <= 3 and 'stream' or 'hash'
   if found ~= wanted and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
@@ -96,7 +98,7 @@ end
 -- as many commands as one read brings: far fewer than one call can take.
 local known = {}
 for key, asked in pairs(fields) do
-  local found, values = redis.call('HMGET', KEYS[key], unpack(asked)), {}
+  local found, values = call('HMGET', KEYS[key], unpack(asked)), {}
   for i = 1, #asked do
     values[asked[i]] = found[i] or nil
   end
@@ -106,7 +108,7 @@ end
 -- The entries that this consumer holds, as far as one call finds them: a batch is usually in order, and held whole.
 local held = {}
 local found = #places > 0
-  and redis.pcall('XPENDING', KEYS[1], group, ARGV[4], ARGV[places[#places]], #places, consumer) or {}
+  and try('XPENDING', KEYS[1], group, ARGV[4], ARGV[places[#places]], #places, consumer) or {}
 for i = 1, #found do
   held[found[i][1]] = true
 end
@@ -116,7 +118,7 @@ local function holder_of(id)
   if held[id] then
     return consumer
   end
-  local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1)
+  local pending = try('XPENDING', KEYS[1], group, id, id, 1)
   return pending[1] and pending[1][2]
 end
 
@@ -145,7 +147,7 @@ for number, at in ipairs(places) do
   local holder = holder_of(ARGV[at])
   if record ~= '' and is_newer(record) then
     if holder == consumer then
-      redis.call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[at], 'IDLE', handed_back_ms, 'JUSTID')
+      call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[at], 'IDLE', handed_back_ms, 'JUSTID')
     elseif may_be_done then
       overruled[#overruled + 1] = -number
     end
@@ -174,24 +176,24 @@ for i = 1, #appends, 2 do
   local at, answer = appends[i], nil
   local target, first = KEYS[tonumber(ARGV[at + 1])], at + 9
   if appends[i + 1] then
-    answer = redis.pcall('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
+    answer = try('XADD', target, '*', 'unknown', 1, unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
   else
-    answer = redis.pcall('XADD', target, '*', unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
+    answer = try('XADD', target, '*', unpack(ARGV, first, at + 8 + tonumber(ARGV[at + 8])))
   end
   if answer.err then
     for j = 1, #added, 2 do
-      redis.pcall('XDEL', added[j], added[j + 1])
+      try('XDEL', added[j], added[j + 1])
     end
     return answer
   end
   added[#added + 1], added[#added + 2] = target, answer
 end
 for key, words in pairs(records) do
-  redis.call('HSET', KEYS[key], unpack(words))
-  redis.call('EXPIRE', KEYS[key], kept)
+  call('HSET', KEYS[key], unpack(words))
+  call('EXPIRE', KEYS[key], kept)
 end
 if #ids > 0 then
-  redis.call('XACK', KEYS[1], group, unpack(ids))
-  redis.call('XDEL', KEYS[1], unpack(ids))
+  call('XACK', KEYS[1], group, unpack(ids))
+  call('XDEL', KEYS[1], unpack(ids))
 end
 return overruled
