@@ -554,6 +554,7 @@ def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.both_in_soak
 def test_5000_sagas_end_right_though_two_of_four_workers_are_killed(server: Server, commands: Commands) -> None:
     env = {"REDIS_URL": server.url}
     workers = [commands.quiet("worker", env=env) for _ in range(4)]

@@ -303,6 +303,7 @@ def _bytes(value: str | bytes | int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.both_in_soak
 def test_whatever_workers_commit_the_store_holds_what_the_model_says(server: Server) -> None:
     Workers.client, Workers.ran = server.broker().client, Counter()
     run_state_machine_as_test(
