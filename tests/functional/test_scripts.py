@@ -307,6 +307,7 @@ def test_the_script_and_the_rules_agree_on_what_a_record_says(client: redis.Redi
 
 
 @pytest.mark.slow
+@pytest.mark.both_in_soak
 def test_the_scripts_and_the_rules_agree_whatever_is_answered_in_whatever_order(client: redis.Redis) -> None:
     Services.client, Services.ran = client, Counter()
     run_state_machine_as_test(
