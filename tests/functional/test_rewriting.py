@@ -1,4 +1,4 @@
-"""Streams written anew, on real servers: no byte of what was deleted is left, and whoever uses the stream notices
+"""Streams written anew, on real servers: no byte of what was deleted is left. Readers and writers notice
 nothing."""
 
 import threading

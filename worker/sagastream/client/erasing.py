@@ -74,7 +74,7 @@ class Erased(Struct, kw_only=True):
 
 
 def erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | None) -> Exchange[Erased]:
-    """Erase sagas that have ended, or of which there is no hash any more. See SagaClient.erase_many."""
+    """Erase sagas that have ended, or that have no hash any more. See SagaClient.erase_many."""
     for saga_id in saga_ids:
         if not is_id(saga_id):
             raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
@@ -161,7 +161,7 @@ def _intervention_without_data(done: Intervention) -> Intervention:
 def _erase_hash(
     keys: StoreKeys, saga_id: str, reason: str, actor: str | None
 ) -> Exchange[tuple[SagaState | None, bool]]:
-    """Returns the saga as it was (None: there is no hash), and whether something was erased."""
+    """Returns the saga as it was (None: it has no hash), and whether something was erased."""
     for _ in range(_TRIES):
         states, now_ms = yield from load(keys, [saga_id])
         state = states[saga_id]
@@ -212,7 +212,7 @@ def _erase_records(
 
 
 def _scanned(command: Words, options: Words) -> Exchange[list[bytes]]:
-    """All that SCAN or HSCAN finds; what is no hash has nothing."""
+    """All that SCAN or HSCAN finds. In a key that is not a hash, they find nothing."""
     cursor: bytes = b"0"
     found: list[bytes] = []
     while True:
@@ -226,7 +226,7 @@ def _scanned(command: Words, options: Words) -> Exchange[list[bytes]]:
 
 
 def _drop_commands(partition: Partition, service: str, is_of: _IsOf, erased: Erased) -> Exchange[None]:
-    """Delete the commands that no process has read. Others are left: whoever reads them may have an effect to undo."""
+    """Delete the commands that no process has read. The others are left: their processes may have effects to undo."""
     stream = partition.commands(service)
     found = yield from _matching(stream, is_of)
     dropped = 0
@@ -247,8 +247,8 @@ def _delete(stream: str, is_of: _IsOf) -> Exchange[int]:
 
 
 def _matching(stream: str, is_of: _IsOf) -> Exchange[list[tuple[bytes, bool]]]:
-    """The ids of those entries of a stream, each with whether it was put back into it. A key that is no stream has
-    none."""
+    """The ids of those entries of a stream, each with whether it was put back into it. A key that is not a stream
+    has none."""
     first, count = b"-", _FIRST_PAGE
     found: list[tuple[bytes, bool]] = []
     while True:

@@ -117,7 +117,7 @@ for _, list in ipairs(redis.call('XINFO', 'GROUPS', stream_key)) do
     local id, consumer, idle_ms, deliveries = unpack(entry)
     redis.call('XCLAIM', copy_key, group.name, consumer, 0, id, 'IDLE', idle_ms, 'RETRYCOUNT', deliveries, 'FORCE', 'JUSTID')
   end
-  -- A pending entry that was deleted cannot be copied; whoever holds it must still be told that it is gone.
+  -- A pending entry that was deleted cannot be copied. Its holder must still be told that it is gone.
   if redis.call('XPENDING', copy_key, group.name)[1] ~= group.pending then
     return give_up('held')
   end
