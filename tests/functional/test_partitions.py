@@ -94,6 +94,24 @@ def test_an_emptied_store_is_made_again_as_it_was(scene: Divided) -> None:
     assert layout.look(scene.broker).tags == scene.keys.tags
 
 
+def test_a_store_whose_layout_was_deleted_is_not_used_until_its_number_is_set_again(
+    scene: Divided, commands: Commands
+) -> None:
+    for saga_id in scene.ids:
+        scene.begin(saga_id, do(1))
+    scene.worker.turn(block_ms=1)
+    scene.redis.delete("saga:store")
+    env = {"REDIS_URL": scene.broker.url}
+    for arguments in (["worker"], ["list"], ["doctor"]):
+        refused = commands.run(*arguments, **env)
+        assert refused.returncode != 0
+        assert "saga:store is gone" in refused.stderr, arguments
+        assert "sagastream init --partitions N" in refused.stderr
+    assert not scene.redis.exists("saga:store")
+    assert commands.run("init", "--partitions", "3", **env).returncode == 0
+    assert layout.look(scene.broker).tags == scene.keys.tags
+
+
 # --- workers, services, clients
 
 

@@ -21,7 +21,8 @@ def init(partitions: int) -> None:
     """Make a store, before anything else uses it.
 
     The first worker, service or client makes it too, with one partition or as many as SAGASTREAM_PARTITIONS says. If
-    there is one already with as many partitions, nothing is done.
+    there is one already with as many partitions, nothing is done. If only its key with their number was deleted, this
+    sets the number again.
     """
     with opened() as broker:
         from sagastream.broker.exchange import run

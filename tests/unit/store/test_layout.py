@@ -47,6 +47,7 @@ class Store:
         self.fields = fields
         self._faster = faster
         self.writes = 0
+        self.used: set[str] = set()  # other keys of the store
 
     def run(self, exchange: Any) -> Any:
         try:
@@ -59,6 +60,8 @@ class Store:
     def _answer(self, words: Any) -> Any:
         if words[0] == "HGETALL":
             return [word.encode() for pair in self.fields.items() for word in pair]
+        if words[:2] == ("XINFO", "GROUPS"):
+            return [[b"name", b"orchestrator"]] if words[2] in self.used else redis.ResponseError("ERR no such key")
         if words[0] == "MULTI":
             self.fields |= self._faster or {}
         if words[0] == "HSETNX":
@@ -80,6 +83,20 @@ def test_if_two_make_it_at_once_one_of_them_has_made_it() -> None:
     assert len(store.run(Layout("saga").opened()).partitions) == 2
     with pytest.raises(StoreMismatch, match="has 2 partitions, not 3"):
         Store({}, faster=_fields(2)).run(Layout("saga", 3).opened())
+
+
+def test_a_store_that_lacks_only_its_layout_is_not_made_again_without_its_number() -> None:
+    key, store = "saga:{0}:requests", Store({})
+    store.used = {key}
+    for refused in (Layout("saga").opened(), Layout("saga").looked()):
+        with pytest.raises(StoreMismatch) as raised:
+            store.run(refused)
+        assert str(raised.value) == (
+            f"saga:store is gone, and {key} is there: somebody has deleted the number of partitions. Set it again "
+            "as it was: sagastream init --partitions N"
+        )
+    assert store.writes == 0
+    assert len(store.run(Layout("saga", 3).opened()).partitions) == 3
 
 
 def test_who_only_looks_writes_nothing() -> None:
@@ -130,7 +147,8 @@ def test_a_key_that_is_no_hash_is_told_of() -> None:
 def test_what_may_not_make_a_store_says_who_must() -> None:
     made = Layout("saga").opened()
     next(made)
-    assert len(made.send([[]])) == 5
+    looking = made.send([[]])  # whether other keys of a store are there
+    assert len(made.send([redis.ResponseError("ERR no such key") for _ in looking])) == 5
     with pytest.raises(StoreMismatch, match="there is no store saga yet, and this user may not make it"):
         made.send([b"OK", *[redis.exceptions.NoPermissionError("NOPERM")] * 3, redis.ResponseError("EXECABORT")])
 

@@ -67,6 +67,7 @@ class Layout:
         """The names of the store's keys. If there is no store yet, it is made. Raises StoreMismatch."""
         keys = yield from self._read()
         if keys is None:
+            yield from self._check_new()
             fields = _fields(self._partitions or 1)
             made = [("HSETNX", store(self._prefix), name, value) for name, value in fields.items()]
             for answer in (yield [("MULTI",), *made, ("EXEC",)]):
@@ -81,7 +82,26 @@ class Layout:
     def looked(self) -> Exchange[StoreKeys]:
         """The same, but nothing is written. If there is no store yet, the names that it would get."""
         keys = yield from self._read()
+        if keys is None:
+            yield from self._check_new()
         return keys or StoreKeys(self._prefix, _fields(self._partitions or 1)["tags"].split())
+
+    def _check_new(self) -> Exchange[None]:
+        """Raises StoreMismatch if there is a store, and only the key is gone that says how many partitions it has: with
+        another number, most of its sagas would not be found.
+
+        Rejected: to find the number by the keys. No role may SCAN, and the tags of all 256 numbers take seconds.
+        """
+        if self._partitions is not None:
+            return  # somebody says the number
+        keys = StoreKeys(self._prefix, _fields(1)["tags"].split())  # every store has a partition with this tag
+        requests = keys.partitions[0].requests
+        # Only a worker that has opened the store makes the group. A person may have written all else, or a process that
+        # has not yet noticed that all was deleted. A user who may not look may not make a store either.
+        (groups,) = yield [("XINFO", "GROUPS", requests)]
+        if isinstance(groups, list) and groups:
+            text = f"{keys.store} is gone, and {requests} is there: somebody has deleted the number of partitions"
+            raise StoreMismatch(f"{text}. Set it again as it was: sagastream init --partitions N")
 
     def _read(self) -> Exchange[StoreKeys | None]:
         if self._keys is None and (found := (yield from _read(self._prefix))):
