@@ -13,7 +13,7 @@ import pytest
 
 from sagastream import SagaClient
 from sagastream.broker.connection import Broker
-from sagastream.store import layout
+from sagastream.store import layout, published
 from sagastream.store.keys import StoreKeys
 from support.processes import Commands
 from support.scenes import do
@@ -250,6 +250,31 @@ def test_a_damaged_file_changes_nothing(commands: Commands, change: Any, complai
     assert complaint in done.stderr
     assert commands.run("import", "-", given=whole, **home).returncode == 0
     assert "requests that no worker has read: 1" in commands.run("show", "s1", **home).stderr
+
+
+@pytest.mark.parametrize("instead", [None, "a string"])
+def test_services_whose_names_were_deleted_are_exported(
+    commands: Commands, tmp_path: Path, instead: str | None
+) -> None:
+    server = start_server("valkey", tmp_path, OwnServer)
+    try:
+        store, keys = server.broker().client, layout.check(server.broker())
+        published.publish(store, keys, "till", {"Do": "Undo"})
+        [partition] = keys.partitions
+        store.xadd(partition.commands("bank"), {"body": "x"})
+        store.xadd(partition.replies("mail"), {"body": "x"})
+        store.delete(keys.services)
+        if instead is not None:
+            store.set(keys.services, instead)
+        done = commands.run("export", "-", REDIS_URL=server.url)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["service"] for line in lines if line["type"] == "service"] == ["bank", "mail", "till"]
+        entries = [(line["what"], line["service"]) for line in lines if line["type"] == "entry"]
+        assert sorted(entries) == [("commands", "bank"), ("replies", "mail")]
+        assert (f"left out {keys.services}" in done.stderr) == (instead is not None)
+    finally:
+        server.stop()
 
 
 def test_what_holds_something_else_is_left_out_and_named(commands: Commands, tmp_path: Path) -> None:
