@@ -15,6 +15,7 @@ import pytest
 
 from sagastream import AsyncSagaClient, CorruptSaga
 from sagastream.client.blocking import SagaClient
+from sagastream.core.causes import CauseKind
 from sagastream.store import heartbeat, lineage
 from sagastream.store.columns import iso
 from support.processes import Commands
@@ -332,6 +333,27 @@ def test_a_broker_that_is_a_replica(shop: Shop) -> None:
         shop.shows("s1", "why      the broker is a replica, and takes no writes", "set REDIS_URL to its master")
     finally:
         redis.replicaof("NO", "ONE")
+
+
+def test_a_broker_without_the_replicas_that_it_wants(shop: Shop) -> None:
+    shop.worker()
+    shop.begin("s1", do(1, "Quick", "shop"))
+    shop.is_out("s1")
+    shop.client._redis.config_set("min-replicas-to-write", 1)
+    try:
+        shop.shows("s1", "why      the broker has too few replicas, and takes no writes", "look at its replicas")
+        until(lambda: not heartbeat.worker_is_alive(shop.client._redis, KEYS), what="no heartbeat is written")
+        assert [cause.kind for cause in shop.client.why("s1")] == [CauseKind.BROKER_REPLICAS]
+        doctor = shop.commands.run("doctor", **shop.env)
+        assert doctor.returncode == 1
+        assert "the broker has too few replicas" in doctor.stdout
+        listed = shop.commands.run("list", **shop.env)
+        assert "the broker has too few replicas" in listed.stderr
+        for text in (doctor.stdout, listed.stdout + listed.stderr):
+            assert "no worker" not in text
+            assert "no process of service" not in text
+    finally:
+        shop.client._redis.config_set("min-replicas-to-write", 0)
 
 
 @pytest.mark.own_server

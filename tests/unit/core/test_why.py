@@ -393,7 +393,7 @@ def test_the_evidence_leads_to_the_cause_and_to_what_helps(case: str) -> None:
 def test_every_cause_of_the_list_has_a_case() -> None:
     covered = {kind for _, wanted in CASES.values() for kind, _ in wanted}
     # Those of the broker are found by who gathers the evidence; see tests/functional/test_why.py.
-    assert covered == set(CauseKind) - {CauseKind.BROKER_DISK, CauseKind.BROKER_READ_ONLY}
+    assert covered == set(CauseKind) - {CauseKind.BROKER_DISK, CauseKind.BROKER_READ_ONLY, CauseKind.BROKER_REPLICAS}
 
 
 def test_a_parked_saga_past_its_pivot_cannot_be_cancelled_and_its_end_is_said() -> None:

@@ -27,8 +27,8 @@ from sagastream.store.sagas import load, timeouts
 _LOOKS: Final = 3
 #: Of at most so many handlers it is asked how long their sagas wait for them.
 _TIMES_ASKED: Final = 200
-#: The settings that say whether the server takes no more writes after it could not save.
-_SETTINGS: Final = ("save", "stop-writes-on-bgsave-error")
+#: The settings that say whether the server takes no more writes after it could not save, or without replicas.
+_SETTINGS: Final = ("save", "stop-writes-on-bgsave-error", "min-replicas-to-write")
 
 
 class Explained(NamedTuple):
@@ -222,6 +222,16 @@ def _troubles(info: Mapping[str, str], settings: Mapping[str, str]) -> tuple[Cau
         text = f"the broker cannot write to its disk, and takes no writes ({', '.join(wrong)}: err)"
         do = ("look at its log and its disk; it goes on by itself once it can write",)
         return (Cause(kind=CauseKind.BROKER_DISK, text=text, do=do),)
+    good = info.get("min_slaves_good_slaves")  # it is there only if the server wants some
+    # A user who may not read the setting knows that it is at least 1.
+    wanted = int(settings.get("min-replicas-to-write") or 1)
+    if good is not None and int(good) < wanted:
+        text = (
+            "the broker has too few replicas, and takes no writes: "
+            f"{good} keep up with it; it wants {settings.get('min-replicas-to-write', 'at least 1')}"
+        )
+        do = ("look at its replicas, or set min-replicas-to-write lower",)
+        return (Cause(kind=CauseKind.BROKER_REPLICAS, text=text, do=do, facts={"replicas": int(good)}),)
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if most and used >= most:
         text = f"the broker is full, and takes no writes: {used} of {most} bytes are used"

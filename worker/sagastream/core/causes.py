@@ -32,6 +32,7 @@ class CauseKind(StrEnum):
     BROKER_FULL = "broker_full"  # the broker has no memory left for writes
     BROKER_READ_ONLY = "broker_read_only"  # the broker is a replica
     BROKER_DISK = "broker_disk"  # the broker cannot write to its disk, so it takes no writes
+    BROKER_REPLICAS = "broker_replicas"  # the broker has fewer replicas than it wants, so it takes no writes
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -115,7 +116,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     @property
     def hears(self) -> bool:
         """Whether processes can write that they are alive. If the store is full, they can."""
-        return not any(one.kind in (CauseKind.BROKER_READ_ONLY, CauseKind.BROKER_DISK) for one in self.broker)
+        return all(one.kind is CauseKind.BROKER_FULL for one in self.broker)
 
     def of(self, service: str) -> ServiceFacts:
         return self.services.get(service) or ServiceFacts(name=service)
