@@ -180,3 +180,56 @@ def test_what_a_dead_worker_held_is_taken_over_too(
     scene.redis.xreadgroup("orchestrator", "victim", {requests: ">"})
     clock.set_back(HOUR_MS)
     turns_until(lambda: scene.client.get("s1") is not None, worker)
+
+
+# --- set right again
+
+
+def waits(scene: Scene, saga_id: str, deadline_ms: int = 3_000, **step: Any) -> float:
+    """A saga that nobody answers, and that is cancelled when its deadline comes. Returns when it began."""
+    began_s = time.monotonic()
+    scene.begin(saga_id, unanswered(timeout_ms=24 * HOUR_MS, **step), deadline_ms=deadline_ms, deadline="hard")
+    scene.turns_until(lambda: is_out(scene, saga_id))
+    return began_s
+
+
+def test_what_was_set_back_and_is_set_right_comes_when_it_was_asked_for(
+    scene: Scene, clock: ServerClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    began_s = waits(scene, "s1")
+    scene.begin("s2", unanswered(timeout_ms=HOUR_MS // 2))
+    scene.turns_until(lambda: is_out(scene, "s2"))
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: saga(scene).set_back_ms > 0 and saga(scene, "s2").set_back_ms > 0, scene.worker)
+    with caplog.at_level(logging.WARNING):
+        clock.set_back(-HOUR_MS)
+        turns_until(lambda: saga(scene).set_forward_ms > 0 and saga(scene, "s2").set_forward_ms > 0, scene.worker)
+    assert "the broker's clock went forward by 3600 s at once" in caplog.text
+    assert saga(scene, "s2").steps[0].attempt == 1
+    turns_until(lambda: saga(scene).ended, scene.worker)
+    assert time.monotonic() - began_s >= 3
+    assert saga(scene).reason == "The deadline, 3000 ms after the begin, has passed"
+    seconds, micros = scene.redis.time()
+    left_ms = (saga(scene, "s2").times_out_ms or 0) - (seconds * 1000 + micros // 1000)
+    assert HOUR_MS // 2 - (time.monotonic() - began_s) * 1000 - 1000 <= left_ms <= HOUR_MS // 2 + 5_000
+
+
+def test_a_clock_that_jumps_forward_and_is_set_right_lets_no_time_come_early(scene: Scene, clock: ServerClock) -> None:
+    began_s = waits(scene, "s1")
+    clock.set_back(-HOUR_MS)
+    turns_until(lambda: saga(scene).set_forward_ms > 0, scene.worker)
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: saga(scene).set_back_ms > 0, scene.worker)
+    turns_until(lambda: saga(scene).ended, scene.worker)
+    assert time.monotonic() - began_s >= 3
+
+
+def test_a_clock_that_was_set_right_while_no_worker_ran_lets_no_time_come_early(
+    scene: Scene, clock: ServerClock
+) -> None:
+    began_s = waits(scene, "s1")
+    clock.set_back(HOUR_MS)
+    turns_until(lambda: saga(scene).set_back_ms > 0, scene.worker)
+    clock.set_back(-HOUR_MS)
+    turns_until(lambda: saga(scene).ended, scene.another_worker())
+    assert time.monotonic() - began_s >= 3

@@ -5,6 +5,7 @@ from typing import Any, Final, Self
 import orjson
 from msgspec.structs import replace
 
+from sagastream.core.clock import STEADY
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Code, Due, Intervene, Notice, Reply, Verb, done_body, parked_body
 from sagastream.core.saga import Found, SagaState
@@ -46,6 +47,7 @@ class Story:
         self.published = published
         self.jitter = jitter
         self.now_ms = BEGUN_MS - 1000
+        self.watch = STEADY
         self.state: SagaState | None = None
         self.decision = Decision(state=None)
         self._when(begin)
@@ -216,7 +218,7 @@ class Story:
     def _when(self, event: Event, *, after_ms: int = 1000) -> Self:
         self.before = self.state
         self.now_ms += after_ms
-        moment = Moment(now_ms=self.now_ms, published=self.published, jitter=self.jitter)
+        moment = Moment(now_ms=self.now_ms, published=self.published, watch=self.watch, jitter=self.jitter)
         self.decision = decide(self.state, event, moment)
         self.state = readable(self.decision.state)
         return self

@@ -7,12 +7,13 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.decision import SET_BACK_MS, Event, decide, may_undo
+from sagastream.core.clock import SET_BACK_MS, Jump, Watch
+from sagastream.core.decision import Event, decide, may_undo
 from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Notice, Reply, Unreadable, Verb
 from sagastream.core.moves import REASON_CHARS
 from sagastream.core.saga import MAX_INTERVENTIONS, protocol_view
 from sagastream.core.same_saga import conflict
-from sagastream.core.sending import Published
+from sagastream.core.sending import Published, given_up
 from sagastream.core.steps import MAX_TIMEOUT_MS, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment
@@ -884,6 +885,72 @@ def test_what_an_operator_sends_after_a_hard_deadline_is_waited_for_after_the_cl
     story.when_asked(Verb.RETRY).when_due().expect_waits(
         "payment to answer ChargePayment, step 1 (attempt 2 of 4), to be cancelled then"
     )
+
+
+# --- a clock that went forward
+
+
+def test_what_was_taken_as_set_back_is_taken_back_when_the_clock_is_set_right() -> None:
+    story = given_saga(RESERVE, CHARGE, deadline_ms=1_800_000, hard=True)
+    asked_for_ms, times_out_ms = story.saga.due_ms, story.saga.times_out_ms
+    story.when_due(after_ms=-HOUR_MS)
+    story.watch = Watch(since_ms=1, jumps=(Jump(until_ms=story.now_ms + 10, by_ms=HOUR_MS),))
+    story.when_due(after_ms=HOUR_MS).expect_nothing_sent().expect_status("PENDING")
+    assert (story.saga.deadline_now_ms, story.saga.due_ms) == (story.saga.deadline_ms, asked_for_ms)
+    assert story.saga.times_out_ms == times_out_ms
+    assert (story.saga.set_back_ms, story.saga.set_forward_ms) == (HOUR_MS, HOUR_MS)
+    story.when_due(after_ms=0).expect_nothing_changed()  # it is told of the same jump again, by another worker
+
+
+def test_whatever_changes_a_saga_is_told_first_what_the_clock_did() -> None:
+    """Nothing would show afterwards that the saga had last changed before."""
+    story = given_saga(RESERVE, CHARGE, deadline_ms=1_800_000)
+    story.now_ms -= HOUR_MS
+    story.when("ReserveInventory_ok", 1).expect_sent("payment", "ChargePayment", 2)
+    assert story.saga.deadline_now_ms == story.now_ms + 1_800_000
+    story.watch = Watch(since_ms=1, jumps=(Jump(until_ms=story.now_ms, by_ms=HOUR_MS),))
+    story.now_ms += HOUR_MS
+    story.when_asked(Verb.CANCEL)
+    assert story.saga.set_forward_ms == HOUR_MS
+
+
+def test_a_clock_that_jumps_forward_and_is_set_right_leaves_the_deadline_that_was_asked_for() -> None:
+    story = given_saga(RESERVE, CHARGE, deadline_ms=1_800_000, hard=True)
+    story.watch = Watch(since_ms=1, jumps=(Jump(until_ms=story.now_ms, by_ms=HOUR_MS),))
+    story.when_due(after_ms=HOUR_MS).expect_nothing_sent().expect_status("PENDING")
+    assert story.saga.deadline_now_ms == story.now_ms + 1_800_000
+    story.when("ReserveInventory_ok", 1).expect_sent("payment", "ChargePayment", 2)
+    story.watch = Watch(since_ms=1)
+    story.when_due(after_ms=-HOUR_MS).expect_nothing_sent()
+    assert story.saga.deadline_now_ms == story.saga.deadline_ms
+    assert story.saga.times_out_ms == story.now_ms + CHARGE.timeout_ms
+
+
+def test_a_worker_that_was_not_there_lets_a_saga_wait_for_longer_rather_than_for_less() -> None:
+    story = given_saga(RESERVE, CHARGE, deadline_ms=1_800_000, hard=True)
+    story.when_due(after_ms=-HOUR_MS)
+    story.now_ms += HOUR_MS
+    story.watch = Watch(since_ms=story.now_ms)
+    story.when_due(after_ms=0).expect_nothing_sent().expect_status("PENDING")
+    assert story.saga.deadline_now_ms == story.saga.deadline_ms
+    story.now_ms += 10 * HOUR_MS
+    story.watch = Watch(since_ms=story.now_ms)  # one more of them
+    story.when_due(after_ms=0).expect_status("COMPENSATING", "The deadline, 1800000 ms after the begin, has passed")
+
+
+def test_a_worker_that_was_not_there_cuts_no_wait_if_no_clock_was_set() -> None:
+    story = given_saga(RESERVE)
+    story.watch = Watch(since_ms=story.now_ms + 1000)
+    story.when_due().expect_sent_again_in(1000)
+
+
+def test_a_command_is_looked_for_from_the_time_on_at_which_it_was_sent_by_the_clock_of_then() -> None:
+    story = given_saga(RESERVE)
+    sent_ms = story.now_ms
+    story.watch = Watch(since_ms=1, jumps=(Jump(until_ms=story.now_ms, by_ms=HOUR_MS),))
+    story.when_due(after_ms=HOUR_MS)
+    [one] = given_up(story.saga, story.saga.with_step(1, story.saga.step.moved("given up", unknown=True)))
+    assert one.sent_ms == sent_ms
 
 
 # --- what a decision may need to know

@@ -123,6 +123,7 @@ SAGAS = st.builds(
     deadline_ms=st.none() | TIMES,
     hard_deadline=st.booleans(),
     set_back_ms=st.integers(0, 10**12),
+    set_forward_ms=st.integers(0, 10**12),
     interventions=st.lists(INTERVENTIONS, max_size=3).map(tuple),
     duplicates=st.integers(0, 10**6),
     begun_ms=TIMES,
@@ -222,6 +223,7 @@ def a_saga() -> SagaState:
         deadline_ms=1_700_000_000_004,
         hard_deadline=True,
         set_back_ms=3_600_000,
+        set_forward_ms=1_800_000,
         interventions=(
             Intervention(verb="retry", reason="open again", at_ms=1_700_000_000_005, request_id="op-1"),
             Intervention(verb="cancel now", reason="came too late", at_ms=1_700_000_000_006, actor="ann@web1"),
@@ -444,6 +446,7 @@ def test_a_hash_reads_as_an_answer_to_where_the_saga_is_and_why() -> None:
     assert (seen["step2.kind"], seen["step2.timeout_ms"], seen["step2.attempts"]) == ("pivot", "250", "1")
     assert (seen["deadline_at"], seen["deadline"]) == ("2023-11-14T22:13:20.004Z", "hard")
     assert seen["clock_set_back_ms"] == "3600000"
+    assert seen["clock_set_forward_ms"] == "1800000"
     assert HASH_OUT[b"times_out_at"] == HASH_BACKING_OFF[b"send_again_at"] == b"2023-11-14T22:14:20.005Z"
     assert orjson.loads(seen["interventions"]) == [
         {"verb": "retry", "reason": "open again", "at": "2023-11-14T22:13:20.005Z", "request_id": "op-1"},

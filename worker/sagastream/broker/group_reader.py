@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 import redis
 
 from sagastream.broker import exchange, scripting, wire
-from sagastream.broker.clock import BrokerClock
+from sagastream.broker.clock import BrokerClock, own_s
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.failures import is_deleted, is_wrong_type
@@ -319,19 +319,30 @@ class GroupReader:
         for most in sorted({count for count in counts.values() if count > least}):
             those = [stream for stream, count in counts.items() if count == most]
             readings.append(self._reading(dict.fromkeys(those, ">"), most - least))
+        asked_s = own_s()
         before = None if self._reached is None else self._redelivered.before(self._reached())
         *answers, clock = yield [*readings, ("TIME",)]
         entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
         if before is not None:
             entries = self._redelivered.looked_at(answers, entries, self.now_ms, before)
-        if back_ms := self.clock.is_now(self.now_ms):
+        self.clock_says(self.now_ms, asked_s)
+        return entries
+
+    def clock_says(self, now_ms: int, asked_s: float) -> None:
+        """The broker has told its time. `asked_s`: when it was asked, by `own_s`."""
+        back_ms = self.clock.is_now(now_ms, asked_s, own_s())
+        if back_ms > 0:
             self._log.warning(
                 f"the broker's clock was set back by {round(back_ms / 1000)} s: "
                 "what waits for a time, or is held by a process that is gone, waits from now on"
             )
             self.leases.clock_set_back(self.streams)
-        return entries
+        elif back_ms < 0:
+            self._log.warning(
+                f"the broker's clock went forward by {round(-back_ms / 1000)} s at once: "
+                "sagas that wait for a time wait for as long as they would have"
+            )
 
     def _reading(self, after: Mapping[str, str | bytes], count: int, block_ms: int | None = None) -> wire.Words:
         block: wire.Words = () if block_ms is None else ("BLOCK", block_ms)

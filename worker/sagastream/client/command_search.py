@@ -66,7 +66,8 @@ def _find(keys: StoreKeys, state: SagaState, look_at: int) -> Exchange[Place]:
     stream = partition.commands(service)
     read_up_to = yield from _read_up_to(stream, service)
     sent_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
-    search = yield from _search(stream, b"%d" % (sent_ms or 0), b"+", look_at, _is_command_of(state))
+    first_ms = max((sent_ms or 0) - state.set_forward_ms, 0)  # by the clock as it was then
+    search = yield from _search(stream, b"%d" % first_ms, b"+", look_at, _is_command_of(state))
     if search.entry is None:
         return (yield from _not_found(partition, service)) if search.is_complete else Place()
     entry_id, fields = search.entry

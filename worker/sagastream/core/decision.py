@@ -10,6 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core import moves
+from sagastream.core.clock import by_the_clock
 from sagastream.core.messages import (
     Begin,
     Code,
@@ -35,9 +36,6 @@ from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 #: What may happen: a request, a reply, a time that has come; an entry that is none of these, or for a newer release.
 Event = Begin | Intervene | Reply | Due | Newer | Unreadable
 
-#: If a saga changed more than this long after now, in milliseconds, the broker's clock was set back since. Less than
-#: this may come of a worker that was slow, and decides by an earlier time than another one did.
-SET_BACK_MS: Final = 5_000
 #: Begins the text about an impossible transition.
 FAULT: Final = "a fault in sagastream"
 
@@ -142,6 +140,8 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
 def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Decision:
     if state is None:
         return _refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
+    if not state.ended:
+        state = by_the_clock(state, moment.now_ms, moment.watch)
     done = Notice(
         kind="done", saga_id=state.saga_id, request_id=event.request_id, body=done_body(event.verb, state.saga_id)
     )
@@ -205,17 +205,17 @@ _VERBS: Final[Mapping[Verb, Callable[[SagaState, Intervene, Moment], Decision]]]
 
 def _due(state: SagaState, moment: Moment) -> Decision:
     """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due, or it is only
-    looked at because the broker's clock was set back."""
+    looked at because the broker's clock was set back, or went forward."""
     if state.due_ms is None:
         return Decision(state=state)
-    if state.updated_ms - moment.now_ms > SET_BACK_MS:
-        return Decision(state=moves.count_from_now(state, moment))
+    if (moved := by_the_clock(state, moment.now_ms, moment.watch)) is not state:
+        return Decision(state=moved)
     if state.due_ms > moment.now_ms:
         return Decision(state=state)
-    deadline_ms = state.deadline_ms
-    if deadline_ms is not None and deadline_ms - state.set_back_ms <= moment.now_ms and state.deadline_counts:
+    comes_ms = state.deadline_now_ms
+    if state.deadline_ms is not None and comes_ms is not None and comes_ms <= moment.now_ms and state.deadline_counts:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
-        why = f"The deadline, {deadline_ms - state.begun_ms} ms after the begin, has passed"
+        why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
         return moves.cancel(state, why, moment, now=state.is_cut_off)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
     step = state.steps[due[0] - 1]
@@ -230,6 +230,8 @@ def _due(state: SagaState, moment: Moment) -> Decision:
 def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
     if not isinstance(state, SagaState):
         return Decision(state=state, quarantine=str(state or f"there is no saga {reply.saga_id}"))
+    if not state.ended:
+        state = by_the_clock(state, moment.now_ms, moment.watch)
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
     step = state.steps[reply.step - 1]

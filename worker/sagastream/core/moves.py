@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream.core import plan
 from sagastream.core.backoff import step_delay_ms
 from sagastream.core.messages import Begin, Command
-from sagastream.core.saga import MAX_SET_BACK_MS, Intervention, SagaState
+from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.sending import NOBODY_KNOWS, send_compensation, send_transaction, undo_of
 from sagastream.core.step_state import Step
 from sagastream.core.steps import StepDefinition, StepKind
@@ -21,33 +21,6 @@ from sagastream.core.transitions import Decision, Moment, end, moved, park, put,
 
 #: The longest text that a saga's reason quotes of an error; the whole error stays with the step.
 REASON_CHARS: Final = 500
-
-
-# --- time
-
-
-def count_from_now(state: SagaState, moment: Moment) -> SagaState:
-    """The saga after the broker's clock was set back: what it waits for comes as long after now as it was to come after
-    its last change. Otherwise it would wait until that time came a second time.
-
-    Its begin stays as it is, since services file their records by it, and so does the deadline that was asked for.
-    """
-    back_ms = state.updated_ms - moment.now_ms
-    steps = tuple([_moved_back(step, back_ms, moment) for step in state.steps])
-    set_back_ms = min(state.set_back_ms + back_ms, MAX_SET_BACK_MS)
-    return replace(state, steps=steps, set_back_ms=set_back_ms, updated_ms=moment.now_ms)
-
-
-def _moved_back(step: Step, back_ms: int, moment: Moment) -> Step:
-    """The step, if it waits for a time, with that time, and when its command was sent, so much earlier."""
-    if step.due_ms is None:
-        return step
-    # In a damaged hash, the last change may be centuries ahead, and the other times not.
-    changes = {"due_ms": max(step.due_ms - back_ms, moment.now_ms)}
-    sent = "compensation_sent_ms" if step.being_undone else "sent_ms"
-    if (sent_ms := getattr(step, sent)) is not None:
-        changes[sent] = max(sent_ms - back_ms, 0)
-    return replace(step, **changes)
 
 
 # --- forward

@@ -13,7 +13,7 @@ from sagastream.core.strict_json import value_of
 from sagastream.errors import UnreadableSaga
 
 _WAITING: Final = Phase.WAITING
-#: The most that a saga counts of how far the broker's clock was set back, in ms: more than there are from 1970 to 9999.
+#: The most that a saga counts of how far the broker's clock was set, either way, in ms: more than from 1970 to 9999.
 MAX_SET_BACK_MS: Final = 10**15
 #: A saga keeps at most this many interventions, the newest ones.
 MAX_INTERVENTIONS: Final = 100
@@ -59,6 +59,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     deadline_ms: int | None = None  # when it is cancelled, if it has not ended by then; None: never
     hard_deadline: bool = False  # whether a command that is out at the deadline counts as unknown from then on
     set_back_ms: int = 0  # by how much the broker's clock was set back while it waited, as far as a worker noticed it
+    set_forward_ms: int = 0  # the same of a clock that went forward at once, such as one that is set right again
     interventions: tuple[Intervention, ...] = ()  # what was done about it from outside, the newest 100, oldest first
     duplicates: int = 0  # how many replies were ignored because they said nothing new
     request_id: str | None = None  # the id of the request that began it
@@ -130,8 +131,10 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def deadline_now_ms(self) -> int | None:
-        """When its deadline comes by the broker's clock, which may have been set back since the begin."""
-        return None if self.deadline_ms is None else max(self.deadline_ms - self.set_back_ms, 0)
+        """When its deadline comes by the broker's clock, which may have been set since the begin."""
+        if self.deadline_ms is None:
+            return None
+        return max(self.deadline_ms - self.set_back_ms + self.set_forward_ms, 0)
 
     @property
     def deadline_counts(self) -> bool:

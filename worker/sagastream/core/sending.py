@@ -28,7 +28,7 @@ class GivenUp(Struct, frozen=True, kw_only=True, gc=False):
     type: str
     saga_id: str
     step: int
-    sent_ms: int
+    sent_ms: int  # by the clock as it was then, or earlier
 
     @property
     def beginning(self) -> bytes:
@@ -44,7 +44,7 @@ def given_up(before: SagaState, after: SagaState) -> list[GivenUp]:
             continue
         sent_ms = was.compensation_sent_ms if was.being_undone else was.sent_ms
         if sent_ms is not None:
-            service = was.definition.service
+            service, sent_ms = was.definition.service, max(sent_ms - before.set_forward_ms, 0)
             found.append(
                 GivenUp(service=service, type=was.command, saga_id=before.saga_id, step=number, sent_ms=sent_ms)
             )

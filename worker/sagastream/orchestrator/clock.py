@@ -1,7 +1,7 @@
-"""What a worker does if the broker's clock was set back: it looks at all sagas that wait for a time.
+"""What a worker does if the broker's clock was set back, or went forward: it looks at all sagas that wait for a time.
 
-Their times, and the leases on them, lie where the clock was. The core counts from now what each still waits for
-(`moves.count_from_now`); a look at a saga that needs nothing changes nothing.
+Their times, and the leases on them, lie where the clock was. The core says when they come by the clock as it is now
+(core/clock.py); a look at a saga that needs nothing changes nothing.
 """
 
 import math

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sagastream.broker import exchange, wire
+from sagastream.broker.clock import own_s
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.exchange import Exchange
@@ -102,7 +103,7 @@ class Orchestrator:
         self._cache = StateCache()
         self._committed: Sequence[Change] = ()  # what it wrote last
         self._look_at = self._tidy_at = 0.0
-        self._set_back = 0  # how often the clock was set back, of all times for which it has looked at all sagas
+        self._clock_changes = 0  # of the clock, for which it has looked at all sagas
         self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
 
     def run(self) -> None:
@@ -171,7 +172,9 @@ class Orchestrator:
         asked = {event.saga_id for _, event in inputs if event.saga_id is not None} - states.keys()
         if not asked:
             return self._inbox.now_ms
+        asked_s = own_s()
         loaded, now_ms = sagas.read(self._broker.client, self._opened, asked)
+        self._inbox.clock_says(now_ms, asked_s)
         states |= loaded
         return now_ms
 
@@ -204,7 +207,8 @@ class Orchestrator:
 
         def moment() -> Moment:
             jitter = random.random()  # noqa: S311 - it is not a secret
-            return Moment(now_ms=now_ms, published=published, jitter=jitter, closed=closed)
+            watch = self._inbox.clock.watch
+            return Moment(now_ms=now_ms, published=published, watch=watch, jitter=jitter, closed=closed)
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
@@ -245,9 +249,10 @@ class Orchestrator:
         return [(None, Due(saga_id=saga_id)) for partition, saga_id in due if keys.of(saga_id) is partition]
 
     def _put_off(self) -> list[tuple[Partition, str]]:
-        """Sagas that may wait for too long, because the broker's clock was set back."""
-        if self._set_back != self._inbox.clock.set_back:
-            self._set_back = self._inbox.clock.set_back
+        """Sagas that may wait for too long, because the broker's clock was set back, or for too short, because it went
+        forward."""
+        if self._clock_changes != self._inbox.clock.changes:
+            self._clock_changes = self._inbox.clock.changes
             self._waiting = WaitingSagas(self._broker.client, self._opened.partitions)
         if not self._waiting:
             return []

@@ -174,6 +174,7 @@ SAGA: Final[dict[str, Column]] = {
     "deadline_ms": Column("deadline_at", _moment, iso),
     "hard_deadline": Column("deadline", {HARD.encode(): True}.__getitem__, _hard),
     "set_back_ms": Column("clock_set_back_ms", partial(whole_number, most=MAX_SET_BACK_MS), _count),
+    "set_forward_ms": Column("clock_set_forward_ms", partial(whole_number, most=MAX_SET_BACK_MS), _count),
     "interventions": Column("interventions", _read_interventions, _interventions),
     "duplicates": Column("duplicates", whole_number, _count),
     "request_id": Column("request_id", _text),
