@@ -15,6 +15,7 @@ from sagastream import SagaClient
 from sagastream.broker.connection import Broker
 from sagastream.store import layout, published
 from sagastream.store.keys import StoreKeys
+from support.clock import ServerClock
 from support.processes import Commands
 from support.scenes import do
 from support.servers import KINDS, OwnServer, start_server
@@ -196,6 +197,28 @@ def test_sagas_in_every_state_go_on(
         held = [{key for key in keys[verb] if key.startswith("held")} for verb in ("did", "undid")]
         assert held[0] == held[1], "what was done of a cancelled saga is undone"
         assert "there is no saga stranger" in new.run("quarantine", "list").stdout
+    finally:
+        old.end()
+        new.end()
+
+
+def test_on_a_server_whose_clock_is_behind_no_saga_stands_still(commands: Commands, tmp_path: Path) -> None:
+    old, new = (Place("valkey", tmp_path / name, commands, 1) for name in ("old", "new"))
+    try:
+        ServerClock(new.server).set_back(2 * 3600 * 1000)
+        old.start("worker")
+        sagas = SagaClient(old.broker)
+        sagas.begin("s1", [do(1, service="nobody", timeout_ms=5_000, attempts=1, compensation=None)], deadline_ms=9_000)
+        until(lambda: (state := sagas.get("s1")) is not None and state.times_out_ms, what="a command is out")
+        old.rest()
+        exported = old.run("export", "-").stdout
+        done = new.run("import", "-", given=exported)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "the clock of this server is behind: 1 sagas that wait for a time wait from now on" in done.stderr
+        new.start("worker")
+        ended = SagaClient(new.broker).wait("s1", 60)
+        assert (ended.status, ended.steps[0].attempt) == ("ABORTED", 1)
+        assert ended.set_back_ms > 7_100_000
     finally:
         old.end()
         new.end()

@@ -41,8 +41,14 @@ def import_(file: IO[bytes]) -> None:
         from sagastream_bridge.transfer.importing import Import
 
         shutil.copyfileobj(file, whole)  # it is read twice
-        sagas = Import(broker, whole).run()
+        imported = Import(broker, whole)
+        sagas = imported.run()
         click.echo(safe(f"{sagas} sagas imported into {broker.store}"), err=True)
+        if imported.set_back:
+            text = (
+                f"the clock of this server is behind: {imported.set_back} sagas that wait for a time wait from now on"
+            )
+            click.echo(f"{text}. Set the clock right, if you can", err=True)
 
 
 def _opened(file: str) -> IO[bytes]:

@@ -1,6 +1,7 @@
 """Lines, read into an empty store. Its server and its number of partitions may be others.
 
-All lines are read before anything is written, so a file that was cut or damaged changes nothing.
+All lines are read before anything is written, so a file that was cut or damaged changes nothing. If the clock of the
+server is behind that of the other one, sagas wait as they do after a clock was set back.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,8 +12,10 @@ from redis.client import Pipeline
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import REPLAYED
+from sagastream.core.clock import STEADY, by_the_clock
+from sagastream.core.saga import SagaState
 from sagastream.errors import TransferError
-from sagastream.store import layout
+from sagastream.store import layout, saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream_bridge.transfer.exporting import refuse_at_work
 from sagastream_bridge.transfer.lines import Fields, read, saga_id_of
@@ -30,6 +33,8 @@ class Import:
         self._broker = broker
         self._client = broker.client
         self._file = file
+        self._now_ms = 0  # when it began to write, by the server's clock
+        self.set_back = 0  # how many sagas last changed at a time that is still to come by that clock
         self._from = self._checked()
         self._keys = layout.check(broker)
         refuse_at_work(broker, self._keys)
@@ -39,6 +44,8 @@ class Import:
     def run(self) -> int:
         """Write it all. Returns how many sagas there are. Raises redis.RedisError; the store is incomplete then."""
         sagas = 0
+        seconds, micros = self._client.time()
+        self._now_ms = seconds * 1000 + micros // 1000
         lines = self._lines()
         while page := list(islice(lines, _PAGE)):
             pipeline = self._client.pipeline(transaction=True)
@@ -95,12 +102,29 @@ class Import:
         partition = self._keys.of(saga_id)
         key = partition.saga(saga_id)
         pipeline.hset(key, items=_flat(line["fields"]))
-        if line["timer"] is not None:
-            pipeline.zadd(partition.timers, {saga_id: float(line["timer"])})
+        timer = line["timer"]
+        if (moved := self._by_this_clock(pipeline, key, saga_id, line["fields"])) is not None and timer is not None:
+            timer = moved
+        if timer is not None:
+            pipeline.zadd(partition.timers, {saga_id: float(timer)})
         if line["ended"] is not None:
             pipeline.zadd(partition.ended, {saga_id: line["ended"]})
         if line["ttl_ms"] is not None:
             pipeline.pexpire(key, max(1, line["ttl_ms"]))
+
+    def _by_this_clock(self, pipeline: Pipeline, key: str, saga_id: str, fields: Fields) -> int | None:
+        """If the saga waits, and last changed at a time that is still to come here, let it wait from now on. Returns
+        when it is due then."""
+        state = saga_hash.read(saga_id, dict(fields))
+        if not isinstance(state, SagaState) or state.due_ms is None:
+            return None  # who cannot read it does not change it
+        moved = by_the_clock(state, self._now_ms, STEADY)
+        if moved is state:
+            return None
+        self.set_back += 1
+        changed = saga_hash.changed_fields(state, moved)
+        pipeline.hset(key, items=changed)
+        return moved.due_ms
 
     def _records(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
         by_partition: dict[str, Fields] = {}
