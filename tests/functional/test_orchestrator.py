@@ -1,6 +1,7 @@
 """Workers on real servers: sagas of every shape, crashes, races, damaged messages."""
 
 import json
+import logging
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from sagastream.orchestrator import commit, streams, worker
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import sagas
+from sagastream.store.quarantine import Quarantine
 from support.processes import SAMPLES, Commands
 from support.scenes import Scene, do
 from support.servers import OwnServer, Server
@@ -126,6 +128,23 @@ def test_begun_again_with_another_body_it_is_refused_and_nothing_changes(scene: 
     with pytest.raises(RequestRefused):
         scene.client.wait(Accepted(begin=other), 1)
     assert scene.redis.hgetall(ONLY.saga("s1")) == before
+
+
+def test_a_saga_that_was_accepted_and_refused_later_is_set_aside_and_told_of(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No worker has read the first request yet, so the second one is accepted, and its sender may be gone."""
+    scene.client.begin("s1", [do(1)])
+    scene.client.begin("s1", [do(2)])
+    scene.client.begin("s1", [do(1)])
+    with caplog.at_level(logging.WARNING):
+        scene.play("s1")
+        scene.turns_until(lambda: scene.redis.xlen(ONLY.requests) == 0)
+    why = "another saga has the id s1: it began with 1 as params of step 1; this request has 2"
+    [aside] = Quarantine(scene.redis, KEYS).newest_first()
+    assert (aside.reason, aside.saga_id, aside.stream) == (why, "s1", ONLY.requests)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records if why in record.getMessage()] == [why]
+    assert scene.effects.done == ["s1/1/transaction"]
 
 
 def test_a_request_delivered_twice_is_one_request(scene: Scene) -> None:

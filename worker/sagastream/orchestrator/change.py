@@ -4,9 +4,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
-from sagastream.core.messages import Command, Notice
+from sagastream.core.messages import Code, Command, Notice
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import GivenUp, given_up
+from sagastream.core.strict_json import value_of
 from sagastream.core.transitions import Decision
 from sagastream.errors import UnreadableSaga
 from sagastream.store import saga_hash
@@ -32,12 +33,14 @@ class Change(Struct, eq=False):
     is_full: bool = False  # it was not written, since a stream to which it appends takes no more entries
     fault: str | None = None  # why nothing could be decided on the saga when it was due
 
-    def add(self, entry: Entry | None, decision: Decision, *, gives_up: bool = False) -> None:
+    def add(self, entry: Entry | None, decision: Decision, *, gives_up: bool = False, is_begin: bool = False) -> None:
         """Add one more decision to those before it.
 
         Args:
             entry: what was decided on; None: the saga was due.
             gives_up: whether a command that the saga waits for no more was not answered.
+            is_begin: whether the entry asks for a saga. If none may begin, as another saga has the id, the entry is set
+                aside too: whoever asked was told that it is accepted, and may not see the news.
         """
         if decision.left:
             self.left.append((entry, decision.left))
@@ -54,6 +57,10 @@ class Change(Struct, eq=False):
         self.entries.append(entry)
         if decision.quarantine is not None:
             self.quarantined.append((entry, decision.quarantine))
+        elif is_begin and decision.notices and decision.notices[0].kind == "refused":
+            refused = value_of(decision.notices[0].body)
+            if refused["code"] == Code.PRECONDITION_FAILED:
+                self.quarantined.append((entry, refused["text"]))
 
     @property
     def is_empty(self) -> bool:

@@ -346,7 +346,8 @@ def _fold(
         before = None if saga_id is None else states[saga_id]
         change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
         for entry, event in inputs:
-            change.add(entry, decide(change.after, event, moment()), gives_up=not isinstance(event, Reply))
+            decision = decide(change.after, event, moment())
+            change.add(entry, decision, gives_up=not isinstance(event, Reply), is_begin=isinstance(event, Begin))
         if change.left or not change.is_empty:
             changes.append(change)
     return changes
