@@ -753,3 +753,21 @@ def test_ended_sagas_that_come_meanwhile_shift_nothing(client: SagaClient) -> No
         if number % 2:
             put(client._redis, f"late{number}", SagaStatus.COMPLETED, score=1000 + number)
     assert met == [f"s{number}" for number in reversed(range(450))]
+
+
+def test_a_wait_that_times_out_says_why_the_saga_waits(server: Server, commands: Commands) -> None:
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    client = SagaClient(server.broker())
+    accepted = client.begin("s1", [do(1, service="tlli")])
+    until(lambda: client.get("s1"), what="the saga is begun")
+    says = r"no process of service tlli is listening, and none ever was"
+
+    async def use(client: AsyncSagaClient) -> None:
+        with pytest.raises(TimeoutError, match=rf"saga s1 has not ended within 0\.3 s: {says}"):
+            await client.wait("s1", 0.3)
+
+    with pytest.raises(TimeoutError, match=rf"saga s1 has not ended within 0\.3 s: {says}"):
+        client.wait(accepted, 0.3)
+    with pytest.raises(TimeoutError, match=rf"saga s1 and 1 more have not ended within 0\.3 s; s1: {says}"):
+        list(client.as_completed([accepted, "s1"], 0.3))
+    in_loop(server, use)

@@ -143,7 +143,8 @@ class SagaClient:
             SagaParked: only with `check`: the saga is parked. It has the reason and the step.
             RequestRefused: another saga has the id.
             UnreadableSaga: the saga cannot be read.
-            TimeoutError: the saga did not end in time; it goes on by itself. The text says if there is no such saga.
+            TimeoutError: the saga did not end in time; it goes on by itself. The text says why it waits, or that there is
+                no such saga.
             redis.RedisError: an error that is not an outage, so that waiting does not help.
             TypeError: `saga` is neither of the two, or `timeout_s` is not a number.
             ValueError: `timeout_s` is not a number of seconds from 0 on.
@@ -172,7 +173,7 @@ class SagaClient:
         yield from self._settled(watcher, timeout_s)
         if watcher:
             assert timeout_s is not None
-            raise watcher.timeout_error(timeout_s)
+            raise run(self._redis, watcher.timeout_error(timeout_s))
 
     def cancel(
         self,
@@ -275,7 +276,7 @@ class SagaClient:
         for outcome in self._settled(watcher, timeout_s):
             return requests.granted(outcome)
         assert timeout_s is not None
-        raise watcher.timeout_error(timeout_s)
+        raise run(self._redis, watcher.timeout_error(timeout_s))
 
     def erase(self, saga_id: str, reason: str, *, actor: str | None = None) -> Erased:
         """Erase the params, results, errors, reasons and actors of a saga that has ended, and the messages that hold

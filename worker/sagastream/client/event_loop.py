@@ -265,7 +265,7 @@ class _Follower:
                 return await future
         except TimeoutError:
             assert timeout_s is not None
-            raise self._watcher.timeout_error(timeout_s, waiter) from None
+            raise await run_async(self._pool, self._watcher.timeout_error(timeout_s, waiter)) from None
         finally:
             del self._futures[waiter]
             self._watcher.discard(waiter)

@@ -15,11 +15,13 @@ import redis
 
 from sagastream.broker.entries import Entry, is_possible
 from sagastream.broker.exchange import Exchange, together
+from sagastream.client import evidence
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
 from sagastream.core.messages import Begin, Intervene
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.strict_json import decode
+from sagastream.core.why import headline
 from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
 from sagastream.store import events
 from sagastream.store.layout import Layout
@@ -159,14 +161,26 @@ class SagaWatcher:
         """All who wait for this saga."""
         return tuple(self._waiters.get(saga_id, ()))
 
-    def timeout_error(self, timeout_s: float, waiter: Waiter | None = None) -> TimeoutError:
-        """What to raise when the time is up of one waiter, or of all of them together."""
+    def timeout_error(self, timeout_s: float, waiter: Waiter | None = None) -> Exchange[TimeoutError]:
+        """What to raise when the time is up of one waiter, or of all of them together. The text says why the saga
+        waits, or the first of them: that takes some round trips, so not if the time to wait was none."""
         waiters = [waiter] if waiter is not None else [one for alike in self._waiters.values() for one in alike]
+        why = next((f": {one.unbegun}" for one in waiters if one.saga_id in self._unknown and one.unbegun), "")
         if self.away is not None:
             why = f" (the broker is away: {self.away})"
-        else:
-            why = next((f": {one.unbegun}" for one in waiters if one.saga_id in self._unknown and one.unbegun), "")
+        elif not why and timeout_s > 0 and not isinstance(waiters[0].request, Intervene):
+            why = yield from self._why(waiters[0].saga_id, of_many=len(waiters) > 1)
         return waiters[0].timeout_error(timeout_s, why, others=len(waiters) - 1)
+
+    def _why(self, saga_id: str, *, of_many: bool) -> Exchange[str]:
+        """Why a saga waits, as the end of a sentence; nothing if that cannot be found out."""
+        try:
+            found = yield from evidence.explained((yield from self._layout.opened()), saga_id)
+        except redis.RedisError:
+            return ""
+        if not found.causes:
+            return ""
+        return f"{f'; {saga_id}' if of_many else ''}: {headline(found.causes)}"
 
     def turn(self, block_ms: int) -> Exchange[Settled]:
         """Look at the sagas that must be read. If that settles no waiter, read events, and wait for them up to
