@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
@@ -29,6 +29,7 @@ def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]
         import redis
 
         from sagastream.broker.connection import Broker
+        from sagastream.broker.failures import told
         from sagastream.errors import BrokerError
 
         broker = None
@@ -36,8 +37,9 @@ def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]
             broker = Broker(create=create, port=port)
             yield broker
         except redis.TimeoutError as error:  # whose text does not say which broker it is
-            where = "" if broker is None else f" of {broker.store}"
-            text = f"the broker{where} does not answer: it hangs, was stopped, or is too busy ({error})"
+            text = told(error)
+            if broker is not None:
+                text = text.replace("the broker", f"the broker of {broker.store}", 1)
             raise BrokerError(text) from None
         finally:
             if broker is not None:
@@ -72,31 +74,16 @@ def orderly() -> Iterator[None]:
         raise click.ClickException(safe(_told(error))) from None
 
 
-#: What else there is to say if nobody listens where the broker should be.
-_ENDED: Final = (
-    "; is it running? If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
-)
-
-
 def _told(error: Exception) -> str:
     """What a person is told of an error."""
     import redis
 
-    from sagastream.broker.failures import is_outage, untrusted
+    from sagastream.broker.failures import told
 
-    if (why := untrusted(error)) is not None:
-        return why
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        ended = isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
-        return f"the broker does not answer: {error}{_ENDED if ended else ''}"
-    if isinstance(error, redis.OutOfMemoryError):
-        return "the store is full: raise maxmemory, or wait until sagas have expired"
-    if isinstance(error, redis.ReadOnlyError):
-        return "the broker is a replica: nothing can be written to it; name its master"
-    if is_outage(error):
-        return f"the broker is away for a while: {error}"
-    if isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error):
-        return f"{error}; sagastream doctor tells which key it is"
+    if isinstance(error, redis.RedisError):
+        return told(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
 
 

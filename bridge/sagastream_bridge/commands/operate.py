@@ -47,6 +47,9 @@ def _verb(verb: str, help_text: str) -> click.Command:
     def command(
         saga_id: str, reason: str, by: str | None, parked_at: str | None, timeout: float, **options: bool
     ) -> None:
+        import redis
+
+        from sagastream.broker.failures import is_refusal, told
         from sagastream.core.messages import Code
         from sagastream.errors import MalformedMessage, RequestRefused
 
@@ -68,6 +71,11 @@ def _verb(verb: str, help_text: str) -> click.Command:
                 raise click.ClickException(safe(f"{error} in the store {broker.store}")) from None
             except TimeoutError as error:
                 raise click.ClickException(safe(str(error))) from None
+            except redis.RedisError as error:
+                if is_refusal(error):
+                    raise
+                arrived = f"the {verb} of saga {saga_id} may have arrived: look with sagastream show {saga_id}"
+                raise click.ClickException(safe(f"{told(error)}; {arrived}")) from None
         then = state.reason
         if not state.ended:
             then = f"parked: {state.parked}" if state.parked else f"waits for {state.waiting_for}"

@@ -1,5 +1,6 @@
 """The commands for sagas: begin one, show one, list them."""
 
+import math
 import sys
 import threading
 import time
@@ -12,12 +13,18 @@ from sagastream_bridge.commands.context import finite, opened, orderly, safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
+    from sagastream.client.blocking import SagaClient
     from sagastream.client.listing import ListStatus
+    from sagastream.client.requests import Accepted
+    from sagastream.core.messages import Begin
+    from sagastream.core.saga import SagaState
     from sagastream.store.keys import StoreKeys
 
 _STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
 _WORKER_GRACE_S: Final = 1.0
+#: How long `begin --wait` waits until it says why the saga has not ended, in seconds, and looks again.
+_SAY_WHY_AFTER_S: Final = 3.0
 
 
 @click.command()
@@ -28,7 +35,7 @@ _WORKER_GRACE_S: Final = 1.0
     type=click.FloatRange(0),
     callback=finite,
     metavar="SECONDS",
-    help="With --wait: wait at most this long.",
+    help="Wait at most this long: for a broker that is away or full and, with --wait, for the end.",
 )
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
@@ -36,8 +43,6 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
     from sagastream.core.strict_json import decode
     from sagastream.errors import MalformedMessage
 
-    if timeout is not None and not wait:
-        raise click.UsageError("--timeout goes with --wait")
     with orderly():
         body = file.read()
     try:
@@ -45,24 +50,19 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
     except MalformedMessage as error:
         raise click.ClickException(f"{file.name}: {error}") from None
     with opened() as broker:
-        from sagastream.broker.outage import Outage
         from sagastream.client.blocking import SagaClient
-
-        outage = Outage(broker, "sagastream begin", threading.Event())
-        client = SagaClient(broker)
         from sagastream.store import layout
 
+        patience = _Patience(broker, timeout)
+        client = SagaClient(broker)
         keys = layout.check(broker)
-        accepted = outage.patiently(lambda: client.begin_request(request))
-        if not outage.patiently(lambda: _worker_shows_up(broker, keys)):
+        accepted = patience.begun(client, request)
+        if patience.is_workerless(keys):
             click.echo("no worker is running; the saga waits for one: sagastream worker", err=True)
         if not wait:
             click.echo(f"{request.saga_id} accepted")
             return
-        try:
-            state = client.wait(accepted, timeout)
-        except TimeoutError as error:
-            raise click.ClickException(str(error)) from None
+        state = patience.ended(client, accepted)
         why = f"parked: {state.parked}" if state.parked else state.reason
         click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
     sys.exit(0 if state.status == "COMPLETED" else 3)
@@ -124,6 +124,96 @@ def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
         many = max(listing.parked, listing.live - listing.parked) > ORDERED
         order = f"; more than {ORDERED} live or parked ones are not listed by their last change" if many else ""
         click.echo(f"{shown} shown{more}; {counts}{order}", err=True)
+
+
+class _Patience:
+    """How long `begin` waits, and what it says meanwhile."""
+
+    def __init__(self, broker: "Broker", timeout_s: float | None) -> None:
+        """`timeout_s`: for all of it; None: without a limit."""
+        from sagastream.broker.outage import Outage
+
+        self._broker = broker
+        self._timeout_s = timeout_s
+        self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._outage = Outage(broker, "sagastream begin", threading.Event())
+
+    def begun(self, client: "SagaClient", request: "Begin") -> "Accepted":
+        """Have the request accepted, however long the broker is away."""
+        import redis
+
+        from sagastream.broker.failures import is_outage, is_refusal, told
+
+        saga_id, may_have_arrived = request.saga_id, False
+
+        def begin() -> "Accepted":
+            nonlocal may_have_arrived
+            try:
+                return client.begin_request(request)
+            except redis.RedisError as error:
+                may_have_arrived = may_have_arrived or not is_refusal(error)
+                raise
+
+        again = f"the request to begin saga {saga_id} may have arrived; begin it again, and nothing is done twice"
+        try:
+            return self._outage.patiently(begin, until=self._until)
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            text = f"saga {saga_id} was not begun within {self._timeout_s:g} s: {told(error)}"
+            if may_have_arrived:
+                text = f"saga {saga_id} was not accepted within {self._timeout_s:g} s: {told(error)}; {again}"
+            raise click.ClickException(safe(text)) from None
+        except SystemExit:
+            click.echo(again if may_have_arrived else f"saga {saga_id} was not begun", err=True)
+            raise
+
+    def is_workerless(self, keys: "StoreKeys") -> bool:
+        """Whether no worker shows up. If the broker is away until the time is up, that is not known."""
+        import redis
+
+        try:
+            return not self._outage.patiently(lambda: _worker_shows_up(self._broker, keys), until=self._until)
+        except redis.RedisError:
+            return False
+
+    def ended(self, client: "SagaClient", accepted: "Accepted") -> "SagaState":
+        """Wait for the end. If it takes long, say why, and again whenever that is something else."""
+        saga_id, said = accepted.saga_id, ""
+        try:
+            while True:
+                left_s = max(0.0, self._until - time.monotonic())
+                try:
+                    return client.wait(accepted, min(left_s, _SAY_WHY_AFTER_S))
+                except TimeoutError:
+                    kinds, lines = _why(client, saga_id)
+                if left_s <= _SAY_WHY_AFTER_S:
+                    raise click.ClickException(
+                        "\n".join([f"saga {saga_id} has not ended within {self._timeout_s:g} s{lines[0]}", *lines[1:]])
+                    )
+                if kinds not in ("", said):
+                    said = kinds
+                    click.echo("\n".join([f"saga {saga_id} waits{lines[0]}", *lines[1:]]), err=True)
+        except SystemExit:
+            click.echo(f"saga {saga_id} goes on without this command: sagastream show {saga_id}", err=True)
+            raise
+
+
+def _why(client: "SagaClient", saga_id: str) -> tuple[str, list[str]]:
+    """Why a saga waits: the kinds of the causes; what they are, as the end of a sentence; and below it what helps."""
+    import redis
+
+    from sagastream.broker.failures import is_outage, told
+    from sagastream.core.why import headline
+
+    try:
+        causes = client.why(saga_id)
+    except redis.RedisError as error:
+        if not is_outage(error):
+            raise
+        return "", [safe(f": {told(error)}")]
+    what = f": {headline(causes)}" if causes else ""
+    return " ".join(cause.kind for cause in causes), [safe(what), *(safe(line) for one in causes for line in one.do)]
 
 
 def _worker_shows_up(broker: "Broker", keys: "StoreKeys") -> bool:

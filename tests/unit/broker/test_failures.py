@@ -6,7 +6,7 @@ import pytest
 import redis
 from redis._parsers.base import BaseParser
 
-from sagastream.broker.failures import is_deleted, is_demoted, is_outage
+from sagastream.broker.failures import is_deleted, is_demoted, is_outage, is_refusal, told
 
 
 def answered(text: str) -> Exception:
@@ -83,3 +83,35 @@ def test_an_error_of_another_kind_is_none(error: Exception) -> None:
 def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> None:
     assert is_demoted(answered(text)) == (text in DEMOTED)
     assert is_deleted(answered(text)) == (text in DELETED)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", "the store is full: raise maxmemory"),
+        ("Command # 1 (XADD OOM x) of pipeline caused error: OOM command not allowed", "the store is full: "),
+        ("READONLY You can't write against a read only replica.", "the broker is a replica: nothing can be"),
+        ("MISCONF Errors writing to the AOF file: No space left on device", "the broker cannot write to its disk"),
+        ("NOREPLICAS Not enough good replicas to write.", "the broker takes no writes without its replicas"),
+        ("NOPERM this user has no permissions to run the 'time' command", "sagastream acl ROLE prints the user"),
+        ("WRONGPASS invalid username-password pair", "the broker refuses the login: invalid username-password pair;"),
+        ("NOAUTH Authentication required.", "look at the user and the password in REDIS_URL"),
+        ("WRONGTYPE Operation against a key", "sagastream doctor tells which key it is"),
+        ("LOADING Redis is loading the dataset in memory", "the broker does not answer: Redis is loading"),
+        ("BUSY Redis is busy running a script.", "the broker is away for a while: BUSY"),
+        ("ERR unknown command 'FLY'", "unknown command 'FLY'"),
+    ],
+)
+def test_a_person_is_told_what_is_the_case_and_what_helps(text: str, says: str) -> None:
+    error = answered(text)
+    assert isinstance(error, redis.RedisError)
+    assert says in told(error)
+
+
+def test_after_a_lost_connection_nobody_knows_whether_it_was_done() -> None:
+    unreached = redis.ConnectionError("Error 111 connecting to /s.sock. Connection refused.")
+    unreached.__context__ = ConnectionRefusedError()
+    for error in (answered(DEMOTED[0]), answered(PASSING[0]), answered(FAULTS[0]), unreached):
+        assert is_refusal(error)
+    for error in (redis.ConnectionError("Connection closed by server."), redis.TimeoutError(), ValueError()):
+        assert not is_refusal(error)

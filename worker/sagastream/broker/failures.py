@@ -33,6 +33,23 @@ _EXHAUSTED: Final = "The stream has exhausted the last possible ID"
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
 #: … or the server has become a replica; the latter also ends transactions.
 _IS_REPLICA: Final = re.compile(r"^UNBLOCKED .*instance state changed|because of: (?:READONLY|MASTERDOWN) ")
+#: What a person is told of what a server answers, by the beginning of its text …
+_MEANINGS: Final[Mapping[str, str]] = {
+    "OOM": "the store is full: raise maxmemory, or wait until sagas have expired",
+    "READONLY": "the broker is a replica: nothing can be written to it; name its master",
+    "MISCONF": "the broker cannot write to its disk, and takes no writes: look at its log and its disk ({})",
+    "NOREPLICAS": "the broker takes no writes without its replicas: look at them, or set min-replicas-to-write lower",
+    "NOPERM": "the user in REDIS_URL may not do this: {}; sagastream acl ROLE prints the user that a role needs",
+    "WRONGTYPE": "{}; sagastream doctor tells which key it is",
+}
+#: … which redis-py has taken away from some of them.
+_CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
+    "OOM": redis.OutOfMemoryError,
+    "READONLY": redis.ReadOnlyError,
+    "NOPERM": redis.exceptions.NoPermissionError,
+}
+#: What else there is to say if nobody listens where the broker should be.
+_ENDED: Final = "If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
 #: Reasons of OpenSSL for which a connection will never be made.
 _REASONS: Final[Mapping[str, str]] = {
@@ -91,6 +108,47 @@ def is_deleted(error: BaseException) -> bool:
 def is_no_group(error: redis.ResponseError) -> bool:
     """Whether there is no such group: there is no such stream, or something else stands at its key."""
     return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether this says that the server has not done what was asked: it answered so, or nobody listens there. After any
+    other failure of a connection nobody knows."""
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return _is_unreached(error) or isinstance(error, redis.BusyLoadingError | redis.AuthenticationError)
+    return isinstance(error, redis.ResponseError)
+
+
+def told(error: redis.RedisError) -> str:
+    """What a person is told of an error: what is the case, and what helps."""
+    text = str(error) or type(error).__name__
+    if (why := untrusted(error)) is not None:
+        return why
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return _told_of_connection(error, text)
+    for name, meaning in _MEANINGS.items():
+        if re.search(rf"(?:^|: ){name} ", text) or isinstance(error, _CLASSES.get(name, ())):
+            return meaning.format(text)
+    return f"the broker is away for a while: {text}" if is_outage(error) else text
+
+
+def takes_no_writes(error: BaseException) -> bool:
+    """Whether the server is there, and only takes no writes for a while."""
+    return is_outage(error) and isinstance(error, redis.ResponseError) and not is_demoted(error)
+
+
+def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str) -> str:
+    if isinstance(error, redis.AuthenticationError):
+        return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
+    if _is_unreached(error):
+        what = f"the broker does not answer, since nobody listens there: {text}"
+        return f"{what}; start it, or look at REDIS_URL. {_ENDED}"
+    if isinstance(error, redis.TimeoutError):
+        return f"the broker does not answer: it hangs, was stopped, or is too busy ({text})"
+    return f"the broker does not answer: {text}"
+
+
+def _is_unreached(error: BaseException) -> bool:
+    return isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
 
 
 def untrusted(error: BaseException) -> str | None:

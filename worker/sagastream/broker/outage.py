@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.connection import Broker
-from sagastream.broker.failures import is_exhausted, is_outage
+from sagastream.broker.failures import is_exhausted, is_outage, takes_no_writes, told
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
@@ -41,6 +41,8 @@ class OutageReport:
         lost = self._broker.lost_by_crash
         if is_exhausted(error):
             self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair mends it")
+        elif takes_no_writes(error):
+            self.log.warning(f"{told(error)}; waiting")
         else:
             self.log.warning(f"the broker is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
         if self._observer is not None:

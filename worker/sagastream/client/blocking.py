@@ -143,8 +143,8 @@ class SagaClient:
             SagaParked: only with `check`: the saga is parked. It has the reason and the step.
             RequestRefused: another saga has the id.
             UnreadableSaga: the saga cannot be read.
-            TimeoutError: the saga did not end in time; it goes on by itself. The text says why it waits, or that there is
-                no such saga.
+            TimeoutError: the saga did not end in time; it goes on by itself. The text says why it waits, or
+                that there is no such saga.
             redis.RedisError: an error that is not an outage, so that waiting does not help.
             TypeError: `saga` is neither of the two, or `timeout_s` is not a number.
             ValueError: `timeout_s` is not a number of seconds from 0 on.

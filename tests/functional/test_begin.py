@@ -1,0 +1,91 @@
+"""`sagastream begin` and operators' commands while the broker takes nothing, and what one who waits is told."""
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from sagastream.broker.connection import connect
+from support.processes import Commands
+from support.scenes import do
+from support.servers import OwnServer, Server
+from support.waiting import takes_less_than, until
+
+SAGA: dict[str, Any] = {"saga_id": "s1", "steps": [do(1, "Fly", "airlnie")]}
+WAITS = ("begin", "-", "--timeout", "1")
+
+
+def begun(commands: Commands, server: Server, *arguments: str) -> str:
+    """What a begin says that is given up."""
+    with takes_less_than(5):
+        done = commands.run(*arguments, given=json.dumps(SAGA), REDIS_URL=server.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+def test_a_begin_into_a_full_store_ends_when_its_time_is_up(server: Server, commands: Commands) -> None:
+    commands.run("init", REDIS_URL=server.url)
+    with connect(server.url) as client:
+        client.config_set("maxmemory", 1)
+    said = begun(commands, server, *WAITS)
+    assert "the store is full" in said.splitlines()[0]
+    assert "the broker is away" not in said
+    assert said.splitlines()[-1].startswith(
+        "Error: saga s1 was not begun within 1 s: the store is full: raise maxmemory"
+    )
+
+
+@pytest.mark.own_server
+@pytest.mark.parametrize("wait", [(), ("--wait",)])
+def test_a_begin_ends_when_its_time_is_up_though_the_broker_has_died(
+    server: OwnServer, commands: Commands, wait: tuple[str, ...]
+) -> None:
+    """It dies after the command has looked at the store, which takes no writes until then."""
+    commands.run("init", REDIS_URL=server.url)
+    with connect(server.url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        client.config_set("min-replicas-max-lag", 10)
+    process = commands.start("begin", "-", "--timeout", "3", *wait, env={"REDIS_URL": server.url})
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(json.dumps(SAGA).encode())
+    process.stdin.close()
+    assert b"the broker takes no writes" in process.stderr.readline()
+    server.kill()
+    assert process.wait(20) == 1
+    last = process.stderr.read().decode().splitlines()[-1]
+    assert "saga s1 was not begun within 3 s: the broker does not answer, since nobody listens there" in last
+
+
+@pytest.mark.own_server
+def test_who_gives_up_a_frozen_broker_is_told_that_the_request_may_have_arrived(
+    server: OwnServer, commands: Commands
+) -> None:
+    commands.run("init", REDIS_URL=server.url)
+    done = commands.run("begin", "-", given=json.dumps(SAGA), REDIS_URL=server.url)
+    assert done.returncode == 0
+    with connect(server.url) as client:
+        client.client_pause(60_000, all=False)  # it answers what reads, and holds back what writes
+        for arguments in (WAITS, ("cancel", "s1", "--reason", "why")):
+            done = commands.run(*arguments, given=json.dumps(SAGA | {"saga_id": "s2"}), REDIS_URL=server.url)
+            assert done.returncode == 1
+            assert "the broker does not answer: it hangs, was stopped" in done.stderr
+            assert "may have arrived" in done.stderr.splitlines()[-1]
+        client.client_unpause()
+
+
+def test_one_who_waits_is_told_why_and_that_the_saga_goes_on(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    process = commands.start("begin", "-", "--wait", env=env)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(json.dumps(SAGA).encode())
+    process.stdin.close()
+    lines: list[bytes] = []
+    until(lambda: lines.append(process.stderr.readline()) or b"saga s1 waits" in lines[-1], what="it says why")  # type: ignore[union-attr, func-returns-value]
+    assert b"no process of service airlnie is listening, and none ever was" in lines[-1]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr.read().decode().endswith("saga s1 goes on without this command: sagastream show s1\n")
