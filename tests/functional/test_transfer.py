@@ -214,7 +214,7 @@ def test_on_a_server_whose_clock_is_behind_no_saga_stands_still(commands: Comman
         exported = old.run("export", "-").stdout
         done = new.run("import", "-", given=exported)
         assert (done.returncode, done.stdout) == (0, "")
-        assert "the clock of this server is behind: 1 sagas that wait for a time wait from now on" in done.stderr
+        assert "the clock of this server is behind: the waits of 1 saga begin now" in done.stderr
         new.start("worker")
         ended = SagaClient(new.broker).wait("s1", 60)
         assert (ended.status, ended.steps[0].attempt) == ("ABORTED", 1)
@@ -239,7 +239,7 @@ def test_a_store_at_work_or_in_use_is_refused(server: OwnServer, commands: Comma
     worker.terminate()
     worker.wait(60)
     assert commands.run("export", "file", **env).returncode == 0
-    assert commands.run("export", "file", **env).stderr == "Error: [Errno 17] File exists: 'file'\n"
+    assert commands.run("export", "file", **env).stderr == "Error: file exists: name another file, or remove it\n"
     done = commands.run("import", "file", **env)
     assert done.returncode == 1
     assert f"Error: the store {server.url} is not empty, it has " in done.stderr
@@ -260,6 +260,8 @@ def test_a_store_at_work_or_in_use_is_refused(server: OwnServer, commands: Comma
             lambda lines: [lines[0], b'{"type": "saga", "saga_id": 1}\n', *lines[1:]],
             "line 2, of type saga: saga_id is ",
         ),
+        (lambda lines: [line.replace(b"s1", b"z1") for line in lines], "changed or damaged after its export"),
+        (lambda lines: [lines[1], *lines[1:]], "line 1, of type "),
         (lambda lines: [lines[0].replace(b'"protocol":2', b'"protocol":3'), *lines[1:]], "the file is of protocol 3"),
     ],
 )

@@ -4,7 +4,9 @@ line."""
 import math
 import os
 import select
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,6 +163,16 @@ def finite(_: click.Context, __: click.Parameter, value: float | None) -> float 
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("must be a number")
     return value
+
+
+def counted(number: int, one: str) -> str:
+    """A number of things, in words: `one` is what one of them is called."""
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
+def width() -> int | None:
+    """How many columns the terminal has to which this command writes; None: it writes to something else."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def safe(text: str) -> str:

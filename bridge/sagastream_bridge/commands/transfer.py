@@ -8,7 +8,7 @@ from typing import IO, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, safe
+from sagastream_bridge.commands.context import counted, opened, safe
 
 
 @click.command("export")
@@ -25,6 +25,7 @@ def export(file: str) -> None:
         exported = Export(broker)
         with _opened(file) as out:
             out.writelines(exported.lines())
+        click.echo(f"{counted(exported.sagas, 'saga')} exported", err=True)
         for key in exported.skipped:
             click.echo(safe(f"left out {key}, which holds something else than it should; sagastream doctor"), err=True)
 
@@ -41,13 +42,11 @@ def import_(file: IO[bytes]) -> None:
         from sagastream_bridge.transfer.importing import Import
 
         shutil.copyfileobj(file, whole)  # it is read twice
-        imported = Import(broker, whole)
+        imported = Import(broker, whole, file.name)
         sagas = imported.run()
-        click.echo(safe(f"{sagas} sagas imported into {broker.store}"), err=True)
-        if imported.set_back:
-            text = (
-                f"the clock of this server is behind: {imported.set_back} sagas that wait for a time wait from now on"
-            )
+        click.echo(safe(f"{counted(sagas, 'saga')} imported into {broker.store}"), err=True)
+        if count := imported.set_back:
+            text = f"the clock of this server is behind: the waits of {counted(count, 'saga')} begin now"
             click.echo(f"{text}. Set the clock right, if you can", err=True)
 
 
@@ -55,7 +54,10 @@ def _opened(file: str) -> IO[bytes]:
     """The file, for this user's eyes only: params and results stand in it."""
     if file == "-":
         return sys.stdout.buffer
-    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    try:
+        return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    except FileExistsError:
+        raise click.ClickException(safe(f"{file} exists: name another file, or remove it")) from None
 
 
 #: All of them.

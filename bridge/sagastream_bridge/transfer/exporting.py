@@ -1,6 +1,7 @@
 """A store, written out as lines. It must be at rest: a saga that moves meanwhile would be in two states at once."""
 
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from itertools import islice
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from sagastream_bridge.transfer.lines import KINDS, written
 
 #: How much is read at once: of keys, entries, fields of a hash.
 _PAGE: Final = 200
+#: How the line of a saga begins.
+_SAGA: Final = written("saga")[:-2]
 
 
 def refuse_at_work(broker: Broker, keys: StoreKeys) -> None:
@@ -36,15 +39,18 @@ class Export:
         self._keys = layout.look(broker)
         self.skipped: list[str] = []
         self._services = self._found_services()
+        self.sagas = 0  # how many were written so far
         refuse_at_work(broker, self._keys)
 
     def lines(self) -> Iterator[bytes]:
         """All lines. Raises redis.RedisError."""
-        count = 0
+        count, seen = 0, sha256()
         for line in self._lines():
             count += 1
+            self.sagas += line.startswith(_SAGA)
+            seen.update(line)
             yield line
-        yield written("end", lines=count)
+        yield written("end", lines=count, sha256=seen.hexdigest())
 
     def _lines(self) -> Iterator[bytes]:
         yield written("store", protocol=layout.PROTOCOL, prefix=self._keys.prefix, tags=self._keys.tags)

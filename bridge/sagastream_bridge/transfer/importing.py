@@ -5,6 +5,7 @@ server is behind that of the other one, sagas wait as they do after a clock was 
 """
 
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from itertools import islice
 from typing import IO, Any, Final
 
@@ -28,14 +29,20 @@ _HOUR_MS: Final = 3600 * 1000
 class Import:
     """Reads an exported store into the store of a broker."""
 
-    def __init__(self, broker: Broker, file: IO[bytes]) -> None:
-        """`file`: can be read twice. Raises TransferError or StoreMismatch; then nothing was written."""
+    def __init__(self, broker: Broker, file: IO[bytes], name: str) -> None:
+        """`file`: can be read twice. `name`: what it is called in errors.
+
+        Raises TransferError or StoreMismatch; then nothing was written.
+        """
         self._broker = broker
         self._client = broker.client
         self._file = file
         self._now_ms = 0  # when it began to write, by the server's clock
         self.set_back = 0  # how many sagas last changed at a time that is still to come by that clock
-        self._from = self._checked()
+        try:
+            self._from = self._checked()
+        except TransferError as error:
+            raise TransferError(f"{name}: {error}") from None
         self._keys = layout.check(broker)
         refuse_at_work(broker, self._keys)
         if found := self._foreign():
@@ -57,8 +64,10 @@ class Import:
 
     def _checked(self) -> StoreKeys:
         """The names of the store that the file is of. Raises TransferError."""
-        keys, number, ended = None, 0, False
-        for number, line in self._numbered():
+        keys, number, ended, seen = None, 0, False, sha256()
+        self._file.seek(0)
+        for number, text in enumerate(self._file, 1):
+            line = read(text, number)
             kind = line["type"]
             if ended or (kind == "store") != (number == 1):
                 raise TransferError(f"line {number}, of type {kind}, is out of place")
@@ -69,17 +78,17 @@ class Import:
                 keys = StoreKeys(line["prefix"], [str(tag) for tag in line["tags"]])
             elif kind == "end":
                 ended = line["lines"] == number - 1
+                if ended and line["sha256"] != seen.hexdigest():
+                    raise TransferError("the file was changed or damaged after its export: export it again")
+            seen.update(text)
         if keys is None or not ended:
             raise TransferError(f"the file ends too early, after line {number}: export it again")
         return keys
 
-    def _numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        self._file.seek(0)
-        for number, line in enumerate(self._file, 1):
-            yield number, read(line, number)
-
     def _lines(self) -> Iterator[dict[str, Any]]:
-        return (line for _, line in self._numbered() if line["type"] not in ("store", "end"))
+        self._file.seek(0)
+        lines = (read(text, number) for number, text in enumerate(self._file, 1))
+        return (line for line in lines if line["type"] not in ("store", "end"))
 
     def _foreign(self) -> str | None:
         """A key of the store that another process has written; None: it is empty."""

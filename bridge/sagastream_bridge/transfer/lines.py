@@ -6,7 +6,7 @@
     {"type": "saga", "saga_id": …, "fields": …, "timer": …, "ended": …, "ttl_ms": …}
     {"type": "records", "service": …, "hour": …, "fields": …, "ttl_ms": …}        of what a service did
     {"type": "entry", "what": …, "service": …, "partition": …, "id": …, "again": …, "fields": …}
-    {"type": "end", "lines": …}                                                   the last line; how many are before it
+    {"type": "end", "lines": …, "sha256": …}                    the last line; how many are before it, and their hash
 
 `timer` and `ended` are scores, "inf" or null; `ttl_ms` is null if the key does not expire. `what` is the kind of the
 stream: requests, interventions, replies, commands, quarantine. `again`: a reader holds the entry, and may have begun
@@ -45,7 +45,7 @@ _MEMBERS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "again": (bool,),
         "fields": (list,),
     },
-    "end": {"lines": (int,)},
+    "end": {"lines": (int,), "sha256": (str,)},
 }
 
 Fields = list[tuple[bytes, bytes]]
