@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from itertools import chain
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, safe
+from sagastream_bridge.commands.context import finite, opened, safe, width
 
 if TYPE_CHECKING:
+    from sagastream.broker.connection import Broker
+    from sagastream.store.keys import StoreKeys
     from sagastream.store.quarantine import Quarantined
 
 #: The help text of each of an operator's verbs.
@@ -22,6 +25,16 @@ _VERBS: Final = {
     "skip": "Let a parked saga go on as if what it is parked at were done.",
     "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
 }
+
+
+#: How members of a request are named in errors, and their options.
+_OPTIONS: Final = (
+    (r"^(?:the request: )?actor must", "--by must"),
+    (r"^(?:the request: )?reason must", "--reason must"),
+    (r"^(?:the request: )?parked_at must", "--parked-at must"),
+    (r"cancel with parked_at (\S+), without now$", r"cancel with --parked-at \1, without --now"),
+    (r"cancel with parked_at (\S+)$", r"cancel with --parked-at \1"),
+)
 
 
 def _verb(verb: str, help_text: str) -> click.Command:
@@ -64,11 +77,10 @@ def _verb(verb: str, help_text: str) -> click.Command:
                 actor = _user_at_host() if by is None else by
                 state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, parked_at=parked_at, **options)
             except MalformedMessage as error:
-                raise click.UsageError(str(error)) from None
+                raise click.UsageError(safe(_in_options(str(error)))) from None
             except RequestRefused as error:
-                if error.code != Code.NO_SUCH_SAGA:
-                    raise
-                raise click.ClickException(safe(f"{error} in the store {broker.store}")) from None
+                where = f" in the store {broker.store}" if error.code == Code.NO_SUCH_SAGA else ""
+                raise click.ClickException(safe(_in_options(str(error)) + where)) from None
             except TimeoutError as error:
                 raise click.ClickException(safe(str(error))) from None
             except redis.RedisError as error:
@@ -86,6 +98,13 @@ def _verb(verb: str, help_text: str) -> click.Command:
         now = click.option("--now", is_flag=True, help="Do not wait for the answer to the command that is out.")
         return now(command)
     return command
+
+
+def _in_options(text: str) -> str:
+    """A text that names members of a request, with the names of their options instead."""
+    for named, option in _OPTIONS:
+        text = re.sub(named, option, text)
+    return text
 
 
 def _user_at_host() -> str:
@@ -260,15 +279,20 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
 
     Exit code 1 if there is a problem that was not repaired.
     """
+    if settled and (repair or after_failover or as_json):
+        raise click.UsageError("--settled goes alone: it examines nothing")
+    asked = click.get_current_context().get_parameter_source("hours")
+    if asked is not click.core.ParameterSource.DEFAULT and not after_failover:
+        raise click.UsageError("--hours goes with --after-failover")
     with opened(create=False) as broker:
-        from sagastream.store import layout, lineage, sagas
+        from sagastream.store import layout, sagas
         from sagastream_bridge.inspection import embedded, views
         from sagastream_bridge.inspection.after_failover import AfterFailover
         from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
 
         keys = layout.look(broker)
         if settled:
-            lineage.settle(broker.client, keys)
+            _settle(broker, keys)
             return
         if after_failover:
             since_ms = sagas.read(broker.client, keys, [])[1] - round(hours * 3600_000)
@@ -281,9 +305,22 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
             if as_json:
                 click.echo(json.dumps(asdict(finding)))
             else:
-                click.echo(views.finding(finding.level, finding.about, finding.line))
+                for line in views.finding(finding, width()):
+                    click.echo(line)
     if problems:
         sys.exit(1)
+
+
+def _settle(broker: "Broker", keys: "StoreKeys") -> None:
+    """Have no more told of what is lost by now, and say what that is."""
+    from sagastream.store import lineage
+
+    losses = lineage.losses(broker.client, keys)
+    lineage.settle(broker.client, keys)
+    for loss in losses:
+        click.echo(safe(f"no more is told of this: {loss.text}"))
+    if not losses:
+        click.echo("nothing was lost, as far as any process has noticed")
 
 
 def _as_json(message: "Quarantined") -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, orderly, safe
+from sagastream_bridge.commands.context import finite, opened, orderly, safe, width
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -88,7 +88,7 @@ def show(saga_id: str, as_json: bool) -> None:
         if as_json:
             click.echo(lookup.as_json(found))
         else:
-            for line in views.saga(found.state, found.now_ms, found.notes, found.causes):
+            for line in views.saga(found.state, found.now_ms, found.notes, found.causes, width()):
                 click.echo(line)
             if broker.embedded is not None:
                 click.echo(safe(f"  store    {broker.store}"))
@@ -108,7 +108,9 @@ def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
 
         listing = lookup.listing(broker, status, limit)
         for state, causes in zip(listing.states, listing.causes, strict=True):
-            click.echo(lookup.row_as_json(state, causes) if as_json else views.row(state, listing.now_ms, causes))
+            click.echo(
+                lookup.row_as_json(state, causes) if as_json else views.row(state, listing.now_ms, causes, width())
+            )
         for problem in listing.unreadable:
             label = "NEWER" if isinstance(problem, NewerFormat) else "DAMAGED"
             click.echo(f"{label:<12}  {safe(str(problem))}")

@@ -16,6 +16,8 @@ from sagastream.core.steps import StepKind
 from sagastream.core.why import headline
 from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantined
+from sagastream_bridge.inspection import screen
+from sagastream_bridge.inspection.findings import Finding
 
 #: The codes of colours, as terminals take them (ECMA-48, "select graphic rendition").
 _SGR: Final = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
@@ -28,6 +30,8 @@ _COLOURS: Final = {
     "FAILED": "red",
 }
 
+#: How far the lines of a text after its first one are indented on a terminal: as far as the facts about a saga.
+_INDENT: Final = 11
 _LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaired": "cyan"}
 
 
@@ -57,30 +61,43 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
     return f"{arrow} {printable(service):<10} step {body['step']}  {name} {payload}".rstrip()
 
 
-def saga(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause] = ()) -> Iterator[str]:
-    """All that is known about a saga. `causes`: why it waits. `notes`: what else there is to say."""
+def saga(
+    state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause] = (), width: int | None = None
+) -> Iterator[str]:
+    """All that is known about a saga. What a person wants to know first comes last, since that is what a terminal still
+    shows: why it waits, and what helps. `causes`: why it waits. `notes`: what else there is to say. `width`: of the
+    terminal, see screen.py."""
+    for line in _facts(state, now_ms, notes, causes):
+        if isinstance(line, str):
+            yield from screen.wrapped(line, width, _INDENT)
+        else:
+            yield from screen.advice(*line, width)
+
+
+def _facts(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:
+    """The lines; what helps as a label and a line."""
     parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
     yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
     yield f"  began    {_when(state.begun_ms, now_ms)}"
     yield f"  {'ended ' if state.ended else 'moved '}   {_when(state.updated_ms, now_ms)}"
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
+    for number, step in enumerate(state.steps, 1):
+        yield from _step(number, step, now_ms)
+    yield from _more(state, now_ms, notes)
     if not state.ended:
         yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
     if state.parked:
         yield f"  parked   {printable(state.parked)}"
     yield from _why(causes)
-    yield from _more(state, now_ms, notes)
-    for number, step in enumerate(state.steps, 1):
-        yield from _step(number, step, now_ms)
 
 
-def _why(causes: Sequence[Cause]) -> Iterator[str]:
+def _why(causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:
     for cause in causes:
         if cause.kind is not CauseKind.PARKED:  # which is said already
             yield f"  {styled('why', bold=True)}      {printable(cause.text)}"
         for line in cause.do:
-            yield f"  you can  {printable(line)}"
+            yield "  you can  ", printable(line)
 
 
 def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
@@ -95,17 +112,19 @@ def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:
-        yield f"  ignored  {state.duplicates} replies that came too late, or more than once"
+        replies = "1 reply" if state.duplicates == 1 else f"{state.duplicates} replies"
+        yield f"  ignored  {replies} that came too late, or more than once"
 
 
-def row(state: SagaState, now_ms: int, causes: Sequence[Cause] = ()) -> str:
-    """A saga on one line of a list. `causes`: why it waits."""
+def row(state: SagaState, now_ms: int, causes: Sequence[Cause] = (), width: int | None = None) -> str:
+    """A saga on one line of a list, cut to the width of the terminal. `causes`: why it waits."""
     why = f"parked: {state.parked}" if state.parked else state.reason or ""
     if not (state.ended or state.parked):
         why = headline(causes) or f"waits for {state.waiting_for}"
     name = "PARKED" if state.parked else str(state.status)
     shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
-    return f"{shown}  {spoken(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}".rstrip()
+    line = f"{shown}  {spoken(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}"
+    return screen.cut(line.rstrip(), width)
 
 
 def absent(causes: Sequence[Cause], notes: Sequence[str]) -> str:
@@ -133,9 +152,15 @@ def quarantined(message: Quarantined) -> str:
     return f"{message.id}  {iso(message.at_ms)}  {printable(what)}: {printable(message.reason)}"
 
 
-def finding(level: str, about: str, text: str) -> str:
-    """A finding of the doctor, on one line."""
-    return f"{styled(level.ljust(8), fg=_LEVELS.get(level))}  {printable(about):<12}  {printable(text)}"
+def finding(found: Finding, width: int | None = None) -> Iterator[str]:
+    """A finding of the doctor; on one line, unless it is for a terminal of this width."""
+    head = f"{styled(found.level.ljust(8), fg=_LEVELS.get(found.level))}  {printable(found.about):<12}  "
+    if width is None:
+        yield head + printable(found.line)
+        return
+    yield from screen.wrapped(head + printable(found.text), width, _INDENT)
+    for line in found.do:
+        yield from screen.advice(" " * _INDENT, printable(line), width)
 
 
 def _step(number: int, step: Step, now_ms: int) -> Iterator[str]:

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream_bridge.inspection import views
+from sagastream_bridge.inspection.findings import warning
 
 NOW_MS = 1_700_000_000_000
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -217,3 +219,44 @@ def test_a_long_payload_is_cut() -> None:
 @pytest.mark.parametrize("name", [*SagaStatus, *StepStatus, "SOMETHING"])
 def test_a_status_is_padded_without_its_colour(name: str) -> None:
     assert click.unstyle(views.status(name, 14)) == name.ljust(14)
+
+
+# --- on a terminal
+
+
+def test_on_a_terminal_of_80_by_24_the_last_screen_says_why_and_what_helps() -> None:
+    steps = [
+        a_step(phase=Phase.COMPLETED, sent_ms=NOW_MS - 9_000, answered_ms=NOW_MS - 8_900, result=b'{"id":"p1"}')
+        for _ in range(9)
+    ]
+    parked = a_step(phase=Phase.PARKED, parked="payment may have done it, and nobody knows what undoes it " * 2)
+    text = "handlers hang: ChargePayment of saga saga41 has run for 38 s in process web1-4711-5f0c2a9e; queued for 40 s"
+    remark = "on web1; it ends within 25 s, and others take over what it holds. With hard_timeout_ms it ends by itself"
+    command = "sagastream cancel saga42 --now --reason TEXT --parked-at 10/transaction/20 --timeout 30 --by me"
+    hangs = Cause(kind=CauseKind.HANGS, text=text, do=(f"kill 4711  # {remark}", command))
+    saga = a_saga(*steps, parked, current_step=10)
+    lines = [click.unstyle(line) for line in views.saga(saga, NOW_MS, [], [hangs], 80)]
+    last = lines[-23:]
+    assert "    kill 4711" in last
+    assert "    " + command in last  # not broken, so that it can be copied
+    assert all(len(line) <= 80 for line in lines if command not in line)
+    words = " ".join(" ".join(last).split())
+    for part in (text, f"you can # {remark}", f"parked {saga.parked}".rstrip()):
+        assert part in words
+    # For other programs, each is one line.
+    assert f"  you can  kill 4711  # {remark}" in list(views.saga(saga, NOW_MS, [], [hangs]))
+
+
+def test_on_a_terminal_a_row_of_a_list_is_one_line() -> None:
+    saga = a_saga(a_step(phase=Phase.PARKED, parked="an error " * 50))
+    assert len(click.unstyle(views.row(saga, NOW_MS, (), 80))) <= 80
+    assert views.row(saga, NOW_MS, (), 80).endswith("…")
+    assert len(click.unstyle(views.row(saga, NOW_MS))) > 400
+
+
+def test_on_a_terminal_what_helps_stands_below_a_finding() -> None:
+    finding = warning("service shop", "no process of service shop is listening " * 3, "sagastream service M:N  # one")
+    lines = [click.unstyle(line) for line in views.finding(finding, 80)]
+    assert lines[-2:] == ["           # one", "    sagastream service M:N"]
+    assert all(len(line) <= 80 for line in lines)
+    assert list(views.finding(finding)) == [f"{views.styled('warning ', 'yellow')}  service shop  {finding.line}"]
