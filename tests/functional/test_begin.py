@@ -89,3 +89,46 @@ def test_one_who_waits_is_told_why_and_that_the_saga_goes_on(server: Server, com
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert process.stderr.read().decode().endswith("saga s1 goes on without this command: sagastream show s1\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("doctor", "--settled", "--after-failover"), "--settled goes alone: it examines nothing"),
+        (("doctor", "--settled", "--repair"), "--settled goes alone: it examines nothing"),
+        (("doctor", "--settled", "--json"), "--settled goes alone: it examines nothing"),
+        (("doctor", "--hours", "3"), "--hours goes with --after-failover"),
+        (("cancel", "s1", "--reason", "why", "--by", ""), "--by must be a text of 1 to 128 characters"),
+        (("retry", "s1", "--reason", "why", "--parked-at", "x"), "--parked-at must be where the saga was seen parked"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    server: Server, commands: Commands, arguments: tuple[str, ...], complaint: str
+) -> None:
+    done = commands.run(*arguments, REDIS_URL=server.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr
+
+
+def test_what_is_done_is_said(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url, "SAGASTREAM_PREFIX": "other"}
+    assert commands.run("init", "--partitions", "3", **env).stdout == "other:store has 3 partitions\n"
+    assert commands.run("init", **env).stdout == "other:store has 3 partitions\n"
+    done = commands.run("init", "--partitions", "2", **env)
+    assert "sagastream export and import move what is in it into another one" in done.stderr
+    done = commands.run("doctor", "--settled", **env)
+    assert (done.returncode, done.stdout) == (0, "nothing was lost, as far as any process has noticed\n")
+    # With another prefix, a saga is looked for in another store.
+    done = commands.run("show", "s1", **env)
+    assert f"the store is {server.url} with the prefix other" in done.stderr
+    done = commands.run("export", "file", **env)
+    assert (done.returncode, done.stderr) == (0, "0 sagas exported\n")
+    done = commands.run("export", "file", **env)
+    assert (done.returncode, done.stderr) == (1, "Error: file exists: name another file, or remove it\n")
+    (commands.folder / "shop.py").write_text("from sagastream import Service\n")
+    done = commands.run("import", "shop.py", **env)
+    assert done.stderr.startswith("Error: shop.py: line 1 is not JSON: ")
+    with connect(server.url) as client:
+        client.hset("other:{0}:saga:s1", mapping={"status": "PENDING"})
+    done = commands.run("show", "s1", **env)
+    assert done.stderr.startswith("Error: the hash of saga s1 is damaged: it has no field ")

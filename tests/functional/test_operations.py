@@ -200,9 +200,9 @@ def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, 
     for arguments, complaint in (
         (["a b", "--reason", "x"], "saga_id must be 1 to 128 characters"),
         (["s1"], "Missing option '--reason'"),
-        (["s1", "--reason", " "], "reason must be a text of 1 to 500 characters"),
+        (["s1", "--reason", " "], "--reason must be a text of 1 to 500 characters"),
         (["s1", "--reason", "x" * 501], "reason must be a text of 1 to 500 characters"),
-        (["s1", "--reason", "x", "--by", "x" * 129], "actor must be a text of 1 to 128 characters"),
+        (["s1", "--reason", "x", "--by", "x" * 129], "--by must be a text of 1 to 128 characters"),
     ):
         done = commands.run(verb, *arguments, **env)
         assert done.returncode == 2

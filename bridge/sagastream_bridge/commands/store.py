@@ -4,25 +4,23 @@ from typing import Final
 
 import click
 
-from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.context import counted, opened
 
 
 @click.command()
 @click.option(
     "--partitions",
-    default=1,
-    show_default=True,
     type=click.IntRange(1, 256),
     envvar="SAGASTREAM_PARTITIONS",
     show_envvar=True,
-    help="Into how many partitions it is divided. Only export and import change it later.",
+    help="Into how many partitions it is divided, by default 1. Only export and import change it later.",
 )
-def init(partitions: int) -> None:
+def init(partitions: int | None) -> None:
     """Make a store, before anything else uses it.
 
     The first worker, service or client makes it too, with one partition or as many as SAGASTREAM_PARTITIONS says. If
-    there is one already with as many partitions, nothing is done. If only its key with their number was deleted, this
-    sets the number again.
+    there is one already, nothing is done; with another number of partitions than you ask for, that is an error. If only
+    its key with their number was deleted, this sets the number again.
     """
     with opened() as broker:
         from sagastream.broker.exchange import run
@@ -30,7 +28,7 @@ def init(partitions: int) -> None:
 
         broker.check_server()
         keys = run(broker.client, Layout(broker.prefix, partitions).opened())
-        click.echo(f"{keys.store} has {len(keys.partitions)} partitions")
+        click.echo(f"{keys.store} has {counted(len(keys.partitions), 'partition')}")
 
 
 #: All of them.

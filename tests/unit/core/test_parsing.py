@@ -200,7 +200,9 @@ def test_a_step_that_is_no_object_is_malformed(step: Any) -> None:
 def test_a_member_that_nobody_knows_is_named_with_its_place() -> None:
     assert complaint(parse_begin, begin_body(sagaid="x")) == "the body has an unknown member 'sagaid'"
     steps = [step_body(), step_body(compensate="x")]
-    assert complaint(parse_begin, begin_body(steps=steps)) == "steps[1] has an unknown member 'compensate'"
+    assert complaint(parse_begin, begin_body(steps=steps)) == (
+        "steps[1] has an unknown member 'compensate'; is it a misspelling of compensation?"
+    )
 
 
 def test_an_unknown_member_cannot_act_on_a_terminal() -> None:

@@ -209,6 +209,9 @@ def test_what_runs_for_longer_than_its_hard_timeout_is_found_and_the_rest_is_wai
     process.ends(other)
     assert process.hangs.only_hangs(process.now_s)
     process.after(10)
+    # Its deadline has not passed, so that is not said of it; and the error below says what comes of it.
+    [runs] = [text for text in caplog.messages if "still runs" in text]
+    assert runs == f"Charge of saga s1, step 2 (handler {__name__}.charge) still runs after 5.1 s"
     [told] = [text for text in caplog.messages if "hard timeout" in text]
     assert told == (
         f"Charge of saga s1, step 2 (handler {__name__}.charge) ran for longer than its hard timeout of 5 s; "

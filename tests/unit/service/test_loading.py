@@ -23,8 +23,10 @@ def test_a_service_is_loaded_by_module_and_name(monkeypatch: pytest.MonkeyPatch)
     vars(module).update(service=Service("payment"), other="not one")
     monkeypatch.setitem(sys.modules, "shop_payment", module)
     assert load_service("shop_payment:service") is vars(module)["service"]
-    assert told(load_service, "shop_payment:other") == "other in shop_payment is not a sagastream.Service"
-    assert told(load_service, "shop_payment:nothing") == "nothing in shop_payment is not a sagastream.Service"
+    assert told(load_service, "shop_payment:other") == (
+        "other in shop_payment is not a sagastream.Service; it has shop_payment:service"
+    )
+    assert told(load_service, "shop_payment:nothing") == ("shop_payment has no nothing; it has shop_payment:service")
 
 
 @pytest.mark.parametrize("where", ["", "payment", "payment:", ":service", ":"])

@@ -106,8 +106,10 @@ class Broker:
 
     @property
     def store(self) -> str:
-        """Where the store is, for people to see: the folder of an embedded server, or the url without its password."""
-        return str(self.embedded.home) if self.embedded is not None else self.shown_url
+        """Where the store is, for people to see: the folder of an embedded server, or the url without its password; and
+        its prefix, if that is not the usual one."""
+        where = str(self.embedded.home) if self.embedded is not None else self.shown_url
+        return where if self.prefix == DEFAULT_PREFIX else f"{where} with the prefix {self.prefix}"
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()  # as redis-py has it by default

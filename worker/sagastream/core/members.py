@@ -4,6 +4,7 @@
 """
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from sagastream.core.messages import ID_PATTERN, REPLY_PATTERN, SERVICE_PATTERN
@@ -16,7 +17,10 @@ def checked_object(value: Any, where: str, known: set[str] | None) -> None:
     if not isinstance(value, dict):
         raise MalformedMessage(f"{where} is not a JSON object")
     if known is not None and not value.keys() <= known:
-        raise MalformedMessage(f"{where} has an unknown member {min(value.keys() - known)[:128]!a}")
+        unknown = min(value.keys() - known)[:128]
+        near = get_close_matches(unknown, sorted(known - value.keys()), 1)
+        meant = f"; is it a misspelling of {near[0]}?" if near else ""
+        raise MalformedMessage(f"{where} has an unknown member {unknown!a}{meant}")
 
 
 def name_in(value: dict[str, Any], key: str, where: str, pattern: re.Pattern[str] = ID_PATTERN) -> str:

@@ -74,7 +74,8 @@ class Hangs:
         for held in active:
             late = held in overdue
             if late or (held.not_after_ms is None and now_s - held.begun_s >= _TELL_S):
-                self._tell(held, now_s, late_ms=now_ms - held.not_after_ms if late and held.not_after_ms else None)
+                late_ms = None if held.not_after_ms is None else now_ms - held.not_after_ms
+                self._tell(held, now_s, late_ms=late_ms if late_ms is not None and late_ms > 0 else None)
             hard_ms = held.registration.hard_timeout_ms
             if self.expired is None and hard_ms is not None and (now_s - held.begun_s) * 1000 > hard_ms:
                 self.expired = held

@@ -26,7 +26,11 @@ def load_service(where: str) -> Service:
         raise ServiceError(f"cannot import {module_name}: {_why(error)}") from error
     service = getattr(module, name, None)
     if not isinstance(service, Service):
-        raise ServiceError(f"{name} in {module_name} is not a sagastream.Service")
+        there = sorted(other for other, value in vars(module).items() if isinstance(value, Service))
+        is_there = hasattr(module, name)
+        what = f"{name} in {module_name} is not a sagastream.Service" if is_there else f"{module_name} has no {name}"
+        instead = f"it has {', '.join(f'{module_name}:{other}' for other in there)}" if there else "it has none"
+        raise ServiceError(f"{what}; {instead}")
     return service
 
 

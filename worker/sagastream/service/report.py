@@ -98,7 +98,7 @@ class ServiceReport:
         text = f"{_handler(command, declared)} still runs after {ran_s:.1f} s{late}{_at(place)}"
         if declared.hard_timeout_ms is None:
             text += "; declare hard_timeout_ms, so that a process whose handler hangs ends and is started again"
-        else:
+        elif ran_s * 1000 < declared.hard_timeout_ms:
             text += f"; the process ends if it runs for {declared.hard_timeout_ms / 1000:g} s"
         self.log.warning(text, extra=about(command))
 

@@ -132,7 +132,8 @@ def _keys(prefix: str, found: Mapping[str, str], wanted: int | None) -> StoreKey
         raise StoreMismatch(f"{name} is damaged: it says {said}")
     if wanted is not None and wanted != len(tags):
         text = f"{name} has {partitions} partitions, not {wanted}, as {PARTITIONS_VARIABLE} or --partitions says"
-        raise StoreMismatch(f"{text}: their number is fixed when a store is made")
+        move = "sagastream export and import move what is in it into another one"
+        raise StoreMismatch(f"{text}: their number is fixed when a store is made; {move}")
     return StoreKeys(prefix, tags)
 
 

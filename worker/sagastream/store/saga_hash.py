@@ -195,7 +195,15 @@ def read(saga_id: str, fields: Mapping[bytes, bytes]) -> SagaState | UnreadableS
             return NewerFormat(saga_id, number)
         return _decode(fields, saga_id)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        return CorruptSaga(f"the hash of saga {saga_id} is damaged: {error!r}")
+        return CorruptSaga(f"the hash of saga {saga_id} is damaged: {_damage(error)}")
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a hash, by the error that its reading ended with."""
+    if isinstance(error, KeyError):
+        name = error.args[0]
+        return f"it has no field {name.decode(errors='backslashreplace') if isinstance(name, bytes) else name}"
+    return str(error)
 
 
 def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
