@@ -512,23 +512,6 @@ def test_a_hash_damaged_in_one_field_stops_nobody(scene: Scene, field: str, valu
     assert b"the hash of saga s1 is damaged" in quarantined[0][1][b"reason"]
 
 
-def test_a_full_store_writes_nothing_and_goes_on_when_there_is_room(scene: Scene) -> None:
-    scene.begin("s1", do(1))
-    scene.worker._inbox.read(1)
-    before = dump(scene)
-    scene.redis.config_set("maxmemory", 1)
-    scene.worker._inbox.recover()
-    with pytest.raises(redis.OutOfMemoryError):
-        scene.worker.turn(block_ms=1)
-    scene.redis.config_set("maxmemory", 0)
-    after = dump(scene)
-    assert after.pop(KEYS.alive.encode()) != before.pop(KEYS.alive.encode())  # it waits, and is alive
-    assert after == before
-    assert pending(scene, ONLY.requests, "orchestrator") == 1
-    scene.worker._inbox.recover()
-    assert scene.play("s1").status is SagaStatus.COMPLETED
-
-
 def test_scripts_that_the_server_forgot_are_loaded_again(scene: Scene) -> None:
     scene.begin("s1", do(1), do(2))
     scene.worker.turn(block_ms=1)

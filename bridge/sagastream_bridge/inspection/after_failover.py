@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import redis
 
 from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
-from sagastream.broker.wire import execute
+from sagastream.broker.scripting import even_if_full
+from sagastream.broker.wire import or_raise, round_trip
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Command, ok
 from sagastream.core.phases import Phase
@@ -244,11 +245,12 @@ class AfterFailover:
     def _send(self, command: Command) -> None:
         """Send a compensation as the orchestrator does. The service must not know it as done: it would not do it."""
         partition = self._keys.of(command.saga_id)
-        pipeline = self._store.pipeline()
-        pipeline.hdel(partition.done(command.service, command.begun_ms), command.record)
-        fields: Any = command.fields()
-        pipeline.xadd(partition.commands(command.service), fields)
-        execute(pipeline)
+        forgetting = ("HDEL", partition.done(command.service, command.begun_ms), command.record)
+        stream = partition.commands(command.service)
+        words = [word for field in command.fields().items() for word in field]
+        sending = even_if_full(stream, "XADD", stream, "*", *words)
+        for answer in round_trip(self._store, [("MULTI",), forgetting, sending, ("EXEC",)]):
+            or_raise(answer)
 
     def _is_answered(self, command: Command) -> bool:
         done = self._keys.of(command.saga_id).done(command.service, command.begun_ms)

@@ -11,6 +11,8 @@ from msgspec.structs import replace
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
+from sagastream.broker.scripting import even_if_full
+from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
 from sagastream.core.messages import Reply, failed, ok
 from sagastream.core.parsing import parse_reply
@@ -78,9 +80,10 @@ class ServedService:
                     self._refuse(delivery)
             while self._unasked:
                 reply = self._unasked[0]
-                fields: dict[Any, Any] = reply.fields()
                 keys = self._keys or layout.check(self._broker)
-                self._client.xadd(keys.of(reply.saga_id).replies(self.name), fields)
+                stream = keys.of(reply.saga_id).replies(self.name)
+                words = [word for field in reply.fields().items() for word in field]
+                or_raise(*round_trip(self._client, [even_if_full(stream, "XADD", stream, "*", *words)]))
                 self._unasked.pop(0)
 
     def _turn(self) -> None:

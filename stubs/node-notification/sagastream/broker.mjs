@@ -107,6 +107,11 @@ export class Connection {
     }
   }
 
+  /** Have a command write that a full store takes, too: without it, sagas that are under way could not end. */
+  evenIfFull(name, key, ...words) {
+    return this.script('even_if_full', [key], [name, key, ...words])
+  }
+
   close() {
     if (this.#client.isOpen) this.#client.destroy()
   }

@@ -119,7 +119,7 @@ export class Inbox {
   /** Add a command again, as one that was delivered before: whoever reads it undoes it. */
   async sendAgain(entry, result) {
     const fields = { ...entry.fields, replayed: '1', ...(result === undefined ? {} : { result }) }
-    await this.writer.call('XADD', entry.partition.commands, '*', ...Object.entries(fields).flat())
+    await this.writer.evenIfFull('XADD', entry.partition.commands, '*', ...Object.entries(fields).flat())
   }
 
   /** Renew the lease on an entry, if nobody has taken it over. */
@@ -150,13 +150,13 @@ export class Inbox {
   async count({ partition }, command, what, by = 1) {
     const counter = [partition.done(command), `${command.record}/${what}`]
     const least = Math.max(by, 0)
-    const counted = this.writer.call('HINCRBY', ...counter, by)
+    const counted = this.writer.evenIfFull('HINCRBY', ...counter, by)
     const times = await counted.catch((error) => {
       if (/not an integer|overflow/.test(error.message)) return -1
       throw error
     })
     const isPlausible = times >= least && times <= MOST_COUNTED
-    if (!isPlausible) await this.writer.call('HSET', ...counter, least) // it was damaged, which counts as none
+    if (!isPlausible) await this.writer.evenIfFull('HSET', ...counter, least) // it was damaged, which counts as none
     await this.writer.call('EXPIRE', partition.done(command), DONE_KEPT_S)
     return isPlausible ? times : least
   }
@@ -169,7 +169,8 @@ export class Inbox {
 
   /** What all releases of the service publish: field -> value. */
   async published() {
-    const words = await this.#unlessOther([], 'HGETALL', `${this.prefix}:services:${this.service}`)
+    const key = `${this.prefix}:services:${this.service}`
+    const words = await this.#unlessOther([], key, this.writer.call('HGETALL', key))
     const fields = new Map()
     for (let at = 0; at < words.length; at += 2) fields.set(String(words[at]), String(words[at + 1]))
     return fields
@@ -228,7 +229,8 @@ export class Inbox {
   async #makeGroup(stream) {
     try {
       // From 0: what was sent before anybody read is for this group too.
-      await this.writer.call('XGROUP', 'CREATE', stream, this.service, '0', 'MKSTREAM')
+      const words = ['XGROUP', 'CREATE', stream, this.service, '0', 'MKSTREAM']
+      await this.writer.script('even_if_full', [stream], words)
     } catch (error) {
       if (!error.message.startsWith('BUSYGROUP')) throw error
     }
@@ -240,9 +242,9 @@ export class Inbox {
   }
 
   /** The answer of Redis, or `otherwise` if the key holds something of another type, which is said once. */
-  async #unlessOther(otherwise, name, key, ...words) {
+  async #unlessOther(otherwise, key, answer) {
     try {
-      return await this.writer.call(name, key, ...words)
+      return await answer
     } catch (error) {
       if (!error.message.startsWith('WRONGTYPE')) throw error
       if (!this.#others.has(key)) this.say(`cannot publish its commands: ${key} holds something else; delete it`)
@@ -263,11 +265,14 @@ export class Inbox {
     for (const undo of [...this.compensations, ...Object.keys(this.publishes).map((name) => before.get(name))]) {
       if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
     }
-    await this.#unlessOther(0, 'SADD', `${this.prefix}:services`, this.service)
+    const services = `${this.prefix}:services`
+    await this.#unlessOther(0, services, this.writer.evenIfFull('SADD', services, this.service))
     const key = `${this.prefix}:services:${this.service}`
-    if (pairs.length) await this.#unlessOther(0, 'HSET', key, ...pairs.flat())
+    if (pairs.length) await this.#unlessOther(0, key, this.writer.evenIfFull('HSET', key, ...pairs.flat()))
     // Another release may say at this moment what undoes it.
-    for (const [name] of said.filter(isNew)) await this.#unlessOther(0, 'HSETNX', key, name, '')
+    for (const [name] of said.filter(isNew)) {
+      await this.#unlessOther(0, key, this.writer.evenIfFull('HSETNX', key, name, ''))
+    }
     this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
   }
 

@@ -245,7 +245,10 @@ class GroupReader:
         """Have the group on these streams, and read them. If the key of one of several holds something else, it is left
         out: the others are read."""
         # From 0: entries that were added before the group was created are for it too.
-        making = [("XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM") for stream in streams]
+        making = [
+            scripting.even_if_full(stream, "XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM")
+            for stream in streams
+        ]
         answers = wire.round_trip(self._client, making)
         for stream, answer in zip(streams, answers, strict=True):
             if isinstance(answer, redis.ResponseError) and not str(answer).startswith("BUSYGROUP"):

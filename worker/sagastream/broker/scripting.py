@@ -1,5 +1,6 @@
 """Calls the Lua scripts of sagastream/scripts: one atomic change per file."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import NoScriptError, ResponseError
 
 from sagastream.broker.exchange import Exchange, run
+from sagastream.broker.wire import Words
 
 if TYPE_CHECKING:
     import redis
@@ -25,7 +27,7 @@ class Script:
     """
 
     def __init__(self, name: str, package: str = _SCRIPTS) -> None:
-        self._text = resources.files(package).joinpath(f"{name}.lua").read_text()
+        self._text = _text(name, package)
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()  # its name in the server
 
     def call(self, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Exchange[Any]:
@@ -37,6 +39,17 @@ class Script:
         if isinstance(answer, ResponseError):
             raise answer
         return answer
+
+
+def even_if_full(key: str, *words: str | bytes | int) -> Words:
+    """A command that writes to `key`, made so that a full store takes it: without it, sagas that are under way could
+    not end, and would free no memory. Such commands are rare, so each brings the text of the script along."""
+    return ("EVAL", _text("even_if_full", _SCRIPTS), 1, key, *words)
+
+
+@functools.cache
+def _text(name: str, package: str) -> str:
+    return resources.files(package).joinpath(f"{name}.lua").read_text()
 
 
 def load(client: "redis.Redis", name: str, package: str = _SCRIPTS) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.failures import is_outage
-from sagastream.broker.scripting import Script
+from sagastream.broker.scripting import Script, even_if_full
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
@@ -163,8 +163,9 @@ def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
 
 def append(keys: StoreKeys, requests: Sequence[Begin | Intervene]) -> Exchange[None]:
     """Append requests as they are, whatever the store knows. They are durable when this returns. If it raised, append
-    the same requests again: one that arrived twice is recognised by its request_id."""
-    commands: list[wire.Words] = [("XADD", _stream(keys, request), "*", *_words(request)) for request in requests]
+    the same requests again: one that arrived twice is recognised by its request_id. A full store takes those of
+    operators only: they may be what makes room."""
+    commands = [_appended(keys.of(request.saga_id), request) for request in requests]
     answers = (yield commands) if commands else []
     for answer in answers:
         or_raise(answer)
@@ -251,9 +252,11 @@ def unread(begin: Begin) -> SagaState:
     )
 
 
-def _stream(keys: StoreKeys, request: Begin | Intervene) -> str:
-    partition = keys.of(request.saga_id)
-    return partition.requests if isinstance(request, Begin) else partition.interventions
+def _appended(partition: Partition, request: Begin | Intervene) -> wire.Words:
+    if isinstance(request, Begin):
+        return ("XADD", partition.requests, "*", *_words(request))
+    stream = partition.interventions
+    return even_if_full(stream, "XADD", stream, "*", *_words(request))
 
 
 def _words(request: Begin | Intervene) -> list[str | bytes | int]:

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Commit a part of a turn of the orchestrator. For each saga, if nobody has changed it since it was read, write all
 -- that was decided about it.
 --

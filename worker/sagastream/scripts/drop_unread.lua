@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Delete entries of a stream that no reader of the group has got yet. If the stream is empty then, and has no group, it
 -- is deleted too.
 --

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Lease the sagas that are due. The worker that gets them deals with them; if it dies, they are due again.
 --
 -- KEYS     1 timers (zset)

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Delete the consumers of a group that are gone: they hold no entries, and have not asked for any for a long time. If a
 -- consumer was only silent, the server creates it again when it next asks.
 --

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Give up the lease on sagas that due.lua has leased: they are due again at once, and another worker may take them.
 --
 -- KEYS     1 timers (zset)

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Put entries back that are in a stream, that the group has passed over, and that nobody holds: no reader would ever get
 -- them. That comes of XGROUP SETID or XGROUP DELCONSUMER by hand. Each is added again, since a group reads only onward.
 --

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Put a new stream in the place of one that takes no more entries, or will not for long: somebody has added an entry with
 -- an id of a time that no clock gives. The old stream is set aside with its entries. The new one has the same groups.
 --

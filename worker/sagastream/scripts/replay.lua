@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Put a quarantined entry back into the stream from which it came, or drop it.
 --
 -- KEYS     1 quarantine (stream)  2 the stream to which it goes (left out: the entry is dropped)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Final
 
 import redis
 from msgspec import Struct
@@ -15,7 +15,7 @@ from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.group_reader import GroupReader, in_all
 from sagastream.broker.portions import BYTES
-from sagastream.broker.wire import execute, or_raise
+from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields
 from sagastream.core.service_actions import Answer, Requeue
@@ -229,12 +229,15 @@ class Outbox:
             else:
                 undone_here.append(replace(delivery, todo=todo))
         if requeued:
-            pipeline = self._client.pipeline(transaction=False)
+            adding: list[Words] = []
             for delivery, todo in requeued:
                 # It may be there twice, if the answer is lost: then it is undone twice, which does no harm.
-                fields: dict[Any, Any] = delivery.entry.fields | {REPLAYED: b"1"}
-                pipeline.xadd(delivery.entry.stream, fields | ({b"result": todo.result} if todo.result else {}))
-            execute(pipeline)
+                fields = delivery.entry.fields | {REPLAYED: b"1"} | ({b"result": todo.result} if todo.result else {})
+                words = [word for field in fields.items() for word in field]
+                stream = delivery.entry.stream
+                adding.append(scripting.even_if_full(stream, "XADD", stream, "*", *words))
+            for answer in round_trip(self._client, adding):
+                or_raise(answer)
             for delivery, _ in requeued:
                 command = delivery.command
                 text = f"{command.type} of saga {command.saga_id}, step {command.step}, was done after it was refused"

@@ -12,7 +12,7 @@ import redis
 
 from sagastream.broker import scripting
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.wire import execute, or_raise
+from sagastream.broker.wire import execute, or_raise, round_trip
 from sagastream.service.delivery import Delivery
 from sagastream.store.keys import DONE_KEPT_S
 
@@ -50,10 +50,8 @@ class Records:
 
     def count(self, key: str, field: str, by: int) -> int:
         """What stands in a counter now that so many were added."""
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.hincrby(key, field, by)
-        pipeline.expire(key, DONE_KEPT_S)
-        times: Any = pipeline.execute(raise_on_error=False)[0]
+        counting = scripting.even_if_full(key, "HINCRBY", key, field, by)
+        times, _ = round_trip(self._client, [counting, ("EXPIRE", key, DONE_KEPT_S)])
         if is_wrong_type(times):
             return max(by, 0)  # that nothing can be recorded there is found out when the command is answered
         if isinstance(times, redis.ResponseError) and any(text in str(times) for text in _NO_COUNTER):
@@ -62,7 +60,7 @@ class Records:
             raise times
         if not max(by, 0) <= times <= _MOST_COUNTED:  # it was damaged, which counts as none
             times = max(by, 0)
-            self._client.hset(key, field, times)
+            or_raise(*round_trip(self._client, [scripting.even_if_full(key, "HSET", key, field, times)]))
         return int(times)
 
     def counted(self, fields: Iterable[tuple[str, Sequence[str]]]) -> list[int]:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import or_raise
 from sagastream.store.columns import iso
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
@@ -173,7 +174,7 @@ class Lineage:
             }
             if self._to_keep is not None:
                 # All processes find the same loss: the first one keeps it.
-                (answer,) = yield [("HSETNX", keys.losses, *self._to_keep)]
+                (answer,) = yield [even_if_full(keys.losses, "HSETNX", keys.losses, *self._to_keep)]
                 self._to_keep = None
                 or_raise(answer)
         except redis.ResponseError as error:

@@ -13,7 +13,8 @@ import redis
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.wire import or_raise
+from sagastream.broker.scripting import even_if_full
+from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
 from sagastream.store.keys import StoreKeys
@@ -49,25 +50,21 @@ def publish(
     unnamed = (others | set(compensations)).difference(undone_by.values())
     # If another release undoes a command, this one does not take that away: sagas of the other may be under way.
     needless = {name for name, undo in undone_by.items() if not undo and not _is_undo(before.get(name, ""), name)}
-    fields: dict[Any, Any] = {name: undo for name, undo in undone_by.items() if undo}
+    fields = {name: undo for name, undo in undone_by.items() if undo}
     fields |= dict.fromkeys(needless & before.keys(), "")
     fields |= {f"({name})": name for name in unnamed if is_id(name)}
-    pipeline = client.pipeline(transaction=False)
-    pipeline.sadd(keys.services, service)
-    written = [keys.services]
+    key = keys.published(service)
+    writing: list[tuple[str, ...]] = [(keys.services, "SADD", keys.services, service)]
     if fields:
-        pipeline.hset(keys.published(service), mapping=fields)
-        written.append(keys.published(service))
-    for name in needless - before.keys():
-        pipeline.hsetnx(keys.published(service), name, "")  # another release may say at this moment what undoes it
-        written.append(keys.published(service))
-    for name in set(commands).difference(undone_by):
-        pipeline.hsetnx(keys.published(service), name, UNSAID)  # another release, or a person, may have said it
-        written.append(keys.published(service))
+        writing.append((key, "HSET", key, *(word for pair in fields.items() for word in pair)))
+    # What another release, or a person, says at this moment stands.
+    new = dict.fromkeys(needless - before.keys(), "") | dict.fromkeys(set(commands).difference(undone_by), UNSAID)
+    writing += [(key, "HSETNX", key, name, undo) for name, undo in new.items()]
     unusable: dict[str, None] = {}
-    for key, answer in zip(written, pipeline.execute(raise_on_error=False), strict=True):
+    answers = round_trip(client, [even_if_full(*words) for words in writing])
+    for (written, *_), answer in zip(writing, answers, strict=True):
         if is_wrong_type(answer):
-            unusable[key] = None
+            unusable[written] = None
         else:
             or_raise(answer)
     return list(unusable)
@@ -117,7 +114,7 @@ def services(keys: StoreKeys) -> Exchange[list[str]]:
 
 def add_services(keys: StoreKeys, names: Collection[str]) -> Exchange[None]:
     """Add services to those of the store, so that every worker reads their replies."""
-    (answer,) = yield [("SADD", keys.services, *sorted(names))]
+    (answer,) = yield [even_if_full(keys.services, "SADD", keys.services, *sorted(names))]
     if not is_wrong_type(answer):
         or_raise(answer)
 

@@ -79,7 +79,7 @@ _GROUP: Final = (
 #: How a process is heard, and how it notices that the store has lost writes.
 _HEARTBEAT: Final = (
     _Grant("alive running", f"{_IN_SCRIPTS} type zadd zrem zcard zscore zrange zrangebyscore hset hdel"),
-    _Grant("losses", "hsetnx"),
+    _Grant("losses", f"{_IN_SCRIPTS} hsetnx"),
 )
 _WORK: Final = (
     _Grant("store", "hgetall hsetnx"),
@@ -90,7 +90,7 @@ _WORK: Final = (
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore"),
     _Grant("ended", "type zadd zrem zrangebyscore"),
-    _Grant("requests interventions replies commands events quarantine saga timers ended", _IN_SCRIPTS),
+    _Grant("requests interventions replies commands events quarantine saga timers ended services", _IN_SCRIPTS),
     _Grant("published", "hgetall", read_only=True),
     _Grant("services", "smembers sadd"),
     *_HEARTBEAT,
@@ -106,7 +106,7 @@ _SERVE: Final = (
     # rest; but whoever may take that back may also delete what others have added. What stays comes twice, and does no
     # harm.
     _Grant("replies aside", "type xadd"),
-    _Grant("commands done replies aside", _IN_SCRIPTS),
+    _Grant("commands done replies aside published services", _IN_SCRIPTS),
     *_HEARTBEAT,
 )
 _BEGIN: Final = (
@@ -116,7 +116,7 @@ _BEGIN: Final = (
     _Grant("requests", "xadd"),
     _Grant("requests saga", _IN_SCRIPTS),
 )
-_INTERVENE: Final = (_Grant("interventions", "xadd"),)
+_INTERVENE: Final = (_Grant("interventions", f"{_IN_SCRIPTS} xadd"),)
 _LOOK: Final = (
     _Grant(
         "all",
@@ -179,7 +179,7 @@ _ROLES: Final[Mapping[Role, tuple[str, Sequence[_Grant]]]] = {
     Role.RQ_WORKER: (f"{_ANYBODY} {_WRITES}", (*_SERVE, *_RUN_JOBS)),
     Role.CLIENT: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK)),
     Role.BEGIN_ONLY: (f"{_ANYBODY} {_WRITES}", _BEGIN),
-    Role.BRIDGE: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", "hsetnx"))),
+    Role.BRIDGE: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", f"{_IN_SCRIPTS} hsetnx"))),
     Role.INSPECTOR: (f"{_ANYBODY} {_TRANSACTIONS} scan", _LOOK),
     Role.OPERATOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE)),
     Role.DOCTOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE, *_BEGIN, *_MEND)),

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Answer a batch of commands: for each, record what was done, send the reply, and acknowledge the command. A command
 -- that another consumer holds by now is not acknowledged: its entry may stand for what that consumer has begun.
 --

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Set the idle time of the entries that a consumer still holds. An idle time of 0 renews the lease; a long one hands
 -- the entries back, so that others take them over at once.
 --

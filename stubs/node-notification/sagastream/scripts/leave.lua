@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Take a consumer out of its group. If it still holds entries, it stays in the group, since the server would drop them
 -- with it: they get a long idle time instead, so that others take them over at once.
 --

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Look up what a service has done about a batch of commands. For each compensation, leave a tombstone for its step:
 -- from now on the service refuses the step's transaction.
 --
