@@ -1,5 +1,7 @@
 """A store near its maxmemory drains: what is under way ends, and no saga begins until there is room."""
 
+import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from sagastream.broker import exchange
 from sagastream.client import requests
 from sagastream.core.messages import Verb
 from sagastream.core.saga import SagaStatus
+from sagastream.orchestrator.room import Room
 from sagastream.service.runner import ServiceRunner
 from support.scenes import Scene, do
 from support.servers import Server
@@ -71,3 +74,104 @@ def test_in_a_full_store_a_command_that_others_held_is_counted_and_done(scene: S
     fill(scene)
     scene.runner = ServiceRunner(scene.broker, scene.effects.service, scene.stop)
     assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+# --- begins
+
+
+def room_is_seen(scene: Scene, *, full: bool) -> None:
+    scene.turns_until(lambda: scene.worker._room.is_full is full)
+
+
+def test_a_full_store_leaves_begins_unread_until_there_is_room(scene: Scene) -> None:
+    scene.begin("early", do(1), do(2))
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+    scene.begin("late", do(1))
+    fill(scene)
+    scene.worker, before = scene.another_worker(), scene.worker
+    before._inbox.leave()
+    assert scene.play("early").status is SagaStatus.COMPLETED
+    assert scene.client.get("late") is None
+    group = scene.redis.xinfo_groups(ONLY.requests)[0]
+    assert (group["pending"], scene.redis.xlen(ONLY.requests)) == (0, 1)
+    scene.redis.config_set("maxmemory", 0)
+    room_is_seen(scene, full=False)
+    assert scene.play("late").status is SagaStatus.COMPLETED
+
+
+def test_a_worker_that_leaves_begins_unread_waits_for_the_rest(scene: Scene) -> None:
+    """It neither turns round and round, nor misses a reply."""
+    scene.worker.turn(block_ms=1)
+    fill(scene)
+    room_is_seen(scene, full=True)
+    calls = scene.redis.info("commandstats")["cmdstat_xreadgroup"]["calls"]
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        scene.worker.turn()
+    assert scene.redis.info("commandstats")["cmdstat_xreadgroup"]["calls"] - calls < 10
+
+
+def test_unread_requests_that_fill_the_memory_are_read(scene: Scene) -> None:
+    """They do not count: only to read them makes room."""
+    scene.redis.flushall()
+    scene.worker.turn(block_ms=1)
+    scene.worker._inbox.leave()
+    used = scene.redis.info("memory")["used_memory"]
+    scene.redis.config_set("maxmemory", used + (8 << 20))
+    number = 0
+    with pytest.raises(redis.OutOfMemoryError):
+        while True:
+            scene.begin(f"s{number}", do("x" * 50_000))
+            number += 1
+    assert number > 50
+    scene.worker = scene.another_worker()
+    assert scene.play("s0").status is SagaStatus.COMPLETED
+
+
+def test_what_a_worker_may_not_look_at_leaves_no_begin_unread(scene: Scene) -> None:
+    scene.redis.acl_setuser("nosy", enabled=True, nopass=True, commands=["+@all", "-info", "-xlen"], keys=["*"])
+    scene.redis.execute_command("AUTH", "nosy", "x")
+    try:
+        room = Room("worker w")
+        room.join(KEYS)
+        exchange.run(scene.redis, room.look())
+        assert not room.is_full
+    finally:
+        scene.redis.execute_command("AUTH", "default", "")
+        scene.redis.acl_deluser("nosy")
+
+
+def test_the_rest_counts_and_changes_with_some_slack() -> None:
+    room = Room("worker w")
+    room.join(KEYS)
+
+    def look(used: int, requests: int = 0) -> bool:
+        looking = room.look()
+        next(looking)
+        with contextlib.suppress(StopIteration):
+            looking.send([f"maxmemory:1000\r\nused_memory:{used}\r\n".encode(), 5])
+            looking.send([requests])
+            looking.send([b"OK"])
+        return room.is_full
+
+    assert not look(790)
+    assert not look(1000, 300)
+    assert look(1000, 100)
+    assert look(790)
+    assert look(2000, 1250)
+    assert not look(2000, 1350)
+    assert not look(790)
+
+
+def test_a_few_begins_are_taken_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server says that requests are smaller than they are, begins must not be left for ever."""
+    room = Room("worker w")
+    room.most_bytes, room._used_bytes = 1000, 1250
+    assert room.takes_a_few()
+    assert not room.takes_a_few()
+    monkeypatch.setattr("sagastream.orchestrator.room._A_FEW_EVERY_S", 0.0)
+    room._take_at = 0.0
+    assert room.takes_a_few()
+    assert room.takes_a_few()
+    room._used_bytes = 1251
+    assert not room.takes_a_few()

@@ -81,16 +81,28 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 
 @click.command()
 @_retention
+@click.option(
+    "--max-unread",
+    type=click.IntRange(1),
+    envvar="SAGASTREAM_MAX_UNREAD",
+    show_envvar=True,
+    help="If more requests to begin sagas wait, clients are told to wait.  [default: 100000 a partition]",
+)
 @_HEALTH_FILE
 @logged
 @_UNTIL_EOF
 def worker(
-    retention_days: float, aborted_retention_days: float | None, health_file: Path | None, until_eof: bool
+    retention_days: float,
+    aborted_retention_days: float | None,
+    max_unread: int | None,
+    health_file: Path | None,
+    until_eof: bool,
 ) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
     stop = stop_event(until_eof)
     with opened() as broker:
         from sagastream.health import health_file_at
+        from sagastream.orchestrator.room import MOST_UNREAD
         from sagastream.orchestrator.worker import Orchestrator
 
         _collect_rarely()
@@ -100,6 +112,7 @@ def worker(
                 stop,
                 retention_ms=_milliseconds(retention_days),
                 aborted_retention_ms=None if aborted_retention_days is None else _milliseconds(aborted_retention_days),
+                max_unread=MOST_UNREAD if max_unread is None else max_unread,
                 health=health,
             ).run()
 

@@ -7,6 +7,7 @@ import pytest
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable
 from sagastream.core.strict_json import encode
+from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import _A_FEW, _A_FEW_EVERY, _MANY_REPLIES, _REQUESTS, Streams
 from sagastream.store.keys import StoreKeys
 from support.stores import KEYS, ONLY, in_each
@@ -26,13 +27,13 @@ def replies(count: int, service: str = "till") -> list[Entry]:
 
 
 def test_replies_come_first_and_begins_before_operators_requests() -> None:
-    assert Streams(KEYS, ["till", "hotel"]).names == [
+    assert Streams(KEYS, ["till", "hotel"], Room("worker")).names == [
         ONLY.replies("hotel"),
         ONLY.replies("till"),
         ONLY.requests,
         ONLY.interventions,
     ]
-    names = Streams(SEVERAL, ["till"]).names
+    names = Streams(SEVERAL, ["till"], Room("worker")).names
     assert names == [
         *(one.replies("till") for one in SEVERAL.partitions),
         *(one.requests for one in SEVERAL.partitions),
@@ -41,7 +42,7 @@ def test_replies_come_first_and_begins_before_operators_requests() -> None:
 
 
 def test_after_many_replies_no_begins_are_read_but_a_few_now_and_then_and_operators_always() -> None:
-    streams = Streams(KEYS, ["till"])
+    streams = Streams(KEYS, ["till"], Room("worker"))
     usual = {ONLY.replies("till"): BATCH, ONLY.requests: _REQUESTS, ONLY.interventions: BATCH}
     assert streams.wanted(streams.names) == usual
     wanted = []
@@ -56,13 +57,13 @@ def test_after_many_replies_no_begins_are_read_but_a_few_now_and_then_and_operat
 
 
 def test_the_replies_of_all_services_count_together() -> None:
-    streams = Streams(KEYS, ["till", "hotel"])
+    streams = Streams(KEYS, ["till", "hotel"], Room("worker"))
     streams.read([*replies(_MANY_REPLIES // 2), *replies(_MANY_REPLIES // 2, "hotel")], {}, has_more=False)
     assert ONLY.requests not in streams.wanted(streams.names)
 
 
 def test_what_was_read_before_counts_when_a_service_is_new() -> None:
-    streams = Streams(KEYS, ["till"])
+    streams = Streams(KEYS, ["till"], Room("worker"))
     streams.read(replies(BATCH), {}, has_more=False)
     more = streams.followed_by(["till", "hotel"])
     assert more.has_more
@@ -71,7 +72,7 @@ def test_what_was_read_before_counts_when_a_service_is_new() -> None:
 
 
 def test_a_full_read_of_one_stream_may_have_left_replies() -> None:
-    streams = Streams(KEYS, ["till", "hotel"])
+    streams = Streams(KEYS, ["till", "hotel"], Room("worker"))
     for entries, has_more in (
         ([*replies(BATCH - 1), *replies(BATCH - 1, "hotel"), an_entry(ONLY.requests, BEGIN)], False),
         (replies(BATCH), True),
@@ -83,12 +84,12 @@ def test_a_full_read_of_one_stream_may_have_left_replies() -> None:
 
 @pytest.mark.parametrize(("services", "each"), [(1, BATCH), (8, BATCH), (16, BATCH // 2), (1024, 8)])
 def test_a_turn_reads_fewer_replies_of_each_service_if_there_are_many(services: int, each: int) -> None:
-    streams = Streams(KEYS, [f"s{number}" for number in range(services)])
+    streams = Streams(KEYS, [f"s{number}" for number in range(services)], Room("worker"))
     assert streams.wanted(streams.names)[ONLY.replies("s0")] == each
 
 
 def test_only_streams_that_the_reader_reads_are_wanted_and_always_at_least_one() -> None:
-    streams = Streams(KEYS, ["till"])
+    streams = Streams(KEYS, ["till"], Room("worker"))
     assert streams.wanted([ONLY.requests]) == {ONLY.requests: _REQUESTS}
     streams.read(replies(_MANY_REPLIES), {}, has_more=False)
     assert streams.wanted([ONLY.requests]) == {ONLY.requests: 1}
@@ -99,7 +100,7 @@ def test_only_streams_that_the_reader_reads_are_wanted_and_always_at_least_one()
 
 
 def opened(stream: str, body: Any) -> Any:
-    return Streams(KEYS, ["till"]).opened(an_entry(stream, body))[1]
+    return Streams(KEYS, ["till"], Room("worker")).opened(an_entry(stream, body))[1]
 
 
 def test_an_entry_says_what_its_stream_is_for() -> None:
@@ -120,13 +121,13 @@ def test_an_entry_says_what_its_stream_is_for() -> None:
 def test_a_request_on_the_wrong_stream_says_nothing_that_counts(stream: str, body: Any, said: str) -> None:
     entry = an_entry(stream, body)
     entry.fields[b"request_id"] = b"me"
-    event = Streams(KEYS, ["till"]).opened(entry)[1]
+    event = Streams(KEYS, ["till"], Room("worker")).opened(entry)[1]
     assert isinstance(event, Unreadable)
     assert (event.text, event.request_id, event.saga_id) == (said, None, None)
 
 
 def test_what_is_in_the_partition_of_another_saga_says_nothing_that_counts() -> None:
-    streams = Streams(SEVERAL, ["till"])
+    streams = Streams(SEVERAL, ["till"], Room("worker"))
     ids = in_each(SEVERAL)
     for number, saga_id in enumerate(ids):
         for partition in SEVERAL.partitions:
@@ -145,13 +146,13 @@ def test_what_is_in_the_partition_of_another_saga_says_nothing_that_counts() -> 
 
 
 def test_a_saga_that_is_due_is_in_its_own_partition() -> None:
-    streams = Streams(SEVERAL, [])
+    streams = Streams(SEVERAL, [], Room("worker"))
     found = [streams.partition_of((None, Due(saga_id=saga_id))).number for saga_id in in_each(SEVERAL)]
     assert found == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("count", "left", "has_more"), [(4, False, True), (3, False, False), (3, True, True)])
 def test_a_stream_that_gave_all_that_was_asked_for_may_have_more(count: int, left: bool, has_more: bool) -> None:
-    streams = Streams(KEYS, ["till"])
+    streams = Streams(KEYS, ["till"], Room("worker"))
     streams.read(replies(count), {ONLY.replies("till"): 4}, has_more=left)
     assert streams.has_more == has_more

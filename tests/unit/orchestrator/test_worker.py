@@ -19,6 +19,7 @@ from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import Input, Streams
 from sagastream.orchestrator.worker import Orchestrator, _fold, _parts
 from support.stores import KEYS, ONLY
@@ -54,7 +55,7 @@ def _entry(stream: str, body: object, fields: dict[str, bytes]) -> Entry:
 
 
 def said(entry: Entry) -> Input:
-    return Streams(KEYS, ["s"]).opened(entry)
+    return Streams(KEYS, ["s"], Room("worker")).opened(entry)
 
 
 def opened(entry: Entry) -> Event:

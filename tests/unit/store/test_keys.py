@@ -73,6 +73,7 @@ def test_the_catalogue_tells_of_every_key() -> None:
     catalogue = {line.split()[0] for line in (keys.__doc__ or "").splitlines() if line.startswith("    saga:")}
     made = [
         *OF_A_PARTITION,
+        ONLY.full,
         KEYS.alive,
         KEYS.running,
         KEYS.store,

@@ -97,6 +97,8 @@ class GroupReader:
         self._no_heartbeat = ""  # why the broker refuses it
         self._leave = scripting.Script("leave")
         self._unusable: set[str] = set()  # streams that are none, and are left out
+        #: Streams that `counts` leaves out for a while: a reading waits for the others.
+        self.left_out: frozenset[str] = frozenset()
         # By stream: where the reading of own pending entries goes on. Empty: it is finished.
         self._own: dict[str, bytes | str] = {}
         self._redelivered = Redelivered()
@@ -317,7 +319,7 @@ class GroupReader:
         # The first reading waits for all streams, with one count for all. Others read the rest, those with the same
         # count together.
         least = min(counts.values())
-        block = block_ms if counts.keys() >= set(self.streams) else None
+        block = block_ms if counts.keys() | self.left_out >= set(self.streams) else None
         readings = [self._reading(dict.fromkeys(counts, ">"), least, block)]
         for most in sorted({count for count in counts.values() if count > least}):
             those = [stream for stream, count in counts.items() if count == most]

@@ -28,6 +28,12 @@ def mode_of(hello: Any) -> str:
     return str(dict(zip(words[::2], words[1::2], strict=False)).get("mode", ""))
 
 
+def facts(info: bytes) -> dict[str, str]:
+    """The fields of an answer of INFO."""
+    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
 def settings(*names: str) -> Exchange[dict[str, str]]:
     """These settings of the server. Empty if it does not tell, or if the user may not ask: CONFIG GET would show the
     password of the default user, too, so the users of `sagastream acl` may not. They need not try: it would be logged

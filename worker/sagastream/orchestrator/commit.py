@@ -31,6 +31,8 @@ _SAMPLES: Final = 16
 #: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
 #: person is told what was dropped.
 MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
+#: … and at most an eighth of maxmemory, all partitions together: they must not be what fills a store. But so much.
+_LEAST_SHARE: Final = 1 << 20
 #: How many of the sagas that were committed last are remembered, for `missing`.
 LOOKED_AT: Final = 16
 
@@ -122,10 +124,12 @@ class Store:
                 break
         self._there[partition] = there
 
-    def trim(self, keys: StoreKeys) -> dict[str, int]:
+    def trim(self, keys: StoreKeys, maxmemory: int) -> dict[str, int]:
         """Drop the oldest entries of events and quarantine streams that take too many bytes. Returns how many, by
-        stream. The rest follows with the next call, since the sizes are estimates."""
-        streams = {getattr(one, what): most for one in keys.partitions for what, most in MOST_BYTES.items()}
+        stream. The rest follows with the next call, since the sizes are estimates. `maxmemory`: of the server, in
+        bytes; 0: it has none."""
+        share = max(_LEAST_SHARE, maxmemory // 8 // len(keys.partitions)) if maxmemory else max(MOST_BYTES.values())
+        streams = {getattr(one, what): min(most, share) for one in keys.partitions for what, most in MOST_BYTES.items()}
         sizes = wire.round_trip(self._client, [("MEMORY", "USAGE", stream, "SAMPLES", _SAMPLES) for stream in streams])
         dropped = {}
         for (stream, most), size in zip(streams.items(), sizes, strict=True):

@@ -6,6 +6,7 @@ import redis
 
 from sagastream.broker.exchange import Exchange, run, together
 from sagastream.core.messages import Begin, Code, Unreadable
+from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import Input
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat
@@ -17,8 +18,10 @@ class KnownServices:
     """The services that a worker knows. It is told of new ones along with its heartbeat: it takes the place of that in
     the worker's reader."""
 
-    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat) -> None:
+    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat, room: Room) -> None:
+        """`room`: is looked at along with the heartbeat, too."""
         self._client = client
+        self._room = room
         self._heartbeat = heartbeat
         self._keys: StoreKeys | None = None
         self.names: frozenset[str] = frozenset()
@@ -27,6 +30,7 @@ class KnownServices:
         """Read them from this store from now on."""
         self._keys = keys
         self._heartbeat.join(keys)
+        self._room.join(keys)
         run(self._client, self._read())
 
     @property
@@ -35,7 +39,8 @@ class KnownServices:
 
     def beat(self) -> Exchange[None]:
         # A heartbeat that is refused must not keep the worker from hearing of new services.
-        refused, _ = yield from together(_caught(self._heartbeat.beat()), self._read())
+        looking = together(self._read(), self._room.look())
+        refused, _ = yield from together(_caught(self._heartbeat.beat()), looking)
         if refused is not None:
             raise refused
 

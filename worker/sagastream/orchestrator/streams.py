@@ -12,6 +12,7 @@ from sagastream.broker.entries import BATCH, Entry
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin, Code, Intervene, Unreadable
 from sagastream.core.parsing import read_reply, read_request
+from sagastream.orchestrator.room import Room
 from sagastream.store.keys import Partition, Place, StoreKeys
 
 #: One turn reads at most this many requests to begin sagas; if it reads few, only so many.
@@ -38,9 +39,10 @@ Input = tuple[Entry | None, Event]
 class Streams:
     """The streams of one worker."""
 
-    def __init__(self, keys: StoreKeys, services: Collection[str]) -> None:
-        """`services`: those whose replies are read."""
+    def __init__(self, keys: StoreKeys, services: Collection[str], room: Room) -> None:
+        """`services`: those whose replies are read. `room`: if there is none, requests are left unread."""
         self._keys = keys
+        self._room = room
         partitions = keys.partitions
         self._only = partitions[0] if len(partitions) == 1 else None
         # Replies first: sagas that have begun are finished before new ones begin. And a saga begins before an
@@ -49,6 +51,7 @@ class Streams:
             (one.replies(service), Place(one, "replies", service)) for service in sorted(services) for one in partitions
         ]
         requests = [(one.requests, Place(one, "requests", "")) for one in partitions]
+        self._requests = frozenset(one.requests for one in partitions)
         interventions = [(one.interventions, Place(one, "interventions", "")) for one in partitions]
         self._places = dict([*replies, *requests, *interventions])
         self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, len(replies))))
@@ -64,13 +67,15 @@ class Streams:
 
     def followed_by(self, services: Collection[str]) -> "Streams":
         """Those with the replies of these services."""
-        streams = Streams(self._keys, services)
+        streams = Streams(self._keys, services, self._room)
         streams._busy, streams.has_more = self._busy, self.has_more
         return streams
 
     def wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
         """How many entries of each of these streams the next turn is to read."""
         requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
+        if self._room.is_full:
+            requests = _A_FEW if self._room.takes_a_few() else 0
         if self._counted != streams:
             self._counted, self._counts = list(streams), {}
         if (counts := self._counts.get(requests)) is None:
@@ -80,6 +85,10 @@ class Streams:
             wanted = {stream: count for stream, count in known.items() if count}
             counts = self._counts[requests] = wanted or dict.fromkeys(streams, 1)  # it always reads something
         return counts
+
+    def left_unread(self) -> frozenset[str]:
+        """The streams that are not read for now, since there is no room for what they would bring."""
+        return self._requests if self._room.is_full else frozenset()
 
     def read(self, entries: Sequence[Entry], asked: Mapping[str, int], *, has_more: bool) -> None:
         """A turn has read these.

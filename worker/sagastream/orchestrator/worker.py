@@ -31,6 +31,7 @@ from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.report import TurnReport
+from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
 from sagastream.orchestrator.streams import Input, Streams
@@ -64,6 +65,7 @@ class Orchestrator:
         *,
         retention_ms: int = ENDED_KEPT_MS,
         aborted_retention_ms: int | None = None,
+        max_unread: int = MOST_UNREAD,
         health: HealthFile | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class Orchestrator:
             stop: any thread may set it. The running turn is finished, then `run` returns.
             retention_ms: how long a saga is kept after it has ended, in milliseconds.
             aborted_retention_ms: the same of a saga that is ABORTED; None: as long as any other.
+            max_unread: if more requests to begin sagas wait in a partition, clients are told to wait: StoreFull.
             health: a file that is touched while the broker answers; None: there is none.
             observer: is told what happens.
 
@@ -87,7 +90,8 @@ class Orchestrator:
         self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
         lineage = Lineage(self.name, area="worker", observer=self._observer, missing=lambda _: missing(self._committed))
-        self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER, lineage=lineage))
+        self._room = Room(self.name, max_unread)
+        self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER, lineage=lineage), self._room)
         self._inbox = GroupReader(
             broker.client,
             group=ORCHESTRATOR_GROUP,
@@ -122,7 +126,7 @@ class Orchestrator:
         self._broker.check_durability()
         self._services.join(keys)
         self._gate.join(keys)
-        streams = Streams(keys, self._services.names)
+        streams = Streams(keys, self._services.names, self._room)
         self._inbox.clock.saw(newest_time(self._broker.client, keys, streams.names))
         self._keys, self._streams, self._followed = keys, streams, self._services.names
         return streams.names
@@ -183,6 +187,7 @@ class Orchestrator:
         wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
         if self._inbox.is_joined:  # else it joins with all services
             self._follow()
+            self._inbox.left_out = self._read_streams.left_unread()
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
             self._health.beat(time.monotonic())
@@ -242,7 +247,7 @@ class Orchestrator:
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._store.forget_ended(keys)
-            self._report.trimmed(keys, self._store.trim(keys))
+            self._report.trimmed(keys, self._store.trim(keys, self._room.most_bytes))
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)

@@ -15,6 +15,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:quarantine            stream  orchestrator            until a person deals with it; the newest 256 MiB
     saga:{0}:quarantine:<service>  stream  services                until a person deals with it
     saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
+    saga:{0}:full                  string  orchestrator            FULL_KEPT_MS after a worker last saw no room: why
     <a stream>:moving              stream  doctor                  until its entries are in the stream again
     <a stream>:copy                stream  operators               while a saga is erased: until it replaces the stream
     saga:services:<service>        hash    services                always: its commands and what undoes each
@@ -56,6 +57,10 @@ ALIVE_KEPT: Final = 10_000
 #: How long a service keeps its records of what it did, after the last write to their hash, in seconds: 2 days.
 DONE_KEPT_S: Final = 2 * 24 * 3600
 
+#: How long clients are told that the store is full after a worker last saw it, in milliseconds. It looks about once a
+#: second.
+FULL_KEPT_MS: Final = 3_000
+
 _HOUR_MS: Final = 3600 * 1000
 
 
@@ -70,12 +75,13 @@ class Partition(Struct, frozen=True):
     ended: str
     events: str
     quarantine: str
+    full: str
 
     @classmethod
     def of(cls, prefix: str, number: int, tag: str) -> "Partition":
         base = f"{prefix}:{{{tag}}}:"
-        names = [f"{base}{name}" for name in ("requests", "interventions", "timers", "ended", "events", "quarantine")]
-        return cls(number, base, *names)
+        names = ("requests", "interventions", "timers", "ended", "events", "quarantine", "full")
+        return cls(number, base, *(f"{base}{name}" for name in names))
 
     def saga(self, saga_id: str) -> str:
         return f"{self.base}saga:{saga_id}"

@@ -21,6 +21,7 @@ from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.scripting import even_if_full
+from sagastream.broker.server import facts
 from sagastream.broker.wire import or_raise
 from sagastream.store.columns import iso
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
@@ -231,7 +232,7 @@ def settle(client: "redis.Redis", keys: StoreKeys) -> None:
 def _look(keys: StoreKeys, member: bytes, streams: Sequence[tuple[str, str]]) -> Exchange[Sight | None]:
     asked: list[wire.Words] = [("XINFO", "GROUPS", stream) for stream, _ in streams]
     clock, info, score, *groups = yield [("TIME",), ("INFO", "replication"), ("ZSCORE", keys.alive, member), *asked]
-    replication = _pairs(or_raise(info))
+    replication = facts(or_raise(info))
     if replication.get("role") not in (None, "master"):
         return None
     read = {
@@ -249,12 +250,6 @@ def _look(keys: StoreKeys, member: bytes, streams: Sequence[tuple[str, str]]) ->
         beat_ms=_milliseconds(score),
         read=read,
     )
-
-
-def _pairs(info: bytes) -> dict[str, str]:
-    """The fields of an answer of INFO."""
-    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
-    return {name: value for name, colon, value in lines if colon}
 
 
 def _number(text: str | None) -> int:
