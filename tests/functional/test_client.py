@@ -37,7 +37,7 @@ from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
 from sagastream.core.phases import Phase
 from sagastream.core.transitions import Moment
-from sagastream.errors import BrokerError
+from sagastream.errors import BrokerError, StoreFull
 from sagastream.store import saga_hash
 from sagastream.telemetry import Observer
 from support.observers import Notes
@@ -194,12 +194,13 @@ def test_a_fault_is_raised_not_told_as_an_outage(client: SagaClient) -> None:
         client.begin_many([a_saga("s1")])
 
 
-def test_a_full_server_takes_nothing_of_a_batch(client: SagaClient) -> None:
+def test_a_full_server_refuses_a_batch(client: SagaClient) -> None:
     client.begin("warm", [do(1)])
     client._redis.config_set("maxmemory", 1)
     answers = client.begin_many(a_saga(f"s{n}") for n in range(3))
     client._redis.config_set("maxmemory", 0)
-    assert [type(answer) for answer in answers] == [Unsettled] * 3
+    refused = [answer.error for answer in answers if isinstance(answer, Refused)]
+    assert [(error.code, error.retry_after_s) for error in refused if isinstance(error, StoreFull)] == [(11, 5.0)] * 3
     assert client._redis.xlen(ONLY.requests) == 1
 
 

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker import exchange
+from sagastream.broker import exchange, wire
 from sagastream.client import requests
 from sagastream.core.messages import Verb
 from sagastream.core.saga import SagaStatus
+from sagastream.errors import StoreFull
 from sagastream.orchestrator.room import Room
+from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
+from support.waiting import until
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_unread_requests_that_fill_the_memory_are_read(scene: Scene) -> None:
     used = scene.redis.info("memory")["used_memory"]
     scene.redis.config_set("maxmemory", used + (8 << 20))
     number = 0
-    with pytest.raises(redis.OutOfMemoryError):
+    with contextlib.suppress(redis.OutOfMemoryError):
         while True:
             scene.begin(f"s{number}", do("x" * 50_000))
             number += 1
@@ -130,14 +133,15 @@ def test_unread_requests_that_fill_the_memory_are_read(scene: Scene) -> None:
 
 def test_what_a_worker_may_not_look_at_leaves_no_begin_unread(scene: Scene) -> None:
     scene.redis.acl_setuser("nosy", enabled=True, nopass=True, commands=["+@all", "-info", "-xlen"], keys=["*"])
-    scene.redis.execute_command("AUTH", "nosy", "x")
+    fill(scene)
+    wire.round_trip(scene.redis, [("AUTH", "nosy", "x")])
     try:
         room = Room("worker w")
         room.join(KEYS)
         exchange.run(scene.redis, room.look())
         assert not room.is_full
     finally:
-        scene.redis.execute_command("AUTH", "default", "")
+        wire.round_trip(scene.redis, [("AUTH", "default", "")])
         scene.redis.acl_deluser("nosy")
 
 
@@ -175,3 +179,44 @@ def test_a_few_begins_are_taken_all_the_same(monkeypatch: pytest.MonkeyPatch) ->
     assert room.takes_a_few()
     room._used_bytes = 1251
     assert not room.takes_a_few()
+
+
+# --- clients
+
+
+def test_a_client_is_refused_while_there_is_no_room(scene: Scene) -> None:
+    """Before the server is full: a worker has said so. What is begun already is not refused."""
+    scene.client.begin("s0", [do(1)])
+    scene.play("s0")
+    most = scene.redis.info("memory")["used_memory"] * 10 // 9
+    scene.redis.config_set("maxmemory", most)
+    room_is_seen(scene, full=True)
+    with pytest.raises(
+        StoreFull, match=r"saga s1 was not begun: \d+ of \d+ bytes are used; try again in 5 s"
+    ) as caught:
+        scene.client.begin("s1", [do(1)])
+    assert (caught.value.code, caught.value.retry_after_s) == (11, 5.0)
+    scene.client.begin("s0", [do(1)])
+    assert scene.redis.xlen(ONLY.requests) == 0
+    scene.redis.config_set("maxmemory", 0)
+    until(lambda: not scene.redis.exists(ONLY.full), what="nobody says so any more")
+    scene.client.begin("s1", [do(1)])
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_a_client_is_refused_while_too_many_requests_wait(scene: Scene) -> None:
+    for number in range(200):
+        scene.begin(f"s{number}", do(1))
+    scene.worker = Orchestrator(scene.broker, scene.stop, max_unread=100)
+    scene.worker.turn(block_ms=1)
+    with pytest.raises(StoreFull, match="200 requests to begin sagas wait, the most is 100"):
+        scene.client.begin("more", [do(1)])
+    assert scene.play("s199").status is SagaStatus.COMPLETED  # the worker reads on
+    until(lambda: not scene.redis.exists(ONLY.full), what="nobody says so any more")
+    scene.client.begin("more", [do(1)])
+
+
+def test_whatever_stands_in_place_of_what_a_worker_says_refuses_nobody(scene: Scene) -> None:
+    scene.redis.hset(ONLY.full, "a", "b")
+    scene.client.begin("s1", [do(1)])
+    assert scene.play("s1").status is SagaStatus.COMPLETED

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sagastream.errors import SagaParked as SagaParked
     from sagastream.errors import SagastreamError as SagastreamError
     from sagastream.errors import ServiceError as ServiceError
+    from sagastream.errors import StoreFull as StoreFull
     from sagastream.errors import UnreadableSaga as UnreadableSaga
     from sagastream.service.context import Context as Context
     from sagastream.service.declaration import Service as Service
@@ -64,6 +65,7 @@ _WHERE = {
     "Service": "service.declaration",
     "ServiceError": "errors",
     "StepRequest": "client.requests",
+    "StoreFull": "errors",
     "UnreadableSaga": "errors",
     "Unsettled": "client.requests",
     "connect": "broker.connection",
@@ -96,6 +98,7 @@ __all__ = [
     "Service",
     "ServiceError",
     "StepRequest",
+    "StoreFull",
     "UnreadableSaga",
     "Unsettled",
     "connect",

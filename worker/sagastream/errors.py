@@ -13,12 +13,24 @@ class RequestRefused(SagastreamError):
     """A request was refused: a saga_begin because another saga has its id, or an operator's request because the state
     of the saga does not allow it.
 
-    `code` is the protocol's error code: 22 precondition failed, 20 no such saga, 13 the saga's hash is damaged.
+    `code` is the protocol's error code: 22 precondition failed, 20 no such saga, 13 the saga's hash is damaged, 11 the
+    store is full.
     """
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+class StoreFull(RequestRefused):
+    """There is no room for more sagas now: nothing was begun, and nothing will be. Begin the saga again later.
+
+    `code` is 11. `retry_after_s`: in how many seconds to try again.
+    """
+
+    def __init__(self, code: int, text: str, retry_after_s: float) -> None:
+        super().__init__(code, text)
+        self.retry_after_s = retry_after_s
 
 
 class SagaNotCompleted(SagastreamError):

@@ -23,7 +23,7 @@ from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step
-from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, UnreadableSaga
+from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, StoreFull, UnreadableSaga
 from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
@@ -33,6 +33,8 @@ from sagastream.store.sagas import load
 #: waits.
 BATCH: Final = 128
 _BATCH_BYTES: Final = 1 << 20
+#: In how many seconds a client is asked to try again if the store is full.
+_TRY_AGAIN_S: Final = 5.0
 
 _T = TypeVar("_T")
 _SCRIPT: Final = Script("begin")
@@ -81,8 +83,8 @@ class Accepted:
 class Refused:
     """Nothing was begun, and nothing will be: `error` says why.
 
-    MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. UnreadableSaga: the saga of
-    this id cannot be read.
+    MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. StoreFull, which is one, too:
+    there is no room for more sagas now. UnreadableSaga: the saga of this id cannot be read.
     """
 
     saga_id: str  # empty if the request has none
@@ -191,8 +193,11 @@ def _begin(partition: Partition, begins: Sequence[Begin]) -> Exchange[list[Accep
     for one in begins:
         words = _words(one)
         args += (len(words), *words)
-    names = [partition.requests, *(partition.saga(one.saga_id) for one in begins)]
-    known = yield from _SCRIPT.call(names, args)
+    names = [partition.requests, partition.full, *(partition.saga(one.saga_id) for one in begins)]
+    try:
+        known = yield from _SCRIPT.call(names, args)
+    except redis.OutOfMemoryError:  # it says so before the script begins
+        return [_no_room(one, "the broker takes no more") for one in begins]
     return [_answer(one, held) for one, held in zip(begins, known, strict=True)]
 
 
@@ -268,6 +273,8 @@ def _answer(one: Begin, held: Any) -> Accepted | Refused:
     """The answer for one saga, from what begin.lua returned for it."""
     if held == 1:
         return Accepted(begin=one)
+    if isinstance(held, bytes):
+        return _no_room(one, held.decode(errors="replace"))
     if held == 0:
         return Refused(saga_id=one.saga_id, error=CorruptSaga(f"the key of saga {one.saga_id} holds no hash"))
     state = saga_hash.read(one.saga_id, dict(zip(held[::2], held[1::2], strict=True)))
@@ -275,6 +282,11 @@ def _answer(one: Begin, held: Any) -> Accepted | Refused:
         return Refused(saga_id=one.saga_id, error=state)
     assert state is not None  # an empty hash is none
     return conflicting(state, one) or Accepted(begin=one)
+
+
+def _no_room(one: Begin, why: str) -> Refused:
+    text = f"the store is full, saga {one.saga_id} was not begun: {why}; try again in {_TRY_AGAIN_S:g} s"
+    return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
 
 
 def _batches(sagas: Iterable[SagaRequest]) -> Iterator[list[Begin | Refused]]:

@@ -42,6 +42,7 @@ class Code(IntEnum):
     """The error codes of the protocol that are used. They are Maelstrom's."""
 
     NOT_SUPPORTED = 10
+    UNAVAILABLE = 11
     MALFORMED = 12
     CRASH = 13
     NO_SUCH_SAGA = 20

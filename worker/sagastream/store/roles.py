@@ -117,7 +117,8 @@ _BEGIN: Final = (
     _Grant("saga", "hgetall hget", read_only=True),
     _Grant("events", "xread xrevrange", read_only=True),
     _Grant("requests", "xadd"),
-    _Grant("requests saga", _IN_SCRIPTS),
+    _Grant("full", "get", read_only=True),
+    _Grant("requests full saga", _IN_SCRIPTS),
 )
 _INTERVENE: Final = (_Grant("interventions", f"{_IN_SCRIPTS} xadd"),)
 _LOOK: Final = (
