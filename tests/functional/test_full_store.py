@@ -1,6 +1,7 @@
 """A store near its maxmemory drains: what is under way ends, and no saga begins until there is room."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -220,3 +221,57 @@ def test_whatever_stands_in_place_of_what_a_worker_says_refuses_nobody(scene: Sc
     scene.redis.hset(ONLY.full, "a", "b")
     scene.client.begin("s1", [do(1)])
     assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+# --- all of it
+
+
+def test_a_flood_of_begins_into_a_small_server_never_sticks(server: Server) -> None:
+    """Begins come as fast as they can, past all refusals, too. All that was taken ends, and then sagas begin again."""
+    scene = Scene(server.broker())
+    scene.worker = Orchestrator(scene.broker, scene.stop, retention_ms=2_000)
+    scene.redis.config_set("maxmemory", 32 << 20)
+    threads = [threading.Thread(target=scene.worker.run), threading.Thread(target=scene.runner.run)]
+    try:
+        for thread in threads:
+            thread.start()
+        taken, refused, told = flood(scene)
+        assert refused > 0
+        assert told > 0
+        until(lambda: scene.redis.xlen(ONLY.requests) == 0, timeout_s=120, what="all requests are taken")
+        until(lambda: scene.redis.zcard(ONLY.timers) == 0, what="all that has begun has ended")
+        assert len(scene.effects.done) == len(set(scene.effects.done)) == taken
+        until(lambda: begins(scene, "after"), what="sagas begin again")
+        assert scene.client.wait("after", 60).status is SagaStatus.COMPLETED
+        assert scene.redis.xlen(ONLY.quarantine) == 0
+    finally:
+        scene.stop.set()
+        for thread in threads:
+            thread.join()
+        scene.redis.config_set("maxmemory", 0)
+
+
+def flood(scene: Scene) -> tuple[int, int, int]:
+    """Returns how many requests were taken, how many of plain commands the server has refused, and how many a client was
+    told to send later."""
+    taken = refused = told = 0
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        try:
+            scene.begin(f"raw{taken}", do("x" * 40_000))
+            taken += 1
+        except redis.OutOfMemoryError:
+            refused += 1
+            if begins(scene, f"asked{refused}"):
+                taken += 1
+            else:
+                told += 1
+    return taken, refused, told
+
+
+def begins(scene: Scene, saga_id: str) -> bool:
+    try:
+        scene.client.begin(saga_id, [do(1)])
+    except StoreFull:
+        return False
+    return True
