@@ -1,6 +1,7 @@
 """A store near its maxmemory drains: what is under way ends, and no saga begins until there is room."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from sagastream.errors import StoreFull
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
+from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
@@ -252,8 +254,8 @@ def test_a_flood_of_begins_into_a_small_server_never_sticks(server: Server) -> N
 
 
 def flood(scene: Scene) -> tuple[int, int, int]:
-    """Returns how many requests were taken, how many of plain commands the server has refused, and how many a client was
-    told to send later."""
+    """Returns how many requests were taken, how many plain ones the server has refused, and how many a client was told
+    to send later."""
     taken = refused = told = 0
     end = time.monotonic() + 8
     while time.monotonic() < end:
@@ -275,3 +277,14 @@ def begins(scene: Scene, saga_id: str) -> bool:
     except StoreFull:
         return False
     return True
+
+
+def test_the_doctor_says_what_fills_a_store(scene: Scene) -> None:
+    scene.client.begin("s1", [do("x" * 100_000)])
+    scene.play("s1")
+    scene.begin("s2", do("y" * 300_000))
+    fill(scene)
+    told = next(one for one in Doctor(scene.broker).examine() if one.about == "memory")
+    assert told.level == PROBLEM
+    assert re.search(r"bytes are used: .* requests: [23]\d\d KiB, ended sagas, about: [12]\d\d KiB", told.text), told.text
+    assert "--retention-days" in told.text + " ".join(told.do)

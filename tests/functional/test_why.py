@@ -302,7 +302,7 @@ def test_a_broker_that_is_full(shop: Shop) -> None:
     shop.is_out("s1")
     shop.client._redis.config_set("maxmemory", "1mb")
     try:
-        shop.shows("s1", "why      the broker is full, and takes no writes", "raise maxmemory")
+        shop.shows("s1", "why      the broker is full, and takes only what sagas need", "raise maxmemory")
     finally:
         shop.client._redis.config_set("maxmemory", "0")
 

@@ -17,10 +17,12 @@ from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
+from sagastream.orchestrator.room import FULL_AT
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
 from sagastream.store.quarantine import Quarantine
+from sagastream_bridge.inspection import memory
 from sagastream_bridge.inspection.findings import (
     OK,
     PROBLEM,
@@ -129,9 +131,15 @@ class Doctor:
         if info["maxmemory_policy"] != "noeviction":
             policy = info["maxmemory_policy"]
             yield problem("memory", f"maxmemory-policy is {policy}: it may drop sagas", "set noeviction")
-        elif most and used > 0.9 * most:
-            text = f"{used} of {most} bytes are used: when all are, everything waits"
-            yield problem("memory", text, "raise maxmemory")
+        elif most and used >= FULL_AT * most:
+            names = published.services(self._keys)
+            taken = ", ".join(
+                f"{what}: {size // 1024} KiB"
+                for what, size in memory.parts(self._client, self._keys, run(self._client, names))
+            )
+            text = f"{used} of {most} bytes are used: sagas begin again once there is room, and what has begun goes on"
+            remedy = "raise maxmemory, or keep ended sagas for fewer days (--retention-days)"
+            yield problem("memory", f"{text}. It is taken by {taken}; records of services and data of others", remedy)
         else:
             yield ok("memory", f"{used // 2**20} MiB used, " + (f"at most {most // 2**20} MiB" if most else "no limit"))
 

@@ -234,8 +234,8 @@ def _troubles(info: Mapping[str, str], settings: Mapping[str, str]) -> tuple[Cau
         return (Cause(kind=CauseKind.BROKER_REPLICAS, text=text, do=do, facts={"replicas": int(good)}),)
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if most and used >= most:
-        text = f"the broker is full, and takes no writes: {used} of {most} bytes are used"
-        do = ("raise maxmemory, or wait until ended sagas have expired",)
+        text = f"the broker is full, and takes only what sagas need that have begun: {used} of {most} bytes are used"
+        do = ("raise maxmemory, or wait until ended sagas have expired; sagastream doctor says what takes it",)
         facts = {"used_bytes": used, "most_bytes": most}
         return (Cause(kind=CauseKind.BROKER_FULL, text=text, do=do, facts=facts),)
     return ()

@@ -1,0 +1,64 @@
+"""What fills the memory of a store: how many bytes each kind of its keys takes, about."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import redis
+
+from sagastream.broker import wire
+from sagastream.store.keys import StoreKeys
+
+#: At how many sagas of each kind it looks, to say what all of them take.
+_LOOKED_AT: Final = 50
+#: How many nodes of a stream, or fields of a hash, the server looks at to tell its size.
+_SAMPLES: Final = 10_000
+
+
+class Part(NamedTuple):
+    """What one kind of keys takes."""
+
+    what: str
+    bytes: int
+
+
+def parts(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) -> list[Part]:
+    """The kinds that take most, the largest first. What this user may not look at is left out."""
+    found = [*_streams(client, keys, services), *_sagas(client, keys)]
+    return sorted((one for one in found if one.bytes >= 1024), key=lambda one: -one.bytes)
+
+
+def _streams(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) -> Iterator[Part]:
+    of_service = {
+        "commands": [one.commands(name) for one in keys.partitions for name in services],
+        "replies": [one.replies(name) for one in keys.partitions for name in services],
+        "quarantines of services": [one.quarantine_of(name) for one in keys.partitions for name in services],
+    }
+    for what in ("requests", "interventions", "events", "quarantine"):
+        yield Part(what, sum(_sizes(client, [getattr(one, what) for one in keys.partitions])))
+    for what, streams in of_service.items():
+        yield Part(what, sum(_sizes(client, streams)))
+
+
+def _sagas(client: "redis.Redis", keys: StoreKeys) -> Iterator[Part]:
+    """The hashes of sagas, as the mean of the newest says."""
+    for what, name in (("ended sagas", "ended"), ("live sagas", "timers")):
+        total = 0
+        for partition in keys.partitions:
+            index = getattr(partition, name)
+            number, members = _read(client, [("ZCARD", index), ("ZRANGE", index, 0, _LOOKED_AT - 1, "REV")])
+            hashes = [partition.saga(member.decode(errors="replace")) for member in members or ()]
+            if sizes := [size for size in _sizes(client, hashes) if size]:
+                total += number * sum(sizes) // len(sizes)
+        yield Part(f"{what}, about", total)
+
+
+def _sizes(client: "redis.Redis", names: Sequence[str]) -> list[int]:
+    # All nodes of a stream, all fields of a hash: one large field says more than all others.
+    asked = [("MEMORY", "USAGE", name, "SAMPLES", _SAMPLES) for name in names]
+    return [size or 0 for size in _read(client, asked)]
+
+
+def _read(client: "redis.Redis", commands: Sequence[wire.Words]) -> list[Any]:
+    """The answers; None in place of an error: a key of another type, or a user who may not look."""
+    answers = wire.round_trip(client, commands) if commands else []
+    return [None if isinstance(answer, redis.ResponseError) else answer for answer in answers]
