@@ -92,6 +92,18 @@ class NewerFormat(UnreadableSaga):
         self.format = number
 
 
+class CannotOpen(SagastreamError):
+    """A sealed value cannot be opened here: its key is not known, or it is not what was sealed. It stays as it is, so
+    nothing is lost: another process may have the key.
+
+    `key` is the id of the key with which it is sealed; None: that is not known.
+    """
+
+    def __init__(self, text: str, *, key: str | None = None) -> None:
+        super().__init__(text)
+        self.key = key
+
+
 class ImpossibleTransition(SagastreamError):
     """A saga or a step was to change as none can: a fault in sagastream, which refuses to go on with that change."""
 

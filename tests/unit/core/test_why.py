@@ -14,6 +14,7 @@ from sagastream.core.causes import (
     Place,
     Reader,
     ServiceFacts,
+    Unopened,
     Whereabouts,
 )
 from sagastream.core.durations import spoken
@@ -78,6 +79,7 @@ def runs(saga_id: str = "s1", *, for_ms: int = 5_000, left_ms: int | None = 55_0
 HANGING = runs("other", for_ms=90_000, left_ms=-30_000)
 UNREAD = Place(where=Whereabouts.UNREAD, added_ms=NOW_MS - 9_000, before=3)
 HELD = Place(where=Whereabouts.HELD, added_ms=NOW_MS - 9_000, holder=PID, held_ms=500, deliveries=1)
+SEALED = Unopened(process=PID, saga_id="s1", step=1, command="Charge", why="there is no key k")
 
 #: What is so -> the causes: of each its kind, and words that its text or its remedy must have.
 CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
@@ -255,6 +257,22 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
     "handed back": (
         (OUT, at_work(ALIVE), replace(HELD, handed_back=True)),
         [(CauseKind.HANDED_BACK, ["handed Charge back", "within 2 s"])],
+    ),
+    "handed back, and a process cannot open it": (
+        (OUT, at_work(ALIVE, unopened=(SEALED,)), replace(HELD, handed_back=True)),
+        [(CauseKind.CANNOT_OPEN, ["cannot open Charge: there is no key k", "waits for a process that can"])],
+    ),
+    "out, and a process cannot open it": (
+        (OUT, at_work(ALIVE, unopened=(SEALED,)), Place()),
+        [(CauseKind.CANNOT_OPEN, [ALIVE.name])],
+    ),
+    "handed back, and a process that is dead could not open it": (
+        (OUT, at_work(ALIVE, unopened=(replace(SEALED, process=DEAD.name),)), replace(HELD, handed_back=True)),
+        [(CauseKind.HANDED_BACK, [])],
+    ),
+    "handed back, and a process cannot open another": (
+        (OUT, at_work(ALIVE, unopened=(replace(SEALED, step=2),)), replace(HELD, handed_back=True)),
+        [(CauseKind.HANDED_BACK, [])],
     ),
     "handed back, and nobody has it": (
         (OUT, at_work(replace(ALIVE, commands=frozenset({"Old"}))), replace(HELD, handed_back=True)),

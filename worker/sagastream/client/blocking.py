@@ -22,9 +22,11 @@ from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
+from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
@@ -38,15 +40,21 @@ class SagaClient:
     Threads may share one client. So may a process and the children that it forks: each opens its own connections.
     """
 
-    def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
+    def __init__(
+        self, broker: Broker | str | None = None, *, observer: Observer | None = None, codec: Codec | None = None
+    ) -> None:
         """
         Args:
             broker: an open Broker, which the client does not close; or the url of one, as for Broker. By default the
                 broker that the environment names, see Broker.
             observer: its methods for outages are called.
+            codec: seals params, and opens what sagas hold. By default the one that the environment names, if it names
+                one.
 
-        Raises BrokerError as Broker does, and TypeError if `broker` is anything else.
+        Raises BrokerError as Broker does, SettingsError if the environment names a codec that cannot be used, and
+        TypeError if `broker` or `codec` is anything else.
         """
+        self._codec = codec_of(codec)
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
@@ -91,7 +99,9 @@ class SagaClient:
 
     def begin_request(self, request: Begin) -> Accepted:
         """Like `begin`, for a parsed request."""
-        (answer,) = run(self._redis, requests.begin(self._opened(), [request]))
+        (answer,) = run(
+            self._redis, requests.begin(self._opened(), [requests.sealed(self._codec, request)], self._codec)
+        )
         return requests.granted(answer)
 
     def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
@@ -104,7 +114,7 @@ class SagaClient:
             redis.RedisError: an error that is not an outage. Mend its cause, then begin all of the sagas again.
             TypeError: `sagas` is not a list of sagas.
         """
-        return run(self._redis, requests.begin_many(self._layout, sagas))
+        return run(self._redis, requests.begin_many(self._layout, sagas, self._codec))
 
     def get(self, saga_id: str) -> SagaState | None:
         """The saga as it is now; None: there is no such saga, or no worker has read its request yet.
@@ -115,7 +125,7 @@ class SagaClient:
         state = run(self._redis, load(self._looked(), [saga_id]))[0][saga_id]
         if isinstance(state, UnreadableSaga):
             raise state
-        return state
+        return requests.opened(self._codec, state)
 
     def why(self, saga_id: str) -> tuple[Cause, ...]:
         """Why a saga waits, as `sagastream show` says it: the first cause first; nothing if it has ended. If no worker
@@ -167,7 +177,7 @@ class SagaClient:
         """
         check_timeout(timeout_s)
         many = requests.one_by_one(sagas, "ids, or of what begin returned")
-        return self._as_completed(SagaWatcher(self._layout, map(Waiter.for_end_of, many)), timeout_s)
+        return self._as_completed(SagaWatcher(self._layout, map(Waiter.for_end_of, many), codec=self._codec), timeout_s)
 
     def _as_completed(self, watcher: SagaWatcher, timeout_s: float | None) -> Iterator[Outcome]:
         yield from self._settled(watcher, timeout_s)
@@ -270,7 +280,7 @@ class SagaClient:
         """
         check_timeout(timeout_s)
         keys = self._opened()
-        watcher = SagaWatcher(self._layout, [Waiter(saga_id=request.saga_id, request=request)])
+        watcher = SagaWatcher(self._layout, [Waiter(saga_id=request.saga_id, request=request)], codec=self._codec)
         run(self._redis, watcher.start())
         run(self._redis, requests.append(keys, [request]))
         for outcome in self._settled(watcher, timeout_s):
@@ -325,7 +335,7 @@ class SagaClient:
         """
         listing = Listing(self._looked(), status, limit)
         pages = iter(lambda: run(self._redis, listing.next_page()), [])
-        return chain.from_iterable(pages)
+        return (requests.opened(self._codec, found) for found in chain.from_iterable(pages))
 
     def _opened(self) -> StoreKeys:
         return run(self._redis, self._layout.opened())

@@ -17,10 +17,12 @@ from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
+from sagastream.codecs.setting import codec_of
 from sagastream.core import backoff
 from sagastream.core.causes import Cause
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
@@ -41,8 +43,11 @@ class AsyncSagaClient:
     coroutines that wait. It runs while any of them waits, and for at most half a second after that.
     """
 
-    def __init__(self, broker: Broker | str | None = None, *, observer: Observer | None = None) -> None:
+    def __init__(
+        self, broker: Broker | str | None = None, *, observer: Observer | None = None, codec: Codec | None = None
+    ) -> None:
         """See SagaClient. This blocks if it has to start an embedded server."""
+        self._codec = codec_of(codec)
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._layout = Layout(self._broker.prefix)
@@ -52,7 +57,7 @@ class AsyncSagaClient:
 
     def _connect(self) -> None:
         self._pool = connect_async(self._broker.url)
-        self._follower = _Follower(self._broker, self._pool, self._outage, self._layout)
+        self._follower = _Follower(self._broker, self._pool, self._outage, self._layout, self._codec)
 
     def _enter_loop(self) -> None:
         """Before every call: connections and tasks belong to the loop in which they were made."""
@@ -94,19 +99,21 @@ class AsyncSagaClient:
 
     async def begin_request(self, request: Begin) -> Accepted:
         """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""
-        (answer,) = await self._run(requests.begin(await self._opened(), [request]))
+        (answer,) = await self._run(
+            requests.begin(await self._opened(), [requests.sealed(self._codec, request)], self._codec)
+        )
         return requests.granted(answer)
 
     async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
         """Begin many sagas; awaits until all requests are answered for. See SagaClient.begin_many."""
-        return await self._run(requests.begin_many(self._layout, sagas))
+        return await self._run(requests.begin_many(self._layout, sagas, self._codec))
 
     async def get(self, saga_id: str) -> SagaState | None:
         """Read a saga as it is now; awaits one round trip. See SagaClient.get."""
         state = (await self._run(load(await self._looked(), [saga_id])))[0][saga_id]
         if isinstance(state, UnreadableSaga):
             raise state
-        return state
+        return requests.opened(self._codec, state)
 
     async def why(self, saga_id: str) -> tuple[Cause, ...]:
         """Why a saga waits. See SagaClient.why."""
@@ -215,7 +222,7 @@ class AsyncSagaClient:
         listing = Listing(await self._looked(), status, limit)
         while page := await self._run(listing.next_page()):
             for found in page:
-                yield found
+                yield requests.opened(self._codec, found)
 
     async def _opened(self) -> StoreKeys:
         return await self._run(self._layout.opened())
@@ -231,12 +238,15 @@ class AsyncSagaClient:
 class _Follower:
     """The one reader of the events stream, for all coroutines that wait."""
 
-    def __init__(self, broker: Broker, pool: ConnectionPool, outage: OutageReport, layout: Layout) -> None:
+    def __init__(
+        self, broker: Broker, pool: ConnectionPool, outage: OutageReport, layout: Layout, codec: Codec | None
+    ) -> None:
         self._broker = broker
         self._pool = pool
         self._outage = outage
         self._layout = layout
-        self._watcher = SagaWatcher(layout)
+        self._codec = codec
+        self._watcher = SagaWatcher(layout, codec=codec)
         self._futures: dict[Waiter, asyncio.Future[Outcome]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -246,7 +256,9 @@ class _Follower:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[waiter] = future
         if self._task is None or self._task.done():
-            self._watcher = SagaWatcher(self._layout)  # the last one may be far behind in the events stream
+            self._watcher = SagaWatcher(
+                self._layout, codec=self._codec
+            )  # the last one may be far behind in the events stream
             self._watcher.add(waiter)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
         else:

@@ -13,7 +13,7 @@ from sagastream.broker import server
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.client.command_search import LOOKED_AT, find
-from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Reader, ServiceFacts
+from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Reader, ServiceFacts, Unopened
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.why import why, why_absent
 from sagastream.errors import UnreadableSaga
@@ -162,6 +162,11 @@ def _with_processes(
         published=facts.published,
         unread=facts.unread,
         handlers=tuple(handlers),
+        unopened=tuple(
+            Unopened(process=name, saga_id=left.saga_id, step=left.step, command=left.command, why=left.why)
+            for name, one in told.items()
+            for left in one.unopened
+        ),
         hung=frozenset(name for name, one in told.items() if _hangs(one, late)),
     )
 

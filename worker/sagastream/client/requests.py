@@ -21,7 +21,8 @@ from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.same_saga import conflict
+from sagastream.core.same_saga import conflict, with_params_of
+from sagastream.core.sealing import Codec, open_begin, open_state, sealed_begin
 from sagastream.core.step_state import Step
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, StoreFull, UnreadableSaga
 from sagastream.store import saga_hash
@@ -115,11 +116,21 @@ def saga(
 
 
 def to_begin(saga: SagaRequest) -> Begin:
-    """The request to send. Raises MalformedMessage, which says what is wrong, and where."""
+    """The request that was made. Raises MalformedMessage, which says what is wrong, and where."""
     body: Any = saga
     if isinstance(body, dict) and isinstance(body.get("steps"), tuple):
         body = body | {"steps": list(body["steps"])}
     return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
+
+
+def sealed(codec: Codec | None, request: Begin) -> Begin:
+    """The request to send. Raises MalformedMessage if it is too large once it is sealed, and what the codec raises."""
+    return request if codec is None else sealed_begin(codec, request)
+
+
+def opened(codec: Codec | None, found: _T) -> _T | SagaState:
+    """What was found; if it is a saga, with all its values opened that can be."""
+    return found if codec is None or not isinstance(found, SagaState) else open_state(codec, found)[0]
 
 
 def to_intervene(
@@ -173,14 +184,15 @@ def append(keys: StoreKeys, requests: Sequence[Begin | Intervene]) -> Exchange[N
         or_raise(answer)
 
 
-def begin(keys: StoreKeys, begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
+def begin(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None) -> Exchange[list[Accepted | Refused]]:
     """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
-    none."""
+    none. `codec`: with it the params were sealed."""
     by_partition: dict[int, list[int]] = {}
     for index, one in enumerate(begins):
         by_partition.setdefault(keys.of(one.saga_id).number, []).append(index)
     calls = [
-        _begin(keys.partitions[number], [begins[index] for index in those]) for number, those in by_partition.items()
+        _begin(keys.partitions[number], [begins[index] for index in those], codec)
+        for number, those in by_partition.items()
     ]
     found = yield from all_of(calls)
     order = [index for those in by_partition.values() for index in those]
@@ -188,7 +200,7 @@ def begin(keys: StoreKeys, begins: Sequence[Begin]) -> Exchange[list[Accepted | 
     return [answers[index] for index in range(len(begins))]
 
 
-def _begin(partition: Partition, begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused]]:
+def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -> Exchange[list[Accepted | Refused]]:
     args: list[str | bytes | int] = []
     for one in begins:
         words = _words(one)
@@ -198,24 +210,26 @@ def _begin(partition: Partition, begins: Sequence[Begin]) -> Exchange[list[Accep
         known = yield from _SCRIPT.call(names, args)
     except redis.OutOfMemoryError:  # it says so before the script begins
         return [_no_room(one, "the broker takes no more") for one in begins]
-    return [_answer(one, held) for one, held in zip(begins, known, strict=True)]
+    return [_answer(one, held, codec) for one, held in zip(begins, known, strict=True)]
 
 
-def begin_many(layout: Layout, sagas: Iterable[SagaRequest]) -> Exchange[list[Accepted | Refused | Unsettled]]:
-    """Begin these sagas, one batch per round trip. The answers are in their order.
+def begin_many(
+    layout: Layout, sagas: Iterable[SagaRequest], codec: Codec | None = None
+) -> Exchange[list[Accepted | Refused | Unsettled]]:
+    """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params.
 
     After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
     """
     answers: list[Accepted | Refused | Unsettled] = []
     failure: redis.RedisError | None = None
-    for batch in _batches(one_by_one(sagas, "SagaRequest, dicts with saga_id and steps")):
+    for batch in _batches(one_by_one(sagas, "SagaRequest, dicts with saga_id and steps"), codec):
         begins = [one for one in batch if isinstance(one, Begin)]
         sent = failure is None
         told: Iterator[Accepted | Refused] = iter(())
         if begins and failure is None:
             try:
                 keys = yield from layout.opened()
-                told = iter((yield from begin(keys, begins)))
+                told = iter((yield from begin(keys, begins, codec)))
             except redis.RedisError as error:
                 if not is_outage(error):
                     raise
@@ -237,9 +251,14 @@ def granted(answer: _T | Refused) -> _T:
     return answer
 
 
-def conflicting(state: SagaState, begin: Begin) -> Refused | None:
-    """The answer to a request if another saga has its id; None: it is the same saga."""
+def conflicting(state: SagaState, begin: Begin, codec: Codec | None = None) -> Refused | None:
+    """The answer to a request if another saga has its id; None: it is the same saga.
+
+    `codec`: with it the params were sealed, perhaps with another key than the same params when the saga was begun.
+    """
     text = conflict(state, begin)
+    if text is not None and codec is not None:
+        text = conflict(state, with_params_of(state, begin, open_state(codec, state)[0], open_begin(codec, begin)))
     if text is None:
         return None
     return Refused(saga_id=begin.saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, text))
@@ -269,7 +288,7 @@ def _words(request: Begin | Intervene) -> list[str | bytes | int]:
     return [word for field in request.fields().items() for word in field]
 
 
-def _answer(one: Begin, held: Any) -> Accepted | Refused:
+def _answer(one: Begin, held: Any, codec: Codec | None) -> Accepted | Refused:
     """The answer for one saga, from what begin.lua returned for it."""
     if held == 1:
         return Accepted(begin=one)
@@ -281,7 +300,7 @@ def _answer(one: Begin, held: Any) -> Accepted | Refused:
     if isinstance(state, UnreadableSaga):
         return Refused(saga_id=one.saga_id, error=state)
     assert state is not None  # an empty hash is none
-    return conflicting(state, one) or Accepted(begin=one)
+    return conflicting(state, one, codec) or Accepted(begin=one)
 
 
 def _no_room(one: Begin, why: str) -> Refused:
@@ -289,13 +308,13 @@ def _no_room(one: Begin, why: str) -> Refused:
     return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
 
 
-def _batches(sagas: Iterable[SagaRequest]) -> Iterator[list[Begin | Refused]]:
+def _batches(sagas: Iterable[SagaRequest], codec: Codec | None = None) -> Iterator[list[Begin | Refused]]:
     """The requests, and refusals of malformed ones, in batches for one round trip each."""
     batch: list[Begin | Refused] = []
     size = 0
     for saga in sagas:
         try:
-            one: Begin | Refused = to_begin(saga)
+            one: Begin | Refused = sealed(codec, to_begin(saga))
         except MalformedMessage as error:
             saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
             one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)

@@ -16,9 +16,10 @@ import redis
 from sagastream.broker.entries import Entry, is_possible
 from sagastream.broker.exchange import Exchange, together
 from sagastream.client import evidence
-from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting
-from sagastream.core.messages import Begin, Intervene
+from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting, opened
+from sagastream.core.messages import Begin, Code, Intervene
 from sagastream.core.saga import Found, SagaState, SagaStatus
+from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.strict_json import decode
 from sagastream.core.why import headline
@@ -77,15 +78,16 @@ class Waiter:
         hint = next((hint for kinds, hint in _INSTEAD if isinstance(given, kinds)), "")
         raise TypeError(f"to be waited for: what begin returned, or the id of a saga, not {type(given).__name__}{hint}")
 
-    def outcome(self, found: Found) -> Outcome | None:
-        """What settles this waiter when the saga is as it was found; None: nothing yet."""
+    def outcome(self, found: Found, codec: Codec | None = None) -> Outcome | None:
+        """What settles this waiter when the saga is as it was found; None: nothing yet. `codec`: with it the params of
+        its request were sealed."""
         if isinstance(found, UnreadableSaga):
             return Refused(saga_id=self.saga_id, error=found)
         if found is None:
             return None
         if isinstance(self.request, Intervene):
             return found if found.has_taken(self.request.request_id) else None
-        if self.request is not None and (other := conflicting(found, self.request)) is not None:
+        if self.request is not None and (other := conflicting(found, self.request, codec)) is not None:
             return other
         return found if found.ended or (found.parked is not None and not self.past_parking) else None
 
@@ -119,10 +121,22 @@ class SagaWatcher:
     watcher only between its round trips: several threads can use one through `exchange.locked`.
     """
 
-    def __init__(self, layout: Layout, waiters: Iterable[Waiter] = (), *, in_order: bool = False) -> None:
-        """`in_order`: settle a waiter only after the caller has dealt with all events (`heard`) up to the one that
-        settled it. Without that, settle it at once."""
+    def __init__(
+        self,
+        layout: Layout,
+        waiters: Iterable[Waiter] = (),
+        *,
+        in_order: bool = False,
+        codec: Codec | None = None,
+    ) -> None:
+        """
+        Args:
+            in_order: settle a waiter only after the caller has dealt with all events (`heard`) up to the one that
+                settled it. Without that, settle it at once.
+            codec: opens the sealed values of the sagas that settle waiters.
+        """
         self._layout = layout
+        self._codec = codec
         self._in_order = in_order
         self._waiters: dict[str, list[Waiter]] = {}
         self._to_look: dict[str, None] = {}  # the sagas to look at, in the order in which that became known
@@ -132,6 +146,7 @@ class SagaWatcher:
         self._dealt_with: events.Place | None = None  # the last events that the caller has dealt with
         # What a look has found, and the newest events after that look: the saga's own events are not newer.
         self._found: list[tuple[events.Place, Settled]] = []
+        self._refused: dict[Waiter, Refused] = {}  # by a worker, which may have taken the same saga for another
         self.heard: Sequence[Entry] = ()  # the events that the last turn read of sagas that somebody waits for
         self.in_place = False  # whether all that is not known yet comes after `_after`
         self.away: redis.RedisError | None = None  # why the last turn failed
@@ -152,6 +167,7 @@ class SagaWatcher:
         if waiter not in waiters:
             return False
         waiters.remove(waiter)
+        self._refused.pop(waiter, None)
         if not waiters:
             del self._waiters[waiter.saga_id]
             self._unknown.discard(waiter.saga_id)
@@ -240,12 +256,20 @@ class SagaWatcher:
         self._unknown.difference_update(saga_ids)
         self._unknown.update(one for one in saga_ids if states[one] is None and one in self._waiters)
         waiters = [waiter for saga_id in saga_ids for waiter in self._waiters.get(saga_id, ())]
-        found = [(waiter, outcome) for waiter in waiters if (outcome := waiter.outcome(states[waiter.saga_id]))]
+        found = [
+            (waiter, opened(self._codec, outcome))
+            for waiter in waiters
+            if (outcome := self._outcome(waiter, states[waiter.saga_id]))
+        ]
         if newest is None:
             return self._settle(found)
         if found:
             self._found.append((newest, found))
         return self._due()
+
+    def _outcome(self, waiter: Waiter, found: Found) -> Outcome | None:
+        # If there is no such saga, the refusal was not about one that has its id.
+        return self._refused.get(waiter) if found is None else waiter.outcome(found, self._codec)
 
     def _due(self) -> Settled:
         """Settle those whose events the caller has dealt with."""
@@ -296,6 +320,12 @@ class SagaWatcher:
             refused = Refused(saga_id=saga_id, error=RequestRefused(body["code"], body["text"]))
         except (KeyError, TypeError, MalformedMessage):  # sagastream did not write this refusal
             return []
+        if self._codec is not None and body["code"] == Code.PRECONDITION_FAILED:
+            # A worker cannot open the params: it may have been the same saga, sealed with another key.
+            begun = [waiter for waiter in asked if isinstance(waiter.request, Begin)]
+            self._to_look |= dict.fromkeys(waiter.saga_id for waiter in begun)
+            self._refused |= dict.fromkeys(begun, refused)
+            asked = [waiter for waiter in asked if waiter not in begun]
         return [(waiter, refused) for waiter in asked]
 
     def _sweep(self) -> None:

@@ -21,6 +21,7 @@ class CauseKind(StrEnum):
     KILLS = "kills"  # processes took its command, one after the other, and did not live to answer it
     PROCESS_DEAD = "process_dead"  # the process that has its command is not heard any more
     HANDED_BACK = "handed_back"  # a process gave its command back, for another to take
+    CANNOT_OPEN = "cannot_open"  # a process leaves its command to others, since it cannot open the sealed values of it
     NO_SERVICE = "no_service"  # no process of the service runs
     NO_COMMAND = "no_command"  # the service does not have the command, or none of its processes that run has it
     NO_RQ_WORKER = "no_rq_worker"  # its job waits in a queue that no RQ worker reads
@@ -71,6 +72,16 @@ class Handler(Struct, frozen=True, kw_only=True):
     overdue: bool = False  # whether it should have ended by now
 
 
+class Unopened(Struct, frozen=True, kw_only=True):
+    """A command that a process left to others, since it cannot open its sealed values."""
+
+    process: str  # the name of the process
+    saga_id: str
+    step: int
+    command: str
+    why: str
+
+
 class ServiceFacts(Struct, frozen=True, kw_only=True):
     """What is known about a service."""
 
@@ -79,6 +90,7 @@ class ServiceFacts(Struct, frozen=True, kw_only=True):
     published: frozenset[str] | None = None  # its commands and compensations; None: it has never published any
     unread: int = 0  # how many commands no process has read yet
     handlers: tuple[Handler, ...] = ()  # of each process the oldest of those that run
+    unopened: tuple[Unopened, ...] = ()  # of each process those that it met last
     hung: frozenset[str] = frozenset()  # the processes that begin nothing more: all their handlers are overdue
 
     @property

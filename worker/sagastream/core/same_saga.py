@@ -5,7 +5,7 @@ Values are compared as JSON values: the order of keys does not count, and 1.0 is
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, repeat
 from operator import ne
 from typing import Any, Final
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from sagastream.core.messages import HARD, Begin
 from sagastream.core.saga import SagaState
+from sagastream.core.sealed_values import keys_of
 from sagastream.core.steps import (
     AS_PUBLISHED,
     OPTIONS,
@@ -70,7 +71,27 @@ def _difference(state: SagaState, begin: Begin) -> _Difference | None:
     return None if found is None else _told(found)
 
 
+def with_params_of(state: SagaState, begin: Begin, opened: SagaState, asked: Begin) -> Begin:
+    """The request with the params of the saga wherever both are the same value: `opened` and `asked` are the two with
+    their sealed values opened, as far as they could be."""
+    if len(state.steps) != len(begin.steps):
+        return begin
+    steps = []
+    for step, definition, there, here in zip(state.steps, begin.steps, opened.steps, asked.steps, strict=True):
+        one = replace(definition, params=there.definition.params)
+        other = replace(definition, params=here.params)
+        is_same = one.params == other.params or _between_steps(one, other) is None
+        steps.append(replace(definition, params=step.definition.params) if is_same else definition)
+    return replace(begin, steps=tuple(steps))
+
+
 def _between_steps(there: StepDefinition, here: StepDefinition) -> _Found | None:
+    if there.params != here.params and (keys := [keys_of(one.params) for one in (there, here)]) != [[], []]:
+        # What differs in sealed params cannot be said. Two that were sealed with the same key are as different as their
+        # bytes.
+        one, other = _members(there), _members(here)
+        del one["params"], other["params"]
+        return _between(one, other) or (["params"], _as_sealed(keys[0]), _as_sealed(keys[1]))
     if max(len(there.params), len(here.params)) <= _SEARCHED_BYTES:
         return _between(_members(there), _members(here))
     with collector_paused():
@@ -146,6 +167,10 @@ def _between_large(there: Any, here: Any) -> _Found | None:
     if key is None:
         return ["params"], there, here
     return [key, "params"], one.get(key, _NOTHING), other.get(key, _NOTHING)
+
+
+def _as_sealed(keys: Sequence[str]) -> str:
+    return f"sealed with key {', '.join(keys)}" if keys else "not sealed"
 
 
 def _without_numbers(value: Any) -> bytes:

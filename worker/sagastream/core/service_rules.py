@@ -8,6 +8,8 @@ Each rule is told what has happened to one command, and returns what to do next,
     undoing             its undo is to be prepared                              Call or Answer
     without_handler     this process has no handler for what is to be called    Answer, Count, SetAside, Release or
                                                                                 HandBack
+    unopened            its values are sealed, and this process cannot open     Answer or HandBack
+                        them
     runs_alone          the command comes from a process that may have died     whether it runs without any other
     before_call         a handler is about to be called                         Run, Undo, Answer, Count, SetAside
     replied             the handler has returned, or rejected the command       Answer or Release
@@ -154,6 +156,16 @@ def without_handler(
     # deleted, so that it is not there does not say that nobody has begun it.
     unknown = again or command.attempt > 1
     return _answer(command, reply_to(command, failed(command.type), error=encode(text), unknown=unknown))
+
+
+def unopened(command: Command, todo: Run | Undo, *, again: bool, now_ms: int) -> Answer | HandBack:
+    """Another process may have the key, or this one once it is started again. If none ever has, the step times out.
+
+    Args:
+        again: as for `delivered`.
+        now_ms: the time by the broker's clock.
+    """
+    return too_late(command, todo, not_begun=not again, now_ms=now_ms) or HAND_BACK
 
 
 def runs_alone(begun: int) -> bool:

@@ -9,8 +9,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core.phases import ACTIVE, BACKING_OFF, IN_FLIGHT, LEFT_ALONE, STEP, TO_UNDO, UNDO, Phase
+from sagastream.core.sealed_values import keys_of
 from sagastream.core.steps import StepDefinition, StepKind
-from sagastream.errors import ImpossibleTransition
+from sagastream.errors import CannotOpen, ImpossibleTransition
 
 
 class StepStatus(StrEnum):
@@ -195,4 +196,10 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def _value(data: bytes | None) -> Any:
-    return None if data is None else orjson.loads(data)
+    """Raises CannotOpen if something in it is still sealed."""
+    if data is None:
+        return None
+    if keys := keys_of(data):
+        text = f"it is sealed with key {', '.join(keys)}, and was not opened: sagastream show says why, with these keys"
+        raise CannotOpen(text, key=keys[0])
+    return orjson.loads(data)

@@ -138,7 +138,7 @@ class CommandOut:
     def _somewhere(self) -> Cause:
         if (mine := self._handler()) is not None:
             return self._running(mine)
-        if cause := self._nobody() or self._no_command() or self._all_hang():
+        if cause := self._nobody() or self._no_command() or self._unopened() or self._all_hang():
             return cause
         step = self._state.step
         since_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
@@ -164,7 +164,7 @@ class CommandOut:
         if self._place.handed_back:
             text = f"process {self._place.holder} handed {self._command} back; another takes it over within 2 s"
             given = self._cause(CauseKind.HANDED_BACK, text, process=self._place.holder)
-            return self._nobody() or self._no_command() or given
+            return self._nobody() or self._no_command() or self._unopened() or given
         holder = self._service.process(self._place.holder)
         if holder is None or not holder.is_alive:
             return self._holder_dead()
@@ -180,6 +180,16 @@ class CommandOut:
         if not holder.is_at_work:
             text += ": it may be dead or hung" + self._may_kill()
         return self._cause(CauseKind.RUNNING, text, attempt=attempt, **facts)
+
+    def _unopened(self) -> Cause | None:
+        """If a process that is alive has left it to others, since it cannot open it: that."""
+        me, service = (self._state.saga_id, self._state.current_step, self._command), self._service
+        left = [one for one in service.unopened if (one.saga_id, one.step, one.command) == me]
+        if (one := next((one for one in left if service.is_alive(one.process)), None)) is None:
+            return None
+        text = f"process {one.process} cannot open {self._command}: {one.why}; it waits for a process that can"
+        do = f"start service {service.name} with the key: in the file that SAGASTREAM_KEYS names"
+        return Cause(kind=CauseKind.CANNOT_OPEN, text=text, do=(do, *self.cancel()), facts={"process": one.process})
 
     def _running(self, mine: Handler) -> Cause:
         """Its handler runs."""

@@ -19,7 +19,9 @@ what it finds under `context.transaction_key`, and makes sure that nothing more 
 from collections.abc import Callable
 from typing import Final, TypeVar, Unpack, overload
 
+from sagastream.codecs.setting import codec_of
 from sagastream.core.messages import Command, failed, is_id, is_service, ok
+from sagastream.core.sealing import Codec
 from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import ServiceError
 from sagastream.service.context import Handler
@@ -50,7 +52,13 @@ class Service:
     """The commands of one service and their handlers."""
 
     def __init__(
-        self, name: str, *, lease_ms: int = LEASE_MS, concurrency: int = 1, hard_timeout_ms: int | None = None
+        self,
+        name: str,
+        *,
+        lease_ms: int = LEASE_MS,
+        concurrency: int = 1,
+        hard_timeout_ms: int | None = None,
+        codec: Codec | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +72,8 @@ class Service:
             hard_timeout_ms: how long a handler may run, in milliseconds. Nothing else ends a handler that hangs: if one
                 runs for longer, the process leaves all that it holds to others and ends with exit code
                 EXIT_HANGS (75), to be started again. None: without limit. A command may say otherwise.
+            codec: opens the params that handlers get, and seals what they return. By default the one that the
+                environment of its processes names, if it names one.
 
         Raises ServiceError if the name cannot be that of a service, if the lease is not a whole number of at least
         SHORTEST_LEASE_MS, or if the concurrency or the hard timeout is not a whole number of at least 1.
@@ -78,6 +88,9 @@ class Service:
         check_hard_timeout(name, "it", hard_timeout_ms)
         self.hard_timeout_ms = hard_timeout_ms
         self.lease_ms = lease_ms
+        if codec is not None:
+            codec_of(codec)  # which refuses what is none
+        self.codec = codec
         self.concurrency = concurrency
         self._commands: dict[str, Registration] = {}
         self._compensations: dict[str, Registration] = {}

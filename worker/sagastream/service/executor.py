@@ -28,6 +28,7 @@ from sagastream.service.prefetch import Prefetch
 from sagastream.service.releases import OtherReleases
 from sagastream.service.report import ServiceReport
 from sagastream.service.signals import Signals
+from sagastream.service.unopened import UnopenedCommands
 
 
 class Dispatcher(Protocol):
@@ -61,6 +62,7 @@ class Executor:
         report: ServiceReport,
         dispatcher: Dispatcher | None,
         signals: Signals,
+        unopened: UnopenedCommands,
         fail: Callable[[BaseException], None],
     ) -> None:
         """
@@ -76,6 +78,7 @@ class Executor:
         self._report = report
         self._dispatcher = dispatcher
         self._signals = signals
+        self._unopened = unopened
         self._fail = fail
         self._others = OtherReleases(service, inbox, report)
         self._loop = EventLoop(report.task_raised)
@@ -88,10 +91,13 @@ class Executor:
     def hold(self, deliveries: list[Delivery]) -> None:
         """Hold these commands until each is answered or released."""
         left: list[Delivery] = []
-        if held := [one for delivery in deliveries if (one := self._prepare(delivery, left)) is not None]:
+        unopened: list[Delivery] = []
+        if held := [one for delivery in deliveries if (one := self._prepare(delivery, left, unopened)) is not None]:
             self._in_flight.add(held)
         if left:
             self._others.leave(left)
+        if unopened:
+            self._inbox.leave(unopened)
 
     def send(self, ahead: int = 0) -> None:
         """Send the answers that are ready. Commands that are overruled are held again, to be undone.
@@ -190,9 +196,10 @@ class Executor:
 
     # --- the stages of one command
 
-    def _prepare(self, delivery: Delivery, left: list[Delivery]) -> Held | None:
+    def _prepare(self, delivery: Delivery, left: list[Delivery], unopened: list[Delivery]) -> Held | None:
         """A command with the handler that is to be called for it; None: it was dispatched, answered or set aside, or
-        other processes have to do it. What only another release can do is added to `left`."""
+        other processes have to do it. What only another release can do is added to `left`; what this process cannot
+        open, to `unopened`."""
         command, todo, key = delivery.command, delivery.todo, None
         if self._dispatcher is not None and self._dispatcher.takes(command):
             self._dispatcher.send(delivery)
@@ -214,14 +221,25 @@ class Executor:
         if registration is None:
             self._without_handler(delivery, command, left)
             return None
+        now_s = time.monotonic()
+        opened = self._unopened.opened(command, now_s)
+        if opened is None:
+            step = service_rules.unopened(
+                delivery.command, delivery.todo, again=delivery.entry.again, now_ms=self._inbox.now_ms
+            )
+            if isinstance(step, Answer):
+                self._outbox.answer(delivery, step)
+            else:
+                unopened.append(delivery)
+            return None
         return Held(
             delivery=delivery,
-            command=command,
+            command=opened,
             registration=registration,
             record=delivery.record,
             alone=service_rules.runs_alone(delivery.begun),
             key=key,
-            since_s=time.monotonic(),
+            since_s=now_s,
         )
 
     def _without_handler(self, delivery: Delivery, called: Command, left: list[Delivery]) -> None:
@@ -273,9 +291,8 @@ class Executor:
         observed = self._report.is_observed
         began_s = self._report.handler_started(held.command, held.begins) if observed else 0.0
         try:
-            outcome = call(
-                held.registration.handler, held.command, context_of(held.command, self._inbox.clock, held.key)
-            )
+            context = context_of(held.command, self._inbox.clock, held.key)
+            outcome = self._unopened.sealed(held.command, call(held.registration.handler, held.command, context))
         except Interrupted as error:
             self._report.handler_finished(held.command, held.begins, error, began_s)
             raise
@@ -291,7 +308,8 @@ class Executor:
         try:
             try:
                 context = context_of(held.command, self._inbox.clock, held.key)
-                outcome = await call_async(held.registration.handler, held.command, context)
+                reply = await call_async(held.registration.handler, held.command, context)
+                outcome = self._unopened.sealed(held.command, reply)
             except BaseException as failure:  # noqa: BLE001 - a failure of the handler
                 outcome = failure
             self._report.handler_finished(held.command, held.begins, outcome, began_s)

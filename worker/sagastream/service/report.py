@@ -8,6 +8,7 @@ import redis
 from sagastream.broker.failures import is_outage
 from sagastream.console import summary
 from sagastream.core.messages import Command, Reply, ok
+from sagastream.errors import CannotOpen
 from sagastream.service.declaration import EXIT_HANGS
 from sagastream.service.registration import Registration
 from sagastream.telemetry import Log, Observer, Outcome, about
@@ -62,6 +63,10 @@ class ServiceReport:
     def left_to_others(self, name: str) -> None:
         text = f"has no {name}, which another release of the service publishes: leaves all of it to that release"
         self.log.warning(text)
+
+    def cannot_open(self, command: Command, error: CannotOpen) -> None:
+        text = f"{_described(command)} cannot be opened: {error}; leaves it, unanswered, to processes that can"
+        self.log.error(text, extra=about(command))
 
     def alone(self, command: Command) -> None:
         text = f"{_described(command)} runs alone: processes that had taken it over have died, perhaps of it"

@@ -20,6 +20,7 @@ from sagastream.broker.embedded import leave_all
 from sagastream.broker.failures import is_outage
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
+from sagastream.codecs.setting import codec_of
 from sagastream.console import summary
 from sagastream.core import backoff
 from sagastream.core.causes import GRACE_S
@@ -34,6 +35,8 @@ from sagastream.service.prefetch import Prefetch
 from sagastream.service.publication import Publication
 from sagastream.service.report import ServiceReport
 from sagastream.service.signals import Signals
+from sagastream.service.unopened import UnopenedCommands
+from sagastream.store.running import Busy
 from sagastream.telemetry import Observer, guarded, runs
 
 #: How long to wait before looking again whether the dispatcher has room, in milliseconds.
@@ -76,7 +79,8 @@ class ServiceRunner:
                 in it.
             observer: is told what happens.
 
-        Raises ServiceError if the service is declared wrongly, and TypeError if `observer` is not an Observer.
+        Raises ServiceError if the service is declared wrongly, SettingsError if the environment names a codec that
+        cannot be used, and TypeError if `observer` is not an Observer.
         """
         self.name = f"service {service.name} {(consumer := consumer_name())}"
         self._service = service
@@ -86,6 +90,7 @@ class ServiceRunner:
         self._report = ServiceReport(self.name, self._observer)
         self._publication = Publication(broker, service, self._report)
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
+        self._unopened = UnopenedCommands(codec_of(service.codec), self._report)
         self._in_flight = InFlight(service.concurrency, service.lease_ms / 1000)
         self._signals = Signals()
         self._hangs = Hangs(
@@ -98,7 +103,7 @@ class ServiceRunner:
             lease_ms=service.lease_ms,
             on_join=self._publication.join,
             commands=[*service.commands, *service.compensations],
-            busy=lambda: self._hangs.busy(time.monotonic()),
+            busy=self._busy,
             observer=self._observer,
         )
         self._dispatcher = dispatcher(self._inbox, self.name) if dispatcher else None
@@ -111,6 +116,7 @@ class ServiceRunner:
             report=self._report,
             dispatcher=self._dispatcher,
             signals=self._signals,
+            unopened=self._unopened,
             fail=self._fail,
         )
         self._reading = threading.Lock()  # one thread reads at a time
@@ -143,6 +149,11 @@ class ServiceRunner:
         with runs("service", self.name, self._observer), self._signals.watched():
             self._report.log.info("started")
             self._run()
+
+    def _busy(self) -> Busy | None:
+        """What others are told of this process, with its heartbeat."""
+        now_s = time.monotonic()
+        return self._unopened.with_busy(self._hangs.busy(now_s), self._service.concurrency, now_s)
 
     def _run(self) -> None:
         maintenance = self._started("maintenance", self._maintenance.run)

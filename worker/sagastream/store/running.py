@@ -37,13 +37,23 @@ class LongRun(Struct, frozen=True, kw_only=True, omit_defaults=True):
     overdue: bool = False  # whether it runs for longer than it should: past its deadline or, without one, for too long
 
 
-class Busy(Struct, frozen=True, kw_only=True):
-    """What one process has been running for long."""
+class Unopened(Struct, frozen=True, kw_only=True):
+    """A command that a process leaves to others, since it cannot open the values of it."""
+
+    saga_id: str
+    step: int
+    command: str  # its name; if it is being undone, that of the compensation
+    why: str
+
+
+class Busy(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one process has been running for long, and what it leaves to others."""
 
     slots: int  # how many handlers it runs at once, at most
     long: int  # how many it has been running for long
     overdue: int  # how many of them run for longer than they should
-    oldest: tuple[LongRun, ...]  # at most OLDEST, those that have run longest first
+    oldest: tuple[LongRun, ...] = ()  # at most OLDEST, those that have run longest first
+    unopened: tuple[Unopened, ...] = ()  # at most OLDEST, those that it met last
 
     @property
     def hangs(self) -> bool:

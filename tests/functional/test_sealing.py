@@ -1,0 +1,408 @@
+"""Sealed params and results: from the client through the store to the handler and back, on real servers."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+from sagastream import Context, Reject, Service
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient
+from sagastream.client.event_loop import AsyncSagaClient
+from sagastream.client.requests import Accepted, Refused
+from sagastream.codecs.keyring import Keyring
+from sagastream.core.causes import CauseKind
+from sagastream.core.messages import Code
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sealed_values import keys_of
+from sagastream.core.sealing import Codec
+from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
+from sagastream.errors import CannotOpen, MalformedMessage, RequestRefused
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
+from support.scenes import do
+from support.servers import Server
+from support.stored import dump
+from support.stores import ONLY, divided, in_each
+from support.waiting import until
+
+#: The commands of the service.
+STREAM: Final = ONLY.commands("work")
+
+OLD: Final = Keyring.new_key()
+NEW: Final = Keyring.new_key()
+OTHER: Final = Keyring.new_key()
+#: Text that must not be in the store.
+SECRET: Final = "Ada Lovelace, 12 Saint James Square"
+
+
+class Books:
+    """What the processes of the service `work` have done, and with what."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, Any]] = []
+        self.undone: list[tuple[str, Any, Any]] = []
+
+    def service(self, codec: Codec | None) -> Service:
+        """The service `work`, as one of its processes has it."""
+        service = Service("work", codec=codec, lease_ms=100)
+
+        @service.command("Do", compensation="Undo")
+        def do(params: Any, context: Context) -> Any:
+            self.done.append((context.key, params))
+            if params == "fail":
+                raise Reject("as asked")
+            return {"kept": params}
+
+        @service.compensation("Undo")
+        def undo(params: Any, context: Context) -> None:
+            self.undone.append((context.transaction_key, params, context.result))
+
+        return service
+
+
+class Scene:
+    """A worker without keys, which moves as the test says, and processes of a service."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.stop = threading.Event()
+        self.redis: Any = broker.client
+        self.worker = Orchestrator(broker, self.stop)
+        self.books = Books()
+        self.runners: list[ServiceRunner] = []
+
+    def process(self, codec: Codec | None) -> ServiceRunner:
+        runner = ServiceRunner(self.broker, self.books.service(codec), self.stop)
+        self.runners.append(runner)
+        return runner
+
+    def turn(self) -> None:
+        self.worker.turn(block_ms=1)
+        for runner in self.runners:
+            runner.turn(block_ms=1)
+            runner._inbox.reader.show_up()
+
+    def get_to(self, condition: Callable[[], Any], what: str) -> None:
+        """Let all move until this is so."""
+
+        def turned() -> Any:
+            self.turn()
+            return condition()
+
+        until(turned, what=what)
+
+    def play(self, client: SagaClient, saga_id: str) -> SagaState:
+        def settled() -> SagaState | None:
+            self.turn()
+            state = client.get(saga_id)
+            return state if state and (state.ended or state.parked) else None
+
+        return until(settled, what=f"{saga_id} settles")
+
+    def cause(self, saga_id: str) -> Any:
+        """Why the saga waits, once a process has said that it cannot open its command."""
+
+        def told() -> Any:
+            self.turn()
+            causes = SagaClient(self.broker).why(saga_id)
+            return next((cause for cause in causes if cause.kind is CauseKind.CANNOT_OPEN), None)
+
+        return until(told, what="somebody says that it cannot open the command")
+
+
+@pytest.fixture
+def broker(server: Server) -> Iterator[Broker]:
+    opened = Broker(server.url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def scene(broker: Broker) -> Scene:
+    return Scene(broker)
+
+
+def keyring(**keys: bytes) -> Keyring:
+    return Keyring(keys)
+
+
+def state_of(client: SagaClient, saga_id: str) -> SagaState:
+    state = client.get(saga_id)
+    assert state is not None
+    return state
+
+
+def results(client: SagaClient, saga_id: str) -> list[Any]:
+    state = client.get(saga_id)
+    return [None] if state is None else state.results
+
+
+def in_clear(broker: Broker) -> list[bytes]:
+    """The keys of the store in which the secret stands."""
+    return [name for name, value in dump(broker.client).items() if SECRET in repr(value)]
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_nothing_that_is_sealed_stands_in_the_store(broker: Broker, partitions: int) -> None:
+    keys = divided(broker, partitions)
+    scene, codec = Scene(broker), keyring(old=OLD)
+    scene.process(codec)
+    with SagaClient(broker, codec=codec) as client:
+        for saga_id in in_each(keys):
+            client.begin(saga_id, [do({"name": SECRET}), do([SECRET])])
+            assert scene.play(client, saga_id).results == [{"kept": {"name": SECRET}}, {"kept": [SECRET]}]
+            client.begin(f"{saga_id}-failing", [do({"name": SECRET}), do("fail")])
+            assert scene.play(client, f"{saga_id}-failing").status is SagaStatus.ABORTED
+    assert {params["name"] for _, params in scene.books.done if isinstance(params, dict)} == {SECRET}
+    # The undo gets both, too.
+    assert [undone[1:] for undone in scene.books.undone] == [
+        ({"name": SECRET}, {"kept": {"name": SECRET}})
+    ] * partitions
+    assert dump(broker.client)
+    assert in_clear(broker) == []
+
+
+def test_without_a_codec_the_values_stand_as_they_are(broker: Broker, scene: Scene) -> None:
+    scene.process(None)
+    with SagaClient(broker) as client:
+        client.begin("a", [do({"name": SECRET})])
+        scene.play(client, "a")
+    assert in_clear(broker)
+
+
+async def both_clients_read(broker: Broker, codec: Codec) -> list[Any]:
+    async with AsyncSagaClient(broker, codec=codec) as client:
+        await client.begin("async", [do(SECRET)])
+        listed = [found async for found in client.list() if isinstance(found, SagaState)]
+        one, waited = await client.get("a"), await client.wait("a")
+        assert one is not None
+        (many,) = await client.begin_many([{"saga_id": "many", "steps": [do(SECRET)]}])
+        assert isinstance(many, Accepted)
+        return [one.results, waited.results, *(saga.results for saga in listed if saga.saga_id == "a")]
+
+
+def test_both_clients_read_what_is_sealed(broker: Broker, scene: Scene) -> None:
+    codec = keyring(old=OLD)
+    scene.process(codec)
+    expected = [{"kept": SECRET}]
+    with SagaClient(broker, codec=codec) as client:
+        accepted = client.begin("a", [do(SECRET)])
+        scene.play(client, "a")
+        assert client.wait(accepted).results == expected
+        assert [saga.results for saga in client.as_completed(["a"]) if isinstance(saga, SagaState)] == [expected]
+        assert [saga.results for saga in client.list() if isinstance(saga, SagaState)] == [expected]
+        assert asyncio.run(both_clients_read(broker, codec)) == [expected] * 3
+        for saga_id in ("async", "many"):
+            assert scene.play(client, saga_id).results == expected
+    assert in_clear(broker) == []
+
+
+@pytest.mark.parametrize("codec", [None, keyring(other=OTHER), keyring(old=OTHER)], ids=["none", "another", "wrong"])
+def test_a_process_that_cannot_open_a_command_leaves_it_to_one_that_can(
+    broker: Broker, scene: Scene, codec: Codec | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = keyring(old=OLD)
+    scene.process(codec)
+    with SagaClient(broker, codec=right) as client:
+        client.begin("a", [do(SECRET, timeout_ms=600_000)])
+        client.begin("b", [do(SECRET, timeout_ms=600_000)])
+        cause = scene.cause("a")
+        assert "old" in cause.text
+        assert scene.cause("b")
+        assert scene.books.done == []
+        told = [record for record in caplog.records if "cannot be opened" in record.getMessage()]
+        assert len(told) == 1  # however many commands, and however often
+        assert "key old" in told[0].getMessage()
+        scene.process(right)
+        assert scene.play(client, "a").results == [{"kept": SECRET}]
+        assert scene.play(client, "b").results == [{"kept": SECRET}]
+    assert sorted(scene.books.done) == [("a/1/transaction", SECRET), ("b/1/transaction", SECRET)]
+
+
+def test_a_command_that_nobody_can_open_times_out_and_leaves_nothing(broker: Broker, scene: Scene) -> None:
+    scene.process(None)
+    with SagaClient(broker, codec=keyring(old=OLD)) as client:
+        client.begin("a", [do(SECRET, timeout_ms=50, backoff_ms=1) | {"attempts": 2, "compensation": None}])
+        state = scene.play(client, "a")
+        assert state.status is SagaStatus.ABORTED
+    assert scene.books.done == []
+
+
+def test_an_undo_by_a_process_without_the_key_waits_for_one_that_has_it(broker: Broker, scene: Scene) -> None:
+    right = keyring(old=OLD)
+    able = scene.process(right)
+    with SagaClient(broker, codec=right) as client:
+        client.begin("a", [do(SECRET), do(service="nobody", timeout_ms=600_000, compensation=None)])
+        scene.get_to(lambda: results(client, "a")[0], "the first step is done")
+        scene.runners.remove(able)
+        able._inbox.reader.leave()
+        scene.process(keyring(other=OTHER))
+        with pytest.raises(TimeoutError):  # no worker runs by itself
+            client.cancel("a", "as the test has it", 0, now=True)
+        scene.get_to(lambda: state_of(client, "a").status is SagaStatus.COMPENSATING, "it is being undone")
+        scene.cause("a")
+        assert scene.books.undone == []
+        scene.process(right)
+        assert scene.play(client, "a").status is SagaStatus.ABORTED
+    assert scene.books.undone == [("a/1/transaction", SECRET, {"kept": SECRET})]
+
+
+def test_a_key_is_rotated_while_sagas_run(broker: Broker, scene: Scene) -> None:
+    before, both = keyring(old=OLD), Keyring({"old": OLD, "new": NEW}, seal_with="new")
+    scene.process(both)
+    with SagaClient(broker, codec=before) as client:
+        client.begin("a", [do(SECRET), do("fail")])
+        client.begin("b", [do(SECRET)])
+    with SagaClient(broker, codec=both) as client:
+        assert scene.play(client, "a").status is SagaStatus.ABORTED
+        assert scene.books.undone == [("a/1/transaction", SECRET, {"kept": SECRET})]
+        assert scene.play(client, "b").results == [{"kept": SECRET}]
+        client.begin("c", [do(SECRET)])
+        scene.play(client, "c")
+    sealed = SagaClient(broker).get("b")
+    assert sealed is not None
+    assert [keys_of(sealed.steps[0].definition.params), keys_of(sealed.steps[0].result)] == [["old"], ["new"]]
+    # A reader that has only the new key sees where the saga is, and what it can open.
+    with SagaClient(broker, codec=keyring(new=NEW)) as client:
+        state = client.get("b")
+        assert state is not None
+        assert state.results == [{"kept": SECRET}]
+        assert keys_of(state.steps[0].definition.params) == ["old"]
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
+def test_a_saga_that_is_begun_again_is_the_same_one(broker: Broker, scene: Scene, is_read: bool) -> None:
+    before, both = keyring(old=OLD), Keyring({"old": OLD, "new": NEW}, seal_with="new")
+    scene.process(both)
+    with SagaClient(broker, codec=before) as client:
+        client.begin("a", [do({"name": SECRET, "of": 1})])
+        if is_read:
+            scene.play(client, "a")
+        client.begin("a", [do({"name": SECRET, "of": 1})])
+    with SagaClient(broker, codec=both) as client:
+        accepted = client.begin("a", [do({"of": 1.0, "name": SECRET})])  # the same to JSON, under another key
+        scene.play(client, "a")
+        assert client.wait(accepted, 10).results == [{"kept": {"name": SECRET, "of": 1}}]
+        with pytest.raises(RequestRefused, match="params of step 1") as refused:
+            client.begin("a", [do({"name": "another", "of": 1})])
+        assert SECRET not in str(refused.value)
+        assert 'another"' not in str(refused.value)
+    assert len(scene.books.done) == 1
+
+
+def test_another_saga_with_the_id_is_refused_even_if_the_requests_cross(broker: Broker, scene: Scene) -> None:
+    codec = keyring(old=OLD)
+    scene.process(codec)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do(SECRET)])
+        accepted = client.begin("a", [do("another")])  # no worker has read the first one
+        scene.play(client, "a")
+        with pytest.raises(RequestRefused) as refused:
+            client.wait(accepted, 10)
+        assert refused.value.code == Code.PRECONDITION_FAILED
+
+
+def test_a_client_without_the_key_sees_where_the_saga_is(broker: Broker, scene: Scene) -> None:
+    codec = keyring(old=OLD)
+    scene.process(codec)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do(SECRET)])
+        scene.play(client, "a")
+    for other in (None, keyring(old=OTHER)):
+        with SagaClient(broker, codec=other) as client:
+            state = client.wait("a", 10)
+            assert state.status is SagaStatus.COMPLETED
+            with pytest.raises(CannotOpen, match="key old") as error:
+                _ = state.results
+            assert error.value.key == "old"
+
+
+@pytest.mark.parametrize("what", ["tampered", "to another saga", "to another step"])
+def test_a_value_that_was_changed_or_moved_is_not_done(broker: Broker, scene: Scene, what: str) -> None:
+    codec = keyring(old=OLD)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do(SECRET, timeout_ms=600_000)])
+        client.begin("b", [do("of b"), do("of b too")])
+        scene.get_to(lambda: scene.redis.xlen(STREAM) == 2, "both commands are sent")
+        a, b = scene.redis.xrange(STREAM)
+        if b[1][b"body"].count(b'"a"'):
+            a, b = b, a
+        params = json.loads(a[1][b"body"])["params"]["$sealed"]
+        other = json.loads(b[1][b"body"])["params"]["$sealed"]
+        wrong = dict(params)
+        if what == "tampered":
+            data = bytearray(params["data"].encode())
+            data[20] = ord("A") if data[20] != ord("A") else ord("B")
+            wrong["data"] = data.decode()
+        elif what == "to another saga":
+            wrong = other | {"from": "1/params"}
+        else:
+            wrong["from"] = "2/params"
+        body = json.loads(a[1][b"body"]) | {"params": {"$sealed": wrong}}
+        scene.redis.xdel(STREAM, a[0])
+        scene.redis.xadd(STREAM, a[1] | {b"body": json.dumps(body).encode()})
+        scene.process(codec)
+        why = "somebody has moved it" if what == "to another step" else "was changed since"
+        assert why in scene.cause("a").text
+        assert scene.play(client, "b").status is SagaStatus.COMPLETED
+    assert not [key for key, _ in scene.books.done if key.startswith("a/")]
+
+
+def test_a_result_opens_in_the_params_of_another_step(broker: Broker, scene: Scene) -> None:
+    codec = keyring(old=OLD)
+    scene.process(codec)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do(SECRET), do("second"), do("third", timeout_ms=600_000)])
+
+        def copied() -> bool:
+            """Put the result of step 1, as it stands in the saga, into the params of step 3."""
+            scene.worker.turn(block_ms=1)
+            for entry_id, fields in scene.redis.xrange(STREAM):
+                body = json.loads(fields[b"body"])
+                if body["step"] == 3:
+                    state = SagaClient(broker).get("a")
+                    assert state is not None
+                    assert state.steps[0].result is not None
+                    body["params"] = {"all": [1, json.loads(state.steps[0].result)]}
+                    scene.redis.xdel(STREAM, entry_id)
+                    scene.redis.xadd(STREAM, fields | {b"body": json.dumps(body).encode()})
+                    return True
+            scene.runners[0].turn(block_ms=1)
+            return False
+
+        until(copied, what="step 3 is sent")
+        assert scene.play(client, "a").status is SagaStatus.COMPLETED
+    assert scene.books.done[-1] == ("a/3/transaction", {"all": [1, {"kept": SECRET}]})
+
+
+def test_a_command_that_comes_again_is_answered_with_what_was_sealed(broker: Broker, scene: Scene) -> None:
+    codec = keyring(old=OLD)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do(SECRET)])
+        scene.get_to(lambda: scene.redis.xlen(STREAM), "the command is sent")
+        ((_, fields),) = scene.redis.xrange(STREAM)
+        scene.process(codec)
+        scene.play(client, "a")
+        scene.redis.xadd(STREAM, fields)
+        # By a process that has no keys: it answers from the record, which it need not open.
+        scene.runners.clear()
+        scene.process(None)
+        scene.get_to(lambda: state_of(client, "a").duplicates, "it is answered again")
+    assert len(scene.books.done) == 1
+
+
+def test_what_is_too_large_once_it_is_sealed_is_not_begun(broker: Broker) -> None:
+    codec = keyring(old=OLD)
+    with SagaClient(broker, codec=codec) as client:
+        with pytest.raises(MalformedMessage, match="params of step 2: too large: sealed, it has"):
+            client.begin("a", [do(), do("x" * (MAX_PAYLOAD_BYTES * 4 // 5))])
+        (refused,) = client.begin_many([{"saga_id": "a", "steps": [do("x" * (MAX_PAYLOAD_BYTES * 4 // 5))]}])
+        assert isinstance(refused, Refused)
+        with pytest.raises(MalformedMessage, match="too large: sealed, it has"):
+            client.begin("a", [do("x" * 400_000), do("x" * 400_000)])
+        assert client.get("a") is None
+    assert broker.client.xlen(ONLY.requests) == 0

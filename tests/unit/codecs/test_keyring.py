@@ -1,0 +1,108 @@
+"""The keyring: what a file of keys may say, and that nothing opens which was not sealed so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagastream.codecs.keyring import Keyring, line_of
+from sagastream.codecs.setting import codec_of
+from sagastream.core.sealing import Codec, CodecContext
+from sagastream.errors import CannotOpen, SettingsError
+
+A, B = Keyring.new_key(), Keyring.new_key()
+CONTEXT = CodecContext(saga_id="s", step=1, field="params", key="a")
+
+
+def written(path: Path, *lines: str, mode: int = 0o600) -> Path:
+    file = path / "keys"
+    file.write_text("\n".join(lines) + "\n")
+    file.chmod(mode)
+    return file
+
+
+def test_the_first_key_of_a_file_seals_and_all_open(tmp_path: Path) -> None:
+    file = written(tmp_path, "# the keys of the shop", "", line_of("b", B), line_of("a", A))
+    ring = Keyring.from_file(file)
+    assert ring.key == "b"
+    for key in ("a", "b"):
+        context = CodecContext(saga_id="s", step=1, field="params", key=key)
+        assert ring.decode(Keyring({"a": A, "b": B}).encode(b"{}", context), context) == b"{}"
+
+
+def test_a_keyring_does_not_show_its_keys() -> None:
+    assert repr(Keyring({"a": A, "b": B})) == "Keyring(a, b)"
+
+
+@pytest.mark.parametrize(
+    ("lines", "mode", "why"),
+    [
+        ([line_of("a", A)], 0o640, "other users may read it .mode 0640.: chmod 600"),
+        ([line_of("a", A)], 0o604, "other users may read it"),
+        (["a"], 0o600, "line 1 of .* is not an id, a blank and a key"),
+        ([line_of("a", A), line_of("a", B)], 0o600, "line 2 of .* each id once"),
+        (["a not-base64!"], 0o600, "line 1 of .* the key is not base64"),
+        ([line_of("a", A[:32])], 0o600, "key a has 32 bytes, and must have 64"),
+        (["# nothing"], 0o600, "there is no key"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, lines: list[str], mode: int, why: str) -> None:
+    with pytest.raises(SettingsError, match=why) as error:
+        Keyring.from_file(written(tmp_path, *lines, mode=mode))
+    assert "\n" not in str(error.value)
+    for key in (A, B):
+        assert line_of("a", key)[2:40] not in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_not_a_file_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read the keys"):
+        Keyring.from_file(tmp_path / "none")
+    with pytest.raises(SettingsError):
+        Keyring.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"saga_id": "t"}, {"step": 2}, {"field": "result"}, {"saga_id": "s/1", "step": 1}, {"key": "b"}, {"key": "c"}],
+    ids=str,
+)
+def test_nothing_opens_with_another_context(changes: dict[str, Any]) -> None:
+    ring = Keyring({"a": A, "b": B})
+    sealed = ring.encode(b'"x"', CONTEXT)
+    members = {name: getattr(CONTEXT, name) for name in CONTEXT.__struct_fields__}
+    with pytest.raises(CannotOpen):
+        ring.decode(sealed, CodecContext(**(members | changes)))
+    assert ring.decode(sealed, CONTEXT) == b'"x"'
+
+
+def test_no_changed_byte_opens() -> None:
+    ring = Keyring({"a": A})
+    sealed = ring.encode(b'"x"', CONTEXT)
+    for at in range(len(sealed)):
+        changed = bytearray(sealed)
+        changed[at] ^= 1
+        with pytest.raises(CannotOpen):
+            ring.decode(bytes(changed), CONTEXT)
+    for short in (b"", sealed[:10], sealed[:-1]):
+        with pytest.raises((CannotOpen, ValueError)):
+            ring.decode(short, CONTEXT)
+
+
+def test_the_environment_names_the_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert codec_of(None) is None
+    monkeypatch.setenv("SAGASTREAM_KEYS", str(written(tmp_path, line_of("a", A))))
+    assert isinstance(codec_of(None), Codec)
+    given = Keyring({"b": B})
+    assert codec_of(given) is given
+    monkeypatch.setenv("SAGASTREAM_CODEC", "shop.secrets:codec")
+    with pytest.raises(SettingsError, match="both set"):
+        codec_of(None)
+    monkeypatch.delenv("SAGASTREAM_KEYS")
+    with pytest.raises(SettingsError, match="cannot import shop"):
+        codec_of(None)
+    for where in ("shop", "json:nothing", "json:loads"):
+        monkeypatch.setenv("SAGASTREAM_CODEC", where)
+        with pytest.raises(SettingsError):
+            codec_of(None)
+    with pytest.raises(TypeError):
+        codec_of(object())  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""Sealed values: what they look like, where they open, and what a codec may do wrong."""
+
+import json
+from typing import Any
+
+import pytest
+
+from sagastream.codecs.keyring import Keyring
+from sagastream.core.sealed_values import is_sealed, keys_of
+from sagastream.core.sealing import MAX_SEALED, CodecContext, Place, open_command, open_value, seal
+from sagastream.core.steps import STANDING
+from sagastream.errors import CannotOpen
+from support.values import a_command
+from support.worst import cpu_ms
+
+RING = Keyring({"k": Keyring.new_key()})
+RESULT = Place("s", 1, "result")
+PARAMS = Place("s", 3, "params")
+
+
+def test_equal_values_of_one_place_are_equal_bytes_and_of_no_two_places() -> None:
+    places = [RESULT, PARAMS, Place("s", 1, "params"), Place("t", 1, "result")]
+    sealed = [seal(RING, b'"x"', place) for place in places]
+    assert sealed == [seal(RING, b'"x"', place) for place in places]
+    assert len({json.loads(one)["$sealed"]["data"] for one in sealed}) == len(places)
+
+
+def test_a_result_opens_in_the_params_of_another_step_wherever_it_stands() -> None:
+    sealed = seal(RING, b'{"a":1}', RESULT)
+    assert open_value(RING, b'{"order":[1,%s],"n":2}' % sealed, PARAMS) == b'{"order":[1,{"a":1}],"n":2}'
+    for place in (Place("s", 1, "params"), Place("s", 2, "result"), Place("t", 3, "params")):
+        with pytest.raises(CannotOpen):
+            open_value(RING, sealed, place)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$sealed": "k"},
+        {"$sealed": {"key": "k", "from": "1/params"}},
+        {"$sealed": {"key": "k", "from": "1/params", "data": 1}},
+        {"$sealed": {"key": "k", "from": "1/params", "data": ""}, "more": 1},
+        {"$sealed": {"key": "k", "from": "1/params", "data": "", "more": 1}},
+        {"$sealed": {"key": "no id", "from": "1/params", "data": ""}},
+        ["$sealed"],
+        '{"$sealed":',
+    ],
+    ids=str,
+)
+def test_what_only_resembles_a_sealed_value_is_a_value(value: Any) -> None:
+    data = json.dumps(value).encode()
+    assert open_value(None, data, PARAMS) is data
+    assert keys_of(data) == []
+    assert not is_sealed(data)
+    assert open_value(RING, seal(RING, data, PARAMS), PARAMS) == json.dumps(value, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize(
+    "source", ["", "1", "0/result", "-1/result", "1/error", "1/", "/result", "9999999/result", "²/x"]
+)
+def test_a_strange_source_does_not_open(source: str) -> None:
+    wrong = json.loads(seal(RING, b"1", RESULT))
+    wrong["$sealed"]["from"] = source
+    with pytest.raises(CannotOpen):
+        open_value(RING, json.dumps(wrong).encode(), PARAMS)
+
+
+@pytest.mark.parametrize("data", ["", "!", "AAAA", "A" * 100])
+def test_strange_data_does_not_open(data: str) -> None:
+    wrong = json.loads(seal(RING, b"1", RESULT))
+    wrong["$sealed"]["data"] = data
+    with pytest.raises(CannotOpen):
+        open_value(RING, json.dumps(wrong).encode(), PARAMS)
+
+
+class Broken:
+    """A codec that goes wrong."""
+
+    key = "k"
+
+    def __init__(self, opened: bytes | Exception) -> None:
+        self._opened = opened
+
+    def encode(self, data: bytes, context: CodecContext) -> bytes:
+        return data
+
+    def decode(self, data: bytes, context: CodecContext) -> bytes:
+        if isinstance(self._opened, Exception):
+            raise self._opened
+        return self._opened
+
+
+@pytest.mark.parametrize(
+    "opened", [KeyError("k"), OSError("the vault is away"), b"not JSON", b'{"a":1,"a":2}'], ids=str
+)
+def test_a_codec_that_fails_opens_nothing(opened: bytes | Exception) -> None:
+    with pytest.raises(CannotOpen, match="the codec failed at key k") as error:
+        open_value(Broken(opened), seal(RING, b"1", RESULT), RESULT)
+    assert error.value.key == "k"
+
+
+def test_as_many_sealed_values_as_there_may_be_cost_little() -> None:
+    sealed = seal(RING, b"1", RESULT)
+    most = b"[" + b",".join([sealed] * MAX_SEALED) + b"]"
+    assert open_value(RING, most, PARAMS) == json.dumps([1] * MAX_SEALED, separators=(",", ":")).encode()
+    with pytest.raises(CannotOpen, match="more than 1000"):
+        open_value(RING, b"[" + b",".join([sealed] * 10_000) + b"]", PARAMS)
+    assert cpu_ms(lambda: open_value(RING, most, PARAMS)) < 50
+
+
+def test_a_command_without_sealed_values_stays_the_same_object() -> None:
+    command = a_command()
+    assert open_command(RING, command) is command
+    assert command.type != STANDING

@@ -1,0 +1,137 @@
+"""The codec that sagastream brings along: AES in the mode SIV (RFC 5297), with keys that have ids.
+
+Needs the extra `sagastream[crypto]`.
+
+SIV is deterministic: equal values in the same place of the same saga, under the same key, become equal bytes. So a saga
+that is begun again compares equal, in the orchestrator too, which has no key. That is all that the bytes tell, besides
+the length: the place and the saga go into the seal, so values of other places and sagas never look alike. Rejected:
+AES-GCM. With a random nonce no two begins compare equal; with one that follows from the value, a single collision in 96
+bits would give away the authentication key.
+"""
+
+import os
+import re
+import stat
+from base64 import b64decode, b64encode
+from binascii import Error as NotBase64
+from collections.abc import Mapping
+from typing import Final, Self
+
+from sagastream.core.messages import is_id
+from sagastream.core.sealing import CodecContext
+from sagastream.errors import CannotOpen, SettingsError
+
+#: The length of a key in bytes: two keys of AES-256.
+KEY_BYTES: Final = 64
+_LINE: Final = re.compile(r"(\S+)\s+(\S+)")
+_MISSING: Final = "the package cryptography is missing: pip install 'sagastream[crypto]'"
+
+
+class Keyring:
+    """A codec with any number of keys to open values, one of which seals."""
+
+    def __init__(self, keys: Mapping[str, bytes], *, seal_with: str | None = None) -> None:
+        """
+        Args:
+            keys: each key by its id, as `new_key` makes it.
+            seal_with: the id of the key that seals; by default the first one.
+
+        Raises SettingsError if there is no key, or one cannot be used, or the package `cryptography` is missing.
+        """
+        try:
+            from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+            from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+        except ImportError:
+            raise SettingsError(_MISSING) from None
+        if not keys:
+            raise SettingsError("there is no key")
+        for key_id, key in keys.items():
+            if not is_id(key_id):
+                raise SettingsError(f"the id of a key must be 1 to 128 of A-Z a-z 0-9 . _ : -, not {key_id!r:.200}")
+            if len(key) != KEY_BYTES:
+                raise SettingsError(f"key {key_id} has {len(key)} bytes, and must have {KEY_BYTES}")
+        self._wrong = InvalidTag
+        try:
+            self._ciphers = {key_id: AESSIV(key) for key_id, key in keys.items()}
+        except UnsupportedAlgorithm:
+            raise SettingsError(
+                "the OpenSSL of the package cryptography has no AES-SIV: it must be 3.0 or later"
+            ) from None
+        self._seal_with = next(iter(keys)) if seal_with is None else seal_with
+        if self._seal_with not in self._ciphers:
+            raise SettingsError(f"there is no key {self._seal_with!r:.200} to seal with")
+
+    @property
+    def key(self) -> str:
+        """The id of the key that seals."""
+        return self._seal_with
+
+    def encode(self, data: bytes, context: CodecContext) -> bytes:
+        """Seal a value."""
+        return self._ciphers[context.key].encrypt(data, [context.bound_to])
+
+    def decode(self, data: bytes, context: CodecContext) -> bytes:
+        """What was sealed. Raises CannotOpen."""
+        cipher = self._ciphers.get(context.key)
+        if cipher is None:
+            raise CannotOpen(f"it is sealed with key {context.key}, which is not there; there is {self}")
+        try:
+            return cipher.decrypt(data, [context.bound_to])
+        except self._wrong:
+            text = f"it was not sealed with this key {context.key} for this place of this saga, or was changed since"
+            raise CannotOpen(text) from None
+
+    def __str__(self) -> str:
+        return ", ".join(self._ciphers)
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"Keyring({self})"
+
+    @staticmethod
+    def new_key() -> bytes:
+        """A new key."""
+        return os.urandom(KEY_BYTES)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The keys of a file, one a line: its id, a blank, the key in base64. The first one seals. Empty lines, and
+        those that begin with #, are passed over.
+
+        Raises SettingsError if it cannot be read, if other users can read it, or if a line is something else.
+        """
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123 - its descriptor is what is looked at
+                told = os.fstat(file.fileno())
+                if not stat.S_ISREG(told.st_mode) or told.st_uid not in (0, os.geteuid()):
+                    raise SettingsError(f"the keys in {path} are not used: it is not a file of this user")
+                if told.st_mode & 0o077:
+                    mode = stat.S_IMODE(told.st_mode)
+                    text = (
+                        f"the keys in {path} are not used: other users may read it (mode {mode:04o}): chmod 600 {path}"
+                    )
+                    raise SettingsError(text)
+                lines = file.read().decode().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the keys in {path}: {error}") from None
+        keys: dict[str, bytes] = {}
+        for number, line in enumerate(lines, 1):
+            if not (text := line.strip()) or text.startswith("#"):
+                continue
+            if (found := _LINE.fullmatch(text)) is None or found[1] in keys:
+                raise SettingsError(f"line {number} of {path} is not an id, a blank and a key, each id once")
+            try:
+                keys[found[1]] = b64decode(found[2], validate=True)
+            except NotBase64:
+                raise SettingsError(f"line {number} of {path}: the key is not base64") from None
+        try:
+            return cls(keys)
+        except SettingsError as error:
+            raise SettingsError(f"the keys in {path} cannot be used: {error}") from None
+
+
+def line_of(key_id: str, key: bytes) -> str:
+    """A key as a line of such a file. Raises SettingsError if the id cannot be used."""
+    if not is_id(key_id):
+        raise SettingsError(f"the id of a key must be 1 to 128 of A-Z a-z 0-9 . _ : -, not {key_id!r:.200}")
+    return f"{key_id} {b64encode(key).decode()}"

@@ -1,0 +1,50 @@
+"""Which codec a process uses, as its environment says.
+
+    SAGASTREAM_KEYS    a file of keys, see Keyring.from_file
+    SAGASTREAM_CODEC   MODULE:NAME of another Codec
+
+A codec that the program itself gives to a client or a service comes first.
+"""
+
+import importlib
+import os
+from typing import Final
+
+from sagastream.codecs.keyring import Keyring
+from sagastream.core.sealing import Codec
+from sagastream.errors import SettingsError
+
+KEYS_VARIABLE: Final = "SAGASTREAM_KEYS"
+CODEC_VARIABLE: Final = "SAGASTREAM_CODEC"
+
+
+def codec_of(given: Codec | None) -> Codec | None:
+    """The codec that was given or, if none was, that of the environment; None: values are neither sealed nor opened.
+
+    Raises SettingsError if the environment names one that cannot be used, and TypeError if what was given is none.
+    """
+    if given is not None:
+        if not isinstance(given, Codec):
+            raise TypeError(f"a codec has key, encode and decode, not {given!r:.200}")
+        return given
+    keys, where = os.environ.get(KEYS_VARIABLE), os.environ.get(CODEC_VARIABLE)
+    if keys and where:
+        raise SettingsError(f"{KEYS_VARIABLE} and {CODEC_VARIABLE} are both set: set one of them")
+    if where:
+        return _load(where)
+    return Keyring.from_file(keys) if keys else None
+
+
+def _load(where: str) -> Codec:
+    module_name, _, name = where.partition(":")
+    if not module_name or not name:
+        raise SettingsError(f"{CODEC_VARIABLE} is {where!r}, not MODULE:NAME, like shop.secrets:codec")
+    try:
+        codec = getattr(importlib.import_module(module_name), name, None)
+    except (Exception, SystemExit) as error:
+        raise SettingsError(
+            f"{CODEC_VARIABLE}: cannot import {module_name}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(codec, Codec):
+        raise SettingsError(f"{CODEC_VARIABLE}: {name} in {module_name} has no key, encode and decode")
+    return codec

@@ -1,0 +1,61 @@
+"""What a sealed value looks like: one JSON value among others, which the orchestrator stores and copies unopened. Pure.
+
+    {"$sealed": {"key": "2026-11", "from": "1/params", "data": "…"}}
+
+`key` is the id of the key, `from` says of which step it was sealed as what, `data` is base64.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from sagastream.core.messages import is_id
+from sagastream.core.strict_json import encode, value_of
+
+_NAME: Final = "$sealed"
+_MEMBERS: Final = {"key", "from", "data"}
+#: A text without this holds nothing sealed. All that values cost that are not sealed is to look for it.
+MARK: Final = b'"$sealed"'
+
+
+class SealedValue(NamedTuple):
+    key: str
+    source: str
+    data: str
+
+    @property
+    def encoded(self) -> bytes:
+        """As JSON."""
+        return encode({_NAME: {"key": self.key, "from": self.source, "data": self.data}})
+
+
+def sealed_value(value: Any) -> SealedValue | None:
+    """A JSON value as the sealed value that it is; None: it is another value. An object with `$sealed` and another
+    member is no sealed value."""
+    inner = value.get(_NAME) if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(inner, dict) or inner.keys() != _MEMBERS:
+        return None
+    if not all(isinstance(member, str) for member in inner.values()) or not is_id(inner["key"]):
+        return None
+    return SealedValue(inner["key"], inner["from"], inner["data"])
+
+
+def replaced(value: Any, by: Callable[[SealedValue], Any]) -> Any:
+    """The value with something else in place of each sealed value in it."""
+    if isinstance(value, dict):
+        if (sealed := sealed_value(value)) is not None:
+            return by(sealed)
+        return {name: replaced(member, by) for name, member in value.items()}
+    return [replaced(member, by) for member in value] if isinstance(value, list) else value
+
+
+def keys_of(data: bytes | None) -> Sequence[str]:
+    """The ids of the keys with which the values in a payload are sealed; none if nothing is."""
+    keys: dict[str, None] = {}
+    if data is not None and MARK in data:
+        replaced(value_of(data), lambda sealed: keys.setdefault(sealed.key))
+    return list(keys)
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a payload as a whole is one sealed value."""
+    return MARK in data and sealed_value(value_of(data)) is not None

@@ -1,0 +1,222 @@
+"""Seals params and results, and opens them, where they come in and where they are used: in clients, services and the
+bridge. Pure.
+
+A sealed value is bound to its saga, and to the step and the field that it was sealed for. So it opens in its own saga
+only, and only where it may stand: where it was sealed or, if it is a result, in the params of another step too.
+Rejected: to bind it to its saga alone. Then whoever can write into the store could swap the params of two steps.
+"""
+
+from base64 import b64decode, b64encode
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from sagastream.core.messages import Begin, Command, Reply, is_id, ok
+from sagastream.core.saga import SagaState
+from sagastream.core.sealed_values import MARK, SealedValue, is_sealed, replaced
+from sagastream.core.steps import STANDING
+from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, decode, encode, value_of
+from sagastream.errors import CannotOpen, MalformedMessage
+
+#: What a value may be sealed as.
+Field = Literal["params", "result"]
+
+#: How many sealed values one payload may hold. Each costs some microseconds, so the smallest ones would add up.
+MAX_SEALED: Final = 1000
+
+
+class CodecContext(Struct, frozen=True, kw_only=True):
+    """Which value is sealed or opened."""
+
+    saga_id: str
+    step: int  # of which it was sealed, from 1
+    field: str  # as what: "params" or "result"
+    key: str  # the id of the key
+
+    @property
+    def bound_to(self) -> bytes:
+        """What an authenticated cipher takes as associated data. It differs for any two values of a store."""
+        return f"{self.saga_id}/{self.step}/{self.field}".encode()
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Seals values and opens them; several threads may do so at once.
+
+    If `encode` returns the same bytes for the same arguments, a saga that is begun again is known by its bytes.
+    Otherwise whoever begins it has to open both.
+    """
+
+    @property
+    def key(self) -> str:
+        """The id of the key with which `encode` seals now: 1 to 128 characters of A-Z a-z 0-9 . _ : -"""
+
+    def encode(self, data: bytes, context: CodecContext) -> bytes:
+        """Seal a value, which is JSON."""
+
+    def decode(self, data: bytes, context: CodecContext) -> bytes:
+        """What was sealed. Raises CannotOpen, with the reason, if there is no such key, or if the data was not sealed
+        with this context. Any other error counts as that, too."""
+
+
+class Place(NamedTuple):
+    """Where a value stands."""
+
+    saga_id: str
+    step: int
+    field: Field
+
+    @property
+    def source(self) -> str:
+        return f"{self.step}/{self.field}"
+
+    def may_hold(self, step: int, field: str) -> bool:
+        """Whether what was sealed as this may stand here."""
+        return (step, field) == (self.step, self.field) or (
+            self.field == "params" and field == "result" and step != self.step
+        )
+
+
+def seal(codec: Codec, data: bytes, place: Place) -> bytes:
+    """A value, sealed. Raises MalformedMessage if it is too large then, and whatever the codec raises."""
+    key = codec.key
+    if not is_id(key):
+        raise MalformedMessage(f"the id of a key must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, not {key!r:.200}")
+    context = CodecContext(saga_id=place.saga_id, step=place.step, field=place.field, key=key)
+    text = b64encode(codec.encode(data, context)).decode()
+    sealed = SealedValue(key, place.source, text).encoded
+    if len(sealed) > MAX_PAYLOAD_BYTES:
+        raise MalformedMessage(f"too large: sealed, it has {len(sealed)} bytes, at most {MAX_PAYLOAD_BYTES}")
+    return sealed
+
+
+def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
+    """A payload with all that is sealed in it opened, if there is anything. Raises CannotOpen."""
+    if MARK not in data:
+        return data
+    seen = 0
+
+    def opened(sealed: SealedValue) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen > MAX_SEALED:
+            raise CannotOpen(f"more than {MAX_SEALED} sealed values are in one", key=sealed.key)
+        return value_of(_content(codec, sealed, place))
+
+    value = replaced(value_of(data), opened)
+    return encode(value) if seen else data
+
+
+# --- messages and sagas
+
+
+def sealed_begin(codec: Codec, begin: Begin) -> Begin:
+    """The request with its params sealed. Params that are sealed already stay as they are. Raises as `seal` does, and
+    MalformedMessage if the request is too large then."""
+    steps = []
+    for number, step in enumerate(begin.steps, 1):
+        params = step.params
+        if not is_sealed(params):
+            try:
+                params = seal(codec, params, Place(begin.saga_id, number, "params"))
+            except MalformedMessage as error:
+                raise MalformedMessage(f"params of step {number}: {error}") from None
+        steps.append(replace(step, params=params))
+    sealed = replace(begin, steps=tuple(steps))
+    if sum(len(step.params) for step in steps) > MAX_BYTES // 2 and (size := len(sealed.body())) > MAX_BYTES:
+        raise MalformedMessage(f"too large: sealed, it has {size} bytes, at most {MAX_BYTES}")
+    return sealed
+
+
+def open_begin(codec: Codec, begin: Begin) -> Begin:
+    """The request with those params opened that can be."""
+    steps = []
+    for number, step in enumerate(begin.steps, 1):
+        try:
+            params = open_value(codec, step.params, Place(begin.saga_id, number, "params"))
+        except CannotOpen:
+            params = step.params
+        steps.append(replace(step, params=params))
+    return replace(begin, steps=tuple(steps))
+
+
+def open_command(codec: Codec | None, command: Command) -> Command:
+    """The command as its handler gets it. Raises CannotOpen."""
+    result = command.result
+    if MARK not in command.params and (result is None or MARK not in result):
+        return command
+    params = open_value(codec, command.params, Place(command.saga_id, command.step, "params"))
+    if result is not None:
+        result = open_value(codec, result, Place(command.saga_id, command.step, "result"))
+    return replace(command, params=params, result=result)
+
+
+def sealed_reply(codec: Codec, command: Command, reply: Reply) -> Reply:
+    """The reply to a command with its result sealed. Raises as `seal` does.
+
+    Errors are not sealed: the orchestrator makes the reason of the saga of them. Which effects stand is not sealed
+    either: that is asked by whoever repairs a store, who need not have the keys.
+    """
+    if reply.result is None or reply.type != ok(command.type) or command.type == STANDING:
+        return reply
+    return replace(reply, result=seal(codec, reply.result, Place(reply.saga_id, reply.step, "result")))
+
+
+def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[str, str]]:
+    """The saga with all values opened that can be; and why others cannot be, by where they stand: `1/params`."""
+    why: dict[str, str] = {}
+
+    def opened(data: bytes, place: Place) -> bytes:
+        try:
+            return open_value(codec, data, place)
+        except CannotOpen as error:
+            why[place.source] = str(error)
+            return data
+
+    steps = []
+    for number, step in enumerate(state.steps, 1):
+        params, result = step.definition.params, step.result
+        definition = step.definition
+        if MARK in params:
+            definition = replace(definition, params=opened(params, Place(state.saga_id, number, "params")))
+        if result is not None:
+            result = opened(result, Place(state.saga_id, number, "result"))
+        steps.append(replace(step, definition=definition, result=result))
+    return replace(state, steps=tuple(steps)), why
+
+
+def opened_message(codec: Codec | None, message: dict[str, Any]) -> dict[str, Any]:
+    """The body of a command or a reply with its params or result opened, if they can be; otherwise as it is."""
+    saga_id, step = message.get("saga_id"), message.get("step")
+    if not isinstance(saga_id, str) or not isinstance(step, int):
+        return message
+    for field in _FIELDS:
+        if field in message and MARK in (data := encode(message[field])):
+            try:
+                message = message | {field: value_of(open_value(codec, data, Place(saga_id, step, field)))}
+            except CannotOpen:
+                continue
+    return message
+
+
+_FIELDS: Final[tuple[Field, ...]] = ("params", "result")
+
+
+def _content(codec: Codec | None, sealed: SealedValue, place: Place) -> bytes:
+    step, _, field = sealed.source.partition("/")
+    if codec is None:
+        raise CannotOpen(f"it is sealed with key {sealed.key}, and this process has no keys", key=sealed.key)
+    if not (step.isascii() and step.isdecimal() and len(step) <= 3 and place.may_hold(int(step), field)):
+        text = f"it was sealed as {sealed.source!a:.64}, and stands in {place.source}: somebody has moved it"
+        raise CannotOpen(text, key=sealed.key)
+    context = CodecContext(saga_id=place.saga_id, step=int(step), field=field, key=sealed.key)
+    try:
+        content = codec.decode(b64decode(sealed.data, validate=True), context)
+        decode(content, MAX_BYTES)
+    except CannotOpen as error:
+        raise CannotOpen(str(error), key=sealed.key) from None
+    except Exception as error:
+        text = f"the codec failed at key {sealed.key}: {type(error).__name__}: {error}"
+        raise CannotOpen(text, key=sealed.key) from error
+    return content
