@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from sagastream.client.requests import SagaRequest as SagaRequest
     from sagastream.client.requests import StepRequest as StepRequest
     from sagastream.client.requests import Unsettled as Unsettled
+    from sagastream.codecs.keyring import Keyring as Keyring
     from sagastream.core.causes import Cause as Cause
     from sagastream.core.causes import CauseKind as CauseKind
     from sagastream.core.saga import SagaState as SagaState
     from sagastream.core.saga import SagaStatus as SagaStatus
+    from sagastream.core.sealing import Codec as Codec
+    from sagastream.core.sealing import CodecContext as CodecContext
     from sagastream.effects.once import Effects as Effects
     from sagastream.errors import BrokerError as BrokerError
+    from sagastream.errors import CannotOpen as CannotOpen
     from sagastream.errors import CorruptSaga as CorruptSaga
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import NewerFormat as NewerFormat
@@ -43,12 +47,16 @@ _WHERE = {
     "AsyncSagaClient": "client.event_loop",
     "Broker": "broker.connection",
     "BrokerError": "errors",
+    "CannotOpen": "errors",
     "Cause": "core.causes",
     "CauseKind": "core.causes",
+    "Codec": "core.sealing",
+    "CodecContext": "core.sealing",
     "Context": "service.context",
     "CorruptSaga": "errors",
     "Effects": "effects.once",
     "Erased": "client.erasing",
+    "Keyring": "codecs.keyring",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
     "Refused": "client.requests",
@@ -76,12 +84,16 @@ __all__ = [
     "AsyncSagaClient",
     "Broker",
     "BrokerError",
+    "CannotOpen",
     "Cause",
     "CauseKind",
+    "Codec",
+    "CodecContext",
     "Context",
     "CorruptSaga",
     "Effects",
     "Erased",
+    "Keyring",
     "MalformedMessage",
     "NewerFormat",
     "Refused",

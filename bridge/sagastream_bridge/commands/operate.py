@@ -324,15 +324,20 @@ def _settle(broker: "Broker", keys: "StoreKeys") -> None:
 
 
 def _as_json(message: "Quarantined") -> dict[str, object]:
+    from sagastream.codecs.setting import codec_of
+    from sagastream.core.sealing import opened_message
+    from sagastream.core.strict_json import encode
     from sagastream.store.columns import iso
 
+    opened = opened_message(codec_of(None), message.message)
+    body = message.body if opened is message.message else encode(opened)
     return {
         "id": message.id,
         "at": iso(message.at_ms),
         "reason": message.reason,
         "stream": message.stream,
         "entry_id": message.entry_id,
-        "body": message.body.decode(errors="backslashreplace"),
+        "body": body.decode(errors="backslashreplace"),
         "fields": message.fields,
     }
 

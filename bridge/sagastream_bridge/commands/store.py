@@ -1,10 +1,10 @@
-"""The commands for whole stores: make one."""
+"""The commands for whole stores: make one, make a key for its sealed values."""
 
 from typing import Final
 
 import click
 
-from sagastream_bridge.commands.context import counted, opened
+from sagastream_bridge.commands.context import counted, opened, orderly
 
 
 @click.command()
@@ -31,5 +31,18 @@ def init(partitions: int | None) -> None:
         click.echo(f"{keys.store} has {counted(len(keys.partitions), 'partition')}")
 
 
+@click.command("new-key")
+@click.argument("key_id", metavar="ID")
+def new_key(key_id: str) -> None:
+    """Print a new key for sealed values, as a line of the file that SAGASTREAM_KEYS names.
+
+    The first key of the file seals, and all of them open.
+    """
+    with orderly():
+        from sagastream.codecs.keyring import Keyring, line_of
+
+        click.echo(line_of(key_id, Keyring.new_key()))
+
+
 #: All of them.
-COMMANDS: Final = (init,)
+COMMANDS: Final = (init, new_key)

@@ -16,6 +16,7 @@ import redis
 
 from sagastream.broker.failures import is_no_group
 from sagastream.broker.wire import execute
+from sagastream.codecs.setting import codec_of
 from sagastream.core.messages import Fields, Reply
 from sagastream.core.parsing import read_reply
 from sagastream.errors import SagastreamError
@@ -62,6 +63,7 @@ class Answer:
 class Exchange:
     def __init__(self, client: "redis.Redis", keys: StoreKeys, service: str, *, timeout_s: float) -> None:
         """`timeout_s`: how long to wait for anything."""
+        self.codec = codec_of(None)  # seals the params that are sent
         self.service = service
         self.keys = keys
         self._partition = keys.partitions[0]  # of the saga of the trial that goes on

@@ -7,6 +7,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core.messages import Command, Fields, failed, ok
+from sagastream.core.sealing import Place, seal
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Answer, Exchange, WrongUsage
 
@@ -59,7 +60,7 @@ class Trial:
             type=self.case.command,
             saga_id=self.saga_id,
             step=step,
-            params=self.case.params,
+            params=self._params(self.case.params, step),
             attempt=attempt,
             begun_ms=self._begun_ms,
             not_after_ms=self._begun_ms + _IN_TIME_MS,
@@ -69,7 +70,12 @@ class Trial:
         """The command with params with which it is rejected. Raises NotChecked if none were given."""
         if self.case.rejected_params is None:
             raise NotChecked("no params were given with which it is rejected: --rejected-params")
-        return replace(self.transaction(), params=self.case.rejected_params)
+        return replace(self.transaction(), params=self._params(self.case.rejected_params, 1))
+
+    def _params(self, params: bytes, step: int) -> bytes:
+        """As whoever begins a saga sends them."""
+        codec = self.exchange.codec
+        return params if codec is None else seal(codec, params, Place(self.saga_id, step, "params"))
 
     def compensation(self, step: int = 1, done: Answer | None = None) -> Command:
         """What undoes a step. `done`: the answer to the step. Raises NotChecked if the command needs no

@@ -15,9 +15,11 @@ from sagastream.broker.wire import execute
 from sagastream.client.blocking import SagaClient
 from sagastream.client.evidence import explain, explained, survey
 from sagastream.client.listing import ListStatus
+from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState, protocol_view
+from sagastream.core.sealing import open_state
 from sagastream.core.step_state import Step
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
@@ -62,7 +64,8 @@ class Listing:
 
 
 def saga(broker: Broker, saga_id: str) -> Found:
-    """Look up one saga. Raises UnreadableSaga."""
+    """Look up one saga, with all its values opened that can be. Raises UnreadableSaga, and SettingsError if the
+    environment names a codec that cannot be used."""
     client, keys = broker.client, layout.look(broker)
     state, causes, now_ms = run(client, explained(keys, saga_id))
     if isinstance(state, UnreadableSaga):
@@ -80,6 +83,8 @@ def saga(broker: Broker, saga_id: str) -> Found:
         notes.append(f"the broker's clock was set back by {spoken(ahead_ms)} or more. {SET_BACK}")
     if not state.ended:
         notes += _quarantined(client, keys, saga_id)
+    state, unopened = open_state(codec_of(None), state)
+    notes += [f"{place} cannot be opened: {why}" for place, why in unopened.items()]
     return Found(state=state, now_ms=now_ms, notes=notes, causes=causes)
 
 

@@ -11,6 +11,7 @@ from sagastream.console import printable
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
+from sagastream.core.sealed_values import replaced, sealed_value
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepKind
 from sagastream.core.why import headline
@@ -54,7 +55,7 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
         arrow, fg = "<-", "red" if str(body["type"]).endswith("_failed") else "green"
     elif body.get("compensating"):
         fg = "yellow"
-    payload = next((f"{name} {_json(body[name])}" for name in ("params", "result", "error") if name in body), "")
+    payload = next((f"{name} {_shown(body[name])}" for name in ("params", "result", "error") if name in body), "")
     if body.get("compensating"):
         payload = "compensating"
     name = styled(printable(str(body["type"])).ljust(24), fg=fg)
@@ -173,9 +174,9 @@ def _step(number: int, step: Step, now_ms: int) -> Iterator[str]:
         + kind
         + ("  skipped" if step.skipped and step.compensation is None else "")
     ).rstrip()
-    yield f"       params {_json(orjson.loads(definition.params))}"
+    yield f"       params {_payload(definition.params)}"
     if step.result is not None:
-        yield f"       result {_json(orjson.loads(step.result))}"
+        yield f"       result {_payload(step.result)}"
     if step.error is not None:
         unknown = ", and whether it had an effect is unknown" if step.unknown else ""
         yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
@@ -223,6 +224,18 @@ def _clock(ms: int, now_ms: int) -> str:
     """A time in UTC, which Z says; with its date unless that is today."""
     date, _, clock = iso(ms).partition("T")
     return clock if date == iso(now_ms).partition("T")[0] else iso(ms)
+
+
+def _payload(data: bytes) -> str:
+    return _shown(orjson.loads(data))
+
+
+def _shown(value: Any) -> str:
+    """A payload; of what is still sealed in it, the key."""
+    sealed = sealed_value(value)
+    if sealed is not None:
+        return f"encrypted with key {printable(sealed.key)}"
+    return _json(replaced(value, lambda one: f"encrypted with key {one.key}"))
 
 
 def _json(value: Any) -> str:

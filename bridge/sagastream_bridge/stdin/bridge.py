@@ -18,6 +18,7 @@ from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
 from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
+from sagastream.codecs.setting import codec_of
 from sagastream.core.messages import Begin, Code, Intervene, is_id
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.core.saga import SagaState
@@ -79,9 +80,12 @@ class StdinBridge:
         self._observer = guarded(observer)
         self._outage = Outage(broker, WHO, self._stop, observer=self._observer)
         self._out = LineWriter(self._stop)
-        self._client = SagaClient(broker)
-        self._follower = Follower(broker, self._out, outcomes=outcomes, served=serve, refused=self._refused)
-        self._served = {name: ServedService(broker, name, self._out, self._outage) for name in serve}
+        self._codec = codec_of(None)
+        self._client = SagaClient(broker, codec=self._codec)
+        self._follower = Follower(
+            broker, self._out, outcomes=outcomes, served=serve, refused=self._refused, codec=self._codec
+        )
+        self._served = {name: ServedService(broker, name, self._out, self._outage, self._codec) for name in serve}
         self._lineage = Lineage(WHO, area="bridge", observer=self._observer)
         self._look_at = 0.0
         self._stack: Stack | None = None
@@ -179,7 +183,7 @@ class StdinBridge:
         if line.type in VERBS:
             request = parse_intervene(line.body, request_id=request_id)
         else:
-            request = parse_begin(line.body, request_id=request_id, echo=self._echo)
+            request = requests.sealed(self._codec, parse_begin(line.body, request_id=request_id, echo=self._echo))
         self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
         return request
 
@@ -225,7 +229,9 @@ class StdinBridge:
             return state
         if begin is None:
             raise BadLine(f"there is no saga {saga_id}", line.caller, Code.NO_SUCH_SAGA)
-        return requests.unread(begin)
+        unread = requests.opened(self._codec, requests.unread(begin))
+        assert isinstance(unread, SagaState)
+        return unread
 
     def _complain(self, caller: Caller | None, code: int, text: str) -> None:
         self._bad_lines += 1

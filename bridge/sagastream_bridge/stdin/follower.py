@@ -14,6 +14,7 @@ from sagastream.client.requests import Refused
 from sagastream.client.waiting import Outcome, SagaWatcher, Settled, Waiter
 from sagastream.core.messages import Begin, Intervene
 from sagastream.core.saga import SagaState
+from sagastream.core.sealing import Codec, opened_message
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
 from sagastream.store.layout import Layout
@@ -58,21 +59,24 @@ class Follower:
         outcomes: bool,
         served: Collection[str],
         refused: Callable[[Asker, Refusal], None],
+        codec: Codec | None = None,
     ) -> None:
         """
         Args:
             outcomes: tell the end of every saga to the sender of its saga_begin.
             served: services that are played here; their commands are written when they are handed out.
             refused: called when a request is refused, or its saga cannot be read.
+            codec: opens the sealed values of what is told.
         """
         self._client: redis.Redis = broker.client
         self._out = out
         self._outcomes = outcomes
         self._served = served
         self._refused = refused
+        self._codec = codec
         # The lock of what follows.
         self._changed = threading.Condition()
-        self._watcher = SagaWatcher(Layout(broker.prefix), in_order=True)
+        self._watcher = SagaWatcher(Layout(broker.prefix), in_order=True, codec=codec)
         self._unanswered: dict[Waiter, None] = {}
 
     def start(self) -> None:
@@ -130,6 +134,7 @@ class Follower:
 
     def _tell_message(self, fields: dict[bytes, bytes], *, is_reply: bool) -> None:
         service, body = fields[b"service"].decode(errors="replace"), decode(fields[b"body"])
+        body = opened_message(self._codec, body)
         if is_reply:
             self._out.message(service, ORCHESTRATOR, body)
         elif service not in self._served:

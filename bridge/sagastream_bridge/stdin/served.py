@@ -3,7 +3,7 @@ lines."""
 
 import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 import redis
 from msgspec.structs import replace
@@ -14,30 +14,38 @@ from sagastream.broker.outage import Outage
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
-from sagastream.core.messages import Reply, failed, ok
+from sagastream.core.messages import Command, Reply, failed, ok
 from sagastream.core.parsing import parse_reply
+from sagastream.core.sealing import Codec, Place, open_command, seal
 from sagastream.core.service_actions import RUN, Answer, Undo
 from sagastream.core.strict_json import decode
+from sagastream.errors import CannotOpen
 from sagastream.service.declaration import LEASE_MS
 from sagastream.service.delivery import Delivery
 from sagastream.service.inbox import CommandInbox
 from sagastream.service.loading import load_service
 from sagastream.store import layout, published
 from sagastream.store.keys import StoreKeys
+from sagastream.telemetry import Log, about
 from sagastream_bridge.local.stack import SAMPLES
 from sagastream_bridge.stdin.lines import ORCHESTRATOR, LineWriter
+
+LOG: Final = Log("bridge", "sagastream bridge")
 
 
 class ServedService:
     """One such service. It holds a command, and renews the lease, until the reply comes."""
 
-    def __init__(self, broker: Broker, name: str, out: LineWriter, outage: Outage) -> None:
+    def __init__(self, broker: Broker, name: str, out: LineWriter, outage: Outage, codec: Codec | None = None) -> None:
+        """`codec`: opens the commands that go out as lines, and seals the replies that come."""
         self.name = name
         self._broker = broker
         self._client: redis.Redis = broker.client
         self._keys: StoreKeys | None = None
         self._out = out
         self._outage = outage
+        self._codec = codec
+        self._told: set[str] = set()  # why commands could not be opened
         self._lock = threading.Lock()
         self._inbox = CommandInbox(
             broker.client,
@@ -61,6 +69,9 @@ class ServedService:
         """Take a reply that came as a line; `send` sends it. A reply to no command that is held here is sent, too: the
         orchestrator decides what to do with it. Raises MalformedMessage."""
         reply = parse_reply(body)
+        if self._codec is not None and reply.result is not None:
+            place = Place(reply.saga_id, reply.step, "result")
+            reply = replace(reply, result=seal(self._codec, reply.result, place))
         with self._lock:
             at = self._by_reply.get((reply.saga_id, reply.step, reply.type))
             if at is None:
@@ -92,25 +103,41 @@ class ServedService:
             self._renew_at = time.monotonic() + LEASE_MS / 3000
         # Without the lock: replies come in while this waits for commands.
         deliveries = self._inbox.read(BLOCK_MS)
+        left = []
         for delivery in deliveries:
-            if delivery.todo is RUN:
-                self._give_out(delivery)
-            else:
+            if delivery.todo is not RUN:
                 self._refuse(delivery)
+            elif (opened := self._opened(delivery.command)) is None:
+                left.append(delivery)
+            else:
+                self._give_out(delivery, opened)
+        if left:
+            self._inbox.leave(left)
         self.send()
+
+    def _opened(self, command: Command) -> Command | None:
+        """The command as its line says it; None: it cannot be opened, and is left to a process that can."""
+        try:
+            return open_command(self._codec, command)
+        except CannotOpen as error:
+            if (why := str(error)) not in self._told:
+                self._told.add(why)
+                text = f"{command.type} of saga {command.saga_id}, step {command.step} cannot be opened: {why}"
+                LOG.error(f"{text}; leaves it, unanswered, to processes that can", extra=about(command))
+            return None
 
     def _refuse(self, delivery: Delivery) -> None:
         assert isinstance(delivery.todo, Undo)
         self._inbox.outbox.answer(delivery, delivery.todo.answer)
 
-    def _give_out(self, delivery: Delivery) -> None:
+    def _give_out(self, delivery: Delivery, opened: Command) -> None:
         with self._lock:
             if delivery.entry.at in self._held:
                 return
             self._held[delivery.entry.at] = delivery
             for kind in (ok, failed):
                 self._by_reply[_reply_key(delivery, kind(delivery.command.type))] = delivery.entry.at
-        self._out.message(ORCHESTRATOR, self.name, decode(delivery.command.body()))
+        self._out.message(ORCHESTRATOR, self.name, decode(opened.body()))
 
     def _release(self, at: tuple[str, bytes]) -> Delivery:
         delivery = self._held.pop(at)

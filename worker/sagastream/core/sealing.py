@@ -112,12 +112,13 @@ def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
 
 
 def sealed_begin(codec: Codec, begin: Begin) -> Begin:
-    """The request with its params sealed. Params that are sealed already stay as they are. Raises as `seal` does, and
+    """The request with its params sealed. Params that are sealed already stay as they are, and so does the question
+    which effects stand. Raises as `seal` does, and
     MalformedMessage if the request is too large then."""
     steps = []
     for number, step in enumerate(begin.steps, 1):
         params = step.params
-        if not is_sealed(params):
+        if not is_sealed(params) and step.transaction != STANDING:
             try:
                 params = seal(codec, params, Place(begin.saga_id, number, "params"))
             except MalformedMessage as error:

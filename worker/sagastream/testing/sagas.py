@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from sagastream.core.messages import Begin, Command, DeadlineKind, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sealing import Codec, open_command, open_state, sealed_begin
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import ScenarioError
 from sagastream.service.declaration import Service
@@ -31,8 +32,9 @@ class Sagas:
     """An orchestrator and services in this process. Commands are sent and handlers are called only during `run`,
     `advance` and `settle`, and during the requests of an operator (`Saga.cancel`, `retry`, `skip`, `abandon`)."""
 
-    def __init__(self, *services: Service, seed: int = 0) -> None:
-        """`services`: as for `serve`. `seed`: for the random part of the delays between attempts.
+    def __init__(self, *services: Service, seed: int = 0, codec: Codec | None = None) -> None:
+        """`services`: as for `serve`. `seed`: for the random part of the delays between attempts. `codec`: seals the
+        params of sagas, opens their results, and is that of services that have none of their own.
 
         Raises ServiceError as `serve` does.
         """
@@ -47,6 +49,7 @@ class Sagas:
             faults=self._faults,
             orchestrator=self._orchestrator,
             published=self._published,
+            codec=codec,
         )
         # Books may outlive a test: an SQLite file must not take the first saga of the next test for one that it knows.
         self._run_id = uuid.uuid4().hex[:12]
@@ -114,6 +117,8 @@ class Sagas:
             body["deadline"] = deadline
         request = parse_begin(body, request_id=self._request_id())
         self._check_served(request)
+        if (codec := self._services.codec) is not None:
+            request = sealed_begin(codec, request)
         self._orchestrator.request(request)
         return Saga(
             saga_id,
@@ -252,7 +257,8 @@ class Saga:
     @property
     def state(self) -> SagaState:
         """The whole saga, as `SagaClient.get` returns it."""
-        return self._orchestrator.states[self.saga_id]
+        state = self._orchestrator.states[self.saga_id]
+        return state if self._services.codec is None else open_state(self._services.codec, state)[0]
 
     @property
     def status(self) -> SagaStatus:
@@ -277,7 +283,8 @@ class Saga:
     @property
     def sent(self) -> list[Command]:
         """The commands and compensations that it has sent, in order."""
-        return [command for command in self._orchestrator.sent if command.saga_id == self.saga_id]
+        codec, sent = self._services.codec, self._orchestrator.sent
+        return [open_command(codec, command) for command in sent if command.saga_id == self.saga_id]
 
     @property
     def commands(self) -> list[str]:

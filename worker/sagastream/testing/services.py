@@ -14,9 +14,10 @@ from sagastream.console import describe, printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Reply, failed, reply_to
 from sagastream.core.parsing import read_command, read_reply
+from sagastream.core.sealing import Codec, open_command, sealed_reply
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
 from sagastream.core.strict_json import encode
-from sagastream.errors import MalformedMessage, ScenarioError, ServiceError
+from sagastream.errors import CannotOpen, MalformedMessage, ScenarioError, ServiceError
 from sagastream.service.declaration import Service
 from sagastream.service.handlers import call, call_async, context_of
 from sagastream.service.registration import Registration
@@ -51,19 +52,28 @@ class InProcessServices:
         faults: Faults,
         orchestrator: InProcessOrchestrator,
         published: dict[str, dict[str, str | None]],
+        codec: Codec | None = None,
     ) -> None:
-        """`published`: filled with what each service publishes."""
+        """`published`: filled with what each service publishes. `codec`: of services that have none."""
         self._clock = clock
         self._story = told
         self._faults = faults
         self._orchestrator = orchestrator
         self._published = published
+        self._codec = codec
         self._services: dict[str, Service] = {}
         self._records: dict[str, Records] = {}
         self._counts: Counter[str] = Counter()  # of what the rules have counted
         self._entries = 0
         self._loop: asyncio.Runner | None = None
         self.called: list[Command] = []  # each time that a handler was called
+
+    @property
+    def codec(self) -> Codec | None:
+        """That of the clients of this test: the one that was given or, if none was, that of a service."""
+        if self._codec is not None:
+            return self._codec
+        return next((service.codec for service in self._services.values() if service.codec is not None), None)
 
     @property
     def services(self) -> Mapping[str, Service]:
@@ -251,6 +261,11 @@ class InProcessServices:
     def _call(self, registration: Registration, command: Command, fault: Fault | None, key: str | None) -> Reply:
         if fault is not None and fault.kind is Kind.RAISES:
             raise fault.raised.with_traceback(None)
+        codec = self._services[command.service].codec or self._codec
+        try:
+            command = open_command(codec, command)
+        except CannotOpen as error:
+            raise ScenarioError(f"service {command.service} cannot open {command.type}: {error}") from None
         self.called.append(command)
         context = context_of(command, lambda: self._clock.now_ms / 1000, key)
         if registration.is_async:
@@ -259,7 +274,7 @@ class InProcessServices:
             reply = call(registration.handler, command, context)
         if fault is not None and fault.kind is Kind.RAISES_AFTER_EFFECT:
             raise fault.raised.with_traceback(None)
-        return reply
+        return reply if codec is None else sealed_reply(codec, command, reply)
 
     def _event_loop(self, command: Command) -> asyncio.Runner:
         """The one that all async handlers of a test run in, as those of a process do."""
