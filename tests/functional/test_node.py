@@ -602,6 +602,22 @@ def test_a_command_of_a_newer_format_is_left_alone(client: redis.Redis, node: No
     assert "met format 9, which only a newer release knows" in process.communicate(timeout=20)[1]
 
 
+def test_a_command_with_a_sealed_value_is_left_alone(client: redis.Redis, node: Node) -> None:
+    process = node.probe()
+    sealed = {"$sealed": {"key": "2026-11", "from": "1/params", "data": "AAAA"}}
+    deliver(client, sealed)
+    deliver(client, {"order": [1, sealed]}, saga_id="s2")
+    deliver(client, compensating=True, saga_id="s3", params=json.dumps(sealed))
+    deliver(client, compensating=True, saga_id="s4", params="1", result=json.dumps(sealed))
+    until(lambda: handed_back(client) == 4, what="all of them are handed back")
+    like = {"$sealed": {"key": "2026-11"}}
+    deliver(client, like, saga_id="s5")  # which is no sealed value
+    assert len(answers(client, 1)) == 1
+    assert (calls(client), undone(client), len(Quarantine(client, KEYS)), handed_back(client)) == (0, [], 0, 4)
+    process.terminate()
+    assert process.communicate(timeout=20)[1].count("sealed with key 2026-11, and opens none") == 1
+
+
 def test_a_record_of_a_newer_release_is_left_alone(client: redis.Redis, node: Node) -> None:
     process = node.probe()
     key, record = ONLY.done("work", 1), b'v9 failed "no"'

@@ -53,6 +53,25 @@ export function isId(name) {
   return typeof name === 'string' && ID.test(name)
 }
 
+/** The key with which something in the params or the result of a command is sealed; undefined: nothing is. */
+export function sealedWith(command) {
+  return keyIn(command.params) ?? keyIn(command.result)
+}
+
+function keyIn(value) {
+  if (value === null || typeof value !== 'object') return undefined
+  const sealed = Object.keys(value).length === 1 ? value.$sealed : undefined
+  if (sealed !== null && typeof sealed === 'object' && Object.keys(sealed).length === 3) {
+    const { key, from, data } = sealed
+    if (isId(key) && typeof from === 'string' && typeof data === 'string') return key
+  }
+  for (const member of Object.values(value)) {
+    const key = keyIn(member)
+    if (key !== undefined) return key
+  }
+  return undefined
+}
+
 /** The reply that says that a command was done. `result` is JSON, or undefined if there is none. */
 export function done(command, result) {
   return { command, ok: true, result }

@@ -6,7 +6,7 @@ import { ErrorReply } from '@redis/client'
 import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mjs'
 import { addedMs, Inbox } from './inbox.mjs'
 import { encodePayload, Malformed, parse } from './json.mjs'
-import { done, failed, isId, kindOf, Newer, newerFormat, readCommand, refusal, verdict } from './messages.mjs'
+import { done, failed, isId, kindOf, Newer, newerFormat, readCommand, refusal, sealedWith, verdict } from './messages.mjs'
 
 /** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
@@ -284,6 +284,7 @@ class Runner {
       return this.#answer(entry, failed(command, JSON.stringify(late), true), entry.again ? 'unknown' : 'final')
     }
     if (await this.#isElsewhere(command)) return this.#leave(entry, `has no ${command.type}, which another release has`)
+    if (sealedWith(command)) return this.#leaveSealed(entry, command)
     const reply = (await this.#deadly(entry, command)) ?? (await this.#handle(entry, command, command.notAfterMs))
     if (reply) return this.#tell(entry, reply, record)
     // Stop, and leave the command to another process. If others had it before the handler ended, they may have answered
@@ -328,6 +329,8 @@ class Runner {
       if (await this.#isElsewhere({ type: name, compensating: true })) {
         return this.#leave(entry, `has no ${name}, which another release has`)
       }
+      // What this process has returned itself is not sealed.
+      if (sealedWith(command)) return this.#leaveSealed(entry, command)
       this.#say(`${where(command)} must not be done: undoing what may have come of it`)
       if (entry.again) {
         const times = await this.#patience.patiently(() => this.#inbox.count(entry, command, `undos/${entry.id}`))
@@ -345,6 +348,14 @@ class Runner {
       if (!undone?.ok) return
     }
     await this.#answer(entry, reply, 'final')
+  }
+
+  /** This runtime has no codec: a handler must not take a sealed value for what is in it. */
+  async #leaveSealed(entry, command) {
+    const why = `met a value that is sealed with key ${sealedWith(command)}, and opens none`
+    if (!this.#left.has(why)) this.#say(`${why}: leaves such commands, unanswered, to processes that can`)
+    this.#left.add(why)
+    await this.#patience.patiently(() => this.#inbox.handBack(entry))
   }
 
   /** Have a process of another release take a command over. Says why, once. */
