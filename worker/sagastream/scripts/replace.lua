@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Write fields of a hash, if others are still as the caller saw them.
 --
 -- KEYS     1 the hash
