@@ -9,7 +9,7 @@ import pytest
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.home import Home, default_home, home_of, not_ours
-from sagastream.broker.launch import _quoted, _settings
+from sagastream.broker.launch import _quoted, _settings, most_memory
 from sagastream.errors import BrokerError
 
 
@@ -101,6 +101,19 @@ def test_a_path_cannot_change_the_settings_of_the_server(tmp_path: Path, name: s
     assert os.fsdecode(quoted) == str(home)
     assert 'appendfsync "always"' in said
     assert 'rename-command MODULE ""' in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"), [("16777216", 1 << 24), ("20M", 20_000_000), (" 512mb ", 512 << 20), ("2GB", 2 << 30)]
+)
+def test_a_limit_of_memory_is_said_as_in_redis_conf(asked: str, most: int) -> None:
+    assert most_memory({"SAGASTREAM_MAXMEMORY": asked}) == most
+
+
+@pytest.mark.parametrize("asked", ["0", "1kb", "-1", "1.5gb", "b", "16b", "2tb", "\u0662gb", "9" * 30])
+def test_a_limit_of_memory_that_is_none_is_told_of(asked: str) -> None:
+    with pytest.raises(BrokerError, match="SAGASTREAM_MAXMEMORY is"):
+        most_memory({"SAGASTREAM_MAXMEMORY": asked})
 
 
 def test_quoting_keeps_plain_text_as_it_is() -> None:

@@ -2,14 +2,25 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from sagastream.broker.home import Home
 from sagastream.broker.program import find_program
 from sagastream.broker.server_log import LOG
+from sagastream.errors import BrokerError
+
+#: How much memory the server's data take at most: a number of bytes, or with a unit as in redis.conf.
+MEMORY_VARIABLE: Final = "SAGASTREAM_MAXMEMORY"
+_UNITS: Final = {"": 1, "k": 1000, "kb": 1 << 10, "m": 10**6, "mb": 1 << 20, "g": 10**9, "gb": 1 << 30}
+#: Below this, the streams of an empty store would fill it.
+_LEAST_BYTES: Final = 16 << 20
+#: How much a container may have.
+_CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 #: What a server does not know. An append-only file is a list of commands, and may come from somebody else. So it must
 #: not load code, open a port, let others in, or talk to other servers.
@@ -31,7 +42,7 @@ _WITHOUT: Final = (
 def launch(home: Home, reached_by: Mapping[str, object], life_fd: int, *, plain: bool) -> "subprocess.Popen[bytes]":
     """Start a server. `reached_by`: the settings that say where it listens, and what it asks then. It holds the lock
     `life_fd`, too, for as long as it lives. `plain`: in our environment as it is."""
-    program = find_program()
+    program, settings = find_program(), _settings(home, reached_by)
     with os.fdopen(home.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         process = subprocess.Popen(
             [program.path, "-"],
@@ -46,7 +57,7 @@ def launch(home: Home, reached_by: Mapping[str, object], life_fd: int, *, plain:
         )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(_settings(home, reached_by))
+        process.stdin.write(settings)
     return process
 
 
@@ -61,6 +72,7 @@ def _settings(home: Home, reached_by: Mapping[str, object]) -> bytes:
         "appendonly": "yes",
         "appendfsync": "always",
         "save": "",
+        "maxmemory": most_memory(os.environ),
         "maxmemory-policy": "noeviction",
         "sanitize-dump-payload": "yes",  # a file of data that was made to break the server is refused
         # The hash of a saga of up to about 50 steps stays in its compact encoding, in which HGETALL also shows the
@@ -72,6 +84,31 @@ def _settings(home: Home, reached_by: Mapping[str, object]) -> bytes:
     }
     lines = [f"{name} {_quoted(str(value))}" for name, value in settings.items()]
     return "\n".join([*lines, *(f'rename-command {command} ""' for command in _WITHOUT), ""]).encode()
+
+
+def most_memory(environment: Mapping[str, str]) -> int:
+    """How many bytes the server's data take at most: as `environment` says, or half of what there is.
+
+    Without a limit, a flood of begins would end with the machine's memory, and with whatever the system kills then.
+    Raises BrokerError.
+    """
+    asked = environment.get(MEMORY_VARIABLE, "")
+    if not asked:
+        return max(_LEAST_BYTES, _memory() // 2)
+    found = re.fullmatch(r"([0-9]{1,15})([kmg]?b?)", asked.strip().lower())
+    unit = None if found is None else _UNITS.get(found[2])
+    if found is None or unit is None or (most := int(found[1]) * unit) < _LEAST_BYTES:
+        raise BrokerError(f"{MEMORY_VARIABLE} is {asked!r}: give a size of at least 16mb, as 512mb or 2gb")
+    return most
+
+
+def _memory() -> int:
+    """How much memory the machine or the container has, in bytes."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(machine, int(_CGROUP.read_text()))
+    except (OSError, ValueError):  # there is no container, or it has no limit of its own
+        return machine
 
 
 def _environment() -> dict[str, str]:
