@@ -154,7 +154,6 @@ WRONG = [
     ("show", "a b"),
     ("list", "--status", "ODD"),
     ("begin", "no such file"),
-    ("begin", "-", "--timeout", "1"),
     ("bridge", "--serve", "a b"),
     ("bridge", "--drain-timeout", "-1"),
     ("bridge", "--drain-timeout", "nan"),

@@ -316,7 +316,7 @@ def test_a_cancel_that_is_read_after_the_pivot_was_parked_does_not_say_that_it_w
     shown(commands, env, "2/transaction/1")
     plain = commands.run("cancel", "s1", "--reason", "changed my mind", **env)
     assert plain.returncode == 1
-    assert "To say that step 2 was not done, cancel with parked_at 2/transaction/1" in plain.stderr
+    assert "To say that step 2 was not done, cancel with --parked-at 2/transaction/1" in plain.stderr
     seen = commands.run("cancel", "s1", "--reason", "looked it up", "--parked-at", "2/transaction/1", **env)
     assert seen.stdout == "s1 COMPENSATING: waits for raw to answer UndoA, step 1\n"
 
