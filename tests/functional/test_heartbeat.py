@@ -14,7 +14,7 @@ import redis
 from sagastream import Context, Service
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import heartbeat, keys
+from sagastream.store import heartbeat, keys, layout
 from sagastream.store.heartbeat import Kind, Process
 from support.processes import Commands
 from support.scenes import Scene, do
@@ -80,6 +80,7 @@ def test_it_costs_no_round_trip_and_is_written_about_once_a_second(scene: Scene)
 
 def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> None:
     """Then it reads along with its commits, and takes over, page by page, what others held."""
+    layout.check(scene.broker)
     for number in range(400):
         scene.begin(f"s{number}", do(1, service="elsewhere"))
     scene.redis.xgroup_create(ONLY.requests, keys.ORCHESTRATOR_GROUP, id="0")
