@@ -139,7 +139,7 @@ class Doctor:
             )
             text = f"{used} of {most} bytes are used: sagas begin again once there is room, and what has begun goes on"
             remedy = "raise maxmemory, or keep ended sagas for fewer days (--retention-days)"
-            yield problem("memory", f"{text}. It is taken by {taken}; records of services and data of others", remedy)
+            yield problem("memory", f"{text}. It is taken by {taken}; the rest: others", remedy)
         else:
             yield ok("memory", f"{used // 2**20} MiB used, " + (f"at most {most // 2**20} MiB" if most else "no limit"))
 

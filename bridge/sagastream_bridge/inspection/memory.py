@@ -6,12 +6,15 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from sagastream.broker import wire
-from sagastream.store.keys import StoreKeys
+from sagastream.store.keys import DONE_KEPT_S, StoreKeys
 
 #: At how many sagas of each kind it looks, to say what all of them take.
 _LOOKED_AT: Final = 50
 #: How many nodes of a stream, or fields of a hash, the server looks at to tell its size.
 _SAMPLES: Final = 10_000
+#: … and of a hash with the records of an hour, of which there are many.
+_RECORDS_LOOKED_AT: Final = 100
+_HOUR_MS: Final = 3600 * 1000
 
 
 class Part(NamedTuple):
@@ -23,7 +26,7 @@ class Part(NamedTuple):
 
 def parts(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) -> list[Part]:
     """The kinds that take most, the largest first. What this user may not look at is left out."""
-    found = [*_streams(client, keys, services), *_sagas(client, keys)]
+    found = [*_streams(client, keys, services), *_sagas(client, keys), _records(client, keys, services)]
     return sorted((one for one in found if one.bytes >= 1024), key=lambda one: -one.bytes)
 
 
@@ -52,9 +55,18 @@ def _sagas(client: "redis.Redis", keys: StoreKeys) -> Iterator[Part]:
         yield Part(f"{what}, about", total)
 
 
-def _sizes(client: "redis.Redis", names: Sequence[str]) -> list[int]:
+def _records(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) -> Part:
+    """The records of sagas that began since records expire. Those of sagas that take longer are left out."""
+    (clock,) = _read(client, [("TIME",)])
+    now_ms = wire.milliseconds(clock) if clock is not None else 0
+    hours = range(now_ms, now_ms - DONE_KEPT_S * 1000, -_HOUR_MS)
+    hashes = [one.done(name, hour) for one in keys.partitions for name in services for hour in hours]
+    return Part("records of services, about", sum(_sizes(client, hashes, _RECORDS_LOOKED_AT)))
+
+
+def _sizes(client: "redis.Redis", names: Sequence[str], samples: int = _SAMPLES) -> list[int]:
     # All nodes of a stream, all fields of a hash: one large field says more than all others.
-    asked = [("MEMORY", "USAGE", name, "SAMPLES", _SAMPLES) for name in names]
+    asked = [("MEMORY", "USAGE", name, "SAMPLES", samples) for name in names]
     return [size or 0 for size in _read(client, asked)]
 
 

@@ -187,8 +187,11 @@ def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[s
     return replace(state, steps=tuple(steps)), why
 
 
-def opened_message(codec: Codec | None, message: dict[str, Any]) -> dict[str, Any]:
-    """The body of a command or a reply with its params or result opened, if they can be; otherwise as it is."""
+def opened_message(codec: Codec | None, message: Any) -> Any:
+    """The body of a command or a reply with its params or result opened, if they can be; otherwise, and if it is no such
+    body, as it is."""
+    if not isinstance(message, dict):
+        return message
     saga_id, step = message.get("saga_id"), message.get("step")
     if not isinstance(saga_id, str) or not isinstance(step, int):
         return message
