@@ -310,7 +310,7 @@ def test_a_full_store_is_said_once(server: Server, commands: Commands) -> None:
     client.config_set("maxmemory", 1)
     talk.say("c", begin("a", reserve()))
     assert talk.process.stderr is not None
-    assert b"the broker is away" in talk.process.stderr.readline()
+    assert b"sagastream bridge: the store is full: raise maxmemory" in talk.process.stderr.readline()
     # The follower reads on for three rounds.
     first = reads(client)
     until(lambda: reads(client) >= first + 3, what="the follower reads on")

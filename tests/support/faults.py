@@ -27,6 +27,7 @@ from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import StepRequest
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import StepStatus
+from sagastream.errors import StoreFull
 from sagastream.store import keys
 from sagastream.store.quarantine import Quarantine
 from support import oracle
@@ -244,8 +245,8 @@ class World:
             try:
                 with self.nobody_begins:
                     client.begin(wanted.saga_id, wanted.steps)
-            except redis.RedisError as error:
-                if not is_outage(error):
+            except (redis.RedisError, StoreFull) as error:
+                if isinstance(error, redis.RedisError) and not is_outage(error):
                     raise
                 self.figures["begins sent again"] += 1
                 stop.wait(0.02)
