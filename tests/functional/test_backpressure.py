@@ -65,10 +65,11 @@ def test_where_many_replies_wait_they_come_before_requests(scene: Scene) -> None
 
 
 def test_a_turn_of_some_replies_sees_to_what_is_due_and_is_followed_by_one_without_requests(scene: Scene) -> None:
-    scene.begin("timed", do(service="nobody", timeout_ms=50, attempts=1))
     begin_many(scene, "early", 40)
     scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 40)
-    answer_all(scene)
+    scene.begin("timed", do(service="nobody", timeout_ms=50, attempts=1))
+    scene.turns_until(lambda: scene.client.get("timed") is not None)
+    answer_all(scene)  # the worker does not move meanwhile, so the step cannot time out before, however long this takes
     timed = scene.client.get("timed")
     assert timed is not None
     due_ms = timed.due_ms
