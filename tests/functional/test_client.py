@@ -294,7 +294,7 @@ def test_many_are_waited_for_together_and_come_as_they_end(running: Server) -> N
     never = client.begin("never", [do(1, service="nobody")])
     answers = client.begin_many(a_saga(f"s{n}", do("fail" if n % 3 == 0 else n, service="till")) for n in range(60))
     accepted = [answer for answer in answers if isinstance(answer, Accepted)]
-    found = [one for one in client.as_completed(accepted, 20) if isinstance(one, SagaState)]
+    found = [one for one in client.as_completed(accepted, 60) if isinstance(one, SagaState)]
     assert Counter(one.status for one in found) == {"COMPLETED": 40, "ABORTED": 20}
     assert sorted(one.saga_id for one in found) == sorted(f"s{n}" for n in range(60))
     waiting = client.as_completed([never, *accepted[:3], "unheard of"], 0.3)
@@ -308,12 +308,12 @@ def test_many_are_waited_for_together_and_come_as_they_end(running: Server) -> N
 def test_of_two_begins_that_no_worker_has_read_the_second_is_told_that_it_was_refused(scene: Scene) -> None:
     first, second = scene.client.begin("s1", [do(1)]), scene.client.begin("s1", [do(2)])
     with ThreadPoolExecutor(2) as threads:
-        waits = [threads.submit(scene.client.wait, accepted, 10) for accepted in (first, second)]
+        waits = [threads.submit(scene.client.wait, accepted, 60) for accepted in (first, second)]
         scene.play("s1")
         assert waits[0].result().status == "COMPLETED"
         with pytest.raises(RequestRefused, match="another saga has the id s1"):
             waits[1].result()
-    (told,) = scene.client.as_completed([second], 10)
+    (told,) = scene.client.as_completed([second], 60)
     assert isinstance(told, Refused)
 
 
@@ -349,7 +349,7 @@ def test_a_wait_whose_news_were_lost_ends_all_the_same(server: Server) -> None:
     store = server.broker().client
     with ThreadPoolExecutor(2) as threads:
         waits = [
-            threads.submit(SagaClient(server.broker()).wait, "s1", 10),
+            threads.submit(SagaClient(server.broker()).wait, "s1", 60),
             threads.submit(in_loop, server, lambda client: client.wait("s1", 60)),
         ]
         until(lambda: len(readers(store)) == 2, what="both read the events")
@@ -368,17 +368,19 @@ def test_waits_go_on_through_a_restart_of_the_broker(
     blocking, in_a_loop = Notes(), Notes()
     with ThreadPoolExecutor(2) as threads:
         waits = [
-            threads.submit(SagaClient(running.broker(), observer=blocking).wait, accepted, 30),
+            threads.submit(SagaClient(running.broker(), observer=blocking).wait, accepted, 60),
             threads.submit(in_loop, running, lambda client: client.wait(accepted, 60), observer=in_a_loop),
         ]
         store = running.broker().client
         until(lambda: len(readers(store)) == 2, what="both read the events")
+        killed_s = time.monotonic()
         running.kill()
         until(lambda: caplog.text.count("the broker is away") == 2, what="both log it")
         running.start()
         (commands.folder / "later.py").write_text(TILL.replace('"till"', '"later"'))
         commands.quiet("service", "later:service", env={"REDIS_URL": running.url})
         assert [wait.result().status for wait in waits] == ["COMPLETED", "COMPLETED"]
+        took_s = time.monotonic() - killed_s
     assert caplog.text.count("the broker is back") == caplog.text.count("the broker is away")
     assert {(record.name, record.__dict__["source"]) for record in caplog.records} == {
         ("sagastream.broker", "sagastream client")
@@ -387,7 +389,7 @@ def test_waits_go_on_through_a_restart_of_the_broker(
     for notes in (blocking, in_a_loop):
         assert notes.points[:2] == ["outage_began", "outage_ended"]
         assert isinstance(notes.of("outage_began")[0]["error"], redis.ConnectionError)
-        assert 0 < notes.of("outage_ended")[0]["duration_s"] < 30
+        assert 0 < notes.of("outage_ended")[0]["duration_s"] < took_s
 
 
 @pytest.mark.own_server
@@ -439,7 +441,7 @@ def test_clients_come_through_a_network_that_cuts_everywhere(server: Server) -> 
             while left:
                 answers = client.begin_many(left)
                 left = [saga for saga, answer in zip(left, answers, strict=True) if isinstance(answer, Unsettled)]
-            found = client.as_completed([f"many{n}" for n in range(10 * BATCH)], 30)
+            found = client.as_completed([f"many{n}" for n in range(10 * BATCH)], 200)
             assert Counter(one.status for one in found if isinstance(one, SagaState)) == {"COMPLETED": 10 * BATCH}
             client.close()
             assert proxy.cuts.total() > 10
@@ -511,7 +513,7 @@ def test_a_cancelled_wait_leaves_no_task_and_no_connection_behind(server: Server
             wait.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await wait
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while asyncio.all_tasks() != others:
             assert time.monotonic() < deadline, "a task is left"
             await asyncio.sleep(0.01)
