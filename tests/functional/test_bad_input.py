@@ -130,7 +130,7 @@ class Stage:
         for arguments in (("list",), *(("show", saga_id) for saga_id in saga_ids), ("show", saga_ids[0], "--json")):
             done = subprocess.run(
                 [SAGASTREAM, *arguments],
-                cwd=self.commands.folder, env=self.commands.environment(**self.env), capture_output=True, timeout=30,
+                cwd=self.commands.folder, env=self.commands.environment(**self.env), capture_output=True, timeout=120,
                 check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr

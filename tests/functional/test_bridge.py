@@ -286,7 +286,7 @@ def test_sigterm_says_what_was_not_done(server: OwnServer, commands: Commands) -
     ))  # fmt: skip
     until(lambda: talk.process.stdin and unread(talk.process.stdin) == 0, what="the lines are read")
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(20) == 1
+    assert talk.process.wait(60) == 1
     assert (
         talk.process.stderr.read()
         == b"sagastream bridge: stopped with 3 lines in flight; they may not have been done\n"
@@ -366,7 +366,7 @@ def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
     client = server.broker().client
     client.delete(ONLY.events)
     client.set(ONLY.events, "in the way")
-    assert talk.process.wait(20) == 1
+    assert talk.process.wait(60) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read().startswith(b"Error: ")
 
@@ -384,7 +384,7 @@ def test_sigterm_stores_what_was_read(server: Server, commands: Commands) -> Non
     until(lambda: client.xlen(ONLY.requests) > 100, what="some are stored")
     talk.process.send_signal(signal.SIGTERM)
     assert talk.process.stderr is not None
-    assert talk.process.wait(20) == 0
+    assert talk.process.wait(60) == 0
     assert talk.process.stderr.read() == b""
     writer.join()
     assert client.xlen(ONLY.requests) < 5000
@@ -408,7 +408,7 @@ def test_a_reader_that_does_not_read_does_not_keep_the_bridge(server: Server, co
     assert talk.process.stdout is not None
     until(lambda: unread(talk.process.stdout) > 50_000, what="the pipe is full")
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(30) is not None
+    assert talk.process.wait(60) is not None
 
 
 def test_a_bridge_that_nobody_reads_ends_while_it_answers(commands: Commands) -> None:
@@ -418,7 +418,7 @@ def test_a_bridge_that_nobody_reads_ends_while_it_answers(commands: Commands) ->
     writer.start()
     until(lambda: unread(talk.process.stdout) > 50_000, what="the pipe is full")
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(20) == 1
+    assert talk.process.wait(60) == 1
     writer.join()
 
 
@@ -501,7 +501,7 @@ def test_sigterm_ends_a_bridge_and_all_that_it_brought_up(commands: Commands) ->
     home = commands.home
     server = int((home / "valkey.pid").read_text())
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(20) == 0
+    assert talk.process.wait(60) == 0
     assert not Path(f"/proc/{server}").exists()
 
 
@@ -550,6 +550,6 @@ def test_nobody_reading_the_output_ends_the_bridge(commands: Commands) -> None:
     assert talk.process.stdout is not None
     talk.process.stdout.close()
     talk.say("c", {"type": "init", "msg_id": 2})
-    assert talk.process.wait(20) == 1
+    assert talk.process.wait(60) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read() == b"sagastream bridge: nobody reads the output any more\n"

@@ -44,7 +44,7 @@ def test_the_saga_from_python_completes(server: Server, commands: Commands) -> N
     script = only(r"```python\n(.*?)```", SAGAS)
     env = commands.environment(REDIS_URL=server.url)
     said = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=40, check=True
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120, check=True
     )
     assert said.stdout == "COMPLETED None None\n"
 
@@ -65,7 +65,7 @@ def test_what_operators_type_does_what_it_says(
     assert "worker" in shell.run("exec 2>&1\n" + alive)
     assert "WRONGTYPE" not in shell.run("exec 2>&1\n" + runs_long)
     worker.terminate()
-    worker.wait(20)
+    worker.wait(60)
     said = shell.run("exec 2>&1\n" + looks)
     assert re.search(r"^ID +PENDING", said, re.MULTILINE)
     assert "nobody to answer Do, step 1" in said

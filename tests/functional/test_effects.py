@@ -306,13 +306,13 @@ def test_a_serialization_failure_is_raised_and_the_next_try_has_the_answer(
     @kept.once
     def take(params: Any, context: Context, db: Any) -> Any:
         began.set()
-        may_end.wait(20)
+        may_end.wait(60)
         write(db, context.key, "took")
         return params
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(take, "first", command())
-        assert began.wait(20)
+        assert began.wait(60)
         second = threads.submit(take, "second", command())
         until(lambda: waits_for_a_lock(book), what="the second waits for the first")
         may_end.set()

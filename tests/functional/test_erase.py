@@ -307,7 +307,7 @@ def test_sagas_go_on_while_others_are_erased(server: Server, commands: Commands)
     for saga_id in ids:
         client.wait(saga_id, 60)
     client.cancel("w", SECRET, 30, now=True)
-    assert client.wait("w", 30).status == "ABORTED"
+    assert client.wait("w", 60).status == "ABORTED"
     until(lambda: client.erase_many([*ids, "w"], REASON).is_complete, what="all is answered and read, so all is erased")
     assert holders(redis_) == []
     keys = (commands.folder / "charged").read_text().splitlines()
@@ -316,5 +316,5 @@ def test_sagas_go_on_while_others_are_erased(server: Server, commands: Commands)
     for process in processes:
         process.terminate()
         assert process.stderr is not None
-        told = process.communicate(timeout=30)[1]
+        told = process.communicate(timeout=60)[1]
         assert len(told.splitlines()) == 1, told.decode()  # that it has started

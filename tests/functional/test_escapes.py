@@ -98,7 +98,7 @@ def test_every_error_of_every_handler_is_its_failure_and_all_others_go_on(
         until(lambda name=name: name in log.read_text(), what=name)  # type: ignore[misc]
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 PROGRAM = textwrap.dedent("""
@@ -138,6 +138,6 @@ def test_a_real_signal_within_a_handler_ends_a_program_that_runs_a_service(
     assert program.stdout.readline() == b"runs\n"
     program.send_signal(number)
     assert json.loads(program.stdout.readline()) == raised
-    assert program.wait(20) == 0
+    assert program.wait(60) == 0
     # What was interrupted is not answered: another process takes it over.
     assert client.get("s1").status is SagaStatus.PENDING  # type: ignore[union-attr]

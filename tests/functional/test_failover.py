@@ -71,7 +71,7 @@ def lose_one(pair: Pair) -> None:
 
 def said_at_its_end(process: "subprocess.Popen[bytes]") -> str:
     """All that a process has said, once it has ended."""
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     return err.decode()
 
 
@@ -383,7 +383,7 @@ class Tills:
         for process in self._running:
             process.terminate()
         for process in self._running:
-            process.wait(30)
+            process.wait(60)
         self._running = []
 
     def fail_over(self, pair: Pair, client: SagaClient) -> list[str]:
@@ -427,7 +427,7 @@ def test_every_saga_that_says_other_than_what_was_done_is_listed_and_none_is_mis
         # One service is not there yet: so the cancel comes before the answer of the second step.
         scene.start("early", "choosy")
         for n in range(SAGAS):
-            assert client.cancel(f"completed-{n}", "too late", 30).cancelling
+            assert client.cancel(f"completed-{n}", "too late", 60).cancelling
         scene.start("late")
         states: dict[str, SagaState | None] = {
             saga_id: None if saga_id.startswith("lost") else client.wait(saga_id, 60) for saga_id in saga_ids

@@ -204,7 +204,7 @@ def test_a_service_leaves_a_newer_command_and_does_those_beside_it(scene: Releas
             scene.newer_runner.turn(block_ms=1)
         return "n1/1/transaction" in scene.effects.done
 
-    until(is_done, what="the newer process does it", timeout_s=4.0)
+    until(is_done, what="the newer process does it")
     assert scene.redis.xlen(stream) == 0
 
 

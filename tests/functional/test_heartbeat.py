@@ -101,7 +101,7 @@ def test_a_service_whose_handlers_take_long_is_heard(server: Server) -> None:
     @service.command("Do", compensation=None)
     def handler(params: Any, context: Context) -> None:
         runs.append(context.key)
-        until(scene.stop.is_set, what="the test is through", timeout_s=30)
+        until(scene.stop.is_set, what="the test is through", timeout_s=240)
 
     runner = ServiceRunner(scene.broker, service, scene.stop)
     thread = threading.Thread(target=runner.run)

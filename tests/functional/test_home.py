@@ -497,7 +497,7 @@ def test_whoever_uses_a_home_with_a_port_has_its_password(commands: Commands) ->
     assert (done.returncode, done.stdout) == (0, "s2 COMPLETED\n")
     assert (commands.home / "password").read_text().strip() == password
     up.terminate()
-    up.wait(30)
+    up.wait(60)
     assert commands.run("list").returncode == 0
     assert not (commands.home / "port").exists()
 

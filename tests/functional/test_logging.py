@@ -84,7 +84,7 @@ class Process:
 
     def end(self) -> list[str]:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         return [line.rstrip("\n") for line in self.lines]
 
 
@@ -276,13 +276,13 @@ def told():
 
 async def in_loop():
     async with AsyncSagaClient() as client:
-        print((await client.wait(told(), 40)).status)
+        print((await client.wait(told(), 60)).status)
 
 if sys.argv[2] == "async":
     asyncio.run(in_loop())
 else:
     with SagaClient() as client:
-        print(client.wait(told(), 40).status)
+        print(client.wait(told(), 60).status)
 """
 
 
@@ -311,7 +311,7 @@ def test_a_client_that_waits_through_an_outage_writes_nothing_unless_logging_is_
     for command in (("worker",), ("service", "shop:service")):
         commands.quiet(*command, env={"REDIS_URL": server.url})
     assert ended(server, "o-1", *STEPS).status == "COMPLETED"
-    assert [process.communicate(timeout=40) for process in processes] == [("COMPLETED\n", ""), ("COMPLETED\n", "")]
+    assert [process.communicate(timeout=60) for process in processes] == [("COMPLETED\n", ""), ("COMPLETED\n", "")]
 
 
 def test_the_worker_of_the_page_counts_parked_sagas(server: Server, commands: Commands) -> None:
@@ -327,7 +327,7 @@ def test_the_worker_of_the_page_counts_parked_sagas(server: Server, commands: Co
 def test_the_program_of_the_page_runs_a_worker_a_service_and_a_saga(server: Server, commands: Commands) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     program = python(commands, EXAMPLES["all_in_one.py"], server, **pipes)
-    out, err = program.communicate(timeout=40)
+    out, err = program.communicate(timeout=60)
     assert (program.returncode, out) == (0, "o-1 has ended: COMPLETED\n")
     lines = err.splitlines()
     assert sorted(lines[:2]) == ["INFO sagastream.service None started", "INFO sagastream.worker None started"]

@@ -150,10 +150,10 @@ def test_what_a_process_that_stops_does_not_begin_is_released(scene: Scene, note
     scene.runner._prefetch._command_s = 0.001  # so that it reads all of them at once
     thread = threading.Thread(target=scene.runner.run)
     thread.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     until(lambda: len(notes.of("command_delivered")) == 3, what="all are delivered")
     scene.stop.set()
-    thread.join(20)
+    thread.join(60)
     assert sorted(told["command"].saga_id for told in notes.of("command_released")) == ["s1", "s2"]
     assert notes.points[-1] == "process_stopped"
     assert notes.of("process_started") == [{"kind": "service", "name": scene.runner.name}]

@@ -550,7 +550,7 @@ def test_sigterm_ends_a_worker_cleanly(server: Server, commands: Commands) -> No
         lambda: client.exists(ONLY.requests) and client.xinfo_consumers(ONLY.requests, "orchestrator"), what="it reads"
     )
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0
     assert worker.stderr.read() == b""
     assert client.xinfo_consumers(ONLY.requests, "orchestrator") == []
 

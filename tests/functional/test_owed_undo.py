@@ -142,7 +142,7 @@ class Play:
         [owing] = [process for process in processes if str(process.pid) == one.split()[1]]
         [other] = [process for process in processes if process is not owing]
         other.send_signal(signal.SIGTERM)
-        assert other.wait(20) == 0
+        assert other.wait(60) == 0
         assert not self.stands
         return owing
 
@@ -173,7 +173,7 @@ def test_a_process_that_is_told_to_end_leaves_what_it_owes_to_others(play: Play,
         play.flag("do raises")
     owing.send_signal(signal.SIGTERM)
     play.flag("go on")
-    assert owing.wait(20) == 0
+    assert owing.wait(60) == 0
     assert play.stands
     entries: Any = play.redis.xrange(ONLY.commands("work"))
     [(_, fields)] = entries
@@ -188,7 +188,7 @@ def test_an_undo_that_fails_comes_again_until_a_person_has_to_decide(play: Play)
     play.flag("undo raises")
     play.owing()
     play.flag("go on")
-    until(lambda: len(play.lines("raised")) >= 6, what="it is tried again after three tries", timeout_s=30)
+    until(lambda: len(play.lines("raised")) >= 6, what="it is tried again after three tries")
     assert play.stands
     assert not play.is_clear()
     play.flag("undo raises", is_set=False)
@@ -263,7 +263,7 @@ def test_what_a_process_owes_outlives_an_outage_of_the_broker(server: OwnServer,
             owing.wait(1)
     server.start()
     if end:
-        assert owing.wait(30) == 0
+        assert owing.wait(60) == 0
         play.process()
     all_is_undone(play)
 

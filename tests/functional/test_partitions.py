@@ -165,7 +165,7 @@ def test_whoever_waits_hears_of_the_ends_in_every_partition(scene: Divided, comm
         return sum(scene.lengths("ended")) == 3
 
     until(answered, what="all have ended")
-    ends = list(scene.client.as_completed(scene.ids, 20))
+    ends = list(scene.client.as_completed(scene.ids, 60))
     assert sorted(end.saga_id for end in ends) == sorted(scene.ids)
 
 
@@ -195,9 +195,9 @@ def test_operators_reach_the_sagas_of_every_partition(scene: Divided, commands: 
     commands.quiet("worker", env={"REDIS_URL": server.url})
     for saga_id in scene.ids:
         scene.client.begin(saga_id, [do(1, service="nobody")])
-        assert scene.client.cancel(saga_id, "why", 20).cancelling == "Cancelled: why"
+        assert scene.client.cancel(saga_id, "why", 60).cancelling == "Cancelled: why"
     with pytest.raises(RequestRefused, match="there is no saga nobody"):
-        scene.client.cancel("nobody", "why", 20)
+        scene.client.cancel("nobody", "why", 60)
 
 
 def test_a_list_merges_the_partitions(scene: Divided, commands: Commands, server: Server) -> None:
@@ -391,5 +391,5 @@ def test_the_bridge_serves_every_partition(server: Server, commands: Commands) -
         elif told["body"]["type"].startswith("saga_"):
             ends[told["body"]["saga_id"]] = told["body"]["type"]
     bridge.stdin.close()
-    assert bridge.wait(20) == 0
+    assert bridge.wait(60) == 0
     assert ends == dict.fromkeys(ids, "saga_completed")

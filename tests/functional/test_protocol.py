@@ -183,7 +183,7 @@ def test_a_service_works_as_the_user_of_the_page_and_can_do_nothing_else(
         what="an entry that is not a command is set aside",
     )
     service.terminate()
-    said = service.communicate(timeout=20)[1].decode()
+    said = service.communicate(timeout=60)[1].decode()
     assert service.returncode == 0
     assert "NOPERM" not in said
     with connect(url) as client:

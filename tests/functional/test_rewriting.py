@@ -71,7 +71,7 @@ def test_the_readers_of_a_stream_that_is_written_anew_notice_nothing(server: Ser
     assert idle[0]["time_since_delivered"] >= 3_600_000
     assert client.ttl(stream) == -1
     client.xadd(stream, {"body": "new"})
-    waiting.join(20)
+    waiting.join(60)
     assert taken[0][0][1][0][1] == {b"body": b"new"}
 
 

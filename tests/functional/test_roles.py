@@ -68,12 +68,12 @@ class Stage:
 
     def park(self, client: SagaClient, saga_id: str) -> SagaState:
         client.begin(saga_id, [charge(1, compensation_attempts=1, backoff_ms=1), charge("fail")])
-        return client.wait(saga_id, 30)
+        return client.wait(saga_id, 60)
 
     def end(self) -> None:
         for process in self.commands.running:
             process.terminate()
-        assert [process.wait(20) for process in self.commands.running if process.returncode != -signal.SIGKILL]
+        assert [process.wait(60) for process in self.commands.running if process.returncode != -signal.SIGKILL]
 
 
 def charge(params: Any = None, **more: Any) -> Any:
@@ -99,11 +99,11 @@ def test_workers_services_and_clients_do_all_their_work(
     stage = Stage(server, commands, users)
     begin_only, client = SagaClient(users.broker(Role.BEGIN_ONLY)), SagaClient(users.broker(Role.CLIENT))
     begin_only.begin("s1", [charge(1), charge(2)])
-    assert begin_only.wait("s1", 30).status == "COMPLETED"
+    assert begin_only.wait("s1", 60).status == "COMPLETED"
     begin_only.begin_many([{"saga_id": f"m{n}", "steps": [charge(n), charge("fail")]} for n in range(20)])
     (commands.folder / "open").touch()
     for n in range(20):
-        assert begin_only.wait(f"m{n}", 30).status == "ABORTED"
+        assert begin_only.wait(f"m{n}", 60).status == "ABORTED"
     (commands.folder / "open").unlink()
     assert begin_only.get("nobody") is None
 
@@ -180,7 +180,7 @@ def test_an_inspector_looks_at_everything_and_an_operator_acts(stage: Stage, use
 def test_an_operator_erases_a_saga_out_of_every_stream(stage: Stage, users: Users) -> None:
     client = SagaClient(stage.server.broker())
     client.begin("e1", [charge("mine")])
-    client.wait("e1", 30)
+    client.wait("e1", 60)
     stage.end()
     message = {"body": '{"saga_id":"e1"}'}
     groups = {ONLY.commands("till"): "till", ONLY.replies("till"): "orchestrator", ONLY.requests: "orchestrator"}
@@ -203,7 +203,7 @@ def test_a_doctor_sets_right_what_can_be(stage: Stage, users: Users, commands: C
     client = SagaClient(stage.server.broker())
     (commands.folder / "open").touch()
     client.begin("s1", [charge(1)])
-    client.wait("s1", 30)
+    client.wait("s1", 60)
     client.begin("w1", [do(1, "Fly", "nobody", compensation=None)])
     until(lambda: stage.redis.xlen(ONLY.commands("nobody")), what="it waits for nobody")
     stage.redis.zrem(ONLY.timers, "w1")

@@ -595,7 +595,7 @@ def test_a_dispatcher_that_is_stopped_hands_over_at_once_and_its_jobs_go_on(stag
     stage.begin("s1", do("wait"))
     stage.turns_until(lambda: stage.redis.llen("begun") == 1)
     first.terminate()
-    assert first.wait(20) == 0
+    assert first.wait(60) == 0
     commands.quiet("service", "shop:service", env=env)
     until(lambda: [p for p in pending(stage) if p["time_since_delivered"] < 3000], what="another has it")
     horses: Any = stage.redis.lrange("begun", 0, 0)
@@ -746,7 +746,7 @@ def test_a_worker_of_a_subclass_tells_its_observer(stage: Stage) -> None:
     stage.begin("s1", do("a", "Tell"))
     assert stage.play("s1").status is SagaStatus.COMPLETED
     stage.fleet.workers[0].terminate()
-    assert stage.fleet.workers[0].wait(20) == 0
+    assert stage.fleet.workers[0].wait(60) == 0
     assert (stage.fleet.folder / "observed").read_text().splitlines() == [
         "process_started rq",
         "command_delivered s1",
@@ -775,7 +775,7 @@ def test_the_service_of_the_guide_runs_as_it_stands_there(server: Server, comman
     saga = json.dumps({"saga_id": "o-1", "steps": [*steps, do(["u", 500], "Charge", "shop", attempts=1)]})
     done = commands.run("begin", "-", "--wait", given=saga, REDIS_URL=server.url)
     assert done.stdout == "o-1 ABORTED: Step 3 failed: ValueError: insufficient_funds\n"
-    running.communicate(b"\n", timeout=20)
+    running.communicate(b"\n", timeout=60)
     said = (commands.folder / "log").read_text()
     undone = [line for line in said.splitlines() if line.startswith(("refunded", "unpacked"))]
     assert undone == ["refunded u 500", "refunded u 5", "unpacked what was packed under o-1/1/transaction"]
@@ -828,7 +828,7 @@ def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
     assert state.steps[0].attempt == 2
     for process in (workers, service):
         process.terminate()
-        assert "NOPERM" not in process.communicate(timeout=20)[1].decode()
+        assert "NOPERM" not in process.communicate(timeout=60)[1].decode()
         assert process.returncode == 0
     assert broker.client.acl_log() == []
     for url, forbidden in (
@@ -871,7 +871,7 @@ def test_the_procfile_runs_the_samples_with_shipments_on_rq(server: Server, comm
     finally:
         for process in running:
             process.terminate()
-        assert [process.wait(20) for process in running] == [0] * len(running)
+        assert [process.wait(60) for process in running] == [0] * len(running)
 
 
 def test_a_service_on_rq_needs_no_more_than_up(commands: Commands) -> None:

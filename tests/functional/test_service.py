@@ -754,7 +754,7 @@ def test_sigterm_lets_a_service_answer_what_it_has_in_hand(server: Server, comma
     until(lambda: client.llen("started"), what="the handler runs")
     process.send_signal(signal.SIGTERM)
     client.rpush("go on", 1)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert client.xlen(ONLY.replies("work")) == 1
     assert client.xlen(ONLY.commands("work")) == 0
 

@@ -149,7 +149,7 @@ def test_to_be_handed_back_is_no_death(play: Play) -> None:
         before, process = len(play.lines("began")), play.start()
         until(lambda before=before: len(play.lines("began")) > before, what="it begins")  # type: ignore[misc]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         play.processes.clear()
     (play.folder / "data").touch()
     play.start()

@@ -246,7 +246,7 @@ class Reality:
     def end(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in self._threads)
 
     def _settled(self) -> SagaState | None:

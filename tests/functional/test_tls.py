@@ -86,7 +86,7 @@ def test_sagas_run_over_tls_with_certificates_of_clients(
         commands.quiet(*arguments, env={"REDIS_URL": at})
     with SagaClient(at) as client:
         client.begin("s1", [do(1), do(2)])
-        assert client.wait("s1", 30).status == "COMPLETED"
+        assert client.wait("s1", 60).status == "COMPLETED"
 
     async def ask() -> Any:
         async with AsyncSagaClient(at) as other:
@@ -142,7 +142,7 @@ def test_a_certificate_that_expires_while_a_worker_runs_ends_it_at_its_next_conn
     serve.stop()  # type: ignore[attr-defined]
     assert any(b"the broker is away" in line for line in worker.stderr)  # a server that is gone is an outage
     serve(authority.issue("expired", days=-1), port=port)
-    said = worker.communicate(timeout=30)[1].decode()
+    said = worker.communicate(timeout=60)[1].decode()
     assert worker.returncode == 1
     assert "certificate has expired" in said.splitlines()[-1]
 

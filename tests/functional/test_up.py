@@ -43,7 +43,7 @@ def test_no_sample_joins_a_store_that_has_a_service_of_its_name(server: Server, 
         assert not client._redis.exists(KEYS.samples)
         if is_running:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
     commands.quiet("up", "--service", "pay:service", env=env)
     until(lambda: (state := client.get("p1")) and state.ended, what="its own service does it")
     assert client.wait("p1", 1).results == ["real money"]
@@ -56,12 +56,12 @@ def test_a_service_that_takes_the_name_of_a_sample_is_told_and_keeps_it(server: 
         up = commands.quiet("up", env=env)
         until(lambda: redis.exists(KEYS.published("payment")), what="the sample has published")
         up.terminate()
-        up.wait(30)
+        up.wait(60)
     (commands.folder / "pay.py").write_text(PAYMENT)
     log = commands.folder / "log"
     with log.open("wb") as said:
         process = commands.start("service", "pay:service", stdout=said, stderr=said, env=env)
     until(lambda: "sagastream up has started the sample service of this name" in log.read_text(), what="it is told")
     process.terminate()
-    process.wait(30)
+    process.wait(60)
     assert "service payment of this store is not the sample" in commands.run("up", **env).stderr

@@ -132,7 +132,7 @@ def test_a_service_that_does_not_run_one_that_died_and_one_that_never_was(shop: 
     process = shop.service()
     until(lambda: shop.client._redis.exists("saga:services:shop"), what="it has published")
     process.terminate()
-    process.wait(30)
+    process.wait(60)
     shop.begin("s1", do(1, "Quick", "shop"))
     shop.shows("s1", "why      no process of service shop is listening\n", "sagastream service MODULE:NAME")
     shop.service()
@@ -149,9 +149,9 @@ def test_a_bad_deploy_that_does_not_start(shop: Shop) -> None:
     shop.begin("s1", do(1, "Quick", "shop"))
     until(lambda: (state := shop.client.get("s1")) and state.ended, what="it runs")
     process.terminate()
-    process.wait(30)
+    process.wait(60)
     shop.write("raise ImportError('no module named stripe')")
-    assert shop.service().wait(30) != 0
+    assert shop.service().wait(60) != 0
     shop.begin("s2", do(1, "Quick", "shop"))
     shop.shows("s2", "no process of service shop is listening", "if it ends at once, its log says why")
 
@@ -174,7 +174,7 @@ def test_a_command_that_no_process_at_work_has(shop: Shop) -> None:
     shop.begin("s1", do(1, "New", "shop"))
     until(lambda: (state := shop.client.get("s1")) and state.ended, what="the newer release does it")
     release.terminate()
-    release.wait(30)
+    release.wait(60)
     shop.service()  # a deploy was rolled back
     shop.begin("s2", do(1, "New", "shop"))
     text = shop.shows("s2", "why      service shop publishes New, and no process at work has it; at work: ")
@@ -420,7 +420,7 @@ def test_a_command_that_kills_its_processes(shop: Shop) -> None:
     shop.worker()
     shop.begin("s1", do(1, "Die", "shop", timeout_ms=300_000))
     for deaths in range(1, 4):
-        assert shop.service().wait(30) == 1
+        assert shop.service().wait(60) == 1
         if deaths == 1:
             assert "seems to have killed" not in shop.show("s1")
             continue
@@ -431,7 +431,7 @@ def test_a_command_that_kills_its_processes(shop: Shop) -> None:
         assert doctor.returncode == 1
         assert f"Die seems to have killed {deaths} processes" in doctor.stdout
     for _ in range(2):
-        assert shop.service().wait(30) == 1
+        assert shop.service().wait(60) == 1
     shop.service()  # it gives up: the outcome of the first attempt is unknown, and the second one kills it again
     shop.shows("s1", "Die seems to have killed ", "attempt 1 of 3 failed: 5 processes took Die and did not live")
 

@@ -34,7 +34,7 @@ class Authority:
         (self.folder / "locked").replace(key)
 
     def _run(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True, timeout=30)
+        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True, timeout=120)
 
 
 #: Keys that are made fast.

@@ -46,7 +46,7 @@ class Shell:
             env=os.environ | {"PATH": path, "HOSTNAME": "here"},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, ""), done

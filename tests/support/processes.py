@@ -63,7 +63,7 @@ class Commands:
             env=self.environment(**env),
             input=data,
             capture_output=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -77,7 +77,7 @@ class Commands:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 
@@ -132,4 +132,4 @@ class Talk:
         self.process.stdin.close()
         rest = self._rest + self.process.stdout.read()
         errors = self.process.stderr.read()
-        return self.process.wait(30), rest.decode(), errors.decode()
+        return self.process.wait(60), rest.decode(), errors.decode()

@@ -185,5 +185,5 @@ def test_waiting_ends_when_the_last_answer_was_written_and_not_before(
     error = RequestRefused(22, "another")
     done = a_saga(asker, status=SagaStatus.COMPLETED)
     follower._answer_all([(asker, done if last == "an answer" else Refused(saga_id="a", error=error))])
-    waiter.join(30)
+    waiter.join(60)
     assert told_at_the_end == [1]

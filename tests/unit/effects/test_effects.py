@@ -535,5 +535,5 @@ effects.create_table()
 context = Context(saga_id="s1", step=1, key="k", transaction_key="k", attempt=1)
 print(effects.once(lambda params, context, db: "done")(None, context))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "done\n", done.stderr

@@ -39,7 +39,7 @@ class Told:
                 done.set_exception(error)
 
         self.loop.start(handled())
-        return done.result(20)
+        return done.result(60)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_what_a_task_raises_that_it_awaits_comes_out_of_it_and_others_go_on(
     with pytest.raises(kind, match="by itself"):
         told.run(handler)
     told.run(lets_go_on)
-    assert going.result(20) == "other"
+    assert going.result(60) == "other"
 
 
 @pytest.mark.parametrize("kind", ENDING)
@@ -135,7 +135,7 @@ def test_what_several_tasks_raise_at_once_is_told_of_each_with_its_command(told:
     for command in commands:
         told.run(handler, command)
     told.run(goes)
-    until(lambda: len(told.escaped) == len(commands), what="each is told", timeout_s=20)
+    until(lambda: len(told.escaped) == len(commands), what="each is told")
     assert sorted((command.saga_id, type(error)) for command, error in told.escaped if command) == [
         (command.saga_id, KeyboardInterrupt) for command in commands
     ]
