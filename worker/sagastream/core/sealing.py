@@ -188,8 +188,7 @@ def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[s
 
 
 def opened_message(codec: Codec | None, message: Any) -> Any:
-    """The body of a command or a reply with its params or result opened, if they can be; otherwise, and if it is no such
-    body, as it is."""
+    """The body of a command or a reply with its params or result opened, if they can be; everything else as it is."""
     if not isinstance(message, dict):
         return message
     saga_id, step = message.get("saga_id"), message.get("step")
