@@ -14,6 +14,7 @@ from support.waiting import takes_less_than, until
 
 SAGA: dict[str, Any] = {"saga_id": "s1", "steps": [do(1, "Fly", "airlnie")]}
 WAITS = ("begin", "-", "--timeout", "1")
+FULL = "saga s1 was not begun, the store is full: all of maxmemory is used; try again later, or see sagastream doctor"
 
 
 def begun(commands: Commands, server: Server, *arguments: str) -> str:
@@ -30,7 +31,23 @@ def test_a_begin_into_a_full_store_is_refused_at_once(server: Server, commands: 
     with connect(server.url) as client:
         client.config_set("maxmemory", 1)
     said = begun(commands, server, "begin", "-")
-    assert said == "Error: the store is full, saga s1 was not begun: the broker takes no more; try again in 5 s\n"
+    assert said == f"Error: {FULL}\n"
+
+
+def test_a_begin_with_a_time_limit_waits_for_room(server: Server, commands: Commands) -> None:
+    commands.run("init", REDIS_URL=server.url)
+    with connect(server.url) as client:
+        client.config_set("maxmemory", 1)
+        said = begun(commands, server, *WAITS)
+        assert said == f"{FULL}; trying again for 1 s\nError: {FULL}\n"
+        process = commands.start("begin", "-", "--timeout", "300", env={"REDIS_URL": server.url})
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(SAGA).encode())
+        process.stdin.close()
+        assert process.stderr.readline().decode() == f"{FULL}; trying again for 300 s\n"
+        client.config_set("maxmemory", 0)
+    assert process.wait(60) == 0
 
 
 @pytest.mark.own_server

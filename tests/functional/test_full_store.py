@@ -20,6 +20,7 @@ from sagastream.errors import StoreFull
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
+from sagastream.store import published
 from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
 from support.scenes import Scene, do
 from support.servers import Server
@@ -61,6 +62,12 @@ def test_in_a_full_store_processes_can_start_and_stop(scene: Scene) -> None:
     scene.worker, scene.runner = scene.another_worker(), scene.another_runner()
     assert scene.play("s1").status is SagaStatus.ABORTED
     assert scene.effects.undone == ["s1/1/transaction"]
+
+
+def test_in_a_full_store_the_samples_can_start(scene: Scene) -> None:
+    fill(scene)
+    assert published.claim_for_samples(scene.redis, KEYS, ["payment"]) is None
+    assert scene.redis.smembers(KEYS.samples) == {b"payment"}
 
 
 def test_in_a_full_store_an_operator_can_act(scene: Scene) -> None:
@@ -197,7 +204,7 @@ def test_a_client_is_refused_while_there_is_no_room(scene: Scene) -> None:
     scene.redis.config_set("maxmemory", most)
     room_is_seen(scene, full=True)
     with pytest.raises(
-        StoreFull, match=r"saga s1 was not begun: \d+ of \d+ bytes are used; try again in 5 s"
+        StoreFull, match=r"saga s1 was not begun, the store is full: \d\d% of maxmemory is used; try again later"
     ) as caught:
         scene.client.begin("s1", [do(1)])
     assert (caught.value.code, caught.value.retry_after_s) == (11, 5.0)
@@ -214,7 +221,7 @@ def test_a_client_is_refused_while_too_many_requests_wait(scene: Scene) -> None:
         scene.begin(f"s{number}", do(1))
     scene.worker = Orchestrator(scene.broker, scene.stop, max_unread=100)
     scene.worker.turn(block_ms=1)
-    with pytest.raises(StoreFull, match="200 requests to begin sagas wait, the most is 100"):
+    with pytest.raises(StoreFull, match="200 requests to begin sagas wait, and at most 100 may"):
         scene.client.begin("more", [do(1)])
     assert scene.play("s199").status is SagaStatus.COMPLETED  # the worker reads on
     until(lambda: not scene.redis.exists(ONLY.full), what="nobody says so any more")
@@ -301,10 +308,10 @@ def test_the_doctor_says_what_fills_a_store(scene: Scene) -> None:
     fill(scene)
     told = next(one for one in Doctor(scene.broker).examine() if one.about == "memory")
     assert told.level == PROBLEM
-    assert "bytes are used: " in told.text
     for text in (
-        r" requests: [23]\d\d KiB, ended sagas, about: [12]\d\d KiB",
-        r", records of services, about: (9|1\d)\d KiB, .*; the rest: others$",
+        r"% of maxmemory \(0 MiB\) is used: sagas begin again below 70%",
+        r" requests [23]\d\d KiB, ended sagas [12]\d\d KiB",
+        r", records of services (9|1\d)\d KiB, .*, all else \d+ KiB$",
     ):
         assert re.search(text, told.text), told.text
-    assert "--retention-days" in told.text + " ".join(told.do)
+    assert re.fullmatch(r"raise it: CONFIG SET maxmemory \dmb", told.do[0])

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.clock import ServerClock
 from support.processes import Commands
 from support.scenes import do
 from support.servers import KINDS, OwnServer, start_server
+from support.stores import ONLY
 from support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.both_in_soak]
@@ -251,11 +253,11 @@ def test_a_store_at_work_or_in_use_is_refused(server: OwnServer, commands: Comma
     ("change", "complaint"),
     [
         (lambda lines: lines[:-1], "the file ends too early, after line "),
-        (lambda lines: [*lines[:-2], lines[-1]], "the file ends too early, after line "),
+        (lambda lines: [*lines[:-2], lines[-1]], "lines are before the last one, which says "),
         (lambda lines: [*lines, lines[1]], " is out of place"),
         (lambda lines: lines[1:], "line 1, of type "),
         (lambda lines: [], "the file ends too early, after line 0"),
-        (lambda lines: [lines[0], b"{\n", *lines[1:]], "line 2 is not JSON: "),
+        (lambda lines: [lines[0], b"{\n", *lines[1:]], "line 2 is not JSON, so this is no file of sagastream export: "),
         (lambda lines: [lines[0], b"[1]\n", *lines[1:]], "line 2 is not a line of an exported store"),
         (
             lambda lines: [lines[0], b'{"type": "saga", "saga_id": 1}\n', *lines[1:]],
@@ -276,6 +278,27 @@ def test_a_damaged_file_changes_nothing(commands: Commands, change: Any, complai
     assert complaint in done.stderr
     assert commands.run("import", "-", given=whole, **home).returncode == 0
     assert "requests that no worker has read: 1" in commands.run("show", "s1", **home).stderr
+
+
+def test_an_import_that_does_not_fit_says_that_it_is_incomplete(commands: Commands, tmp_path: Path) -> None:
+    with closing(Broker(home=tmp_path / "home")) as broker:
+        SagaClient(broker).begin_many({"saga_id": f"s{number}", "steps": [do("x" * 100_000)]} for number in range(100))
+    whole = commands.run("export", "-", SAGASTREAM_HOME=str(tmp_path / "home")).stdout.encode()
+    server = start_server("valkey", tmp_path, OwnServer)
+    try:
+        env = {"REDIS_URL": server.url}
+        client = server.broker().client
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 5_000_000)
+        done = commands.run("import", "-", given=whole, **env)
+        assert done.returncode == 1
+        assert "the import is incomplete: the store is full: " in done.stderr
+        assert "then import again" in done.stderr
+        client.flushall()
+        client.config_set("maxmemory", 0)
+        assert commands.run("import", "-", given=whole, **env).returncode == 0
+        assert client.xlen(ONLY.requests) == 100
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("instead", [None, "a string"])

@@ -12,6 +12,8 @@ import click
 from sagastream_bridge.commands.context import finite, opened, orderly, safe, width
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sagastream.broker.connection import Broker
     from sagastream.client.blocking import SagaClient
     from sagastream.client.listing import ListStatus
@@ -35,7 +37,7 @@ _SAY_WHY_AFTER_S: Final = 3.0
     type=click.FloatRange(0),
     callback=finite,
     metavar="SECONDS",
-    help="Wait at most this long: for a broker that is away or full and, with --wait, for the end.",
+    help="Wait at most this long: for room in the store, for a broker that goes away and, with --wait, for the end.",
 )
 def begin(file: Any, wait: bool, timeout: float | None) -> None:
     """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
@@ -158,7 +160,7 @@ class _Patience:
 
         again = f"the request to begin saga {saga_id} may have arrived; begin it again, and nothing is done twice"
         try:
-            return self._outage.patiently(begin, until=self._until)
+            return self._outage.patiently(lambda: self._once_there_is_room(begin), until=self._until)
         except redis.RedisError as error:
             if not is_outage(error):
                 raise
@@ -169,6 +171,24 @@ class _Patience:
         except SystemExit:
             click.echo(again if may_have_arrived else f"saga {saga_id} was not begun", err=True)
             raise
+
+    def _once_there_is_room(self, begin: "Callable[[], Accepted]") -> "Accepted":
+        """What `begin` returns. While the store is full, it is called again if the time is limited: there may be no
+        room for days."""
+        from sagastream.errors import StoreFull
+
+        said = False
+        while True:
+            try:
+                return begin()
+            except StoreFull as error:
+                left_s = self._until - time.monotonic()
+                if self._timeout_s is None or left_s <= 0:
+                    raise
+                if not said:
+                    click.echo(safe(f"{error}; trying again for {self._timeout_s:g} s"), err=True)
+                    said = True
+                time.sleep(min(error.retry_after_s, left_s))
 
     def is_workerless(self, keys: "StoreKeys") -> bool:
         """Whether no worker shows up. If the broker is away until the time is up, that is not known."""

@@ -11,13 +11,14 @@ import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
+from sagastream.broker.launch import MEMORY_VARIABLE
 from sagastream.client.evidence import explain, survey, troubles_of_broker
 from sagastream.console import describe
 from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
-from sagastream.orchestrator.room import FULL_AT
+from sagastream.orchestrator.room import FULL_AT, ROOM_AT
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
@@ -132,16 +133,28 @@ class Doctor:
             policy = info["maxmemory_policy"]
             yield problem("memory", f"maxmemory-policy is {policy}: it may drop sagas", "set noeviction")
         elif most and used >= FULL_AT * most:
-            names = published.services(self._keys)
-            taken = ", ".join(
-                f"{what}: {size // 1024} KiB"
-                for what, size in memory.parts(self._client, self._keys, run(self._client, names))
-            )
-            text = f"{used} of {most} bytes are used: sagas begin again once there is room, and what has begun goes on"
-            remedy = "raise maxmemory, or keep ended sagas for fewer days (--retention-days)"
-            yield problem("memory", f"{text}. It is taken by {taken}; the rest: others", remedy)
+            yield self._full(used, most)
         else:
             yield ok("memory", f"{used // 2**20} MiB used, " + (f"at most {most // 2**20} MiB" if most else "no limit"))
+
+    def _full(self, used: int, most: int) -> Finding:
+        """What fills the store, and what helps."""
+        services = run(self._client, published.services(self._keys))
+        parts = memory.parts(self._client, self._keys, services)
+        parts.append(memory.Part("all else", max(0, used - sum(part.bytes for part in parts))))
+        taken = ", ".join(f"{part.what} {part.bytes // 1024} KiB" for part in parts)
+        state = f"{used / most:.0%} of maxmemory ({most / 2**20:.0f} MiB) is used"
+        begins = f"sagas begin again below {ROOM_AT:.0%}, and what has begun goes on"
+        more = f"{max(2 * most, 2 * used) // 2**20}mb"
+        how = f"CONFIG SET maxmemory {more}"
+        if self._broker.embedded is not None:
+            how = f"stop all, then start it with {MEMORY_VARIABLE}={more}"
+        return problem(
+            "memory",
+            f"{state}: {begins}. That is about: {taken}",
+            f"raise it: {how}",
+            "or keep less from now on: fewer --retention-days, small results",
+        )
 
     def _types(self, wanted: Mapping[str, str]) -> Iterator[Finding]:
         for key, kind in wanted.items():

@@ -52,7 +52,7 @@ def _sagas(client: "redis.Redis", keys: StoreKeys) -> Iterator[Part]:
             hashes = [partition.saga(member.decode(errors="replace")) for member in members or ()]
             if sizes := [size for size in _sizes(client, hashes) if size]:
                 total += number * sum(sizes) // len(sizes)
-        yield Part(f"{what}, about", total)
+        yield Part(what, total)
 
 
 def _records(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) -> Part:
@@ -61,7 +61,7 @@ def _records(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) ->
     now_ms = wire.milliseconds(clock) if clock is not None else 0
     hours = range(now_ms, now_ms - DONE_KEPT_S * 1000, -_HOUR_MS)
     hashes = [one.done(name, hour) for one in keys.partitions for name in services for hour in hours]
-    return Part("records of services, about", sum(_sizes(client, hashes, _RECORDS_LOOKED_AT)))
+    return Part("records of services", sum(_sizes(client, hashes, _RECORDS_LOOKED_AT)))
 
 
 def _sizes(client: "redis.Redis", names: Sequence[str], samples: int = _SAMPLES) -> list[int]:

@@ -9,10 +9,12 @@ from hashlib import sha256
 from itertools import islice
 from typing import IO, Any, Final
 
+import redis
 from redis.client import Pipeline
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import REPLAYED
+from sagastream.broker.failures import told
 from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.saga import SagaState
 from sagastream.errors import TransferError
@@ -49,7 +51,14 @@ class Import:
             raise TransferError(f"the store {broker.store} is not empty, it has {found}: import into an empty one")
 
     def run(self) -> int:
-        """Write it all. Returns how many sagas there are. Raises redis.RedisError; the store is incomplete then."""
+        """Write it all. Returns how many sagas there are. Raises TransferError; the store is incomplete then."""
+        try:
+            return self._write()
+        except redis.RedisError as error:
+            text = f"the import is incomplete: {told(error)}. Start nothing on {self._broker.store}"
+            raise TransferError(f"{text}: delete what is in it, then import again") from None
+
+    def _write(self) -> int:
         sagas = 0
         seconds, micros = self._client.time()
         self._now_ms = seconds * 1000 + micros // 1000
@@ -77,8 +86,11 @@ class Import:
                     raise TransferError(f"the file is of protocol {line['protocol']}, and {known}")
                 keys = StoreKeys(line["prefix"], [str(tag) for tag in line["tags"]])
             elif kind == "end":
-                ended = line["lines"] == number - 1
-                if ended and line["sha256"] != seen.hexdigest():
+                ended = True
+                if line["lines"] != number - 1:
+                    counted = f"{number - 1} lines are before the last one, which says {line['lines']}"
+                    raise TransferError(f"{counted}: the file was changed or damaged; export it again")
+                if line["sha256"] != seen.hexdigest():
                     raise TransferError("the file was changed or damaged after its export: export it again")
             seen.update(text)
         if keys is None or not ended:

@@ -63,7 +63,7 @@ def read(line: bytes, number: int) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise TransferError(f"line {number} is not JSON: {error}") from None
+        raise TransferError(f"line {number} is not JSON, so this is no file of sagastream export: {error}") from None
     if not isinstance(value, dict) or (members := _MEMBERS.get(str(value.get("type")))) is None:
         raise TransferError(f"line {number} is not a line of an exported store")
     for name, types in members.items():

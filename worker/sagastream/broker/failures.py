@@ -140,7 +140,7 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
     if isinstance(error, redis.AuthenticationError):
         return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
     if _is_unreached(error):
-        what = f"the broker does not answer, since nobody listens there: {text}"
+        what = f"the broker does not answer, since nobody listens there: {text.rstrip('.')}"
         return f"{what}; start it, or look at REDIS_URL. {_ENDED}"
     if isinstance(error, redis.TimeoutError):
         return f"the broker does not answer: it hangs, was stopped, or is too busy ({text})"

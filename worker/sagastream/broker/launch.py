@@ -98,7 +98,7 @@ def most_memory(environment: Mapping[str, str]) -> int:
     found = re.fullmatch(r"([0-9]{1,15})([kmg]?b?)", asked.strip().lower())
     unit = None if found is None else _UNITS.get(found[2])
     if found is None or unit is None or (most := int(found[1]) * unit) < _LEAST_BYTES:
-        raise BrokerError(f"{MEMORY_VARIABLE} is {asked!r}: give a size of at least 16mb, as 512mb or 2gb")
+        raise BrokerError(f"{MEMORY_VARIABLE} is {asked!r}: give a whole number of kb, mb or gb, at least 16mb")
     return most
 
 

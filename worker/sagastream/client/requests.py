@@ -209,7 +209,7 @@ def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -
     try:
         known = yield from _SCRIPT.call(names, args)
     except redis.OutOfMemoryError:  # it says so before the script begins
-        return [_no_room(one, "the broker takes no more") for one in begins]
+        return [_no_room(one, "all of maxmemory is used") for one in begins]
     return [_answer(one, held, codec) for one, held in zip(begins, known, strict=True)]
 
 
@@ -304,7 +304,7 @@ def _answer(one: Begin, held: Any, codec: Codec | None) -> Accepted | Refused:
 
 
 def _no_room(one: Begin, why: str) -> Refused:
-    text = f"the store is full, saga {one.saga_id} was not begun: {why}; try again in {_TRY_AGAIN_S:g} s"
+    text = f"saga {one.saga_id} was not begun, the store is full: {why}; try again later, or see sagastream doctor"
     return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
 
 

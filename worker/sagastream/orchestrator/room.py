@@ -93,8 +93,8 @@ class Room:
             self.is_full = True
             self._take_at = time.monotonic() + _A_FEW_EVERY_S
             self._log.warning(
-                f"the store is full: {rest} of {self.most_bytes} bytes are used, without requests to begin sagas. "
-                "These stay unread until there is room, and what has begun goes on; see sagastream doctor"
+                f"the store is full: {share:.0%} of maxmemory is used, without requests to begin sagas. These stay "
+                f"unread until it is less than {ROOM_AT:.0%}, and what has begun goes on; see sagastream doctor"
             )
         elif share < ROOM_AT and self.is_full:
             self.is_full = False
@@ -102,9 +102,10 @@ class Room:
 
     def _told(self, partitions: tuple[Partition, ...], unread: list[Any]) -> Iterator[wire.Words]:
         """What tells clients that there is no room, for each partition that has none."""
-        used = f"{self._used_bytes} of {self.most_bytes} bytes are used"
+        used = f"{self._used_bytes / (self.most_bytes or 1):.0%} of maxmemory is used"
         for partition, number in zip(partitions, unread, strict=True):
             waiting = number if isinstance(number, int) else 0
-            why = used if self.is_full else f"{waiting} requests to begin sagas wait, the most is {self._most_unread}"
+            at_most = f"at most {self._most_unread} may (sagastream worker --max-unread)"
+            why = used if self.is_full else f"{waiting} requests to begin sagas wait, and {at_most}"
             if self.is_full or waiting > self._most_unread:
                 yield even_if_full(partition.full, "SET", partition.full, why, "PX", FULL_KEPT_MS)

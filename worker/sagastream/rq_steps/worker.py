@@ -163,7 +163,16 @@ class SagaWorker(Worker):
             broker.close()
 
     # RQ itself waits only for a server that it cannot reach, and only while it waits for a job. Any other error ends
-    # its worker. What follows is what it calls while the worker lives.
+    # its worker. What follows is what it calls when the worker starts, and while it lives.
+
+    def register_birth(self) -> None:
+        self._patiently(super().register_birth)
+
+    def set_state(self, *args: Any, **options: Any) -> None:
+        self._patiently(lambda: super(SagaWorker, self).set_state(*args, **options))
+
+    def run_maintenance_tasks(self) -> None:
+        self._patiently(super().run_maintenance_tasks)
 
     def check_for_suspension(self, *args: Any, **options: Any) -> None:
         self._patiently(lambda: super(SagaWorker, self).check_for_suspension(*args, **options))

@@ -94,7 +94,7 @@ def claim_for_samples(client: "redis.Redis", keys: StoreKeys, names: Collection[
         streams = [partition.commands(name) for partition in keys.partitions]
         if not client.sismember(keys.samples, name) and client.exists(keys.published(name), *streams):
             return name
-    client.sadd(keys.samples, *names)
+    or_raise(*round_trip(client, [even_if_full(keys.samples, "SADD", keys.samples, *names)]))
     return None
 
 
