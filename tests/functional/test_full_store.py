@@ -165,7 +165,7 @@ def test_the_rest_counts_and_changes_with_some_slack() -> None:
         looking = room.look()
         next(looking)
         with contextlib.suppress(StopIteration):
-            looking.send([f"maxmemory:1000\r\nused_memory:{used}\r\n".encode(), 5])
+            looking.send([f"maxmemory:1000\r\nused_memory:{used}\r\n".encode(), 5, -2])
             looking.send([requests])
             looking.send([b"OK"])
         return room.is_full
@@ -226,6 +226,15 @@ def test_a_client_is_refused_while_too_many_requests_wait(scene: Scene) -> None:
     assert scene.play("s199").status is SagaStatus.COMPLETED  # the worker reads on
     until(lambda: not scene.redis.exists(ONLY.full), what="nobody says so any more")
     scene.client.begin("more", [do(1)])
+
+
+@pytest.mark.parametrize("left_ms", [3_600_000, None])
+def test_what_was_said_before_the_clock_was_set_back_refuses_nobody(scene: Scene, left_ms: int | None) -> None:
+    scene.redis.set(ONLY.full, "all of maxmemory is used", px=left_ms)
+    with pytest.raises(StoreFull):
+        scene.client.begin("s1", [do(1)])
+    scene.turns_until(lambda: not scene.redis.exists(ONLY.full))
+    scene.client.begin("s1", [do(1)])
 
 
 def test_whatever_stands_in_place_of_what_a_worker_says_refuses_nobody(scene: Scene) -> None:

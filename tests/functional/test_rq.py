@@ -253,6 +253,26 @@ def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:
     assert job.args == ["work", job.meta["entry"], False, 0, "saga"]
 
 
+def test_a_worker_that_starts_on_a_full_store_waits_for_room(stage: Stage, commands: Commands) -> None:
+    """Ours does; RQ's own command ends before it makes the worker."""
+    log = commands.folder / "log"
+    stage.redis.config_set("maxmemory", 1)
+    try:
+        with log.open("wb") as file:
+            worker = commands.start(
+                *("rq-worker", "shop:service"),
+                env={"REDIS_URL": stage.fleet.env["REDIS_URL"], "PYTHONPATH": str(stage.fleet.folder)},
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            )  # fmt: skip
+        until(lambda: "rq worker: the store is full: " in log.read_text(), what="it says so, and waits")
+        assert worker.poll() is None
+    finally:
+        stage.redis.config_set("maxmemory", 0)
+    stage.begin("s1", do(1))
+    assert stage.play("s1").status is SagaStatus.COMPLETED
+    assert "Traceback" not in log.read_text()
+
+
 def test_params_that_a_function_does_not_take_reject_the_step(stage: Stage) -> None:
     stage.fleet.worker()
     stage.begin("s1", do({"usr": "u1"}, "Charge"))

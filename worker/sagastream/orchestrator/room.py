@@ -33,6 +33,8 @@ MOST_UNREAD: Final = 100_000
 #: While there is no room, a few begins are taken once in so many seconds, up to this share of maxmemory.
 _A_FEW_EVERY_S: Final = 10.0
 _A_FEW_UNTIL: Final = 1.25
+#: What PTTL says of a key that does not expire.
+_FOR_EVER: Final = -1
 #: How many nodes of a stream the server looks at to tell its size: it takes a millisecond for so many.
 _SAMPLES: Final = 10_000
 
@@ -69,14 +71,16 @@ class Room:
         assert self._keys is not None
         partitions = self._keys.partitions
         lengths: list[wire.Words] = [("XLEN", one.requests) for one in partitions]
-        info, *unread = yield [("INFO", "memory"), *lengths]
+        left: list[wire.Words] = [("PTTL", one.full) for one in partitions]
+        info, *answers = yield [("INFO", "memory"), *lengths, *left]
+        unread, left_ms = answers[: len(partitions)], answers[len(partitions) :]
         self._measured({} if isinstance(info, redis.ResponseError) else facts(info))
         rest = self._used_bytes
         if self.most_bytes and rest >= ROOM_AT * self.most_bytes:
             sizes = yield [("MEMORY", "USAGE", one.requests, "SAMPLES", _SAMPLES) for one in partitions]
             rest -= sum(size for size in sizes if isinstance(size, int))
         self._judge(rest)
-        if told := list(self._told(partitions, unread)):
+        if told := [*_outlived(partitions, left_ms), *self._told(partitions, unread)]:
             for answer in (yield told):
                 if not is_wrong_type(answer):
                     or_raise(answer)
@@ -109,3 +113,11 @@ class Room:
             why = used if self.is_full else f"{waiting} requests to begin sagas wait, and {at_most}"
             if self.is_full or waiting > self._most_unread:
                 yield even_if_full(partition.full, "SET", partition.full, why, "PX", FULL_KEPT_MS)
+
+
+def _outlived(partitions: tuple[Partition, ...], left_ms: list[Any]) -> Iterator[wire.Words]:
+    """Deletes what tells clients for longer than a worker ever says it: the server's clock was set back since, or its
+    expiry was taken away."""
+    for partition, left in zip(partitions, left_ms, strict=True):
+        if isinstance(left, int) and (left == _FOR_EVER or left > FULL_KEPT_MS):
+            yield "DEL", partition.full

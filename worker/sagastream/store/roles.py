@@ -86,7 +86,7 @@ _WORK: Final = (
     _Grant("store", "hgetall hsetnx"),
     _Grant("requests interventions replies", f"{_GROUP} xrange xinfo|stream"),
     _Grant("requests", "xlen memory|usage"),
-    _Grant("full", "set"),
+    _Grant("full", "set pttl del"),
     _Grant("commands events quarantine", "type xadd"),
     _Grant("commands", "xrange xpending xdel"),
     _Grant("events quarantine", "xdel xlen xtrim memory|usage"),
