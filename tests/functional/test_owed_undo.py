@@ -17,7 +17,7 @@ import redis
 
 from sagastream.core.service_rules import MAX_UNDOS
 from sagastream.store.quarantine import Quarantine
-from support.processes import Commands
+from support.processes import Commands, tell_to_end
 from support.servers import OwnServer, Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
@@ -171,7 +171,7 @@ def test_a_process_that_is_told_to_end_leaves_what_it_owes_to_others(play: Play,
     owing = play.owing()
     if outcome == "raises":
         play.flag("do raises")
-    owing.send_signal(signal.SIGTERM)
+    tell_to_end(owing)
     play.flag("go on")
     assert owing.wait(60) == 0
     assert play.stands
@@ -258,7 +258,7 @@ def test_what_a_process_owes_outlives_an_outage_of_the_broker(server: OwnServer,
     play.flag("go on")
     until(lambda: play.stands, what="the effect is there")
     if end:
-        owing.send_signal(signal.SIGTERM)
+        tell_to_end(owing)
         with pytest.raises(subprocess.TimeoutExpired):
             owing.wait(1)
     server.start()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sagastream.broker.home import home_of
+from support.waiting import until
 
 #: The command `sagastream` of the environment that the tests run in.
 SAGASTREAM = str(Path(sys.executable).with_name("sagastream"))
@@ -93,6 +95,17 @@ class Commands:
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
+
+
+def tell_to_end(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM to a process of `sagastream`, and wait until it knows: the thread that waits for signals is gone."""
+
+    def threads() -> set[str]:
+        return set(os.listdir(f"/proc/{process.pid}/task"))  # noqa: PTH208 - names are wanted
+
+    before = threads()
+    process.send_signal(signal.SIGTERM)
+    until(lambda: process.poll() is not None or before - threads(), what="it knows that it is to end")
 
 
 class Talk:
