@@ -20,6 +20,16 @@ def until(condition: Callable[[], T | None], *, what: str, timeout_s: float = 60
     return value
 
 
+def until_no_more(happens: Callable[[], bool], *, within_s: float, what: str, timeout_s: float = 60.0) -> None:
+    """Wait until it does not happen for so long. What is under way at first may still happen."""
+    quiet_since = began = time.monotonic()
+    while (now := time.monotonic()) - quiet_since < within_s:
+        if happens():
+            quiet_since = now
+        assert now - began < timeout_s, f"still after {timeout_s:g} s: {what}"
+        time.sleep(0.01)
+
+
 @contextmanager
 def takes_less_than(seconds: float) -> Iterator[None]:
     """Fails the test if the work within this takes longer than it may on an idle machine."""
