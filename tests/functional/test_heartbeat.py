@@ -21,7 +21,7 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.streams import add_reply
-from support.waiting import until
+from support.waiting import takes_less_than, until
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def test_it_is_written_before_the_process_has_a_consumer(scene: Scene) -> None:
 
 def test_it_costs_no_round_trip_and_is_written_about_once_a_second(scene: Scene) -> None:
     scene.worker.turn(block_ms=1)
-    before, began, turns = beats(scene), time.monotonic(), 0
-    while time.monotonic() - began < 3.0:
+    before, began, turns, took_s = beats(scene), time.monotonic(), 0, 0.0
+    while took_s < 3.0 or turns <= 15:
         scene.worker.turn(block_ms=5)
         turns += 1
-    assert turns > 15
-    assert 2 <= beats(scene) - before <= 4
+        took_s = time.monotonic() - began
+    assert 2 <= beats(scene) - before <= took_s + 1
 
 
 def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> None:
@@ -86,11 +86,14 @@ def test_a_worker_with_more_to_do_than_it_can_is_heard_as_well(scene: Scene) -> 
     scene.redis.xgroup_create(ONLY.requests, keys.ORCHESTRATOR_GROUP, id="0")
     scene.redis.xreadgroup(keys.ORCHESTRATOR_GROUP, "dead", {ONLY.requests: ">"}, count=200)
     scene.worker._inbox.leases._lease_ms = 1
-    ends = time.monotonic() + 2.5
-    while time.monotonic() < ends:
+    began_s, longest_s = time.monotonic(), 0.0
+    while time.monotonic() - began_s < 2.5 or scene.redis.xlen(ONLY.requests):
+        turn_s = time.monotonic()
         scene.worker.turn(block_ms=1)
-        assert known(scene, scene.worker).silent_ms < 1500
-    assert scene.redis.xlen(ONLY.requests) == 0
+        silent_ms = known(scene, scene.worker).silent_ms
+        longest_s = max(longest_s, time.monotonic() - turn_s)
+        # Once a second, along with what the turn does anyway: a busy machine takes longer for a turn.
+        assert silent_ms < 1_200 + 3 * longest_s * 1000
 
 
 def test_a_service_whose_handlers_take_long_is_heard(server: Server) -> None:
@@ -110,8 +113,8 @@ def test_a_service_whose_handlers_take_long_is_heard(server: Server) -> None:
         scene.begin("s1", do(1, service="slow"))
         scene.turns_until(lambda: bool(runs))
         began = time.monotonic()
-        while time.monotonic() - began < 4.0:
-            assert known(scene, runner).silent_ms < 2500
+        while time.monotonic() - began < 6.0:
+            assert known(scene, runner).silent_ms < 4500
             time.sleep(0.1)
     finally:
         scene.stop.set()
@@ -263,7 +266,8 @@ def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Com
     until(lambda: client.exists(ONLY.saga("s1")), what="it is begun")
     worker.send_signal(signal.SIGSTOP)
     try:
-        until(lambda: not heartbeat.worker_is_alive(client, KEYS), what="it counts as dead", timeout_s=5.0)
+        with takes_less_than(5.0):
+            until(lambda: not heartbeat.worker_is_alive(client, KEYS), what="it counts as dead")
         assert "no worker is running" in commands.run("show", "s1", **env).stdout
         assert "; no worker is running" in commands.run("list", **env).stderr
         doctor = commands.run("doctor", **env).stdout
@@ -271,6 +275,7 @@ def test_all_who_tell_of_a_worker_that_hangs_agree(server: Server, commands: Com
         assert "no worker is running" in commands.run("begin", "-", given=body.replace("s1", "s2"), **env).stderr
     finally:
         worker.send_signal(signal.SIGCONT)
-    until(lambda: heartbeat.worker_is_alive(client, KEYS), what="it is heard again", timeout_s=5.0)
+    with takes_less_than(5.0):
+        until(lambda: heartbeat.worker_is_alive(client, KEYS), what="it is heard again")
     assert "no worker" not in commands.run("show", "s1", **env).stdout
     assert "at work: 1;" in commands.run("doctor", **env).stdout
