@@ -31,7 +31,7 @@ import os
 from pathlib import Path
 from sagastream import Reject, Service
 
-service = Service("shop", lease_ms=500)
+service = Service("shop", lease_ms=2_000)
 BOOK = Path(os.environ["BOOK"])
 
 
@@ -137,8 +137,9 @@ def fill(place: Place) -> None:
     # Commands, some of which a process holds that has not begun with them …
     service.send_signal(signal.SIGKILL)
     service.wait()
+    # They wait until the store has moved. If their time were up by then, they would be undone, though nothing was done.
     for n in MANY:
-        sagas.begin(f"held{n}", [do(n, service="shop"), do("fail", service="shop")])
+        sagas.begin(f"held{n}", [do(n, service="shop", timeout_ms=3_600_000), do("fail", service="shop")])
     streams = [partition.commands("shop") for partition in place.keys.partitions]
     until(lambda: sum(map(client.xlen, streams)) == len(MANY), what="the commands are out")
     assert client.xreadgroup("shop", "somebody", dict.fromkeys(streams, ">"), count=4)

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T | None], *, what: str, timeout_s: float = 60.0) -> T:
+def until(condition: Callable[[], T | None], *, what: str, timeout_s: float = 120.0) -> T:
     """The first true value of `condition`. Fails the test if there is none in time.
 
     A test that passes does not wait for the limit, so the limit is generous: even a busy machine must not reach it.
