@@ -243,7 +243,7 @@ def test_every_fifth_message_is_lost(world: World, chance: random.Random) -> Non
         return left
 
     loses = [True]
-    world.options = {"timeout_ms": 400, "attempts": 4, "compensation_attempts": 3, "backoff_ms": 20}
+    world.options = {"timeout_ms": 800, "attempts": 4, "compensation_attempts": 3, "backoff_ms": 20}
     world.may_end_otherwise()
     with Relay(world, lossy):
         world.start()

@@ -39,8 +39,11 @@ from support.waiting import until
 
 #: How many sagas may be under way at once: enough that there always are some, and so few that none waits for long.
 IN_FLIGHT: Final = 32
-#: The lease of the services. No handler takes that long.
-SERVICE_LEASE_MS: Final = 600
+#: The lease of the services. No handler takes that long, and no process is kept waiting for so long by a busy machine.
+SERVICE_LEASE_MS: Final = 1_500
+#: How many of the killed may still be starting when the next fault comes. If a machine is so busy that starting takes
+#: longer than the time between two faults, nobody would ever work.
+STARTING: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ class World:
         self._commands = commands
         self.oracle = commands.folder / "oracle.sqlite"
         self._plans: dict[str, Plan] = {}
+        self._starting: list[Process] = []  # that were killed, and may not be at work again yet
         oracle.prepare(self.oracle)
 
     # --- processes
@@ -159,19 +163,13 @@ class World:
         self.figures["entries held by the killed"] += sum(self.held_by(process).values())
         self._commands.running.remove(process.now)
         process.now = self._spawn(process.release, process.arguments)
+        if process not in self._starting:
+            self._starting.append(process)
 
     def replace(self, process: Process) -> None:
         """Tell a service's process to end, as a deploy does, and start another in its place once it has."""
-        name = process.arguments[1].partition(":")[2]
-        mark = f"-{process.now.pid}-".encode()
-
-        def is_at_work() -> bool:
-            consumers: Any = []
-            with contextlib.suppress(redis.ResponseError):  # nobody has made the group yet
-                consumers = self.redis.xinfo_consumers(self.keys.partitions[0].commands(name), name)
-            return process.now.poll() is not None or any(mark in consumer["name"] for consumer in consumers)
-
-        until(is_at_work, what="a process that was just started is at work")  # until then a signal ends it at once
+        # Until then a signal ends it at once.
+        until(lambda: self._is_at_work(process), what="a process that was just started is at work")
         process.now.send_signal(signal.SIGTERM)
         assert process.now.wait(60) == 0, self.tail()
         self.figures["deploys"] += 1
@@ -180,18 +178,28 @@ class World:
 
     def held_by(self, process: Process) -> dict[str, int]:
         """How many entries a process has taken and not answered, by stream."""
+        return {stream: sum(one["pending"] for one in found) for stream, found in self._consumers(process)}
+
+    def _is_at_work(self, process: Process) -> bool:
+        """Whether it reads, or has ended."""
+        return process.now.poll() is not None or any(found for _, found in self._consumers(process))
+
+    def _consumers(self, process: Process) -> Iterator[tuple[str, list[Any]]]:
+        """The streams that it reads, and what each knows of it as a consumer."""
         if process.arguments[0] == "worker":
             groups = [(stream, keys.ORCHESTRATOR_GROUP) for stream in self._read_by_workers()]
         else:
             name = process.arguments[1].partition(":")[2]
             groups = [(partition.commands(name), name) for partition in self.keys.partitions]
-        held = {}
         for stream, group in groups:
             consumers: Any = []
             with contextlib.suppress(redis.ResponseError):  # nobody has made the group yet
                 consumers = self.redis.xinfo_consumers(stream, group)
-            held[stream] = sum(c["pending"] for c in consumers if f"-{process.now.pid}-".encode() in c["name"])
-        return held
+            yield stream, [one for one in consumers if f"-{process.now.pid}-".encode() in one["name"]]
+
+    def _most_are_at_work(self) -> bool:
+        self._starting = [process for process in self._starting if not self._is_at_work(process)]
+        return len(self._starting) <= STARTING
 
     @contextlib.contextmanager
     def stopped_while_it_holds_something(self, process: Process) -> Iterator[None]:
@@ -228,7 +236,7 @@ class World:
         """Begin sagas. Meanwhile let the fault happen until all have begun, at least `times` times (more often in a
         long run)."""
         done = 0
-        give_up = time.monotonic() + 120 * self.factor
+        give_up = time.monotonic() + 240 * self.factor
         with self.feed(lambda: done >= times * self.factor) as feeder:
             while feeder.is_busy:
                 self.assert_all_live()
@@ -236,6 +244,7 @@ class World:
                 fault()
                 done += 1
                 feeder.wait(every_s)
+                until(self._most_are_at_work, what="those that were killed are started again")
 
     def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
         """Begin a saga as a careful client does: again and again, with the same id, until the broker has accepted
@@ -268,7 +277,7 @@ class World:
     def accepted(self) -> int:
         return len(self._plans)
 
-    def settle(self, timeout_s: float = 80.0) -> None:
+    def settle(self, timeout_s: float = 200.0) -> None:
         """Wait until every saga has ended or is parked, and nothing is left to be read."""
 
         def is_settled() -> bool:
@@ -304,7 +313,7 @@ class World:
         """Retry every parked saga, as an operator would."""
         parked: Any = [self.redis.zrangebyscore(one.timers, "+inf", "+inf") for one in self.keys.partitions]
         for saga_id in itertools.chain.from_iterable(parked):
-            client.retry(saga_id.decode(), "the fault is over", 10)
+            client.retry(saga_id.decode(), "the fault is over", 60)
             self.figures["parked and retried"] += 1
 
     # --- the verdict
