@@ -45,6 +45,9 @@ from support.waiting import until
 
 RQ = str(Path(sys.executable).with_name("rq"))
 
+#: In milliseconds: a step whose attempts are counted does not time out while RQ's processes start.
+LONG_MS = 600_000
+
 SHOP = """
 import asyncio, logging, os, signal
 from sagastream import Reject, Service, connect
@@ -403,7 +406,7 @@ def test_a_job_that_no_worker_has_the_command_for_ends_once_nobody_waits_for_it(
 
 def test_a_work_horse_that_is_killed_is_an_unknown_outcome_and_the_next_attempt_does_it(stage: Stage) -> None:
     stage.fleet.worker()
-    stage.begin("s1", do("die", backoff_ms=1))
+    stage.begin("s1", do("die", backoff_ms=1, timeout_ms=LONG_MS))
     state = stage.play("s1")
     assert state.status is SagaStatus.COMPLETED
     assert state.steps[0].attempt == 2
@@ -438,7 +441,7 @@ def test_no_handler_swallows_the_time_limit(stage: Stage) -> None:
 
 def test_a_worker_that_is_killed_with_its_work_horse_is_given_up_and_another_does_it(stage: Stage) -> None:
     worker = stage.fleet.worker()
-    stage.begin("s1", do("wait", backoff_ms=1))
+    stage.begin("s1", do("wait", backoff_ms=1, timeout_ms=LONG_MS))
     horse = stage.begun()
     worker.kill()
     os.kill(horse, signal.SIGKILL)
@@ -469,7 +472,7 @@ def test_a_worker_that_is_killed_alone_leaves_a_work_horse_that_answers(stage: S
 
 def test_a_job_that_a_dying_worker_took_off_the_queue_is_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagastream.rq_steps.dispatcher._SEARCH_EVERY_S", 0.0)
-    stage.begin("s1", do(1, backoff_ms=1))
+    stage.begin("s1", do(1, backoff_ms=1, timeout_ms=LONG_MS))
     queue = Queue("steps", connection=stage.redis)
     stage.all_until(lambda: queue.count == 1, what="the job is in the queue")
     assert queue.pop_job_id() == "saga-work-s1-1-transaction"  # it dies here
@@ -840,9 +843,12 @@ def test_a_service_and_its_workers_run_steps_as_the_users_of_the_guide(
     service = commands.start("service", "shop:service", env={"REDIS_URL": service_url})
     workers = commands.start("rq-worker", "shop:service", env={"REDIS_URL": workers_url})
     sagas = SagaClient(broker)
-    steps = [do("die", service="notification", backoff_ms=1), do(1, "Slow", "notification", attempts=1)]
+    steps = [
+        do("die", service="notification", backoff_ms=1, timeout_ms=LONG_MS),
+        do(1, "Slow", "notification", attempts=1, timeout_ms=LONG_MS),
+    ]
     sagas.begin("s1", steps)
-    assert "JobTimedOut" in (sagas.wait("s1", 60).reason or "")
+    assert "JobTimedOut" in (sagas.wait("s1", 240).reason or "")
     state = sagas.get("s1")
     assert state is not None
     assert state.steps[0].attempt == 2
