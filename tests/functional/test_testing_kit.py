@@ -32,9 +32,11 @@ from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
 #: How long a step may take that is to time out, in milliseconds; long enough for the steps that are not.
-TIMEOUT_MS = 1_000
-#: A lease that ends before that.
-SHORT_MS = 300
+TIMEOUT_MS = 2_000
+#: A deadline that passes before that; long enough for the steps before.
+DEADLINE_MS = 1_000
+#: A lease that ends before a step times out; long enough for a process that lives.
+SHORT_MS = 1_500
 LONG_MS = 30_000
 #: How long a thread may take to notice that it is to stop, in milliseconds.
 _BLOCK_MS = 20
@@ -156,14 +158,14 @@ SCENARIOS = {
         verbs=(Verb.SKIP,),
     ),
     "the deadline passes while a step is out": scenario(
-        RESERVE, briefly(CHARGE), SHIP, trouble=("Charge", "times_out", {}), deadline_ms=TIMEOUT_MS // 3
+        RESERVE, briefly(CHARGE), SHIP, trouble=("Charge", "times_out", {}), deadline_ms=DEADLINE_MS
     ),
     "a hard deadline passes while a step is out": scenario(
-        RESERVE, CHARGE, SHIP, trouble=("Charge", "times_out", {}), deadline_ms=TIMEOUT_MS // 3, deadline="hard"
+        RESERVE, CHARGE, SHIP, trouble=("Charge", "times_out", {}), deadline_ms=DEADLINE_MS, deadline="hard"
     ),
     "a hard deadline passes while a pivot is out that nothing undoes, and a person says it was not done": scenario(
         RESERVE, CHARGE | {"kind": "pivot", "compensation": None}, trouble=("Charge", "times_out", {}),
-        deadline_ms=TIMEOUT_MS // 3, deadline="hard", verbs=(Verb.CANCEL,),
+        deadline_ms=DEADLINE_MS, deadline="hard", verbs=(Verb.CANCEL,),
     ),
 }  # fmt: skip
 
@@ -235,7 +237,7 @@ class Reality:
         for verb in self._wanted.verbs:
             state = self.client.wait("s", timeout_s=60)
             assert state.parked
-            getattr(self.client, verb)("s", "as the test has it", 20, parked_at=state.parked_at)
+            getattr(self.client, verb)("s", "as the test has it", 60, parked_at=state.parked_at)
         return until(self._settled, what="the saga ends, and no command is left")
 
     def sent(self) -> list[str]:
