@@ -16,7 +16,7 @@ from sagastream.client.blocking import SagaClient
 from support.processes import SAMPLES, Commands, Talk
 from support.scenes import do
 from support.servers import Server
-from support.stores import ONLY
+from support.stores import KEYS, ONLY
 from support.streams import add_reply
 from support.waiting import until
 
@@ -105,12 +105,15 @@ def test_a_parked_saga_may_be_ended_without_its_undo(
     assert (again.returncode, again.stderr) == (1, "Error: saga s1 has ended, ABORTED\n")
 
 
-def test_a_saga_is_cancelled(env: dict[str, str], commands: Commands) -> None:
+def test_a_saga_is_cancelled(env: dict[str, str], server: Server, commands: Commands) -> None:
     (commands.folder / "open").touch()
-    steps = [do(1, "Charge", "till"), do(2, "Charge", "nobody", timeout_ms=300, compensation=None)]
+    steps = [do(1, "Charge", "till"), do(2, "Charge", "raw", compensation=None)]
     commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    client = server.broker().client
+    until(lambda: client.xlen(ONLY.commands("raw")), what="its second step is out")
     done = commands.run("cancel", "s1", "--reason", "\x1b[31mchanged my mind", **env)
     assert done.returncode == 0, done.stderr
+    answered(server, "Charge_ok", 2)
     until(lambda: "ABORTED" in commands.run("show", "s1", **env).stdout, what="it ends")
     shown = commands.run("show", "s1", **env).stdout
     assert "reason   Cancelled: \\x1b[31mchanged my mind" in shown
@@ -152,6 +155,8 @@ def desk(server: Server, commands: Commands) -> dict[str, str]:
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)
     commands.quiet("service", "desk:service", env=env)
+    client = server.broker().client
+    until(lambda: client.exists(KEYS.published("desk")), what="the service is there")
     return env
 
 
@@ -185,9 +190,9 @@ def test_a_saga_is_cancelled_now_while_its_step_has_a_day_to_answer(desk: dict[s
 
 def test_a_hard_deadline_does_not_wait_for_what_is_out(desk: dict[str, str], commands: Commands) -> None:
     steps = [do(1, "Book", "desk", timeout_ms=24 * 3600 * 1000)]
-    begin = {"saga_id": "s1", "deadline_ms": 1500, "deadline": "hard", "steps": steps}
+    begin = {"saga_id": "s1", "deadline_ms": 4000, "deadline": "hard", "steps": steps}
     done = commands.run("begin", "-", "--wait", "--timeout", "60", given=json.dumps(begin), **desk)
-    assert done.stdout == "s1 ABORTED: The deadline, 1500 ms after the begin, has passed\n"
+    assert done.stdout == "s1 ABORTED: The deadline, 4000 ms after the begin, has passed\n"
     (commands.folder / "go").touch()
     until(lambda: books(commands) == ["began", "undone", "booked", "undone"], what="what was done too late is undone")
 
