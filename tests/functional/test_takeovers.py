@@ -27,7 +27,7 @@ SERVICE = textwrap.dedent("""
 
     from sagastream import Service
 
-    service = Service("work", concurrency=20, lease_ms=500)
+    service = Service("work", concurrency=20, lease_ms=1500)
 
     def told(name, line):
         with open(name, "a") as file:
