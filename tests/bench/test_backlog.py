@@ -81,7 +81,7 @@ class Sagas:
             meanwhile()
             return self.ended >= min(first + count, self._begun - self._forgotten)
 
-        until(are_ended, what=f"{count} sagas end", timeout_s=count / 100 + 60)
+        until(are_ended, what=f"{count} sagas end", timeout_s=count / 20 + 120)
         return (self.ended - first) / (time.monotonic() - start)
 
     @property
@@ -172,4 +172,4 @@ def test_a_live_saga_takes_little_room(sagas: Sagas) -> None:
     print(f"bytes of a live saga, with its command: {a_live_saga:.0f}")
     assert a_live_saga < 2500
     with sagas.running():
-        until(lambda: sagas.ended == 3 * BATCH, what="all have ended", timeout_s=60)
+        until(lambda: sagas.ended == 3 * BATCH, what="all have ended", timeout_s=400)
