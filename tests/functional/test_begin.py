@@ -14,7 +14,10 @@ from support.waiting import takes_less_than, until
 
 SAGA: dict[str, Any] = {"saga_id": "s1", "steps": [do(1, "Fly", "airlnie")]}
 WAITS = ("begin", "-", "--timeout", "1")
-FULL = "saga s1 was not begun, the store is full: all of maxmemory is used; try again later, or see sagastream doctor"
+FULL = (
+    "the request to begin saga s1 was not taken, the store is full: all of maxmemory is used; "
+    "begin it again later, with the same id, or see sagastream doctor"
+)
 
 
 def begun(commands: Commands, server: Server, *arguments: str) -> str:

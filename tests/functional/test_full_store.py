@@ -13,6 +13,8 @@ import redis
 
 from sagastream.broker import exchange, wire
 from sagastream.client import requests
+from sagastream.client.requests import Accepted, Refused
+from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Verb
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
@@ -204,7 +206,7 @@ def test_a_client_is_refused_while_there_is_no_room(scene: Scene) -> None:
     scene.redis.config_set("maxmemory", most)
     room_is_seen(scene, full=True)
     with pytest.raises(
-        StoreFull, match=r"saga s1 was not begun, the store is full: \d\d% of maxmemory is used; try again later"
+        StoreFull, match=r"begin saga s1 was not taken, the store is full: \d\d% of maxmemory is used; begin it again"
     ) as caught:
         scene.client.begin("s1", [do(1)])
     assert (caught.value.code, caught.value.retry_after_s) == (11, 5.0)
@@ -214,6 +216,28 @@ def test_a_client_is_refused_while_there_is_no_room(scene: Scene) -> None:
     until(lambda: not scene.redis.exists(ONLY.full), what="nobody says so any more")
     scene.client.begin("s1", [do(1)])
     assert scene.play("s1").status is SagaStatus.COMPLETED
+
+
+def test_a_saga_that_is_known_is_not_refused_though_the_server_takes_nothing(scene: Scene) -> None:
+    """To begin it again is how a client finds out that it has begun."""
+    scene.client.begin("s1", [do(1)])
+    scene.play("s1")
+    fill(scene)
+    answers = scene.client.begin_many(
+        [{"saga_id": "s1", "steps": [do(1)]}, {"saga_id": "s2", "steps": [do(1)]}, {"saga_id": "s1", "steps": [do(2)]}]
+    )
+    accepted, *refused = answers
+    assert isinstance(accepted, Accepted)
+    errors = [answer.error for answer in refused if isinstance(answer, Refused)]
+    assert isinstance(errors[0], StoreFull)
+    assert "another saga has the id s1" in str(errors[1])
+
+
+def test_one_who_looks_for_a_saga_is_told_that_there_is_no_room(scene: Scene) -> None:
+    scene.client.begin("s1", [do(1)])
+    scene.redis.set(ONLY.full, "85% of maxmemory is used", px=60_000)
+    assert [cause.kind for cause in scene.client.why("s1")] == [CauseKind.BROKER_FULL, CauseKind.QUEUED]
+    assert "the store is full: 85% of maxmemory is used" in scene.client.why("s1")[0].text
 
 
 def test_a_client_is_refused_while_too_many_requests_wait(scene: Scene) -> None:

@@ -107,6 +107,11 @@ def test_a_store_whose_layout_was_deleted_is_not_used_until_its_number_is_set_ag
         assert refused.returncode != 0
         assert "saga:store is gone" in refused.stderr, arguments
         assert "sagastream init --partitions N" in refused.stderr
+    for wrong in ("1", "2", "4"):
+        refused = commands.run("init", "--partitions", wrong, **env)
+        assert refused.returncode == 1
+        assert "saga:store is gone, and " in refused.stderr
+        assert f"did not have {wrong} partitions" in refused.stderr or f"which is not {wrong}" in refused.stderr
     assert not scene.redis.exists("saga:store")
     assert commands.run("init", "--partitions", "3", **env).returncode == 0
     assert layout.look(scene.broker).tags == scene.keys.tags

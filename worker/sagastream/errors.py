@@ -23,7 +23,8 @@ class RequestRefused(SagastreamError):
 
 
 class StoreFull(RequestRefused):
-    """There is no room for more sagas now: nothing was begun, and nothing will be. Begin the saga again later.
+    """There is no room for more sagas now: this request was not taken. Begin the saga again later, with the same id: an
+    earlier request for it that was accepted still stands, and the saga begins once there is room.
 
     `code` is 11. `retry_after_s`: in how many seconds to try again.
     """

@@ -24,9 +24,11 @@ def init(partitions: int | None) -> None:
     """
     with opened() as broker:
         from sagastream.broker.exchange import run
-        from sagastream.store.layout import Layout
+        from sagastream.store.layout import Layout, check_number
 
         broker.check_server()
+        if partitions is not None:
+            check_number(broker, partitions)
         keys = run(broker.client, Layout(broker.prefix, partitions).opened())
         click.echo(f"{keys.store} has {counted(len(keys.partitions), 'partition')}")
 

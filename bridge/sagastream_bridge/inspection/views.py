@@ -109,7 +109,7 @@ def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
         yield f"  deadline {until}" + (", hard" if state.hard_deadline else "")
     for done in state.interventions:
         by = "" if done.actor is None else f"by {printable(done.actor)}: "
-        yield f"  {done.verb:<8} {iso(done.at_ms)}  {by}{printable(done.reason)}"
+        yield f"  {printable(done.verb):<8} {iso(done.at_ms)}  {by}{printable(done.reason)}"
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:
@@ -239,5 +239,5 @@ def _shown(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    text = json.dumps(value)  # plain ASCII: nothing in it can act on a terminal
+    text = printable(json.dumps(value))  # which leaves DEL as it is
     return text if len(text) <= 300 else text[:300] + "…"

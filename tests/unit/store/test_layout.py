@@ -95,6 +95,10 @@ def test_a_store_that_lacks_only_its_layout_is_not_made_again_without_its_number
             f"saga:store is gone, and {key} is there: somebody has deleted the number of partitions. Set it again "
             "as it was: sagastream init --partitions N"
         )
+    keys = StoreKeys("saga", _fields(3)["tags"].split())
+    store.used = {one.requests for one in keys.partitions}
+    with pytest.raises(StoreMismatch, match="the number of partitions, which is not 2: there is no saga:"):
+        store.run(Layout("saga", 2).opened())
     assert store.writes == 0
     assert len(store.run(Layout("saga", 3).opened()).partitions) == 3
 

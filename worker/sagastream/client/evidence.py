@@ -82,8 +82,10 @@ def _explain(
 
 def _absent(keys: StoreKeys, saga_id: str) -> Exchange[tuple[Cause, ...]]:
     evidence = yield from survey(keys, ())
-    (requests,) = yield [("XLEN", keys.of(saga_id).requests)]
-    return why_absent(evidence, _read(requests, 0))
+    partition = keys.of(saga_id)
+    requests, full = yield [("XLEN", partition.requests), ("GET", partition.full)]
+    text = _read(full, None)
+    return why_absent(evidence, _read(requests, 0), None if text is None else _text(text))
 
 
 def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange, all_of
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.scripting import Script, even_if_full
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
@@ -82,10 +82,11 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Nothing was begun, and nothing will be: `error` says why.
+    """This request was not taken, and nothing comes of it: `error` says why.
 
     MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. StoreFull, which is one, too:
-    there is no room for more sagas now. UnreadableSaga: the saga of this id cannot be read.
+    there is no room for more sagas now; if an earlier request for this saga was accepted, that one still stands.
+    UnreadableSaga: the saga of this id cannot be read.
     """
 
     saga_id: str  # empty if the request has none
@@ -208,8 +209,9 @@ def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -
     names = [partition.requests, partition.full, *(partition.saga(one.saga_id) for one in begins)]
     try:
         known = yield from _SCRIPT.call(names, args)
-    except redis.OutOfMemoryError:  # it says so before the script begins
-        return [_no_room(one, "all of maxmemory is used") for one in begins]
+    except redis.OutOfMemoryError:  # the server says so before the script begins
+        hashes = yield [("HGETALL", partition.saga(one.saga_id)) for one in begins]
+        known = [0 if is_wrong_type(held) else or_raise(held) or b"all of maxmemory is used" for held in hashes]
     return [_answer(one, held, codec) for one, held in zip(begins, known, strict=True)]
 
 
@@ -304,7 +306,8 @@ def _answer(one: Begin, held: Any, codec: Codec | None) -> Accepted | Refused:
 
 
 def _no_room(one: Begin, why: str) -> Refused:
-    text = f"saga {one.saga_id} was not begun, the store is full: {why}; try again later, or see sagastream doctor"
+    again = "begin it again later, with the same id, or see sagastream doctor"
+    text = f"the request to begin saga {one.saga_id} was not taken, the store is full: {why}; {again}"
     return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
 
 

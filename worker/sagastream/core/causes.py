@@ -30,7 +30,7 @@ class CauseKind(StrEnum):
     LATE = "late"  # its time has come, and no worker has seen to it
     SENT = "sent"  # its command is out; no more is known
     NO_WORKER = "no_worker"  # no worker runs, or all of them hang
-    BROKER_FULL = "broker_full"  # the broker has no memory left for writes
+    BROKER_FULL = "broker_full"  # the broker has no memory left for writes, or too little to begin sagas
     BROKER_READ_ONLY = "broker_read_only"  # the broker is a replica
     BROKER_DISK = "broker_disk"  # the broker cannot write to its disk, so it takes no writes
     BROKER_REPLICAS = "broker_replicas"  # the broker has fewer replicas than it wants, so it takes no writes

@@ -37,12 +37,16 @@ def why(state: SagaState, evidence: Evidence, place: Place | None = None) -> tup
     return (*found, cause, *(() if cause.kind is CauseKind.HANGS else hung))
 
 
-def why_absent(evidence: Evidence, unread: int) -> tuple[Cause, ...]:
-    """Why a saga that was asked for may not be there yet. `unread`: how many requests no worker has read."""
+def why_absent(evidence: Evidence, unread: int, full: str | None = None) -> tuple[Cause, ...]:
+    """Why a saga that was asked for may not be there yet. `unread`: how many requests no worker has read. `full`: what
+    a worker says if it leaves them unread, since the store is full."""
     if not unread or evidence.broker:
         return evidence.broker
-    text = f"requests that no worker has read: {unread}"
-    return (*no_worker(evidence), Cause(kind=CauseKind.QUEUED, text=text, facts={"unread": unread}))
+    waits = Cause(kind=CauseKind.QUEUED, text=f"requests that no worker has read: {unread}", facts={"unread": unread})
+    if full is None:
+        return (*no_worker(evidence), waits)
+    do = ("sagastream doctor  # says what fills it, and what helps",)
+    return Cause(kind=CauseKind.BROKER_FULL, text=f"sagas do not begin, the store is full: {full}", do=do), waits
 
 
 def no_worker(evidence: Evidence) -> tuple[Cause, ...]:

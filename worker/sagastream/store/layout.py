@@ -53,6 +53,22 @@ def look(broker: Broker) -> StoreKeys:
     return exchange.run(broker.client, Layout(broker.prefix).looked())
 
 
+def check_number(broker: Broker, partitions: int) -> None:
+    """If only the key is gone that says how many partitions a store has: raises StoreMismatch if it had others than so
+    many, by the streams that are there. Only for those who may SCAN; in a large store it takes seconds."""
+    if broker.client.exists(store(broker.prefix)):
+        return
+    tags = set(_fields(partitions)["tags"].split())
+    found = {
+        key.decode(errors="backslashreplace"): None
+        for key in broker.client.scan_iter(f"{broker.prefix}:{{*}}:requests", 10_000)
+    }
+    for key in found:
+        if key.partition("{")[2].partition("}")[0] not in tags:
+            text = f"{store(broker.prefix)} is gone, and by {key} it did not have {partitions} partitions"
+            raise StoreMismatch(f"{text}: there are streams of {len(found)}. sagastream init --partitions {len(found)}")
+
+
 class Layout:
     """The layout of one store, which is read once."""
 
@@ -87,21 +103,24 @@ class Layout:
         return keys or StoreKeys(self._prefix, _fields(self._partitions or 1)["tags"].split())
 
     def _check_new(self) -> Exchange[None]:
-        """Raises StoreMismatch if there is a store, and only the key is gone that says how many partitions it has: with
-        another number, most of its sagas would not be found.
+        """Raises StoreMismatch if there is a store, and only the key is gone that says how many partitions it has. With
+        another number, most of its sagas would not be found. If somebody says the number, it must have that many.
 
         Rejected: to find the number by the keys. No role may SCAN, and the tags of all 256 numbers take seconds.
         """
+        # Every store has a partition with the first tag.
+        keys = StoreKeys(self._prefix, _fields(self._partitions or 1)["tags"].split())
+        requests = [one.requests for one in keys.partitions]
+        # Only a worker that has opened the store makes the groups. A person may have written all else, or a process
+        # that has not yet noticed that all was deleted. A user who may not look may not make a store either.
+        answers = yield [("XINFO", "GROUPS", stream) for stream in requests]
+        is_there = [isinstance(groups, list) and bool(groups) for groups in answers]
+        if not is_there[0] or (self._partitions is not None and all(is_there)):
+            return
+        text = f"{keys.store} is gone, and {requests[0]} is there: somebody has deleted the number of partitions"
         if self._partitions is not None:
-            return  # somebody says the number
-        keys = StoreKeys(self._prefix, _fields(1)["tags"].split())  # every store has a partition with this tag
-        requests = keys.partitions[0].requests
-        # Only a worker that has opened the store makes the group. A person may have written all else, or a process that
-        # has not yet noticed that all was deleted. A user who may not look may not make a store either.
-        (groups,) = yield [("XINFO", "GROUPS", requests)]
-        if isinstance(groups, list) and groups:
-            text = f"{keys.store} is gone, and {requests} is there: somebody has deleted the number of partitions"
-            raise StoreMismatch(f"{text}. Set it again as it was: sagastream init --partitions N")
+            text += f", which is not {self._partitions}: there is no {requests[is_there.index(False)]}"
+        raise StoreMismatch(f"{text}. Set it again as it was: sagastream init --partitions N")
 
     def _read(self) -> Exchange[StoreKeys | None]:
         if self._keys is None and (found := (yield from _read(self._prefix))):

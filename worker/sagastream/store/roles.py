@@ -129,6 +129,7 @@ _LOOK: Final = (
         "memory|usage",
         read_only=True,
     ),
+    _Grant("full", "get", read_only=True),
     _Grant("rq-jobs", "hmget", read_only=True),
     _Grant("rq-queue", "lindex llen lpos", read_only=True),
     _Grant("rq-queues rq-workers", "exists smembers hmget", read_only=True),
