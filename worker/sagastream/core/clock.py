@@ -47,7 +47,8 @@ def by_the_clock(state: SagaState, now_ms: int, watch: Watch) -> SagaState:
         steps = tuple([_moved(step, -back_ms, now_ms) for step in state.steps])
         set_back_ms = min(state.set_back_ms + back_ms, MAX_SET_BACK_MS)
         return replace(state, steps=steps, set_back_ms=set_back_ms, updated_ms=now_ms)
-    if forward_ms := _forward_ms(state, watch):
+    # Of nearly all sagas and clocks, this look says all.
+    if (watch.jumps or state.set_back_ms) and (forward_ms := _forward_ms(state, watch)):
         steps = tuple([_moved(step, forward_ms, now_ms) for step in state.steps])
         set_forward_ms = min(state.set_forward_ms + forward_ms, MAX_SET_BACK_MS)
         return replace(state, steps=steps, set_forward_ms=set_forward_ms, updated_ms=now_ms)

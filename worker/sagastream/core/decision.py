@@ -230,8 +230,8 @@ def _due(state: SagaState, moment: Moment) -> Decision:
 def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
     if not isinstance(state, SagaState):
         return Decision(state=state, quarantine=str(state or f"there is no saga {reply.saga_id}"))
-    if not state.ended:
-        state = by_the_clock(state, moment.now_ms, moment.watch)
+    if (moved := by_the_clock(state, moment.now_ms, moment.watch)) is not state and not state.ended:
+        state = moved
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
     step = state.steps[reply.step - 1]

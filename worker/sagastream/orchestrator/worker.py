@@ -209,10 +209,10 @@ class Orchestrator:
         parts = [part for of_one in streams.by_partition(inputs) for part in _parts(of_one)]
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
+        watch = self._inbox.clock.watch
 
         def moment() -> Moment:
             jitter = random.random()  # noqa: S311 - it is not a secret
-            watch = self._inbox.clock.watch
             return Moment(now_ms=now_ms, published=published, watch=watch, jitter=jitter, closed=closed)
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
