@@ -20,7 +20,6 @@ from support.scenes import do
 from support.servers import Server, alive
 from support.stores import ONLY
 from support.waiting import takes_less_than, until
-from support.worst import least_cpu_ms
 
 GOOD: dict[str, Any] = {"saga_id": "good", "steps": [do({"sku": "a", "quantity": 1}, "ReserveInventory", "inventory")]}
 BAD: dict[str, Any] = {
@@ -187,14 +186,13 @@ def test_a_broker_that_is_not_there_is_told_of_in_one_line(commands: Commands) -
 
 def test_help_starts_in_half_a_second(commands: Commands) -> None:
     """In CPU time: on a busy machine the clock says nothing about the command."""
-
-    def took_ms() -> float:
+    took = []
+    for _ in range(5):
         before = os.times()
         assert commands.run("--help").returncode == 0
         after = os.times()
-        return 1000 * (after.children_user + after.children_system - before.children_user - before.children_system)
-
-    assert least_cpu_ms(took_ms, enough_ms=400) < 500
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert sorted(took)[2] < 0.5
 
 
 def test_help_waits_for_no_import_of_what_a_command_needs() -> None:
