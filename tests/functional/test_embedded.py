@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from pathlib import Path
@@ -458,10 +459,13 @@ def test_how_a_server_stopped_is_told_by_its_user_and_by_doctor(
 
 def test_a_server_that_hangs_is_told_of_within_six_seconds(home: Path, commands: Commands) -> None:
     broker = Broker(home=home)
+    began_s = time.monotonic()
+    assert commands.run("list", SAGASTREAM_HOME=str(home)).returncode == 0
+    usual_s = time.monotonic() - began_s  # less than half a second, but for a busy machine
     os.kill(pid_of(home), signal.SIGSTOP)
     try:
         for arguments in (("list",), ("doctor",), ("begin", "-")):
-            with takes_less_than(6.0):
+            with takes_less_than(5.5 + usual_s):
                 done = commands.run(*arguments, given='{"saga_id": "s1", "steps": []}', SAGASTREAM_HOME=str(home))
             assert done.returncode == 1
             hangs = (
