@@ -214,6 +214,13 @@ def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, 
         assert complaint in done.stderr.splitlines()[-1]
 
 
+def begun(server: Server, commands: Commands, *steps: Any) -> None:
+    """Saga s1 has begun: a worker that is still starting would read its answers before it."""
+    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), REDIS_URL=server.url)
+    client = server.broker().client
+    until(lambda: client.exists(ONLY.saga("s1")), what="a worker has begun it")
+
+
 def answered(server: Server, kind: str, step: int, **more: Any) -> None:
     """A service in another language, `raw`, says this of saga s1."""
     with redis.Redis.from_url(server.url) as client:
@@ -235,7 +242,7 @@ def undone_by_hand(server: Server, commands: Commands) -> dict[str, str]:
     worker = commands.quiet("worker", env=env)
     undo = {"A": "UndoA", "B": "UndoB", "C": None}
     steps = [do(1, name, "raw", compensation=undo[name], compensation_attempts=1) for name in undo]
-    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    begun(server, commands, *steps)
     answered(server, "A_ok", 1)
     answered(server, "B_ok", 2)
     answered(server, "C_failed", 3)
@@ -280,7 +287,7 @@ def test_a_request_that_waits_for_a_worker_is_for_what_was_parked_when_it_was_se
     steps = [do(1, name="A", service="raw", compensation="UndoA", compensation_attempts=1),
              do(1, name="B", service="raw", compensation="UndoB", compensation_attempts=1),
              do(1, name="C", service="raw", compensation=None)]  # fmt: skip
-    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    begun(server, commands, *steps)
     for kind, step in (("A_ok", 1), ("B_ok", 2), ("C_failed", 3), ("UndoB_failed", 2)):
         answered(server, kind, step)
     shown(commands, env, "2/compensation/1")
@@ -307,7 +314,7 @@ def test_a_cancel_that_is_read_after_the_pivot_was_parked_does_not_say_that_it_w
     worker = commands.quiet("worker", env=env)
     steps = [do(1, name="A", service="raw", compensation="UndoA", compensation_attempts=1),
              do(1, name="B", service="raw", compensation=None, kind="pivot", attempts=1)]  # fmt: skip
-    commands.run("begin", "-", given=json.dumps({"saga_id": "s1", "steps": steps}), **env)
+    begun(server, commands, *steps)
     answered(server, "A_ok", 1)
     with redis.Redis.from_url(server.url) as client:
         until(lambda: client.hget(ONLY.saga("s1"), "current_step") == b"2", what="the pivot is out")
