@@ -39,7 +39,7 @@ from support.processes import SAGASTREAM, Commands
 from support.scenes import Scene, do
 from support.servers import KINDS, Server, start_server
 from support.stores import KEYS, ONLY
-from support.streams import append_requests
+from support.streams import add_reply, append_requests
 from support.waiting import takes_less_than, until
 
 WORK = ONLY.commands("work")
@@ -361,10 +361,12 @@ def test_text_that_would_act_on_a_terminal_is_carried_and_shown_as_escapes(stage
     expected["n-park"] = None
     say("n-park", do({"stick": everything}, compensation_attempts=1), do({"reject": {everything: everything}}))
     expected["n-cancel"] = f"Cancelled: {everything}"
-    say("n-cancel", do(service="nobody", attempts=1, timeout_ms=300, compensation=None))
+    say("n-cancel", do(service="nobody", attempts=1, compensation=None))
     until(lambda: stage.client.get("n-cancel"), what="it is begun")
     cancel = parse_intervene({"type": "saga_cancel", "saga_id": "n-cancel", "reason": everything}, request_id="r-nasty")
     append_requests(stage.redis, [cancel])
+    until(lambda: (state := stage.client.get("n-cancel")) and state.cancelling, what="its step is waited for")
+    add_reply(stage.redis, "nobody", {"body": '{"type":"Do_ok","saga_id":"n-cancel","step":1}'})
     found = {saga_id: stage.client.wait(saga_id, 60) for saga_id in expected}
     for saga_id, reason in expected.items():
         assert reason is None or found[saga_id].reason == reason
