@@ -85,7 +85,7 @@ def test_one_that_raises_in_many_threads_is_logged_once(caplog: pytest.LogCaptur
 
     class Meeting(Observer):
         def comparison_lost(self, *, saga_id: str) -> None:
-            at_once.wait(10)
+            at_once.wait(60)
             raise ValueError(saga_id)
 
     observers = Observers(Meeting())
@@ -190,7 +190,7 @@ def test_each_thread_and_each_task_has_its_own_call() -> None:
 
     def in_thread(step: int) -> list[object]:
         with called_with(a_command(step)):
-            together.wait(10)
+            together.wait(60)
             return fields(a_record())
 
     async def in_task(step: int) -> list[list[object]]:

@@ -249,8 +249,9 @@ def looking(*, at: float) -> Orchestrator:
 
 def looks_in(worker: Orchestrator, *changes: Any) -> float:
     """In how many seconds it looks after these changes are committed."""
+    committed = time.monotonic()
     worker._look_again(changes, NOW_MS)
-    return worker._look_at - time.monotonic()
+    return worker._look_at - committed
 
 
 def test_a_worker_looks_when_the_first_of_its_sagas_is_due() -> None:

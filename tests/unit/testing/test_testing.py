@@ -701,7 +701,7 @@ def pytest_in(folder: Path, test: str) -> str:
     (folder / "test_it.py").write_text(test)
     options = ["-q", "-p", "no:cacheprovider", "-W", "error", "--tb=short"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "pytest", *options], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     return done.stdout + done.stderr
 
@@ -762,5 +762,5 @@ print(sorted(name for name in set(sys.modules) - before if name != "importlib"))
 import sagastream.testing
 print("redis" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines() == ["['sagastream', 'sagastream.pytest_plugin']", "False"]
