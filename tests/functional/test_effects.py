@@ -141,7 +141,7 @@ def test_whoever_is_killed_where_there_is_one_effect_and_if_it_is_undone_one_rev
         shop.begin(f"c-{name}", {"do": {"dies": point}})
         sagas[f"a-{name}"] = SagaStatus.ABORTED
         shop.begin(f"a-{name}", {"undo": {"dies": point}}, {"rejects": True})
-    states = until(lambda: shop.settled(list(sagas)), what="all sagas end", timeout_s=90)
+    states = until(lambda: shop.settled(list(sagas)), what="all sagas end", timeout_s=240)
     assert {saga_id: state.status for saga_id, state in states.items()} == sagas
     once, undone = Counter(took=1), Counter({"took": 1, "gave back": 1})
     assert book.entries() == {
