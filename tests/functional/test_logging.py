@@ -311,7 +311,7 @@ def test_a_client_that_waits_through_an_outage_writes_nothing_unless_logging_is_
     for command in (("worker",), ("service", "shop:service")):
         commands.quiet(*command, env={"REDIS_URL": server.url})
     assert ended(server, "o-1", *STEPS).status == "COMPLETED"
-    assert [process.communicate(timeout=60) for process in processes] == [("COMPLETED\n", ""), ("COMPLETED\n", "")]
+    assert [process.communicate(timeout=120) for process in processes] == [("COMPLETED\n", ""), ("COMPLETED\n", "")]
 
 
 def test_the_worker_of_the_page_counts_parked_sagas(server: Server, commands: Commands) -> None:
@@ -327,7 +327,7 @@ def test_the_worker_of_the_page_counts_parked_sagas(server: Server, commands: Co
 def test_the_program_of_the_page_runs_a_worker_a_service_and_a_saga(server: Server, commands: Commands) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     program = python(commands, EXAMPLES["all_in_one.py"], server, **pipes)
-    out, err = program.communicate(timeout=60)
+    out, err = program.communicate(timeout=120)
     assert (program.returncode, out) == (0, "o-1 has ended: COMPLETED\n")
     lines = err.splitlines()
     assert sorted(lines[:2]) == ["INFO sagastream.service None started", "INFO sagastream.worker None started"]
