@@ -570,7 +570,7 @@ def test_what_undoes_a_handler_that_was_overruled_is_what_its_step_says(scene: S
         events.append(f"undone {context.transaction_key}")
 
     slow, other = runner(scene, service), runner(scene, service)
-    sent(scene, "s1", do(1, compensation="UndoSo", timeout_ms=50, attempts=1))
+    sent(scene, "s1", do(1, compensation="UndoSo", timeout_ms=1_500, attempts=1))
     slow.turn(block_ms=1)
     assert events == ["undone s1/1/transaction", "done s1/1/transaction", "undone s1/1/transaction"]
     scene.turns_until(lambda: (state := scene.client.get("s1")) is not None and state.ended)
