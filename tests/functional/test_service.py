@@ -23,6 +23,7 @@ from sagastream.core.service_actions import RUN, Answer
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS
 from sagastream.errors import ServiceError
 from sagastream.service import publication
+from sagastream.service import runner as running
 from sagastream.service.delivery import Delivery
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
@@ -289,6 +290,7 @@ def test_under_load_the_next_commands_come_along_with_the_answers_and_none_is_lo
 def test_what_came_along_with_an_answer_that_was_overruled_is_in_hand_while_that_is_undone(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(running, "LINGER_S", 60.0)  # on a busy machine too, no answer is sent before all are there
     service, in_hand = Service("work"), []
 
     @service.command("Do", compensation="Undo")
