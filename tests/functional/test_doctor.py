@@ -199,7 +199,7 @@ def test_damaged_sagas_are_told_of(scene: Scene) -> None:
     scene.redis.set(ONLY.saga("other"), "x")
     texts = sorted(text for text in found(scene, repair=True) if text.startswith("problem: saga "))
     assert texts[0].startswith("problem: saga other stands at a key that holds no hash")
-    assert texts[1].startswith("problem: saga s1 stands still until its fields are mended")
+    assert texts[1].startswith("problem: saga s1 stands still until its fields are repaired")
 
 
 def test_a_key_of_another_type_is_told_of_and_nothing_else_can_be(scene: Scene) -> None:

@@ -198,7 +198,7 @@ def show_quarantined(entry_id: str) -> None:
 @quarantine.command("replay")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
-    """Put messages back into the streams from which they came, to be read again, when what was wrong is mended."""
+    """Put messages back into the streams from which they came, to be read again, once the cause is fixed."""
     with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine

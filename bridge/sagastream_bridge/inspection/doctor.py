@@ -179,7 +179,7 @@ class Doctor:
                 yield repaired("keys", f"{text}; it is kept now")
             except redis.exceptions.NoPermissionError as error:
                 yield problem(
-                    "keys", f"{text}; this user may not mend that, repair it as one who may: {describe(error)}"
+                    "keys", f"{text}; this user may not repair it, run this as one who may: {describe(error)}"
                 )
 
     # --- who works

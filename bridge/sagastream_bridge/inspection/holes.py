@@ -72,9 +72,7 @@ def holes(kind: str, version: str) -> str | None:
     known = "; ".join(f"{hole.name}: {hole.harm}" for hole in open_ones)
     best = max(_next(hole.mended[kind], here) for hole in open_ones)
     take = ".".join(map(str, best))
-    return (
-        f"{kind} {version} has known holes ({known}): take {take}, or what your distribution mended under this number"
-    )
+    return f"{kind} {version} has known holes ({known}): take {take}, or what your distribution fixed under it"
 
 
 def _has(hole: _Hole, kind: str, here: _Version) -> bool:

@@ -102,7 +102,7 @@ class SagaCheck:
                 continue
             state = saga_hash.read(saga_id, or_raise(fields))
             if isinstance(state, CorruptSaga):
-                yield from self._found(f"stands still until its fields are mended: {state}", saga_id)
+                yield from self._found(f"stands still until its fields are repaired: {state}", saga_id)
             elif isinstance(state, NewerFormat):
                 self.newer[state.format] += 1
             elif isinstance(state, SagaState):

@@ -64,7 +64,7 @@ class StreamCheck:
                 self._renew(keys=[stream, moving(stream)], args=[newest])
             yield repaired(stream, f"{text}; moved to a new stream: {self._move(stream)}")
         except redis.exceptions.NoPermissionError as error:
-            yield problem(stream, f"{text}; this user may not mend that, repair it as one who may: {describe(error)}")
+            yield problem(stream, f"{text}; this user may not repair it, run this as one who may: {describe(error)}")
 
     def _move(self, stream: str) -> int:
         """Move the entries that are set aside back into their stream, at its end. Returns how many."""

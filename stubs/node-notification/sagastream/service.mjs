@@ -83,7 +83,7 @@ export class Service {
   }
 
   /**
-   * Work until SIGTERM or SIGINT, then answer the commands in flight. An error that a person can mend becomes one line
+   * Work until SIGTERM or SIGINT, then answer the commands in flight. An error that a person can fix becomes one line
    * on stderr, and exit code 1.
    */
   async run(url = process.env.REDIS_URL) {

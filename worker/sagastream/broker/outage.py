@@ -40,7 +40,7 @@ class OutageReport:
         # Whether anything is lost, only the broker knows. What its crash would take is known to some processes.
         lost = self._broker.lost_by_crash
         if is_exhausted(error):
-            self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair mends it")
+            self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair fixes it")
         elif takes_no_writes(error):
             self.log.warning(f"{told(error)}; waiting")
         else:

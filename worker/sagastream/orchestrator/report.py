@@ -90,7 +90,7 @@ class TurnReport:
             self._tell_fault_of({stream}, fault)
         if full := sorted(streams[True]):
             fault = f"a stream takes no more entries, one of {', '.join(full)}: sagas that need it stand still"
-            self._tell_fault_of(full, f"{fault}; sagastream doctor --repair mends it")
+            self._tell_fault_of(full, f"{fault}; sagastream doctor --repair fixes it")
 
     def _tell_fault_of(self, streams: Collection[str], fault: str) -> None:
         if self._is_time(fault):

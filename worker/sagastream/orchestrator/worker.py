@@ -113,7 +113,7 @@ class Orchestrator:
     def run(self) -> None:
         """Work in this thread until `stop` is set. Outages of the broker are waited out.
 
-        Raises what waiting cannot mend, such as BrokerError or redis.AuthenticationError.
+        Raises what waiting does not help with, such as BrokerError or redis.AuthenticationError.
         """
         with runs("worker", self.name, self._observer):
             Log("worker", self.name).info("started")

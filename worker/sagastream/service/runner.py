@@ -144,7 +144,7 @@ class ServiceRunner:
         process stops likewise, with exit code EXIT_HANGS: it waits for the grace for other handlers.
 
         Raises SystemExit if a handler that ran for longer than its hard timeout has ended after all; and what waiting
-        cannot mend, such as BrokerError or redis.AuthenticationError.
+        does not help with, such as BrokerError or redis.AuthenticationError.
         """
         with runs("service", self.name, self._observer), self._signals.watched():
             self._report.log.info("started")
