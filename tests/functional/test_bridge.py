@@ -151,12 +151,12 @@ BAD_BODIES = [
     (
         {"type": "saga_begin", "msg_id": 3, "saga_id": "a", "steps": [reserve(), {"transaction": "X"}]},
         12,
-        "steps[1]: service is missing",
+        "step 2: service is missing",
     ),
     (
         {"type": "saga_begin", "msg_id": 3, "saga_id": "a", "steps": [reserve() | {"compensate": "Y"}]},
         12,
-        "steps[0] has an unknown member 'compensate'",
+        "step 1 has an unknown member 'compensate'",
     ),
     ({"type": "saga_status", "msg_id": 3, "saga_id": 4}, 12, "saga_id must be 1 to 128"),
 ]

@@ -61,9 +61,9 @@ def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str],
         (" \n", "Error: <stdin>: not JSON: the input is empty\n"),
         ("[]", "Error: <stdin>: the body is not a JSON object"),
         ('{"steps": []}', "Error: <stdin>: the body: saga_id is missing"),
-        ('{"saga_id": "a", "steps": [1]}', "Error: <stdin>: steps[0] is not a JSON object"),
+        ('{"saga_id": "a", "steps": [1]}', "Error: <stdin>: step 1 is not a JSON object"),
         ('{"saga_id": "a", "saga_id": "b"}', "Error: <stdin>: the key 'saga_id' occurs twice"),
-        ('{"saga_id": "a", "steps": [{"transaction": "\\u202e"}]}', "Error: <stdin>: steps[0]: transaction must be"),
+        ('{"saga_id": "a", "steps": [{"transaction": "\\u202e"}]}', "Error: <stdin>: step 1: transaction must be"),
     ],
 )
 def test_begin_says_what_is_wrong_with_a_saga(commands: Commands, given: str, complaint: str) -> None:

@@ -173,7 +173,7 @@ def test_each_saga_of_many_has_its_answer_in_its_place(scene: Scene) -> None:
     assert told == [type(None), RequestRefused, MalformedMessage, CorruptSaga, type(None), CorruptSaga]
     what = "it began with 1 as params of step 1; this request has 2"
     assert str(errors[1]) == f"another saga has the id taken: {what}"
-    assert str(errors[2]) == "steps[1] has an unknown member 'colour'"
+    assert str(errors[2]) == "step 2 has an unknown member 'colour'"
     # Requests that were refused, or were known, were not sent.
     assert scene.redis.xlen(ONLY.requests) == 1
 

@@ -155,10 +155,10 @@ def test_a_name_in_a_begin_that_is_none_is_malformed_and_the_place_is_told(bad: 
     for member in ("transaction", "service"):
         steps = [step_body(), step_body(**{member: bad})]
         rule = SERVICE_RULE if member == "service" else NAME_RULE
-        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[1]: {member} {rule}"
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"step 2: {member} {rule}"
     if bad is not None:  # null says that it needs none
         steps = [step_body(), step_body(), step_body(compensation=bad)]
-        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[2]: compensation {NAME_RULE}"
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"step 3: compensation {NAME_RULE}"
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 128, "A.b_c:d-9", "-", "..", "null"])
@@ -172,7 +172,7 @@ def test_names_of_all_the_allowed_characters_and_lengths_are_accepted(name: str)
 
 def test_the_name_of_a_service_has_no_colon_which_ends_it_in_the_names_of_keys() -> None:
     said = complaint(parse_begin, begin_body(steps=[step_body(service="till:eu")]))
-    assert said == f"steps[0]: service {SERVICE_RULE}"
+    assert said == f"step 1: service {SERVICE_RULE}"
 
 
 def test_what_is_missing_in_a_begin_is_named_with_its_place() -> None:
@@ -180,7 +180,7 @@ def test_what_is_missing_in_a_begin_is_named_with_its_place() -> None:
     assert complaint(parse_begin, without(begin_body(), "steps")) == "steps must be a list of 1 to 100"
     for member in ("transaction", "service"):
         steps = [without(step_body(), member)]
-        assert complaint(parse_begin, begin_body(steps=steps)) == f"steps[0]: {member} is missing"
+        assert complaint(parse_begin, begin_body(steps=steps)) == f"step 1: {member} is missing"
 
 
 @pytest.mark.parametrize("steps", [None, 1, "steps", {}, {"0": step_body()}, [], [step_body()] * (MAX_STEPS + 1)])
@@ -194,14 +194,14 @@ def test_a_saga_may_have_100_steps() -> None:
 
 @pytest.mark.parametrize("step", [None, "ChargePayment", 1, [step_body()]])
 def test_a_step_that_is_no_object_is_malformed(step: Any) -> None:
-    assert complaint(parse_begin, begin_body(steps=[step_body(), step])) == "steps[1] is not a JSON object"
+    assert complaint(parse_begin, begin_body(steps=[step_body(), step])) == "step 2 is not a JSON object"
 
 
 def test_a_member_that_nobody_knows_is_named_with_its_place() -> None:
     assert complaint(parse_begin, begin_body(sagaid="x")) == "the body has an unknown member 'sagaid'"
     steps = [step_body(), step_body(compensate="x")]
     assert complaint(parse_begin, begin_body(steps=steps)) == (
-        "steps[1] has an unknown member 'compensate'; is it a misspelling of compensation?"
+        "step 2 has an unknown member 'compensate'; is it a misspelling of compensation?"
     )
 
 
@@ -215,7 +215,7 @@ def test_an_unknown_member_with_a_long_name_is_not_repeated_in_full() -> None:
 
 def test_a_transaction_cannot_be_its_own_compensation() -> None:
     steps = [step_body(compensation="ChargePayment")]
-    assert complaint(parse_begin, begin_body(steps=steps)) == ("steps[0]: a transaction cannot be its own compensation")
+    assert complaint(parse_begin, begin_body(steps=steps)) == ("step 1: a transaction cannot be its own compensation")
 
 
 # --- what a step may say besides
@@ -317,20 +317,20 @@ def test_a_number_of_a_step_that_is_none_is_malformed_and_the_place_and_the_limi
     member: str, bad: Any
 ) -> None:
     number = LIMITS[member] + 1 if bad == "too large" else bad
-    told = f"steps[1]: {member} must be a whole number from 1 to {LIMITS[member]}"
+    told = f"step 2: {member} must be a whole number from 1 to {LIMITS[member]}"
     assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(**{member: number})])) == told
 
 
 @pytest.mark.parametrize("bad", [None, 1, 0, "true", []])
 def test_retry_failed_is_true_or_false(bad: Any) -> None:
-    told = "steps[1]: retry_failed must be true or false"
+    told = "step 2: retry_failed must be true or false"
     assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(retry_failed=bad)])) == told
     assert not parsed_step(retry_failed=False).retry_failed
 
 
 @pytest.mark.parametrize("bad", ["PIVOT", "", "compensable", None, True, 1, ["pivot"], {}])
 def test_a_kind_that_there_is_not_is_malformed(bad: Any) -> None:
-    told = "steps[1]: kind must be one of compensatable, pivot, retriable"
+    told = "step 2: kind must be one of compensatable, pivot, retriable"
     assert complaint(parse_begin, begin_body(steps=[step_body(), step_body(kind=bad)])) == told
 
 
@@ -354,14 +354,14 @@ NEEDS_PIVOT = "a retriable step needs a pivot before it"
 @pytest.mark.parametrize(
     ("letters", "told"),
     [
-        ("r", f"steps[0]: {NEEDS_PIVOT}"),
-        ("cr", f"steps[1]: {NEEDS_PIVOT}"),
-        ("rp", f"steps[0]: {NEEDS_PIVOT}"),
-        ("crp", f"steps[1]: {NEEDS_PIVOT}"),
-        ("pp", f"steps[1]: {ONE_PIVOT}"),
-        ("cprp", f"steps[3]: {ONE_PIVOT}"),
-        ("pc", f"steps[1]: {NO_WAY_BACK}"),
-        ("cprc", f"steps[3]: {NO_WAY_BACK}"),
+        ("r", f"step 1: {NEEDS_PIVOT}"),
+        ("cr", f"step 2: {NEEDS_PIVOT}"),
+        ("rp", f"step 1: {NEEDS_PIVOT}"),
+        ("crp", f"step 2: {NEEDS_PIVOT}"),
+        ("pp", f"step 2: {ONE_PIVOT}"),
+        ("cprp", f"step 4: {ONE_PIVOT}"),
+        ("pc", f"step 2: {NO_WAY_BACK}"),
+        ("cprc", f"step 4: {NO_WAY_BACK}"),
     ],
 )
 def test_steps_in_another_order_are_malformed_and_it_is_told_which_and_why(letters: str, told: str) -> None:
@@ -378,7 +378,7 @@ def test_no_other_order_of_kinds_is_accepted(letters: str) -> None:
 
 
 def test_a_retriable_step_names_no_compensation_and_may_say_so() -> None:
-    told = "steps[1]: a retriable step is never undone, and names no compensation"
+    told = "step 2: a retriable step is never undone, and names no compensation"
     steps = [step_body(kind="pivot"), step_body(kind="retriable", compensation="RefundPayment")]
     assert complaint(parse_begin, begin_body(steps=steps)) == told
     assert parsed_step(kind="retriable", compensation=None).compensation is None
@@ -613,7 +613,7 @@ def test_a_request_of_another_type_is_not_supported() -> None:
 def test_what_is_wrong_with_a_request_is_told_with_its_place() -> None:
     body = encode(begin_body(steps=[step_body(), step_body(service="a b")]))
     found = read_request({b"body": body, b"request_id": b"me-1"})
-    assert found == Unreadable(code=Code.MALFORMED, text=f"steps[1]: service {SERVICE_RULE}", request_id="me-1")
+    assert found == Unreadable(code=Code.MALFORMED, text=f"step 2: service {SERVICE_RULE}", request_id="me-1")
 
 
 @pytest.mark.parametrize("request_id", [b"", b"a b", b"\xff", b"x" * 129, b"a\n"])

@@ -423,7 +423,7 @@ def test_what_nobody_serves_is_named_with_what_there_is(sagas: Sagas) -> None:
         sagas.run([do("Pay"), do("Pays")])
     with pytest.raises(ScenarioError, match="has PayBak; did you mean PayBack"):
         sagas.run([do("Pay", compensation="PayBak")])
-    with pytest.raises(MalformedMessage, match=r"steps\[0\]: timeout_ms must be a whole number"):
+    with pytest.raises(MalformedMessage, match=r"step 1: timeout_ms must be a whole number"):
         sagas.run([do("Pay", timeout_ms=0)])
     with pytest.raises(ServiceError, match="two services are called work"):
         serve(sagas)

@@ -31,7 +31,7 @@ def parse_steps(steps: object, *, plain: bool) -> tuple[StepDefinition, ...]:
     """
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
-    definitions = tuple(_parse_step(step, f"steps[{index}]", plain=plain) for index, step in enumerate(steps))
+    definitions = tuple(_parse_step(step, f"step {number}", plain=plain) for number, step in enumerate(steps, 1))
     _check_order(definitions)
     return definitions
 
@@ -95,13 +95,13 @@ _OPTION_READERS: Final[dict[str, Callable[[dict[str, Any], str, str], Any]]] = {
 
 def _check_order(steps: Sequence[StepDefinition]) -> None:
     """Check that the compensatable steps come first, then the pivot, then the retriable steps."""
-    pivot = next((index for index, step in enumerate(steps) if step.kind is StepKind.PIVOT), None)
-    for index, step in enumerate(steps):
-        before = pivot is None or index < pivot
+    pivot = next((number for number, step in enumerate(steps, 1) if step.kind is StepKind.PIVOT), None)
+    for number, step in enumerate(steps, 1):
+        before = pivot is None or number < pivot
         if step.kind is StepKind.RETRIABLE and before:
-            raise MalformedMessage(f"steps[{index}]: a retriable step needs a pivot before it")
+            raise MalformedMessage(f"step {number}: a retriable step needs a pivot before it")
         if step.kind is StepKind.RETRIABLE and step.compensation:
-            raise MalformedMessage(f"steps[{index}]: a retriable step is never undone, and names no compensation")
-        if not before and index != pivot and step.kind is not StepKind.RETRIABLE:
+            raise MalformedMessage(f"step {number}: a retriable step is never undone, and names no compensation")
+        if not before and number != pivot and step.kind is not StepKind.RETRIABLE:
             what = "there is at most one pivot" if step.kind is StepKind.PIVOT else "after the pivot comes no way back"
-            raise MalformedMessage(f"steps[{index}]: {what}: the steps after it must be retriable")
+            raise MalformedMessage(f"step {number}: {what}: the steps after it must be retriable")
