@@ -129,8 +129,8 @@ def test_options_that_do_not_go_together_are_named(
 
 def test_what_is_done_is_said(server: Server, commands: Commands) -> None:
     env = {"REDIS_URL": server.url, "SAGASTREAM_PREFIX": "other"}
-    assert commands.run("init", "--partitions", "3", **env).stdout == "other:store has 3 partitions\n"
-    assert commands.run("init", **env).stdout == "other:store has 3 partitions\n"
+    assert commands.run("init", "--partitions", "3", **env).stdout == "made the store other, with 3 partitions\n"
+    assert commands.run("init", **env).stdout == "the store other is there already, with 3 partitions\n"
     done = commands.run("init", "--partitions", "2", **env)
     assert "sagastream export and import move what is in it into another one" in done.stderr
     done = commands.run("doctor", "--settled", **env)

@@ -63,7 +63,7 @@ def test_the_first_process_divides_the_store_and_nobody_after_it(
 ) -> None:
     env = {"REDIS_URL": server.url}
     made = commands.run("init", "--partitions", "3", **env)
-    assert (made.returncode, made.stdout) == (0, "saga:store has 3 partitions\n")
+    assert (made.returncode, made.stdout) == (0, "made the store saga, with 3 partitions\n")
     assert commands.run("init", "--partitions", "3", **env).returncode == 0
     other = commands.run("init", "--partitions", "2", **env)
     assert other.returncode == 1

@@ -29,8 +29,10 @@ def init(partitions: int | None) -> None:
         broker.check_server()
         if partitions is not None:
             check_number(broker, partitions)
-        keys = run(broker.client, Layout(broker.prefix, partitions).opened())
-        click.echo(f"{keys.store} has {counted(len(keys.partitions), 'partition')}")
+        layout = Layout(broker.prefix, partitions)
+        number = counted(len(run(broker.client, layout.opened()).partitions), "partition")
+        name = f"the store {broker.prefix}"
+        click.echo(f"made {name}, with {number}" if layout.is_new else f"{name} is there already, with {number}")
 
 
 @click.command("new-key")

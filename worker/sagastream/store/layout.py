@@ -78,6 +78,8 @@ class Layout:
         self._prefix = prefix
         self._partitions = partitions or _from_environment()
         self._keys: StoreKeys | None = None
+        #: Whether `opened` has made the store.
+        self.is_new = False
 
     def opened(self) -> Exchange[StoreKeys]:
         """The names of the store's keys. If there is no store yet, it is made. Raises StoreMismatch."""
@@ -90,7 +92,7 @@ class Layout:
                 if isinstance(answer, NoPermissionError):
                     text = f"there is no store {self._prefix} yet, and this user may not make it: start a worker first"
                     raise StoreMismatch(text)
-                or_raise(answer)
+                self.is_new = all(or_raise(answer))  # the last one says of each field whether it was set
             keys = yield from self._read()  # somebody else may have been faster
             assert keys is not None
         return keys
@@ -150,7 +152,8 @@ def _keys(prefix: str, found: Mapping[str, str], wanted: int | None) -> StoreKey
         said = f"{partitions[:20]!a} partitions, with the tags {' '.join(tags)[:80]!a}"
         raise StoreMismatch(f"{name} is damaged: it says {said}")
     if wanted is not None and wanted != len(tags):
-        text = f"{name} has {partitions} partitions, not {wanted}, as {PARTITIONS_VARIABLE} or --partitions says"
+        has = "1 partition" if partitions == "1" else f"{partitions} partitions"
+        text = f"{name} has {has}, not {wanted}, as {PARTITIONS_VARIABLE} or --partitions says"
         move = "sagastream export and import move what is in it into another one"
         raise StoreMismatch(f"{text}: their number is fixed when a store is made; {move}")
     return StoreKeys(prefix, tags)
