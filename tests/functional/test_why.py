@@ -458,6 +458,13 @@ def test_a_service_that_is_missing_is_named_between_two_attempts_too(shop: Shop)
     doctor = shop.commands.run("doctor", **shop.env).stdout
     assert "sagastream cancel s1 --now --reason TEXT" in doctor
     assert "sagastream service MODULE:NAME" not in doctor
+    # What never ran has no log to look at, however often its attempts time out.
+    shop.begin("s2", do(1, "Quick", "shpo", timeout_ms=200, backoff_ms=100, attempts=20))
+    until(lambda: (s := shop.client.get("s2")) is not None and s.step.attempt > 3, what="three attempts have timed out")
+    doctor = shop.commands.run("doctor", **shop.env).stdout
+    assert "no process of service shpo is listening, and none ever was" in doctor
+    assert "attempts of Quick fail" not in doctor
+    assert "look at the log" not in doctor
 
 
 def test_a_broker_that_takes_no_writes_says_nothing_of_who_is_at_work(shop: Shop) -> None:

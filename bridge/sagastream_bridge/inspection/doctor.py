@@ -219,7 +219,8 @@ class Doctor:
             yield warning(f"service {service}", _CANNOT_TELL, kind=evidence.broker[0].kind)
         else:
             yield from self._readers(service, evidence, sum(self._client.xlen(stream) for stream in commands))
-            yield from self._failing(service)
+            if evidence.of(service).ever_was:  # otherwise its attempts only time out, and nothing has a log
+                yield from self._failing(service)
         for stream in commands:
             yield from self._streams.examine(stream, service)
         for stream in replies:

@@ -94,6 +94,11 @@ class ServiceFacts(Struct, frozen=True, kw_only=True):
     hung: frozenset[str] = frozenset()  # the processes that begin nothing more: all their handlers are overdue
 
     @property
+    def ever_was(self) -> bool:
+        """Whether anything tells of a process of it, dead or alive."""
+        return bool(self.processes) or self.published is not None
+
+    @property
     def alive(self) -> list[Reader]:
         """Its processes that are alive."""
         return [process for process in self.processes if process.is_alive]

@@ -67,7 +67,7 @@ def nobody(service: ServiceFacts, names: Collection[str], now_ms: int) -> Cause 
         text += f": {last.name} was last heard {spoken(last.silent_ms)} ago; dead or hung"
         facts: dict[str, Any] = {"process": last.name, "last_heard_ms": now_ms - last.silent_ms}
         return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,), facts=facts)
-    if service.published is not None:
+    if service.ever_was:
         return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,))
     near = get_close_matches(service.name, sorted({*names} - {service.name}))
     text += f", and none ever was{_misspelt(near)}"
