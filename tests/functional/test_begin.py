@@ -108,6 +108,17 @@ def test_one_who_waits_is_told_why_and_that_the_saga_goes_on(server: Server, com
     assert process.stderr.read().decode().endswith("saga s1 goes on without this command: sagastream show s1\n")
 
 
+def test_one_who_waits_for_some_time_is_told_once_what_helps(server: Server, commands: Commands) -> None:
+    env = {"REDIS_URL": server.url}
+    commands.quiet("worker", env=env)
+    done = commands.run("begin", "-", "--wait", "--timeout", "5", given=json.dumps(SAGA), **env)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert "saga s1 waits: no process of service airlnie is listening" in done.stderr
+    assert lines[-1].startswith("Error: saga s1 has not ended within 5 s: no process of service airlnie is listening")
+    assert sum(line.startswith("sagastream ") for line in lines) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

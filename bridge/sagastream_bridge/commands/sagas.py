@@ -210,9 +210,9 @@ class _Patience:
                 except TimeoutError:
                     kinds, lines = _why(client, saga_id)
                 if left_s <= _SAY_WHY_AFTER_S:
-                    raise click.ClickException(
-                        "\n".join([f"saga {saga_id} has not ended within {self._timeout_s:g} s{lines[0]}", *lines[1:]])
-                    )
+                    helps = [] if kinds == said else lines[1:]  # what was said before still stands above
+                    text = f"saga {saga_id} has not ended within {self._timeout_s:g} s{lines[0]}"
+                    raise click.ClickException("\n".join([text, *helps]))
                 if kinds not in ("", said):
                     said = kinds
                     click.echo("\n".join([f"saga {saga_id} waits{lines[0]}", *lines[1:]]), err=True)
