@@ -30,13 +30,17 @@ def wrapped(line: str, width: int | None, indent: int) -> Iterator[str]:
 
 
 def advice(label: str, line: str, width: int | None) -> Iterator[str]:
-    """A thing that helps: a command, and often a remark after a `#`. `label`: what stands before it."""
+    """A thing that helps: a command, and below it what is said about it after a `#`. `label`: what stands above it; if
+    that is blank, nothing does."""
     if width is None:
         yield label + line
         return
     command, parted, remark = line.partition(_REMARK)
-    yield from wrapped(f"{label}# {remark}" if parted else label.rstrip(), width, len(label))
+    if label.strip():
+        yield label.rstrip()
     yield " " * _COMMAND_INDENT + command
+    if parted:
+        yield from wrapped(f"{' ' * len(label)}# {remark}", width, len(label) + len("# "))
 
 
 def cut(line: str, width: int | None) -> str:

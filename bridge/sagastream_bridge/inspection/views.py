@@ -68,11 +68,16 @@ def saga(
     """All that is known about a saga. What a person wants to know first comes last, since that is what a terminal still
     shows: why it waits, and what helps. `causes`: why it waits. `notes`: what else there is to say. `width`: of the
     terminal, see screen.py."""
+    said = ""  # the label of the advice above
     for line in _facts(state, now_ms, notes, causes):
         if isinstance(line, str):
             yield from screen.wrapped(line, width, _INDENT)
-        else:
-            yield from screen.advice(*line, width)
+            said = ""
+            continue
+        label, thing = line
+        is_above = label == said and width is not None  # then it need not be said again
+        yield from screen.advice(" " * len(label) if is_above else label, thing, width)
+        said = label
 
 
 def _facts(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:

@@ -241,7 +241,7 @@ def test_on_a_terminal_of_80_by_24_the_last_screen_says_why_and_what_helps() -> 
     assert "    " + command in last  # not broken, so that it can be copied
     assert all(len(line) <= 80 for line in lines if command not in line)
     words = " ".join(" ".join(last).split())
-    for part in (text, f"you can # {remark}", f"parked {saga.parked}".rstrip()):
+    for part in (text, f"you can kill 4711 # {remark} {command}", f"parked {saga.parked}".rstrip()):
         assert part in words
     # For other programs, each is one line.
     assert f"  you can  kill 4711  # {remark}" in list(views.saga(saga, NOW_MS, [], [hangs]))
@@ -257,6 +257,7 @@ def test_on_a_terminal_a_row_of_a_list_is_one_line() -> None:
 def test_on_a_terminal_what_helps_stands_below_a_finding() -> None:
     finding = warning("service shop", "no process of service shop is listening " * 3, "sagastream service M:N  # one")
     lines = [click.unstyle(line) for line in views.finding(finding, 80)]
-    assert lines[-2:] == ["           # one", "    sagastream service M:N"]
+    assert lines[-2:] == ["    sagastream service M:N", "           # one"]
+    assert "" not in lines
     assert all(len(line) <= 80 for line in lines)
     assert list(views.finding(finding)) == [f"{views.styled('warning ', 'yellow')}  service shop  {finding.line}"]
