@@ -155,7 +155,7 @@ def test_what_is_done_is_said(server: Server, commands: Commands) -> None:
     assert (done.returncode, done.stderr) == (1, "Error: file exists: name another file, or remove it\n")
     (commands.folder / "shop.py").write_text("from sagastream import Service\n")
     done = commands.run("import", "shop.py", **env)
-    assert done.stderr.startswith("Error: shop.py: line 1 is not JSON: ")
+    assert done.stderr.startswith("Error: shop.py: line 1 is not JSON, so this is no file of sagastream export: ")
     with connect(server.url) as client:
         client.hset("other:{0}:saga:s1", mapping={"status": "PENDING"})
     done = commands.run("show", "s1", **env)
