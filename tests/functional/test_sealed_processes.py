@@ -20,6 +20,8 @@ from support.servers import Server
 from support.stored import dump
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 SECRET: Final = "Ada Lovelace, 12 Saint James Square"
 OLD, NEW = Keyring.new_key(), Keyring.new_key()
 
