@@ -94,6 +94,11 @@ def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> No
         ("MISCONF Errors writing to the AOF file: No space left on device", "the broker cannot write to its disk"),
         ("NOREPLICAS Not enough good replicas to write.", "the broker takes no writes without its replicas"),
         ("NOPERM this user has no permissions to run the 'time' command", "sagastream acl ROLE prints the user"),
+        (
+            "ERR ACL failure in script: User x has no permissions to run the 'hget' command",
+            "sagastream acl ROLE prints",
+        ),
+        ("The user executing the script can't run this command or subcommand script: 1", "sagastream acl ROLE prints"),
         ("WRONGPASS invalid username-password pair", "the broker refuses the login: invalid username-password pair;"),
         ("NOAUTH Authentication required.", "look at the user and the password in REDIS_URL"),
         ("WRONGTYPE Operation against a key", "sagastream doctor tells which key it is"),

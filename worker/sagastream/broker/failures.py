@@ -29,6 +29,10 @@ _PASSING: Final = re.compile(
 #: … or a stream takes no more entries: somebody has added one with the greatest id that there is. `sagastream doctor
 #: --repair` mends that, so it passes, too.
 _EXHAUSTED: Final = "The stream has exhausted the last possible ID"
+#: The user may not do what was asked.
+_DENIED: Final = re.compile(
+    r"(?:^|: )NOPERM |^(?:ERR )?(?:ACL failure in script: |The user executing the script can't )"
+)
 #: Why a blocking read ended: its key is gone …
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
 #: … or the server has become a replica; the latter also ends transactions.
@@ -46,7 +50,6 @@ _MEANINGS: Final[Mapping[str, str]] = {
 _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
     "OOM": redis.OutOfMemoryError,
     "READONLY": redis.ReadOnlyError,
-    "NOPERM": redis.exceptions.NoPermissionError,
 }
 #: What else there is to say if nobody listens where the broker should be.
 _ENDED: Final = "If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
@@ -105,6 +108,13 @@ def is_deleted(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError) and str(error).startswith(("NOGROUP", _KEY_IS_GONE))
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether the user may not do this. Of a call in a script, Redis 7.0 and Valkey say so in words of their own."""
+    return isinstance(error, redis.exceptions.NoPermissionError) or (
+        isinstance(error, redis.ResponseError) and bool(_DENIED.search(str(error)))
+    )
+
+
 def is_no_group(error: redis.ResponseError) -> bool:
     """Whether there is no such group: there is no such stream, or something else stands at its key."""
     return str(error).startswith(("NOGROUP", "WRONGTYPE", "no such key", "ERR no such key"))
@@ -125,6 +135,8 @@ def told(error: redis.RedisError) -> str:
         return why
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return _told_of_connection(error, text)
+    if is_denied(error):
+        return _MEANINGS["NOPERM"].format(text)
     for name, meaning in _MEANINGS.items():
         if re.search(rf"(?:^|: ){name} ", text) or isinstance(error, _CLASSES.get(name, ())):
             return meaning.format(text)
