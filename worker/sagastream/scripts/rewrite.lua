@@ -9,7 +9,6 @@
 -- ARGV     1 the id of the last entry that the calls before have copied ("0-0": this is the first call)
 --          2 about how many bytes to copy in this call
 --          3 how long a copy is kept that nobody goes on with, ms
---          4 the oldest id that the wanted bytes may have had: if nothing since then was deleted, nothing is done
 -- RETURNS  a word, and the id of the last entry that was copied:
 --            done     nothing is left of deleted entries
 --            more     call again
@@ -21,7 +20,7 @@
 --          error WRONGTYPE: the key is not a stream; nothing was written
 
 local stream_key, copy_key = KEYS[1], KEYS[2]
-local copied_up_to, most_bytes, kept_ms, since = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local copied_up_to, most_bytes, kept_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local most_held = 1000
 
 -- What XINFO says, by name.
@@ -31,16 +30,6 @@ local function facts(list)
     found[list[i]] = list[i + 1]
   end
   return found
-end
-
--- Whether one id comes after another. Both numbers may have 64 bits, more than a number of Lua holds exactly.
-local function is_after(one, other)
-  local ms, number = one:match('(%d+)-(%d+)')
-  local other_ms, other_number = other:match('(%d+)-(%d+)')
-  if ms ~= other_ms then
-    return #ms > #other_ms or (#ms == #other_ms and ms > other_ms)
-  end
-  return #number > #other_number or (#number == #other_number and number > other_number)
 end
 
 local function give_up(why)
@@ -56,13 +45,6 @@ if stream.length == 0 then  -- then it has no bytes either
   return give_up('done')
 end
 local is_first, first = copied_up_to == '0-0', stream['first-entry'][1]
-if is_first then
-  local deleted = stream['max-deleted-entry-id']
-  local is_whole = stream['entries-added'] == stream.length
-  if is_whole or not (is_after(first, since) or not is_after(since, deleted)) then
-    return { 'done', copied_up_to }
-  end
-end
 local is_begun = redis.call('EXISTS', copy_key) == 1
 if is_first == is_begun
   or is_begun and facts(redis.call('XINFO', 'STREAM', copy_key))['last-generated-id'] ~= copied_up_to then
