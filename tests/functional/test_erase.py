@@ -2,6 +2,7 @@
 stays as it was."""
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -12,18 +13,21 @@ import redis
 
 from sagastream import AsyncSagaClient, RequestRefused
 from sagastream.broker import exchange
+from sagastream.broker.connection import Broker
 from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
-from sagastream.client.erasing import ERASED
+from sagastream.core.erasure import ERASED
 from sagastream.core.parsing import parse_begin
 from sagastream.errors import MalformedMessage
 from sagastream.store.keys import StoreKeys, moving
+from sagastream.store.roles import Role
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stored import dump, keys_with_bytes
 from support.stores import KEYS, ONLY, divided, in_each
 from support.streams import add_reply
+from support.users import Users
 from support.waiting import until
 
 #: What must be gone. It does not repeat itself, so no compression hides it.
@@ -32,7 +36,11 @@ REASON = "asked for by its owner"
 
 
 def holders(client: "redis.Redis") -> list[str]:
-    return keys_with_bytes(client, SECRET)
+    return holders_of(client, SECRET.encode())
+
+
+def holders_of(client: "redis.Redis", secret: bytes) -> list[str]:
+    return keys_with_bytes(client, secret)
 
 
 def files(server: Server) -> list[str]:
@@ -118,11 +126,14 @@ def test_nothing_is_left_of_what_an_erased_saga_held(server: Server, partitions:
         assert now["steps"] == [(status, b"null", None, None) for status, *_ in was["steps"]]
         texts = [(verb, ERASED, ERASED if actor else None) for verb, _, actor in was["interventions"]]
         assert now["interventions"] == [*texts, ("erase", REASON, "me")]
-        with pytest.raises(RequestRefused):
-            scene.client.begin(saga_id, [do({"to": SECRET})])
+        for steps in ([do({"to": SECRET})], [do(1)]):
+            with pytest.raises(RequestRefused, match=f"{saga_id} was erased on 20..-..-.. by me: it cannot be"):
+                scene.client.begin(saga_id, steps)
     again = scene.client.erase_many(ids, REASON, actor="me")
     assert again.is_complete
     assert [again.hashes, again.records, again.events, again.quarantined, again.commands] == [0] * 5
+    assert list(again.before) == ids
+    assert {(done.reason, done.actor) for done in again.before.values()} == {(REASON, "me")}
     # Everything goes on: what waits, waits, and what is begun, ends.
     scene.client.begin("after", [do(1)])
     assert scene.play("after").status == "COMPLETED"
@@ -183,9 +194,9 @@ def test_a_saga_that_has_not_ended_is_refused_and_the_others_are_erased(server: 
     scene.play("ended")
     assert scene.play("parked").parked
     before = dump(scene.redis)
-    with pytest.raises(RequestRefused, match=r"has not ended.*sagastream cancel live"):
+    with pytest.raises(RequestRefused, match=r"has not ended.*sagastream cancel live --reason TEXT"):
         scene.client.erase("live", REASON)
-    with pytest.raises(RequestRefused, match="sagastream skip, retry or abandon parked"):
+    with pytest.raises(RequestRefused, match="sagastream abandon parked --reason TEXT ends it"):
         scene.client.erase("parked", REASON)
     for saga_id, reason, actor in (("no id!", REASON, "me"), ("ended", " ", "me"), ("ended", REASON, "")):
         with pytest.raises(MalformedMessage):
@@ -209,8 +220,11 @@ def test_what_is_still_in_use_is_named_and_erased_later(server: Server) -> None:
     erased = scene.client.erase("s1", REASON)
     assert erased.commands == 1
     assert len(erased.left) == 2
-    assert "1 of saga:{0}:replies:work: a worker takes them" in erased.left[0]
-    assert "2 of saga:{0}:commands:work: a process has read them" in erased.left[1]
+    held = f"{ONLY.commands('work')} still holds 2 entries of s1, which a process of work has read"
+    assert erased.left == [
+        f"{ONLY.replies('work')} still holds 1 entry of s1, which a worker takes: erase s1 again when one has run",
+        f"{held}: erase s1 again when it has answered; sagastream doctor names one that hangs",
+    ]
     assert holders(scene.redis) == [ONLY.commands("work"), ONLY.replies("work")]
     scene.worker.turn(block_ms=1)
     scene.redis.delete(ONLY.commands("work"))
@@ -233,8 +247,116 @@ def test_of_a_saga_that_has_expired_the_rest_is_erased(server: Server) -> None:
     assert len(holders(scene.redis)) == 2
     erased = scene.client.erase("s1", REASON)
     assert (erased.hashes, erased.records, erased.quarantined, erased.is_complete) == (0, 1, 1, True)
+    assert erased.unknown == {"s1": 3}  # its record, its outcome in the events, and what makes no sense
     assert holders(scene.redis) == []
     assert erased_view(scene.client, "s10")["steps"] == [("COMPLETED", b'"other"', b'"other"', None)]
+
+
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_whatever_was_sent_and_wherever_all_of_it_is_found(server: Server, has_hash: bool) -> None:
+    """Messages that make no sense, in any partition; the store has lost the name of the service that set them aside."""
+    broker = server.broker()
+    keys, scene = divided(broker), Scene(broker)
+    (saga_id, *_), (other, *_) = in_each(keys), in_each(keys, "other")
+    scene.client.begin(saga_id, [do(SECRET)])
+    scene.client.begin(other, [do("x")])
+    scene.play(saga_id)
+    scene.play(other)
+    named = f'"saga_id":"{saga_id}"'
+    steps = f'"steps":[{{"transaction":"Do","service":"work","params":"{SECRET}"}}]'
+    bodies = [
+        f'{{"type":"saga_begin",{named},{steps}}}',
+        f"{{saga_id:{saga_id},{SECRET}}}",
+        f"order-{saga_id}.{SECRET}",
+        f'{{{named},"saga_id":"{other}","x":"{SECRET}"}}',
+        f'{{"x":"{SECRET}","saga_id":"\\u0073{saga_id[1:]}","d":[{"1," * 150_000}1]}}',
+        f'{{{named},"x":"{SECRET}"}}',
+    ]
+    entries: list[Any] = [{"body": body} for body in bodies]
+    entries += [{"data": bodies[-1]}, {"data": bodies[-1].encode("utf-16")}, {"body": "{", "data": bodies[-1]}]
+    for partition in keys.partitions:
+        for stream in (partition.requests, partition.replies("work"), partition.commands("work")):
+            for fields in entries:
+                scene.redis.xadd(stream, fields)
+    erased = scene.client.erase_many([saga_id], REASON)
+    assert len([line for line in erased.left if f"{saga_id}, which a worker takes" in line]) == 2 * 3
+    run_until(scene, lambda: quarantined(scene, keys) >= 3 * 2 * len(entries), "all that makes no sense is set aside")
+    about_other = {"reason": saga_id, "body": f'{{"saga_id":"{other}","note":"{saga_id}"}}'}
+    scene.redis.xadd(keys.partitions[0].quarantine, about_other)  # type: ignore[arg-type]
+    for what in (b"data", b"body"):
+        scene.redis.xadd(keys.partitions[1].quarantine_of("work"), {what: SECRET, "fields": saga_id})
+    scene.redis.delete(KEYS.services, KEYS.published("work"), *([] if has_hash else [keys.saga(saga_id)]))
+
+    erased = scene.client.erase_many([saga_id], REASON)
+
+    assert erased.is_complete, erased
+    assert holders(scene.redis) == []
+    assert holders_of(scene.redis, SECRET.encode("utf-16")[2:]) == []
+    assert quarantined(scene, keys) == 1
+    assert erased_view(scene.client, other)["steps"] == [("COMPLETED", b'"x"', b'"x"', None)]
+
+
+def test_each_id_gets_a_true_answer(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.client.begin("bare", [do(None, "DoForGood")])
+    scene.client.begin("live", [do(1, "Fly", "away", compensation=None)])
+    scene.play("bare")
+    ids = ["bare", "live", "nothere"]
+    for by, hashes, before in (("me", 1, []), ("you", 0, ["bare"])):
+        erased = scene.client.erase_many(ids, REASON, actor=by)
+        assert (erased.hashes, list(erased.before)) == (hashes, before)
+        assert (erased.unknown, list(erased.refused)) == ({"nothere": 0}, ["live"])
+    assert (erased.before["bare"].reason, erased.before["bare"].actor) == (REASON, "me")
+    with pytest.raises(RequestRefused, match=r"saga bare was erased on .* by me"):
+        scene.client.begin("bare", [do(None, "DoForGood")])
+    with pytest.raises(MalformedMessage, match="'bad id' is no id"):
+        scene.client.erase_many(["bare", "bad id"], REASON)
+
+
+def test_in_a_full_store_what_was_erased_is_told_and_what_is_left(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.client.begin("s1", [do(SECRET)])
+    scene.play("s1")
+    scene.redis.xadd(ONLY.quarantine, {"body": "kept"})
+    scene.redis.xadd(ONLY.quarantine, {"body": f'{{"saga_id":"s1","x":"{SECRET}"}}'})
+    scene.redis.config_set("maxmemory", 1)
+    erased = scene.client.erase("s1", REASON)
+    assert (erased.hashes, erased.records, erased.quarantined) == (1, 1, 1)
+    why = "its copy needs memory, and the store is full: raise maxmemory, then erase again"
+    assert erased.left == [f"{ONLY.quarantine} may still hold bytes of deleted messages, since {why}"]
+    scene.redis.config_set("maxmemory", 0)
+    assert scene.client.erase("s1", REASON).is_complete
+    assert holders(scene.redis) == []
+
+
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.WORKER, Role.INSPECTOR, Role.BEGIN_ONLY, Role.BRIDGE])
+def test_who_may_not_erase_is_told_which_role_may(server: Server, commands: Commands, role: Role) -> None:
+    scene = Scene(server.broker())
+    scene.client.begin("s1", [do(SECRET)])
+    scene.play("s1")
+    before = dump(scene.redis)
+    users = Users(server)
+    with pytest.raises(redis.exceptions.NoPermissionError, match="role operator"):
+        SagaClient(users.broker(role)).erase("s1", REASON)
+    done = commands.run("erase", "s1", "--reason", REASON, REDIS_URL=users.url(role))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: only a user with the role operator may erase; sagastream acl operator prints")
+    assert dump(scene.redis) == before
+
+
+def test_a_right_that_is_missing_in_a_script_is_named(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.client.begin("s1", [do(SECRET)])
+    scene.play("s1")
+    users = Users(server)
+    users.url(Role.OPERATOR)
+    may = "scan time ping info evalsha eval script|load smembers hgetall hset hello"
+    rights = ["clearselectors", "-@all", *(f"+{name}" for name in may.split()), "~*"]
+    admin: Any = scene.redis
+    admin.execute_command("ACL", "SETUSER", "operator", *rights)
+    scene.client = SagaClient(server.url.replace("unix://", "unix://operator:secret@"))
+    with pytest.raises(redis.exceptions.NoPermissionError, match="role operator"):
+        scene.client.erase("s1", REASON)
 
 
 def test_an_event_loop_erases_too(server: Server) -> None:
@@ -253,21 +375,70 @@ def test_an_event_loop_erases_too(server: Server) -> None:
     assert holders(scene.redis) == []
 
 
-def test_the_command_line_erases_and_says_what_it_cannot(server: Server, commands: Commands) -> None:
+def test_the_command_line_says_of_each_saga_what_became_of_it(server: Server, commands: Commands) -> None:
     scene = Scene(server.broker())
     scene.client.begin("s1", [do(SECRET)])
     scene.client.begin("s2", [do(1, "Fly", "away", compensation=None)])
     scene.play("s1")
-    done = commands.run("erase", "s1", "s2", "--reason", REASON, "--by", "me", REDIS_URL=server.url)
+    env = {"REDIS_URL": server.url}
+    none = commands.run("erase", "s2", "nothere", "--reason", REASON, **env)
+    unknown = "there is no saga nothere in this store: it has expired, or the id is wrong; nothing of it was found"
+    assert (none.returncode, none.stdout) == (1, f"erased: nothing\n{unknown} elsewhere\n")
+    wait = "wait for its end; sagastream cancel s2 --reason TEXT has it undone"
+    assert none.stderr == f"Error: saga s2 has not ended, and needs what would be erased: {wait}\n"
+    done = commands.run("erase", "s1", "s2", "--reason", REASON, "--by", "me", **env)
     assert done.returncode == 1
-    assert done.stdout.startswith("erased: 1 saga, 1 record, ")
-    assert "saga s2 has not ended" in done.stderr
-    assert "BGREWRITEAOF" in done.stderr
-    again = commands.run("erase", "s1", "--reason", REASON, REDIS_URL=server.url)
-    assert (again.returncode, again.stdout) == (0, "erased: nothing, the store holds none of it\n")
-    shown = commands.run("show", "s1", REDIS_URL=server.url).stdout
+    first, files, reach = done.stdout.splitlines()
+    assert first.startswith("erased: 1 saga, 1 record, ")
+    assert files.startswith("files: those of the server hold it until its administrator has them written anew: ")
+    assert f"redis-cli -s {server.url.removeprefix('unix://')} BGREWRITEAOF, and BGSAVE" in files
+    assert reach.startswith("not erased: backups, ")
+    assert done.stderr.startswith("Error: saga s2 has not ended")
+    again = commands.run("erase", "s1", "--reason", "another", **env)
+    assert again.returncode == 0
+    assert again.stdout.startswith("erased: nothing\ns1 was erased before, at 20")
+    assert again.stdout.splitlines()[1].endswith(f"Z by me: {REASON}")
+    shown = commands.run("show", "s1", **env).stdout
     assert REASON in shown
     assert SECRET not in shown
+    for arguments, says in (
+        (("s1", "bad id", "--reason", REASON), "Error: 'bad id' is no id of a saga: "),
+        (("s1", "--reason", REASON, "--by", ""), "Error: --by must be a text of 1 to "),
+    ):
+        wrong = commands.run("erase", *arguments, **env)
+        assert wrong.returncode == 2
+        assert says in wrong.stderr
+
+
+def test_what_is_found_of_an_unknown_saga_is_told(server: Server, commands: Commands) -> None:
+    scene = Scene(server.broker())
+    for _ in range(2):
+        add_reply(scene.redis, "work", {"body": f"s1 {SECRET}"})
+    scene.worker.turn(block_ms=1)
+    done = commands.run("erase", "s1", "--reason", REASON, REDIS_URL=server.url)
+    assert done.returncode == 0
+    erased, unknown, *_ = done.stdout.splitlines()
+    assert erased == "erased: 2 quarantined messages"
+    assert unknown.endswith("or the id is wrong; 2 records and messages of it were found")
+
+
+def test_the_files_of_the_embedded_server_are_written_anew(commands: Commands) -> None:
+    with contextlib.closing(Broker(home=commands.home)) as broker:
+        scene = Scene(broker)
+        scene.client.begin("s1", [do(SECRET)])
+        scene.play("s1")
+
+        def held() -> list[str]:
+            paths = [path for path in commands.home.rglob("*") if path.is_file()]
+            return [path.name for path in paths if SECRET.encode() in path.read_bytes()]
+
+        assert held()
+        broker.client.bgrewriteaof()  # one that is under way is not enough
+        done = commands.run("erase", "s1", "--reason", REASON)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\nfiles: written anew, without what was erased\n" in done.stdout
+        until(lambda: not held(), what="the former files are deleted")
+        assert scene.client.get("s1") is not None
 
 
 #: A service that writes down what it does, and for whom.

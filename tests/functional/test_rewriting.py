@@ -20,7 +20,7 @@ SECRET = "mei.tanaka@example.org"
 
 
 def holders(client: "redis.Redis") -> list[str]:
-    return keys_with_bytes(client, SECRET)
+    return keys_with_bytes(client, SECRET.encode())
 
 
 def entries(client: "redis.Redis", stream: str) -> Any:

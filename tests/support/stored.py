@@ -21,8 +21,8 @@ def dump(client: redis.Redis) -> dict[bytes, Any]:
     return found
 
 
-def keys_with_bytes(client: "redis.Redis", text: str) -> list[str]:
+def keys_with_bytes(client: "redis.Redis", wanted: bytes) -> list[str]:
     """The keys whose value holds these bytes, even if no command would show them, as those of a deleted entry."""
     client.config_set("rdbcompression", "no")  # else DUMP may hide them
     found: Any = client.keys()
-    return sorted(key.decode() for key in found if text.encode() in (client.dump(key) or b""))
+    return sorted(key.decode() for key in found if wanted in (client.dump(key) or b""))

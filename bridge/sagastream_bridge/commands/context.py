@@ -170,6 +170,19 @@ def counted(number: int, one: str) -> str:
     return f"{number} {one}" if number == 1 else f"{number} {one}s"
 
 
+def redis_cli(broker: "Broker") -> str:
+    """How to reach the broker with redis-cli. The login is left out, since this line may be kept in a log. The password
+    of the embedded server is named by its file."""
+    import shlex
+
+    from sagastream.broker import urls
+
+    line = urls.redis_cli(broker.url)
+    if (server := broker.embedded) is not None and server.endpoint.password:
+        return f"REDISCLI_AUTH=$(cat {shlex.quote(str(server.home / 'password'))}) {line}"
+    return line
+
+
 def width() -> int | None:
     """How many columns the terminal has to which this command writes; None: it writes to something else."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

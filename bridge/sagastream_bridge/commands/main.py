@@ -9,6 +9,7 @@ from sagastream_bridge.commands import operate, run, sagas, store, transfer
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
+from sagastream_bridge.commands.erase import erase
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +34,7 @@ for command in (
     acl,
     bench,
     check_service,
+    erase,
 ):
     cli.add_command(command)
 

@@ -74,13 +74,13 @@ def _verb(verb: str, help_text: str) -> click.Command:
 
             layout.check(broker)
             try:
-                actor = _user_at_host() if by is None else by
+                actor = user_at_host() if by is None else by
                 state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, parked_at=parked_at, **options)
             except MalformedMessage as error:
-                raise click.UsageError(safe(_in_options(str(error)))) from None
+                raise click.UsageError(safe(in_options(str(error)))) from None
             except RequestRefused as error:
                 where = f" in the store {broker.store}" if error.code == Code.NO_SUCH_SAGA else ""
-                raise click.ClickException(safe(_in_options(str(error)) + where)) from None
+                raise click.ClickException(safe(in_options(str(error)) + where)) from None
             except TimeoutError as error:
                 raise click.ClickException(safe(str(error))) from None
             except redis.RedisError as error:
@@ -100,14 +100,14 @@ def _verb(verb: str, help_text: str) -> click.Command:
     return command
 
 
-def _in_options(text: str) -> str:
+def in_options(text: str) -> str:
     """A text that names members of a request, with the names of their options instead."""
     for named, option in _OPTIONS:
         text = re.sub(named, option, text)
     return text
 
 
-def _user_at_host() -> str:
+def user_at_host() -> str:
     """Who runs this command."""
     import getpass
     import socket
@@ -119,42 +119,6 @@ def _user_at_host() -> str:
     except (OSError, KeyError):  # a container may run as a user that has no name
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]
-
-
-@click.command()
-@click.argument("saga_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--reason", required=True, metavar="TEXT", help="Why, without what is erased. It stays with the saga.")
-@click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
-def erase(saga_ids: tuple[str, ...], reason: str, by: str | None) -> None:
-    """Erase params, results, errors, reasons and actors of sagas that have ended; their course stays.
-
-    Exit code 1 if a saga has not ended, or something is still in use: erase again later.
-    """
-    from sagastream.errors import MalformedMessage
-
-    with opened(create=False) as broker:
-        from sagastream.client.blocking import SagaClient
-        from sagastream_bridge.inspection import views
-
-        try:
-            erased = SagaClient(broker).erase_many(saga_ids, reason, actor=_user_at_host() if by is None else by)
-        except MalformedMessage as error:
-            raise click.UsageError(safe(str(error))) from None
-    click.echo(views.erased(erased))
-    for refused in erased.refused.values():
-        click.echo(safe(f"Error: {refused}"), err=True)
-    for line in erased.left:
-        click.echo(safe(f"left: {line}"), err=True)
-    click.echo(_OUT_OF_REACH, err=True)
-    if not erased.is_complete:
-        sys.exit(1)
-
-
-#: What still holds data of erased sagas.
-_OUT_OF_REACH: Final = (
-    "The server's files hold it until it writes them anew: redis-cli BGREWRITEAOF, and BGSAVE if it has snapshots.\n"
-    "Not erased: backups, exports, logs, SLOWLOG, databases of services, failed jobs in RQ. See docs/safety.md."
-)
 
 
 @click.group()
@@ -343,4 +307,4 @@ def _as_json(message: "Quarantined") -> dict[str, object]:
 
 
 #: All of them.
-COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), erase, quarantine, drop_commands, doctor)
+COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), quarantine, drop_commands, doctor)

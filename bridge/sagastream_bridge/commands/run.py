@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import call_on_signals, finite, logged, opened, orderly, safe, stop_event
+from sagastream_bridge.commands.context import (
+    call_on_signals,
+    finite,
+    logged,
+    opened,
+    orderly,
+    redis_cli,
+    safe,
+    stop_event,
+)
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -328,13 +337,11 @@ def _where(broker: "Broker") -> Iterator[str]:
     yield f"broker   {broker.shown_url}"
     if (server := broker.embedded) is not None:
         yield f"home     {server.home}"
-        auth = ""
         at = server.endpoint
         if at.password:
             file = shlex.quote(str(server.home / "password"))
             yield f"port     127.0.0.1:{at.port}: REDIS_URL=redis://default:$(cat {file})@127.0.0.1:{at.port}"
-            auth = f"REDISCLI_AUTH=$(cat {file}) "
-        yield f"look     {auth}redis-cli -s {shlex.quote(str(at.path))}"
+        yield f"look     {redis_cli(broker)}"
     yield "stop     Ctrl-C"
 
 

@@ -139,8 +139,8 @@ def absent(causes: Sequence[Cause], notes: Sequence[str]) -> str:
     return "; ".join([" yet" if words else "", *words, *notes])
 
 
-def erased(what: Erased) -> str:
-    """What was erased, on one line."""
+def erased(what: Erased) -> Iterator[str]:
+    """What was erased, on one line; then a line for each id of which nothing was erased in its hash."""
     counts = {
         "saga": what.hashes,
         "record": what.records,
@@ -149,7 +149,13 @@ def erased(what: Erased) -> str:
         "event": what.events,
     }
     parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
-    return f"erased: {', '.join(parts) or 'nothing, the store holds none of it'}"
+    yield f"erased: {', '.join(parts) or 'nothing'}"
+    for saga_id, done in what.before.items():
+        by = "" if done.actor is None else f" by {printable(done.actor)}"
+        yield f"{printable(saga_id)} was erased before, at {iso(done.at_ms)}{by}: {printable(done.reason)}"
+    for saga_id, number in what.unknown.items():
+        elsewhere = f"{number} records and messages of it were found" if number else "nothing of it was found elsewhere"
+        yield f"there is no saga {printable(saga_id)} in this store: it has expired, or the id is wrong; {elsewhere}"
 
 
 def quarantined(message: Quarantined) -> str:

@@ -11,7 +11,6 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_no_group
 from sagastream.broker.wire import execute, or_raise
-from sagastream.core.messages import is_service
 from sagastream.errors import TransferError
 from sagastream.store import heartbeat, layout, published
 from sagastream.store.keys import ORCHESTRATOR_GROUP, Partition, StoreKeys
@@ -65,18 +64,9 @@ class Export:
                     yield from self._entries(partition, what, service, stream, group)
 
     def _found_services(self) -> list[str]:
-        """Those that the store names, and those that have a key: somebody may have deleted the names."""
-        keys = self._keys
-        if self._client.type(keys.services) not in (b"set", b"none"):
-            self.skipped.append(keys.services)
-        services = set(run(self._client, published.services(keys)))
-        services |= {key.removeprefix(keys.published("")) for key in self._scan(keys.published("*"))}
-        for partition in keys.partitions:
-            for key in self._scan(partition.base + "[crq]*:*"):  # commands, replies and quarantine, each with a service
-                place = key.removeprefix(partition.base).split(":")
-                if len(place) == 2 and place[0] in ("commands", "replies", "quarantine"):
-                    services.add(place[1])
-        return sorted(filter(is_service, services))
+        if self._client.type(self._keys.services) not in (b"set", b"none"):
+            self.skipped.append(self._keys.services)
+        return run(self._client, published.found_services(self._keys))
 
     def _sagas(self, partition: Partition) -> Iterator[bytes]:
         found = self._scan(partition.saga("*"))

@@ -132,3 +132,16 @@ def test_a_connection_that_is_lost_over_tls_is_an_outage() -> None:
     error = redis.ConnectionError("lost")
     error.__cause__ = ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
     assert is_outage(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("redis://ann:pa%2Fss@host:6379/0", "redis-cli -u redis://host:6379"),
+        ("rediss://:secret@host?ssl_certfile=a", "redis-cli -u rediss://host"),
+        ("unix://ann:secret@/tmp/a.sock?db=1", "redis-cli -s /tmp/a.sock"),
+        ("unix:///tmp/a%20b/%25.sock", "redis-cli -s '/tmp/a b/%.sock'"),
+    ],
+)
+def test_the_line_for_redis_cli_has_no_login(url: str, line: str) -> None:
+    assert urls.redis_cli(url) == line

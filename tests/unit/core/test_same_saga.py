@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from msgspec.structs import replace
 
+from sagastream.core.erasure import ERASE, without_data
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.same_saga import conflict
 from sagastream.core.steps import OPTIONS, USUAL_ATTEMPTS, StepDefinition, StepKind
 from sagastream.core.strict_json import decode, encode
@@ -52,6 +53,16 @@ def is_same(state: SagaState, *steps: StepDefinition, **more: Any) -> bool:
 def test_the_same_values_are_the_same_however_they_are_written(one: bytes, other: bytes) -> None:
     assert is_same(a_saga(a_step(one)), a_step(other))
     assert is_same(a_saga(a_step(other)), a_step(one))
+
+
+def test_a_saga_that_was_erased_is_not_begun_again_even_with_the_same_params() -> None:
+    saga = a_saga(a_step(None))
+    assert is_same(saga, a_step(None))
+    for actor, by in (("me", " by me"), (None, "")):
+        done = Intervention(verb=ERASE, reason="asked for", at_ms=86_400_000, actor=actor)
+        erased = without_data(saga).with_intervention(done)
+        for step in (a_step(None), a_step(5)):
+            assert told(erased, step) == f"saga saga42 was erased on 1970-01-02{by}: it cannot be begun again"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ redis-py passes every option of a url on to its connections: a misspelt one ends
 returns or raises has a part of a password in it.
 """
 
+import shlex
 import ssl
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 _SCHEMES: Final = ("redis", "rediss", "unix")
 #: The options of every url; those of rediss:// are about its certificates. By their values: what they must be.
@@ -94,6 +95,15 @@ def shown(url: str) -> str:
     )
     query = f"?{options}" if options else ""
     return f"{parts.scheme}://{user}{':***' if colon else ''}{at}{host}{parts.path}{query}"
+
+
+def redis_cli(url: str) -> str:
+    """The command line of redis-cli for a url that can be used, without the login: that may be another one."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"redis-cli -s {shlex.quote(unquote(parts.path))}"
+    _, _, host = parts.netloc.rpartition("@")
+    return f"redis-cli -u {shlex.quote(f'{parts.scheme}://{host}')}"
 
 
 def _options(parts: SplitResult) -> list[tuple[str, str]]:

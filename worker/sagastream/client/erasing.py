@@ -6,45 +6,40 @@ named, and the caller erases again later.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
+import redis
 from msgspec import Struct
-from msgspec.structs import replace
 
 from sagastream.broker.entries import REPLAYED
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.failures import is_denied, is_wrong_type
 from sagastream.broker.scripting import Script
-from sagastream.broker.wire import Words, or_raise
+from sagastream.broker.wire import or_raise
+from sagastream.core.belonging import Belonging, Fields
+from sagastream.core.erasure import ERASE, NO_PARAMS, erasure, without_data
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, is_id
 from sagastream.core.parsing import operator_text
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.service_records import newer_format
-from sagastream.core.step_state import Step
-from sagastream.core.strict_json import decode_any
 from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import published, saga_hash
 from sagastream.store.columns import iso, step_fields
 from sagastream.store.keys import Partition, StoreKeys, moving
 from sagastream.store.rewriting import rewritten
 from sagastream.store.sagas import load
+from sagastream.store.scanning import fields_like, keys_like
 
-#: The verb of the intervention that stays with an erased saga.
-ERASE: Final = "erase"
-#: What stands in the place of a text.
-ERASED: Final = "(erased)"
-_NO_PARAMS: Final = b"null"
 #: An answer that a service has recorded, with a result or an error.
 _ANSWER: Final = re.compile(rb"(ok|failed) .+", re.DOTALL)
-#: What may be the id of a saga in a text.
-_ID: Final = re.compile(rb"[A-Za-z0-9._:-]+")
 
 #: How many entries a page has: at first and while they are large, and while they are small.
 _FIRST_PAGE: Final = 10
 _PAGE: Final = 1000
 _PAGE_BYTES: Final = 1 << 20
-#: How many fields of a hash to look at in one call, and how many entries to delete.
+#: How many entries to delete in one call.
 _AT_ONCE: Final = 1000
 #: How often to try to change a hash that others change meanwhile.
 _TRIES: Final = 5
@@ -52,18 +47,19 @@ _TRIES: Final = 5
 _REPLACE: Final = Script("replace")
 _DROP_UNREAD: Final = Script("drop_unread")
 
-_Fields = dict[bytes, bytes]
-_IsOf = Callable[[_Fields], bool]
-
 
 class Erased(Struct, kw_only=True):
     """What was erased, of one saga or of several, and what could not be."""
 
-    hashes: int = 0  # how many sagas had something to erase in their hashes
+    hashes: int = 0  # how many sagas were erased that had not been before, or had got something since
     records: int = 0  # how many records of services had a result or an error
     commands: int = 0  # how many commands were deleted that nobody had read
     quarantined: int = 0  # how many quarantined messages were deleted
     events: int = 0  # how many events were deleted
+    before: dict[str, Intervention] = {}  # sagas that had been erased before, by their ids: when, by whom and why
+    #: Ids of which there is no saga: it has expired, or the id is wrong. By each: how many records and messages of it
+    #: were found all the same.
+    unknown: dict[str, int] = {}
     refused: dict[str, RequestRefused | UnreadableSaga] = {}  # sagas of which nothing was erased, by their ids
     left: list[str] = []  # what is still there, each with what to do; erase again then
 
@@ -72,30 +68,51 @@ class Erased(Struct, kw_only=True):
         """Whether all that was asked for is erased."""
         return not self.left and not self.refused
 
+    @property
+    def was_any(self) -> bool:
+        """Whether something was erased, now or before: then files and copies elsewhere may still hold it."""
+        counts = (self.hashes, self.records, self.commands, self.quarantined, self.events)
+        return any(counts) or bool(self.before)
+
 
 def erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | None) -> Exchange[Erased]:
     """Erase sagas that have ended, or that have no hash any more. See SagaClient.erase_many."""
+    try:
+        return (yield from _erase(keys, saga_ids, reason, actor))
+    except redis.ResponseError as error:
+        if not is_denied(error):
+            raise
+        text = f"only a user with the role operator may erase; sagastream acl operator prints one ({error})"
+        raise redis.exceptions.NoPermissionError(text) from None
+
+
+def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | None) -> Exchange[Erased]:
     for saga_id in saga_ids:
         if not is_id(saga_id):
-            raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+            raise MalformedMessage(f"{saga_id!a:.140} is no id of a saga: it must be 1 to 128 of A-Z a-z 0-9 . _ : -")
     operator_text(reason, "reason", MAX_REASON_CHARS)
     if actor is not None:
         operator_text(actor, "actor", MAX_ACTOR_CHARS)
     erased = Erased()
-    services = set((yield from published.services(keys)))
-    begun: dict[Partition, dict[str, int | None]] = {}
+    services = set((yield from published.found_services(keys)))
+    begun: dict[str, int | None] = {}
     # The hashes first: a worker that holds a saga as it was cannot tell of it any more.
     for saga_id in dict.fromkeys(saga_ids):
         try:
-            state, had_any = yield from _erase_hash(keys, saga_id, reason, actor)
+            state = yield from _erase_hash(keys, saga_id, reason, actor, erased)
         except (RequestRefused, UnreadableSaga) as error:
             erased.refused[saga_id] = error
             continue
-        erased.hashes += had_any
-        begun.setdefault(keys.of(saga_id), {})[saga_id] = None if state is None else state.begun_ms
+        begun[saga_id] = None if state is None else state.begun_ms
         services |= {step.definition.service for step in state.steps} if state else set()
-    for partition, sagas in begun.items():
-        yield from _erase_elsewhere(partition, sorted(services), sagas, erased)
+    found: Counter[str] = Counter()
+    for saga_id, begun_ms in begun.items():
+        found[saga_id] += yield from _erase_records(keys.of(saga_id), sorted(services), saga_id, begun_ms, erased)
+    if begun:
+        since_ms = min(begun_ms or 0 for begun_ms in begun.values())
+        for partition in keys.partitions:  # somebody may have sent a message to the wrong one
+            found += yield from _erase_messages(partition, sorted(services), Belonging(begun), since_ms, erased)
+    erased.unknown |= {saga_id: found[saga_id] for saga_id, begun_ms in begun.items() if begun_ms is None}
     return erased
 
 
@@ -106,183 +123,166 @@ def granted(erased: Erased) -> Erased:
     return erased
 
 
-def _erase_elsewhere(
-    partition: Partition, services: list[str], sagas: Mapping[str, int | None], erased: Erased
-) -> Exchange[None]:
-    """Erase all but the hashes of these sagas of one partition. `sagas`: when each began; None: it has no hash."""
-    is_of = _is_of(sagas)
-    for saga_id, begun_ms in sagas.items():
-        yield from _erase_records(partition, services, saga_id, begun_ms, erased)
+def _erase_messages(
+    partition: Partition, services: list[str], sagas: Belonging, since_ms: int, erased: Erased
+) -> Exchange[Counter[str]]:
+    """Erase what the streams of a partition hold of these sagas. `since_ms`: when the first of them began. Returns how
+    many entries of each saga were found."""
+    found: Counter[str] = Counter()
     inward = [partition.requests, partition.interventions, *map(partition.replies, services)]
     for stream in inward:
-        if found := (yield from _matching(stream, is_of)):
+        if entries := (yield from _matching(stream, sagas.of_message)):
+            found.update(_owners(entries))
             # A reply says what became of a step, so it is not thrown away.
-            text = f"{len(found)} of {stream}: a worker takes them, so erase again when one has run"
-            erased.left.append(text)
-    for service in services:
-        yield from _drop_commands(partition, service, is_of, erased)
+            erased.left.append(_held(stream, entries, len(entries), "which a worker takes", "one has run"))
+    commands = [partition.commands(service) for service in services]
+    for service, stream in zip(services, commands, strict=True):
+        found.update((yield from _drop_commands(stream, service, sagas, erased)))
     aside = [partition.quarantine, *map(partition.quarantine_of, services)]
     for stream in aside:
-        erased.quarantined += yield from _delete(stream, is_of)
-    erased.events += yield from _delete(partition.events, is_of)
-    streams = [*inward, *map(partition.commands, services), *aside]
-    answers = yield [("EXISTS", moving(stream)) for stream in streams]
-    for stream, answer in zip(streams, answers, strict=True):
+        entries = yield from _matching(stream, sagas.of_quarantined)
+        found.update(_owners(entries))
+        erased.quarantined += yield from _delete(stream, entries)
+    entries = yield from _matching(partition.events, sagas.of_event)
+    found.update(_owners(entries))
+    erased.events += yield from _delete(partition.events, entries)
+    others = [*inward, *commands, *aside]
+    answers = yield [("EXISTS", moving(stream)) for stream in others]
+    for stream, answer in zip(others, answers, strict=True):
         if or_raise(answer):
             text = f"{moving(stream)}: a repair was interrupted; sagastream doctor --repair ends it, then erase again"
             erased.left.append(text)
-    since_ms = min((begun_ms or 0 for begun_ms in sagas.values()), default=0)
-    others = dict.fromkeys((*inward, *map(partition.commands, services), *aside), 0)
-    for stream, oldest_ms in {partition.events: since_ms, **others}.items():
+    for stream, oldest_ms in {partition.events: since_ms, **dict.fromkeys(others, 0)}.items():
         if (why := (yield from rewritten(stream, oldest_ms))) is not None:
             erased.left.append(why)
-
-
-def without_data(state: SagaState) -> SagaState:
-    """The saga without what anybody has given it besides names: params, results, errors, reasons and actors. Pure."""
-    return replace(
-        state,
-        steps=tuple(map(_step_without_data, state.steps)),
-        reason=state.reason and ERASED,
-        cancelling=state.cancelling and ERASED,
-        interventions=tuple(map(_intervention_without_data, state.interventions)),
-    )
-
-
-def _step_without_data(step: Step) -> Step:
-    definition = replace(step.definition, params=_NO_PARAMS)
-    return replace(step, definition=definition, result=None, error=None, compensation_error=None)
-
-
-def _intervention_without_data(done: Intervention) -> Intervention:
-    return done if done.verb == ERASE else replace(done, reason=ERASED, actor=done.actor and ERASED)
+    return found
 
 
 def _erase_hash(
-    keys: StoreKeys, saga_id: str, reason: str, actor: str | None
-) -> Exchange[tuple[SagaState | None, bool]]:
-    """Returns the saga as it was (None: it has no hash), and whether something was erased."""
+    keys: StoreKeys, saga_id: str, reason: str, actor: str | None, erased: Erased
+) -> Exchange[SagaState | None]:
+    """Returns the saga as it was; None: it has no hash."""
     for _ in range(_TRIES):
         states, now_ms = yield from load(keys, [saga_id])
         state = states[saga_id]
         if state is None:
-            return None, False
+            return None
         if isinstance(state, UnreadableSaga):
             raise state
         if not state.ended:
             raise RequestRefused(Code.PRECONDITION_FAILED, _not_ended(state))
-        bare = without_data(state)
-        if bare == state:
-            return state, False
+        bare, before = without_data(state), erasure(state)
+        if bare == state and before is not None:
+            erased.before[saga_id] = before
+            return state
         done = Intervention(verb=ERASE, reason=reason, at_ms=now_ms, actor=actor)
         seen = ["version", str(state.version), "updated_at", iso(state.updated_ms)]
         # The version counts it, so no worker writes over it what it had read before.
         words: list[Any] = [*seen, *saga_hash.changed_fields(state, bare.with_intervention(done))]
         for number in range(1, len(state.steps) + 1):
-            words += (step_fields(number).needed[2], _NO_PARAMS)
+            words += (step_fields(number).needed[2], NO_PARAMS)
         if (yield from _REPLACE.call([keys.saga(saga_id)], [len(seen), *words])):
-            return state, True
+            erased.hashes += 1
+            return state
     raise RequestRefused(Code.PRECONDITION_FAILED, f"saga {saga_id} changes again and again: erase it later")
 
 
 def _not_ended(state: SagaState) -> str:
-    how = f"sagastream skip, retry or abandon {state.saga_id}" if state.parked else f"sagastream cancel {state.saga_id}"
-    return (
-        f"saga {state.saga_id} has not ended, and needs what would be erased: end it first ({how}), or wait for its end"
-    )
+    what = f"saga {state.saga_id} has not ended, and needs what would be erased"
+    if state.parked:
+        how = f"sagastream abandon {state.saga_id} --reason TEXT ends it as it is; sagastream show says what else does"
+    elif state.may_be_cancelled:
+        how = f"wait for its end; sagastream cancel {state.saga_id} --reason TEXT has it undone"
+    else:
+        how = f"wait for its end; sagastream show {state.saga_id} says what it waits for"
+    return f"{what}: {how}"
 
 
 def _erase_records(
     partition: Partition, services: list[str], saga_id: str, begun_ms: int | None, erased: Erased
-) -> Exchange[None]:
-    """Take the results and errors out of the records of services. The records stay, and say how each command ended."""
+) -> Exchange[int]:
+    """Take the results and errors out of the records of services. The records stay, and say how each command ended.
+    Returns how many were there."""
     if begun_ms is None:
-        hashes = yield from _scanned(("SCAN",), ("MATCH", partition.records("*"), "COUNT", _AT_ONCE))
+        hashes = yield from keys_like(partition.records("*"))
     else:
         hashes = [partition.done(service, begun_ms).encode() for service in services]
+    number = 0
     for key in hashes:
-        words = yield from _scanned(("HSCAN", key), ("MATCH", f"{saga_id}/*", "COUNT", _AT_ONCE))
-        for field, record in dict(zip(words[::2], words[1::2], strict=True)).items():
+        for field, record in (yield from fields_like(key, f"{saga_id}/*")).items():
+            number += 1
             if newer_format(record) is not None:
                 text = f"{key.decode()} has a record that only a newer release can read: erase with that release"
                 erased.left.append(text)
             elif (found := _ANSWER.fullmatch(record)) is not None:
                 change = [2, field, record, field, found[1] + b" "]
                 erased.records += yield from _REPLACE.call([key.decode()], change)
+    return number
 
 
-def _scanned(command: Words, options: Words) -> Exchange[list[bytes]]:
-    """All that SCAN or HSCAN finds. In a key that is not a hash, they find nothing."""
-    cursor: bytes = b"0"
-    found: list[bytes] = []
-    while True:
-        (answer,) = yield [(*command, cursor, *options)]
-        if is_wrong_type(answer):
-            return []
-        cursor, page = or_raise(answer)
-        found += page
-        if cursor == b"0":
-            return found
-
-
-def _drop_commands(partition: Partition, service: str, is_of: _IsOf, erased: Erased) -> Exchange[None]:
-    """Delete the commands that no process has read. The others are left: their processes may have effects to undo."""
-    stream = partition.commands(service)
-    found = yield from _matching(stream, is_of)
+def _drop_commands(stream: str, service: str, sagas: Belonging, erased: Erased) -> Exchange[Iterator[str]]:
+    """Delete the commands that no process has read. The others are left: their processes may have effects to undo.
+    Returns the sagas of all of them."""
+    entries = yield from _matching(stream, sagas.of_message)
     dropped = 0
-    for ids in _slices([entry_id for entry_id, is_replayed in found if not is_replayed]):
+    for ids in _slices([entry.id for entry in entries if not entry.is_replayed]):
         dropped += yield from _DROP_UNREAD.call([stream], [service, *ids])
     erased.commands += dropped
-    if held := len(found) - dropped:
-        erased.left.append(f"{held} of {stream}: a process has read them, so erase again when {service} has answered")
+    if number := len(entries) - dropped:
+        still = {entry.id for entry in (yield from _matching(stream, sagas.of_message))}
+        held = [entry for entry in entries if entry.id in still] or entries
+        who = f"which a process of {service} has read"
+        then = "it has answered; sagastream doctor names one that hangs"
+        erased.left.append(_held(stream, held, number, who, then))
+    return _owners(entries)
 
 
-def _delete(stream: str, is_of: _IsOf) -> Exchange[int]:
+def _held(stream: str, entries: Sequence["_Entry"], number: int, by: str, then: str) -> str:
+    """What is told of entries that are still in use."""
+    sagas = list(dict.fromkeys(_owners(entries)))
+    names = ", ".join(sagas[:5]) + (f" and {len(sagas) - 5} more" if len(sagas) > 5 else "")
+    what = "entry" if number == 1 else "entries"
+    return f"{stream} still holds {number} {what} of {names}, {by}: erase {names} again when {then}"
+
+
+class _Entry(NamedTuple):
+    """An entry of a stream that belongs to some of the sagas."""
+
+    id: bytes
+    is_replayed: bool  # whether it was put back into its stream: somebody may have read it before
+    sagas: set[str]
+
+
+def _owners(entries: Sequence[_Entry]) -> Iterator[str]:
+    """The sagas to which these entries belong; of each entry each."""
+    return (saga_id for entry in entries for saga_id in sorted(entry.sagas))
+
+
+def _delete(stream: str, entries: Sequence[_Entry]) -> Exchange[int]:
     """Delete the entries of a stream that nobody reads as a group. Returns how many."""
     deleted = 0
-    for ids in _slices([entry_id for entry_id, _ in (yield from _matching(stream, is_of))]):
+    for ids in _slices([entry.id for entry in entries]):
         (answer,) = yield [("XDEL", stream, *ids)]
         deleted += or_raise(answer)
     return deleted
 
 
-def _matching(stream: str, is_of: _IsOf) -> Exchange[list[tuple[bytes, bool]]]:
-    """The ids of those entries of a stream, each with whether it was put back into it. A key that is not a stream
-    has none."""
+def _matching(stream: str, owners: Callable[[Fields], set[str]]) -> Exchange[list[_Entry]]:
+    """Those entries of a stream that belong to the sagas. A key that is not a stream has none."""
     first, count = b"-", _FIRST_PAGE
-    found: list[tuple[bytes, bool]] = []
+    found: list[_Entry] = []
     while True:
         (answer,) = yield [("XRANGE", stream, first, b"+", "COUNT", count)]
         page: Any = [] if is_wrong_type(answer) else or_raise(answer)
         for entry_id, words in page:
             fields = dict(zip(words[::2], words[1::2], strict=True))
-            if is_of(fields):
-                found.append((entry_id, REPLAYED in fields))
+            if sagas := owners(fields):
+                found.append(_Entry(entry_id, REPLAYED in fields, sagas))
         if not page:
             return found
         first = b"(" + page[-1][0]
         is_small = sum(len(word) for _, words in page for word in words) < _PAGE_BYTES
         count = min(2 * count, _PAGE) if is_small else _FIRST_PAGE
-
-
-def _is_of(saga_ids: Collection[str]) -> _IsOf:
-    """Whether an entry belongs to one of these sagas. A body that is not a JSON object with the id of a saga belongs to
-    each saga that it names."""
-    names = {saga_id.encode() for saga_id in saga_ids}
-
-    def is_of(fields: _Fields) -> bool:
-        if fields.get(b"saga_id") in names:
-            return True
-        body = fields.get(b"body", b"")
-        is_named = not names.isdisjoint(_ID.findall(body))
-        if not is_named and b"\\u" not in body:  # an id may be written with escapes
-            return False
-        value = decode_any(body)
-        if isinstance(value, dict) and isinstance(saga_id := value.get("saga_id"), str):
-            return saga_id in saga_ids
-        return is_named
-
-    return is_of
 
 
 def _slices(ids: list[bytes]) -> Iterator[list[bytes]]:

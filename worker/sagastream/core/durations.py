@@ -1,4 +1,4 @@
-"""Durations as people read them."""
+"""Durations and days as people read them."""
 
 
 def spoken(ms: float) -> str:
@@ -12,3 +12,15 @@ def spoken(ms: float) -> str:
             break
         number, unit = round(max(ms, 0) / 1000 / seconds), larger
     return f"{number} {unit}"
+
+
+def day(ms: int) -> str:
+    """The day in UTC of a time in milliseconds since the epoch: "2026-11-29"."""
+    # Years that begin in March have their leap day at the end. In 400 of them there are 146,097 days.
+    era, day_of_era = divmod(ms // 86_400_000 + 719_468, 146_097)
+    year_of_era = (day_of_era - day_of_era // 1460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
+    day_of_year = day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
+    month = (5 * day_of_year + 2) // 153  # from March, 0
+    date = day_of_year - (153 * month + 2) // 5 + 1
+    is_next_year = month >= 10
+    return f"{400 * era + year_of_era + is_next_year:04}-{month - 9 if is_next_year else month + 3:02}-{date:02}"

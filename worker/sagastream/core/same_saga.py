@@ -13,6 +13,8 @@ from typing import Any, Final
 import orjson
 from msgspec.structs import replace
 
+from sagastream.core.durations import day
+from sagastream.core.erasure import erasure
 from sagastream.core.messages import HARD, Begin
 from sagastream.core.saga import SagaState
 from sagastream.core.sealed_values import keys_of
@@ -39,8 +41,11 @@ _NOTHING: Final = object()
 
 
 def conflict(state: SagaState, begin: Begin) -> str | None:
-    """The text with which a saga_begin is refused because another saga has its id: it says what differs first. None: it
-    is the same saga."""
+    """The text with which a saga_begin is refused because another saga has its id: it says what differs first; or
+    because the saga was erased. None: it is the same saga."""
+    if (erased := erasure(state)) is not None:
+        by = "" if erased.actor is None else f" by {erased.actor}"
+        return f"saga {state.saga_id} was erased on {day(erased.at_ms)}{by}: it cannot be begun again"
     found = _difference(state, begin)
     if found is None:
         return None

@@ -18,6 +18,7 @@ from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
 from sagastream.store.keys import StoreKeys
+from sagastream.store.scanning import keys_like
 
 #: At most this many services in a store: a worker reads a stream of replies for each.
 MAX_SERVICES: Final = 1024
@@ -112,6 +113,21 @@ def services(keys: StoreKeys) -> Exchange[list[str]]:
     return sorted(filter(is_service, names))
 
 
+def found_services(keys: StoreKeys) -> Exchange[list[str]]:
+    """The names of all services that the store names, or that have a key in it, sorted: somebody may have deleted the
+    names. It searches the names of all keys."""
+    found = set((yield from services(keys)))
+    for key in (yield from keys_like(keys.published("*"))):
+        found.add(_text(key).removeprefix(keys.published("")))
+    for key in (yield from keys_like(f"{keys.prefix}:{{*}}:[crq]*:*")):  # commands, replies, quarantine
+        name = _text(key)
+        if (partition := keys.partition_of(name)) is not None:
+            what, _, service = name.removeprefix(partition.base).partition(":")
+            if what in ("commands", "replies", "quarantine"):
+                found.add(service)
+    return sorted(filter(is_service, found))
+
+
 def add_services(keys: StoreKeys, names: Collection[str]) -> Exchange[None]:
     """Add services to those of the store, so that every worker reads their replies."""
     (answer,) = yield [even_if_full(keys.services, "SADD", keys.services, *sorted(names))]
@@ -135,3 +151,7 @@ def read(client: "redis.Redis", keys: StoreKeys, services: Collection[str]) -> P
             command: undo or None for command, undo in pairs if is_id(command) and (not undo or _is_undo(undo, command))
         }
     return found
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
