@@ -296,6 +296,19 @@ def test_whatever_was_sent_and_wherever_all_of_it_is_found(server: Server, has_h
     assert erased_view(scene.client, other)["steps"] == [("COMPLETED", b'"x"', b'"x"', None)]
 
 
+def test_an_event_that_is_older_than_its_saga_by_the_clock_leaves_nothing(server: Server) -> None:
+    """The clock was set back while the saga ran, or the store was imported where the clock is behind."""
+    scene = Scene(server.broker())
+    scene.client.begin("s1", [do(SECRET)])
+    scene.play("s1")
+    scene.redis.delete(ONLY.events)
+    for entry_id, saga_id, text in (("1-1", "s0", "kept"), ("1-2", "s1", SECRET), ("1-3", "s0", "kept")):
+        body = f'{{"reason":"{text}"}}'
+        scene.redis.xadd(ONLY.events, {"kind": "outcome", "saga_id": saga_id, "body": body}, id=entry_id)
+    assert scene.client.erase("s1", REASON).events == 1
+    assert holders(scene.redis) == []
+
+
 def test_each_id_gets_a_true_answer(server: Server) -> None:
     scene = Scene(server.broker())
     scene.client.begin("bare", [do(None, "DoForGood")])

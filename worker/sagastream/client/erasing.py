@@ -109,9 +109,8 @@ def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str |
     for saga_id, begun_ms in begun.items():
         found[saga_id] += yield from _erase_records(keys.of(saga_id), sorted(services), saga_id, begun_ms, erased)
     if begun:
-        since_ms = min(begun_ms or 0 for begun_ms in begun.values())
         for partition in keys.partitions:  # somebody may have sent a message to the wrong one
-            found += yield from _erase_messages(partition, sorted(services), Belonging(begun), since_ms, erased)
+            found += yield from _erase_messages(partition, sorted(services), Belonging(begun), erased)
     erased.unknown |= {saga_id: found[saga_id] for saga_id, begun_ms in begun.items() if begun_ms is None}
     return erased
 
@@ -124,10 +123,9 @@ def granted(erased: Erased) -> Erased:
 
 
 def _erase_messages(
-    partition: Partition, services: list[str], sagas: Belonging, since_ms: int, erased: Erased
+    partition: Partition, services: list[str], sagas: Belonging, erased: Erased
 ) -> Exchange[Counter[str]]:
-    """Erase what the streams of a partition hold of these sagas. `since_ms`: when the first of them began. Returns how
-    many entries of each saga were found."""
+    """Erase what the streams of a partition hold of these sagas. Returns how many entries of each were found."""
     found: Counter[str] = Counter()
     inward = [partition.requests, partition.interventions, *map(partition.replies, services)]
     for stream in inward:
@@ -152,8 +150,8 @@ def _erase_messages(
         if or_raise(answer):
             text = f"{moving(stream)}: a repair was interrupted; sagastream doctor --repair ends it, then erase again"
             erased.left.append(text)
-    for stream, oldest_ms in {partition.events: since_ms, **dict.fromkeys(others, 0)}.items():
-        if (why := (yield from rewritten(stream, oldest_ms))) is not None:
+    for stream in (partition.events, *others):
+        if (why := (yield from rewritten(stream))) is not None:
             erased.left.append(why)
     return found
 

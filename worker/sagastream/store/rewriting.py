@@ -8,7 +8,6 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_no_group, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
-from sagastream.store.events import sort_key
 from sagastream.store.keys import copy_of
 
 #: About how many bytes of a stream one call copies. Everybody waits meanwhile: for some milliseconds.
@@ -30,12 +29,12 @@ _WHY: Final = {
 }
 
 
-def rewritten(stream: str, since_ms: int = 0) -> Exchange[str | None]:
-    """Write a stream anew if it may hold bytes of entries that were deleted, and were added at `since_ms` or later.
+def rewritten(stream: str) -> Exchange[str | None]:
+    """Write a stream anew if it may hold bytes of entries that were deleted.
 
     Returns why it could not be written anew; None: nothing is left of such entries.
     """
-    if not (yield from _may_hold_some(stream, since_ms)):
+    if not (yield from _may_hold_some(stream)):
         return None
     for _ in range(_TRIES):
         word, copied_up_to = b"more", b"0-0"
@@ -56,16 +55,12 @@ def rewritten(stream: str, since_ms: int = 0) -> Exchange[str | None]:
     return f"{stream} may still hold bytes of deleted messages, since {_WHY[word]}"
 
 
-def _may_hold_some(stream: str, since_ms: int) -> Exchange[bool]:
-    """Whether a stream may hold bytes of entries that were deleted, and were added at `since_ms` or later. One that is
-    empty holds none. Not asked in the script, which a full store refuses even if there is nothing to copy."""
+def _may_hold_some(stream: str) -> Exchange[bool]:
+    """Whether a stream may hold bytes of entries that were deleted. One that is empty holds none. This is not asked in
+    the script, which a full store refuses even if there is nothing to copy."""
     (answer,) = yield [("XINFO", "STREAM", stream)]
     if isinstance(answer, redis.ResponseError) and is_no_group(answer):
         return False
     words = iter(or_raise(answer))
     about: dict[bytes, Any] = dict(zip(words, words, strict=True))
-    if about[b"length"] in (0, about[b"entries-added"]):
-        return False
-    # What was trimmed is not counted as deleted: it was older than the first entry that is there.
-    newest = max(sort_key(about[b"max-deleted-entry-id"]), sort_key(about[b"first-entry"][0]))
-    return newest >= (since_ms, 0)
+    return about[b"length"] not in (0, about[b"entries-added"])
