@@ -293,20 +293,21 @@ class SagaClient:
         them.
 
         Its course stays: the steps, their times and status, and that it was erased. So it cannot be begun again, and no
-        command that comes again has its effect again. If it is erased twice, the second time finds nothing. The user
-        needs the rights of an operator.
+        command that comes again has its effect again. The server's files keep the data until they are written anew.
 
         Args:
             saga_id: its id. If the store has no such saga any more, what is left of it elsewhere is erased.
             reason: why. It stays with the saga, so it must not hold what is erased.
             actor: who asks; it stays with the saga too.
 
-        Returns what was erased, and in `left` what is still in use: erase again when that has ended.
+        Returns what was erased, in `before` that it had been erased before, in `unknown` that there is no such saga, and
+        in `left` what is still in use: erase again when that has ended.
 
         Raises:
             MalformedMessage: the id, the reason or the actor is not valid.
             RequestRefused: the saga has not ended.
             UnreadableSaga: the saga cannot be read.
+            redis.exceptions.NoPermissionError: the user has not the role operator.
             redis.RedisError: the broker is away. A part may have been erased, so erase again.
         """
         return erasing.granted(self.erase_many([saga_id], reason, actor=actor))
