@@ -20,6 +20,7 @@ from sagastream.core.erasure import ERASED
 from sagastream.core.parsing import parse_begin
 from sagastream.errors import MalformedMessage
 from sagastream.store.keys import StoreKeys, moving
+from sagastream.store.quarantine import Quarantine
 from sagastream.store.roles import Role
 from support.processes import Commands
 from support.scenes import Scene, do
@@ -294,6 +295,27 @@ def test_whatever_was_sent_and_wherever_all_of_it_is_found(server: Server, has_h
     assert holders_of(scene.redis, SECRET.encode("utf-16")[2:]) == []
     assert quarantined(scene, keys) == 1
     assert erased_view(scene.client, other)["steps"] == [("COMPLETED", b'"x"', b'"x"', None)]
+
+
+def test_a_message_that_was_cut_is_left_to_a_person(server: Server) -> None:
+    """It may have named the saga where it was cut off."""
+    scene = Scene(server.broker())
+    scene.client.begin("s1", [do("x")])
+    scene.play("s1")
+    for name, size in (("replies", 1 << 20), ("commands", 1 << 20), ("replies", 10)):
+        body = f'{{"x":"{SECRET}{"y" * size}","saga_id":"s1"'
+        scene.redis.xadd(getattr(ONLY, name)("work"), {"body": body})
+    scene.redis.xadd(ONLY.replies("work"), {"body": '{"type":"x","saga_id":"s2"}', "more": "y" * 5000})
+    run_until(scene, lambda: quarantined(scene, KEYS) == 4, "all are set aside")
+    ids = [message.id for message in Quarantine(scene.redis, KEYS).newest_first() if len(message.body) > 1 << 19]
+    erased = scene.client.erase("s1", REASON)
+    assert erased.quarantined == 1
+    assert sorted(line.rpartition(" ")[2] for line in erased.left) == sorted(ids)
+    assert len(ids) == 2
+    for entry_id in ids:
+        Quarantine(scene.redis, KEYS).drop(entry_id)
+    assert scene.client.erase("s1", REASON).is_complete
+    assert holders(scene.redis) == []
 
 
 def test_an_event_that_is_older_than_its_saga_by_the_clock_leaves_nothing(server: Server) -> None:

@@ -87,6 +87,19 @@ def test_whatever_stands_in_an_entry_the_search_takes_time_in_proportion() -> No
         assert cpu_ms(lambda text=text: SAGAS.of_message({b"body": text})) < 200  # type: ignore[misc]
 
 
+def test_of_an_entry_that_was_cut_it_is_told_that_it_may_be_anybodys() -> None:
+    large = b'{"x":"' + b"y" * MAX_BYTES
+    for fields, is_undecided in (
+        ({b"body": large + b'","saga_id":"o-1"}'}, True),
+        ({b"data": large}, True),
+        ({b"body": b"{", b"data": large}, True),
+        ({b"body": large + b'"', b"data": b"of o-1"}, False),  # it is known to be
+        ({b"body": b'{"saga_id":"b"}', b"data": large}, False),
+        ({b"body": b"{"}, False),
+    ):
+        assert Belonging(["o-1"]).is_undecided(set_aside(fields)) is is_undecided
+
+
 IDS = st.text("ab-1.:_", min_size=1, max_size=4)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from sagastream.core.belonging import CUT
 from sagastream.telemetry import Log
 
 #: One reading takes at most this many entries of a stream. So what a script gets is bounded, too.
@@ -53,7 +54,7 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
             "stream": self.stream,
             "entry_id": self.id,
             "body": body[:_BODY_KEPT],
-            "fields": written if is_whole else f"cut: {written}"[:_OTHER_FIELDS_KEPT],
+            "fields": written if is_whole else f"{CUT.decode()}{written}"[:_OTHER_FIELDS_KEPT],
         }
 
 

@@ -300,8 +300,8 @@ class SagaClient:
             reason: why. It stays with the saga, so it must not hold what is erased.
             actor: who asks; it stays with the saga too.
 
-        Returns what was erased, in `before` that it had been erased before, in `unknown` that there is no such saga, and
-        in `left` what is still in use: erase again when that has ended.
+        Returns what was erased, in `before` that it had been erased before, in `unknown` that there is no such saga,
+        and in `left` what is still in use: erase again when that has ended.
 
         Raises:
             MalformedMessage: the id, the reason or the actor is not valid.

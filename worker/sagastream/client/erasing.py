@@ -28,6 +28,7 @@ from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import published, saga_hash
 from sagastream.store.columns import iso, step_fields
 from sagastream.store.keys import Partition, StoreKeys, moving
+from sagastream.store.quarantine import shown_id
 from sagastream.store.rewriting import rewritten
 from sagastream.store.sagas import load
 from sagastream.store.scanning import fields_like, keys_like
@@ -136,11 +137,14 @@ def _erase_messages(
     commands = [partition.commands(service) for service in services]
     for service, stream in zip(services, commands, strict=True):
         found.update((yield from _drop_commands(stream, service, sagas, erased)))
-    aside = [partition.quarantine, *map(partition.quarantine_of, services)]
-    for stream in aside:
-        entries = yield from _matching(stream, sagas.of_quarantined)
+    aside = {partition.quarantine: "", **{partition.quarantine_of(service): service for service in services}}
+    for stream, service in aside.items():
+        both = yield from _matching(stream, sagas.of_quarantined, sagas.is_undecided)
+        entries = [entry for entry in both if entry.sagas]
         found.update(_owners(entries))
         erased.quarantined += yield from _delete(stream, entries)
+        if undecided := [shown_id(partition, service, entry.id.decode()) for entry in both if not entry.sagas]:
+            erased.left.append(_undecided(undecided))
     entries = yield from _matching(partition.events, sagas.of_event)
     found.update(_owners(entries))
     erased.events += yield from _delete(partition.events, entries)
@@ -243,12 +247,19 @@ def _held(stream: str, entries: Sequence["_Entry"], number: int, by: str, then: 
     return f"{stream} still holds {number} {what} of {names}, {by}: erase {names} again when {then}"
 
 
+def _undecided(ids: Sequence[str]) -> str:
+    """What is told of quarantined messages that may belong to anybody."""
+    shown = " ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    what = "sagastream quarantine show tells what is left of it, drop deletes it"
+    return f"a quarantined message was cut, so that nobody can tell whose it is: {what}: {shown}"
+
+
 class _Entry(NamedTuple):
     """An entry of a stream that belongs to some of the sagas."""
 
     id: bytes
     is_replayed: bool  # whether it was put back into its stream: somebody may have read it before
-    sagas: set[str]
+    sagas: set[str]  # empty: nobody can tell
 
 
 def _owners(entries: Sequence[_Entry]) -> Iterator[str]:
@@ -265,8 +276,10 @@ def _delete(stream: str, entries: Sequence[_Entry]) -> Exchange[int]:
     return deleted
 
 
-def _matching(stream: str, owners: Callable[[Fields], set[str]]) -> Exchange[list[_Entry]]:
-    """Those entries of a stream that belong to the sagas. A key that is not a stream has none."""
+def _matching(
+    stream: str, owners: Callable[[Fields], set[str]], is_undecided: Callable[[Fields], bool] = lambda _: False
+) -> Exchange[list[_Entry]]:
+    """Those entries of a stream that belong to the sagas, or may. A key that is not a stream has none."""
     first, count = b"-", _FIRST_PAGE
     found: list[_Entry] = []
     while True:
@@ -274,7 +287,7 @@ def _matching(stream: str, owners: Callable[[Fields], set[str]]) -> Exchange[lis
         page: Any = [] if is_wrong_type(answer) else or_raise(answer)
         for entry_id, words in page:
             fields = dict(zip(words[::2], words[1::2], strict=True))
-            if sagas := owners(fields):
+            if (sagas := owners(fields)) or is_undecided(fields):
                 found.append(_Entry(entry_id, REPLAYED in fields, sagas))
         if not page:
             return found

@@ -17,6 +17,9 @@ _ESCAPE: Final = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 #: What may stand between the characters of an id: the zeros of UTF-16 and UTF-32, the backslashes of JSON in JSON.
 _BETWEEN: Final = b"\0\\"
 
+#: How the other fields of a quarantined entry begin that was too large to be kept whole.
+CUT: Final = b"cut: "
+
 Fields = Mapping[bytes, bytes]
 
 
@@ -34,6 +37,13 @@ class Belonging:
         """… of a quarantine. Its other fields are words of sagastream, in which a short id occurs by chance."""
         body = fields.get(b"body", b"")
         return self._of(body, (body, fields.get(b"fields", b"")))
+
+    def is_undecided(self, fields: Fields) -> bool:
+        """Whether nobody can tell to whom an entry of a quarantine belongs: it was cut, and has lost the id, if it had
+        one."""
+        if self.of_quarantined(fields) or not fields.get(b"fields", b"").startswith(CUT):
+            return False
+        return _named(fields.get(b"body", b"")) is None
 
     def of_event(self, fields: Fields) -> set[str]:
         """… of events."""

@@ -81,8 +81,14 @@ class _Stream(NamedTuple):
 
     def id_of(self, entry_id: str) -> str:
         """The id of one of its entries, as people write it: 1767-0, till/1767-0 or, outside partition 0, 1767-0@2."""
-        number = self.partition.number
-        return (f"{self.service}/" if self.service else "") + entry_id + (f"@{number}" if number else "")
+        return shown_id(self.partition, self.service, entry_id)
+
+
+def shown_id(partition: Partition, service: str, entry_id: str) -> str:
+    """The id of a quarantined entry as people write it. `service`: the one that set it aside; empty: the orchestrator
+    did."""
+    number = partition.number
+    return (f"{service}/" if service else "") + entry_id + (f"@{number}" if number else "")
 
 
 class Quarantine:
