@@ -344,7 +344,7 @@ def test_each_id_gets_a_true_answer(server: Server) -> None:
     assert (erased.before["bare"].reason, erased.before["bare"].actor) == (REASON, "me")
     with pytest.raises(RequestRefused, match=r"saga bare was erased on .* by me"):
         scene.client.begin("bare", [do(None, "DoForGood")])
-    with pytest.raises(MalformedMessage, match="'bad id' is no id"):
+    with pytest.raises(MalformedMessage, match="'bad id' is no id of a saga, so nothing was erased"):
         scene.client.erase_many(["bare", "bad id"], REASON)
 
 
@@ -437,7 +437,7 @@ def test_the_command_line_says_of_each_saga_what_became_of_it(server: Server, co
     assert REASON in shown
     assert SECRET not in shown
     for arguments, says in (
-        (("s1", "bad id", "--reason", REASON), "Error: 'bad id' is no id of a saga: "),
+        (("s1", "bad id", "--reason", REASON), "Error: 'bad id' is no id of a saga, so nothing was erased: "),
         (("s1", "--reason", REASON, "--by", ""), "Error: --by must be a text of 1 to "),
     ):
         wrong = commands.run("erase", *arguments, **env)
@@ -454,7 +454,9 @@ def test_what_is_found_of_an_unknown_saga_is_told(server: Server, commands: Comm
     assert done.returncode == 0
     erased, unknown, *_ = done.stdout.splitlines()
     assert erased == "erased: 2 quarantined messages"
-    assert unknown.endswith("or the id is wrong; 2 records and messages of it were found")
+    assert unknown.endswith(
+        "the id is wrong; 2 records and messages of it were found, and erased unless a line `left:` names them"
+    )
 
 
 def test_the_files_of_the_embedded_server_are_written_anew(commands: Commands) -> None:

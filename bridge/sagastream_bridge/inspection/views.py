@@ -154,8 +154,9 @@ def erased(what: Erased) -> Iterator[str]:
         by = "" if done.actor is None else f" by {printable(done.actor)}"
         yield f"{printable(saga_id)} was erased before, at {iso(done.at_ms)}{by}: {printable(done.reason)}"
     for saga_id, number in what.unknown.items():
-        elsewhere = f"{number} records and messages of it were found" if number else "nothing of it was found elsewhere"
-        yield f"there is no saga {printable(saga_id)} in this store: it has expired, or the id is wrong; {elsewhere}"
+        text = f"there is no saga {printable(saga_id)} in this store: it has expired, or the id is wrong; "
+        found = "records and messages of it were found, and erased unless a line `left:` names them"
+        yield text + (f"{number} {found}" if number else "nothing of it was found elsewhere")
 
 
 def quarantined(message: Quarantined) -> str:

@@ -90,7 +90,8 @@ def erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | 
 def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | None) -> Exchange[Erased]:
     for saga_id in saga_ids:
         if not is_id(saga_id):
-            raise MalformedMessage(f"{saga_id!a:.140} is no id of a saga: it must be 1 to 128 of A-Z a-z 0-9 . _ : -")
+            what = "an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+            raise MalformedMessage(f"{saga_id!a:.140} is no id of a saga, so nothing was erased: {what}")
     operator_text(reason, "reason", MAX_REASON_CHARS)
     if actor is not None:
         operator_text(actor, "actor", MAX_ACTOR_CHARS)
