@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Code
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealed_values import keys_of
-from sagastream.core.sealing import Codec
+from sagastream.core.sealing import Codec, CodecContext
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import CannotOpen, MalformedMessage, RequestRefused
 from sagastream.orchestrator.worker import Orchestrator
@@ -350,6 +351,69 @@ def test_a_value_that_was_changed_or_moved_is_not_done(broker: Broker, scene: Sc
         assert why in scene.cause("a").text
         assert scene.play(client, "b").status is SagaStatus.COMPLETED
     assert not [key for key, _ in scene.books.done if key.startswith("a/")]
+
+
+def sealed_text(codec: Keyring, saga_id: str, text: str) -> Any:
+    """A text as another language may seal it as params: it need not be JSON."""
+    context = CodecContext(saga_id=saga_id, step=1, field="params", key=codec.key)
+    data = b64encode(codec.encode(text.encode(), context)).decode()
+    return {"$sealed": {"key": codec.key, "from": "1/params", "data": data}}
+
+
+def test_nothing_of_what_was_opened_is_told_where_it_is_not_sealed(
+    broker: Broker, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec = keyring(old=OLD)
+    texts = {
+        "number": '{"card":411111111111111111111111}',
+        "twice": f'{{"{SECRET}":1,"{SECRET}":2}}',
+        "cut": f'["{SECRET}',
+        "deep": "[" * 70 + f'"{SECRET}"' + "]" * 70,
+    }
+    with SagaClient(broker) as client:
+        for saga_id, text in texts.items():
+            client.begin(saga_id, [do(sealed_text(codec, saga_id, text), timeout_ms=600_000)])
+        scene.process(codec)
+        told = [scene.cause(saga_id).text for saga_id in texts]
+    assert all("what was sealed is not JSON as sagastream reads it" in text for text in told)
+    everywhere = "".join([*told, caplog.text, repr(dump(broker.client))])
+    assert SECRET not in everywhere
+    assert "41111" not in everywhere
+
+
+class Sealless(Keyring):
+    """A codec that opens and cannot seal, and says with what."""
+
+    def encode(self, data: bytes, context: CodecContext) -> bytes:
+        if context.field == "result":
+            raise ValueError(f"cannot seal {data.decode()}")
+        return super().encode(data, context)
+
+
+def test_what_a_codec_says_that_cannot_seal_a_result_is_told_nowhere(
+    broker: Broker, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec = Sealless({"old": OLD})
+    scene.process(codec)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do({"name": SECRET}) | {"attempts": 1, "compensation": None}])
+        scene.play(client, "a")
+    assert scene.books.done
+    assert "the codec cannot seal the result: ValueError" in caplog.text
+    assert SECRET not in caplog.text
+    assert in_clear(broker) == []
+
+
+def test_a_handler_gets_what_is_sealed_in_params_that_are_sealed(broker: Broker, scene: Scene) -> None:
+    codec = keyring(old=OLD)
+    scene.process(codec)
+    for saga_id, given in (("with", codec), ("without", None)):
+        part = sealed_text(codec, saga_id, f'{{"name":"{SECRET}"}}')
+        with SagaClient(broker, codec=given) as client:
+            client.begin(saga_id, [do({"of": 1, "who": [part]})])
+            assert scene.play(client, saga_id).status is SagaStatus.COMPLETED
+    assert [params for _, params in scene.books.done] == [{"of": 1, "who": [{"name": SECRET}]}] * 2
+    assert in_clear(broker) == []
 
 
 def test_a_result_opens_in_the_params_of_another_step(broker: Broker, scene: Scene) -> None:

@@ -1,15 +1,25 @@
 """Sealed values: what they look like, where they open, and what a codec may do wrong."""
 
 import json
+import traceback
 from typing import Any
 
 import pytest
 
 from sagastream.codecs.keyring import Keyring
+from sagastream.core.messages import Begin
 from sagastream.core.sealed_values import is_sealed, keys_of
-from sagastream.core.sealing import MAX_SEALED, CodecContext, Place, open_command, open_value, seal
-from sagastream.core.steps import STANDING
-from sagastream.errors import CannotOpen
+from sagastream.core.sealing import (
+    MAX_SEALED,
+    CodecContext,
+    Place,
+    open_command,
+    open_value,
+    seal,
+    sealed_begin,
+)
+from sagastream.core.steps import STANDING, StepDefinition
+from sagastream.errors import CannotOpen, MalformedMessage
 from support.values import a_command
 from support.worst import cpu_ms
 
@@ -97,6 +107,65 @@ def test_a_codec_that_fails_opens_nothing(opened: bytes | Exception) -> None:
     with pytest.raises(CannotOpen, match="the codec failed at key k") as error:
         open_value(Broken(opened), seal(RING, b"1", RESULT), RESULT)
     assert error.value.key == "k"
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        b'{"card":411111111111111111111111}',
+        b'{"Jane 4111":1,"Jane 4111":2}',
+        b'["Jane 4111',
+        b"\xff4111",
+        b'"Jane 4111"' * 2,
+        b"[" * 99 + b"4111" + b"]" * 99,
+        UnicodeDecodeError("utf-8", b"\xffJane 4111", 0, 1, "Jane 4111"),
+        ValueError("Jane 4111"),
+        KeyError("Jane 4111"),
+    ],
+    ids=str,
+)
+def test_no_text_tells_what_was_in_a_seal(opened: bytes | Exception) -> None:
+    with pytest.raises(CannotOpen, match="the codec failed at key k") as error:
+        open_value(Broken(opened), seal(RING, b"1", RESULT), RESULT)
+    told = "".join(traceback.format_exception(error.value))
+    assert "4111" not in told
+    assert "Jane" not in told
+
+
+def begun(params: Any) -> bytes:
+    """The params of a saga that is begun with these, as they are sent."""
+    step = StepDefinition(transaction="Do", service="work", params=json.dumps(params, separators=(",", ":")).encode())
+    return sealed_begin(RING, Begin(saga_id="s", steps=(step,))).steps[0].params
+
+
+def test_what_is_sealed_in_params_is_sealed_once_with_them() -> None:
+    place = Place("s", 1, "params")
+    inner = json.loads(seal(RING, b'{"a":1}', place))
+    sent = begun({"n": [inner, 2]})
+    assert is_sealed(sent)
+    assert sent == begun({"n": [{"a": 1}, 2]})
+    assert open_value(RING, sent, place) == b'{"n":[{"a":1},2]}'
+    assert begun(inner) == json.dumps(inner, separators=(",", ":")).encode()
+
+
+def test_what_is_sealed_in_params_and_cannot_be_opened_is_refused() -> None:
+    other = json.loads(seal(Keyring({"other": Keyring.new_key()}), b"1", Place("s", 1, "params")))
+    with pytest.raises(MalformedMessage, match=r"params of step 1: .* key other"):
+        begun([other])
+
+
+def test_what_would_be_too_deep_when_it_is_opened_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(60):
+        deep = [deep]
+    sealed = json.loads(seal(RING, json.dumps(deep).encode(), Place("s", 1, "params")))
+    with pytest.raises(MalformedMessage, match="params of step 1: nested deeper"):
+        begun([[[[[[sealed]]]]]])
+
+
+def test_what_was_sealed_is_taken_as_it_is() -> None:
+    like = json.dumps({"$sealed": {"key": "k", "from": "1/result", "data": "AAAA"}}, separators=(",", ":")).encode()
+    assert open_value(RING, seal(RING, like, RESULT), RESULT) == like
 
 
 def test_as_many_sealed_values_as_there_may_be_cost_little() -> None:

@@ -57,7 +57,7 @@ class Codec(Protocol):
 
     def decode(self, data: bytes, context: CodecContext) -> bytes:
         """What was sealed. Raises CannotOpen, with the reason, if there is no such key, or if the data was not sealed
-        with this context. Any other error counts as that, too."""
+        with this context. Any other error counts as that, too, but its text is not told: it may quote the value."""
 
 
 class Place(NamedTuple):
@@ -92,7 +92,8 @@ def seal(codec: Codec, data: bytes, place: Place) -> bytes:
 
 
 def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
-    """A payload with all that is sealed in it opened, if there is anything. Raises CannotOpen."""
+    """A payload with all that is sealed in it opened, if there is anything. What was sealed is taken as it is, even if
+    it looks like a sealed value: who seals a handler's result does not look what is in it. Raises CannotOpen."""
     if MARK not in data:
         return data
     seen = 0
@@ -101,7 +102,7 @@ def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
         nonlocal seen
         seen += 1
         if seen > MAX_SEALED:
-            raise CannotOpen(f"more than {MAX_SEALED} sealed values are in one", key=sealed.key)
+            raise CannotOpen(f"one value holds more than {MAX_SEALED} sealed values", key=sealed.key)
         return value_of(_content(codec, sealed, place))
 
     value = replaced(value_of(data), opened)
@@ -113,14 +114,15 @@ def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
 
 def sealed_begin(codec: Codec, begin: Begin) -> Begin:
     """The request with its params sealed. Params that are sealed already stay as they are, and so does the question
-    which effects stand. Raises as `seal` does, and
-    MalformedMessage if the request is too large then."""
+    which effects stand. Raises as `seal` does, and MalformedMessage if the request is too large then, or if params hold
+    a sealed value that cannot be opened."""
     steps = []
     for number, step in enumerate(begin.steps, 1):
         params = step.params
         if not is_sealed(params) and step.transaction != STANDING:
+            place = Place(begin.saga_id, number, "params")
             try:
-                params = seal(codec, params, Place(begin.saga_id, number, "params"))
+                params = seal(codec, _unsealed(codec, params, place), place)
             except MalformedMessage as error:
                 raise MalformedMessage(f"params of step {number}: {error}") from None
         steps.append(replace(step, params=params))
@@ -206,6 +208,18 @@ def opened_message(codec: Codec | None, message: Any) -> Any:
 _FIELDS: Final[tuple[Field, ...]] = ("params", "result")
 
 
+def _unsealed(codec: Codec, params: bytes, place: Place) -> bytes:
+    """Params with what is sealed in them opened, to be sealed with the rest: nothing is opened twice."""
+    if MARK not in params:
+        return params
+    try:
+        params = open_value(codec, params, place)
+    except CannotOpen as error:
+        raise MalformedMessage(f"they hold a sealed value that cannot be opened, to seal them: {error}") from None
+    decode(params, MAX_PAYLOAD_BYTES)  # an opened value may nest too deep where it stands
+    return params
+
+
 def _content(codec: Codec | None, sealed: SealedValue, place: Place) -> bytes:
     step, _, field = sealed.source.partition("/")
     if codec is None:
@@ -214,12 +228,17 @@ def _content(codec: Codec | None, sealed: SealedValue, place: Place) -> bytes:
         text = f"it was sealed as {sealed.source!a:.64}, and stands in {place.source}: somebody has moved it"
         raise CannotOpen(text, key=sealed.key)
     context = CodecContext(saga_id=place.saga_id, step=int(step), field=field, key=sealed.key)
+    failed = f"the codec failed at key {sealed.key}"
     try:
         content = codec.decode(b64decode(sealed.data, validate=True), context)
-        decode(content, MAX_BYTES)
     except CannotOpen as error:
         raise CannotOpen(str(error), key=sealed.key) from None
-    except Exception as error:
-        text = f"the codec failed at key {sealed.key}: {type(error).__name__}: {error}"
-        raise CannotOpen(text, key=sealed.key) from error
+    # Whoever has no key reads why a value cannot be opened. The text of any other error may quote what was sealed, and
+    # so may a traceback.
+    except Exception as error:  # noqa: BLE001 - whatever a codec raises
+        raise CannotOpen(f"{failed}: {type(error).__name__}", key=sealed.key) from None
+    try:
+        decode(content, MAX_BYTES)
+    except Exception:  # noqa: BLE001 - it may be of any type
+        raise CannotOpen(f"{failed}: what was sealed is not JSON as sagastream reads it", key=sealed.key) from None
     return content

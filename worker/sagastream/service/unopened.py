@@ -4,12 +4,13 @@
 import threading
 from typing import Final
 
+import redis
 from msgspec.structs import replace
 
 from sagastream.console import printable
 from sagastream.core.messages import Command, Reply
 from sagastream.core.sealing import Codec, open_command, sealed_reply
-from sagastream.errors import CannotOpen
+from sagastream.errors import CannotOpen, SagastreamError
 from sagastream.service.report import ServiceReport
 from sagastream.store.running import OLDEST, Busy, Unopened
 
@@ -41,8 +42,16 @@ class UnopenedCommands:
             return None
 
     def sealed(self, command: Command, reply: Reply) -> Reply:
-        """The reply of a handler as it is sent. Raises as `sealing.seal` does."""
-        return reply if self.codec is None else sealed_reply(self.codec, command, reply)
+        """The reply of a handler as it is sent. Raises as `sealing.seal` does; but of what the codec raises only the
+        type, since it becomes the error of the reply, which is not sealed."""
+        if self.codec is None:
+            return reply
+        try:
+            return sealed_reply(self.codec, command, reply)
+        except (SagastreamError, redis.RedisError):  # in the codec's own words, and outages
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a codec raises
+            raise SagastreamError(f"the codec cannot seal the result: {type(error).__name__}") from None
 
     def with_busy(self, busy: Busy | None, slots: int, now_s: float) -> Busy | None:
         """What a process tells of itself, with what it could not open lately. `slots`: see Busy."""
