@@ -103,7 +103,7 @@ def test_the_command_line_seals_and_opens_with_the_keys_of_a_file(stage: Stage) 
     assert json.loads(stage.run("show", "a", "--json", keys=keys).stdout)["steps"][0]["result"] == {
         "kept": {"name": SECRET}
     }
-    for given, why in ((None, "this process has no keys"), (others, "which is not there; there is new")):
+    for given, why in ((None, "this process has no keys"), (others, "which this process does not have; it has new")):
         shown = stage.run("show", "a", keys=given).stdout
         assert "params encrypted with key old" in shown
         assert "result encrypted with key old" in shown

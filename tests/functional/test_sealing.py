@@ -24,10 +24,11 @@ from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import CannotOpen, MalformedMessage, RequestRefused
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
+from sagastream.store.quarantine import Quarantine
 from support.scenes import do
 from support.servers import Server
 from support.stored import dump
-from support.stores import ONLY, divided, in_each
+from support.stores import KEYS, ONLY, divided, in_each
 from support.waiting import until
 
 #: The commands of the service.
@@ -305,6 +306,37 @@ def test_another_saga_with_the_id_is_refused_even_if_the_requests_cross(broker: 
         with pytest.raises(RequestRefused) as refused:
             client.wait(accepted, 10)
         assert refused.value.code == Code.PRECONDITION_FAILED
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
+def test_a_saga_that_is_begun_again_without_its_key_is_not_called_another_one(
+    broker: Broker, scene: Scene, is_read: bool
+) -> None:
+    codec = keyring(old=OLD)
+    scene.process(codec)
+    with SagaClient(broker, codec=codec) as client:
+        client.begin("a", [do(SECRET)])
+        if is_read:
+            scene.play(client, "a")
+    without = {None: "no keys", keyring(new=NEW): "key old, which this process does not have; it has new"}
+    accepted: list[Accepted] = []
+    for given, why in without.items():
+        with SagaClient(broker, codec=given) as client:
+            if not is_read:
+                accepted.append(client.begin("a", [do(SECRET)]))
+                continue
+            with pytest.raises(RequestRefused, match="cannot tell whether this is saga a as it began") as refused:
+                client.begin("a", [do(SECRET)])
+            assert why in str(refused.value)
+    for (given, why), one in zip(without.items(), accepted, strict=False):
+        with SagaClient(broker, codec=given) as client:
+            scene.play(client, "a")
+            with pytest.raises(RequestRefused, match="cannot tell whether this is saga a as it began") as refused:
+                client.wait(one, 10)
+            assert why in str(refused.value)
+    reasons = [message.reason for message in Quarantine(broker.client, KEYS).newest_first()]
+    assert all("cannot tell whether this is saga a" in reason for reason in reasons)
+    assert len(reasons) == (0 if is_read else 2)
 
 
 def test_a_client_without_the_key_sees_where_the_saga_is(broker: Broker, scene: Scene) -> None:

@@ -8,10 +8,13 @@ from hypothesis import given
 from msgspec.structs import replace
 
 from sagastream.core.erasure import ERASE, without_data
+from sagastream.client.requests import conflicting
+from sagastream.codecs.keyring import Keyring
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.same_saga import conflict
+from sagastream.core.sealing import Codec, Place, seal
 from sagastream.core.steps import OPTIONS, USUAL_ATTEMPTS, StepDefinition, StepKind
 from sagastream.core.strict_json import decode, encode
 from sagastream.store import saga_hash
@@ -173,3 +176,87 @@ def test_a_saga_is_the_same_when_it_is_asked_for_again_also_as_it_is_stored(para
     stored = saga_hash.read("saga42", fields)
     assert isinstance(stored, SagaState)
     assert conflict(stored, begin) is None
+
+
+# --- sealed params
+
+
+SEALED_A = Keyring({"a": Keyring.new_key()})
+SEALED_B = Keyring({"b": Keyring.new_key()})
+
+
+def sealed_step(codec: Keyring, params: Any, step: int = 1, **options: Any) -> StepDefinition:
+    return a_step(seal(codec, orjson.dumps(params), Place("saga42", step, "params")), **options)
+
+
+def why_not(state: SagaState, *steps: StepDefinition, codec: Codec | None = None) -> str:
+    """What a client is told."""
+    refused = conflicting(state, Begin(saga_id="saga42", steps=steps), codec)
+    assert refused is not None
+    return str(refused.error)
+
+
+def test_of_params_that_were_sealed_with_different_keys_nobody_without_them_says_that_they_differ() -> None:
+    state = a_saga(sealed_step(SEALED_A, 1))
+    for step, how in ((sealed_step(SEALED_B, 1), "sealed with key b"), (a_step(1), "not sealed")):
+        text = conflict(state, Begin(saga_id="saga42", steps=(step,)))
+        assert text == (
+            "cannot tell whether this is saga saga42 as it began: its params of step 1 are sealed with key a, those of "
+            f"this request are {how}; a client that has the keys can tell"
+        )
+    text = conflict(a_saga(a_step(1)), Begin(saga_id="saga42", steps=(sealed_step(SEALED_A, 1),)))
+    assert text is not None
+    assert "its params of step 1 are not sealed, those of this request are sealed with key a" in text
+
+
+def test_of_params_that_were_sealed_with_one_key_it_is_said_that_they_differ() -> None:
+    text = conflict(a_saga(sealed_step(SEALED_A, 1)), Begin(saga_id="saga42", steps=(sealed_step(SEALED_A, 2),)))
+    assert text is not None
+    assert text.startswith("another saga has the id saga42: params of step 1 differ, sealed with key a both times;")
+
+
+@pytest.mark.parametrize(
+    ("codec", "says"),
+    [
+        (None, "params of step 1 cannot be opened: it is sealed with key a, and this process has no keys"),
+        (
+            SEALED_B,
+            "params of step 1 cannot be opened: it is sealed with key a, which this process does not have; it has b",
+        ),
+        (
+            Keyring({"a": Keyring.new_key()}),
+            "params of step 1 cannot be opened: key a does not open it: another key of this id sealed",
+        ),
+    ],
+    ids=["none", "another", "other bytes"],
+)
+def test_a_client_that_cannot_open_what_a_saga_began_with_says_why(codec: Keyring | None, says: str) -> None:
+    asked = a_step(1) if codec is None else sealed_step(codec, 1)
+    text = why_not(a_saga(sealed_step(SEALED_A, 1)), asked, codec=codec)
+    assert text.startswith(f"cannot tell whether this is saga saga42 as it began: {says}")
+    assert "SAGASTREAM_KEYS" in text
+    assert "another saga" not in text
+
+
+def test_a_client_without_keys_cannot_tell_what_is_sealed_in_its_request_only() -> None:
+    text = why_not(a_saga(a_step(1)), sealed_step(SEALED_A, 1))
+    assert text.startswith(
+        "cannot tell whether this is saga saga42 as it began: params of step 1 cannot be opened: it is sealed"
+    )
+
+
+def test_a_client_that_opens_both_says_that_they_differ_and_not_in_what() -> None:
+    both = Keyring({"a": Keyring.new_key(), "b": Keyring.new_key()})
+    state = a_saga(sealed_step(both, "Ada"))
+    text = why_not(state, sealed_step(both, "Bob"), codec=both)
+    assert text == "another saga has the id saga42: params of step 1 differ; they are sealed, so they are not told here"
+    assert conflicting(state, Begin(saga_id="saga42", steps=(a_step("Ada"),)), both) is None
+
+
+def test_what_surely_differs_is_said_before_what_cannot_be_told() -> None:
+    state = a_saga(sealed_step(SEALED_A, 1), sealed_step(SEALED_A, 2, step=2), a_step(3))
+    other = sealed_step(SEALED_B, 1)
+    of_options = told(state, other, sealed_step(SEALED_A, 2, step=2), a_step(3, timeout_ms=7))
+    assert of_options.startswith("with 60000 as timeout_ms of step 3")
+    assert told(state, other, sealed_step(SEALED_A, 2, step=2), a_step(4)).startswith("with 3 as params of step 3")
+    assert "params of step 2 differ" in told(state, other, sealed_step(SEALED_A, 5, step=2), a_step(3))

@@ -259,8 +259,10 @@ def conflicting(state: SagaState, begin: Begin, codec: Codec | None = None) -> R
     `codec`: with it the params were sealed, perhaps with another key than the same params when the saga was begun.
     """
     text = conflict(state, begin)
-    if text is not None and codec is not None:
-        text = conflict(state, with_params_of(state, begin, open_state(codec, state)[0], open_begin(codec, begin)))
+    if text is not None:
+        there, unopened = open_state(codec, state)
+        here, more = open_begin(codec, begin)
+        text = conflict(state, with_params_of(state, begin, there, here), unopened | more)
     if text is None:
         return None
     return Refused(saga_id=begin.saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, text))

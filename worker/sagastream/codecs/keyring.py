@@ -74,12 +74,12 @@ class Keyring:
         """What was sealed. Raises CannotOpen."""
         cipher = self._ciphers.get(context.key)
         if cipher is None:
-            raise CannotOpen(f"it is sealed with key {context.key}, which is not there; there is {self}")
+            raise CannotOpen(f"it is sealed with key {context.key}, which this process does not have; it has {self}")
         try:
             return cipher.decrypt(data, [context.bound_to])
         except self._wrong:
-            text = f"it was not sealed with this key {context.key} for this place of this saga, or was changed since"
-            raise CannotOpen(text) from None
+            why = "another key of this id sealed it, or it was moved, or was changed since"
+            raise CannotOpen(f"key {context.key} does not open it: {why}") from None
 
     def __str__(self) -> str:
         return ", ".join(self._ciphers)

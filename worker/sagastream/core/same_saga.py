@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, repeat
 from operator import ne
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from msgspec.structs import replace
@@ -40,15 +40,18 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NOTHING: Final = object()
 
 
-def conflict(state: SagaState, begin: Begin) -> str | None:
-    """The text with which a saga_begin is refused because another saga has its id: it says what differs first; or
-    because the saga was erased. None: it is the same saga."""
+def conflict(state: SagaState, begin: Begin, unopened: Mapping[str, str] | None = None) -> str | None:
+    """The text with which a saga_begin is refused because another saga has its id, or may have it: it says what differs
+    first; or because the saga was erased. None: it is the same saga.
+
+    `unopened`: why sealed params of the two cannot be opened, by where they stand (`1/params`), if somebody has tried.
+    """
     if (erased := erasure(state)) is not None:
         by = "" if erased.actor is None else f" by {erased.actor}"
         return f"saga {state.saga_id} was erased on {day(erased.at_ms)}{by}: it cannot be begun again"
-    found = _difference(state, begin)
+    found, sealed = _difference(state, begin)
     if found is None:
-        return None
+        return _of_sealed(state.saga_id, sealed, unopened) if sealed else None
     what, there, here = found
     began = f"without {what}" if there is _NOTHING else f"with {_quoted(there)} as {what}"
     has = "none" if here is _NOTHING else _quoted(here)
@@ -61,19 +64,56 @@ _Difference = tuple[str, Any, Any]
 _Found = tuple[list[str | int], Any, Any]
 
 
-def _difference(state: SagaState, begin: Begin) -> _Difference | None:
+class _Sealed(NamedTuple):
+    """Params of a step that differ, in a saga and in a request, and are sealed in one of them at least."""
+
+    step: int  # from 1
+    there: Sequence[str]  # the ids of the keys in the saga
+    here: Sequence[str]
+
+    @property
+    def what(self) -> str:
+        return f"params of step {self.step}"
+
+
+def _difference(state: SagaState, begin: Begin) -> tuple[_Difference | None, list[_Sealed]]:
+    """The first difference besides the sealed params that differ; and those."""
     if len(state.steps) != len(begin.steps):
-        return "number of steps", len(state.steps), len(begin.steps)
+        return ("number of steps", len(state.steps), len(begin.steps)), []
+    sealed: list[_Sealed] = []
     for number, (step, definition) in enumerate(zip(state.steps, begin.steps, strict=True), 1):
         if step.definition != definition:  # most are equal byte for byte
-            found = _between_steps(step.definition, _with_its_defaults(definition, step.definition))
-            if found is not None:
-                what, there, here = _told(found)
-                return f"{what} of step {number}", there, here
+            there, here = step.definition, _with_its_defaults(definition, step.definition)
+            if there.params != here.params and (keys := [keys_of(one.params) for one in (there, here)]) != [[], []]:
+                sealed.append(_Sealed(number, *keys))
+                here = replace(here, params=there.params)
+            if (found := _between_steps(there, here)) is not None:
+                what, one, other = _told(found)
+                return (f"{what} of step {number}", one, other), sealed
     deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
-    there = _of_saga(deadline_ms, state.hard_deadline, state.format)
-    found = _between(there, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))
-    return None if found is None else _told(found)
+    of_saga = _of_saga(deadline_ms, state.hard_deadline, state.format)
+    differ = _between(of_saga, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))
+    return None if differ is None else _told(differ), sealed
+
+
+def _of_sealed(saga_id: str, sealed: Sequence[_Sealed], unopened: Mapping[str, str] | None) -> str:
+    """The text if nothing but sealed params differs. Their values are not told: it may be read by those who have no
+    key. Params that surely differ come first."""
+    another, unknown = f"another saga has the id {saga_id}", f"cannot tell whether this is saga {saga_id} as it began"
+    if unopened is not None:
+        why = {one.what: unopened.get(f"{one.step}/params") for one in sealed}
+        if (opened := next((what for what in why if why[what] is None), None)) is not None:
+            return f"{another}: {opened} differ; they are sealed, so they are not told here"
+        what = sealed[0].what
+        cannot = f"{what} cannot be opened: {why[what]}"
+        return f"{unknown}: {cannot}; begin it again with the key that sealed them (SAGASTREAM_KEYS)"
+    if (alike := next((one for one in sealed if one.there == one.here), None)) is not None:
+        # If a codec seals the same value to other bytes, only who has the key can tell.
+        tell = f"with the key, sagastream show {saga_id} and sagastream quarantine show tell them"
+        return f"{another}: {alike.what} differ, {_as_sealed(alike.there)} both times; {tell}"
+    one = sealed[0]
+    differ = f"its {one.what} are {_as_sealed(one.there)}, those of this request are {_as_sealed(one.here)}"
+    return f"{unknown}: {differ}; a client that has the keys can tell"
 
 
 def with_params_of(state: SagaState, begin: Begin, opened: SagaState, asked: Begin) -> Begin:
@@ -91,12 +131,6 @@ def with_params_of(state: SagaState, begin: Begin, opened: SagaState, asked: Beg
 
 
 def _between_steps(there: StepDefinition, here: StepDefinition) -> _Found | None:
-    if there.params != here.params and (keys := [keys_of(one.params) for one in (there, here)]) != [[], []]:
-        # What differs in sealed params cannot be said. Two that were sealed with the same key are as different as their
-        # bytes.
-        one, other = _members(there), _members(here)
-        del one["params"], other["params"]
-        return _between(one, other) or (["params"], _as_sealed(keys[0]), _as_sealed(keys[1]))
     if max(len(there.params), len(here.params)) <= _SEARCHED_BYTES:
         return _between(_members(there), _members(here))
     with collector_paused():

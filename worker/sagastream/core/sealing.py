@@ -132,16 +132,14 @@ def sealed_begin(codec: Codec, begin: Begin) -> Begin:
     return sealed
 
 
-def open_begin(codec: Codec, begin: Begin) -> Begin:
-    """The request with those params opened that can be."""
+def open_begin(codec: Codec | None, begin: Begin) -> tuple[Begin, dict[str, str]]:
+    """The request with those params opened that can be; and why others cannot be, by where they stand: `1/params`."""
+    why: dict[str, str] = {}
     steps = []
     for number, step in enumerate(begin.steps, 1):
-        try:
-            params = open_value(codec, step.params, Place(begin.saga_id, number, "params"))
-        except CannotOpen:
-            params = step.params
-        steps.append(replace(step, params=params))
-    return replace(begin, steps=tuple(steps))
+        place = Place(begin.saga_id, number, "params")
+        steps.append(replace(step, params=_opened_or_not(codec, step.params, place, why)))
+    return replace(begin, steps=tuple(steps)), why
 
 
 def open_command(codec: Codec | None, command: Command) -> Command:
@@ -169,22 +167,15 @@ def sealed_reply(codec: Codec, command: Command, reply: Reply) -> Reply:
 def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[str, str]]:
     """The saga with all values opened that can be; and why others cannot be, by where they stand: `1/params`."""
     why: dict[str, str] = {}
-
-    def opened(data: bytes, place: Place) -> bytes:
-        try:
-            return open_value(codec, data, place)
-        except CannotOpen as error:
-            why[place.source] = str(error)
-            return data
-
     steps = []
     for number, step in enumerate(state.steps, 1):
         params, result = step.definition.params, step.result
         definition = step.definition
         if MARK in params:
-            definition = replace(definition, params=opened(params, Place(state.saga_id, number, "params")))
+            place = Place(state.saga_id, number, "params")
+            definition = replace(definition, params=_opened_or_not(codec, params, place, why))
         if result is not None:
-            result = opened(result, Place(state.saga_id, number, "result"))
+            result = _opened_or_not(codec, result, Place(state.saga_id, number, "result"), why)
         steps.append(replace(step, definition=definition, result=result))
     return replace(state, steps=tuple(steps)), why
 
@@ -206,6 +197,15 @@ def opened_message(codec: Codec | None, message: Any) -> Any:
 
 
 _FIELDS: Final[tuple[Field, ...]] = ("params", "result")
+
+
+def _opened_or_not(codec: Codec | None, data: bytes, place: Place, why: dict[str, str]) -> bytes:
+    """A payload with what is sealed in it opened; as it is if that cannot be, which is added to `why`."""
+    try:
+        return open_value(codec, data, place)
+    except CannotOpen as error:
+        why[place.source] = str(error)
+        return data
 
 
 def _unsealed(codec: Codec, params: bytes, place: Place) -> bytes:
