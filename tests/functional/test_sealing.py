@@ -5,6 +5,7 @@ import json
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -14,7 +15,7 @@ from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.client.event_loop import AsyncSagaClient
 from sagastream.client.requests import Accepted, Refused
-from sagastream.codecs.keyring import Keyring
+from sagastream.codecs.keyring import Keyring, line_of
 from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Code
 from sagastream.core.saga import SagaState, SagaStatus
@@ -25,6 +26,8 @@ from sagastream.errors import CannotOpen, MalformedMessage, RequestRefused
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store.quarantine import Quarantine
+from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import OK, PROBLEM, Finding
 from support.scenes import do
 from support.servers import Server
 from support.stored import dump
@@ -502,3 +505,61 @@ def test_what_is_too_large_once_it_is_sealed_is_not_begun(broker: Broker) -> Non
             client.begin("a", [do("x" * 400_000), do("x" * 400_000)])
         assert client.get("a") is None
     assert broker.client.xlen(ONLY.requests) == 0
+
+
+# --- the doctor
+
+
+def found(broker: Broker, about: str) -> list[Finding]:
+    return [one for one in Doctor(broker).examine() if one.about == about]
+
+
+def test_the_doctor_names_the_key_that_is_missing_and_the_sagas_that_wait_for_it(broker: Broker, scene: Scene) -> None:
+    scene.process(keyring(other=OTHER))
+    with SagaClient(broker, codec=keyring(old=OLD)) as client:
+        for number in range(9):  # more than the longest waiting ones, which are looked at for each command
+            client.begin(f"s{number}", [do(SECRET, timeout_ms=600_000)])
+        scene.get_to(lambda: all(client.get(f"s{number}") for number in range(9)), "all are begun")
+        scene.cause("s0")
+
+        def told() -> list[Finding]:
+            scene.turn()
+            return [one for one in found(broker, "service work") if one.kind is CauseKind.CANNOT_OPEN]
+
+        problem = until(told, what="the doctor says that it cannot be opened")
+        (one,) = problem
+        assert one.level == PROBLEM
+        assert "cannot open Do: it is sealed with key old, which this process does not have; it has other" in one.text
+        assert "sagas: s" in one.text
+        assert one.do == ("start service work with the key: in the file that SAGASTREAM_KEYS names",)
+        # Once another process has opened them, nothing is missing.
+        scene.process(keyring(old=OLD))
+        for number in range(9):
+            scene.play(client, f"s{number}")
+        assert not told()
+
+
+def test_the_doctor_says_with_which_keys_values_are_sealed(
+    broker: Broker, scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old, new = Keyring({"old": OLD, "new": NEW}), Keyring({"new": NEW, "old": OLD})
+    scene.process(old)
+    with SagaClient(broker) as client:
+        client.begin("plain", [do(SECRET, service="nobody", timeout_ms=600_000)])
+        scene.get_to(lambda: client.get("plain"), "it is begun")
+    assert found(broker, "values") == []  # nobody seals anything here
+    file = tmp_path / "keys"
+    file.write_text(line_of("new", NEW))
+    file.chmod(0o600)
+    monkeypatch.setenv("SAGASTREAM_KEYS", str(file))
+    (one,) = found(broker, "values")
+    assert one.text.endswith(": not sealed: 1 live, 0 ended")
+    monkeypatch.delenv("SAGASTREAM_KEYS")
+    with SagaClient(broker, codec=new) as client:
+        client.begin("a", [do(SECRET)])
+        scene.play(client, "a")
+        client.begin("b", [do([SECRET], service="nobody", timeout_ms=600_000)])
+        scene.get_to(lambda: client.get("b"), "it is begun")
+    (one,) = found(broker, "values")
+    assert one.level == OK
+    assert one.text.endswith(": key new: 1 live, 1 ended; key old: 0 live, 1 ended; not sealed: 1 live, 0 ended")

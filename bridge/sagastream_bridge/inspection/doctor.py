@@ -13,9 +13,11 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.launch import MEMORY_VARIABLE
 from sagastream.client.evidence import explain, survey, troubles_of_broker
+from sagastream.codecs.setting import codec_of
 from sagastream.console import describe
 from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
+from sagastream.core.saga import SagaState
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
@@ -46,6 +48,8 @@ SECURITY: Final = "security"
 _AHEAD_MS: Final = 1_000
 #: The causes of which a service's findings tell, if sagas wait for it.
 _OF_A_SERVICE: Final = (CauseKind.NO_COMMAND, CauseKind.KILLS, CauseKind.PROCESS_DEAD)
+#: So many sagas are named of those whose command cannot be opened for the same reason.
+_NAMED: Final = 3
 #: At most so many entries of a stream are looked at for each of them.
 _LOOKED_AT: Final = 100
 _CANNOT_TELL: Final = "who is at work cannot be told: the broker takes no writes, so no process is heard"
@@ -79,10 +83,11 @@ class Doctor:
                 yield from self._streams.renew(stream)
                 yield from self._streams.size(stream)
         yield from self._sagas.examine()
+        yield from self._sealed()
         services = {service for service, _ in self._sagas.waiting}
         services |= set(run(self._client, published.services(self._keys)))
         evidence = run(self._client, survey(self._keys, services))
-        self._explain()
+        self._explain(evidence)
         processes = heartbeat.processes(self._client, self._keys, services)
         yield from self._workers(evidence, [process for process in processes if process.kind == Kind.WORKER])
         for service in sorted(services):
@@ -182,6 +187,18 @@ class Doctor:
                     "keys", f"{text}; this user may not repair it, run this as one who may: {describe(error)}"
                 )
 
+    def _sealed(self) -> Iterator[Finding]:
+        """With which keys values are sealed: so a person knows whether a key is still needed."""
+        counts = self._sagas.sealed
+        if not any(key is not None for key, _ in counts) and codec_of(None) is None:
+            return
+        parts = [
+            ("not sealed" if key is None else f"key {key}") + f": {counts[key, True]} live, {counts[key, False]} ended"
+            for key in sorted({key for key, _ in counts}, key=lambda key: (key is None, key or ""))
+        ]
+        if parts:
+            yield ok("values", f"sagas that hold values, by how these are sealed: {'; '.join(parts)}")
+
     # --- who works
 
     def _workers(self, evidence: Evidence, workers: Sequence[Process]) -> Iterator[Finding]:
@@ -235,6 +252,7 @@ class Doctor:
             text = f"at work: {facts.at_work}; entries waiting or in flight: {entries}"
             yield ok(about, text) if is_well else warning(about, text)
             yield from self._hanging(about, facts, waiting, evidence.now_ms)
+            yield from self._unopened(about, facts)
             for command, one in waiting.items():
                 yield from self._stuck(about, command, one)
         elif waiting:
@@ -250,9 +268,13 @@ class Doctor:
         else:
             yield ok(about, "none is running, and there is nothing to do")
 
-    def _explain(self) -> None:
-        """Find out why sagas wait: of those that wait for the same, the ones that have waited longest."""
+    def _explain(self, evidence: Evidence) -> None:
+        """Find out why sagas wait: of those that wait for the same, the ones that have waited longest; and those whose
+        command a process cannot open."""
         states = [state for one in self._sagas.waiting.values() for state in one.first]
+        left = {one.saga_id for facts in evidence.services.values() for one in facts.unopened}
+        more, _ = sagas.read(self._client, self._keys, sorted(left - {state.saga_id for state in states}))
+        states += [state for state in more.values() if isinstance(state, SagaState)]
         causes = run(self._client, explain(self._keys, states, _LOOKED_AT))
         self._why = {state.saga_id: found for state, found in zip(states, causes, strict=True)}
 
@@ -277,6 +299,17 @@ class Doctor:
                 if any(_is_behind(found, one.process, one.saga_id) for found in self._causes(behind)):
                     text += f"; sagas that wait for {command}: {behind.named}"
             yield _problem(about, text, cause)
+
+    def _unopened(self, about: str, facts: ServiceFacts) -> Iterator[Finding]:
+        """Commands that nobody has done yet, since a process cannot open them: each key that is missing, each fault."""
+        waiting: dict[str, tuple[Cause, list[str]]] = {}
+        for saga_id in dict.fromkeys(one.saga_id for one in facts.unopened):
+            for cause in self._why.get(saga_id, ()):
+                if cause.kind is CauseKind.CANNOT_OPEN:
+                    waiting.setdefault(cause.text, (cause, []))[1].append(saga_id)
+        for text, (cause, ids) in waiting.items():
+            named = ", ".join(ids[:_NAMED]) + (" …" if len(ids) > _NAMED else "")
+            yield problem(about, f"{text}; sagas: {named}", cause.do[0], kind=cause.kind)
 
     def _stuck(
         self, about: str, command: str, waiting: Waiting, kinds: Sequence[CauseKind] = _OF_A_SERVICE

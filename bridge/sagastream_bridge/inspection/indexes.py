@@ -14,6 +14,8 @@ import redis
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
 from sagastream.core.saga import SagaState
+from sagastream.core.sealed_values import keys_of
+from sagastream.core.steps import STANDING
 from sagastream.core.why_out import LATE_MS, MANY_FAILURES
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
@@ -63,6 +65,8 @@ class SagaCheck:
         self.newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
         self.waiting: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # by service and command
         self.failing: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # of them, those that fail
+        #: Sagas by the key with which values of them are sealed (None: values that are not), and by whether they live.
+        self.sealed: Counter[tuple[str | None, bool]] = Counter()
         self.ahead_ms = 0  # how far in the future the last change of a saga is, at most
 
     def examine(self) -> Iterator[Finding]:
@@ -127,6 +131,7 @@ class SagaCheck:
 
     def _count(self, state: SagaState, now_ms: int) -> None:
         self.ahead_ms = max(self.ahead_ms, state.updated_ms - now_ms)
+        self.sealed.update((key, not state.ended) for key in _keys_of(state))
         if state.ended:
             self._ended += 1
             return
@@ -179,6 +184,16 @@ class SagaCheck:
             text = f"{of} {what}"
             do = ("sagastream doctor --repair sets it right",) if can_be else ()
             yield repaired("sagas", f"{text}; set right") if mended else problem("sagas", text, *do)
+
+
+def _keys_of(state: SagaState) -> set[str | None]:
+    """With which keys its values are sealed; None among them: some are not."""
+    keys: set[str | None] = set()
+    for step in state.steps:
+        for data in (step.definition.params, step.result):
+            if data is not None and step.definition.transaction != STANDING:  # which is never sealed
+                keys.update(keys_of(data) or (None,))
+    return keys
 
 
 def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:
