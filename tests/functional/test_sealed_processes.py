@@ -105,8 +105,10 @@ def test_the_command_line_seals_and_opens_with_the_keys_of_a_file(stage: Stage) 
     }
     for given, why in ((None, "this process has no keys"), (others, "which this process does not have; it has new")):
         shown = stage.run("show", "a", keys=given).stdout
-        assert "params encrypted with key old" in shown
-        assert "result encrypted with key old" in shown
+        assert "params sealed with key old" in shown
+        assert "result sealed with key old" in shown
+        assert shown.count("note") == 1
+        assert "cannot open params of step 1, result of step 1: it is sealed with key old" in shown
         assert why in shown
         assert SECRET not in shown
         assert stage.run("list", keys=given).returncode == 0
@@ -134,6 +136,20 @@ def test_a_quarantined_message_is_shown_opened(stage: Stage) -> None:
     assert json.loads(shown["body"])["result"] == {"kept": SECRET}
     shown = json.loads(stage.run("quarantine", "show", entry_id.decode()).stdout)
     assert json.loads(shown["body"]) == stray
+
+
+def test_a_quarantined_begin_is_shown_opened(stage: Stage) -> None:
+    keys = stage.keys(old=OLD)
+    for params in (SECRET, {"name": SECRET}):  # the second one is another saga, which the worker notices
+        stage.run("begin", "-", keys=keys, given=stage.body("a", do(1), do(params)))
+    stage.start("worker")
+    client: Any = stage.server.broker().client
+    until(lambda: client.xlen("saga:{0}:quarantine"), what="the second one is set aside")
+    ((entry_id, _),) = client.xrange("saga:{0}:quarantine")
+    shown = json.loads(stage.run("quarantine", "show", entry_id.decode(), keys=keys).stdout)
+    assert [step["params"] for step in json.loads(shown["body"])["steps"]] == [1, {"name": SECRET}]
+    shown = json.loads(stage.run("quarantine", "show", entry_id.decode()).stdout)
+    assert [list(step["params"]) for step in json.loads(shown["body"])["steps"]] == [["$sealed"], ["$sealed"]]
 
 
 @pytest.mark.slow

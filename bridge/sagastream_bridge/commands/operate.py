@@ -1,5 +1,6 @@
 """The commands of operators: they act on sagas, on quarantined messages and on the store."""
 
+import contextlib
 import json
 import os
 import re
@@ -293,8 +294,10 @@ def _as_json(message: "Quarantined") -> dict[str, object]:
     from sagastream.core.strict_json import encode
     from sagastream.store.columns import iso
 
-    opened = opened_message(codec_of(None), message.message)
-    body = message.body if opened is message.message else encode(opened)
+    opened, body = opened_message(codec_of(None), message.message), message.body
+    if opened is not message.message:
+        with contextlib.suppress(TypeError):  # it nests too deep to be written
+            body = encode(opened)
     return {
         "id": message.id,
         "at": iso(message.at_ms),

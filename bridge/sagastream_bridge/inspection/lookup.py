@@ -1,7 +1,7 @@
 """Reads the store for people: one saga with all that explains it, or many, one per line."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -84,8 +84,17 @@ def saga(broker: Broker, saga_id: str) -> Found:
     if not state.ended:
         notes += _quarantined(client, keys, saga_id)
     state, unopened = open_state(codec_of(None), state)
-    notes += [f"{place} cannot be opened: {why}" for place, why in unopened.items()]
+    notes += _sealed(unopened)
     return Found(state=state, now_ms=now_ms, notes=notes, causes=causes)
+
+
+def _sealed(unopened: Mapping[str, str]) -> list[str]:
+    """What cannot be opened, for each reason. `unopened`: see open_state."""
+    places: dict[str, list[str]] = {}
+    for place, why in unopened.items():
+        step, _, field = place.partition("/")
+        places.setdefault(why, []).append(f"{field} of step {step}")
+    return [f"cannot open {', '.join(those)}: {why}" for why, those in places.items()]
 
 
 def _is_older(state: SagaState, loss: lineage.Loss) -> bool:

@@ -246,8 +246,8 @@ def _shown(value: Any) -> str:
     """A payload; of what is still sealed in it, the key."""
     sealed = sealed_value(value)
     if sealed is not None:
-        return f"encrypted with key {printable(sealed.key)}"
-    return _json(replaced(value, lambda one: f"encrypted with key {one.key}"))
+        return f"sealed with key {printable(sealed.key)}"
+    return _json(replaced(value, lambda one: f"sealed with key {one.key}"))
 
 
 def _json(value: Any) -> str:

@@ -15,6 +15,7 @@ from sagastream.core.sealing import (
     Place,
     open_command,
     open_value,
+    opened_message,
     seal,
     sealed_begin,
 )
@@ -181,3 +182,20 @@ def test_a_command_without_sealed_values_stays_the_same_object() -> None:
     command = a_command()
     assert open_command(RING, command) is command
     assert command.type != STANDING
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        [],
+        {"saga_id": "s", "steps": None},
+        {"saga_id": "s", "steps": [None, 1, {"params": 1}, {"params": {"$sealed": 1}}]},
+        {"saga_id": 1, "steps": [{"params": {"$sealed": {"key": "k", "from": "1/params", "data": ""}}}]},
+        {"saga_id": "s", "step": "1", "params": {"$sealed": {"key": "k", "from": "1/params", "data": ""}}},
+        {"saga_id": "s", "step": 1, "params": json.loads("[" * 300 + "]" * 300)},
+    ],
+    ids=range(7),
+)
+def test_a_message_of_any_form_is_shown_as_it_is_if_nothing_in_it_opens(message: Any) -> None:
+    assert opened_message(RING, message) is message

@@ -7,6 +7,7 @@ Rejected: to bind it to its saga alone. Then whoever can write into the store co
 """
 
 from base64 import b64decode, b64encode
+from operator import is_not
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -181,19 +182,31 @@ def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[s
 
 
 def opened_message(codec: Codec | None, message: Any) -> Any:
-    """The body of a command or a reply with its params or result opened, if they can be; everything else as it is."""
+    """The body of a command, a reply or a saga_begin with the params or the result opened, if they can be; everything
+    else as it is, however it is made: it may have been refused."""
     if not isinstance(message, dict):
         return message
-    saga_id, step = message.get("saga_id"), message.get("step")
-    if not isinstance(saga_id, str) or not isinstance(step, int):
+    saga_id, step, steps = message.get("saga_id"), message.get("step"), message.get("steps")
+    if not isinstance(saga_id, str):
         return message
+    if isinstance(steps, list):
+        opened = [_with_opened(codec, one, saga_id, number) for number, one in enumerate(steps, 1)]
+        return message | {"steps": opened} if any(map(is_not, opened, steps)) else message
+    return _with_opened(codec, message, saga_id, step) if isinstance(step, int) else message
+
+
+def _with_opened(codec: Codec | None, members: Any, saga_id: str, step: int) -> Any:
+    """The members of a step with the params or the result opened, if they can be."""
     for field in _FIELDS:
-        if field in message and MARK in (data := encode(message[field])):
-            try:
-                message = message | {field: value_of(open_value(codec, data, Place(saga_id, step, field)))}
-            except CannotOpen:
-                continue
-    return message
+        if not isinstance(members, dict) or field not in members:
+            continue
+        try:
+            data = encode(members[field])
+            if (opened := open_value(codec, data, Place(saga_id, step, field))) is not data:
+                members = members | {field: value_of(opened)}
+        except (CannotOpen, TypeError):  # of values that nest too deep to be written
+            continue
+    return members
 
 
 _FIELDS: Final[tuple[Field, ...]] = ("params", "result")
