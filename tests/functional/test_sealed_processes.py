@@ -225,6 +225,33 @@ def test_a_service_that_opens_values_keeps_its_promises(stage: Stage) -> None:
     assert {one[2]["name"] for one in stage.noted() if isinstance(one[2], dict)} == {SECRET}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [("begin", "-"), ("service", "shop:service"), ("up", "--service", "shop:service"), ("up",), ("bridge",)],
+    ids=" ".join,
+)
+def test_a_file_of_keys_that_cannot_be_used_is_told_on_one_line(stage: Stage, line: tuple[str, ...]) -> None:
+    keys = stage.commands.folder / "none"
+    ended = stage.run(*line, keys=keys, given=stage.body("a", do(1)))
+    told = f"Error: SAGASTREAM_KEYS: cannot read the keys in {keys}: there is no such file\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", told)
+
+
+def test_the_doctor_examines_a_store_also_if_the_keys_cannot_be_used(stage: Stage) -> None:
+    stage.run("init")
+    ended = stage.run("doctor", keys=stage.commands.folder / "none")
+    assert ended.returncode == 1
+    assert "problem   values        SAGASTREAM_KEYS: cannot read the keys" in ended.stdout
+    assert "workers" in ended.stdout
+
+
+def test_an_rq_worker_ends_at_once_if_its_keys_cannot_be_used(server: Server, commands: Commands) -> None:
+    stage = Stage(server, commands, via="rq")
+    ended = stage.run("rq-worker", "shop:service", keys=commands.folder / "none")
+    assert ended.returncode != 0
+    assert "SAGASTREAM_KEYS: cannot read the keys" in ended.stderr
+
+
 def test_a_new_key_is_a_line_of_such_a_file(stage: Stage) -> None:
     line = stage.run("new-key", "2026-11").stdout
     file = stage.commands.folder / "keys"

@@ -147,7 +147,7 @@ WINGS = {
     "orchestrator": {"store", "broker", "core", "health", "telemetry", "errors"},
     "service": {"store", "broker", "core", "codecs", "health", "telemetry", "console", "errors"},
     "effects": {"service", "core", "console", "errors"},
-    "rq_steps": {"service", "store", "broker", "core", "log_output", "telemetry", "console", "errors"},
+    "rq_steps": {"service", "store", "broker", "core", "codecs", "log_output", "telemetry", "console", "errors"},
     "rq_runner": {"rq_steps"},
     "client": {"rq_steps", "store", "broker", "core", "codecs", "telemetry", "errors"},
     "testing": {"service", "broker", "core", "console", "errors"},

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sagastream.errors import SagaParked as SagaParked
     from sagastream.errors import SagastreamError as SagastreamError
     from sagastream.errors import ServiceError as ServiceError
+    from sagastream.errors import SettingsError as SettingsError
     from sagastream.errors import StoreFull as StoreFull
     from sagastream.errors import UnreadableSaga as UnreadableSaga
     from sagastream.service.context import Context as Context
@@ -72,6 +73,7 @@ _WHERE = {
     "SagastreamError": "errors",
     "Service": "service.declaration",
     "ServiceError": "errors",
+    "SettingsError": "errors",
     "StepRequest": "client.requests",
     "StoreFull": "errors",
     "UnreadableSaga": "errors",
@@ -109,6 +111,7 @@ __all__ = [
     "SagastreamError",
     "Service",
     "ServiceError",
+    "SettingsError",
     "StepRequest",
     "StoreFull",
     "UnreadableSaga",

@@ -126,7 +126,8 @@ class TransferError(SagastreamError):
 
 
 class SettingsError(SagastreamError):
-    """An environment variable has a value that is not allowed."""
+    """A setting cannot be used: an environment variable has a value that is not allowed, or a file of keys cannot be
+    read. Waiting does not help."""
 
 
 class ServiceError(SagastreamError):

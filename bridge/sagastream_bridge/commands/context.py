@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
+class WrongSetting(click.ClickException):
+    """Wrong usage, told without the usage of the command, which does not tell of the environment."""
+
+    exit_code = click.UsageError.exit_code
+
+
 @contextmanager
 def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]":
     """The broker that the environment names, open while a command runs. `create`: make the store of an embedded broker
@@ -51,7 +57,7 @@ def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]
 @contextmanager
 def orderly() -> Iterator[None]:
     """Runs a command: a signal ends it in order, so that nothing is left running. An error that a user can cause or
-    mend is one line on stderr, with exit code 1; with exit code 2 if a variable for the log has a wrong value."""
+    mend is one line on stderr, with exit code 1; with exit code 2 if an environment variable has a wrong value."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -67,7 +73,7 @@ def orderly() -> Iterator[None]:
         log_output.write_to_stderr()
         yield
     except SettingsError as error:
-        raise click.UsageError(safe(str(error))) from None
+        raise WrongSetting(safe(str(error))) from None
     except BrokenPipeError:
         # The reader has stopped reading: say nothing, and nothing at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -233,6 +233,7 @@ def up(
     stop = stop_event()
     with opened(port=port) as broker:
         from sagastream.broker.outage import Outage
+        from sagastream.codecs.setting import codec_of
         from sagastream.service.loading import load_service
 
         # Report at once what no restart can mend.
@@ -242,8 +243,11 @@ def up(
         layout.check(broker)
         _look_here(services)
         on_rq = []
+        if not services:
+            codec_of(None)
         for where in services:
             (loaded := load_service(where)).publishes()
+            codec_of(loaded.codec)
             if loaded.queues:
                 on_rq.append(where)
         if not services:

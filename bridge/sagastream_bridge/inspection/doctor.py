@@ -20,6 +20,7 @@ from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
+from sagastream.errors import SettingsError
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
@@ -190,7 +191,12 @@ class Doctor:
     def _sealed(self) -> Iterator[Finding]:
         """With which keys values are sealed: so a person knows whether a key is still needed."""
         counts = self._sagas.sealed
-        if not any(key is not None for key, _ in counts) and codec_of(None) is None:
+        try:
+            seals = codec_of(None) is not None
+        except SettingsError as error:
+            yield problem("values", str(error))
+            seals = True
+        if not seals and all(key is None for key, _ in counts):
             return
         parts = [
             ("not sealed" if key is None else f"key {key}") + f": {counts[key, True]} live, {counts[key, False]} ended"

@@ -1,5 +1,6 @@
 """The keyring: what a file of keys may say, and that nothing opens which was not sealed so."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,51 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, lines: list[str], m
         assert line_of("a", key)[2:40] not in str(error.value)
 
 
+def test_what_an_error_says_of_a_file_has_no_part_of_a_key(tmp_path: Path) -> None:
+    turned = " ".join(reversed(line_of("abcd", A).split()))  # base64 has characters that no id has
+    with pytest.raises(SettingsError, match=r"line 1 of .*: the id of a key must be 1 to 128 characters") as error:
+        Keyring.from_file(written(tmp_path, turned))
+    assert turned[:8] not in str(error.value)
+
+
+def test_a_file_of_keys_says_what_is_wrong_in_plain_words(tmp_path: Path) -> None:
+    for path, why in (
+        (tmp_path / "none", "there is no such file"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "a\0b", "it is not a path"),
+        (Path("/dev/null"), "it is not a regular file"),
+        (written(tmp_path, "# nothing"), f"add one: sagastream new-key ID >> {tmp_path / 'keys'}"),
+    ):
+        with pytest.raises(SettingsError) as error:
+            Keyring.from_file(path)
+        assert why in str(error.value)
+        assert "Errno" not in str(error.value)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "bytes").chmod(0o600)
+    with pytest.raises(SettingsError, match="it is not text"):
+        Keyring.from_file(tmp_path / "bytes")
+
+
+def test_a_pipe_is_no_file_of_keys_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(SettingsError, match="it is not a regular file"):
+        Keyring.from_file(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ("keys", "keys must be a dict .*Keyring.from_file"),
+        (None, "keys must be a dict"),
+        ({"a": "abc"}, "key a must be"),
+    ],
+    ids=str,
+)
+def test_a_keyring_refuses_what_are_no_keys(keys: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=why):
+        Keyring(keys)
+
+
 def test_a_file_that_is_not_there_or_not_a_file_says_why(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot read the keys"):
         Keyring.from_file(tmp_path / "none")
@@ -94,6 +140,9 @@ def test_the_environment_names_the_codec(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(codec_of(None), Codec)
     given = Keyring({"b": B})
     assert codec_of(given) is given
+    monkeypatch.setenv("SAGASTREAM_KEYS", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match=r"SAGASTREAM_KEYS: cannot read the keys in .*none: there is no such file"):
+        codec_of(None)
     monkeypatch.setenv("SAGASTREAM_CODEC", "shop.secrets:codec")
     with pytest.raises(SettingsError, match="both set"):
         codec_of(None)

@@ -24,6 +24,7 @@ from sagastream.errors import CannotOpen, SettingsError
 #: The length of a key in bytes: two keys of AES-256.
 KEY_BYTES: Final = 64
 _LINE: Final = re.compile(r"(\S+)\s+(\S+)")
+_ID: Final = "the id of a key must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _MISSING: Final = "the package cryptography is missing: pip install cryptography"
 
 
@@ -36,8 +37,13 @@ class Keyring:
             keys: each key by its id, as `new_key` makes it.
             seal_with: the id of the key that seals; by default the first one.
 
-        Raises SettingsError if there is no key, or one cannot be used, or the package `cryptography` is missing.
+        Raises SettingsError if there is no key, or one cannot be used, or the package `cryptography` is missing; and
+        TypeError for an argument of another kind.
         """
+        given: object = keys
+        if not isinstance(given, Mapping):
+            text = f"keys must be a dict of keys by their ids, not {type(given).__name__}"
+            raise TypeError(f"{text}; for the keys of a file: Keyring.from_file")
         try:
             from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
             from cryptography.hazmat.primitives.ciphers.aead import AESSIV
@@ -47,7 +53,9 @@ class Keyring:
             raise SettingsError("there is no key")
         for key_id, key in keys.items():
             if not is_id(key_id):
-                raise SettingsError(f"the id of a key must be 1 to 128 of A-Z a-z 0-9 . _ : -, not {key_id!r:.200}")
+                raise SettingsError(f"{_ID}, not {key_id!r:.200}")
+            if not isinstance(key, bytes):
+                raise TypeError(f"key {key_id} must be bytes, as Keyring.new_key makes them, not {type(key).__name__}")
             if len(key) != KEY_BYTES:
                 raise SettingsError(f"key {key_id} has {len(key)} bytes, and must have {KEY_BYTES}")
         self._wrong = InvalidTag
@@ -100,38 +108,66 @@ class Keyring:
 
         Raises SettingsError if it cannot be read, if other users can read it, or if a line is something else.
         """
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123 - its descriptor is what is looked at
-                told = os.fstat(file.fileno())
-                if not stat.S_ISREG(told.st_mode) or told.st_uid not in (0, os.geteuid()):
-                    raise SettingsError(f"the keys in {path} are not used: it is not a file of this user")
-                if told.st_mode & 0o077:
-                    mode = stat.S_IMODE(told.st_mode)
-                    text = (
-                        f"the keys in {path} are not used: other users may read it (mode {mode:04o}): chmod 600 {path}"
-                    )
-                    raise SettingsError(text)
-                lines = file.read().decode().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"cannot read the keys in {path}: {error}") from None
-        keys: dict[str, bytes] = {}
-        for number, line in enumerate(lines, 1):
-            if not (text := line.strip()) or text.startswith("#"):
-                continue
-            if (found := _LINE.fullmatch(text)) is None or found[1] in keys:
-                raise SettingsError(f"line {number} of {path} is not an id, a blank and a key, each id once")
-            try:
-                keys[found[1]] = b64decode(found[2], validate=True)
-            except NotBase64:
-                raise SettingsError(f"line {number} of {path}: the key is not base64") from None
+        keys = _keys_in(_text_of(path), path)
+        if not keys:
+            raise SettingsError(f"there is no key in {path}: add one: sagastream new-key ID >> {path}")
         try:
             return cls(keys)
         except SettingsError as error:
             raise SettingsError(f"the keys in {path} cannot be used: {error}") from None
 
 
+def _text_of(path: str | os.PathLike[str]) -> str:
+    """What is in a file of keys. Raises SettingsError."""
+    try:
+        with open(path, "rb", opener=_unblocked) as file:
+            told = os.fstat(file.fileno())
+            if not stat.S_ISREG(told.st_mode):
+                raise SettingsError(f"the keys in {path} are not used: it is not a regular file")
+            if told.st_uid not in (0, os.geteuid()):
+                text = f"it belongs to another user (uid {told.st_uid}): chown it to the one who runs this"
+                raise SettingsError(f"the keys in {path} are not used: {text}")
+            if told.st_mode & 0o077:
+                text = f"other users may read it (mode {stat.S_IMODE(told.st_mode):04o}): chmod 600 {path}"
+                raise SettingsError(f"the keys in {path} are not used: {text}")
+            return file.read().decode()
+    except FileNotFoundError:
+        raise SettingsError(f"cannot read the keys in {path}: there is no such file") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"cannot read the keys in {path}: it is not text (UTF-8)") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a path"
+        raise SettingsError(f"cannot read the keys in {path}: {why[0].lower()}{why[1:]}") from None
+
+
+def _unblocked(path: str, flags: int) -> int:
+    """Opens a file, but does not wait for whoever writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _keys_in(text: str, path: str | os.PathLike[str]) -> dict[str, bytes]:
+    """The keys of a text by their ids. Raises SettingsError. No line is quoted: part of a key may be anywhere in it."""
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
+            continue
+        here = f"line {number} of {path}"
+        if (found := _LINE.fullmatch(line)) is None:
+            raise SettingsError(f"{here} is not an id, a blank and a key, as sagastream new-key ID prints them")
+        if not is_id(found[1]):
+            raise SettingsError(f"{here}: {_ID}")
+        try:
+            key = b64decode(found[2], validate=True)
+        except NotBase64:
+            raise SettingsError(f"{here}: the key is not base64") from None
+        if found[1] in keys:
+            raise SettingsError(f"{here}: there is a key {found[1]} above: each id once")
+        keys[found[1]] = key
+    return keys
+
+
 def line_of(key_id: str, key: bytes) -> str:
     """A key as a line of such a file. Raises SettingsError if the id cannot be used."""
     if not is_id(key_id):
-        raise SettingsError(f"the id of a key must be 1 to 128 of A-Z a-z 0-9 . _ : -, not {key_id!r:.200}")
+        raise SettingsError(f"{_ID}, not {key_id!r:.200}")
     return f"{key_id} {b64encode(key).decode()}"

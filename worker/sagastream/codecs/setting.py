@@ -32,7 +32,12 @@ def codec_of(given: Codec | None) -> Codec | None:
         raise SettingsError(f"{KEYS_VARIABLE} and {CODEC_VARIABLE} are both set: set one of them")
     if where:
         return _load(where)
-    return Keyring.from_file(keys) if keys else None
+    if not keys:
+        return None
+    try:
+        return Keyring.from_file(keys)
+    except SettingsError as error:
+        raise SettingsError(f"{KEYS_VARIABLE}: {error}") from None
 
 
 def _load(where: str) -> Codec:

@@ -23,6 +23,7 @@ from sagastream.broker import wire
 from sagastream.broker.connection import DEFAULT_PREFIX, Broker
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
+from sagastream.codecs.setting import codec_of
 from sagastream.console import printable, summary
 from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
@@ -247,7 +248,7 @@ def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:
 def load_services(names: Iterable[str]) -> list[str]:
     """Load the services (MODULE:NAME) whose steps this process runs. Returns the queues of their jobs.
 
-    Raises ServiceError.
+    Raises ServiceError, and SettingsError if the environment names a codec that cannot be used.
     """
     url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")
     if not url:
@@ -256,6 +257,7 @@ def load_services(names: Iterable[str]) -> list[str]:
     for where in filter(None, names):
         service = load_service(where)
         service.publishes()
+        codec_of(service.codec)
         if not service.queues:
             raise ServiceError(f'no step of {where} runs on RQ; declare one with via="rq"')
         _load_functions(service)
@@ -280,8 +282,8 @@ def _load_functions(service: Service) -> None:
 
 
 def run_worker(broker: Broker, services: Sequence[str]) -> None:
-    """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError, BrokerError, and
-    redis.RedisError if the broker is away at the start."""
+    """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError, SettingsError,
+    BrokerError, and redis.RedisError if the broker is away at the start."""
     broker.check_server()
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
     SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url, driver_info=None)).work()
