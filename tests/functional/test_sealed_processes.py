@@ -245,6 +245,46 @@ def test_the_doctor_examines_a_store_also_if_the_keys_cannot_be_used(stage: Stag
     assert "workers" in ended.stdout
 
 
+def lines_up_to(pipe: Any, part: str) -> str:
+    """What a process writes, up to the line that has this in it."""
+    said = [""]
+    while part not in said[-1]:
+        said.append(pipe.readline().decode())
+        assert said[-1], said
+    return "".join(said)
+
+
+def test_a_misspelt_variable_is_told_by_every_command_once(stage: Stage) -> None:
+    told = "nothing reads the environment variable SAGASTREAM_KEY; is it a misspelling of SAGASTREAM_KEYS?"
+    env = stage.env() | {"SAGASTREAM_KEY": "keys"}
+    for line in (("init",), ("list",), ("new-key", "a"), ("begin", "-")):
+        ended = stage.commands.run(*line, given=stage.body("a", do(1)), **env)
+        assert ended.returncode == 0
+        assert ended.stderr.startswith(f"sagastream: {told}\n")
+        assert ended.stderr.count(told) == 1
+    up: Any = stage.commands.start("up", "--service", "shop:service", env=env, stdout=-1, stderr=-2)
+    said = lines_up_to(up.stdout, "service work ")  # a child process, which has said all of its environment by then
+    assert said.count(told) == 1
+
+
+def test_a_process_says_at_its_start_with_which_key_it_seals(stage: Stage) -> None:
+    keys = stage.keys(new=NEW, old=OLD)
+    for given, says in ((keys, "started; seals with key new"), (None, "started")):
+        service: Any = stage.commands.start("service", "shop:service", env=stage.env(given), stdout=-3, stderr=-1)
+        assert service.stderr.readline().decode().rstrip().endswith(f": {says}")
+    bridge = stage.run("bridge", keys=keys)
+    assert bridge.stderr == "sagastream bridge: seals with key new\n"
+    up: Any = stage.commands.start("up", env=stage.env(keys), stdout=-1, stderr=-3)
+    assert lines_up_to(up.stdout, "values ").endswith("\nvalues   seals with key new\n")
+
+
+def test_an_rq_worker_says_with_which_key_it_seals(server: Server, commands: Commands) -> None:
+    stage = Stage(server, commands, via="rq")
+    keys = stage.keys(old=OLD)
+    worker: Any = stage.commands.start("rq-worker", "shop:service", env=stage.env(keys), stdout=-3, stderr=-1)
+    lines_up_to(worker.stderr, "seals with key old what steps of work return")
+
+
 def test_an_rq_worker_ends_at_once_if_its_keys_cannot_be_used(server: Server, commands: Commands) -> None:
     stage = Stage(server, commands, via="rq")
     ended = stage.run("rq-worker", "shop:service", keys=commands.folder / "none")

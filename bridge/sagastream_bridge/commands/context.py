@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import click
 
 from sagastream import log_output
+from sagastream.telemetry import Log
+from sagastream_bridge.commands import variables
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -71,6 +73,7 @@ def orderly() -> Iterator[None]:
         _on_signals(_terminated)
     try:
         log_output.write_to_stderr()
+        _look_at_the_environment()
         yield
     except SettingsError as error:
         raise WrongSetting(safe(str(error))) from None
@@ -80,6 +83,17 @@ def orderly() -> Iterator[None]:
         raise SystemExit(1) from None
     except (SagastreamError, redis.RedisError, OSError) as error:
         raise click.ClickException(safe(_told(error))) from None
+
+
+def _look_at_the_environment() -> None:
+    """Tell once what looks like a mistake in it; a child process does not tell again what its parent has told."""
+    context = click.get_current_context()
+    if context.params.get("until_eof") or __name__ in context.meta:
+        return
+    context.meta[__name__] = True
+    log = Log("commands", "sagastream")
+    for complaint in variables.complaints(os.environ):
+        log.warning(complaint)
 
 
 def _told(error: Exception) -> str:

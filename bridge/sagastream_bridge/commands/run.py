@@ -233,7 +233,7 @@ def up(
     stop = stop_event()
     with opened(port=port) as broker:
         from sagastream.broker.outage import Outage
-        from sagastream.codecs.setting import codec_of
+        from sagastream.codecs.setting import codec_of, seals_with
         from sagastream.service.loading import load_service
 
         # Report at once what no restart can mend.
@@ -243,8 +243,7 @@ def up(
         layout.check(broker)
         _look_here(services)
         on_rq = []
-        if not services:
-            codec_of(None)
+        codec = codec_of(None)
         for where in services:
             (loaded := load_service(where)).publishes()
             codec_of(loaded.codec)
@@ -259,6 +258,8 @@ def up(
         stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
         for line in _where(broker):
             click.echo(safe(line))
+        if codec is not None:
+            click.echo(safe(f"values   {seals_with(codec)}"))
         try:
             while not stop.is_set():
                 outage.restore()

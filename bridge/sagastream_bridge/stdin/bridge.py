@@ -18,7 +18,7 @@ from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
 from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
-from sagastream.codecs.setting import codec_of
+from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.messages import Begin, Code, Intervene, is_id
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
 from sagastream.core.saga import SagaState
@@ -100,6 +100,8 @@ class StdinBridge:
     def run(self, fd: int) -> int:
         """Bridge until the lines of `fd` end, or `stop` is called. Returns the exit code."""
         with runs("bridge", WHO, self._observer):
+            if self._codec is not None:
+                LOG.info(seals_with(self._codec))
             return self._run(fd)
 
     def _run(self, fd: int) -> int:

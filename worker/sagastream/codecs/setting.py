@@ -40,6 +40,14 @@ def codec_of(given: Codec | None) -> Codec | None:
         raise SettingsError(f"{KEYS_VARIABLE}: {error}") from None
 
 
+def seals_with(codec: Codec) -> str:
+    """With which key a codec seals now, for the log of a process that starts."""
+    try:
+        return f"seals with key {codec.key}"
+    except Exception as error:  # noqa: BLE001 - whatever a codec raises: its keys may be away for a while
+        return f"seals with a codec that names no key now ({type(error).__name__})"
+
+
 def _load(where: str) -> Codec:
     module_name, _, name = where.partition(":")
     if not module_name or not name:

@@ -45,8 +45,8 @@ class CodecContext(Struct, frozen=True, kw_only=True):
 class Codec(Protocol):
     """Seals values and opens them; several threads may do so at once.
 
-    If `encode` returns the same bytes for the same arguments, a saga that is begun again is known by its bytes.
-    Otherwise whoever begins it has to open both.
+    `encode` should return the same bytes for the same arguments: then a worker, which opens nothing, sees that a saga is
+    begun again. If it does not, only a client with the key can compare the two.
     """
 
     @property

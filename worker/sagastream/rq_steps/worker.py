@@ -23,7 +23,7 @@ from sagastream.broker import wire
 from sagastream.broker.connection import DEFAULT_PREFIX, Broker
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
-from sagastream.codecs.setting import codec_of
+from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.console import printable, summary
 from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
@@ -155,6 +155,9 @@ class SagaWorker(Worker):
             raise SystemExit(printable(f"{_WHO}: {error}")) from None
         for line in coverage(self.queue_names(), _services.values()):
             _LOG.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, line)
+        for service in _services.values():
+            if (codec := codec_of(service.codec)) is not None:
+                _LOG.info(f"{seals_with(codec)} what steps of {service.name} return")
         broker = Broker(os.environ["REDIS_URL"])
         self._outage = Outage(broker, _WHO, threading.Event(), observer=SagaWorker.watching)
         try:

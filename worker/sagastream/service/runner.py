@@ -20,7 +20,7 @@ from sagastream.broker.embedded import leave_all
 from sagastream.broker.failures import is_outage
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.codecs.setting import codec_of
+from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.console import summary
 from sagastream.core import backoff
 from sagastream.core.causes import GRACE_S
@@ -147,7 +147,8 @@ class ServiceRunner:
         does not help with, such as BrokerError or redis.AuthenticationError.
         """
         with runs("service", self.name, self._observer), self._signals.watched():
-            self._report.log.info("started")
+            codec = self._unopened.codec
+            self._report.log.info("started" if codec is None else f"started; {seals_with(codec)}")
             self._run()
 
     def _busy(self) -> Busy | None:
