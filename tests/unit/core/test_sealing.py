@@ -160,13 +160,29 @@ def test_what_would_be_too_deep_when_it_is_opened_is_refused() -> None:
     for _ in range(60):
         deep = [deep]
     sealed = json.loads(seal(RING, json.dumps(deep).encode(), Place("s", 1, "params")))
-    with pytest.raises(MalformedMessage, match="params of step 1: nested deeper"):
+    with pytest.raises(MalformedMessage, match=r"params of step 1: .* opened, it is nested deeper"):
         begun([[[[[[sealed]]]]]])
 
 
 def test_what_was_sealed_is_taken_as_it_is() -> None:
     like = json.dumps({"$sealed": {"key": "k", "from": "1/result", "data": "AAAA"}}, separators=(",", ":")).encode()
     assert open_value(RING, seal(RING, like, RESULT), RESULT) == like
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"[" * 50 + b"%s" + b"]" * 50, "nested deeper than 61 levels"),
+        (b"[" + b",".join([b"%s"] * 4) + b"]", "too many values: 240005, at most"),
+    ],
+    ids=["deep", "many"],
+)
+def test_what_opens_into_more_than_a_payload_may_be_cannot_be_opened(data: bytes, says: str) -> None:
+    part = b"[" * 60 + b"]" * 60 if says.startswith("nested") else b"[" + b",".join([b"1"] * 60_000) + b"]"
+    whole = data.replace(b"%s", seal(RING, part, RESULT))
+    with pytest.raises(CannotOpen, match=f"opened, it is {says}") as error:
+        open_value(RING, whole, PARAMS)
+    assert error.value.key == "k"
 
 
 def test_as_many_sealed_values_as_there_may_be_cost_little() -> None:

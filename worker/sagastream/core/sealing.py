@@ -17,7 +17,7 @@ from sagastream.core.messages import Begin, Command, Reply, is_id, ok
 from sagastream.core.saga import SagaState
 from sagastream.core.sealed_values import MARK, SealedValue, is_sealed, replaced
 from sagastream.core.steps import STANDING
-from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, decode, encode, value_of
+from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, decode, encode, encode_payload, value_of
 from sagastream.errors import CannotOpen, MalformedMessage
 
 #: What a value may be sealed as.
@@ -45,8 +45,8 @@ class CodecContext(Struct, frozen=True, kw_only=True):
 class Codec(Protocol):
     """Seals values and opens them; several threads may do so at once.
 
-    `encode` should return the same bytes for the same arguments: then a worker, which opens nothing, sees that a saga is
-    begun again. If it does not, only a client with the key can compare the two.
+    `encode` should return the same bytes for the same arguments: then a worker, which opens nothing, sees that a saga
+    is begun again. If it does not, only a client with the key can compare the two.
     """
 
     @property
@@ -94,20 +94,25 @@ def seal(codec: Codec, data: bytes, place: Place) -> bytes:
 
 def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
     """A payload with all that is sealed in it opened, if there is anything. What was sealed is taken as it is, even if
-    it looks like a sealed value: who seals a handler's result does not look what is in it. Raises CannotOpen."""
+    it looks like a sealed value: who seals a handler's result does not look what is in it. Raises CannotOpen, also if
+    it is more than a payload may be then."""
     if MARK not in data:
         return data
-    seen = 0
+    keys: list[str] = []
 
     def opened(sealed: SealedValue) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen > MAX_SEALED:
+        keys.append(sealed.key)
+        if len(keys) > MAX_SEALED:
             raise CannotOpen(f"one value holds more than {MAX_SEALED} sealed values", key=sealed.key)
         return value_of(_content(codec, sealed, place))
 
     value = replaced(value_of(data), opened)
-    return encode(value) if seen else data
+    if not keys:
+        return data
+    try:
+        return encode_payload(value)
+    except MalformedMessage as error:  # of sizes: it tells nothing of what was sealed
+        raise CannotOpen(f"opened, it is {error}", key=keys[0]) from None
 
 
 # --- messages and sagas
@@ -226,11 +231,9 @@ def _unsealed(codec: Codec, params: bytes, place: Place) -> bytes:
     if MARK not in params:
         return params
     try:
-        params = open_value(codec, params, place)
+        return open_value(codec, params, place)
     except CannotOpen as error:
         raise MalformedMessage(f"they hold a sealed value that cannot be opened, to seal them: {error}") from None
-    decode(params, MAX_PAYLOAD_BYTES)  # an opened value may nest too deep where it stands
-    return params
 
 
 def _content(codec: Codec | None, sealed: SealedValue, place: Place) -> bytes:
