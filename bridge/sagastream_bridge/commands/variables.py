@@ -39,6 +39,3 @@ def complaints(environment: Mapping[str, str]) -> Iterator[str]:
             near = get_close_matches(name.upper(), VARIABLES, 1, _ALIKE_AS_A_WHOLE)
         if near:
             yield f"nothing reads the environment variable {name}; is it a misspelling of {near[0]}?"
-    for name in ("SAGASTREAM_KEYS", "SAGASTREAM_CODEC"):
-        if environment.get(name) == "":
-            yield f"the environment variable {name} is empty, so no value is sealed by it; set or unset it"

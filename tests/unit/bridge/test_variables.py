@@ -49,8 +49,3 @@ def test_variables_of_others_are_not_told(name: str) -> None:
 
 def test_what_is_right_is_not_told() -> None:
     assert list(complaints(dict.fromkeys(VARIABLES, "x"))) == []
-
-
-def test_keys_that_are_set_to_nothing_are_told() -> None:
-    (told,) = complaints({"SAGASTREAM_KEYS": ""})
-    assert told.startswith("the environment variable SAGASTREAM_KEYS is empty")

@@ -155,3 +155,14 @@ def test_the_environment_names_the_codec(tmp_path: Path, monkeypatch: pytest.Mon
             codec_of(None)
     with pytest.raises(TypeError):
         codec_of(object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["SAGASTREAM_KEYS", "SAGASTREAM_CODEC"])
+def test_a_variable_that_is_set_to_nothing_does_not_switch_sealing_off(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "")
+    with pytest.raises(SettingsError, match=f"{name} is empty: set it, or unset it"):
+        codec_of(None)
+    given = Keyring({"b": B})
+    assert codec_of(given) is given

@@ -28,6 +28,11 @@ def codec_of(given: Codec | None) -> Codec | None:
             raise TypeError(f"a codec has key, encode and decode, not {given!r:.200}")
         return given
     keys, where = os.environ.get(KEYS_VARIABLE), os.environ.get(CODEC_VARIABLE)
+    if (
+        empty := next((name for name in (KEYS_VARIABLE, CODEC_VARIABLE) if os.environ.get(name) == ""), None)
+    ) is not None:
+        # Mostly the variable from which it was set is not set. Then values would stand in the store unsealed.
+        raise SettingsError(f"{empty} is empty: set it, or unset it if values are not to be sealed")
     if keys and where:
         raise SettingsError(f"{KEYS_VARIABLE} and {CODEC_VARIABLE} are both set: set one of them")
     if where:
