@@ -186,6 +186,9 @@ def test_steps_on_rq_are_opened_by_the_rq_worker_alone(server: Server, commands:
 
     until(left, what="the job is left")
     assert stage.noted() == []
+    why = "cannot open Do: it is sealed with key old, and this process has no keys; it waits for a worker that can"
+    until(lambda: why in " ".join(stage.run("show", "a").stdout.split()), what="show says which key is missing")
+    until(lambda: why in stage.run("doctor").stdout, what="the doctor says so, too")
     unable.terminate()
     unable.wait(30)
     stage.start("rq-worker", "shop:service", keys=keys)

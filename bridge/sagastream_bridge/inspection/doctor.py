@@ -258,7 +258,7 @@ class Doctor:
             text = f"at work: {facts.at_work}; entries waiting or in flight: {entries}"
             yield ok(about, text) if is_well else warning(about, text)
             yield from self._hanging(about, facts, waiting, evidence.now_ms)
-            yield from self._unopened(about, facts)
+            yield from self._unopened(about, facts, waiting.values())
             for command, one in waiting.items():
                 yield from self._stuck(about, command, one)
         elif waiting:
@@ -306,14 +306,15 @@ class Doctor:
                     text += f"; sagas that wait for {command}: {behind.named}"
             yield _problem(about, text, cause)
 
-    def _unopened(self, about: str, facts: ServiceFacts) -> Iterator[Finding]:
+    def _unopened(self, about: str, facts: ServiceFacts, waiting: Iterable[Waiting]) -> Iterator[Finding]:
         """Commands that nobody has done yet, since a process cannot open them: each key that is missing, each fault."""
-        waiting: dict[str, tuple[Cause, list[str]]] = {}
-        for saga_id in dict.fromkeys(one.saga_id for one in facts.unopened):
+        looked_at = [state.saga_id for one in waiting for state in one.first]
+        found: dict[str, tuple[Cause, list[str]]] = {}
+        for saga_id in dict.fromkeys([*looked_at, *(one.saga_id for one in facts.unopened)]):
             for cause in self._why.get(saga_id, ()):
                 if cause.kind is CauseKind.CANNOT_OPEN:
-                    waiting.setdefault(cause.text, (cause, []))[1].append(saga_id)
-        for text, (cause, ids) in waiting.items():
+                    found.setdefault(cause.text, (cause, []))[1].append(saga_id)
+        for text, (cause, ids) in found.items():
             named = ", ".join(ids[:_NAMED]) + (" …" if len(ids) > _NAMED else "")
             yield problem(about, f"{text}; sagas: {named}", cause.do[0], kind=cause.kind)
 

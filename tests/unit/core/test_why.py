@@ -318,6 +318,10 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="started", worker="w9"))),
         [(CauseKind.RUNNING, ["a job of queue q: started by RQ worker w9"])],
     ),
+    "not opened in RQ": (
+        (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="finished", worker="w9", unopened="no key k"))),
+        [(CauseKind.CANNOT_OPEN, ["RQ worker w9 cannot open Charge: no key k", "start an RQ worker of queue q with"])],
+    ),
     "answered": (
         (OUT, at_work(ALIVE), Place(where=Whereabouts.GONE, replies=12)),
         [(CauseKind.ANSWERED, ["Charge was answered", "wait for a worker: 12"])],

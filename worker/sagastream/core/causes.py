@@ -162,6 +162,7 @@ class Job(Struct, frozen=True, kw_only=True):
     process: str = ""  # … and where that is: HOST, pid PID
     since_ms: int | None = None  # when it began
     limit_s: int | None = None  # how long it may take
+    unopened: str = ""  # why the RQ worker that had it could not open the command; "": it could
 
 
 class Place(Struct, frozen=True, kw_only=True):

@@ -247,6 +247,10 @@ class CommandOut:
 
     def _in_rq(self, job: Job) -> Cause:
         facts = {"queue": job.queue, "job": job.status, "before": job.before, "workers": job.workers}
+        if job.unopened:
+            text = f"RQ worker {job.worker} cannot open {self._command}: {job.unopened}; it waits for a worker that can"
+            start = f"start an RQ worker of queue {job.queue} with the key: in the file that SAGASTREAM_KEYS names"
+            return Cause(kind=CauseKind.CANNOT_OPEN, text=text, do=(start, *self.cancel()), facts=facts)
         if job.status != "queued":
             text = f"{self._command} is a job of queue {job.queue}: {job.status}{self._for('', job.since_ms, ' ago')}"
             text += f" by RQ worker {job.worker}" if job.worker else ""

@@ -48,6 +48,8 @@ _UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError._
 
 #: In the meta data of a job: its worker has left the command to another release of the service.
 LEFT: Final = "left"
+#: … or to a worker that has the key: why it could not open the command. For people.
+UNOPENED: Final = "unopened"
 
 
 def start_worker(queue: str) -> str:
@@ -75,8 +77,8 @@ def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str
 def job_of(command: Command, *, prefix: str, partition: int) -> Exchange[causes.Job | None]:
     """The job of a command, as RQ has it now; None: there is none. `prefix`: of the store."""
     one = job_id(command, prefix=prefix, partition=partition)
-    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name", "started_at", "timeout")]
-    words = [None] * 5 if isinstance(found, redis.ResponseError) else found
+    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name", "started_at", "timeout", "meta")]
+    *words, meta = [None] * 6 if isinstance(found, redis.ResponseError) else found
     status, origin, worker, started, limit = (None if word is None else word.decode(errors="replace") for word in words)
     if status is None or origin is None:
         return None
@@ -100,6 +102,7 @@ def job_of(command: Command, *, prefix: str, partition: int) -> Exchange[causes.
         process=f"{host.decode(errors='replace')}, pid {pid.decode(errors='replace')}" if host and pid else "",
         since_ms=_ms(started),
         limit_s=int(limit) if limit and limit.isdigit() and len(limit) <= 9 else None,
+        unopened=_unopened(meta) if status == "finished" else "",
     )
 
 
@@ -303,3 +306,12 @@ def _meta(meta: bytes | None) -> tuple[str | None, bool]:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None, False
     return (entry if isinstance(entry, str) else None), found.get(LEFT) is True
+
+
+def _unopened(meta: bytes | None) -> str:
+    """Why the worker of a job could not open its command; "": it could, or somebody else has written there."""
+    try:
+        why = json.loads(meta or b"null")[UNOPENED]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return why[:1000] if isinstance(why, str) else ""

@@ -27,7 +27,7 @@ from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.console import printable, summary
 from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
-from sagastream.rq_steps.jobs import LEFT, RUN_STEP, SERVICES_VARIABLE, WORKER_COMMAND
+from sagastream.rq_steps.jobs import LEFT, RUN_STEP, SERVICES_VARIABLE, UNOPENED, WORKER_COMMAND
 from sagastream.service.declaration import Service
 from sagastream.service.handlers import Interrupted
 from sagastream.service.loading import load_service
@@ -91,6 +91,8 @@ def run_step(
         worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), partition, again=bool(again)))
         if worked is Worked.LEFT and (job := get_current_job()) is not None:
             job.meta[LEFT] = True  # the service's process has it run again, by whichever worker takes it then
+            if (why := runner.unopened) is not None:
+                job.meta[UNOPENED] = why
             job.save_meta()  # type: ignore[no-untyped-call]
         return str(worked)
     finally:

@@ -222,6 +222,11 @@ class ServiceRunner:
                 self._in_flight.wait(changes, min(due_s, BLOCK_MS / 1000))
         raise self._error
 
+    @property
+    def unopened(self) -> str | None:
+        """Why it could not open the command that it could not open last, escaped; None: it could open all."""
+        return self._unopened.last
+
     # --- the threads
 
     def _threads(self) -> int:

@@ -28,6 +28,8 @@ class UnopenedCommands:
     def __init__(self, codec: Codec | None, report: ServiceReport) -> None:
         """`codec`: None if values are neither sealed nor opened here."""
         self.codec = codec
+        #: Why the one could not be opened that was met last; None: there was none.
+        self.last: str | None = None
         self._report = report
         self._lock = threading.Lock()
         self._met: dict[Unopened, float] = {}  # when, by time.monotonic
@@ -67,6 +69,7 @@ class UnopenedCommands:
 
     def _remember(self, command: Command, error: CannotOpen, now_s: float) -> None:
         one = Unopened(saga_id=command.saga_id, step=command.step, command=command.type, why=printable(str(error)))
+        self.last = one.why
         with self._lock:
             self._met[one] = now_s
             while len(self._met) > _REMEMBERED:
