@@ -553,7 +553,7 @@ def test_the_doctor_says_with_which_keys_values_are_sealed(
     file.chmod(0o600)
     monkeypatch.setenv("SAGASTREAM_KEYS", str(file))
     (one,) = found(broker, "values")
-    assert one.text.endswith(": not sealed: 1 live, 0 ended")
+    assert one.text.endswith(": not sealed (1 live, 0 ended)")
     monkeypatch.delenv("SAGASTREAM_KEYS")
     with SagaClient(broker, codec=new) as client:
         client.begin("a", [do(SECRET)])
@@ -562,4 +562,4 @@ def test_the_doctor_says_with_which_keys_values_are_sealed(
         scene.get_to(lambda: client.get("b"), "it is begun")
     (one,) = found(broker, "values")
     assert one.level == OK
-    assert one.text.endswith(": key new: 1 live, 1 ended; key old: 0 live, 1 ended; not sealed: 1 live, 0 ended")
+    assert one.text.endswith(": key new (1 live, 1 ended), key old (0 live, 1 ended), not sealed (1 live, 0 ended)")

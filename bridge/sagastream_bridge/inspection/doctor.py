@@ -199,11 +199,11 @@ class Doctor:
         if not seals and all(key is None for key, _ in counts):
             return
         parts = [
-            ("not sealed" if key is None else f"key {key}") + f": {counts[key, True]} live, {counts[key, False]} ended"
+            ("not sealed" if key is None else f"key {key}") + f" ({counts[key, True]} live, {counts[key, False]} ended)"
             for key in sorted({key for key, _ in counts}, key=lambda key: (key is None, key or ""))
         ]
         if parts:
-            yield ok("values", f"sagas that hold values, by how these are sealed: {'; '.join(parts)}")
+            yield ok("values", f"sagas by how their values are sealed: {', '.join(parts)}")
 
     # --- who works
 

@@ -65,7 +65,7 @@ def test_what_an_error_says_of_a_file_has_no_part_of_a_key(tmp_path: Path) -> No
 def test_a_file_of_keys_says_what_is_wrong_in_plain_words(tmp_path: Path) -> None:
     for path, why in (
         (tmp_path / "none", "there is no such file"),
-        (tmp_path, "is a directory"),
+        (tmp_path, "it is a directory"),
         (tmp_path / "a\0b", "it is not a path"),
         (Path("/dev/null"), "it is not a regular file"),
         (written(tmp_path, "# nothing"), f"add one: sagastream new-key ID >> {tmp_path / 'keys'}"),

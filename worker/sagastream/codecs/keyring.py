@@ -131,6 +131,8 @@ def _text_of(path: str | os.PathLike[str]) -> str:
                 text = f"other users may read it (mode {stat.S_IMODE(told.st_mode):04o}): chmod 600 {path}"
                 raise SettingsError(f"the keys in {path} are not used: {text}")
             return file.read().decode()
+    except IsADirectoryError:
+        raise SettingsError(f"cannot read the keys in {path}: it is a directory") from None
     except FileNotFoundError:
         raise SettingsError(f"cannot read the keys in {path}: there is no such file") from None
     except UnicodeDecodeError:
