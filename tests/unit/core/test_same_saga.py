@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from msgspec.structs import replace
 
-from sagastream.core.erasure import ERASE, without_data
 from sagastream.client.requests import conflicting
 from sagastream.codecs.keyring import Keyring
+from sagastream.core.erasure import ERASE, without_data
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Intervention, SagaState
