@@ -171,7 +171,7 @@ def test_of_a_store_that_is_full_is_told_what_can_be(scene: Scene) -> None:
     live(scene)
     scene.redis.config_set("maxmemory", "1mb")
     texts = found(scene)
-    assert any("bytes are used" in text for text in texts)
+    assert any("of maxmemory (1 MiB) is used" in text for text in texts)
     assert not any("saga s1" in text for text in texts)
 
 

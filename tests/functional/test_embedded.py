@@ -54,7 +54,7 @@ def test_its_data_take_as_much_memory_as_is_asked_for(home: Path, monkeypatch: p
     finally:
         broker.close()
     monkeypatch.setenv("SAGASTREAM_MAXMEMORY", "lots")
-    with pytest.raises(BrokerError, match="SAGASTREAM_MAXMEMORY is 'lots': give a size of at least 16mb"):
+    with pytest.raises(BrokerError, match="MAXMEMORY is 'lots': give a whole number of kb, mb or gb, at least 16mb"):
         Broker(home=home)
     monkeypatch.delenv("SAGASTREAM_MAXMEMORY")
     broker = Broker(home=home)  # the refusal has left nothing behind

@@ -27,9 +27,11 @@ _GONE_MS: Final = 60_000
 HANDED_BACK_MS: Final = 24 * 3600 * 1000
 #: Of how many entries one script call changes the lease: far fewer than it can take, so that nobody waits for long.
 _HELD_AT_ONCE: Final = 1000
-#: If abandoned entries are for a newer release, the next look for them comes after so many times as long as this one
-#: took, and after so many seconds at most: however many there are, they cost little of the reader's time.
+#: If abandoned entries are not for this process, the next look for them comes after so many times as long as this one
+#: took: however many there are, they cost little of the reader's time. It comes after so many seconds at least, so that
+#: a process which can hold only one entry also reads new ones; and after so many at most.
 _REST: Final = 20
+_SHORTEST_REST_S: Final = 0.5
 _LONGEST_REST_S: Final = 10.0
 
 
@@ -71,7 +73,7 @@ class Leases:
         self.hand_back(entries)
         if any(entry.taken_over for entry in entries):
             now = time.monotonic()
-            rest_s = min(_REST * (now - self._look_began), _LONGEST_REST_S)
+            rest_s = min(max(_REST * (now - self._look_began), _SHORTEST_REST_S), _LONGEST_REST_S)
             self._next_look = max(self._next_look, now + rest_s)
 
     def _hold_all(self, entries: Sequence[Entry], idle_ms: int) -> set[tuple[str, bytes]]:
