@@ -73,16 +73,7 @@ def chance() -> random.Random:
 @on_valkey
 def test_workers_are_killed_every_200_ms(world: World, chance: random.Random) -> None:
     world.start(workers=3)
-
-    def kill_one() -> None:
-        victim = chance.choice(world.workers)
-        if world.figures["kills"] % 12:
-            world.kill(victim)
-        else:  # turns are short: so that some are surely killed inside one, and not only by chance
-            with world.stopped_while_it_holds_something(victim):
-                world.kill(victim)
-
-    world.run(kill_one, every_s=0.2, times=12)
+    world.run(lambda: world.kill_one_of(world.workers, chance), every_s=0.2, times=12)
     world.verdict()
     assert world.figures["kills"] >= 12
     assert world.figures["entries held by the killed"] > 0
@@ -91,7 +82,7 @@ def test_workers_are_killed_every_200_ms(world: World, chance: random.Random) ->
 @on_both
 def test_services_are_killed_every_200_ms(world: World, chance: random.Random) -> None:
     world.start(services=2)
-    world.run(lambda: world.kill(chance.choice(world.services)), every_s=0.2, times=12)
+    world.run(lambda: world.kill_one_of(world.services, chance), every_s=0.2, times=12)
     world.verdict()
     assert world.figures["kills"] >= 12
     assert world.figures["entries held by the killed"] > 0

@@ -366,7 +366,7 @@ def test_no_saga_is_harmed_by_kills(tmp_path: Path, commands: Commands) -> None:
     chance = random.Random(20260301)
     with world_of(Scale(sagas=120, factor=1), tmp_path, commands, partitions=3) as world:
         world.start(workers=2, services=1)
-        world.run(lambda: world.kill(chance.choice([*world.workers, *world.services])), every_s=0.25, times=20)
+        world.run(lambda: world.kill_one_of([*world.workers, *world.services], chance), every_s=0.25, times=20)
         world.verdict()
         assert world.figures["entries held by the killed"] > 0
         assert min(world.figures["COMPLETED"], world.figures["ABORTED"]) > 10

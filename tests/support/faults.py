@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -165,6 +165,15 @@ class World:
         process.now = self._spawn(process.release, process.arguments)
         if process not in self._starting:
             self._starting.append(process)
+
+    def kill_one_of(self, processes: Sequence[Process], chance: random.Random) -> None:
+        """SIGKILL one of these. Turns are short, so one in twelve is killed inside of one, and not only by chance."""
+        victim = chance.choice(processes)
+        if self.figures["kills"] % 12:
+            self.kill(victim)
+        else:
+            with self.stopped_while_it_holds_something(victim):
+                self.kill(victim)
 
     def replace(self, process: Process) -> None:
         """Tell a service's process to end, as a deploy does, and start another in its place once it has."""
