@@ -4,6 +4,7 @@ line."""
 import math
 import os
 import select
+import shlex
 import shutil
 import signal
 import sys
@@ -193,8 +194,6 @@ def counted(number: int, one: str) -> str:
 def redis_cli(broker: "Broker") -> str:
     """How to reach the broker with redis-cli. The login is left out, since this line may be kept in a log. The password
     of the embedded server is named by its file."""
-    import shlex
-
     from sagastream.broker import urls
 
     line = urls.redis_cli(broker.url)

@@ -73,7 +73,7 @@ class Trial:
         return replace(self.transaction(), params=self._params(self.case.rejected_params, 1))
 
     def _params(self, params: bytes, step: int) -> bytes:
-        """As whoever begins a saga sends them."""
+        """As a client sends them."""
         codec = self.exchange.codec
         return params if codec is None else seal(codec, params, Place(self.saga_id, step, "params"))
 

@@ -16,7 +16,7 @@ import redis
 
 from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
-from sagastream.broker.scripting import even_if_full
+from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Command, ok
@@ -246,9 +246,7 @@ class AfterFailover:
         """Send a compensation as the orchestrator does. The service must not know it as done: it would not do it."""
         partition = self._keys.of(command.saga_id)
         forgetting = ("HDEL", partition.done(command.service, command.begun_ms), command.record)
-        stream = partition.commands(command.service)
-        words = [word for field in command.fields().items() for word in field]
-        sending = even_if_full(stream, "XADD", stream, "*", *words)
+        sending = added_even_if_full(partition.commands(command.service), command.fields())
         for answer in round_trip(self._store, [("MULTI",), forgetting, sending, ("EXEC",)]):
             or_raise(answer)
 

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from sagastream.broker import wire
-from sagastream.store.keys import DONE_KEPT_S, StoreKeys
+from sagastream.store.keys import DONE_KEPT_S, HOUR_MS, StoreKeys
 
 #: At how many sagas of each kind it looks, to say what all of them take.
 _LOOKED_AT: Final = 50
@@ -14,7 +14,6 @@ _LOOKED_AT: Final = 50
 _SAMPLES: Final = 10_000
 #: … and of a hash with the records of an hour, of which there are many.
 _RECORDS_LOOKED_AT: Final = 100
-_HOUR_MS: Final = 3600 * 1000
 
 
 class Part(NamedTuple):
@@ -59,7 +58,7 @@ def _records(client: "redis.Redis", keys: StoreKeys, services: Sequence[str]) ->
     """The records of sagas that began since records expire. Those of sagas that take longer are left out."""
     (clock,) = _read(client, [("TIME",)])
     now_ms = wire.milliseconds(clock) if clock is not None else 0
-    hours = range(now_ms, now_ms - DONE_KEPT_S * 1000, -_HOUR_MS)
+    hours = range(now_ms, now_ms - DONE_KEPT_S * 1000, -HOUR_MS)
     hashes = [one.done(name, hour) for one in keys.partitions for name in services for hour in hours]
     return Part("records of services", sum(_sizes(client, hashes, _RECORDS_LOOKED_AT)))
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.broker.scripting import even_if_full
+from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply, failed, ok
@@ -92,9 +92,8 @@ class ServedService:
             while self._unasked:
                 reply = self._unasked[0]
                 keys = self._keys or layout.check(self._broker)
-                stream = keys.of(reply.saga_id).replies(self.name)
-                words = [word for field in reply.fields().items() for word in field]
-                or_raise(*round_trip(self._client, [even_if_full(stream, "XADD", stream, "*", *words)]))
+                adding = added_even_if_full(keys.of(reply.saga_id).replies(self.name), reply.fields())
+                or_raise(*round_trip(self._client, [adding]))
                 self._unasked.pop(0)
 
     def _turn(self) -> None:

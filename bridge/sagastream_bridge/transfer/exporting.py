@@ -18,8 +18,6 @@ from sagastream_bridge.transfer.lines import KINDS, written
 
 #: How much is read at once: of keys, entries, fields of a hash.
 _PAGE: Final = 200
-#: How the line of a saga begins.
-_SAGA: Final = written("saga")[:-2]
 
 
 def refuse_at_work(broker: Broker, keys: StoreKeys) -> None:
@@ -46,7 +44,6 @@ class Export:
         count, seen = 0, sha256()
         for line in self._lines():
             count += 1
-            self.sagas += line.startswith(_SAGA)
             seen.update(line)
             yield line
         yield written("end", lines=count, sha256=seen.hexdigest())
@@ -86,6 +83,7 @@ class Export:
                 elif or_raise(fields):  # it has not expired meanwhile
                     members = {"timer": _score(or_raise(timer)), "ended": _score(or_raise(ended))}
                     saga_id = partition.saga_id(key)
+                    self.sagas += 1
                     yield written("saga", saga_id=saga_id, fields=fields.items(), **members, ttl_ms=_ttl(ttl_ms))
 
     def _records(self, partition: Partition) -> Iterator[bytes]:

@@ -15,17 +15,17 @@ from redis.client import Pipeline
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import REPLAYED
 from sagastream.broker.failures import told
+from sagastream.broker.wire import milliseconds
 from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.saga import SagaState
 from sagastream.errors import TransferError
 from sagastream.store import layout, saga_hash
-from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.keys import HOUR_MS, Partition, StoreKeys
 from sagastream_bridge.transfer.exporting import refuse_at_work
 from sagastream_bridge.transfer.lines import Fields, read, saga_id_of
 
 #: How many lines are written at once.
 _PAGE: Final = 200
-_HOUR_MS: Final = 3600 * 1000
 
 
 class Import:
@@ -60,8 +60,7 @@ class Import:
 
     def _write(self) -> int:
         sagas = 0
-        seconds, micros = self._client.time()
-        self._now_ms = seconds * 1000 + micros // 1000
+        self._now_ms = milliseconds(self._client.time())
         lines = self._lines()
         while page := list(islice(lines, _PAGE)):
             pipeline = self._client.pipeline(transaction=True)
@@ -151,7 +150,7 @@ class Import:
         by_partition: dict[str, Fields] = {}
         for name, value in line["fields"]:
             saga_id = name.partition(b"/")[0].decode(errors="backslashreplace")
-            key = self._keys.of(saga_id).done(line["service"], line["hour"] * _HOUR_MS)
+            key = self._keys.of(saga_id).done(line["service"], line["hour"] * HOUR_MS)
             by_partition.setdefault(key, []).append((name, value))
         for key, fields in by_partition.items():
             pipeline.hset(key, items=_flat(fields))

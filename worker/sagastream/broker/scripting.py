@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +45,11 @@ def even_if_full(key: str, *words: str | bytes | int) -> Words:
     """A command that writes to `key`, made so that a full store takes it: without it, sagas that are under way could
     not end, and would free no memory. Such commands are rare, so each brings the text of the script along."""
     return ("EVAL", _text("even_if_full", _SCRIPTS), 1, key, *words)
+
+
+def added_even_if_full(stream: str, fields: Mapping[Any, Any]) -> Words:
+    """An XADD of an entry with these fields, which a full store takes."""
+    return even_if_full(stream, "XADD", stream, "*", *[word for field in fields.items() for word in field])
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.failures import is_outage, is_wrong_type
-from sagastream.broker.scripting import Script, even_if_full
+from sagastream.broker.scripting import Script, added_even_if_full
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
@@ -283,11 +283,10 @@ def unread(begin: Begin) -> SagaState:
 def _appended(partition: Partition, request: Begin | Intervene) -> wire.Words:
     if isinstance(request, Begin):
         return ("XADD", partition.requests, "*", *_words(request))
-    stream = partition.interventions
-    return even_if_full(stream, "XADD", stream, "*", *_words(request))
+    return added_even_if_full(partition.interventions, request.fields())
 
 
-def _words(request: Begin | Intervene) -> list[str | bytes | int]:
+def _words(request: Begin) -> list[str | bytes | int]:
     """The fields of its entry."""
     return [word for field in request.fields().items() for word in field]
 

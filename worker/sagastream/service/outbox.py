@@ -233,9 +233,7 @@ class Outbox:
             for delivery, todo in requeued:
                 # It may be there twice, if the answer is lost: then it is undone twice, which does no harm.
                 fields = delivery.entry.fields | {REPLAYED: b"1"} | ({b"result": todo.result} if todo.result else {})
-                words = [word for field in fields.items() for word in field]
-                stream = delivery.entry.stream
-                adding.append(scripting.even_if_full(stream, "XADD", stream, "*", *words))
+                adding.append(scripting.added_even_if_full(delivery.entry.stream, fields))
             for answer in round_trip(self._client, adding):
                 or_raise(answer)
             for delivery, _ in requeued:

@@ -61,7 +61,8 @@ DONE_KEPT_S: Final = 2 * 24 * 3600
 #: second.
 FULL_KEPT_MS: Final = 3_000
 
-_HOUR_MS: Final = 3600 * 1000
+#: Of how long a time one hash has the records, in milliseconds: of the sagas that began within it.
+HOUR_MS: Final = 3600 * 1000
 
 
 class Partition(Struct, frozen=True):
@@ -108,7 +109,7 @@ class Partition(Struct, frozen=True):
     def done(self, service: str, begun_ms: int) -> str:
         """The key at which `service` records what it did for a saga that began at `begun_ms`. It is the same for every
         attempt of every step."""
-        return f"{self.base}done:{service}:{begun_ms // _HOUR_MS}"
+        return f"{self.base}done:{service}:{begun_ms // HOUR_MS}"
 
     def records(self, service: str) -> str:
         """A pattern of all keys at which this service keeps records; `*`: every service."""
