@@ -11,9 +11,11 @@ from msgspec import NODEFAULT, Struct, structs
 
 #: The formats of requests and of sagas' hashes that this release knows. A format is a number. It stands for all members
 #: and fields that a saga of this format may have. Higher formats than these are left to a newer release.
-FORMATS: Final = frozenset({1})
-#: The format of a request or a hash that does not name one.
+FORMATS: Final = frozenset({1, 2})
+#: The format of a request or a hash that does not name one: a list of steps, whose params are known beforehand.
 PLAIN: Final = 1
+#: The format of a saga that is a graph, or has an input, conditions, waits or a start.
+GRAPH: Final = 2
 #: The most steps that one saga may have.
 MAX_STEPS: Final = 100
 #: In `StepDefinition.compensation`: the step is undone by the command that its service publishes as the compensation.
@@ -38,6 +40,8 @@ MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 MAX_BACKOFF_MS: Final = 24 * 3600 * 1000
 MAX_DEADLINE_MS: Final = 365 * 24 * 3600 * 1000
 MAX_ATTEMPTS: Final = 1000
+#: The longest time that a wait, a pause or a retry may take: 365 days.
+MAX_WAIT_MS: Final = MAX_DEADLINE_MS
 
 
 class StepKind(StrEnum):
@@ -54,6 +58,21 @@ def default_attempts(kind: StepKind) -> int:
     return PERSISTENT_ATTEMPTS if kind is StepKind.RETRIABLE else ATTEMPTS
 
 
+class Shape(Struct, frozen=True, kw_only=True, gc=False):
+    """What a saga_begin says about one step that only a saga of format GRAPH may say."""
+
+    id: str | None = None  # its name in the saga; None: it has none besides its number
+    after: tuple[int, ...] | None = None  # the numbers of the steps that it comes after; None: the one before it
+    when: bytes | None = None  # a condition, JSON: if it is false, the step is bypassed
+    has_references: bool = False  # whether its params refer to the input or to results
+    compensation_params: bytes | None = None  # what its compensation is told besides, JSON; it may have references
+    wait: str | None = None  # it sends no command: it completes when this signal comes
+    wait_ms: int | None = None  # it sends no command: it completes after this time, in ms
+    goes_on: bool = False  # of a wait: whether it completes, without a result, if the signal does not come in time
+    retry_on: str | None = None  # after its last failure it waits for this signal, and is then sent anew …
+    retry_within_ms: int | None = None  # … if it comes within this time, in ms
+
+
 class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
     """What a saga_begin says about one step."""
 
@@ -67,6 +86,7 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
     compensation_attempts: int = PERSISTENT_ATTEMPTS  # how often its compensation is sent at most, before it is parked
     backoff_ms: int = BACKOFF_MS  # how long to wait before the second attempt, in ms; doubles with each attempt
     retry_failed: bool = False  # whether an attempt that was answered with `_failed` is tried again too
+    shape: Shape | None = None  # None: it says nothing that only a saga of format GRAPH may say
 
     @property
     def retried(self) -> bool:
