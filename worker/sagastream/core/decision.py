@@ -5,7 +5,7 @@ commits it in one piece. This module works out what an event means for a saga; m
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ from sagastream.core.messages import (
     Newer,
     Notice,
     Reply,
+    Signal,
     Unreadable,
     Verb,
     done_body,
@@ -26,18 +27,24 @@ from sagastream.core.messages import (
     failed,
     ok,
 )
-from sagastream.core.phases import ACTIVE
+from sagastream.core.phases import ACTIVE, AWAITS, Phase
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.transitions import Decision, Moment, outcome
+from sagastream.core.steps import PLAIN
+from sagastream.core.strict_json import MAX_BYTES
 from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 
 #: What may happen: a request, a reply, a time that has come; an entry that is none of these, or for a newer release.
-Event = Begin | Intervene | Reply | Due | Newer | Unreadable
+Event = Begin | Intervene | Signal | Reply | Due | Newer | Unreadable
 
 #: Begins the text about an impossible transition.
 FAULT: Final = "a fault in sagastream"
+#: The most that the payloads of the signals may take that a saga keeps for later waits, in bytes.
+MAX_KEPT_BYTES: Final = MAX_BYTES
+#: What the answer to a signal calls it.
+SIGNAL_VERB: Final = "signal"
 
 
 def decide(state: Found, event: Event, moment: Moment) -> Decision:
@@ -66,8 +73,11 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
 def may_undo(state: SagaState, event: Event) -> bool:
     """Whether the event may lead to a compensation, for which the moment must know what services publish."""
     if isinstance(event, Reply) and state.status is SagaStatus.PENDING:
-        return state.cancelling is not None or event.type.endswith("_failed")
-    return isinstance(event, Reply | Due | Intervene)
+        if state.cancelling is not None or event.type.endswith("_failed"):
+            return True
+        # The next step may fail before it is sent.
+        return state.format != PLAIN and not state.past_pivot
+    return isinstance(event, Reply | Due | Intervene | Signal)
 
 
 def awaits(state: SagaState, reply: Reply) -> bool:
@@ -103,17 +113,19 @@ def _is_from_its_service(step: Step, reply: Reply) -> bool:
 # --- requests
 
 
-def _request(state: Found, event: Begin | Intervene | Unreadable, moment: Moment) -> Decision:
+def _request(state: Found, event: Begin | Intervene | Signal | Unreadable, moment: Moment) -> Decision:
     if isinstance(event, Unreadable):
         return _refuse(state, event, event.code, event.text)
     if isinstance(state, UnreadableSaga):
         return _refuse(state, event, Code.CRASH, str(state))
     if isinstance(event, Begin):
         return _begin_again(state, event) if state else _begin(event, moment)
+    if isinstance(event, Signal):
+        return _signal(state, event, moment)
     return _intervene(state, event, moment)
 
 
-def _refuse(state: Found, event: Begin | Intervene | Unreadable, code: Code, text: str) -> Decision:
+def _refuse(state: Found, event: Begin | Intervene | Signal | Unreadable, code: Code, text: str) -> Decision:
     """A request is refused: its sender is told or, if it names none, the request is quarantined."""
     if event.request_id is None:
         return Decision(state=state, quarantine=text)
@@ -142,12 +154,11 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
         return _refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
     if not state.ended:
         state = by_the_clock(state, moment.now_ms, moment.watch)
-    done = Notice(
-        kind="done", saga_id=state.saga_id, request_id=event.request_id, body=done_body(event.verb, state.saga_id)
-    )
+    done = _done(state, event)
     if state.has_taken(event.request_id):
-        return Decision(state=state, notices=(done,))  # the very same request, delivered again
-    if (why_not := _why_not(state, event, moment)) is not None:
+        return Decision(state=state, notices=done)  # the very same request, delivered again
+    number = _step_meant(state, event)
+    if (why_not := _why_not(state, number, event, moment)) is not None:
         return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
     kept = Intervention(
         verb=f"{event.verb} now" if event.now else event.verb,
@@ -156,21 +167,58 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
         actor=event.actor,
         request_id=event.request_id,
     )
-    decision = _VERBS[event.verb](state.with_intervention(kept), event, moment)
-    return replace(decision, notices=((done,) if event.request_id is not None else ()) + decision.notices)
+    decision = _VERBS[event.verb](state.with_intervention(kept), number, event, moment)
+    return replace(decision, notices=done + decision.notices)
 
 
-def _why_not(state: SagaState, event: Intervene, moment: Moment) -> str | None:
-    """Why an operator's request cannot be done; None: it can."""
+def _done(state: SagaState, event: Intervene | Signal) -> tuple[Notice, ...]:
+    """The answer to a request that was done."""
+    if event.request_id is None:
+        return ()
+    verb = event.verb if isinstance(event, Intervene) else SIGNAL_VERB
+    body = done_body(verb, state.saga_id)
+    return (Notice(kind="done", saga_id=state.saga_id, request_id=event.request_id, body=body),)
+
+
+def _step_meant(state: SagaState, event: Intervene) -> int | None:
+    """The number of the step that a request means; None: it means none of those that the saga has."""
+    if event.step is not None:
+        return state.number_of(event.step)
+    if event.parked_at is not None:
+        number = int(event.parked_at.partition("/")[0])
+        return number if number <= len(state.steps) else None
+    parked = state.parked_steps
+    return parked[0] if parked else state.current_step
+
+
+def _why_not(state: SagaState, number: int | None, event: Intervene, moment: Moment) -> str | None:
+    """Why an operator's request cannot be done; None: it can. `number`: of the step that it means."""
     if state.ended:
         return f"has ended, {state.status}"
-    if event.parked_at is not None and event.parked_at != state.parked_at:
+    if number is None and event.step is not None:
+        return f"has no step {event.step}"
+    place = None if number is None else state.parked_place(number)
+    if event.parked_at is not None and event.parked_at != place:
         # Whoever asks has seen another state, and what they say was not meant for this one.
         at = f"is parked at {state.parked_at}" if state.parked_at else f"waits for {state.waiting_for}"
         return f"is no longer parked at {event.parked_at}: it {at}"
-    if event.verb is not Verb.CANCEL:
-        return None if state.parked is not None else f"is not parked, it waits for {state.waiting_for}"
-    return _why_not_cancelled(state, event, moment)
+    if event.verb is Verb.CANCEL:
+        return _why_not_cancelled(state, event, moment)
+    if place is None:
+        if event.step is not None and (at := state.parked_at) is not None:
+            return f"is not parked at step {event.step}, but at {at}"
+        return f"is not parked, it waits for {state.waiting_for}"
+    if event.step is None and event.parked_at is None and len(parked := state.parked_steps) > 1:
+        steps = ", ".join(map(str, parked))
+        return f"is parked at several steps: {steps}. Say which one is meant: step"
+    if event.verb is Verb.ABANDON and not event.now and (out := _out(state)):
+        return f"has commands out, of step {', '.join(map(str, out))}: abandon it with now, and they count as unknown"
+    return None
+
+
+def _out(state: SagaState) -> list[int]:
+    """The numbers of the steps of which a command is out."""
+    return [number for number, step in enumerate(state.steps, 1) if step.in_flight]
 
 
 def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> str | None:
@@ -180,7 +228,8 @@ def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> st
         return "is past its pivot: there is no way back"
     if event.now and state.parked is None:
         return None
-    not_done = f"To say that step {state.current_step} was not done, cancel with parked_at {state.parked_at}"
+    parked = state.parked_steps
+    not_done = f"To say that step {parked[0] if parked else 0} was not done, cancel with parked_at {state.parked_at}"
     if event.now:
         return f"is parked, so no command is out. {not_done}, without now"
     if event.parked_at is None and moves.is_parked_past_return(state, moment):
@@ -189,15 +238,84 @@ def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> st
     return "is being cancelled already" if state.cancelling is not None else None
 
 
-#: What each verb does; all but cancel are for the step that is parked.
-_VERBS: Final[Mapping[Verb, Callable[[SagaState, Intervene, Moment], Decision]]] = {
-    Verb.CANCEL: lambda state, asked, moment: moves.cancel(
-        state, f"Cancelled: {asked.reason}", moment, now=asked.now, not_done=asked.parked_at is not None
+#: What each verb does; all but cancel are for a step that is parked: its number.
+_VERBS: Final[Mapping[Verb, Callable[[SagaState, Any, Intervene, Moment], Decision]]] = {
+    Verb.CANCEL: lambda state, number, asked, moment: moves.cancel(
+        state,
+        f"Cancelled: {asked.reason}",
+        moment,
+        now=asked.now,
+        not_done=None if asked.parked_at is None else number,
     ),
-    Verb.RETRY: lambda state, _asked, moment: moves.retry(state, state.current_step, moment),
-    Verb.SKIP: lambda state, _asked, moment: moves.skip(state, state.current_step, moment),
-    Verb.ABANDON: lambda state, asked, moment: moves.abandon(state, state.current_step, asked.reason, moment),
+    Verb.RETRY: lambda state, number, _asked, moment: moves.retry(state, number, moment),
+    Verb.SKIP: lambda state, number, _asked, moment: moves.skip(state, number, moment),
+    Verb.ABANDON: lambda state, number, asked, moment: moves.abandon(state, number, asked.reason, moment),
 }
+
+
+# --- signals
+
+
+def _signal(state: SagaState | None, event: Signal, moment: Moment) -> Decision:
+    if state is None:
+        return _refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
+    if not state.ended:
+        state = by_the_clock(state, moment.now_ms, moment.watch)
+    done = _done(state, event)
+    if state.has_taken(event.request_id):
+        return Decision(state=state, notices=done)  # the very same request, delivered again
+    if (why_not := _why_not_signalled(state, event)) is not None:
+        return _refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
+    kept = Intervention(
+        verb=f"signal {event.name}" if event.declined is None else f"decline {event.name}",
+        reason=event.declined or "",
+        at_ms=moment.now_ms,
+        actor=event.by,
+        request_id=event.request_id,
+    )
+    decision = moves.signal(state.with_intervention(kept), event, moment)
+    return replace(decision, notices=done + decision.notices)
+
+
+def _why_not_signalled(state: SagaState, event: Signal) -> str | None:
+    """Why a signal is not taken; None: it is."""
+    if state.ended:
+        return f"has ended, {state.status}"
+    if state.status is SagaStatus.COMPENSATING or state.cancelling is not None:
+        return f"goes back, and waits for no signal: {state.reason or state.cancelling}"
+    takers = [step for step in state.steps if _may_take(step, event.name)]
+    if not takers:
+        parked = [n for n in state.parked_steps if event.name in _signals_of(state.steps[n - 1])]
+        if parked:
+            return f"is parked at step {parked[0]}, and waits for {event.name} again after a retry of that step"
+        return f"has no open step that waits for the signal {event.name}"
+    for step in takers:
+        waits = step.phase in AWAITS
+        if waits and event.added_ms is not None and step.due_ms is not None and event.added_ms > step.due_ms:
+            late_ms = event.added_ms - step.due_ms
+            return f"waited for {event.name} until {late_ms} ms before it came: step {state.steps.index(step) + 1}"
+    kept = [one for one in state.signals if one.name == event.name]
+    if len(kept) >= len(takers):
+        return f"has been sent the signal {event.name} already, and no other step will wait for it"
+    if sum(len(one.payload) for one in state.signals) + len(event.payload) > MAX_KEPT_BYTES:
+        return f"keeps signals of {MAX_KEPT_BYTES} bytes already: signal again once it waits for {event.name}"
+    return None
+
+
+def _signals_of(step: Step) -> tuple[str | None, str | None]:
+    shape = step.definition.shape
+    return shape.wait, shape.retry_on
+
+
+def _may_take(step: Step, name: str) -> bool:
+    """Whether a step waits for this signal, or may come to do so."""
+    shape = step.definition.shape
+    if shape.wait == name:
+        return step.phase in (Phase.WAITING, Phase.AWAITING)
+    return shape.retry_on == name and step.phase in _MAY_AWAIT_RETRY
+
+
+_MAY_AWAIT_RETRY: Final = frozenset({Phase.WAITING, Phase.OUT, Phase.BACKING_OFF, Phase.RETRY_AWAITED})
 
 
 # --- time
@@ -217,8 +335,12 @@ def _due(state: SagaState, moment: Moment) -> Decision:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
         why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
         return moves.cancel(state, why, moment, now=state.is_cut_off)
+    if state.is_to_start:
+        return moves.start(state, moment)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
     step = state.steps[due[0] - 1]
+    if step.phase in AWAITS:
+        return moves.wait_over(state, due[0], moment)
     if step.in_flight:
         return moves.fail_attempt(state, due[0], moves.no_answer(step), moment, unknown=True)
     return moves.send_again(state, due[0], moment)
@@ -262,11 +384,11 @@ def _reply(state: Found, reply: Reply, moment: Moment) -> Decision:
 def _transaction_answered(state: SagaState, step: Step, reply: Reply, moment: Moment) -> Decision:
     if reply.type == ok(step.command):
         return moves.complete_step(state, reply.step, reply.result, moment)
-    if reply.unknown or step.failure_is_open:
+    if reply.unknown or step.is_tried_again:
         # If the saga will be cancelled, the step is not tried again, and another delivery may still do it.
         unknown = reply.unknown or state.cancelling is not None
         return moves.fail_attempt(state, reply.step, reply.error, moment, unknown=unknown)
-    return moves.fail_step(state, reply.step, reply.error, moment, unknown=False)
+    return moves.fail_transaction(state, reply.step, reply.error, moment)
 
 
 def _compensation_answered(state: SagaState, step: Step, reply: Reply, moment: Moment) -> Decision:

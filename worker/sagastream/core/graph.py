@@ -12,7 +12,7 @@ from sagastream.core.steps import StepDefinition, StepKind
 
 def before(definition: StepDefinition, number: int) -> tuple[int, ...]:
     """The numbers of the steps that must be done before step `number` may begin, ascending; only the direct ones."""
-    if definition.shape is not None and definition.shape.after is not None:
+    if definition.shape.after is not None:
         return definition.shape.after
     return (number - 1,) if number > 1 else ()
 

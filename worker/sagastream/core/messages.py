@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 from msgspec import Struct
 
-from sagastream.core.steps import AS_PUBLISHED, PLAIN, StepDefinition
+from sagastream.core.steps import AS_PUBLISHED, GRAPH, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
 
 #: Saga ids, and the names of transactions and compensations.
@@ -33,6 +33,9 @@ MAX_ACTOR_CHARS: Final = 128
 #: "hard": it counts as unknown from then on, as with a cancel that says `now`.
 DeadlineKind = Literal["soft", "hard"]
 HARD: Final = "hard"
+
+#: The type of a request that signals.
+SIGNAL: Final = "saga_signal"
 
 #: The fields of an entry that will be written.
 Fields = dict[str, str | bytes | int]
@@ -58,6 +61,17 @@ class Verb(StrEnum):
     ABANDON = "abandon"
 
 
+class DefinedBy(Struct, frozen=True, kw_only=True, gc=False):
+    """The definition from which the steps of a saga were made."""
+
+    name: str
+    version: int  # from 1
+    sha256: str  # of the definition in its canonical form, in hexadecimal
+
+    def body(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+
+
 class Begin(Struct, frozen=True, kw_only=True, gc=False):
     """A request to run a saga."""
 
@@ -68,11 +82,20 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     request_id: str | None = None  # of the stream entry: who asked; the answer is addressed to it
     echo: bool = False  # the entry's field `trace`: report every command and reply on the events stream
     format: int = PLAIN  # one of FORMATS
+    input: bytes | None = None  # what its steps may refer to, a JSON object; None: nothing in its steps is a reference
+    definition: DefinedBy | None = None  # which definition its steps were made from
+    start_ms: int | None = None  # it does nothing before this time, in ms since the epoch by the broker's clock
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": "saga_begin", "saga_id": self.saga_id}
         if self.format != PLAIN:
             members["format"] = self.format
+        if self.definition is not None:
+            members["definition"] = self.definition.body()
+        if self.input is not None:
+            members["input"] = orjson.Fragment(self.input)
+        if self.start_ms is not None:
+            members["start_at_ms"] = self.start_ms
         if self.deadline_ms is not None:
             members["deadline_ms"] = self.deadline_ms
         if self.hard_deadline:
@@ -97,16 +120,49 @@ class Intervene(Struct, frozen=True, kw_only=True, gc=False):
     now: bool = False  # of a cancel: do not wait for the command that is out; it counts as unknown from now on
     actor: str | None = None  # who asks, for people; it stays with the saga
     parked_at: str | None = None  # where the sender saw it parked: SagaState.parked_at; it is refused at another place
+    step: int | str | None = None  # which parked step is meant, by its number or id; None: the one that is parked
     request_id: str | None = None  # of the stream entry: the answer is addressed to it
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": f"saga_{self.verb}", "saga_id": self.saga_id, "reason": self.reason}
+        if self.step is not None:
+            members["step"] = self.step
+        if self.step is not None or (self.now and self.verb is Verb.ABANDON):
+            members["format"] = GRAPH  # releases that know only plain sagas leave it to others
         if self.now:
             members["now"] = True
         if self.actor is not None:
             members["actor"] = self.actor
         if self.parked_at is not None:
             members["parked_at"] = self.parked_at
+        return encode(members)
+
+    def fields(self) -> Fields:
+        fields: Fields = {"body": self.body()}
+        if self.request_id is not None:
+            fields["request_id"] = self.request_id
+        return fields
+
+
+class Signal(Struct, frozen=True, kw_only=True, gc=False):
+    """Something has happened outside of the saga, for which one of its steps waits or will wait."""
+
+    saga_id: str
+    name: str  # of the signal, as the step names it
+    payload: bytes = b"null"  # JSON; the result of the step that waits
+    declined: str | None = None  # why the step fails, as whoever signals says; None: it does not
+    by: str | None = None  # who signals, for people; it stays with the saga
+    request_id: str | None = None  # of the stream entry: the answer is addressed to it
+    added_ms: int | None = None  # when it was added to its stream: by this it is in time or not
+
+    def body(self) -> bytes:
+        members: dict[str, Any] = {"type": SIGNAL, "format": GRAPH, "saga_id": self.saga_id, "name": self.name}
+        if self.declined is not None:
+            members["decline"] = self.declined
+        else:
+            members["payload"] = orjson.Fragment(self.payload)
+        if self.by is not None:
+            members["by"] = self.by
         return encode(members)
 
     def fields(self) -> Fields:
@@ -137,6 +193,9 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     not_after_ms: int | None = None  # by the broker's clock: it must not be started later, since nobody waits then
     retried: bool = False  # if it fails it is tried again, so the failure is not recorded
     compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, if the step says so (None: nothing)
+    undo: bytes | None = None  # JSON; of a compensation: what the saga tells it besides, its `compensation_params`
+    input: bytes | None = None  # JSON; of the saga
+    definition: str | None = None  # the name of the definition of the saga
 
     @property
     def key(self) -> str:
@@ -178,6 +237,12 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
             fields["params"] = self.params
             if self.result is not None:
                 fields["result"] = self.result
+            if self.undo is not None:
+                fields["undo"] = self.undo
+        if self.input is not None:
+            fields["input"] = self.input
+        if self.definition is not None:
+            fields["definition"] = self.definition
         return fields
 
 
@@ -290,7 +355,7 @@ def parked_body(saga_id: str, status: str, reason: str) -> bytes:
     return encode({"type": "saga_parked", "saga_id": saga_id, "status": status, "reason": reason})
 
 
-def done_body(verb: Verb, saga_id: str) -> bytes:
+def done_body(verb: str, saga_id: str) -> bytes:
     """The answer to an operator's request that was done."""
     return encode({"type": f"saga_{verb}_ok", "saga_id": saga_id})
 

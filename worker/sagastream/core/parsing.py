@@ -4,6 +4,7 @@ Reading an entry gives the message in it, or else an Unreadable that says what i
 raises MalformedMessage.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar, get_args
 
@@ -22,29 +23,40 @@ from sagastream.core.messages import (
     MAX_ACTOR_CHARS,
     MAX_REASON_CHARS,
     PARKED_AT_PATTERN,
+    SIGNAL,
     Begin,
     Code,
     Command,
     DeadlineKind,
+    DefinedBy,
     Intervene,
     Newer,
     Reply,
+    Signal,
     Unreadable,
     Verb,
     is_id,
 )
+from sagastream.core.shape_parsing import SHAPE_MEMBERS, STEP_ID_PATTERN
 from sagastream.core.step_parsing import parse_steps
-from sagastream.core.steps import AS_PUBLISHED, FORMATS, MAX_DEADLINE_MS
-from sagastream.core.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, trimmed
+from sagastream.core.steps import AS_PUBLISHED, FORMATS, GRAPH, MAX_DEADLINE_MS, MAX_STEPS, PLAIN
+from sagastream.core.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload, trimmed
 from sagastream.errors import MalformedMessage
 
 _D = TypeVar("_D", None, bytes)
 
 #: The requests of operators, by the type of their body.
 VERBS: Final = {f"saga_{verb}": verb for verb in Verb}
+#: The members of a saga_begin, and those that only the format GRAPH has.
+_OF_A_BEGIN: Final = {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format"}
+_OF_A_GRAPH: Final = {"input", "definition", "start_at_ms"}
+SHA256_PATTERN: Final = re.compile("[0-9a-f]{64}")
+#: The highest version of a definition, and the latest time at which a saga may be asked to begin: the year 9999.
+MAX_VERSION: Final = 10**9
+MAX_START_MS: Final = 253_370_764_800_000
 
 
-def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Newer | Unreadable:
+def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Signal | Newer | Unreadable:
     """The entry of the requests stream."""
     request_id = None
     try:
@@ -56,6 +68,8 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Newer | U
             return Newer(format=number, saga_id=name_in(body, "saga_id", "the body"), request_id=request_id)
         if kind in VERBS:
             return parse_intervene(body, request_id=request_id)
+        if kind == SIGNAL:
+            return parse_signal(body, request_id=request_id)
         if kind != "saga_begin":
             text = f"the orchestrator knows no request {kind}"
             return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
@@ -103,12 +117,28 @@ def parse_begin(
             somebody who begins a saga here, and gets what is usual. So the defaults that people are given can change,
             and no saga with them that has begun.
     """
-    format_number = known_format(body, called)
-    checked_object(body, called, {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format"})
+    number = known_format(body, called)
+    if number == PLAIN and not plain and "format" not in body and _beyond_plain(body) is not None:
+        number = GRAPH  # whoever begins a saga here need not name the format
+    try:
+        return _parse_begin(body, number, request_id=request_id, echo=echo, called=called, plain=plain)
+    except MalformedMessage:
+        if number == PLAIN and (what := _beyond_plain(body)) is not None:
+            raise MalformedMessage(f'{called}: {what} needs "format": {GRAPH}') from None
+        raise
+
+
+def _parse_begin(
+    body: Any, format_number: int, *, request_id: str | None, echo: bool, called: str, plain: bool
+) -> Begin:
+    checked_object(body, called, _OF_A_BEGIN if format_number == PLAIN else _OF_A_BEGIN | _OF_A_GRAPH)
     if body.get("type", "saga_begin") != "saga_begin":
         raise MalformedMessage("type is not saga_begin")
     saga_id = name_in(body, "saga_id", called)
-    definitions = parse_steps(body.get("steps"), plain=plain)
+    has_input = "input" in body
+    if has_input:
+        checked_object(body["input"], f"{called}: input", None)
+    definitions = parse_steps(body.get("steps"), plain=plain, format_number=format_number, has_input=has_input)
     begin = Begin(
         saga_id=saga_id,
         steps=definitions,
@@ -119,19 +149,64 @@ def parse_begin(
         request_id=request_id,
         echo=echo,
         format=format_number,
+        input=trimmed(encode_payload(body["input"])) if has_input else None,
+        definition=_defined_by(body["definition"], called) if "definition" in body else None,
+        start_ms=limit(body["start_at_ms"], "start_at_ms", called, MAX_START_MS) if "start_at_ms" in body else None,
     )
-    if sum(len(step.params) for step in definitions) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
+    if sum(len(step.params) for step in definitions) + len(begin.input or b"") > MAX_BYTES // 2 and (
+        len(begin.body()) > MAX_BYTES
+    ):
         # A number may get longer when it is written again: 1e15 is written as 1000000000000000.0.
         raise MalformedMessage(f"too large: {len(begin.body())} bytes, at most {MAX_BYTES}")
     return begin
+
+
+def _beyond_plain(body: Any) -> str | None:
+    """The first member that only the format GRAPH has; None: there is none."""
+    if not isinstance(body, dict):
+        return None
+    if (of_saga := next((name for name in _OF_A_GRAPH if name in body), None)) is not None:
+        return of_saga
+    steps = body.get("steps")
+    for number, step in enumerate(steps if isinstance(steps, list) else (), 1):
+        if isinstance(step, dict) and not SHAPE_MEMBERS.isdisjoint(step):
+            return f"{min(SHAPE_MEMBERS & step.keys())} of step {number}"
+    return None
+
+
+def _defined_by(value: Any, called: str) -> DefinedBy:
+    where = f"{called}: definition"
+    checked_object(value, where, {"name", "version", "sha256"})
+    sha256 = value.get("sha256")
+    if not isinstance(sha256, str) or not SHA256_PATTERN.fullmatch(sha256):
+        raise MalformedMessage(f"{where}: sha256 must be 64 hexadecimal digits")
+    version = limit(value.get("version"), "version", where, MAX_VERSION)
+    return DefinedBy(name=name_in(value, "name", where), version=version, sha256=sha256)
+
+
+def parse_signal(body: Any, *, request_id: str | None = None, called: str = "the body") -> Signal:
+    """A decoded body of saga_signal. `called`: as for parse_begin."""
+    known_format(body, called)
+    checked_object(body, called, {"type", "msg_id", "saga_id", "name", "payload", "decline", "by", "format"})
+    if "payload" in body and "decline" in body:
+        raise MalformedMessage(f"{called}: a signal has a payload or is a decline, not both")
+    declined = operator_text(body["decline"], "decline", MAX_REASON_CHARS) if "decline" in body else None
+    return Signal(
+        saga_id=name_in(body, "saga_id", called),
+        name=name_in(body, "name", called),
+        payload=trimmed(encode_payload(body.get("payload"))),
+        declined=declined,
+        by=operator_text(body["by"], "by", MAX_ACTOR_CHARS) if "by" in body else None,
+        request_id=request_id,
+    )
 
 
 def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "the body") -> Intervene:
     """A decoded body of saga_cancel, saga_retry, saga_skip or saga_abandon. `called`: as for parse_begin."""
     verb = VERBS[type_of(body)]
     known_format(body, called)
-    known = {"type", "msg_id", "saga_id", "reason", "actor", "parked_at", "format"}
-    checked_object(body, called, known | {"now"} if verb is Verb.CANCEL else known)
+    known = {"type", "msg_id", "saga_id", "reason", "actor", "parked_at", "step", "format"}
+    checked_object(body, called, known | {"now"} if verb in (Verb.CANCEL, Verb.ABANDON) else known)
     return Intervene(
         verb=verb,
         saga_id=name_in(body, "saga_id", called),
@@ -139,8 +214,17 @@ def parse_intervene(body: Any, *, request_id: str | None = None, called: str = "
         now="now" in body and flag_in(body, "now", called),
         actor=operator_text(body["actor"], "actor", MAX_ACTOR_CHARS) if "actor" in body else None,
         parked_at=_parked_at(body["parked_at"], called) if "parked_at" in body else None,
+        step=_step_meant(body["step"], called) if "step" in body else None,
         request_id=request_id,
     )
+
+
+def _step_meant(step: object, called: str) -> int | str:
+    if type(step) is int and 1 <= step <= MAX_STEPS:
+        return step
+    if isinstance(step, str) and STEP_ID_PATTERN.fullmatch(step):
+        return step
+    raise MalformedMessage(f"{called}: step must be the number of a step, from 1, or its id")
 
 
 def _parked_at(place: object, called: str) -> str:
@@ -205,6 +289,9 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         not_after_ms=_number(fields, b"not_after_ms") if b"not_after_ms" in fields else None,
         retried=b"retried" in fields,
         compensation=_compensation(fields),
+        undo=_payload(fields, b"undo", None) if compensating else None,
+        input=_payload(fields, b"input", None),
+        definition=_definition(fields),
     )
 
 
@@ -221,6 +308,15 @@ def _compensation(fields: Mapping[bytes, bytes]) -> str | None:
     if name and not is_id(name):
         raise MalformedMessage("the field compensation must be a name, or empty")
     return name or None
+
+
+def _definition(fields: Mapping[bytes, bytes]) -> str | None:
+    if b"definition" not in fields:
+        return None
+    name = fields[b"definition"].decode(errors="replace")
+    if not is_id(name):
+        raise MalformedMessage("the field definition must be a name")
+    return name
 
 
 def _number(fields: Mapping[bytes, bytes], name: bytes, default: int = 0) -> int:

@@ -12,8 +12,11 @@ class Phase(StrEnum):
     """What the orchestrator is doing about a step."""
 
     WAITING = "WAITING"  # nothing was sent yet
+    BYPASSED = "BYPASSED"  # its condition did not hold: for the steps after it that counts as done
+    AWAITING = "AWAITING"  # it sends nothing: it waits for a signal, or until a time
     OUT = "OUT"  # its command is out: an answer is awaited
     BACKING_OFF = "BACKING_OFF"  # an attempt failed: the command will be sent again
+    RETRY_AWAITED = "RETRY_AWAITED"  # its last attempt failed: a signal is awaited, to send it again
     PARKED = "PARKED"  # a person must say how to go on
     COMPLETED = "COMPLETED"  # its command was done
     SKIPPED = "SKIPPED"  # an operator skipped its command: for the steps after it that counts as done
@@ -32,21 +35,37 @@ IN_FLIGHT: Final = frozenset({Phase.OUT, Phase.UNDO_OUT})
 BACKING_OFF: Final = frozenset({Phase.BACKING_OFF, Phase.UNDO_BACKING_OFF})
 #: The step is being undone.
 UNDO: Final = frozenset({Phase.UNDO_OUT, Phase.UNDO_BACKING_OFF, Phase.UNDO_PARKED})
-#: Something is awaited for the step: an answer, a time, or a person.
-ACTIVE: Final = IN_FLIGHT | BACKING_OFF | {Phase.PARKED, Phase.UNDO_PARKED}
+#: A signal is awaited, or the end of a pause.
+AWAITS: Final = frozenset({Phase.AWAITING, Phase.RETRY_AWAITED})
+#: Something is awaited for the step: an answer, a time, a signal, or a person.
+ACTIVE: Final = IN_FLIGHT | BACKING_OFF | AWAITS | {Phase.PARKED, Phase.UNDO_PARKED}
 #: An operator skipped its command or its undo: nothing more is done about it.
 LEFT_ALONE: Final = frozenset({Phase.SKIPPED, Phase.UNDO_SKIPPED})
 #: The steps after it may go on.
-DONE: Final = frozenset({Phase.COMPLETED, Phase.SKIPPED})
+DONE: Final = frozenset({Phase.COMPLETED, Phase.SKIPPED, Phase.BYPASSED})
 #: There is, or may be, an effect to undo.
 TO_UNDO: Final = UNDO | {Phase.COMPLETED, Phase.IN_DOUBT}
 
 #: (phase before, what happened) -> phase after.
 STEP: Final[Mapping[tuple[Phase, str], Phase]] = {
     (Phase.WAITING, "sent"): Phase.OUT,
+    (Phase.WAITING, "bypassed"): Phase.BYPASSED,
+    (Phase.WAITING, "awaits"): Phase.AWAITING,
+    # What it is to send cannot be made of the input and the results.
+    (Phase.WAITING, "failed"): Phase.FAILED,
+    (Phase.WAITING, "parked"): Phase.PARKED,
+    (Phase.PARKED, "waits again"): Phase.WAITING,
+    (Phase.AWAITING, "completed"): Phase.COMPLETED,
+    (Phase.AWAITING, "failed"): Phase.FAILED,
+    (Phase.AWAITING, "parked"): Phase.PARKED,
     (Phase.BACKING_OFF, "sent"): Phase.OUT,
     (Phase.PARKED, "sent"): Phase.OUT,
     (Phase.OUT, "attempt failed"): Phase.BACKING_OFF,
+    (Phase.OUT, "retry awaited"): Phase.RETRY_AWAITED,
+    (Phase.RETRY_AWAITED, "sent"): Phase.OUT,
+    (Phase.RETRY_AWAITED, "completed"): Phase.COMPLETED,
+    (Phase.RETRY_AWAITED, "given up"): Phase.IN_DOUBT,
+    (Phase.RETRY_AWAITED, "parked"): Phase.PARKED,
     (Phase.OUT, "parked"): Phase.PARKED,
     (Phase.BACKING_OFF, "parked"): Phase.PARKED,
     # An earlier attempt may be answered while the next one is not sent yet, or after the step was parked.
@@ -75,6 +94,10 @@ STEP: Final[Mapping[tuple[Phase, str], Phase]] = {
     # Its undo is dropped, so the step is again what it was before.
     (Phase.UNDO_PARKED, "left done"): Phase.COMPLETED,
     (Phase.UNDO_PARKED, "left in doubt"): Phase.IN_DOUBT,
+    (Phase.UNDO_OUT, "left done"): Phase.COMPLETED,
+    (Phase.UNDO_OUT, "left in doubt"): Phase.IN_DOUBT,
+    (Phase.UNDO_BACKING_OFF, "left done"): Phase.COMPLETED,
+    (Phase.UNDO_BACKING_OFF, "left in doubt"): Phase.IN_DOUBT,
     # The command was done after all, as is heard too late: that is noted, and moves nothing.
     (Phase.SKIPPED, "done too late"): Phase.SKIPPED,
     (Phase.IN_DOUBT, "done too late"): Phase.IN_DOUBT,

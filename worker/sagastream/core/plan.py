@@ -1,20 +1,27 @@
 """The order of a saga's steps: which may be sent now, and which may be undone now. Pure functions of the steps.
 
-A chain is the only plan so far: each step comes after the one before it. No other module knows the order.
+A step may begin once all steps are done that it comes after, and is undone once nothing is left to undo of what came
+after it. No other module knows the order; graph.py says what comes after what.
 """
 
 from collections.abc import Callable, Sequence
 
+from sagastream.core.graph import before
 from sagastream.core.phases import ACTIVE, DONE, TO_UNDO, UNDO, Phase
 from sagastream.core.step_state import Step
 
 
 def ready(steps: Sequence[Step]) -> list[int]:
-    """The numbers of the steps whose commands may be sent now, ascending: they wait, and all before them are done."""
+    """The numbers of the steps that may begin now, ascending: they wait, and all that they come after are done."""
+    found = []
     for number, step in enumerate(steps, 1):
-        if step.phase not in DONE:
-            return [number] if step.phase is Phase.WAITING else []
-    return []
+        if step.phase is Phase.WAITING:
+            for other in before(step.definition, number):
+                if steps[other - 1].phase not in DONE:
+                    break
+            else:
+                found.append(number)
+    return found
 
 
 def is_done(steps: Sequence[Step]) -> bool:
@@ -26,16 +33,22 @@ def is_done(steps: Sequence[Step]) -> bool:
 
 
 def undoable(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> list[int]:
-    """The numbers of the steps whose compensations may be sent now, descending: all that came after them are undone, or
-    have nothing to undo.
+    """The numbers of the steps whose compensations may be sent now, descending: of all that came after them, directly or
+    not, nothing is left to undo.
 
     `needs_undo`: whether there is a compensation for the effect that a step has or may have.
     """
+    found = []
+    held: set[int] = set()  # they come before a step that is left to undo
     for number in range(len(steps), 0, -1):
         step = steps[number - 1]
-        if step.phase in TO_UNDO and needs_undo(step):
-            return [] if step.phase in UNDO else [number]
-    return []
+        if number not in held:
+            if step.phase not in TO_UNDO or not needs_undo(step):
+                continue
+            if step.phase not in UNDO:
+                found.append(number)
+        held.update(before(step.definition, number))
+    return found
 
 
 def is_undone(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> bool:
@@ -44,8 +57,12 @@ def is_undone(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> bool
 
 
 def current(steps: Sequence[Step], otherwise: int) -> int:
-    """The number of the step that waits for something; `otherwise` if none does."""
+    """The number of the step that waits for something: the first one, or of those that are being undone the last one.
+    `otherwise`: if none does."""
+    found = otherwise
     for number, step in enumerate(steps, 1):
         if step.phase in ACTIVE:
-            return number
-    return otherwise
+            if step.phase not in UNDO:
+                return number
+            found = number
+    return found

@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from sagastream.core.messages import DefinedBy
 from sagastream.core.phases import BACKING_OFF, DONE, Phase
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
@@ -13,6 +14,8 @@ from sagastream.core.strict_json import value_of
 from sagastream.errors import UnreadableSaga
 
 _WAITING: Final = Phase.WAITING
+#: How many steps of a graph `waiting_for` names.
+_TOLD: Final = 3
 #: The most that a saga counts of how far the broker's clock was set, either way, in ms: more than from 1970 to 9999.
 MAX_SET_BACK_MS: Final = 10**15
 #: A saga keeps at most this many interventions, the newest ones.
@@ -38,21 +41,32 @@ class Intervention(Struct, frozen=True, kw_only=True, gc=False):
     request_id: str | None = None  # of the request: it is done once, even if it arrives more than once
 
 
+class KeptSignal(Struct, frozen=True, kw_only=True, gc=False):
+    """A signal that came before the step that will wait for it."""
+
+    name: str  # of the signal
+    payload: bytes = b"null"  # JSON; the result of the step that waits
+    declined: str | None = None  # why the step fails; None: it does not
+    at_ms: int  # when it came
+
+
 class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     """A saga at one moment: what clients return, what the decision core works on, and what the store keeps.
 
     It does not change. Ask for the saga again to see what has happened to it since. Times are milliseconds since the
     epoch by the broker's clock. Steps count from 1.
 
-    A live saga always waits for something: one of its steps is in flight, backing off or parked.
+    A live saga always waits for something: for its start; or for one of its steps at least, which is in flight, backing
+    off, parked, or waits for a signal or a time.
     """
 
     saga_id: str  # its id, as in the request that began it
     steps: tuple[Step, ...]  # all of its steps, in order, each with its own status, result and error
     status: SagaStatus  # where the saga is
-    current_step: int  # the number of the step that is active; once the saga has ended, the last one that was active
+    current_step: int  # the number of the first step that is active (of those that are being undone, the last one); once
+    # the saga has ended, the last one that was active
     reason: str | None = None  # why it is undone or was undone; None: it is not
-    cancelling: str | None = None  # why it will be undone as soon as the current step is answered; None: it will not
+    cancelling: str | None = None  # why it will be undone as soon as what is out is answered; None: it will not
     compensating_steps: tuple[int, ...] = ()  # the numbers of the steps whose undo was begun, in that order
     begun_ms: int  # when it began
     updated_ms: int  # when it last changed
@@ -65,6 +79,11 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     request_id: str | None = None  # the id of the request that began it
     echo: bool = False  # whether its messages are published as events too: the field `trace` of the request
     format: int = PLAIN  # one of FORMATS
+    input: bytes | None = None  # what its steps may refer to, a JSON object; None: it has none
+    definition: DefinedBy | None = None  # which definition its steps were made from
+    start_ms: int | None = None  # it does nothing before this time
+    signals: tuple[KeptSignal, ...] = ()  # those that came before the steps that will wait for them, oldest first
+    failed_step: int | None = None  # the number of the step that failed first, so that it is undone; of a plain saga None
     version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 
     @property
@@ -87,9 +106,11 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def weight(self) -> int:
         """About how many bytes its params, results and errors take."""
-        weight = 0
+        weight = 0 if self.input is None else len(self.input)
         for step in self.steps:
             weight += len(step.definition.params)
+            if step.built is not None:
+                weight += len(step.built)
             if step.result is not None:
                 weight += len(step.result)
             if step.error is not None:
@@ -102,6 +123,30 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def step(self) -> Step:
         """The current step."""
         return self.steps[self.current_step - 1]
+
+    @property
+    def is_to_start(self) -> bool:
+        """Whether it has not started yet: it waits for its start."""
+        if self.start_ms is None or self.status is not SagaStatus.PENDING:
+            return False
+        return all(step.phase is _WAITING for step in self.steps)
+
+    @property
+    def active_steps(self) -> list[int]:
+        """The numbers of the steps that wait for something."""
+        return [number for number, step in enumerate(self.steps, 1) if step.is_active]
+
+    @property
+    def parked_steps(self) -> list[int]:
+        """The numbers of the steps that are parked."""
+        return [number for number, step in enumerate(self.steps, 1) if step.parked is not None]
+
+    def number_of(self, name: int | str) -> int | None:
+        """The number of the step with this number or id; None: it has no such step."""
+        for number, step in enumerate(self.steps, 1):
+            if name in (number, step.definition.shape.id):
+                return number
+        return None
 
     @property
     def past_pivot(self) -> bool:
@@ -124,10 +169,10 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def is_cut_off(self) -> bool:
         """Whether its deadline, when it comes, cuts off the command that is out. A command that was sent later, because
         an operator said retry, is waited for."""
-        deadline_ms, sent_ms = self.deadline_now_ms, self.step.sent_ms
-        if not self.hard_deadline or deadline_ms is None or not self.step.in_flight:
+        if not self.hard_deadline or (deadline_ms := self.deadline_now_ms) is None:
             return False
-        return sent_ms is not None and sent_ms < deadline_ms
+        out = [step.sent_ms for step in self.steps if step.in_flight]
+        return any(sent_ms is not None and sent_ms < deadline_ms for sent_ms in out)
 
     @property
     def deadline_now_ms(self) -> int | None:
@@ -143,22 +188,32 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def parked(self) -> str | None:
-        """Why it stands still until a person acts; None: it does not."""
-        return self.steps[self.current_step - 1].parked
+        """Why a step of it stands still until a person acts; None: none does. If several do: why the first one does."""
+        for step in self.steps:
+            if step.parked is not None:
+                return step.parked
+        return None
 
     @property
     def parked_at(self) -> str | None:
         """Where it is parked: step, `transaction` or `compensation`, and how often that was sent, such as
-        `2/compensation/10`; None: it is not parked. If it is parked at another place later, this is another text."""
-        step = self.step
+        `2/compensation/10`; None: it is not parked. If it is parked at another place later, this is another text. If
+        several steps are parked, the first of them."""
+        parked = self.parked_steps
+        return self.parked_place(parked[0]) if parked else None
+
+    def parked_place(self, number: int) -> str | None:
+        """Like `parked_at`, of this step."""
+        step = self.steps[number - 1]
         if step.parked is None:
             return None
         what = "compensation" if step.being_undone else "transaction"
-        return f"{self.current_step}/{what}/{step.current_attempt}"
+        return f"{number}/{what}/{step.current_attempt}"
 
     @property
     def times_out_ms(self) -> int | None:
-        """When the command that is out times out; None: no command is out."""
+        """When what the current step waits for is over: its command, its signal or its pause; None: it waits for no
+        such thing."""
         return self.steps[self.current_step - 1].times_out_ms
 
     @property
@@ -168,9 +223,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def due_ms(self) -> int | None:
-        """When it needs attention next even if no message comes: its earliest timeout, next attempt or deadline. None:
-        it is parked, or has ended."""
-        due_ms = None
+        """When it needs attention next even if no message comes: its earliest timeout, next attempt or deadline, or its
+        start. None: it is parked, or has ended."""
+        due_ms = self.start_ms if self.start_ms is not None and self.is_to_start else None
         for step in self.steps:
             if step.due_ms is not None and (due_ms is None or step.due_ms < due_ms):
                 due_ms = step.due_ms
@@ -183,16 +238,29 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         """What must happen for the saga to go on, in words."""
         if self.ended:
             return "nothing, it has ended"
-        step = self.step
+        if self.is_to_start:
+            return "its start"
+        then = "" if self.cancelling is None else ", to be cancelled then" if self.failed_step is None else ", to go back"
+        if self.format == PLAIN:  # it waits for one step at a time
+            return self._step_waits_for(self.current_step) + then
+        told = dict.fromkeys(self._step_waits_for(number) + then for number in (self.current_step, *self.active_steps))
+        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        return "; ".join([*told][:_TOLD]) + more
+
+    def _step_waits_for(self, number: int) -> str:
+        step = self.steps[number - 1]
         if step.parked is not None:
-            return "a person, it is parked"
-        what = f"{step.command}, step {self.current_step}"
-        then = ", to be cancelled then" if self.cancelling is not None else ""
+            return "a person, it is parked" if self.format == PLAIN else f"a person, step {number} is parked"
+        what, shape = f"{step.command}, step {number}", step.definition.shape
+        if step.phase is Phase.AWAITING:
+            return f"the end of its pause, step {number}" if shape.wait is None else f"the signal {what}"
+        if step.phase is Phase.RETRY_AWAITED:
+            return f"the signal {shape.retry_on}, to send {what} again"
         attempt = step.current_attempt
         if step.phase in BACKING_OFF:
-            return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){then}"
+            return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts})"
         which = f" (attempt {attempt} of {step.attempts})" if attempt > 1 else ""
-        return f"{step.definition.service} to answer {what}{which}{then}"
+        return f"{step.definition.service} to answer {what}{which}"
 
     def with_step(self, number: int, step: Step, **changes: Any) -> "SagaState":
         """The same saga with `step` as step `number`, and with these changes."""
@@ -217,7 +285,7 @@ def protocol_view(state: SagaState) -> dict[str, Any]:
     for step in state.steps:
         view: dict[str, Any] = {
             "transaction": step.definition.transaction,
-            "params": value_of(step.definition.params),
+            "params": value_of(step.params),
             "status": str(step.status),
         }
         if step.result is not None:

@@ -68,13 +68,15 @@ def send_transaction(state: SagaState, number: int, step: Step, now_ms: int) -> 
         type=definition.transaction,
         saga_id=state.saga_id,
         step=number,
-        params=definition.params,
+        params=step.params,
         attempt=sent.attempt,
         begun_ms=state.begun_ms,
         # What must be done in the end may be done late.
         not_after_ms=None if definition.kind is StepKind.RETRIABLE else times_out_ms,
         retried=sent.failure_is_open,
         compensation=definition.compensation,
+        input=state.input,
+        definition=state.definition and state.definition.name,
     )
     return sent, command
 
@@ -93,11 +95,14 @@ def send_compensation(state: SagaState, number: int, step: Step, now_ms: int) ->
         type=sent.command,
         saga_id=state.saga_id,
         step=number,
-        params=definition.params,
+        params=step.params,
         result=step.result,
         compensating=True,
         attempt=sent.compensation_attempt,
         begun_ms=state.begun_ms,
         retried=True,
+        undo=step.built_undo,
+        input=state.input,
+        definition=state.definition and state.definition.name,
     )
     return sent, command

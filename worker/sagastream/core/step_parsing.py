@@ -6,13 +6,17 @@ from typing import Any, Final
 
 from sagastream.core.members import checked_object, flag_in, limit, name_in
 from sagastream.core.messages import SERVICE_PATTERN
+from sagastream.core.shape_parsing import SHAPE_MEMBERS, ShapeReader, check_graph
 from sagastream.core.steps import (
     AS_PUBLISHED,
+    GRAPH,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     OPTIONS,
+    PLAIN,
+    PLAIN_SHAPE,
     USUAL_ATTEMPTS,
     StepDefinition,
     StepKind,
@@ -22,22 +26,34 @@ from sagastream.core.strict_json import encode_payload, trimmed
 from sagastream.errors import MalformedMessage
 
 _MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
+_MEMBERS_OF_A_GRAPH: Final = _MEMBERS | SHAPE_MEMBERS
 
 
-def parse_steps(steps: object, *, plain: bool) -> tuple[StepDefinition, ...]:
+def parse_steps(
+    steps: object, *, plain: bool, format_number: int = PLAIN, has_input: bool = False
+) -> tuple[StepDefinition, ...]:
     """The value of the member `steps`. Raises MalformedMessage, which says what is wrong and where.
 
-    `plain`: options that a step does not name have the defaults of the plain format; otherwise, those that are usual.
+    Args:
+        plain: options that a step does not name have the defaults of the plain format; otherwise, those that are usual.
+        format_number: the format of the saga.
+        has_input: whether the saga has an input.
     """
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
-    definitions = tuple(_parse_step(step, f"step {number}", plain=plain) for number, step in enumerate(steps, 1))
+    shapes = ShapeReader(has_input=has_input) if format_number >= GRAPH else None
+    definitions = tuple([_parse_step(step, number, shapes, plain=plain) for number, step in enumerate(steps, 1)])
     _check_order(definitions)
+    if shapes is not None:
+        check_graph(definitions, steps)
     return definitions
 
 
-def _parse_step(step: Any, where: str, *, plain: bool) -> StepDefinition:
-    checked_object(step, where, _MEMBERS)
+def _parse_step(step: Any, number: int, shapes: ShapeReader | None, *, plain: bool) -> StepDefinition:
+    where = f"step {number}"
+    checked_object(step, where, _MEMBERS if shapes is None else _MEMBERS_OF_A_GRAPH)
+    if shapes is not None and (wait := shapes.read_wait(step, number, where)) is not None:
+        return wait
     options = {name: _OPTION_READERS[name](step, name, where) for name in _options_among(tuple(step))}
     if not plain:
         options.setdefault("attempts", USUAL_ATTEMPTS)
@@ -52,6 +68,7 @@ def _parse_step(step: Any, where: str, *, plain: bool) -> StepDefinition:
         transaction=transaction,
         service=name_in(step, "service", where, SERVICE_PATTERN),
         params=trimmed(encode_payload(step.get("params"))),
+        shape=PLAIN_SHAPE if shapes is None else shapes.read(step, number, where),
         **options,
     )
 

@@ -27,6 +27,9 @@ class StepStatus(StrEnum):
 #: became of its transaction. That is FAILED if the outcome is unknown: of the failed steps, only such steps are undone.
 _STATUS: Final[Mapping[Phase, StepStatus]] = {
     Phase.WAITING: StepStatus.PENDING,
+    Phase.BYPASSED: StepStatus.PENDING,
+    Phase.AWAITING: StepStatus.PENDING,
+    Phase.RETRY_AWAITED: StepStatus.PENDING,
     Phase.OUT: StepStatus.PENDING,
     Phase.BACKING_OFF: StepStatus.PENDING,
     Phase.PARKED: StepStatus.PENDING,
@@ -66,8 +69,10 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
     compensation_answered_ms: int | None = None  # when its compensation was answered for good, or given up
     compensation_error: bytes | None = None  # the error of the last attempt to undo it that failed, JSON
     tried_before: int = 0  # how many attempts of the current command were made before an operator's last retry
-    due_ms: int | None = None  # when its command times out, or when it is sent again; None: it waits for neither
+    due_ms: int | None = None  # when what it waits for is over: its command, its wait, its delay; None: it waits for none
     parked: str | None = None  # why it waits for a person; None: it does not
+    built: bytes | None = None  # its params as they are sent, JSON; None: as its definition says, without references
+    built_undo: bytes | None = None  # its `compensation_params` as they are sent, JSON; None: it has none
 
     def moved(self, happening: str, **changes: Any) -> "Step":
         """The step after `happening`, with these changes. `due_ms` and `parked` become None if they are not among the
@@ -96,8 +101,13 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
         return self.phase in LEFT_ALONE
 
     @property
+    def params(self) -> bytes:
+        """What its transaction and its compensation get, JSON. Until it is sent, it may still hold references."""
+        return self.definition.params if self.built is None else self.built
+
+    @property
     def is_active(self) -> bool:
-        """Whether it waits for something: an answer, a time, or a person."""
+        """Whether it waits for something: an answer, a time, a signal, or a person."""
         return self.phase in ACTIVE
 
     @property
@@ -112,8 +122,8 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def times_out_ms(self) -> int | None:
-        """When its command times out; None: no command of it is out."""
-        return self.due_ms if self.phase in IN_FLIGHT else None
+        """When its command times out, or its wait is over; None: it does not wait for an answer, a signal or a time."""
+        return self.due_ms if self.phase not in BACKING_OFF else None
 
     @property
     def send_again_ms(self) -> int | None:
@@ -156,10 +166,15 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def failure_is_open(self) -> bool:
-        """Whether the command is sent again if the current attempt is answered with `_failed`. If so, the service does
-        not record that answer."""
+        """Whether the command may be sent again if the current attempt is answered with `_failed`. If so, the service
+        does not record that answer."""
+        return self.is_tried_again or self.definition.shape.retry_on is not None
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether the command is sent again after a delay if the current attempt is answered with `_failed`."""
         definition = self.definition
-        return definition.retried and (definition.kind is StepKind.RETRIABLE or self.attempt < self.attempts)
+        return definition.kind is StepKind.RETRIABLE or (definition.retry_failed and self.attempt < self.attempts)
 
     @property
     def result_value(self) -> Any:

@@ -42,6 +42,11 @@ MAX_DEADLINE_MS: Final = 365 * 24 * 3600 * 1000
 MAX_ATTEMPTS: Final = 1000
 #: The longest time that a wait, a pause or a retry may take: 365 days.
 MAX_WAIT_MS: Final = MAX_DEADLINE_MS
+#: What `on_timeout` of a wait may say.
+FAILS: Final = "fail"
+GOES_ON: Final = "continue"
+#: The name of a pause, where other steps have a transaction.
+PAUSE: Final = "pause"
 
 
 class StepKind(StrEnum):
@@ -63,14 +68,38 @@ class Shape(Struct, frozen=True, kw_only=True, gc=False):
 
     id: str | None = None  # its name in the saga; None: it has none besides its number
     after: tuple[int, ...] | None = None  # the numbers of the steps that it comes after; None: the one before it
-    when: bytes | None = None  # a condition, JSON: if it is false, the step is bypassed
+    when: bytes | None = None  # a condition, JSON: if it does not hold, the step is bypassed
     has_references: bool = False  # whether its params refer to the input or to results
     compensation_params: bytes | None = None  # what its compensation is told besides, JSON; it may have references
-    wait: str | None = None  # it sends no command: it completes when this signal comes
-    wait_ms: int | None = None  # it sends no command: it completes after this time, in ms
-    goes_on: bool = False  # of a wait: whether it completes, without a result, if the signal does not come in time
+    sends: bool = True  # whether it sends a command. If not, it is a wait for a signal or a pause
+    wait: str | None = None  # it waits for the signal of this name; None: it waits for none
+    wait_ms: int | None = None  # how long the wait takes at most; how long the pause takes; in ms
+    goes_on: bool = False  # whether it is done, without a result, if the signal does not come in time
     retry_on: str | None = None  # after its last failure it waits for this signal, and is then sent anew …
     retry_within_ms: int | None = None  # … if it comes within this time, in ms
+
+    def body(self) -> dict[str, Any]:
+        """Its members in a saga_begin."""
+        members: dict[str, Any] = {} if self.id is None else {"id": self.id}
+        if self.after is not None:
+            members["after"] = self.after
+        if self.when is not None:
+            members["when"] = orjson.Fragment(self.when)
+        if self.compensation_params is not None:
+            members["compensation_params"] = orjson.Fragment(self.compensation_params)
+        if self.wait is not None:
+            members |= {"wait": self.wait, "timeout_ms": self.wait_ms}
+        elif self.wait_ms is not None:
+            members["wait_ms"] = self.wait_ms
+        if self.goes_on:
+            members["on_timeout"] = GOES_ON
+        if self.retry_on is not None:
+            members |= {"retry_on": self.retry_on, "retry_within_ms": self.retry_within_ms}
+        return members
+
+
+#: The shape of a step of which a saga_begin says nothing but what it may say in the plain format.
+PLAIN_SHAPE: Final = Shape()
 
 
 class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
@@ -86,20 +115,24 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
     compensation_attempts: int = PERSISTENT_ATTEMPTS  # how often its compensation is sent at most, before it is parked
     backoff_ms: int = BACKOFF_MS  # how long to wait before the second attempt, in ms; doubles with each attempt
     retry_failed: bool = False  # whether an attempt that was answered with `_failed` is tried again too
-    shape: Shape | None = None  # None: it says nothing that only a saga of format GRAPH may say
+    shape: Shape = PLAIN_SHAPE  # what only a saga of format GRAPH may say about it
 
     @property
     def retried(self) -> bool:
         """Whether the command may be sent again after it was answered with `_failed`."""
-        return self.retry_failed or self.kind is StepKind.RETRIABLE
+        return self.retry_failed or self.kind is StepKind.RETRIABLE or self.shape.retry_on is not None
 
     def body(self) -> dict[str, Any]:
         """The members of the step in a saga_begin. Options with their defaults are left out."""
+        if not self.shape.sends:
+            return self.shape.body()
         members: dict[str, Any] = {
             "transaction": self.transaction,
             "service": self.service,
             "params": orjson.Fragment(self.params),
         }
+        if self.shape is not PLAIN_SHAPE:
+            members |= self.shape.body()
         return {**members, **unlike_defaults(self.options)}
 
     @property
@@ -108,9 +141,11 @@ class StepDefinition(Struct, frozen=True, kw_only=True, gc=False):
         return _option_values(self)
 
 
-#: The options of a step, which are all members but transaction, service and params; each with its default.
+#: The options of a step of any saga, which are all members but transaction, service and params; each with its default.
 OPTIONS: Final[dict[str, Any]] = {
-    field.name: field.default for field in structs.fields(StepDefinition) if field.default is not NODEFAULT
+    field.name: field.default
+    for field in structs.fields(StepDefinition)
+    if field.default is not NODEFAULT and field.name != "shape"
 }
 
 

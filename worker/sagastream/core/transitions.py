@@ -20,6 +20,8 @@ from sagastream.errors import ImpossibleTransition
 #: (status before, what happened) -> status after. All that can happen to a saga; ARCHITECTURE.md draws it.
 TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
     (None, "begun"): SagaStatus.PENDING,
+    (SagaStatus.PENDING, "started"): SagaStatus.PENDING,
+    (SagaStatus.PENDING, "last started"): SagaStatus.COMPLETED,
     (SagaStatus.PENDING, "step completed"): SagaStatus.PENDING,
     (SagaStatus.PENDING, "last step completed"): SagaStatus.COMPLETED,
     (SagaStatus.PENDING, "attempt failed"): SagaStatus.PENDING,
@@ -87,9 +89,13 @@ def park(state: SagaState, number: int, why: str, moment: Moment, **facts: Any) 
     going_back = state.status is SagaStatus.COMPENSATING
     step = step.moved("undo parked" if going_back else "parked", parked=why, **facts)
     state = moved(state, "parked", moment, put(state.steps, number, step))
+    return Decision(state=state, notices=(parked_notice(state, why),))
+
+
+def parked_notice(state: SagaState, why: str) -> Notice:
+    """The notice that a step of the saga is parked."""
     body = parked_body(state.saga_id, state.status, why)
-    notice = Notice(kind="parked", saga_id=state.saga_id, request_id=state.request_id, body=body)
-    return Decision(state=state, notices=(notice,))
+    return Notice(kind="parked", saga_id=state.saga_id, request_id=state.request_id, body=body)
 
 
 def end(state: SagaState) -> Decision:
@@ -123,11 +129,16 @@ def moved(
     `cancelling`: why it is to be cancelled from now on; `reason`: why it goes back from now on; `undone`: the steps
     whose undo begins now.
     """
+    status = status_after(state.status, happening)
+    # Of a saga that has ended, no step is active.
+    otherwise = len(steps) if status is SagaStatus.COMPLETED else state.current_step
+    if status is SagaStatus.ABORTED and state.failed_step is not None and not state.compensating_steps:
+        otherwise = state.failed_step
     return replace(
         state,
-        status=status_after(state.status, happening),
+        status=status,
         steps=steps,
-        current_step=plan.current(steps, state.current_step),
+        current_step=plan.current(steps, otherwise),
         reason=reason or state.reason,
         cancelling=cancelling,
         compensating_steps=state.compensating_steps + undone,

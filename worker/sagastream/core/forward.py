@@ -1,0 +1,121 @@
+"""What may begin now: which steps are bypassed, which wait for a signal or a time, which send their commands. Pure.
+
+What a step sends is made of its references once, when it is first sent, and kept with the step. So every attempt
+carries the same bytes, whatever becomes of the steps before it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from sagastream.core import conditions, plan, references
+from sagastream.core.messages import Command
+from sagastream.core.phases import DONE, Phase
+from sagastream.core.references import Failure, Sources
+from sagastream.core.saga import KeptSignal, SagaState
+from sagastream.core.sending import send_transaction
+from sagastream.core.step_state import Step
+from sagastream.core.steps import PLAIN_SHAPE, StepKind
+from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Moment, put
+from sagastream.errors import CannotBuild
+
+
+class Unbuilt(NamedTuple):
+    """A step that cannot begin: what it asks for cannot be made of the input and the results, or was declined."""
+
+    number: int
+    why: str
+
+
+class Advance(NamedTuple):
+    """What has begun."""
+
+    steps: tuple[Step, ...]
+    signals: tuple[KeptSignal, ...]  # those that no step has taken
+    commands: list[Command]  # in the order of the steps
+    failed: Unbuilt | None = None  # a step that cannot begin, and is not behind the pivot: nothing else has begun
+
+
+def advance(state: SagaState, steps: tuple[Step, ...], moment: Moment) -> Advance:
+    """Begin all of these steps of the saga that may begin now."""
+    beginning = _Beginning(state, steps, moment.now_ms)
+    to_send: list[int] = []
+    while begun := [number for number in plan.ready(beginning.steps) if number not in to_send]:
+        are_done = 0
+        for number in begun:
+            try:
+                phase = beginning.begin(number)
+            except CannotBuild as error:
+                return Advance(steps, state.signals, [], Unbuilt(number, str(error)))
+            are_done += phase in DONE
+            if phase is Phase.WAITING:
+                to_send.append(number)
+        if not are_done:
+            break
+    steps, commands = beginning.steps, []
+    for number in sorted(to_send):
+        step, command = send_transaction(state, number, steps[number - 1], moment.now_ms)
+        steps = put(steps, number, step)
+        commands.append(command)
+    return Advance(steps, beginning.signals, commands)
+
+
+class _Beginning:
+    """The steps of a saga while some of them begin."""
+
+    def __init__(self, state: SagaState, steps: tuple[Step, ...], now_ms: int) -> None:
+        self._state = state
+        self._now_ms = now_ms
+        self.steps = steps
+        self.signals = state.signals
+
+    def begin(self, number: int) -> Phase:
+        """Begin a step that is ready. Returns its phase: if it still waits, its command is left to be sent. Raises
+        CannotBuild if it fails with that; a step behind the pivot is parked instead."""
+        step = self.steps[number - 1]
+        shape = step.definition.shape
+        if shape is PLAIN_SHAPE:
+            return step.phase
+        try:
+            if shape.when is not None and not conditions.holds(shape.when, sources_of(self._state, self.steps)):
+                step = step.moved("bypassed")
+            elif not shape.sends:
+                step = self._awaiting(step)
+            elif shape.has_references and step.built is None:
+                params = references.build(step.definition.params, sources_of(self._state, self.steps))
+                step = replace(step, built=params)
+        except CannotBuild as error:
+            if step.definition.kind is not StepKind.RETRIABLE:
+                raise
+            step = step.moved("parked", parked=str(error), error=encode(str(error)))
+        self.steps = put(self.steps, number, step)
+        return step.phase
+
+    def _awaiting(self, step: Step) -> Step:
+        shape = step.definition.shape
+        assert shape.wait_ms is not None  # every wait and every pause has one
+        step = step.moved("awaits", attempt=step.attempt + 1, sent_ms=self._now_ms, due_ms=self._now_ms + shape.wait_ms)
+        signal = next((one for one in self.signals if one.name == shape.wait), None)
+        if signal is None:
+            return step
+        self.signals = tuple([one for one in self.signals if one is not signal])
+        if signal.declined is not None:
+            raise CannotBuild(declined(signal.name, signal.declined))
+        return step.moved("completed", answered_ms=self._now_ms, result=signal.payload)
+
+
+def declined(name: str, why: str) -> str:
+    """Why a step fails that waited for a signal."""
+    return f"{name} was declined: {why}"
+
+
+def sources_of(state: SagaState, steps: Sequence[Step], failure: Failure | None = None) -> Sources:
+    """What the references of these steps of the saga may find now. `failure`: why it goes back, if it does."""
+
+    def result_of(name: str) -> bytes | None:
+        number = state.number_of(int(name) if name.isdecimal() else name)
+        return None if number is None else steps[number - 1].result
+
+    return Sources(saga_id=state.saga_id, input=state.input or b"{}", result_of=result_of, failure=failure)
