@@ -105,6 +105,11 @@ class CannotOpen(SagastreamError):
         self.key = key
 
 
+class CannotBuild(SagastreamError):
+    """What a step is to be given cannot be built of the saga's data, or its condition cannot be decided: a reference
+    finds nothing, a value is too large, of the wrong type or sealed. The text names the reference."""
+
+
 class ImpossibleTransition(SagastreamError):
     """A saga or a step was to change as none can: a fault in sagastream, which refuses to go on with that change."""
 

@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 from sagastream.core.messages import is_id
 from sagastream.core.strict_json import encode, value_of
 
-_NAME: Final = "$sealed"
+#: The name of its only member.
+NAME: Final = "$sealed"
 _MEMBERS: Final = {"key", "from", "data"}
 #: A text without this holds nothing sealed. All that values cost that are not sealed is to look for it.
 MARK: Final = b'"$sealed"'
@@ -25,13 +26,13 @@ class SealedValue(NamedTuple):
     @property
     def encoded(self) -> bytes:
         """As JSON."""
-        return encode({_NAME: {"key": self.key, "from": self.source, "data": self.data}})
+        return encode({NAME: {"key": self.key, "from": self.source, "data": self.data}})
 
 
 def sealed_value(value: Any) -> SealedValue | None:
     """A JSON value as the sealed value that it is; None: it is another value. An object with `$sealed` and another
     member is no sealed value."""
-    inner = value.get(_NAME) if isinstance(value, dict) and len(value) == 1 else None
+    inner = value.get(NAME) if isinstance(value, dict) and len(value) == 1 else None
     if not isinstance(inner, dict) or inner.keys() != _MEMBERS:
         return None
     if not all(isinstance(member, str) for member in inner.values()) or not is_id(inner["key"]):

@@ -78,12 +78,18 @@ def encode_payload(value: object) -> bytes:
     # orjson writes NaN as null, which would change a payload silently.
     if b"null" in data and not _is_finite(value):
         raise MalformedMessage("not JSON: it has no NaN and no infinities")
+    check_payload(data)
+    return data
+
+
+def check_payload(data: bytes) -> None:
+    """Check that a JSON text may be a payload: that a body holds it, with the other members. Raises MalformedMessage if
+    it is too large or too deep, or holds too many values."""
     if len(data) > MAX_PAYLOAD_BYTES:
         raise MalformedMessage(f"too large: {len(data)} bytes, at most {MAX_PAYLOAD_BYTES}")
     if (complaint := _too_many(data, MAX_VALUES - _OTHER_MEMBERS)) is not None:
         raise MalformedMessage(complaint)
     _check_depth(data, MAX_DEPTH - 3)
-    return data
 
 
 def decode(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
