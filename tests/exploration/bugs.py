@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from sagastream.core import decision, moves, plan, service_rules, step_state
+from sagastream.core import back, decision, plan, service_rules, step_state
 from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
@@ -136,34 +136,37 @@ def _not_done(step: Step) -> bool:
     return step.unknown or step.definition.retried
 
 
-def _whatever_it_is(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: bool = False) -> Decision:
-    return moves._cancel_at(state, state.current_step, why, moment, unknown=True)
+def _whatever_it_is(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: int | None = None) -> Decision:
+    state = state.with_step(state.current_step, back.given_up(state.step, moment, unknown=True))
+    return back.go_back(state, state.steps, why, moment, now=True)
 
 
 _why_not = decision._why_not
 
 
-def _not_done_at_once(state: SagaState, event: Intervene, moment: Moment) -> str | None:
-    return _why_not(state, replace(event, now=False, parked_at=state.parked_at), moment)
+def _not_done_at_once(state: SagaState, number: int | None, event: Intervene, moment: Moment) -> str | None:
+    return _why_not(state, number, replace(event, now=False, parked_at=state.parked_at), moment)
 
 
-def _undone_or_not(state: SagaState, event: Intervene, moment: Moment) -> str | None:
-    return None if event.now and not state.ended and not state.parked else _why_not(state, event, moment)
+def _undone_or_not(state: SagaState, number: int | None, event: Intervene, moment: Moment) -> str | None:
+    return None if event.now and not state.ended and not state.parked else _why_not(state, number, event, moment)
 
 
-_cancel = moves.cancel
+_cancel = back.cancel
 
 
-def _parked_is_not_done(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: bool = False) -> Decision:
-    return _cancel(state, why, moment, now=now, not_done=not_done or state.parked is not None)
+def _parked_is_not_done(
+    state: SagaState, why: str, moment: Moment, *, now: bool, not_done: int | None = None
+) -> Decision:
+    return _cancel(state, why, moment, now=now, not_done=state.current_step if state.parked else not_done)
 
 
 def _never_past_return(state: SagaState, moment: Moment) -> bool:
     return False
 
 
-def _wherever_it_is(state: SagaState, event: Intervene, moment: Moment) -> str | None:
-    return _why_not(state, replace(event, parked_at=event.parked_at and state.parked_at), moment)
+def _wherever_it_is(state: SagaState, number: int | None, event: Intervene, moment: Moment) -> str | None:
+    return _why_not(state, number, replace(event, parked_at=event.parked_at and state.parked_at), moment)
 
 
 #: What each mistake replaces: a module, a name in it, and the replacement.
@@ -188,15 +191,15 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     ServicesBug.UNKNOWN_COMMAND_IS_FINAL: [(service_rules, "without_handler", _nobody_has_begun)],
     ServicesBug.NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
     Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
-    Bug.CUT_OFF_IS_NOT_DONE: [(moves, "_may_be_done", _not_done)],
-    Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(moves, "cancel", _whatever_it_is)],
+    Bug.CUT_OFF_IS_NOT_DONE: [(back, "may_be_done", _not_done)],
+    Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(back, "cancel", _whatever_it_is)],
     Bug.NOW_AT_A_PARKED_STEP: [
         (decision, "_why_not", _not_done_at_once),
-        (moves, "cancel", _parked_is_not_done),
+        (back, "cancel", _parked_is_not_done),
     ],
     Bug.CANCEL_IS_NOT_DONE: [
-        (moves, "cancel", _parked_is_not_done),
-        (moves, "is_parked_past_return", _never_past_return),
+        (back, "cancel", _parked_is_not_done),
+        (back, "is_parked_past_return", _never_past_return),
     ],
     Bug.ANY_PARKED_STATE: [(decision, "_why_not", _wherever_it_is)],
     Bug.NOW_AT_AN_UNDO: [(decision, "_why_not", _undone_or_not)],

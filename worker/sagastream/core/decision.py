@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from sagastream.core import moves
+from sagastream.core import back, moves, waits
 from sagastream.core.clock import by_the_clock
 from sagastream.core.messages import (
     Begin,
@@ -31,9 +31,9 @@ from sagastream.core.phases import ACTIVE, AWAITS, Phase
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.transitions import Decision, Moment, outcome
 from sagastream.core.steps import PLAIN
 from sagastream.core.strict_json import MAX_BYTES
+from sagastream.core.transitions import Decision, Moment, outcome
 from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 
 #: What may happen: a request, a reply, a time that has come; an entry that is none of these, or for a newer release.
@@ -175,7 +175,7 @@ def _done(state: SagaState, event: Intervene | Signal) -> tuple[Notice, ...]:
     """The answer to a request that was done."""
     if event.request_id is None:
         return ()
-    verb = event.verb if isinstance(event, Intervene) else SIGNAL_VERB
+    verb: str = event.verb if isinstance(event, Intervene) else SIGNAL_VERB
     body = done_body(verb, state.saga_id)
     return (Notice(kind="done", saga_id=state.saga_id, request_id=event.request_id, body=body),)
 
@@ -232,7 +232,7 @@ def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> st
     not_done = f"To say that step {parked[0] if parked else 0} was not done, cancel with parked_at {state.parked_at}"
     if event.now:
         return f"is parked, so no command is out. {not_done}, without now"
-    if event.parked_at is None and moves.is_parked_past_return(state, moment):
+    if event.parked_at is None and back.is_parked_past_return(state, moment):
         # The request may have been sent before the saga was parked, so it says nothing of the outcome.
         return f"is parked: {state.step.command} may have been done, and nothing undoes it. {not_done}"
     return "is being cancelled already" if state.cancelling is not None else None
@@ -240,7 +240,7 @@ def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> st
 
 #: What each verb does; all but cancel are for a step that is parked: its number.
 _VERBS: Final[Mapping[Verb, Callable[[SagaState, Any, Intervene, Moment], Decision]]] = {
-    Verb.CANCEL: lambda state, number, asked, moment: moves.cancel(
+    Verb.CANCEL: lambda state, number, asked, moment: back.cancel(
         state,
         f"Cancelled: {asked.reason}",
         moment,
@@ -249,7 +249,7 @@ _VERBS: Final[Mapping[Verb, Callable[[SagaState, Any, Intervene, Moment], Decisi
     ),
     Verb.RETRY: lambda state, number, _asked, moment: moves.retry(state, number, moment),
     Verb.SKIP: lambda state, number, _asked, moment: moves.skip(state, number, moment),
-    Verb.ABANDON: lambda state, number, asked, moment: moves.abandon(state, number, asked.reason, moment),
+    Verb.ABANDON: lambda state, number, asked, moment: back.abandon(state, number, asked.reason, moment),
 }
 
 
@@ -273,7 +273,7 @@ def _signal(state: SagaState | None, event: Signal, moment: Moment) -> Decision:
         actor=event.by,
         request_id=event.request_id,
     )
-    decision = moves.signal(state.with_intervention(kept), event, moment)
+    decision = waits.signal(state.with_intervention(kept), event, moment)
     return replace(decision, notices=done + decision.notices)
 
 
@@ -334,15 +334,15 @@ def _due(state: SagaState, moment: Moment) -> Decision:
     if state.deadline_ms is not None and comes_ms is not None and comes_ms <= moment.now_ms and state.deadline_counts:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
         why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
-        return moves.cancel(state, why, moment, now=state.is_cut_off)
+        return back.cancel(state, why, moment, now=state.is_cut_off)
     if state.is_to_start:
         return moves.start(state, moment)
     due = [n for n, step in enumerate(state.steps, 1) if step.due_ms is not None and step.due_ms <= moment.now_ms]
     step = state.steps[due[0] - 1]
     if step.phase in AWAITS:
-        return moves.wait_over(state, due[0], moment)
+        return waits.wait_over(state, due[0], moment)
     if step.in_flight:
-        return moves.fail_attempt(state, due[0], moves.no_answer(step), moment, unknown=True)
+        return moves.fail_attempt(state, due[0], back.no_answer(step), moment, unknown=True)
     return moves.send_again(state, due[0], moment)
 
 
@@ -393,7 +393,7 @@ def _transaction_answered(state: SagaState, step: Step, reply: Reply, moment: Mo
 
 def _compensation_answered(state: SagaState, step: Step, reply: Reply, moment: Moment) -> Decision:
     if reply.type == ok(step.command):
-        return moves.compensate_step(state, reply.step, moment)
+        return back.compensate_step(state, reply.step, moment)
     return moves.fail_attempt(state, reply.step, reply.error, moment, unknown=reply.unknown)
 
 

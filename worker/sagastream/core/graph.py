@@ -27,8 +27,8 @@ def ancestors(definitions: Sequence[StepDefinition]) -> list[frozenset[int]]:
 
 
 def beside_pivot(definitions: Sequence[StepDefinition]) -> Iterator[tuple[int, int]]:
-    """The steps that might run beside the pivot, each with the number of the pivot. A saga that has any is refused: what
-    runs beside the pivot could fail after the point from which there is no way back."""
+    """The steps that might run beside the pivot, each with the number of the pivot. A saga that has any is refused:
+    what runs beside the pivot could fail after the point from which there is no way back."""
     pivot = next((number for number, one in enumerate(definitions, 1) if one.kind is StepKind.PIVOT), None)
     if pivot is None:
         return

@@ -118,7 +118,7 @@ def parse_begin(
             and no saga with them that has begun.
     """
     number = known_format(body, called)
-    if number == PLAIN and not plain and "format" not in body and _beyond_plain(body) is not None:
+    if number == PLAIN and not plain and _beyond_plain(body) is not None and "format" not in body:
         number = GRAPH  # whoever begins a saga here need not name the format
     try:
         return _parse_begin(body, number, request_id=request_id, echo=echo, called=called, plain=plain)

@@ -33,8 +33,8 @@ def is_done(steps: Sequence[Step]) -> bool:
 
 
 def undoable(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> list[int]:
-    """The numbers of the steps whose compensations may be sent now, descending: of all that came after them, directly or
-    not, nothing is left to undo.
+    """The numbers of the steps whose compensations may be sent now, descending: nothing is left to undo of all that
+    came after them, directly or not.
 
     `needs_undo`: whether there is a compensation for the effect that a step has or may have.
     """

@@ -63,7 +63,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     saga_id: str  # its id, as in the request that began it
     steps: tuple[Step, ...]  # all of its steps, in order, each with its own status, result and error
     status: SagaStatus  # where the saga is
-    current_step: int  # the number of the first step that is active (of those that are being undone, the last one); once
+    current_step: (
+        int  # the number of the first step that is active (of those that are being undone, the last one); once
+    )
     # the saga has ended, the last one that was active
     reason: str | None = None  # why it is undone or was undone; None: it is not
     cancelling: str | None = None  # why it will be undone as soon as what is out is answered; None: it will not
@@ -83,7 +85,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     definition: DefinedBy | None = None  # which definition its steps were made from
     start_ms: int | None = None  # it does nothing before this time
     signals: tuple[KeptSignal, ...] = ()  # those that came before the steps that will wait for them, oldest first
-    failed_step: int | None = None  # the number of the step that failed first, so that it is undone; of a plain saga None
+    failed_step: int | None = (
+        None  # the number of the step that failed first, so that it is undone; of a plain saga None
+    )
     version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 
     @property
@@ -240,17 +244,16 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
             return "nothing, it has ended"
         if self.is_to_start:
             return "its start"
-        then = "" if self.cancelling is None else ", to be cancelled then" if self.failed_step is None else ", to go back"
         if self.format == PLAIN:  # it waits for one step at a time
-            return self._step_waits_for(self.current_step) + then
-        told = dict.fromkeys(self._step_waits_for(number) + then for number in (self.current_step, *self.active_steps))
+            return "a person, it is parked" if self.step.parked is not None else self._step_waits_for(self.current_step)
+        told = dict.fromkeys(self._step_waits_for(number) for number in (self.current_step, *self.active_steps))
         more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
         return "; ".join([*told][:_TOLD]) + more
 
     def _step_waits_for(self, number: int) -> str:
         step = self.steps[number - 1]
         if step.parked is not None:
-            return "a person, it is parked" if self.format == PLAIN else f"a person, step {number} is parked"
+            return f"a person, step {number} is parked"
         what, shape = f"{step.command}, step {number}", step.definition.shape
         if step.phase is Phase.AWAITING:
             return f"the end of its pause, step {number}" if shape.wait is None else f"the signal {what}"
@@ -258,9 +261,15 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
             return f"the signal {shape.retry_on}, to send {what} again"
         attempt = step.current_attempt
         if step.phase in BACKING_OFF:
-            return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts})"
+            return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){self._then}"
         which = f" (attempt {attempt} of {step.attempts})" if attempt > 1 else ""
-        return f"{step.definition.service} to answer {what}{which}"
+        return f"{step.definition.service} to answer {what}{which}{self._then}"
+
+    @property
+    def _then(self) -> str:
+        if self.cancelling is None:
+            return ""
+        return ", to be cancelled then" if self.failed_step is None else ", to go back then"
 
     def with_step(self, number: int, step: Step, **changes: Any) -> "SagaState":
         """The same saga with `step` as step `number`, and with these changes."""

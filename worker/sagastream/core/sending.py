@@ -76,7 +76,7 @@ def send_transaction(state: SagaState, number: int, step: Step, now_ms: int) -> 
         retried=sent.failure_is_open,
         compensation=definition.compensation,
         input=state.input,
-        definition=state.definition and state.definition.name,
+        definition=None if state.definition is None else state.definition.name,
     )
     return sent, command
 
@@ -103,6 +103,6 @@ def send_compensation(state: SagaState, number: int, step: Step, now_ms: int) ->
         retried=True,
         undo=step.built_undo,
         input=state.input,
-        definition=state.definition and state.definition.name,
+        definition=None if state.definition is None else state.definition.name,
     )
     return sent, command

@@ -6,9 +6,9 @@
 
 from collections.abc import Sequence
 
+from sagastream.core.back import quote
 from sagastream.core.causes import Cause, CauseKind, Evidence, Place
 from sagastream.core.durations import spoken
-from sagastream.core.moves import quote
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why_out import CommandOut, hangs, late

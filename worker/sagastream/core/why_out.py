@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from sagastream.core.back import quote
 from sagastream.core.causes import GRACE_S, Cause, CauseKind, Evidence, Handler, Job, Place, ServiceFacts, Whereabouts
 from sagastream.core.durations import spoken
-from sagastream.core.moves import quote
 from sagastream.core.saga import SagaState
 
 #: If a command was delivered this often, the processes that take it may die of it.

@@ -12,10 +12,21 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from sagastream.core.messages import HARD, is_id
-from sagastream.core.saga import MAX_SET_BACK_MS, Intervention, SagaStatus
+from sagastream.core.messages import HARD, DefinedBy, is_id
+from sagastream.core.phases import Phase
+from sagastream.core.saga import MAX_SET_BACK_MS, Intervention, KeptSignal, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_STEPS, MAX_TIMEOUT_MS, PLAIN, StepKind
+from sagastream.core.steps import (
+    GOES_ON,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_MS,
+    MAX_STEPS,
+    MAX_TIMEOUT_MS,
+    MAX_WAIT_MS,
+    PLAIN,
+    Shape,
+    StepKind,
+)
 from sagastream.core.strict_json import check_syntax
 
 Word = str | int
@@ -84,6 +95,23 @@ def _interventions(done: tuple[Intervention, ...]) -> str:
 
 def _undo(name: str | None) -> str:
     return _NO_COMPENSATION if name is None else name
+
+
+def _definition(defined: DefinedBy) -> str:
+    return orjson.dumps(defined.body()).decode()
+
+
+def _signals(kept: tuple[KeptSignal, ...]) -> str:
+    written = [
+        {"name": one.name, "at": iso(one.at_ms)}
+        | ({"payload": orjson.Fragment(one.payload)} if one.declined is None else {"decline": one.declined})
+        for one in kept
+    ]
+    return orjson.dumps(written).decode() if written else ""
+
+
+def _goes_on(value: bool) -> Word:
+    return GOES_ON if value else ""
 
 
 # --- how they are read
@@ -155,6 +183,29 @@ def _read_intervention(done: Any) -> Intervention:
     return Intervention(verb=verb, reason=reason, at_ms=at_ms, actor=actor, request_id=request_id)
 
 
+def _read_definition(value: bytes) -> DefinedBy:
+    found = orjson.loads(value)
+    defined = DefinedBy(name=found["name"], version=found["version"], sha256=found["sha256"])
+    if not (is_id(defined.name) and type(defined.version) is int and isinstance(defined.sha256, str)):
+        raise ValueError("the definition is not as we write it")
+    return defined
+
+
+def _read_signals(value: bytes) -> tuple[KeptSignal, ...]:
+    found = orjson.loads(value)
+    if not isinstance(found, list):
+        raise ValueError("signals are not a list")
+    return tuple(map(_read_signal, found))
+
+
+def _read_signal(kept: Any) -> KeptSignal:
+    name, declined = kept["name"], kept.get("decline")
+    if not is_id(name) or not isinstance(declined, str | None):
+        raise ValueError("a signal is not as we write them")
+    at_ms = _moment(str(kept["at"]).encode())
+    return KeptSignal(name=name, payload=orjson.dumps(kept.get("payload")), declined=declined, at_ms=at_ms)
+
+
 # --- the fields
 
 
@@ -180,6 +231,11 @@ SAGA: Final[dict[str, Column]] = {
     "request_id": Column("request_id", _text),
     "echo": Column("trace", _is_set, flag),
     "format": Column("format", partial(whole_number, least=1), _format),
+    "input": Column("input", _json, bytes.decode),
+    "definition": Column("definition", _read_definition, _definition),
+    "start_ms": Column("start_at", _moment, iso),
+    "signals": Column("signals", _read_signals, _signals),
+    "failed_step": Column("failed_step", partial(whole_number, least=1, most=MAX_STEPS)),
 }
 
 #: The fields of a step, in the same way, by the attribute of Step; in the hash each begins with `stepN.`.
@@ -199,6 +255,30 @@ STEP: Final[dict[str, Column]] = {
     "compensation_error": Column("compensation_error", _json, bytes.decode),
     "tried_before": Column("tried_before", whole_number, _count),
     "skipped": Column("skipped", _is_set, flag),
+}
+
+#: The fields that a step of a graph has besides. The plain format does not need them: of a plain saga, one step at a
+#: time waits for something, and the saga's own fields say for what.
+STEP_OF_GRAPH: Final[dict[str, Column]] = STEP | {
+    "phase": Column("phase", {phase.encode(): phase for phase in Phase}.__getitem__),
+    "due_ms": Column("due_at", _moment, iso),
+    "parked": Column("parked", _text),
+    "built": Column("params_sent", _json, bytes.decode),
+    "built_undo": Column("undo_sent", _json, bytes.decode),
+}
+
+#: The fields of what only a saga of format GRAPH says of a step, by the attribute of Shape. They are written once, too.
+SHAPE: Final[dict[str, Column]] = {
+    "id": Column("id", _text),
+    "after": Column("after", _read_steps, step_numbers),
+    "when": Column("when", _json, bytes.decode),
+    "has_references": Column("references", _is_set, flag),
+    "compensation_params": Column("compensation_params", _json, bytes.decode),
+    "wait": Column("wait", _id),
+    "wait_ms": Column("wait_ms", partial(whole_number, least=1, most=MAX_WAIT_MS)),
+    "goes_on": Column("on_timeout", {GOES_ON.encode(): True}.__getitem__, _goes_on),
+    "retry_on": Column("retry_on", _id),
+    "retry_within_ms": Column("retry_within_ms", partial(whole_number, least=1, most=MAX_WAIT_MS)),
 }
 
 #: The fields of a step's definition, by the attribute of StepDefinition. They are written once, when the saga begins;
@@ -229,8 +309,10 @@ class StepFields(NamedTuple):
     status: str
     skipped: str
     stored: tuple[Column | None, ...]  # one for each attribute of Step, in order; None: it has no field of its own
+    stored_of_graph: tuple[Column | None, ...]  # the same, of a step of a graph
     needed: tuple[str, str, str]  # transaction, service, params
     definition: dict[str, Column]
+    shape: tuple[Column | None, ...]  # one for each attribute of Shape, in order
 
 
 @lru_cache(maxsize=MAX_STEPS)
@@ -240,14 +322,17 @@ def step_fields(number: int) -> StepFields:
     def numbered(column: Column) -> Column:
         return column._replace(field=f"step{number}.{column.field}")
 
-    columns = {attribute: numbered(column) for attribute, column in STEP.items()}
+    columns = {attribute: numbered(column) for attribute, column in STEP_OF_GRAPH.items()}
+    shape = {attribute: numbered(column) for attribute, column in SHAPE.items()}
     definition = {attribute: numbered(column) for attribute, column in DEFINITION.items()}
     return StepFields(
         status=columns["status"].field,
         skipped=columns["skipped"].field,
-        stored=tuple(map(columns.get, Step.__struct_fields__)),
+        stored=tuple([columns[name] if name in STEP else None for name in Step.__struct_fields__]),
+        stored_of_graph=tuple(map(columns.get, Step.__struct_fields__)),
         needed=(definition["transaction"].field, definition["service"].field, definition["params"].field),
         definition=definition,
+        shape=tuple(map(shape.get, Shape.__struct_fields__)),
     )
 
 
@@ -262,7 +347,7 @@ class _Places(dict[bytes, _Place]):
     def __missing__(self, field: bytes) -> _Place:
         part, tables, name = 0, [SAGA], field
         if (found := STEP_FIELD.fullmatch(field)) is not None:
-            part, tables, name = 2 * int(found[1]) - 1, [STEP, DEFINITION], found[2]
+            part, tables, name = 2 * int(found[1]) - 1, [STEP_OF_GRAPH, DEFINITION | SHAPE], found[2]
         for number, table in enumerate(tables, part):
             for attribute, column in table.items():
                 if column.field.encode() == name:

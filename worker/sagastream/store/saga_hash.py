@@ -10,8 +10,8 @@ Every change of a saga writes its hash, and many read it, so this module is writ
 tables of columns.py in loops that run in C where possible. Names of fields are built once, and values that come again
 and again (times of one turn, names of services) are decoded once.
 
-The phase of a step is not written. It follows from the status of the step and, for the current step, from what the saga
-waits for.
+The phase of a step of a plain saga is not written. It follows from the status of the step and, for the current step,
+from what the saga waits for. In a graph, several steps may wait for something, so each has its phase and its time.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,24 @@ from typing import Any, Final
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import astuple, fields
 
-from sagastream.core.phases import IN_FLIGHT, LEFT_ALONE, UNDO, Phase
+from sagastream.core.phases import ACTIVE, IN_FLIGHT, LEFT_ALONE, UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import FORMATS, MAX_STEPS, StepDefinition, default_attempts, unlike_defaults
+from sagastream.core.steps import (
+    FORMATS,
+    MAX_STEPS,
+    PLAIN,
+    PLAIN_SHAPE,
+    Shape,
+    StepDefinition,
+    default_attempts,
+    unlike_defaults,
+)
 from sagastream.errors import CorruptSaga, NewerFormat, UnreadableSaga
 from sagastream.store.columns import (
     PLACES,
     SAGA,
+    SHAPE,
     STEP_FIELD,
     Column,
     StepFields,
@@ -72,6 +82,7 @@ _FIRST: Final = ("status", "current_step", "updated_ms", "compensating_steps")
 _FURTHER_COLUMNS: Final = tuple([None if name in _FIRST else SAGA.get(name) for name in SagaState.__struct_fields__])
 #: The values of a step to which nothing has happened. Only its definition is written.
 _UNSAID_STEP: Final = tuple(_unsaid(Step).values())
+_UNSAID_SHAPE: Final = tuple(_unsaid(Shape).values())
 _INDEXES: Final = tuple(range(max(len(_UNSAID_SAGA), len(_UNSAID_STEP))))
 
 
@@ -94,10 +105,10 @@ def changed_fields(before: SagaState | None, after: SagaState | None) -> list[Wo
         words += ("waiting_for", after.waiting_for)
     _add_changed(words, _SAGA_COLUMNS, astuple(before), astuple(after))
     _add_waits(words, before.step, after.step)
-    completed = False
+    completed, is_plain = False, after.format == PLAIN
     for number, (earlier, step) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if step is not earlier:
-            _add_changed_step(words, step_fields(number), earlier, step)
+            _add_changed_step(words, step_fields(number), earlier, step, is_plain=is_plain)
             if step.answered_ms is not earlier.answered_ms or step.late_ms is not earlier.late_ms:
                 completed = completed or _has_completed(earlier, step)
     if completed:
@@ -123,6 +134,7 @@ def _has_completed(was: Step, now: Step) -> bool:
 def _all_fields(state: SagaState) -> list[Word]:
     # First what every commit compares or changes: to find a field of a hash in its compact encoding, the server goes
     # through all fields before it.
+    is_plain = state.format == PLAIN
     words: list[Word] = ["version", next_version(None), "updated_at", iso(state.updated_ms), "status", state.status]
     words += ("current_step", state.current_step, "completed_steps", step_numbers(state.completed_steps))
     words += ("waiting_for", state.waiting_for)
@@ -138,9 +150,11 @@ def _all_fields(state: SagaState) -> list[Word]:
         transaction, service, params = named.needed
         words += (transaction, definition.transaction, service, definition.service, params, definition.params.decode())
         words += _option_words(number, definition.options)
+        if definition.shape is not PLAIN_SHAPE:
+            _add_changed(words, named.shape, _UNSAID_SHAPE, astuple(definition.shape))
         values = astuple(step)
         if values[1:] != _UNSAID_STEP[1:]:
-            _add_changed(words, named.stored, _UNSAID_STEP, values)
+            _add_changed(words, named.stored if is_plain else named.stored_of_graph, _UNSAID_STEP, values)
             if step.skipped:
                 words += (named.skipped, 1)
     return words
@@ -158,12 +172,12 @@ def _option_words(number: int, options: tuple[Any, ...]) -> tuple[Word, ...]:
     return tuple(words)
 
 
-def _add_changed_step(words: list[Word], named: StepFields, was: Step, now: Step) -> None:
+def _add_changed_step(words: list[Word], named: StepFields, was: Step, now: Step, *, is_plain: bool) -> None:
     """Add the fields of a step that changed."""
     moved = was.phase is not now.phase
     if (moved or was.unknown is not now.unknown) and was.status is not (status := now.status):
         words += (named.status, status)
-    _add_changed(words, named.stored, astuple(was), astuple(now))
+    _add_changed(words, named.stored if is_plain else named.stored_of_graph, astuple(was), astuple(now))
     if moved and (was.phase in LEFT_ALONE) is not (skipped := now.phase in LEFT_ALONE):
         words += (named.skipped, flag(skipped))
 
@@ -219,8 +233,13 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
     at = saga["current_step"]
     if not 1 <= at <= count:
         raise ValueError(f"it has {count} steps, and is at step {at}")
-    _tell_current_step(saga, parts[2 * at - 1])
-    steps = tuple(map(_step, parts[1::2], parts[2::2]))
+    if saga.get("format", PLAIN) == PLAIN:
+        _tell_current_step(saga, parts[2 * at - 1])
+        steps = tuple(map(_step, parts[1::2], parts[2::2]))
+    else:
+        for attribute in _OF_THE_STEP:  # of the current step, for people; each step has its own
+            saga.pop(attribute, None)
+        steps = tuple(map(_step_of_graph, parts[1::2], parts[2::2]))
     state = SagaState(saga_id=saga_id, steps=steps, version=whole_number(version), **saga)
     if b"%d" % state.version != version:
         raise ValueError(f"version {version!a}")  # the commit compares it as text
@@ -264,6 +283,28 @@ _ACTIVE: Final = {
     ),
 }
 _ENDED: Final = ((), None, None, None)
+
+
+def _step_of_graph(members: dict[str, Any], definition: dict[str, Any]) -> Step:
+    shape = {name: definition.pop(name) for name in SHAPE if name in definition}
+    if (sends := "wait" not in shape and "wait_ms" not in shape) is False:
+        definition["service"] = ""
+    if shape:
+        definition["shape"] = Shape(sends=sends, **shape)
+    members.setdefault("phase", Phase.WAITING)
+    members.pop("skipped", None)  # for people: the phase says it
+    status = members.get("status")
+    step = _step(members, definition)
+    if step.status is not status or (step.due_ms is None) is (step.phase in _TIMED):
+        raise ValueError(f"a step is {status}, and its phase is {step.phase}, with due_at {step.due_ms}")
+    if (step.parked is None) is (step.phase in _PARKED):
+        raise ValueError(f"the phase of a step is {step.phase}, and parked is {step.parked!a:.80}")
+    return step
+
+
+#: The phases of steps that wait for a time, and of those that wait for a person.
+_TIMED: Final = ACTIVE - {Phase.PARKED, Phase.UNDO_PARKED}
+_PARKED: Final = ACTIVE - _TIMED
 
 
 def _step(members: dict[str, Any], definition: dict[str, Any]) -> Step:

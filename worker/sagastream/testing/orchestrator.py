@@ -4,9 +4,9 @@ import heapq
 import random
 from collections.abc import Mapping
 
+from sagastream.core.back import no_answer
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply
-from sagastream.core.moves import no_answer
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.core.strict_json import decode

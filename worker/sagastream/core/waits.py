@@ -1,0 +1,44 @@
+"""Signals that come from outside, and waits whose time is over. Each move is a Decision. Pure."""
+
+from msgspec.structs import replace
+
+from sagastream.core.back import fail_step, quote
+from sagastream.core.forward import declined
+from sagastream.core.messages import Signal
+from sagastream.core.moves import complete_step, give_up_retry, retry_on
+from sagastream.core.phases import Phase
+from sagastream.core.saga import KeptSignal, SagaState
+from sagastream.core.steps import StepKind
+from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Decision, Moment, park
+
+
+def signal(state: SagaState, event: Signal, moment: Moment) -> Decision:
+    """A signal has come that a step waits for, or will wait for."""
+    for number, step in enumerate(state.steps, 1):
+        shape = step.definition.shape
+        if step.phase is Phase.AWAITING and shape.wait == event.name:
+            if event.declined is not None:
+                return _fail_wait(state, number, declined(event.name, event.declined), moment)
+            return complete_step(state, number, event.payload, moment)
+        if step.phase is Phase.RETRY_AWAITED and shape.retry_on == event.name:
+            return retry_on(state, number, event.declined, moment)
+    one = KeptSignal(name=event.name, payload=event.payload, declined=event.declined, at_ms=moment.now_ms)
+    return Decision(state=replace(state, signals=(*state.signals, one), updated_ms=moment.now_ms))
+
+
+def wait_over(state: SagaState, number: int, moment: Moment) -> Decision:
+    """The time is over for which this step waits."""
+    shape = state.steps[number - 1].definition.shape
+    if state.steps[number - 1].phase is Phase.RETRY_AWAITED:
+        why = f"{quote(state.steps[number - 1].error)}; no signal {shape.retry_on} within {shape.retry_within_ms} ms"
+        return give_up_retry(state, number, encode(why), moment)
+    if shape.wait is None or shape.goes_on:
+        return complete_step(state, number, None, moment)
+    return _fail_wait(state, number, f"no signal {shape.wait} within {shape.wait_ms} ms", moment)
+
+
+def _fail_wait(state: SagaState, number: int, why: str, moment: Moment) -> Decision:
+    if state.steps[number - 1].definition.kind is StepKind.RETRIABLE:
+        return park(state, number, why, moment, error=encode(why))
+    return fail_step(state, number, encode(why), moment, unknown=False)
