@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from sagastream_bridge.commands import operate, run, sagas, store, transfer
+from sagastream_bridge.commands import ask, operate, run, sagas, store, transfer
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
@@ -28,6 +28,7 @@ def cli() -> None:
 for command in (
     *run.COMMANDS,
     *sagas.COMMANDS,
+    *ask.COMMANDS,
     *operate.COMMANDS,
     *store.COMMANDS,
     *transfer.COMMANDS,

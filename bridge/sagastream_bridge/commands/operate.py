@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import re
 import sys
 from dataclasses import asdict
 from itertools import chain
@@ -17,109 +15,6 @@ if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
     from sagastream.store.keys import StoreKeys
     from sagastream.store.quarantine import Quarantined
-
-#: The help text of each of an operator's verbs.
-_VERBS: Final = {
-    "cancel": "Cancel a saga: it goes back when its current step is answered, but not after its pivot. With --now it "
-    "goes back at once: what is out may have been done, and is undone too.",
-    "retry": "Let a parked saga try again what it is parked at. Exit code 3 if it is parked again at once.",
-    "skip": "Let a parked saga go on as if what it is parked at were done.",
-    "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
-}
-
-
-#: How members of a request are named in errors, and their options.
-_OPTIONS: Final = (
-    (r"^(?:the request: )?actor must", "--by must"),
-    (r"^(?:the request: )?reason must", "--reason must"),
-    (r"^(?:the request: )?parked_at must", "--parked-at must"),
-    (r"cancel with parked_at (\S+), without now$", r"cancel with --parked-at \1, without --now"),
-    (r"cancel with parked_at (\S+)$", r"cancel with --parked-at \1"),
-)
-
-
-def _verb(verb: str, help_text: str) -> click.Command:
-    @click.command(verb, help=help_text)
-    @click.argument("saga_id", metavar="ID")
-    @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
-    @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
-    @click.option(
-        "--parked-at",
-        metavar="PLACE",
-        help="Where you saw it parked, as `sagastream show` prints it. If it has moved since, nothing is done."
-        + (" With it, a cancel says that the step was not done." if verb == "cancel" else ""),
-    )
-    @click.option(
-        "--timeout",
-        default=10.0,
-        show_default=True,
-        type=click.FloatRange(0, 86400),
-        callback=finite,
-        metavar="SECONDS",
-        help="How long to wait for a worker to do it. If none does, one will do it later.",
-    )
-    def command(
-        saga_id: str, reason: str, by: str | None, parked_at: str | None, timeout: float, **options: bool
-    ) -> None:
-        import redis
-
-        from sagastream.broker.failures import is_refusal, told
-        from sagastream.core.messages import Code
-        from sagastream.errors import MalformedMessage, RequestRefused
-
-        with opened(create=False) as broker:
-            from sagastream.client.blocking import SagaClient
-
-            client = SagaClient(broker)
-            from sagastream.store import layout
-
-            layout.check(broker)
-            try:
-                actor = user_at_host() if by is None else by
-                state = getattr(client, verb)(saga_id, reason, timeout, actor=actor, parked_at=parked_at, **options)
-            except MalformedMessage as error:
-                raise click.UsageError(safe(in_options(str(error)))) from None
-            except RequestRefused as error:
-                where = f" in the store {broker.store}" if error.code == Code.NO_SUCH_SAGA else ""
-                raise click.ClickException(safe(in_options(str(error)) + where)) from None
-            except TimeoutError as error:
-                raise click.ClickException(safe(str(error))) from None
-            except redis.RedisError as error:
-                if is_refusal(error):
-                    raise
-                arrived = f"the {verb} of saga {saga_id} may have arrived: look with sagastream show {saga_id}"
-                raise click.ClickException(safe(f"{told(error)}; {arrived}")) from None
-        then = state.reason
-        if not state.ended:
-            then = f"parked: {state.parked}" if state.parked else f"waits for {state.waiting_for}"
-        click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
-        sys.exit(3 if state.parked else 0)
-
-    if verb == "cancel":
-        now = click.option("--now", is_flag=True, help="Do not wait for the answer to the command that is out.")
-        return now(command)
-    return command
-
-
-def in_options(text: str) -> str:
-    """A text that names members of a request, with the names of their options instead."""
-    for named, option in _OPTIONS:
-        text = re.sub(named, option, text)
-    return text
-
-
-def user_at_host() -> str:
-    """Who runs this command."""
-    import getpass
-    import socket
-
-    from sagastream.core.messages import MAX_ACTOR_CHARS
-
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a user that has no name
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]
 
 
 @click.group()
@@ -310,4 +205,4 @@ def _as_json(message: "Quarantined") -> dict[str, object]:
 
 
 #: All of them.
-COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), quarantine, drop_commands, doctor)
+COMMANDS: Final = (quarantine, drop_commands, doctor)

@@ -19,8 +19,8 @@ from sagastream.broker.outage import Outage
 from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.setting import codec_of, seals_with
-from sagastream.core.messages import Begin, Code, Intervene, is_id
-from sagastream.core.parsing import VERBS, parse_begin, parse_intervene
+from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
+from sagastream.core.parsing import VERBS, parse_begin, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
 from sagastream.errors import MalformedMessage, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas
@@ -93,7 +93,7 @@ class StdinBridge:
         self._fault: Exception | None = None
         self._line_number = 0
         self._read = self._settled = 0  # lines that were read; lines whose effect the broker has
-        self._requests: list[Begin | Intervene] = []  # of the lines between these two
+        self._requests: list[Begin | ToSaga] = []  # of the lines between these two
         self._bad_lines = 0
         self._run_id = uuid.uuid4().hex
 
@@ -165,7 +165,7 @@ class StdinBridge:
             if line.dest != ORCHESTRATOR:
                 text_of_it = f"dest must be {ORCHESTRATOR}, not {line.dest[:128]!a}"
                 raise BadLine(text_of_it, line.caller, Code.NOT_SUPPORTED)
-            if line.type == "saga_begin" or line.type in VERBS:
+            if line.type in ("saga_begin", SIGNAL) or line.type in VERBS:
                 self._requests.append(self._prepare(line))
             elif line.caller.src in self._served and line.type.endswith(("_ok", "_failed")):
                 self._append()
@@ -178,12 +178,14 @@ class StdinBridge:
         except (MalformedMessage, UnreadableSaga) as error:
             raise BadLine(str(error), line.caller, code_of(error)) from None
 
-    def _prepare(self, line: Line) -> Begin | Intervene:
+    def _prepare(self, line: Line) -> Begin | ToSaga:
         """The request that a line makes. Its sender waits for the answer from now on."""
         request_id = f"{self._run_id}-{self._line_number}"
-        request: Begin | Intervene
+        request: Begin | ToSaga
         if line.type in VERBS:
             request = parse_intervene(line.body, request_id=request_id)
+        elif line.type == SIGNAL:
+            request = parse_signal(line.body, request_id=request_id)
         else:
             request = requests.sealed(self._codec, parse_begin(line.body, request_id=request_id, echo=self._echo))
         self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
@@ -247,7 +249,7 @@ class StdinBridge:
         if asker.caller.msg_id is not None:
             self._out.error(asker.caller, code_of(why), str(why))
         else:
-            verb = asker.request.verb if isinstance(asker.request, Intervene) else "begin"
+            verb = asker.request.verb if isinstance(asker.request, ToSaga) else "begin"
             LOG.warning(f"saga_{verb} of {asker.saga_id} was refused: {why}", extra={"saga_id": asker.saga_id})
 
     def _follow(self) -> None:

@@ -12,7 +12,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, locked, run
 from sagastream.client.requests import Refused
 from sagastream.client.waiting import Outcome, SagaWatcher, Settled, Waiter
-from sagastream.core.messages import Begin, Intervene
+from sagastream.core.messages import Begin, ToSaga
 from sagastream.core.saga import SagaState
 from sagastream.core.sealing import Codec, opened_message
 from sagastream.core.strict_json import decode
@@ -151,7 +151,7 @@ class Follower:
     def _answer(self, asker: Asker, outcome: Outcome) -> None:
         if isinstance(outcome, Refused):
             self._refused(asker, outcome.error)
-        elif isinstance(asker.request, Intervene):
+        elif isinstance(asker.request, ToSaga):
             self._out.answer(asker.caller, f"saga_{asker.request.verb}_ok", told(outcome))
         elif asker.begin is None:
             self._out.answer(asker.caller, "saga_await_ok", told(outcome))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import redis
 
@@ -24,7 +24,7 @@ from sagastream.client.requests import Accepted, Refused, SagaRequest, StepReque
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
-from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
+from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
@@ -215,6 +215,7 @@ class SagaClient:
         *,
         actor: str | None = None,
         parked_at: str | None = None,
+        step: int | str | None = None,
     ) -> SagaState:
         """Retry a parked saga: the command at which it is parked is sent again. See `intervene`.
 
@@ -222,8 +223,12 @@ class SagaClient:
             actor: who asks; it stays with the saga.
             parked_at: `parked_at` of the saga as you saw it; by default as it is now. If it is no longer parked there
                 when a worker reads this, it is refused.
+            step: the number or id of the step that is meant. Without it, the request is refused if several are parked.
         """
-        return self._settle_parked(Verb.RETRY, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+        return self._settle_parked(
+            requests.to_intervene(Verb.RETRY, saga_id, reason, actor=actor, parked_at=parked_at, step=step),
+            timeout_s,
+        )
 
     def skip(
         self,
@@ -233,10 +238,14 @@ class SagaClient:
         *,
         actor: str | None = None,
         parked_at: str | None = None,
+        step: int | str | None = None,
     ) -> SagaState:
         """Let a parked saga go on as if the step or compensation at which it is parked were done. Arguments as for
         `retry`; see `intervene`."""
-        return self._settle_parked(Verb.SKIP, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+        return self._settle_parked(
+            requests.to_intervene(Verb.SKIP, saga_id, reason, actor=actor, parked_at=parked_at, step=step),
+            timeout_s,
+        )
 
     def abandon(
         self,
@@ -246,28 +255,47 @@ class SagaClient:
         *,
         actor: str | None = None,
         parked_at: str | None = None,
+        step: int | str | None = None,
+        now: bool = False,
     ) -> SagaState:
-        """End a parked saga as it is: ABORTED, and nothing more is undone. Arguments as for `retry`; see
-        `intervene`."""
-        return self._settle_parked(Verb.ABANDON, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+        """End a parked saga as it is: ABORTED, and nothing more is undone. Arguments as for `retry`; see `intervene`.
 
-    def _settle_parked(
+        `now`: even while commands of other steps are out. They count as unknown. Without it, that is refused.
+        """
+        return self._settle_parked(
+            requests.to_intervene(Verb.ABANDON, saga_id, reason, actor=actor, parked_at=parked_at, step=step, now=now),
+            timeout_s,
+        )
+
+    def signal(
         self,
-        verb: Verb,
         saga_id: str,
-        reason: str,
-        timeout_s: float | None,
+        name: str,
+        payload: Any = None,
+        timeout_s: float | None = None,
         *,
-        actor: str | None,
-        parked_at: str | None,
+        decline: str | None = None,
+        by: str | None = None,
     ) -> SagaState:
+        """Signal to a saga that something has happened for which one of its steps waits, or will wait. If the step does
+        not wait yet, the saga keeps the signal. See `intervene`; a signal that no open step waits for is refused.
+
+        Args:
+            name: of the signal, as the step names it.
+            payload: any JSON value: the result of the step.
+            decline: why the step fails; then there is no payload.
+            by: who signals; it stays with the saga.
+        """
+        request = requests.to_signal(saga_id, name, payload, decline=decline, by=by)
+        return self.intervene(request, timeout_s)
+
+    def _settle_parked(self, request: Intervene, timeout_s: float | None) -> SagaState:
         check_timeout(timeout_s)
-        keys = self._opened()
-        asking = requests.for_what_is_parked(keys, verb, saga_id, reason, actor=actor, parked_at=parked_at)
+        asking = requests.for_what_is_parked(self._opened(), request)
         return self.intervene(run(self._redis, asking), timeout_s)
 
-    def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
-        """Send an operator's request, and wait until a worker has taken it. Return the saga as it is then.
+    def intervene(self, request: ToSaga, timeout_s: float | None = None) -> SagaState:
+        """Send a request about a saga, and wait until a worker has taken it. Return the saga as it is then.
 
         `request` needs a request_id: if it is sent again with the same one, it is done once. `timeout_s`: wait at most
         this many seconds; None: without a limit.

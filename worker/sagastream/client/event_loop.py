@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis
 from redis.asyncio import ConnectionPool
@@ -20,7 +20,7 @@ from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter
 from sagastream.codecs.setting import codec_of
 from sagastream.core import backoff
 from sagastream.core.causes import Cause
-from sagastream.core.messages import Begin, DeadlineKind, Intervene, Verb
+from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
@@ -151,9 +151,13 @@ class AsyncSagaClient:
         *,
         actor: str | None = None,
         parked_at: str | None = None,
+        step: int | str | None = None,
     ) -> SagaState:
         """Retry a parked saga; awaits until a worker has taken the request. See SagaClient.retry."""
-        return await self._settle_parked(Verb.RETRY, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+        return await self._settle_parked(
+            requests.to_intervene(Verb.RETRY, saga_id, reason, actor=actor, parked_at=parked_at, step=step),
+            timeout_s,
+        )
 
     async def skip(
         self,
@@ -163,9 +167,13 @@ class AsyncSagaClient:
         *,
         actor: str | None = None,
         parked_at: str | None = None,
+        step: int | str | None = None,
     ) -> SagaState:
         """Skip what a saga is parked at; awaits until a worker has taken the request. See SagaClient.skip."""
-        return await self._settle_parked(Verb.SKIP, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+        return await self._settle_parked(
+            requests.to_intervene(Verb.SKIP, saga_id, reason, actor=actor, parked_at=parked_at, step=step),
+            timeout_s,
+        )
 
     async def abandon(
         self,
@@ -175,26 +183,35 @@ class AsyncSagaClient:
         *,
         actor: str | None = None,
         parked_at: str | None = None,
+        step: int | str | None = None,
+        now: bool = False,
     ) -> SagaState:
         """End a parked saga as it is; awaits until a worker has taken the request. See SagaClient.abandon."""
-        return await self._settle_parked(Verb.ABANDON, saga_id, reason, timeout_s, actor=actor, parked_at=parked_at)
+        return await self._settle_parked(
+            requests.to_intervene(Verb.ABANDON, saga_id, reason, actor=actor, parked_at=parked_at, step=step, now=now),
+            timeout_s,
+        )
 
-    async def _settle_parked(
+    async def signal(
         self,
-        verb: Verb,
         saga_id: str,
-        reason: str,
-        timeout_s: float | None,
+        name: str,
+        payload: Any = None,
+        timeout_s: float | None = None,
         *,
-        actor: str | None,
-        parked_at: str | None,
+        decline: str | None = None,
+        by: str | None = None,
     ) -> SagaState:
+        """Signal to a saga; awaits until a worker has taken it. See SagaClient.signal."""
+        request = requests.to_signal(saga_id, name, payload, decline=decline, by=by)
+        return await self.intervene(request, timeout_s)
+
+    async def _settle_parked(self, request: Intervene, timeout_s: float | None) -> SagaState:
         check_timeout(timeout_s)
-        keys = await self._opened()
-        asking = requests.for_what_is_parked(keys, verb, saga_id, reason, actor=actor, parked_at=parked_at)
+        asking = requests.for_what_is_parked(await self._opened(), request)
         return await self.intervene(await self._run(asking), timeout_s)
 
-    async def intervene(self, request: Intervene, timeout_s: float | None = None) -> SagaState:
+    async def intervene(self, request: ToSaga, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""
         self._enter_loop()
         waiter = Waiter(saga_id=request.saga_id, request=request)
@@ -264,7 +281,7 @@ class _Follower:
         else:
             self._watcher.add(waiter)
         try:
-            if isinstance(waiter.request, Intervene):
+            if isinstance(waiter.request, ToSaga):
                 await run_async(self._pool, self._watcher.start())
                 keys = await run_async(self._pool, self._layout.opened())
                 await run_async(self._pool, requests.append(keys, [waiter.request]))

@@ -18,8 +18,8 @@ from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.scripting import Script, added_even_if_full
 from sagastream.broker.wire import or_raise
-from sagastream.core.messages import Begin, Code, DeadlineKind, Intervene, Verb
-from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.messages import SIGNAL, Begin, Code, DeadlineKind, Intervene, Signal, ToSaga, Verb
+from sagastream.core.parsing import parse_begin, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict, with_params_of
 from sagastream.core.sealing import Codec, open_begin, open_state, sealed_begin
@@ -142,6 +142,7 @@ def to_intervene(
     now: bool = False,
     actor: str | None = None,
     parked_at: str | None = None,
+    step: int | str | None = None,
 ) -> Intervene:
     """An operator's request. Raises MalformedMessage as `to_begin` does."""
     body: dict[str, Any] = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason}
@@ -151,19 +152,36 @@ def to_intervene(
         body["actor"] = actor
     if parked_at is not None:
         body["parked_at"] = parked_at
+    if step is not None:
+        body["step"] = step
     return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
 
 
-def for_what_is_parked(
-    keys: StoreKeys, verb: Verb, saga_id: str, reason: str, *, actor: str | None, parked_at: str | None
-) -> Exchange[Intervene]:
+def to_signal(saga_id: str, name: str, payload: Any, *, decline: str | None, by: str | None) -> Signal:
+    """A request to signal. Raises MalformedMessage as `to_begin` does."""
+    body: dict[str, Any] = {"type": SIGNAL, "saga_id": saga_id, "name": name}
+    if decline is not None:
+        body["decline"] = decline
+    if payload is not None or decline is None:
+        body["payload"] = payload
+    if by is not None:
+        body["by"] = by
+    return parse_signal(body, request_id=uuid.uuid4().hex, called="the signal")
+
+
+def for_what_is_parked(keys: StoreKeys, request: Intervene) -> Exchange[Intervene]:
     """A request to retry, skip or abandon. If the caller does not say where the saga is parked, it is looked up: by the
-    time that a worker reads the request, the saga may be parked at another step. Raises as `to_intervene` does."""
-    request = to_intervene(verb, saga_id, reason, actor=actor, parked_at=parked_at)
-    if parked_at is not None:
+    time that a worker reads the request, the saga may be parked at another step. If it is parked at several steps, it
+    is not: then it is refused, with the list of them."""
+    if request.parked_at is not None:
         return request
-    found = (yield from load(keys, [saga_id]))[0][saga_id]
-    return replace(request, parked_at=found.parked_at) if isinstance(found, SagaState) else request
+    found = (yield from load(keys, [request.saga_id]))[0][request.saga_id]
+    if not isinstance(found, SagaState):
+        return request
+    number = found.parked_steps[0] if len(found.parked_steps) == 1 else None
+    if request.step is not None:
+        number = found.number_of(request.step)
+    return request if number is None else replace(request, parked_at=found.parked_place(number))
 
 
 def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
@@ -175,7 +193,7 @@ def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
     return iter(sagas)
 
 
-def append(keys: StoreKeys, requests: Sequence[Begin | Intervene]) -> Exchange[None]:
+def append(keys: StoreKeys, requests: Sequence[Begin | ToSaga]) -> Exchange[None]:
     """Append requests as they are, whatever the store knows. They are durable when this returns. If it raised, append
     the same requests again: one that arrived twice is recognised by its request_id. A full store takes those of
     operators only: they may be what makes room."""
@@ -280,7 +298,7 @@ def unread(begin: Begin) -> SagaState:
     )
 
 
-def _appended(partition: Partition, request: Begin | Intervene) -> wire.Words:
+def _appended(partition: Partition, request: Begin | ToSaga) -> wire.Words:
     if isinstance(request, Begin):
         return ("XADD", partition.requests, "*", *_words(request))
     return added_even_if_full(partition.interventions, request.fields())

@@ -17,7 +17,7 @@ from sagastream.broker.entries import Entry, is_possible
 from sagastream.broker.exchange import Exchange, together
 from sagastream.client import evidence
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting, opened
-from sagastream.core.messages import Begin, Code, Intervene
+from sagastream.core.messages import Begin, Code, ToSaga
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step, StepStatus
@@ -64,7 +64,7 @@ class Waiter:
     """Somebody waits: for the end of a saga or, with an operator's request, until a worker has done it."""
 
     saga_id: str
-    request: Begin | Intervene | None = None
+    request: Begin | ToSaga | None = None
     past_parking: bool = False  # whether to wait on while the saga is parked
 
     @classmethod
@@ -85,7 +85,7 @@ class Waiter:
             return Refused(saga_id=self.saga_id, error=found)
         if found is None:
             return None
-        if isinstance(self.request, Intervene):
+        if isinstance(self.request, ToSaga):
             return found if found.has_taken(self.request.request_id) else None
         if self.request is not None and (other := conflicting(found, self.request, codec)) is not None:
             return other
@@ -94,7 +94,7 @@ class Waiter:
     @property
     def unbegun(self) -> str:
         """What to say if there is no such saga yet."""
-        if isinstance(self.request, Intervene):
+        if isinstance(self.request, ToSaga):
             return ""  # whether there is one is for the worker to say
         if self.request is None:
             return f"there is no saga {self.saga_id} yet"
@@ -102,7 +102,7 @@ class Waiter:
 
     def timeout_error(self, timeout_s: float, why: str, *, others: int = 0) -> TimeoutError:
         """What to raise when the time is up. `others`: how many more wait."""
-        if isinstance(self.request, Intervene):
+        if isinstance(self.request, ToSaga):
             return TimeoutError(
                 f"no worker has taken the {self.request.verb} of saga {self.saga_id} within {timeout_s:g} s{why}; "
                 "it is in the store, and the next one will do it, or refuse it"
@@ -184,7 +184,7 @@ class SagaWatcher:
         why = next((f": {one.unbegun}" for one in waiters if one.saga_id in self._unknown and one.unbegun), "")
         if self.away is not None:
             why = f" (the broker is away: {self.away})"
-        elif not why and timeout_s > 0 and not isinstance(waiters[0].request, Intervene):
+        elif not why and timeout_s > 0 and not isinstance(waiters[0].request, ToSaga):
             why = yield from self._why(waiters[0].saga_id, of_many=len(waiters) > 1)
         return waiters[0].timeout_error(timeout_s, why, others=len(waiters) - 1)
 

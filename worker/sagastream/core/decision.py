@@ -20,6 +20,7 @@ from sagastream.core.messages import (
     Notice,
     Reply,
     Signal,
+    ToSaga,
     Unreadable,
     Verb,
     done_body,
@@ -37,14 +38,12 @@ from sagastream.core.transitions import Decision, Moment, outcome
 from sagastream.errors import ImpossibleTransition, NewerFormat, UnreadableSaga
 
 #: What may happen: a request, a reply, a time that has come; an entry that is none of these, or for a newer release.
-Event = Begin | Intervene | Signal | Reply | Due | Newer | Unreadable
+Event = Begin | ToSaga | Reply | Due | Newer | Unreadable
 
 #: Begins the text about an impossible transition.
 FAULT: Final = "a fault in sagastream"
 #: The most that the payloads of the signals may take that a saga keeps for later waits, in bytes.
 MAX_KEPT_BYTES: Final = MAX_BYTES
-#: What the answer to a signal calls it.
-SIGNAL_VERB: Final = "signal"
 
 
 def decide(state: Found, event: Event, moment: Moment) -> Decision:
@@ -113,7 +112,7 @@ def _is_from_its_service(step: Step, reply: Reply) -> bool:
 # --- requests
 
 
-def _request(state: Found, event: Begin | Intervene | Signal | Unreadable, moment: Moment) -> Decision:
+def _request(state: Found, event: Begin | ToSaga | Unreadable, moment: Moment) -> Decision:
     if isinstance(event, Unreadable):
         return _refuse(state, event, event.code, event.text)
     if isinstance(state, UnreadableSaga):
@@ -125,7 +124,7 @@ def _request(state: Found, event: Begin | Intervene | Signal | Unreadable, momen
     return _intervene(state, event, moment)
 
 
-def _refuse(state: Found, event: Begin | Intervene | Signal | Unreadable, code: Code, text: str) -> Decision:
+def _refuse(state: Found, event: Begin | ToSaga | Unreadable, code: Code, text: str) -> Decision:
     """A request is refused: its sender is told or, if it names none, the request is quarantined."""
     if event.request_id is None:
         return Decision(state=state, quarantine=text)
@@ -171,12 +170,11 @@ def _intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Dec
     return replace(decision, notices=done + decision.notices)
 
 
-def _done(state: SagaState, event: Intervene | Signal) -> tuple[Notice, ...]:
+def _done(state: SagaState, event: ToSaga) -> tuple[Notice, ...]:
     """The answer to a request that was done."""
     if event.request_id is None:
         return ()
-    verb: str = event.verb if isinstance(event, Intervene) else SIGNAL_VERB
-    body = done_body(verb, state.saga_id)
+    body = done_body(event.verb, state.saga_id)
     return (Notice(kind="done", saga_id=state.saga_id, request_id=event.request_id, body=body),)
 
 
@@ -205,8 +203,8 @@ def _why_not(state: SagaState, number: int | None, event: Intervene, moment: Mom
     if event.verb is Verb.CANCEL:
         return _why_not_cancelled(state, event, moment)
     if place is None:
-        if event.step is not None and (at := state.parked_at) is not None:
-            return f"is not parked at step {event.step}, but at {at}"
+        if event.step is not None and state.parked_at is not None:
+            return f"is not parked at step {event.step}, but at {state.parked_at}"
         return f"is not parked, it waits for {state.waiting_for}"
     if event.step is None and event.parked_at is None and len(parked := state.parked_steps) > 1:
         steps = ", ".join(map(str, parked))

@@ -155,6 +155,11 @@ class Signal(Struct, frozen=True, kw_only=True, gc=False):
     request_id: str | None = None  # of the stream entry: the answer is addressed to it
     added_ms: int | None = None  # when it was added to its stream: by this it is in time or not
 
+    @property
+    def verb(self) -> str:
+        """What is asked for, in a word: the answer to it is `saga_signal_ok`."""
+        return "signal"
+
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": SIGNAL, "format": GRAPH, "saga_id": self.saga_id, "name": self.name}
         if self.declined is not None:
@@ -170,6 +175,10 @@ class Signal(Struct, frozen=True, kw_only=True, gc=False):
         if self.request_id is not None:
             fields["request_id"] = self.request_id
         return fields
+
+
+#: A request about a saga that is there, or that will be as soon as a worker reads the request to begin it.
+ToSaga = Intervene | Signal
 
 
 class Due(Struct, frozen=True, kw_only=True, gc=False):

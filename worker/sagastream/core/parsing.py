@@ -33,6 +33,7 @@ from sagastream.core.messages import (
     Newer,
     Reply,
     Signal,
+    ToSaga,
     Unreadable,
     Verb,
     is_id,
@@ -56,7 +57,7 @@ MAX_VERSION: Final = 10**9
 MAX_START_MS: Final = 253_370_764_800_000
 
 
-def read_request(fields: Mapping[bytes, bytes]) -> Begin | Intervene | Signal | Newer | Unreadable:
+def read_request(fields: Mapping[bytes, bytes]) -> Begin | ToSaga | Newer | Unreadable:
     """The entry of the requests stream."""
     request_id = None
     try:

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.core.decision import Event
-from sagastream.core.messages import Begin, Code, Intervene, Unreadable
+from sagastream.core.messages import Begin, Code, Signal, ToSaga, Unreadable
 from sagastream.core.parsing import read_reply, read_request
 from sagastream.orchestrator.room import Room
 from sagastream.store.keys import Partition, Place, StoreKeys
@@ -130,8 +132,10 @@ class Streams:
             event = read_reply(entry.fields, service)
         else:
             event = read_request(entry.fields)
-            if isinstance(event, Intervene) and what == "requests":
-                event = _misplaced(f"an operator's request belongs into {partition.interventions}")
+            if isinstance(event, Signal):
+                event = replace(event, added_ms=entry.added_ms)
+            if isinstance(event, ToSaga) and what == "requests":
+                event = _misplaced(f"a request about a saga that is there belongs into {partition.interventions}")
             elif isinstance(event, Begin) and what == "interventions":
                 event = _misplaced(f"a saga_begin belongs into {partition.requests}")
         if self._only is None and event.saga_id is not None and (own := self._keys.of(event.saga_id)) is not partition:

@@ -10,18 +10,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, get_args
 
-from sagastream.broker import exchange, wire
+from sagastream.broker import exchange
 from sagastream.broker.clock import own_s
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.broker.wire import or_raise
 from sagastream.core.decision import decide, may_undo
-from sagastream.core.messages import Begin, Due, Intervene, Reply
+from sagastream.core.messages import Begin, Due, Reply, ToSaga
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.transitions import Moment
@@ -30,6 +29,7 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
+from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
@@ -50,6 +50,7 @@ _PART: Final = 32
 _LOOK_EVERY_S: Final = 0.02
 #: How often a worker removes from `ended` the sagas that are no longer kept, in seconds.
 _TIDY_EVERY_S: Final = 10.0
+_TO_SAGA: Final = frozenset(get_args(ToSaga))
 
 
 class Orchestrator:
@@ -104,6 +105,7 @@ class Orchestrator:
         self._streams: Streams | None = None  # set when it joins, as the keys
         self._followed: frozenset[str] = frozenset()  # the services whose replies it reads
         self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
+        self._order = Order(broker.client, self._store, self._inbox)
         self._cache = StateCache()
         self._committed: Sequence[Change] = ()  # what it wrote last
         self._look_at = self._tidy_at = 0.0
@@ -156,7 +158,7 @@ class Orchestrator:
         while inputs:
             began = time.monotonic()
             now_ms = self._load(inputs, states)
-            if not (inputs := self._ready(inputs, states)):
+            if not (inputs := self._ready(inputs, states, now_ms)):
                 break
             changes, lost, stuck = self._decide_and_commit(inputs, states, now_ms)
             self._cache.keep(changes, [*lost, *stuck])
@@ -280,44 +282,19 @@ class Orchestrator:
             if isinstance(state, SagaState):
                 if may_undo(state, event):
                     services |= {step.definition.service for step in state.steps}
-            elif isinstance(event, Intervene):  # its saga may begin in this turn
+            elif isinstance(event, ToSaga):  # its saga may begin in this turn
                 begins = [other for _, other in inputs if isinstance(other, Begin) and other.saga_id == event.saga_id]
                 services |= {definition.service for begin in begins for definition in begin.steps}
         return published.read(self._broker.client, self._opened, services) if services else {}
 
-    def _ready(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
+    def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:
         """The inputs that are to be decided on now."""
         kinds = {type(event) for _, event in inputs}
         if Begin in kinds:
             inputs = self._services.admit(inputs)
-        return self._wait_for_begins(inputs, states) if Intervene in kinds else inputs
-
-    def _wait_for_begins(self, inputs: list[Input], states: Mapping[str, Found]) -> list[Input]:
-        """Hand back operators' requests whose saga is not there, if a request to begin it may have been added before
-        them. Returns the others."""
-        begun = {event.saga_id for _, event in inputs if isinstance(event, Begin)}
-        early = [
-            (entry, event)
-            for entry, event in inputs
-            if entry is not None
-            and isinstance(event, Intervene)
-            and event.saga_id not in begun
-            and states[event.saga_id] is None
-        ]
-        if not early:
-            return inputs
-        # A request is deleted when it is taken: what is there is unread, or pending. Two streams share no order, so in
-        # the same millisecond the begin counts as added before.
-        partitions = [self._read_streams.partition_of((entry, event)) for entry, event in early]
-        asked = [
-            ("XRANGE", partition.requests, "-", entry.added_ms, "COUNT", 1)
-            for partition, (entry, _) in zip(partitions, early, strict=True)
-        ]
-        answers = wire.round_trip(self._broker.client, asked)
-        waiting = {entry.at: entry for (entry, _), found in zip(early, answers, strict=True) if or_raise(found)}
-        if waiting:
-            self._inbox.leases.leave_to_newer(list(waiting.values()))
-        return [item for item in inputs if item[0] is None or item[0].at not in waiting]
+        if Due in kinds:
+            inputs = self._order.signals_first(inputs, states, self._read_streams, now_ms)
+        return self._order.begins_first(inputs, states, self._read_streams) if kinds & _TO_SAGA else inputs
 
 
 def _parts(inputs: Sequence[Input]) -> list[list[list[Input]]]:

@@ -1,0 +1,177 @@
+"""The commands that ask something of a saga that is there: cancel, retry, skip, abandon, signal."""
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sagastream_bridge.commands.context import finite, opened, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sagastream.client.blocking import SagaClient
+    from sagastream.core.saga import SagaState
+
+#: The help text of each of an operator's verbs.
+_VERBS: Final = {
+    "cancel": "Cancel a saga: it goes back when its current step is answered, but not after its pivot. With --now it "
+    "goes back at once: what is out may have been done, and is undone too.",
+    "retry": "Let a parked saga try again what it is parked at. Exit code 3 if it is parked again at once.",
+    "skip": "Let a parked saga go on as if what it is parked at were done.",
+    "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
+}
+
+
+#: How members of a request are named in errors, and their options.
+_OPTIONS: Final = (
+    (r"^(?:the request: )?actor must", "--by must"),
+    (r"^(?:the request: )?reason must", "--reason must"),
+    (r"^(?:the request: )?step must", "--step must"),
+    (r"^decline must", "--decline must"),
+    (r"^by must", "--by must"),
+    (r"^the signal: name must", "NAME must"),
+    (r"^the signal: saga_id must", "ID must"),
+    (r"Say which one is meant: step$", "Say which one is meant: --step"),
+    (r"abandon it with now,", "abandon it with --now,"),
+    (r"^(?:the request: )?parked_at must", "--parked-at must"),
+    (r"cancel with parked_at (\S+), without now$", r"cancel with --parked-at \1, without --now"),
+    (r"cancel with parked_at (\S+)$", r"cancel with --parked-at \1"),
+)
+
+
+_NOW: Final = {
+    "cancel": "Do not wait for the answer to the command that is out.",
+    "abandon": "Even while commands of other steps are out: they may be done all the same.",
+}
+_STEP: Final = "The number or id of the step that is meant, if several are parked."
+
+timeout_option = click.option(
+    "--timeout",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, 86400),
+    callback=finite,
+    metavar="SECONDS",
+    help="How long to wait for a worker to do it. If none does, one will do it later.",
+)
+
+
+def _verb(verb: str, help_text: str) -> click.Command:
+    @click.command(verb, help=help_text)
+    @click.argument("saga_id", metavar="ID")
+    @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
+    @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
+    @click.option(
+        "--parked-at",
+        metavar="PLACE",
+        help="Where you saw it parked, as `sagastream show` prints it. If it has moved since, nothing is done."
+        + (" With it, a cancel says that the step was not done." if verb == "cancel" else ""),
+    )
+    @timeout_option
+    def command(saga_id: str, reason: str, by: str | None, timeout: float, **options: Any) -> None:
+        def ask(client: "SagaClient") -> "SagaState":
+            actor = user_at_host() if by is None else by
+            state: SagaState = getattr(client, verb)(saga_id, reason, timeout, actor=actor, **options)
+            return state
+
+        asked(saga_id, verb, ask)
+
+    more = []
+    if verb in ("cancel", "abandon"):
+        more.append(click.option("--now", is_flag=True, help=_NOW[verb]))
+    if verb != "cancel":
+        more.append(click.option("--step", metavar="STEP", callback=_number_or_id, help=_STEP))
+    for option in more:
+        command = option(command)
+    return command
+
+
+def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]") -> None:
+    """Send a request about a saga by `ask`, and tell how the saga is then. Exits with code 3 if it is parked."""
+    import redis
+
+    from sagastream.broker.failures import is_refusal, told
+    from sagastream.core.messages import Code
+    from sagastream.errors import MalformedMessage, RequestRefused
+
+    with opened(create=False) as broker:
+        from sagastream.client.blocking import SagaClient
+        from sagastream.store import layout
+
+        client = SagaClient(broker)
+        layout.check(broker)
+        try:
+            state = ask(client)
+        except MalformedMessage as error:
+            raise click.UsageError(safe(in_options(str(error)))) from None
+        except RequestRefused as error:
+            where = f" in the store {broker.store}" if error.code == Code.NO_SUCH_SAGA else ""
+            raise click.ClickException(safe(in_options(str(error)) + where)) from None
+        except TimeoutError as error:
+            raise click.ClickException(safe(str(error))) from None
+        except redis.RedisError as error:
+            if is_refusal(error):
+                raise
+            arrived = f"the {verb} of saga {saga_id} may have arrived: look with sagastream show {saga_id}"
+            raise click.ClickException(safe(f"{told(error)}; {arrived}")) from None
+    then = state.reason
+    if not state.ended:
+        then = f"parked: {state.parked}" if state.parked else f"waits for {state.waiting_for}"
+    click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
+    sys.exit(3 if state.parked else 0)
+
+
+def _number_or_id(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
+    return int(value) if value is not None and value.isascii() and value.isdecimal() else value
+
+
+@click.command()
+@click.argument("saga_id", metavar="ID")
+@click.argument("name")
+@click.option("--payload", metavar="JSON", help="The result of the step that waits; any JSON value  [default: null]")
+@click.option("--decline", metavar="TEXT", help="The step fails. Why; it stays with the saga.")
+@click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
+@timeout_option
+def signal(saga_id: str, name: str, payload: str | None, by: str | None, **options: Any) -> None:
+    """Signal to the saga ID that NAME has happened, for which one of its steps waits or will wait."""
+    from sagastream.core.strict_json import decode
+    from sagastream.errors import MalformedMessage
+
+    try:
+        value = None if payload is None else decode(payload.encode())
+    except MalformedMessage as error:
+        raise click.UsageError(safe(f"--payload: {error}")) from None
+
+    def ask(client: "SagaClient") -> "SagaState":
+        signaller = user_at_host() if by is None else by
+        return client.signal(saga_id, name, value, options["timeout"], decline=options["decline"], by=signaller)
+
+    asked(saga_id, "signal", ask)
+
+
+def in_options(text: str) -> str:
+    """A text that names members of a request, with the names of their options instead."""
+    for named, option in _OPTIONS:
+        text = re.sub(named, option, text)
+    return text
+
+
+def user_at_host() -> str:
+    """Who runs this command."""
+    import getpass
+    import socket
+
+    from sagastream.core.messages import MAX_ACTOR_CHARS
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a user that has no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]
+
+
+#: All of them.
+COMMANDS: Final = (*(_verb(verb, text) for verb, text in _VERBS.items()), signal)
