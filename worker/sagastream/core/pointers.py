@@ -49,12 +49,12 @@ def follow(value: Any, tokens: tuple[str, ...]) -> tuple[int, Any]:
 def why_nothing(value: Any, token: str) -> str:
     """Why a token finds nothing in a value, as what is said of it: `has no member total`."""
     if isinstance(value, dict):
-        return f"has no member {_named(token)}"
+        return f"has no member {named(token)}"
     if not isinstance(value, list):
         return f"is {kind_of(value)}"
     if _INDEX.fullmatch(token):
         return f"has {len(value)} items, and the index {token} is too high"
-    return f"is a list, and {_named(token)} is not an index"
+    return f"is a list, and {named(token)} is not an index"
 
 
 def kind_of(value: Any) -> str:
@@ -77,5 +77,6 @@ def shown(pointer: str) -> str:
     return pointer if len(pointer) <= _QUOTED_CHARS else f"{pointer[:_QUOTED_CHARS]}…"
 
 
-def _named(token: str) -> str:
+def named(token: str) -> str:
+    """A name in a text: as it is if it is plain, or else quoted."""
     return token if _PLAIN_NAME.fullmatch(token) else f"{token[:64]!a}"

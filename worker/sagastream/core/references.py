@@ -4,7 +4,7 @@ A template is compiled into the pieces of the text that it builds. What a refere
 and nobody looks into it again: so data never becomes a reference.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
@@ -12,26 +12,30 @@ from typing import Any, Final
 import orjson
 from msgspec import Struct
 
-from sagastream.core.pointers import below, follow, kind_of, shown, why_nothing
+from sagastream.core.pointers import below, follow, kind_of, named, shown, why_nothing
 from sagastream.core.sealed_values import sealed_value
-from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, check_payload, encode, value_of
+from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, check_payload, collector_paused, encode, value_of
 from sagastream.core.templates import (
     FAILURE,
     INPUT,
     OF_ITEM,
     SAGA_ID,
-    Concat,
-    Literal,
+    Joined,
+    Operator,
     Problem,
     Reference,
+    Template,
+    as_text,
+    compiled,
     joinable,
-    operator,
     operators,
 )
 from sagastream.errors import CannotBuild, MalformedMessage
 
 #: The largest text that is built, in bytes: it becomes the params of a command, with other members beside them.
 MAX_BUILT_BYTES: Final = MAX_PAYLOAD_BYTES
+#: The most operators in one template or condition. Each takes a worker some microseconds.
+MAX_OPERATORS: Final = 1000
 #: Templates of up to this many bytes are compiled once: the steps of a program are alike, and their data is elsewhere.
 CACHED_BYTES: Final = 2048
 #: In place of a value: there is none.
@@ -79,16 +83,6 @@ class Roots(Struct, frozen=True, kw_only=True):
     item: bool = False  # whether /item and /index may be named
 
 
-class Joined(Struct, frozen=True, gc=False):
-    """A compiled `$concat`."""
-
-    parts: tuple[str | Reference, ...]
-
-
-#: A compiled template: texts, and what is built between them.
-Template = tuple[bytes | Reference | Joined, ...]
-
-
 def has_references(value: Any) -> bool:
     """Whether anything in a value must be built. Otherwise, it builds itself."""
     return next(operators(value), None) is not None
@@ -101,7 +95,15 @@ def names(template: Any) -> set[str]:
 
 def problems(template: Any, roots: Roots) -> Iterator[Problem]:
     """What is wrong in a template, as far as that shows before the saga runs."""
-    for path, one in operators(template):
+    yield from wrong(operators(template), roots)
+
+
+def wrong(found: Iterable[tuple[str, Operator | Problem]], roots: Roots) -> Iterator[Problem]:
+    """The same, of the operators of one or more templates, each with its path."""
+    for number, (path, one) in enumerate(found, 1):
+        if number > MAX_OPERATORS:
+            yield Problem(path, f"too many: at most {MAX_OPERATORS} objects with $ref, $concat or $literal")
+            return
         if isinstance(one, Problem):
             yield one
         elif isinstance(one, Reference) and (text := why_not(one, roots)) is not None:
@@ -119,7 +121,7 @@ def why_not(reference: Reference, roots: Roots, *, needs_default: bool = True) -
         return None
     known = roots.steps.get(step)
     if known is None:
-        return f"{pointer}: there is no step {shown(step)}"
+        return f"{pointer}: there is no step {named(step)}"
     if known is Known.ITSELF and not roots.own:
         return f"{pointer}: a step has no result before it is done"
     if known is Known.OTHER:
@@ -138,7 +140,15 @@ def build(template: bytes, sources: Sources) -> bytes:
     Raises CannotBuild: a reference finds nothing and has no default, leads into a sealed value, or finds what cannot be
     joined to a text; what is built is more than a command can hold; or the template has a problem.
     """
-    return written(_cached(template) if len(template) <= CACHED_BYTES else compiled(value_of(template)), sources)
+    if len(template) <= CACHED_BYTES:
+        return written(_cached(template), sources)
+    with collector_paused():
+        return written(compiled(value_of(template)), sources)
+
+
+@lru_cache(maxsize=512)
+def _cached(template: bytes) -> Template:
+    return compiled(value_of(template))
 
 
 def written(template: Template, sources: Sources) -> bytes:
@@ -198,13 +208,8 @@ def _joined(joined: Joined, sources: Sources) -> bytes:
 def _joinable_text(reference: Reference, sources: Sources) -> str:
     value = found(reference, sources)
     if joinable(value):
-        return _as_text(value)
+        return as_text(value)
     raise CannotBuild(f"{shown(reference.pointer)}: {kind_of(value)} cannot be joined to a text")
-
-
-def _as_text(value: Any) -> str:
-    """A text, or a number as JSON writes it."""
-    return value if isinstance(value, str) else encode(value).decode()
 
 
 def _too_large(piece: object) -> CannotBuild:
@@ -257,82 +262,3 @@ def _default(reference: Reference, sources: Sources) -> bytes:
     else:
         why = f"this saga has no {reference.root.removeprefix('/')} now"
     raise CannotBuild(f"{shown(reference.pointer)}: there is nothing there ({why})")
-
-
-# --- compiling
-
-
-@lru_cache(maxsize=512)
-def _cached(template: bytes) -> Template:
-    return compiled(value_of(template))
-
-
-def compiled(template: Any, path: str = "") -> Template:
-    """A template, compiled. Raises CannotBuild if something is wrong with it. `path`: where it stands."""
-    merged: _Pieces = []
-    texts: list[bytes] = []
-    for piece in _pieces(template, path) or [encode(template)]:
-        if isinstance(piece, bytes):
-            texts.append(piece)
-        else:
-            merged += [b"".join(texts), piece] if texts else [piece]
-            texts.clear()
-    return (*merged, b"".join(texts)) if texts else tuple(merged)
-
-
-_Pieces = list[bytes | Reference | Joined]
-
-
-def _pieces(value: Any, path: str) -> _Pieces | None:
-    """The pieces of a template; None: it builds itself."""
-    if isinstance(value, list):
-        items = [_pieces(item, below(path, index)) for index, item in enumerate(value)]
-        return _container(b"[", value, [b""] * len(value), items, b"]")
-    if not isinstance(value, dict):
-        return None
-    one = _operator(value, path)
-    if one is None:
-        members = [_pieces(member, below(path, name)) for name, member in value.items()]
-        return _container(b"{", list(value.values()), [encode(name) + b":" for name in value], members, b"}")
-    if isinstance(one, Reference):
-        return [one]
-    if isinstance(one, Literal):
-        return [one.data]
-    parts = _parts(one, path)
-    texts = [part for part in parts if isinstance(part, str)]
-    return [encode("".join(texts)) if len(texts) == len(parts) else Joined(tuple(parts))]
-
-
-def _container(
-    opening: bytes, values: list[Any], names: list[bytes], inner: list[_Pieces | None], closing: bytes
-) -> _Pieces | None:
-    """The pieces of an array or an object."""
-    if all(one is None for one in inner):
-        return None
-    pieces: _Pieces = []
-    for value, name, one in zip(values, names, inner, strict=True):
-        pieces.append((b"," if pieces else opening) + name)
-        pieces += [encode(value)] if one is None else one
-    return [*pieces, closing]
-
-
-def _parts(concat: Concat, path: str) -> list[str | Reference]:
-    """What a `$concat` joins, with those that stand in it."""
-    parts: list[str | Reference] = []
-    for index, item in enumerate(concat.items):
-        at = below(below(path, "$concat"), index)
-        one = _operator(item, at) if isinstance(item, dict) else None
-        if isinstance(one, Reference):
-            parts.append(one)
-        elif isinstance(one, Concat):
-            parts += _parts(one, at)
-        else:
-            parts.append(_as_text(item if one is None else value_of(one.data)))
-    return parts
-
-
-def _operator(value: dict[str, Any], path: str) -> Reference | Concat | Literal | None:
-    one = operator(value, path)
-    if isinstance(one, Problem):
-        raise CannotBuild(str(one))
-    return one

@@ -8,14 +8,16 @@
 No other name may begin with `$`, so a misspelled one is not taken for data. Only a sealed value is data as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+import orjson
 from msgspec import Struct
 
-from sagastream.core.pointers import below, kind_of, shown, tokens_of
+from sagastream.core.pointers import below, kind_of, named, shown, tokens_of
 from sagastream.core.sealed_values import sealed_value
 from sagastream.core.strict_json import encode, value_of
+from sagastream.errors import CannotBuild
 
 #: The roots of references, besides the results of steps.
 INPUT: Final = "/input"
@@ -65,35 +67,42 @@ class Literal(Struct, frozen=True, gc=False):
 Operator = Reference | Concat | Literal
 
 
-def operator(value: dict[str, Any], path: str) -> Operator | Problem | None:
-    """What an object stands for, or what is wrong with it. None: it is data. `path`: where it stands."""
+def operator(value: dict[str, Any]) -> Operator | Problem | None:
+    """What an object stands for, or what is wrong with it, by a path in this object. None: it is data."""
     name = next((name for name in value if name.startswith("$")), None)
     if name is None or sealed_value(value) is not None:
         return None
     if (read := _READERS.get(name)) is None:
         hint = 'if this is data, write {"$literal": …} around it'
-        return Problem(below(path, name), f"{name[:64]} is not known, only {', '.join(_READERS)} are; {hint}")
+        return Problem(below("", name), f"{named(name)} is not known, only {', '.join(_READERS)} are; {hint}")
     allowed = {"$ref", "default"} if name == "$ref" else {name}
     if (other := next((member for member in value if member not in allowed), None)) is not None:
-        return Problem(below(path, other), f"an object with {name} has no member {other[:64]}")
-    return read(value[name], value, path)
+        return Problem(below("", other), f"an object with {name} has no member {named(other)}")
+    return read(value)
 
 
 def operators(value: Any, path: str = "") -> Iterator[tuple[str, Operator | Problem]]:
     """All that stands for something else in a template or a condition, and all that is wrong there, each with its path;
-    in the order in which it stands there."""
-    if isinstance(value, dict):
-        one = operator(value, path)
-        if one is not None:
-            yield path, one
+    in the order in which it stands there. `path`: where the value stands."""
+    members: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, list):
+        members = enumerate(value)
+    elif isinstance(value, dict):
+        one = operator(value)
+        if one is None:
+            members = value.items()
+        else:
+            yield path, Problem(path + one.path, one.text) if isinstance(one, Problem) else one
         if isinstance(one, Concat):
-            yield from operators(one.items, below(path, "$concat"))
-        elif one is None:
-            for name, member in value.items():
-                yield from operators(member, below(path, name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from operators(item, below(path, index))
+            path, members = f"{path}/$concat", enumerate(one.items)
+    for name, member in members:
+        if isinstance(member, dict | list):
+            yield from operators(member, below(path, name))
+
+
+def as_text(value: Any) -> str:
+    """A text, or a number as JSON writes it."""
+    return value if isinstance(value, str) else encode(value).decode()
 
 
 def joinable(value: Any) -> bool:
@@ -101,18 +110,18 @@ def joinable(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _reference(pointer: Any, value: dict[str, Any], path: str) -> Reference | Problem:
-    at = below(path, "$ref")
+def _reference(value: dict[str, Any]) -> Reference | Problem:
+    pointer = value["$ref"]
     if not isinstance(pointer, str):
-        return Problem(at, f"a reference is a JSON Pointer such as /input/total, and this is {kind_of(pointer)}")
+        return Problem("/$ref", f"a reference is a JSON Pointer such as /input/total, and this is {kind_of(pointer)}")
     try:
         tokens = tokens_of(pointer)
     except ValueError as error:
-        return Problem(at, f"{shown(pointer)} is not a JSON Pointer: {error}")
+        return Problem("/$ref", f"{shown(pointer)} is not a JSON Pointer: {error}")
     if (count := _root_of(tokens)) is None:
         name = f"{shown(pointer)}: there is no such root" if tokens else "the pointer is empty"
         roots = "/input, /saga/id, /steps/<id or number>/result, /failure/step, /failure/error and /failure/reason"
-        return Problem(at, f"{name}; the roots are {roots}")
+        return Problem("/$ref", f"{name}; the roots are {roots}")
     default = encode(value["default"]) if "default" in value else None
     root = "/".join(("", *tokens[:count]))
     return Reference(pointer, root, tokens[1] if tokens[0] == "steps" else None, tokens[count:], default)
@@ -132,30 +141,95 @@ def _root_of(tokens: tuple[str, ...]) -> int | None:
     return None
 
 
-def _concat(items: Any, _: dict[str, Any], path: str) -> Concat | Problem:
-    at = below(path, "$concat")
+def _concat(value: dict[str, Any]) -> Concat | Problem:
+    items = value["$concat"]
     if not isinstance(items, list):
-        return Problem(at, f"$concat joins a list, and this is {kind_of(items)}")
+        return Problem("/$concat", f"$concat joins a list, and this is {kind_of(items)}")
     for index, item in enumerate(items):
-        one = operator(item, below(at, index)) if isinstance(item, dict) else None
-        value = item
+        one = operator(item) if isinstance(item, dict) else None
+        known = item
         if isinstance(one, Literal):
-            value = value_of(one.data)
+            known = value_of(one.data)
         elif isinstance(one, Reference) and one.default is not None:
-            value = value_of(one.default)
+            known = value_of(one.default)
         elif one is not None:
             continue
-        if not joinable(value):
-            return Problem(below(at, index), f"{kind_of(value)} cannot be joined to a text")
+        if not joinable(known):
+            return Problem(f"/$concat/{index}", f"{kind_of(known)} cannot be joined to a text")
     return Concat(items)
 
 
-def _literal(value: Any, _: dict[str, Any], __: str) -> Literal:
-    return Literal(encode(value))
+def _literal(value: dict[str, Any]) -> Literal:
+    return Literal(encode(value["$literal"]))
 
 
-_READERS: Final[dict[str, Callable[[Any, dict[str, Any], str], Operator | Problem]]] = {
+_READERS: Final[dict[str, Callable[[dict[str, Any]], Operator | Problem]]] = {
     "$ref": _reference,
     "$concat": _concat,
     "$literal": _literal,
 }
+
+
+# --- compiling
+
+
+class Joined(Struct, frozen=True, gc=False):
+    """A compiled `$concat`."""
+
+    parts: tuple[str | Reference, ...]
+
+
+#: Stands in a written template where something is built. In JSON, this byte never stands as it is.
+_GAP_BYTE: Final = b"\0"
+_GAP: Final = orjson.Fragment(_GAP_BYTE)
+#: A compiled template: texts, and what is built between them.
+Template = tuple[bytes | Reference | Joined, ...]
+
+
+def compiled(template: Any, path: str = "") -> Template:
+    """A template, compiled. Raises CannotBuild if something is wrong with it. `path`: where it stands."""
+    gaps: list[Reference | Joined | Problem] = []
+    texts = encode(_with_gaps(template, gaps)).split(_GAP_BYTE)
+    pieces: list[bytes | Reference | Joined] = [texts[0]] if texts[0] else []
+    for gap, text in zip(gaps, texts[1:], strict=True):
+        if isinstance(gap, Problem):
+            found = (one for _, one in operators(template, path))
+            raise CannotBuild(str(next(one for one in found if isinstance(one, Problem))))
+        pieces += [gap, text] if text else [gap]
+    return tuple(pieces)
+
+
+def _with_gaps(value: Any, gaps: list[Reference | Joined | Problem]) -> Any:
+    """A template, ready to be written, with gaps in place of what is built. What belongs into them is added to `gaps`,
+    in the order in which they will be written."""
+    if isinstance(value, list):
+        return [_with_gaps(item, gaps) if isinstance(item, dict | list) else item for item in value]
+    if not isinstance(value, dict):
+        return value
+    one = operator(value)
+    if one is None:
+        return {
+            name: _with_gaps(member, gaps) if isinstance(member, dict | list) else member
+            for name, member in value.items()
+        }
+    if isinstance(one, Literal):
+        return orjson.Fragment(one.data)
+    gaps.append(_joined(one) if isinstance(one, Concat) else one)
+    return _GAP
+
+
+def _joined(concat: Concat) -> Joined | Problem:
+    """A `$concat` with those that stand in it."""
+    parts: list[str | Reference] = []
+    for item in concat.items:
+        one = operator(item) if isinstance(item, dict) else None
+        joined = _joined(one) if isinstance(one, Concat) else one
+        if isinstance(joined, Problem):
+            return joined
+        if isinstance(joined, Joined):
+            parts += joined.parts
+        elif isinstance(joined, Reference):
+            parts.append(joined)
+        else:
+            parts.append(as_text(item if joined is None else value_of(joined.data)))
+    return Joined(tuple(parts))
