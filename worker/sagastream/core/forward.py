@@ -16,7 +16,7 @@ from sagastream.core.references import Failure, Sources
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.sending import send_transaction
 from sagastream.core.step_state import Step
-from sagastream.core.steps import PLAIN_SHAPE, StepKind
+from sagastream.core.steps import PLAIN, PLAIN_SHAPE, StepKind
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Moment, put
 from sagastream.errors import CannotBuild
@@ -40,26 +40,28 @@ class Advance(NamedTuple):
 
 def advance(state: SagaState, steps: tuple[Step, ...], moment: Moment) -> Advance:
     """Begin all of these steps of the saga that may begin now."""
-    beginning = _Beginning(state, steps, moment.now_ms)
-    to_send: list[int] = []
-    while begun := [number for number in plan.ready(beginning.steps) if number not in to_send]:
-        are_done = 0
-        for number in begun:
-            try:
-                phase = beginning.begin(number)
-            except CannotBuild as error:
-                return Advance(steps, state.signals, [], Unbuilt(number, str(error)))
-            are_done += phase in DONE
-            if phase is Phase.WAITING:
-                to_send.append(number)
-        if not are_done:
-            break
-    steps, commands = beginning.steps, []
-    for number in sorted(to_send):
+    to_send, signals = plan.ready(steps), state.signals
+    if state.format != PLAIN:  # steps of a plain saga only send their commands
+        beginning = _Beginning(state, steps, moment.now_ms)
+        try:
+            to_send = beginning.begin_all()
+        except _Unbuildable as unbuilt:
+            return Advance(steps, signals, [], unbuilt.step)
+        steps, signals = beginning.steps, beginning.signals
+    commands = []
+    for number in to_send:
         step, command = send_transaction(state, number, steps[number - 1], moment.now_ms)
         steps = put(steps, number, step)
         commands.append(command)
-    return Advance(steps, beginning.signals, commands)
+    return Advance(steps, signals, commands)
+
+
+class _Unbuildable(Exception):
+    """A step cannot begin, and is not behind the pivot."""
+
+    def __init__(self, step: Unbuilt) -> None:
+        super().__init__(step.why)
+        self.step = step
 
 
 class _Beginning:
@@ -71,9 +73,23 @@ class _Beginning:
         self.steps = steps
         self.signals = state.signals
 
-    def begin(self, number: int) -> Phase:
-        """Begin a step that is ready. Returns its phase: if it still waits, its command is left to be sent. Raises
-        CannotBuild if it fails with that; a step behind the pivot is parked instead."""
+    def begin_all(self) -> list[int]:
+        """Begin all that is ready, and what is ready after that. Returns the numbers of the steps whose commands are
+        left to be sent, ascending. Raises _Unbuildable."""
+        to_send: set[int] = set()
+        are_done = True
+        while are_done:
+            are_done = False
+            for number in plan.ready(self.steps):
+                if number not in to_send:
+                    phase = self._begin(number)
+                    are_done = are_done or phase in DONE
+                    if phase is Phase.WAITING:
+                        to_send.add(number)
+        return sorted(to_send)
+
+    def _begin(self, number: int) -> Phase:
+        """Begin a step that is ready. Returns its phase: if it still waits, its command is left to be sent."""
         step = self.steps[number - 1]
         shape = step.definition.shape
         if shape is PLAIN_SHAPE:
@@ -88,7 +104,7 @@ class _Beginning:
                 step = replace(step, built=params)
         except CannotBuild as error:
             if step.definition.kind is not StepKind.RETRIABLE:
-                raise
+                raise _Unbuildable(Unbuilt(number, str(error))) from None
             step = step.moved("parked", parked=str(error), error=encode(str(error)))
         self.steps = put(self.steps, number, step)
         return step.phase

@@ -5,21 +5,25 @@ after it. No other module knows the order; graph.py says what comes after what.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sagastream.core.graph import before
 from sagastream.core.phases import ACTIVE, DONE, TO_UNDO, UNDO, Phase
 from sagastream.core.step_state import Step
+
+_WAITING: Final = Phase.WAITING
 
 
 def ready(steps: Sequence[Step]) -> list[int]:
     """The numbers of the steps that may begin now, ascending: they wait, and all that they come after are done."""
     found = []
     for number, step in enumerate(steps, 1):
-        if step.phase is Phase.WAITING:
-            for other in before(step.definition, number):
-                if steps[other - 1].phase not in DONE:
-                    break
-            else:
+        if step.phase is _WAITING:  # written out, not asked of graph.before: this is asked for every answer
+            after = step.definition.shape.after
+            if after is None:
+                if number == 1 or steps[number - 2].phase in DONE:
+                    found.append(number)
+            elif all(steps[other - 1].phase in DONE for other in after):
                 found.append(number)
     return found
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core.messages import DefinedBy
-from sagastream.core.phases import BACKING_OFF, DONE, Phase
+from sagastream.core.phases import DONE, IN_FLIGHT, Phase
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.strict_json import value_of
@@ -242,7 +242,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         """What must happen for the saga to go on, in words."""
         if self.ended:
             return "nothing, it has ended"
-        if self.is_to_start:
+        if self.start_ms is not None and self.is_to_start:
             return "its start"
         if self.format == PLAIN:  # it waits for one step at a time
             return "a person, it is parked" if self.step.parked is not None else self._step_waits_for(self.current_step)
@@ -252,23 +252,23 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     def _step_waits_for(self, number: int) -> str:
         step = self.steps[number - 1]
+        phase, attempt = step.phase, step.current_attempt
+        then = "" if self.cancelling is None else self._then
+        if phase in IN_FLIGHT:
+            which = f" (attempt {attempt} of {step.attempts})" if attempt > 1 else ""
+            return f"{step.definition.service} to answer {step.command}, step {number}{which}{then}"
         if step.parked is not None:
             return f"a person, step {number} is parked"
         what, shape = f"{step.command}, step {number}", step.definition.shape
-        if step.phase is Phase.AWAITING:
+        if phase is Phase.AWAITING:
             return f"the end of its pause, step {number}" if shape.wait is None else f"the signal {what}"
-        if step.phase is Phase.RETRY_AWAITED:
+        if phase is Phase.RETRY_AWAITED:
             return f"the signal {shape.retry_on}, to send {what} again"
-        attempt = step.current_attempt
-        if step.phase in BACKING_OFF:
-            return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){self._then}"
-        which = f" (attempt {attempt} of {step.attempts})" if attempt > 1 else ""
-        return f"{step.definition.service} to answer {what}{which}{self._then}"
+        return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){then}"
 
     @property
     def _then(self) -> str:
-        if self.cancelling is None:
-            return ""
+        """What follows once what is out is answered, if the saga is to go back."""
         return ", to be cancelled then" if self.failed_step is None else ", to go back then"
 
     def with_step(self, number: int, step: Step, **changes: Any) -> "SagaState":

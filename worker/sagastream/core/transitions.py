@@ -129,10 +129,10 @@ def moved(
     `cancelling`: why it is to be cancelled from now on; `reason`: why it goes back from now on; `undone`: the steps
     whose undo begins now.
     """
-    status = status_after(state.status, happening)
-    # Of a saga that has ended, no step is active.
-    otherwise = len(steps) if status is SagaStatus.COMPLETED else state.current_step
-    if status is SagaStatus.ABORTED and state.failed_step is not None and not state.compensating_steps:
+    status, otherwise = status_after(state.status, happening), state.current_step
+    if status is SagaStatus.COMPLETED:
+        otherwise = len(steps)
+    elif status is SagaStatus.ABORTED and state.failed_step is not None and not state.compensating_steps:
         otherwise = state.failed_step
     return replace(
         state,
