@@ -43,12 +43,14 @@ from sagastream.core.steps import (
     ATTEMPTS,
     BACKOFF_MS,
     FORMATS,
+    GRAPH,
     MAX_ATTEMPTS,
     MAX_BACKOFF_MS,
     MAX_DEADLINE_MS,
     MAX_STEPS,
     MAX_TIMEOUT_MS,
     PERSISTENT_ATTEMPTS,
+    PLAIN,
     TIMEOUT_MS,
     USUAL_ATTEMPTS,
     StepDefinition,
@@ -464,9 +466,10 @@ def test_what_an_operator_asks_for_is_read_back_from_the_fields_of_its_entry(ask
 
 
 @pytest.mark.parametrize("bad", [None, 0, 1, "true", [True]])
-def test_now_is_true_or_false_and_only_of_a_cancel(bad: Any) -> None:
-    assert complaint(parse_intervene, asked_body(now=bad)) == "the body: now must be true or false"
-    for verb in (Verb.RETRY, Verb.SKIP, Verb.ABANDON):
+def test_now_is_true_or_false_and_only_of_what_stops_a_saga(bad: Any) -> None:
+    for verb in (Verb.CANCEL, Verb.ABANDON):
+        assert complaint(parse_intervene, asked_body(verb, now=bad)) == "the body: now must be true or false"
+    for verb in (Verb.RETRY, Verb.SKIP):
         assert complaint(parse_intervene, asked_body(verb, now=True)) == "the body has an unknown member 'now'"
 
 
@@ -502,7 +505,8 @@ def test_a_reason_that_no_message_can_carry_is_malformed(bad: str) -> None:
 def test_what_an_operator_leaves_out_or_adds_is_told() -> None:
     assert complaint(parse_intervene, without(asked_body(), "saga_id")) == "the body: saga_id is missing"
     assert complaint(parse_intervene, without(asked_body(), "reason")).startswith("reason must be a text")
-    assert complaint(parse_intervene, asked_body(steps=[])) == "the body has an unknown member 'steps'"
+    told = "the body has an unknown member 'steps'; is it a misspelling of step?"
+    assert complaint(parse_intervene, asked_body(steps=[])) == told
     assert complaint(parse_intervene, asked_body(saga_id="a b")) == f"the body: saga_id {NAME_RULE}"
 
 
@@ -809,8 +813,8 @@ def _asked(body: object, **fields: bytes) -> Any:
     return read_request({b"body": encode(body)} | {name.encode(): value for name, value in fields.items()})
 
 
-def test_this_release_knows_the_plain_format_alone() -> None:
-    assert {1} == FORMATS
+def test_this_release_knows_the_plain_format_and_that_of_graphs() -> None:
+    assert {PLAIN, GRAPH} == FORMATS == {1, 2}
 
 
 @pytest.mark.parametrize("kind", ["saga_begin", "saga_retry", "saga_signal"])

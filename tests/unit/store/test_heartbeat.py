@@ -24,7 +24,7 @@ def a_process(kind: str = Kind.WORKER, silent_ms: int = 0, *, beats: bool = True
 
 
 def a_member(**changes: Any) -> bytes:
-    member = {"name": "p-1", "kind": "worker", "formats": [1], "partitions": [0], "started": "2026-01-01T00:00:00Z"}
+    member = {"name": "p-1", "kind": "worker", "formats": [1, 2], "partitions": [0], "started": "2026-01-01T00:00:00Z"}
     return json.dumps(member | changes).encode()
 
 
@@ -78,7 +78,7 @@ def test_what_a_process_writes_of_itself_is_what_is_read() -> None:
     [words] = next(joined(Heartbeat("p-1", Kind.SERVICE, "till")).beat())
     [found] = looked([words[MEMBER], b"%d" % (NOW_MS - 700)], [])
     assert (found.name, found.kind, found.service) == ("p-1", Kind.SERVICE, "till")
-    assert (found.formats, found.partitions) == ((1,), (0,))
+    assert (found.formats, found.partitions) == ((1, 2), (0,))
     assert (found.silent_ms, found.beats, found.is_alive) == (700, True, True)
     assert found.started is not None
 
