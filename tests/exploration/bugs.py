@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from sagastream.core import back, decision, plan, service_rules, step_state
+from sagastream.core import answers, asked, back, plan, service_rules, step_state
 from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
@@ -141,7 +141,7 @@ def _whatever_it_is(state: SagaState, why: str, moment: Moment, *, now: bool, no
     return back.go_back(state, state.steps, why, moment, now=True)
 
 
-_why_not = decision._why_not
+_why_not = asked._why_not
 
 
 def _not_done_at_once(state: SagaState, number: int | None, event: Intervene, moment: Moment) -> str | None:
@@ -165,6 +165,10 @@ def _never_past_return(state: SagaState, moment: Moment) -> bool:
     return False
 
 
+def _where_it_is(state: SagaState, event: Intervene) -> int:
+    return state.current_step
+
+
 def _wherever_it_is(state: SagaState, number: int | None, event: Intervene, moment: Moment) -> str | None:
     return _why_not(state, number, replace(event, parked_at=event.parked_at and state.parked_at), moment)
 
@@ -183,26 +187,26 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
         (plan, "TO_UNDO", TO_UNDO | {Phase.FAILED}),
         (step_state, "STEP", {**STEP, (Phase.FAILED, "undo sent"): Phase.UNDO_OUT}),
     ],
-    Bug.ANSWERED_AGAIN: [(decision, "_is_news", _any_ok)],
+    Bug.ANSWERED_AGAIN: [(answers, "_is_news", _any_ok)],
     ServicesBug.OWED_IN_MEMORY: [(service_rules, "overruled", _always_here)],
     ServicesBug.LOST_IS_DROPPED: [(service_rules, "lost", _without_a_word)],
     ServicesBug.FAILED_UNDO_ANSWERED: [(service_rules, "replied", _undo_not_looked_at)],
     ServicesBug.DELIVERED_AGAIN_NOT_UNDONE: [(service_rules, "delivered", _never_again)],
     ServicesBug.UNKNOWN_COMMAND_IS_FINAL: [(service_rules, "without_handler", _nobody_has_begun)],
     ServicesBug.NOT_UNDONE: [(service_rules, "undoing", _not_undone)],
-    Bug.LATE_UNDO_SET_ASIDE: [(decision, "_is_undone_late", _never_late)],
+    Bug.LATE_UNDO_SET_ASIDE: [(answers, "_is_undone_late", _never_late)],
     Bug.CUT_OFF_IS_NOT_DONE: [(back, "may_be_done", _not_done)],
     Bug.CUT_OFF_PIVOT_IS_NOT_DONE: [(back, "cancel", _whatever_it_is)],
     Bug.NOW_AT_A_PARKED_STEP: [
-        (decision, "_why_not", _not_done_at_once),
+        (asked, "_why_not", _not_done_at_once),
         (back, "cancel", _parked_is_not_done),
     ],
     Bug.CANCEL_IS_NOT_DONE: [
         (back, "cancel", _parked_is_not_done),
         (back, "is_parked_past_return", _never_past_return),
     ],
-    Bug.ANY_PARKED_STATE: [(decision, "_why_not", _wherever_it_is)],
-    Bug.NOW_AT_AN_UNDO: [(decision, "_why_not", _undone_or_not)],
+    Bug.ANY_PARKED_STATE: [(asked, "_why_not", _wherever_it_is), (asked, "_step_meant", _where_it_is)],
+    Bug.NOW_AT_AN_UNDO: [(asked, "_why_not", _undone_or_not)],
     Bug.HARD_IS_SOFT: [(SagaState, "is_cut_off", False)],
 }
 

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from sagastream.broker.entries import Entry
-from sagastream.core.decision import Event, awaits
+from sagastream.core.answers import awaits
+from sagastream.core.decision import Event
 from sagastream.core.messages import Begin, Newer, Reply
 from sagastream.core.saga import Found, SagaState
 from sagastream.orchestrator.change import Change
