@@ -69,7 +69,7 @@ class Known(Enum):
     """What is known, before the saga runs, of a step that a reference names."""
 
     ANCESTOR = "ancestor"  # it is done before
-    MAY_BE_BYPASSED = "may be bypassed"  # it is done before, or has no result because it was bypassed
+    MAY_BE_BYPASSED = "may be bypassed"  # it is before, and may have no result: bypassed, or a wait that went on
     OTHER = "other"  # it need not be done before
     ITSELF = "itself"  # the reference is its own
 
@@ -127,7 +127,7 @@ def why_not(reference: Reference, roots: Roots, *, needs_default: bool = True) -
     if known is Known.OTHER:
         return f"{pointer}: step {step} may not be done by then; name it in after"
     if known is Known.MAY_BE_BYPASSED and reference.default is None and needs_default:
-        return f"{pointer}: step {step} may be bypassed; say a default"
+        return f"{pointer}: step {step} may be bypassed or go on without a result; say a default"
     return None
 
 
