@@ -11,7 +11,7 @@ _QUOTED_CHARS: Final = 128
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_.$-]{1,64}")
 _BAD_ESCAPE: Final = re.compile(r"~(?![01])")
 #: The index of an item: no sign, no leading zero, no digits of other scripts. No list is longer than this can say.
-_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
+INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def tokens_of(pointer: str) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def follow(value: Any, tokens: tuple[str, ...]) -> tuple[int, Any]:
             if token not in value or (token == NAME and sealed_value(value) is not None):
                 return done, value
             value = value[token]
-        elif isinstance(value, list) and _INDEX.fullmatch(token) and int(token) < len(value):
+        elif isinstance(value, list) and INDEX.fullmatch(token) and int(token) < len(value):
             value = value[int(token)]
         else:
             return done, value
@@ -52,7 +52,7 @@ def why_nothing(value: Any, token: str) -> str:
         return f"has no member {named(token)}"
     if not isinstance(value, list):
         return f"is {kind_of(value)}"
-    if _INDEX.fullmatch(token):
+    if INDEX.fullmatch(token):
         return f"has {len(value)} items, and the index {token} is too high"
     return f"is a list, and {named(token)} is not an index"
 
