@@ -10,13 +10,30 @@ if TYPE_CHECKING:
     from sagastream.broker.connection import Broker as Broker
     from sagastream.broker.connection import connect as connect
     from sagastream.client.blocking import SagaClient as SagaClient
+    from sagastream.client.definition import Definition as Definition
     from sagastream.client.erasing import Erased as Erased
     from sagastream.client.event_loop import AsyncSagaClient as AsyncSagaClient
+    from sagastream.client.expressions import Condition as Condition
+    from sagastream.client.expressions import Reference as Reference
+    from sagastream.client.expressions import all_of as all_of
+    from sagastream.client.expressions import any_of as any_of
+    from sagastream.client.expressions import concat as concat
+    from sagastream.client.expressions import default as default
+    from sagastream.client.expressions import exists as exists
+    from sagastream.client.expressions import failure as failure
+    from sagastream.client.expressions import index as index
+    from sagastream.client.expressions import item as item
+    from sagastream.client.expressions import literal as literal
+    from sagastream.client.expressions import not_ as not_
+    from sagastream.client.expressions import one_of as one_of
+    from sagastream.client.expressions import saga_id as saga_id
     from sagastream.client.requests import Accepted as Accepted
+    from sagastream.client.requests import PauseRequest as PauseRequest
     from sagastream.client.requests import Refused as Refused
     from sagastream.client.requests import SagaRequest as SagaRequest
     from sagastream.client.requests import StepRequest as StepRequest
     from sagastream.client.requests import Unsettled as Unsettled
+    from sagastream.client.requests import WaitRequest as WaitRequest
     from sagastream.codecs.keyring import Keyring as Keyring
     from sagastream.core.causes import Cause as Cause
     from sagastream.core.causes import CauseKind as CauseKind
@@ -43,6 +60,7 @@ if TYPE_CHECKING:
     from sagastream.service.context import Context as Context
     from sagastream.service.declaration import Service as Service
 
+
 _WHERE = {
     "Accepted": "client.requests",
     "AsyncSagaClient": "client.event_loop",
@@ -53,13 +71,17 @@ _WHERE = {
     "CauseKind": "core.causes",
     "Codec": "core.sealing",
     "CodecContext": "core.sealing",
+    "Condition": "client.expressions",
     "Context": "service.context",
     "CorruptSaga": "errors",
+    "Definition": "client.definition",
     "Effects": "effects.once",
     "Erased": "client.erasing",
     "Keyring": "codecs.keyring",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
+    "PauseRequest": "client.requests",
+    "Reference": "client.expressions",
     "Refused": "client.requests",
     "Reject": "errors",
     "RequestRefused": "errors",
@@ -78,7 +100,20 @@ _WHERE = {
     "StoreFull": "errors",
     "UnreadableSaga": "errors",
     "Unsettled": "client.requests",
+    "WaitRequest": "client.requests",
+    "all_of": "client.expressions",
+    "any_of": "client.expressions",
+    "concat": "client.expressions",
     "connect": "broker.connection",
+    "default": "client.expressions",
+    "exists": "client.expressions",
+    "failure": "client.expressions",
+    "index": "client.expressions",
+    "item": "client.expressions",
+    "literal": "client.expressions",
+    "not_": "client.expressions",
+    "one_of": "client.expressions",
+    "saga_id": "client.expressions",
 }
 
 __all__ = [
@@ -91,13 +126,17 @@ __all__ = [
     "CauseKind",
     "Codec",
     "CodecContext",
+    "Condition",
     "Context",
     "CorruptSaga",
+    "Definition",
     "Effects",
     "Erased",
     "Keyring",
     "MalformedMessage",
     "NewerFormat",
+    "PauseRequest",
+    "Reference",
     "Refused",
     "Reject",
     "RequestRefused",
@@ -116,7 +155,20 @@ __all__ = [
     "StoreFull",
     "UnreadableSaga",
     "Unsettled",
+    "WaitRequest",
+    "all_of",
+    "any_of",
+    "concat",
     "connect",
+    "default",
+    "exists",
+    "failure",
+    "index",
+    "item",
+    "literal",
+    "not_",
+    "one_of",
+    "saga_id",
 ]
 
 

@@ -14,8 +14,20 @@ from sagastream import (
     StepRequest,
     UnreadableSaga,
 )
-from sagastream.client.requests import BATCH, Accepted, Refused, _batches, begin_many, granted, to_begin, to_intervene
+from sagastream.client.requests import (
+    BATCH,
+    Accepted,
+    PauseRequest,
+    Refused,
+    WaitRequest,
+    _batches,
+    begin_many,
+    granted,
+    to_begin,
+    to_intervene,
+)
 from sagastream.core.messages import Begin, Verb
+from sagastream.core.shape_parsing import SHAPE_MEMBERS
 from sagastream.core.steps import OPTIONS, StepKind
 from sagastream.errors import MalformedMessage
 from sagastream.store.layout import Layout
@@ -26,7 +38,10 @@ def a_saga(saga_id: str, params: Any = None) -> SagaRequest:
 
 
 def test_the_type_of_a_step_has_the_members_that_the_protocol_knows() -> None:
-    assert get_type_hints(StepRequest).keys() == {"transaction", "service", "params", *OPTIONS}
+    waits = get_type_hints(WaitRequest).keys() | get_type_hints(PauseRequest).keys()
+    members = {"transaction", "service", "params", *OPTIONS}
+    assert get_type_hints(StepRequest).keys() == members | (SHAPE_MEMBERS - {"wait", "wait_ms", "on_timeout"})
+    assert get_type_hints(StepRequest).keys() | waits == members | SHAPE_MEMBERS
     assert StepRequest.__required_keys__ == {"transaction", "service"}
 
 

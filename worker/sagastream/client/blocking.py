@@ -8,8 +8,9 @@ import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime
 from itertools import chain
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import redis
 
@@ -18,9 +19,18 @@ from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
 from sagastream.client import erasing, evidence, requests
+from sagastream.client.definition import Definition, requested
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus
-from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
+from sagastream.client.requests import (
+    Accepted,
+    PauseRequest,
+    Refused,
+    SagaRequest,
+    StepRequest,
+    Unsettled,
+    WaitRequest,
+)
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
@@ -72,30 +82,54 @@ class SagaClient:
         if self._owns_broker:
             self._broker.close()
 
+    @overload
     def begin(
         self,
         saga_id: str,
-        steps: Sequence[StepRequest],
+        steps: Sequence[StepRequest | WaitRequest | PauseRequest],
         *,
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
-    ) -> Accepted:
-        """Begin a saga. Returns as soon as the request is durable, after one round trip. If the saga was begun before
-        with the same id and steps, nothing is done twice.
+        input: dict[str, Any] | None = None,
+        start_at: datetime | None = None,
+        start_at_ms: int | None = None,
+    ) -> Accepted: ...
+    @overload
+    def begin(
+        self,
+        definition: Definition,
+        input: Any = None,
+        *,
+        saga_id: str,
+        start_at: datetime | None = None,
+        start_at_ms: int | None = None,
+    ) -> Accepted: ...
+    def begin(self, *args: Any, **named: Any) -> Accepted:
+        """Begin a saga: of a definition, or of steps. Returns as soon as the request is durable, after one round trip.
+        If the saga was begun before with the same id, and the same definition and input or the same steps, nothing is
+        done twice.
 
         Args:
             saga_id: chosen by you, unique in the store: 1 to 128 characters of A-Z a-z 0-9 . _ : -
             steps: the steps, in order; docs/sagas.md describes their members.
             deadline_ms: the saga is cancelled this many milliseconds after it began, if it has not ended by then.
             deadline: "hard": a command that is out by then is not waited for. By default it is.
+            input: the data of the saga, an object, to which its steps may refer. Of a definition that names a class: an
+                instance of it, or what can be read as one.
+            start_at, start_at_ms: do nothing before this time, by the broker's clock: a datetime with its time zone, or
+                milliseconds since the epoch. The deadline counts from then.
+            definition: what the steps are made from. The version with which a saga began stays with it: to begin it
+                again with another version of the same definition, and the same input, is the same begin.
 
         Raises:
             MalformedMessage: the request is not valid; the text says what is wrong, and where. Nothing was sent.
             RequestRefused: another saga has the id. Nothing was sent.
+            SettingsError: the input cannot be checked, because a package is not installed. Nothing was sent.
             UnreadableSaga: the saga with this id cannot be read. Nothing was sent.
             redis.RedisError: the broker is away. The request may have arrived or not, so call again with the same id.
+            TypeError: an argument is of the wrong kind, or `start_at` has no time zone.
         """
-        return self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms, deadline)))
+        return self.begin_request(requested(*args, **named))
 
     def begin_request(self, request: Begin) -> Accepted:
         """Like `begin`, for a parsed request."""

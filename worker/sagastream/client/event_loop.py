@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from datetime import datetime
+from typing import Any, Self, TypeVar, overload
 
 import redis
 from redis.asyncio import ConnectionPool
@@ -13,9 +14,18 @@ from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import OutageReport
 from sagastream.client import erasing, evidence, requests
+from sagastream.client.definition import Definition, requested
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, check_status
-from sagastream.client.requests import Accepted, Refused, SagaRequest, StepRequest, Unsettled
+from sagastream.client.requests import (
+    Accepted,
+    PauseRequest,
+    Refused,
+    SagaRequest,
+    StepRequest,
+    Unsettled,
+    WaitRequest,
+)
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.codecs.setting import codec_of
 from sagastream.core import backoff
@@ -86,16 +96,31 @@ class AsyncSagaClient:
 
     aclose = close  #: as contextlib.aclosing calls it
 
+    @overload
     async def begin(
         self,
         saga_id: str,
-        steps: Sequence[StepRequest],
+        steps: Sequence[StepRequest | WaitRequest | PauseRequest],
         *,
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
-    ) -> Accepted:
+        input: dict[str, Any] | None = None,
+        start_at: datetime | None = None,
+        start_at_ms: int | None = None,
+    ) -> Accepted: ...
+    @overload
+    async def begin(
+        self,
+        definition: Definition,
+        input: Any = None,
+        *,
+        saga_id: str,
+        start_at: datetime | None = None,
+        start_at_ms: int | None = None,
+    ) -> Accepted: ...
+    async def begin(self, *args: Any, **named: Any) -> Accepted:
         """Begin a saga; awaits until the request is durable. See SagaClient.begin."""
-        return await self.begin_request(requests.to_begin(requests.saga(saga_id, steps, deadline_ms, deadline)))
+        return await self.begin_request(requested(*args, **named))
 
     async def begin_request(self, request: Begin) -> Accepted:
         """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""

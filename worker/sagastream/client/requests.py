@@ -7,6 +7,7 @@ sagas take one round trip.
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
 
@@ -39,30 +40,68 @@ _TRY_AGAIN_S: Final = 5.0
 
 _T = TypeVar("_T")
 _SCRIPT: Final = Script("begin")
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
-class StepRequest(TypedDict):
+class _PlaceRequest(TypedDict):
+    """Where a step stands among the others. docs/shapes.md says what each member means."""
+
+    id: NotRequired[str]
+    after: NotRequired[Sequence[str | int]]  # ids or numbers of steps before it in the list
+    when: NotRequired[Any]  # a condition
+
+
+class StepRequest(_PlaceRequest):
     """One step. docs/sagas.md says what each member means, and its default."""
 
     transaction: str
     service: str
     params: NotRequired[Any]  # any JSON value
     compensation: NotRequired[str | None]
+    compensation_params: NotRequired[Any]  # any JSON value
     kind: NotRequired[Literal["compensatable", "pivot", "retriable"]]
     timeout_ms: NotRequired[int]
     attempts: NotRequired[int]
     compensation_attempts: NotRequired[int]
     backoff_ms: NotRequired[int]
     retry_failed: NotRequired[bool]
+    retry_on: NotRequired[str]
+    retry_within_ms: NotRequired[int]
+
+
+class WaitRequest(_PlaceRequest):
+    """A step that waits for a signal."""
+
+    wait: str  # the name of the signal
+    timeout_ms: int
+    on_timeout: NotRequired[Literal["fail", "continue"]]
+
+
+class PauseRequest(_PlaceRequest):
+    """A step that only takes time."""
+
+    wait_ms: int
+
+
+class DefinedByRequest(TypedDict):
+    """The definition that the steps of a saga were made from."""
+
+    name: str
+    version: int
+    sha256: str
 
 
 class SagaRequest(TypedDict):
-    """A saga to begin: the members of the protocol's saga_begin."""
+    """A saga to begin: the members of the protocol's saga_begin. `Definition.saga` makes one."""
 
     saga_id: str
-    steps: Sequence[StepRequest]
+    steps: Sequence[StepRequest | WaitRequest | PauseRequest]
     deadline_ms: NotRequired[int]  # how long after its begin the saga is cancelled
     deadline: NotRequired[DeadlineKind]  # "hard": what is out by then is not waited for
+    input: NotRequired[dict[str, Any]]  # what its steps may refer to
+    start_at_ms: NotRequired[int]  # it does nothing before this time, in ms since the epoch by the broker's clock
+    definition: NotRequired[DefinedByRequest]
+    format: NotRequired[int]  # by default as the other members need it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -106,14 +145,40 @@ class Unsettled:
 
 
 def saga(
-    saga_id: str, steps: Sequence[StepRequest], deadline_ms: int | None, deadline: DeadlineKind | None
+    saga_id: str,
+    steps: Sequence[StepRequest | WaitRequest | PauseRequest],
+    *,
+    deadline_ms: int | None = None,
+    deadline: DeadlineKind | None = None,
+    input: dict[str, Any] | None = None,  # noqa: A002 - as the JSON calls it
+    start_at: datetime | None = None,
+    start_at_ms: int | None = None,
 ) -> SagaRequest:
+    """The saga of these members."""
     request: SagaRequest = {"saga_id": saga_id, "steps": steps}
     if deadline_ms is not None:
         request["deadline_ms"] = deadline_ms
     if deadline is not None:
         request["deadline"] = deadline
+    if input is not None:
+        request["input"] = input
+    if (start_ms := start_ms_of(start_at, start_at_ms)) is not None:
+        request["start_at_ms"] = start_ms
     return request
+
+
+def start_ms_of(at: datetime | None, at_ms: int | None) -> int | None:
+    """When a saga begins, in ms since the epoch, of the two ways to say it; None: at once. Raises TypeError if both are
+    said, or if the time is none or has no time zone."""
+    if at is None:
+        return at_ms
+    if at_ms is not None:
+        raise TypeError("start_at and start_at_ms say the same: give one of them")
+    if not isinstance(at, datetime):
+        raise TypeError(f"start_at must be a datetime, not {at!r:.80}; for milliseconds there is start_at_ms")
+    if at.tzinfo is None:
+        raise TypeError(f"start_at has no time zone, so nobody knows when {at} is: datetime.now(UTC) has one")
+    return -((_EPOCH - at) // timedelta(milliseconds=1))  # rounded up: a saga does not begin before its time
 
 
 def to_begin(saga: SagaRequest) -> Begin:

@@ -42,7 +42,7 @@ def _plain(value: Any, at: str, levels: int) -> Any:
         return _number(value, at)
     if isinstance(value, Decimal):
         return _digits(value, at)
-    if hasattr(value, _ISO) and not isinstance(value, type):
+    if hasattr(type(value), _ISO) and not isinstance(value, type):
         return value.isoformat()
     if _is_uuid(type(value)):
         return str(value)

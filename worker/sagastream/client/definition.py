@@ -1,0 +1,269 @@
+"""Definitions, written in Python.
+
+    order = Definition("order", version=3, input={...})
+    reserve = order.step("ReserveInventory", service="inventory", params={"sku": order.input.sku})
+    order.step("ChargePayment", service="payment", kind="pivot",
+               params={"amount": order.input.total, "of": reserve.result.reservation_id})
+
+They build the same JSON as a definition in a file. What is wrong is refused in the line in which it is written.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
+
+from sagastream.client import requests
+from sagastream.client.expressions import Condition, DefinedStep, Reference, condition_of, template_of
+from sagastream.client.requests import SagaRequest
+from sagastream.client.schema import check_input
+from sagastream.core.definition import SagaDefinition, parse, read
+from sagastream.core.expansion import expand, sketch
+from sagastream.core.json_values import plain
+from sagastream.core.messages import Begin, DeadlineKind
+from sagastream.core.pointers import kind_of
+from sagastream.core.strict_json import MAX_DEPTH, encode_payload, value_of
+from sagastream.core.typed_values import Model, is_model, model
+from sagastream.errors import MalformedMessage
+
+#: What stands for the steps of a definition that has none yet.
+_ANY_STEP: Final = {"transaction": "any", "service": "any"}
+
+
+class StepOptions(TypedDict, total=False):
+    """What a step may say besides its transaction, service and params; docs/shapes.md describes each."""
+
+    id: str
+    after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
+    when: "Condition | bool | Mapping[str, Any]"
+    each: Reference
+    compensation: str | None
+    compensation_params: Any
+    kind: Literal["compensatable", "pivot", "retriable"]
+    timeout_ms: int
+    attempts: int
+    compensation_attempts: int
+    backoff_ms: int
+    retry_failed: bool
+    retry_on: str
+    retry_within_ms: int
+
+
+class WaitOptions(TypedDict, total=False):
+    """What a wait or a pause may say besides."""
+
+    id: str
+    after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
+    when: "Condition | bool | Mapping[str, Any]"
+
+
+class Definition:
+    """The shape of the sagas of one kind. `SagaClient.begin(definition, input, saga_id=…)` begins one of them."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: int,
+        input: Mapping[str, Any] | bool | type | None = None,  # noqa: A002 - what the JSON calls it
+        deadline_ms: int | None = None,
+        deadline: DeadlineKind | None = None,
+        example: Any = None,
+    ) -> None:
+        """
+        Args:
+            name: 1 to 128 characters of A-Z a-z 0-9 . _ -
+            version: a number from 1. Whoever changes the definition raises it.
+            input: what the data of a saga must be: a JSON Schema (2020-12); or a dataclass or a model of pydantic, from
+                which the schema is made and as which data are read. None: they may be any object.
+            deadline_ms, deadline: of each saga, as for `SagaClient.begin`.
+            example: an example of the data, which `sagastream lint` checks.
+
+        Raises MalformedMessage, which says what is wrong.
+        """
+        self._model: Model | None = None
+        members: dict[str, Any] = {"name": name, "version": version}
+        if isinstance(input, type):
+            self._model = _model(input)
+            members |= _schema_of(self._model)
+        elif input is not None:
+            members["input"] = plain(input, MAX_DEPTH)
+        for member, value in (("deadline_ms", deadline_ms), ("deadline", deadline)):
+            if value is not None:
+                members[member] = value
+        if example is not None:
+            members["example"] = self._as_json(example, "example")
+        sketch(parse(members | {"steps": [_ANY_STEP]}))
+        self._members = members
+        self._parsed: SagaDefinition | None = None
+        self._steps: list[DefinedStep] = []
+
+    @classmethod
+    def from_json(cls, data: str | bytes) -> Self:
+        """The definition in a JSON text. Raises MalformedMessage, which says what is wrong and where."""
+        return cls.of(read(data.encode() if isinstance(data, str) else data))
+
+    @classmethod
+    def of(cls, parsed: SagaDefinition) -> Self:
+        """A definition that was read."""
+        more = {name: member for name, member in parsed.body.items() if name not in ("name", "version", "steps")}
+        made = cls(parsed.name, version=parsed.version, **more)
+        for step in parsed.steps:
+            made.add(step)
+        return made
+
+    @property
+    def name(self) -> str:
+        return str(self._members["name"])
+
+    @property
+    def version(self) -> int:
+        return int(self._members["version"])
+
+    @property
+    def input(self) -> Reference:
+        """The data of a saga: `definition.input.total` refers to their member `total`."""
+        return Reference("/input", self)
+
+    @property
+    def steps(self) -> Sequence[DefinedStep]:
+        """Its steps, in order."""
+        return tuple(self._steps)
+
+    @property
+    def parsed(self) -> SagaDefinition:
+        """The definition as it is written in JSON, and read. Raises MalformedMessage if it has no steps."""
+        if self._parsed is None:
+            raise MalformedMessage(f"the definition {self.name} has no steps yet: add one with .step(…)")
+        return self._parsed
+
+    def __repr__(self) -> str:
+        steps = "1 step" if len(self._steps) == 1 else f"{len(self._steps)} steps"
+        return f"<definition {self.name}, version {self.version}: {steps}>"
+
+    def step(
+        self, transaction: str, *, service: str, params: Any = None, **options: Unpack[StepOptions]
+    ) -> DefinedStep:
+        """Add a step.
+
+        Args:
+            transaction: the name of the command that does it.
+            service: the name of the service that does it.
+            params: what the command gets: a JSON value that may hold references.
+            options: see StepOptions. `after` is one step or a list of steps: by themselves, ids or numbers. `each` is
+                a reference to a list in the input: the saga has one such step for each of its items.
+
+        Raises MalformedMessage, which says what is wrong; nothing was added then.
+        """
+        step = {"transaction": transaction, "service": service} | ({} if params is None else {"params": params})
+        return self.add(step | options)
+
+    def wait(
+        self,
+        signal: str,
+        *,
+        timeout_ms: int,
+        on_timeout: Literal["fail", "continue"] = "fail",
+        **options: Unpack[WaitOptions],
+    ) -> DefinedStep:
+        """Add a wait: it completes when the signal of this name comes, and its result is what came with it.
+
+        Args:
+            signal: the name of the signal.
+            timeout_ms: how long to wait for it at most.
+            on_timeout: what happens then: the wait fails, or the saga goes on.
+            options: see WaitOptions.
+
+        Raises as `step` does.
+        """
+        more = {} if on_timeout == "fail" else {"on_timeout": on_timeout}
+        return self.add({"wait": signal, "timeout_ms": timeout_ms} | more | options)
+
+    def pause(self, wait_ms: int, **options: Unpack[WaitOptions]) -> DefinedStep:
+        """Add a pause of so many milliseconds. Raises as `step` does."""
+        return self.add({"wait_ms": wait_ms} | options)
+
+    def saga(
+        self,
+        input: Any = None,  # noqa: A002 - as the JSON calls it
+        *,
+        saga_id: str,
+        start_at: datetime | None = None,
+        start_at_ms: int | None = None,
+    ) -> SagaRequest:
+        """A saga of this definition, for `begin_many`. Arguments and errors are those of `SagaClient.begin`."""
+        members: Any = {"saga_id": saga_id} | expand(self.parsed, self.checked(input))
+        request: SagaRequest = members
+        if (start_ms := requests.start_ms_of(start_at, start_at_ms)) is not None:
+            request["start_at_ms"] = start_ms
+        return request
+
+    def checked(self, data: Any) -> dict[str, Any]:
+        """The input of a saga as its steps see it: as JSON and, if the definition names a class, with the defaults of
+        that. Raises MalformedMessage if it is not as the definition says, with the place; and SettingsError if the
+        package that can tell is not installed."""
+        found = self._as_json(data, "input")
+        if self._model is None:
+            check_input(self.parsed, found, "input")
+        return found
+
+    def _as_json(self, data: Any, called: str) -> dict[str, Any]:
+        data = {} if data is None else data
+        found = value_of(encode_payload(data)) if self._model is None else self._model.checked(data, called)
+        if not isinstance(found, dict):
+            raise MalformedMessage(f"{called} must be an object, which the steps can refer to, not {kind_of(found)}")
+        return found
+
+    def add(self, step: Mapping[str, Any]) -> DefinedStep:
+        """Add a step, a wait or a pause as it is written in JSON; its members may hold references. Raises as `step`
+        does."""
+        number = len(self._steps) + 1
+        written = {name: self._member(name, value, f"step {number}: {name}") for name, value in step.items()}
+        before = () if self._parsed is None else self._parsed.steps
+        parsed = parse(self._members | {"steps": [*before, written]})
+        sketch(parsed)
+        self._parsed = parsed
+        what = written.get("transaction", f"wait for {written['wait']}" if "wait" in written else "pause")
+        self._steps.append(added := DefinedStep(self, number, written.get("id", number), what))
+        return added
+
+    def _member(self, name: str, value: Any, where: str) -> Any:
+        """A member of a step as JSON has it."""
+        if name == "when":
+            return condition_of(value, self, where)
+        if name != "after":
+            return template_of(value, self, where)
+        return [self._named(one, where) for one in (value if isinstance(value, list | tuple) else [value])]
+
+    def _named(self, step: object, where: str) -> object:
+        """By what a step is named."""
+        if not isinstance(step, DefinedStep):
+            return step
+        if step.definition is not self:
+            raise MalformedMessage(f"{where}: {step!r} is a step of {step.definition!r}, not of this definition")
+        return step.name
+
+
+def requested(*args: Any, **named: Any) -> Begin:
+    """The request of `SagaClient.begin`, for its arguments: a definition and an input, or an id and steps."""
+    if "definition" in named:
+        args = (named.pop("definition"), *args)
+    made = Definition.saga if args and isinstance(args[0], Definition) else requests.saga
+    return requests.to_begin(made(*args, **named))
+
+
+def _model(kind: type) -> Model:
+    if not is_model(kind):
+        text = "input must be a JSON Schema, a dataclass or a model of pydantic"
+        raise MalformedMessage(f"{text}, not the class {kind.__qualname__}")
+    try:
+        return model(kind)
+    except TypeError as error:
+        raise MalformedMessage(f"input: {kind.__qualname__} cannot be read from JSON: {error}") from None
+
+
+def _schema_of(described: Model) -> dict[str, Any]:
+    """The member `input`, if the class can be described."""
+    try:
+        return {"input": described.schema}
+    except TypeError:
+        return {}
