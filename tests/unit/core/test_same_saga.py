@@ -9,14 +9,16 @@ from msgspec.structs import replace
 
 from sagastream.client.requests import conflicting
 from sagastream.codecs.keyring import Keyring
+from sagastream.core.decision import decide
 from sagastream.core.erasure import ERASE, without_data
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Intervention, SagaState
-from sagastream.core.same_saga import conflict
+from sagastream.core.same_saga import conflict, with_params_of
 from sagastream.core.sealing import Codec, Place, seal
 from sagastream.core.steps import OPTIONS, USUAL_ATTEMPTS, StepDefinition, StepKind
 from sagastream.core.strict_json import decode, encode
+from sagastream.core.transitions import Moment
 from sagastream.store import saga_hash
 from support.stories import given_saga
 from support.values import JSON_VALUES
@@ -260,3 +262,161 @@ def test_what_surely_differs_is_said_before_what_cannot_be_told() -> None:
     assert of_options.startswith("with 60000 as timeout_ms of step 3")
     assert told(state, other, sealed_step(SEALED_A, 2, step=2), a_step(4)).startswith("with 3 as params of step 3")
     assert "params of step 2 differ" in told(state, other, sealed_step(SEALED_A, 5, step=2), a_step(3))
+
+
+# --- graphs, and sagas of definitions
+
+ORDER = {"name": "order", "version": 3, "sha256": "a" * 64}
+GRAPH_STEPS: list[dict[str, Any]] = [
+    {"id": "reserve", "transaction": "Reserve", "service": "s", "params": {"sku": {"$ref": "/input/sku"}}},
+    {"id": "ask", "wait": "approve", "timeout_ms": 1000, "after": []},
+    {
+        "transaction": "Charge",
+        "service": "s",
+        "after": ["reserve", "ask"],
+        "when": {"gt": [{"$ref": "/input/total"}, 0]},
+        "compensation_params": {"why": {"$ref": "/failure/reason"}},
+    },
+]
+
+
+def a_begin(steps: list[dict[str, Any]] | None = None, **members: Any) -> Begin:
+    return parse_begin(
+        {"saga_id": "saga42", "steps": GRAPH_STEPS if steps is None else steps, "input": {"sku": "a", "total": 5}}
+        | members
+    )
+
+
+def begun(begin: Begin) -> SagaState:
+    """The saga of this request, as the store has it."""
+    state = decide(None, begin, Moment(now_ms=1_000, published={})).state
+    assert isinstance(state, SagaState)
+    words = map(str, saga_hash.changed_fields(None, state))
+    fields = {name.encode(): value.encode() for name, value in zip(words, words, strict=True)}
+    stored = saga_hash.read("saga42", fields)
+    assert isinstance(stored, SagaState)
+    return stored
+
+
+def differs(there: Begin, here: Begin) -> str:
+    text = conflict(begun(there), here)
+    assert text is not None
+    return text.removeprefix("another saga has the id saga42: it began ")
+
+
+def but(number: int, **members: Any) -> list[dict[str, Any]]:
+    """The steps with other members in one of them."""
+    return [step | members if at == number else step for at, step in enumerate(GRAPH_STEPS, 1)]
+
+
+def test_a_graph_that_is_begun_again_is_the_same() -> None:
+    for members in ({}, {"definition": ORDER}, {"start_at_ms": 5_000, "deadline_ms": 100}, {"deadline_ms": 100}):
+        given: Any = members
+        assert conflict(begun(a_begin(**given)), a_begin(**given)) is None
+    other = a_begin(input={"total": 5.0, "sku": "a"})
+    assert conflict(begun(a_begin()), other) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "text"),
+    [
+        (a_begin(), a_begin(input={"sku": "a", "total": 6}), "with 5 as input.total; this request has 6"),
+        (a_begin(), a_begin(input={"sku": "a", "total": 5, "x": 1}), "without input.x; this request has 1"),
+        (a_begin(), a_begin(start_at_ms=7), "without start_at_ms; this request has 7"),
+        (a_begin(start_at_ms=6), a_begin(start_at_ms=7), "with 6 as start_at_ms; this request has 7"),
+        (a_begin(), a_begin(definition=ORDER), 'without definition; this request has "order"'),
+        (a_begin(definition=ORDER), a_begin(), 'with "order" as definition; this request has none'),
+        (
+            a_begin(definition=ORDER),
+            a_begin(definition=ORDER | {"name": "orders"}),
+            'with "order" as definition; this request has "orders"',
+        ),
+        (
+            a_begin(),
+            a_begin(but(1, params={"sku": {"$ref": "/input/sku", "default": 1}})),
+            "without params.sku.default of step 1; this request has 1",
+        ),
+        (a_begin(), a_begin(but(2, timeout_ms=2_000)), "with 1000 as timeout_ms of step 2; this request has 2000"),
+        (a_begin(), a_begin(but(2, wait="sign")), 'with "approve" as wait of step 2; this request has "sign"'),
+        (
+            a_begin(),
+            a_begin(but(2, on_timeout="continue")),
+            'without on_timeout of step 2; this request has "continue"',
+        ),
+        (a_begin(), a_begin(but(3, after=["reserve"])), "with 2 as after[1] of step 3; this request has none"),
+        (
+            a_begin(),
+            a_begin(but(3, when={"gt": [{"$ref": "/input/total"}, 1]})),
+            "with 0 as when.gt[1] of step 3; this request has 1",
+        ),
+        (
+            a_begin(),
+            a_begin(but(3, compensation_params=None)),
+            'with {"why": {"$ref": "/failure/reason"}} as compensation_params of step 3; this request has null',
+        ),
+        (
+            a_begin(),
+            a_begin(but(1, retry_on="refilled", retry_within_ms=5)),
+            'without retry_on of step 1; this request has "refilled"',
+        ),
+    ],
+)
+def test_what_differs_in_a_graph_is_told(there: Begin, here: Begin, text: str) -> None:
+    assert differs(there, here) == text
+
+
+def test_another_version_of_the_same_definition_is_the_same_begin() -> None:
+    there = a_begin(definition=ORDER, deadline_ms=100)
+    newer = ORDER | {"version": 4, "sha256": "b" * 64}
+    assert conflict(begun(there), a_begin([GRAPH_STEPS[0]], definition=newer)) is None
+    assert conflict(begun(a_begin([GRAPH_STEPS[0]], definition=newer)), there) is None
+    other = a_begin([GRAPH_STEPS[0]], definition=newer, input={"sku": "b", "total": 5})
+    assert differs(there, other) == 'with "a" as input.sku; this request has "b"'
+    later = a_begin([GRAPH_STEPS[0]], definition=newer, start_at_ms=7)
+    assert differs(there, later) == "without start_at_ms; this request has 7"
+
+
+def test_the_same_version_with_other_steps_is_another_saga() -> None:
+    there = a_begin(definition=ORDER)
+    assert conflict(begun(there), a_begin(definition=ORDER | {"sha256": "b" * 64})) is None  # its example, for instance
+    other = a_begin(but(1, service="t"), definition=ORDER | {"sha256": "b" * 64})
+    assert differs(there, other) == 'with "s" as service of step 1; this request has "t"'
+
+
+def test_large_inputs_are_compared_by_their_outermost_members() -> None:
+    large = {"sku": "a", "total": 5, "lines": [{"n": number} for number in range(20_000)]}
+    assert conflict(begun(a_begin(input=large)), a_begin(input=dict(reversed(large.items())))) is None
+    text = differs(a_begin(input=large), a_begin(input=large | {"total": 6}))
+    assert text == "with 5 as input.total; this request has 6"
+    assert "as input.lines" in differs(a_begin(input=large), a_begin(input=large | {"lines": []}))
+
+
+def sealed_input(codec: Keyring, data: Any) -> bytes:
+    return seal(codec, orjson.dumps(data), Place("saga42", 1, "params"))
+
+
+def test_sealed_inputs_are_not_told() -> None:
+    one, other = sealed_input(SEALED_A, {"a": 1}), sealed_input(SEALED_B, {"a": 1})
+    there, same, here = (replace(a_begin(), input=data) for data in (one, one, other))
+    state = begun(there)
+    assert conflict(state, same) is None
+    assert conflict(state, here) == (
+        "cannot tell whether this is saga saga42 as it began: its inputs are sealed with key a, those of this request "
+        "are sealed with key b; a client that has the keys can tell"
+    )
+    assert conflict(state, here, {}) == (
+        "another saga has the id saga42: inputs differ; they are sealed, so they are not told here"
+    )
+    text = conflict(state, here, {"input": "there is no key b"})
+    assert text is not None
+    assert "inputs cannot be opened: there is no key b" in text
+
+
+def test_inputs_that_are_the_same_once_they_are_opened_are_the_same() -> None:
+    one, other = sealed_input(SEALED_A, {"a": 1}), sealed_input(SEALED_B, {"a": 1})
+    there, here = replace(a_begin(), input=one), replace(a_begin(), input=other)
+    opened = [replace(a_begin(), input=data) for data in (b'{"a":1}', b'{"a":1.0}')]
+    state = begun(there)
+    assert with_params_of(state, here, begun(opened[0]), opened[1]).input == one
+    assert with_params_of(state, here, begun(opened[0]), replace(here, input=b'{"a":2}')).input == other
+    assert with_params_of(state, here, begun(opened[0]), here).input == other  # which nobody could open

@@ -22,11 +22,12 @@ from sagastream.core.steps import (
     AS_PUBLISHED,
     OPTIONS,
     PERSISTENT_ATTEMPTS,
+    PLAIN_SHAPE,
     USUAL_ATTEMPTS,
     StepDefinition,
     default_attempts,
 )
-from sagastream.core.strict_json import collector_paused, outside_strings, value_of
+from sagastream.core.strict_json import collector_paused, encode, outside_strings, value_of
 
 #: The longest value, and the longest path to a member, that a text quotes, in characters.
 _QUOTED_CHARS: Final = 80
@@ -65,43 +66,75 @@ _Found = tuple[list[str | int], Any, Any]
 
 
 class _Sealed(NamedTuple):
-    """Params of a step that differ, in a saga and in a request, and are sealed in one of them at least."""
+    """Values that differ, in a saga and in a request, and are sealed in one of them at least."""
 
-    step: int  # from 1
+    what: str  # of the saga: the params of a step, or the input
+    source: str  # where they stand
     there: Sequence[str]  # the ids of the keys in the saga
     here: Sequence[str]
 
-    @property
-    def what(self) -> str:
-        return f"params of step {self.step}"
-
 
 def _difference(state: SagaState, begin: Begin) -> tuple[_Difference | None, list[_Sealed]]:
-    """The first difference besides the sealed params that differ; and those."""
-    if len(state.steps) != len(begin.steps):
-        return ("number of steps", len(state.steps), len(begin.steps)), []
+    """The first difference besides the sealed values that differ; and those."""
     sealed: list[_Sealed] = []
+    if not _is_another_version(state, begin):
+        if (found := _between_all_steps(state, begin, sealed)) is not None:
+            return found, sealed
+        starts_ms = max(state.begun_ms, state.start_ms or 0)
+        deadline_ms = None if state.deadline_ms is None else state.deadline_ms - starts_ms
+        of_saga = _of_saga(deadline_ms, state.hard_deadline, state.format)
+        if (differ := _between(of_saga, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))) is not None:
+            return _told(differ), sealed
+    differ = _between(_of_graph(state), _of_graph(begin)) or _between_inputs(state.input, begin.input, sealed)
+    return None if differ is None else _told(differ), sealed
+
+
+def _is_another_version(state: SagaState, begin: Begin) -> bool:
+    """Whether the steps of the two were made from two versions of one definition. A saga keeps the version with which
+    it began. So to begin it again when there is a newer one is the same begin, if its input is the same; what the
+    versions say of steps and deadlines does not count."""
+    there, here = state.definition, begin.definition
+    return there is not None and here is not None and there.name == here.name and there.version != here.version
+
+
+def _between_all_steps(state: SagaState, begin: Begin, sealed: list[_Sealed]) -> _Difference | None:
+    """The first difference between the steps of the two. Adds sealed params that differ to `sealed`."""
+    if len(state.steps) != len(begin.steps):
+        return "number of steps", len(state.steps), len(begin.steps)
     for number, (step, definition) in enumerate(zip(state.steps, begin.steps, strict=True), 1):
         if step.definition != definition:  # most are equal byte for byte
             there, here = step.definition, _with_its_defaults(definition, step.definition)
             if there.params != here.params and (keys := [keys_of(one.params) for one in (there, here)]) != [[], []]:
-                sealed.append(_Sealed(number, *keys))
+                sealed.append(_Sealed(f"params of step {number}", f"{number}/params", *keys))
                 here = replace(here, params=there.params)
             if (found := _between_steps(there, here)) is not None:
                 what, one, other = _told(found)
-                return (f"{what} of step {number}", one, other), sealed
-    deadline_ms = None if state.deadline_ms is None else state.deadline_ms - state.begun_ms
-    of_saga = _of_saga(deadline_ms, state.hard_deadline, state.format)
-    differ = _between(of_saga, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))
-    return None if differ is None else _told(differ), sealed
+                return f"{what} of step {number}", one, other
+    return None
+
+
+def _between_inputs(there: bytes | None, here: bytes | None, sealed: list[_Sealed]) -> _Found | None:
+    """The first difference between two inputs. Adds them to `sealed` if they differ and are sealed."""
+    if there == here:
+        return None
+    if there is None or here is None:
+        return ["input"], _NOTHING if there is None else value_of(there), _NOTHING if here is None else value_of(here)
+    if (keys := [keys_of(one) for one in (there, here)]) != [[], []]:
+        sealed.append(_Sealed("inputs", "input", *keys))
+        return None
+    with collector_paused():
+        one, other = value_of(there), value_of(here)
+        if max(len(there), len(here)) <= _SEARCHED_BYTES:
+            return _between({"input": one}, {"input": other})
+        return _between_large(one, other, "input")
 
 
 def _of_sealed(saga_id: str, sealed: Sequence[_Sealed], unopened: Mapping[str, str] | None) -> str:
-    """The text if nothing but sealed params differs. Their values are not told: it may be read by those who have no
-    key. Params that surely differ come first."""
+    """The text if nothing but sealed values differs. They are not told: it may be read by those who have no key. Values
+    that surely differ come first."""
     another, unknown = f"another saga has the id {saga_id}", f"cannot tell whether this is saga {saga_id} as it began"
     if unopened is not None:
-        why = {one.what: unopened.get(f"{one.step}/params") for one in sealed}
+        why = {one.what: unopened.get(one.source) for one in sealed}
         if (opened := next((what for what in why if why[what] is None), None)) is not None:
             return f"{another}: {opened} differ; they are sealed, so they are not told here"
         what = sealed[0].what
@@ -117,8 +150,11 @@ def _of_sealed(saga_id: str, sealed: Sequence[_Sealed], unopened: Mapping[str, s
 
 
 def with_params_of(state: SagaState, begin: Begin, opened: SagaState, asked: Begin) -> Begin:
-    """The request with the params of the saga wherever both are the same value: `opened` and `asked` are the two with
-    their sealed values opened, as far as they could be."""
+    """The request with the params and the input of the saga wherever both are the same value: `opened` and `asked` are
+    the two with their sealed values opened, as far as they could be."""
+    still_sealed: list[_Sealed] = []
+    if _between_inputs(opened.input, asked.input, still_sealed) is None and not still_sealed:
+        begin = replace(begin, input=state.input)
     if len(state.steps) != len(begin.steps):
         return begin
     steps = []
@@ -136,8 +172,8 @@ def _between_steps(there: StepDefinition, here: StepDefinition) -> _Found | None
     with collector_paused():
         one, other = _members(there), _members(here)
         # The options first, which cost nothing; then the params.
-        params, here_params = one.pop("params"), other.pop("params")
-        return _between(one, other) or _between_large(params, here_params)
+        params, here_params = one.pop("params", _NOTHING), other.pop("params", _NOTHING)
+        return _between(one, other) or _between_large(params, here_params, "params")
 
 
 def _with_its_defaults(asked: StepDefinition, began: StepDefinition) -> StepDefinition:
@@ -162,14 +198,22 @@ def _of_saga(deadline_ms: int | None, hard: bool, number: int) -> dict[str, Any]
     return members | ({"deadline": HARD} if hard else {}) | {"format": number}
 
 
+def _of_graph(one: SagaState | Begin) -> dict[str, Any]:
+    """What only a graph has, besides its input and its steps; a definition is told by its name, and by its steps."""
+    members = {} if one.definition is None else {"definition": one.definition.name}
+    return members if one.start_ms is None else members | {"start_at_ms": one.start_ms}
+
+
 def _members(definition: StepDefinition) -> dict[str, Any]:
     """All members of a step, with their values; options too that have their defaults."""
+    if not definition.shape.sends:
+        return dict(value_of(encode(definition.body())))
     members = {"transaction": definition.transaction, "service": definition.service}
     members |= {"params": value_of(definition.params)}
     members |= {name: getattr(definition, name) for name in OPTIONS}
     if definition.compensation == AS_PUBLISHED:
         del members["compensation"]
-    return members
+    return members if definition.shape is PLAIN_SHAPE else members | value_of(encode(definition.shape.body()))
 
 
 def _between(there: Any, here: Any) -> _Found | None:
@@ -189,8 +233,8 @@ def _between(there: Any, here: Any) -> _Found | None:
     return None
 
 
-def _between_large(there: Any, here: Any) -> _Found | None:
-    """The outermost member that differs, in two large params."""
+def _between_large(there: Any, here: Any, what: str) -> _Found | None:
+    """The outermost member that differs, in two large values."""
     # To Python, true is 1. So what is equal must also have true and false in the same places.
     if there == here and _without_numbers(there) == _without_numbers(here):
         return None
@@ -199,13 +243,13 @@ def _between_large(there: Any, here: Any) -> _Found | None:
     elif isinstance(there, list) and isinstance(here, list):
         one, other = dict(enumerate(there)), dict(enumerate(here))
     else:
-        return ["params"], there, here
+        return [what], there, here
     keys = _keys(one, other)
     differ = map(ne, map(one.get, keys, repeat(_NOTHING)), map(other.get, keys, repeat(_NOTHING)))
     key = next(compress(keys, differ), None)
     if key is None:
-        return ["params"], there, here
-    return [key, "params"], one.get(key, _NOTHING), other.get(key, _NOTHING)
+        return [what], there, here
+    return [key, what], one.get(key, _NOTHING), other.get(key, _NOTHING)
 
 
 def _as_sealed(keys: Sequence[str]) -> str:
