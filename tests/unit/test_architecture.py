@@ -162,6 +162,7 @@ BRIDGE_WINGS = {
     "bench": {"local"},
     "conformance": {"inspection"},
     "transfer": set(),
+    "definitions": set(),
     "commands": {"local", "inspection", "stdin", "bench", "conformance", "transfer"},
     "entry": {"commands"},
     "__main__": {"commands"},
