@@ -163,7 +163,7 @@ BRIDGE_WINGS = {
     "conformance": {"inspection"},
     "transfer": set(),
     "definitions": set(),
-    "commands": {"local", "inspection", "stdin", "bench", "conformance", "transfer"},
+    "commands": {"local", "inspection", "stdin", "bench", "conformance", "transfer", "definitions"},
     "entry": {"commands"},
     "__main__": {"commands"},
 }

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from sagastream_bridge.commands import ask, operate, run, sagas, store, transfer
+from sagastream_bridge.commands import ask, definitions, operate, run, sagas, store, transfer
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
@@ -32,6 +32,7 @@ for command in (
     *operate.COMMANDS,
     *store.COMMANDS,
     *transfer.COMMANDS,
+    *definitions.COMMANDS,
     acl,
     bench,
     check_service,

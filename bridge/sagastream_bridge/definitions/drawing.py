@@ -97,13 +97,12 @@ def direct(nodes: Sequence[Node]) -> dict[int, frozenset[int]]:
 
 def _in_words(nodes: Sequence[Node]) -> list[Node]:
     before = direct(nodes)
-    said, last = [], None
+    said: list[Node] = []
     for node in nodes:
         after = sorted(before[node.number])
-        usual = [] if last is None else [last]
+        usual = [said[-1].number] if said else []
         words = f"after {', '.join(map(str, after))}" if after else "at once"
         said.append(node if after == usual else node._replace(label=f"{words}: {node.label}"))
-        last = node.number
     return said
 
 

@@ -4,6 +4,7 @@ import importlib
 import os
 from pathlib import Path, PurePath
 from traceback import extract_tb
+from types import ModuleType
 from typing import Final
 
 from sagastream.errors import ServiceError
@@ -20,10 +21,7 @@ def load_service(where: str) -> Service:
         raise ServiceError(f"{where!r} is not MODULE:NAME, like shop.payment:service")
     if module_name.endswith(".py"):
         raise ServiceError(f"{module_name} is a file, not a module: write {_dotted(module_name)}:{name}")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ServiceError(f"cannot import {module_name}: {_why(error)}") from error
+    module = import_module(module_name)
     service = getattr(module, name, None)
     if not isinstance(service, Service):
         there = sorted(other for other, value in vars(module).items() if isinstance(value, Service))
@@ -32,6 +30,14 @@ def load_service(where: str) -> Service:
         instead = f"it has {', '.join(f'{module_name}:{other}' for other in there)}" if there else "it has none"
         raise ServiceError(f"{what}; {instead}")
     return service
+
+
+def import_module(name: str) -> ModuleType:
+    """The module of this name. Raises ServiceError with why it cannot be imported, and where that shows."""
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ServiceError(f"cannot import {name}: {_why(error)}") from error
 
 
 def _why(error: BaseException) -> str:

@@ -1,0 +1,100 @@
+"""What the commands for definitions are given: a definition or a saga_begin body, in a file or made in Python."""
+
+import re
+import sys
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from sagastream.core.strict_json import decode
+from sagastream.errors import MalformedMessage, SagastreamError, ServiceError
+from sagastream.service.loading import import_module
+from sagastream_bridge.definitions.positions import Position, positions
+
+_MODULE_AND_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+#: The name of standard input.
+STDIN: Final = "-"
+
+
+class CannotRead(SagastreamError):
+    """There is nothing at the place that was named, or it is not a definition or a saga_begin body."""
+
+
+class Document:
+    """A definition or a saga_begin body as it is written: it may be wrong in every way but its syntax."""
+
+    def __init__(self, where: str, body: dict[str, Any], text: bytes | None) -> None:
+        """`where`: the file, or MODULE:NAME. `text`: of the file, None: it was made in Python."""
+        self.where = where
+        self.body = body
+        self._text = text
+
+    @property
+    def is_definition(self) -> bool:
+        """Whether it is a definition, and not the body of one saga."""
+        return "name" in self.body or "version" in self.body or not {"saga_id", "type"} & self.body.keys()
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Its steps, if they can be looked at one by one. Raises CannotRead."""
+        steps = self.body.get("steps")
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps) or not steps:
+            raise CannotRead(f"{self.where}: steps must be a list of objects, one for each step")
+        return steps
+
+    def position(self, pointer: str) -> Position | None:
+        """Where this value stands in the file or, if it is not there, the value that should hold it. None: there is no
+        file."""
+        if self._text is None:
+            return None
+        while pointer and pointer not in self._positions:
+            pointer = pointer.rpartition("/")[0]
+        return self._positions[pointer]
+
+    @cached_property
+    def _positions(self) -> Mapping[str, Position]:
+        return positions(self._text or b"null")
+
+
+def read(where: str) -> Document:
+    """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead, and OSError."""
+    if where != STDIN and _MODULE_AND_NAME.fullmatch(where) and not Path(where).exists():
+        return Document(where, _object(where, _json_of(where)), None)
+    text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
+    called = "standard input" if where == STDIN else where
+    return Document(called, _object(called, text), text)
+
+
+def loaded(where: str) -> Any:
+    """The object that MODULE:NAME names. Raises CannotRead with what to do about it."""
+    module_name, _, name = where.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # whoever names a module of theirs trusts the current folder
+    try:
+        module = import_module(module_name)
+    except ServiceError as error:
+        raise CannotRead(str(error)) from error
+    finally:
+        sys.path.remove(here)
+    if not hasattr(module, name):
+        raise CannotRead(f"{module_name} has no {name}")
+    return getattr(module, name)
+
+
+def _json_of(where: str) -> bytes:
+    definition = loaded(where)
+    if not callable(getattr(definition, "json", None)):
+        raise CannotRead(f"{where} is not a sagastream.Definition")
+    text = definition.json()
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def _object(where: str, text: bytes) -> dict[str, Any]:
+    try:
+        body = decode(text)
+    except MalformedMessage as error:
+        raise CannotRead(f"{where}: {error}") from None
+    if not isinstance(body, dict):
+        raise CannotRead(f"{where}: it is not a JSON object: neither a definition nor a saga_begin body")
+    return body
