@@ -1,17 +1,35 @@
-"""The commands that look at a definition, or the body of a saga, before it runs: graph."""
+"""The commands that look at a definition, or the body of a saga, before it runs: graph, explore."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import orderly, safe, width
+from sagastream_bridge.commands.context import counted, opened, orderly, safe, width
 
 if TYPE_CHECKING:
     from sagastream_bridge.definitions.documents import Document
+    from sagastream_bridge.definitions.services import Services
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
 
 _SOURCE: Final = click.argument("source", metavar="FILE|MODULE:NAME")
+_MOST_WORLDS: Final = 100_000
+
+
+def _with_services(command: _Command) -> _Command:
+    """Give a command the options that tell it what services publish."""
+    services = click.option(
+        "--services",
+        "places",
+        multiple=True,
+        metavar="FILE|MODULE:NAME",
+        help="What services publish: a sagastream.Service, or a file that says "
+        '{"SERVICE": {"COMMAND": "COMPENSATION"}}. May be repeated.',
+    )
+    store = click.option("--store", "in_store", is_flag=True, help="Ask the store of REDIS_URL for that.")
+    return services(store(command))
 
 
 class _CannotRead(click.ClickException):
@@ -36,6 +54,21 @@ def _document(source: str) -> "Iterator[Document]":
             raise _CannotRead(safe(str(error))) from None
 
 
+def _services(options: dict[str, Any]) -> "Services | None":
+    """What services publish; None: nobody tells it."""
+    places, in_store = options["places"], options["in_store"]
+    if in_store and places:
+        raise click.UsageError("give --services or --store, not both")
+    if not (in_store or places):
+        return None
+    from sagastream_bridge.definitions import services
+
+    if not in_store:
+        return services.named(places)
+    with opened(create=False) as broker:
+        return services.in_store(broker)
+
+
 @click.command()
 @_SOURCE
 @click.option("--mermaid", "as_mermaid", is_flag=True, help="A Mermaid flowchart, for a page that draws it.")
@@ -52,5 +85,59 @@ def graph(source: str, as_mermaid: bool) -> None:
             click.echo(line)
 
 
+@click.command()
+@_SOURCE
+@_with_services
+@click.option(
+    "--items",
+    default=2,
+    show_default=True,
+    type=click.IntRange(0, 100),
+    metavar="COUNT",
+    help="How many steps one with `each` becomes.",
+)
+@click.option(
+    "--limit",
+    default=_MOST_WORLDS,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Look at no more states than these.",
+)
+@click.option("--json", "as_json", is_flag=True, help="To be compared with the same of another version.")
+def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
+    """Try a definition, or a saga_begin body, in every way that it can go, and tell what is undone, and where.
+
+    Nothing is sent: this asks the code by which workers decide. Each step is done, fails or stays unknown; each
+    condition holds or does not; each wait is signalled, declined or over; the saga is cancelled at any time; each undo
+    is done or parked.
+    """
+    with _document(source) as document:
+        from sagastream_bridge.definitions import begins, lasting
+        from sagastream_bridge.definitions.exploring import explore as tried
+        from sagastream_bridge.definitions.model import Model
+        from sagastream_bridge.definitions.services import published_by
+        from sagastream_bridge.definitions.telling import Teller
+        from sagastream_bridge.inspection import screen
+
+        services = _services(options)
+        published = None if services is None else published_by(services)
+        begin = begins.begin_of(document, items)
+        found = tried(begin, published, options["limit"])
+        longest = lasting.longest(begin, Model(begin, published))
+        notes = []
+        if published is None and any(step.compensation == "" for step in begin.steps):
+            notes.append("each step that names no compensation has one that its service publishes (see --services)")
+        if begins.has_each(document):
+            notes.append(f"each list that a step with `each` names has {counted(items, 'item')} (see --items)")
+        teller = Teller([step.shape.id or step.transaction for step in begin.steps])
+        if as_json:
+            click.echo(teller.json(found, longest, notes))
+        else:
+            for line in teller.lines(found, longest, notes):
+                for row in screen.wrapped(line, width(), 8):
+                    click.echo(row)
+
+
 #: All of them.
-COMMANDS: Final = (graph,)
+COMMANDS: Final = (explore, graph)

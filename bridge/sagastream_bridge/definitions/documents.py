@@ -59,11 +59,16 @@ class Document:
 
 def read(where: str) -> Document:
     """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead, and OSError."""
-    if where != STDIN and _MODULE_AND_NAME.fullmatch(where) and not Path(where).exists():
+    if not is_file(where):
         return Document(where, _object(where, _json_of(where)), None)
     text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
     called = "standard input" if where == STDIN else where
     return Document(called, _object(called, text), text)
+
+
+def is_file(where: str) -> bool:
+    """Whether this names a file or standard input, and not an object as MODULE:NAME."""
+    return where == STDIN or not _MODULE_AND_NAME.fullmatch(where) or Path(where).exists()
 
 
 def loaded(where: str) -> Any:

@@ -6,13 +6,10 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from sagastream.core.pointers import below
+
 #: A string, a bracket or comma or colon, or any other value.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+')
-
-
-def below(pointer: str, token: str | int) -> str:
-    """The pointer to a member or an item of what a pointer finds."""
-    return f"{pointer}/{str(token).replace('~', '~0').replace('/', '~1')}"
 
 
 class Position(NamedTuple):

@@ -10,9 +10,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagastream.core.pointers import below
 from sagastream_bridge.commands.main import cli
 from sagastream_bridge.definitions.documents import CannotRead, read
-from sagastream_bridge.definitions.positions import Position, below, positions
+from sagastream_bridge.definitions.positions import Position, positions
 
 #: The shape of a journey: three bookings at once, of which one is for each extra; then a person, and the pivot.
 JOURNEY: dict[str, Any] = {

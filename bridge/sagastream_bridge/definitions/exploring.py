@@ -1,0 +1,287 @@
+"""Tries a saga in every way, by the real core: each step is done, fails or stays unknown; each condition holds or does
+not; each wait is signalled, declined or over; the saga is cancelled at any time; each undo is done or parked.
+
+What is left out makes no difference to what is told. Attempts: only the last one counts. Texts and data. The order of
+answers once the saga goes back: nothing is sent until all are there. Operators: what is parked stays parked.
+"""
+
+from collections.abc import Iterator
+from operator import le
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from sagastream.core import graph
+from sagastream.core.decision import FAULT, Event, decide
+from sagastream.core.messages import Begin, Due, Intervene, Reply, Signal, Verb, failed, ok
+from sagastream.core.phases import AWAITS, UNDO, Phase
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sending import Published
+from sagastream.core.steps import StepKind
+from sagastream.core.transitions import Moment
+from sagastream.errors import SagastreamError
+from sagastream_bridge.definitions.model import NOW_MS, SAGA_ID, Model, answers
+from sagastream_bridge.definitions.outcomes import Explored, Park, Some, Undone, What
+
+#: The most states that are looked at, unless a person asks for more.
+MOST_WORLDS: Final = 100_000
+
+
+class TooMany(SagastreamError):
+    """The saga can be in more states than are looked at."""
+
+
+class _World(NamedTuple):
+    """A saga that goes forward, and the answers to the questions that its steps will ask again."""
+
+    state: SagaState
+    known: tuple[tuple[str, bool], ...]
+
+
+class _Happening(NamedTuple):
+    what: What | None  # None: nothing that makes the saga go back
+    group: int
+    event: Event
+    state: SagaState  # with its time set so that the event can come
+
+
+class _Back(NamedTuple):
+    """How a saga goes back after one happening."""
+
+    least: tuple[int, ...]  # of each group, how many steps are undone in any case
+    most: dict[tuple[int, ...], SagaState]  # … at most, if nothing more could be; with the saga when that begins
+
+
+def explore(begin: Begin, published: Published | None = None, most_worlds: int = MOST_WORLDS) -> Explored:
+    """Try a saga in every way.
+
+    Args:
+        begin: the saga.
+        published: what its services publish. None: each step that names no compensation has one.
+        most_worlds: how many states are looked at.
+
+    Raises TooMany.
+    """
+    return _Exploration(Model(begin, published), most_worlds).explored()
+
+
+class _Exploration:
+    def __init__(self, model: Model, most_worlds: int) -> None:
+        self._model = model
+        self._most_worlds = most_worlds
+        self._moment = Moment(now_ms=NOW_MS, published=model.published)
+        self._seen: set[_World] = set()
+        self._waiting: list[_World] = []
+        self._back: dict[tuple[int, What], _Back] = {}  # by the group to which it happens, and what
+        self._gone_back: set[tuple[int, What, SagaState]] = set()
+        self._parks: dict[tuple[tuple[int, ...], What], set[int]] = {}  # the steps that wait for each
+        self._stuck: set[tuple[int, tuple[int, ...]]] = set()
+        self._ends: set[SagaStatus] = set()
+        self._reached: set[int] = set()
+        self._ancestors = graph.ancestors(model.begin.steps)
+
+    def explored(self) -> Explored:
+        for state, known in self._decided(None, self._model.begin, {}):
+            self._go_on(None, state, known, None, 0)
+        while self._waiting:
+            world = self._waiting.pop()
+            for what, group, event, before in self._happenings(world.state):
+                for state, known in self._decided(before, event, dict(world.known)):
+                    self._go_on(before, state, known, what, group)
+        undone = tuple(row for group, what in sorted(self._back, key=_in_order) for row in self._rows(group, what))
+        steps = range(1, len(self._model.groups_of) + 1)
+        back = {number for row in undone for layer in row.order for some in layer for number in some.steps}
+        parks = sorted(self._parks.items(), key=lambda park: (park[0][0], list(What).index(park[0][1])))
+        return Explored(
+            ends=tuple(status for status in SagaStatus if status in self._ends),
+            undone=undone,
+            parks=tuple(Park(what, at, tuple(sorted(waiting))) for (at, what), waiting in parks),
+            never_reached=tuple(number for number in steps if self._model.groups_of[number] not in self._reached),
+            never_undone=tuple(number for number in steps if self._model.undos[number - 1] and number not in back),
+            worlds=len(self._seen) + len(self._gone_back),
+        )
+
+    # --- forward
+
+    def _decided(
+        self, state: SagaState | None, event: Event, known: dict[str, bool]
+    ) -> Iterator[tuple[SagaState, dict[str, bool]]]:
+        """The states after an event, one for each answer to the questions that its steps ask; with all answers."""
+        model = self._model
+        if model.begin.input is not None:
+            data = answers(known, model.variables)
+            event = replace(event, input=data) if isinstance(event, Begin) else event
+            state = state and replace(state, input=data)
+        decision = decide(state, event, self._moment)
+        after = decision.state
+        assert isinstance(after, SagaState)
+        assert FAULT not in (decision.quarantine or ""), decision.quarantine
+        asked = [(group, one) for group, one in model.asked(state, after) if one not in known]
+        if not asked:
+            yield after, known
+            return
+        group, variable = asked[0]
+        yield from self._decided(state, event, known | {variable: True})
+        # Of the steps of a group, the first ones are done: which ones makes no difference.
+        alike = {one for at, one in asked if at == group and one in model.private and variable in model.private}
+        yield from self._decided(state, event, known | dict.fromkeys(alike | {variable}, False))
+
+    def _go_on(
+        self, before: SagaState | None, state: SagaState, known: dict[str, bool], what: What | None, group: int
+    ) -> None:
+        """Note what has become of the saga. If it goes on, look into that later."""
+        self._note_parked(before, state, what)
+        self._reached |= {self._model.groups_of[n] for n, step in enumerate(state.steps, 1) if step.phase not in _IDLE}
+        if state.status is SagaStatus.COMPLETED:
+            self._ends.add(state.status)
+        elif state.cancelling is not None or state.status is not SagaStatus.PENDING:
+            assert what is not None
+            self._go_back(self._model.canonical(state), known, what, group)
+        else:
+            open_questions = self._model.open_questions(state)
+            kept = tuple(sorted((one, holds) for one, holds in known.items() if one in open_questions))
+            self._look_later(_World(self._model.canonical(state), kept))
+
+    def _look_later(self, world: _World) -> None:
+        if world in self._seen:
+            return
+        self._seen.add(world)
+        self._waiting.append(world)
+        if len(self._seen) + len(self._gone_back) > self._most_worlds:
+            text = f"the saga can be in more than {self._most_worlds} states, and no more were looked at"
+            raise TooMany(f"{text}: --limit looks at more")
+
+    def _happenings(self, state: SagaState) -> Iterator[_Happening]:
+        """All that can happen next to a saga that goes forward. Of the steps of a group to which the same has happened
+        so far, one stands for all."""
+        cancel = Intervene(verb=Verb.CANCEL, saga_id=SAGA_ID, reason="cancel")
+        for group, numbers in enumerate(self._model.groups):
+            alike = {(state.steps[number - 1].phase, state.steps[number - 1].unknown): number for number in numbers}
+            for number in alike.values():
+                yield from self._happenings_at(state, group, number)
+            if any(phase is Phase.OUT or phase in AWAITS for phase, _ in alike):
+                yield _Happening(What.CANCELLED, group, cancel, state)
+
+    def _happenings_at(self, state: SagaState, group: int, number: int) -> Iterator[_Happening]:
+        step = state.steps[number - 1]
+        if step.phase is Phase.OUT:
+            for what, reply in _answers(number, step.command):
+                yield _Happening(what, group, reply, state)
+        elif step.phase in AWAITS:
+            shape = step.definition.shape
+            if (name := shape.wait if step.phase is Phase.AWAITING else shape.retry_on) is not None:
+                yield _Happening(None, group, Signal(saga_id=SAGA_ID, name=name), state)
+                yield _Happening(What.DECLINED, group, Signal(saga_id=SAGA_ID, name=name, declined="no"), state)
+            due = state.with_step(number, replace(step, due_ms=NOW_MS))
+            yield _Happening(What.NOT_SIGNALLED, group, Due(saga_id=SAGA_ID), due)
+
+    def _note_parked(self, before: SagaState | None, state: SagaState, what: What | None) -> None:
+        """Note the steps that are parked now, and were not before. Of those that are being undone, see `_rows`."""
+        for number, step in enumerate(state.steps, 1):
+            if step.parked is None or step.phase in UNDO or (before and before.steps[number - 1].parked is not None):
+                continue
+            happened = What.UNKNOWN if what is None or step.definition.kind is StepKind.PIVOT else what
+            after = {other for other, above in enumerate(self._ancestors, 1) if number in above}
+            self._parks.setdefault((self._model.alike(number), happened), set()).update(after)
+
+    # --- back
+
+    def _go_back(self, state: SagaState, known: dict[str, bool], what: What, group: int) -> None:
+        """Let all that is out be done, fail, or stay unknown. The answers do not depend on each other, so all else that
+        can be undone lies in between."""
+        if (group, what, state) in self._gone_back:
+            return
+        self._gone_back.add((group, what, state))
+        for outcome in range(3):
+            for settled, known_then in self._settled(state, known, outcome):
+                if settled.status in (SagaStatus.PENDING, SagaStatus.COMPLETED):
+                    self._go_on(settled, settled, known_then, None, group)  # its pivot was done, or is in doubt
+                else:
+                    self._note_back(self._model.canonical(settled), what, group)
+
+    def _settled(
+        self, state: SagaState, known: dict[str, bool], outcome: int
+    ) -> Iterator[tuple[SagaState, dict[str, bool]]]:
+        if state.cancelling is None:
+            yield state, known
+            return
+        number = next(number for number, step in enumerate(state.steps, 1) if step.phase is Phase.OUT)
+        what, reply = _answers(number, state.steps[number - 1].command)[outcome]
+        for after, known_then in self._decided(state, reply, known):
+            self._note_parked(state, after, what)
+            yield from self._settled(after, known_then, outcome)
+
+    def _note_back(self, state: SagaState, what: What, group: int) -> None:
+        undone = self._model.to_undo(state)
+        least, most = self._back.get((group, what), _Back(undone, {}))
+        if not any(_covers(other, undone) for other in most):
+            most = {other: one for other, one in most.items() if not _covers(undone, other)} | {undone: state}
+        self._back[group, what] = _Back(tuple(map(min, least, undone)), most)
+
+    def _rows(self, group: int, what: What) -> Iterator[Undone]:
+        """What is undone after that: a row for each way in which nothing more could be undone."""
+        least, most = self._back[group, what]
+        for undone, state in sorted(most.items(), reverse=True):
+            layers, after = self._undo(state, None)
+            if after.ended:
+                self._ends.add(after.status)
+            for number in after.parked_steps:
+                self._note_stuck(after, number, What.NO_UNDO)
+            for number in (one for layer in layers for one in layer):
+                at = self._model.groups_of[number]
+                above = {self._model.groups_of[other] for other in self._ancestors[number - 1]}
+                key = at, tuple(count for other, count in enumerate(undone) if other in above)
+                if key not in self._stuck:
+                    self._stuck.add(key)
+                    self._note_stuck(self._undo(state, number)[1], number, What.UNDO_FAILS)
+            yield Undone(what, self._model.groups[group], tuple([self._some(layer, least) for layer in layers]))
+
+    def _some(self, layer: list[int], least: tuple[int, ...]) -> tuple[Some, ...]:
+        """The steps of a row, by groups."""
+        counts = dict.fromkeys((self._model.groups_of[number] for number in reversed(layer)), 0)
+        for number in layer:
+            counts[self._model.groups_of[number]] += 1
+        return tuple([Some(self._model.groups[at], least[at], count) for at, count in counts.items()])
+
+    def _undo(self, state: SagaState, stuck: int | None) -> tuple[list[list[int]], SagaState]:
+        """The steps as they are undone, at once and one after the other, and the saga after that. `stuck`: the step
+        whose compensation fails."""
+        layers = []
+        while out := [number for number, step in enumerate(state.steps, 1) if step.phase is Phase.UNDO_OUT]:
+            layers.append(out)
+            for number in out:
+                command = state.steps[number - 1].command
+                kind = failed(command) if number == stuck else ok(command)
+                decision = decide(state, Reply(type=kind, saga_id=SAGA_ID, step=number), self._moment)
+                assert isinstance(decision.state, SagaState)
+                state = decision.state
+        return layers, state
+
+    def _note_stuck(self, state: SagaState, number: int, what: What) -> None:
+        """Note that the undo of this step is parked; the saga is as far as it comes then."""
+        waiting = self._parks.setdefault((self._model.alike(number), what), set())
+        for other in self._ancestors[number - 1]:
+            if self._model.needs_undo(state, other):
+                waiting.update(self._model.alike(other))
+
+
+#: Nothing has happened to the step.
+_IDLE: Final = frozenset({Phase.WAITING, Phase.BYPASSED})
+
+
+def _answers(number: int, command: str) -> list[tuple[What | None, Reply]]:
+    """What the service may say of the command of a step that is out."""
+    return [
+        (None, Reply(type=ok(command), saga_id=SAGA_ID, step=number)),
+        (What.FAILS, Reply(type=failed(command), saga_id=SAGA_ID, step=number)),
+        (What.UNKNOWN, Reply(type=failed(command), saga_id=SAGA_ID, step=number, unknown=True)),
+    ]
+
+
+def _in_order(key: tuple[int, What]) -> tuple[int, int]:
+    group, what = key
+    return group, list(What).index(what)
+
+
+def _covers(more: tuple[int, ...], less: tuple[int, ...]) -> bool:
+    return all(map(le, less, more))

@@ -1,0 +1,392 @@
+"""All ways that a saga can go: what is undone, where it is parked, how it ends."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from sagastream.core.decision import decide
+from sagastream.core.messages import Begin, Due, Intervene, Reply, Signal, Verb, failed, ok
+from sagastream.core.parsing import parse_begin
+from sagastream.core.phases import AWAITS, TO_UNDO, UNDO, Phase
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.steps import StepKind
+from sagastream.core.transitions import Moment
+from sagastream_bridge.definitions.exploring import TooMany, explore
+from sagastream_bridge.definitions.lasting import longest
+from sagastream_bridge.definitions.model import Model
+from sagastream_bridge.definitions.outcomes import Explored, Some, What
+from unit.bridge.test_definitions import JOURNEY, run, written
+
+ONCE: dict[str, Any] = {"attempts": 1, "compensation_attempts": 1}
+PIVOT: dict[str, Any] = {"kind": "pivot", "compensation": None}
+RETRIABLE: dict[str, Any] = {"kind": "retriable", "compensation": None}
+
+
+def step(*after: int, **members: Any) -> dict[str, Any]:
+    return {"transaction": "Do", "service": "work", "compensation": "Undo", **ONCE, "after": list(after)} | members
+
+
+def begin(*steps: dict[str, Any], **members: Any) -> Begin:
+    return parse_begin({"saga_id": "s", "input": {}, "steps": list(steps)} | members)
+
+
+def chain(*steps: dict[str, Any]) -> Begin:
+    """A saga of the plain format."""
+    plain = [{name: one[name] for name in one if name != "after"} for one in steps]
+    request = parse_begin({"saga_id": "s", "steps": plain})
+    assert request.format == 1
+    return request
+
+
+def undone(found: Explored, what: What, *steps: int) -> list[list[list[tuple[tuple[int, ...], int, int]]]]:
+    """What is undone after this has happened to these steps: groups of steps, with the least and the most of each."""
+    rows = [row for row in found.undone if (row.what, row.steps) == (what, steps)]
+    return [[[tuple(some) for some in layer] for layer in row.order] for row in rows]  # type: ignore[misc]
+
+
+# --- what is told
+
+
+def test_a_plain_chain() -> None:
+    found = explore(chain(step(), step(), step(**PIVOT), step(**RETRIABLE)))
+    assert found.ends == (SagaStatus.COMPLETED, SagaStatus.ABORTED)
+    assert undone(found, What.FAILS, 1) == [[]]
+    assert undone(found, What.UNKNOWN, 2) == [[[((2,), 1, 1)], [((1,), 1, 1)]]]
+    assert undone(found, What.CANCELLED, 2) == [[[((2,), 0, 1)], [((1,), 1, 1)]]]
+    assert undone(found, What.FAILS, 3) == [[[((2,), 1, 1)], [((1,), 1, 1)]]]
+    assert undone(found, What.UNKNOWN, 3) == []  # it is parked
+    assert [tuple(park) for park in found.parks] == [
+        (What.UNDO_FAILS, (1,), ()),
+        (What.UNDO_FAILS, (2,), (1,)),
+        (What.UNKNOWN, (3,), (4,)),
+        (What.FAILS, (4,), ()),
+        (What.UNKNOWN, (4,), ()),
+    ]
+    assert (found.never_reached, found.never_undone) == ((), ())
+
+
+def test_what_is_beside_a_step_that_fails_is_undone_if_it_was_done() -> None:
+    found = explore(begin(step(), step(1), step(1, compensation=None), step(2, 3)))
+    assert undone(found, What.FAILS, 3) == [[[((2,), 0, 1)], [((1,), 1, 1)]]]
+    assert undone(found, What.FAILS, 4) == [[[((2,), 1, 1)], [((1,), 1, 1)]]]
+
+
+def test_ten_at_once_are_one_group_and_take_no_time() -> None:
+    ten = tuple(range(2, 12))
+    began = time.process_time()
+    found = explore(begin(step(), *[step(1, service=f"s{number}") for number in ten], step(*ten)))
+    assert time.process_time() - began < 5
+    assert found.worlds < 100
+    assert undone(found, What.FAILS, *ten) == [[[(ten, 0, 9)], [((1,), 1, 1)]]]
+    assert undone(found, What.UNKNOWN, 12) == [[[((12,), 1, 1)], [(ten, 10, 10)], [((1,), 1, 1)]]]
+    assert (What.UNDO_FAILS, ten, (1,)) in found.parks
+
+
+def test_ten_at_once_that_differ_are_tried_one_by_one() -> None:
+    ten = range(2, 8)
+    found = explore(begin(step(), *[step(1) for _ in ten], *[step(number) for number in ten]))
+    assert len(found.undone) == 3 * 13
+    assert found.worlds > 729
+
+
+def test_two_branches_of_which_one_is_taken() -> None:
+    when = {"eq": [{"$ref": "/input/by"}, "air"]}
+    found = explore(begin(step(), step(1, when=when), step(1, when={"not": when}), step(2, 3)))
+    assert undone(found, What.FAILS, 4) == [
+        [[((2,), 0, 1)], [((1,), 1, 1)]],
+        [[((3,), 0, 1)], [((1,), 1, 1)]],
+    ]
+    assert found.never_reached == ()
+
+
+def test_conditions_that_say_something_else_hold_in_every_combination() -> None:
+    steps = [step(1, when={"exists": {"$ref": f"/input/{number}"}}) for number in range(10)]
+    found = explore(begin(step(), *steps, step(*range(2, 12))))
+    assert undone(found, What.FAILS, 12) == [[[(tuple(range(2, 12)), 0, 10)], [((1,), 1, 1)]]]
+    assert found.worlds < 1000
+
+
+def test_a_step_that_no_condition_lets_begin_is_told() -> None:
+    found = explore(begin(step(), step(1, when=False), step(2)))
+    assert found.never_reached == (2,)
+    assert found.never_undone == (2,)
+
+
+def test_waits_and_retries() -> None:
+    wait = {"wait": "approval", "timeout_ms": 5, "after": [1]}
+    retried = step(1, retry_on="again", retry_within_ms=5)
+    found = explore(begin(step(), wait, retried, step(2, 3, **PIVOT), {"wait": "end", "timeout_ms": 5}))
+    for what in (What.DECLINED, What.NOT_SIGNALLED):
+        assert undone(found, what, 2) == [[[((3,), 0, 1)], [((1,), 1, 1)]]]
+        assert undone(found, what, 3) == [[[((3,), 1, 1)], [((1,), 1, 1)]]]
+        assert (what, (5,), ()) in found.parks
+    assert undone(found, What.FAILS, 3) == []  # it waits to be sent again
+
+
+def test_what_services_publish_counts() -> None:
+    steps = [step() for _ in range(4)]
+    for one, name in zip(steps, ("Reserve", "Look", "Pay", "Ship"), strict=True):
+        one["transaction"] = name
+        del one["compensation"]
+    steps[2]["kind"] = "pivot"
+    steps[3] |= RETRIABLE
+    found = explore(chain(*steps), {"work": {"Reserve": "Release", "Look": None}})
+    assert undone(found, What.FAILS, 3) == [[[((1,), 1, 1)]]]
+    found = explore(chain(*steps), {"work": {"Look": None, "Pay": "PayBack"}})
+    assert undone(found, What.UNKNOWN, 3) == [[[((3,), 1, 1)]]]
+    assert (What.NO_UNDO, (1,), ()) in found.parks
+
+
+def test_more_states_than_are_looked_at_are_an_error() -> None:
+    with pytest.raises(TooMany, match="more than 10 states"):
+        explore(chain(*[step() for _ in range(20)]), most_worlds=10)
+
+
+def test_a_long_chain_is_soon_done() -> None:
+    began = time.process_time()
+    found = explore(chain(*[step() for _ in range(100)]))
+    assert time.process_time() - began < 30
+    assert len(found.undone) == 300
+
+
+# --- against all orders in which things can happen, one step at a time
+
+
+class Plainly:
+    """The same by force: every event in every order, no step stands for another."""
+
+    def __init__(self, request: Begin) -> None:
+        self.moment = Moment(now_ms=1, published={})
+        self.least: dict[tuple[What, int], set[int]] = {}
+        self.most: dict[tuple[What, int], set[int]] = {}
+        self.parks: set[tuple[What, int]] = set()
+        self.ends: set[SagaStatus] = set()
+        first = decide(None, request, self.moment).state
+        assert isinstance(first, SagaState)
+        todo: list[tuple[SagaState, frozenset[tuple[What, int]]]] = [(self._plain(first), frozenset())]
+        seen = set(todo)
+        while todo:
+            state, causes = todo.pop()
+            if state.ended:
+                self.ends.add(state.status)
+            for what, number, event, before in self._events(state):
+                after = decide(before, event, self.moment).state
+                assert isinstance(after, SagaState)
+                if after == before:
+                    continue
+                self._note_parked(before, after, what, number)
+                goes_back = after.cancelling is not None or after.status is not SagaStatus.PENDING
+                was_forward = state.cancelling is None and state.status is SagaStatus.PENDING
+                then = causes
+                if was_forward:
+                    out = [n for n, one in enumerate(state.steps, 1) if one.phase is Phase.OUT or one.phase in AWAITS]
+                    then = frozenset((What.CANCELLED, n) for n in out) if number == 0 else frozenset({(what, number)})
+                if not goes_back:
+                    then = frozenset()
+                if after.status is not SagaStatus.PENDING and state.status is SagaStatus.PENDING:
+                    self._note_back(after, then)
+                world = (self._plain(after), then)
+                if world not in seen:
+                    seen.add(world)
+                    todo.append(world)
+
+    def _note_back(self, state: SagaState, causes: frozenset[tuple[What, int]]) -> None:
+        back = {n for n, one in enumerate(state.steps, 1) if one.phase in TO_UNDO and one.definition.compensation}
+        if state.status is SagaStatus.COMPLETED:
+            return
+        for cause in causes:
+            self.least[cause] = self.least.get(cause, back) & back
+            self.most[cause] = self.most.get(cause, set()) | back
+
+    def _note_parked(self, before: SagaState, after: SagaState, what: What, number: int) -> None:
+        for at, (was, one) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+            if one.parked is not None and was.parked is None:
+                happened = What.UNDO_FAILS if one.phase in UNDO else what
+                if one.definition.kind is StepKind.PIVOT and one.phase not in UNDO:
+                    happened = What.UNKNOWN
+                self.parks.add((happened, at))
+
+    def _events(self, state: SagaState) -> Iterator[tuple[What, int, Any, SagaState]]:
+        for number, one in enumerate(state.steps, 1):
+            if one.phase in (Phase.OUT, Phase.UNDO_OUT):
+                for what, kind, unknown in (
+                    (What.FAILS, ok, False),
+                    (What.FAILS, failed, False),
+                    (What.UNKNOWN, failed, True),
+                ):
+                    reply = Reply(type=kind(one.command), saga_id="s", step=number, unknown=unknown)
+                    yield what, number, reply, state
+            elif one.phase in AWAITS:
+                if (name := one.definition.shape.wait) is not None:
+                    yield What.FAILS, number, Signal(saga_id="s", name=name), state
+                    yield What.DECLINED, number, Signal(saga_id="s", name=name, declined="no"), state
+                yield What.NOT_SIGNALLED, number, Due(saga_id="s"), state.with_step(number, replace(one, due_ms=1))
+        yield What.CANCELLED, 0, Intervene(verb=Verb.CANCEL, saga_id="s", reason="r"), state
+
+    def _plain(self, state: SagaState) -> SagaState:
+        return replace(
+            state,
+            reason=state.reason and "r",
+            cancelling=state.cancelling and "c",
+            interventions=(),
+            compensating_steps=(),
+            failed_step=None,
+            current_step=1,
+            steps=tuple(
+                replace(one, error=None, compensation_error=None, parked=one.parked and "p") for one in state.steps
+            ),
+        )
+
+
+@st.composite
+def sagas(draw: st.DrawFn) -> Begin:
+    count = draw(st.integers(1, 4))
+    pivot = draw(st.sampled_from([None, *range(1, count + 1)]))
+    steps: list[dict[str, Any]] = []
+    for number in range(1, count + 1):
+        if pivot is not None and number == pivot:
+            after: Any = range(1, number)
+        elif pivot is not None and number > pivot:
+            after = draw(st.sets(st.integers(pivot, number - 1), min_size=1))
+        else:
+            after = draw(st.sets(st.integers(1, number - 1))) if number > 1 else ()
+        kind = PIVOT if number == pivot else RETRIABLE if pivot is not None and number > pivot else {}
+        if not kind and draw(st.integers(0, 4)) == 0:
+            continues = draw(st.sampled_from(["fail", "continue"]))
+            wait = {"wait": f"w{number}", "timeout_ms": 1000, "on_timeout": continues, "after": sorted(after)}
+            steps.append(wait)
+            continue
+        own = {} if kind else {"compensation": draw(st.sampled_from(["Undo", "Undo", None]))}
+        steps.append(step(*sorted(after), **{**own, **kind}))
+    return begin(*steps)
+
+
+@settings(max_examples=300, deadline=None)
+@given(sagas())
+def test_what_is_found_is_what_all_orders_lead_to(request: Begin) -> None:
+    found, plainly = explore(request), Plainly(request)
+    assert set(found.ends) == plainly.ends
+    rows = [(row.what, number, row) for row in found.undone for number in row.steps]
+    assert {(what, number) for what, number, _ in rows} == plainly.most.keys()
+    for what, number, row in rows:
+        some = [one for layer in row.order for one in layer]
+        assert {at for one in some for at in one.steps if is_ever(one, what, number, at)} == plainly.most[what, number]
+        assert {at for one in some for at in one.steps if is_always(one, what, number, at)} == plainly.least[
+            what, number
+        ]
+    assert {(park.what, number) for park in found.parks for number in park.steps} == plainly.parks
+
+
+def is_ever(some: Some, what: What, number: int, at: int) -> bool:
+    """Whether step `at` of these may be undone after something has happened to step `number`."""
+    if number not in some.steps or what is What.CANCELLED or at == number:
+        return some.most > 0 and (at != number or what is not What.FAILS)
+    return some.most > (what is What.UNKNOWN)
+
+
+def is_always(some: Some, what: What, number: int, at: int) -> bool:
+    """Whether step `at` of these is undone in any case after something has happened to step `number`."""
+    if number not in some.steps or what is What.CANCELLED:
+        return some.least == len(some.steps)
+    if at == number:
+        return what is What.UNKNOWN
+    return some.least == len(some.steps) - (what is What.FAILS)
+
+
+# --- how long
+
+
+def test_the_longest_way_counts_attempts_backoff_waits_and_the_undo() -> None:
+    slow = {"timeout_ms": 1000, "attempts": 3, "backoff_ms": 100, "compensation_attempts": 2}
+    request = begin(
+        step(**slow), step(1, **slow), {"wait_ms": 50_000, "after": [1]}, step(2, 3, **PIVOT, timeout_ms=10)
+    )
+    done = 3 * 1000 + 100 + 200
+    assert longest(request, Model(request, None)) == (done + 50_000 + 10, done + 50_000 + 10 + 2 * (2 * 1000 + 100))
+
+
+def test_a_deadline_cuts_what_comes_before_the_pivot() -> None:
+    request = begin(
+        step(timeout_ms=60_000, attempts=10),
+        step(1, **PIVOT, timeout_ms=5000),
+        step(2, **RETRIABLE | {"attempts": 2, "timeout_ms": 1000, "backoff_ms": 100}),
+        deadline_ms=100_000,
+    )
+    assert longest(request, Model(request, None)) == (100_000 + 60_000 + 2100, 160_000 + 60_000)
+
+
+# --- the command
+
+
+def test_the_command_tells_it(tmp_path: Path) -> None:
+    result = run("explore", written(tmp_path, JOURNEY), "--items", "1")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("7 steps, tried in every way: ")
+    assert "  each list that a step with `each` names has 1 item (see --items)" in lines
+    at = lines.index("  6 pay")
+    assert lines[at + 1 : at + 4] == [
+        "    fails -> 2 flight, 4 extras.0, 3 hotel?",
+        "    stays unknown -> 6 pay, then 2 flight, 4 extras.0, 3 hotel?",
+        "    the saga is cancelled meanwhile -> 6 pay?, then 2 flight, 4 extras.0, 3 hotel?",
+    ]
+    assert "  6 pay: its undo fails; waiting for that: 2 flight, 3 hotel, 4 extras.0" in lines
+
+
+def test_two_runs_in_json_are_compared_line_by_line(tmp_path: Path) -> None:
+    place = written(tmp_path, JOURNEY)
+    text = run("explore", place, "--json").stdout
+    assert run("explore", place, "--json").stdout == text
+    found = json.loads(text)
+    assert found["steps"][3:5] == ["extras.0", "extras.1"]
+    order = [[{"steps": [2, 4, 5], "least": 3, "most": 3}, {"steps": [3], "least": 0, "most": 1}]]
+    assert {"step": [6], "what": "is declined", "order": order} in found["undone"]
+    assert len([line for line in text.splitlines() if '"what"' in line]) == len(found["undone"]) + len(found["parks"])
+
+
+def test_services_are_read_from_a_file_and_from_python(tmp_path: Path) -> None:
+    steps = [{"transaction": "ReserveInventory", "service": "inventory"}, {"transaction": "Pay", "service": "payment"}]
+    place = written(tmp_path, {"saga_id": "s1", "steps": steps})
+    services = tmp_path / "services.json"
+    services.write_text('{"payment": {"Pay": null}}')
+    result = run("explore", place, "--services", str(services), "--services", "sagastream_stubs.inventory:service")
+    assert "    stays unknown -> 1 ReserveInventory" in result.stdout
+    assert "names no compensation" not in result.stdout
+    result = run("explore", place, "--services", str(services))
+    assert "  1 ReserveInventory: nobody knows its undo" in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("services", "why"),
+    [
+        ("[]", "it must say what undoes each command"),
+        ('{"payment": {"Pay": 1}}', "payment: it must say what undoes each command"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_file_of_services_that_cannot_be_read_is_one_line(tmp_path: Path, services: str, why: str) -> None:
+    place = written(tmp_path, {"saga_id": "s1", "steps": [{"transaction": "Pay", "service": "payment"}]})
+    (tmp_path / "services.json").write_text(services)
+    result = run("explore", place, "--services", str(tmp_path / "services.json"))
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_would_be_refused_is_not_explored(tmp_path: Path) -> None:
+    result = run("explore", written(tmp_path, {"saga_id": "s1", "steps": [{"transaction": "Pay"}]}))
+    assert result.exit_code == 2
+    assert "step 1: service is missing (sagastream lint finds all that is wrong)" in result.stderr
+
+
+def test_too_many_states_are_one_line(tmp_path: Path) -> None:
+    result = run("explore", written(tmp_path, JOURNEY), "--limit", "5")
+    assert result.exit_code == 1
+    assert "more than 5 states" in result.stderr
