@@ -1,5 +1,6 @@
-"""The commands that look at a definition, or the body of a saga, before it runs: graph, explore."""
+"""The commands that look at a definition, or the body of a saga, before it runs: graph, lint, explore."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -88,6 +89,27 @@ def graph(source: str, as_mermaid: bool) -> None:
 @click.command()
 @_SOURCE
 @_with_services
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def lint(source: str, as_json: bool, **options: Any) -> None:
+    """Find what is wrong in a definition, or a saga_begin body, before a saga runs.
+
+    Exit code 1 if something is wrong, 2 if there is nothing that can be read.
+    """
+    with _document(source) as document:
+        from sagastream_bridge.definitions import findings, linting
+
+        services = _services(options)
+        found = linting.problems(document, services)
+        for problem in found:
+            click.echo(findings.as_json(document, problem) if as_json else findings.line(document, problem))
+        left_out = "" if services is not None else "; what services publish was not looked at: --services, --store"
+        click.echo(f"{counted(len(found), 'problem')} in {safe(document.where)}{left_out}", err=True)
+    sys.exit(1 if found else 0)
+
+
+@click.command()
+@_SOURCE
+@_with_services
 @click.option(
     "--items",
     default=2,
@@ -140,4 +162,4 @@ def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
 
 
 #: All of them.
-COMMANDS: Final = (explore, graph)
+COMMANDS: Final = (explore, graph, lint)

@@ -31,6 +31,15 @@ def longest(begin: Begin, model: Model) -> Longest:
     return Longest(cut + completed - turn, _undone_ms(steps, done, model, cut))
 
 
+def shortest_safe_deadline_ms(begin: Begin) -> int:
+    """How long the longest way takes to the point of no return, if each command is answered at the last moment of its
+    first attempt. A shorter deadline may cut off a saga in which nothing has failed."""
+    lasts = [step.timeout_ms if step.shape.sends else step.shape.wait_ms or 0 for step in begin.steps]
+    done = _ends(lasts, [graph.before(step, number) for number, step in enumerate(begin.steps, 1)])
+    pivot = next((number for number, step in enumerate(begin.steps, 1) if step.kind is StepKind.PIVOT), None)
+    return max(done) if pivot is None else done[pivot - 1]
+
+
 def _undone_ms(steps: tuple[StepDefinition, ...], done: list[int], model: Model, cut: int) -> int:
     """Until all is undone, if any step fails as late as it can. `cut`: it does so by then."""
     ancestors = graph.ancestors(steps)

@@ -32,11 +32,11 @@ def after(steps: Sequence[Mapping[str, Any]], number: int) -> tuple[int, ...]:
     return tuple(sorted({numbers[name] for name in names if isinstance(name, int | str) and name in numbers}))
 
 
-def numbers_by_name(steps: Sequence[Mapping[str, Any]]) -> dict[int | str, int]:
+def numbers_by_name(steps: Sequence[Any]) -> dict[int | str, int]:
     """The number of each step, by its id and by its number."""
     found: dict[int | str, int] = {number: number for number in range(1, len(steps) + 1)}
     for number, step in enumerate(steps, 1):
-        if isinstance(step_id := step.get("id"), str):
+        if isinstance(step, dict) and isinstance(step_id := step.get("id"), str):
             found.setdefault(step_id, number)
     return found
 

@@ -1,0 +1,83 @@
+"""What the steps of a definition take from its input, compared with what its schema says of that."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from sagastream.core.pointers import below, tokens_of
+from sagastream.core.steps import MAX_STEPS
+from sagastream_bridge.definitions.problems import Code, Problem
+
+#: The members in which references stand.
+_TEMPLATES: Final = ("params", "compensation_params", "when", "each")
+#: In the place of a schema: nothing is said about such a value, or it cannot be told.
+_ANYTHING: Final[Mapping[str, Any]] = {}
+#: What may say more about members than `properties` does. Of such a schema it is not told what it leaves out.
+_MORE: Final = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "$dynamicRef")
+
+
+def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """References to what the schema of the input does not name, and lists of which there may be too many items."""
+    schema = body.get("input")
+    if not isinstance(schema, dict):
+        return
+    most = 0
+    for at, step in enumerate(steps):
+        for name in _TEMPLATES:
+            for pointer, reference in _references(step.get(name), f"/steps/{at}/{name}"):
+                if (text := _why_not(schema, reference)) is not None:
+                    yield Problem(Code.INPUT, pointer, text)
+        most += 1
+        if "each" in step and isinstance(step["each"], dict):
+            items = _found(schema, str(step["each"].get("$ref")))
+            if isinstance(items, dict) and items.get("type", "array") != "array":
+                text = f"{step['each'].get('$ref')} is not a list, says the schema, but of type {items['type']}"
+                yield Problem(Code.INPUT, f"/steps/{at}/each", text)
+            count = items.get("maxItems") if isinstance(items, dict) else None
+            most += count - 1 if isinstance(count, int) else 0
+    if most > MAX_STEPS:
+        text = f"a saga has at most {MAX_STEPS} steps, and with lists as long as the schema allows it would have {most}"
+        yield Problem(Code.LIMIT, "/steps", text)
+
+
+def _references(value: Any, pointer: str) -> Iterator[tuple[str, str]]:
+    """All references in a template or a condition, with the pointers to them."""
+    if isinstance(value, dict):
+        if "$literal" in value:
+            return
+        if isinstance(value.get("$ref"), str):
+            yield below(pointer, "$ref"), value["$ref"]
+            return
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in members:
+        yield from _references(inner, below(pointer, name))
+
+
+def _why_not(schema: Mapping[str, Any], reference: str) -> str | None:
+    """Why a reference into the input finds nothing in any input that the schema describes; None: it may."""
+    if not reference.startswith("/input/"):
+        return None
+    found = _found(schema, reference)
+    return found if isinstance(found, str) else None
+
+
+def _found(schema: Mapping[str, Any], reference: str) -> Mapping[str, Any] | str:
+    """What the schema says of the value that a reference finds; or why there is no such value."""
+    try:
+        tokens = tokens_of(reference)[1:]
+    except ValueError:
+        return _ANYTHING  # that is told elsewhere
+    at: Any = schema
+    for depth, token in enumerate(tokens):
+        if not isinstance(at, dict) or any(name in at for name in _MORE):
+            return _ANYTHING
+        properties = at.get("properties")
+        if at.get("type") == "array":
+            at = at.get("items", _ANYTHING)
+        elif not isinstance(properties, dict) or token in properties:
+            at = properties[token] if isinstance(properties, dict) else _ANYTHING
+        elif at.get("additionalProperties") in (None, False):
+            place = "/".join(["input", *tokens[:depth]])
+            return f"{reference}: the schema of {place} has no property {token}, but {', '.join(map(str, properties))}"
+        else:
+            return _ANYTHING
+    return at if isinstance(at, dict) else _ANYTHING

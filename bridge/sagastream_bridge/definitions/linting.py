@@ -1,0 +1,120 @@
+"""Finds what is wrong in a definition or a saga_begin body before a saga runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from sagastream.core import graph
+from sagastream.core.messages import Begin
+from sagastream.core.pointers import below, tokens_of
+from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
+from sagastream_bridge.definitions.documents import Document
+from sagastream_bridge.definitions.inputs import in_schema
+from sagastream_bridge.definitions.lasting import shortest_safe_deadline_ms
+from sagastream_bridge.definitions.mending import mended
+from sagastream_bridge.definitions.outline import numbers_by_name
+from sagastream_bridge.definitions.problems import Code, Problem
+from sagastream_bridge.definitions.services import Services
+
+#: What a step may say about its undo, besides what it is.
+_ABOUT_UNDO: Final = ("compensation_params", "compensation_attempts")
+
+
+def problems(document: Document, services: Services | None) -> list[Problem]:
+    """All that is wrong in a document, in the order in which it stands there. `services`: what services publish; None:
+    nobody tells it. Raises CannotRead."""
+    steps = document.steps
+    found, begin = mended(document)
+    if begin is not None:
+        if not any(problem.code is Code.PIVOT for problem in found):  # else the graph is not the one that is meant
+            found += _redundant(steps, begin)
+        found += _deadline(begin)
+        if services is not None:
+            found += _unpublished(steps, begin, services)
+        found += _needless(steps, begin, services)
+        if document.is_definition:
+            found += in_schema(document.body, steps)
+    return sorted(dict.fromkeys(found), key=lambda problem: _place(document, problem))
+
+
+def _place(document: Document, problem: Problem) -> tuple[Any, ...]:
+    position = document.position(problem.pointer)
+    if position is not None:
+        return (*position, problem)
+    tokens = tokens_of(problem.pointer)
+    return (int(tokens[1]) if tokens[:1] == ("steps",) and len(tokens) > 1 else -1, 0, problem)
+
+
+def _redundant(steps: Sequence[Mapping[str, Any]], begin: Begin) -> Iterator[Problem]:
+    """Names in `after` of steps that another name there comes after anyway."""
+    ancestors = graph.ancestors(begin.steps)
+    numbers = numbers_by_name(steps)
+    for at, step in enumerate(steps):
+        names = step.get("after")
+        if not isinstance(names, list):
+            continue
+        named = [numbers.get(name, 0) if isinstance(name, int | str) else 0 for name in names]
+        for index, number in enumerate(named):
+            pointer = below(f"/steps/{at}/after", index)
+            if number in named[:index]:
+                yield Problem(Code.AFTER_REDUNDANT, pointer, f"{names[index]} is named twice")
+                continue
+            later = [other for other in named if 0 < other <= at and number in ancestors[other - 1]]
+            if number and later:
+                name = names[named.index(later[0])]
+                yield Problem(Code.AFTER_REDUNDANT, pointer, f"{name} comes after {names[index]} anyway")
+
+
+def _deadline(begin: Begin) -> Iterator[Problem]:
+    least = shortest_safe_deadline_ms(begin)
+    if begin.deadline_ms is not None and begin.deadline_ms < least:
+        text = (
+            f"deadline_ms is {begin.deadline_ms}, and the longest way to the point of no return may take {least} ms, "
+            "even if each command is sent only once"
+        )
+        yield Problem(Code.DEADLINE, "/deadline_ms", text)
+
+
+def _unpublished(steps: Sequence[Mapping[str, Any]], begin: Begin, services: Services) -> Iterator[Problem]:
+    """What no service publishes, and what nobody undoes."""
+    for at, (step, definition) in enumerate(zip(steps, begin.steps, strict=True)):
+        command, service, undo = definition.transaction, definition.service, definition.compensation
+        if not definition.shape.sends or (step.get("transaction"), step.get("service")) != (command, service):
+            continue
+        if (offered := services.get(service)) is None:
+            names = f"there are {', '.join(sorted(services))}" if services else "there is none"
+            yield Problem(Code.UNKNOWN_SERVICE, f"/steps/{at}/service", f"no service {service} is known: {names}")
+            continue
+        if command not in offered.commands:
+            text = f"the service {service} publishes no command {command}: it has {_names(offered.commands)}"
+            yield Problem(Code.UNKNOWN_COMMAND, f"/steps/{at}/transaction", text)
+        elif undo == AS_PUBLISHED and command in offered.silent and definition.kind is StepKind.COMPENSATABLE:
+            text = f"nobody says what undoes {command}: say compensation, or null if nothing needs to be undone"
+            yield Problem(Code.NO_UNDO, f"/steps/{at}", text)
+        if undo and undo not in offered.all_compensations:
+            text = f"the service {service} publishes no compensation {undo}: it has {_names(offered.all_compensations)}"
+            yield Problem(Code.UNKNOWN_COMPENSATION, f"/steps/{at}/compensation", text)
+
+
+def _needless(steps: Sequence[Mapping[str, Any]], begin: Begin, services: Services | None) -> Iterator[Problem]:
+    """What is said about undos that there never are."""
+    for at, (step, definition) in enumerate(zip(steps, begin.steps, strict=True)):
+        if (why := _never_undone(definition, services)) is not None:
+            for name in _ABOUT_UNDO:
+                if name in step:
+                    yield Problem(Code.NEEDLESS_UNDO, f"/steps/{at}/{name}", f"{name} is said for nothing: {why}")
+
+
+def _never_undone(definition: StepDefinition, services: Services | None) -> str | None:
+    if definition.kind is StepKind.RETRIABLE:
+        return "a retriable step is never undone"
+    if definition.compensation is None:
+        return "compensation is null"
+    offered = None if services is None else services.get(definition.service)
+    if definition.compensation != AS_PUBLISHED or offered is None:
+        return None
+    is_needless = offered.undone_by.get(definition.transaction, AS_PUBLISHED) is None
+    return f"its service says that {definition.transaction} needs no undo" if is_needless else None
+
+
+def _names(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,318 @@
+"""What is wrong in a definition before a saga runs: all of it at once, with its place."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagastream.core.definition import parse
+from sagastream.core.expansion import sketch
+from sagastream.errors import MalformedMessage
+from sagastream_bridge.definitions.documents import Document
+from sagastream_bridge.definitions.linting import problems
+from sagastream_bridge.definitions.problems import Code
+from sagastream_bridge.definitions.services import Offered, Services
+from unit.bridge.test_definitions import JOURNEY, run, written
+
+PIVOT: dict[str, Any] = {"kind": "pivot"}
+
+
+def step(step_id: str, *after: str, **members: Any) -> dict[str, Any]:
+    return {"id": step_id, "transaction": "Do", "service": "work", "after": list(after)} | members
+
+
+def found(*steps: dict[str, Any], services: Services | None = None, **members: Any) -> list[tuple[Code, str]]:
+    """The problems of a definition with these steps: what, and where."""
+    body = {"name": "order", "version": 1, "steps": list(steps)} | members
+    return [(code, pointer) for code, pointer, _ in problems(Document("test", body, None), services)]
+
+
+def text_of(*steps: dict[str, Any], services: Services | None = None, **members: Any) -> str:
+    (problem,) = problems(Document("test", {"name": "o", "version": 1, "steps": list(steps)} | members, None), services)
+    return problem.text
+
+
+# --- each kind of problem
+
+
+def test_what_is_right_has_no_problems() -> None:
+    assert problems(Document("test", JOURNEY, None), None) == []
+    plain = {"saga_id": "s1", "steps": [{"transaction": "Do", "service": "work", "params": {"$ref": 1}}]}
+    assert problems(Document("test", plain, None), None) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "pointer"),
+    [
+        ([step("a", "b"), step("b")], Code.AFTER, "/steps/0/after/0"),
+        ([step("a", "a")], Code.AFTER, "/steps/0/after/0"),
+        ([step("a"), step("b", after="a")], Code.AFTER, "/steps/1/after"),
+        ([step("a"), step("b", "a"), step("c", "a", "b")], Code.AFTER_REDUNDANT, "/steps/2/after/0"),
+        ([step("a"), step("b", after=["a", 1])], Code.AFTER_REDUNDANT, "/steps/1/after/1"),
+        ([step("a"), step("b"), step("c", "a", **PIVOT)], Code.PIVOT, "/steps/1"),
+        ([step("a", **PIVOT), step("b", kind="retriable")], Code.PIVOT, "/steps/1"),
+        ([step("a", kind="retriable")], Code.PIVOT, "/steps/0/kind"),
+        ([step("a", **PIVOT), step("b", "a")], Code.PIVOT, "/steps/1/kind"),
+        ([step("a", **PIVOT), step("b", "a", **PIVOT)], Code.PIVOT, "/steps/1/kind"),
+        ([step("a", when=True, **PIVOT)], Code.PIVOT, "/steps/0/when"),
+        ([step("a", params={"x": [{"$ref": "/steps/b/result"}]})], Code.REFERENCE, "/steps/0/params/x/0/$ref"),
+        ([step("a"), step("b", params={"$ref": "/steps/a/result"})], Code.REFERENCE, "/steps/1/params/$ref"),
+        ([step("a", when={"exists": {"$ref": "/input/x"}}), step("b", "a", params={"$ref": "/steps/a/result"})],
+         Code.REFERENCE, "/steps/1/params/$ref"),
+        ([step("a", params={"$reff": 1})], Code.REFERENCE, "/steps/0/params/$reff"),
+        ([step("a", params={"$ref": "/item"})], Code.REFERENCE, "/steps/0/params/$ref"),
+        ([step("a", compensation_params={"$ref": "/failures"})], Code.REFERENCE, "/steps/0/compensation_params/$ref"),
+        ([step("a", when={"equals": [1, 2]})], Code.CONDITION, "/steps/0/when"),
+        ([step("a", kind="pivott")], Code.MALFORMED, "/steps/0/kind"),
+        ([step("a", timeout_ms=0)], Code.MALFORMED, "/steps/0/timeout_ms"),
+        ([step("a", servce="x")], Code.MALFORMED, "/steps/0/servce"),
+        ([step("a"), step("a")], Code.MALFORMED, "/steps/1/id"),
+        ([{"id": "a", "service": "work"}], Code.MALFORMED, "/steps/0"),
+        ([{"wait": "go"}], Code.MALFORMED, "/steps/0"),
+        ([step("a", compensation="Do")], Code.MALFORMED, "/steps/0"),
+        ([step("a", retry_on="go")], Code.MALFORMED, "/steps/0/retry_on"),
+        ([step("a", each=[1])], Code.MALFORMED, "/steps/0/each"),
+        ([step("a", **PIVOT), step("b", "a", kind="retriable", compensation="Undo")],
+         Code.NEEDLESS_UNDO, "/steps/1/compensation"),
+        ([step("a", compensation=None, compensation_params=1)], Code.NEEDLESS_UNDO, "/steps/0/compensation_params"),
+        ([step("a", **PIVOT), step("b", "a", kind="retriable", compensation_attempts=2)],
+         Code.NEEDLESS_UNDO, "/steps/1/compensation_attempts"),
+    ],
+)  # fmt: skip
+def test_a_problem_of_a_step(steps: list[dict[str, Any]], code: Code, pointer: str) -> None:
+    assert found(*steps) == [(code, pointer)]
+
+
+def test_more_steps_than_a_saga_may_have() -> None:
+    assert found(*[step(f"s{number}") for number in range(101)]) == [(Code.LIMIT, "/steps")]
+    schema = {"properties": {"items": {"type": "array", "maxItems": 100}}}
+    each = step("all", each={"$ref": "/input/items"})
+    assert found(each, step("last"), input=schema) == [(Code.LIMIT, "/steps")]
+    assert found(each, input=schema) == []
+
+
+def test_the_members_of_a_definition() -> None:
+    assert found(step("a"), version=0) == [(Code.MALFORMED, "/version")]
+    assert found(step("a"), versio=1) == [(Code.MALFORMED, "/versio")]
+    assert found(step("a"), deadline="soft") == [(Code.MALFORMED, "/deadline")]
+
+
+def test_a_deadline_that_cuts_off_a_saga_in_which_nothing_fails() -> None:
+    steps = [
+        step("a", timeout_ms=1000),
+        {"id": "w", "wait": "go", "timeout_ms": 5000},
+        step("b", "a", timeout_ms=3000),
+        step("p", "w", "b", timeout_ms=10, **PIVOT),
+        step("r", "p", kind="retriable", timeout_ms=99_000),
+    ]
+    assert found(*steps, deadline_ms=6009) == [(Code.DEADLINE, "/deadline_ms")]
+    assert found(*steps, deadline_ms=6010) == []
+    assert text_of(*steps, deadline_ms=1) == (
+        "deadline_ms is 1, and the longest way to the point of no return may take 6010 ms, "
+        "even if each command is sent only once"
+    )
+
+
+SERVICES: Services = {
+    "work": Offered({"Do": "Undo", "Look": None}, frozenset({"Quiet"}), frozenset({"Other"})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "pointer"),
+    [
+        ({"service": "wrok"}, Code.UNKNOWN_SERVICE, "/steps/0/service"),
+        ({"transaction": "Doo"}, Code.UNKNOWN_COMMAND, "/steps/0/transaction"),
+        ({"transaction": "Undo"}, Code.UNKNOWN_COMMAND, "/steps/0/transaction"),
+        ({"compensation": "Undoo"}, Code.UNKNOWN_COMPENSATION, "/steps/0/compensation"),
+        ({"compensation": "Look"}, Code.UNKNOWN_COMPENSATION, "/steps/0/compensation"),
+        ({"transaction": "Quiet"}, Code.NO_UNDO, "/steps/0"),
+        ({"transaction": "Look", "compensation_params": 1}, Code.NEEDLESS_UNDO, "/steps/0/compensation_params"),
+    ],
+)
+def test_what_no_service_publishes(members: dict[str, Any], code: Code, pointer: str) -> None:
+    assert found(step("a", **members), services=SERVICES) == [(code, pointer)]
+    assert found(step("a", **members)) == []  # nobody tells what services publish
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"compensation": "Undo"},
+        {"compensation": "Other"},
+        {"transaction": "Quiet", "compensation": None},
+        {"transaction": "Quiet", "compensation": "Undo"},
+        {"transaction": "Quiet", "kind": "pivot"},
+        {"transaction": "Look"},
+    ],
+)
+def test_what_services_publish_has_no_problems(members: dict[str, Any]) -> None:
+    assert found(step("a", **members), services=SERVICES) == []
+
+
+SCHEMA: dict[str, Any] = {
+    "properties": {
+        "sku": {"type": "string"},
+        "lines": {"type": "array", "items": {"properties": {"price": {}}}},
+        "open": {"properties": {}, "additionalProperties": True},
+        "any": {"anyOf": [{"properties": {"a": {}}}], "properties": {"b": {}}},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("reference", "is_known"),
+    [
+        ("/input", True),
+        ("/input/sku", True),
+        ("/input/skuu", False),
+        ("/input/lines/0/price", True),
+        ("/input/lines/0/cost", False),
+        ("/input/open/whatever", True),
+        ("/input/any/a", True),
+        ("/saga/id", True),
+    ],
+)
+def test_what_the_schema_does_not_know(reference: str, is_known: bool) -> None:
+    template = {"a": [{"$ref": reference}], "b": {"$literal": {"$ref": "/input/nothing"}}}
+    expected = [] if is_known else [(Code.INPUT, "/steps/0/params/a/0/$ref")]
+    assert found(step("a", params=template), input=SCHEMA) == expected
+    assert found(step("a", params=template)) == []
+
+
+def test_each_of_what_is_not_a_list_in_the_schema() -> None:
+    assert found(step("a", each={"$ref": "/input/sku"}), input=SCHEMA) == [(Code.INPUT, "/steps/0/each")]
+
+
+# --- all at once
+
+
+def test_one_problem_does_not_hide_another() -> None:
+    steps = [
+        step("a", params={"x": {"$ref": "/steps/b/result"}}, timeout_ms=-1, typo=1),
+        step("b", "nothing", servce="work"),
+        {"transaction": "Do", "service": "work", "kind": "retriable", "when": {"eq": [1]}},
+        step("d", "a", "b", **PIVOT),
+        7,
+    ]
+    body = {"name": "o", "version": "1", "steps": steps[:4]}
+    codes = [(code, pointer) for code, pointer, _ in problems(Document("test", body, None), None)]
+    assert codes == [
+        (Code.MALFORMED, "/version"),
+        (Code.MALFORMED, "/steps/0/timeout_ms"),
+        (Code.MALFORMED, "/steps/0/typo"),
+        (Code.REFERENCE, "/steps/0/params/x/$ref"),
+        (Code.AFTER, "/steps/1/after/0"),
+        (Code.MALFORMED, "/steps/1/servce"),
+        (Code.CONDITION, "/steps/2/when/eq"),
+        (Code.PIVOT, "/steps/2"),
+        (Code.PIVOT, "/steps/2/kind"),
+    ]
+
+
+def test_all_steps_beside_the_pivot_are_named() -> None:
+    steps = [step("a"), step("b"), step("c", "b"), step("p", "c", **PIVOT), step("r", kind="retriable")]
+    assert found(*steps) == [(Code.PIVOT, "/steps/0"), (Code.PIVOT, "/steps/4")]
+
+
+_VALUES = st.sampled_from([None, True, 0, -1, "x", "pivot", "a.b c", [], ["later"], [9], {}, {"$ref": "/x"}, {"$x": 1}])
+_NAMES = [
+    *("id", "after", "when", "each", "wait", "wait_ms", "timeout_ms", "transaction", "service", "params", "kind"),
+    *("compensation", "compensation_params", "retry_on", "retry_within_ms", "on_timeout", "attempts", "nonsense"),
+    *("name", "version", "input", "steps", "example", "deadline_ms", "deadline", "use"),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 6), st.sampled_from(_NAMES), st.none() | st.tuples(_VALUES)), min_size=1, max_size=6
+    )
+)
+def test_whatever_is_written_is_told_exactly_if_the_core_refuses_it(changes: list[tuple[int, str, Any]]) -> None:
+    body = deepcopy(JOURNEY)
+    for at, name, value in changes:
+        where = body if at < 0 else body["steps"][at] if isinstance(body.get("steps"), list) else {}
+        if at < 0 and name == "steps":
+            continue  # then there is nothing to look at
+        if value is None:
+            where.pop(name, None)
+        else:
+            where[name] = value[0]
+    before, refused = deepcopy(body), None
+    try:
+        sketch(parse(body))
+    except MalformedMessage as error:
+        refused = str(error)
+    told = problems(Document("test", body, None), None)
+    assert body == before
+    if refused is not None:
+        assert [problem for problem in told if problem.text in refused]
+    assert (refused is not None) == any(
+        problem.code not in NOT_REFUSED or "names no compensation" in problem.text for problem in told
+    )
+
+
+#: What the core takes, though it is wrong.
+NOT_REFUSED = {Code.AFTER_REDUNDANT, Code.NEEDLESS_UNDO, Code.DEADLINE, Code.INPUT}
+
+
+# --- the command
+
+RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+
+
+def test_the_command_tells_lines_and_columns(tmp_path: Path) -> None:
+    body = deepcopy(JOURNEY)
+    body["steps"][2]["after"] = ["later", "nothing"]
+    body["steps"][5]["compensation"] = "bad name"
+    place = written(tmp_path, body)
+    result = run("lint", place)
+    assert result.exit_code == 1
+    lines = Path(place).read_text().splitlines()
+    after, compensation = (
+        next(n for n, line in enumerate(lines, 1) if text in line) for text in ("nothing", "bad name")
+    )
+    assert result.stdout.splitlines() == [
+        f"{place}:{after - 2}:7: after: step 3 (hotel): after: there is no step nothing before it in the list",
+        f"{place}:{compensation}:7: malformed: step 6 (pay): compensation {RULE}",
+    ]
+    assert result.stderr == (
+        f"2 problems in {place}; what services publish was not looked at: --services, --store\n"
+    )  # fmt: skip
+    (first, _) = [json.loads(line) for line in run("lint", "--json", place).stdout.splitlines()]
+    assert first == {
+        "source": place, "line": after - 2, "column": 7, "pointer": "/steps/2/after", "step": 3, "name": "hotel",
+        "code": "after", "text": "after: there is no step nothing before it in the list",
+    }  # fmt: skip
+
+
+def test_without_problems_the_exit_code_is_0(tmp_path: Path) -> None:
+    result = run("lint", written(tmp_path, JOURNEY))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("0 problems in ")
+
+
+def test_what_is_not_json_is_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text('{"name": "o",\n  "version" 1}')
+    result = run("lint", str(tmp_path / "wrong.json"))
+    assert result.exit_code == 2
+    assert "line 2 column 13" in result.stderr
+
+
+def test_services_are_compared(tmp_path: Path) -> None:
+    steps = [
+        {"transaction": "ReserveInventory", "service": "inventory"},
+        {"transaction": "ShipIt", "service": "shipping", "compensation": "x\x1b[0m"},
+    ]
+    place = written(tmp_path, {"saga_id": "s1", "steps": steps})
+    result = run("lint", place, "--services", "sagastream_stubs.inventory:service")
+    assert result.exit_code == 1
+    assert "unknown-service: step 2 (ShipIt): no service shipping is known: there are inventory" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "not looked at" not in result.stderr
