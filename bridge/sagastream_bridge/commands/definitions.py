@@ -98,12 +98,12 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     with _document(source) as document:
         from sagastream_bridge.definitions import findings, linting
 
-        services = _services(options)
-        found = linting.problems(document, services)
+        found, not_checked = linting.lint(document, _services(options))
         for problem in found:
             click.echo(findings.as_json(document, problem) if as_json else findings.line(document, problem))
-        left_out = "" if services is not None else "; what services publish was not looked at: --services, --store"
-        click.echo(f"{counted(len(found), 'problem')} in {safe(document.where)}{left_out}", err=True)
+        click.echo(safe(f"{counted(len(found), 'problem')} in {document.where}"), err=True)
+        for text in not_checked:
+            click.echo(safe(f"not checked: {text}"), err=True)
     sys.exit(1 if found else 0)
 
 

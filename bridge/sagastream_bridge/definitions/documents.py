@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from sagastream.core.definition import SagaDefinition
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, SagastreamError, ServiceError
 from sagastream.service.loading import import_module
@@ -60,7 +61,7 @@ class Document:
 def read(where: str) -> Document:
     """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead, and OSError."""
     if not is_file(where):
-        return Document(where, _object(where, _json_of(where)), None)
+        return Document(where, _body_of(where), None)
     text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
     called = "standard input" if where == STDIN else where
     return Document(called, _object(called, text), text)
@@ -87,12 +88,14 @@ def loaded(where: str) -> Any:
     return getattr(module, name)
 
 
-def _json_of(where: str) -> bytes:
-    definition = loaded(where)
-    if not callable(getattr(definition, "json", None)):
+def _body_of(where: str) -> dict[str, Any]:
+    try:
+        parsed = getattr(loaded(where), "parsed", None)
+    except MalformedMessage as error:
+        raise CannotRead(f"{where}: {error}") from None
+    if not isinstance(parsed, SagaDefinition):
         raise CannotRead(f"{where} is not a sagastream.Definition")
-    text = definition.json()
-    return text.encode() if isinstance(text, str) else bytes(text)
+    return parsed.body
 
 
 def _object(where: str, text: bytes) -> dict[str, Any]:

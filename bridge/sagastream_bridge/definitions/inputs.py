@@ -1,10 +1,14 @@
-"""What the steps of a definition take from its input, compared with what its schema says of that."""
+"""The input of a definition: its schema, its example, and what the steps take from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from sagastream.client.schema import check_input, check_schema
+from sagastream.core.definition import parse
 from sagastream.core.pointers import below, tokens_of
 from sagastream.core.steps import MAX_STEPS
+from sagastream.errors import MalformedMessage
+from sagastream_bridge.definitions.mending import named_pointer
 from sagastream_bridge.definitions.problems import Code, Problem
 
 #: The members in which references stand.
@@ -13,6 +17,33 @@ _TEMPLATES: Final = ("params", "compensation_params", "when", "each")
 _ANYTHING: Final[Mapping[str, Any]] = {}
 #: What may say more about members than `properties` does. Of such a schema it is not told what it leaves out.
 _MORE: Final = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "$dynamicRef")
+
+
+def in_example(body: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong in the schema, or in an example of an input. Raises SettingsError if the package is missing that
+    can tell."""
+    about = {name: body[name] for name in ("input", "example") if name in body}
+    try:
+        definition = parse({"name": "any", "version": 1, "steps": [{}]} | about)
+    except MalformedMessage:
+        return  # that is told elsewhere
+    try:
+        check_schema(definition)
+    except MalformedMessage as error:
+        text = str(error).removeprefix("the definition: ")
+        yield Problem(Code.SCHEMA, named_pointer(body, text), text)
+        return
+    schema = definition.schema
+    also = schema.get("examples") if isinstance(schema, dict) else None
+    examples = {f"input/examples/{index}": one for index, one in enumerate(also)} if isinstance(also, list) else {}
+    if definition.example is not None:
+        examples["example"] = definition.example
+    for called, example in examples.items():
+        try:
+            check_input(definition, example, called)
+        except MalformedMessage as error:
+            code = Code.SCHEMA if str(error).startswith("the definition") else Code.EXAMPLE
+            yield Problem(code, named_pointer(body, str(error)), str(error))
 
 
 def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:

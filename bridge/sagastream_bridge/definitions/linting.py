@@ -1,14 +1,15 @@
 """Finds what is wrong in a definition or a saga_begin body before a saga runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sagastream.core import graph
 from sagastream.core.messages import Begin
 from sagastream.core.pointers import below, tokens_of
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
+from sagastream.errors import SettingsError
 from sagastream_bridge.definitions.documents import Document
-from sagastream_bridge.definitions.inputs import in_schema
+from sagastream_bridge.definitions.inputs import in_example, in_schema
 from sagastream_bridge.definitions.lasting import shortest_safe_deadline_ms
 from sagastream_bridge.definitions.mending import mended
 from sagastream_bridge.definitions.outline import numbers_by_name
@@ -19,11 +20,26 @@ from sagastream_bridge.definitions.services import Services
 _ABOUT_UNDO: Final = ("compensation_params", "compensation_attempts")
 
 
-def problems(document: Document, services: Services | None) -> list[Problem]:
-    """All that is wrong in a document, in the order in which it stands there. `services`: what services publish; None:
-    nobody tells it. Raises CannotRead."""
+class Linted(NamedTuple):
+    """What was found."""
+
+    problems: list[Problem]  # in the order in which they stand in the document
+    not_checked: list[str]  # what could not be looked at, and why
+
+
+def lint(document: Document, services: Services | None) -> Linted:
+    """Find all that is wrong in a document. `services`: what services publish; None: nobody tells it. Raises
+    CannotRead."""
     steps = document.steps
     found, begin = mended(document)
+    not_checked = []
+    if services is None:
+        not_checked.append("what services publish (--services and --store tell it)")
+    if document.is_definition:
+        try:
+            found += in_example(document.body)
+        except SettingsError as error:
+            not_checked.append(str(error))
     if begin is not None:
         if not any(problem.code is Code.PIVOT for problem in found):  # else the graph is not the one that is meant
             found += _redundant(steps, begin)
@@ -33,7 +49,7 @@ def problems(document: Document, services: Services | None) -> list[Problem]:
         found += _needless(steps, begin, services)
         if document.is_definition:
             found += in_schema(document.body, steps)
-    return sorted(dict.fromkeys(found), key=lambda problem: _place(document, problem))
+    return Linted(sorted(dict.fromkeys(found), key=lambda problem: _place(document, problem)), not_checked)
 
 
 def _place(document: Document, problem: Problem) -> tuple[Any, ...]:

@@ -119,8 +119,7 @@ class _Refused:
     @property
     def _named(self) -> str:
         """The pointer to what the text begins with: a member, or something in it."""
-        found = (one for one in _pointers(self._value, "") if re.match(rf"{re.escape(one[1:])}(?![\w/])", self._text))
-        return max(found, key=len, default="")
+        return named_pointer(self._value, self._text)
 
     def _problem(self, code: Code, pointer: str) -> Problem:
         return Problem(code, self._base + pointer, self._text)
@@ -175,6 +174,13 @@ class _Refused:
         number, other = max(self._number, pivot), min(self._number, pivot)
         step = self._body["steps"][number - 1]
         step["after"] = [*step.get("after", [number - 1]), other]
+
+
+def named_pointer(value: Any, text: str) -> str:
+    """The pointer to that in a value which a text begins with: the name of a member, or a pointer without its first /.
+    It is empty if it begins with none."""
+    found = (one for one in _pointers(value, "") if re.match(rf"{re.escape(one[1:])}(?![\w/])", text))
+    return max(found, key=len, default="")
 
 
 def _pointers(value: Any, pointer: str) -> Iterator[str]:

@@ -84,7 +84,10 @@ def test_what_is_not_there_stands_where_it_should_be(tmp_path: Path) -> None:
 
 def test_a_definition_in_python_has_no_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_journeys.py").write_text(
-        f"class Definition:\n    def json(self): return {json.dumps(JOURNEY)!r}\njourney = Definition()\nother = 1\n"
+        "from sagastream import Definition\n"
+        f"journey = Definition.from_json({json.dumps(JOURNEY)!r})\n"
+        "nothing_yet = Definition('empty', version=1)\n"
+        "other = 1\n"
     )
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
@@ -93,10 +96,13 @@ def test_a_definition_in_python_has_no_positions(tmp_path: Path, monkeypatch: py
     assert document.position("/steps/0") is None
     assert document.is_definition
     assert sys.path == before
-    with pytest.raises(CannotRead, match=r"my_journeys:other is not a sagastream\.Definition"):
-        read("my_journeys:other")
-    with pytest.raises(CannotRead, match="my_journeys has no nothing"):
-        read("my_journeys:nothing")
+    for name, why in {
+        "other": r"my_journeys:other is not a sagastream\.Definition",
+        "nothing": "my_journeys has no nothing",
+        "nothing_yet": "my_journeys:nothing_yet: the definition empty has no steps yet",
+    }.items():
+        with pytest.raises(CannotRead, match=why):
+            read(f"my_journeys:{name}")
 
 
 @pytest.mark.parametrize(

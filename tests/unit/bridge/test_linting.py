@@ -1,6 +1,7 @@
 """What is wrong in a definition before a saga runs: all of it at once, with its place."""
 
 import json
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from sagastream.core.definition import parse
 from sagastream.core.expansion import sketch
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.definitions.documents import Document
-from sagastream_bridge.definitions.linting import problems
-from sagastream_bridge.definitions.problems import Code
+from sagastream_bridge.definitions.linting import lint
+from sagastream_bridge.definitions.problems import Code, Problem
 from sagastream_bridge.definitions.services import Offered, Services
 from unit.bridge.test_definitions import JOURNEY, run, written
 
 PIVOT: dict[str, Any] = {"kind": "pivot"}
+
+
+def problems(body: dict[str, Any], services: Services | None = None) -> list[Problem]:
+    return lint(Document("test", body, None), services).problems
 
 
 def step(step_id: str, *after: str, **members: Any) -> dict[str, Any]:
@@ -28,11 +33,11 @@ def step(step_id: str, *after: str, **members: Any) -> dict[str, Any]:
 def found(*steps: dict[str, Any], services: Services | None = None, **members: Any) -> list[tuple[Code, str]]:
     """The problems of a definition with these steps: what, and where."""
     body = {"name": "order", "version": 1, "steps": list(steps)} | members
-    return [(code, pointer) for code, pointer, _ in problems(Document("test", body, None), services)]
+    return [(code, pointer) for code, pointer, _ in problems(body, services)]
 
 
 def text_of(*steps: dict[str, Any], services: Services | None = None, **members: Any) -> str:
-    (problem,) = problems(Document("test", {"name": "o", "version": 1, "steps": list(steps)} | members, None), services)
+    (problem,) = problems({"name": "o", "version": 1, "steps": list(steps)} | members, services)
     return problem.text
 
 
@@ -40,9 +45,9 @@ def text_of(*steps: dict[str, Any], services: Services | None = None, **members:
 
 
 def test_what_is_right_has_no_problems() -> None:
-    assert problems(Document("test", JOURNEY, None), None) == []
+    assert problems(JOURNEY) == []
     plain = {"saga_id": "s1", "steps": [{"transaction": "Do", "service": "work", "params": {"$ref": 1}}]}
-    assert problems(Document("test", plain, None), None) == []
+    assert problems(plain) == []
 
 
 @pytest.mark.parametrize(
@@ -189,6 +194,26 @@ def test_each_of_what_is_not_a_list_in_the_schema() -> None:
     assert found(step("a", each={"$ref": "/input/sku"}), input=SCHEMA) == [(Code.INPUT, "/steps/0/each")]
 
 
+def test_a_schema_that_is_none_and_examples_that_it_refuses() -> None:
+    schema: dict[str, Any] = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    assert found(step("a"), input=schema, example={"n": 1}) == []
+    assert found(step("a"), input=schema, example={"n": "x"}) == [(Code.EXAMPLE, "/example/n")]
+    assert found(step("a"), input=schema | {"examples": [{"n": 1}, {"n": None}]}) == [
+        (Code.EXAMPLE, "/input/examples/1/n")
+    ]
+    schema["properties"]["n"]["type"] = "whole"
+    assert found(step("a"), input=schema, example={}) == [(Code.SCHEMA, "/input/properties/n/type")]
+    assert found(step("a"), input={"$ref": "#/$defs/x"}, example={}) == [(Code.SCHEMA, "")]
+    assert found(step("a"), input=7) == [(Code.MALFORMED, "/input")]
+
+
+def test_without_the_package_the_schema_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    body = {"name": "o", "version": 1, "steps": [step("a")], "input": {"const": "not asked before"}}
+    (_, why) = lint(Document("test", body, None), None).not_checked
+    assert why.endswith("pip install 'sagastream[schema]'")
+
+
 # --- all at once
 
 
@@ -201,7 +226,7 @@ def test_one_problem_does_not_hide_another() -> None:
         7,
     ]
     body = {"name": "o", "version": "1", "steps": steps[:4]}
-    codes = [(code, pointer) for code, pointer, _ in problems(Document("test", body, None), None)]
+    codes = [(code, pointer) for code, pointer, _ in problems(body)]
     assert codes == [
         (Code.MALFORMED, "/version"),
         (Code.MALFORMED, "/steps/0/timeout_ms"),
@@ -249,7 +274,7 @@ def test_whatever_is_written_is_told_exactly_if_the_core_refuses_it(changes: lis
         sketch(parse(body))
     except MalformedMessage as error:
         refused = str(error)
-    told = problems(Document("test", body, None), None)
+    told = problems(body)
     assert body == before
     if refused is not None:
         assert [problem for problem in told if problem.text in refused]
@@ -259,7 +284,7 @@ def test_whatever_is_written_is_told_exactly_if_the_core_refuses_it(changes: lis
 
 
 #: What the core takes, though it is wrong.
-NOT_REFUSED = {Code.AFTER_REDUNDANT, Code.NEEDLESS_UNDO, Code.DEADLINE, Code.INPUT}
+NOT_REFUSED = {Code.AFTER_REDUNDANT, Code.NEEDLESS_UNDO, Code.DEADLINE, Code.INPUT, Code.SCHEMA, Code.EXAMPLE}
 
 
 # --- the command
@@ -282,9 +307,10 @@ def test_the_command_tells_lines_and_columns(tmp_path: Path) -> None:
         f"{place}:{after - 2}:7: after: step 3 (hotel): after: there is no step nothing before it in the list",
         f"{place}:{compensation}:7: malformed: step 6 (pay): compensation {RULE}",
     ]
-    assert result.stderr == (
-        f"2 problems in {place}; what services publish was not looked at: --services, --store\n"
-    )  # fmt: skip
+    assert result.stderr.splitlines() == [
+        f"2 problems in {place}",
+        "not checked: what services publish (--services and --store tell it)",
+    ]
     (first, _) = [json.loads(line) for line in run("lint", "--json", place).stdout.splitlines()]
     assert first == {
         "source": place, "line": after - 2, "column": 7, "pointer": "/steps/2/after", "step": 3, "name": "hotel",
@@ -315,4 +341,4 @@ def test_services_are_compared(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "unknown-service: step 2 (ShipIt): no service shipping is known: there are inventory" in result.stdout
     assert "\x1b" not in result.stdout
-    assert "not looked at" not in result.stderr
+    assert "not checked" not in result.stderr
