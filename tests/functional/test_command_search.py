@@ -37,7 +37,7 @@ def out(scene: Scene, saga_id: str = "s1") -> SagaState:
 
 
 def place(scene: Scene, state: SagaState, **options: Any) -> Place:
-    return run(scene.redis, find(KEYS, state, **options))
+    return run(scene.redis, find(KEYS, state, **options)).get(state.current_step, Place())
 
 
 def add(scene: Scene, number: int, text: str = "") -> None:
@@ -82,18 +82,18 @@ def test_large_bodies_are_read_a_few_at_a_time(scene: Scene) -> None:
     state = replace(out(scene), saga_id="another")  # whose command is not there
     add(scene, 60, "x" * 200_000)
     asked: list[Any] = []
-    assert run(scene.redis, noted(find(KEYS, state), asked)).where is Whereabouts.GONE
+    assert run(scene.redis, noted(find(KEYS, state), asked))[1].where is Whereabouts.GONE
     assert max(words[words.index("COUNT") + 1] for words in asked if "COUNT" in words) <= 20
 
 
-def noted(search: Exchange[Place], asked: list[Any]) -> Exchange[Place]:
+def noted(search: Exchange[dict[int, Place]], asked: list[Any]) -> Exchange[dict[int, Place]]:
     """The same search; what it asks for is added to `asked`."""
     answers: Any = None
     while True:
         try:
             commands = search.send(answers)
         except StopIteration as end:
-            found: Place = end.value
+            found: dict[int, Place] = end.value
             return found
         asked += commands
         answers = yield commands

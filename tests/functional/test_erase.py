@@ -27,7 +27,7 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.stored import dump, keys_with_bytes
 from support.stores import KEYS, ONLY, divided, in_each
-from support.streams import add_reply
+from support.streams import add_reply, append_requests
 from support.users import Users
 from support.waiting import until
 
@@ -78,6 +78,31 @@ def neighbours(scene: Scene, number: Iterator[int], waits: bool = False) -> list
     if waits:
         scene.client.begin(other, [do("other", "Fly", "away", compensation=None)])
     return [one, other] if waits else [one]
+
+
+def test_nothing_is_left_of_what_a_graph_held(server: Server) -> None:
+    scene = Scene(server.broker())
+    told: dict[str, Any] = {"compensation_params": {"for": SECRET, "why": {"$ref": "/failure/reason"}}}
+    steps = [
+        do({"to": {"$ref": "/input/user"}, "literal": SECRET}, id="one", after=[], **told),
+        do("never", when={"eq": [{"$ref": "/input/user"}, SECRET + "!"]}),
+        {"wait": "approve", "timeout_ms": 60_000},
+    ]
+    ended = parse_begin({"saga_id": "g1", "input": {"user": SECRET}, "steps": steps}, request_id="r1")
+    append_requests(scene.redis, [ended])
+    run_until(scene, lambda: bool((found := scene.client.get("g1")) and found.current_step == 3), "it waits")
+    threading.Timer(0, lambda: scene.client.signal("g1", "approve", timeout_s=20, decline=SECRET)).start()
+    run_until(scene, lambda: bool((found := scene.client.get("g1")) and found.ended), "it ends")
+    assert scene.effects.undone == ["g1/1/transaction"]
+    assert holders(scene.redis)
+    scene.client.erase("g1", REASON)
+    assert holders(scene.redis) == []
+    state = scene.client.get("g1")
+    assert state is not None
+    assert (state.status, state.input) == ("ABORTED", b"{}")
+    before = dump(scene.redis)
+    scene.client.erase("g1", REASON)
+    assert dump(scene.redis) == before
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

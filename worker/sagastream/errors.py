@@ -39,6 +39,7 @@ class SagaNotCompleted(SagastreamError):
 
     - `saga_id`, and `reason`: why it did not complete.
     - `step` (from 1), `transaction` and `service`: the step that was the cause. All three are None if no step was.
+      Of a step that waits, `transaction` is the name of the signal, and `service` is empty.
     """
 
     said = "has not completed"
@@ -51,7 +52,8 @@ class SagaNotCompleted(SagastreamError):
         transaction: str | None = None,
         service: str | None = None,
     ) -> None:
-        where = "" if step is None else f" (step {step}, {transaction} of {service})"
+        of = f" of {service}" if service else ""
+        where = "" if step is None else f" (step {step}, {transaction}{of})"
         super().__init__(f"saga {saga_id} {self.said}: {reason}{where}")
         self.saga_id = saga_id
         self.reason = reason

@@ -234,12 +234,15 @@ class AfterFailover:
             type=undo,
             saga_id=where.saga_id,
             step=where.step,
-            params=step.definition.params,
+            params=step.params,
             result=step.result,
             compensating=True,
             attempt=step.compensation_attempt + 1,
             begun_ms=state.begun_ms,
             retried=True,
+            undo=step.built_undo,
+            input=state.input,
+            definition=None if state.definition is None else state.definition.name,
         )
 
     def _send(self, command: Command) -> None:

@@ -277,16 +277,20 @@ class Doctor:
     def _explain(self, evidence: Evidence) -> None:
         """Find out why sagas wait: of those that wait for the same, the ones that have waited longest; and those whose
         command a process cannot open."""
-        states = [state for one in self._sagas.waiting.values() for state in one.first]
+        first = {state.saga_id: state for one in self._sagas.waiting.values() for state, _ in one.first}
+        states = list(first.values())
         left = {one.saga_id for facts in evidence.services.values() for one in facts.unopened}
-        more, _ = sagas.read(self._client, self._keys, sorted(left - {state.saga_id for state in states}))
+        more, _ = sagas.read(self._client, self._keys, sorted(left - first.keys()))
         states += [state for state in more.values() if isinstance(state, SagaState)]
         causes = run(self._client, explain(self._keys, states, _LOOKED_AT))
         self._why = {state.saga_id: found for state, found in zip(states, causes, strict=True)}
 
     def _causes(self, waiting: Waiting) -> Iterator[Cause]:
-        for state in waiting.first:
-            yield from self._why[state.saga_id]
+        """Why its first sagas wait; of one that has several commands out, those causes that are of this one."""
+        for state, number in waiting.first:
+            for cause in self._why[state.saga_id]:
+                if number in cause.facts.get("steps", (number,)):
+                    yield cause
 
     def _hanging(
         self, about: str, facts: ServiceFacts, waiting: Mapping[str, Waiting], now_ms: int
@@ -308,7 +312,7 @@ class Doctor:
 
     def _unopened(self, about: str, facts: ServiceFacts, waiting: Iterable[Waiting]) -> Iterator[Finding]:
         """Commands that nobody has done yet, since a process cannot open them: each key that is missing, each fault."""
-        looked_at = [state.saga_id for one in waiting for state in one.first]
+        looked_at = [state.saga_id for one in waiting for state, _ in one.first]
         found: dict[str, tuple[Cause, list[str]]] = {}
         for saga_id in dict.fromkeys([*looked_at, *(one.saga_id for one in facts.unopened)]):
             for cause in self._why.get(saga_id, ()):
@@ -332,7 +336,7 @@ class Doctor:
         """Commands of a service whose attempts fail again and again."""
         for (name, _), failing in self._sagas.failing.items():
             if name == service:
-                cause = fails(failing.first[0])
+                cause = fails(*failing.first[0])
                 yield warning(f"service {service}", f"{cause.text}; sagas: {failing.named}", *cause.do, kind=cause.kind)
 
     def _leftover(self, service: str, cause: Cause, entries: int) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import redis
 
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
+from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
 from sagastream.core.sealed_values import keys_of
 from sagastream.core.steps import STANDING
@@ -35,19 +36,22 @@ _KEPT: Final = 3
 
 @dataclass(slots=True)
 class Waiting:
-    """The live sagas whose command is out to the same service and has the same name."""
+    """The live sagas that have a command out to the same service, of the same name. A saga that has several out counts
+    for each."""
 
     count: int = 0
-    first: list[SagaState] = field(default_factory=list)  # those that have waited longest
+    #: Those that have waited longest, each with the number of the step.
+    first: list[tuple[SagaState, int]] = field(default_factory=list)
 
-    def add(self, state: SagaState) -> None:
+    def add(self, state: SagaState, number: int) -> None:
         self.count += 1
-        self.first = sorted((*self.first, state), key=lambda one: (one.updated_ms, one.saga_id))[:_KEPT]
+        first = (*self.first, (state, number))
+        self.first = sorted(first, key=lambda one: (one[0].updated_ms, one[0].saga_id, one[1]))[:_KEPT]
 
     @property
     def named(self) -> str:
         """How many they are, and the ids of the first."""
-        ids = ", ".join(state.saga_id for state in self.first)
+        ids = ", ".join(dict.fromkeys(state.saga_id for state, _ in self.first))
         return f"{self.count} ({ids}{' …' if self.count > len(self.first) else ''})"
 
 
@@ -138,11 +142,14 @@ class SagaCheck:
         self.live += 1
         if state.parked is not None:
             self._parked += 1
-            return
-        wanted = state.step.definition.service, state.step.command
-        self.waiting[wanted].add(state)
-        if state.step.failed_attempts >= MANY_FAILURES:
-            self.failing[wanted].add(state)
+        for number in state.active_steps:
+            step = state.steps[number - 1]
+            if step.parked is not None or not (step.in_flight or step.phase in BACKING_OFF):
+                continue
+            wanted = step.definition.service, step.command
+            self.waiting[wanted].add(state, number)
+            if step.failed_attempts >= MANY_FAILURES:
+                self.failing[wanted].add(state, number)
 
     def _strangers(self, partition: Partition) -> Iterator[Finding]:
         """Members of timers that are no sagas, or sagas that are not there."""
@@ -189,10 +196,17 @@ class SagaCheck:
 def _keys_of(state: SagaState) -> set[str | None]:
     """With which keys its values are sealed; None among them: some are not."""
     keys: set[str | None] = set()
+    values = [state.input]
     for step in state.steps:
-        for data in (step.definition.params, step.result):
-            if data is not None and step.definition.transaction != STANDING:  # which is never sealed
-                keys.update(keys_of(data) or (None,))
+        if step.definition.transaction != STANDING:  # which is never sealed
+            # Params that are not built yet hold references, and are not sealed.
+            is_data = step.built is not None or not (
+                step.definition.shape.has_references or not step.definition.shape.sends
+            )
+            values += [step.params if is_data else None, step.result, step.built_undo]
+    for data in values:
+        if data is not None:
+            keys.update(keys_of(data) or (None,))
     return keys
 
 

@@ -28,6 +28,7 @@ from sagastream.store import layout, lineage, sagas
 from sagastream.store.columns import iso
 from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
+from sagastream_bridge.inspection import graph_views
 
 #: Among how many of the newest quarantined entries to look for those of a saga.
 _QUARANTINE_LOOK: Final = 1000
@@ -128,7 +129,11 @@ def as_json(found: Found) -> str:
         "duplicates": state.duplicates,
         "version": state.version,
     }
-    view["steps"] = [step | _step_details(known) for step, known in zip(view["steps"], state.steps, strict=True)]
+    view |= graph_views.as_json(state)
+    view["steps"] = [
+        step | _step_details(known) | graph_views.step_as_json(state, number)
+        for number, (step, known) in enumerate(zip(view["steps"], state.steps, strict=True), 1)
+    ]
     return json.dumps(view, indent=2)  # plain ASCII: nothing in it can act on a terminal
 
 

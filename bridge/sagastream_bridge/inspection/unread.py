@@ -83,6 +83,7 @@ def _unread(client: "redis.Redis", partition: Partition, service: str) -> Iterat
 
 def _waits_for(state: SagaState, command: Command) -> bool:
     """Whether the saga waits for the answer to just this command."""
-    step = state.step
-    out = (state.current_step, step.command, step.current_attempt)
-    return step.in_flight and out == (command.step, command.type, command.attempt)
+    if command.step > len(state.steps):
+        return False
+    step = state.steps[command.step - 1]
+    return step.in_flight and (step.command, step.current_attempt) == (command.type, command.attempt)

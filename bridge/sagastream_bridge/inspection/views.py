@@ -1,6 +1,5 @@
 """How sagas and messages look to a person. All text that strangers wrote goes through `printable`."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -11,14 +10,14 @@ from sagastream.console import printable
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
-from sagastream.core.sealed_values import replaced, sealed_value
-from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import StepKind
+from sagastream.core.step_state import StepStatus
+from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.why import headline
 from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantined
-from sagastream_bridge.inspection import screen
+from sagastream_bridge.inspection import graph_views, screen
 from sagastream_bridge.inspection.findings import Finding
+from sagastream_bridge.inspection.formatting import as_json, clock, payload, shown, until, when
 
 #: The codes of colours, as terminals take them (ECMA-48, "select graphic rendition").
 _SGR: Final = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
@@ -55,11 +54,11 @@ def message(body: dict[str, Any], service: str, kind: str) -> str:
         arrow, fg = "<-", "red" if str(body["type"]).endswith("_failed") else "green"
     elif body.get("compensating"):
         fg = "yellow"
-    payload = next((f"{name} {_shown(body[name])}" for name in ("params", "result", "error") if name in body), "")
+    said = next((f"{name} {shown(body[name])}" for name in ("params", "result", "error") if name in body), "")
     if body.get("compensating"):
-        payload = "compensating"
+        said = "compensating"
     name = styled(printable(str(body["type"])).ljust(24), fg=fg)
-    return f"{arrow} {printable(service):<10} step {body['step']}  {name} {payload}".rstrip()
+    return f"{arrow} {printable(service):<10} step {body['step']}  {name} {said}".rstrip()
 
 
 def saga(
@@ -84,37 +83,43 @@ def _facts(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cau
     """The lines; what helps as a label and a line."""
     parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
     yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
-    yield f"  began    {_when(state.begun_ms, now_ms)}"
-    yield f"  {'ended ' if state.ended else 'moved '}   {_when(state.updated_ms, now_ms)}"
+    yield f"  began    {when(state.begun_ms, now_ms)}"
+    yield f"  {'ended ' if state.ended else 'moved '}   {when(state.updated_ms, now_ms)}"
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
-    for number, step in enumerate(state.steps, 1):
-        yield from _step(number, step, now_ms)
+    yield from graph_views.facts(state, now_ms)
+    for number in range(1, len(state.steps) + 1):
+        yield from _step(state, number, now_ms)
     yield from _more(state, now_ms, notes)
     if not state.ended:
         yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
-    if state.parked:
+    if state.parked and state.format == PLAIN:
         yield f"  parked   {printable(state.parked)}"
-    yield from _why(causes)
+    yield from _why(state, causes)
 
 
-def _why(causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:
+def _why(state: SagaState, causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:
+    said: set[str] = set()
     for cause in causes:
-        if cause.kind is not CauseKind.PARKED:  # which is said already
+        if cause.kind is not CauseKind.PARKED:
             yield f"  {styled('why', bold=True)}      {printable(cause.text)}"
+        elif state.format != PLAIN:  # there may be several; of a plain saga it is said already
+            yield f"  parked   {printable(cause.text)}"
         for line in cause.do:
-            yield "  you can  ", printable(line)
+            if state.format == PLAIN or line not in said:  # several steps may wait for the same
+                yield "  you can  ", printable(line)
+        said.update(cause.do)
 
 
 def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
     if state.cancelling:
         yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
-        until = f"{_clock(state.deadline_ms, now_ms)}, {_apart(state.deadline_ms, now_ms)}"
-        yield f"  deadline {until}" + (", hard" if state.hard_deadline else "")
+        yield f"  deadline {until(state.deadline_ms, now_ms)}" + (", hard" if state.hard_deadline else "")
     for done in state.interventions:
         by = "" if done.actor is None else f"by {printable(done.actor)}: "
         yield f"  {printable(done.verb):<8} {iso(done.at_ms)}  {by}{printable(done.reason)}"
+    yield from graph_views.kept(state, now_ms)
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:
@@ -176,80 +181,51 @@ def finding(found: Finding, width: int | None = None) -> Iterator[str]:
         yield from screen.advice(" " * _INDENT, printable(line), width)
 
 
-def _step(number: int, step: Step, now_ms: int) -> Iterator[str]:
+def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
+    step = state.steps[number - 1]
     definition = step.definition
     kind = "" if definition.kind is StepKind.COMPENSATABLE else f"  {definition.kind}"
     yield (
-        f"  {number:>3}  {printable(definition.transaction):<24} {printable(definition.service):<14} "
+        f"  {number:>3}  {printable(definition.transaction):<24} {printable(graph_views.service(step)):<14} "
         + status(step.status, 12)
         + _times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown)
         + kind
         + ("  skipped" if step.skipped and step.compensation is None else "")
     ).rstrip()
-    yield f"       params {_payload(definition.params)}"
+    yield from graph_views.place(state, number, now_ms)
+    yield from graph_views.params(step)
     if step.result is not None:
-        yield f"       result {_payload(step.result)}"
+        yield f"       result {payload(step.result)}"
     if step.error is not None:
         unknown = ", and whether it had an effect is unknown" if step.unknown else ""
-        yield f"       error  {_json(orjson.loads(step.error))}{unknown}"
+        yield f"       error  {as_json(orjson.loads(step.error))}{unknown}"
     if step.late_ms is not None:
-        yield f"       late   it was done after all, as was heard at {_clock(step.late_ms, now_ms)}"
+        yield f"       late   it was done after all, as was heard at {clock(step.late_ms, now_ms)}"
     if step.compensation is not None:
         times = _times(
             step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, now_ms, unknown=False
         )
         how = "undone by" if step.status is StepStatus.COMPENSATED else "undo skipped:" if step.skipped else "undo by"
         yield f"       {how} {printable(step.compensation)}  {times}"
+        yield from graph_views.undo(step)
         if step.compensation_answered_ms is not None and step.status is not StepStatus.COMPENSATED:
-            heard = _clock(step.compensation_answered_ms, now_ms)
+            heard = clock(step.compensation_answered_ms, now_ms)
             yield f"       late   it was undone after all, as was heard at {heard}"
     if step.compensation_error is not None:
-        yield f"       error of the undo  {_json(orjson.loads(step.compensation_error))}"
+        yield f"       error of the undo  {as_json(orjson.loads(step.compensation_error))}"
 
 
 def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, now_ms: int, *, unknown: bool) -> str:
     if sent_ms is None:
         return ""
-    sent = f"sent {_clock(sent_ms, now_ms)}" + (f" (attempt {attempt})" if attempt > 1 else "")
+    sent = f"sent {clock(sent_ms, now_ms)}" + (f" (attempt {attempt})" if attempt > 1 else "")
     how = "given up" if unknown else "answered"
     return sent if answered_ms is None else f"{sent}, {how} after {answered_ms - sent_ms} ms"
 
 
 def _until(state: SagaState, now_ms: int) -> str:
     """Until when a saga waits."""
-    if state.due_ms is None:
+    if state.due_ms is None or len(state.active_steps) > 1:  # each step of several says its own
         return ""
-    until = f"{_clock(state.due_ms, now_ms)}, {_apart(state.due_ms, now_ms)}"
-    return f", at {until}" if state.send_again_ms is not None else f", until {until}"
-
-
-def _when(ms: int, now_ms: int) -> str:
-    return f"{iso(ms)}  ({_apart(ms, now_ms)})"
-
-
-def _apart(ms: int, now_ms: int) -> str:
-    """How far a time is from now."""
-    return f"in {spoken(ms - now_ms)}" if ms > now_ms else f"{spoken(now_ms - ms)} ago"
-
-
-def _clock(ms: int, now_ms: int) -> str:
-    """A time in UTC, which Z says; with its date unless that is today."""
-    date, _, clock = iso(ms).partition("T")
-    return clock if date == iso(now_ms).partition("T")[0] else iso(ms)
-
-
-def _payload(data: bytes) -> str:
-    return _shown(orjson.loads(data))
-
-
-def _shown(value: Any) -> str:
-    """A payload; of what is still sealed in it, the key."""
-    sealed = sealed_value(value)
-    if sealed is not None:
-        return f"sealed with key {printable(sealed.key)}"
-    return _json(replaced(value, lambda one: f"sealed with key {one.key}"))
-
-
-def _json(value: Any) -> str:
-    text = printable(json.dumps(value))  # which leaves DEL as it is
-    return text if len(text) <= 300 else text[:300] + "…"
+    ends = until(state.due_ms, now_ms)
+    return f", at {ends}" if state.send_again_ms is not None else f", until {ends}"

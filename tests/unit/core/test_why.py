@@ -405,7 +405,8 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_evidence_leads_to_the_cause_and_to_what_helps(case: str) -> None:
     given, wanted = CASES[case]
-    causes = why(*given)
+    state, evidence, *place = given
+    causes = why(state, evidence, dict.fromkeys((state.current_step,), *place) if place else None)
     assert [cause.kind for cause in causes] == [kind for kind, _ in wanted], causes
     for cause, (_, parts) in zip(causes, wanted, strict=True):
         for part in parts:
@@ -415,7 +416,15 @@ def test_the_evidence_leads_to_the_cause_and_to_what_helps(case: str) -> None:
 def test_every_cause_of_the_list_has_a_case() -> None:
     covered = {kind for _, wanted in CASES.values() for kind, _ in wanted}
     # Those of the broker are found by who gathers the evidence; see tests/functional/test_why.py.
-    assert covered == set(CauseKind) - {CauseKind.BROKER_DISK, CauseKind.BROKER_READ_ONLY, CauseKind.BROKER_REPLICAS}
+    elsewhere = {CauseKind.BROKER_DISK, CauseKind.BROKER_READ_ONLY, CauseKind.BROKER_REPLICAS}
+    of_graphs = {
+        CauseKind.SETTLES,
+        CauseKind.AWAITS_SIGNAL,
+        CauseKind.AWAITS_RETRY,
+        CauseKind.PAUSES,
+        CauseKind.NOT_STARTED,
+    }  # see test_why_graph.py
+    assert covered == set(CauseKind) - elsewhere - of_graphs
 
 
 def test_a_parked_saga_past_its_pivot_cannot_be_cancelled_and_its_end_is_said() -> None:

@@ -1,4 +1,4 @@
-"""Where the command of a saga is: unread in its service's stream, held by a process, out as an RQ job, or gone.
+"""Where the commands of a saga are: unread in its service's stream, held by a process, out as an RQ job, or gone.
 
 No index says it: the stream is searched, from the time on at which the command was sent. Every read is bounded.
 """
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import redis
 from msgspec.structs import replace
 
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.core.causes import Job, Place, Whereabouts
 from sagastream.core.messages import Command
@@ -18,6 +18,7 @@ from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
 from sagastream.core.service_actions import Count
 from sagastream.core.strict_json import decode_any
+from sagastream.core.why import MOST_TOLD
 from sagastream.store.events import sort_key
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -40,34 +41,42 @@ class _Search(NamedTuple):
     is_complete: bool  # whether it was found, or all entries were looked at
 
 
-def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchange[Place]:
-    """Where the command is that a saga has out. `look_at`: at most so many entries of the stream are looked at."""
-    step = state.step
-    if state.ended or not (step.in_flight or step.phase in BACKING_OFF):
-        return Place()
-    takeovers = yield from _takeovers(keys.of(state.saga_id), state)
-    place = (yield from _find(keys, state, look_at)) if step.in_flight else Place()
+def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchange[dict[int, Place]]:
+    """Where the commands are that a saga has out, by the numbers of their steps; of very many, of the first ones.
+    `look_at`: at most so many entries of a stream are looked at for each."""
+    if state.ended:
+        return {}
+    numbers = [number for number, step in enumerate(state.steps, 1) if step.in_flight or step.phase in BACKING_OFF][
+        :MOST_TOLD
+    ]
+    places = yield from all_of([_of_step(keys, state, number, look_at) for number in numbers])
+    return dict(zip(numbers, places, strict=True))
+
+
+def _of_step(keys: StoreKeys, state: SagaState, number: int, look_at: int) -> Exchange[Place]:
+    takeovers = yield from _takeovers(keys.of(state.saga_id), state, number)
+    place = (yield from _find(keys, state, number, look_at)) if state.steps[number - 1].in_flight else Place()
     return replace(place, takeovers=takeovers)
 
 
-def _takeovers(partition: Partition, state: SagaState) -> Exchange[int]:
+def _takeovers(partition: Partition, state: SagaState, number: int) -> Exchange[int]:
     """How often a process that took the command over from another has begun it, as its service counts."""
-    step = state.step
+    step = state.steps[number - 1]
     direction = "compensation" if step.being_undone else "transaction"
-    field = f"{state.saga_id}/{state.current_step}/{direction}/{step.command}/{Count.TAKEOVERS}"
+    field = f"{state.saga_id}/{number}/{direction}/{step.command}/{Count.TAKEOVERS}"
     (counted,) = yield [("HGET", partition.done(step.definition.service, state.begun_ms), field)]
     is_number = isinstance(counted, bytes) and counted.isdigit() and len(counted) <= 6
     return int(counted) if is_number else 0
 
 
-def _find(keys: StoreKeys, state: SagaState, look_at: int) -> Exchange[Place]:
-    step = state.step
+def _find(keys: StoreKeys, state: SagaState, number: int, look_at: int) -> Exchange[Place]:
+    step = state.steps[number - 1]
     partition, service = keys.of(state.saga_id), step.definition.service
     stream = partition.commands(service)
     read_up_to = yield from _read_up_to(stream, service)
     sent_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
     first_ms = max((sent_ms or 0) - state.set_forward_ms, 0)  # by the clock as it was then
-    search = yield from _search(stream, b"%d" % first_ms, b"+", look_at, _is_command_of(state))
+    search = yield from _search(stream, b"%d" % first_ms, b"+", look_at, _is_command_of(state, number))
     if search.entry is None:
         return (yield from _not_found(partition, service)) if search.is_complete else Place()
     entry_id, fields = search.entry
@@ -95,9 +104,9 @@ def _find(keys: StoreKeys, state: SagaState, look_at: int) -> Exchange[Place]:
     )
 
 
-def _is_command_of(state: SagaState) -> Callable[[bytes, _Fields], bool]:
-    """Whether an entry is the current command of a saga."""
-    wanted = (state.saga_id, state.current_step, state.step.command)
+def _is_command_of(state: SagaState, number: int) -> Callable[[bytes, _Fields], bool]:
+    """Whether an entry is the current command of this step."""
+    wanted = (state.saga_id, number, state.steps[number - 1].command)
     mark = state.saga_id.encode()
 
     def is_it(_: bytes, fields: _Fields) -> bool:

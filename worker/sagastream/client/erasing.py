@@ -19,14 +19,15 @@ from sagastream.broker.failures import is_denied, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.belonging import Belonging, Fields
-from sagastream.core.erasure import ERASE, NO_PARAMS, erasure, without_data
+from sagastream.core.erasure import ERASE, erasure, without_data
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, is_id
 from sagastream.core.parsing import operator_text
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.service_records import newer_format
+from sagastream.core.steps import services_of
 from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
 from sagastream.store import published, saga_hash
-from sagastream.store.columns import iso, step_fields
+from sagastream.store.columns import iso
 from sagastream.store.keys import Partition, StoreKeys, moving
 from sagastream.store.quarantine import shown_id
 from sagastream.store.rewriting import rewritten
@@ -106,7 +107,7 @@ def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str |
             erased.refused[saga_id] = error
             continue
         begun[saga_id] = None if state is None else state.begun_ms
-        services |= {step.definition.service for step in state.steps} if state else set()
+        services |= services_of(step.definition for step in state.steps) if state else set()
     found: Counter[str] = Counter()
     for saga_id, begun_ms in begun.items():
         found[saga_id] += yield from _erase_records(keys.of(saga_id), sorted(services), saga_id, begun_ms, erased)
@@ -182,8 +183,8 @@ def _erase_hash(
         seen = ["version", str(state.version), "updated_at", iso(state.updated_ms)]
         # The version counts it, so no worker writes over it what it had read before.
         words: list[Any] = [*seen, *saga_hash.changed_fields(state, bare.with_intervention(done))]
-        for number in range(1, len(state.steps) + 1):
-            words += (step_fields(number).needed[2], NO_PARAMS)
+        for number, step in enumerate(bare.steps, 1):
+            words += saga_hash.data_of_definition(number, step.definition)
         if (yield from _REPLACE.call([keys.saga(saga_id)], [len(seen), *words])):
             erased.hashes += 1
             return state

@@ -15,6 +15,7 @@ from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.client.command_search import LOOKED_AT, find
 from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Reader, ServiceFacts, Unopened
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.steps import services_of
 from sagastream.core.why import why, why_absent
 from sagastream.errors import UnreadableSaga
 from sagastream.store import heartbeat, running
@@ -68,15 +69,15 @@ def _explain(
     live = [state for state in states if not state.ended]
     if not live:
         return [((), False) for _ in states]
-    services = {step.definition.service for state in live for step in state.steps}
+    services = services_of(step.definition for state in live for step in state.steps)
     evidence = yield from survey(keys, services)
-    places = yield from all_of([find(keys, state, look_at) for state in states])
+    found_places = yield from all_of([find(keys, state, look_at) for state in states])
     versions = yield [("HGET", keys.saga(state.saga_id), "version") for state in states]
     found = []
-    for state, place, version in zip(states, places, versions, strict=True):
-        # If it has moved, its command was answered while it was looked for: where that is says nothing any more.
+    for state, places, version in zip(states, found_places, versions, strict=True):
+        # If it has moved, a command was answered while it was looked for: where that is says nothing any more.
         has_moved = version != b"%d" % state.version
-        found.append((why(state, evidence, None if has_moved else place), has_moved))
+        found.append((why(state, evidence, None if has_moved else places), has_moved))
     return found
 
 

@@ -9,11 +9,12 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, get_args
 
 from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.steps import GRAPH
 from sagastream.errors import UnreadableSaga
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.sagas import load
@@ -48,9 +49,9 @@ class Listing:
         by_time = _Merged([_ByScore("ZRANGEBYSCORE", one.timers, "-inf", "(+inf") for one in partitions], sign=1)
         live = _NewestFirst(keys, "-inf", "(+inf", otherwise=by_time)
         ended = _Merged([_ByScore("ZREVRANGEBYSCORE", one.ended, "+inf", "-inf") for one in partitions], sign=-1)
-        places: dict[str | None, list[_NewestFirst | _Merged]] = {
+        places: dict[str | None, list[_Ids]] = {
             None: [parked, live, ended],
-            "PARKED": [parked],
+            "PARKED": [parked, _Graphs(keys, live)],
             "PENDING": [parked, live],
             "COMPENSATING": [parked, live],
         }
@@ -78,11 +79,17 @@ class Listing:
         return found.parked is not None if self._status == "PARKED" else found.status == self._status
 
 
+class _Ids(Protocol):
+    """Gives ids of sagas, page by page; an empty page is the end."""
+
+    def next_page(self) -> Exchange[list[str]]: ...
+
+
 class _NewestFirst:
     """The ids of live sagas, those first that changed last. All ids are read before the first page: a caller that
     retries each saga of the list moves it out of the index meanwhile, and must not miss any."""
 
-    def __init__(self, keys: StoreKeys, least: str, most: str, *, otherwise: "_Parked | _Merged") -> None:
+    def __init__(self, keys: StoreKeys, least: str, most: str, *, otherwise: _Ids) -> None:
         """`least`, `most`: between these scores in timers. `otherwise`: gives the ids if there are very many."""
         self._keys = keys
         self._between = (least, most)
@@ -127,6 +134,23 @@ class _Parked:
             found = yield from all_of([_between(partition.timers, "+inf", "+inf") for partition in self._partitions])
             self._ids = chain.from_iterable(found)
         return list(islice(self._ids, _PAGE))
+
+
+class _Graphs:
+    """Those ids of others that are of graphs: such a saga may be parked at one step while others go on. Then it is not
+    in the index of the parked ones."""
+
+    def __init__(self, keys: StoreKeys, others: _Ids) -> None:
+        self._keys = keys
+        self._others = others
+
+    def next_page(self) -> Exchange[list[str]]:
+        while saga_ids := (yield from self._others.next_page()):
+            answers = yield [("HGET", self._keys.saga(saga_id), "format") for saga_id in saga_ids]
+            found = [saga_id for saga_id, answer in zip(saga_ids, answers, strict=True) if answer == b"%d" % GRAPH]
+            if found:
+                return found
+        return []
 
 
 def _between(timers: str, least: str, most: str) -> Exchange[list[str]]:

@@ -21,6 +21,7 @@ from sagastream.core.messages import Begin, Code, ToSaga
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step, StepStatus
+from sagastream.core.steps import PLAIN
 from sagastream.core.strict_json import decode
 from sagastream.core.why import headline
 from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
@@ -344,15 +345,22 @@ def completed(state: SagaState) -> SagaState:
     """The saga itself. Raises SagaAborted or SagaParked if it has not completed."""
     if state.status is SagaStatus.COMPLETED:
         return state
-    if state.parked is not None:
-        step = state.current_step
-        raise SagaParked(state.saga_id, state.parked, step, state.step.command, state.step.definition.service)
-    failed = [number for number, step in enumerate(state.steps, 1) if _has_failed(step)]
+    if parked := state.parked_steps:
+        step = state.steps[parked[0] - 1]
+        raise SagaParked(state.saga_id, str(step.parked), parked[0], step.command, step.definition.service)
+    failed = _failed_step(state)
     reason = state.reason or "no reason is known"
-    if not failed:
+    if failed is None:
         raise SagaAborted(state.saga_id, reason)
-    definition = state.steps[failed[0] - 1].definition
-    raise SagaAborted(state.saga_id, reason, failed[0], definition.transaction, definition.service)
+    definition = state.steps[failed - 1].definition
+    raise SagaAborted(state.saga_id, reason, failed, definition.transaction, definition.service)
+
+
+def _failed_step(state: SagaState) -> int | None:
+    """The number of the step because of which a saga went back; None: it was cancelled."""
+    if state.format != PLAIN:
+        return state.failed_step
+    return next((number for number, step in enumerate(state.steps, 1) if _has_failed(step)), None)
 
 
 def _has_failed(step: Step) -> bool:

@@ -29,6 +29,11 @@ class CauseKind(StrEnum):
     LOST = "lost"  # its command is not where a process would read it
     LATE = "late"  # its time has come, and no worker has seen to it
     SENT = "sent"  # its command is out; no more is known
+    SETTLES = "settles"  # it goes back as soon as what is out is answered; of a saga that is a graph
+    AWAITS_SIGNAL = "awaits_signal"  # a step waits for a signal
+    AWAITS_RETRY = "awaits_retry"  # a command has failed, and is sent again when a signal comes
+    PAUSES = "pauses"  # a step waits for a time
+    NOT_STARTED = "not_started"  # it was to begin later
     NO_WORKER = "no_worker"  # no worker runs, or all of them hang
     BROKER_FULL = "broker_full"  # the broker has no memory left for writes, or too little to begin sagas
     BROKER_READ_ONLY = "broker_read_only"  # the broker is a replica

@@ -6,13 +6,15 @@ from msgspec.structs import replace
 
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.step_state import Step
+from sagastream.core.steps import PLAIN_SHAPE
 
 #: The verb of the intervention that stays with an erased saga.
 ERASE: Final = "erase"
 #: What stands in the place of a text.
 ERASED: Final = "(erased)"
-#: What stands in the place of params.
+#: What stands in the place of params, of conditions, and of an input.
 NO_PARAMS: Final = b"null"
+NO_INPUT: Final = b"{}"
 
 
 def erasure(state: SagaState) -> Intervention | None:
@@ -21,9 +23,12 @@ def erasure(state: SagaState) -> Intervention | None:
 
 
 def without_data(state: SagaState) -> SagaState:
-    """The saga without what anybody has given it besides names: params, results, errors, reasons and actors."""
+    """The saga without what anybody has given it besides names: input, params, results, errors, signals, reasons and
+    actors."""
     return replace(
         state,
+        input=state.input and NO_INPUT,
+        signals=(),
         steps=tuple(map(_step_without_data, state.steps)),
         reason=state.reason and ERASED,
         cancelling=state.cancelling and ERASED,
@@ -32,8 +37,20 @@ def without_data(state: SagaState) -> SagaState:
 
 
 def _step_without_data(step: Step) -> Step:
-    definition = replace(step.definition, params=NO_PARAMS)
-    return replace(step, definition=definition, result=None, error=None, compensation_error=None)
+    shape = step.definition.shape
+    if shape is not PLAIN_SHAPE:
+        told = shape.compensation_params and NO_PARAMS
+        shape = replace(shape, when=shape.when and NO_PARAMS, compensation_params=told)
+    definition = replace(step.definition, params=NO_PARAMS, shape=shape)
+    return replace(
+        step,
+        definition=definition,
+        result=None,
+        error=None,
+        compensation_error=None,
+        built=None,
+        built_undo=None,
+    )
 
 
 def _intervention_without_data(done: Intervention) -> Intervention:

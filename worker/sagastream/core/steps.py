@@ -1,6 +1,6 @@
 """What a saga_begin says about its steps: the definition of a step, the kinds of steps, defaults and limits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
@@ -160,3 +160,8 @@ def unlike_defaults(options: tuple[Any, ...]) -> Mapping[str, Any]:
     """The options of a step that do not have the defaults of the plain format, by name. `options`: all values."""
     defaults = _DEFAULTS[options[_KIND]]
     return {name: value for name, value, usual in zip(OPTIONS, options, defaults, strict=True) if value != usual}
+
+
+def services_of(definitions: Iterable[StepDefinition]) -> set[str]:
+    """The services of these steps; a wait or a pause has none."""
+    return {definition.service for definition in definitions if definition.shape.sends}

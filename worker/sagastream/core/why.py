@@ -4,37 +4,94 @@
 `doctor` and both clients use it, so they say the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
 
 from sagastream.core.back import quote
 from sagastream.core.causes import Cause, CauseKind, Evidence, Place
 from sagastream.core.durations import spoken
-from sagastream.core.phases import BACKING_OFF
-from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.why_out import CommandOut, hangs, late
+from sagastream.core.phases import AWAITS, BACKING_OFF
+from sagastream.core.plan import is_done
+from sagastream.core.saga import SagaState
+from sagastream.core.steps import PLAIN
+from sagastream.core.transitions import put
+from sagastream.core.why_out import CommandOut, due_of, hangs, late
+from sagastream.core.why_waits import awaits, name_of, not_started, settles
+
+#: Of at most so many steps whose commands are out it is said why they are; of the others, that they are.
+MOST_TOLD: Final = 10
 
 
-def why(state: SagaState, evidence: Evidence, place: Place | None = None) -> tuple[Cause, ...]:
+def why(state: SagaState, evidence: Evidence, places: Mapping[int, Place] | None = None) -> tuple[Cause, ...]:
     """Why a live saga waits; nothing if it has ended. If there are two causes, both must be mended.
 
-    `place`: where its command is, if that was looked for.
+    `places`: where the commands of steps are, by the numbers of the steps, if that was looked for.
     """
     if state.ended:
         return ()
-    if state.step.parked is not None:
-        return (_parked(state), *_hung(state, evidence))
-    if evidence.broker:
-        return evidence.broker
-    found, hung = no_worker(evidence), _hung(state, evidence)
-    command = CommandOut(state, evidence, place or Place())
-    if state.step.phase in BACKING_OFF:
-        found += (_backing_off(state, evidence.now_ms, command),)
+    if state.is_to_start:
+        return evidence.broker or (*no_worker(evidence), not_started(state, evidence.now_ms))
+    active = state.active_steps or [state.current_step]
+    waiting = [number for number in active if state.steps[number - 1].parked is None]
+    found: list[Cause] = []
+    if waiting and evidence.broker:
+        found += evidence.broker
+    elif waiting:
+        found += no_worker(evidence)
+        if state.format != PLAIN and state.cancelling is not None:
+            found.append(settles(state, waiting))
+        for number in waiting[:MOST_TOLD]:
+            place = (places or {}).get(number, Place())
+            found += _told_of(state, number, _of_step(state, number, evidence, place, _hung(state, number, evidence)))
+        found += _more(state, waiting[MOST_TOLD:])
+    for number in active:
+        if state.steps[number - 1].parked is not None:
+            found += _told_of(state, number, (_parked(state, number), *_hung(state, number, evidence)))
+    return tuple(found)
+
+
+def _of_step(
+    state: SagaState, number: int, evidence: Evidence, place: Place, hung: tuple[Cause, ...]
+) -> tuple[Cause, ...]:
+    """Why a step is not done that is not parked."""
+    step = state.steps[number - 1]
+    if step.phase in AWAITS:
+        return (awaits(state, number, evidence.now_ms), *hung)
+    found: tuple[Cause, ...] = ()
+    command = CommandOut(state, number, evidence, place)
+    if step.phase in BACKING_OFF:
+        found = (_backing_off(state, number, evidence.now_ms, command),)
         cause = command.of_its_service()
     else:
         cause = command.cause()
-    if cause is None or (hung and cause.kind is CauseKind.HANGS and state.step.phase in BACKING_OFF):
+    if cause is None or (hung and cause.kind is CauseKind.HANGS and step.phase in BACKING_OFF):
         return (*found, *hung)
     return (*found, cause, *(() if cause.kind is CauseKind.HANGS else hung))
+
+
+def _told_of(state: SagaState, number: int, causes: Iterable[Cause]) -> Iterable[Cause]:
+    """The same causes, which say of which step they are if the saga is a graph."""
+    if state.format == PLAIN:
+        return causes
+    # How a step is parked names it.
+    said = f"step {name_of(state, number)}: " if len(state.active_steps) > 1 else ""
+    return [
+        replace(
+            cause,
+            text=cause.text if cause.kind is CauseKind.PARKED else said + cause.text,
+            facts={**cause.facts, "steps": [number]},
+        )
+        for cause in causes
+    ]
+
+
+def _more(state: SagaState, numbers: Sequence[int]) -> list[Cause]:
+    if not numbers:
+        return []
+    text = f"so do more steps: {', '.join(name_of(state, number) for number in numbers)}"
+    return [Cause(kind=CauseKind.SENT, text=text, facts={"steps": list(numbers)})]
 
 
 def why_absent(evidence: Evidence, unread: int, full: str | None = None) -> tuple[Cause, ...]:
@@ -63,13 +120,16 @@ def no_worker(evidence: Evidence) -> tuple[Cause, ...]:
     return (Cause(kind=CauseKind.NO_WORKER, text=text, do=do, facts=facts),)
 
 
-def _hung(state: SagaState, evidence: Evidence) -> tuple[Cause, ...]:
-    """Handlers of the saga that hang, though it does not wait for them any more: they take the place of others."""
+def _hung(state: SagaState, number: int, evidence: Evidence) -> tuple[Cause, ...]:
+    """Handlers of a step that hang, though the saga does not wait for them any more: they take the place of others.
+    Those of steps that wait for nothing are told with the first step that does."""
+    active = state.active_steps or [state.current_step]
     return tuple(
         hangs(one, evidence.now_ms)
         for facts in evidence.services.values()
         for one in facts.handlers
         if one.saga_id == state.saga_id and one.overdue and facts.is_alive(one.process)
+        if one.step == number or (number == active[0] and one.step not in active)
     )
 
 
@@ -78,40 +138,62 @@ def headline(causes: Sequence[Cause]) -> str:
     return "; ".join(cause.text for cause in causes)
 
 
-def _backing_off(state: SagaState, now_ms: int, command: CommandOut) -> Cause:
-    step, until_ms = state.step, state.send_again_ms or 0
+def _backing_off(state: SagaState, number: int, now_ms: int, command: CommandOut) -> Cause:
+    step = state.steps[number - 1]
+    until_ms = step.send_again_ms or 0
     failed = f"attempt {step.current_attempt} of {step.attempts} of {step.command} failed"
     because = f"{failed}: {quote(step.current_error)}"
-    if cause := late(state, now_ms, because):
+    if cause := late(due_of(state, step), now_ms, because):
         return cause
     facts = {"until_ms": until_ms, "attempt": step.current_attempt, "attempts": step.attempts}
     text = f"it is sent again in {spoken(until_ms - now_ms)}, since {because}"
     return Cause(kind=CauseKind.BACKING_OFF, text=text, do=command.way_out(), facts=facts)
 
 
-def _parked(state: SagaState) -> Cause:
-    return Cause(kind=CauseKind.PARKED, text=str(state.parked), do=tuple(_verbs(state)))
+def _parked(state: SagaState, number: int) -> Cause:
+    return Cause(kind=CauseKind.PARKED, text=str(state.steps[number - 1].parked), do=tuple(_verbs(state, number)))
 
 
-def _verbs(state: SagaState) -> list[str]:
-    """What each verb would do about a parked saga."""
-    step, number = state.step, state.current_step
-    if state.status is SagaStatus.COMPENSATING:
+def _verbs(state: SagaState, number: int) -> list[str]:
+    """What each verb would do about a saga that is parked at this step."""
+    step = state.steps[number - 1]
+    if step.being_undone:
         again = f"send {step.command} again" if step.compensation else "look again for what undoes it"
-        times = step.definition.compensation_attempts
+        times = f", at most {step.definition.compensation_attempts} times"
         skip = f"go on as if step {number} were undone"
     else:
-        again, times = f"send {step.command} again", step.definition.attempts
-        then = "end COMPLETED" if number == len(state.steps) else f"go on with step {number + 1}"
-        skip = f"{then} as if step {number} were done"
+        again, times = f"send {step.command} again", f", at most {step.definition.attempts} times"
+        if not step.definition.shape.sends:
+            again, times = f"wait for {step.command} again", ""
+        elif step.attempt == 0:
+            again, times = "try again to begin it", ""
+        skip = f"{_then(state, number)} as if step {number} were done"
     stays = [at for at, one in enumerate(state.steps, 1) if one.may_have_effect or one.unknown]
     left = f"; what these steps did stays: {', '.join(map(str, stays))}" if stays else ""
+    out = [at for at, one in enumerate(state.steps, 1) if one.in_flight]
+    if out:
+        left += f"; these may be done all the same: {', '.join(map(str, out))}"
     meanings = {
-        "retry": f"{again}, at most {times} times",
+        "retry": again + times,
         "skip": skip,
         "abandon": f"end ABORTED as it is{left}",
     }
     if state.may_be_cancelled:
         meanings["cancel"] = f"go back as if step {number} were not done"
-    ask = f"{state.saga_id} --reason TEXT --parked-at {state.parked_at}"
-    return [f"sagastream {verb} {ask}  # {meaning}" for verb, meaning in meanings.items()]
+    ask = f"--reason TEXT --parked-at {state.parked_place(number)}"
+    options = dict.fromkeys(meanings, "")
+    if len(state.parked_steps) > 1:
+        options |= dict.fromkeys(("retry", "skip", "abandon"), f" --step {name_of(state, number)}")
+    if out:
+        options["abandon"] += " --now"
+    saga = state.saga_id
+    return [f"sagastream {verb} {saga}{options[verb]} {ask}  # {meaning}" for verb, meaning in meanings.items()]
+
+
+def _then(state: SagaState, number: int) -> str:
+    """What a saga does if an operator skips this step."""
+    if state.format == PLAIN:
+        return "end COMPLETED" if number == len(state.steps) else f"go on with step {number + 1}"
+    if is_done(put(state.steps, number, state.steps[number - 1].moved("skipped"))):
+        return "end COMPLETED"
+    return "go on"

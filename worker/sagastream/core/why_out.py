@@ -13,6 +13,7 @@ from sagastream.core.back import quote
 from sagastream.core.causes import GRACE_S, Cause, CauseKind, Evidence, Handler, Job, Place, ServiceFacts, Whereabouts
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
+from sagastream.core.step_state import Step
 
 #: If a command was delivered this often, the processes that take it may die of it.
 _MANY_DELIVERIES: Final = 3
@@ -35,9 +36,17 @@ _GOES_ON: Final = frozenset(
 )
 
 
-def late(state: SagaState, now_ms: int, what: str) -> Cause | None:
-    """If the saga's time has come and no worker has seen to it: that. `what`: what it waited for."""
-    due_ms = state.due_ms
+def due_of(state: SagaState, step: Step) -> int | None:
+    """When a saga no longer waits for what this step waits for: at the step's time or, if that is earlier, at its
+    deadline."""
+    deadline_ms = state.deadline_now_ms if state.deadline_counts else None
+    if step.due_ms is None or deadline_ms is None:
+        return step.due_ms
+    return min(step.due_ms, deadline_ms)
+
+
+def late(due_ms: int | None, now_ms: int, what: str) -> Cause | None:
+    """If a time has come and no worker has seen to it: that. `what`: what the saga waited for."""
     if due_ms is None or now_ms - due_ms < LATE_MS:
         return None
     text = f"{what}; a worker should have seen to it {spoken(now_ms - due_ms)} ago: the workers are behind, or hang"
@@ -74,24 +83,27 @@ def nobody(service: ServiceFacts, names: Collection[str], now_ms: int) -> Cause 
     return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START,), facts={"near": near})
 
 
-def fails(state: SagaState) -> Cause:
-    """That attempts of the saga's command fail again and again."""
-    step = state.step
-    do = CommandOut(state, Evidence(now_ms=state.updated_ms), Place()).way_out()
+def fails(state: SagaState, number: int) -> Cause:
+    """That attempts of this step's command fail again and again."""
+    step = state.steps[number - 1]
+    do = CommandOut(state, number, Evidence(now_ms=state.updated_ms), Place()).way_out()
     text = f"attempts of {step.command} fail: {quote(step.current_error)}"
     return Cause(kind=CauseKind.BACKING_OFF, text=text, do=do, facts={"attempt": step.current_attempt})
 
 
 class CommandOut:
-    """The command that a saga has out."""
+    """The command of a step that a saga has out."""
 
-    def __init__(self, state: SagaState, evidence: Evidence, place: Place) -> None:
+    def __init__(self, state: SagaState, number: int, evidence: Evidence, place: Place) -> None:
+        """`number`: of the step."""
         self._state = state
+        self._number = number
+        self._step = state.steps[number - 1]
         self._now_ms = evidence.now_ms
         self._names = evidence.names
-        self._service = evidence.of(state.step.definition.service)
+        self._service = evidence.of(self._step.definition.service)
         self._place = place
-        self._command = state.step.command
+        self._command = self._step.command
 
     def cause(self) -> Cause:
         """Why it has no answer yet."""
@@ -115,7 +127,7 @@ class CommandOut:
 
     def way_out(self) -> tuple[str, ...]:
         """What helps if attempts of it fail again and again."""
-        if self._state.step.failed_attempts < MANY_FAILURES and self._place.takeovers < _MANY_DEATHS:
+        if self._step.failed_attempts < MANY_FAILURES and self._place.takeovers < _MANY_DEATHS:
             return ()
         return (self._log(), *self.cancel())
 
@@ -140,10 +152,12 @@ class CommandOut:
             return self._running(mine)
         if cause := self._nobody() or self._no_command() or self._unopened() or self._all_hang():
             return cause
-        step = self._state.step
+        step = self._step
         since_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
         text = f"service {self._service.name} has not answered {self._command}{self._for(', sent', since_ms, ' ago')}"
-        return late(self._state, self._now_ms, text) or self._cause(CauseKind.SENT, text, since_ms=since_ms)
+        return late(due_of(self._state, self._step), self._now_ms, text) or self._cause(
+            CauseKind.SENT, text, since_ms=since_ms
+        )
 
     def _unread(self) -> Cause:
         if cause := self._nobody() or self._no_command():
@@ -175,7 +189,7 @@ class CommandOut:
         if front := self._all_hang(holder.name):
             text = f"{has}, and has not begun it: {front.text}"
             return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**front.facts, **facts})
-        attempt, again = self._state.step.current_attempt, self._deliveries()
+        attempt, again = self._step.current_attempt, self._deliveries()
         text = f"{has}{again}, and was heard {spoken(holder.silent_ms)} ago"
         if not holder.is_at_work:
             text += ": it may be dead or hung" + self._may_kill()
@@ -183,7 +197,7 @@ class CommandOut:
 
     def _unopened(self) -> Cause | None:
         """If a process that is alive has left it to others, since it cannot open it: that."""
-        me, service = (self._state.saga_id, self._state.current_step, self._command), self._service
+        me, service = (self._state.saga_id, self._number, self._command), self._service
         left = [one for one in service.unopened if (one.saga_id, one.step, one.command) == me]
         if (one := next((one for one in left if service.is_alive(one.process)), None)) is None:
             return None
@@ -193,7 +207,7 @@ class CommandOut:
 
     def _running(self, mine: Handler) -> Cause:
         """Its handler runs."""
-        step, not_after_ms = self._state.step, mine.not_after_ms
+        step, not_after_ms = self._step, mine.not_after_ms
         facts = {"process": mine.process, "since_ms": mine.since_ms, "not_after_ms": not_after_ms}
         process = self._service.process(mine.process)
         if process is None or not process.is_alive:
@@ -239,9 +253,9 @@ class CommandOut:
             text = f"{self._command} was answered; replies that wait for a worker: {replies}"
             return self._cause(CauseKind.ANSWERED, text, replies=replies)
         text = f"{self._command} is not in the stream of service {self._service.name} any more, and no reply waits"
-        if cause := late(self._state, self._now_ms, text):
+        due_ms = due_of(self._state, self._step)
+        if cause := late(due_ms, self._now_ms, text):
             return cause
-        due_ms = self._state.due_ms
         then = "" if due_ms is None else f"; it counts as not answered in {spoken(due_ms - self._now_ms)}"
         return self._cause(CauseKind.LOST, text + then, until_ms=due_ms)
 
@@ -270,7 +284,7 @@ class CommandOut:
 
     def _handler(self, process: str = "") -> Handler | None:
         """The handler that runs for it, in this process if one is named: the one that began last."""
-        me = (self._state.saga_id, self._state.current_step, self._command)
+        me = (self._state.saga_id, self._number, self._command)
         mine = [one for one in self._service.handlers if (one.saga_id, one.step, one.command) == me]
         mine = [one for one in mine if process in ("", one.process)]
         return max(mine, key=lambda handler: handler.since_ms, default=None)
@@ -318,7 +332,7 @@ class CommandOut:
 
     def _failed(self) -> str | None:
         """How its attempt before this one ended."""
-        step = self._state.step
+        step = self._step
         if step.current_attempt < 2 or step.current_error is None:
             return None
         return f"attempt {step.current_attempt - 1} of {step.attempts} failed: {quote(step.current_error)}"

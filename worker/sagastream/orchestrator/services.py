@@ -6,6 +6,7 @@ import redis
 
 from sagastream.broker.exchange import Exchange, run, together
 from sagastream.core.messages import Begin, Code, Unreadable
+from sagastream.core.steps import services_of
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import Input
 from sagastream.store import published
@@ -62,7 +63,7 @@ class KnownServices:
         added: set[str] = set()
         for entry, event in inputs:
             if isinstance(event, Begin):
-                new = {step.service for step in event.steps} - self.names
+                new = services_of(event.steps) - self.names
                 if new and len(self.names | added | new) > MAX_SERVICES:
                     found.append((entry, _one_too_many(event)))
                     continue

@@ -23,6 +23,7 @@ from sagastream.core.decision import decide, may_undo
 from sagastream.core.messages import Begin, Due, Reply, ToSaga
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
+from sagastream.core.steps import services_of
 from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
 from sagastream.orchestrator.change import Change
@@ -281,10 +282,10 @@ class Orchestrator:
             state = states.get(event.saga_id or "")
             if isinstance(state, SagaState):
                 if may_undo(state, event):
-                    services |= {step.definition.service for step in state.steps}
+                    services |= services_of(step.definition for step in state.steps)
             elif isinstance(event, ToSaga):  # its saga may begin in this turn
                 begins = [other for _, other in inputs if isinstance(other, Begin) and other.saga_id == event.saga_id]
-                services |= {definition.service for begin in begins for definition in begin.steps}
+                services |= services_of(definition for begin in begins for definition in begin.steps)
         return published.read(self._broker.client, self._opened, services) if services else {}
 
     def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:

@@ -160,6 +160,19 @@ def _all_fields(state: SagaState) -> list[Word]:
     return words
 
 
+def data_of_definition(number: int, definition: StepDefinition) -> list[Word]:
+    """The fields and values of what people have put into the definition of step `number`. No commit changes them; an
+    erasure does."""
+    named = step_fields(number)
+    words: list[Word] = [named.needed[2], definition.params.decode()]
+    if definition.shape is not PLAIN_SHAPE:
+        told = zip(Shape.__struct_fields__, named.shape, astuple(definition.shape), strict=True)
+        for attribute, column, value in told:
+            if attribute in ("when", "compensation_params") and column is not None and value is not None:
+                words += (column.field, value.decode())
+    return words
+
+
 @lru_cache(maxsize=1024)  # the steps of a program are alike
 def _option_words(number: int, options: tuple[Any, ...]) -> tuple[Word, ...]:
     """The fields and values of the options of step `number` that do not have their defaults. `options`: the values of

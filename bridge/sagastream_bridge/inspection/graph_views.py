@@ -1,0 +1,152 @@
+"""What is shown of a saga that is a graph, besides what is shown of every saga."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import orjson
+
+from sagastream.console import printable
+from sagastream.core.graph import before
+from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
+from sagastream.core.saga import KeptSignal, SagaState
+from sagastream.core.step_state import Step
+from sagastream.core.steps import FAILS, GOES_ON, PLAIN
+from sagastream.core.why_waits import name_of
+from sagastream.store.columns import iso
+from sagastream_bridge.inspection.formatting import payload, until
+
+_BYPASSED: Final = "bypassed: its condition did not hold"
+
+
+def facts(state: SagaState, now_ms: int) -> Iterator[str]:
+    """Of what the saga was made, and when it starts."""
+    if state.definition is not None:
+        yield f"  from     definition {printable(state.definition.name)}, version {state.definition.version}"
+    if state.start_ms is not None:
+        yield f"  {'starts ' if state.is_to_start else 'started'}  {until(state.start_ms, now_ms)}"
+    if state.input is not None:
+        yield f"  input    {payload(state.input)}"
+
+
+def kept(state: SagaState, now_ms: int) -> Iterator[str]:
+    """The signals that came before their steps."""
+    for signal in state.signals:
+        said = f"declined: {printable(signal.declined)}" if signal.declined is not None else payload(signal.payload)
+        yield f"  kept     signal {printable(signal.name)}, which came {until(signal.at_ms, now_ms)}: {said}"
+
+
+def service(step: Step) -> str:
+    """What stands in the place of the service."""
+    shape = step.definition.shape
+    return step.definition.service if shape.sends else "(pause)" if shape.wait is None else "(signal)"
+
+
+def place(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
+    """Where a step stands in the graph, and what it waits for."""
+    if state.format == PLAIN:
+        return
+    step = state.steps[number - 1]
+    shape, after = step.definition.shape, before(step.definition, number)
+    if shape.id is not None:
+        yield f"       id     {printable(shape.id)}"
+    if shape.after is not None:
+        yield f"       after  {', '.join(printable(name_of(state, one)) for one in after) or 'none: it begins at once'}"
+    if shape.when is not None:
+        yield f"       when   {payload(shape.when)}"
+    if (now := _now(state, number, now_ms)) is not None:
+        yield f"       now    {now}"
+
+
+def _now(state: SagaState, number: int, now_ms: int) -> str | None:
+    """What a step waits for, in words; None: its status says it."""
+    step = state.steps[number - 1]
+    shape = step.definition.shape
+    if step.phase is Phase.BYPASSED:
+        return _BYPASSED
+    if step.parked is not None:
+        return f"parked at {state.parked_place(number)}: {printable(step.parked)}"
+    if step.due_ms is None:
+        return None
+    ends = until(step.due_ms, now_ms)
+    if step.phase in IN_FLIGHT:
+        return f"{printable(step.command)} is out, until {ends}"
+    if step.phase in BACKING_OFF:
+        return f"{printable(step.command)} is sent again at {ends}"
+    if step.phase is Phase.RETRY_AWAITED:
+        return f"waits for signal {printable(str(shape.retry_on))} to be sent again, until {ends}"
+    return f"pauses until {ends}" if shape.wait is None else f"waits for signal {printable(shape.wait)} until {ends}"
+
+
+def params(step: Step) -> Iterator[str]:
+    """What its command gets."""
+    shape = step.definition.shape
+    if not shape.sends:
+        return
+    unbuilt = "; not filled in yet" if shape.has_references and step.built is None else ""
+    yield f"       params {payload(step.params)}{unbuilt}"
+
+
+def undo(step: Step) -> Iterator[str]:
+    """What its compensation is told besides."""
+    if step.built_undo is not None:
+        yield f"       told   {payload(step.built_undo)}"
+
+
+# --- as JSON
+
+
+def as_json(state: SagaState) -> dict[str, Any]:
+    """What `show --json` says of a graph besides."""
+    if state.format == PLAIN:
+        return {}
+    return {
+        "format": state.format,
+        "definition": None if state.definition is None else state.definition.body(),
+        "input": _value(state.input),
+        "start_at": _iso(state.start_ms),
+        "failed_step": state.failed_step,
+        "signals": [_signal(one) for one in state.signals],
+    }
+
+
+def step_as_json(state: SagaState, number: int) -> dict[str, Any]:
+    """What it says of a step of one besides."""
+    if state.format == PLAIN:
+        return {}
+    step = state.steps[number - 1]
+    shape = step.definition.shape
+    members: dict[str, Any] = {
+        "id": shape.id,
+        "after": list(before(step.definition, number)),
+        "when": _value(shape.when),
+        "phase": str(step.phase),
+        "parked": step.parked,
+        "parked_at": state.parked_place(number),
+        "times_out_at": _iso(step.times_out_ms),
+        "send_again_at": _iso(step.send_again_ms),
+    }
+    if not shape.sends:
+        if shape.wait is None:
+            return members | {"wait_ms": shape.wait_ms}
+        on_timeout = GOES_ON if shape.goes_on else FAILS
+        return members | {"wait": shape.wait, "timeout_ms": shape.wait_ms, "on_timeout": on_timeout}
+    return members | {
+        "template": _value(step.definition.params) if shape.has_references else None,
+        "compensation_params": _value(shape.compensation_params),
+        "undo": _value(step.built_undo),
+        "retry_on": shape.retry_on,
+        "retry_within_ms": shape.retry_within_ms,
+    }
+
+
+def _signal(signal: KeptSignal) -> dict[str, Any]:
+    said = {"payload": _value(signal.payload)} if signal.declined is None else {"decline": signal.declined}
+    return {"name": signal.name, "at": iso(signal.at_ms)} | said
+
+
+def _value(data: bytes | None) -> Any:
+    return None if data is None else orjson.loads(data)
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)

@@ -1,0 +1,117 @@
+"""How a saga that is a graph looks to a person, and as JSON."""
+
+import json
+from typing import Any
+
+import click
+
+from sagastream.core.decision import decide
+from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState
+from sagastream.core.transitions import Moment
+from sagastream.core.why import why
+from sagastream_bridge.inspection import lookup, views
+from support.graphs import NOW_MS, PIVOT, TRAVEL, Played, at_work
+
+
+def shown(played: Played) -> list[str]:
+    causes = why(played.saga, at_work("flights", "hotels", "payments", now_ms=played.now_ms))
+    return click.unstyle("\n".join(views.saga(played.saga, played.now_ms, [], causes))).splitlines()
+
+
+def as_json(played: Played) -> dict[str, object]:
+    found: dict[str, object] = json.loads(
+        lookup.as_json(lookup.Found(state=played.saga, now_ms=played.now_ms, notes=[], causes=()))
+    )
+    return found
+
+
+def test_each_step_says_its_id_what_it_comes_after_and_what_it_waits_for() -> None:
+    definition = {"name": "travel", "version": 3, "sha256": "0" * 64}
+    lines = shown(Played(definition=definition).ok(1, {"id": "f1"}))
+    text = "\n".join(lines)
+    assert "  from     definition travel, version 3" in lines
+    assert '  input    {"user": "u1", "insured": false}' in lines
+    assert "       id     flight" in lines
+    assert "       after  none: it begins at once" in lines
+    assert "       after  flight, insure" in lines
+    assert "       now    BookHotel is out, until 22:14:20.000Z, in 60 s" in lines
+    assert '       params {"for": "u1"}' in lines
+    assert '       params {"flight": {"$ref": "/steps/flight/result/id"}}; not filled in yet' in lines
+    assert "approve                  (signal)" in text
+    assert "pause                    (pause)" in text
+    assert '       when   {"eq": [{"$ref": "/input/insured"}, true]}' in lines
+
+
+def test_a_bypassed_step_and_a_wait_say_so_and_a_pause_its_end() -> None:
+    played = Played().ok(1, {"id": "f1"}).ok(2)
+    lines = shown(played)
+    assert "       now    bypassed: its condition did not hold" in lines
+    assert "       now    waits for signal approve until 2023-11-15T22:13:20.000Z, in 24 h" in lines
+    played.signal("approve", {"by": "boss"}).ok(5)
+    assert "       now    pauses until 22:14:20.000Z, in 60 s" in shown(played)
+    assert '       params {"flight": "f1"}' in shown(played)
+
+
+def test_signals_that_are_kept_are_shown_and_a_start_that_comes() -> None:
+    played = Played(start_at_ms=NOW_MS + 3_600_000).signal("approve", {"by": "boss"})
+    lines = shown(played)
+    assert "  starts   23:13:20.000Z, in 60 m" in lines
+    assert '  kept     signal approve, which came 22:13:20.000Z, 0 s ago: {"by": "boss"}' in lines
+    assert "  waits    for its start, until 23:13:20.000Z, in 60 m" in lines
+
+
+def test_each_parked_step_is_told_with_its_verbs_and_no_advice_twice() -> None:
+    retriable: dict[str, Any] = {"service": "mail", "params": {}, "kind": "retriable", "attempts": 1, "after": [1]}
+    played = Played(PIVOT, {"transaction": "Tell"} | retriable, {"transaction": "Write"} | retriable)
+    played.ok(1).failed(2, "bounced").failed(3, "no ink")
+    lines = shown(played)
+    assert "       now    parked at 2/transaction/1: Tell of step 2 failed: bounced" in lines
+    assert "  parked   Tell of step 2 failed: bounced" in lines
+    assert "  parked   Write of step 3 failed: no ink" in lines
+    assert sum("--step 2 " in line for line in lines) == 3
+    assert len({line for line in lines if "you can" in line}) == sum("you can" in line for line in lines)
+
+
+def test_what_an_undo_is_told_is_shown() -> None:
+    played = Played(*TRAVEL[:3]).ok(2, {"id": "h1"}).failed(1, "full")
+    lines = shown(played)
+    assert '       told   {"why": "Step 1 failed: full"}' in lines
+
+
+def test_show_as_json_has_all_of_it_under_its_own_names() -> None:
+    played = Played(start_at_ms=NOW_MS + 1000).signal("approve", decline="no")
+    found = as_json(played)
+    assert found["format"] == 2
+    assert found["input"] == {"user": "u1", "insured": False}
+    assert found["start_at"] == "2023-11-14T22:13:21.000Z"
+    assert found["signals"] == [{"name": "approve", "at": "2023-11-14T22:13:20.000Z", "decline": "no"}]
+    played = Played().ok(1, {"id": "f1"}).ok(2)
+    found = as_json(played)
+    steps = found["steps"]
+    assert isinstance(steps, list)
+    assert [step["phase"] for step in steps] == ["COMPLETED", "COMPLETED", "BYPASSED", "AWAITING", "WAITING", "WAITING"]
+    assert [step["after"] for step in steps] == [[], [], [2], [1, 3], [4], [5]]
+    assert (steps[0]["params"], steps[0]["template"]) == ({"for": "u1"}, {"for": {"$ref": "/input/user"}})
+    assert steps[1]["compensation_params"] == {"why": {"$ref": "/failure/reason"}}
+    assert steps[3]["wait"] == "approve"
+    assert (steps[3]["timeout_ms"], steps[3]["on_timeout"]) == (86_400_000, "fail")
+    assert steps[3]["times_out_at"] == "2023-11-15T22:13:20.000Z"
+    assert steps[5]["wait_ms"] == 60_000
+
+
+def test_a_plain_saga_has_none_of_it() -> None:
+    plain: dict[str, Any] = {
+        "transaction": "Do",
+        "service": "hotels",
+        "params": {"$ref": "/input/user"},
+        "compensation": None,
+    }
+    body = Played(plain)
+    assert "template" in json.dumps(as_json(body))
+    state = decide(None, parse_begin({"saga_id": "s", "steps": [plain]}), Moment(now_ms=NOW_MS, published={})).state
+    assert isinstance(state, SagaState)
+    found = json.loads(lookup.as_json(lookup.Found(state=state, now_ms=NOW_MS, notes=[])))
+    assert not {"format", "input", "signals", "definition"} & found.keys()
+    assert not {"id", "after", "phase", "template"} & found["steps"][0].keys()
+    assert found["steps"][0]["params"] == {"$ref": "/input/user"}
