@@ -23,6 +23,9 @@ class Context(Struct, frozen=True, kw_only=True):
     #: In UTC, by the broker's clock: after it nobody waits for the answer. None: there is no deadline.
     deadline: datetime | None = None
     result: Any = None  # for a compensation, what the step returned, if that is known
+    undo: Any = None  # for a compensation, what the step's `compensation_params` say; None: it has none
+    input: Any = None  # the input of the saga; None: it has none
+    definition: str | None = None  # the name of the definition that the saga was made from; None: it was made from none
     retried: bool = False  # a Reject is not final: the orchestrator sends the command again, under the same key
     clock: Callable[[], float] = time.time  # the time in seconds since the epoch, by the broker's clock
 

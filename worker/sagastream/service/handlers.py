@@ -64,10 +64,17 @@ def context_of(command: Command, clock: Callable[[], float] = time.time, key: st
         transaction_key=transaction_key,
         attempt=command.attempt,
         deadline=_moment(command.not_after_ms),
-        result=value_of(command.result) if command.result is not None else None,
+        result=_value(command.result),
+        undo=_value(command.undo),
+        input=_value(command.input),
+        definition=command.definition,
         retried=command.retried,
         clock=clock,
     )
+
+
+def _value(data: bytes | None) -> Any:
+    return None if data is None else value_of(data)
 
 
 def _moment(ms: int | None) -> datetime | None:
