@@ -1,6 +1,7 @@
 """What the pages name exists: commands with their options, files, sections."""
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 
 import sagastream
 from sagastream import testing
+from sagastream.core.parsing import parse_begin
+from sagastream.core.references import Sources, build
+from sagastream.core.strict_json import encode
 from sagastream_bridge.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +102,19 @@ def test_what_the_page_on_compatibility_says_of_embedding_is_so() -> None:
         assert positional.split(", ") == by_place, name
         # Of the keyword options, `dispatcher` alone is private: it is given and gets what is private.
         assert {option for option in options.split(", ") if option} == by_name - {"dispatcher"}, name
+
+
+def test_what_the_page_on_references_says_of_templates_is_so() -> None:
+    page = (ROOT / "docs" / "references.md").read_text()
+    saga, data = map(json.loads, re.findall(r"```json\n(.+?)```", page, re.DOTALL))
+    assert parse_begin(saga).steps
+    results = {"reserve": encode(data["reserve"])}
+    sources = Sources(saga_id="order-17", input=encode(data["input"]), result_of=results.get)
+    (table,) = re.findall(r"templates become this:\n\n(?:.+\n){2}((?:\|.+\n)+)", page)
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", table, re.MULTILINE)
+    assert len(rows) == len(table.splitlines())
+    for template, built in rows:
+        assert build(encode(json.loads(template)), sources).decode() == built
 
 
 @named
