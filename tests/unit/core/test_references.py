@@ -360,7 +360,10 @@ def test_templates_that_are_not_kept_are_built_alike() -> None:
             "/$concat/0/$ref: /steps/4/result: step 4 may not be done by then; name it in after",
         ),
         (ref("/steps/3/result"), "/$ref: /steps/3/result: a step has no result before it is done"),
-        (ref("/steps/2/result/id"), "/$ref: /steps/2/result/id: step 2 may be bypassed or go on without a result; say a default"),
+        (
+            ref("/steps/2/result/id"),
+            "/$ref: /steps/2/result/id: step 2 may be bypassed or go on without a result; say a default",
+        ),
         (ref("/failure/reason"), "/$ref: /failure/reason: only compensation_params may name the failure"),
         (ref("/item/sku"), "/$ref: /item/sku: only a step with each has an item and an index"),
         (ref("/index"), "/$ref: /index: only a step with each has an item and an index"),
