@@ -171,7 +171,9 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
     told = step.definition.shape.compensation_params
     if told is not None and step.built_undo is None:
         try:
-            step = replace(step, built_undo=references.build(told, sources_of(state, state.steps, _failure(state))))
+            step = replace(
+                step, built_undo=references.build(told, sources_of(state, lambda: state.steps, _failure(state)))
+            )
         except CannotBuild as error:
             return park(
                 state, number, f"what undoes step {number} cannot be told its compensation_params: {error}", moment

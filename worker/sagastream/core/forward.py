@@ -4,7 +4,7 @@ What a step sends is made of its references once, when it is first sent, and kep
 carries the same bytes, whatever becomes of the steps before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -68,10 +68,11 @@ class _Beginning:
     """The steps of a saga while some of them begin."""
 
     def __init__(self, state: SagaState, steps: tuple[Step, ...], now_ms: int) -> None:
-        self._state = state
         self._now_ms = now_ms
         self.steps = steps
         self.signals = state.signals
+        # A result is there or is not: what was parsed once stays true while steps begin.
+        self._sources = sources_of(state, lambda: self.steps)
 
     def begin_all(self) -> list[int]:
         """Begin all that is ready, and what is ready after that. Returns the numbers of the steps whose commands are
@@ -95,12 +96,12 @@ class _Beginning:
         if shape is PLAIN_SHAPE:
             return step.phase
         try:
-            if shape.when is not None and not conditions.holds(shape.when, sources_of(self._state, self.steps)):
+            if shape.when is not None and not conditions.holds(shape.when, self._sources):
                 step = step.moved("bypassed")
             elif not shape.sends:
                 step = self._awaiting(step)
             elif shape.has_references and step.built is None:
-                params = references.build(step.definition.params, sources_of(self._state, self.steps))
+                params = references.build(step.definition.params, self._sources)
                 step = replace(step, built=params)
         except CannotBuild as error:
             if step.definition.kind is not StepKind.RETRIABLE:
@@ -127,11 +128,12 @@ def declined(name: str, why: str) -> str:
     return f"{name} was declined: {why}"
 
 
-def sources_of(state: SagaState, steps: Sequence[Step], failure: Failure | None = None) -> Sources:
-    """What the references of these steps of the saga may find now. `failure`: why it goes back, if it does."""
+def sources_of(state: SagaState, steps: Callable[[], Sequence[Step]], failure: Failure | None = None) -> Sources:
+    """What the references of the saga's steps may find. `steps`: as they are when something is looked for; `failure`:
+    why it goes back, if it does."""
 
     def result_of(name: str) -> bytes | None:
         number = state.number_of(int(name) if name.isdecimal() else name)
-        return None if number is None else steps[number - 1].result
+        return None if number is None else steps()[number - 1].result
 
     return Sources(saga_id=state.saga_id, input=state.input or b"{}", result_of=result_of, failure=failure)
