@@ -74,6 +74,13 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
     "publish": [["HSET", KEYS.published(MINE), "Do", "Undo"]],
     "publish for others": [["HSET", KEYS.published(OTHER), "Do", "Undo"]],
     "read what is published": [["HGETALL", KEYS.published(OTHER)]],
+    "read definitions": [["HMGET", KEYS.definition("order"), "current", "3"]],
+    "list definitions": [["SMEMBERS", KEYS.definitions], ["HGETALL", KEYS.definition("order")]],
+    "deploy": [
+        ["SADD", KEYS.definitions, "order"],
+        ["HSETNX", KEYS.definition("order"), "3", "{}"],
+        ["HSET", KEYS.definition("order"), "current", "3"],
+    ],
     "name services": [["SADD", KEYS.services, "x"]],
     "unname services": [["SREM", KEYS.services, "x"]],
     "read the layout": [["HGETALL", KEYS.store]],
@@ -123,13 +130,14 @@ _SERVICE: Final = (
     "take commands, delete commands, command, answer, set aside, publish, name services, read the layout, "
     "write records, let records expire, beat, note losses"
 )
-_BEGINS: Final = "begin, read sagas, follow events, read the layout"
+_BEGINS: Final = "begin, read sagas, follow events, read the layout, read definitions"
 _ERASES: Final = (
     "write sagas, write records, write records of others, take back events, put a copy in the place of a stream"
 )
 _LOOKS: Final = (
     "read sagas, read begins, read commands, read commands of others, read replies, read records of others, "
-    "read what was set aside, read what is published, read the layout, read timers, follow events, look at steps on RQ"
+    "read what was set aside, read what is published, read the layout, read timers, follow events, "
+    "look at steps on RQ, read definitions, list definitions"
 )
 #: What each role may do of that; all else must be refused to it.
 MAY: Final[dict[Role, str]] = {
@@ -148,6 +156,7 @@ MAY: Final[dict[Role, str]] = {
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "
     "delete commands, delete commands of others, unname services",
+    Role.DEPLOYER: "deploy, read definitions, list definitions, read the layout",
     Role.DOCTOR: f"{_LOOKS}, {_ERASES}, count keys, begin, intervene, command, command others, "
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "

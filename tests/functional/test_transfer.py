@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sagastream import SagaClient
+from sagastream import Definition, SagaClient
 from sagastream.broker.connection import Broker
 from sagastream.store import layout, published
 from sagastream.store.keys import StoreKeys
@@ -149,6 +149,10 @@ def fill(place: Place) -> None:
         sagas.begin(f"unread{n}", [do(n, service="shop")])
         with pytest.raises(TimeoutError):
             sagas.cancel(f"held{n}", "moved away", 0.01)
+    for version in (1, 2):
+        order = Definition("order", version=version)
+        order.step("Do", service="shop", params=version)
+        sagas.deploy(order, by="ada")
     stranger = place.keys.of("stranger")
     client.xadd(stranger.replies("shop"), {"body": json.dumps({"type": "Do_ok", "saga_id": "stranger", "step": 1})})
     client.hset(stranger.done("shop", 3_600_000), "stranger/1/transaction/Do", b"ok \xff")
@@ -177,6 +181,7 @@ def test_sagas_in_every_state_go_on(
         assert hashes(new) == hashes(old)
         assert all(hashes(new).values())
         client = new.broker.client
+        assert SagaClient(new.broker).definitions() == SagaClient(old.broker).definitions() != []
         record = new.keys.of("stranger").done("shop", 3_600_000)
         assert client.hgetall(record) == {b"stranger/1/transaction/Do": b"ok \xff"}
         assert 0 < client.pttl(new.keys.saga("completed0")) <= 7 * 24 * 3600 * 1000
@@ -334,8 +339,10 @@ def test_what_holds_something_else_is_left_out_and_named(commands: Commands, tmp
         SagaClient(broker).begin("s1", [do(1)])
         keys = layout.look(broker)
         broker.client.set(keys.saga("odd"), "x")
+        broker.client.set(keys.definition("odd"), "x")
         done = commands.run("export", "file", REDIS_URL=server.url)
         assert done.returncode == 0
         assert f"left out {keys.saga('odd')}" in done.stderr
+        assert f"left out {keys.definition('odd')}" in done.stderr
     finally:
         server.stop()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sagastream.errors import BrokerError as BrokerError
     from sagastream.errors import CannotOpen as CannotOpen
     from sagastream.errors import CorruptSaga as CorruptSaga
+    from sagastream.errors import DefinitionError as DefinitionError
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import NewerFormat as NewerFormat
     from sagastream.errors import Reject as Reject
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from sagastream.errors import UnreadableSaga as UnreadableSaga
     from sagastream.service.context import Context as Context
     from sagastream.service.declaration import Service as Service
+    from sagastream.store.definitions import Deployed as Deployed
 
 
 _WHERE = {
@@ -75,6 +77,8 @@ _WHERE = {
     "Context": "service.context",
     "CorruptSaga": "errors",
     "Definition": "client.definition",
+    "DefinitionError": "errors",
+    "Deployed": "store.definitions",
     "Effects": "effects.once",
     "Erased": "client.erasing",
     "Keyring": "codecs.keyring",
@@ -130,6 +134,8 @@ __all__ = [
     "Context",
     "CorruptSaga",
     "Definition",
+    "DefinitionError",
+    "Deployed",
     "Effects",
     "Erased",
     "Keyring",

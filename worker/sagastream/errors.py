@@ -124,6 +124,10 @@ class StoreMismatch(BrokerError):
     """The store has another number of partitions than this release uses."""
 
 
+class DefinitionError(SagastreamError):
+    """The store has no such definition, or has other content under that version, or what it has is damaged."""
+
+
 class QuarantineError(SagastreamError):
     """A quarantined message is not there, or cannot be put back."""
 

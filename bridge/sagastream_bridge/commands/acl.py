@@ -8,7 +8,8 @@ from sagastream_bridge.commands.context import orderly
 
 #: As sagastream.store.roles.Role has them: importing it would make every start of the command line slower.
 ROLES: Final = (
-    *("worker", "service", "rq-worker", "client", "begin-only", "bridge", "inspector", "operator", "doctor"),
+    *("worker", "service", "rq-worker", "client", "begin-only", "bridge"),
+    *("inspector", "operator", "deployer", "doctor"),
 )
 
 

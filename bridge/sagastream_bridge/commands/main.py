@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from sagastream_bridge.commands import ask, definitions, operate, run, sagas, store, transfer
+from sagastream_bridge.commands import ask, definitions, deploy, operate, run, sagas, store, transfer
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
@@ -30,6 +30,7 @@ for command in (
     *sagas.COMMANDS,
     *ask.COMMANDS,
     *operate.COMMANDS,
+    *deploy.COMMANDS,
     *store.COMMANDS,
     *transfer.COMMANDS,
     *definitions.COMMANDS,

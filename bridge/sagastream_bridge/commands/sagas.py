@@ -4,8 +4,7 @@ import math
 import sys
 import threading
 import time
-import uuid
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from sagastream.core.saga import SagaState
     from sagastream.store.keys import StoreKeys
 
+_T = TypeVar("_T")
+
 _STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
 _WORKER_GRACE_S: Final = 1.0
@@ -30,7 +31,10 @@ _SAY_WHY_AFTER_S: Final = 3.0
 
 
 @click.command()
-@click.argument("file", type=click.File("rb"))
+@click.argument("what", metavar="FILE|NAME")
+@click.option("--input", "data", metavar="JSON|@FILE", help="The input of a saga of a definition  [default: {}]")
+@click.option("--id", "saga_id", metavar="ID", help="The id of such a saga  [default: NAME and a random number]")
+@click.option("--version", type=click.IntRange(1), help="A version of the definition  [default: the current one]")
 @click.option("--wait", is_flag=True, help="Wait for the end. Exit code 3 if the saga was aborted or is parked.")
 @click.option(
     "--timeout",
@@ -39,18 +43,19 @@ _SAY_WHY_AFTER_S: Final = 3.0
     metavar="SECONDS",
     help="Wait at most this long: for room in the store, for a broker that goes away and, with --wait, for the end.",
 )
-def begin(file: Any, wait: bool, timeout: float | None) -> None:
-    """Begin the saga in FILE (- for standard input): a saga_begin body of the protocol, with saga_id and steps."""
-    from sagastream.core.parsing import parse_begin
-    from sagastream.core.strict_json import decode
-    from sagastream.errors import MalformedMessage
+def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
+    """Begin a saga: that of FILE, or one of a definition.
+
+    FILE is - for standard input, a name that ends in .json, or a file that is there. It holds a saga_begin body of the
+    protocol, with saga_id and steps, or a definition. Anything else is the NAME of a definition that was deployed.
+
+    Give a saga of a definition an --id if the command may have to be repeated: with the same id and input, nothing is
+    done twice.
+    """
+    from sagastream_bridge.commands.to_begin import ToBegin
 
     with orderly():
-        body = file.read()
-    try:
-        request = parse_begin(decode(body), request_id=uuid.uuid4().hex)
-    except MalformedMessage as error:
-        raise click.ClickException(f"{file.name}: {error}") from None
+        asked = ToBegin(what, **options)
     with opened() as broker:
         from sagastream.client.blocking import SagaClient
         from sagastream.store import layout
@@ -58,6 +63,7 @@ def begin(file: Any, wait: bool, timeout: float | None) -> None:
         patience = _Patience(broker, timeout)
         client = SagaClient(broker)
         keys = layout.check(broker)
+        request = asked.request(client, patience.read)
         accepted = patience.begun(client, request)
         if patience.is_workerless(keys):
             click.echo("no worker is running; the saga waits for one: sagastream worker", err=True)
@@ -141,6 +147,10 @@ class _Patience:
         self._timeout_s = timeout_s
         self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._outage = Outage(broker, "sagastream begin", threading.Event())
+
+    def read(self, read: "Callable[[], _T]") -> "_T":
+        """Have something read from the store, however long the broker is away."""
+        return self._outage.patiently(read, until=self._until)
 
     def begun(self, client: "SagaClient", request: "Begin") -> "Accepted":
         """Have the request accepted, however long the broker is away."""

@@ -52,6 +52,7 @@ class Export:
         yield written("store", protocol=layout.PROTOCOL, prefix=self._keys.prefix, tags=self._keys.tags)
         for service in self._services:
             yield written("service", service=service, fields=self._pairs(self._keys.published(service)))
+        yield from self._definitions()
         for partition in self._keys.partitions:
             yield from self._sagas(partition)
             yield from self._records(partition)
@@ -64,6 +65,13 @@ class Export:
         if self._client.type(self._keys.services) not in (b"set", b"none"):
             self.skipped.append(self._keys.services)
         return run(self._client, published.found_services(self._keys))
+
+    def _definitions(self) -> Iterator[bytes]:
+        for key in sorted(self._scan(self._keys.definition("*"))):
+            if not self._hash_ttl(key):
+                self.skipped.append(key)
+            else:
+                yield written("definition", name=key.removeprefix(self._keys.definition("")), fields=self._pairs(key))
 
     def _sagas(self, partition: Partition) -> Iterator[bytes]:
         found = self._scan(partition.saga("*"))

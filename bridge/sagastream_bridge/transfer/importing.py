@@ -117,6 +117,10 @@ class Import:
         if line["fields"]:
             pipeline.hset(self._keys.published(line["service"]), items=_flat(line["fields"]))
 
+    def _definition(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+        pipeline.sadd(self._keys.definitions, line["name"])
+        pipeline.hset(self._keys.definition(line["name"]), items=_flat(line["fields"]))
+
     def _saga(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
         saga_id = line["saga_id"]
         partition = self._keys.of(saga_id)

@@ -3,6 +3,7 @@
 
     {"type": "store", "protocol": 2, "prefix": …, "tags": […]}                    the first line
     {"type": "service", "service": …, "fields": [[name, value], …]}               what a service publishes
+    {"type": "definition", "name": …, "fields": …}                                 all versions of a definition
     {"type": "saga", "saga_id": …, "fields": …, "timer": …, "ended": …, "ttl_ms": …}
     {"type": "records", "service": …, "hour": …, "fields": …, "ttl_ms": …}        of what a service did
     {"type": "entry", "what": …, "service": …, "partition": …, "id": …, "again": …, "fields": …}
@@ -29,6 +30,7 @@ KINDS: Final = ("requests", "interventions", "replies", "commands", "quarantine"
 _MEMBERS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "store": {"protocol": (int,), "prefix": (str,), "tags": (list,)},
     "service": {"service": (str,), "fields": (list,)},
+    "definition": {"name": (str,), "fields": (list,)},
     "saga": {
         "saga_id": (str,),
         "fields": (list,),

@@ -42,6 +42,7 @@ def test_keys_are_as_the_design_names_them() -> None:
     assert ONLY.quarantine_of("payment") == "saga:{0}:quarantine:payment"
     assert ONLY.done("payment", 0) == "saga:{0}:done:payment:0"
     assert KEYS.published("payment") == "saga:services:payment"
+    assert KEYS.definition("order") == "saga:definitions:order"
     assert (KEYS.alive, KEYS.running, KEYS.services) == ("saga:alive", "saga:running", "saga:services")
     assert KEYS.store == "saga:store"
     assert set(OF_A_PARTITION) == {
@@ -84,6 +85,8 @@ def test_the_catalogue_tells_of_every_key() -> None:
         ONLY.quarantine_of("<service>"),
         KEYS.published("<service>"),
         KEYS.services,
+        KEYS.definition("<name>"),
+        KEYS.definitions,
         KEYS.samples,
     ]
     assert catalogue == {*made, "saga:{0}:done:<service>:<h>"}

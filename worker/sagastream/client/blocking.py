@@ -19,7 +19,7 @@ from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
 from sagastream.client import erasing, evidence, requests
-from sagastream.client.definition import Definition, requested
+from sagastream.client.definition import Definition, deployable, deployer, requested
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import (
@@ -38,6 +38,8 @@ from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Ver
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
+from sagastream.store import definitions
+from sagastream.store.definitions import Deployed
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
@@ -349,6 +351,31 @@ class SagaClient:
             return requests.granted(outcome)
         assert timeout_s is not None
         raise run(self._redis, watcher.timeout_error(timeout_s))
+
+    def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
+        """Keep this version of a definition in the store, and make it the current one. Sagas that have begun stay as
+        they are. Returns the version that was current before; None: none was.
+
+        Args:
+            by: who deploys it, for people.
+
+        Raises:
+            DefinitionError: the store has other content under this version.
+            MalformedMessage: its schema is none, or its example is not as the schema says.
+            SettingsError: it has a schema, and the package that checks it is not installed.
+            redis.exceptions.NoPermissionError: the user has not the role deployer.
+            redis.RedisError: the broker is away. Deploy it again: nothing is done twice.
+        """
+        return run(self._redis, definitions.deploy(self._opened(), deployable(definition), deployer(by)))
+
+    def definition(self, name: str, version: int | None = None) -> Definition:
+        """A definition of the store, in its current version or in another one. Raises DefinitionError if there is
+        none."""
+        return Definition.of(run(self._redis, definitions.load(self._looked(), name, version)))
+
+    def definitions(self) -> Sequence[Deployed]:
+        """All definitions of the store, by name, each with all its versions."""
+        return run(self._redis, definitions.listed(self._looked()))
 
     def erase(self, saga_id: str, reason: str, *, actor: str | None = None) -> Erased:
         """Erase the params, results, errors, reasons and actors of a saga that has ended, and the messages that hold

@@ -12,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
+import orjson
+
 from sagastream.client import requests
 from sagastream.client.expressions import Condition, DefinedStep, Reference, condition_of, template_of
 from sagastream.client.requests import SagaRequest
-from sagastream.client.schema import check_input
+from sagastream.client.schema import check_input, check_schema
 from sagastream.core.definition import SagaDefinition, parse, read
 from sagastream.core.expansion import expand, sketch
 from sagastream.core.json_values import plain
-from sagastream.core.messages import Begin, DeadlineKind
+from sagastream.core.messages import MAX_ACTOR_CHARS, Begin, DeadlineKind
+from sagastream.core.parsing import operator_text
 from sagastream.core.pointers import kind_of
 from sagastream.core.strict_json import MAX_DEPTH, encode_payload, value_of
 from sagastream.core.typed_values import Model, is_model, model
@@ -136,6 +139,10 @@ class Definition:
             raise MalformedMessage(f"the definition {self.name} has no steps yet: add one with .step(…)")
         return self._parsed
 
+    def json(self) -> str:
+        """The definition in JSON, as it stands in a file. Raises MalformedMessage if it has no steps."""
+        return orjson.dumps(self.parsed.body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+
     def __repr__(self) -> str:
         steps = "1 step" if len(self._steps) == 1 else f"{len(self._steps)} steps"
         return f"<definition {self.name}, version {self.version}: {steps}>"
@@ -249,6 +256,21 @@ def requested(*args: Any, **named: Any) -> Begin:
         args = (named.pop("definition"), *args)
     made = Definition.saga if args and isinstance(args[0], Definition) else requests.saga
     return requests.to_begin(made(*args, **named))
+
+
+def deployable(definition: Definition) -> SagaDefinition:
+    """The definition to be kept in a store. Raises MalformedMessage if its schema is none, or its example is not as
+    the schema says; and SettingsError if the package that can tell is not installed."""
+    parsed = definition.parsed
+    check_schema(parsed)
+    if parsed.example is not None:
+        check_input(parsed, parsed.example, "example")
+    return parsed
+
+
+def deployer(by: str | None) -> str | None:
+    """Who deploys, as it is kept. Raises MalformedMessage if that is no name for people."""
+    return None if by is None else operator_text(by, "by", MAX_ACTOR_CHARS)
 
 
 def _model(kind: type) -> Model:

@@ -14,7 +14,7 @@ from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import OutageReport
 from sagastream.client import erasing, evidence, requests
-from sagastream.client.definition import Definition, requested
+from sagastream.client.definition import Definition, deployable, deployer, requested
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import (
@@ -34,6 +34,8 @@ from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Ver
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
+from sagastream.store import definitions
+from sagastream.store.definitions import Deployed
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
@@ -241,6 +243,18 @@ class AsyncSagaClient:
         self._enter_loop()
         waiter = Waiter(saga_id=request.saga_id, request=request)
         return requests.granted(await self._follower.settled(waiter, timeout_s))
+
+    async def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
+        """Keep this version of a definition in the store, and make it the current one. See SagaClient.deploy."""
+        return await self._run(definitions.deploy(await self._opened(), deployable(definition), deployer(by)))
+
+    async def definition(self, name: str, version: int | None = None) -> Definition:
+        """A definition of the store. See SagaClient.definition."""
+        return Definition.of(await self._run(definitions.load(await self._looked(), name, version)))
+
+    async def definitions(self) -> Sequence[Deployed]:
+        """All definitions of the store. See SagaClient.definitions."""
+        return await self._run(definitions.listed(await self._looked()))
 
     async def erase(self, saga_id: str, reason: str, *, actor: str | None = None) -> Erased:
         """Erase what the store knows of a saga that has ended. See SagaClient.erase."""

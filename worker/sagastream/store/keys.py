@@ -20,6 +20,8 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     <a stream>:copy                stream  operators               while a saga is erased: until it replaces the stream
     saga:services:<service>        hash    services                always: its commands and what undoes each
     saga:services                  set     services, orchestrator  always: the names of the services
+    saga:definitions               set    deployers                always: the names of the definitions
+    saga:definitions:<name>        hash   deployers                always: a field a version, and which one is current
     saga:samples                   set    sagastream up            until another process has the name: sample services
     saga:alive                     zset    workers, services       a member: ALIVE_KEPT_MS after it was last heard
     saga:running                   hash    services                a field: while the process runs something for long
@@ -145,6 +147,7 @@ class StoreKeys:
         self.losses = f"{prefix}:losses"
         self.running = f"{prefix}:running"
         self.services = f"{prefix}:services"
+        self.definitions = f"{prefix}:definitions"
         self.samples = f"{prefix}:samples"
         self.partitions = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))
         self._by_base = {partition.base: partition for partition in self.partitions}
@@ -152,6 +155,10 @@ class StoreKeys:
     def published(self, service: str) -> str:
         """What a service publishes."""
         return f"{self.services}:{service}"
+
+    def definition(self, name: str) -> str:
+        """All versions of a definition."""
+        return f"{self.definitions}:{name}"
 
     def of(self, saga_id: str) -> Partition:
         """The partition in which a saga lives. The checksum is that of Redis Cluster, so every language has it."""

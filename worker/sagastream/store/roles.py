@@ -23,6 +23,7 @@ class Role(StrEnum):
     BRIDGE = "bridge"  # `sagastream bridge`
     INSPECTOR = "inspector"  # looks, and changes nothing
     OPERATOR = "operator"  # looks, and acts on sagas, quarantined messages and commands that nobody reads
+    DEPLOYER = "deployer"  # `sagastream deploy`
     DOCTOR = "doctor"  # `sagastream doctor` with --repair and --after-failover
 
 
@@ -52,6 +53,8 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "done": lambda _, partition, service: partition.records(service),
     "published": lambda keys, _, service: keys.published(service),
     "services": lambda keys, _, __: keys.services,
+    "definitions": lambda keys, _, __: keys.definitions,
+    "definition": lambda keys, _, __: keys.definition("*"),
     "samples": lambda keys, _, __: keys.samples,
     "alive": lambda keys, _, __: keys.alive,
     "running": lambda keys, _, __: keys.running,
@@ -118,7 +121,13 @@ _BEGIN: Final = (
     _Grant("events", "xread xrevrange", read_only=True),
     _Grant("requests", "xadd"),
     _Grant("full", "get", read_only=True),
+    _Grant("definition", "hmget", read_only=True),
     _Grant("requests full saga", _IN_SCRIPTS),
+)
+_DEPLOY: Final = (
+    _Grant("store", "hgetall", read_only=True),
+    _Grant("definitions", "sadd smembers"),
+    _Grant("definition", "hsetnx hset hmget hgetall"),
 )
 _INTERVENE: Final = (_Grant("interventions", f"{_IN_SCRIPTS} xadd"),)
 _LOOK: Final = (
@@ -187,6 +196,7 @@ _ROLES: Final[Mapping[Role, tuple[str, Sequence[_Grant]]]] = {
     Role.BRIDGE: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", f"{_IN_SCRIPTS} hsetnx"))),
     Role.INSPECTOR: (f"{_ANYBODY} {_TRANSACTIONS} scan", _LOOK),
     Role.OPERATOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE)),
+    Role.DEPLOYER: (_ANYBODY, _DEPLOY),
     Role.DOCTOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE, *_BEGIN, *_MEND)),
 }
 

@@ -1,0 +1,79 @@
+"""The commands for the definitions of a store: deploy one, list them."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sagastream_bridge.commands.context import opened, orderly, safe
+
+if TYPE_CHECKING:
+    from sagastream.store.definitions import Deployed
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--by", metavar="NAME", help="Who you are; it stays with the version  [default: your user@host]")
+def deploy(file: Any, by: str | None) -> None:
+    """Keep the definition in FILE (- for standard input) in the store, and begin sagas by it from now on.
+
+    Sagas that have begun stay as they are. A version never changes: raise `version` if you change a definition. To go
+    back, deploy the file of an earlier version.
+    """
+    from sagastream.client.definition import Definition
+    from sagastream.errors import MalformedMessage
+    from sagastream_bridge.commands.ask import user_at_host
+
+    with orderly():
+        text = file.read()
+    try:
+        definition = Definition.from_json(text)
+    except MalformedMessage as error:
+        raise click.ClickException(safe(f"{file.name}: {error}")) from None
+    with opened() as broker:
+        from sagastream.client.blocking import SagaClient
+
+        before = SagaClient(broker).deploy(definition, by=user_at_host() if by is None else by)
+    current = f"{definition.name} version {definition.version} is current"
+    if before == definition.version:
+        click.echo(f"{current} already")
+    else:
+        click.echo(current if before is None else f"{current}; before, version {before} was")
+
+
+@click.command("definitions")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with all versions.")
+def list_definitions(as_json: bool) -> None:
+    """List the definitions of the store, and which version of each is current."""
+    import orjson
+
+    with opened(create=False) as broker:
+        from sagastream.client.blocking import SagaClient
+
+        found = SagaClient(broker).definitions()
+        for one in found:
+            click.echo(orjson.dumps(_members(one)).decode() if as_json else safe(_row(one)))
+        if not found:
+            click.echo(safe(f"no definitions in {broker.store}: sagastream deploy FILE"), err=True)
+
+
+def _members(one: "Deployed") -> dict[str, Any]:
+    versions = [
+        version.definition.by.body()
+        | {"deployed_at": version.deployed_at, "by": version.by, "steps": len(version.definition.steps)}
+        for version in one.versions
+    ]
+    members = {"name": one.name, "current": one.current, "since": one.since, "by": one.by, "versions": versions}
+    return members | ({"damaged": one.damaged} if one.damaged else {})
+
+
+def _row(one: "Deployed") -> str:
+    current = "no version is current" if one.current is None else f"version {one.current} since {one.since}"
+    by = f" by {one.by}" if one.by else ""
+    others = [str(version.definition.version) for version in one.versions if version.definition.version != one.current]
+    more = f"; also {', '.join(others)}" if others else ""
+    damaged = f"; damaged: {', '.join(one.damaged)}" if one.damaged else ""
+    return f"{one.name}  {current}{by}{more}{damaged}"
+
+
+#: All of them.
+COMMANDS: Final = (deploy, list_definitions)

@@ -1,0 +1,94 @@
+"""Which saga `sagastream begin` is asked for: that of a file, or one of a definition."""
+
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sagastream_bridge.commands.context import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sagastream.client.blocking import SagaClient
+    from sagastream.client.definition import Definition
+    from sagastream.core.messages import Begin
+
+_STDIN: Final = "-"
+
+
+class ToBegin:
+    """What a person has asked for."""
+
+    def __init__(self, what: str, *, data: str | None, saga_id: str | None, version: int | None) -> None:
+        """`what`: a file or the name of a definition. `data`: the input of the saga, as JSON or @FILE. Raises
+        click.ClickException if this cannot be a saga, and OSError."""
+        self._name = what
+        self._version = version
+        self._data = _read_input(data)
+        self._saga_id = saga_id
+        self._begin: Begin | None = None
+        self._definition: Definition | None = None
+        if is_file(what):
+            self._read(what)
+
+    def request(self, client: "SagaClient", patiently: "Callable[[Callable[[], Definition]], Definition]") -> "Begin":
+        """The request to begin the saga. A definition that stands in no file is read from the store, `patiently`.
+
+        Raises DefinitionError if there is none, MalformedMessage, SettingsError and redis.RedisError."""
+        from sagastream.client.requests import to_begin
+
+        if self._begin is not None:
+            return self._begin
+        if self._definition is None:
+            self._definition = patiently(lambda: client.definition(self._name, self._version))
+        saga_id = self._saga_id or f"{self._definition.name}-{uuid.uuid4().hex}"
+        return to_begin(self._definition.saga(self._data, saga_id=saga_id))
+
+    def _read(self, file: str) -> None:
+        from sagastream.client.definition import Definition
+        from sagastream.core.definition import parse
+        from sagastream.core.parsing import parse_begin
+        from sagastream.core.strict_json import decode
+        from sagastream.errors import MalformedMessage
+
+        called = "<stdin>" if file == _STDIN else file
+        try:
+            body = decode(_content(file))
+            if isinstance(body, dict) and "version" in body:
+                self._definition = Definition.of(parse(body))
+            else:
+                self._begin = parse_begin(body, request_id=uuid.uuid4().hex)
+        except MalformedMessage as error:
+            raise click.ClickException(safe(f"{called}: {error}")) from None
+        given = {"--input": self._data, "--id": self._saga_id, "--version": self._version}
+        without = given if self._begin is not None else {"--version": self._version}
+        for option, value in without.items():
+            if value is not None:
+                what = "a saga with its id" if self._begin is not None else "one version of a definition"
+                raise click.UsageError(safe(f"{option} does not go with {called}, which holds {what}"))
+
+
+def is_file(what: str) -> bool:
+    """Whether this is meant as a file, and not as the name of a definition of the store."""
+    return what == _STDIN or what.endswith(".json") or Path(what).is_file()
+
+
+def _read_input(data: str | None) -> Any:
+    from sagastream.core.strict_json import decode
+    from sagastream.errors import MalformedMessage
+
+    if data is None:
+        return None
+    try:
+        return decode(_content(data[1:]) if data.startswith("@") else data.encode())
+    except MalformedMessage as error:
+        raise click.UsageError(safe(f"--input: {error}")) from None
+
+
+def _content(file: str) -> bytes:
+    if file == _STDIN:
+        return sys.stdin.buffer.read()
+    return Path(file).read_bytes()
