@@ -21,8 +21,9 @@ def lines(nodes: Sequence[Node]) -> Iterator[str]:
     yield "flowchart TD"
     for node in nodes:
         begin, end = _AROUND[node.form]
-        note = f"<br>{escaped(node.note)}" if node.note else ""
-        yield f'    s{node.number}{begin}"{node.number}: {escaped(node.label)}{note}"{end}'
+        texts = [*node.label.split("  "), node.note]  # its columns
+        label = "<br>".join(escaped(text) for text in texts if text.strip())
+        yield f'    s{node.number}{begin}"{node.number}: {label}"{end}'
     for node in nodes:
         yield from (f"    s{number} --> s{node.number}" for number in sorted(before[node.number]))
 

@@ -7,15 +7,15 @@ from sagastream.core.saga import SagaStatus
 
 
 class What(StrEnum):
-    """What happens to a step, so that the saga goes back or is parked."""
+    """What happens to a step, so that the saga goes back or is parked. These names are stable."""
 
     FAILS = "fails"
-    UNKNOWN = "stays unknown"  # nobody knows whether it was done
-    DECLINED = "is declined"  # what it waits for
-    NOT_SIGNALLED = "is not signalled in time"
-    CANCELLED = "the saga is cancelled meanwhile"
-    UNDO_FAILS = "its undo fails"
-    NO_UNDO = "nobody knows its undo"
+    UNKNOWN = "unknown"  # nobody knows whether it was done
+    DECLINED = "declined"  # what it waits for
+    NOT_SIGNALLED = "not signalled"  # in time
+    CANCELLED = "cancelled"  # the saga, while the step is out or waits
+    UNDO_FAILS = "undo fails"
+    NO_UNDO = "no undo"  # nobody knows one
 
 
 class Some(NamedTuple):

@@ -1,16 +1,26 @@
 """What an exploration has found, for people and as JSON. All names in it were made printable."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
 from sagastream.core.durations import spoken
 from sagastream_bridge.definitions.lasting import Longest
-from sagastream_bridge.definitions.outcomes import Explored, Some, Undone
+from sagastream_bridge.definitions.outcomes import Explored, Some, Undone, What
 
 #: The most names that are said of steps that are alike.
 _MOST_NAMES: Final = 3
+#: How it is said of a step.
+_SAID: Final[Mapping[What, str]] = {
+    What.FAILS: "fails",
+    What.UNKNOWN: "stays unknown",
+    What.DECLINED: "is declined",
+    What.NOT_SIGNALLED: "is not signalled in time",
+    What.CANCELLED: "the saga is cancelled meanwhile",
+    What.UNDO_FAILS: "its undo fails",
+    What.NO_UNDO: "nobody knows its undo",
+}
 
 
 class Teller:
@@ -38,7 +48,7 @@ class Teller:
             yield "Where it can be parked, until a person says how it goes on"
             for park in found.parks:
                 waiting = f"; waiting for that: {self._all(park.waiting)}" if park.waiting else ""
-                yield f"  {self._any(park.steps)}: {park.what}{waiting}"
+                yield f"  {self._any(park.steps)}: {_SAID[park.what]}{waiting}"
         yield from self._nothing("Never begun", found.never_reached)
         yield from self._nothing("Never undone, though something would undo it", found.never_undone)
         yield ""
@@ -74,7 +84,7 @@ class Teller:
             yield f"  {self._any(steps)}"
             alike: dict[str, dict[str, None]] = {}
             for row in rows:
-                alike.setdefault(self._order(row), {})[row.what] = None
+                alike.setdefault(self._order(row), {})[_SAID[row.what]] = None
             yield from (f"    {', or '.join(whats)} -> {order}" for order, whats in alike.items())
 
     def _order(self, row: Undone) -> str:

@@ -164,5 +164,5 @@ def test_a_wrong_document_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
 def test_the_flowchart_of_a_definition(tmp_path: Path) -> None:
     lines = run("graph", "--mermaid", written(tmp_path, JOURNEY)).stdout.splitlines()
     assert lines[0] == "flowchart TD"
-    assert '    s6{{"6: pay Charge payment<br>pivot"}}' in lines
+    assert '    s6{{"6: pay<br>Charge<br>payment<br>pivot"}}' in lines
     assert [line.strip() for line in lines if "-->" in line][-3:] == ["s4 --> s5", "s5 --> s6", "s6 --> s7"]
