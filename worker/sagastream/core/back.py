@@ -59,6 +59,8 @@ def cancel(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: i
 
 def may_be_done(step: Step) -> bool:
     """Whether a step that is given up without a final answer may have been done, or may still be."""
+    if step.attempt == 0 or not step.definition.shape.sends:
+        return False  # nothing was sent
     # If a failure would have been tried again, another delivery of the command may still do it.
     return step.in_flight or step.unknown or step.definition.retried
 
@@ -130,7 +132,7 @@ def abandon(state: SagaState, number: int, why: str, moment: Moment) -> Decision
 def _abandoned(step: Step) -> Step:
     if step.being_undone:
         return left(step)
-    unknown = may_be_done(step) and step.phase is not Phase.AWAITING
+    unknown = may_be_done(step)
     return step.moved("given up" if unknown else "failed", unknown=unknown)
 
 

@@ -14,7 +14,7 @@ The phase of a step of a plain saga is not written. It follows from the status o
 from what the saga waits for. In a graph, several steps may wait for something, so each has its phase and its time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
 from operator import is_not
@@ -148,7 +148,10 @@ def _all_fields(state: SagaState) -> list[Word]:
     for number, (named, step) in enumerate(zip(names, state.steps, strict=True), 1):
         definition = step.definition
         transaction, service, params = named.needed
-        words += (transaction, definition.transaction, service, definition.service, params, definition.params.decode())
+        words += (transaction, definition.transaction)
+        if definition.shape.sends:
+            words += (service, definition.service)
+        words += (params, definition.params.decode())
         words += _option_words(number, definition.options)
         if definition.shape is not PLAIN_SHAPE:
             _add_changed(words, named.shape, _UNSAID_SHAPE, astuple(definition.shape))
@@ -229,7 +232,8 @@ def _damage(error: Exception) -> str:
     """What is wrong with a hash, by the error that its reading ended with."""
     if isinstance(error, KeyError):
         name = error.args[0]
-        return f"it has no field {name.decode(errors='backslashreplace') if isinstance(name, bytes) else name}"
+        text = name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
+        return f"it has no field {text if text.isprintable() else ascii(text)}"
     return str(error)
 
 
@@ -253,6 +257,7 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
         for attribute in _OF_THE_STEP:  # of the current step, for people; each step has its own
             saga.pop(attribute, None)
         steps = tuple(map(_step_of_graph, parts[1::2], parts[2::2]))
+        _check_graph(saga["status"], steps, saga.get("failed_step"))
     state = SagaState(saga_id=saga_id, steps=steps, version=whole_number(version), **saga)
     if b"%d" % state.version != version:
         raise ValueError(f"version {version!a}")  # the commit compares it as text
@@ -312,12 +317,48 @@ def _step_of_graph(members: dict[str, Any], definition: dict[str, Any]) -> Step:
         raise ValueError(f"a step is {status}, and its phase is {step.phase}, with due_at {step.due_ms}")
     if (step.parked is None) is (step.phase in _PARKED):
         raise ValueError(f"the phase of a step is {step.phase}, and parked is {step.parked!a:.80}")
+    _check_shape(step)
     return step
 
 
 #: The phases of steps that wait for a time, and of those that wait for a person.
 _TIMED: Final = ACTIVE - {Phase.PARKED, Phase.UNDO_PARKED}
 _PARKED: Final = ACTIVE - _TIMED
+#: The phases of steps that wait for something, by the status of the saga.
+_FITTING: Final = {SagaStatus.PENDING: ACTIVE - UNDO, SagaStatus.COMPENSATING: UNDO}
+
+
+def _check_shape(step: Step) -> None:
+    """Check that a step of a graph waits for nothing that it cannot wait for, and for nothing without an end."""
+    shape, phase = step.definition.shape, step.phase
+    if shape.wait_ms is None if not shape.sends else phase is Phase.AWAITING:
+        raise ValueError("a step waits for a signal or a time, and its wait_ms is missing")
+    if not shape.sends and phase in _OF_COMMANDS:
+        raise ValueError(f"a step sends nothing, and its phase is {phase}")
+    if (shape.retry_on is None) is not (shape.retry_within_ms is None):
+        raise ValueError("of retry_on and retry_within_ms, a step has one")
+    if phase is Phase.RETRY_AWAITED and shape.retry_on is None:
+        raise ValueError("a retry is awaited, and retry_on is missing")
+    if phase in _UNDO_SENT and step.compensation is None:
+        raise ValueError("a step is being undone, and its undone_by is missing")
+
+
+#: The phases that only steps have that send commands.
+_OF_COMMANDS: Final = _TIMED - {Phase.AWAITING}
+#: A compensation was sent.
+_UNDO_SENT: Final = UNDO - {Phase.UNDO_PARKED}
+
+
+def _check_graph(status: SagaStatus, steps: Sequence[Step], failed_step: int | None) -> None:
+    """Check that the steps of a graph fit each other and their saga."""
+    fitting = _FITTING.get(status, frozenset())
+    for number, step in enumerate(steps, 1):
+        if step.phase in ACTIVE and step.phase not in fitting:
+            raise ValueError(f"it is {status}, and the phase of step {number} is {step.phase}")
+        if any(other >= number for other in step.definition.shape.after or ()):
+            raise ValueError(f"step {number} comes after a step that does not stand before it")
+    if failed_step is not None and failed_step > len(steps):
+        raise ValueError(f"it has {len(steps)} steps, and failed_step is {failed_step}")
 
 
 def _step(members: dict[str, Any], definition: dict[str, Any]) -> Step:
