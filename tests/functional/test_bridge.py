@@ -226,6 +226,34 @@ def test_served_services_are_played_by_the_lines(commands: Commands) -> None:
     assert talk.finish() == (0, "", "")
 
 
+def test_a_played_service_is_told_the_input_the_definition_and_the_undo_beside_the_body(commands: Commands) -> None:
+    talk = Talk(commands.start("bridge", "--outcomes", "--serve", "hotel"))
+    why = {"compensation_params": {"why": {"$ref": "/failure/reason"}}}
+    book = do({"by": {"$ref": "/input/user"}}, "BookRoom", "hotel", compensation="CancelRoom", **why)
+    pay = do(1, "Pay", "hotel", compensation=None)
+    defined = {"definition": {"name": "trip", "version": 1, "sha256": "0" * 64}}
+    talk.say("c", begin("a", book, pay) | {"input": {"user": "u1"}} | defined)
+    besides = {"input": {"user": "u1"}, "definition": "trip"}
+    line = talk.line()
+    assert line == {
+        "src": "orchestrator",
+        "dest": "hotel",
+        "body": {"type": "BookRoom", "saga_id": "a", "step": 1, "params": {"by": "u1"}},
+        **besides,
+    }
+    talk.say("hotel", {"type": "BookRoom_ok", "saga_id": "a", "step": 1})
+    assert talk.line()["body"]["type"] == "Pay"
+    talk.say("hotel", {"type": "Pay_failed", "saga_id": "a", "step": 2, "error": "no"})
+    line = talk.line()
+    assert line["body"] == {"type": "CancelRoom", "saga_id": "a", "step": 1, "compensating": True}
+    assert {name: line[name] for name in line.keys() - {"src", "dest", "body"}} == besides | {
+        "undo": {"why": "Step 2 failed: no"}
+    }
+    talk.say("hotel", {"type": "CancelRoom_ok", "saga_id": "a", "step": 1})
+    assert talk.hear()[2]["type"] == "saga_aborted"
+    assert talk.finish() == (0, "", "")
+
+
 def test_a_command_that_was_not_answered_is_given_out_again_by_the_next(server: Server, commands: Commands) -> None:
     env = {"REDIS_URL": server.url}
     commands.quiet("worker", env=env)

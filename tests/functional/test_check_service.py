@@ -94,6 +94,45 @@ def test_the_sample_on_rq_keeps_every_promise(server: Server, commands: Commands
     assert_kept(commands, server, "shipping")
 
 
+#: A service that needs what only its saga knows.
+NEEDS_INPUT = """
+from sagastream import Reject, Service
+service = Service("desk")
+done = {}
+
+@service.command("Ask", compensation="Unask")
+def ask(params, context):
+    if done.setdefault(context.key, (context.input or {}).get("user")) is None:
+        raise Reject("for whom?")
+    return {"for": done[context.key]}
+
+@service.compensation("Unask")
+def unask(params, context):
+    if context.undo != {"why": "tried"}:
+        raise RuntimeError(f"not told why: {context.undo}")
+    done[context.transaction_key] = None
+"""
+
+
+def test_a_service_is_checked_with_an_input_and_what_its_undo_is_told(server: Server, commands: Commands) -> None:
+    (commands.folder / "desk.py").write_text(NEEDS_INPUT)
+    start(commands, server, SAGASTREAM, "service", "desk:service")
+    until(lambda: server.broker().client.exists(KEYS.published("desk")), what="the service is there")
+    refused = commands.run("check-service", "desk", REDIS_URL=server.url)
+    assert refused.returncode == 2
+    assert "rejected Ask with the params null" in refused.stderr
+    bad = commands.run("check-service", "desk", "--input", "[]", REDIS_URL=server.url)
+    assert bad.returncode == 2
+    assert "Ask: input must be an object" in bad.stderr
+    told = ("--input", '{"user": "u1"}', "--undo", '{"why": "tried"}')
+    done = commands.run("check-service", "desk", *told, "--json", REDIS_URL=server.url)
+    findings = list(map(json.loads, done.stdout.splitlines()))
+    assert [one for one in findings if one["verdict"] == "broken"] == []
+    assert done.returncode == 0
+    cases_file = json.dumps({"Ask": {"params": None, "input": {"user": "u1"}, "undo": {"why": "tried"}}})
+    assert commands.run("check-service", "desk", "--cases", "-", REDIS_URL=server.url, given=cases_file).returncode == 0
+
+
 # --- faults
 
 CASE = {"command": "Do", "params": b'"yes"', "rejected_params": b'"no"', "compensation": "Undo"}

@@ -28,6 +28,7 @@ from sagastream import Service
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import ok, reply_to
+from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_actions import Answer
 from sagastream.rq_steps.dispatcher import on_rq
@@ -41,6 +42,7 @@ from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server, alive
 from support.stores import ONLY, divided, in_each
+from support.streams import append_requests
 from support.waiting import until
 
 RQ = str(Path(sys.executable).with_name("rq"))
@@ -98,6 +100,16 @@ def swallow(params, context):
 @service.command("Tell", compensation=None, via="rq", queue="steps")
 def tell(params, context):
     logging.getLogger("shop.till").info("telling %s\\x1b[1m", params)
+
+
+@service.command("Ask", compensation="Unask", via="rq", queue="steps")
+def ask(params, context):
+    return [context.input, context.definition]
+
+
+@service.compensation("Unask", via="rq", queue="steps")
+def unask(params, context):
+    note(f"{params} {context.input} {context.definition} {context.undo}")
 
 
 service.command("Charge", call="jobs.charge", compensation="Refund", via="rq", queue="steps")
@@ -230,6 +242,24 @@ def fleet(server: Server, tmp_path: Path) -> Iterator[Fleet]:
 def stage(server: Server, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setenv("REDIS_URL", server.url)
     return Stage(server, fleet)
+
+
+def test_a_handler_on_rq_is_told_the_input_the_definition_and_the_undo(stage: Stage) -> None:
+    stage.fleet.worker()
+    ask = do({"by": {"$ref": "/input/user"}}, "Ask", compensation="Unask", timeout_ms=LONG_MS)
+    body = {
+        "saga_id": "a",
+        "input": {"user": "u1"},
+        "definition": {"name": "trip", "version": 1, "sha256": "0" * 64},
+        "steps": [
+            ask | {"compensation_params": {"why": {"$ref": "/failure/reason"}}},
+            do("fail", timeout_ms=LONG_MS),
+        ],
+    }
+    append_requests(stage.redis, [parse_begin(body, request_id="r1")])
+    state = stage.all_until(lambda: (found := stage.client.get("a")) and found.ended and found, what="it ends")
+    assert state.steps[0].result_value == [{"user": "u1"}, "trip"]
+    assert stage.effects_on_rq() == ["{'by': 'u1'} {'user': 'u1'} trip {'why': 'Step 2 failed: as asked'}"]
 
 
 def test_steps_run_as_jobs_and_are_undone_by_jobs(stage: Stage) -> None:

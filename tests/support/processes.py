@@ -125,6 +125,11 @@ class Talk:
 
     def hear(self, timeout_s: float = 60.0) -> tuple[str, str, dict[str, Any]]:
         """The next line: (src, dest, body)."""
+        value = self.line(timeout_s)
+        return value["src"], value["dest"], value["body"]
+
+    def line(self, timeout_s: float = 60.0) -> dict[str, Any]:
+        """The next line, with all its members."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._rest:
@@ -134,8 +139,7 @@ class Talk:
             assert chunk, "the bridge said its last"
             self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
-        value = json.loads(line)
-        return value["src"], value["dest"], value["body"]
+        return dict(json.loads(line))
 
     def finish(self) -> tuple[int, str, str]:
         """End its input. Returns (exit code, the rest of its output, stderr)."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @click.option("--params", metavar="JSON", help="Params with which the service does the command.  [default: null]")
 @click.option("--rejected-params", metavar="JSON", help="Params for which it rejects the command.")
 @click.option("--compensation", metavar="NAME", help="What undoes the command, if the service does not publish it.")
+@click.option("--input", "saga_input", metavar="JSON", help="The input of the sagas that are tried: context.input.")
+@click.option("--undo", metavar="JSON", help="What the compensation is told: context.undo.")
 @click.option(
     "--cases",
     type=click.File("rb"),

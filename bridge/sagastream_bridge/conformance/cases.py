@@ -15,7 +15,7 @@ from sagastream.store import layout, published
 from sagastream_bridge.conformance.exchange import CheckError
 from sagastream_bridge.conformance.trial import Case
 
-_MEMBERS: Final = {"params", "rejected_params", "compensation"}
+_MEMBERS: Final = {"params", "rejected_params", "compensation", "input", "undo"}
 
 #: What a service publishes: its commands, and what undoes each (None: it needs nothing).
 Published = Mapping[str, str | None]
@@ -41,8 +41,8 @@ def published_by(broker: Broker, service: str, timeout_s: float, write: Callable
 
 
 def read(text: bytes, published: Published) -> list[Case]:
-    """The cases of a file: {"ChargePayment": {"params": …, "rejected_params": …, "compensation": …}, …}. Only the
-    params must be there. Raises MalformedMessage."""
+    """The cases of a file: {"ChargePayment": {"params": …, "rejected_params": …, "compensation": …, "input": …,
+    "undo": …}, …}. Only the params must be there. Raises MalformedMessage."""
     value = decode(text)
     if not isinstance(value, dict) or not value:
         raise MalformedMessage('the cases must be a JSON object like {"ChargePayment": {"params": {"amount": 5}}}')
@@ -55,6 +55,9 @@ def one(
     rejected_params: str | None,
     compensation: str | None,
     published: Published,
+    *,
+    saga_input: str | None = None,
+    undo: str | None = None,
 ) -> Case:
     """The case that options name, as JSON texts. The command may be left out if the service publishes only one. Raises
     MalformedMessage."""
@@ -67,6 +70,10 @@ def one(
         members["rejected_params"] = _json(rejected_params, "--rejected-params")
     if compensation is not None:
         members["compensation"] = compensation or None
+    if saga_input is not None:
+        members["input"] = _json(saga_input, "--input")
+    if undo is not None:
+        members["undo"] = _json(undo, "--undo")
     return _case(command, members, published)
 
 
@@ -80,6 +87,8 @@ def _case(name: str, members: Any, published: Published) -> Case:
         raise MalformedMessage(f"{name} has an unknown member {strange[0][:128]!a}")
     if not isinstance(members, dict) or "params" not in members:
         raise MalformedMessage(f"{name}: params are missing")
+    if "input" in members and not isinstance(members["input"], dict):
+        raise MalformedMessage(f"{name}: input must be an object")
     undo = published.get(name)
     compensation = members.get("compensation", undo)
     if compensation is not None and not is_id(compensation):
@@ -89,9 +98,15 @@ def _case(name: str, members: Any, published: Published) -> Case:
     return Case(
         command=name,
         params=encode_payload(members["params"]),
-        rejected_params=encode_payload(members["rejected_params"]) if "rejected_params" in members else None,
+        rejected_params=_payload(members, "rejected_params"),
         compensation=compensation,
+        input=_payload(members, "input"),
+        undo=_payload(members, "undo"),
     )
+
+
+def _payload(members: Mapping[str, Any], name: str) -> bytes | None:
+    return encode_payload(members[name]) if name in members else None
 
 
 def _json(text: str, what: str) -> Any:

@@ -38,6 +38,8 @@ class Case:
     params: bytes  # JSON; with these, the service does the command
     rejected_params: bytes | None = None  # JSON; with these, it rejects the command
     compensation: str | None = None  # None: it needs none
+    input: bytes | None = None  # JSON; of the sagas in which it is tried; None: they have none
+    undo: bytes | None = None  # JSON; what its compensation is told besides; None: nothing
     effect: int = 0  # by how much one effect changes the number of the probe; 0: not known
 
 
@@ -64,6 +66,7 @@ class Trial:
             attempt=attempt,
             begun_ms=self._begun_ms,
             not_after_ms=self._begun_ms + _IN_TIME_MS,
+            input=self.case.input,
         )
 
     def rejected(self) -> Command:
@@ -89,6 +92,7 @@ class Trial:
             result=done.reply.result if done is not None else None,
             not_after_ms=None,
             retried=True,
+            undo=self.case.undo,
         )
 
     def send(self, *commands: Command) -> list[bytes]:

@@ -140,16 +140,16 @@ class LineWriter:
         with self._lock:
             self._write(ORCHESTRATOR, caller.src, body)
 
-    def message(self, src: str, dest: str, body: dict[str, Any]) -> None:
-        """A message between the orchestrator and a service, unchanged."""
+    def message(self, src: str, dest: str, body: dict[str, Any], besides: dict[str, Any] | None = None) -> None:
+        """A message between the orchestrator and a service, unchanged. `besides`: more members of the line."""
         with self._lock:
-            self._write(src, dest, body)
+            self._write(src, dest, body, besides)
 
-    def _write(self, src: str, dest: str, body: dict[str, Any]) -> None:
+    def _write(self, src: str, dest: str, body: dict[str, Any], besides: dict[str, Any] | None = None) -> None:
         if self.gone:
             return
         # Plain ASCII: whatever strangers wrote, a terminal gets only escapes.
-        line = json.dumps({"src": src, "dest": dest, "body": body}).encode() + b"\n"
+        line = json.dumps({"src": src, "dest": dest, "body": body} | (besides or {})).encode() + b"\n"
         try:
             # Not by sys.stdout: a thread that is stuck in it, because nobody reads, would keep the process alive.
             while line:

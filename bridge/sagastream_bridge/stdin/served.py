@@ -18,7 +18,7 @@ from sagastream.core.messages import Command, Reply, failed, ok
 from sagastream.core.parsing import parse_reply
 from sagastream.core.sealing import Codec, Place, open_command, seal
 from sagastream.core.service_actions import RUN, Answer, Undo
-from sagastream.core.strict_json import decode
+from sagastream.core.strict_json import decode, value_of
 from sagastream.errors import CannotOpen
 from sagastream.service.declaration import LEASE_MS
 from sagastream.service.delivery import Delivery
@@ -136,7 +136,7 @@ class ServedService:
             self._held[delivery.entry.at] = delivery
             for kind in (ok, failed):
                 self._by_reply[_reply_key(delivery, kind(delivery.command.type))] = delivery.entry.at
-        self._out.message(ORCHESTRATOR, self.name, decode(opened.body()))
+        self._out.message(ORCHESTRATOR, self.name, decode(opened.body()), _besides(opened))
 
     def _release(self, at: tuple[str, bytes]) -> Delivery:
         delivery = self._held.pop(at)
@@ -150,6 +150,13 @@ class ServedService:
         commands = load_service(SAMPLES[self.name]).publishes() if self.name in SAMPLES else {}
         published.publish(self._client, keys, self.name, commands)
         return keys
+
+
+def _besides(command: Command) -> dict[str, Any]:
+    """What a command of a saga that is a graph says besides its body."""
+    data = {"input": command.input, "undo": command.undo}
+    found = {name: value_of(value) for name, value in data.items() if value is not None}
+    return found if command.definition is None else found | {"definition": command.definition}
 
 
 def _reply_key(delivery: Delivery, kind: str) -> tuple[str, int, str]:

@@ -65,6 +65,18 @@ def test_a_compensation_is_told_the_key_and_the_result_of_what_it_undoes() -> No
     assert context.result == {"payment_id": "p1"}
 
 
+def test_a_handler_is_told_the_input_of_its_saga_and_the_name_of_its_definition() -> None:
+    context = context_of(replace(a_charge(), input=b'{"user":"u1"}', definition="order"), time.time)
+    assert (context.input, context.definition, context.undo) == ({"user": "u1"}, "order", None)
+    context = context_of(a_charge(), time.time)
+    assert (context.input, context.definition) == (None, None)
+
+
+def test_a_compensation_is_told_what_the_saga_tells_it() -> None:
+    context = context_of(replace(a_charge(compensating=True), undo=b'{"why":"full"}'), time.time)
+    assert context.undo == {"why": "full"}
+
+
 # --- what becomes of it
 
 
