@@ -56,14 +56,17 @@ def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str],
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("{", "Error: <stdin>: not JSON: "),
-        ("", "Error: <stdin>: not JSON: the input is empty\n"),
-        (" \n", "Error: <stdin>: not JSON: the input is empty\n"),
-        ("[]", "Error: <stdin>: the body is not a JSON object"),
-        ('{"steps": []}', "Error: <stdin>: the body: saga_id is missing"),
-        ('{"saga_id": "a", "steps": [1]}', "Error: <stdin>: step 1 is not a JSON object"),
-        ('{"saga_id": "a", "saga_id": "b"}', "Error: <stdin>: the key 'saga_id' occurs twice"),
-        ('{"saga_id": "a", "steps": [{"transaction": "\\u202e"}]}', "Error: <stdin>: step 1: transaction must be"),
+        ("{", "Error: standard input: not JSON: "),
+        ("", "Error: standard input: not JSON: the input is empty\n"),
+        (" \n", "Error: standard input: not JSON: the input is empty\n"),
+        ("[]", "Error: standard input: it is not a JSON object"),
+        ('{"steps": []}', "Error: standard input: the body: saga_id is missing"),
+        ('{"saga_id": "a", "steps": [1]}', "Error: standard input: step 1 is not a JSON object"),
+        ('{"saga_id": "a", "saga_id": "b"}', "Error: standard input: the key 'saga_id' occurs twice"),
+        (
+            '{"saga_id": "a", "steps": [{"transaction": "\\u202e"}]}',
+            "Error: standard input: step 1: transaction must be",
+        ),
     ],
 )
 def test_begin_says_what_is_wrong_with_a_saga(commands: Commands, given: str, complaint: str) -> None:

@@ -219,6 +219,14 @@ def test_two_begins_at_once_by_two_versions_are_one_saga(scene: Scene) -> None:
 # --- the command line
 
 
+IN_PYTHON = """
+from sagastream import Definition
+
+order = Definition("order", version=3)
+order.step("Charge", service="bank", params={"amount": order.input.total})
+"""
+
+
 def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Commands) -> None:
     env = {"REDIS_URL": server.url}
     (commands.folder / "order.json").write_text(an_order().json())
@@ -240,6 +248,10 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
     assert said("begin", "order", "--input", '{"total": 5}', "--id", "order-4").startswith("order-4")
     assert said("begin", "order", "--version", "1", "--id", "order-5").startswith("order-5")
     assert said("begin", "order.json", "--input", '{"total": 9}', "--id", "order-6").startswith("order-6")
+    (commands.folder / "shop.py").write_text(IN_PYTHON)
+    assert said("deploy", "shop:order") == "order version 3 is current; before, version 2 was\n"
+    assert said("begin", "shop:order", "--id", "order-7").startswith("order-7")
+    assert said("deploy", "newer.json") == "order version 2 is current; before, version 3 was\n"
     made_up = said("begin", "order")
     assert made_up.startswith("order-")
     assert len(made_up) == len("order-") + 32 + len(" accepted\n")
@@ -253,15 +265,17 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
         "order-4": (2, {"total": 5}, "bank"),
         "order-5": (1, {}, "till"),
         "order-6": (1, {"total": 9}, "till"),
+        "order-7": (3, {}, "bank"),
     }
     row = said("definitions")
     assert row.startswith("order  version 2 since 20")
-    assert row.endswith("; also 1\n")
+    assert row.endswith("; also 1, 3\n")
     (listed,) = map(json.loads, said("definitions", "--json").splitlines())
     assert (listed["name"], listed["current"]) == ("order", 2)
     assert [(one["version"], one["sha256"]) for one in listed["versions"]] == [
         (1, an_order().parsed.sha256),
         (2, an_order(2, service="bank").parsed.sha256),
+        (3, an_order(3, service="bank").parsed.sha256),
     ]
     assert listed["versions"][0]["by"] == "ada"
 
@@ -288,6 +302,8 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
             2,
             "Error: --version does not go with order.json, which holds one version of a definition\n",
         ),
+        (("begin", "nosuch:order"), 1, "Error: cannot import nosuch: No module named 'nosuch'; run it where"),
+        (("deploy", "json:loads"), 1, "Error: json:loads is not a sagastream.Definition\n"),
         (("deploy", "saga.json"), 1, "Error: saga.json: the definition has an unknown member 'saga_id'\n"),
         (("deploy", "other.json"), 1, "Error: version 1 of order has other content in the store: "),
         (("deploy", "order.json", "--by", ""), 1, "Error: by must be a text of 1 to 128 characters"),

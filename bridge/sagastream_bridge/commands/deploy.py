@@ -11,24 +11,27 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.File("rb"))
+@click.argument("source", metavar="FILE|MODULE:NAME")
 @click.option("--by", metavar="NAME", help="Who you are; it stays with the version  [default: your user@host]")
-def deploy(file: Any, by: str | None) -> None:
-    """Keep the definition in FILE (- for standard input) in the store, and begin sagas by it from now on.
+def deploy(source: str, by: str | None) -> None:
+    """Keep a definition in the store, and begin sagas by it from now on. - is standard input. A definition in Python is
+    MODULE:NAME.
 
     Sagas that have begun stay as they are. A version never changes: raise `version` if you change a definition. To go
     back, deploy the file of an earlier version.
     """
     from sagastream.client.definition import Definition
+    from sagastream.core.definition import parse
     from sagastream.errors import MalformedMessage
     from sagastream_bridge.commands.ask import user_at_host
+    from sagastream_bridge.definitions.documents import read
 
     with orderly():
-        text = file.read()
+        document = read(source)
     try:
-        definition = Definition.from_json(text)
+        definition = Definition.of(parse(document.body))
     except MalformedMessage as error:
-        raise click.ClickException(safe(f"{file.name}: {error}")) from None
+        raise click.ClickException(safe(f"{document.where}: {error}")) from None
     with opened() as broker:
         from sagastream.client.blocking import SagaClient
 

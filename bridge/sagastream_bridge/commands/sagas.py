@@ -31,7 +31,7 @@ _SAY_WHY_AFTER_S: Final = 3.0
 
 
 @click.command()
-@click.argument("what", metavar="FILE|NAME")
+@click.argument("what", metavar="FILE|MODULE:NAME|NAME")
 @click.option("--input", "data", metavar="JSON|@FILE", help="The input of a saga of a definition  [default: {}]")
 @click.option("--id", "saga_id", metavar="ID", help="The id of such a saga  [default: NAME and a random number]")
 @click.option("--version", type=click.IntRange(1), help="A version of the definition  [default: the current one]")
@@ -47,7 +47,8 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
     """Begin a saga: that of FILE, or one of a definition.
 
     FILE is - for standard input, a name that ends in .json, or a file that is there. It holds a saga_begin body of the
-    protocol, with saga_id and steps, or a definition. Anything else is the NAME of a definition that was deployed.
+    protocol, with saga_id and steps, or a definition. A definition in Python is MODULE:NAME. Anything else is the NAME
+    of a definition that was deployed.
 
     Give a saga of a definition an --id if the command may have to be repeated: with the same id and input, nothing is
     done twice.

@@ -23,15 +23,15 @@ class ToBegin:
     """What a person has asked for."""
 
     def __init__(self, what: str, *, data: str | None, saga_id: str | None, version: int | None) -> None:
-        """`what`: a file or the name of a definition. `data`: the input of the saga, as JSON or @FILE. Raises
-        click.ClickException if this cannot be a saga, and OSError."""
+        """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
+        or @FILE. Raises click.ClickException and CannotRead if this cannot be a saga, and OSError."""
         self._name = what
         self._version = version
         self._data = _read_input(data)
         self._saga_id = saga_id
         self._begin: Begin | None = None
         self._definition: Definition | None = None
-        if is_file(what):
+        if is_place(what):
             self._read(what)
 
     def request(self, client: "SagaClient", patiently: "Callable[[Callable[[], Definition]], Definition]") -> "Begin":
@@ -47,33 +47,32 @@ class ToBegin:
         saga_id = self._saga_id or f"{self._definition.name}-{uuid.uuid4().hex}"
         return to_begin(self._definition.saga(self._data, saga_id=saga_id))
 
-    def _read(self, file: str) -> None:
+    def _read(self, where: str) -> None:
         from sagastream.client.definition import Definition
         from sagastream.core.definition import parse
         from sagastream.core.parsing import parse_begin
-        from sagastream.core.strict_json import decode
         from sagastream.errors import MalformedMessage
+        from sagastream_bridge.definitions.documents import read
 
-        called = "<stdin>" if file == _STDIN else file
+        document = read(where)
+        without: dict[str, Any] = {"--version": self._version}
         try:
-            body = decode(_content(file))
-            if isinstance(body, dict) and "version" in body:
-                self._definition = Definition.of(parse(body))
+            if {"name", "version"} & document.body.keys():
+                self._definition = Definition.of(parse(document.body))
             else:
-                self._begin = parse_begin(body, request_id=uuid.uuid4().hex)
+                self._begin = parse_begin(document.body, request_id=uuid.uuid4().hex)
+                without |= {"--input": self._data, "--id": self._saga_id}
         except MalformedMessage as error:
-            raise click.ClickException(safe(f"{called}: {error}")) from None
-        given = {"--input": self._data, "--id": self._saga_id, "--version": self._version}
-        without = given if self._begin is not None else {"--version": self._version}
-        for option, value in without.items():
-            if value is not None:
-                what = "a saga with its id" if self._begin is not None else "one version of a definition"
-                raise click.UsageError(safe(f"{option} does not go with {called}, which holds {what}"))
+            raise click.ClickException(safe(f"{document.where}: {error}")) from None
+        holds = "one version of a definition" if self._begin is None else "a saga with its id"
+        if (option := next((name for name, value in without.items() if value is not None), None)) is not None:
+            raise click.UsageError(safe(f"{option} does not go with {document.where}, which holds {holds}"))
 
 
-def is_file(what: str) -> bool:
-    """Whether this is meant as a file, and not as the name of a definition of the store."""
-    return what == _STDIN or what.endswith(".json") or Path(what).is_file()
+def is_place(what: str) -> bool:
+    """Whether this is meant as a file, or as an object in Python, and not as the name of a definition of the store. No
+    such name has a colon."""
+    return what == _STDIN or what.endswith(".json") or ":" in what or Path(what).is_file()
 
 
 def _read_input(data: str | None) -> Any:
@@ -89,6 +88,4 @@ def _read_input(data: str | None) -> Any:
 
 
 def _content(file: str) -> bytes:
-    if file == _STDIN:
-        return sys.stdin.buffer.read()
-    return Path(file).read_bytes()
+    return sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()
