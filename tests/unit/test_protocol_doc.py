@@ -114,7 +114,8 @@ def test_the_fields_and_members_of_commands_are_all_there() -> None:
     entry, body = tables("Fields of a command")
     whole: dict[str, Any] = {}
     members: dict[str, Any] = {}
-    for command in (replace(CHARGE, compensation="Undo", retried=True), REFUND):
+    of_a_graph = replace(REFUND, undo=b"{}", input=b"{}", definition="order")
+    for command in (replace(CHARGE, compensation="Undo", retried=True), of_a_graph):
         whole |= command.fields()
         members |= json.loads(command.body())
     assert sorted(first_column(entry)) == sorted([*whole, REPLAYED.decode(), "format"])

@@ -1,4 +1,4 @@
-"""The demonstration: three sagas on their own broker, with every message as it comes."""
+"""The demonstration: four sagas on their own broker, with every message as it comes."""
 
 import os
 import shlex
@@ -45,11 +45,64 @@ def _saga(saga_id: str, user_id: str, amount: float, order_id: str) -> dict[str,
     }
 
 
+#: Two reservations at once, a person who approves, a payment with what they returned, a parcel, and no gift wrap.
+_ORDER: Final[dict[str, object]] = {
+    "saga_id": "saga45",
+    "input": {"user": "u7", "total": 20, "gift": False, "item": {"sku": "lamp", "quantity": 1}},
+    "steps": [
+        {
+            "id": "lamp",
+            "transaction": "ReserveInventory",
+            "service": "inventory",
+            "params": {"$ref": "/input/item"},
+            "after": [],
+        },
+        {
+            "id": "bulb",
+            "transaction": "ReserveInventory",
+            "service": "inventory",
+            "params": {"sku": "bulb", "quantity": 2},
+            "after": [],
+        },
+        {
+            "id": "wrap",
+            "transaction": "ReserveInventory",
+            "service": "inventory",
+            "params": {"sku": "gift_wrap", "quantity": 1},
+            "after": ["lamp", "bulb"],
+            "when": {"eq": [{"$ref": "/input/gift"}, True]},
+        },
+        {"id": "approval", "wait": "approval", "timeout_ms": 60_000, "after": ["wrap"]},
+        {
+            "id": "pay",
+            "transaction": "ChargePayment",
+            "service": "payment",
+            "kind": "pivot",
+            "params": {
+                "user_id": {"$ref": "/input/user"},
+                "amount": {"$ref": "/input/total"},
+                "for": [{"$ref": "/steps/lamp/result/reservation_id"}, {"$ref": "/steps/bulb/result/reservation_id"}],
+                "approved_by": {"$ref": "/steps/approval/result/name"},
+            },
+        },
+        {
+            "id": "ship",
+            "transaction": "CreateShipment",
+            "service": "shipping",
+            "kind": "retriable",
+            "params": {"order_id": {"$concat": ["paid by ", {"$ref": "/steps/pay/result/payment_id"}]}},
+        },
+    ],
+}
 _SAGAS: Final = (
     ("all goes well", _saga("saga42", "u42", 50, "o123")),
     ("a user without the money", _saga("saga43", "u999", 99999, "o124")),
     ("the money is spent: what was reserved is released", _saga("saga44", "u42", 99.99, "o125")),
+    ("two at once, then a person approves", _ORDER),
 )
+#: The saga that waits for a signal; and when the demonstration signals: after this many replies.
+_SIGNALLED: Final = "saga45"
+_REPLIES: Final = 2
 
 
 def demonstrate(write: Write) -> None:
@@ -75,13 +128,14 @@ def demonstrate(write: Write) -> None:
     write("See for yourself:")
     there = f"{HOME_VARIABLE}={shlex.quote(str(home))}"
     write(f"  {there} sagastream show saga44")
+    write(f"  {there} sagastream show {_SIGNALLED}")
     write(f"  {there} sagastream up       # and in another terminal:")
     write(f"  {_redis_cli(broker)} HGETALL '{key}'")
 
 
 def _watch(broker: Broker, stack: Stack, saga_id: str, after: events.Place, write: Write) -> None:
     """Print the messages of one saga that come after this event, until it has ended."""
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline, replies = time.monotonic() + _TIMEOUT_S, 0
     partitions = layout.check(broker).partitions
     while time.monotonic() < deadline:
         stack.tend()
@@ -95,7 +149,12 @@ def _watch(broker: Broker, stack: Stack, saga_id: str, after: events.Place, writ
                 mark = "=" if body["status"] == "COMPLETED" else "x"
                 write(f"  {mark}  {views.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
                 return
-            write("  " + views.message(body, event.fields[b"service"].decode(), kind))
+            if kind in ("command", "reply"):
+                write("  " + views.message(body, event.fields[b"service"].decode(), kind))
+            replies += kind == "reply"
+            if saga_id == _SIGNALLED and (kind, replies) == ("reply", _REPLIES):
+                write(f"  {views.styled('-- sagastream signal', bold=True)} {saga_id} approval")
+                SagaClient(broker).signal(saga_id, "approval", {"name": "Ada"}, _TIMEOUT_S, by="Ada")
     assert broker.embedded is not None
     raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
 
