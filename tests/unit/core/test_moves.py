@@ -19,6 +19,7 @@ from sagastream.core.sending import Published
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import AS_PUBLISHED, PERSISTENT_ATTEMPTS, StepDefinition, StepKind
 from sagastream.core.transitions import TRANSITIONS, Decision, Moment
+from support.graph_stories import do, given_graph
 from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, readable, step
 
 PIVOT = step("ChargePayment", "payment", 7, compensation=None, kind=StepKind.PIVOT, attempts=2)
@@ -634,6 +635,7 @@ def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Foo
     parked_going_back().when_asked(Verb.SKIP).when("ReleaseReservation_ok", 1)
     given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL).when("ReserveInventory_ok", 1)
     given_saga(SHIP).when("CreateShipment_ok", 1)
+    given_graph(do("a", when=False))
     assert set(footprints.walked) == set(TRANSITIONS)
 
 
@@ -686,7 +688,32 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     in_doubt().when_due().when_due().when_due().when_asked(Verb.RETRY)
     in_doubt().when_due().when_due().when_due().when_asked(Verb.SKIP).when(*done_after_all)
     in_doubt().when_due().when_due().when_due().when_asked(Verb.ABANDON).when(*done_after_all).when(*undone)
+    walk_graphs()
     assert set(STEP) - prints.walked == set()
+
+
+def walk_graphs() -> None:
+    """The stories of what only happens to a step of a graph."""
+    given_graph(do("a", when=False))
+    given_graph(do("a", params={"$ref": "/input/x"}))
+    # Waits: signalled, over, declined; behind the pivot.
+    wait: dict[str, Any] = {"wait": "go", "timeout_ms": 1000}
+    pivot, last = do("a", kind="pivot", compensation=None), do("b", kind="retriable", params={"$ref": "/input/x"})
+    given_graph(wait).when_signalled("go")
+    given_graph(wait).when_due()
+    given_graph(pivot, wait).when("A_ok", 1).when_due().when_asked(Verb.RETRY)
+    given_graph(pivot, last).when("A_ok", 1)
+    # Retries that are signalled: it comes, it does not, it was done after all, the pivot may have been done.
+    retry: dict[str, Any] = {"attempts": 1, "retry_on": "go", "retry_within_ms": 1000}
+    given_graph(do("a", **retry)).when("A_failed", 1).when_signalled("go")
+    given_graph(do("a", **retry)).when("A_failed", 1).when_due()
+    given_graph(do("a", **retry)).when_due().when("A_ok", 1)
+    given_graph(pivot | retry).when("A_failed", 1).when_due()
+    # One undo is parked, one is out, and one will be sent again; of steps that were done, and of others.
+    three = [do(name, after=[], **({"compensation_attempts": 1} if name == "c" else {})) for name in "abc"]
+    done = given_graph(*three, do("d", after=["a", "b", "c"])).when("A_ok", 1).when("B_ok", 2).when("C_ok", 3)
+    for story in (done.when("D_failed", 4), given_graph(*three).when_asked(Verb.CANCEL, request_id="op-0", now=True)):
+        story.when("UnA_failed", 1).when("UnC_failed", 3).when_asked(Verb.ABANDON, now=True)
 
 
 def pivot_in_doubt() -> Story:

@@ -20,6 +20,8 @@ def answer(state: Found, reply: Reply, moment: Moment) -> Decision:
     if reply.step > len(state.steps):
         return Decision(state=state, quarantine=f"the saga has no step {reply.step}")
     step = state.steps[reply.step - 1]
+    if not step.definition.shape.sends:
+        return Decision(state=state, quarantine=f"step {reply.step} sends no command: nothing answers it")
     if not _is_from_its_service(step, reply):
         text = (
             f"step {reply.step} is one of {step.definition.service}: the service {reply.service} cannot answer for it"
@@ -58,7 +60,7 @@ def awaits(state: SagaState, reply: Reply) -> bool:
 
 def _is_news(step: Step, reply: Reply) -> bool:
     """See `awaits`."""
-    if step.phase not in ACTIVE or step.current_attempt == 0:
+    if step.phase not in ACTIVE or step.current_attempt == 0 or not step.definition.shape.sends:
         return False
     if reply.type == ok(command := step.command):
         return True

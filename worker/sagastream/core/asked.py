@@ -19,7 +19,7 @@ from sagastream.core.messages import (
     done_body,
     error_body,
 )
-from sagastream.core.phases import AWAITS, Phase
+from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.core.strict_json import MAX_BYTES
@@ -182,10 +182,10 @@ def _why_not_signalled(state: SagaState, event: Signal) -> str | None:
         if parked:
             return f"is parked at step {parked[0]}, and waits for {event.name} again after a retry of that step"
         return f"has no open step that waits for the signal {event.name}"
-    for step in takers:
-        waits = step.phase in AWAITS
-        if waits and event.added_ms is not None and step.due_ms is not None and event.added_ms > step.due_ms:
-            late_ms = event.added_ms - step.due_ms
+    if over := [step for step in takers if waits.is_too_late(step, event)]:
+        step, takers = over[-1], [step for step in takers if step not in over]
+        if not takers:
+            late_ms = (event.added_ms or 0) - (step.due_ms or 0)
             return f"waited for {event.name} until {late_ms} ms before it came: step {state.steps.index(step) + 1}"
     kept = [one for one in state.signals if one.name == event.name]
     if len(kept) >= len(takers):

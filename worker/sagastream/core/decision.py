@@ -113,7 +113,10 @@ def _due(state: SagaState, moment: Moment) -> Decision:
     comes_ms = state.deadline_now_ms
     if state.deadline_ms is not None and comes_ms is not None and comes_ms <= moment.now_ms and state.deadline_counts:
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
-        why = f"The deadline, {state.deadline_ms - state.begun_ms} ms after the begin, has passed"
+        since_ms, of = state.begun_ms, "begin"
+        if state.start_ms is not None and state.start_ms > state.begun_ms:
+            since_ms, of = state.start_ms, "start"
+        why = f"The deadline, {state.deadline_ms - since_ms} ms after the {of}, has passed"
         return back.cancel(state, why, moment, now=state.is_cut_off)
     if state.is_to_start:
         return moves.start(state, moment)

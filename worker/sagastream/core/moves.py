@@ -88,7 +88,7 @@ def _go_on(state: SagaState, steps: tuple[Step, ...], moment: Moment, happening:
     decision = sent(state, commands)
     if before.format == PLAIN:
         return decision
-    parked = [number for number in state.parked_steps if before.steps[number - 1].parked is None]
+    parked = [number for number in state.parked_steps if before.steps[number - 1] is not steps[number - 1]]
     notices = tuple([parked_notice(state, str(steps[number - 1].parked)) for number in parked])
     return replace(decision, notices=decision.notices + notices) if parked else decision
 
@@ -116,9 +116,11 @@ def fail_attempt(state: SagaState, number: int, error: bytes | None, moment: Mom
 
 def fail_transaction(state: SagaState, number: int, error: bytes | None, moment: Moment) -> Decision:
     """This step was not done, says its service, and is not tried again after a delay."""
-    if state.cancelling is None and state.steps[number - 1].definition.shape.retry_on is not None:
-        return _await_retry(state, number, moment, error=error)
-    return fail_step(state, number, error, moment, unknown=False)
+    if state.steps[number - 1].definition.shape.retry_on is None:
+        return fail_step(state, number, error, moment, unknown=False)
+    if state.cancelling is not None:
+        return give_up_retry(state, number, error, moment)
+    return _await_retry(state, number, moment, error=error)
 
 
 def _give_up_attempts(
@@ -161,7 +163,7 @@ def retry(state: SagaState, number: int, moment: Moment) -> Decision:
         return undo_next(state.with_step(number, left(step)), moment)
     if not step.being_undone and (step.attempt == 0 or not step.definition.shape.sends):
         step = step.moved("waits again", error=None)
-        return _go_on(state, put(state.steps, number, step), moment, "sent again")
+        return _go_on(state, put(state.steps, number, step), moment, "started")
     return _send_again(state, number, replace(step, tried_before=step.current_attempt), moment)
 
 
@@ -190,7 +192,7 @@ def retry_on(state: SagaState, number: int, why_not: str | None, moment: Moment)
     return _send_again(state, number, replace(step, tried_before=step.attempt), moment)
 
 
-def give_up_retry(state: SagaState, number: int, error: bytes, moment: Moment) -> Decision:
+def give_up_retry(state: SagaState, number: int, error: bytes | None, moment: Moment) -> Decision:
     """This step waits no more to be sent again. Its service has recorded no failure, so another delivery of its command
     may still do it."""
     step = state.steps[number - 1]

@@ -6,8 +6,9 @@ from sagastream.core.back import fail_step, quote
 from sagastream.core.forward import declined
 from sagastream.core.messages import Signal
 from sagastream.core.moves import complete_step, give_up_retry, retry_on
-from sagastream.core.phases import Phase
+from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import KeptSignal, SagaState
+from sagastream.core.step_state import Step
 from sagastream.core.steps import StepKind
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment, park
@@ -17,6 +18,8 @@ def signal(state: SagaState, event: Signal, moment: Moment) -> Decision:
     """A signal has come that a step waits for, or will wait for."""
     for number, step in enumerate(state.steps, 1):
         shape = step.definition.shape
+        if is_too_late(step, event):
+            continue
         if step.phase is Phase.AWAITING and shape.wait == event.name:
             if event.declined is not None:
                 return _fail_wait(state, number, declined(event.name, event.declined), moment)
@@ -25,6 +28,14 @@ def signal(state: SagaState, event: Signal, moment: Moment) -> Decision:
             return retry_on(state, number, event.declined, moment)
     one = KeptSignal(name=event.name, payload=event.payload, declined=event.declined, at_ms=moment.now_ms)
     return Decision(state=replace(state, signals=(*state.signals, one), updated_ms=moment.now_ms))
+
+
+def is_too_late(step: Step, event: Signal) -> bool:
+    """Whether the time for which the step waits was over when the signal was added to its stream. When it is read does
+    not count."""
+    return (
+        step.phase in AWAITS and event.added_ms is not None and step.due_ms is not None and event.added_ms > step.due_ms
+    )
 
 
 def wait_over(state: SagaState, number: int, moment: Moment) -> Decision:
