@@ -150,7 +150,7 @@ WINGS = {
     "rq_steps": {"service", "store", "broker", "core", "codecs", "log_output", "telemetry", "console", "errors"},
     "rq_runner": {"rq_steps"},
     "client": {"rq_steps", "store", "broker", "core", "codecs", "telemetry", "errors"},
-    "testing": {"service", "broker", "core", "console", "errors"},
+    "testing": {"client", "service", "broker", "core", "console", "errors"},
     "pytest_plugin": {"testing"},
     "__main__": set(),
 }

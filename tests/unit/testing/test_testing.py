@@ -725,6 +725,12 @@ def test_the_example_of_the_documentation_runs_word_for_word(tmp_path: Path) -> 
     assert said[2] in printed
 
 
+def test_the_documentation_tells_the_truth_about_graphs(tmp_path: Path) -> None:
+    example = re.search(r"```python\n(# test_trip\.py\n.*?)```", DOCS, re.DOTALL)
+    assert example is not None
+    assert "3 passed" in pytest_in(tmp_path, example[1])
+
+
 def test_a_fault_that_never_happened_fails_the_test_and_a_failure_shows_the_story(tmp_path: Path) -> None:
     test = """
 from sagastream import Service

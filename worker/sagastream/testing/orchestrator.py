@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from sagastream.core.back import no_answer
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, ToSaga
+from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.core.strict_json import decode
@@ -14,6 +15,7 @@ from sagastream.core.transitions import Moment
 from sagastream.errors import RequestRefused
 from sagastream.testing import story
 from sagastream.testing.clock import Clock
+from sagastream.testing.signals import Awaited
 from sagastream.testing.story import Story
 
 
@@ -30,6 +32,7 @@ class InProcessOrchestrator:
         self._due: list[tuple[int, int, str]] = []  # when, the order in which they were entered, which saga
         self._entered = 0
         self._unread: list[Command] = []
+        self._awaited: list[Awaited] = []
         self.sent: list[Command] = []
 
     @property
@@ -44,7 +47,7 @@ class InProcessOrchestrator:
             heapq.heappop(self._due)  # something else has moved it since
         return self._due[0][0] if self._due else None
 
-    def request(self, request: Begin | Intervene) -> None:
+    def request(self, request: Begin | ToSaga) -> None:
         """Raises RequestRefused, as a client does."""
         self._story_of(request.saga_id, _asked(request))
         self._decide(request.saga_id, request)
@@ -59,9 +62,11 @@ class InProcessOrchestrator:
         at_ms, _, saga_id = self._due[0]
         self._clock.go_to(at_ms)
         state = self._states[saga_id]
-        if state.times_out_ms is not None and state.times_out_ms <= self._clock.now_ms:
-            error = decode(no_answer(state.step))
-            self._story_of(state.saga_id, f"step {state.current_step}: {state.step.command}: {error}")
+        for number, step in enumerate(state.steps, 1):
+            if step.due_ms is not None and step.due_ms <= self._clock.now_ms:
+                if step.in_flight:
+                    self._story_of(state.saga_id, f"step {number}: {step.command}: {decode(no_answer(step))}")
+                break  # the others come next
         self._decide(state.saga_id, Due(saga_id=state.saga_id))
 
     def _decide(self, saga_id: str, event: Event) -> None:
@@ -75,6 +80,7 @@ class InProcessOrchestrator:
                 heapq.heappush(self._due, (due_ms, self._entered, saga_id))
         for text in story.changes(before, decision):
             self._story_of(saga_id, text)
+        self._awaited += _begun_to_wait(before, decision.state)
         for command in decision.commands:
             self._story_of(saga_id, story.sent(command))
             self.sent.append(command)
@@ -89,6 +95,11 @@ class InProcessOrchestrator:
         taken, self._unread = self._unread, []
         return taken
 
+    def take_awaited(self) -> list[Awaited]:
+        """The steps that have begun to wait for a signal since this was last called."""
+        taken, self._awaited = self._awaited, []
+        return taken
+
     def time_left_ms(self, command: Command) -> int:
         """How long the answer to this command is still awaited, in ms; 0: nobody waits any more."""
         state = self._states[command.saga_id]
@@ -100,7 +111,24 @@ class InProcessOrchestrator:
         self._story.add(self._clock.elapsed_ms, saga_id, text)
 
 
-def _asked(request: Begin | Intervene) -> str:
+def _begun_to_wait(before: SagaState | None, after: object) -> list[Awaited]:
+    if not isinstance(after, SagaState) or after is before:
+        return []
+    found = []
+    for number, step in enumerate(after.steps, 1):
+        was = None if before is None else before.steps[number - 1]
+        if step.phase in AWAITS and (was is None or was.phase is not step.phase or was.due_ms != step.due_ms):
+            name = step.definition.shape.wait if step.phase is Phase.AWAITING else step.definition.shape.retry_on
+            if name is not None:
+                found.append(Awaited(saga_id=after.saga_id, step=number, name=name))
+    return found
+
+
+def _asked(request: Begin | ToSaga) -> str:
     if isinstance(request, Begin):
         return f"it is to be run: {', '.join(step.transaction for step in request.steps)}"
+    if isinstance(request, Signal):
+        how = story.quote(request.payload) if request.declined is None else f"declined, {request.declined}"
+        return f"the signal {request.name} comes: {how}"
+    assert isinstance(request, Intervene)
     return f"an operator says {request.verb}: {request.reason}"

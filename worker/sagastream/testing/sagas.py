@@ -3,21 +3,29 @@
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, Final, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from sagastream.core.messages import Begin, Command, DeadlineKind, Verb
+from msgspec.structs import replace
+
+from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec, open_command, open_state, sealed_begin
 from sagastream.core.steps import AS_PUBLISHED
-from sagastream.errors import ScenarioError
+from sagastream.errors import RequestRefused, ScenarioError
 from sagastream.service.declaration import Service
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import CommandFaults, Faults, Target
 from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.services import InProcessServices
+from sagastream.testing.signals import Plan, Signals, signal
 from sagastream.testing.story import Story, headline
+
+if TYPE_CHECKING:
+    from sagastream.client.definition import Definition
 
 #: A step, as `SagaClient.begin` takes it.
 Step = Mapping[str, Any]
@@ -30,7 +38,8 @@ _MOST_MOVES: Final = 100_000
 
 class Sagas:
     """An orchestrator and services in this process. Commands are sent and handlers are called only during `run`,
-    `advance` and `settle`, and during the requests of an operator (`Saga.cancel`, `retry`, `skip`, `abandon`)."""
+    `advance` and `settle`, during the requests of an operator (`Saga.cancel`, `retry`, `skip`, `abandon`), and during
+    `Saga.signal`."""
 
     def __init__(self, *services: Service, seed: int = 0, codec: Codec | None = None) -> None:
         """`services`: as for `serve`. `seed`: for the random part of the delays between attempts. `codec`: seals the
@@ -41,6 +50,7 @@ class Sagas:
         self.clock = Clock()
         self._story = Story()
         self._faults = Faults()
+        self.signals = Signals()
         self._published: dict[str, dict[str, str | None]] = {}
         self._orchestrator = InProcessOrchestrator(self.clock, self._story, self._published, seed=seed)
         self._services = InProcessServices(
@@ -89,32 +99,73 @@ class Sagas:
             raise ScenarioError(f"{name} of step {step!r}: steps count from 1")
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
 
+    def on_wait(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        decline: str | None = None,
+        after_s: float = 0.0,
+        times: int | None = 1,
+    ) -> None:
+        """From now on, the signal `name` comes whenever a step waits for it, of any saga. Otherwise, a test signals by
+        `Saga.signal`.
+
+        Args:
+            payload: any JSON value; the result of the step.
+            decline: the step fails, with this reason.
+            after_s: how many seconds after the step has begun to wait.
+            times: how often it comes for one step of a saga; a step that is tried again may wait more than once. None:
+                whenever it waits.
+
+        Raises ScenarioError for a signal that cannot be sent.
+        """
+        if not isinstance(after_s, int | float) or not 0 <= after_s < math.inf:
+            raise ScenarioError(f"signal {name}: after_s is a number of seconds, at least 0, not {after_s!r}")
+        plan = Plan(name=name, payload=payload, decline=decline, after_ms=round(after_s * 1000), times=times)
+        self.signals.plan(plan)
+
     def begin(
         self,
-        steps: Sequence[Step],
+        steps: "Sequence[Step] | Definition",
+        input: Any = None,  # noqa: A002 - as SagaClient.begin calls it
         *,
         saga_id: str | None = None,
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
+        start_at: datetime | None = None,
     ) -> "Saga":
-        """Begin a saga. Its first command is sent only when time passes, see `advance` and `settle`. `steps`,
-        `deadline_ms` and `deadline`: as for `SagaClient.begin`. `saga_id`: by default one that no other saga of any
-        test has, such as "saga-1-5f0c2a9e41d7".
+        """Begin a saga. Its first commands are sent only when time passes, see `advance` and `settle`.
+
+        Args:
+            steps: as for `SagaClient.begin`; or a Definition.
+            input: what its steps may refer to.
+            saga_id: by default one that no other saga of any test has, such as "saga-1-5f0c2a9e41d7".
+            deadline_ms, deadline: as for `SagaClient.begin`. A Definition has its own.
+            start_at: it does nothing before this time, by `clock`.
 
         Raises:
             MalformedMessage: says what is wrong, and where.
-            ScenarioError: `steps` is not a sequence of mappings, or a step names a service or a command that is not
-                there.
+            ScenarioError: `steps` is neither a sequence of mappings nor a Definition, or a step names a service or a
+                command that is not there.
             RequestRefused: another saga has the id.
         """
-        if not isinstance(steps, Sequence) or not all(isinstance(step, Mapping) for step in steps):
-            raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
         saga_id = saga_id or f"saga-{len(self._orchestrator.states) + 1}-{self._run_id}"
-        body: dict[str, Any] = {"saga_id": saga_id, "steps": [dict(step) for step in steps]}
-        if deadline_ms is not None:
-            body["deadline_ms"] = deadline_ms
-        if deadline is not None:
-            body["deadline"] = deadline
+        # Imported here: it takes the client, with its broker, which a test of plain sagas does not need.
+        from sagastream.client import requests
+        from sagastream.client.definition import Definition
+
+        if isinstance(steps, Definition):
+            if deadline_ms is not None or deadline is not None:
+                raise ScenarioError("a definition says the deadline of its sagas: leave deadline_ms and deadline out")
+            body: Any = steps.saga(input, saga_id=saga_id, start_at=start_at)
+        elif isinstance(steps, Sequence) and all(isinstance(step, Mapping) for step in steps):
+            given: Any = [dict(step) for step in steps]
+            body = requests.saga(
+                saga_id, given, deadline_ms=deadline_ms, deadline=deadline, input=input, start_at=start_at
+            )
+        else:
+            raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
         request = parse_begin(body, request_id=self._request_id())
         self._check_served(request)
         if (codec := self._services.codec) is not None:
@@ -126,19 +177,22 @@ class Sagas:
             services=self._services,
             told=self._story,
             intervene=self._intervene,
+            signal=self._signal,
         )
 
     def run(
         self,
-        steps: Sequence[Step],
+        steps: "Sequence[Step] | Definition",
+        input: Any = None,  # noqa: A002 - as SagaClient.begin calls it
         *,
         saga_id: str | None = None,
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
+        start_at: datetime | None = None,
     ) -> "Saga":
-        """Begin a saga, then let time pass as `settle` does: the saga has ended or is parked. Arguments and errors are
-        those of `begin`."""
-        saga = self.begin(steps, saga_id=saga_id, deadline_ms=deadline_ms, deadline=deadline)
+        """Begin a saga, then let time pass as `settle` does: the saga has ended or is parked. A signal that a step
+        waits for comes only if the test has said so before, by `on_wait`. Arguments and errors are those of `begin`."""
+        saga = self.begin(steps, input, saga_id=saga_id, deadline_ms=deadline_ms, deadline=deadline, start_at=start_at)
         self.settle()
         return saga
 
@@ -152,6 +206,13 @@ class Sagas:
         until_ms = self.clock.now_ms + round(seconds * 1000)
         self._move(until_ms)
         self.clock.go_to(until_ms)
+
+    def advance_until(self, condition: Callable[[], bool]) -> None:
+        """Let time pass until `condition()` is true, or nothing more happens.
+
+        Raises ScenarioError if neither comes about.
+        """
+        self._move(None, condition)
 
     def settle(self) -> None:
         """Let time pass until nothing more happens: each saga has ended or is parked.
@@ -172,19 +233,25 @@ class Sagas:
         """What has happened to each saga, one line for each event. A failed test shows this."""
         return "\n\n".join(self._story.tell(state) for state in self._orchestrator.states.values())
 
-    def _move(self, until_ms: int | None) -> None:
+    def _move(self, until_ms: int | None, until: Callable[[], bool] = lambda: False) -> None:
         if self._moving:
             raise ScenarioError("a handler must not let time pass; to run a saga from there, call sagas.begin(steps)")
         self._moving = True
         try:
-            self._move_until(until_ms)
+            self._move_until(until_ms, until)
         finally:
             self._moving = False
 
-    def _move_until(self, until_ms: int | None) -> None:
+    def _move_until(self, until_ms: int | None, until: Callable[[], bool]) -> None:
+        """Until this time, or this is true."""
         for _ in range(_MOST_MOVES * max(1, len(self._orchestrator.states))):
             for command in self._orchestrator.take_commands():
                 self._services.send(command)
+            for awaited in self._orchestrator.take_awaited():
+                for after_ms, coming in self.signals.for_(awaited):
+                    self.clock.call_in(after_ms, partial(self._try_signal, coming))
+            if until():
+                return
             next_ms, due_ms = self.clock.next_ms, self._orchestrator.next_due_ms
             first_ms = min((ms for ms in (next_ms, due_ms) if ms is not None), default=None)
             if first_ms is None or (until_ms is not None and first_ms > until_ms):
@@ -202,6 +269,21 @@ class Sagas:
         self._orchestrator.request(parse_intervene(body, request_id=self._request_id()))
         self.settle()
 
+    def _signal(self, saga_id: str, name: str, payload: Any, *, decline: str | None, by: str | None) -> None:
+        named = {} if by is None else {"by": by}
+        self._send_signal(signal(saga_id, name, payload, decline=decline, **named))
+        self.settle()
+
+    def _try_signal(self, coming: Signal) -> None:
+        """A signal that comes by itself may come too late."""
+        try:
+            self._send_signal(coming)
+        except RequestRefused as refused:
+            self._story.add(self.clock.elapsed_ms, coming.saga_id, f"the signal {coming.name} is refused: {refused}")
+
+    def _send_signal(self, sent: Signal) -> None:
+        self._orchestrator.request(replace(sent, request_id=self._request_id(), added_ms=self.clock.now_ms))
+
     def _request_id(self) -> str:
         self._requests += 1
         return f"request-{self._requests}"
@@ -217,6 +299,8 @@ class Sagas:
 
     def _check_served(self, begin: Begin) -> None:
         for number, definition in enumerate(begin.steps, 1):
+            if not definition.shape.sends:
+                continue
             service = self._services.services.get(definition.service)
             if service is None:
                 known = _what_there_is(definition.service, self._services.services)
@@ -247,12 +331,14 @@ class Saga:
         services: InProcessServices,
         told: Story,
         intervene: Callable[..., None],
+        signal: Callable[..., None],
     ) -> None:
         self.saga_id = saga_id
         self._orchestrator = orchestrator
         self._services = services
         self._story = told
         self._intervene = intervene
+        self._signal = signal
 
     @property
     def state(self) -> SagaState:
@@ -307,17 +393,30 @@ class Saga:
         more: dict[str, object] = {"now": True} if now else {}
         self._intervene(Verb.CANCEL, self.saga_id, reason, parked_at, **more)
 
-    def retry(self, reason: str = _REASON, *, parked_at: str | None = None) -> None:
+    def retry(self, reason: str = _REASON, *, parked_at: str | None = None, step: int | str | None = None) -> None:
         """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.RETRY, self.saga_id, reason, parked_at)
+        self._intervene(Verb.RETRY, self.saga_id, reason, parked_at, **_meant(step))
 
-    def skip(self, reason: str = _REASON, *, parked_at: str | None = None) -> None:
+    def skip(self, reason: str = _REASON, *, parked_at: str | None = None, step: int | str | None = None) -> None:
         """As `SagaClient.skip`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.SKIP, self.saga_id, reason, parked_at)
+        self._intervene(Verb.SKIP, self.saga_id, reason, parked_at, **_meant(step))
 
-    def abandon(self, reason: str = _REASON, *, parked_at: str | None = None) -> None:
+    def abandon(
+        self,
+        reason: str = _REASON,
+        *,
+        parked_at: str | None = None,
+        step: int | str | None = None,
+        now: bool = False,
+    ) -> None:
         """As `SagaClient.abandon`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.ABANDON, self.saga_id, reason, parked_at)
+        more: dict[str, object] = {"now": True} if now else {}
+        self._intervene(Verb.ABANDON, self.saga_id, reason, parked_at, **more, **_meant(step))
+
+    def signal(self, name: str, payload: Any = None, *, decline: str | None = None, by: str | None = None) -> None:
+        """As `SagaClient.signal`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused, and ScenarioError
+        for what is no signal."""
+        self._signal(self.saga_id, name, payload, decline=decline, by=by)
 
     def explain(self) -> str:
         """What has happened to it, one line for each event."""
@@ -325,6 +424,10 @@ class Saga:
 
     def __repr__(self) -> str:
         return f"<{headline(self.state)}>"
+
+
+def _meant(step: int | str | None) -> dict[str, object]:
+    return {} if step is None else {"step": step}
 
 
 def _what_there_is(name: str, names: Mapping[str, object]) -> str:

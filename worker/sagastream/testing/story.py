@@ -6,7 +6,9 @@ from msgspec import Struct
 
 from sagastream.console import printable
 from sagastream.core.messages import Command, Reply
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
+from sagastream.core.step_state import Step
 from sagastream.core.transitions import Decision
 
 #: The longest payload that a story quotes, in characters.
@@ -92,15 +94,45 @@ def changes(before: SagaState | None, decision: Decision) -> list[str]:
             told.append(f"step {number} was given up already: that it was done is noted down")
         if new.compensation_answered_ms != old.compensation_answered_ms and new.phase is old.phase:
             told.append(f"step {number} was left as it is: that it was undone is noted down")
-    if after.send_again_ms is not None and after.send_again_ms != before.send_again_ms:
-        wait_s = (after.send_again_ms - after.updated_ms) / 1000
-        step = after.step
-        which = f"attempt {step.current_attempt + 1} of {step.attempts}"
-        told.append(f"{step.command} is sent again in {wait_s:g} s ({which})")
+    told += _of_steps(before, after)
     if after.cancelling is not None and before.cancelling is None:
-        told.append(f"it goes back as soon as {after.step.command} is answered: {after.cancelling}")
-    if after.parked is not None and before.parked is None:
-        told.append(f"parked: {after.parked}")
+        out = [step.command for step in after.steps if step.in_flight]
+        told.append(
+            f"it goes back as soon as {', '.join(out)} {'are' if len(out) > 1 else 'is'} answered: {after.cancelling}"
+        )
+    told += [
+        f"parked: {new.parked}"
+        for old, new in zip(before.steps, after.steps, strict=True)
+        if new.parked is not None and old.parked is None
+    ]
     if after.status is not before.status:
         told.append(f"{after.status}" + (f": {after.reason}" if after.reason else ""))
     return told
+
+
+def _of_steps(before: SagaState, after: SagaState) -> list[str]:
+    """What became of its steps that neither a command nor a reply says."""
+    told = []
+    for number, (old, new) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+        if new.send_again_ms is not None and new.send_again_ms != old.send_again_ms:
+            wait_s = (new.send_again_ms - after.updated_ms) / 1000
+            which = f"attempt {new.current_attempt + 1} of {new.attempts}"
+            told.append(f"{new.command} is sent again in {wait_s:g} s ({which})")
+        if new.phase is not old.phase and (text := _waits(new)) is not None:
+            told.append(f"step {number} {text}")
+        elif new.phase is Phase.COMPLETED and old.phase is not Phase.COMPLETED and not new.definition.shape.sends:
+            told.append(f"step {number} is done" + (f": {quote(new.result)}" if new.result is not None else ""))
+    return told
+
+
+def _waits(step: Step) -> str | None:
+    """What a step does that has begun to wait, or is bypassed."""
+    shape = step.definition.shape
+    if step.phase is Phase.BYPASSED:
+        return "is bypassed: its condition does not hold"
+    if step.phase is Phase.RETRY_AWAITED:
+        return f"waits for the signal {shape.retry_on}, to send {step.command} again"
+    if step.phase is Phase.AWAITING:
+        assert shape.wait_ms is not None
+        return f"pauses for {shape.wait_ms / 1000:g} s" if shape.wait is None else f"waits for the signal {shape.wait}"
+    return None

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaStatus
 from sagastream.core.steps import StepKind
 from sagastream.errors import ScenarioError
 from sagastream.testing.faults import CommandFaults, Fault
 from sagastream.testing.sagas import Saga, Sagas, Step
+from sagastream.testing.signals import Wrong
+
+if TYPE_CHECKING:
+    from sagastream.client.definition import Definition
 
 S = TypeVar("S")
 
@@ -37,18 +43,23 @@ _FAULTS: Final[dict[str, Callable[[CommandFaults], Fault]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What goes wrong with one command of one step."""
+    """What goes wrong with one command of one step, or with one wait."""
 
-    command: str
+    command: str  # of a step that waits: its signal
     step: int
-    what: str  # of _FAULTS, or _CANCELLED
+    what: str  # of _FAULTS, of Wrong, or one of the next ones
 
     def __str__(self) -> str:
         return f"{self.command} of step {self.step} {self.what}"
 
 
-#: Besides these: an operator cancels the saga while the command is out.
+#: Besides these: an operator cancels the saga while the command is out, or while the step waits; a signal comes before
+#: its step waits for it.
 _CANCELLED: Final = "is out when the saga is cancelled"
+_CANCELLED_WAITING: Final = "is waited for when the saga is cancelled"
+_EARLY: Final = "is signalled before its step waits"
+#: After these, a saga goes back.
+_FAILS: Final = ("is rejected", Wrong.DECLINED.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,30 +84,37 @@ class Sweep:
 
 def check_every_fault(
     setup: Callable[[Sagas], S],
-    steps: Sequence[Step],
+    steps: "Sequence[Step] | Definition",
     check: Callable[[Saga, S], None],
     *,
+    input: Any = None,  # noqa: A002 - as SagaClient.begin calls it
     deadline_ms: int | None = None,
+    start_in_s: float | None = None,
 ) -> Sweep:
     """Run a saga many times, and check after each run what must hold:
 
     - once with nothing going wrong;
     - once for each single thing that can go wrong with one of its commands;
-    - once for each that can go wrong with one of its compensations, while the saga is undone.
+    - once for each that can go wrong with one of its compensations, while the saga is undone;
+    - once for each that can go wrong with a signal that one of its steps waits for: it is declined, does not come in
+      time, comes before its step waits, comes twice, or the saga is cancelled meanwhile; so it is with pauses.
 
     If the saga is parked, the fault is stopped and an operator retries the saga. So each run ends.
 
     Args:
-        setup: called before each run. It serves services that have done nothing yet, and returns what `check` needs.
-        steps: of the saga, as `SagaClient.begin` takes them.
+        setup: called before each run. It serves services that have done nothing yet, says which signals come by
+            `Sagas.on_wait`, and returns what `check` needs.
+        steps: of the saga, as `SagaClient.begin` takes them; or a Definition.
         check: called after each run with the saga and what `setup` returned. It raises AssertionError if the two do not
             agree, and returns nothing.
-        deadline_ms: of the saga, as `SagaClient.begin` takes it.
+        input, deadline_ms: of the saga, as `SagaClient.begin` takes them.
+        start_in_s: it does nothing for so many seconds of the test's time.
 
     Returns a Sweep, which lists the runs. Raises AssertionError if `check` failed after a run: it lists all such runs,
     and tells what happened in the first. Raises ScenarioError if `check` returns something.
     """
-    sweep = _Sweep(setup, steps, check, deadline_ms)
+    begin: dict[str, Any] = {"input": input, "deadline_ms": deadline_ms}
+    sweep = _Sweep(setup, steps, check, begin, start_in_s)
     sweep.run_all()
     return sweep.report()
 
@@ -105,14 +123,16 @@ class _Sweep(Generic[S]):
     def __init__(
         self,
         setup: Callable[[Sagas], S],
-        steps: Sequence[Step],
+        steps: "Sequence[Step] | Definition",
         check: Callable[[Saga, S], None],
-        deadline_ms: int | None,
+        begin: dict[str, Any],
+        start_in_s: float | None,
     ) -> None:
         self._setup = setup
         self._steps = steps
         self._check = check
-        self._deadline_ms = deadline_ms
+        self._begin = begin
+        self._start_in_s = start_in_s
         self._runs: list[str] = []
         self._broken: list[tuple[str, Exception, str]] = []
 
@@ -121,10 +141,14 @@ class _Sweep(Generic[S]):
         if smooth.saga.status is not SagaStatus.COMPLETED:
             raise ScenarioError(f"nothing goes wrong, and yet the saga does not complete:\n{smooth.saga.explain()}")
         undone: Run[S] | None = None
-        for trouble in _troubles(smooth.saga):
+        for trouble in (*_troubles(smooth.saga), *_waits(smooth.saga)):
             run = self._run((trouble,))
-            if trouble.what == "is rejected" and any(command.compensating for command in run.saga.sent):
-                undone = run  # the last one has most to undo
+            if (
+                trouble.what in _FAILS
+                and (to_undo := _undone(run.saga))
+                and (undone is None or to_undo >= _undone(undone.saga))
+            ):
+                undone = run  # of those that have most to undo, the last one
         if undone is not None:
             for trouble in _troubles(undone.saga, compensating=True):
                 self._run((*undone.troubles, trouble))
@@ -141,7 +165,8 @@ class _Sweep(Generic[S]):
         sagas = Sagas()
         try:
             state = self._setup(sagas)
-            saga = sagas.begin(self._steps, deadline_ms=self._deadline_ms)
+            start_at = None if self._start_in_s is None else sagas.clock.now() + timedelta(seconds=self._start_in_s)
+            saga = sagas.begin(self._steps, start_at=start_at, **self._begin)
             run = Run(troubles=troubles, sagas=sagas, saga=saga, state=state)
             self._play(run)
             self._runs.append(str(run))
@@ -151,20 +176,16 @@ class _Sweep(Generic[S]):
         return run
 
     def _play(self, run: Run[S]) -> None:
-        faults = []
-        for trouble in run.troubles:
-            command = run.sagas.command(trouble.command, step=trouble.step)
-            if trouble.what == _CANCELLED:
-                faults.append(command.takes(0.001, times=1))
-                run.sagas.advance(0)
-                run.saga.cancel()
-            else:
-                faults.append(_FAULTS[trouble.what](command))
+        faults = [fault for trouble in run.troubles if (fault := _happen(run, trouble)) is not None]
         run.sagas.settle()
-        if run.saga.parked is not None:
+        for number in run.saga.state.parked_steps:
+            if number not in run.saga.state.parked_steps:
+                continue  # it went on with the one before
             for fault in faults:
                 fault.stop()
-            run.saga.retry("the fault is stopped")
+            run.sagas.signals.go_well()
+            step = number if len(run.saga.state.parked_steps) > 1 else None
+            run.saga.retry("the fault is stopped", step=step)
         run.sagas.check_faults()
 
     def _judge(self, run: Run[S]) -> None:
@@ -186,6 +207,32 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def _happen(run: Run[S], trouble: Trouble) -> Fault | None:
+    """Let this go wrong, or see to it that it will. Returns what goes wrong with a command."""
+    if trouble.what in _FAULTS or trouble.what == _CANCELLED:
+        command = run.sagas.command(trouble.command, step=trouble.step)
+        if trouble.what != _CANCELLED:
+            return _FAULTS[trouble.what](command)
+        fault = command.takes(0.001, times=1)
+        run.sagas.advance_until(lambda: fault.struck > 0)
+        run.saga.cancel()
+        return fault
+    if trouble.what == _CANCELLED_WAITING:
+        run.sagas.signals.go_wrong(trouble.step, Wrong.NEVER)
+        run.sagas.advance_until(lambda: run.saga.state.steps[trouble.step - 1].phase is Phase.AWAITING)
+        run.saga.cancel()
+    elif trouble.what == _EARLY:
+        run.saga.signal(trouble.command, run.sagas.signals.payload_of(trouble.command))
+    else:
+        run.sagas.signals.go_wrong(trouble.step, Wrong(trouble.what))
+    return None
+
+
+def _undone(saga: Saga) -> int:
+    """How many steps of a saga were undone."""
+    return len({command.step for command in saga.sent if command.compensating})
+
+
 def _troubles(saga: Saga, *, compensating: bool = False) -> Iterator[Trouble]:
     """Each single thing that can go wrong with the commands that a saga has sent, or with its compensations."""
     sent = {(command.type, command.step): None for command in saga.sent if command.compensating is compensating}
@@ -193,3 +240,17 @@ def _troubles(saga: Saga, *, compensating: bool = False) -> Iterator[Trouble]:
         yield from (Trouble(command=name, step=step, what=what) for what in _FAULTS)
         if not compensating and saga.state.steps[step - 1].definition.kind is not StepKind.RETRIABLE:
             yield Trouble(command=name, step=step, what=_CANCELLED)
+
+
+def _waits(saga: Saga) -> Iterator[Trouble]:
+    """Each single thing that can go wrong with what the steps of a saga have waited for."""
+    for number, step in enumerate(saga.state.steps, 1):
+        definition = step.definition
+        if definition.shape.sends or step.phase is not Phase.COMPLETED:
+            continue
+        name, signal = definition.transaction, definition.shape.wait
+        if signal is not None:
+            yield from (Trouble(command=signal, step=number, what=wrong.value) for wrong in Wrong)
+            yield Trouble(command=signal, step=number, what=_EARLY)
+        if definition.kind is not StepKind.RETRIABLE:
+            yield Trouble(command=name, step=number, what=_CANCELLED_WAITING)
