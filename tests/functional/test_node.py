@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import redis
 
+from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS
@@ -242,6 +243,56 @@ def test_sagas_of_python_and_javascript_steps_complete_and_are_undone(
     assert outbox[b"first/1/transaction"] == b"withdrawn"
     assert b"last/2/transaction" not in outbox
     assert len(Quarantine(client, KEYS)) == 0
+
+
+def test_a_service_in_javascript_takes_part_in_a_graph_and_knows_nothing_of_it(
+    server: Server, client: redis.Redis, commands: Commands, node: Node
+) -> None:
+    commands.quiet("up", "--service", SAMPLES[0], env={"REDIS_URL": server.url})
+    node.start("notification.mjs")
+    sagas = SagaClient(server.broker())
+    reserve = {"transaction": "ReserveInventory", "service": "inventory"}
+    notify = {"transaction": "SendNotification", "service": "notification"}
+    text = {"$concat": ["reserved: ", {"$ref": "/steps/reserve/result/reservation_id"}]}
+    steps: list[dict[str, Any]] = [
+        reserve | {"id": "reserve", "after": [], "params": {"sku": "abc123", "quantity": 1}},
+        notify | {"id": "hint", "after": [], "params": {"to": {"$ref": "/input/to"}, "text": "it may take a while"}},
+        notify
+        | {
+            "id": "tell",
+            "after": ["reserve", "hint"],
+            "when": {"eq": [{"$ref": "/input/told"}, True]},
+            "params": {"to": {"$ref": "/input/to"}, "text": text},
+            "compensation_params": {"why": {"$ref": "/failure/reason"}},
+        },
+        {"id": "go", "wait": "go", "timeout_ms": 60_000},
+        reserve
+        | {
+            "id": "more",
+            "params": {
+                "sku": "abc123",
+                "quantity": {"$ref": "/input/more"},
+                "after": {"$ref": "/steps/tell/result/notification_id", "default": None},
+            },
+        },
+    ]
+    for saga_id, given in {
+        "done": {"more": 1},
+        "undone": {"more": 10**9},
+        "bypassed": {"more": 1, "told": False},
+    }.items():
+        saga_input = {"to": "ann@example.org", "told": True} | given
+        body: Any = {"saga_id": saga_id, "input": saga_input, "steps": steps}
+        sagas.begin_request(requests.to_begin(body))
+        sagas.signal(saga_id, "go", None, 60)
+    states = {saga_id: sagas.wait(saga_id, 60) for saga_id in ("done", "undone", "bypassed")}
+    assert [str(state.status) for state in states.values()] == ["COMPLETED", "ABORTED", "COMPLETED"]
+    assert states["done"].results[2] == {"notification_id": "n-done/3/transaction"}
+    outbox: Any = client.hgetall(OUTBOX)
+    told = f"reserved: {states['done'].results[0]['reservation_id']}"
+    assert json.loads(outbox[b"done/3/transaction"]) == {"to": "ann@example.org", "text": told}
+    assert [outbox[b"undone/2/transaction"], outbox[b"undone/3/transaction"]] == [b"withdrawn"] * 2
+    assert b"bypassed/3/transaction" not in outbox
 
 
 def test_a_command_whose_process_is_killed_is_taken_over(
