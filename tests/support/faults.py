@@ -215,6 +215,7 @@ class World:
         """Within this, a process is stopped at a moment when it has taken entries and not answered them."""
 
         def is_stopped() -> bool:
+            self.assert_all_live()
             if not sum(self.held_by(process).values()):
                 return False  # let it run: one that is stopped again and again comes to nothing on a busy machine
             process.now.send_signal(signal.SIGSTOP)

@@ -2,11 +2,10 @@
 compares what they say with what the services did."""
 
 import contextlib
-import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,12 +74,6 @@ class GraphWorld(World):
         except AssertionError:
             if process.now.returncode != -signal.SIGKILL:  # unless a handler has killed it first
                 raise
-
-    def kill_one_of(self, processes: Sequence[Process], chance: random.Random) -> None:
-        if processes is self.workers:
-            super().kill_one_of(processes, chance)
-        else:  # a handler may have killed it already: it would never be seen to hold something
-            self.kill(chance.choice(processes))
 
     def settle(self, timeout_s: float = 200.0) -> None:
         """Wait until every saga has ended, and nothing is left to be read."""
