@@ -12,8 +12,11 @@ from typing import Any, Final
 
 import pytest
 
+from sagastream.broker import exchange
+from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
-from sagastream.core.messages import Code
+from sagastream.core.messages import Code, Verb
+from sagastream.errors import RequestRefused
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
 from support import oracle
@@ -90,6 +93,86 @@ def test_processes_of_both_releases_are_told_of(world: World, former: Release) -
 
     services = [(Kind.SERVICE, name, True) for name in oracle.NAMES for _ in range(2)]
     until(lambda: alive() == [*services, *[(Kind.WORKER, None, True)] * 2], what="all are heard")
+
+
+# --- sagas of a format that the release before this one does not know
+
+
+def graph_of(saga_id: str, *, fails: bool = False) -> Any:
+    """Two steps at once, a wait for `go`, and a last step."""
+    last = a_step("gamma", "reject" if fails else "ok", id="last")
+    last["params"]["of"] = [{"$ref": "/steps/one/result/key"}, {"$ref": "/steps/go/result/by"}]
+    steps: list[Any] = [
+        a_step("alpha", id="one", after=[]),
+        a_step("beta", id="two", after=[]),
+        {"id": "go", "after": ["one", "two"], "wait": "go", "timeout_ms": 600_000},
+        last,
+    ]
+    return requests.to_begin({"saga_id": saga_id, "input": {"note": saga_id}, "steps": steps})
+
+
+def test_a_graph_is_refused_while_a_former_worker_lives_and_begins_once_it_is_gone(
+    world: World, former: Release
+) -> None:
+    world.start(workers=2, services=1)
+    world.start(workers=1, services=0, release=former)
+    old = world.workers[-1]
+    name = until(partial(name_of, world, old), what="the old worker is heard")
+    client = SagaClient(world.server.broker())
+    for number in range(6):  # whichever worker reads the request
+        with pytest.raises(RequestRefused) as refused:
+            client.wait(client.begin_request(graph_of(f"g{number}")), 60)
+        assert refused.value.code == Code.PRECONDITION_FAILED
+        told = f"worker {name} does not know format 2: stop it or update it, then begin the saga again"
+        assert str(refused.value) == told
+    assert hashes(world) == {}
+    plain = client.wait(client.begin("plain", [a_step("alpha")]), 60)  # type: ignore[list-item]
+    assert plain.status == "COMPLETED"
+    world.end(old)
+    client.begin_request(graph_of("g0"))
+    client.signal("g0", "go", {"by": "boss"}, 60)
+    assert client.wait("g0", 60).status == "COMPLETED"
+
+
+def test_a_graph_under_way_is_left_alone_by_a_former_worker(world: World, former: Release) -> None:
+    world.start(workers=1, services=0)
+    client = SagaClient(world.server.broker())
+    ids = [f"g{number}" for number in range(12)]
+    for number, saga_id in enumerate(ids):
+        client.begin_request(graph_of(saga_id, fails=bool(number % 2)))
+    pause: Any = {"saga_id": "pause", "input": {}, "steps": [{"wait_ms": 2000}, a_step("alpha")]}
+    client.begin_request(requests.to_begin(pause))
+    until(lambda: world.redis.zcard(ONLY.timers) == len(ids) + 1, what="they have begun")
+    world.end(world.workers[0], signal.SIGKILL)
+
+    # A worker of the release before this one meets replies, signals, a request about a step, and a saga that is due.
+    before = hashes(world)
+    world.start(workers=1, services=0, release=former)
+    world.start(workers=0, services=1)
+    asked = [requests.to_signal(saga_id, "go", {"by": "boss"}, decline=None, by=None) for saga_id in ids]
+    skip = requests.to_intervene(Verb.SKIP, ids[0], "it is not parked", step="one")
+    exchange.run(world.redis, requests.append(KEYS, [*asked, skip]))
+    [old] = world.workers
+    until(lambda: sum(world.held_by(old).values()) == 3 * len(ids) + 1, what="it has met all of it")
+    with world.feed(lambda: True, 20):
+        pass
+    until(lambda: world.redis.zcard(ONLY.ended) == 20, what="it goes on with the sagas that it knows")
+    now_ms = int(world.redis.time()[0]) * 1000
+    until(lambda: int(world.redis.time()[0]) * 1000 > now_ms + 3000, what="the pause is over")
+    assert {saga_id: found for saga_id, found in hashes(world).items() if saga_id in before} == before
+    assert world.redis.xlen(ONLY.quarantine) == 0
+
+    world.start(workers=1, services=0)
+    until(lambda: world.redis.zcard(ONLY.timers) == 0, what="this release goes on with them")
+    ended = [client.wait(saga_id, 60) for saga_id in [*ids, "pause"]]
+    assert [str(state.status) for state in ended] == ["COMPLETED", "ABORTED"] * 6 + ["COMPLETED"]
+    effects = oracle.records(world.oracle)
+    for number, saga_id in enumerate(ids):
+        record = effects[saga_id]
+        assert sorted(record.did) == ([1, 2] if number % 2 else [1, 2, 4])
+        assert sorted(record.undid) == ([1, 2] if number % 2 else [])
+    log = (world.oracle.parent / "stderr.log").read_text().splitlines()
+    assert sum(f"-{old.now.pid}-" in line and "met format 2" in line for line in log) == 1
 
 
 # --- a newer release

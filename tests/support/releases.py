@@ -14,7 +14,7 @@ from support.processes import SAGASTREAM
 ROOT: Final = Path(__file__).parents[2]
 
 #: The release before this one: its commit, and the module of its command line. Move both on with each release.
-FORMER_COMMIT: Final = "089ddb3"
+FORMER_COMMIT: Final = "476c19b"
 FORMER_MAIN: Final = "sagastream_bridge.commands.main"
 
 
