@@ -378,8 +378,8 @@ def test_the_demonstration_shows_every_message_and_can_be_repeated(commands: Com
         assert (done.returncode, done.stderr) == (0, "")
         lines = done.stdout.splitlines()
         assert "\x1b" not in done.stdout
-        assert sum("->" in line for line in lines) == 9
-        assert sum("<-" in line for line in lines) == 9
+        assert sum("->" in line for line in lines) == 13
+        assert sum("<-" in line for line in lines) == 13
         assert '  <- payment    step 2  ChargePayment_ok         result {"payment_id": "p1"}' in lines
         assert "  step1.status                 COMPENSATED" in lines
     shown = commands.run("show", "saga44", SAGASTREAM_HOME=str(commands.home / "demo"))
