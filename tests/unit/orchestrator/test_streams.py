@@ -114,7 +114,7 @@ def test_an_entry_says_what_its_stream_is_for() -> None:
 @pytest.mark.parametrize(
     ("stream", "body", "said"),
     [
-        (ONLY.requests, CANCEL, f"an operator's request belongs into {ONLY.interventions}"),
+        (ONLY.requests, CANCEL, f"a request about a saga that is there belongs into {ONLY.interventions}"),
         (ONLY.interventions, BEGIN, f"a saga_begin belongs into {ONLY.requests}"),
     ],
 )
