@@ -57,7 +57,7 @@ class Sagas:
 
     def _next(self) -> Begin:
         self._begun += 1
-        return parse_begin({"saga_id": f"s{self._begun}", "steps": services.steps()}, request_id=f"r{self._begun}")
+        return parse_begin({"saga_id": f"s{self._begun}"} | services.saga("chain"), request_id=f"r{self._begun}")
 
     @property
     def live(self) -> int:

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream_bridge.bench.services import SHAPES, saga
 from support.processes import Commands
 from support.servers import Server
 
@@ -17,6 +20,8 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
         "server": "",
         "appendfsync": "always",
         "workers": 1,
+        "shape": "chain",
+        "steps": 3,
         "sagas": 200,
         "rounds": 1,
     }
@@ -37,6 +42,22 @@ def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> No
     assert "CPU, us a saga" in done.stdout
 
 
-@pytest.mark.parametrize("options", [["--sagas", "0"], ["--workers", "0"], ["--rounds", "x"]])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "chain"])
+def test_sagas_of_other_shapes_complete_and_are_undone(commands: Commands, server: Server, shape: str) -> None:
+    options = ("--sagas", "100", "--rounds", "1", "--shape", shape, "--json")
+    done = commands.run("bench", *options, REDIS_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settings"]["shape"] == shape
+    client = SagaClient(server.broker())
+    steps = len(saga(shape)["steps"])
+    [completed] = client.list(SagaStatus.COMPLETED, limit=1)
+    [aborted] = client.list(SagaStatus.ABORTED, limit=1)
+    assert isinstance(completed, SagaState)
+    assert isinstance(aborted, SagaState)
+    assert [str(step.phase) for step in completed.steps] == ["COMPLETED"] * steps
+    assert [str(step.phase) for step in aborted.steps] == ["COMPENSATED"] * (steps - 1) + ["FAILED"]
+
+
+@pytest.mark.parametrize("options", [["--sagas", "0"], ["--shape", "ring"], ["--workers", "0"], ["--rounds", "x"]])
 def test_wrong_usage(commands: Commands, options: list[str]) -> None:
     assert commands.run("bench", *options).returncode == 2

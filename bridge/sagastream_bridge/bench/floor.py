@@ -1,6 +1,6 @@
 """The floor: only the stream traffic of a saga, packed beforehand and written to a socket as it is.
 
-For a saga of three steps: XADD of the begin; for each step XADD of the command, XREADGROUP and XACK by the service,
+For a saga: XADD of the begin; for each step XADD of the command, XREADGROUP and XACK by the service,
 XADD of the reply, XREADGROUP and XACK by the orchestrator, HSET of the saga. sagastream adds the decisions, the dedupe,
 timers and events.
 """
@@ -16,12 +16,7 @@ import redis
 
 from sagastream.errors import BrokerError
 
-_STEPS: Final = 3
-_BEGIN: Final = (
-    b'{"type":"saga_begin","saga_id":"bench-00000000","steps":['
-    + b",".join([b'{"transaction":"BenchDo","service":"bench-1","params":{"sku":"abc123","quantity":1}}'] * _STEPS)
-    + b"]}"
-)
+_STEP: Final = b'{"transaction":"BenchDo","service":"bench-1","params":{"sku":"abc123","quantity":1}}'
 _COMMAND: Final = b'{"type":"BenchDo","saga_id":"bench-00000000","step":1,"params":{"sku":"abc123","quantity":1}}'
 _REPLY: Final = b'{"type":"BenchDo_ok","saga_id":"bench-00000000","step":1,"result":{"id":"r1"}}'
 
@@ -29,8 +24,11 @@ _REPLY: Final = b'{"type":"BenchDo_ok","saga_id":"bench-00000000","step":1,"resu
 class Floor:
     """Bare traffic on its own streams, which are deleted afterwards."""
 
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", steps: int) -> None:
+        """`steps`: how many each saga has, one after the other."""
         self._client = client
+        self._steps = steps
+        self._begin = b'{"type":"saga_begin","saga_id":"bench-00000000","steps":[%b]}' % b",".join([_STEP] * steps)
         self._prefix = f"bench-floor:{{{uuid.uuid4().hex[:8]}}}"
         self._streams = [f"{self._prefix}:{name}" for name in ("requests", "commands", "replies")]
         self._next_id = 1
@@ -73,10 +71,10 @@ class Floor:
 
     def _messages(self, batch: int) -> Iterator[list[Sequence[Any]]]:
         requests, commands, replies = self._streams
-        first, self._next_id = self._next_id, self._next_id + batch * (_STEPS + 1)
+        first, self._next_id = self._next_id, self._next_id + batch * (self._steps + 1)
         ids = [f"{first + n}-1" for n in range(batch)]
-        yield [("XADD", requests, i, "body", _BEGIN, "request_id", "0" * 32) for i in ids]
-        for step in range(_STEPS):
+        yield [("XADD", requests, i, "body", self._begin, "request_id", "0" * 32) for i in ids]
+        for step in range(self._steps):
             ids = [f"{first + step * batch + n}-1" for n in range(batch)]
             read = ("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "STREAMS")
             command = ("body", _COMMAND, "attempt", 1, "begun_ms", 1_700_000_000_000)

@@ -38,9 +38,13 @@ class Run:
 
 
 class Loads:
-    """Begins sagas on a broker, and follows their ends. `tick` is told how many more have ended."""
+    """Begins sagas on a broker, and follows their ends. `tick` is told how many more have ended; `shape`: which of
+    services.SHAPES they have."""
 
-    def __init__(self, client: "redis.Redis", keys: StoreKeys, tick: Callable[[int], object]) -> None:
+    def __init__(
+        self, client: "redis.Redis", keys: StoreKeys, tick: Callable[[int], object], shape: str = "chain"
+    ) -> None:
+        self._shape = shape
         self._client = client
         self._keys = keys
         self._tick = tick
@@ -49,12 +53,12 @@ class Loads:
 
     def begins(self, count: int, *, failing: bool = False) -> list[Begin]:
         """Requests for `count` new sagas."""
-        steps = services.steps(failing=failing)
+        saga = services.saga(self._shape, failing=failing)
         found = []
         for _ in range(count):
             self._next += 1
             saga_id = f"bench-{self._run_id}-{self._next}"
-            found.append(parse_begin({"saga_id": saga_id, "steps": steps}, request_id=saga_id))
+            found.append(parse_begin({"saga_id": saga_id} | saga, request_id=saga_id))
         return found
 
     def throughput(self, count: int, *, failing: bool = False) -> Run:

@@ -21,13 +21,16 @@ Tick = Callable[[int], object]
 class Measurement:
     """One whole measurement on one broker."""
 
-    def __init__(self, broker: Broker, *, sagas: int, workers: int, rounds: int, log_dir: Path) -> None:
+    def __init__(
+        self, broker: Broker, *, sagas: int, workers: int, rounds: int, log_dir: Path, shape: str = "chain"
+    ) -> None:
         """
         Args:
             sagas: how many for each figure of throughput; other figures take a fraction of them.
             workers: orchestrator workers.
             rounds: how often to take each figure; the result is the median.
             log_dir: the folder for the output of the processes.
+            shape: the name of one of services.SHAPES.
         """
         self._broker = broker
         self._client = broker.client
@@ -35,6 +38,8 @@ class Measurement:
         self._workers = workers
         self._rounds = rounds
         self._log_dir = log_dir
+        self._shape = shape
+        self._steps = len(services.saga(shape)["steps"])
 
     @property
     def total(self) -> int:
@@ -49,8 +54,8 @@ class Measurement:
 
     def run(self, tick: Tick) -> dict[str, Any]:
         """All figures, as JSON values: seconds, bytes and counts, unless a name says otherwise."""
-        loads = Loads(self._client, layout.check(self._broker), tick)
-        with self._processes() as pids, Floor(self._client) as floor:
+        loads = Loads(self._client, layout.check(self._broker), tick, self._shape)
+        with self._processes() as pids, Floor(self._client, self._steps) as floor:
             loads.throughput(min(self._sagas, 256))  # to warm up
             found: dict[str, list[float]] = {}
             for _ in range(self._rounds):
@@ -101,6 +106,8 @@ class Measurement:
             "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
             "appendfsync": self._broker.appendfsync(),
             "workers": self._workers,
+            "shape": self._shape,
+            "steps": self._steps,
             "sagas": self._sagas,
             "rounds": self._rounds,
         }
@@ -132,7 +139,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     settings, f = result["settings"], result["figures"]
     yield (
         f"{settings['server']}, appendfsync {settings['appendfsync']}, {settings['workers']} workers; "
-        f"medians of {settings['rounds']} rounds of {settings['sagas']} sagas of three steps"
+        f"medians of {settings['rounds']} rounds of {settings['sagas']} sagas "
+        f"of {settings['steps']} steps ({settings['shape']})"
     )
     yield ""
     yield f"the floor      {f['floor_per_s']:>8.0f} sagas/s of bare stream traffic, in batches of {BATCH}"

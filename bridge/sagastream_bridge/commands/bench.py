@@ -29,8 +29,16 @@ from sagastream_bridge.commands.context import opened
     type=click.IntRange(1, 100),
     help="How many; the figures are their medians.",
 )
+@click.option(
+    "--shape",
+    default="chain",
+    show_default=True,
+    # The names of services.SHAPES, which are not imported for `--help`; a test compares them.
+    type=click.Choice(["chain", "references", "fan-out", "compose-post"]),
+    help="Three steps; the same with references; ten steps at once; four at once and three more, with references.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def bench(sagas: int, workers: int, rounds: int, as_json: bool) -> None:
+def bench(sagas: int, workers: int, rounds: int, shape: str, as_json: bool) -> None:
     """Measure how fast sagas run here, against the bare stream traffic on the same server.
 
     It starts its own workers and services on the broker, which should be idle, and leaves its sagas there until they
@@ -42,7 +50,9 @@ def bench(sagas: int, workers: int, rounds: int, as_json: bool) -> None:
 
         layout.check(broker)
         with TemporaryDirectory(prefix="sagastream-bench-") as logs:
-            measurement = Measurement(broker, sagas=sagas, workers=workers, rounds=rounds, log_dir=Path(logs))
+            measurement = Measurement(
+                broker, sagas=sagas, workers=workers, rounds=rounds, log_dir=Path(logs), shape=shape
+            )
             with _progress(measurement.total) as tick:
                 result = measurement.run(tick)
         if as_json:
