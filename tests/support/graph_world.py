@@ -39,7 +39,7 @@ class GraphWorld(World):
         graph_services.prepare(self.oracle)
         self.graphs: dict[str, Graph] = {}
         self.taken: set[tuple[str, str]] = set()  # saga and name of the signals that were taken
-        self._dead: set[int] = set()  # processes that a handler has killed
+        self._attendant: _Attendant | None = None
 
     def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
         made = random_graphs.graph(number)
@@ -59,6 +59,8 @@ class GraphWorld(World):
 
     def assert_all_live(self) -> None:
         """… but for services that a handler has killed: a supervisor starts them again."""
+        if self._attendant is not None and self._attendant.error is not None:
+            raise self._attendant.error
         for process in (*self.workers, *self.services):
             if (code := process.now.poll()) is None:
                 continue
@@ -96,7 +98,7 @@ class GraphWorld(World):
     @contextlib.contextmanager
     def attended(self) -> Iterator[None]:
         """Within this, signals are sent, and an operator cancels sagas and helps those that are parked."""
-        attendant = _Attendant(self)
+        attendant = self._attendant = _Attendant(self)
         thread = threading.Thread(target=attendant.run)
         thread.start()
         try:
@@ -104,8 +106,7 @@ class GraphWorld(World):
         finally:
             attendant.stop.set()
             thread.join()
-        if attendant.error is not None:
-            raise attendant.error
+        self.assert_all_live()
 
     # --- the verdict
 
@@ -182,6 +183,10 @@ class GraphWorld(World):
             for one in (*done, *undone):
                 assert one["params"] == node.params, f"step {node.number} was told {one}: {told}"
                 assert one["input"] == made.input, f"step {node.number} was told {one}: {told}"
+            # It is built once. The result may be heard of later, if the step was given up.
+            mine = next((one["undo"]["mine"] for one in undone if one["undo"]), None)
+            if undone and not node.uncertain:
+                assert mine == (None if undone[0]["result"] is None else node.number) or not undone[0]["undo"], told
             for one in undone:
                 undo = None
                 if "compensation_params" in node.body:
@@ -190,7 +195,7 @@ class GraphWorld(World):
                         "why": state.reason,
                         "failed": name or state.failed_step,
                         "error": None if failed is None else failed.error_value,
-                        "mine": None if one["result"] is None else node.number,
+                        "mine": mine,
                         "evil": made.input["evil"],
                     }
                 assert one["undo"] == undo, f"the undo of step {node.number} was told {one}, not {undo}: {told}"
@@ -276,7 +281,8 @@ class _Attendant:
                 return
             state = client.get(saga_id)
             goes_back = state is None or state.cancelling or str(state.status) in ("COMPENSATING", "ABORTED")
-            if task.when is not Sends.LATE and not goes_back:
+            gets_there = self._world.graphs[saga_id].nodes[task.step - 1].fate is Fate.DONE
+            if task.when is not Sends.LATE and gets_there and not goes_back:
                 raise AssertionError(f"{task} was refused: {error}, {state}") from None
         else:
             figures[f"signals {task.when}: taken"] += 1
