@@ -35,13 +35,15 @@ from msgspec.structs import replace
 
 from sagastream.console import describe
 from sagastream.core.json_values import unwritable_result
-from sagastream.core.strict_json import encode_payload
+from sagastream.core.strict_json import encode, encode_payload
 from sagastream.effects import standing, transactions
 from sagastream.effects.transactions import NOT_ITS_OWN, Transaction
 from sagastream.errors import Reject, ServiceError
+from sagastream.service import typed_params
 from sagastream.service.context import Context, Handler
 from sagastream.service.handlers import error_of
 from sagastream.service.registration import MADE_FOR, NO_JSON, Kind, is_async
+from sagastream.service.typed_params import model_of_params
 
 #: The table, for a migration; the same in SQLite and PostgreSQL.
 CREATE_TABLE: Final = """\
@@ -121,13 +123,15 @@ class Effects:
         return _like(handler, self._once_async(handler) if self._is_async else self._once(handler), "command")
 
     def _once(self, handler: EffectHandler) -> Handler:
+        read = _reader(handler)
+
         def once(params: Any, context: Context) -> Any:
             key = _key_of_command(context)
             try:
                 with transactions.transaction(self._open) as tx:
                     if (row := _claim(tx, key, _BEGUN)) is None:
                         with tx.guarded():
-                            result = handler(params, context, tx.handle)
+                            result = handler(read(params), context, tx.handle)
                         _settle(tx, key, result)
                         return result
             except Reject as rejection:
@@ -143,6 +147,8 @@ class Effects:
         return once
 
     def _once_async(self, handler: EffectHandler) -> Handler:
+        read = _reader(handler)
+
         async def once(params: Any, context: Context) -> Any:
             key = _key_of_command(context)
             try:
@@ -150,7 +156,7 @@ class Effects:
                     tx = await db.run_sync(transactions.within)
                     if (row := await db.run_sync(lambda _: _claim(tx, key, _BEGUN))) is None:
                         with tx.guarded():
-                            result = await handler(params, context, db)
+                            result = await handler(read(params), context, db)
                         await db.run_sync(lambda _: _settle(tx, key, result))
                         return result
             except Reject as rejection:
@@ -180,24 +186,28 @@ class Effects:
         return _like(handler, self._undo_async(handler) if self._is_async else self._undo(handler), "compensation")
 
     def _undo(self, handler: EffectHandler) -> Handler:
+        read = _reader(handler)
+
         def undo(params: Any, context: Context) -> None:
             key = _key_of_undone(context)
             with transactions.transaction(self._open) as tx:
                 if (done := _take_back(tx, key)) is not None:
                     with tx.guarded():
-                        handler(params, replace(context, result=done.value), tx.handle)
+                        handler(read(params), replace(context, result=done.value), tx.handle)
                     _release(tx, key)
 
         return undo
 
     def _undo_async(self, handler: EffectHandler) -> Handler:
+        read = _reader(handler)
+
         async def undo(params: Any, context: Context) -> None:
             key = _key_of_undone(context)
             async with transactions.async_transaction(self._open) as db:
                 tx = await db.run_sync(transactions.within)
                 if (done := await db.run_sync(lambda _: _take_back(tx, key))) is not None:
                     with tx.guarded():
-                        await handler(params, replace(context, result=done.value), db)
+                        await handler(read(params), replace(context, result=done.value), db)
                     await db.run_sync(lambda _: _release(tx, key))
 
         return undo
@@ -214,6 +224,14 @@ class Effects:
             raise ServiceError(f"{name} is async: its effects need an AsyncEngine or async_sessionmaker of SQLAlchemy")
         if self._is_async and not is_async(handler):
             raise ServiceError(f"{name} must be declared with async def: its effects are in an async Engine")
+
+
+def _reader(handler: EffectHandler) -> Callable[[Any], Any]:
+    """Params as the handler takes them. They are read once its key is written: only then is it known whether the effect
+    is there already, even if the class that the handler names takes no such params any more."""
+    if (model := model_of_params(handler)) is None:
+        return lambda params: params
+    return lambda params: typed_params.read(model, encode(params))
 
 
 class _Row(NamedTuple):

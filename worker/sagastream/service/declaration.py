@@ -23,6 +23,7 @@ from sagastream.codecs.setting import codec_of
 from sagastream.core.messages import Command, failed, is_id, is_service, ok
 from sagastream.core.sealing import Codec
 from sagastream.core.steps import AS_PUBLISHED, STANDING
+from sagastream.core.typed_values import Model
 from sagastream.errors import ServiceError
 from sagastream.service.context import Handler
 from sagastream.service.named_function import NamedFunction
@@ -36,6 +37,7 @@ from sagastream.service.registration import (
     check_options,
     is_async,
 )
+from sagastream.service.typed_params import model_of_params
 
 #: How long a process may hold a command before another one takes it over, in milliseconds, unless a service says more.
 LEASE_MS: Final = 30_000
@@ -169,6 +171,7 @@ class Service:
                 handler=handler,
                 compensation=compensation,
                 is_async=is_async(handler),
+                model=self._model_of(name, handler),
                 queue=queue,
                 hard_timeout_ms=None if queue else options.get("hard_timeout_ms") or self.hard_timeout_ms,
                 options=options,
@@ -179,6 +182,14 @@ class Service:
             return declare
         declare(NamedFunction(call, result_counts=kind == "command"))
         return None
+
+    def _model_of(self, name: str, handler: Handler) -> Model | None:
+        if isinstance(handler, NamedFunction):
+            return None  # it is not imported here, and reads its arguments itself
+        try:
+            return model_of_params(handler)
+        except ServiceError as error:
+            raise ServiceError(f"service {self.name}: {name}: {error}") from None
 
     @property
     def registrations(self) -> list[Registration]:

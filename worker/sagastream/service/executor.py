@@ -292,7 +292,9 @@ class Executor:
         began_s = self._report.handler_started(held.command, held.begins) if observed else 0.0
         try:
             context = context_of(held.command, self._inbox.clock, held.key)
-            outcome = self._unopened.sealed(held.command, call(held.registration.handler, held.command, context))
+            outcome = self._unopened.sealed(
+                held.command, call(held.registration.handler, held.command, context, held.registration.model)
+            )
         except Interrupted as error:
             self._report.handler_finished(held.command, held.begins, error, began_s)
             raise
@@ -308,7 +310,7 @@ class Executor:
         try:
             try:
                 context = context_of(held.command, self._inbox.clock, held.key)
-                reply = await call_async(held.registration.handler, held.command, context)
+                reply = await call_async(held.registration.handler, held.command, context, held.registration.model)
                 outcome = self._unopened.sealed(held.command, reply)
             except BaseException as failure:  # noqa: BLE001 - a failure of the handler
                 outcome = failure

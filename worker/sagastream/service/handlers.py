@@ -13,7 +13,9 @@ from typing import Any
 from sagastream.console import printable
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import encode, encode_payload, value_of
+from sagastream.core.typed_values import Model
 from sagastream.errors import MalformedMessage, Reject
+from sagastream.service import typed_params
 from sagastream.service.context import Context, Handler
 from sagastream.telemetry import handled, handling
 
@@ -23,12 +25,12 @@ class Interrupted(BaseException):
     failure of it."""
 
 
-def call(handler: Handler, command: Command, context: Context) -> Reply:
-    """Call a plain handler."""
+def call(handler: Handler, command: Command, context: Context, model: Model | None = None) -> Reply:
+    """Call a plain handler. `model`: the class that it names for its params."""
     try:
         token = handling(command)
         try:
-            result = handler(value_of(command.params), context)
+            result = handler(_params(command, model), context)
         finally:
             handled(token)
     except Reject as rejection:
@@ -36,12 +38,12 @@ def call(handler: Handler, command: Command, context: Context) -> Reply:
     return _returned(command, result)
 
 
-async def call_async(handler: Handler, command: Command, context: Context) -> Reply:
-    """Call a handler that is declared with async def."""
+async def call_async(handler: Handler, command: Command, context: Context, model: Model | None = None) -> Reply:
+    """Call a handler that is declared with async def. `model`: as for `call`."""
     try:
         token = handling(command)
         try:
-            result = await handler(value_of(command.params), context)
+            result = await handler(_params(command, model), context)
         finally:
             handled(token)
     except Reject as rejection:
@@ -75,6 +77,11 @@ def context_of(command: Command, clock: Callable[[], float] = time.time, key: st
 
 def _value(data: bytes | None) -> Any:
     return None if data is None else value_of(data)
+
+
+def _params(command: Command, model: Model | None) -> Any:
+    """The params as the handler takes them. Raises Reject if they do not fit."""
+    return value_of(command.params) if model is None else typed_params.read(model, command.params)
 
 
 def _moment(ms: int | None) -> datetime | None:

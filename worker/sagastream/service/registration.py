@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from sagastream.core import service_rules
 from sagastream.core.json_values import unwritable_result
+from sagastream.core.typed_values import Model
 from sagastream.errors import ServiceError
 from sagastream.service.context import Handler
 from sagastream.service.named_function import NamedFunction
@@ -49,6 +50,7 @@ class Registration(Struct, frozen=True, kw_only=True):
     is_async: bool = False  # the handler returns a coroutine
     queue: str | None = None  # the RQ queue of its jobs; None: it runs in the service's own process
     hard_timeout_ms: int | None = None  # how long its handler may run before its process ends; None: without limit
+    model: Model | None = None  # the class that the handler names for its params
     options: Options = {}
 
     @property

@@ -269,9 +269,10 @@ class InProcessServices:
         self.called.append(command)
         context = context_of(command, lambda: self._clock.now_ms / 1000, key)
         if registration.is_async:
-            reply = self._event_loop(command).run(call_async(registration.handler, command, context))
+            loop = self._event_loop(command)
+            reply = loop.run(call_async(registration.handler, command, context, registration.model))
         else:
-            reply = call(registration.handler, command, context)
+            reply = call(registration.handler, command, context, registration.model)
         if fault is not None and fault.kind is Kind.RAISES_AFTER_EFFECT:
             raise fault.raised.with_traceback(None)
         return reply if codec is None else sealed_reply(codec, command, reply)
