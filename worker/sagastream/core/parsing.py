@@ -154,12 +154,20 @@ def _parse_begin(
         definition=_defined_by(body["definition"], called) if "definition" in body else None,
         start_ms=limit(body["start_at_ms"], "start_at_ms", called, MAX_START_MS) if "start_at_ms" in body else None,
     )
-    if sum(len(step.params) for step in definitions) + len(begin.input or b"") > MAX_BYTES // 2 and (
-        len(begin.body()) > MAX_BYTES
-    ):
+    if _payload_bytes(begin) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
         # A number may get longer when it is written again: 1e15 is written as 1000000000000000.0.
         raise MalformedMessage(f"too large: {len(begin.body())} bytes, at most {MAX_BYTES}")
     return begin
+
+
+def _payload_bytes(begin: Begin) -> int:
+    """How many bytes those of its members take that may be long."""
+    size = sum(len(step.params) for step in begin.steps)
+    if begin.format != PLAIN:
+        size += len(begin.input or b"")
+        for step in begin.steps:
+            size += len(step.shape.when or b"") + len(step.shape.compensation_params or b"")
+    return size
 
 
 def _beyond_plain(body: Any) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sagastream.core import conditions, graph, references
 from sagastream.core.members import checked_object, limit, name_in
+from sagastream.core.pointers import kind_of
 from sagastream.core.references import Known, Roots
 from sagastream.core.steps import (
     FAILS,
@@ -109,7 +110,8 @@ class ShapeReader:
     def _earlier(self, name: object, number: int, where: str) -> int:
         found = self._numbers.get(name, 0) if isinstance(name, str) else name
         if type(found) is not int or not 1 <= found < number:
-            raise MalformedMessage(f"{where}: {name!a:.80} is not the id or number of a step before it in the list")
+            what = f"{name!a:.80}" if isinstance(name, str) or type(name) is int else kind_of(name)
+            raise MalformedMessage(f"{where}: {what} is not the id or number of a step before it in the list")
         return found
 
     def _template(self, step: dict[str, Any], member: str, where: str) -> bytes | None:
