@@ -33,7 +33,7 @@ _ANY_STEP: Final = {"transaction": "any", "service": "any"}
 
 
 class StepOptions(TypedDict, total=False):
-    """What a step may say besides its transaction, service and params; docs/shapes.md describes each."""
+    """What a step may say besides its transaction, service and params; docs/graphs.md describes each."""
 
     id: str
     after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"

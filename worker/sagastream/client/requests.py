@@ -44,7 +44,7 @@ _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class _PlaceRequest(TypedDict):
-    """Where a step stands among the others. docs/shapes.md says what each member means."""
+    """Where a step stands among the others. docs/graphs.md says what each member means."""
 
     id: NotRequired[str]
     after: NotRequired[Sequence[str | int]]  # ids or numbers of steps before it in the list
