@@ -12,7 +12,8 @@ import click
 import pytest
 
 import sagastream
-from sagastream import testing
+from sagastream import Definition, testing
+from sagastream.client.expressions import Expression
 from sagastream.core.parsing import parse_begin
 from sagastream.core.references import Sources, build
 from sagastream.core.strict_json import encode
@@ -121,3 +122,40 @@ def test_what_the_page_on_references_says_of_templates_is_so() -> None:
 def test_every_test_file_that_a_page_names_is_there(page: Path) -> None:
     for path in re.findall(r"\btests/[\w/]+(?:\.py)?", page.read_text()):
         assert (ROOT / path).exists(), path
+
+
+def test_the_definition_in_a_file_is_one_and_has_a_step_for_each_item() -> None:
+    page = (ROOT / "docs" / "definitions.md").read_text()
+    (text,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    definition = Definition.from_json(text)
+    example = definition.parsed.example
+    assert definition.json() == Definition.from_json(definition.json()).json()
+    steps = definition.saga(example, saga_id="order-17")["steps"]
+    assert [step["id"] for step in steps] == ["pick.0", "charge"]
+    (given,) = re.findall(r"--input '(.*?)'", page)
+    assert json.loads(given) == example
+    told = re.findall(r"`(input/\S+: .*?)`", page)
+    assert told == ["input/lines/1/count: expected int, got str"]
+
+
+def test_what_the_page_of_definitions_writes_in_python_is_there() -> None:
+    page = (ROOT / "docs" / "definitions.md").read_text()
+    order = Definition("order", version=1)
+    flight = order.step("BookFlight", service="flights")
+    known = {name: getattr(sagastream, name) for name in sagastream.__all__} | {"order": order, "flight": flight}
+    known |= {"approval": order.wait("approve", timeout_ms=1), "a": order.input.a, "b": order.input.b, "value": 5}
+    rows = re.findall(
+        r"^\| (`.*?`) \| .* \|$", page[page.index("## In Python") : page.index("## In a file")], re.MULTILINE
+    )
+    assert len(rows) == 13
+    for row in rows:
+        for code in re.findall(r"`([^`]+)`", row.replace("\\|", "|")):
+            if not code.startswith(("after=", "when=")):
+                assert isinstance(eval(code, known), Expression), code
+    for wrong in (
+        "1 if order.input.total > 100 else 2",
+        'f"order {order.input.id}"',
+        "[line for line in order.input.lines]",
+    ):
+        with pytest.raises(TypeError):
+            eval(wrong, known)
