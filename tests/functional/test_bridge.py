@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sagastream import Definition, item
 from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
@@ -581,3 +582,47 @@ def test_nobody_reading_the_output_ends_the_bridge(commands: Commands) -> None:
     assert talk.process.wait(60) == 1
     assert talk.process.stderr is not None
     assert talk.process.stderr.read() == b"sagastream bridge: nobody reads the output any more\n"
+
+
+# --- sagas of definitions
+
+
+def test_a_line_begins_a_saga_of_a_definition(server: Server, commands: Commands) -> None:
+    order = Definition("order", version=1, input={"required": ["amount"]})
+    order.step("ChargePayment", service="till", params={"amount": order.input.amount}, compensation=None)
+    order.step("Pick", service="till", id="pick", each=order.input.items, params=item, compensation=None)
+    newer = Definition("order", version=2)
+    newer.step("Other", service="till")
+    with SagaClient(server.url) as client:
+        client.deploy(newer)
+        client.deploy(order)
+    commands.quiet("worker", env={"REDIS_URL": server.url})
+    talk = Talk(commands.start("bridge", "--outcomes", "--serve", "till", env={"REDIS_URL": server.url}))
+    body = {"type": "saga_begin", "saga_id": "o-1", "definition": "order", "input": {"amount": 5, "items": ["a", "b"]}}
+    talk.say("alice", body | {"msg_id": 7})
+    for step, params in ((1, {"amount": 5}), (2, "a"), (3, "b")):
+        line = talk.line()
+        assert (line["dest"], line["body"]["step"], line["body"]["params"]) == ("till", step, params)
+        assert line["definition"] == "order"
+        talk.say("till", {"type": line["body"]["type"] + "_ok", "saga_id": "o-1", "step": step})
+    assert talk.hear()[2]["type"] == "saga_completed"
+    for wrong, code, text in (
+        ({"definition": "trip"}, 20, "the store has no definition trip: sagastream deploy FILE brings one"),
+        ({"version": 7}, 20, "the store has no version 7 of the definition order"),
+        ({"version": 0}, 12, "the body: version must be a whole number from 1"),
+        ({"input": {}}, 12, "input: 'amount' is a required property"),
+        ({"input": {"amount": 5, "items": 5}}, 12, "step 2: each: /input/items is not a list but a number"),
+        ({"deadline_ms": 5}, 12, "the body has an unknown member 'deadline_ms'"),
+        ({"saga_id": "o 2"}, 12, "the body: saga_id must be 1 to 128 characters"),
+    ):
+        changed: Any = wrong
+        talk.say("alice", body | {"saga_id": "o-2", "msg_id": 8} | changed)
+        _, dest, error = talk.hear()
+        assert (dest, error["in_reply_to"], error["code"]) == ("alice", 8, code)
+        assert error["text"].startswith(text)
+    assert talk.finish()[0] == 1
+    with SagaClient(server.url) as client:
+        state = client.get("o-1")
+        assert state is not None
+        assert state.definition == order.parsed.by
+        assert client.get("o-2") is None

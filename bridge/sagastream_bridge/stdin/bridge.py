@@ -22,11 +22,12 @@ from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
 from sagastream.core.parsing import VERBS, parse_begin, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
-from sagastream.errors import MalformedMessage, UnreadableSaga
+from sagastream.errors import DefinitionError, MalformedMessage, SettingsError, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer, guarded, runs
 from sagastream_bridge.local.stack import SAMPLES, Stack
+from sagastream_bridge.stdin.defined import names_definition, with_steps
 from sagastream_bridge.stdin.follower import LOG, WHO, Asker, Follower
 from sagastream_bridge.stdin.lines import (
     ORCHESTRATOR,
@@ -177,6 +178,10 @@ class StdinBridge:
                 self._answer(line)
         except (MalformedMessage, UnreadableSaga) as error:
             raise BadLine(str(error), line.caller, code_of(error)) from None
+        except DefinitionError as error:
+            raise BadLine(str(error), line.caller, Code.NO_SUCH_SAGA) from None
+        except SettingsError as error:  # a package is not installed that the line needs
+            raise BadLine(str(error), line.caller, Code.NOT_SUPPORTED) from None
 
     def _prepare(self, line: Line) -> Begin | ToSaga:
         """The request that a line makes. Its sender waits for the answer from now on."""
@@ -187,7 +192,10 @@ class StdinBridge:
         elif line.type == SIGNAL:
             request = parse_signal(line.body, request_id=request_id)
         else:
-            request = requests.sealed(self._codec, parse_begin(line.body, request_id=request_id, echo=self._echo))
+            body = line.body
+            if names_definition(body):
+                body = self._outage.patiently(lambda: with_steps(self._client, line.body))
+            request = requests.sealed(self._codec, parse_begin(body, request_id=request_id, echo=self._echo))
         self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
         return request
 
