@@ -252,11 +252,13 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
     assert said("deploy", "shop:order") == "order version 3 is current; before, version 2 was\n"
     assert said("begin", "shop:order", "--id", "order-7").startswith("order-7")
     assert said("deploy", "newer.json") == "order version 2 is current; before, version 3 was\n"
+    assert said("begin", "order", "--start-at", "2096-12-24T08:00+01:00", "--id", "order-8").startswith("order-8")
     made_up = said("begin", "order")
     assert made_up.startswith("order-")
     assert len(made_up) == len("order-") + 32 + len(" accepted\n")
     found = {}
     for body in requests_of(server):
+        assert body.get("start_at_ms") == (4_007_170_800_000 if body["saga_id"] == "order-8" else None)
         found[body["saga_id"]] = (body["definition"]["version"], body["input"], body["steps"][0]["service"])
     assert {name: found[name] for name in found if len(name) < 10} == {
         "order-1": (1, {"total": 5}, "till"),
@@ -266,6 +268,7 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
         "order-5": (1, {}, "till"),
         "order-6": (1, {"total": 9}, "till"),
         "order-7": (3, {}, "bank"),
+        "order-8": (2, {}, "bank"),
     }
     row = said("definitions")
     assert row.startswith("order  version 2 since 20")
@@ -291,6 +294,8 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
         (("begin", "order", "--input", "[]"), 1, "Error: input must be an object, which the steps can refer to, not "),
         (("begin", "order", "--version", "0"), 2, "Error: Invalid value for '--version'"),
         (("begin", "order", "--version", "5"), 1, "Error: the store has no version 5 of the definition order"),
+        (("begin", "order", "--start-at", "tomorrow"), 2, "Error: --start-at: 'tomorrow' is not a time like 2026-"),
+        (("begin", "order", "--start-at", "2026-12-24"), 2, "Error: --start-at: 2026-12-24 has no time zone: write it"),
         (("begin", "order", "--id", "a b"), 1, "Error: the saga: saga_id must be 1 to 128 characters"),
         (
             ("begin", "saga.json", "--input", "{}"),

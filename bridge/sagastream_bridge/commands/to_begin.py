@@ -2,6 +2,7 @@
 
 import sys
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +23,16 @@ _STDIN: Final = "-"
 class ToBegin:
     """What a person has asked for."""
 
-    def __init__(self, what: str, *, data: str | None, saga_id: str | None, version: int | None) -> None:
+    def __init__(
+        self, what: str, *, data: str | None, saga_id: str | None, version: int | None, start_at: str | None
+    ) -> None:
         """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
         or @FILE. Raises click.ClickException and CannotRead if this cannot be a saga, and OSError."""
         self._name = what
         self._version = version
         self._data = _read_input(data)
         self._saga_id = saga_id
+        self._start_at = None if start_at is None else _moment(start_at)
         self._begin: Begin | None = None
         self._definition: Definition | None = None
         if is_place(what):
@@ -45,7 +49,7 @@ class ToBegin:
         if self._definition is None:
             self._definition = patiently(lambda: client.definition(self._name, self._version))
         saga_id = self._saga_id or f"{self._definition.name}-{uuid.uuid4().hex}"
-        return to_begin(self._definition.saga(self._data, saga_id=saga_id))
+        return to_begin(self._definition.saga(self._data, saga_id=saga_id, start_at=self._start_at))
 
     def _read(self, where: str) -> None:
         from sagastream.client.definition import Definition
@@ -61,7 +65,7 @@ class ToBegin:
                 self._definition = Definition.of(parse(document.body))
             else:
                 self._begin = parse_begin(document.body, request_id=uuid.uuid4().hex)
-                without |= {"--input": self._data, "--id": self._saga_id}
+                without |= {"--input": self._data, "--id": self._saga_id, "--start-at": self._start_at}
         except MalformedMessage as error:
             raise click.ClickException(safe(f"{document.where}: {error}")) from None
         holds = "one version of a definition" if self._begin is None else "a saga with its id"
@@ -73,6 +77,18 @@ def is_place(what: str) -> bool:
     """Whether this is meant as a file, or as an object in Python, and not as the name of a definition of the store. No
     such name has a colon."""
     return what == _STDIN or what.endswith(".json") or ":" in what or Path(what).is_file()
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(safe(f"--start-at: {text!r:.80} is not a time like 2026-12-24T08:00+01:00")) from None
+    if moment.tzinfo is None:
+        raise click.UsageError(
+            safe(f"--start-at: {text} has no time zone: write it behind, as in 2026-12-24T08:00+01:00")
+        )
+    return moment
 
 
 def _read_input(data: str | None) -> Any:

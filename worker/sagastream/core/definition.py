@@ -41,6 +41,7 @@ class SagaDefinition(Struct, frozen=True, kw_only=True):
     steps: tuple[dict[str, Any], ...]  # as they are written
     numbers: Mapping[str, int]  # of its steps, from 1, by their ids
     body: dict[str, Any]  # all of it, as it is written
+    sha256: str  # of its canonical form, in hex: of two contents under one version, one is wrong
 
     @property
     def schema(self) -> Any:
@@ -56,16 +57,6 @@ class SagaDefinition(Struct, frozen=True, kw_only=True):
     def of_each_saga(self) -> dict[str, Any]:
         """Its members that stand in each saga_begin as they are."""
         return {name: self.body[name] for name in _OF_EACH_SAGA if name in self.body}
-
-    @property
-    def canonical(self) -> bytes:
-        """The same bytes for every way to write this definition: compact JSON, keys in the order of their UTF-8."""
-        return orjson.dumps(self.body, option=orjson.OPT_SORT_KEYS)
-
-    @property
-    def sha256(self) -> str:
-        """What its content is told by, in hex: of two contents under one version, one is wrong."""
-        return sha256(self.canonical).hexdigest()
 
     @property
     def by(self) -> DefinedBy:
@@ -99,7 +90,13 @@ def parse(body: Any) -> SagaDefinition:
         _check_step(step, f"step {number}")
         if "id" in step and (first := numbers.setdefault(step["id"], number)) != number:
             raise MalformedMessage(f"step {number}: id is {step['id']}, which is the id of step {first}, too")
-    return SagaDefinition(name=name, version=version, steps=tuple(steps), numbers=numbers, body=body)
+    digest = sha256(canonical(body)).hexdigest()
+    return SagaDefinition(name=name, version=version, steps=tuple(steps), numbers=numbers, body=body, sha256=digest)
+
+
+def canonical(body: dict[str, Any]) -> bytes:
+    """The same bytes for every way to write a definition: compact JSON, keys in the order of their UTF-8."""
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
 def _check_step(step: Any, where: str) -> None:
