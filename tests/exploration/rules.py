@@ -1,18 +1,17 @@
 """What must hold for every decision of the core, whatever led to it."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import orjson
 from msgspec.structs import replace
 
 from sagastream.core.decision import FAULT, Event
-from sagastream.core.messages import Command, Due, Intervene, Reply, ok
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, ok
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
-from sagastream.core.steps import StepKind
+from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.transitions import Decision
 from sagastream.store import saga_hash
 
@@ -48,6 +47,7 @@ def canonical(state: SagaState) -> SagaState:
         reason=state.reason and "reason",
         cancelling=state.cancelling and "cancelled",
         interventions=tuple(replace(done, reason="reason", at_ms=NOW) for done in state.interventions),
+        signals=tuple(replace(kept, at_ms=NOW) for kept in state.signals),
         duplicates=0,
         updated_ms=NOW,
         version=1,
@@ -55,6 +55,10 @@ def canonical(state: SagaState) -> SagaState:
 
 
 def _wait_ms(step: Step) -> int:
+    if step.phase is Phase.AWAITING:
+        return step.definition.shape.wait_ms or 0
+    if step.phase is Phase.RETRY_AWAITED:
+        return step.definition.shape.retry_within_ms or 0
     return step.definition.timeout_ms if step.in_flight else step.definition.backoff_ms
 
 
@@ -74,21 +78,59 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
         return "something was sent for no saga" if decision.commands else None
     if (broken := broken_by_change(before, after, decision.commands)) is not None:
         return broken
+    if before is not None and (broken := _broken_beside(before, event, after, now_ms)) is not None:
+        return broken
     if before is not None and (broken := _broken_at_once(before, event, after, now_ms)) is not None:
         return broken
     moved = before is not None and (decision.commands or _position(after) != _position(before))
-    if moved and before is not None and isinstance(event, Reply) and event.step != before.current_step:
+    if moved and before is not None and isinstance(event, Reply) and event.step not in before.active_steps:
         return f"a reply of step {event.step} moved the saga, which is at step {before.current_step}"
+    return _broken_notices(before, event, decision, after) or _broken_by_hash(before, after)
+
+
+def _broken_notices(before: SagaState | None, event: Event, decision: Decision, after: SagaState) -> str | None:
+    """Everybody is told of what happens, and nothing is sent of which the saga does not know."""
     kinds = [notice.kind for notice in decision.notices]
     if ("outcome" in kinds) != (after.ended and (before is None or not before.ended)) and not _asks_again(
         before, event
     ):
         return f"the saga is {after.status}, it was told: {kinds}"
-    if ("parked" in kinds) != (after.parked is not None and (before is None or before.parked != after.parked)):
-        return f"parked: {after.parked}, it was told: {kinds}"
+    if kinds.count("parked") != len(parked := list(_newly_parked(before, after))):
+        return f"steps {parked} were parked, it was told: {kinds}"
     if after is before and decision.commands:
         return "something was sent, and the saga does not know"
-    return _broken_by_hash(before, after)
+    return None
+
+
+def _newly_parked(before: SagaState | None, after: SagaState) -> Iterator[int]:
+    for number, step in enumerate(after.steps, 1):
+        was = None if before is None else before.steps[number - 1].parked
+        if step.parked is not None and step.parked != was:
+            yield number
+
+
+def _broken_beside(before: SagaState, event: Event, after: SagaState, now_ms: int) -> str | None:
+    """What happens to one step decides about no other: while the saga settles, each command that is out is waited for.
+    Only a person, or a hard deadline, gives up what is out; and then it may have been done."""
+    at_once = _is_hard(before, event, now_ms) or (isinstance(event, Intervene) and event.now)
+    # In a world, one step is due at a time; or the deadline is, which is about no step.
+    is_deadline = before.deadline_ms is not None and before.deadline_ms <= now_ms
+    times = [] if is_deadline else enumerate(before.steps, 1)
+    due = [number for number, step in times if step.due_ms is not None and step.due_ms <= now_ms]
+    meant = [event.step] if isinstance(event, Reply) else due if isinstance(event, Due) else before.parked_steps
+    for number, (was, now) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+        if number in meant or not was.is_active or isinstance(event, Begin):
+            continue
+        if now.phase is Phase.FAILED and was.phase is not Phase.AWAITING:
+            return f"step {number} may have been done, and counts as not done: something else happened"
+        if was.phase in (Phase.OUT, Phase.UNDO_OUT) and now.phase is not was.phase and not at_once:
+            return f"step {number} was out, and is waited for no more: it is {now.phase}"
+    return None
+
+
+def _is_hard(before: SagaState, event: Event, now_ms: int) -> bool:
+    """Whether this is the hard deadline of the saga."""
+    return isinstance(event, Due) and before.hard_deadline and (before.deadline_ms or 0) <= now_ms
 
 
 def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: int) -> str | None:
@@ -96,9 +138,9 @@ def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: i
     operator says counts for what they saw."""
     if isinstance(event, Intervene) and (broken := _broken_word(before, event, after)) is not None:
         return broken
-    asked = isinstance(event, Intervene) and event.now and len(after.interventions) > len(before.interventions)
-    hard = before.hard_deadline and (before.deadline_ms or 0) <= now_ms
-    passed = isinstance(event, Due) and hard and not (before.past_pivot or before.parked)
+    is_cancel = isinstance(event, Intervene) and event.now and event.verb is Verb.CANCEL
+    asked = is_cancel and len(after.interventions) > len(before.interventions)
+    passed = _is_hard(before, event, now_ms) and not (before.past_pivot or before.parked or before.is_to_start)
     if not asked and not passed:
         return None
     if asked and (before.status is SagaStatus.COMPENSATING or before.parked is not None):
@@ -117,8 +159,11 @@ def _broken_word(before: SagaState, event: Intervene, after: SagaState) -> str |
     done that may have been."""
     if len(after.interventions) == len(before.interventions):
         return None
-    if event.parked_at is not None and event.parked_at != before.parked_at:
+    places = [before.parked_place(number) for number in before.parked_steps]
+    if event.parked_at is not None and event.parked_at not in places:
         return f"{event.verb} was asked about {event.parked_at}, and done: {_shown(before)}"
+    if event.step is not None and event.step not in before.parked_steps:
+        return f"{event.verb} was asked about step {event.step}, and done: {_shown(before)}"
     for number, (earlier, later) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if earlier.unknown and later.phase is Phase.FAILED and event.parked_at is None:
             return f"step {number} may have been done, and a plain {event.verb} says that it was not"
@@ -136,7 +181,7 @@ def _denied(before: SagaState | None, reply: Reply) -> bool:
 
 def broken_by_change(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
     """What is wrong if `after` replaces `before` in the store and these commands are sent; None: nothing."""
-    return _broken_history(before, after, commands) or _broken_state(after) or _broken_commands(after, commands)
+    return _broken_history(before, after, commands) or _broken_state(after) or _broken_commands(before, after, commands)
 
 
 def _broken_history(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
@@ -151,32 +196,68 @@ def _broken_history(before: SagaState | None, after: SagaState, commands: Sequen
     if went_back and before.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
         # If it was parked, a person has said so, and the person knows: see _broken_word.
         return f"goes back, and its pivot may have been done: {_shown(after)}"
+    if before.past_pivot and (went_back or after.status is SagaStatus.COMPENSATING) and not _is_abandoned(after):
+        return f"goes back past its pivot: {_shown(after)}"
     if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
         return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
     return None
 
 
 def _broken_state(after: SagaState) -> str | None:
-    waits = [after.times_out_ms is not None, after.send_again_ms is not None, after.parked is not None]
-    if sum(waits) != (0 if after.ended else 1):
-        return f"{after.status} for (times out, sent again, parked) {waits}"
-    active = [number for number, step in enumerate(after.steps, 1) if step.is_active]
-    if active != ([] if after.ended else [after.current_step]):
-        return f"{_shown(after)}, active are {active}"
+    if (broken := _broken_waits(after)) is not None:
+        return broken
     for number, step in enumerate(after.steps, 1):
         if (broken := _broken_step(after, step)) is not None:
             return f"step {number} {broken}"
     if after.parked is not None and not after.parked:
         return "parked without a reason"
-    if any(later >= earlier for earlier, later in pairwise(after.compensating_steps)):
-        return f"compensated in the order {after.compensating_steps}"
-    if after.step.current_attempt > after.step.attempts:
-        return f"attempt {after.step.current_attempt} of {after.step.attempts}"
+    before = ancestors(after)
+    undone = after.compensating_steps
+    if any(number in before[later - 1] for at, number in enumerate(undone) for later in undone[at:]):
+        return f"compensated in the order {undone}"
+    if any(step.current_attempt > step.attempts for step in after.steps):
+        return f"more attempts than there may be: {_shown(after)}"
     if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
         return f"completed with steps that are not: {_shown(after)}"
     if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
         left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
         return f"aborted, and step {left} was not undone" if left else None
+    return None
+
+
+def _broken_waits(after: SagaState) -> str | None:
+    """A live saga waits for something: a plain one for one step, a graph for one at least, or for its start."""
+    active = after.active_steps
+    if after.ended or after.is_to_start:
+        return f"{_shown(after)}, active are {active}" if active or (after.ended and after.due_ms is not None) else None
+    expected = max(active, default=0) if after.status is SagaStatus.COMPENSATING else min(active, default=0)
+    if expected != after.current_step:
+        return f"{_shown(after)}, active are {active}"
+    if after.format == PLAIN:
+        waits = [after.times_out_ms is not None, after.send_again_ms is not None, after.parked is not None]
+        if sum(waits) != 1 or len(active) > 1:
+            return f"{_shown(after)}, active are {active}, for (times out, sent again, parked) {waits}"
+    if after.cancelling is not None:
+        idle = [number for number in active if not after.steps[number - 1].in_flight]
+        if idle or after.status is not SagaStatus.PENDING:
+            return f"it settles, and step {idle} does not wait for an answer: {_shown(after)}"
+    failed = [n for n, step in enumerate(after.steps, 1) if step.phase in (Phase.FAILED, Phase.IN_DOUBT)]
+    if failed and after.status is SagaStatus.PENDING and after.cancelling is None:
+        return f"step {failed} has failed, and the saga goes on: {_shown(after)}"
+    return None
+
+
+def _broken_signals(saga: SagaState, step: Step) -> str | None:
+    """A signal that was taken is kept until the step that waits for it begins, and then it is that step's result."""
+    name = step.definition.shape.wait
+    if name is None or saga.status is not SagaStatus.PENDING or saga.cancelling is not None:
+        return None
+    taken = any(done.verb in (f"signal {name}", f"decline {name}") for done in saga.interventions)
+    kept = any(one.name == name for one in saga.signals)
+    if taken and step.phase is Phase.WAITING and not kept:
+        return f"waits for a signal {name} that has come, and was lost"
+    if taken and step.phase is Phase.AWAITING and step.attempt == 1:
+        return f"waits for a signal {name} that has come"
     return None
 
 
@@ -192,30 +273,60 @@ def _broken_step(saga: SagaState, step: Step) -> str | None:
         return f"is {step.phase}, unknown: {step.unknown}"
     if step.being_undone and step.error is not None and not step.unknown:
         return "failed, and is undone all the same"
-    return None
+    if step.being_undone and step.attempt == 0:
+        return "was never sent, and is undone all the same"
+    return _broken_signals(saga, step)
 
 
-def _broken_commands(after: SagaState, commands: Sequence[Command]) -> str | None:
-    if len(commands) > 1:
+def _broken_commands(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
+    if len(commands) > 1 and after.format == PLAIN:
         return f"{len(commands)} commands sent at once"
+    if len({command.step for command in commands}) < len(commands):
+        return f"two commands of one step: {_shown(after)}"
     for command in commands:
-        if command.step != after.current_step:
-            return f"a command of step {command.step} was sent, the saga is at step {after.current_step}"
-        if (broken := _out_of_order(after, command)) is not None:
+        step = after.steps[command.step - 1]
+        if not step.in_flight or step.being_undone != command.compensating or step.current_attempt != command.attempt:
+            return f"a command of step {command.step} was sent, and the step is {step.phase}: {_shown(after)}"
+        if (broken := _out_of_order(after, command) or _other_params(before, command)) is not None:
             return broken
     return None
 
 
+def _other_params(before: SagaState | None, command: Command) -> str | None:
+    """Each attempt of a command carries the same params."""
+    if before is None:
+        return None
+    was = before.steps[command.step - 1]
+    if was.attempt and was.params != command.params:
+        return f"step {command.step} was sent with {was.params!r}, and then with {command.params!r}"
+    if command.compensating and was.compensation_attempt and was.built_undo != command.undo:
+        return f"the undo of step {command.step} was told {was.built_undo!r}, and then {command.undo!r}"
+    return None
+
+
+def ancestors(saga: SagaState) -> list[set[int]]:
+    """Of each step, all that come before it: counted here, and not by the code that is explored."""
+    found: list[set[int]] = []
+    for number, step in enumerate(saga.steps, 1):
+        after = step.definition.shape.after
+        direct = ([number - 1] if number > 1 else []) if after is None else after
+        found.append(set(direct).union(*(found[one - 1] for one in direct)))
+    return found
+
+
 def _out_of_order(after: SagaState, command: Command) -> str | None:
+    before = ancestors(after)
     if not command.compensating:
         if after.status is not SagaStatus.PENDING:
             return f"a transaction was sent of a saga that is {after.status}"
-        if not all(_is_done(step) for step in after.steps[: command.step - 1]):
+        if after.cancelling is not None:
+            return f"step {command.step} was sent, and the saga is to go back: {_shown(after)}"
+        if not all(_is_done(after.steps[number - 1]) for number in before[command.step - 1]):
             return f"step {command.step} was sent before those before it had completed"
         return None
     if after.status is not SagaStatus.COMPENSATING:
         return f"a compensation was sent of a saga that is {after.status}"
-    if any(_is_to_undo(step) for step in after.steps[command.step :]):
+    if any(_is_to_undo(step) and command.step in before[at] for at, step in enumerate(after.steps)):
         return f"step {command.step} is undone before those after it were"
     return None
 
@@ -244,9 +355,10 @@ def _asks_again(before: Found, event: Event) -> bool:
 
 
 def _position(state: SagaState) -> tuple[object, ...]:
-    steps = tuple((step.status, step.attempt, step.compensation_attempt) for step in state.steps)
-    waits = (state.parked, state.cancelling, state.times_out_ms, state.send_again_ms)
-    return (state.status, state.current_step, state.compensating_steps, steps, *waits)
+    steps = tuple(
+        (step.status, step.attempt, step.compensation_attempt, step.parked, step.due_ms) for step in state.steps
+    )
+    return (state.status, state.current_step, state.compensating_steps, steps, state.cancelling)
 
 
 def _shown(state: SagaState) -> str:
@@ -254,7 +366,7 @@ def _shown(state: SagaState) -> str:
 
 
 def _is_done(step: Step) -> bool:
-    return step.status is StepStatus.COMPLETED or step.skipped
+    return step.status is StepStatus.COMPLETED or step.skipped or step.phase is Phase.BYPASSED
 
 
 def _is_to_undo(step: Step) -> bool:

@@ -26,19 +26,36 @@ from exploration.bugs import Bug
 from exploration.rules import NOW, canonical
 from sagastream.core import service_rules
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, failed, ok, reply_to
-from sagastream.core.parsing import read_reply
+from sagastream.core.messages import (
+    Begin,
+    Command,
+    Due,
+    Intervene,
+    Reply,
+    Signal,
+    Unreadable,
+    Verb,
+    failed,
+    ok,
+    reply_to,
+)
+from sagastream.core.parsing import read_reply, read_request
+from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Run, Undo
 from sagastream.core.service_rules import TRIES
 from sagastream.core.step_state import StepStatus
-from sagastream.core.steps import StepDefinition
+from sagastream.core.steps import GRAPH, PLAIN, StepDefinition
+from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment
 from sagastream.orchestrator.commit import _score
 from sagastream.service.declaration import Service
 
 SAGA_ID: Final = "s"
 _DEADLINE_MS: Final = 10_000_000
+_START_MS: Final = NOW + 1000
+#: A step whose time has not come is due later than any other.
+_LATER_MS: Final = 100_000_000
 
 
 class Handler(Enum):
@@ -54,9 +71,14 @@ class Config:
     """What may happen, and how often."""
 
     name: str
-    steps: tuple[StepDefinition, ...]
+    steps: tuple[StepDefinition, ...] = ()
+    #: In place of steps: those of a graph, as in a saga_begin. They are parsed when the model is made, so that mistakes
+    #: can be planted in what checks them.
+    graph: tuple[dict[str, Any], ...] = ()
+    starts_later: bool = False  # whether the saga has a start that is still to come
     #: What happens when the handler of each step's transaction is called: o it is done, r it is rejected, b the handler
     #: raises before its effect, a after it, s it finds that the command came too late.
+    #: … A step that sends nothing has none.
     outcomes: tuple[str, ...]
     undo: str = "o"  # … and the handler of its compensation: o, r, b, a
     handler: Handler = Handler.KEY
@@ -70,6 +92,7 @@ class Config:
     verbs: tuple[Verb, ...] = ()  # what an operator may ask for
     now: bool = False  # whether a cancel may say `now`
     requests: int = 0  # … and how often
+    signals: tuple[str, ...] = ()  # what may be signalled, each once: a name, with a `-` before it if it is declined
     #: Whether a request about a parked saga says where its sender saw it parked. By the time that a worker reads it,
     #: the saga may be elsewhere.
     seen: bool = False
@@ -93,7 +116,7 @@ World = tuple[int, ...]
 NO_TIMER, TIMED, PARKED = 0, 1, 2
 
 # The parts of the budget: how much of it is left.
-LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND = range(7)
+LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND, SIGNALS = range(8)
 
 #: An entry of a stream: what it says, a number that tells it from equal entries, whether it was delivered.
 Entry = tuple[int, int, bool]
@@ -163,9 +186,13 @@ class Model:
         self.records: Table[tuple[tuple[str, bytes], ...]] = Table()
         self.effects: Table[tuple[tuple[tuple[str, ...], bool], ...]] = Table()
         self.budgets: Table[tuple[int, ...]] = Table()
-        self._timeout = self.events.number(Due(saga_id=SAGA_ID))
-        # Only its number tells it from the other one.
+        self._begin = self._asked_for()
+        self._sends = [step.shape.sends for step in self._begin.steps] if isinstance(self._begin, Begin) else []
+        # A worker finds that the saga is due; what of it is due shows when it decides. Only its number tells such an
+        # event from the others.
+        self._due = self.events.number(Due(saga_id=SAGA_ID))
         self._deadline = self.events.number(Due(saga_id=f"{SAGA_ID}-deadline"))
+        self._times = [self.events.number(Due(saga_id=f"{SAGA_ID}-{number}")) for number in range(len(self._sends) + 1)]
         self._decided: dict[tuple[int, tuple[int, ...]], Outcome] = {}
         self._one: dict[tuple[int, int], tuple[int, bool, tuple[int, ...], str | None]] = {}
         self._recalled: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
@@ -176,13 +203,24 @@ class Model:
         self._service.compensation("Undo")(lambda params, context: None)
         self._published = {"work": self._service.publishes()}
 
-    def start(self) -> World:
+    def _asked_for(self) -> Begin | Unreadable:
+        """The request that begins the saga, as a worker reads it."""
         config = self.config
-        begin = Begin(saga_id=SAGA_ID, steps=config.steps, request_id="begin",
-                      deadline_ms=_DEADLINE_MS if config.deadline else None,
-                      hard_deadline=config.hard)  # fmt: skip
+        deadline_ms = _DEADLINE_MS if config.deadline else None
+        if not config.graph:
+            return Begin(saga_id=SAGA_ID, steps=config.steps, request_id="begin", deadline_ms=deadline_ms,
+                         hard_deadline=config.hard)  # fmt: skip
+        body: dict[str, Any] = {"type": "saga_begin", "saga_id": SAGA_ID, "format": GRAPH, "input": {}}
+        body |= {"steps": list(config.graph)} | ({"start_at_ms": _START_MS} if config.starts_later else {})
+        body |= {"deadline_ms": deadline_ms, "deadline": "hard" if config.hard else "soft"} if config.deadline else {}
+        begin = read_request({b"body": encode(body), b"request_id": b"begin"})
+        assert isinstance(begin, Begin | Unreadable)
+        return begin
+
+    def start(self) -> World:
+        config, begin = self.config, self._begin
         budget = (config.loss, config.duplication, config.worker_crashes, config.service_crashes, config.zombies,
-                  config.requests, config.resend)  # fmt: skip
+                  config.requests, config.resend, (1 << len(config.signals)) - 1)  # fmt: skip
         return (
             self.sagas.number(None),
             NO_TIMER,
@@ -191,7 +229,7 @@ class Model:
             self.entries.number(()),
             self.processes.number(((),) * config.processes),
             self.records.number(()),
-            self.effects.number((((), False),) * len(config.steps)),
+            self.effects.number((((), False),) * len(self._sends)),
             self.budgets.number(budget),
         )
 
@@ -203,6 +241,8 @@ class Model:
         yield from self._streams_move(world)
         if self.config.verbs:
             yield from self._operators_move(world)
+        if self.config.signals:
+            yield from self._others_signal(world)
 
     def _workers_move(self, world: World) -> Iterator[Move]:
         slots = self.workers.values[world[WORKERS]]
@@ -215,7 +255,7 @@ class Model:
             if not slot:
                 yield from self._take(world, slots, at, budget)
                 continue
-            yield self._commit(world, slots, at)
+            yield from self._commits(world, slots, at)
             if budget[WORKER_CRASH]:
                 crashed = self._with_worker(world, slots, at, ())
                 yield Move(("a worker dies", *slot), self._spend(crashed, WORKER_CRASH), fault=True)
@@ -245,7 +285,7 @@ class Model:
         state = self.sagas.values[world[SAGA]]
         if state is None or state.due_ms is None:
             return
-        times = [self._timeout]
+        times = [self._due] if self._due_times(world, state) else []
         if state.deadline_ms is not None and state.deadline_counts:
             times.append(self._deadline)
         zombie = any(number == -1 for _, number in held)
@@ -255,6 +295,19 @@ class Model:
             after = self._with_worker(world, slots, at, (((time, -1),), world[SAGA]))
             after = self._spend(after, ZOMBIE) if zombie else after
             yield Move(("a worker finds it due", time), after, fault=zombie)
+
+    def _due_times(self, world: World, state: SagaState) -> list[int]:
+        """The events of which one happens if the saga is due: the time of one of its steps has come, or its start."""
+        if state.is_to_start:
+            return self._times[:1]
+        steps = enumerate(state.steps, 1)
+        due = [number for number, step in steps if step.due_ms is not None]
+        if self.config.signals and any(
+            isinstance(self.events.values[e], Signal) for e, _, _ in self.entries.values[world[LETTERS]]
+        ):
+            # A wait is not over while a signal that may have come in time was not taken: see orchestrator/order.py.
+            due = [number for number in due if state.steps[number - 1].phase not in AWAITS]
+        return [self._times[number] for number in due]
 
     def _taken(
         self, world: World, slots: tuple[Worker, ...], at: int, indexes: tuple[int, ...], *, zombie: bool
@@ -272,14 +325,24 @@ class Model:
             after = self._spend(after, ZOMBIE)
         return Move(("a worker takes over" if again else "a worker reads", letters), after, fault=zombie)
 
-    def _commit(self, world: World, slots: tuple[Worker, ...], at: int) -> Move:
+    def _commits(self, world: World, slots: tuple[Worker, ...], at: int) -> Iterator[Move]:
         letters, seen, *rest = slots[at]
         if rest:
-            return self._set_timer_apart(world, slots, at)
-        if not mirror.commits(world[SAGA], seen) and self.bug is not Bug.NO_VERSION:
+            yield self._set_timer_apart(world, slots, at)
+        elif not mirror.commits(world[SAGA], seen) and self.bug is not Bug.NO_VERSION:
             after = self._with_worker(world, slots, at, (letters, world[SAGA]))
-            return Move(("a worker is refused, and loads again", letters), after, fault=False)
-        outcome = self._fold(seen, tuple(event for event, _ in letters))
+            yield Move(("a worker is refused, and loads again", letters), after, fault=False)
+        elif letters != ((self._due, -1),):
+            yield self._commit(world, slots, at, tuple(event for event, _ in letters))
+        else:
+            state = self.sagas.values[seen]
+            times = self._due_times(world, state) if state is not None else []
+            for time in times or [self._due]:
+                yield self._commit(world, slots, at, (time,))
+
+    def _commit(self, world: World, slots: tuple[Worker, ...], at: int, events: tuple[int, ...]) -> Move:
+        letters, seen = slots[at]
+        outcome = self._fold(seen, events)
         broken = outcome.broken
         if seen != world[SAGA] and outcome.changed:
             broken = self._broken_write(world[SAGA], outcome)
@@ -301,7 +364,7 @@ class Model:
         parts[LETTERS] = self.entries.number(tuple(entry for entry in entries if entry[:2] not in letters))
         parts[WORKERS] = self.workers.number(tuple(sorted(slots)))
         return Move(
-            ("a worker commits", letters, outcome.after, outcome.commands), tuple(parts), fault=False, broken=broken
+            ("a worker commits", events, outcome.after, outcome.commands), tuple(parts), fault=False, broken=broken
         )
 
     def _set_timer_apart(self, world: World, slots: tuple[Worker, ...], at: int) -> Move:
@@ -565,7 +628,7 @@ class Model:
         return self._spend(self._with(world, part, self._append(world[part], (what,), held)), DUPLICATION)
 
     def _sent_again(self, world: World, event: Event) -> Move:
-        assert isinstance(event, Begin | Intervene)
+        assert isinstance(event, Begin | Intervene | Signal)
         if self.bug is Bug.SENT_AGAIN_UNKNOWN:
             event = replace(event, request_id=f"{event.request_id}, again")
         what = self.events.number(event)
@@ -577,24 +640,51 @@ class Model:
         left = self.budgets.values[world[BUDGET]][REQUEST]
         if state is None or state.ended or not left:
             return
+        parked = state.parked_steps
         for verb in self.config.verbs:
             # Requests that would be refused anyway do nothing. If one races with something else, it is decided on later
             # than it was sent.
-            if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and state.parked):
-                yield self._asked(world, left, verb, now=False, parked_at=None)
-                if self.config.seen and state.parked:
-                    yield self._asked(world, left, verb, now=False, parked_at=state.parked_at)
-        if self.config.now and state.may_be_cancelled_now:
-            yield self._asked(world, left, Verb.CANCEL, now=True, parked_at=None)
+            if (verb is Verb.CANCEL and state.may_be_cancelled) or (verb is not Verb.CANCEL and parked):
+                for step in parked if len(parked) > 1 else [None]:
+                    yield self._asked(world, left, verb, step=step)
+                if verb is Verb.ABANDON and self.config.now:
+                    yield self._asked(world, left, verb, now=True, step=parked[0] if len(parked) > 1 else None)
+                for number in parked if self.config.seen else []:
+                    yield self._asked(world, left, verb, parked_at=state.parked_place(number))
+        if self.config.now and state.may_be_cancelled_now and Verb.CANCEL in self.config.verbs:
+            yield self._asked(world, left, Verb.CANCEL, now=True)
 
-    def _asked(self, world: World, left: int, verb: Verb, *, now: bool, parked_at: str | None) -> Move:
+    def _asked(
+        self,
+        world: World,
+        left: int,
+        verb: Verb,
+        *,
+        now: bool = False,
+        parked_at: str | None = None,
+        step: int | None = None,
+    ) -> Move:
         request_id = f"request {self.config.requests - left + 1}"
-        event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", now=now, parked_at=parked_at,
+        event = Intervene(verb=verb, saga_id=SAGA_ID, reason="why", now=now, parked_at=parked_at, step=step,
                           request_id=request_id)  # fmt: skip
         letters = self._append(world[LETTERS], (self.events.number(event),), self._held_by_workers(world))
         after = self._spend(self._with(world, LETTERS, letters), REQUEST)
         what = f"{verb} now" if now else f"{verb} of {parked_at}" if parked_at else verb
-        return Move(("an operator asks for", what), after, fault=True)
+        return Move(("an operator asks for", what if step is None else f"{what} of step {step}"), after, fault=True)
+
+    def _others_signal(self, world: World) -> Iterator[Move]:
+        """Somebody signals to the saga: at any time while it lives, and each signal once."""
+        state = self.sagas.values[world[SAGA]]
+        left = self.budgets.values[world[BUDGET]][SIGNALS]
+        if state is None or state.status is not SagaStatus.PENDING:
+            return
+        for at, what in enumerate(self.config.signals):
+            if left & (1 << at):
+                event = Signal(saga_id=SAGA_ID, name=what.removeprefix("-"), payload=b"1",
+                               declined="no" if what.startswith("-") else None, request_id=f"signal {at}")  # fmt: skip
+                letters = self._append(world[LETTERS], (self.events.number(event),), self._held_by_workers(world))
+                after = self._spend(self._with(world, LETTERS, letters), SIGNALS, 1 << at)
+                yield Move(("somebody signals", what), after, fault=True)
 
     # --- decisions
 
@@ -617,6 +707,7 @@ class Model:
         if key not in self._one:
             state = self.sagas.values[seen]
             event, now = self._happening(state, number)
+            state = self._at_its_time(state, number)
             decision = decide(state, event, Moment(now_ms=now, published=self._published))
             after = decision.state
             assert after is None or isinstance(after, SagaState)
@@ -632,15 +723,17 @@ class Model:
         """An event, and the moment at which it happens."""
         event = self.events.values[number]
         if isinstance(event, Due):
-            event = self.events.values[self._timeout]
+            event = self.events.values[self._due]
             if state is None or state.due_ms is None:
                 return event, NOW
             if number == self._deadline:
                 return event, state.deadline_ms or NOW
+            if state.is_to_start:
+                return event, state.start_ms or NOW
             if self.bug is Bug.UNKNOWN_IS_FAILED and state.status is SagaStatus.PENDING and state.times_out_ms:
                 failure = Reply(type=failed(state.step.command), saga_id=SAGA_ID, step=state.current_step, error=b'"?"')
                 return failure, NOW
-            return event, state.times_out_ms or state.send_again_ms or NOW
+            return event, NOW
         if (
             self.bug is Bug.LATE_OK_APPLIED
             and isinstance(event, Reply)
@@ -649,6 +742,17 @@ class Model:
         ):
             event = replace(event, step=state.current_step)
         return event, NOW
+
+    def _at_its_time(self, state: SagaState | None, number: int) -> SagaState | None:
+        """The saga when the time of this step has come, and of no other: the times of steps come in any order."""
+        if state is None or number not in self._times[1:]:
+            return state
+        due = self._times.index(number)
+        steps = [
+            step if step.due_ms is None else replace(step, due_ms=NOW if at == due else NOW + _LATER_MS)
+            for at, step in enumerate(state.steps, 1)
+        ]
+        return replace(state, steps=tuple(steps))
 
     def _broken_write(self, saga: int, outcome: Outcome) -> str | None:
         before, after = self.sagas.values[saga], self.sagas.values[outcome.after]
@@ -669,7 +773,7 @@ class Model:
         return self._checked[key]
 
     def _broken_timer(self, state: SagaState | None, timer: int) -> str | None:
-        wanted = NO_TIMER if state is None or state.ended else PARKED if state.parked else TIMED
+        wanted = NO_TIMER if state is None or state.ended else PARKED if _waits_for_a_person(state) else TIMED
         if timer in (-1, wanted):
             return None
         there = ("none", "a time", "+inf")[timer]
@@ -682,10 +786,14 @@ class Model:
             if present and (state is None or state.steps[number - 1].attempt == 0):
                 return f"step {number} was done, and never sent"
             going_on = state is not None and state.status in (SagaStatus.PENDING, SagaStatus.COMPLETED)
+            if not self._sends[number - 1]:
+                continue
             if state and going_on and state.steps[number - 1].status is StepStatus.COMPLETED and not present:
                 return f"step {number} is COMPLETED, and was not done"
         asked = self.config.requests - left
-        done = [one.verb for one in state.interventions if one.request_id is not None] if state else []
+        done = (
+            [one.verb for one in state.interventions if (one.request_id or "").startswith("request")] if state else []
+        )
         return f"an operator asked for {asked}, done were {', '.join(done)}" if len(done) > asked else None
 
     def broken_end(self, world: World) -> str | None:
@@ -694,14 +802,16 @@ class Model:
             return "something is left in a stream, and nobody will ever read it"
         state = self.sagas.values[world[SAGA]]
         if state is None:
-            return "a saga was asked for, and is not there"
-        if not state.ended and not state.parked:
+            refused = isinstance(self._begin, Unreadable)
+            return None if refused else "a saga was asked for, and is not there"
+        if not state.ended and not _waits_for_a_person(state):
             return f"the saga is {self._shown(state)}, and nothing will ever move it"
         abandoned = any(done.verb == "abandon" for done in state.interventions)
         for number, (step, (present, _)) in enumerate(
             zip(state.steps, self.effects.values[world[EFFECTS]], strict=True), 1
         ):
-            if state.status is SagaStatus.COMPLETED and not present and not step.skipped:
+            is_done = present or step.skipped or step.phase is Phase.BYPASSED or not self._sends[number - 1]
+            if state.status is SagaStatus.COMPLETED and not is_done:
                 return f"the saga is COMPLETED, and step {number} was not done"
             may_stay = step.definition.compensation is None or step.skipped or abandoned
             if state.status is SagaStatus.ABORTED and present and not may_stay:
@@ -723,9 +833,9 @@ class Model:
         slots = tuple(sorted((*slots[:at], slot, *slots[at + 1 :])))
         return self._with(world, PROCESSES, self.processes.number(slots))
 
-    def _spend(self, world: World, what: int) -> World:
+    def _spend(self, world: World, what: int, much: int = 1) -> World:
         budget = self.budgets.values[world[BUDGET]]
-        number = self.budgets.number((*budget[:what], budget[what] - 1, *budget[what + 1 :]))
+        number = self.budgets.number((*budget[:what], budget[what] - much, *budget[what + 1 :]))
         return (*world[:BUDGET], number)
 
     def _held_by_workers(self, world: World) -> list[tuple[int, int]]:
@@ -763,10 +873,10 @@ class Model:
             "a worker reads": lambda: self._letters(more[0]),
             "a worker takes over": lambda: self._letters(more[0]),
             "a worker dies": lambda: f"holding {self._letters(more[0])}" if more[0] else "",
-            "a worker finds it due": lambda: "the deadline" if more[0] == self._deadline else "the timeout",
+            "a worker finds it due": lambda: self._event(more[0]),
             "a worker is refused, and loads again": lambda: self._letters(more[0]),
             "a worker commits": lambda: (
-                f"{self._letters(more[0])} -> {state}"
+                f"{' and '.join(map(self._event, more[0]))} -> {state}"
                 + "".join(f"; sends {self._command(number)}" for number in more[2])
             ),
             "a process answers": lambda: f"{self._command(more[0])}: {self._event(more[1])}",
@@ -778,6 +888,7 @@ class Model:
             "comes twice:": lambda: self._command(more[1]) if more[0] == COMMANDS else self._event(more[1]),
             "a client sends again:": lambda: self._event(more[1]),
             "an operator asks for": lambda: str(more[0]),
+            "somebody signals": lambda: str(more[0]),
         }
         by_default = lambda: self._command(more[0]) if more else ""  # noqa: E731 - as the others
         return f"{what} {describe.get(what, by_default)()}".strip()
@@ -790,12 +901,17 @@ class Model:
             return "nothing"
         event = self.events.values[number]
         if isinstance(event, Due):
-            return "the deadline" if number == self._deadline else "the timeout"
+            if number in self._times[1:]:
+                return f"the time of step {self._times.index(number)}"
+            return {self._deadline: "the deadline", self._due: "a time"}.get(number, "the start")
+        if isinstance(event, Signal):
+            return f"the signal {event.name}" + ("" if event.declined is None else ", declined")
         if isinstance(event, Reply):
             how = ", unknown" if event.unknown else ""
             return f"{event.type} of step {event.step} (attempt {event.attempt}{how})"
         if isinstance(event, Intervene):
-            return f"saga_{event.verb}{' now' if event.now else ''} ({event.request_id})"
+            of = "" if event.step is None else f" of step {event.step}"
+            return f"saga_{event.verb}{' now' if event.now else ''}{of} ({event.request_id})"
         return "saga_begin"
 
     def _command(self, number: int) -> str:
@@ -805,13 +921,18 @@ class Model:
     def _shown(self, state: SagaState | None) -> str:
         if state is None:
             return "not there"
-        steps = ", ".join(step.status for step in state.steps)
+        steps = ", ".join(step.status if state.format == PLAIN else step.phase for step in state.steps)
         parked = ", parked" if state.parked else ""
         cancelling = ", to be cancelled" if state.cancelling else ""
         return f"{state.status} at step {state.current_step} [{steps}]{parked}{cancelling}"
 
 
 _OVERRULED: Final = -2
+
+
+def _waits_for_a_person(state: SagaState) -> bool:
+    """Whether nothing moves the saga but a person: all that is active is parked."""
+    return state.parked is not None and state.due_ms is None
 
 
 def _timeless(command: Command) -> Command:
