@@ -12,13 +12,27 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from sagastream.core import answers, asked, back, plan, service_rules, step_state
-from sagastream.core.messages import Command, Intervene, Reply, failed, ok, reply_to
+from sagastream.core import (
+    answers,
+    asked,
+    back,
+    forward,
+    graph,
+    moves,
+    plan,
+    references,
+    sending,
+    service_rules,
+    step_state,
+    waits,
+)
+from sagastream.core.messages import Command, Intervene, Reply, Signal, failed, ok, reply_to
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.service_actions import Answer, Next, Release, Requeue, Run, Undo
 from sagastream.core.step_state import Step
-from sagastream.core.transitions import Decision, Moment
+from sagastream.core.steps import StepDefinition
+from sagastream.core.transitions import Decision, Moment, put
 
 
 class Bug(StrEnum):
@@ -50,6 +64,15 @@ class Bug(StrEnum):
     ANY_PARKED_STATE = "what is asked about one parked state is done to another"
     NOW_AT_AN_UNDO = "a cancel at once gives up a compensation that is out meanwhile"
     HARD_IS_SOFT = "a hard deadline waits for what is out"
+    # Of graphs:
+    UNDONE_BEFORE_OTHERS = "a step is undone before what came after it is undone"
+    SENT_AFTER_A_FAILURE = "a step is sent after another one has failed"
+    SIBLING_FORGOTTEN = "what is out beside a step that fails counts as not done"
+    RESOLVED_ANEW = "the references of a step are resolved anew for each attempt"
+    BYPASSED_IS_UNDONE = "a step that was bypassed is undone"
+    SIGNAL_LOST = "a signal that comes before its wait is not kept"
+    BESIDE_THE_PIVOT = "a step may run beside the pivot"
+    RETRY_IS_NOT_IN_DOUBT = "a failure that might be retried, so that no service has recorded it, is certain"
 
 
 class ServicesBug(StrEnum):
@@ -173,6 +196,61 @@ def _wherever_it_is(state: SagaState, number: int | None, event: Intervene, mome
     return _why_not(state, number, replace(event, parked_at=event.parked_at and state.parked_at), moment)
 
 
+# --- mistakes about graphs
+
+
+def _all_at_once(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> list[int]:
+    to_undo = [n for n, step in enumerate(steps, 1) if step.may_have_effect and needs_undo(step)]
+    return [number for number in reversed(to_undo) if not steps[number - 1].being_undone]
+
+
+def _goes_on(state: SagaState, number: int, result: bytes | None, moment: Moment) -> Decision:
+    step = state.steps[number - 1].moved("completed", answered_ms=moment.now_ms, result=result, unknown=False)
+    return moves._go_on(state, put(state.steps, number, step), moment, "step completed")
+
+
+_go_back = back.go_back
+
+
+def _at_once(
+    state: SagaState, steps: tuple[Step, ...], why: str, moment: Moment, happening: str = "cancelled", **more: Any
+) -> Decision:
+    settled = [back.given_up(step, moment, unknown=False) if step.in_flight else step for step in steps]
+    return _go_back(state, tuple(settled), why, moment, happening, **more)
+
+
+_send_transaction = sending.send_transaction
+
+
+def _built_anew(state: SagaState, number: int, step: Step, now_ms: int) -> tuple[Step, Command]:
+    if step.definition.shape.has_references:
+        built = references.build(step.definition.params, forward.sources_of(state, lambda: state.steps))
+        step = replace(step, built=built)
+    return _send_transaction(state, number, step, now_ms)
+
+
+_signal = waits.signal
+
+
+def _not_kept(state: SagaState, event: Signal, moment: Moment) -> Decision:
+    decision = _signal(state, event, moment)
+    assert isinstance(decision.state, SagaState)
+    return replace(decision, state=replace(decision.state, signals=()))
+
+
+def _none_beside(definitions: Sequence[StepDefinition]) -> tuple[tuple[int, int], ...]:
+    return ()
+
+
+def _surely_failed(state: SagaState, number: int, error: bytes | None, moment: Moment) -> Decision:
+    if state.cancelling is None:
+        return _fail_transaction(state, number, error, moment)
+    return back.fail_step(state, number, error, moment, unknown=False)
+
+
+_fail_transaction = moves.fail_transaction
+
+
 #: What each mistake replaces: a module, a name in it, and the replacement.
 _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.NO_DEDUPE: [(service_rules, "delivered", _without_record)],
@@ -208,6 +286,17 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.ANY_PARKED_STATE: [(asked, "_why_not", _wherever_it_is), (asked, "_step_meant", _where_it_is)],
     Bug.NOW_AT_AN_UNDO: [(asked, "_why_not", _undone_or_not)],
     Bug.HARD_IS_SOFT: [(SagaState, "is_cut_off", False)],
+    Bug.UNDONE_BEFORE_OTHERS: [(plan, "undoable", _all_at_once)],
+    Bug.SENT_AFTER_A_FAILURE: [(moves, "complete_step", _goes_on)],
+    Bug.SIBLING_FORGOTTEN: [(back, "go_back", _at_once)],
+    Bug.RESOLVED_ANEW: [(moves, "send_transaction", _built_anew)],
+    Bug.BYPASSED_IS_UNDONE: [
+        (plan, "TO_UNDO", TO_UNDO | {Phase.BYPASSED}),
+        (step_state, "STEP", {**STEP, (Phase.BYPASSED, "undo sent"): Phase.UNDO_OUT}),
+    ],
+    Bug.SIGNAL_LOST: [(waits, "signal", _not_kept)],
+    Bug.BESIDE_THE_PIVOT: [(graph, "beside_pivot", _none_beside)],
+    Bug.RETRY_IS_NOT_IN_DOUBT: [(moves, "fail_transaction", _surely_failed)],
 }
 
 

@@ -19,6 +19,30 @@ PIVOT: Final = step(kind=StepKind.PIVOT, compensation=None)
 RETRIABLE: Final = step(kind=StepKind.RETRIABLE)
 ALL_VERBS: Final = tuple(Verb)
 
+
+# --- graphs, as a saga_begin says them
+
+
+def do(step_id: str, after: list[str] | None = None, **members: Any) -> dict[str, Any]:
+    begin: dict[str, Any] = {"id": step_id, "transaction": "Do", "service": "work"}
+    begin |= {"attempts": 1, "compensation_attempts": 1} | ({} if after is None else {"after": after})
+    return begin | members
+
+
+_PIVOT: Final[dict[str, Any]] = {"kind": "pivot", "compensation": None}
+_LAST: Final[dict[str, Any]] = {"kind": "retriable"}
+_WAIT: Final[dict[str, Any]] = {"id": "w", "wait": "go", "timeout_ms": 1000}
+_RETRIED: Final[dict[str, Any]] = {"retry_on": "go", "retry_within_ms": 1000}
+_NEVER: Final[dict[str, Any]] = {"when": {"eq": [1, 2]}}
+DIAMOND: Final = (do("a"), do("b"), do("c", ["a"]), do("d", ["b", "c"]))
+BOTH: Final = (do("a", []), do("b", []))
+PAIRS: Final = (*BOTH, do("c", ["a", "b"]), do("d", ["a", "b"]))
+CHAINS: Final = (do("a", []), do("b"), do("c", []), do("d"))
+FAN: Final = (do("a", []), do("b", []), do("c", []), do("p", ["a", "b", "c"], **_PIVOT))
+BESIDE_A_WAIT: Final = (do("a", []), _WAIT | {"after": []}, do("c", ["a", "w"]))
+BYPASSED: Final = (do("a"), do("b", **_NEVER), do("c", ["a"]), do("d", ["b", "c"]))
+ALONE: Final[dict[str, Any]] = {"workers": 1, "processes": 1}
+
 #: Visited with every run of the tests.
 USUAL: Final = [
     Config(name="one step, whatever its handlers come to", steps=(step(attempts=2),), outcomes=("orbas",), undo="orba"),
@@ -153,4 +177,20 @@ PLANTED: Final = [
     (Bug.LATE_UNDO_SET_ASIDE, Config(name="the undo is skipped", steps=(step(), step()), outcomes=("o", "or"),
                                      verbs=(Verb.SKIP,), requests=1, workers=1, processes=1)),
     (Bug.UNKNOWN_IS_FAILED, Config(name="not answered", steps=(step(),), outcomes=("o",))),
+    (Bug.UNDONE_BEFORE_OTHERS, Config(name="a diamond", graph=DIAMOND, outcomes=("o", "o", "o", "r"), **ALONE)),
+    (Bug.SENT_AFTER_A_FAILURE, Config(name="two chains", graph=CHAINS, outcomes=("r", "o", "o", "o"), **ALONE)),
+    (Bug.SIBLING_FORGOTTEN, Config(name="two steps at once", graph=BOTH, outcomes=("r", "o"), **ALONE)),
+    (Bug.RESOLVED_ANEW, Config(name="a step is skipped, and done after all", outcomes=("o", "o", "o"), **ALONE,
+                               graph=(do("p", **_PIVOT), do("a", **_LAST),
+                                      do("b", **_LAST | {"attempts": 2},
+                                         params={"$ref": "/steps/a/result", "default": 0})),
+                               verbs=(Verb.SKIP,), requests=1)),
+    (Bug.BYPASSED_IS_UNDONE, Config(name="a bypassed branch", graph=BYPASSED, outcomes=("o", "", "o", "r"), **ALONE)),
+    (Bug.SIGNAL_LOST, Config(name="signalled before the wait", graph=(do("a"), _WAIT), outcomes=("o", ""),
+                             signals=("go",), **ALONE)),
+    (Bug.BESIDE_THE_PIVOT, Config(name="a step beside the pivot", graph=(do("a", []), do("p", [], **_PIVOT)),
+                                  outcomes=("r", "o"), **ALONE)),
+    (Bug.RETRY_IS_NOT_IN_DOUBT, Config(name="a failure that might be retried, cancelled, slow", workers=1,
+                                       graph=(do("a", **_RETRIED),), outcomes=("or",), verbs=(Verb.CANCEL,),
+                                       requests=1, zombies=1)),
 ]  # fmt: skip
