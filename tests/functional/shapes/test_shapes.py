@@ -298,3 +298,29 @@ def test_an_approval_may_come_before_it_is_waited_for(stage: Stage) -> None:
         stage.client.signal(saga_id, "approval", {"by": "too many"}, 60)
     state = stage.client.wait(saga_id, 60)
     assert (state.status, state.results[2]) == ("COMPLETED", {"by": "early bird"})
+
+
+def test_each_item_of_an_order_is_a_step_of_its_own(stage: Stage) -> None:
+    stage.up("picking", "warehouse")
+
+    def begin(saga_id: str, **items: int) -> Any:
+        given = json.dumps({"items": [{"sku": sku, "quantity": quantity} for sku, quantity in items.items()]})
+        file = str(HERE / "picking.json")
+        return stage.commands.run("begin", file, "--id", saga_id, "--input", given, "--wait", **stage.env)
+
+    assert begin("box-1", pen=2, hat=1).returncode == 0
+    assert begin("box-2").returncode == 0
+    done = begin("box-3", cup=3, pen=4, hat=2)
+    assert done.returncode == 3, done.stderr
+    state = stage.client.get("box-3")
+    assert state is not None
+    assert [step.definition.shape.id for step in state.steps] == ["open", "pick.0", "pick.1", "pick.2", "pack"]
+    assert state.reason == 'Step 3 failed: {"not_enough":"pen"}'
+    assert phases(state) == ["COMPENSATED", "COMPENSATED", "FAILED", "COMPENSATED", "WAITING"]
+    assert stage.rows("SELECT id, parts FROM boxes ORDER BY id") == [("box-1", "1: 2 pen, 2: 1 hat"), ("box-2", "")]
+    assert dict(stage.rows("SELECT sku, quantity FROM shelf")) == {"pen": 3, "cup": 5, "hat": 4}
+    refused = begin("box-4", pen=0)
+    assert refused.returncode == 1
+    assert "/items/0/quantity" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert stage.client.get("box-4") is None
