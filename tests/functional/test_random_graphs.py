@@ -2,7 +2,8 @@
 order, and each handler was told what its references find.
 
 A short run belongs to the suite. `pytest -m soak tests/functional/test_random_graphs.py` runs SAGASTREAM_SOAK_GRAPHS
-sagas, by default 1000, and kills the server, too. `--junitxml` writes down what was done to how many.
+sagas, by default 1000, and kills the server, too; SAGASTREAM_SOAK_SEED makes others. `--junitxml` writes down what was
+done to how many.
 """
 
 import os
@@ -30,6 +31,8 @@ TOO_LATE: Final = "too late"
 def world(request: pytest.FixtureRequest, tmp_path: Path, commands: Commands) -> Iterator[GraphWorld]:
     scale, partitions = request.param
     with graph_world_of(scale, tmp_path, commands, partitions=partitions) as made:
+        if scale is LONG:
+            made.seed = os.environ.get("SAGASTREAM_SOAK_SEED", made.seed)
         began = time.monotonic()
         yield made
         seconds = round(time.monotonic() - began, 1)

@@ -56,8 +56,8 @@ def _do(params: Any, context: Context) -> Any:
 
 
 def _undo(params: Any, context: Context) -> None:
-    _told(params, context, undo=context.undo, result=context.result)
-    if params["undo"] == random_graphs.REFUSE_ONCE and context.attempt == 1:
+    is_first = _told(params, context, undo=context.undo, result=context.result)
+    if params["undo"] == random_graphs.REFUSE_ONCE and is_first:
         raise Reject("not today")
     oracle.undo(params, context)
 

@@ -37,12 +37,13 @@ class GraphWorld(World):
     def __init__(self, server: OwnServer, commands: Commands, scale: Scale, *, partitions: int = 1) -> None:
         super().__init__(server, commands, scale, partitions=partitions)
         graph_services.prepare(self.oracle)
+        self.seed = "graphs"
         self.graphs: dict[str, Graph] = {}
         self.taken: set[tuple[str, str]] = set()  # saga and name of the signals that were taken
         self._attendant: _Attendant | None = None
 
     def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
-        made = random_graphs.graph(number)
+        made = random_graphs.graph(number, self.seed)
         body: Any = made.body(int(time.time() * 1000))
         while not stop.is_set():
             try:
