@@ -39,16 +39,14 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, commands: Commands) ->
         request.node.user_properties.extend([*made.figures.items(), ("seconds", seconds)])
 
 
-@pytest.mark.parametrize(
-    "world",
-    [
-        pytest.param((SHORT, 1), id="short"),
-        pytest.param((LONG, 3), id="long", marks=pytest.mark.soak),
-    ],
-    indirect=True,
-)
-def test_what_graphs_say_is_what_happened_whatever_is_killed(world: GraphWorld) -> None:
+RUNS: Final = [pytest.param((SHORT, 1), id="short"), pytest.param((LONG, 3), id="long", marks=pytest.mark.soak)]
+
+
+@pytest.mark.parametrize("hasty", [False, True], ids=["answered", "timing out"])
+@pytest.mark.parametrize("world", RUNS, indirect=True)
+def test_what_graphs_say_is_what_happened_whatever_is_killed(world: GraphWorld, hasty: bool) -> None:
     chance = random.Random(20261129)
+    world.hasty = hasty  # … as entries that a killed process holds are, long before its lease ends
     world.start(workers=3, services=2, module=MODULE)
 
     def any_fault() -> None:

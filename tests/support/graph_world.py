@@ -38,12 +38,13 @@ class GraphWorld(World):
         super().__init__(server, commands, scale, partitions=partitions)
         graph_services.prepare(self.oracle)
         self.seed = "graphs"
+        self.hasty = False
         self.graphs: dict[str, Graph] = {}
         self.taken: set[tuple[str, str]] = set()  # saga and name of the signals that were taken
         self._attendant: _Attendant | None = None
 
     def begin(self, number: int, client: SagaClient, stop: threading.Event) -> None:
-        made = random_graphs.graph(number, self.seed)
+        made = random_graphs.graph(number, self.seed, hasty=self.hasty)
         body: Any = made.body(int(time.time() * 1000))
         while not stop.is_set():
             try:
@@ -282,7 +283,8 @@ class _Attendant:
                 return
             state = client.get(saga_id)
             goes_back = state is None or state.cancelling or str(state.status) in ("COMPENSATING", "ABORTED")
-            gets_there = self._world.graphs[saga_id].nodes[task.step - 1].fate is Fate.DONE
+            node = self._world.graphs[saga_id].nodes[task.step - 1]
+            gets_there = node.fate is Fate.DONE and not node.uncertain  # … and needs the signal
             if task.when is not Sends.LATE and gets_there and not goes_back:
                 raise AssertionError(f"{task} was refused: {error}, {state}") from None
         else:

@@ -119,9 +119,14 @@ class Graph:
         return found
 
 
-def graph(number: int, seed: str = "graphs") -> Graph:
-    """The saga with this number."""
+def graph(number: int, seed: str = "graphs", *, hasty: bool = False) -> Graph:
+    """The saga with this number. `hasty`: its steps time out so soon that any that may fail may also be given up."""
     made = _Maker(number, random.Random(f"{seed}/{number}")).make()
+    if hasty:
+        for node in made.nodes:
+            if node.sends:
+                node.body |= {"timeout_ms": 500, "attempts": node.body.get("attempts", 3)}
+                node.uncertain = node.body.get("kind") != "retriable"
     _foretell(made)
     return made
 
@@ -264,7 +269,7 @@ class _Maker:
         name = f"again-{node.number}"
         node.body |= {"retry_on": name, "retry_within_ms": _SHORT_MS if when is Sends.NEVER else 600_000}
         node.task = Task(step=node.number, name=name, when=when, payload=None)
-        return REFUSE_ONCE
+        return "reject" if when in fruitless else REFUSE_ONCE
 
     def _tell_undo(self, node: Node) -> None:
         node.body["compensation_params"] = {
@@ -434,7 +439,7 @@ def _foretell_step(node: Node, known: _Known, saga_id: str, *, is_past: bool) ->
     given_up = node.task is not None and node.task.when in (Sends.DECLINED, Sends.NEVER)
     if how in oracle.FAILING or given_up:
         node.fate = Fate.FAILS
-    node.uncertain = how == oracle.LATE
+    node.uncertain = node.uncertain or how == oracle.LATE
     node.has_result, node.result = True, result_of(saga_id, node.number, node.params)
 
 
