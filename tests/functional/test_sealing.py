@@ -563,3 +563,37 @@ def test_the_doctor_says_with_which_keys_values_are_sealed(
     (one,) = found(broker, "values")
     assert one.level == OK
     assert one.text.endswith(": key new (1 live, 1 ended), key old (0 live, 1 ended), not sealed (1 live, 0 ended)")
+
+
+def test_a_graph_runs_sealed_through_workers_that_have_no_key(server: Server) -> None:
+    scene = Scene(server.broker())
+    ring = Keyring({"k": OLD})
+    scene.process(ring)
+    client = SagaClient(scene.broker, codec=ring)
+    steps: list[Any] = [
+        do({"$ref": "/input/who"}, id="one", compensation_params={"of": {"$ref": "/steps/one/result/kept"}}),
+        {"id": "agreed", "wait": "agree", "timeout_ms": 60_000},
+        do([{"$ref": "/steps/one/result/kept"}, {"$ref": "/steps/agreed/result/by"}], id="two"),
+        do("fail", attempts=1),
+    ]
+    client.begin("g1", steps, input={"who": SECRET, "other": [SECRET]})
+    scene.get_to(lambda: (found := client.get("g1")) and found.current_step == 2, "it waits for the signal")
+    threading.Timer(0, lambda: client.signal("g1", "agree", {"by": SECRET}, 20)).start()
+    state = scene.play(client, "g1")
+    assert (state.status, state.reason) == (SagaStatus.ABORTED, "Step 4 failed: as asked")
+    assert [params for _, params in scene.books.done] == [SECRET, [SECRET, SECRET], "fail"]
+    assert state.results == [{"kept": SECRET}, {"by": SECRET}, {"kept": [SECRET, SECRET]}, None]
+    assert state.input is not None
+    assert json.loads(state.input) == {"who": SECRET, "other": [SECRET]}
+    assert SECRET.encode() not in b"".join(map(repr_bytes, dump(scene.redis).values()))
+    assert isinstance(client.begin("g1", steps, input={"who": SECRET, "other": [SECRET]}), Accepted)
+    with pytest.raises(RequestRefused, match="inputs differ; they are sealed"):
+        client.begin("g1", steps, input={"who": "another", "other": [SECRET]})
+    rotated = SagaClient(scene.broker, codec=Keyring({"new": NEW, "k": OLD}))
+    assert isinstance(rotated.begin("g1", steps, input={"who": SECRET, "other": [SECRET]}), Accepted)
+    with pytest.raises(MalformedMessage, match="the input is sealed, so a worker can only copy a member"):
+        client.begin("g2", [do(1, when={"eq": [{"$ref": "/input/who"}, "x"]})], input={"who": SECRET})
+
+
+def repr_bytes(value: Any) -> bytes:
+    return repr(value).encode()

@@ -185,7 +185,7 @@ def _settle(broker: "Broker", keys: "StoreKeys") -> None:
 
 def _as_json(message: "Quarantined") -> dict[str, object]:
     from sagastream.codecs.setting import codec_of
-    from sagastream.core.sealing import opened_message
+    from sagastream.core.sealed_messages import opened_message
     from sagastream.core.strict_json import encode
     from sagastream.store.columns import iso
 

@@ -196,7 +196,7 @@ class SagaCheck:
 def _keys_of(state: SagaState) -> set[str | None]:
     """With which keys its values are sealed; None among them: some are not."""
     keys: set[str | None] = set()
-    values = [state.input]
+    values = [state.input, *(signal.payload for signal in state.signals)]
     for step in state.steps:
         if step.definition.transaction != STANDING:  # which is never sealed
             # Params that are not built yet hold references, and are not sealed.

@@ -19,7 +19,7 @@ from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState, protocol_view
-from sagastream.core.sealing import open_state
+from sagastream.core.sealed_messages import open_state
 from sagastream.core.step_state import Step
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
@@ -94,7 +94,8 @@ def _sealed(unopened: Mapping[str, str]) -> list[str]:
     places: dict[str, list[str]] = {}
     for place, why in unopened.items():
         step, _, field = place.partition("/")
-        places.setdefault(why, []).append(f"{field} of step {step}")
+        what = f"{field} of step {step}" if step != "0" else f"what came with signal {field.partition('/')[2]}"
+        places.setdefault(why, []).append(what if field else place)
     return [f"cannot open {', '.join(those)}: {why}" for why, those in places.items()]
 
 

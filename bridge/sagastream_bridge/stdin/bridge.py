@@ -190,7 +190,7 @@ class StdinBridge:
         if line.type in VERBS:
             request = parse_intervene(line.body, request_id=request_id)
         elif line.type == SIGNAL:
-            request = parse_signal(line.body, request_id=request_id)
+            request = requests.to_send(self._codec, parse_signal(line.body, request_id=request_id))
         else:
             body = line.body
             if names_definition(body):

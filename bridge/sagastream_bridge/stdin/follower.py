@@ -14,7 +14,8 @@ from sagastream.client.requests import Refused
 from sagastream.client.waiting import Outcome, SagaWatcher, Settled, Waiter
 from sagastream.core.messages import Begin, ToSaga
 from sagastream.core.saga import SagaState
-from sagastream.core.sealing import Codec, opened_message
+from sagastream.core.sealed_messages import opened_message
+from sagastream.core.sealing import Codec
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
 from sagastream.store.layout import Layout

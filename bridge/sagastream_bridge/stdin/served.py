@@ -16,7 +16,8 @@ from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Reply, failed, ok
 from sagastream.core.parsing import parse_reply
-from sagastream.core.sealing import Codec, Place, open_command, seal
+from sagastream.core.sealed_messages import open_command, sealed_reply
+from sagastream.core.sealing import Codec, Place, seal
 from sagastream.core.service_actions import RUN, Answer, Undo
 from sagastream.core.strict_json import decode, value_of
 from sagastream.errors import CannotOpen
@@ -69,16 +70,18 @@ class ServedService:
         """Take a reply that came as a line; `send` sends it. A reply to no command that is held here is sent, too: the
         orchestrator decides what to do with it. Raises MalformedMessage."""
         reply = parse_reply(body)
-        if self._codec is not None and reply.result is not None:
-            place = Place(reply.saga_id, reply.step, "result")
-            reply = replace(reply, result=seal(self._codec, reply.result, place))
         with self._lock:
             at = self._by_reply.get((reply.saga_id, reply.step, reply.type))
             if at is None:
+                if self._codec is not None and reply.result is not None:
+                    place = Place(reply.saga_id, reply.step, "result")
+                    reply = replace(reply, result=seal(self._codec, reply.result, place))
                 self._unasked.append(reply)
             else:
+                command = self._held[at].command
+                sealed = reply if self._codec is None else sealed_reply(self._codec, command, reply)
                 delivery = self._release(at)
-                reply = replace(reply, attempt=delivery.command.attempt)
+                reply = replace(sealed, attempt=command.attempt)
                 self._inbox.outbox.answer(delivery, Answer(reply, service_rules.kind(delivery.command, reply)))
 
     def send(self) -> None:

@@ -343,6 +343,7 @@ class SagaClient:
             redis.RedisError: the broker is away. The request may have arrived or not.
         """
         check_timeout(timeout_s)
+        request = requests.to_send(self._codec, request)
         keys = self._opened()
         watcher = SagaWatcher(self._layout, [Waiter(saga_id=request.saga_id, request=request)], codec=self._codec)
         run(self._redis, watcher.start())

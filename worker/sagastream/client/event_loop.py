@@ -241,7 +241,7 @@ class AsyncSagaClient:
     async def intervene(self, request: ToSaga, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""
         self._enter_loop()
-        waiter = Waiter(saga_id=request.saga_id, request=request)
+        waiter = Waiter(saga_id=request.saga_id, request=requests.to_send(self._codec, request))
         return requests.granted(await self._follower.settled(waiter, timeout_s))
 
     async def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:

@@ -23,7 +23,8 @@ from sagastream.core.messages import SIGNAL, Begin, Code, DeadlineKind, Interven
 from sagastream.core.parsing import parse_begin, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict, with_params_of
-from sagastream.core.sealing import Codec, open_begin, open_state, sealed_begin
+from sagastream.core.sealed_messages import open_begin, open_state, sealed_begin, sealed_signal
+from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, StoreFull, UnreadableSaga
 from sagastream.store import saga_hash
@@ -194,6 +195,11 @@ def sealed(codec: Codec | None, request: Begin) -> Begin:
     return request if codec is None else sealed_begin(codec, request)
 
 
+def to_send(codec: Codec | None, request: ToSaga) -> ToSaga:
+    """The request to send: what comes with a signal is sealed. Raises as `sealed` does."""
+    return sealed_signal(codec, request) if codec is not None and isinstance(request, Signal) else request
+
+
 def opened(codec: Codec | None, found: _T) -> _T | SagaState:
     """What was found; if it is a saga, with all its values opened that can be."""
     return found if codec is None or not isinstance(found, SagaState) else open_state(codec, found)[0]
@@ -360,6 +366,10 @@ def unread(begin: Begin) -> SagaState:
         steps=tuple(Step(definition=definition) for definition in begin.steps),
         begun_ms=0,
         updated_ms=0,
+        format=begin.format,
+        input=begin.input,
+        definition=begin.definition,
+        start_ms=begin.start_ms,
     )
 
 
@@ -405,7 +415,9 @@ def _batches(sagas: Iterable[SagaRequest], codec: Codec | None = None) -> Iterat
         except MalformedMessage as error:
             saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
             one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)
-        more = sum(len(step.params) for step in one.steps) if isinstance(one, Begin) else 0
+        more = 0
+        if isinstance(one, Begin):
+            more = sum(len(step.params) for step in one.steps) + len(one.input or b"")
         if batch and (len(batch) == BATCH or size + more > _BATCH_BYTES):
             yield batch
             batch, size = [], 0

@@ -2,37 +2,30 @@
 bridge. Pure.
 
 A sealed value is bound to its saga, and to the step and the field that it was sealed for. So it opens in its own saga
-only, and only where it may stand: where it was sealed or, if it is a result, in the params of another step too.
+only, and only where it may stand: where it was sealed or, if references may copy it, in the params of another step too.
 Rejected: to bind it to its saga alone. Then whoever can write into the store could swap the params of two steps.
 """
 
 from base64 import b64decode, b64encode
-from operator import is_not
-from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from sagastream.core.messages import Begin, Command, Reply, is_id, ok
-from sagastream.core.saga import SagaState
-from sagastream.core.sealed_values import MARK, SealedValue, is_sealed, replaced
-from sagastream.core.steps import STANDING
-from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, decode, encode, encode_payload, value_of
+from sagastream.core.messages import is_id
+from sagastream.core.sealed_values import MARK, SealedValue, replaced
+from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, decode, encode_payload, value_of
 from sagastream.errors import CannotOpen, MalformedMessage
 
-#: What a value may be sealed as.
-Field = Literal["params", "result"]
-
 #: How many sealed values one payload may hold. Each costs some microseconds, so the smallest ones would add up.
-MAX_SEALED: Final = 1000
+MAX_SEALED: Final = 5000
 
 
 class CodecContext(Struct, frozen=True, kw_only=True):
     """Which value is sealed or opened."""
 
     saga_id: str
-    step: int  # of which it was sealed, from 1
-    field: str  # as what: "params" or "result"
+    step: int  # of which it was sealed, from 1; 0: it is of the saga itself
+    field: str  # as what: "params" or "result"; of the saga, "input/" and a name, or "signal/" and a name
     key: str  # the id of the key
 
     @property
@@ -61,12 +54,18 @@ class Codec(Protocol):
         with this context. Any other error counts as that, too, but its text is not told: it may quote the value."""
 
 
+#: As what a value stands that nobody seals as this: what a compensation is told, which is built of references.
+UNDO: Final = "undo"
+#: The fields of a saga, step 0, each with the name of a member or of a signal.
+_OF_SAGA: Final = ("input/", "signal/")
+
+
 class Place(NamedTuple):
     """Where a value stands."""
 
     saga_id: str
     step: int
-    field: Field
+    field: str
 
     @property
     def source(self) -> str:
@@ -74,9 +73,14 @@ class Place(NamedTuple):
 
     def may_hold(self, step: int, field: str) -> bool:
         """Whether what was sealed as this may stand here."""
-        return (step, field) == (self.step, self.field) or (
-            self.field == "params" and field == "result" and step != self.step
-        )
+        if (step, field) == (self.step, self.field):
+            return field != UNDO
+        if self.field not in ("params", UNDO):
+            return False
+        if step == 0:
+            return field.startswith(_OF_SAGA)
+        # A step has no result yet when its params are built; when it is undone, it has.
+        return field == "result" and (step != self.step or self.field == UNDO)
 
 
 def seal(codec: Codec, data: bytes, place: Place) -> bytes:
@@ -113,127 +117,6 @@ def open_value(codec: Codec | None, data: bytes, place: Place) -> bytes:
         return encode_payload(value)
     except MalformedMessage as error:  # of sizes: it tells nothing of what was sealed
         raise CannotOpen(f"opened, it is {error}", key=keys[0]) from None
-
-
-# --- messages and sagas
-
-
-def sealed_begin(codec: Codec, begin: Begin) -> Begin:
-    """The request with its params sealed. Params that are sealed already stay as they are, and so does the question
-    which effects stand. Raises as `seal` does, and MalformedMessage if the request is too large then, or if params hold
-    a sealed value that cannot be opened."""
-    steps = []
-    for number, step in enumerate(begin.steps, 1):
-        params = step.params
-        if not is_sealed(params) and step.transaction != STANDING:
-            place = Place(begin.saga_id, number, "params")
-            try:
-                params = seal(codec, _unsealed(codec, params, place), place)
-            except MalformedMessage as error:
-                raise MalformedMessage(f"params of step {number}: {error}") from None
-        steps.append(replace(step, params=params))
-    sealed = replace(begin, steps=tuple(steps))
-    if sum(len(step.params) for step in steps) > MAX_BYTES // 2 and (size := len(sealed.body())) > MAX_BYTES:
-        raise MalformedMessage(f"too large: sealed, it has {size} bytes, at most {MAX_BYTES}")
-    return sealed
-
-
-def open_begin(codec: Codec | None, begin: Begin) -> tuple[Begin, dict[str, str]]:
-    """The request with those params opened that can be; and why others cannot be, by where they stand: `1/params`."""
-    why: dict[str, str] = {}
-    steps = []
-    for number, step in enumerate(begin.steps, 1):
-        place = Place(begin.saga_id, number, "params")
-        steps.append(replace(step, params=_opened_or_not(codec, step.params, place, why)))
-    return replace(begin, steps=tuple(steps)), why
-
-
-def open_command(codec: Codec | None, command: Command) -> Command:
-    """The command as its handler gets it. Raises CannotOpen."""
-    result = command.result
-    if MARK not in command.params and (result is None or MARK not in result):
-        return command
-    params = open_value(codec, command.params, Place(command.saga_id, command.step, "params"))
-    if result is not None:
-        result = open_value(codec, result, Place(command.saga_id, command.step, "result"))
-    return replace(command, params=params, result=result)
-
-
-def sealed_reply(codec: Codec, command: Command, reply: Reply) -> Reply:
-    """The reply to a command with its result sealed. Raises as `seal` does.
-
-    Errors are not sealed: the orchestrator makes the reason of the saga of them. Which effects stand is not sealed
-    either: that is asked by whoever repairs a store, who need not have the keys.
-    """
-    if reply.result is None or reply.type != ok(command.type) or command.type == STANDING:
-        return reply
-    return replace(reply, result=seal(codec, reply.result, Place(reply.saga_id, reply.step, "result")))
-
-
-def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[str, str]]:
-    """The saga with all values opened that can be; and why others cannot be, by where they stand: `1/params`."""
-    why: dict[str, str] = {}
-    steps = []
-    for number, step in enumerate(state.steps, 1):
-        params, result = step.definition.params, step.result
-        definition = step.definition
-        if MARK in params:
-            place = Place(state.saga_id, number, "params")
-            definition = replace(definition, params=_opened_or_not(codec, params, place, why))
-        if result is not None:
-            result = _opened_or_not(codec, result, Place(state.saga_id, number, "result"), why)
-        steps.append(replace(step, definition=definition, result=result))
-    return replace(state, steps=tuple(steps)), why
-
-
-def opened_message(codec: Codec | None, message: Any) -> Any:
-    """The body of a command, a reply or a saga_begin with the params or the result opened, if they can be; everything
-    else as it is, however it is made: it may have been refused."""
-    if not isinstance(message, dict):
-        return message
-    saga_id, step, steps = message.get("saga_id"), message.get("step"), message.get("steps")
-    if not isinstance(saga_id, str):
-        return message
-    if isinstance(steps, list):
-        opened = [_with_opened(codec, one, saga_id, number) for number, one in enumerate(steps, 1)]
-        return message | {"steps": opened} if any(map(is_not, opened, steps)) else message
-    return _with_opened(codec, message, saga_id, step) if isinstance(step, int) else message
-
-
-def _with_opened(codec: Codec | None, members: Any, saga_id: str, step: int) -> Any:
-    """The members of a step with the params or the result opened, if they can be."""
-    for field in _FIELDS:
-        if not isinstance(members, dict) or field not in members:
-            continue
-        try:
-            data = encode(members[field])
-            if (opened := open_value(codec, data, Place(saga_id, step, field))) is not data:
-                members = members | {field: value_of(opened)}
-        except (CannotOpen, TypeError):  # of values that nest too deep to be written
-            continue
-    return members
-
-
-_FIELDS: Final[tuple[Field, ...]] = ("params", "result")
-
-
-def _opened_or_not(codec: Codec | None, data: bytes, place: Place, why: dict[str, str]) -> bytes:
-    """A payload with what is sealed in it opened; as it is if that cannot be, which is added to `why`."""
-    try:
-        return open_value(codec, data, place)
-    except CannotOpen as error:
-        why[place.source] = str(error)
-        return data
-
-
-def _unsealed(codec: Codec, params: bytes, place: Place) -> bytes:
-    """Params with what is sealed in them opened, to be sealed with the rest: nothing is opened twice."""
-    if MARK not in params:
-        return params
-    try:
-        return open_value(codec, params, place)
-    except CannotOpen as error:
-        raise MalformedMessage(f"they hold a sealed value that cannot be opened, to seal them: {error}") from None
 
 
 def _content(codec: Codec | None, sealed: SealedValue, place: Place) -> bytes:

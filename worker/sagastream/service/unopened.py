@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from sagastream.console import printable
 from sagastream.core.messages import Command, Reply
-from sagastream.core.sealing import Codec, open_command, sealed_reply
+from sagastream.core.sealed_messages import open_command, sealed_reply
+from sagastream.core.sealing import Codec
 from sagastream.errors import CannotOpen, SagastreamError
 from sagastream.service.report import ServiceReport
 from sagastream.store.running import OLDEST, Busy, Unopened

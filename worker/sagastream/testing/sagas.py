@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.sealing import Codec, open_command, open_state, sealed_begin
+from sagastream.core.sealed_messages import open_command, open_state, sealed_begin, sealed_signal
+from sagastream.core.sealing import Codec
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import RequestRefused, ScenarioError
 from sagastream.service.declaration import Service
@@ -282,6 +283,8 @@ class Sagas:
             self._story.add(self.clock.elapsed_ms, coming.saga_id, f"the signal {coming.name} is refused: {refused}")
 
     def _send_signal(self, sent: Signal) -> None:
+        if (codec := self._services.codec) is not None:
+            sent = sealed_signal(codec, sent)
         self._orchestrator.request(replace(sent, request_id=self._request_id(), added_ms=self.clock.now_ms))
 
     def _request_id(self) -> str:

@@ -14,7 +14,8 @@ from sagastream.console import describe, printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields, Reply, failed, reply_to
 from sagastream.core.parsing import read_command, read_reply
-from sagastream.core.sealing import Codec, open_command, sealed_reply
+from sagastream.core.sealed_messages import open_command, sealed_reply
+from sagastream.core.sealing import Codec
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
 from sagastream.core.strict_json import encode
 from sagastream.errors import CannotOpen, MalformedMessage, ScenarioError, ServiceError

@@ -1,0 +1,254 @@
+"""Messages and sagas with their values sealed or opened, as clients, services and the bridge do it. Pure.
+
+In a saga with an input, references lead to members: of the input, of results, and of what comes with signals. So each
+member of such an object is sealed by itself. Its name is not hidden.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from operator import is_not
+from typing import Any, Final
+
+import orjson
+from msgspec.structs import replace
+
+from sagastream.core.messages import Begin, Command, Reply, Signal, ok
+from sagastream.core.readable import unreadable
+from sagastream.core.saga import KeptSignal, SagaState
+from sagastream.core.sealed_values import MARK, is_sealed, keys_of
+from sagastream.core.sealing import MAX_SEALED, UNDO, Codec, Place, open_value, seal
+from sagastream.core.step_state import Step
+from sagastream.core.steps import STANDING
+from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, encode, encode_payload, value_of
+from sagastream.errors import CannotOpen, MalformedMessage
+
+#: Of a result with more members than this, they are not sealed one by one, so no reference can lead to one of them.
+MAX_MEMBERS: Final = 100
+
+
+# --- members
+
+
+def _seal_members(codec: Codec, data: bytes, places: Callable[[str], Place]) -> bytes:
+    """An object with each member sealed by itself; those that are sealed already stay as they are. Raises as `seal`
+    does."""
+    members = {name: encode(member) for name, member in value_of(data).items()}
+    if len(members) > MAX_SEALED:
+        raise MalformedMessage(f"too many members to be sealed: {len(members)}, at most {MAX_SEALED}")
+    sealed = {name: orjson.Fragment(_seal_once(codec, member, places(name))) for name, member in members.items()}
+    return encode_payload(sealed) if len(text := encode(sealed)) > MAX_PAYLOAD_BYTES else text
+
+
+def _seal_once(codec: Codec, data: bytes, place: Place) -> bytes:
+    return data if is_sealed(data) else seal(codec, _unsealed(codec, data, place), place)
+
+
+def _seal_result(codec: Codec, data: bytes, place: Place) -> bytes:
+    """A result to which references may lead. All members have its place: a service of an older release opens them."""
+    value = value_of(data)
+    if isinstance(value, dict) and 0 < len(value) <= MAX_MEMBERS:
+        return _seal_members(codec, data, lambda _: place)
+    return seal(codec, data, place)
+
+
+def _input_place(saga_id: str, name: str) -> Place:
+    return Place(saga_id, 0, f"input/{name}")
+
+
+def _signal_place(saga_id: str, name: str) -> Place:
+    return Place(saga_id, 0, f"signal/{name}")
+
+
+def open_input(codec: Codec | None, data: bytes, saga_id: str) -> bytes:
+    """An input with what is sealed in it opened. Raises CannotOpen."""
+    if MARK not in data:
+        return data
+    value, keys = value_of(data), keys_of(data)
+    if not isinstance(value, dict) or not keys:
+        return data
+    opened = {
+        name: value_of(open_value(codec, encode(member), _input_place(saga_id, name))) for name, member in value.items()
+    }
+    try:
+        return encode_payload(opened)
+    except MalformedMessage as error:
+        raise CannotOpen(f"opened, it is {error}", key=keys[0]) from None
+
+
+# --- messages and sagas
+
+
+def sealed_begin(codec: Codec, begin: Begin) -> Begin:
+    """The request with its input and its params sealed. What is sealed already stays as it is, and so do params with
+    references, and the question which effects stand. Raises as `seal` does, and MalformedMessage if the request is too
+    large then, if it holds a sealed value that cannot be opened, or if a worker would have to look into the input."""
+    steps = []
+    for number, step in enumerate(begin.steps, 1):
+        if begin.input is not None and (problem := unreadable(step)) is not None:
+            raise MalformedMessage(f"step {number}: {problem}")
+        params = step.params
+        if step.transaction != STANDING and step.shape.sends and not step.shape.has_references:
+            try:
+                params = _seal_once(codec, params, Place(begin.saga_id, number, "params"))
+            except MalformedMessage as error:
+                raise MalformedMessage(f"params of step {number}: {error}") from None
+        steps.append(replace(step, params=params))
+    sealed = replace(begin, steps=tuple(steps), input=_sealed_input(codec, begin))
+    size = sum(len(step.params) for step in steps) + len(sealed.input or b"")
+    if size > MAX_BYTES // 2 and (size := len(sealed.body())) > MAX_BYTES:
+        raise MalformedMessage(f"too large: sealed, it has {size} bytes, at most {MAX_BYTES}")
+    return sealed
+
+
+def _sealed_input(codec: Codec, begin: Begin) -> bytes | None:
+    if begin.input is None:
+        return None
+    try:
+        return _seal_members(codec, begin.input, lambda name: _input_place(begin.saga_id, name))
+    except MalformedMessage as error:
+        raise MalformedMessage(f"input: {error}") from None
+
+
+def open_begin(codec: Codec | None, begin: Begin) -> tuple[Begin, dict[str, str]]:
+    """The request with all opened that can be; and why the rest cannot be, by where it stands: `1/params`, `input`."""
+    why: dict[str, str] = {}
+    steps = []
+    for number, step in enumerate(begin.steps, 1):
+        place = Place(begin.saga_id, number, "params")
+        steps.append(replace(step, params=_opened_or_not(codec, step.params, place, why)))
+    return replace(begin, steps=tuple(steps), input=_opened_input_or_not(codec, begin.saga_id, begin.input, why)), why
+
+
+def open_command(codec: Codec | None, command: Command) -> Command:
+    """The command as its handler gets it. Raises CannotOpen."""
+    result, told, data = command.result, command.undo, command.input
+    if MARK not in command.params and not any(one is not None and MARK in one for one in (result, told, data)):
+        return command
+    saga_id, step = command.saga_id, command.step
+    return replace(
+        command,
+        params=open_value(codec, command.params, Place(saga_id, step, "params")),
+        result=None if result is None else open_value(codec, result, Place(saga_id, step, "result")),
+        undo=None if told is None else open_value(codec, told, Place(saga_id, step, UNDO)),
+        input=None if data is None else open_input(codec, data, saga_id),
+    )
+
+
+def sealed_reply(codec: Codec, command: Command, reply: Reply) -> Reply:
+    """The reply to a command with its result sealed. Raises as `seal` does.
+
+    Errors are not sealed: the orchestrator makes the reason of the saga of them. Which effects stand is not sealed
+    either: that is asked by whoever repairs a store, who need not have the keys.
+    """
+    if reply.result is None or reply.type != ok(command.type) or command.type == STANDING:
+        return reply
+    place = Place(reply.saga_id, reply.step, "result")
+    sealed = seal if command.input is None else _seal_result
+    return replace(reply, result=sealed(codec, reply.result, place))
+
+
+def sealed_signal(codec: Codec, signal: Signal) -> Signal:
+    """The signal with its payload sealed. Raises as `seal` does."""
+    if signal.declined is not None or signal.payload == b"null" or is_sealed(signal.payload):
+        return signal
+    place = _signal_place(signal.saga_id, signal.name)
+    try:
+        return replace(signal, payload=_seal_result(codec, signal.payload, place))
+    except MalformedMessage as error:
+        raise MalformedMessage(f"payload: {error}") from None
+
+
+def open_state(codec: Codec | None, state: SagaState) -> tuple[SagaState, dict[str, str]]:
+    """The saga with all values opened that can be; and why others cannot be, by where they stand: `1/params`, `input`,
+    `0/signal/approve`."""
+    why: dict[str, str] = {}
+    saga_id = state.saga_id
+    return replace(
+        state,
+        steps=tuple([_opened_step(codec, saga_id, number, step, why) for number, step in enumerate(state.steps, 1)]),
+        input=_opened_input_or_not(codec, saga_id, state.input, why),
+        signals=tuple([_opened_signal(codec, saga_id, one, why) for one in state.signals]),
+    ), why
+
+
+def _opened_step(codec: Codec | None, saga_id: str, number: int, step: Step, why: dict[str, str]) -> Step:
+    place = Place(saga_id, number, "params")
+    definition, shape = step.definition, step.definition.shape
+    if MARK in definition.params:
+        definition = replace(definition, params=_opened_or_not(codec, definition.params, place, why))
+    step = replace(step, definition=definition)
+    if step.built is not None:
+        step = replace(step, built=_opened_or_not(codec, step.built, place, why))
+    if step.built_undo is not None:
+        step = replace(step, built_undo=_opened_or_not(codec, step.built_undo, place._replace(field=UNDO), why))
+    if step.result is not None:
+        # The result of a step that waits is what came with its signal.
+        place = place._replace(field="result") if shape.wait is None else _signal_place(saga_id, shape.wait)
+        step = replace(step, result=_opened_or_not(codec, step.result, place, why))
+    return step
+
+
+def _opened_signal(codec: Codec | None, saga_id: str, signal: KeptSignal, why: dict[str, str]) -> KeptSignal:
+    return replace(signal, payload=_opened_or_not(codec, signal.payload, _signal_place(saga_id, signal.name), why))
+
+
+def _opened_input_or_not(codec: Codec | None, saga_id: str, data: bytes | None, why: dict[str, str]) -> bytes | None:
+    try:
+        return None if data is None else open_input(codec, data, saga_id)
+    except CannotOpen as error:
+        why["input"] = str(error)
+        return data
+
+
+def opened_message(codec: Codec | None, message: Any) -> Any:
+    """The body of a command, a reply or a saga_begin with the params or the result opened, if they can be; everything
+    else as it is, however it is made: it may have been refused."""
+    if not isinstance(message, dict):
+        return message
+    saga_id, step, steps = message.get("saga_id"), message.get("step"), message.get("steps")
+    if not isinstance(saga_id, str):
+        return message
+    signal = _signal_place(saga_id, str(message.get("name")))
+    message = _with_opened_field(message, "payload", partial(open_value, codec, place=signal))
+    message = _with_opened_field(message, "input", partial(open_input, codec, saga_id=saga_id))
+    if isinstance(steps, list):
+        opened = [_with_opened(codec, one, saga_id, number) for number, one in enumerate(steps, 1)]
+        return message | {"steps": opened} if any(map(is_not, opened, steps)) else message
+    return _with_opened(codec, message, saga_id, step) if isinstance(step, int) else message
+
+
+def _with_opened(codec: Codec | None, members: Any, saga_id: str, step: int) -> Any:
+    """The members of a step with the params or the result opened, if they can be."""
+    for field in ("params", "result"):
+        opens = partial(open_value, codec, place=Place(saga_id, step, field))
+        members = _with_opened_field(members, field, opens)
+    return members
+
+
+def _with_opened_field(members: Any, field: str, open_it: Callable[[bytes], bytes]) -> Any:
+    if not isinstance(members, dict) or field not in members:
+        return members
+    try:
+        data = encode(members[field])
+        return members if (opened := open_it(data)) is data else members | {field: value_of(opened)}
+    except (CannotOpen, TypeError):  # of values that nest too deep to be written
+        return members
+
+
+def _opened_or_not(codec: Codec | None, data: bytes, place: Place, why: dict[str, str]) -> bytes:
+    """A payload with what is sealed in it opened; as it is if that cannot be, which is added to `why`."""
+    try:
+        return open_value(codec, data, place)
+    except CannotOpen as error:
+        why[place.source] = str(error)
+        return data
+
+
+def _unsealed(codec: Codec, params: bytes, place: Place) -> bytes:
+    """Params with what is sealed in them opened, to be sealed with the rest: nothing is opened twice."""
+    if MARK not in params:
+        return params
+    try:
+        return open_value(codec, params, place)
+    except CannotOpen as error:
+        raise MalformedMessage(f"they hold a sealed value that cannot be opened, to seal them: {error}") from None
