@@ -397,12 +397,15 @@ def test_nobody_at_work_is_told_of(scene: Scene) -> None:
 
 def test_workers_that_do_not_know_a_format_that_others_know_are_told_of(scene: Scene) -> None:
     scene.worker.turn(block_ms=1)
-    scene.redis.xgroup_createconsumer(ONLY.requests, keys.ORCHESTRATOR_GROUP, "former-1")
     assert found(scene) == []
+    scene.redis.xgroup_createconsumer(ONLY.requests, keys.ORCHESTRATOR_GROUP, "former-1")
+    of_graphs = "warning: no saga of format 2 begins while workers run that do not know it: former-1"
+    assert found(scene) == [of_graphs]
     with newer():
         another = scene.another_worker()
         another.turn(block_ms=1)
-    [text] = found(scene)
+    first, text = found(scene)
+    assert first == of_graphs
     old = scene.worker.name.removeprefix("worker ")
     text, _, names = text.partition("do not know it: ")
     assert text == "warning: no saga of format 9 begins while workers run that "
