@@ -156,7 +156,7 @@ WINGS = {
 }
 #: The wings of the bridge, in the same way; each may import all of the library.
 BRIDGE_WINGS = {
-    "inspection": set(),
+    "inspection": {"definitions"},
     "local": {"inspection"},
     "stdin": {"local"},
     "bench": {"local"},

@@ -1,21 +1,62 @@
 """What is shown of a saga that is a graph, besides what is shown of every saga."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 
 from sagastream.console import printable
+from sagastream.core.durations import spoken
 from sagastream.core.graph import before
 from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.step_state import Step
-from sagastream.core.steps import FAILS, GOES_ON, PLAIN
+from sagastream.core.steps import FAILS, GOES_ON, PLAIN, StepKind
 from sagastream.core.why_waits import name_of
 from sagastream.store.columns import iso
-from sagastream_bridge.inspection.formatting import payload, until
+from sagastream_bridge.definitions.drawing import Form, Node, lines
+from sagastream_bridge.inspection.formatting import clock, payload, until
 
 _BYPASSED: Final = "bypassed: its condition did not hold"
+#: How far the drawing is indented.
+_INDENT: Final = "  "
+#: What a drawing says of a step in each phase.
+STATES: Final[Mapping[Phase, str]] = {
+    Phase.WAITING: "not begun",
+    Phase.BYPASSED: "bypassed",
+    Phase.AWAITING: "waiting",
+    Phase.OUT: "out",
+    Phase.BACKING_OFF: "to be sent again",
+    Phase.RETRY_AWAITED: "waiting for a retry",
+    Phase.PARKED: "PARKED",
+    Phase.COMPLETED: "done",
+    Phase.SKIPPED: "skipped",
+    Phase.FAILED: "failed",
+    Phase.IN_DOUBT: "unknown",
+    Phase.UNDO_OUT: "being undone",
+    Phase.UNDO_BACKING_OFF: "undo to be sent again",
+    Phase.UNDO_PARKED: "undo PARKED",
+    Phase.COMPENSATED: "undone",
+    Phase.UNDO_SKIPPED: "undo skipped",
+}
+
+
+def drawn(state: SagaState, width: int | None, paint: Callable[[str], str]) -> Iterator[str]:
+    """The graph, with the state of each step; nothing if it is a list, as the steps themselves are shown. `paint`:
+    colours a state."""
+    if all(step.definition.shape.after is None for step in state.steps):
+        return
+    found = []
+    for number, step in enumerate(state.steps, 1):
+        definition, shape = step.definition, step.definition.shape
+        what = definition.transaction
+        if not shape.sends:
+            what = "pause" if shape.wait is None else f"wait for {what}"
+        name = "" if shape.id is None else f"{shape.id}  "
+        form = Form.PIVOT if definition.kind is StepKind.PIVOT else Form.STEP if shape.sends else Form.WAIT
+        found.append(Node(number, printable(name + what), before(definition, number), STATES[step.phase], form))
+    for line in lines(found, None if width is None else width - len(_INDENT), paint):
+        yield _INDENT + line
 
 
 def facts(state: SagaState, now_ms: int) -> Iterator[str]:
@@ -39,6 +80,14 @@ def service(step: Step) -> str:
     """What stands in the place of the service."""
     shape = step.definition.shape
     return step.definition.service if shape.sends else "(pause)" if shape.wait is None else "(signal)"
+
+
+def times(step: Step, now_ms: int) -> str:
+    """When a wait or a pause began, and how long it took."""
+    if step.sent_ms is None:
+        return ""
+    took = "" if step.answered_ms is None else f", ended after {spoken(step.answered_ms - step.sent_ms)}"
+    return f"began {clock(step.sent_ms, now_ms)}{took}"
 
 
 def place(state: SagaState, number: int, now_ms: int) -> Iterator[str]:

@@ -30,6 +30,17 @@ _COLOURS: Final = {
     "FAILED": "red",
 }
 
+#: The colours of the states of steps in a drawing.
+_STATES: Final = {
+    "done": "green",
+    "out": "cyan",
+    "waiting": "cyan",
+    "failed": "red",
+    "unknown": "red",
+    "undone": "yellow",
+    "being undone": "yellow",
+}
+
 #: How far the lines of a text after its first one are indented on a terminal: as far as the facts about a saga.
 _INDENT: Final = 11
 _LEVELS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "repaired": "cyan"}
@@ -45,6 +56,11 @@ def styled(text: str, fg: str | None = None, *, bold: bool = False) -> str:
 def status(text: str, width: int = 0) -> str:
     """A status in its colour."""
     return styled(text.ljust(width), fg=_COLOURS.get(text))
+
+
+def _state(text: str) -> str:
+    """The state of a step in a drawing, in its colour."""
+    return styled(text, fg="red" if "PARKED" in text else _STATES.get(text))
 
 
 def message(body: dict[str, Any], service: str, kind: str) -> str:
@@ -68,7 +84,7 @@ def saga(
     shows: why it waits, and what helps. `causes`: why it waits. `notes`: what else there is to say. `width`: of the
     terminal, see screen.py."""
     said = ""  # the label of the advice above
-    for line in _facts(state, now_ms, notes, causes):
+    for line in _facts(state, now_ms, notes, causes, width):
         if isinstance(line, str):
             yield from screen.wrapped(line, width, _INDENT)
             said = ""
@@ -79,7 +95,9 @@ def saga(
         said = label
 
 
-def _facts(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:
+def _facts(
+    state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause], width: int | None
+) -> Iterator[str | tuple[str, str]]:
     """The lines; what helps as a label and a line."""
     parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
     yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
@@ -88,6 +106,7 @@ def _facts(state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cau
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
     yield from graph_views.facts(state, now_ms)
+    yield from graph_views.drawn(state, width, _state)
     for number in range(1, len(state.steps) + 1):
         yield from _step(state, number, now_ms)
     yield from _more(state, now_ms, notes)
@@ -184,11 +203,13 @@ def finding(found: Finding, width: int | None = None) -> Iterator[str]:
 def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
     step = state.steps[number - 1]
     definition = step.definition
-    kind = "" if definition.kind is StepKind.COMPENSATABLE else f"  {definition.kind}"
+    sends = definition.shape.sends
+    kind = "" if definition.kind is StepKind.COMPENSATABLE or not sends else f"  {definition.kind}"
     yield (
         f"  {number:>3}  {printable(definition.transaction):<24} {printable(graph_views.service(step)):<14} "
         + status(step.status, 12)
-        + _times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown)
+        + (_times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown) if sends else "")
+        + ("" if sends else graph_views.times(step, now_ms))
         + kind
         + ("  skipped" if step.skipped and step.compensation is None else "")
     ).rstrip()

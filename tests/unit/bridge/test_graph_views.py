@@ -7,10 +7,12 @@ import click
 
 from sagastream.core.decision import decide
 from sagastream.core.parsing import parse_begin
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.transitions import Moment
 from sagastream.core.why import why
 from sagastream_bridge.inspection import lookup, views
+from sagastream_bridge.inspection.graph_views import STATES
 from support.graphs import NOW_MS, PIVOT, TRAVEL, Played, at_work
 
 
@@ -43,13 +45,34 @@ def test_each_step_says_its_id_what_it_comes_after_and_what_it_waits_for() -> No
     assert '       when   {"eq": [{"$ref": "/input/insured"}, true]}' in lines
 
 
+def test_the_graph_is_drawn_with_the_state_of_each_step() -> None:
+    drawn = [line for line in shown(Played().ok(1, {"id": "f1"})) if line[2:3] in "╭●│├○◆"]
+    assert drawn == [
+        "  ╭─╮",
+        "  ● │   1  flight  BookFlight          done",
+        "  │ ●   2  hotel  BookHotel            out",
+        "  │ ●   3  insure  Insure              not begun",
+        "  ├─╯",
+        "  ○     4  approval  wait for approve  not begun",
+        "  ◆     5  pay  Pay                    not begun",
+        "  ○     6  rest  pause                 not begun",
+    ]
+    chain: dict[str, Any] = {"id": "a", "transaction": "A", "service": "hotels", "params": {}, "compensation": None}
+    assert "●" not in "\n".join(shown(Played(chain)))
+
+
+def test_every_phase_has_a_word_in_a_drawing() -> None:
+    assert STATES.keys() == set(Phase)
+
+
 def test_a_bypassed_step_and_a_wait_say_so_and_a_pause_its_end() -> None:
     played = Played().ok(1, {"id": "f1"}).ok(2)
     lines = shown(played)
     assert "       now    bypassed: its condition did not hold" in lines
     assert "       now    waits for signal approve until 2023-11-15T22:13:20.000Z, in 24 h" in lines
-    played.signal("approve", {"by": "boss"}).ok(5)
-    assert "       now    pauses until 22:14:20.000Z, in 60 s" in shown(played)
+    played.due(60_000).signal("approve", {"by": "boss"}).ok(5)
+    assert "  began 22:13:20.000Z, ended after 60 s" in "\n".join(shown(played)).replace("COMPLETED ", "")
+    assert "       now    pauses until 22:15:20.000Z, in 60 s" in shown(played)
     assert '       params {"flight": "f1"}' in shown(played)
 
 
