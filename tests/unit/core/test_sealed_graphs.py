@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream import Context, Service
+from sagastream import Context, Definition, Service, item
 from sagastream.client.requests import conflicting, to_begin
 from sagastream.codecs.keyring import Keyring
 from sagastream.core.messages import Begin, Command, Signal, reply_to
@@ -92,12 +92,15 @@ def test_a_saga_that_is_begun_again_under_another_key_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("step", "where"),
     [
-        (do({"a": [{"$ref": "/input/user/mail"}]}), "step 1: params/a/0/$ref: /input/user/mail: the input is sealed"),
+        (
+            do({"$concat": ["to ", {"$ref": "/input/user/mail"}]}),
+            "step 1: params/$concat/1/$ref: /input/user/mail: the",
+        ),
         (do({"$concat": ["to ", {"$ref": "/input/sum"}]}), "step 1: params/$concat/1/$ref: /input/sum"),
         (do(1, when={"gt": [{"$ref": "/input/sum"}, 3]}), "step 1: when/gt/0/$ref: /input/sum"),
         (
-            do(1, compensation="Undo", compensation_params={"$ref": "/input/user/mail"}),
-            "step 1: compensation_params/$ref: /input/user/mail",
+            do(1, compensation="Undo", compensation_params=[{"$concat": [{"$concat": [{"$ref": "/input/sum"}]}]}]),
+            "step 1: compensation_params/0/$concat/0/$concat/0/$ref: /input/sum",
         ),
     ],
 )
@@ -112,9 +115,50 @@ def test_what_workers_copy_is_not_refused() -> None:
         do([{"$ref": "/input"}, {"$ref": "/input/sum", "default": 1}]),
         do({"$concat": ["saga ", {"$ref": "/saga/id"}]}),
         do(1, when={"exists": {"$ref": "/input/voucher"}}),
-        do({"$literal": {"$ref": "/input/user/mail"}}),
+        do(1, when={"not": {"exists": {"$ref": "/input/user/mail"}}}),
+        do({"$literal": {"$concat": [{"$ref": "/input/user/mail"}]}}),
     ]
     sealed_begin(RING, begin(*steps))
+
+
+def test_where_references_lead_into_a_member_what_they_lead_to_is_sealed_by_itself() -> None:
+    items = [{"sku": SECRET, "n~/": [1, 2]}, {"sku": "b", "n~/": []}]
+    data: dict[str, Any] = {"items": items, "user": {"mail": SECRET}, "none": {}, "null": None}
+    steps = [
+        do({"sku": {"$ref": "/input/items/0/sku"}, "n": {"$ref": "/input/items/0/n~0~1/1"}}),
+        do([{"$ref": "/input/items/1/sku"}, {"$ref": "/input/items"}, {"$ref": "/input/none/x", "default": 1}]),
+        do({"$ref": "/input/null/x", "default": "none"}),
+        do({"$ref": "/input/items/7/sku", "default": None}),
+    ]
+    sealed = sealed_begin(RING, begin(*steps, input=data))
+    assert sealed.input is not None
+    found = json.loads(sealed.input)
+    assert [one["sku"]["$sealed"]["from"] for one in found["items"]] == ["0/input/items/0/sku", "0/input/items/1/sku"]
+    assert [one["$sealed"]["from"] for one in found["items"][0]["n~/"]] == [
+        "0/input/items/0/n~0~1/0",
+        "0/input/items/0/n~0~1/1",
+    ]
+    assert found["user"]["$sealed"]["from"] == "0/input/user"
+    opened, why = open_begin(RING, sealed)
+    assert (json.loads(opened.input or b""), why) == (data, {})
+    found["items"].reverse()
+    assert "somebody has moved it" in open_begin(RING, replace(sealed, input=json.dumps(found).encode()))[1]["input"]
+    # So the parts are copied, and open where they are copied to.
+    played = Played(*steps, input=json.loads(sealed.input)).ok(1)
+    params = [step.params for step in open_state(RING, replace(played.saga, saga_id="s"))[0].steps]
+    assert json.loads(params[0]) == {"sku": SECRET, "n": 2}
+    assert json.loads(params[1]) == ["b", items, 1]
+
+
+def test_a_definition_makes_a_step_of_each_item_of_a_sealed_list() -> None:
+    order = Definition("order", version=1)
+    order.step("Pick", service="work", compensation=None, each=order.input.items, params={"sku": item.sku}, id="pick")
+    sealed = sealed_begin(RING, to_begin(order.saga({"items": [{"sku": SECRET}, {"sku": "b"}]}, saga_id="s")))
+    assert SECRET.encode() not in sealed.body()
+    played = Played(*json.loads(sealed.body())["steps"], input=json.loads(sealed.input or b""))
+    opened, why = open_state(RING, replace(played.saga, saga_id="s"))
+    assert [json.loads(step.params) for step in opened.steps] == [{"sku": SECRET}, {"sku": "b"}]
+    assert why == {}
 
 
 def test_a_pointer_into_a_sealed_member_of_a_result_fails_with_the_place() -> None:
@@ -158,7 +202,7 @@ def test_so_are_those_of_very_many_members_and_those_of_a_plain_saga() -> None:
 
 def test_an_input_of_too_many_members_is_refused() -> None:
     many = {str(number): 1 for number in range(MAX_SEALED + 1)}
-    with pytest.raises(MalformedMessage, match=f"input: too many members to be sealed: {MAX_SEALED + 1}"):
+    with pytest.raises(MalformedMessage, match=f"input: too many values to be sealed: more than {MAX_SEALED}"):
         sealed_begin(RING, begin(do(1), input=many))
 
 

@@ -12,14 +12,15 @@ from typing import Any, Final
 import orjson
 from msgspec.structs import replace
 
+from sagastream.core.input_use import Paths, paths, unreadable
 from sagastream.core.messages import Begin, Command, Reply, Signal, ok
-from sagastream.core.readable import unreadable
+from sagastream.core.pointers import below
 from sagastream.core.saga import KeptSignal, SagaState
-from sagastream.core.sealed_values import MARK, is_sealed, keys_of
+from sagastream.core.sealed_values import MARK, is_sealed, keys_of, sealed_value
 from sagastream.core.sealing import MAX_SEALED, UNDO, Codec, Place, open_value, seal
 from sagastream.core.step_state import Step
 from sagastream.core.steps import STANDING
-from sagastream.core.strict_json import MAX_BYTES, MAX_PAYLOAD_BYTES, encode, encode_payload, value_of
+from sagastream.core.strict_json import MAX_BYTES, encode, encode_payload, value_of
 from sagastream.errors import CannotOpen, MalformedMessage
 
 #: Of a result with more members than this, they are not sealed one by one, so no reference can lead to one of them.
@@ -29,16 +30,6 @@ MAX_MEMBERS: Final = 100
 # --- members
 
 
-def _seal_members(codec: Codec, data: bytes, places: Callable[[str], Place]) -> bytes:
-    """An object with each member sealed by itself; those that are sealed already stay as they are. Raises as `seal`
-    does."""
-    members = {name: encode(member) for name, member in value_of(data).items()}
-    if len(members) > MAX_SEALED:
-        raise MalformedMessage(f"too many members to be sealed: {len(members)}, at most {MAX_SEALED}")
-    sealed = {name: orjson.Fragment(_seal_once(codec, member, places(name))) for name, member in members.items()}
-    return encode_payload(sealed) if len(text := encode(sealed)) > MAX_PAYLOAD_BYTES else text
-
-
 def _seal_once(codec: Codec, data: bytes, place: Place) -> bytes:
     return data if is_sealed(data) else seal(codec, _unsealed(codec, data, place), place)
 
@@ -46,13 +37,38 @@ def _seal_once(codec: Codec, data: bytes, place: Place) -> bytes:
 def _seal_result(codec: Codec, data: bytes, place: Place) -> bytes:
     """A result to which references may lead. All members have its place: a service of an older release opens them."""
     value = value_of(data)
-    if isinstance(value, dict) and 0 < len(value) <= MAX_MEMBERS:
-        return _seal_members(codec, data, lambda _: place)
-    return seal(codec, data, place)
+    if not isinstance(value, dict) or not 0 < len(value) <= MAX_MEMBERS:
+        return seal(codec, data, place)
+    return encode_payload({name: _sealed(codec, member, place) for name, member in value.items()})
 
 
-def _input_place(saga_id: str, name: str) -> Place:
-    return Place(saga_id, 0, f"input/{name}")
+def _seal_input(codec: Codec, data: bytes, saga_id: str, used: Paths) -> bytes:
+    """An input, each member of it sealed by itself; if references lead into a member, so is what they lead to, and all
+    beside it."""
+    count = 0
+
+    def sealed(value: Any, path: str, into: Paths | None) -> Any:
+        nonlocal count
+        if into and value is None:
+            return None  # references find nothing there, and take their defaults
+        if into and isinstance(value, dict) and sealed_value(value) is None:
+            return {name: sealed(one, below(path, name), into.get(name)) for name, one in value.items()}
+        if into and isinstance(value, list):
+            return [sealed(one, below(path, index), into.get(str(index))) for index, one in enumerate(value)]
+        if (count := count + 1) > MAX_SEALED:
+            raise MalformedMessage(f"too many values to be sealed: more than {MAX_SEALED}")
+        return _sealed(codec, value, _input_place(saga_id, path))
+
+    return encode_payload({name: sealed(one, below("", name), used.get(name)) for name, one in value_of(data).items()})
+
+
+def _sealed(codec: Codec, value: Any, place: Place) -> orjson.Fragment:
+    return orjson.Fragment(_seal_once(codec, encode(value), place))
+
+
+def _input_place(saga_id: str, path: str) -> Place:
+    """The place of a value in an input. `path`: a JSON Pointer to it."""
+    return Place(saga_id, 0, f"input{path}")
 
 
 def _signal_place(saga_id: str, name: str) -> Place:
@@ -61,16 +77,18 @@ def _signal_place(saga_id: str, name: str) -> Place:
 
 def open_input(codec: Codec | None, data: bytes, saga_id: str) -> bytes:
     """An input with what is sealed in it opened. Raises CannotOpen."""
-    if MARK not in data:
+    if MARK not in data or not (keys := keys_of(data)):
         return data
-    value, keys = value_of(data), keys_of(data)
-    if not isinstance(value, dict) or not keys:
-        return data
-    opened = {
-        name: value_of(open_value(codec, encode(member), _input_place(saga_id, name))) for name, member in value.items()
-    }
+
+    def opened(value: Any, path: str) -> Any:
+        if isinstance(value, dict) and sealed_value(value) is None:
+            return {name: opened(member, below(path, name)) for name, member in value.items()}
+        if isinstance(value, list):
+            return [opened(item, below(path, index)) for index, item in enumerate(value)]
+        return value_of(open_value(codec, encode(value), _input_place(saga_id, path)))
+
     try:
-        return encode_payload(opened)
+        return encode_payload(opened(value_of(data), ""))
     except MalformedMessage as error:
         raise CannotOpen(f"opened, it is {error}", key=keys[0]) from None
 
@@ -81,7 +99,7 @@ def open_input(codec: Codec | None, data: bytes, saga_id: str) -> bytes:
 def sealed_begin(codec: Codec, begin: Begin) -> Begin:
     """The request with its input and its params sealed. What is sealed already stays as it is, and so do params with
     references, and the question which effects stand. Raises as `seal` does, and MalformedMessage if the request is too
-    large then, if it holds a sealed value that cannot be opened, or if a worker would have to look into the input."""
+    large then, if it holds a sealed value that cannot be opened, or if a worker would have to read the input."""
     steps = []
     for number, step in enumerate(begin.steps, 1):
         if begin.input is not None and (problem := unreadable(step)) is not None:
@@ -104,7 +122,7 @@ def _sealed_input(codec: Codec, begin: Begin) -> bytes | None:
     if begin.input is None:
         return None
     try:
-        return _seal_members(codec, begin.input, lambda name: _input_place(begin.saga_id, name))
+        return _seal_input(codec, begin.input, begin.saga_id, paths(begin.steps))
     except MalformedMessage as error:
         raise MalformedMessage(f"input: {error}") from None
 
