@@ -286,6 +286,21 @@ def test_waits_behind_the_pivot_are_parked_and_retried() -> None:
     assert "sign of step 2 is waited for when the saga is cancelled" not in sweep.runs
 
 
+def test_signals_that_send_a_failed_step_again_go_wrong_too() -> None:
+    steps = [step("Hotel"), step("Pay", retry_on="topped_up", retry_within_ms=3_600_000)]
+
+    def setup(sagas: Sagas) -> Ledger:
+        sagas.on_wait("topped_up", after_s=60)
+        return serve(sagas)
+
+    def check(saga: Saga, ledger: Ledger) -> None:
+        assert ledger.names == (["Hotel", "Pay"] if saga.status == "COMPLETED" else [])
+
+    sweep = check_every_fault(setup, steps, check, input={})
+    assert "Pay of step 2 is rejected, then topped_up of step 2 is declined" in sweep.runs
+    assert "Pay of step 2 is rejected, then topped_up of step 2 is not signalled in time" in sweep.runs
+
+
 def test_a_broken_graph_is_found() -> None:
     """The sweep tells what breaks: here, the undo of one branch is forgotten."""
 

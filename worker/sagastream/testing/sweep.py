@@ -97,7 +97,8 @@ def check_every_fault(
     - once for each single thing that can go wrong with one of its commands;
     - once for each that can go wrong with one of its compensations, while the saga is undone;
     - once for each that can go wrong with a signal that one of its steps waits for: it is declined, does not come in
-      time, comes before its step waits, comes twice, or the saga is cancelled meanwhile; so it is with pauses.
+      time, comes before its step waits, comes twice, or the saga is cancelled meanwhile; so it is with pauses, and with
+      the signals that send a failed step again.
 
     If the saga is parked, the fault is stopped and an operator retries the saga. So each run ends.
 
@@ -149,6 +150,8 @@ class _Sweep(Generic[S]):
                 and (undone is None or to_undo >= _undone(undone.saga))
             ):
                 undone = run  # of those that have most to undo, the last one
+        for troubles in _retries(smooth.saga):
+            self._run(troubles)
         if undone is not None:
             for trouble in _troubles(undone.saga, compensating=True):
                 self._run((*undone.troubles, trouble))
@@ -240,6 +243,16 @@ def _troubles(saga: Saga, *, compensating: bool = False) -> Iterator[Trouble]:
         yield from (Trouble(command=name, step=step, what=what) for what in _FAULTS)
         if not compensating and saga.state.steps[step - 1].definition.kind is not StepKind.RETRIABLE:
             yield Trouble(command=name, step=step, what=_CANCELLED)
+
+
+def _retries(saga: Saga) -> Iterator[tuple[Trouble, ...]]:
+    """What can go wrong with the signals after which failed steps of a saga are sent again."""
+    for number, step in enumerate(saga.state.steps, 1):
+        signal = step.definition.shape.retry_on
+        if signal is not None and step.phase is Phase.COMPLETED:
+            rejected = Trouble(command=step.definition.transaction, step=number, what="is rejected")
+            for wrong in (Wrong.DECLINED, Wrong.NEVER):
+                yield rejected, Trouble(command=signal, step=number, what=wrong.value)
 
 
 def _waits(saga: Saga) -> Iterator[Trouble]:
