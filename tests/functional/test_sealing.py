@@ -591,7 +591,7 @@ def test_a_graph_runs_sealed_through_workers_that_have_no_key(server: Server) ->
         client.begin("g1", steps, input={"who": "another", "other": [SECRET]})
     rotated = SagaClient(scene.broker, codec=Keyring({"new": NEW, "k": OLD}))
     assert isinstance(rotated.begin("g1", steps, input={"who": SECRET, "other": [SECRET]}), Accepted)
-    with pytest.raises(MalformedMessage, match="the input is sealed, so a worker can only copy a member"):
+    with pytest.raises(MalformedMessage, match="the input is sealed, so a worker can only copy it"):
         client.begin("g2", [do(1, when={"eq": [{"$ref": "/input/who"}, "x"]})], input={"who": SECRET})
 
 
