@@ -19,6 +19,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.client.blocking import SagaClient
+from sagastream.core.back import told_to_undo
 from sagastream.core.messages import Command, ok
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found as FoundSaga
@@ -26,7 +27,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, STANDING
-from sagastream.errors import QuarantineError, UnreadableSaga
+from sagastream.errors import CannotBuild, QuarantineError, UnreadableSaga
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection.doctor import OK, PROBLEM, REPAIRED, WARNING, Finding
@@ -224,10 +225,15 @@ class AfterFailover:
         return self._services.get(definition.service, {}).get(definition.transaction)
 
     def _compensation(self, state: SagaState, where: Where) -> Command | None:
-        """The command that undoes a step, as the orchestrator would send it; None: nothing does."""
+        """The command that undoes a step, as the orchestrator would send it; None: nothing does, or what that is to be
+        told cannot be built."""
         step = state.steps[where.step - 1]
         undo = self._undo_of(step)
         if undo is None:
+            return None
+        try:
+            told = told_to_undo(state, where.step)
+        except CannotBuild:
             return None
         return Command(
             service=step.definition.service,
@@ -240,7 +246,7 @@ class AfterFailover:
             attempt=step.compensation_attempt + 1,
             begun_ms=state.begun_ms,
             retried=True,
-            undo=step.built_undo,
+            undo=told,
             input=state.input,
             definition=None if state.definition is None else state.definition.name,
         )

@@ -68,8 +68,10 @@ def _compared(state: SagaState, step: Step, effect: Effect) -> Difference | None
     if step.phase is Phase.COMPLETED:
         if effect is Effect.DONE:
             return None
-        # A saga that goes back undoes the step soon, and finds nothing to undo.
-        return Difference.MENDS if state.status is SagaStatus.COMPENSATING else Difference.MISSING
+        # A saga that goes back undoes the step soon, and finds nothing to undo. A graph that has failed does so when
+        # all that is out is answered.
+        goes_back = state.status is SagaStatus.COMPENSATING or (state.failed_step is not None and not state.ended)
+        return Difference.MENDS if goes_back else Difference.MISSING
     if effect is not Effect.DONE:
         return None
     # It was not sent yet, as the saga knows: when it is, the service finds it done under the same key.

@@ -53,6 +53,14 @@ def test_an_end_that_differs_from_its_effects_is_found(
     assert found(a_saga(status, phase), effect) is difference
 
 
+def test_a_graph_that_has_failed_undoes_what_is_done_as_soon_as_what_is_out_is_answered() -> None:
+    settles = {"format": 2, "failed_step": 2, "cancelling": "Step 2 failed"}
+    phases = (Phase.COMPLETED, Phase.FAILED, Phase.OUT)
+    assert found(a_saga(SagaStatus.PENDING, *phases, **settles), Effect.ABSENT) is Difference.MENDS
+    assert found(a_saga(SagaStatus.PENDING, *phases), Effect.ABSENT) is Difference.MISSING
+    assert found(a_saga(SagaStatus.ABORTED, *phases[:2], **settles), Effect.ABSENT) is Difference.MISSING
+
+
 @pytest.mark.parametrize("effect", Effect)
 @pytest.mark.parametrize("phase", [Phase.SKIPPED, Phase.UNDO_SKIPPED, Phase.IN_DOUBT])
 def test_what_a_person_has_decided_is_not_judged(phase: Phase, effect: Effect) -> None:

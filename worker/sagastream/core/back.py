@@ -170,19 +170,24 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
             f"service {definition.service} published no such command, and the step names no compensation"
         )
         return park(state, number, why, moment)
-    told = step.definition.shape.compensation_params
-    if told is not None and step.built_undo is None:
-        try:
-            step = replace(
-                step, built_undo=references.build(told, sources_of(state, lambda: state.steps, _failure(state)))
-            )
-        except CannotBuild as error:
-            return park(
-                state, number, f"what undoes step {number} cannot be told its compensation_params: {error}", moment
-            )
+    try:
+        if (told := told_to_undo(state, number)) is not step.built_undo:
+            step = replace(step, built_undo=told)
+    except CannotBuild as error:
+        return park(state, number, f"what undoes step {number} cannot be told its compensation_params: {error}", moment)
     # The attempts of the undo are counted separately.
     step, command = send_compensation(state, number, replace(step, compensation=name, tried_before=0), moment.now_ms)
     return sent(moved(state, "compensation sent", moment, put(state.steps, number, step), undone=(number,)), [command])
+
+
+def told_to_undo(state: SagaState, number: int) -> bytes | None:
+    """What the compensation of this step is told: its `compensation_params`, built once; None: it has none. Raises
+    CannotBuild."""
+    step = state.steps[number - 1]
+    told = step.definition.shape.compensation_params
+    if told is None or step.built_undo is not None:
+        return step.built_undo
+    return references.build(told, sources_of(state, lambda: state.steps, _failure(state)))
 
 
 def _failure(state: SagaState) -> Failure:
