@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _SOURCE: Final = click.argument("source", metavar="FILE|MODULE:NAME")
-_MOST_WORLDS: Final = 100_000
 
 
 def _with_services(command: _Command) -> _Command:
@@ -120,11 +119,9 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--limit",
-    default=_MOST_WORLDS,
-    show_default=True,
     type=click.IntRange(1),
     metavar="COUNT",
-    help="Look at no more states than these.",
+    help="Look at no more states than these.  [default: 100000]",
 )
 @click.option("--json", "as_json", is_flag=True, help="To be compared with the same of another version.")
 def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
@@ -136,7 +133,8 @@ def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
     """
     with _document(source) as document:
         from sagastream_bridge.definitions import begins, lasting
-        from sagastream_bridge.definitions.exploring import explore as tried
+        from sagastream_bridge.definitions.exploring import MOST_WORLDS
+        from sagastream_bridge.definitions.exploring import explore as explore_begin
         from sagastream_bridge.definitions.model import Model
         from sagastream_bridge.definitions.services import published_by
         from sagastream_bridge.definitions.telling import Teller
@@ -145,7 +143,7 @@ def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
         services = _services(options)
         published = None if services is None else published_by(services)
         begin = begins.begin_of(document, items)
-        found = tried(begin, published, options["limit"])
+        found = explore_begin(begin, published, options["limit"] or MOST_WORLDS)
         longest = lasting.longest(begin, Model(begin, published))
         notes = []
         if published is None and any(step.compensation == "" for step in begin.steps):

@@ -20,22 +20,19 @@ from sagastream.core.sending import Published
 from sagastream.core.steps import StepKind
 from sagastream.core.transitions import Moment
 from sagastream.errors import SagastreamError
-from sagastream_bridge.definitions.model import NOW_MS, SAGA_ID, Model, answers
+from sagastream_bridge.definitions.model import NOW_MS, SAGA_ID, Key, Model, answers
 from sagastream_bridge.definitions.outcomes import Explored, Park, Some, Undone, What
 
 #: The most states that are looked at, unless a person asks for more.
 MOST_WORLDS: Final = 100_000
 
 
+#: The answers to the questions that steps will ask again.
+_Known = tuple[tuple[str, bool], ...]
+
+
 class TooMany(SagastreamError):
     """The saga can be in more states than are looked at."""
-
-
-class _World(NamedTuple):
-    """A saga that goes forward, and the answers to the questions that its steps will ask again."""
-
-    state: SagaState
-    known: tuple[tuple[str, bool], ...]
 
 
 class _Happening(NamedTuple):
@@ -70,10 +67,10 @@ class _Exploration:
         self._model = model
         self._most_worlds = most_worlds
         self._moment = Moment(now_ms=NOW_MS, published=model.published)
-        self._seen: set[_World] = set()
-        self._waiting: list[_World] = []
+        self._seen: set[tuple[Key, _Known]] = set()
+        self._waiting: list[tuple[SagaState, _Known]] = []
         self._back: dict[tuple[int, What], _Back] = {}  # by the group to which it happens, and what
-        self._gone_back: set[tuple[int, What, SagaState]] = set()
+        self._gone_back: dict[tuple[Key, _Known], dict[tuple[int, ...], SagaState]] = {}
         self._parks: dict[tuple[tuple[int, ...], What], set[int]] = {}  # the steps that wait for each
         self._stuck: set[tuple[int, tuple[int, ...]]] = set()
         self._ends: set[SagaStatus] = set()
@@ -84,9 +81,9 @@ class _Exploration:
         for state, known in self._decided(None, self._model.begin, {}):
             self._go_on(None, state, known, None, 0)
         while self._waiting:
-            world = self._waiting.pop()
-            for what, group, event, before in self._happenings(world.state):
-                for state, known in self._decided(before, event, dict(world.known)):
+            going, answered = self._waiting.pop()
+            for what, group, event, before in self._happenings(going):
+                for state, known in self._decided(before, event, dict(answered)):
                     self._go_on(before, state, known, what, group)
         undone = tuple(row for group, what in sorted(self._back, key=_in_order) for row in self._rows(group, what))
         steps = range(1, len(self._model.groups_of) + 1)
@@ -116,15 +113,14 @@ class _Exploration:
         after = decision.state
         assert isinstance(after, SagaState)
         assert FAULT not in (decision.quarantine or ""), decision.quarantine
-        asked = [(group, one) for group, one in model.asked(state, after) if one not in known]
+        asked = [(one, kind) for one, kind in model.asked(state, after) if one not in known]
         if not asked:
             yield after, known
             return
-        group, variable = asked[0]
+        variable, kind = asked[0]
         yield from self._decided(state, event, known | {variable: True})
-        # Of the steps of a group, the first ones are done: which ones makes no difference.
-        alike = {one for at, one in asked if at == group and one in model.private and variable in model.private}
-        yield from self._decided(state, event, known | dict.fromkeys(alike | {variable}, False))
+        # Of those that are alike, the first ones are answered yes: which ones makes no difference.
+        yield from self._decided(state, event, known | {one: False for one, other in asked if other == kind})
 
     def _go_on(
         self, before: SagaState | None, state: SagaState, known: dict[str, bool], what: What | None, group: int
@@ -136,30 +132,32 @@ class _Exploration:
             self._ends.add(state.status)
         elif state.cancelling is not None or state.status is not SagaStatus.PENDING:
             assert what is not None
-            self._go_back(self._model.canonical(state), known, what, group)
+            self._go_back(state, known, what, group)
         else:
-            open_questions = self._model.open_questions(state)
-            kept = tuple(sorted((one, holds) for one, holds in known.items() if one in open_questions))
-            self._look_later(_World(self._model.canonical(state), kept))
+            self._look_later(state, known)
 
-    def _look_later(self, world: _World) -> None:
-        if world in self._seen:
+    def _still_open(self, state: SagaState, known: dict[str, bool]) -> _Known:
+        open_questions = self._model.open_questions(state)
+        return tuple(sorted((one, holds) for one, holds in known.items() if one in open_questions))
+
+    def _look_later(self, state: SagaState, known: dict[str, bool]) -> None:
+        kept = self._still_open(state, known)
+        key, plain = self._model.canonical(state)
+        if (key, kept) in self._seen:
             return
-        self._seen.add(world)
-        self._waiting.append(world)
+        self._seen.add((key, kept))
+        self._waiting.append((plain, kept))
         if len(self._seen) + len(self._gone_back) > self._most_worlds:
             text = f"the saga can be in more than {self._most_worlds} states, and no more were looked at"
             raise TooMany(f"{text}: --limit looks at more")
 
     def _happenings(self, state: SagaState) -> Iterator[_Happening]:
-        """All that can happen next to a saga that goes forward. Of the steps of a group to which the same has happened
-        so far, one stands for all."""
+        """All that can happen next to a saga that goes forward. Of steps that can change places, one stands for all."""
         cancel = Intervene(verb=Verb.CANCEL, saga_id=SAGA_ID, reason="cancel")
         for group, numbers in enumerate(self._model.groups):
-            alike = {(state.steps[number - 1].phase, state.steps[number - 1].unknown): number for number in numbers}
-            for number in alike.values():
+            for number in self._model.places(state, group):
                 yield from self._happenings_at(state, group, number)
-            if any(phase is Phase.OUT or phase in AWAITS for phase, _ in alike):
+            if any(state.steps[number - 1].phase in _WAITS for number in numbers):
                 yield _Happening(What.CANCELLED, group, cancel, state)
 
     def _happenings_at(self, state: SagaState, group: int, number: int) -> Iterator[_Happening]:
@@ -189,15 +187,18 @@ class _Exploration:
     def _go_back(self, state: SagaState, known: dict[str, bool], what: What, group: int) -> None:
         """Let all that is out be done, fail, or stay unknown. The answers do not depend on each other, so all else that
         can be undone lies in between."""
-        if (group, what, state) in self._gone_back:
-            return
-        self._gone_back.add((group, what, state))
-        for outcome in range(3):
-            for settled, known_then in self._settled(state, known, outcome):
-                if settled.status in (SagaStatus.PENDING, SagaStatus.COMPLETED):
-                    self._go_on(settled, settled, known_then, None, group)  # its pivot was done, or is in doubt
-                else:
-                    self._note_back(self._model.canonical(settled), what, group)
+        key, plain = self._model.canonical(state)
+        at = key, self._still_open(state, known)
+        if at not in self._gone_back:
+            found = self._gone_back[at] = {}
+            for outcome in range(3):
+                for settled, known_then in self._settled(plain, known, outcome):
+                    if settled.status in (SagaStatus.PENDING, SagaStatus.COMPLETED):
+                        self._go_on(settled, settled, known_then, None, group)  # its pivot was done, or is in doubt
+                    else:
+                        found[self._model.to_undo(settled)] = settled
+        for undone, settled in self._gone_back[at].items():
+            self._note_back(undone, settled, what, group)
 
     def _settled(
         self, state: SagaState, known: dict[str, bool], outcome: int
@@ -211,8 +212,7 @@ class _Exploration:
             self._note_parked(state, after, what)
             yield from self._settled(after, known_then, outcome)
 
-    def _note_back(self, state: SagaState, what: What, group: int) -> None:
-        undone = self._model.to_undo(state)
+    def _note_back(self, undone: tuple[int, ...], state: SagaState, what: What, group: int) -> None:
         least, most = self._back.get((group, what), _Back(undone, {}))
         if not any(_covers(other, undone) for other in most):
             most = {other: one for other, one in most.items() if not _covers(undone, other)} | {undone: state}
@@ -234,14 +234,20 @@ class _Exploration:
                 if key not in self._stuck:
                     self._stuck.add(key)
                     self._note_stuck(self._undo(state, number)[1], number, What.UNDO_FAILS)
-            yield Undone(what, self._model.groups[group], tuple([self._some(layer, least) for layer in layers]))
+            order = tuple([self._some(layer, undone, least) for layer in layers])
+            yield Undone(what, self._model.groups[group], order)
 
-    def _some(self, layer: list[int], least: tuple[int, ...]) -> tuple[Some, ...]:
-        """The steps of a row, by groups."""
+    def _some(self, layer: list[int], undone: tuple[int, ...], least: tuple[int, ...]) -> tuple[Some, ...]:
+        """The steps of a row, by groups. `undone`: of each group, how many are undone in all rows together."""
         counts = dict.fromkeys((self._model.groups_of[number] for number in reversed(layer)), 0)
         for number in layer:
             counts[self._model.groups_of[number]] += 1
-        return tuple([Some(self._model.groups[at], least[at], count) for at, count in counts.items()])
+        return tuple(
+            [
+                Some(self._model.groups[at], max(least[at] - (undone[at] - count), 0), count)
+                for at, count in counts.items()
+            ]
+        )
 
     def _undo(self, state: SagaState, stuck: int | None) -> tuple[list[list[int]], SagaState]:
         """The steps as they are undone, at once and one after the other, and the saga after that. `stuck`: the step
@@ -265,6 +271,8 @@ class _Exploration:
                 waiting.update(self._model.alike(other))
 
 
+#: The step waits for an answer, a signal or a time.
+_WAITS: Final = AWAITS | {Phase.OUT}
 #: Nothing has happened to the step.
 _IDLE: Final = frozenset({Phase.WAITING, Phase.BYPASSED})
 

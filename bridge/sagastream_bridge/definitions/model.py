@@ -1,11 +1,10 @@
 """A saga as it is explored: the same graph, of which all is left out that no decision of the core depends on.
 
-Steps that the core treats alike, and that come between the same steps, are one group: which of them has failed makes no
-difference. So a state is kept with the steps of each group sorted, and ten steps at once make tens of states, not
-millions.
+Of branches that are alike (see symmetry.py), it makes no difference which is where. So their steps have the same names
+here, and a state is kept with such branches in one order: ten steps at once make tens of states, not millions.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -18,6 +17,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.sending import NOBODY_KNOWS, Published, undo_of
 from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, PLAIN, Shape, StepDefinition, StepKind
+from sagastream_bridge.definitions.symmetry import symmetry
 
 SAGA_ID: Final = "explored"
 #: The time of every event. A time that comes later is set back to this one when it is to come.
@@ -25,6 +25,10 @@ NOW_MS: Final = 1
 _SERVICE: Final = "service"
 #: No attempt is made twice: what comes after the last attempt is the same, however many there were.
 _ONCE: Final = {"attempts": 1, "compensation_attempts": 1, "timeout_ms": 1000, "backoff_ms": 1000}
+
+
+#: What tells a state from others.
+Key = tuple[Any, ...]
 
 
 class Guard(NamedTuple):
@@ -43,12 +47,23 @@ class Model:
         self._format = begin.format
         self.undos = [_undo(one, published) for one in begin.steps]
         self.guards = [_guard(one) for one in begin.steps]
-        self.groups = self._grouped()
-        self.groups_of = {number: at for at, group in enumerate(self.groups) for number in group}
         asked = [guard.variable for guard in self.guards if guard is not None]
         self.variables = frozenset(asked)
-        #: The questions that only one step asks: which of a group are bypassed makes no difference either.
+        #: The questions that only one step asks.
         self.private = frozenset(variable for variable in asked if asked.count(variable) == 1)
+        # Those may as well be asked the other way round: then yes lets each step of a group begin.
+        self.guards = [
+            guard._replace(holds_if=True) if guard is not None and guard.variable in self.private else guard
+            for guard in self.guards
+        ]
+        self._before = [graph.before(one, number) for number, one in enumerate(begin.steps, 1)]
+        self._alike, self.groups = symmetry(self._before, [self._facts(number) for number in range(len(begin.steps))])
+        self._branches_of = {
+            number: [one for branches in self._alike for one in branches if number in one]
+            for number in range(1, len(begin.steps) + 1)
+        }
+        self._moments: dict[tuple[Any, ...], int] = {}  # each state of a step, as a number
+        self.groups_of = {number: at for at, group in enumerate(self.groups) for number in group}
         self._asked: dict[bytes | None, str] = {
             _question(guard): guard.variable for guard in self.guards if guard is not None
         }
@@ -57,22 +72,6 @@ class Model:
         self.begin = Begin(saga_id=SAGA_ID, steps=steps, format=begin.format, input=b"{}" if has_input else None)
         #: A step that names no compensation has none that anybody knows.
         self.published: Published = {}
-
-    def _grouped(self) -> tuple[tuple[int, ...], ...]:
-        after = [graph.before(one, number) for number, one in enumerate(self.definitions, 1)]
-        followers: list[list[int]] = [[] for _ in self.definitions]
-        for number, direct in enumerate(after, 1):
-            for other in direct:
-                followers[other - 1].append(number)
-        asked = [guard and guard.variable for guard in self.guards]
-        found: dict[Any, list[int]] = {}
-        for number, one in enumerate(self.definitions, 1):
-            guard = self.guards[number - 1]
-            is_shared = guard is not None and asked.count(guard.variable) > 1
-            undo = self.undos[number - 1]
-            alike = (after[number - 1], tuple(followers[number - 1]), _facts(one), undo is None, undo == NOBODY_KNOWS)
-            found.setdefault((alike, guard if is_shared else guard is not None), []).append(number)
-        return tuple(sorted(map(tuple, found.values())))
 
     def _explored(self, number: int, definition: StepDefinition) -> StepDefinition:
         group, undo, guard = self.groups_of[number], self.undos[number - 1], self.guards[number - 1]
@@ -83,26 +82,38 @@ class Model:
         if self._format != PLAIN:
             shape = definition.shape
             changes["shape"] = Shape(
-                after=graph.before(definition, number),
+                after=self._before[number - 1],
                 when=shape.when if guard is None else _question(guard),
                 sends=shape.sends,
-                wait=shape.wait and f"W{group}",
+                wait=shape.wait and f"W{number}",
                 wait_ms=shape.wait_ms and 1000,
                 goes_on=shape.goes_on,
-                retry_on=shape.retry_on and f"R{group}",
+                retry_on=shape.retry_on and f"R{number}",
                 retry_within_ms=shape.retry_within_ms and 1000,
             )
         return replace(definition, **changes)
 
-    def canonical(self, state: SagaState) -> SagaState:
-        """The state without what no decision depends on, and with the steps of each group in one order."""
-        steps = [_canonical(step) for step in state.steps]
-        for group in self.groups:
-            if len(group) > 1:
-                ordered = sorted((steps[number - 1] for number in group), key=_order)
-                for number, step in zip(group, ordered, strict=True):
-                    steps[number - 1] = step
-        return replace(
+    def _facts(self, at: int) -> tuple[Any, ...]:
+        """What the core's decisions on a step depend on, besides its place in the graph."""
+        definition, guard, undo = self.definitions[at], self.guards[at], self.undos[at]
+        shape = definition.shape
+        condition = guard if guard is not None and guard.variable not in self.private else guard is not None
+        waits = (shape.sends, shape.wait is None, shape.goes_on, shape.retry_on is None)
+        is_known = guard is not None or shape.when in (None, b"true")
+        return definition.kind, definition.retry_failed, undo is None, undo == NOBODY_KNOWS, waits, condition, is_known
+
+    def canonical(self, state: SagaState) -> tuple[Key, SagaState]:
+        """The state with branches that are alike in one order, and without what no decision depends on; and what tells
+        it from all others."""
+        key = [self._moments.setdefault(_moment(step), len(self._moments)) for step in state.steps]
+        sources = list(range(len(key)))
+        for branches in self._alike:
+            ordered = sorted(([(key[n - 1], sources[n - 1]) for n in branch] for branch in branches), key=_by_moments)
+            for branch, parts in zip(branches, ordered, strict=True):
+                for number, (moment, source) in zip(branch, parts, strict=True):
+                    key[number - 1], sources[number - 1] = moment, source
+        steps = [_plain(state.steps[at], one) for at, one in zip(sources, self.begin.steps, strict=True)]
+        plain = replace(
             state,
             steps=tuple(steps),
             current_step=1,
@@ -113,6 +124,22 @@ class Model:
             interventions=(),
             input=self.begin.input,
         )
+        return (state.status, state.cancelling is None, *key), plain
+
+    def places(self, state: SagaState, group: int) -> list[int]:
+        """Of the steps of a group, one for each of the states in which they and the branches around them are."""
+        found: dict[Key, int] = {}
+        for number in self.groups[group]:
+            found.setdefault(self._around(state, number), number)
+        return list(found.values())
+
+    def _around(self, state: SagaState | None, number: int) -> Key:
+        """The state of a step and of the branches that it is in. If two steps of a group have the same, they can change
+        places."""
+        if state is None:
+            return ()
+        branches = [(number,), *self._branches_of[number]]
+        return tuple([tuple([_moment(state.steps[one - 1]) for one in branch]) for branch in branches])
 
     def to_undo(self, state: SagaState) -> tuple[int, ...]:
         """Of each group how many steps have, or may have, an effect that is to be undone."""
@@ -131,13 +158,19 @@ class Model:
         shapes = [step.definition.shape for step in state.steps if step.phase is Phase.WAITING]
         return {self._asked[shape.when] for shape in shapes if shape.when in self._asked}
 
-    def asked(self, before: SagaState | None, after: SagaState) -> Iterator[tuple[int, str]]:
-        """The questions that were answered in between, each with the group of a step that asked it."""
+    def asked(self, before: SagaState | None, after: SagaState) -> list[tuple[str, Key]]:
+        """The questions that were answered in between; each with what is the same for those of which it makes no
+        difference which are answered yes."""
         steps = [Step(definition=one) for one in self.begin.steps] if before is None else before.steps
+        found = []
         for number, step in enumerate(steps, 1):
             has_begun = step.phase is Phase.WAITING and after.steps[number - 1].phase is not Phase.WAITING
             if has_begun and (variable := self._asked.get(step.definition.shape.when)) is not None:
-                yield self.groups_of[number], variable
+                alike = (
+                    (self.groups_of[number], self._around(before, number)) if variable in self.private else (variable,)
+                )
+                found.append((variable, alike))
+        return found
 
 
 def _undo(definition: StepDefinition, published: Published | None) -> str | None:
@@ -160,13 +193,6 @@ def _guard(definition: StepDefinition) -> Guard | None:
     return Guard(orjson.dumps(condition, option=orjson.OPT_SORT_KEYS).decode(), holds_if)
 
 
-def _facts(definition: StepDefinition) -> tuple[Any, ...]:
-    """What the core's decisions depend on, of one step."""
-    shape = definition.shape
-    waits = (shape.sends, shape.wait is None, shape.goes_on, shape.retry_on is None)
-    return (definition.kind, definition.retry_failed, *waits, shape.when in (None, b"true"))
-
-
 def _question(guard: Guard) -> bytes:
     reference = {"$ref": f"/input/{guard.variable.replace('~', '~0').replace('/', '~1')}"}
     return orjson.dumps({"eq": [reference, guard.holds_if]})
@@ -177,23 +203,26 @@ def answers(known: Mapping[str, bool], variables: Iterable[str]) -> bytes:
     return orjson.dumps(dict.fromkeys(variables, True) | dict(known))
 
 
-def _canonical(step: Step) -> Step:
-    is_waiting = step.phase is Phase.WAITING
-    definition = step.definition
-    if not is_waiting and definition.shape.when is not None:  # it is not asked again
-        definition = replace(definition, shape=replace(definition.shape, when=b"true"))
+def _moment(step: Step) -> tuple[Any, ...]:
+    """All of a step's state that a decision depends on."""
+    has_been_sent, is_parked = step.sent_ms is not None, step.parked is not None
+    return step.phase, step.unknown, step.attempt > 0, has_been_sent, step.compensation, step.due_ms, is_parked
+
+
+def _plain(step: Step, definition: StepDefinition) -> Step:
+    """A step with this definition and the state of another one."""
     return Step(
         definition=definition,
         phase=step.phase,
-        attempt=0 if step.attempt == 0 else 1,
+        attempt=min(step.attempt, 1),
         unknown=step.unknown,
-        sent_ms=None if step.sent_ms is None else NOW_MS,
+        sent_ms=step.sent_ms and NOW_MS,
         compensation=step.compensation,
-        compensation_attempt=0 if step.compensation_attempt == 0 else 1,
+        compensation_attempt=min(step.compensation_attempt, 1),
         due_ms=step.due_ms,
         parked=step.parked and "parked",
     )
 
 
-def _order(step: Step) -> tuple[str, bool, bytes]:
-    return step.phase, step.unknown, step.definition.shape.when or b""
+def _by_moments(steps: list[tuple[int, int]]) -> list[int]:
+    return [moment for moment, _ in steps]

@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -21,7 +22,7 @@ from sagastream.core.transitions import Moment
 from sagastream_bridge.definitions.exploring import TooMany, explore
 from sagastream_bridge.definitions.lasting import longest
 from sagastream_bridge.definitions.model import Model
-from sagastream_bridge.definitions.outcomes import Explored, Some, What
+from sagastream_bridge.definitions.outcomes import Explored, What
 from unit.bridge.test_definitions import JOURNEY, run, written
 
 ONCE: dict[str, Any] = {"attempts": 1, "compensation_attempts": 1}
@@ -89,11 +90,21 @@ def test_ten_at_once_are_one_group_and_take_no_time() -> None:
     assert (What.UNDO_FAILS, ten, (1,)) in found.parks
 
 
-def test_ten_at_once_that_differ_are_tried_one_by_one() -> None:
-    ten = range(2, 8)
-    found = explore(begin(step(), *[step(1) for _ in ten], *[step(number) for number in ten]))
-    assert len(found.undone) == 3 * 13
-    assert found.worlds > 729
+def test_ten_branches_that_are_alike_take_no_time() -> None:
+    heads, ends = tuple(range(2, 22, 2)), tuple(range(3, 23, 2))
+    branches = [one for head in heads for one in (step(1, service=f"s{head}"), step(head, compensation=None))]
+    began = time.process_time()
+    found = explore(begin(step(), *branches, step(*ends)))
+    assert time.process_time() - began < 5
+    assert found.worlds < 1000
+    assert undone(found, What.FAILS, *ends) == [[[(heads, 1, 10)], [((1,), 1, 1)]]]
+    assert undone(found, What.FAILS, 22) == [[[(heads, 10, 10)], [((1,), 1, 1)]]]
+
+
+def test_branches_that_are_not_alike_are_told_one_by_one() -> None:
+    alike, other = step(1), step(1, compensation=None)
+    found = explore(begin(step(), alike, alike, other, step(4), step(2, 3, 5)))
+    assert {row.steps for row in found.undone} == {(1,), (2, 3), (4,), (5,), (6,)}
 
 
 def test_two_branches_of_which_one_is_taken() -> None:
@@ -164,13 +175,15 @@ class Plainly:
 
     def __init__(self, request: Begin) -> None:
         self.moment = Moment(now_ms=1, published={})
-        self.least: dict[tuple[What, int], set[int]] = {}
-        self.most: dict[tuple[What, int], set[int]] = {}
+        self.back: dict[tuple[What, int], set[frozenset[int]]] = {}  # what may have to be undone, after each cause
         self.parks: set[tuple[What, int]] = set()
         self.ends: set[SagaStatus] = set()
-        first = decide(None, request, self.moment).state
-        assert isinstance(first, SagaState)
-        todo: list[tuple[SagaState, frozenset[tuple[What, int]]]] = [(self._plain(first), frozenset())]
+        todo: list[tuple[SagaState, frozenset[tuple[What, int]]]] = []
+        asked = b"".join(one.shape.when or b"" for one in request.steps)
+        for a, b in product((True, False)[: 1 + (b"/a" in asked)], (True, False)[: 1 + (b"/b" in asked)]):
+            first = decide(None, replace(request, input=json.dumps({"a": a, "b": b}).encode()), self.moment).state
+            assert isinstance(first, SagaState)
+            todo.append((self._plain(first), frozenset()))
         seen = set(todo)
         while todo:
             state, causes = todo.pop()
@@ -202,8 +215,7 @@ class Plainly:
         if state.status is SagaStatus.COMPLETED:
             return
         for cause in causes:
-            self.least[cause] = self.least.get(cause, back) & back
-            self.most[cause] = self.most.get(cause, set()) | back
+            self.back.setdefault(cause, set()).add(frozenset(back))
 
     def _note_parked(self, before: SagaState, after: SagaState, what: What, number: int) -> None:
         for at, (was, one) in enumerate(zip(before.steps, after.steps, strict=True), 1):
@@ -245,9 +257,13 @@ class Plainly:
         )
 
 
+HOLDS_A = {"eq": [{"$ref": "/input/a"}, True]}
+HOLDS_B = {"eq": [{"$ref": "/input/b"}, True]}
+
+
 @st.composite
 def sagas(draw: st.DrawFn) -> Begin:
-    count = draw(st.integers(1, 4))
+    count = draw(st.integers(1, 5))
     pivot = draw(st.sampled_from([None, *range(1, count + 1)]))
     steps: list[dict[str, Any]] = []
     for number in range(1, count + 1):
@@ -260,44 +276,56 @@ def sagas(draw: st.DrawFn) -> Begin:
         kind = PIVOT if number == pivot else RETRIABLE if pivot is not None and number > pivot else {}
         if not kind and draw(st.integers(0, 4)) == 0:
             continues = draw(st.sampled_from(["fail", "continue"]))
-            wait = {"wait": f"w{number}", "timeout_ms": 1000, "on_timeout": continues, "after": sorted(after)}
-            steps.append(wait)
-            continue
-        own = {} if kind else {"compensation": draw(st.sampled_from(["Undo", "Undo", None]))}
-        steps.append(step(*sorted(after), **{**own, **kind}))
+            steps.append({"wait": f"w{number}", "timeout_ms": 1000, "on_timeout": continues, "after": sorted(after)})
+        else:
+            own = {} if kind else {"compensation": draw(st.sampled_from(["Undo", "Undo", None]))}
+            steps.append(step(*sorted(after), **{**own, **kind}))
+        if number != pivot and draw(st.integers(0, 3)) == 0:
+            steps[-1]["when"] = draw(st.sampled_from([HOLDS_A, {"not": HOLDS_A}, HOLDS_B]))
     return begin(*steps)
 
 
-@settings(max_examples=300, deadline=None)
-@given(sagas())
+@st.composite
+def branched(draw: st.DrawFn) -> Begin:
+    """Branches at once, of which many are alike, and a step after some of them."""
+    kinds = st.sampled_from([("Undo",), ("Undo", "Undo"), ("Undo", "Undo"), (None, "Undo")])
+    guards = st.sampled_from([None, None, None, HOLDS_A, {"not": HOLDS_A}, HOLDS_B])
+    steps: list[dict[str, Any]] = []
+    ends = []
+    for kind in draw(st.lists(kinds, min_size=2, max_size=3)):
+        if len(steps) + len(kind) > 5:
+            break
+        for at, undo in enumerate(kind):
+            steps.append(step(*([len(steps)] if at else []), compensation=undo))
+            if (guard := draw(guards)) is not None:
+                steps[-1]["when"] = guard
+        ends.append(len(steps))
+    joined = draw(st.sets(st.sampled_from(ends)))
+    return begin(*steps, *([step(*sorted(joined))] if joined and len(steps) < 5 else []))
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(sagas() | branched())
+@example(begin(step(), step(), step(), step(1, 2)))
+@example(begin(step(), step(1), step(), step(3), step(2, 4)))
+@example(begin(step(when=HOLDS_A), step(when={"not": HOLDS_A}), step(when=HOLDS_A)))
+@example(begin(step(when={"not": HOLDS_A}), step(1), step(when=HOLDS_B), step(3)))
 def test_what_is_found_is_what_all_orders_lead_to(request: Begin) -> None:
-    found, plainly = explore(request), Plainly(request)
+    found, plainly, groups = explore(request), Plainly(request), Model(request, None).groups
     assert set(found.ends) == plainly.ends
-    rows = [(row.what, number, row) for row in found.undone for number in row.steps]
-    assert {(what, number) for what, number, _ in rows} == plainly.most.keys()
-    for what, number, row in rows:
-        some = [one for layer in row.order for one in layer]
-        assert {at for one in some for at in one.steps if is_ever(one, what, number, at)} == plainly.most[what, number]
-        assert {at for one in some for at in one.steps if is_always(one, what, number, at)} == plainly.least[
-            what, number
-        ]
+    assert {(row.what, number) for row in found.undone for number in row.steps} == plainly.back.keys()
+    for (what, number), back in plainly.back.items():
+        rows = [row for row in found.undone if row.what == what and number in row.steps]
+        for group in groups:
+            counts = [len(one & set(group)) for one in back]
+            some = [[one for layer in row.order for one in layer if one.steps == group] for row in rows]
+            assert max(sum(one.most for one in row) for row in some) == max(counts)
+            least = [sum(one.least for one in row) for row in some]
+            assert max(least) <= min(counts)
+            if all(len(row) == 1 for row in some):
+                assert set(least) == {min(counts)}
     assert {(park.what, number) for park in found.parks for number in park.steps} == plainly.parks
-
-
-def is_ever(some: Some, what: What, number: int, at: int) -> bool:
-    """Whether step `at` of these may be undone after something has happened to step `number`."""
-    if number not in some.steps or what is What.CANCELLED or at == number:
-        return some.most > 0 and (at != number or what is not What.FAILS)
-    return some.most > (what is What.UNKNOWN)
-
-
-def is_always(some: Some, what: What, number: int, at: int) -> bool:
-    """Whether step `at` of these is undone in any case after something has happened to step `number`."""
-    if number not in some.steps or what is What.CANCELLED:
-        return some.least == len(some.steps)
-    if at == number:
-        return what is What.UNKNOWN
-    return some.least == len(some.steps) - (what is What.FAILS)
 
 
 # --- how long
