@@ -211,6 +211,14 @@ def test_what_cannot_be_a_value_is_refused_with_its_place(value: Any, text: str)
     assert str(error.value) == text
 
 
+def test_what_holds_itself_is_refused() -> None:
+    ring: list[Any] = []
+    ring.append({"a": ring})
+    for value in (ring, literal(ring), concat(ring), default(order.a, ring)):
+        with pytest.raises(MalformedMessage, match="nested too deep, or it holds itself"):
+            template(value)
+
+
 def test_a_value_is_no_condition() -> None:
     with pytest.raises(
         MalformedMessage, match=r"^when: <reference /input/a> is a value and not a condition: compare it"

@@ -323,3 +323,61 @@ def test_a_graph_of_lists_orders_the_same_steps_as_the_definition(counts: list[i
         named = {places[one] for one in step["after"]} if "after" in step else {place - 1} - {-1}
         ancestors.append(named.union(*(ancestors[one] for one in named)))
         assert ancestors[place] == {one for one, number in enumerate(origin) if number in before[origin[place]]}
+
+
+ROOTS = ["/input/x", "/saga/id"]
+OF_ITEM = ["/item", "/item/x", "/index"]
+
+
+def templates(pointers: list[str]) -> st.SearchStrategy[Any]:
+    references = st.builds(lambda pointer: ref(pointer, default=0), st.sampled_from(pointers))
+    return st.recursive(
+        references | st.integers(0, 3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+        max_leaves=4,
+    )
+
+
+@st.composite
+def any_steps(draw: st.DrawFn) -> list[Step]:
+    """Three steps. Most of what they refer to may be referred to."""
+    steps: list[Step] = []
+    pointers = ROOTS
+    for number, name in enumerate("abc", 1):
+        has_each = draw(st.booleans())
+        own = pointers + (OF_ITEM if has_each else [])
+        step = a_step(name, params=draw(templates(own)))
+        if has_each:
+            step["each"] = ref("/input/items")
+        if draw(st.booleans()):
+            step["after"] = (
+                draw(st.lists(st.sampled_from(["a", "b", 1, 2][: 2 * number - 2]), max_size=2)) if steps else []
+            )
+        if draw(st.booleans()):
+            step["when"] = {"eq": [draw(templates(own)), draw(templates(own))]}
+        if draw(st.booleans()):
+            step["compensation_params"] = draw(templates([*own, "/failure/reason", f"/steps/{name}/result"]))
+        steps.append(step)
+        results = [f"/steps/{name}/result", f"/steps/{number}/result/1"]
+        pointers = [*pointers, *(results if has_each else [f"{results[0]}/x"])]
+    return steps
+
+
+def test_what_a_sketch_takes_is_taken_whatever_the_input() -> None:
+    """So a definition that was deployed begins sagas."""
+    taken: list[bool] = []
+
+    @given(steps=any_steps(), items=st.lists(st.integers(), max_size=3))
+    def expands(steps: list[Step], items: list[int]) -> None:
+        definition = parse({"name": "order", "version": 1, "steps": [*steps, a_step("end")]})
+        try:
+            sketch(definition)
+        except MalformedMessage:
+            taken.append(False)
+            return
+        taken.append(True)
+        made = parse_begin(expand(definition, {"items": items}) | {"saga_id": "s"}).steps
+        assert len(made) == sum(len(items) if "each" in step else 1 for step in steps) + 1
+
+    expands()
+    assert sum(taken) > len(taken) / 4

@@ -255,25 +255,27 @@ def not_(condition: object) -> Condition:
     return Condition({"not": _condition(condition)})
 
 
-def template_of(value: Any, owner: object, where: str) -> Any:
+def template_of(value: Any, owner: object, where: str, levels: int = MAX_DEPTH) -> Any:
     """A value that may hold expressions, as a JSON template.
 
     `owner`: the definition for which it is. Raises MalformedMessage with the place: JSON cannot hold a value, there is
-    a condition, or a reference belongs to another definition.
+    a condition, a reference belongs to another definition, or it is nested deeper than so many levels.
     """
+    if levels == 0:
+        raise MalformedMessage(f"{shown(where)}: nested too deep, or it holds itself")
     if isinstance(value, Expression):
-        return _template_of(value, owner, where)
+        return _template_of(value, owner, where, levels)
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise MalformedMessage(f"{where}: the key {key!r:.80} is not a text")
-        return {key: template_of(member, owner, below(where, key)) for key, member in value.items()}
+        return {key: template_of(member, owner, below(where, key), levels - 1) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [template_of(one, owner, below(where, place)) for place, one in enumerate(value)]
+        return [template_of(one, owner, below(where, place), levels - 1) for place, one in enumerate(value)]
     return _data(value, where)
 
 
-def _template_of(value: Expression, owner: object, where: str) -> dict[str, Any]:
+def _template_of(value: Expression, owner: object, where: str, levels: int) -> dict[str, Any]:
     content = _content(value)
     match value:
         case Reference():
@@ -281,9 +283,9 @@ def _template_of(value: Expression, owner: object, where: str) -> dict[str, Any]
                 raise MalformedMessage(f"{where}: {_told(value)} is of {_owner(value)!r}, not of this definition")
             return {"$ref": content}
         case Default():
-            return _template_of(content[0], owner, where) | {"default": _data(content[1], where)}
+            return _template_of(content[0], owner, where, levels) | {"default": _data(content[1], where)}
         case Concat():
-            return {"$concat": template_of(content, owner, where)}
+            return {"$concat": template_of(content, owner, where, levels - 1)}
         case Literal():
             return {"$literal": _data(content, where)}
     raise MalformedMessage(f"{where}: {value!r} is no value: {_instead(value)}")
