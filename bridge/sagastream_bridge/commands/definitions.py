@@ -11,7 +11,7 @@ from sagastream_bridge.commands.context import counted, opened, orderly, safe, w
 
 if TYPE_CHECKING:
     from sagastream_bridge.definitions.documents import Document
-    from sagastream_bridge.definitions.services import Services
+    from sagastream_bridge.definitions.known import Known
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -33,40 +33,36 @@ def _with_services(command: _Command) -> _Command:
 
 
 class _CannotRead(click.ClickException):
-    exit_code = 2
+    """Exit code 1 is for what is wrong with a document."""
+
+    exit_code = click.UsageError.exit_code
 
 
 @contextmanager
 def _document(source: str) -> "Iterator[Document]":
     """The document that a person names, while a command looks at it."""
-    from sagastream_bridge.definitions.documents import CannotRead, read
+    try:
+        with orderly():
+            from sagastream_bridge.definitions.documents import read
 
-    with orderly():
-        try:
-            document = read(source)
-        except OSError as error:
-            raise _CannotRead(safe(f"{source}: {error.strerror or error}")) from None
-        except CannotRead as error:
-            raise _CannotRead(safe(str(error))) from None
-        try:
-            yield document
-        except CannotRead as error:
-            raise _CannotRead(safe(str(error))) from None
+            yield read(source)
+    except click.UsageError:
+        raise
+    except click.ClickException as error:
+        raise _CannotRead(error.message) from None
 
 
-def _services(options: dict[str, Any]) -> "Services | None":
-    """What services publish; None: nobody tells it."""
+def _known(options: dict[str, Any], document: "Document") -> "Known":
+    """What services publish, and what the store has of this document, as far as the options say where to ask."""
     places, in_store = options["places"], options["in_store"]
     if in_store and places:
         raise click.UsageError("give --services or --store, not both")
-    if not (in_store or places):
-        return None
-    from sagastream_bridge.definitions import services
+    from sagastream_bridge.definitions import known
 
     if not in_store:
-        return services.named(places)
+        return known.Known(known.services_at(places) if places else None)
     with opened(create=False) as broker:
-        return services.in_store(broker)
+        return known.in_store(broker, document)
 
 
 @click.command()
@@ -92,12 +88,12 @@ def graph(source: str, as_mermaid: bool) -> None:
 def lint(source: str, as_json: bool, **options: Any) -> None:
     """Find what is wrong in a definition, or a saga_begin body, before a saga runs.
 
-    Exit code 1 if something is wrong, 2 if there is nothing that can be read.
+    Exit code 1 if something is wrong, 2 if it cannot be read.
     """
     with _document(source) as document:
         from sagastream_bridge.definitions import findings, linting
 
-        found, not_checked = linting.lint(document, _services(options))
+        found, not_checked = linting.lint(document, _known(options, document))
         for problem in found:
             click.echo(findings.as_json(document, problem) if as_json else findings.line(document, problem))
         click.echo(safe(f"{counted(len(found), 'problem')} in {document.where}"), err=True)
@@ -136,12 +132,10 @@ def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
         from sagastream_bridge.definitions.exploring import MOST_WORLDS
         from sagastream_bridge.definitions.exploring import explore as explore_begin
         from sagastream_bridge.definitions.model import Model
-        from sagastream_bridge.definitions.services import published_by
         from sagastream_bridge.definitions.telling import Teller
         from sagastream_bridge.inspection import screen
 
-        services = _services(options)
-        published = None if services is None else published_by(services)
+        published = _known(options, document).published
         begin = begins.begin_of(document, items)
         found = explore_begin(begin, published, options["limit"] or MOST_WORLDS)
         longest = lasting.longest(begin, Model(begin, published))

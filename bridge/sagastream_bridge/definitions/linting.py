@@ -4,17 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sagastream.core import graph
+from sagastream.core.definition import SagaDefinition, canonical
 from sagastream.core.messages import Begin
 from sagastream.core.pointers import below, tokens_of
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
 from sagastream.errors import SettingsError
 from sagastream_bridge.definitions.documents import Document
 from sagastream_bridge.definitions.inputs import in_example, in_schema
+from sagastream_bridge.definitions.known import Known, Services
 from sagastream_bridge.definitions.lasting import shortest_safe_deadline_ms
 from sagastream_bridge.definitions.mending import mended
 from sagastream_bridge.definitions.outline import numbers_by_name
 from sagastream_bridge.definitions.problems import Code, Problem
-from sagastream_bridge.definitions.services import Services
 
 #: What a step may say about its undo, besides what it is.
 _ABOUT_UNDO: Final = ("compensation_params", "compensation_attempts")
@@ -27,14 +28,17 @@ class Linted(NamedTuple):
     not_checked: list[str]  # what could not be looked at, and why
 
 
-def lint(document: Document, services: Services | None) -> Linted:
-    """Find all that is wrong in a document. `services`: what services publish; None: nobody tells it. Raises
-    CannotRead."""
+def lint(document: Document, known: Known) -> Linted:
+    """Find all that is wrong in a document. Raises CannotRead."""
     steps = document.steps
     found, begin = mended(document)
-    not_checked = []
+    services, not_checked = known.services, []
     if services is None:
         not_checked.append("what services publish (--services and --store tell it)")
+    if document.is_definition and not known.is_in_store:
+        not_checked.append("whether its content has changed and its version has not (--store tells it)")
+    if known.deployed is not None:
+        found += _same_version(document, known.deployed)
     if document.is_definition:
         try:
             found += in_example(document.body)
@@ -58,6 +62,12 @@ def _place(document: Document, problem: Problem) -> tuple[Any, ...]:
         return (*position, problem)
     tokens = tokens_of(problem.pointer)
     return (int(tokens[1]) if tokens[:1] == ("steps",) and len(tokens) > 1 else -1, 0, problem)
+
+
+def _same_version(document: Document, deployed: SagaDefinition) -> Iterator[Problem]:
+    if canonical(document.body) != canonical(deployed.body):
+        text = f"version {deployed.version} of {deployed.name} is deployed with other content: raise the version"
+        yield Problem(Code.SAME_VERSION, "/version", text)
 
 
 def _redundant(steps: Sequence[Mapping[str, Any]], begin: Begin) -> Iterator[Problem]:

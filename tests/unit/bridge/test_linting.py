@@ -14,16 +14,16 @@ from sagastream.core.definition import parse
 from sagastream.core.expansion import sketch
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.definitions.documents import Document
+from sagastream_bridge.definitions.known import Known, Offered, Services
 from sagastream_bridge.definitions.linting import lint
 from sagastream_bridge.definitions.problems import Code, Problem
-from sagastream_bridge.definitions.services import Offered, Services
 from unit.bridge.test_definitions import JOURNEY, run, written
 
 PIVOT: dict[str, Any] = {"kind": "pivot"}
 
 
 def problems(body: dict[str, Any], services: Services | None = None) -> list[Problem]:
-    return lint(Document("test", body, None), services).problems
+    return lint(Document("test", body, None), Known(services)).problems
 
 
 def step(step_id: str, *after: str, **members: Any) -> dict[str, Any]:
@@ -210,8 +210,21 @@ def test_a_schema_that_is_none_and_examples_that_it_refuses() -> None:
 def test_without_the_package_the_schema_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     body = {"name": "o", "version": 1, "steps": [step("a")], "input": {"const": "not asked before"}}
-    (_, why) = lint(Document("test", body, None), None).not_checked
+    (why,) = lint(Document("test", body, None), Known({}, is_in_store=True)).not_checked
     assert why.endswith("pip install 'sagastream[schema]'")
+
+
+def test_other_content_under_the_same_version() -> None:
+    body = {"name": "o", "version": 3, "steps": [step("a")]}
+    other = parse(body | {"steps": [step("b")]})
+    same = parse({"steps": [step("a")], "version": 3, "name": "o"})
+    document = Document("test", body, None)
+    (problem,) = lint(document, Known({"work": Offered({"Do": None})}, is_in_store=True, deployed=other)).problems
+    assert problem == (
+        Code.SAME_VERSION, "/version", "version 3 of o is deployed with other content: raise the version"
+    )  # fmt: skip
+    known = Known({"work": Offered({"Do": None})}, is_in_store=True, deployed=same)
+    assert lint(document, known) == ([], [])
 
 
 # --- all at once
@@ -310,6 +323,7 @@ def test_the_command_tells_lines_and_columns(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         f"2 problems in {place}",
         "not checked: what services publish (--services and --store tell it)",
+        "not checked: whether its content has changed and its version has not (--store tells it)",
     ]
     (first, _) = [json.loads(line) for line in run("lint", "--json", place).stdout.splitlines()]
     assert first == {
@@ -341,4 +355,4 @@ def test_services_are_compared(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "unknown-service: step 2 (ShipIt): no service shipping is known: there are inventory" in result.stdout
     assert "\x1b" not in result.stdout
-    assert "not checked" not in result.stderr
+    assert "what services publish" not in result.stderr

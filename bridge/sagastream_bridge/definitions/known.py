@@ -1,17 +1,20 @@
-"""What services publish, as far as somebody tells: a store, a file, or the services themselves."""
+"""What is known besides a document: what services publish, and what is deployed. A store tells it, or of services a
+file, or the services themselves."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sagastream.broker.exchange import run
+from sagastream.core.definition import SagaDefinition
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
 from sagastream.core.strict_json import decode
-from sagastream.errors import MalformedMessage, ServiceError
+from sagastream.errors import DefinitionError, MalformedMessage, ServiceError
 from sagastream.service.declaration import Service
-from sagastream.store import layout, published
-from sagastream_bridge.definitions.documents import CannotRead, is_file, loaded
+from sagastream.store import definitions, layout, published
+from sagastream_bridge.definitions.documents import CannotRead, Document, is_file, loaded
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -37,19 +40,34 @@ class Offered(NamedTuple):
 Services = Mapping[str, Offered]
 
 
-def published_by(services: Services) -> Published:
-    """As the core has it."""
-    return {name: offered.undone_by for name, offered in services.items()}
+class Known(NamedTuple):
+    """What is known besides a document."""
+
+    services: Services | None = None  # what services publish; None: nobody tells it
+    is_in_store: bool = False  # whether a store was asked
+    deployed: SagaDefinition | None = None  # what the store has under the name and version of the document
+
+    @property
+    def published(self) -> Published | None:
+        """What services publish, as the core has it."""
+        if self.services is None:
+            return None
+        return {name: offered.undone_by for name, offered in self.services.items()}
 
 
-def in_store(broker: "Broker") -> Services:
-    """What the services of a store publish."""
+def in_store(broker: "Broker", document: Document) -> Known:
+    """What a store tells."""
     keys = layout.check(broker)
     names = run(broker.client, published.services(keys))
-    return {name: _from_hash(published.all_of(broker.client, keys, name)) for name in names}
+    services = {name: _from_hash(published.all_of(broker.client, keys, name)) for name in names}
+    deployed, name, version = None, document.body.get("name"), document.body.get("version")
+    if isinstance(name, str) and is_service(name) and type(version) is int:
+        with suppress(DefinitionError):  # there is no such version
+            deployed = run(broker.client, definitions.load(keys, name, version))
+    return Known(services, is_in_store=True, deployed=deployed)
 
 
-def named(places: tuple[str, ...]) -> Services:
+def services_at(places: tuple[str, ...]) -> Services:
     """What stands at these places: files, or Services as MODULE:NAME. Raises CannotRead, and OSError."""
     found: dict[str, Offered] = {}
     for place in places:
