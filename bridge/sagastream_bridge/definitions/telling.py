@@ -88,16 +88,20 @@ class Teller:
             yield from (f"    {', or '.join(whats)} -> {order}" for order, whats in alike.items())
 
     def _order(self, row: Undone) -> str:
-        own = row.steps if len(row.steps) > 1 else ()
-        return ", then ".join(", ".join(self._some(some, own) for some in layer) for layer in row.order) or "nothing"
+        return ", then ".join(", ".join(self._some(some, row) for some in layer) for layer in row.order) or "nothing"
 
-    def _some(self, some: Some, own: tuple[int, ...]) -> str:
-        """`own`: the steps to one of which it has happened."""
-        if len(some.steps) == 1:
+    def _some(self, some: Some, row: Undone) -> str:
+        count = len(some.steps)
+        if count == 1:
             return f"{self._one(some.steps[0])}{'' if some.least else '?'}"
-        if some.least == some.most == len(some.steps):
-            return self._all(some.steps)
-        named = "them" if some.steps == own else f"({self._all(some.steps)})"
+        if some.steps == row.steps and row.what is What.FAILS:  # the one that has failed is not undone
+            count -= 1
+            named, whole = ("the others", "the others") if count > 1 else ("it", "the other")
+        else:
+            whole = self._all(some.steps)
+            named = "them" if some.steps == row.steps else f"({whole})"
+        if some.most == count and count in (some.least, 1):
+            return f"{whole}{'' if some.least else '?'}"
         return f"{some.most if some.least == some.most else f'{some.least} to {some.most}'} of {named}"
 
     def _any(self, steps: tuple[int, ...]) -> str:

@@ -369,6 +369,25 @@ def test_the_command_tells_it(tmp_path: Path) -> None:
     assert "  6 pay: its undo fails; waiting for that: 2 flight, 3 hotel, 4 extras.0" in lines
 
 
+@pytest.mark.parametrize(
+    ("count", "what", "order"),
+    [
+        (2, "fails", "the other?, then 1 start"),
+        (3, "fails", "0 to 2 of the others, then 1 start"),
+        (3, "stays unknown", "1 to 3 of them, then 1 start"),
+        (3, "the saga is cancelled meanwhile", "0 to 3 of them, then 1 start"),
+    ],
+)
+def test_steps_that_are_alike_are_told_as_one(tmp_path: Path, count: int, what: str, order: str) -> None:
+    steps = [step(id="start"), *[step(1, id=name) for name in "abc"[:count]], step(*range(2, count + 2), id="end")]
+    lines = run("explore", written(tmp_path, {"saga_id": "s", "steps": steps})).stdout.splitlines()
+    assert f"    {what} -> {order}" in lines
+    names = ", ".join(f"{number} {name}" for number, name in zip(range(2, 5), "abc"[:count], strict=False))
+    at = lines.index(f"  {count + 2} end")
+    assert lines[at + 1] == f"    fails -> {names}, then 1 start"
+    assert lines[lines.index(f"  any of {names}") + 1 :]
+
+
 def test_two_runs_in_json_are_compared_line_by_line(tmp_path: Path) -> None:
     place = written(tmp_path, JOURNEY)
     text = run("explore", place, "--json").stdout

@@ -10,7 +10,7 @@ from unit.bridge.test_definitions import run
 
 PAGE = (Path(__file__).parents[3] / "docs" / "lint-and-explore.md").read_text()
 #: A command, and what it prints.
-EXAMPLES = re.findall(r"^    sagastream ([^\n]+)\n\n```text\n(.*?)```$", PAGE, re.DOTALL | re.MULTILINE)
+EXAMPLES = re.findall(r"^    sagastream ([^\n]+)\n\n```(?:text|mermaid)\n(.*?)```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_a_command_prints_what_the_page_shows(command: str, printed: str) -> Non
 
 
 def test_all_commands_are_shown() -> None:
-    assert [command.split()[0] for command, _ in EXAMPLES] == ["graph", "lint", "explore"]
+    assert [command.split()[0] for command, _ in EXAMPLES] == ["graph", "graph", "lint", "explore"]
 
 
 def test_the_table_of_the_codes_is_whole() -> None:
