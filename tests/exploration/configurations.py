@@ -106,6 +106,45 @@ USUAL: Final = [
            outcomes=("o", "o", "or"), workers=1, processes=1),
 ]  # fmt: skip
 
+#: The same, of graphs.
+GRAPHS: Final = [
+    Config(name="a diamond, whatever its branches come to", graph=DIAMOND, outcomes=("o", "or", "or", "or"), **ALONE),
+    Config(name="a diamond, cancelled or past its deadline", graph=DIAMOND, outcomes=("o", "o", "o", "or"),
+           verbs=(Verb.CANCEL,), requests=1, deadline=True, **ALONE),
+    Config(name="a diamond, lost messages", graph=DIAMOND, outcomes=("o", "o", "or", "o"), loss=1, **ALONE),
+    Config(name="two pairs, one after the other", graph=PAIRS, outcomes=("o", "or", "o", "or"), **ALONE),
+    Config(name="two chains", graph=CHAINS, outcomes=("or", "o", "o", "o"), **ALONE),
+    Config(name="a fan-out of three into a pivot", graph=FAN, outcomes=("o", "o", "or", "o"), **ALONE),
+    Config(name="two steps at once, slow workers", graph=BOTH, outcomes=("or", "o"), zombies=1, processes=1),
+    Config(name="two steps at once, slow processes", graph=BOTH, outcomes=("or", "o"), zombies=1, workers=1),
+    Config(name="two steps at once, processes die", graph=BOTH, outcomes=("orb", "ora"), service_crashes=1, workers=1),
+    Config(name="two steps at once, two attempts each", graph=(do("a", [], attempts=2), do("b", [], attempts=2)),
+           outcomes=("or", "o"), **ALONE),
+    Config(name="two steps at once, cancelled, then now", graph=BOTH, outcomes=("o", "or"), verbs=(Verb.CANCEL,),
+           now=True, requests=2, **ALONE),
+    Config(name="two steps at once, a hard deadline", graph=BOTH, outcomes=("o", "or"), deadline=True, hard=True,
+           workers=1),
+    Config(name="two steps undone at once, operators who say what they saw", graph=(*BOTH, do("c", ["a", "b"])),
+           outcomes=("o", "o", "r"), undo="or", verbs=(Verb.SKIP,), seen=True, requests=1, **ALONE),
+    Config(name="a wait beside a step, signalled, declined, cancelled", graph=BESIDE_A_WAIT, outcomes=("or", "", "or"),
+           signals=("go", "-go"), verbs=(Verb.CANCEL,), now=True, requests=1, resend=1, **ALONE),
+    Config(name="a wait beside a step, workers die and are slow", graph=BESIDE_A_WAIT, outcomes=("or", "", "o"),
+           signals=("go",), processes=1, worker_crashes=1, zombies=1),
+    Config(name="a wait behind the pivot, operators", graph=(do("p", **_PIVOT), _WAIT, do("c", **_LAST)),
+           outcomes=("o", "", "o"), signals=("go", "-go"), verbs=ALL_VERBS, requests=1, **ALONE),
+    Config(name="a bypassed branch, slow", graph=BYPASSED, outcomes=("o", "", "or", "or"), zombies=1, workers=1),
+    Config(name="a signalled retry, declined, cancelled", graph=(do("a"), do("b", **_RETRIED)), outcomes=("o", "or"),
+           signals=("go", "-go"), verbs=(Verb.CANCEL,), requests=1, **ALONE),
+    Config(name="a signalled retry, cancelled, slow", graph=(do("a", **_RETRIED),), outcomes=("or",), signals=("go",),
+           verbs=(Verb.CANCEL,), requests=1, zombies=1, workers=1),
+    Config(name="a pivot with a signalled retry", graph=(do("a"), do("p", **_PIVOT, **_RETRIED)), outcomes=("o", "or"),
+           signals=("go",), verbs=(Verb.CANCEL, Verb.SKIP), now=True, requests=1, **ALONE),
+    Config(name="two steps parked behind the pivot, operators", outcomes=("o", "or", "or"), verbs=ALL_VERBS, now=True,
+           graph=(do("p", **_PIVOT), do("b", **_LAST), do("c", ["p"], **_LAST)), seen=True, requests=1, **ALONE),
+    Config(name="a start, cancelled or past its deadline", graph=BOTH, outcomes=("o", "or"), starts_later=True,
+           verbs=(Verb.CANCEL,), requests=1, deadline=True, **ALONE),
+]  # fmt: skip
+
 _TWO: Final = step(attempts=2, compensation_attempts=2)
 
 #: Takes minutes and gigabytes.
@@ -122,6 +161,13 @@ LONG: Final = [
            worker_crashes=1, service_crashes=1, loss=1),
     Config(name="long: two steps, operators twice", steps=(step(), step()), outcomes=("o", "or"), undo="or",
            verbs=ALL_VERBS, requests=2, resend=1, workers=1, processes=1),
+    Config(name="long: a diamond, slow", graph=DIAMOND, outcomes=("o", "or", "o", "or"), zombies=1, workers=1),
+    Config(name="long: two pairs, cancelled", graph=PAIRS, outcomes=("o", "or", "o", "or"), verbs=(Verb.CANCEL,),
+           now=True, requests=1, **ALONE),
+    Config(name="long: a fan-out of three into a pivot and on", graph=(*FAN, do("r", **_LAST)),
+           outcomes=("o", "o", "or", "or", "o"), **ALONE),
+    Config(name="long: two steps undone at once, operators", graph=(*BOTH, do("c", ["a", "b"])), undo="or", now=True,
+           outcomes=("o", "o", "r"), verbs=(Verb.RETRY, Verb.SKIP, Verb.ABANDON), requests=1, **ALONE),
     Config(name="long: three steps of every kind", steps=(step(), replace(PIVOT, attempts=2), RETRIABLE),
            outcomes=("or", "orb", "or"), verbs=ALL_VERBS, requests=1, loss=1, workers=1, processes=1),
 ]  # fmt: skip

@@ -196,7 +196,7 @@ def _broken_history(before: SagaState | None, after: SagaState, commands: Sequen
     if went_back and before.parked is None and any(_is_pivot_in_doubt(step) for step in after.steps):
         # If it was parked, a person has said so, and the person knows: see _broken_word.
         return f"goes back, and its pivot may have been done: {_shown(after)}"
-    if before.past_pivot and (went_back or after.status is SagaStatus.COMPENSATING) and not _is_abandoned(after):
+    if before.past_pivot and (went_back or after.status is SagaStatus.COMPENSATING) and not is_abandoned(after):
         return f"goes back past its pivot: {_shown(after)}"
     if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
         return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
@@ -215,11 +215,11 @@ def _broken_state(after: SagaState) -> str | None:
     undone = after.compensating_steps
     if any(number in before[later - 1] for at, number in enumerate(undone) for later in undone[at:]):
         return f"compensated in the order {undone}"
-    if any(step.current_attempt > step.attempts for step in after.steps):
+    if any(step.is_active and step.current_attempt > step.attempts for step in after.steps):
         return f"more attempts than there may be: {_shown(after)}"
     if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
         return f"completed with steps that are not: {_shown(after)}"
-    if after.status is SagaStatus.ABORTED and not _is_abandoned(after):
+    if after.status is SagaStatus.ABORTED and not is_abandoned(after):
         left = [number for number, step in enumerate(after.steps, 1) if _is_to_undo(step)]
         return f"aborted, and step {left} was not undone" if left else None
     return None
@@ -252,11 +252,11 @@ def _broken_signals(saga: SagaState, step: Step) -> str | None:
     name = step.definition.shape.wait
     if name is None or saga.status is not SagaStatus.PENDING or saga.cancelling is not None:
         return None
-    taken = any(done.verb in (f"signal {name}", f"decline {name}") for done in saga.interventions)
+    taken = {done.verb for done in saga.interventions} & {f"signal {name}", f"decline {name}"}
     kept = any(one.name == name for one in saga.signals)
     if taken and step.phase is Phase.WAITING and not kept:
         return f"waits for a signal {name} that has come, and was lost"
-    if taken and step.phase is Phase.AWAITING and step.attempt == 1:
+    if f"signal {name}" in taken and step.phase is Phase.AWAITING:  # after a decline, an operator may have said retry
         return f"waits for a signal {name} that has come"
     return None
 
@@ -378,5 +378,5 @@ def _is_pivot_in_doubt(step: Step) -> bool:
     return step.definition.kind is StepKind.PIVOT and step.unknown and not settled
 
 
-def _is_abandoned(state: SagaState) -> bool:
-    return any(done.verb == "abandon" for done in state.interventions)
+def is_abandoned(state: SagaState) -> bool:
+    return any(done.verb.partition(" ")[0] == Verb.ABANDON for done in state.interventions)

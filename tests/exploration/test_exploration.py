@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from exploration.bugs import Bug
-from exploration.configurations import LONG, PLANTED, USUAL, step
+from exploration.configurations import GRAPHS, LONG, PLANTED, USUAL, step
 from exploration.explore import every_run, explore, find_planted, shortest_break
 from exploration.world import Config
 
@@ -13,6 +13,12 @@ from exploration.world import Config
 @pytest.mark.slow
 @pytest.mark.parametrize("config", USUAL, ids=lambda config: config.name)
 def test_every_run_of_a_small_saga_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    explore(config, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", GRAPHS, ids=lambda config: config.name)
+def test_every_run_of_a_small_graph_ends_well(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     explore(config, capsys)
 
 

@@ -680,8 +680,8 @@ class Model:
             return
         for at, what in enumerate(self.config.signals):
             if left & (1 << at):
-                event = Signal(saga_id=SAGA_ID, name=what.removeprefix("-"), payload=b"1",
-                               declined="no" if what.startswith("-") else None, request_id=f"signal {at}")  # fmt: skip
+                members = {"declined": "no"} if what.startswith("-") else {"payload": b"1"}
+                event = Signal(saga_id=SAGA_ID, name=what.removeprefix("-"), request_id=f"signal {at}", **members)
                 letters = self._append(world[LETTERS], (self.events.number(event),), self._held_by_workers(world))
                 after = self._spend(self._with(world, LETTERS, letters), SIGNALS, 1 << at)
                 yield Move(("somebody signals", what), after, fault=True)
@@ -806,7 +806,7 @@ class Model:
             return None if refused else "a saga was asked for, and is not there"
         if not state.ended and not _waits_for_a_person(state):
             return f"the saga is {self._shown(state)}, and nothing will ever move it"
-        abandoned = any(done.verb == "abandon" for done in state.interventions)
+        abandoned = rules.is_abandoned(state)
         for number, (step, (present, _)) in enumerate(
             zip(state.steps, self.effects.values[world[EFFECTS]], strict=True), 1
         ):
