@@ -23,6 +23,7 @@ from sagastream.core.messages import (
     Intervene,
     Newer,
     Reply,
+    Signal,
     Unreadable,
     Verb,
     failed,
@@ -34,6 +35,7 @@ from sagastream.core.parsing import (
     parse_begin,
     parse_intervene,
     parse_reply,
+    parse_signal,
     read_command,
     read_reply,
     read_request,
@@ -446,7 +448,11 @@ INTERVENES = st.builds(
     reason=TEXTS,
     actor=st.none() | TEXTS,
     parked_at=st.sampled_from([None, "1/transaction/3", "100/compensation/0"]),
+    step=st.sampled_from([None, 1, 100, "pick.3", "a-b_c"]),
     request_id=st.none() | IDS,
+)
+STOPS = st.builds(
+    Intervene, verb=st.sampled_from([Verb.CANCEL, Verb.ABANDON]), saga_id=IDS, reason=TEXTS, now=st.booleans()
 )
 
 
@@ -460,9 +466,63 @@ def test_where_a_saga_was_seen_parked_is_checked(verb: Verb, place: object) -> N
         parse_intervene(asked_body(verb, parked_at=place))
 
 
-@given(asked=INTERVENES | st.builds(Intervene, verb=st.just(Verb.CANCEL), saga_id=IDS, reason=TEXTS, now=st.booleans()))
+@given(asked=INTERVENES | STOPS)
 def test_what_an_operator_asks_for_is_read_back_from_the_fields_of_its_entry(asked: Intervene) -> None:
     assert read_request(stored(asked.fields())) == asked
+
+
+@pytest.mark.parametrize("bad", [None, 0, 101, -1, 1.0, True, "", "7", "a b", ["a"], {}])
+def test_the_step_that_an_operator_means_is_checked(bad: Any) -> None:
+    for verb in Verb:
+        told = "the body: step must be the number of a step, from 1, or its id"
+        assert complaint(parse_intervene, asked_body(verb, step=bad)) == told
+
+
+def test_what_releases_that_know_no_graphs_would_misunderstand_is_left_to_others() -> None:
+    """They would abandon at once what is parked, whatever is out; and say that they know no member step."""
+    asked = Intervene(verb=Verb.ABANDON, saga_id="s", reason="why")
+    assert "format" not in decode(asked.body())
+    assert "format" not in decode(replace(asked, verb=Verb.CANCEL, now=True).body())
+    for other in (replace(asked, now=True), replace(asked, step=2), replace(asked, step="b", verb=Verb.RETRY)):
+        assert decode(other.body())["format"] == GRAPH
+
+
+# --- signals
+
+SIGNALS = st.builds(
+    Signal, saga_id=IDS, name=IDS, payload=PAYLOADS, by=st.none() | TEXTS, request_id=st.none() | IDS
+) | st.builds(Signal, saga_id=IDS, name=IDS, declined=TEXTS, by=st.none() | TEXTS, request_id=st.none() | IDS)
+
+
+def signal_body(**members: Any) -> dict[str, Any]:
+    return {"type": "saga_signal", "saga_id": "s", "name": "go", "format": GRAPH} | members
+
+
+@given(signal=SIGNALS)
+def test_a_signal_is_read_back_from_the_fields_of_its_entry(signal: Signal) -> None:
+    assert read_request(stored(signal.fields())) == signal
+
+
+def test_a_signal_says_no_more_than_it_must() -> None:
+    assert parse_signal({"saga_id": "s", "name": "go"}) == Signal(saga_id="s", name="go")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (without(signal_body(), "name"), "the body: name is missing"),
+        (without(signal_body(), "saga_id"), "the body: saga_id is missing"),
+        (signal_body(name="a b"), f"the body: name {NAME_RULE}"),
+        (signal_body(decline=""), "decline must be a text of 1 to 500 characters: it stays with the saga"),
+        (signal_body(decline=None), "decline must be a text of 1 to 500 characters: it stays with the saga"),
+        (signal_body(by=7), "by must be a text of 1 to 128 characters: it stays with the saga"),
+        (signal_body(payload=1, decline="no"), "the body: a signal has a payload or is a decline, not both"),
+        (signal_body(payloads=1), "the body has an unknown member 'payloads'; is it a misspelling of payload?"),
+        (signal_body(format=9), "the body: format 9 is not known to this release, which knows 1, 2"),
+    ],
+)
+def test_what_is_wrong_with_a_signal_is_told(body: Any, text: str) -> None:
+    assert complaint(parse_signal, body) == text
 
 
 @pytest.mark.parametrize("bad", [None, 0, 1, "true", [True]])
@@ -639,17 +699,20 @@ COMMANDS = st.builds(
     begun_ms=st.integers(0, 4_000_000_000_000),
     not_after_ms=st.none() | st.integers(0, 4_000_000_000_000),
     retried=st.booleans(),
+    undo=st.none() | PAYLOADS,
+    input=st.none() | PAYLOADS,
+    definition=st.none() | IDS,
 )
 
 
 @given(COMMANDS)
 def test_a_command_is_parsed_back_from_the_fields_of_its_entry(command: Command) -> None:
-    # The params of a transaction are in its body; there is no result yet.
-    known = command if command.compensating else replace(command, result=None)
+    # The params of a transaction are in its body; there is no result yet, and nothing to tell its undo.
+    known = command if command.compensating else replace(command, result=None, undo=None)
     assert a_command_of(stored(command.fields()), sent_ms=9) == known
 
 
-@pytest.mark.parametrize("field", ["params", "result"])
+@pytest.mark.parametrize("field", ["params", "result", "undo", "input"])
 @pytest.mark.parametrize("bad", [b"", b"{", b"NaN", b"\xff", b'{"a":1,"a":2}', b"[" * 100_000])
 def test_a_compensation_with_a_payload_that_is_no_json_is_unreadable(field: str, bad: bytes) -> None:
     fields = stored(a_command(compensating=True).fields()) | {field.encode(): bad}
