@@ -260,6 +260,8 @@ def test_whatever_goes_wrong_all_of_a_graph_stands_or_nothing() -> None:
     ):
         assert f"approve of step 4 {what}" in sweep.runs
     assert "Hotel of step 2 is out when the saga is cancelled" in sweep.runs
+    assert "Hotel of step 2 is answered after the others, then Flight of step 1 is rejected" in sweep.runs
+    assert "Flight of step 1 is lost each time, then Hotel of step 2 is rejected" in sweep.runs
     assert "approve of step 4 is declined, then CancelFlight of step 1 is lost once" in sweep.runs
     assert not [run for run in sweep.runs if "pause" in run]  # it is behind the pivot, and cannot be cancelled
     assert len(sweep.runs) == len(set(sweep.runs))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from sagastream.core.graph import before
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaStatus
 from sagastream.core.steps import StepKind
@@ -58,8 +59,12 @@ class Trouble:
 _CANCELLED: Final = "is out when the saga is cancelled"
 _CANCELLED_WAITING: Final = "is waited for when the saga is cancelled"
 _EARLY: Final = "is signalled before its step waits"
+#: … and while a step fails, another that was sent with it is answered later, or not at all.
+_SLOW: Final = "is answered after the others"
+_REJECTED: Final = "is rejected"
+_LOST: Final = "is lost each time"
 #: After these, a saga goes back.
-_FAILS: Final = ("is rejected", Wrong.DECLINED.value)
+_FAILS: Final = (_REJECTED, Wrong.DECLINED.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +101,7 @@ def check_every_fault(
     - once with nothing going wrong;
     - once for each single thing that can go wrong with one of its commands;
     - once for each that can go wrong with one of its compensations, while the saga is undone;
+    - once for each two steps that are sent together: one is rejected, and the other is answered later, or never;
     - once for each that can go wrong with a signal that one of its steps waits for: it is declined, does not come in
       time, comes before its step waits, comes twice, or the saga is cancelled meanwhile; so it is with pauses, and with
       the signals that send a failed step again.
@@ -150,7 +156,7 @@ class _Sweep(Generic[S]):
                 and (undone is None or to_undo >= _undone(undone.saga))
             ):
                 undone = run  # of those that have most to undo, the last one
-        for troubles in _retries(smooth.saga):
+        for troubles in (*_beside(smooth.saga), *_retries(smooth.saga)):
             self._run(troubles)
         if undone is not None:
             for trouble in _troubles(undone.saga, compensating=True):
@@ -212,8 +218,10 @@ def _first_line(error: Exception) -> str:
 
 def _happen(run: Run[S], trouble: Trouble) -> Fault | None:
     """Let this go wrong, or see to it that it will. Returns what goes wrong with a command."""
-    if trouble.what in _FAULTS or trouble.what == _CANCELLED:
+    if trouble.what in _FAULTS or trouble.what in (_CANCELLED, _SLOW):
         command = run.sagas.command(trouble.command, step=trouble.step)
+        if trouble.what == _SLOW:
+            return command.takes(0.5)
         if trouble.what != _CANCELLED:
             return _FAULTS[trouble.what](command)
         fault = command.takes(0.001, times=1)
@@ -245,12 +253,27 @@ def _troubles(saga: Saga, *, compensating: bool = False) -> Iterator[Trouble]:
             yield Trouble(command=name, step=step, what=_CANCELLED)
 
 
+def _beside(saga: Saga) -> Iterator[tuple[Trouble, ...]]:
+    """What can go wrong with two steps of a saga that were sent together: one fails, and the other is out by then."""
+    steps = [
+        (number, step.definition.transaction, before(step.definition, number))
+        for number, step in enumerate(saga.state.steps, 1)
+        if step.attempt and step.definition.shape.sends and step.definition.kind is not StepKind.RETRIABLE
+    ]
+    for number, name, after in steps:
+        for other, its_name, its_after in steps:
+            if other != number and its_after == after:
+                for what in (_SLOW, _LOST):
+                    fails = Trouble(command=name, step=number, what=_REJECTED)
+                    yield Trouble(command=its_name, step=other, what=what), fails
+
+
 def _retries(saga: Saga) -> Iterator[tuple[Trouble, ...]]:
     """What can go wrong with the signals after which failed steps of a saga are sent again."""
     for number, step in enumerate(saga.state.steps, 1):
         signal = step.definition.shape.retry_on
         if signal is not None and step.phase is Phase.COMPLETED:
-            rejected = Trouble(command=step.definition.transaction, step=number, what="is rejected")
+            rejected = Trouble(command=step.definition.transaction, step=number, what=_REJECTED)
             for wrong in (Wrong.DECLINED, Wrong.NEVER):
                 yield rejected, Trouble(command=signal, step=number, what=wrong.value)
 
