@@ -1,5 +1,6 @@
 """Sagas that are graphs, as clients and the doctor see them on real servers."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from sagastream.errors import SagaAborted, SagaParked
 from sagastream.store import published
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.unread import unread
+from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS
@@ -111,3 +113,29 @@ def test_the_step_that_failed_is_named_and_not_one_that_only_stopped_waiting(sce
     )
     with pytest.raises(SagaAborted, match=r"approve was declined: no \(step 1, approve\)$"):
         completed(played(scene, "g2", lambda state: state.ended))
+
+
+def test_the_command_line_shows_and_lists_it(scene: Scene, server: Server, commands: Commands) -> None:
+    two_branches(scene)
+    shown = commands.run("show", "g1", REDIS_URL=server.url)
+    assert shown.returncode == 0
+    lines = shown.stdout.splitlines()
+    at = lines.index("  ├─╮")
+    assert [line.split() for line in lines[at - 1 : at + 3]] == [
+        ["◆", "1", "DoForGood", "done"],
+        ["├─╮"],
+        ["●", "│", "2", "told", "Do", "PARKED"],
+        ["●", "3", "away", "Do", "out"],
+    ]
+    assert "  parked   Do of step 2 failed: as asked" in lines
+    assert any(line.startswith("  you can  sagastream abandon g1 --now --reason TEXT --parked-at 2/") for line in lines)
+    found = json.loads(commands.run("show", "g1", "--json", REDIS_URL=server.url).stdout)
+    assert [step["phase"] for step in found["steps"]] == ["COMPLETED", "PARKED", "OUT"]
+    assert [(cause["kind"], cause["steps"]) for cause in found["why"] if "steps" in cause] == [
+        ("no_service", [3]),
+        ("parked", [2]),
+    ]
+    listed = commands.run("list", "--status", "parked", REDIS_URL=server.url)
+    assert listed.stdout.startswith("PARKED")
+    retried = commands.run("retry", "g1", "--step", "told", "--reason", "so", "--timeout", "0", REDIS_URL=server.url)
+    assert "within 0 s" in retried.stderr  # no worker runs in this test
