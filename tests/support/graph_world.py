@@ -244,6 +244,7 @@ class _Attendant:
             state = client.get(saga_id)
             if state is None:
                 return
+            self._look_for_more_retries(made, state)
             for task in list(self._live[saga_id]):
                 if self._is_time(task, state):
                     self._signal(client, saga_id, task)
@@ -258,6 +259,16 @@ class _Attendant:
         except redis.RedisError as error:
             if not is_outage(error):
                 raise
+
+    def _look_for_more_retries(self, made: Graph, state: SagaState) -> None:
+        """A step that was sent again at a signal has timed out as often as it may, and waits for another signal."""
+        for node, step in zip(made.nodes, state.steps, strict=True):
+            task = node.task
+            if step.phase is not Phase.RETRY_AWAITED or task is None or task in self._live[made.saga_id]:
+                continue
+            if task.when in (Sends.EARLY, Sends.IN_TIME):
+                del self._requests[made.saga_id, task.name]
+                self._live[made.saga_id].append(task)
 
     def _is_time(self, task: Task, state: SagaState) -> bool:
         phase = state.steps[task.step - 1].phase
