@@ -107,11 +107,9 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
 @_with_services
 @click.option(
     "--items",
-    default=2,
-    show_default=True,
     type=click.IntRange(0, 100),
     metavar="COUNT",
-    help="How many steps one with `each` becomes.",
+    help="How many steps one with `each` becomes.  [default: as in the example or, without one, 2]",
 )
 @click.option(
     "--limit",
@@ -120,7 +118,7 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     help="Look at no more states than these.  [default: 100000]",
 )
 @click.option("--json", "as_json", is_flag=True, help="To be compared with the same of another version.")
-def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
+def explore(source: str, items: int | None, as_json: bool, **options: Any) -> None:
     """Try a definition, or a saga_begin body, in every way that it can go, and tell what is undone, and where.
 
     Nothing is sent: this asks the code by which workers decide. Each step is done, fails or stays unknown; each
@@ -136,14 +134,14 @@ def explore(source: str, items: int, as_json: bool, **options: Any) -> None:
         from sagastream_bridge.inspection import screen
 
         published = _known(options, document).published
-        begin = begins.begin_of(document, items)
+        begin, note = begins.begin_of(document, items)
         found = explore_begin(begin, published, options["limit"] or MOST_WORLDS)
         longest = lasting.longest(begin, Model(begin, published))
         notes = []
         if published is None and any(step.compensation == "" for step in begin.steps):
             notes.append("each step that names no compensation has one that its service publishes (see --services)")
-        if begins.has_each(document):
-            notes.append(f"each list that a step with `each` names has {counted(items, 'item')} (see --items)")
+        if note is not None:
+            notes.append(note)
         teller = Teller([step.shape.id or step.transaction for step in begin.steps])
         if as_json:
             click.echo(teller.json(found, longest, notes))

@@ -1,6 +1,6 @@
 """A document as the saga_begin that is made of it, to be explored."""
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sagastream.core.definition import SagaDefinition, parse
 from sagastream.core.expansion import expand
@@ -11,22 +11,34 @@ from sagastream.errors import MalformedMessage
 from sagastream_bridge.definitions.documents import CannotRead, Document
 
 _SAGA_ID: Final = "explored"
+#: How many items each list has if nobody says it.
+_ITEMS: Final = 2
 
 
-def begin_of(document: Document, items: int) -> Begin:
-    """The saga of a body; or one of a definition, in which each list of `each` has so many items. Raises CannotRead."""
+class ToExplore(NamedTuple):
+    """What is explored, and what was taken for granted."""
+
+    begin: Begin
+    note: str | None  # how many items the lists of `each` have; None: there are none
+
+
+def begin_of(document: Document, items: int | None) -> ToExplore:
+    """The saga of a body; or one of a definition, in which each list of `each` has so many items. None: as many as in
+    its example. Raises CannotRead."""
     try:
         if not document.is_definition:
-            return parse_begin({"saga_id": _SAGA_ID} | document.body)
+            return ToExplore(parse_begin({"saga_id": _SAGA_ID} | document.body), None)
         definition = parse(document.body)
-        return parse_begin(expand(definition, _input(definition, items)) | {"saga_id": _SAGA_ID})
+        if items is None and definition.example is not None:
+            data, have = definition.example, "has the items of the example"
+        else:
+            count = _ITEMS if items is None else items
+            data, have = _input(definition, count), f"has {count} {'item' if count == 1 else 'items'}"
+        begin = parse_begin(expand(definition, data) | {"saga_id": _SAGA_ID})
     except MalformedMessage as error:
         raise CannotRead(f"{document.where}: {error} (sagastream lint finds all that is wrong)") from None
-
-
-def has_each(document: Document) -> bool:
-    """Whether it depends on an input how many steps there are."""
-    return document.is_definition and any("each" in step for step in document.steps)
+    has_each = any("each" in step for step in definition.steps)
+    return ToExplore(begin, f"each list that a step with `each` names {have} (see --items)" if has_each else None)
 
 
 def _input(definition: SagaDefinition, items: int) -> dict[str, Any]:

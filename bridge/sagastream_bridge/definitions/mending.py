@@ -35,6 +35,8 @@ _STAND_INS: Final[dict[str, Any]] = {
     "params": None,
     "timeout_ms": 1000,
 }
+#: The most problems that are looked for: each takes another reading.
+_MOST_PROBLEMS: Final = 500
 #: The members in which references stand.
 _TEMPLATES: Final = {"params": Code.REFERENCE, "compensation_params": Code.REFERENCE, "when": Code.CONDITION}
 
@@ -56,7 +58,7 @@ def mended(document: Document) -> Read:
             return Read(list(problems), parsed(body))
         except MalformedMessage as error:
             problem, mend = _Refused(body, str(error)).problem_and_mend()
-            if problem in problems:
+            if problem in problems or len(problems) == _MOST_PROBLEMS:
                 return Read(list(problems), None)
             problems[problem] = None
             mend()

@@ -237,7 +237,8 @@ class Plainly:
                     reply = Reply(type=kind(one.command), saga_id="s", step=number, unknown=unknown)
                     yield what, number, reply, state
             elif one.phase in AWAITS:
-                if (name := one.definition.shape.wait) is not None:
+                shape = one.definition.shape
+                if (name := shape.wait if one.phase is Phase.AWAITING else shape.retry_on) is not None:
                     yield What.FAILS, number, Signal(saga_id="s", name=name), state
                     yield What.DECLINED, number, Signal(saga_id="s", name=name, declined="no"), state
                 yield What.NOT_SIGNALLED, number, Due(saga_id="s"), state.with_step(number, replace(one, due_ms=1))
@@ -253,7 +254,15 @@ class Plainly:
             failed_step=None,
             current_step=1,
             steps=tuple(
-                replace(one, error=None, compensation_error=None, parked=one.parked and "p") for one in state.steps
+                replace(
+                    one,
+                    error=None,
+                    compensation_error=None,
+                    parked=one.parked and "p",
+                    attempt=min(one.attempt, 1),
+                    tried_before=0,
+                )
+                for one in state.steps
             ),
         )
 
@@ -279,7 +288,9 @@ def sagas(draw: st.DrawFn) -> Begin:
             continues = draw(st.sampled_from(["fail", "continue"]))
             steps.append({"wait": f"w{number}", "timeout_ms": 1000, "on_timeout": continues, "after": sorted(after)})
         else:
-            own = {} if kind else {"compensation": draw(st.sampled_from(["Undo", "Undo", None]))}
+            own: dict[str, Any] = {} if kind else {"compensation": draw(st.sampled_from(["Undo", "Undo", None]))}
+            if kind is not RETRIABLE and draw(st.integers(0, 4)) == 0:
+                own |= {"retry_on": f"r{number}", "retry_within_ms": 1000}
             steps.append(step(*sorted(after), **{**own, **kind}))
         if number != pivot and draw(st.integers(0, 3)) == 0:
             steps[-1]["when"] = draw(st.sampled_from([HOLDS_A, {"not": HOLDS_A}, HOLDS_B]))
@@ -397,6 +408,21 @@ def test_two_runs_in_json_are_compared_line_by_line(tmp_path: Path) -> None:
     order = [[{"steps": [2, 4, 5], "least": 3, "most": 3}, {"steps": [3], "least": 0, "most": 1}]]
     assert {"step": [6], "what": "declined", "order": order} in found["undone"]
     assert len([line for line in text.splitlines() if '"what"' in line]) == len(found["undone"]) + len(found["parks"])
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "note"),
+    [
+        ([], 8, "has the items of the example"),
+        (["--items", "0"], 6, "has 0 items"),
+        (["--items", "1"], 7, "has 1 item"),
+    ],
+)
+def test_how_many_items_there_are(tmp_path: Path, options: list[str], steps: int, note: str) -> None:
+    place = written(tmp_path, JOURNEY | {"example": {"extras": ["a", "b"]}})
+    lines = run("explore", place, *options).stdout.splitlines()
+    assert lines[0].startswith(f"{steps} steps, ")
+    assert f"  each list that a step with `each` names {note} (see --items)" in lines
 
 
 def test_services_are_read_from_a_file_and_from_python(tmp_path: Path) -> None:
