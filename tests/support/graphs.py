@@ -64,6 +64,10 @@ TRAVEL: list[dict[str, Any]] = [
 ]
 
 
+class Refused(AssertionError):
+    """An event was refused: a request, or a reply that makes no sense."""
+
+
 class Played:
     """A saga in the hands of the core."""
 
@@ -109,7 +113,8 @@ class Played:
 
     def _decide(self, event: Any) -> "Played":
         decision = decide(self.state, event, Moment(now_ms=self.now_ms, published={}))
-        assert decision.quarantine is None, decision.quarantine
+        if decision.quarantine is not None:
+            raise Refused(decision.quarantine)
         assert isinstance(decision.state, SagaState), decision
         self.state = decision.state
         self.commands += [command.type for command in decision.commands]

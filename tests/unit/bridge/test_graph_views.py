@@ -1,9 +1,13 @@
 """How a saga that is a graph looks to a person, and as JSON."""
 
 import json
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sagastream.core.decision import decide
 from sagastream.core.parsing import parse_begin
@@ -13,7 +17,7 @@ from sagastream.core.transitions import Moment
 from sagastream.core.why import why
 from sagastream_bridge.inspection import lookup, views
 from sagastream_bridge.inspection.graph_views import STATES
-from support.graphs import NOW_MS, PIVOT, TRAVEL, Played, at_work
+from support.graphs import NOW_MS, PIVOT, TRAVEL, Played, Refused, at_work
 
 
 def shown(played: Played) -> list[str]:
@@ -138,3 +142,61 @@ def test_a_plain_saga_has_none_of_it() -> None:
     assert not {"format", "input", "signals", "definition"} & found.keys()
     assert not {"id", "after", "phase", "template"} & found["steps"][0].keys()
     assert found["steps"][0]["params"] == {"$ref": "/input/user"}
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Steps, waits and pauses, each after some of those before it."""
+    steps: list[dict[str, Any]] = []
+    for number in range(1, draw(st.integers(1, 6)) + 1):
+        step: dict[str, Any] = draw(
+            st.sampled_from(
+                [
+                    {"transaction": "Do", "service": "hotels", "params": {}, "compensation": "Undo", "attempts": 2},
+                    {"transaction": "Do", "service": "hotels", "params": {}, "compensation": None},
+                    {"transaction": "Do", "service": "flights", "params": {}, "retry_on": "a", "retry_within_ms": 500},
+                    {"transaction": "Do", "service": "flights", "params": {"$ref": "/input/none"}},
+                    {"transaction": "Do", "service": "nowhere", "params": {}, "when": {"eq": [1, number % 2]}},
+                    {"wait": "a", "timeout_ms": 1000},
+                    {"wait": "b", "timeout_ms": 1000, "on_timeout": "continue"},
+                    {"wait_ms": 500},
+                ]
+            )
+        )
+        after = draw(st.none() | st.lists(st.integers(1, number - 1), unique=True) if number > 1 else st.none())
+        steps.append(step | ({} if after is None else {"after": after}))
+    return steps
+
+
+@settings(max_examples=200)
+@given(steps=graphs(), data=st.data(), starts=st.booleans())
+def test_whatever_happens_to_a_graph_each_step_that_waits_says_why(
+    steps: list[dict[str, Any]], data: st.DataObject, starts: bool
+) -> None:
+    played = Played(*steps, **({"start_at_ms": NOW_MS + 1000} if starts else {}))
+    for _ in range(data.draw(st.integers(0, 12))):
+        saga = played.saga
+        if saga.ended:
+            break
+        out = [number for number, step in enumerate(saga.steps, 1) if step.in_flight]
+        moves: list[Any] = [lambda: played.due(700)]
+        moves += [partial(played.ok, number, {"id": "x"}) for number in out]
+        moves += [partial(played.failed, number, "no") for number in out]
+        moves += [partial(played.says, verb, step=at) for verb in ("retry", "skip") for at in saga.parked_steps]
+        moves += [partial(played.signal, name) for name in ("a", "b")]
+        moves.append(partial(played.says, "cancel"))
+        with suppress(Refused):
+            data.draw(st.sampled_from(moves))()
+        _is_told(played)
+
+
+def _is_told(played: Played) -> None:
+    saga, now_ms = played.saga, played.now_ms
+    causes = why(saga, at_work("flights", "hotels", now_ms=now_ms))
+    told = {number for cause in causes for number in cause.facts.get("steps", ())}
+    assert told == set(saga.active_steps)
+    assert bool(causes) is not saga.ended
+    text = "\n".join(views.saga(saga, now_ms, [], causes, 80))
+    for number in saga.parked_steps:
+        assert f"--parked-at {saga.parked_place(number)}" in text
+    assert as_json(played)["saga_id"] == saga.saga_id
