@@ -287,8 +287,8 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
     ("arguments", "code", "text"),
     [
         (("begin", "trip"), 1, "Error: the store has no definition trip: sagastream deploy FILE brings one\n"),
-        (("begin", "a b"), 1, "Error: 'a b' is not the name of a definition: 1 to 128 of A-Z a-z 0-9 . _ -\n"),
-        (("begin", "nosuch.json"), 1, "Error: nosuch.json: No such file or directory\n"),
+        (("begin", "a b"), 2, "Error: 'a b' is neither a file nor the name of a definition\n"),
+        (("begin", "nosuch.json"), 2, "Error: nosuch.json: No such file or directory\n"),
         (("begin", "order", "--input", "{"), 2, "Error: --input: not JSON: "),
         (("begin", "order", "--input", "@nosuch"), 1, "Error: nosuch: No such file or directory\n"),
         (("begin", "order", "--input", "[]"), 1, "Error: input must be an object, which the steps can refer to, not "),

@@ -28,6 +28,8 @@ class ToBegin:
     ) -> None:
         """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
         or @FILE. Raises click.ClickException and CannotRead if this cannot be a saga, and OSError."""
+        from sagastream.core.messages import is_service
+
         self._name = what
         self._version = version
         self._data = _read_input(data)
@@ -37,6 +39,8 @@ class ToBegin:
         self._definition: Definition | None = None
         if is_place(what):
             self._read(what)
+        elif not is_service(what):
+            raise click.UsageError(safe(f"{what!r:.200} is neither a file nor the name of a definition"))
 
     def request(self, client: "SagaClient", patiently: "Callable[[Callable[[], Definition]], Definition]") -> "Begin":
         """The request to begin the saga. A definition that stands in no file is read from the store, `patiently`.
@@ -58,7 +62,10 @@ class ToBegin:
         from sagastream.errors import MalformedMessage
         from sagastream_bridge.definitions.documents import read
 
-        document = read(where)
+        try:
+            document = read(where)
+        except OSError as error:
+            raise click.UsageError(safe(f"{where}: {error.strerror or error}")) from None
         without: dict[str, Any] = {"--version": self._version}
         try:
             if {"name", "version"} & document.body.keys():
