@@ -95,17 +95,19 @@ def _broken_notices(before: SagaState | None, event: Event, decision: Decision, 
         before, event
     ):
         return f"the saga is {after.status}, it was told: {kinds}"
-    if kinds.count("parked") != len(parked := list(_newly_parked(before, after))):
+    if kinds.count("parked") != len(parked := list(_newly_parked(before, event, after))):
         return f"steps {parked} were parked, it was told: {kinds}"
     if after is before and decision.commands:
         return "something was sent, and the saga does not know"
     return None
 
 
-def _newly_parked(before: SagaState | None, after: SagaState) -> Iterator[int]:
+def _newly_parked(before: SagaState | None, event: Event, after: SagaState) -> Iterator[int]:
+    retried = isinstance(event, Intervene) and event.verb is Verb.RETRY
     for number, step in enumerate(after.steps, 1):
-        was = None if before is None else before.steps[number - 1].parked
-        if step.parked is not None and step.parked != was:
+        was = None if before is None else before.steps[number - 1]
+        # What is tried again may park at once, for the same reason.
+        if step.parked is not None and (was is None or step.parked != was.parked or (retried and step is not was)):
             yield number
 
 
@@ -114,7 +116,8 @@ def _broken_beside(before: SagaState, event: Event, after: SagaState, now_ms: in
     Only a person, or a hard deadline, gives up what is out; and then it may have been done."""
     at_once = _is_hard(before, event, now_ms) or (isinstance(event, Intervene) and event.now)
     # In a world, one step is due at a time; or the deadline is, which is about no step.
-    is_deadline = before.deadline_ms is not None and before.deadline_ms <= now_ms
+    deadline_ms = before.deadline_now_ms if before.deadline_counts else None
+    is_deadline = deadline_ms is not None and deadline_ms <= now_ms
     times = [] if is_deadline else enumerate(before.steps, 1)
     due = [number for number, step in times if step.due_ms is not None and step.due_ms <= now_ms]
     meant = [event.step] if isinstance(event, Reply) else due if isinstance(event, Due) else before.parked_steps
@@ -209,13 +212,16 @@ def _broken_state(after: SagaState) -> str | None:
     for number, step in enumerate(after.steps, 1):
         if (broken := _broken_step(after, step)) is not None:
             return f"step {number} {broken}"
+    if after.status is SagaStatus.PENDING and after.cancelling is None and (broken := _broken_signals(after)):
+        return broken
     if after.parked is not None and not after.parked:
         return "parked without a reason"
     before = ancestors(after)
     undone = after.compensating_steps
     if any(number in before[later - 1] for at, number in enumerate(undone) for later in undone[at:]):
         return f"compensated in the order {undone}"
-    if any(step.is_active and step.current_attempt > step.attempts for step in after.steps):
+    sending = (step for step in after.steps if step.is_active and step.definition.shape.sends)
+    if any(step.current_attempt > step.attempts for step in sending):
         return f"more attempts than there may be: {_shown(after)}"
     if after.status is SagaStatus.COMPLETED and not all(_is_done(step) for step in after.steps):
         return f"completed with steps that are not: {_shown(after)}"
@@ -247,17 +253,17 @@ def _broken_waits(after: SagaState) -> str | None:
     return None
 
 
-def _broken_signals(saga: SagaState, step: Step) -> str | None:
-    """A signal that was taken is kept until the step that waits for it begins, and then it is that step's result."""
-    name = step.definition.shape.wait
-    if name is None or saga.status is not SagaStatus.PENDING or saga.cancelling is not None:
-        return None
-    taken = {done.verb for done in saga.interventions} & {f"signal {name}", f"decline {name}"}
-    kept = any(one.name == name for one in saga.signals)
-    if taken and step.phase is Phase.WAITING and not kept:
-        return f"waits for a signal {name} that has come, and was lost"
-    if f"signal {name}" in taken and step.phase is Phase.AWAITING:  # after a decline, an operator may have said retry
-        return f"waits for a signal {name} that has come"
+def _broken_signals(saga: SagaState) -> str | None:
+    """A signal that was taken is kept until a step waits for it; then it is the result of that step."""
+    for name in {step.definition.shape.wait for step in saga.steps} - {None}:
+        waits = [step for step in saga.steps if step.definition.shape.wait == name]
+        kept = [one.declined for one in saga.signals if one.name == name]
+        if kept and any(step.phase is Phase.AWAITING for step in waits):
+            return f"a step waits for the signal {name}, which has come"
+        taken = sum(done.verb == f"signal {name}" for done in saga.interventions)
+        of_retry = any(step.definition.shape.retry_on == name for step in saga.steps)
+        if taken > kept.count(None) + sum(step.phase is Phase.COMPLETED for step in waits) and not of_retry:
+            return f"a signal {name} has come, and was lost"
     return None
 
 
@@ -275,7 +281,7 @@ def _broken_step(saga: SagaState, step: Step) -> str | None:
         return "failed, and is undone all the same"
     if step.being_undone and step.attempt == 0:
         return "was never sent, and is undone all the same"
-    return _broken_signals(saga, step)
+    return None
 
 
 def _broken_commands(before: SagaState | None, after: SagaState, commands: Sequence[Command]) -> str | None:
@@ -375,7 +381,7 @@ def _is_to_undo(step: Step) -> bool:
 
 def _is_pivot_in_doubt(step: Step) -> bool:
     settled = step.status is StepStatus.COMPENSATED or step.skipped
-    return step.definition.kind is StepKind.PIVOT and step.unknown and not settled
+    return step.definition.kind is StepKind.PIVOT and step.unknown and not (settled or step.definition.compensation)
 
 
 def is_abandoned(state: SagaState) -> bool:

@@ -1,0 +1,223 @@
+"""Random walks through graphs that are too large for every interleaving: the rules hold after each decision, and a saga
+whose services answer in the end ends, with every effect done or undone."""
+
+from typing import Any, Final
+
+from hypothesis import event as note
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from exploration import rules
+from sagastream.core.decision import Event, decide
+from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
+from sagastream.core.parsing import parse_begin
+from sagastream.core.phases import Phase
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.steps import GRAPH
+from sagastream.core.transitions import Moment
+
+BEGUN_MS: Final = 1_700_000_000_000
+SERVICE: Final = "work"
+PUBLISHED: Final = {SERVICE: {"Do": "Undo"}}
+NAMES: Final = ("go", "on")
+#: Commands that nobody answers any more, and what their services would say.
+OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
+_N_IS_1: Final = {"eq": [{"$ref": "/input/n"}, 1]}
+KINDS: Final = (*(OK,) * 3, FAILED, UNKNOWN, "due", "due", "early", "signal", "ask", "help", "again")
+
+
+@st.composite
+def begins(draw: st.DrawFn) -> Begin:
+    """A graph of up to 8 steps of every kind."""
+    count = draw(st.integers(1, 8))
+    pivot = draw(st.none() | st.integers(1, count))
+    steps = []
+    for number in range(1, count + 1):
+        step: dict[str, Any] = draw(st.sampled_from(["wait", "pause", *["command"] * 6]).map(_bare))
+        first = 1 if pivot is None or number <= pivot else pivot
+        if number == pivot:
+            step = _bare("command") | {"kind": "pivot", "compensation": draw(st.sampled_from([None, "Undo"]))}
+            step["after"] = list(range(1, number))
+        elif pivot is not None and number == pivot + 1:
+            step["after"] = [pivot]
+        elif number > 1 and draw(st.booleans()):
+            earlier = st.lists(st.integers(first, number - 1), max_size=3)
+            step["after"] = draw(earlier) or ([pivot] if pivot is not None and number > pivot else [])
+        if number != pivot and draw(st.integers(0, 3)) == 0:
+            step["when"] = draw(st.sampled_from([True, False, _N_IS_1, {"exists": _of_one_before(step, number)}]))
+        if "transaction" in step:
+            step |= draw(_options(number, pivot))
+        steps.append(step)
+    body: dict[str, Any] = {"saga_id": "s", "format": GRAPH, "input": {"n": draw(st.integers(0, 1))}, "steps": steps}
+    if draw(st.booleans()):
+        body |= {"deadline_ms": draw(st.integers(1, 200_000)), "deadline": draw(st.sampled_from(["soft", "hard"]))}
+    if draw(st.integers(0, 4)) == 0:
+        body["start_at_ms"] = BEGUN_MS + 5000
+    return parse_begin(body, request_id="begin", plain=True)
+
+
+def _bare(kind: str) -> dict[str, Any]:
+    if kind == "wait":
+        return {"wait": NAMES[0], "timeout_ms": 50_000}
+    return {"wait_ms": 500} if kind == "pause" else {"transaction": "Do", "service": SERVICE}
+
+
+def _of_one_before(step: dict[str, Any], number: int) -> dict[str, Any]:
+    before = step.get("after", [number - 1] * (number > 1))
+    return {"$ref": f"/steps/{before[0]}/result" if before else "/input/m"}
+
+
+@st.composite
+def _options(draw: st.DrawFn, number: int, pivot: int | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "attempts": draw(st.integers(1, 2)),
+        "compensation_attempts": draw(st.integers(1, 2)),
+        "retry_failed": draw(st.booleans()),
+        "timeout_ms": draw(st.sampled_from([1000, 60_000])),
+    }
+    if draw(st.booleans()):
+        # Without a default it may find nothing, and then its step fails or is parked.
+        reference = {"$ref": "/input/n"} if draw(st.booleans()) else {"$ref": "/input/m"}
+        options["params"] = {"a": reference | draw(st.sampled_from([{}, {"default": 7}]))}
+    if pivot is not None and number > pivot:
+        return options | {"kind": "retriable"}
+    if draw(st.integers(0, 3)) == 0:
+        options |= {"retry_on": NAMES[1], "retry_within_ms": 20_000}
+    if number != pivot and draw(st.integers(0, 3)) == 0:
+        options["compensation_params"] = {"why": {"$ref": "/failure"}, "own": {"$ref": f"/steps/{number}/result"}}
+    return options
+
+
+CHANCES = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 100)), max_size=50)
+
+
+class Walk:
+    """A saga, the commands that were sent, and what its services have done."""
+
+    def __init__(self, begin: Begin) -> None:
+        self.begin = begin
+        self.now_ms = BEGUN_MS
+        self.state: SagaState | None = None
+        self.sent: list[Command] = []
+        self.told: list[Reply] = []
+        self.present: set[int] = set()  # steps whose effect is there
+        self.final: dict[tuple[int, bool], str] = {}  # what a service has recorded of a command, for good
+        self.asked = 0
+        self.happens(begin)
+
+    @property
+    def saga(self) -> SagaState:
+        assert self.state is not None
+        return self.state
+
+    def comes(self, kind: str, pick: int) -> None:
+        self.now_ms += 10
+        saga = self.saga
+        if kind in ("ok", "failed", "unknown"):
+            if self.sent:
+                self.answers(self.sent[pick % len(self.sent)] if pick % 3 else self.sent[-1], kind)
+        elif kind == "again" and self.told:
+            self.happens(self.told[pick % len(self.told)])
+        elif kind == "signal":
+            self.asked += 1
+            what: dict[str, Any] = {"declined": "no"} if pick % 4 == 0 else {"payload": b"1"}
+            self.happens(Signal(saga_id="s", name=NAMES[pick % 2], request_id=f"signal {self.asked}", **what))
+        elif kind == "ask":
+            self.asks(list(Verb)[pick % 4] if pick % 5 else Verb.CANCEL, now=pick % 2 == 0)
+        elif kind == "help":
+            if saga.parked_steps:
+                self.asks([Verb.RETRY, Verb.SKIP][pick % 2], step=saga.parked_steps[pick % len(saga.parked_steps)])
+        elif saga.due_ms is not None:
+            due_ms = saga.due_ms if kind == "due" else (self.now_ms + saga.due_ms) // 2
+            self.now_ms = max(self.now_ms, due_ms)
+            self.happens(Due(saga_id="s"))
+
+    def asks(self, verb: Verb, *, now: bool = False, step: int | None = None) -> None:
+        self.asked += 1
+        now = now and verb in (Verb.CANCEL, Verb.ABANDON)
+        self.happens(
+            Intervene(verb=verb, saga_id="s", reason="why", now=now, step=step, request_id=f"request {self.asked}")
+        )
+
+    def answers(self, command: Command, how: str) -> None:
+        """The service answers a command as a service does: what it has recorded, it says again; what was undone is not
+        done any more."""
+        key = (command.step, command.compensating)
+        how = self.final.get(key, how)
+        if how == OK:
+            self.final[key] = OK
+            if command.compensating:
+                self.present.discard(command.step)
+                self.final.setdefault((command.step, False), FAILED)
+            elif (command.step, True) not in self.final:
+                self.present.add(command.step)
+        elif how == FAILED and not command.retried:
+            self.final[key] = FAILED
+        kind = ok(command.type) if how == OK else failed(command.type)
+        payload = {"result": b"5"} if how == OK else {"error": b'"no"'}
+        self.happens(replace(reply_to(command, kind, unknown=how == UNKNOWN, **payload), service=SERVICE))
+
+    def happens(self, event: Event) -> None:
+        before = self.state
+        decided = decide(before, event, Moment(now_ms=self.now_ms, published=PUBLISHED, jitter=0.5))
+        assert isinstance(decided.state, SagaState)
+        broken = rules.broken_by_decision(before, event, decided, self.now_ms)
+        assert broken is None, f"{event}: {broken}"
+        if isinstance(event, Due) and before is not None and before.due_ms is not None:
+            # What is due is done at once; otherwise it would be due again and again.
+            assert (decided.state is before) == (before.due_ms > self.now_ms)
+        if isinstance(event, Reply):
+            self.told.append(event)
+        self.sent += decided.commands
+        self.state = decided.state
+
+    def ends(self) -> None:
+        """All services answer, and an operator helps where somebody must."""
+        for number in range(40 * len(self.begin.steps)):
+            saga = self.saga
+            if saga.ended:
+                return
+            out = [step for step in enumerate(saga.steps, 1) if step[1].in_flight]
+            if out:
+                at, step = out[number % len(out)]
+                same = (one for one in reversed(self.sent) if (one.step, one.compensating) == (at, step.being_undone))
+                command = next(same)
+                self.now_ms += 10
+                self.answers(command, OK)
+            elif saga.due_ms is not None:
+                self.comes("due", 0)
+            else:
+                at = saga.parked_steps[number % len(saga.parked_steps)]
+                # What cannot be built, or was answered for good, is not done by trying it again.
+                stuck = number > 20 * len(self.begin.steps) or self.final.get((at, False)) == FAILED
+                self.asks(Verb.SKIP if stuck else Verb.RETRY, step=at)
+        raise AssertionError(f"it goes on forever: {self.saga}")
+
+
+def walked(begin: Begin, chances: list[tuple[str, int]]) -> Walk:
+    walk = Walk(begin)
+    for kind, pick in chances:
+        walk.comes(kind, pick)
+    return walk
+
+
+def check(walk: Walk) -> None:
+    """Of a saga that has ended, every effect stands or is undone as it says."""
+    saga = walk.saga
+    if any(done.verb.startswith("abandon") for done in saga.interventions):
+        return
+    for number, step in enumerate(saga.steps, 1):
+        if saga.status is SagaStatus.ABORTED and not step.skipped and step.definition.compensation is not None:
+            assert number not in walk.present, f"ABORTED, and step {number} remains done"
+        if saga.status is SagaStatus.COMPLETED and step.phase is Phase.COMPLETED and step.definition.shape.sends:
+            assert number in walk.present, f"COMPLETED, and step {number} was not done"
+
+
+@settings(max_examples=1000, deadline=None)
+@given(begin=begins(), chances=CHANCES)
+def test_whatever_happens_to_a_graph_the_rules_hold_and_it_ends(begin: Begin, chances: list[tuple[str, int]]) -> None:
+    walk = walked(begin, chances)
+    walk.ends()
+    note(walk.saga.status)
+    check(walk)
