@@ -379,6 +379,23 @@ def test_a_signal_to_a_saga_that_goes_back_is_refused() -> None:
     story.when("A_ok", 1).expect_all_sent("UnA 1").when_signalled("approval").expect_refused(told)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_signal_is_not_lost_if_the_saga_is_to_be_cancelled_and_the_pivot_is_done_all_the_same(early: bool) -> None:
+    story = given_graph(do("a", **PIVOT), {**WAIT})
+    if early:
+        story.when_signalled("approval", b"1").when_asked(Verb.CANCEL, request_id="op-2")
+    else:
+        story.when_asked(Verb.CANCEL, request_id="op-2").when_signalled("approval", b"1").expect_signal_done()
+    story.when("A_ok", 1).expect_status("COMPLETED")
+    assert story.saga.steps[1].result == b"1"
+
+
+def test_a_signal_is_dropped_if_the_pivot_was_not_done() -> None:
+    story = given_graph(do("a"), do("b", **PIVOT), {**WAIT}).when("A_ok", 1).when_signalled("approval", b"1")
+    story.when_asked(Verb.CANCEL, request_id="op-2").when("B_failed", 2, error="no").expect_all_sent("UnA 1")
+    assert story.saga.signals == ()
+
+
 def test_a_signal_is_kept_only_as_long_as_somebody_may_wait_for_it() -> None:
     story = approved().when_signalled("approval", b"5").when("A_failed", 1, error="no")
     story.expect_aborted("Step 1 failed: no")

@@ -22,6 +22,7 @@ from sagastream.core.messages import (
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.step_state import Step
+from sagastream.core.steps import StepKind
 from sagastream.core.strict_json import MAX_BYTES
 from sagastream.core.transitions import Decision, Moment
 
@@ -174,7 +175,8 @@ def _why_not_signalled(state: SagaState, event: Signal) -> str | None:
     """Why a signal is not taken; None: it is."""
     if state.ended:
         return f"has ended, {state.status}"
-    if state.status is SagaStatus.COMPENSATING or state.cancelling is not None:
+    settles = state.cancelling is not None and not any(_is_pivot_out(step) for step in state.steps)
+    if state.status is SagaStatus.COMPENSATING or settles:
         return f"goes back, and waits for no signal: {state.reason or state.cancelling}"
     takers = [step for step in state.steps if _may_take(step, event.name)]
     if not takers:
@@ -193,6 +195,11 @@ def _why_not_signalled(state: SagaState, event: Signal) -> str | None:
     if sum(len(one.payload) for one in state.signals) + len(event.payload) > MAX_KEPT_BYTES:
         return f"keeps signals of {MAX_KEPT_BYTES} bytes already: signal again once it waits for {event.name}"
     return None
+
+
+def _is_pivot_out(step: Step) -> bool:
+    """Whether this is the pivot, and its command is out. If it is done, the saga goes on, whatever was to be."""
+    return step.definition.kind is StepKind.PIVOT and step.in_flight
 
 
 def _signals_of(step: Step) -> tuple[str | None, str | None]:

@@ -87,10 +87,11 @@ def go_back(
             is_out = True
         elif step.phase in ACTIVE:
             steps = put(steps, number, _let_go(step, moment))
+    if is_out:
+        # If the pivot is out, and is done, steps behind it may wait for a signal that has come.
+        return Decision(state=moved(state, "to be cancelled", moment, steps, cancelling=why))
     if state.signals:
         state = replace(state, signals=())  # nobody waits for them any more
-    if is_out:
-        return Decision(state=moved(state, "to be cancelled", moment, steps, cancelling=why))
     return undo_next(moved(state, happening, moment, steps, reason=why), moment)
 
 
