@@ -71,6 +71,7 @@ class Bug(StrEnum):
     RESOLVED_ANEW = "the references of a step are resolved anew for each attempt"
     BYPASSED_IS_UNDONE = "a step that was bypassed is undone"
     SIGNAL_LOST = "a signal that comes before its wait is not kept"
+    SIGNAL_DROPPED = "a cancel drops the signals that were kept, though the pivot may be done"
     BESIDE_THE_PIVOT = "a step may run beside the pivot"
     RETRY_IS_NOT_IN_DOUBT = "a failure that might be retried, so that no service has recorded it, is certain"
 
@@ -219,6 +220,12 @@ def _at_once(
     return _go_back(state, tuple(settled), why, moment, happening, **more)
 
 
+def _drops_signals(
+    state: SagaState, steps: tuple[Step, ...], why: str, moment: Moment, happening: str = "cancelled", **more: Any
+) -> Decision:
+    return _go_back(replace(state, signals=()), steps, why, moment, happening, **more)
+
+
 _send_transaction = sending.send_transaction
 
 
@@ -295,6 +302,7 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
         (step_state, "STEP", {**STEP, (Phase.BYPASSED, "undo sent"): Phase.UNDO_OUT}),
     ],
     Bug.SIGNAL_LOST: [(waits, "signal", _not_kept)],
+    Bug.SIGNAL_DROPPED: [(back, "go_back", _drops_signals)],
     Bug.BESIDE_THE_PIVOT: [(graph, "beside_pivot", _none_beside)],
     Bug.RETRY_IS_NOT_IN_DOUBT: [(moves, "fail_transaction", _surely_failed)],
 }

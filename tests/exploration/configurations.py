@@ -234,6 +234,8 @@ PLANTED: Final = [
     (Bug.BYPASSED_IS_UNDONE, Config(name="a bypassed branch", graph=BYPASSED, outcomes=("o", "", "o", "r"), **ALONE)),
     (Bug.SIGNAL_LOST, Config(name="signalled before the wait", graph=(do("a"), _WAIT), outcomes=("o", ""),
                              signals=("go",), **ALONE)),
+    (Bug.SIGNAL_DROPPED, Config(name="a pivot, cancelled, and a wait", graph=(do("p", **_PIVOT), _WAIT),
+                                outcomes=("o", ""), signals=("go",), verbs=(Verb.CANCEL,), requests=1, **ALONE)),
     (Bug.BESIDE_THE_PIVOT, Config(name="a step beside the pivot", graph=(do("a", []), do("p", [], **_PIVOT)),
                                   outcomes=("r", "o"), **ALONE)),
     (Bug.RETRY_IS_NOT_IN_DOUBT, Config(name="a failure that might be retried, cancelled, slow", workers=1,
