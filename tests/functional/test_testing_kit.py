@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -18,6 +19,7 @@ from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Command, Verb, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command
+from sagastream.core.phases import AWAITS
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import encode
 from sagastream.orchestrator.worker import Orchestrator
@@ -61,6 +63,13 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Signal:
+    name: str
+    payload: Any = None
+    decline: str | None = None
+
+
+@dataclass(frozen=True)
 class Scenario:
     steps: tuple[Step, ...]
     troubles: tuple[Trouble, ...] = ()
@@ -68,6 +77,8 @@ class Scenario:
     deadline_ms: int | None = None
     deadline: Literal["soft", "hard"] = "soft"
     lease_ms: int = LONG_MS
+    input: dict[str, Any] | None = None
+    signals: tuple[Signal, ...] = ()  # each comes when it is waited for
 
 
 def scenario(*steps: Step, trouble: tuple[Any, ...] | None = None, **more: Any) -> Scenario:
@@ -81,6 +92,15 @@ def briefly(one: Step, **more: Any) -> Step:
 
 NO_CARRIER = Trouble("Ship", "rejects", {"error": "no carrier"})
 NO_REFUND = Trouble("Refund", "rejects", {"error": "closed", "times": 1})
+OF_USER = {"params": {"what": {"$ref": "/input/what"}}}
+AT_ONCE = (RESERVE | {"id": "reserve", "after": []} | OF_USER, CHARGE | {"id": "charge", "after": []} | OF_USER)
+BOTH = SHIP | {
+    "after": ["reserve", "charge"],
+    "params": {"what": {"$concat": [{"$ref": "/steps/reserve/result/done"}, {"$ref": "/steps/charge/result/done"}]}},
+}
+TOLD_WHY = {"compensation_params": {"why": {"$ref": "/failure/reason"}, "mine": {"$ref": "/steps/reserve/result"}}}
+WAIT = {"id": "agreed", "wait": "agree", "timeout_ms": LONG_MS}
+AGREED = CHARGE | {"params": {"what": {"$ref": "/steps/agreed/result/by"}}}
 ONE_UNDO = CHARGE | {"compensation_attempts": 1}
 
 SCENARIOS = {
@@ -167,6 +187,38 @@ SCENARIOS = {
         RESERVE, CHARGE | {"kind": "pivot", "compensation": None}, trouble=("Charge", "times_out", {}),
         deadline_ms=DEADLINE_MS, deadline="hard", verbs=(Verb.CANCEL,),
     ),
+    "two steps at once, and one after both": scenario(*AT_ONCE, BOTH, input={"what": "x"}),
+    "the one after both is rejected, and both are undone at once": scenario(
+        AT_ONCE[0] | TOLD_WHY, AT_ONCE[1], BOTH, troubles=(NO_CARRIER,), input={"what": "x"}
+    ),
+    "one of two at once is rejected, and the other is undone": scenario(
+        *AT_ONCE, BOTH, trouble=("Charge", "rejects", {"error": "no"}), input={"what": "x"}
+    ),
+    "a step is bypassed": scenario(
+        RESERVE, CHARGE | {"when": {"eq": [{"$ref": "/input/paid"}, False]}}, SHIP, input={"paid": True}
+    ),
+    "what a step asks for is not there": scenario(
+        RESERVE, CHARGE | {"params": {"what": {"$ref": "/input/absent"}}}, input={}
+    ),
+    "a signal is waited for": scenario(RESERVE, WAIT, AGREED, input={}, signals=(Signal("agree", {"by": "boss"}),)),
+    "a signal is declined": scenario(RESERVE, WAIT, AGREED, input={}, signals=(Signal("agree", decline="no"),)),
+    "no signal comes in time": scenario(RESERVE, WAIT | {"timeout_ms": 300}, AGREED, input={}),
+    "a pause": scenario(RESERVE, {"wait_ms": 200}, SHIP, input={}),
+    "a failed step is sent again by a signal": scenario(
+        RESERVE, CHARGE | {"retry_on": "topped_up", "retry_within_ms": LONG_MS},
+        trouble=("Charge", "rejects", {"error": "no money", "times": 1}),
+        input={}, signals=(Signal("topped_up"),),
+    ),
+    "two steps at once are parked, and one is retried after the other": scenario(
+        RESERVE | {"kind": "pivot"},
+        CHARGE | {"kind": "retriable", "attempts": 1, "after": [1]},
+        SHIP | {"kind": "retriable", "attempts": 1, "after": [1]},
+        troubles=(
+            Trouble("Charge", "rejects", {"error": "no", "times": 1}),
+            Trouble("Ship", "rejects", {"error": "no", "times": 1}),
+        ),
+        verbs=(Verb.RETRY, Verb.RETRY), input={},
+    ),
 }  # fmt: skip
 
 
@@ -233,12 +285,26 @@ class Reality:
         body: dict[str, Any] = {"saga_id": "s", "steps": list(self._wanted.steps)}
         if self._wanted.deadline_ms is not None:
             body |= {"deadline_ms": self._wanted.deadline_ms, "deadline": self._wanted.deadline}
+        if self._wanted.input is not None:
+            body |= {"format": 2, "input": self._wanted.input}
         append_requests(self._redis, [parse_begin(body, request_id="r", echo=True)])
-        for verb in self._wanted.verbs:
-            state = self.client.wait("s", timeout_s=60)
-            assert state.parked
+        for signal in self._wanted.signals:
+            until(self._awaits_signal, what="a step waits for a signal")
+            self.client.signal("s", signal.name, signal.payload, 60, decline=signal.decline)
+        for number, verb in enumerate(self._wanted.verbs):
+            state = until(partial(self._parked, len(self._wanted.verbs) - number), what="it is parked")
             getattr(self.client, verb)("s", "as the test has it", 60, parked_at=state.parked_at)
         return until(self._settled, what="the saga ends, and no command is left")
+
+    def _awaits_signal(self) -> bool:
+        state = self.client.get("s")
+        return state is not None and any(one.phase in AWAITS for one in state.steps)
+
+    def _parked(self, at_least: int) -> SagaState | None:
+        """The saga once it is parked at so many steps, if it is a graph; once it is parked, if it is not."""
+        state = self.client.wait("s", timeout_s=60)
+        assert state.parked
+        return state if self._wanted.input is None or len(state.parked_steps) >= at_least else None
 
     def sent(self) -> list[str]:
         """The commands that the worker has sent, in order."""
@@ -337,6 +403,7 @@ class Reality:
 def story(state: SagaState) -> dict[str, Any]:
     """All of a saga except times and the names of those who asked."""
     told = structs.asdict(state)
+    told["signals"] = [(signal.name, signal.payload) for signal in state.signals]
     for name in ("begun_ms", "updated_ms", "deadline_ms", "request_id", "echo", "version", "duplicates"):
         del told[name]
     told["interventions"] = [(done.verb, done.reason) for done in state.interventions]
@@ -352,8 +419,10 @@ def in_the_kit(wanted: Scenario) -> tuple[dict[str, Any], list[str], list[str], 
     with Sagas(shop.service) as sagas:
         for trouble in wanted.troubles:
             getattr(sagas.command(trouble.command), trouble.method)(**trouble.arguments)
+        for signal in wanted.signals:
+            sagas.on_wait(signal.name, signal.payload, decline=signal.decline)
         deadline = None if wanted.deadline_ms is None else wanted.deadline
-        saga = sagas.run(wanted.steps, saga_id="s", deadline_ms=wanted.deadline_ms, deadline=deadline)
+        saga = sagas.run(wanted.steps, wanted.input, saga_id="s", deadline_ms=wanted.deadline_ms, deadline=deadline)
         for verb in wanted.verbs:
             assert saga.parked
             getattr(saga, verb)("as the test has it", parked_at=saga.parked_at)
@@ -368,7 +437,12 @@ def test_what_the_kit_shows_is_what_happens_on_a_real_server(server: Server, nam
         state = reality.run()
     finally:
         reality.end()
-    assert in_the_kit(wanted) == (story(state), reality.sent(), reality.shop.called, reality.shop.effects)
+    told, sent, called, effects = in_the_kit(wanted)
+    assert (told, sent, effects) == (story(state), reality.sent(), reality.shop.effects)
+    if wanted.input is None:
+        assert called == reality.shop.called
+    else:  # two processes may call the handlers of two steps that were sent at once in either order
+        assert sorted(called) == sorted(reality.shop.called)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
