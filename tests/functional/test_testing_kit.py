@@ -403,6 +403,8 @@ class Reality:
 def story(state: SagaState) -> dict[str, Any]:
     """All of a saga except times and the names of those who asked."""
     told = structs.asdict(state)
+    if state.input is not None:  # of steps that are undone at once, either may be the last one
+        del told["current_step"]
     told["signals"] = [(signal.name, signal.payload) for signal in state.signals]
     for name in ("begun_ms", "updated_ms", "deadline_ms", "request_id", "echo", "version", "duplicates"):
         del told[name]
