@@ -1,5 +1,6 @@
 """Whether a signal came in time goes by when it was added to its stream, not by when a worker reads it."""
 
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,3 +126,20 @@ def test_a_signal_that_was_added_too_late_is_refused(scene: Scene, on_timeout: s
                 assert (ended.status, ended.reason) == ("ABORTED", f"Step 1 failed: no signal go within {WAIT_MS} ms")
             else:
                 assert (ended.status, ended.results) == ("COMPLETED", [None])
+
+
+def test_a_signal_that_is_too_late_is_refused_though_nobody_has_ended_the_wait_yet(scene: Scene) -> None:
+    """A worker had taken the saga, since it was due, and has died: until its lease ends, the saga still waits."""
+    state = scene.waits("s1")
+    with ThreadPoolExecutor() as others:
+        with scene.stopped():
+            scene.until_over(state)
+            leased_until = scene.now_ms() + 3000
+            assert scene.redis.zadd(ONLY.timers, {"s1": leased_until}, xx=True, ch=True) == 1
+            answer = others.submit(scene.client.signal, "s1", "go", 1, 60)
+            until(lambda: scene.redis.xlen(ONLY.interventions) == 1, what="it is added")
+        error = answer.exception(60)
+        assert isinstance(error, RequestRefused)
+        assert re.search(r"waited for go until \d+ ms before it came", str(error))
+        assert scene.now_ms() < leased_until, "this machine is too busy to tell"
+    assert scene.client.wait("s1", 60).reason == f"Step 1 failed: no signal go within {WAIT_MS} ms"
