@@ -175,6 +175,23 @@ def test_a_graph_under_way_is_left_alone_by_a_former_worker(world: World, former
     assert sum(f"-{old.now.pid}-" in line and "met format 2" in line for line in log) == 1
 
 
+def test_services_of_the_former_release_take_part_in_a_graph(world: World, former: Release) -> None:
+    world.start(workers=1, services=0)
+    world.start(workers=0, services=1, release=former)
+    client = SagaClient(world.server.broker())
+    for number in range(8):
+        client.begin_request(graph_of(f"g{number}", fails=bool(number % 2)))
+        client.signal(f"g{number}", "go", {"by": "boss"}, 60)
+    ended = [client.wait(f"g{number}", 60) for number in range(8)]
+    assert [str(state.status) for state in ended] == ["COMPLETED", "ABORTED"] * 4
+    effects = oracle.records(world.oracle)
+    for number in range(8):
+        record = effects[f"g{number}"]
+        assert sorted(record.did) == ([1, 2] if number % 2 else [1, 2, 4])
+        assert sorted(record.undid) == ([1, 2] if number % 2 else [])
+    assert world.redis.xlen(ONLY.quarantine) == 0
+
+
 # --- a newer release
 
 
