@@ -62,6 +62,7 @@ NAMES = st.text("a_-.1p2", min_size=1, max_size=6)
 @example("till", "till-eu", "s", "saga", 0)
 @example("till", "other", "till-s", "saga", 0)
 @example("a", "p2-a", "s", "saga", 0)
+@example("1", "11", "11", "saga", 1)
 def test_the_patterns_of_a_service_are_those_of_its_jobs_and_of_no_others(
     service: str, other: str, saga_id: str, prefix: str, partition: int
 ) -> None:

@@ -29,5 +29,6 @@ def begins(prefix: str) -> str:
 
 def patterns(service: str, prefix: str, *, divided: bool) -> list[str]:
     """Patterns of the ids of all jobs of a service. `divided`: the store has several partitions."""
-    places = ["", "_p?", "_p??", "_p???"] if divided else [""]
+    # Digits only: `?` would stand for the - that ends the partition, too, and so let in jobs of other services.
+    places = ["", *("_p" + "[0-9]" * digits for digits in (1, 2, 3))] if divided else [""]
     return [f"{begins(prefix)}{place}-{service.translate(_IN_NAMES)}-*" for place in places]
