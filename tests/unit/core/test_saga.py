@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from sagastream import Context, Reject, Service
 from sagastream.core.phases import STEP, Phase
-from sagastream.core.saga import MAX_INTERVENTIONS, Intervention, SagaState, SagaStatus, protocol_view
+from sagastream.core.saga import MAX_INTERVENTIONS, Intervention, KeptSignal, SagaState, SagaStatus, protocol_view
 from sagastream.core.step_state import Step
-from sagastream.core.steps import StepDefinition, StepKind
+from sagastream.core.steps import GRAPH, StepDefinition, StepKind
 from sagastream.errors import ImpossibleTransition
 from sagastream.testing import Sagas
 
@@ -346,3 +346,17 @@ def test_a_step_that_was_skipped_never_completed() -> None:
     saga = a_saga(a_step("A", Phase.SKIPPED), a_step("B", Phase.COMPLETED))
     assert protocol_view(saga)["completed_steps"] == [2]
     assert protocol_view(saga)["steps"][0]["status"] == "FAILED"
+
+
+def test_its_weight_counts_all_that_it_was_given() -> None:
+    """Workers keep no heavy sagas in memory."""
+    plain = a_saga(a_step("A", Phase.COMPLETED))
+    heavy = b'"%b"' % (b"x" * 998)
+    for name in ("result", "error", "compensation_error"):
+        step = replace(plain.steps[0], **{name: None})
+        assert a_saga(replace(step, **{name: heavy})).weight == a_saga(step).weight + 1000
+    graph = replace(plain, format=GRAPH)
+    assert replace(graph, input=heavy).weight == plain.weight + 1000
+    assert replace(graph, signals=(KeptSignal(name="go", payload=heavy, at_ms=0),)).weight == plain.weight + 1000
+    for name in ("built", "built_undo"):
+        assert graph.with_step(1, replace(graph.steps[0], **{name: heavy})).weight == plain.weight + 1000

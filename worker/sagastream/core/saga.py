@@ -109,12 +109,10 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def weight(self) -> int:
-        """About how many bytes its params, results and errors take."""
-        weight = 0 if self.input is None else len(self.input)
+        """About how many bytes its params, results and errors take, and what else it was given."""
+        weight = 0 if self.format == PLAIN else self._weight_of_graph
         for step in self.steps:
             weight += len(step.definition.params)
-            if step.built is not None:
-                weight += len(step.built)
             if step.result is not None:
                 weight += len(step.result)
             if step.error is not None:
@@ -122,6 +120,12 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
             if step.compensation_error is not None:
                 weight += len(step.compensation_error)
         return weight
+
+    @property
+    def _weight_of_graph(self) -> int:
+        """What only a graph has."""
+        of_steps = sum(len(step.built or b"") + len(step.built_undo or b"") for step in self.steps)
+        return len(self.input or b"") + sum(len(kept.payload) for kept in self.signals) + of_steps
 
     @property
     def step(self) -> Step:
