@@ -132,8 +132,12 @@ def _broken_beside(before: SagaState, event: Event, after: SagaState, now_ms: in
 
 
 def _is_hard(before: SagaState, event: Event, now_ms: int) -> bool:
-    """Whether this is the hard deadline of the saga."""
-    return isinstance(event, Due) and before.hard_deadline and (before.deadline_ms or 0) <= now_ms
+    """Whether this is the hard deadline of the saga, and a transaction is out that was sent before it. What was sent
+    later, because an operator said retry, is waited for."""
+    deadline_ms = before.deadline_now_ms
+    if not isinstance(event, Due) or not before.hard_deadline or deadline_ms is None or deadline_ms > now_ms:
+        return False
+    return any(step.phase is Phase.OUT and (step.sent_ms or 0) < deadline_ms for step in before.steps)
 
 
 def _broken_at_once(before: SagaState, event: Event, after: SagaState, now_ms: int) -> str | None:
