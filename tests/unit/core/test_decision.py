@@ -18,6 +18,7 @@ from sagastream.core.steps import MAX_TIMEOUT_MS, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment
 from sagastream.errors import CorruptSaga, NewerFormat
+from support.graphs import Played
 from support.stories import BEGUN_MS, CHARGE, PUBLISHED, RESERVE, SHIP, Story, given_saga, step
 
 # --- the way forward
@@ -975,6 +976,20 @@ def test_the_answer_of_a_step_may_lead_to_an_undo_while_the_saga_goes_back_or_is
     done = Reply(type="ReserveInventory_ok", saga_id="saga42", step=1)
     assert may_undo(given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL).saga, done)
     assert may_undo(parked_in_the_undo().saga, done)
+
+
+@pytest.mark.parametrize(
+    ("second", "may"),
+    [
+        ({"params": {"of": 1}}, False),
+        ({"params": {"of": {"$ref": "/steps/1/result"}}}, True),
+        ({"when": {"eq": [{"$ref": "/input/on"}, True]}}, True),
+    ],
+)
+def test_what_a_service_publishes_is_read_if_a_step_may_fail_before_it_is_sent(second: Any, may: bool) -> None:
+    played = Played({"transaction": "A", "service": "s"}, {"transaction": "B", "service": "s", **second})
+    assert played.state is not None
+    assert may_undo(played.state, Reply(type="A_ok", saga_id="trip-1", step=1)) is may
 
 
 # --- saga_begin again

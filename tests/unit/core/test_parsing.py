@@ -1,5 +1,6 @@
 """Strict reading of messages, from entries and from decoded bodies."""
 
+import json
 import math
 import re
 import tracemalloc
@@ -912,3 +913,16 @@ def test_what_is_to_be_carried_out_has_a_format_that_this_release_knows(parse: A
     text = "the line: format 9 is not known to this release, which knows 1"
     with pytest.raises(MalformedMessage, match=re.escape(text)):
         parse(NEWER | {"type": kind}, called="the line")
+
+
+def test_the_steps_of_sagas_that_have_their_data_in_an_input_are_read_once() -> None:
+    steps = [{"transaction": "A", "service": "s", "params": {"of": {"$ref": "/input/total"}}, "when": {"eq": [1, 1]}}]
+    body = {"format": 2, "saga_id": "s1", "input": {"total": 1}, "steps": steps}
+    one = parse_begin(body, plain=True)
+    other = parse_begin(body | {"saga_id": "s2", "input": {"total": 2}}, plain=True)
+    assert one.steps is other.steps
+    assert parse_begin(body, plain=False).steps[0].attempts == USUAL_ATTEMPTS  # whoever begins a saga here gets those
+    assert parse_begin(body | {"steps": json.loads(json.dumps(steps).replace("1]", "1.0]"))}, plain=True) != one
+    for _ in range(2):  # what is wrong is told each time
+        with pytest.raises(MalformedMessage, match="step 1: params/of"):
+            parse_begin(body | {"steps": [steps[0] | {"params": {"of": {"$ref": "/nowhere"}}}]}, plain=True)

@@ -21,7 +21,7 @@ from sagastream.core.messages import (
     ToSaga,
     Unreadable,
 )
-from sagastream.core.phases import AWAITS
+from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.steps import PLAIN
@@ -63,9 +63,18 @@ def may_undo(state: SagaState, event: Event) -> bool:
     if isinstance(event, Reply) and state.status is SagaStatus.PENDING:
         if state.cancelling is not None or event.type.endswith("_failed"):
             return True
-        # The next step may fail before it is sent.
-        return state.format != PLAIN and not state.past_pivot
+        return state.format != PLAIN and _may_fail_unsent(state) and not state.past_pivot
     return isinstance(event, Reply | Due | Intervene | Signal)
+
+
+def _may_fail_unsent(state: SagaState) -> bool:
+    """Whether a step that is still to begin may fail at once: by its references or its condition; or by its signal,
+    which may have come already, as a decline."""
+    for step in state.steps:
+        shape = step.definition.shape
+        if step.phase is Phase.WAITING and (shape.has_references or shape.when is not None or shape.wait is not None):
+            return True
+    return False
 
 
 # --- requests

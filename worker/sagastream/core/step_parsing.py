@@ -22,11 +22,13 @@ from sagastream.core.steps import (
     StepKind,
     default_attempts,
 )
-from sagastream.core.strict_json import encode_payload, trimmed
+from sagastream.core.strict_json import encode, encode_payload, trimmed, value_of
 from sagastream.errors import MalformedMessage
 
 _MEMBERS: Final = {"transaction", "service", "params", *OPTIONS}
 _MEMBERS_OF_A_GRAPH: Final = _MEMBERS | SHAPE_MEMBERS
+#: Steps of up to this many bytes are read once for all sagas that have them, if the data of these is elsewhere.
+_KNOWN_BYTES: Final = 8192
 
 
 def parse_steps(
@@ -41,6 +43,27 @@ def parse_steps(
     """
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"steps must be a list of 1 to {MAX_STEPS}")
+    # The data of a saga with an input is there, so the steps of a program's sagas are alike, word for word. Only those
+    # that come over the wire are looked up: a program might write the same JSON by values that are refused.
+    if plain and has_input and (text := _short_text(steps)) is not None:
+        return _known_steps(text, format_number)
+    return _parsed_steps(steps, plain=plain, format_number=format_number, has_input=has_input)
+
+
+def _short_text(steps: list[Any]) -> bytes | None:
+    try:
+        text = encode(steps)
+    except TypeError:  # too deep: that is told where it is found
+        return None
+    return text if len(text) <= _KNOWN_BYTES else None
+
+
+@lru_cache(maxsize=256)
+def _known_steps(text: bytes, format_number: int) -> tuple[StepDefinition, ...]:
+    return _parsed_steps(value_of(text), plain=True, format_number=format_number, has_input=True)
+
+
+def _parsed_steps(steps: list[Any], *, plain: bool, format_number: int, has_input: bool) -> tuple[StepDefinition, ...]:
     shapes = ShapeReader(has_input=has_input) if format_number >= GRAPH else None
     definitions = tuple([_parse_step(step, number, shapes, plain=plain) for number, step in enumerate(steps, 1)])
     _check_order(definitions)
