@@ -2,6 +2,7 @@
 that they are for, and explore tries each in every way."""
 
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,8 @@ SERVICES: Final = {
 
 def test_each_file_is_known() -> None:
     assert {file.stem for file in HERE.glob("*.json")} == {*SERVICES}
+    page = (HERE.parents[2] / "docs" / "graphs.md").read_text()
+    assert {*re.findall(r"^\| `(\w+)` \|", page.partition("## Shapes to start from")[2], re.MULTILINE)} == {*SERVICES}
 
 
 @pytest.mark.parametrize("name", SERVICES)
