@@ -32,7 +32,7 @@ from sagastream import (
     Unsettled,
 )
 from sagastream.broker.connection import Broker
-from sagastream.client import listing
+from sagastream.client import event_loop, listing
 from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
 from sagastream.core.phases import Phase
@@ -527,6 +527,34 @@ def test_a_cancelled_wait_leaves_no_task_and_no_connection_behind(server: Server
 def test_a_client_that_is_closed_ends_the_waits(server: Server) -> None:
     async def main() -> None:
         client = AsyncSagaClient(server.broker())
+        wait = asyncio.create_task(client.wait("s1"))
+        await asyncio.sleep(0.05)
+        await client.close()
+        with pytest.raises(BrokerError, match="the client was closed"):
+            await wait
+
+    asyncio.run(main())
+
+
+def test_a_client_is_closed_even_if_a_cancellation_is_lost_on_the_way(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = 0
+    run_async = event_loop.run_async
+
+    async def loses_one(*args: Any) -> Any:
+        nonlocal lost
+        try:
+            return await run_async(*args)
+        except asyncio.CancelledError:
+            if lost:
+                raise
+            lost = 1
+            return ()
+
+    async def main() -> None:
+        client = AsyncSagaClient(server.broker())
+        monkeypatch.setattr(event_loop, "run_async", loses_one)
         wait = asyncio.create_task(client.wait("s1"))
         await asyncio.sleep(0.05)
         await client.close()

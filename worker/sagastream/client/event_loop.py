@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, overload
 
 import redis
 from redis.asyncio import ConnectionPool
@@ -42,6 +42,9 @@ from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
 _T = TypeVar("_T")
+
+#: After this time, a task that was cancelled and goes on is cancelled again, in seconds.
+_CANCEL_AGAIN_S: Final = 1.0
 
 
 class AsyncSagaClient:
@@ -339,9 +342,10 @@ class _Follower:
             self._watcher.discard(waiter)
 
     async def stop(self) -> None:
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.wait([self._task])
+            # While a connection is made, what is below may take a cancellation for a time-out, and go on.
+            await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_S)
         self._fail(BrokerError("the client was closed while this was waited for"))
 
     async def _look(self) -> None:
