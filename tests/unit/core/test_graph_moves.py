@@ -1,13 +1,19 @@
 """What a graph can do: branches, settle and then undo, conditions, waits, starts, signalled retries, parking."""
 
+import random
 from typing import Any
 
 import orjson
 import pytest
 
 from sagastream.core.asked import MAX_KEPT_BYTES
-from sagastream.core.messages import Verb
-from sagastream.core.saga import protocol_view
+from sagastream.core.decision import decide, may_undo
+from sagastream.core.messages import Due, Reply, Verb, ok
+from sagastream.core.parsing import parse_begin, parse_signal
+from sagastream.core.saga import SagaState, protocol_view
+from sagastream.core.strict_json import encode, value_of
+from sagastream.core.transitions import Moment
+from support import random_graphs
 from support.graph_stories import DAY_MS, UNDONE_BY, GraphStory, do, given_graph, graph_of
 
 #: a, then b and c beside each other, then d.
@@ -750,3 +756,26 @@ def test_a_graph_that_is_begun_again_compares_what_was_asked_for_and_not_what_wa
     (refused,) = story.decision.notices
     assert refused.kind == "refused"
     assert b"params" in refused.body
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_what_services_publish_is_never_needed_where_it_is_not_asked_for(number: int) -> None:
+    """Random graphs, whose steps are all done, in any order: some fail before they are sent."""
+    chance = random.Random(number)
+    made = random_graphs.graph(number, "unsent")
+    state = decide(None, parse_begin(made.body(0)), Moment(now_ms=10**12, published={})).state
+    while isinstance(state, SagaState) and state.status == "PENDING" and state.parked is None:
+        number = chance.choice(state.active_steps or [0])
+        step = state.steps[number - 1]
+        event: Any = Due(saga_id=state.saga_id)
+        if step.in_flight:
+            result = encode(random_graphs.result_of(state.saga_id, number, value_of(step.params)))
+            event = Reply(type=ok(step.command), saga_id=state.saga_id, step=number, result=result)
+        elif step.definition.shape.wait is not None:
+            event = parse_signal({"saga_id": state.saga_id, "name": step.definition.shape.wait, "payload": {"n": 3}})
+        now_ms = max(10**12, state.due_ms or 0) if isinstance(event, Due) else 10**12
+        after = decide(state, event, Moment(now_ms=now_ms, published={})).state
+        assert isinstance(after, SagaState)
+        assert may_undo(state, event) or after.status in ("PENDING", "COMPLETED")
+        state = after
+    assert isinstance(state, SagaState)
