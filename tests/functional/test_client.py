@@ -32,7 +32,8 @@ from sagastream import (
     Unsettled,
 )
 from sagastream.broker.connection import Broker
-from sagastream.client import event_loop, listing
+from sagastream.broker.exchange import run_async
+from sagastream.client import listing
 from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
 from sagastream.core.phases import Phase
@@ -540,7 +541,6 @@ def test_a_client_is_closed_even_if_a_cancellation_is_lost_on_the_way(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = 0
-    run_async = event_loop.run_async
 
     async def loses_one(*args: Any) -> Any:
         nonlocal lost
@@ -554,7 +554,7 @@ def test_a_client_is_closed_even_if_a_cancellation_is_lost_on_the_way(
 
     async def main() -> None:
         client = AsyncSagaClient(server.broker())
-        monkeypatch.setattr(event_loop, "run_async", loses_one)
+        monkeypatch.setattr("sagastream.client.event_loop.run_async", loses_one)
         wait = asyncio.create_task(client.wait("s1"))
         await asyncio.sleep(0.05)
         await client.close()
