@@ -23,6 +23,7 @@ from sagastream.core import (
     references,
     sending,
     service_rules,
+    step_parsing,
     step_state,
     waits,
 )
@@ -312,6 +313,8 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
 def planted(bug: Bug | ServicesBug | None) -> Iterator[None]:
     """Within this, the rules of the core have this mistake. Mistakes that are not in a rule change nothing here."""
     with ExitStack() as stack:
+        step_parsing._known_steps.cache_clear()  # what was parsed without the mistake, or with it
+        stack.callback(step_parsing._known_steps.cache_clear)
         for module, name, mistaken in _REPLACED.get(bug, ()) if bug is not None else ():
             stack.enter_context(patch.object(module, name, mistaken))
         yield

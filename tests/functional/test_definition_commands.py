@@ -10,6 +10,9 @@ from support.processes import Commands
 from support.servers import Server
 from support.stores import KEYS
 
+pytestmark = pytest.mark.both_in_soak
+
+
 ORDER: dict[str, Any] = {
     "name": "order",
     "version": 1,

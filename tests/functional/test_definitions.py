@@ -16,6 +16,9 @@ from support.servers import Server
 from support.stores import KEYS
 from support.users import Users
 
+pytestmark = pytest.mark.both_in_soak
+
+
 KEY = KEYS.definition("order")
 
 

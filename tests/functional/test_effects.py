@@ -132,7 +132,7 @@ on_valkey = pytest.mark.parametrize("server", ["valkey"], indirect=True)
 
 @pytest.mark.slow
 @on_valkey
-@pytest.mark.parametrize("way", FOUR_WAYS)
+@pytest.mark.parametrize("way", [*FOUR_WAYS[:-1], pytest.param(FOUR_WAYS[-1], marks=pytest.mark.soak)])
 def test_whoever_is_killed_where_there_is_one_effect_and_if_it_is_undone_one_reversal(shop: Shop, book: Book) -> None:
     sagas = {}
     for point in POINTS:

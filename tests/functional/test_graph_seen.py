@@ -22,6 +22,9 @@ from support.stores import KEYS
 from support.streams import append_requests
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
+
 PIVOT = do("paid", "DoForGood", kind="pivot", compensation=None)
 
 

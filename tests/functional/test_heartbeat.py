@@ -51,8 +51,8 @@ def test_a_worker_and_a_service_that_read_are_in_it(scene: Scene) -> None:
     scene.worker.turn(block_ms=1)
     scene.runner.turn(block_ms=1)
     worker, service = known(scene, scene.worker), known(scene, scene.runner)
-    assert (worker.kind, worker.service, worker.formats) == (Kind.WORKER, None, (1,))
-    assert (service.kind, service.service, service.formats) == (Kind.SERVICE, "work", (1,))
+    assert (worker.kind, worker.service, worker.formats) == (Kind.WORKER, None, (1, 2))
+    assert (service.kind, service.service, service.formats) == (Kind.SERVICE, "work", (1, 2))
     assert worker.is_alive
     assert service.is_alive
     assert heartbeat.worker_is_alive(scene.redis, KEYS)

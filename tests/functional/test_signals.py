@@ -22,6 +22,9 @@ from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
+
 WAIT_MS: Final = 1500
 
 

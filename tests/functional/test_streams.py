@@ -113,8 +113,8 @@ def test_a_request_on_the_wrong_stream_is_set_aside_and_does_nothing(scene: Scen
     scene.redis.xadd(ONLY.interventions, fields(begin))
     scene.turns_until(lambda: len(reasons(scene)) == 2)
     assert sorted(reasons(scene)) == [
+        f"a request about a saga that is there belongs into {ONLY.interventions}",
         f"a saga_begin belongs into {ONLY.requests}",
-        f"an operator's request belongs into {ONLY.interventions}",
     ]
     state = scene.client.get("s1")
     assert state is not None

@@ -67,13 +67,15 @@ class _Msgspec:
 
     @property
     def schema(self) -> dict[str, Any]:
+        """What is written of it has all members. Releases of msgspec differ in whether they tell of a default that a
+        function makes, and the same class must always have the same schema."""
         schema = msgspec.json.schema(self._kind)
         for described in schema.get("$defs", {}).values():
-            if "properties" in described:
-                required = described.get("required", [])
-                described["required"] = [
-                    name for name, one in described["properties"].items() if name in required or "default" in one
-                ]
+            if (properties := described.get("properties")) is not None:
+                described["required"] = list(properties)
+                for one in properties.values():
+                    if one.get("default") in ([], {}):
+                        del one["default"]
         return schema
 
 
