@@ -140,7 +140,7 @@ def test_a_key_of_another_type_is_refused(client: SagaClient, server: Server) ->
 def test_what_cannot_be_right_is_not_deployed(client: SagaClient) -> None:
     schema = {"required": ["total"]}
     for order, text in (
-        (an_order(input={"type": "none"}), "the definition: input/type is no JSON Schema"),
+        (an_order(input={"type": "none"}), "the definition: input/type is not a JSON Schema"),
         (an_order(input=schema, example={}), "example: 'total' is a required property"),
     ):
         with pytest.raises(MalformedMessage, match=text):

@@ -34,7 +34,7 @@ _OPTIONS: Final = (
     (r"^by must", "--by must"),
     (r"^the signal: name must", "NAME must"),
     (r"^the signal: saga_id must", "ID must"),
-    (r"Say which one is meant: step$", "Say which one is meant: --step"),
+    (r"say with step which one is meant$", "say with --step which one is meant"),
     (r"abandon it with now,", "abandon it with --now,"),
     (r"^(?:the request: )?parked_at must", "--parked-at must"),
     (r"cancel with parked_at (\S+), without now$", r"cancel with --parked-at \1, without --now"),

@@ -193,7 +193,7 @@ def test_what_belongs_to_another_definition_is_refused() -> None:
 def test_a_step_is_not_its_result() -> None:
     order = with_a_step()
     (charge,) = order.steps
-    text = "step 2: params/of: <step 1, Charge> is no value: name its result, as in step.result"
+    text = "step 2: params/of: <step 1, Charge> is not a value: name its result, as in step.result"
     assert refusal(lambda: order.step("B", service="b", params={"of": charge})) == text
     with pytest.raises(AttributeError, match=r"a step has no total; what it returned is at \.result\.total"):
         _ = charge.total
@@ -314,9 +314,7 @@ def test_an_input_is_checked_by_the_schema(data: Any, text: str | None) -> None:
 
 def test_a_schema_that_is_none_is_refused() -> None:
     order = with_a_step(input={"properties": {"total": {"type": "integers"}}})
-    text = (
-        "the definition: input/properties/total/type is no JSON Schema: 'integers' is not valid under any of the given"
-    )
+    text = "the definition: input/properties/total/type is not a JSON Schema: 'integers' is not valid under any of the given"
     assert refusal(lambda: order.saga({}, saga_id="order-1")).startswith(text)
 
 

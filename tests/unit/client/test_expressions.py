@@ -196,7 +196,7 @@ class Price:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ({"a": [order.b > 1]}, "params/a/0: <condition /input/b > 1> is no value: conditions stand in when=…"),
+        ({"a": [order.b > 1]}, "params/a/0: <condition /input/b > 1> is not a value: conditions stand in when=…"),
         ({"a": {1: 2}}, "params/a: the key 1 is not a text"),
         ({"a/b": {2}}, "params/a~1b: not JSON: it is a set"),
         (literal(order.a), "params: <reference /input/a> stands where only data can stand"),
@@ -224,5 +224,5 @@ def test_a_value_is_no_condition() -> None:
         MalformedMessage, match=r"^when: <reference /input/a> is a value and not a condition: compare it"
     ):
         condition(order.a)
-    with pytest.raises(MalformedMessage, match=r"^when/eq/1: <condition exists\(/input/b\)> is no value"):
+    with pytest.raises(MalformedMessage, match=r"^when/eq/1: <condition exists\(/input/b\)> is not a value"):
         condition(order.a == exists(order.b))

@@ -663,7 +663,7 @@ def test_a_parked_step_leaves_other_branches_alone() -> None:
 
 @pytest.mark.parametrize("verb", [Verb.RETRY, Verb.SKIP, Verb.ABANDON])
 def test_a_verb_that_does_not_say_which_of_several_parked_steps_it_means_is_refused(verb: Verb) -> None:
-    told = "is parked at several steps: 2, 3. Say which one is meant: step"
+    told = "is parked at several steps: 2, 3; say with step which one is meant"
     two_parked().when_asked(verb).expect_refused(told).when_asked(verb, now=True).expect_refused(told)
 
 

@@ -206,7 +206,9 @@ MAYBE = "may be bypassed or go on without a result; say a default"
 CARD = {"eq": [ref("/input/card"), True]}
 
 
-@pytest.mark.parametrize("first", [do(id="a", when=CARD), WAIT | {"id": "a", "on_timeout": "continue"}])
+@pytest.mark.parametrize(
+    "first", [do(id="a", when=CARD), WAIT | {"id": "a", "on_timeout": "continue"}, {"id": "a", "wait_ms": 5}]
+)
 def test_a_reference_to_what_a_step_may_not_have_needs_a_default(first: Any) -> None:
     text = f"/steps/a/result/id: step a {MAYBE}"
     assert told(first, do(params=ref("/steps/a/result/id"))) == f"step 2: params/$ref: {text}"
@@ -273,6 +275,7 @@ def test_an_input_is_data_whatever_it_looks_like(data: Any) -> None:
         (WAIT | {"timeout_ms": 0}, f"step 1: timeout_ms must be a whole number from 1 to {MAX_WAIT_MS}"),
         (WAIT | {"timeout_ms": MAX_WAIT_MS + 1}, f"step 1: timeout_ms must be a whole number from 1 to {MAX_WAIT_MS}"),
         (WAIT | {"timeout_ms": True}, f"step 1: timeout_ms must be a whole number from 1 to {MAX_WAIT_MS}"),
+        (do(on_timeout="continue"), "step 1: on_timeout is of a wait: leave it out of a step that sends a command"),
         (WAIT | {"on_timeout": "skip"}, "step 1: on_timeout must be one of fail, continue"),
         (WAIT | {"on_timeout": None}, "step 1: on_timeout must be one of fail, continue"),
         ({"wait_ms": 0}, f"step 1: wait_ms must be a whole number from 1 to {MAX_WAIT_MS}"),

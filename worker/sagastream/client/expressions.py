@@ -32,7 +32,7 @@ class Expression:
     """What is known once the saga runs."""
 
     __slots__ = ("_content",)
-    #: Of what is no value: what to write where a value is needed.
+    #: Of what is not a value: what to write where a value is needed.
     _instead: str | None = None
 
     def __init__(self, content: Any) -> None:
@@ -288,7 +288,7 @@ def _template_of(value: Expression, owner: object, where: str, levels: int) -> d
             return {"$concat": template_of(content, owner, where, levels - 1)}
         case Literal():
             return {"$literal": _data(content, where)}
-    raise MalformedMessage(f"{where}: {value!r} is no value: {_instead(value)}")
+    raise MalformedMessage(f"{where}: {value!r} is not a value: {_instead(value)}")
 
 
 def condition_of(value: Any, owner: object, where: str) -> Any:

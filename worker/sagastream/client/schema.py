@@ -15,7 +15,7 @@ _MISSING: Final = "the package jsonschema, which checks that, is missing: pip in
 
 
 def check_schema(definition: SagaDefinition) -> None:
-    """Raises MalformedMessage if what a definition says of its input is no JSON Schema, and SettingsError if the
+    """Raises MalformedMessage if what a definition says of its input is not a JSON Schema, and SettingsError if the
     package is missing that can tell."""
     if definition.schema is not None:
         _validator_for(definition)
@@ -65,7 +65,7 @@ def _validator(schema: bytes) -> Any:
         for part in error.absolute_path:
             where = below(where, part)
         raise MalformedMessage(
-            f"the definition: {shown(where)} is no JSON Schema: {_in_a_line(error.message)}"
+            f"the definition: {shown(where)} is not a JSON Schema: {_in_a_line(error.message)}"
         ) from None
     # Nothing is fetched from elsewhere, whatever a schema names.
     return Draft202012Validator(decoded, registry=Registry())

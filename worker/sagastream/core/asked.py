@@ -103,7 +103,7 @@ def _why_not(state: SagaState, number: int | None, event: Intervene, moment: Mom
         return f"is not parked, it waits for {state.waiting_for}"
     if event.step is None and event.parked_at is None and len(parked := state.parked_steps) > 1:
         steps = ", ".join(map(str, parked))
-        return f"is parked at several steps: {steps}. Say which one is meant: step"
+        return f"is parked at several steps: {steps}; say with step which one is meant"
     if event.verb is Verb.ABANDON and not event.now and (out := _out(state)):
         return f"has commands out, of step {', '.join(map(str, out))}: abandon it with now, and they count as unknown"
     return None

@@ -52,6 +52,8 @@ class ShapeReader:
 
     def read(self, step: dict[str, Any], number: int, where: str) -> Shape:
         """What a step says that only this format may say."""
+        if "on_timeout" in step and "wait" not in step:
+            raise MalformedMessage(f"{where}: on_timeout is of a wait: leave it out of a step that sends a command")
         step_id = self._id(step, number, where)
         after = self._after(step, number, where) if "after" in step else None
         shape = Shape(
@@ -182,11 +184,12 @@ def roots_of(
     steps: dict[str, Known] = {}
     for at, definition in enumerate(definitions, 1):
         shape = definition.shape
+        is_a_pause = not shape.sends and shape.wait is None
         if at == number:
             known = Known.ITSELF
         elif at not in ancestors:
             known = Known.OTHER
-        elif shape.goes_on or (shape.when is not None and shape.when != own.when):
+        elif shape.goes_on or is_a_pause or (shape.when is not None and shape.when != own.when):
             known = Known.MAY_BE_BYPASSED
         else:
             known = Known.ANCESTOR
