@@ -168,7 +168,8 @@ def test_whatever_the_steps_are_at_those_are_undone_after_which_nothing_is_left_
     numbers = range(1, len(after) + 1)
     before = [come_before(after, number) for number in numbers]
     for phases in all_phases(after):
-        left = {number for number in numbers if phases[number - 1] in TO_UNDO and number not in lasting}
+        asked = {number for number in numbers if phases[number - 1] in TO_UNDO and number not in lasting}
+        left = asked | {number for number in numbers if phases[number - 1] in UNDO}
         held = set[int]().union(*(before[number - 1] for number in left))
         undone = [number for number in reversed(numbers) if number in left - held and phases[number - 1] not in UNDO]
         assert undoable(*phases, lasting=lasting, after=after) == undone
@@ -191,3 +192,9 @@ def test_the_current_step_is_the_first_that_something_is_awaited_for_and_of_thos
     assert plan.current(chain(COMPLETED, COMPLETED), 2) == 2
     for phase in Phase:
         assert plan.current(chain(COMPLETED, phase), 7) == (2 if phase in ACTIVE else 7)
+
+
+@pytest.mark.parametrize("phase", sorted(UNDO))
+def test_what_is_being_undone_is_left_to_undo_whatever_its_service_says_meanwhile(phase: Phase) -> None:
+    assert undoable(COMPLETED, phase, COMPENSATED, lasting=(2,), after=((), (1,), (1,))) == []
+    assert not plan.is_undone(chain(COMPENSATED, phase, lasting=(2,)), needs_undo)

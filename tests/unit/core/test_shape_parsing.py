@@ -6,13 +6,16 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Code, Unreadable
-from sagastream.core.parsing import parse_begin, read_request
-from sagastream.core.steps import GRAPH, MAX_STEPS, MAX_WAIT_MS, PLAIN, PLAIN_SHAPE, Shape, StepKind
+from sagastream.core.parsing import MAX_START_MS, parse_begin, read_request
+from sagastream.core.saga import SagaState
+from sagastream.core.steps import GRAPH, MAX_DEADLINE_MS, MAX_STEPS, MAX_WAIT_MS, PLAIN, PLAIN_SHAPE, Shape, StepKind
 from sagastream.core.strict_json import MAX_BYTES, decode, encode
 from sagastream.core.transitions import Moment
+from sagastream.store import saga_hash
 from support.values import JSON_VALUES, complaint
 
 A: dict[str, Any] = {"transaction": "A", "service": "s"}
@@ -388,9 +391,19 @@ def test_a_definition_is_told_by_name_version_and_hash(bad: Any, text: str) -> N
     assert told(do(), definition=bad) == f"the body: definition{text}"
 
 
-@pytest.mark.parametrize("bad", [0, -1, "x", None, True, 1.5, 253_370_764_800_001])
+@pytest.mark.parametrize("bad", [0, -1, "x", None, True, 1.5, 253_339_228_800_001])
 def test_a_start_is_a_time_in_milliseconds(bad: Any) -> None:
-    assert told(do(), start_at_ms=bad) == "the body: start_at_ms must be a whole number from 1 to 253370764800000"
+    assert told(do(), start_at_ms=bad) == "the body: start_at_ms must be a whole number from 1 to 253339228800000"
+
+
+def test_the_latest_start_and_the_longest_deadline_can_be_written() -> None:
+    """Otherwise the worker that takes the request would end, and so would the next one."""
+    begin = parse_begin(body_of(do()) | {"start_at_ms": MAX_START_MS, "deadline_ms": MAX_DEADLINE_MS})
+    state = decide(None, begin, Moment(now_ms=1, published={})).state
+    assert isinstance(state, SagaState)
+    words = iter(saga_hash.changed_fields(None, state))
+    fields = {str(name).encode(): str(word).encode() for name, word in zip(words, words, strict=True)}
+    assert saga_hash.read(begin.saga_id, fields) == replace(state, version=1)
 
 
 def test_a_saga_has_at_most_100_steps_of_any_sort() -> None:

@@ -52,9 +52,10 @@ VERBS: Final = {f"saga_{verb}": verb for verb in Verb}
 _OF_A_BEGIN: Final = {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format"}
 _OF_A_GRAPH: Final = {"input", "definition", "start_at_ms"}
 SHA256_PATTERN: Final = re.compile("[0-9a-f]{64}")
-#: The highest version of a definition, and the latest time at which a saga may be asked to begin: the year 9999.
+#: The highest version of a definition, and the latest time at which a saga may be asked to begin: the
+#: year 9998, since its deadline, which may be a year later, is still written with four digits of the year.
 MAX_VERSION: Final = 10**9
-MAX_START_MS: Final = 253_370_764_800_000
+MAX_START_MS: Final = 253_339_228_800_000
 
 
 def read_request(fields: Mapping[bytes, bytes]) -> Begin | ToSaga | Newer | Unreadable:

@@ -47,7 +47,7 @@ def undoable(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> list[
     for number in range(len(steps), 0, -1):
         step = steps[number - 1]
         if number not in held:
-            if step.phase not in TO_UNDO or not needs_undo(step):
+            if not _is_left(step, needs_undo):
                 continue
             if step.phase not in UNDO:
                 found.append(number)
@@ -57,7 +57,13 @@ def undoable(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> list[
 
 def is_undone(steps: Sequence[Step], needs_undo: Callable[[Step], bool]) -> bool:
     """Whether nothing is left to undo."""
-    return not any(step.phase in TO_UNDO and needs_undo(step) for step in steps)
+    return not any(_is_left(step, needs_undo) for step in steps)
+
+
+def _is_left(step: Step, needs_undo: Callable[[Step], bool]) -> bool:
+    """Whether a step is left to undo. What has begun to be undone is, even if its service says meanwhile that it needs
+    no undo."""
+    return step.phase in UNDO or (step.phase in TO_UNDO and needs_undo(step))
 
 
 def current(steps: Sequence[Step], otherwise: int) -> int:

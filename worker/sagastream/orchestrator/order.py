@@ -85,11 +85,11 @@ class Order:
 
 
 def _over_ms(state: Found, now_ms: int) -> int | None:
-    """When the first wait for a signal was over, if one is by now; None: none is."""
+    """When the last of the waits for a signal was over that are over by now; None: none is."""
     if not isinstance(state, SagaState):
         return None
     times = [step.due_ms for step in state.steps if step.phase in AWAITS and step.due_ms is not None]
-    return min(times) if times and min(times) <= now_ms else None
+    return max((time_ms for time_ms in times if time_ms <= now_ms), default=None)
 
 
 def _signals(words: list[bytes], saga_id: str) -> bool:
