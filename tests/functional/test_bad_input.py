@@ -42,6 +42,8 @@ from support.stores import KEYS, ONLY
 from support.streams import add_reply, append_requests
 from support.waiting import takes_less_than, until
 
+pytestmark = pytest.mark.both_in_soak
+
 WORK = ONLY.commands("work")
 _DAY_MS = 24 * 3600 * 1000
 

@@ -12,6 +12,8 @@ from support.scenes import do
 from support.servers import OwnServer, Server
 from support.waiting import takes_less_than, until
 
+pytestmark = pytest.mark.both_in_soak
+
 SAGA: dict[str, Any] = {"saga_id": "s1", "steps": [do(1, "Fly", "airlnie")]}
 WAITS = ("begin", "-", "--timeout", "1")
 FULL = (

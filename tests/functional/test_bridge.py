@@ -22,6 +22,8 @@ from support.servers import OwnServer, Server
 from support.stores import ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 def begin(saga_id: str, *steps: dict[str, Any], msg_id: int | None = 1) -> dict[str, Any]:
     body = {"type": "saga_begin", "saga_id": saga_id, "steps": list(steps)}

@@ -30,6 +30,8 @@ from support.servers import Server
 from support.stores import KEYS, ONLY, divided
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "check-service.md").read_text()
 PROTOCOL = DOCS / "protocol.md"

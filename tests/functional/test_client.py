@@ -49,6 +49,8 @@ from support.servers import OwnServer, Server
 from support.stores import ONLY
 from support.waiting import takes_less_than, until
 
+pytestmark = pytest.mark.both_in_soak
+
 T = TypeVar("T")
 
 #: A service that does what its params say. Its compensation never works.

@@ -24,6 +24,8 @@ from support.stores import KEYS, ONLY, due
 from support.streams import append_requests
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 @pytest.fixture
 def scene(server: Server) -> Scene:

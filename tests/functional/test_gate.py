@@ -23,6 +23,8 @@ from support.stores import KEYS, ONLY
 from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 class Releases(Scene):
     """A worker and a service of this release (see Scene), and of a newer one."""

@@ -21,6 +21,8 @@ from support.stores import ONLY
 from support.streams import add_reply
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text()
 EXAMPLES = {match[1]: match[0] for match in re.finditer(r"(?<=```python\n)# (\w+\.py)\n.*?(?=```)", PAGE, re.DOTALL)}
 

@@ -28,6 +28,8 @@ from support.switches import SWITCHES, Pair
 from support.waiting import until
 from support.worst import INVALID, VALID
 
+pytestmark = pytest.mark.both_in_soak
+
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "stubs" / "node-notification"
 OUTBOX = "stubs:{notification}:outbox"

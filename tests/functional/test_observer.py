@@ -23,6 +23,8 @@ from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 @pytest.fixture
 def notes() -> Notes:

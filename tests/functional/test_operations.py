@@ -20,6 +20,8 @@ from support.stores import KEYS, ONLY
 from support.streams import add_reply
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 #: A service whose compensations work once a file exists.
 TILL = """
 from pathlib import Path

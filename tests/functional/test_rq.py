@@ -45,6 +45,8 @@ from support.stores import ONLY, divided, in_each
 from support.streams import append_requests
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 RQ = str(Path(sys.executable).with_name("rq"))
 
 #: In milliseconds: a step whose attempts are counted does not time out while RQ's processes start.

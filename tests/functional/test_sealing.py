@@ -34,6 +34,8 @@ from support.stored import dump
 from support.stores import KEYS, ONLY, divided, in_each
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 #: The commands of the service.
 STREAM: Final = ONLY.commands("work")
 

@@ -33,6 +33,8 @@ from support.stores import KEYS, ONLY
 from support.streams import append_requests
 from support.waiting import takes_less_than, until
 
+pytestmark = pytest.mark.both_in_soak
+
 #: How long a step may take that is to time out, in milliseconds; long enough for the steps that are not.
 TIMEOUT_MS = 2_000
 #: A deadline that passes before that; long enough for the steps before.

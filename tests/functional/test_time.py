@@ -21,6 +21,8 @@ from support.stores import KEYS, ONLY, due
 from support.streams import last_event, read_events
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 
 @pytest.fixture
 def scene(server: Server) -> Scene:
