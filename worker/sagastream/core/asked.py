@@ -39,11 +39,8 @@ def refuse(state: Found, event: Begin | ToSaga | Unreadable, code: Code, text: s
     return Decision(state=state, notices=(notice,))
 
 
-# --- operators
-
-
-def intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Decision:
-    """What an operator's request does to the saga."""
+def ask(state: SagaState | None, event: ToSaga, moment: Moment) -> Decision:
+    """What a request does to the saga that it is about."""
     if state is None:
         return refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
     if not state.ended:
@@ -51,18 +48,31 @@ def intervene(state: SagaState | None, event: Intervene, moment: Moment) -> Deci
     done = _done(state, event)
     if state.has_taken(event.request_id):
         return Decision(state=state, notices=done)  # the very same request, delivered again
-    number = _step_meant(state, event)
-    if (why_not := _why_not(state, number, event, moment)) is not None:
+    number = None
+    if isinstance(event, Signal):
+        why_not = _why_not_signalled(state, event)
+    else:
+        number = _step_meant(state, event)
+        why_not = _why_not(state, number, event, moment)
+    if why_not is not None:
         return refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
-    kept = Intervention(
-        verb=f"{event.verb} now" if event.now else event.verb,
-        reason=event.reason,
-        at_ms=moment.now_ms,
-        actor=event.actor,
-        request_id=event.request_id,
-    )
-    decision = _VERBS[event.verb](state.with_intervention(kept), number, event, moment)
+    state = state.with_intervention(_kept(event, moment))
+    if isinstance(event, Signal):
+        decision = waits.signal(state, event, moment)
+    else:
+        decision = _VERBS[event.verb](state, number, event, moment)
     return replace(decision, notices=done + decision.notices)
+
+
+def _kept(event: ToSaga, moment: Moment) -> Intervention:
+    """What stays with the saga of a request that was done."""
+    if isinstance(event, Signal):
+        verb = f"signal {event.name}" if event.declined is None else f"decline {event.name}"
+        reason, actor = event.declined or "", event.by
+    else:
+        verb = f"{event.verb} now" if event.now else event.verb
+        reason, actor = event.reason, event.actor
+    return Intervention(verb=verb, reason=reason, at_ms=moment.now_ms, actor=actor, request_id=event.request_id)
 
 
 def _done(state: SagaState, event: ToSaga) -> tuple[Notice, ...]:
@@ -71,6 +81,9 @@ def _done(state: SagaState, event: ToSaga) -> tuple[Notice, ...]:
         return ()
     body = done_body(event.verb, state.saga_id)
     return (Notice(kind="done", saga_id=state.saga_id, request_id=event.request_id, body=body),)
+
+
+# --- operators
 
 
 def _step_meant(state: SagaState, event: Intervene) -> int | None:
@@ -147,28 +160,6 @@ _VERBS: Final[Mapping[Verb, Callable[[SagaState, Any, Intervene, Moment], Decisi
 
 
 # --- signals
-
-
-def signal(state: SagaState | None, event: Signal, moment: Moment) -> Decision:
-    """What a signal does to the saga."""
-    if state is None:
-        return refuse(state, event, Code.NO_SUCH_SAGA, f"there is no saga {event.saga_id}")
-    if not state.ended:
-        state = by_the_clock(state, moment.now_ms, moment.watch)
-    done = _done(state, event)
-    if state.has_taken(event.request_id):
-        return Decision(state=state, notices=done)  # the very same request, delivered again
-    if (why_not := _why_not_signalled(state, event)) is not None:
-        return refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
-    kept = Intervention(
-        verb=f"signal {event.name}" if event.declined is None else f"decline {event.name}",
-        reason=event.declined or "",
-        at_ms=moment.now_ms,
-        actor=event.by,
-        request_id=event.request_id,
-    )
-    decision = waits.signal(state.with_intervention(kept), event, moment)
-    return replace(decision, notices=done + decision.notices)
 
 
 def _why_not_signalled(state: SagaState, event: Signal) -> str | None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from sagastream.core import back, moves, waits
 from sagastream.core.answers import answer
-from sagastream.core.asked import intervene, refuse, signal
+from sagastream.core.asked import ask, refuse
 from sagastream.core.clock import by_the_clock
 from sagastream.core.messages import (
     Begin,
@@ -87,9 +87,7 @@ def _request(state: Found, event: Begin | ToSaga | Unreadable, moment: Moment) -
         return refuse(state, event, Code.CRASH, str(state))
     if isinstance(event, Begin):
         return _begin_again(state, event) if state else _begin(event, moment)
-    if isinstance(event, Signal):
-        return signal(state, event, moment)
-    return intervene(state, event, moment)
+    return ask(state, event, moment)
 
 
 def _begin(event: Begin, moment: Moment) -> Decision:

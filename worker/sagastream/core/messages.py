@@ -103,9 +103,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
         return encode(members | {"steps": [step.body() for step in self.steps]})
 
     def fields(self) -> Fields:
-        fields: Fields = {"body": self.body()}
-        if self.request_id is not None:
-            fields["request_id"] = self.request_id
+        fields = _addressed(self.body(), self.request_id)
         if self.echo:
             fields["trace"] = 1
         return fields
@@ -138,10 +136,7 @@ class Intervene(Struct, frozen=True, kw_only=True, gc=False):
         return encode(members)
 
     def fields(self) -> Fields:
-        fields: Fields = {"body": self.body()}
-        if self.request_id is not None:
-            fields["request_id"] = self.request_id
-        return fields
+        return _addressed(self.body(), self.request_id)
 
 
 class Signal(Struct, frozen=True, kw_only=True, gc=False):
@@ -171,10 +166,7 @@ class Signal(Struct, frozen=True, kw_only=True, gc=False):
         return encode(members)
 
     def fields(self) -> Fields:
-        fields: Fields = {"body": self.body()}
-        if self.request_id is not None:
-            fields["request_id"] = self.request_id
-        return fields
+        return _addressed(self.body(), self.request_id)
 
 
 #: A request about a saga that is there, or that will be as soon as a worker reads the request to begin it.
@@ -321,6 +313,11 @@ class Notice(Struct, frozen=True, kw_only=True, gc=False):
             if (value := getattr(self, name)) is not None:
                 fields[name] = value
         return fields
+
+
+def _addressed(body: bytes, request_id: str | None) -> Fields:
+    """The fields of a request. `request_id`: to which the answer is addressed."""
+    return {"body": body} if request_id is None else {"body": body, "request_id": request_id}
 
 
 def ok(name: str) -> str:

@@ -1,7 +1,7 @@
 """Reading what only a saga of format GRAPH may say of its steps, strictly; and checking its graph as a whole."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sagastream.core import conditions, graph, references
@@ -202,8 +202,3 @@ def roots_of(
 def _raise_first(number: int, member: str, problems: Any) -> None:
     for path, text in problems:
         raise MalformedMessage(f"step {number}: {member}{path}: {text}")
-
-
-def uses_shape(step: Mapping[str, Any]) -> bool:
-    """Whether a step says what only this format may say."""
-    return not SHAPE_MEMBERS.isdisjoint(step)
