@@ -15,6 +15,7 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.users import Users
+from support.waiting import until
 
 
 @pytest.fixture
@@ -69,8 +70,13 @@ def test_a_service_can_neither_answer_for_another_nor_speak_as_an_operator(scene
     evil.sadd(KEYS.services, "evil")
     for forged in FORGED:
         evil.xadd(ONLY.replies("evil"), forged)
+
+    def all_are_quarantined() -> bool:
+        turns(scene)  # the worker hears of the new service along with its next heartbeat, then reads its replies
+        return int(scene.redis.xlen(ONLY.quarantine)) == len(FORGED)
+
+    until(all_are_quarantined, what="the worker quarantines the forged replies")
     assert is_untouched(scene)
-    assert scene.redis.xlen(ONLY.quarantine) == len(FORGED)
     quarantine = Quarantine(scene.redis, KEYS)
     for one in list(quarantine.newest_first()):  # … nor if an operator puts it all back
         quarantine.replay(one.id)
