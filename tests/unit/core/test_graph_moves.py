@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from sagastream.core.asked import MAX_KEPT_BYTES
+from sagastream.core.clock import Jump, Watch
 from sagastream.core.decision import decide, may_undo
 from sagastream.core.messages import Due, Reply, Verb, ok
 from sagastream.core.parsing import parse_begin, parse_signal
@@ -21,6 +22,7 @@ DIAMOND = (do("a"), do("b"), do("c", after=["a"]), do("d", after=["b", "c"]))
 ONCE: dict[str, Any] = {"attempts": 1, "compensation_attempts": 1}
 PIVOT: dict[str, Any] = {"kind": "pivot", "compensation": None}
 RETRIABLE: dict[str, Any] = {"kind": "retriable", "attempts": 1}
+HOUR_MS = 3600 * 1000
 WAIT: dict[str, Any] = {"wait": "approval", "timeout_ms": 30 * DAY_MS}
 
 
@@ -460,8 +462,63 @@ def test_a_signal_is_in_time_or_not_by_when_it_was_added_and_not_by_when_it_is_r
     story.when_signalled("approval", request_id="op-0", added_ms=due_ms + 7).expect_refused(
         "waited for approval until 7 ms before it came: step 3", to="op-0"
     )
-    story.when_signalled("approval", b"1", added_ms=due_ms).expect_signal_done()
+    # In this millisecond the wait may have been ended already.
+    story.when_signalled("approval", request_id="op-0", added_ms=due_ms).expect_refused(
+        "waited for approval until 0 ms before it came: step 3", to="op-0"
+    )
+    story.when_signalled("approval", b"1", added_ms=due_ms - 1).expect_signal_done()
     assert story.saga.steps[2].result == b"1"
+
+
+def the_clock_is_set(story: GraphStory, by_ms: int) -> None:
+    """The broker's clock is set, and every worker has seen it."""
+    if by_ms > 0:
+        story.watch = Watch(since_ms=1, jumps=(*story.watch.jumps, Jump(until_ms=story.now_ms, by_ms=by_ms)))
+    story.now_ms += by_ms
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_signal_that_was_added_before_the_clock_was_set_back_is_in_time(looked_at: bool) -> None:
+    """Whether or not the saga was told of the clock before."""
+    story = awaited(timeout_ms=5000)
+    added_ms = story.now_ms + 4000
+    story.now_ms += 4500
+    the_clock_is_set(story, -HOUR_MS)
+    if looked_at:
+        story.when_due(after_ms=0)
+        assert story.saga.due_ms == story.now_ms + 5000
+    story.when_signalled("approval", b"1", added_ms=added_ms).expect_signal_done()
+    assert story.saga.steps[2].result == b"1"
+
+
+def test_after_the_clock_was_set_back_the_ids_of_signals_say_nothing_of_the_time() -> None:
+    """Redis gives no lower id than before: for an hour, all ids hold the same millisecond."""
+    story = awaited(timeout_ms=300_000)
+    ahead_ms = story.now_ms + HOUR_MS
+    story.when_signalled("approval", b"1", added_ms=ahead_ms).expect_signal_done().expect_all_sent()
+    assert story.saga.steps[2].result == b"1"
+    # Nobody knows when this one came: perhaps in time. So the wait takes it, unless somebody has ended it.
+    story = awaited(timeout_ms=300_000)
+    story.now_ms += 400_000
+    story.when_signalled("approval", b"1", added_ms=ahead_ms).expect_signal_done()
+    assert story.saga.steps[2].result == b"1"
+
+
+def test_a_signal_after_the_clock_went_forward_is_in_time_if_the_wait_is_not_over_by_then() -> None:
+    story = awaited(timeout_ms=5000)
+    the_clock_is_set(story, HOUR_MS)
+    story.when_signalled("approval", b"1", added_ms=story.now_ms + 500).expect_signal_done()
+    assert story.saga.steps[2].result == b"1"
+    story = awaited(timeout_ms=5000)
+    the_clock_is_set(story, HOUR_MS)
+    story.now_ms += 7000
+    story.when_due(after_ms=0).expect_status("PENDING")  # nothing tells how much of that time was before
+    due_ms = story.saga.due_ms
+    assert due_ms is not None
+    story.now_ms = due_ms + 60_000
+    story.when_signalled("approval", b"1", added_ms=due_ms + 7).expect_refused(
+        "waited for approval until 7 ms before it came: step 3"
+    )
 
 
 def test_a_signal_that_is_too_late_for_one_wait_is_kept_for_the_next_one() -> None:
@@ -469,6 +526,7 @@ def test_a_signal_that_is_too_late_for_one_wait_is_kept_for_the_next_one() -> No
     story = given_graph(one, two)
     due_ms = story.saga.due_ms
     assert due_ms is not None
+    story.now_ms = due_ms + 60_000
     story.when_signalled("go", b"1", added_ms=due_ms + 1).expect_signal_done().expect_phases("AWAITING", "WAITING")
     story.when_due().expect_status("COMPLETED")
     assert [step.result for step in story.saga.steps] == [None, b"1"]

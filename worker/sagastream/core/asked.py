@@ -50,7 +50,7 @@ def ask(state: SagaState | None, event: ToSaga, moment: Moment) -> Decision:
         return Decision(state=state, notices=done)  # the very same request, delivered again
     number = None
     if isinstance(event, Signal):
-        why_not = _why_not_signalled(state, event)
+        why_not = _why_not_signalled(state, event, moment)
     else:
         number = _step_meant(state, event)
         why_not = _why_not(state, number, event, moment)
@@ -162,7 +162,7 @@ _VERBS: Final[Mapping[Verb, Callable[[SagaState, Any, Intervene, Moment], Decisi
 # --- signals
 
 
-def _why_not_signalled(state: SagaState, event: Signal) -> str | None:
+def _why_not_signalled(state: SagaState, event: Signal, moment: Moment) -> str | None:
     """Why a signal is not taken; None: it is."""
     if state.ended:
         return f"has ended, {state.status}"
@@ -175,7 +175,7 @@ def _why_not_signalled(state: SagaState, event: Signal) -> str | None:
         if parked:
             return f"is parked at step {parked[0]}, and waits for {event.name} again after a retry of that step"
         return f"has no open step that waits for the signal {event.name}"
-    if over := [step for step in takers if waits.is_too_late(step, event)]:
+    if over := [step for step in takers if waits.is_too_late(step, event, moment.now_ms)]:
         step, takers = over[-1], [step for step in takers if step not in over]
         if not takers:
             late_ms = (event.added_ms or 0) - (step.due_ms or 0)

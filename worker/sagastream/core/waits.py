@@ -18,7 +18,7 @@ def signal(state: SagaState, event: Signal, moment: Moment) -> Decision:
     """A signal has come that a step waits for, or will wait for."""
     for number, step in enumerate(state.steps, 1):
         shape = step.definition.shape
-        if is_too_late(step, event):
+        if is_too_late(step, event, moment.now_ms):
             continue
         if step.phase is Phase.AWAITING and shape.wait == event.name:
             if event.declined is not None:
@@ -30,12 +30,23 @@ def signal(state: SagaState, event: Signal, moment: Moment) -> Decision:
     return Decision(state=replace(state, signals=(*state.signals, one), updated_ms=moment.now_ms))
 
 
-def is_too_late(step: Step, event: Signal) -> bool:
+def is_too_late(step: Step, event: Signal, now_ms: int) -> bool:
     """Whether the time for which the step waits was over when the signal was added to its stream. When it is read does
     not count."""
-    return (
-        step.phase in AWAITS and event.added_ms is not None and step.due_ms is not None and event.added_ms > step.due_ms
-    )
+    if step.phase not in AWAITS or step.due_ms is None or event.added_ms is None:
+        return False
+    return not may_be_in_time(event.added_ms, step.due_ms, now_ms)
+
+
+def may_be_in_time(added_ms: int, due_ms: int, now_ms: int) -> bool:
+    """Whether an entry that has the time `added_ms` in its id may have been added before `due_ms`, by the clock as it is
+    now.
+
+    If the id is ahead of the clock, the clock was set back: Redis then gives ids with the old time until the clock gets
+    there again. Nobody knows when such an entry was added, so it may have been in time. Rejected: to take the time at
+    which it is read, since workers may have stood still until then.
+    """
+    return added_ms < due_ms or added_ms > now_ms
 
 
 def wait_over(state: SagaState, number: int, moment: Moment) -> Decision:
