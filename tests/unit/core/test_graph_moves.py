@@ -31,6 +31,13 @@ def both_out(**members: Any) -> GraphStory:
     return given_graph(*DIAMOND, **members).expect_all_sent("A 1").when("A_ok", 1).expect_all_sent("B 2", "C 3")
 
 
+def the_clock_is_set(story: GraphStory, by_ms: int) -> None:
+    """The broker's clock is set, and every worker has seen it."""
+    if by_ms > 0:
+        story.watch = Watch(since_ms=1, jumps=(*story.watch.jumps, Jump(until_ms=story.now_ms, by_ms=by_ms)))
+    story.now_ms += by_ms
+
+
 # --- forward
 
 
@@ -470,13 +477,6 @@ def test_a_signal_is_in_time_or_not_by_when_it_was_added_and_not_by_when_it_is_r
     assert story.saga.steps[2].result == b"1"
 
 
-def the_clock_is_set(story: GraphStory, by_ms: int) -> None:
-    """The broker's clock is set, and every worker has seen it."""
-    if by_ms > 0:
-        story.watch = Watch(since_ms=1, jumps=(*story.watch.jumps, Jump(until_ms=story.now_ms, by_ms=by_ms)))
-    story.now_ms += by_ms
-
-
 @pytest.mark.parametrize("looked_at", [False, True])
 def test_a_signal_that_was_added_before_the_clock_was_set_back_is_in_time(looked_at: bool) -> None:
     """Whether or not the saga was told of the clock before."""
@@ -596,6 +596,66 @@ def test_a_saga_with_a_start_waits_for_it_and_its_deadline_counts_from_then() ->
 def graph_start() -> int:
     """A time that is later than the begin of these stories."""
     return given_graph(do("a")).now_ms + DAY_MS
+
+
+def to_start(**members: Any) -> GraphStory:
+    """A saga that starts in a day, and then has 10 minutes."""
+    return given_graph(*SLOW, start_at_ms=graph_start(), deadline_ms=600_000, **members).expect_nothing_sent()
+
+
+SLOW = (do("a", timeout_ms=HOUR_MS), do("b"))
+
+
+@pytest.mark.parametrize("deadline", ["soft", "hard"])
+@pytest.mark.parametrize("event", ["due", "signal", "again"])
+def test_a_saga_starts_and_has_its_time_if_the_clock_was_set_back_before(event: str, deadline: str) -> None:
+    """A start is a time of the calendar, and the deadline counts from there."""
+    story = to_start(deadline=deadline)
+    start_ms = graph_start()
+    the_clock_is_set(story, -HOUR_MS)
+    if event == "due":
+        story.when_due(after_ms=0).expect_nothing_changed()
+    elif event == "again":
+        begin = graph_of(*SLOW, start_at_ms=start_ms, deadline_ms=600_000, deadline=deadline)
+        story.when_begun_again(begin).expect_nothing_changed().expect_notices()
+    else:
+        story.when_signalled("approval").expect_refused("has no open step that waits for the signal approval")
+    assert story.saga.due_ms == start_ms
+    story.when_due().expect_all_sent("A 1")
+    assert (story.now_ms, story.saga.set_back_ms) == (start_ms, 0)
+    story.when("A_ok", 1).expect_all_sent("B 2")
+    assert story.saga.deadline_now_ms == start_ms + 600_000
+    # From now on it waits as any other saga: for as long as it would have.
+    the_clock_is_set(story, -HOUR_MS)
+    story.when_due(after_ms=0)
+    assert story.saga.deadline_now_ms == start_ms + 600_000 - (start_ms + 1000 - story.now_ms)
+
+
+def test_a_saga_that_would_start_while_the_clock_goes_forward_has_its_time_from_then_on() -> None:
+    story = to_start()
+    start_ms = graph_start()
+    story.now_ms = start_ms - 20 * 60_000
+    the_clock_is_set(story, HOUR_MS)
+    story.when_due(after_ms=0).expect_nothing_sent().expect_status("PENDING")
+    assert story.saga.deadline_now_ms == story.now_ms + 600_000
+    story.when_due(after_ms=0).expect_all_sent("A 1")
+    story.when_due()
+    assert story.now_ms == start_ms + 40 * 60_000 + 600_000
+    story.when("A_ok", 1).expect_status("COMPENSATING", "The deadline, 600000 ms after the start, has passed")
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_clock_that_goes_forward_before_a_start_leaves_the_deadline_where_it_is(looked_at: bool) -> None:
+    story = to_start()
+    start_ms = graph_start()
+    the_clock_is_set(story, HOUR_MS)
+    if looked_at:
+        story.when_due(after_ms=0).expect_nothing_sent()
+    while story.saga.is_to_start:
+        story.when_due()
+    assert (story.now_ms, story.saga.deadline_now_ms) == (start_ms, start_ms + 600_000)
+    # It is told of the same jump again, by another worker.
+    story.when_due(after_ms=1).expect_nothing_changed()
 
 
 def test_a_saga_that_waits_for_its_start_can_be_cancelled_and_signalled() -> None:

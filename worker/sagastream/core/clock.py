@@ -1,7 +1,7 @@
 """The times of a saga, if the broker's clock was set back, or went forward at once, since the saga last changed.
 
 A saga waits for as long as it would have waited. If nobody knows what the clock did, it waits for longer, never for
-less.
+less. Its start is another matter: that is a time of the calendar, and comes when the clock gets there.
 """
 
 from typing import Any, Final, NamedTuple
@@ -43,12 +43,16 @@ def by_the_clock(state: SagaState, now_ms: int, watch: Watch) -> SagaState:
     """
     back_ms = state.updated_ms - now_ms
     if back_ms > SET_BACK_MS:
+        if state.is_to_start:
+            return state  # its deadline counts from its start, and both come when the clock gets there
         # It waits from now on for as long as after its last change. Otherwise it would wait until that time came again.
         steps = tuple([_moved(step, -back_ms, now_ms) for step in state.steps])
         set_back_ms = min(state.set_back_ms + back_ms, MAX_SET_BACK_MS)
         return replace(state, steps=steps, set_back_ms=set_back_ms, updated_ms=now_ms)
     # Of nearly all sagas and clocks, this look says all.
     if (watch.jumps or state.set_back_ms) and (forward_ms := _forward_ms(state, watch)):
+        if state.start_ms is not None and state.is_to_start:
+            forward_ms = min(forward_ms, max(now_ms - state.start_ms, 0))  # as far as the clock went past its start
         steps = tuple([_moved(step, forward_ms, now_ms) for step in state.steps])
         set_forward_ms = min(state.set_forward_ms + forward_ms, MAX_SET_BACK_MS)
         return replace(state, steps=steps, set_forward_ms=set_forward_ms, updated_ms=now_ms)

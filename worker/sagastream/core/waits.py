@@ -39,8 +39,7 @@ def is_too_late(step: Step, event: Signal, now_ms: int) -> bool:
 
 
 def may_be_in_time(added_ms: int, due_ms: int, now_ms: int) -> bool:
-    """Whether an entry that has the time `added_ms` in its id may have been added before `due_ms`, by the clock as it is
-    now.
+    """Whether an entry that has the time `added_ms` in its id may have been added before `due_ms`.
 
     If the id is ahead of the clock, the clock was set back: Redis then gives ids with the old time until the clock gets
     there again. Nobody knows when such an entry was added, so it may have been in time. Rejected: to take the time at
