@@ -69,6 +69,7 @@ class Bug(StrEnum):
     UNDONE_BEFORE_OTHERS = "a step is undone before what came after it is undone"
     SENT_AFTER_A_FAILURE = "a step is sent after another one has failed"
     SIBLING_FORGOTTEN = "what is out beside a step that fails counts as not done"
+    LAST_FAILURE_COUNTS = "a step that fails while the saga settles changes why it goes back"
     RESOLVED_ANEW = "the references of a step are resolved anew for each attempt"
     BYPASSED_IS_UNDONE = "a step that was bypassed is undone"
     SIGNAL_LOST = "a signal that comes before its wait is not kept"
@@ -227,6 +228,13 @@ def _drops_signals(
     return _go_back(replace(state, signals=()), steps, why, moment, happening, **more)
 
 
+_fail_step = back.fail_step
+
+
+def _newest_counts(state: SagaState, number: int, error: bytes | None, moment: Moment, *, unknown: bool) -> Decision:
+    return _fail_step(replace(state, cancelling=None), number, error, moment, unknown=unknown)
+
+
 _send_transaction = sending.send_transaction
 
 
@@ -297,6 +305,7 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.UNDONE_BEFORE_OTHERS: [(plan, "undoable", _all_at_once)],
     Bug.SENT_AFTER_A_FAILURE: [(moves, "complete_step", _goes_on)],
     Bug.SIBLING_FORGOTTEN: [(back, "go_back", _at_once)],
+    Bug.LAST_FAILURE_COUNTS: [(moves, "fail_step", _newest_counts)],
     Bug.RESOLVED_ANEW: [(moves, "send_transaction", _built_anew)],
     Bug.BYPASSED_IS_UNDONE: [
         (plan, "TO_UNDO", TO_UNDO | {Phase.BYPASSED}),

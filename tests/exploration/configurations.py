@@ -230,6 +230,8 @@ PLANTED: Final = [
     (Bug.UNDONE_BEFORE_OTHERS, Config(name="a diamond", graph=DIAMOND, outcomes=("o", "o", "o", "r"), **ALONE)),
     (Bug.SENT_AFTER_A_FAILURE, Config(name="two chains", graph=CHAINS, outcomes=("r", "o", "o", "o"), **ALONE)),
     (Bug.SIBLING_FORGOTTEN, Config(name="two steps at once", graph=BOTH, outcomes=("r", "o"), **ALONE)),
+    (Bug.LAST_FAILURE_COUNTS, Config(name="two steps at once, one fails, cancelled", graph=BOTH, outcomes=("r", "o"),
+                                     verbs=(Verb.CANCEL,), requests=1, **ALONE)),
     (Bug.RESOLVED_ANEW, Config(name="a step is skipped, and done after all", outcomes=("o", "o", "o"), **ALONE,
                                graph=(do("p", **_PIVOT), do("a", **_LAST),
                                       do("b", **_LAST | {"attempts": 2},

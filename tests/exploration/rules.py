@@ -207,6 +207,16 @@ def _broken_history(before: SagaState | None, after: SagaState, commands: Sequen
         return f"goes back past its pivot: {_shown(after)}"
     if after.compensating_steps[: len(before.compensating_steps)] != before.compensating_steps:
         return f"compensated were {before.compensating_steps}, then {after.compensating_steps}"
+    return _broken_reason(before, after)
+
+
+def _broken_reason(before: SagaState, after: SagaState) -> str | None:
+    """Why a saga goes back is what came first. What comes later may be added, and changes nothing else."""
+    why, since = before.reason or before.cancelling, after.reason or after.cancelling
+    if before.format == PLAIN or why is None or since is None:  # a pivot that is done ends it
+        return None
+    if not since.startswith(why) or after.failed_step != before.failed_step:
+        return f"it went back since {why!r}, step {before.failed_step}; now since {since!r}, step {after.failed_step}"
     return None
 
 

@@ -1,6 +1,7 @@
 """What a graph can do: branches, settle and then undo, conditions, waits, starts, signalled retries, parking."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -103,9 +104,39 @@ def test_what_fails_while_the_saga_settles_does_not_change_why_it_goes_back() ->
     story.when("UnA_ok", 1).expect_aborted("Step 3 failed: full").expect_at(1, undone=[1])
 
 
-def test_a_failure_while_the_saga_is_to_be_cancelled_is_the_reason() -> None:
-    story = both_out().when_asked(Verb.CANCEL, "ordered twice").when("C_failed", 3, error="full").when("B_ok", 2)
-    story.expect_status("COMPENSATING", "Step 3 failed: full").expect_all_sent("UnB 2")
+@pytest.mark.parametrize("how", ["cancelled", "deadline"])
+@pytest.mark.parametrize(
+    "answers", [("B_ok", "C_failed"), ("C_failed", "B_ok"), ("C_failed", "B_failed"), ("C_failed",)]
+)
+def test_what_fails_while_the_saga_is_to_be_cancelled_does_not_change_why(how: str, answers: Sequence[str]) -> None:
+    """Whichever comes first of a failure, a cancel and the deadline is the reason."""
+    tell = {"why": {"$ref": "/failure"}}
+    steps = (do("a", compensation_params=tell), *DIAMOND[1:])
+    story = given_graph(*steps, deadline_ms=10_000).when("A_ok", 1)
+    if how == "cancelled":
+        why = "Cancelled: ordered twice"
+        story.when_asked(Verb.CANCEL, "ordered twice")
+    else:
+        why = "The deadline, 10000 ms after the begin, has passed"
+        story.when_due()
+    for kind in answers:
+        story.when(kind, "ABC".index(kind[0]) + 1, **({"error": "full"} if kind.endswith("failed") else {}))
+    if len(answers) == 1:
+        story.when_due()
+    story.expect_status("COMPENSATING", why)
+    assert (story.saga.failed_step, story.saga.steps[2].error) == (None, b'"full"')
+    if "B_failed" not in answers:
+        story.when("UnB_ok", 2)
+    story.expect_all_sent("UnA 1")
+    told = encode({"why": {"step": None, "error": None, "reason": why}})
+    assert story.decision.commands[0].undo == told
+    story.when("UnA_ok", 1).expect_aborted(why)
+
+
+def test_a_second_cancel_adds_to_why_the_saga_goes_back() -> None:
+    story = both_out().when_asked(Verb.CANCEL, "ordered twice").when("C_failed", 3, error="full")
+    story.when_asked(Verb.CANCEL, "now", request_id="op-2", now=True)
+    story.expect_status("COMPENSATING", "Cancelled: ordered twice; Cancelled: now")
 
 
 def test_a_saga_of_which_nothing_was_done_ends_at_the_step_that_failed() -> None:

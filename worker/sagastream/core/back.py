@@ -30,8 +30,8 @@ def fail_step(state: SagaState, number: int, error: bytes | None, moment: Moment
     step = given_up(state.steps[number - 1], moment, error=error, unknown=unknown)
     times = f" ({step.attempt} attempts)" if step.attempt > 1 else ""
     why = f"Step {number} failed: {quote(error)}{times}"
-    if state.failed_step is not None:
-        why = str(state.cancelling)  # the first failure counts
+    if state.format != PLAIN and state.cancelling is not None:
+        why = state.cancelling  # what came first counts: another failure, a cancel, the deadline
     elif state.format != PLAIN:
         state = replace(state, failed_step=number)
     return go_back(state, put(state.steps, number, step), why, moment, "step failed")
