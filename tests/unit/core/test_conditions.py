@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.core.conditions import MAX_TESTS, holds, problems
+from sagastream.core.conditions import MAX_COMPARED_BYTES, MAX_TESTS, holds, problems
 from sagastream.core.references import CACHED_BYTES, MAX_OPERATORS, Known, Roots, Sources
 from sagastream.core.strict_json import encode
 from sagastream.errors import CannotBuild
@@ -46,10 +46,10 @@ def is_so(condition: Any, of_input: Any = INPUT) -> bool:
     return holds(encode(condition), sources(of_input))
 
 
-def why_not(condition: Any) -> str:
+def why_not(condition: Any, of_input: Any = INPUT) -> str:
     """The text of the error."""
     with pytest.raises(CannotBuild) as caught:
-        is_so(condition)
+        is_so(condition, of_input)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -86,6 +86,8 @@ SO: list[Any] = [
     {"ne": [{"a": 1}, {"a": 1, "b": 1}]},
     {"ne": [{"a": 1}, {"b": 1}]},
     {"ne": [at("longest"), float(2**64)]},
+    {"ne": [1, at("deep")]},
+    {"ne": [at("one"), at("deep")]},
     {"lt": [at("total"), 100.5]},
     {"le": [at("total"), 100.0]},
     {"gt": [at("total"), -1]},
@@ -178,10 +180,13 @@ NO_ORDER = "have no order; only two numbers or two texts have"
         ({"in": [1, at("name")]}, "/in: in takes a value and a list, and the second is a text"),
         ({"not": {"in": ["a", at("one")]}}, "/not/in: in takes a value and a list, and the second is an object"),
         ({"eq": [at("card"), 1]}, "/input/card: a sealed value cannot be compared"),
-        ({"ne": [1, at("deep")]}, "/input/deep: a sealed value cannot be compared"),
+        ({"ne": [[], at("deep")]}, "/input/deep: a sealed value cannot be compared"),
+        ({"ne": [at("deep"), []]}, "/input/deep: a sealed value cannot be compared"),
+        ({"lt": [1, at("card")]}, "/input/card: a sealed value cannot be compared"),
+        ({"in": [at("deep"), []]}, "/input/deep: a sealed value cannot be compared"),
         ({"in": [1, at("deep")]}, "/input/deep: a sealed value cannot be compared"),
         ({"eq": [1, [at("card")]]}, "/eq/1: a sealed value cannot be compared"),
-        ({"any": [{"eq": [1, at("nothing", default=[SEALED])]}]}, "/input/nothing: a sealed value cannot be compared"),
+        ({"any": [{"eq": [[], at("nothing", default=[SEALED])]}]}, "/input/nothing: a sealed value cannot be compared"),
         (
             {"exists": at("card/number")},
             "/input/card/number: /input/card is sealed, and can be copied only as a whole",
@@ -275,14 +280,92 @@ def test_a_condition_has_a_limit_of_operators_and_of_references() -> None:
     ]
 
 
-def test_a_large_value_is_not_copied_to_be_compared() -> None:
-    large = sources({"a": ["x" * 1000] * 1000})
-    condition = encode({"all": [{"ne": [{"$ref": "/input/a"}, 5]}] * (MAX_TESTS - 1)})
+TOO_LARGE = f"too large: a condition compares at most {MAX_COMPARED_BYTES} bytes"
+#: The text of a list that takes half of what a condition compares.
+HALF = MAX_COMPARED_BYTES // 2
+#: Two of them, which are equal.
+LISTS = {"a": ["x" * (HALF - 4)], "b": ["x" * (HALF - 4)]}
+LONGER = LISTS | {"b": ["x" * (HALF - 3)]}
+
+
+def test_a_condition_compares_lists_and_objects_up_to_a_limit() -> None:
+    pair = [at("a"), at("b")]
+    assert len(encode(LISTS["a"])) == HALF
+    assert is_so({"eq": pair}, LISTS)
+    for condition in ({"eq": pair}, {"in": pair}):
+        assert why_not(condition, LONGER) == f"/input/b: {TOO_LARGE}"
+    whole = {"a": ["x" * (2 * HALF - 4)], "o": {"a": "x" * (2 * HALF - 8)}}
+    assert not is_so({"in": [1, at("a")]}, whole)
+    for condition, name in (
+        ({"eq": [at("a"), []]}, "b"),
+        ({"ne": [{"x": 1}, at("o")]}, "o"),
+        ({"in": [1, at("a")]}, "a"),
+    ):
+        assert "too large" in why_not({"any": [{"in": [1, []]}, condition]}, whole), name
+
+
+def test_all_that_one_condition_compares_counts_together_as_far_as_it_looks() -> None:
+    first: dict[str, Any] = {"in": [1, at("a")]}
+    assert not is_so({"any": [first, first]}, LISTS)
+    assert why_not({"any": [first, first, {"in": [1, []]}]}, LISTS) == f"/any/2/in/1: {TOO_LARGE}"
+    assert is_so({"any": [{"not": first}, first, first]}, LISTS)
+
+
+def test_what_is_built_to_be_compared_counts_too() -> None:
+    text = {"t": "x" * (MAX_COMPARED_BYTES - 2), "a": 1}
+    built = {"$concat": [at("t")]}
+    assert is_so({"eq": [built, at("t")]}, text)
+    assert why_not({"eq": [{"$concat": [at("t"), "y"]}, at("t")]}, text) == f"/eq/0: {TOO_LARGE}"
+    assert why_not({"eq": [1, [at("t")]]}, text) == f"/eq/1: {TOO_LARGE}"
+
+
+def test_a_value_of_any_size_may_be_compared_with_a_text_a_number_or_null() -> None:
+    """It need not be looked into; and two texts are compared as they are."""
+    large = sources(
+        {"a": ["x" * 1000] * 1000, "o": {str(number): number for number in range(50_000)}, "t": "x" * 300_000}
+    )
+    tests: list[Any] = [
+        {"ne": [at("a"), 5]},
+        {"ne": [None, at("o")]},
+        {"eq": [at("t"), at("t")]},
+        {"ne": [at("a"), at("o")]},
+    ]
+    condition = encode({"all": tests * (MAX_TESTS // 4 - 1)})
     assert holds(condition, large)
-    assert cpu_ms(lambda: holds(condition, large)) < 150
-    nested = encode({"eq": [[{"$ref": "/input/a"}] * 1000, 1]})
+    assert cpu_ms(lambda: holds(condition, large)) < 10
+
+
+def test_what_a_condition_itself_says_is_refused_before_the_saga_runs_if_it_is_too_large_to_compare() -> None:
+    fits, too_large = "x" * (MAX_COMPARED_BYTES - 4), "x" * (MAX_COMPARED_BYTES - 3)
+    assert told({"in": [at("a"), [fits]]}) == []
+    assert told({"any": [{"in": [at("a"), [too_large]]}]}) == [f"/any/0/in/1: {TOO_LARGE}"]
+
+
+#: Pairs of equal values that are dear to compare. Both together are as large as a condition may compare.
+DEAR: dict[str, Any] = {
+    "empty lists": [[]] * ((HALF - 1) // 3),
+    "objects": [{"a": 1}] * ((HALF - 1) // 8),
+    "numbers": [1] * ((HALF - 1) // 2),
+    "an object": {f"{number:x}": 1 for number in range((HALF - 1) // 8)},
+    "nested": [[[[[[[[1]]]]]]]] * ((HALF - 1) // 16),
+}
+
+
+@pytest.mark.parametrize("name", DEAR)
+def test_a_condition_takes_a_worker_a_few_milliseconds_at_most(name: str) -> None:
+    one = DEAR[name]
+    assert HALF * 0.9 < len(encode(one)) <= HALF
+    dear = sources({"a": one, "b": one})
+    condition = encode({"any": [{"ne": [at("a"), at("b")]}]})
+    assert not holds(condition, dear)  # and the input is parsed
+    assert cpu_ms(lambda: holds(condition, dear)) < 10
+    many = encode({"any": [{"ne": [at("a"), at("b")]}] * (MAX_TESTS - 1)})
+    assert cpu_ms(lambda: refused(many, dear)) < 10
+
+
+def refused(condition: bytes, one: Sources) -> None:
     with pytest.raises(CannotBuild, match="too large"):
-        holds(nested, large)
+        holds(condition, one)
 
 
 # --- against the plainest program that does the same

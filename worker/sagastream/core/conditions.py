@@ -19,22 +19,46 @@ from typing import Any, Final, NamedTuple
 from sagastream.core import templates
 from sagastream.core.pointers import below, kind_of, named, shown
 from sagastream.core.references import CACHED_BYTES, Roots, Sources, finds, found, why_not, written, wrong
-from sagastream.core.sealed_values import keys_of
+from sagastream.core.sealed_values import keys_of, sealed_value
 from sagastream.core.strict_json import encode, value_of
-from sagastream.core.templates import Joined, Operator, Problem, Reference, compiled, operators
+from sagastream.core.templates import Joined, Operator, Problem, Reference, Template, compiled, operators
 from sagastream.errors import CannotBuild
 
-#: The most operators in one condition. Each may compare two large values, which takes a worker up to 50 ms.
+#: The most operators in one condition.
 MAX_TESTS: Final = 100
+#: How many bytes one condition compares at most, as JSON: of lists and objects that are looked into, and of what is
+#: built to be compared. That takes a worker up to 5 ms, and a saga may have a hundred conditions.
+MAX_COMPARED_BYTES: Final = 1 << 16
 
 _ORDERS: Final = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 _OF_TWO: Final = ("eq", "ne", *_ORDERS, "in")
 _OF_CONDITIONS: Final = ("all", "any")
 _ALL: Final = (*_OF_TWO, "exists", *_OF_CONDITIONS, "not")
 
-#: A condition, compiled; a value to be compared, compiled.
-_Condition = Callable[[Sources], bool]
-_Value = Callable[[Sources], Any]
+
+class _Look:
+    """One decision on a condition: what its references may find, and how many bytes it may still compare."""
+
+    __slots__ = ("_left", "sources")
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self._left = MAX_COMPARED_BYTES
+
+    def take(self, data: bytes, path: str) -> None:
+        """This is to be compared. Raises CannotBuild if it is too much, or if anything in it is sealed."""
+        self._left -= len(data)
+        if self._left < 0:
+            raise CannotBuild(f"{shown(path)}: {_TOO_LARGE}")
+        if keys_of(data):
+            raise CannotBuild(f"{shown(path)}: {_SEALED}")
+
+
+_TOO_LARGE: Final = f"too large: a condition compares at most {MAX_COMPARED_BYTES} bytes"
+_SEALED: Final = "a sealed value cannot be compared"
+#: A condition, compiled; a value to be compared, compiled, and where it comes from.
+_Condition = Callable[[_Look], bool]
+_Value = tuple[Callable[[_Look], Any], str]
 
 
 def problems(condition: Any, roots: Roots) -> Iterator[Problem]:
@@ -61,13 +85,12 @@ def problems(condition: Any, roots: Roots) -> Iterator[Problem]:
 def holds(condition: bytes, sources: Sources) -> bool:
     """Whether a condition holds. The same arguments give the same answer.
 
-    Raises CannotBuild: a reference finds nothing and has no default; two values have no order; a value is sealed; or
-    the condition has a problem. What need not be known raises nothing: `all` and `any` stop at the first condition that
-    decides.
+    Raises CannotBuild: a reference finds nothing and has no default; two values have no order; a value is sealed; the
+    values are too large to be compared; or the condition has a problem. What need not be known raises nothing: `all`
+    and `any` stop at the first condition that decides, and a list is equal to no text, whatever is in it.
     """
-    if len(condition) <= CACHED_BYTES:
-        return _cached(condition)(sources)
-    return _compiled(value_of(condition), "")(sources)
+    decide = _cached(condition) if len(condition) <= CACHED_BYTES else _compiled(value_of(condition), "")
+    return decide(_Look(sources))
 
 
 # --- reading
@@ -124,8 +147,11 @@ def _tests(condition: Any, path: str) -> Iterator[_Test | Problem]:
 
 def _in_constant(name: str, index: int, value: Any, path: str) -> Iterator[Problem]:
     """What is wrong with a value that stands in the condition itself. `name`: of the operator."""
-    if _holds_sealed(value):
-        yield Problem(path, "a sealed value cannot be compared")
+    data = encode(value)
+    if keys_of(data):
+        yield Problem(path, _SEALED)
+    elif len(data) > MAX_COMPARED_BYTES:
+        yield Problem(path, _TOO_LARGE)
     elif name == "in" and index == 1 and not isinstance(value, list):
         yield Problem(path, f"in takes a value and a list, and this is {kind_of(value)}")
     elif name in _ORDERS and not (isinstance(value, str) or _is_number(value)):
@@ -149,43 +175,73 @@ def _compiled(condition: Any, path: str) -> _Condition:
         raise CannotBuild(str(test))
     at, name, operands = test
     if name == "exists":
-        return lambda sources: finds(operands, sources)
+        return lambda look: finds(operands, look.sources)
     if name == "not":
         inner = _compiled(operands, at)
-        return lambda sources: not inner(sources)
+        return lambda look: not inner(look)
     if name in _OF_CONDITIONS:
         conditions = [_compiled(operand, below(at, index)) for index, operand in enumerate(operands)]
         decide = all if name == "all" else any
-        return lambda sources: decide(one(sources) for one in conditions)
+        return lambda look: decide(one(look) for one in conditions)
     left, right = [_value(operand, below(at, index)) for index, operand in enumerate(operands)]
-    return lambda sources: _compared(name, left(sources), right(sources), at)
+    return _Comparison(name, at, left, right).holds
 
 
 def _value(template: Any, path: str) -> _Value:
     pieces = compiled(template, path)
     first = pieces[0]
     if len(pieces) > 1 or isinstance(first, Joined):
-        return lambda sources: _readable(value_of(written(pieces, sources)), path)
+        return lambda look: _built(look, pieces, path), path
     if isinstance(first, Reference):
-        return lambda sources: _readable(found(first, sources), first.pointer)
+        return lambda look: found(first, look.sources), first.pointer
     constant = value_of(first)
-    return lambda _: _readable(constant, path)
+    return lambda _: constant, path
+
+
+def _built(look: _Look, pieces: Template, path: str) -> Any:
+    data = written(pieces, look.sources)
+    look.take(data, path)
+    return value_of(data)
 
 
 # --- comparing
 
 
-def _compared(name: str, one: Any, other: Any, path: str) -> bool:
-    if name in _ORDERS:
-        if (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other)):
-            return bool(_ORDERS[name](one, other))
-        kinds = f"{kind_of(one)} and {kind_of(other)}"
-        raise CannotBuild(f"{shown(path)}: {kinds} have no order; only two numbers or two texts have")
-    if name == "in":
-        if not isinstance(other, list):
-            raise CannotBuild(f"{shown(path)}: in takes a value and a list, and the second is {kind_of(other)}")
-        return any(_equal(one, item) for item in other)
-    return _equal(one, other) is (name == "eq")
+class _Comparison(NamedTuple):
+    """An operator that takes two values."""
+
+    name: str
+    path: str  # where its operands stand
+    left: _Value
+    right: _Value
+
+    def holds(self, look: _Look) -> bool:
+        name, path, (left, where), (right, there) = self
+        one, other = left(look), right(look)
+        _check_open(one, where)
+        _check_open(other, there)
+        if name in _ORDERS:
+            if (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other)):
+                return bool(_ORDERS[name](one, other))
+            kinds = f"{kind_of(one)} and {kind_of(other)}"
+            raise CannotBuild(f"{shown(path)}: {kinds} have no order; only two numbers or two texts have")
+        if name == "in":
+            if not isinstance(other, list):
+                raise CannotBuild(f"{shown(path)}: in takes a value and a list, and the second is {kind_of(other)}")
+            if isinstance(one, dict | list):
+                look.take(encode(one), where)
+            look.take(encode(other), there)
+            return any(_equal(one, item) for item in other)
+        if isinstance(one, dict | list) and type(one) is type(other):
+            look.take(encode(one), where)
+            look.take(encode(other), there)
+        return _equal(one, other) is (name == "eq")
+
+
+def _check_open(value: Any, where: str) -> None:
+    """Raises CannotBuild if the value is sealed, as a whole: nobody knows what kind of value it is."""
+    if isinstance(value, dict) and sealed_value(value) is not None:
+        raise CannotBuild(f"{shown(where)}: {_SEALED}")
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -200,14 +256,3 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _readable(value: Any, where: str) -> Any:
-    """The value, if nothing in it is sealed. Raises CannotBuild."""
-    if _holds_sealed(value):
-        raise CannotBuild(f"{shown(where)}: a sealed value cannot be compared")
-    return value
-
-
-def _holds_sealed(value: Any) -> bool:
-    return isinstance(value, dict | list) and bool(keys_of(encode(value)))
