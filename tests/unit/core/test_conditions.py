@@ -332,7 +332,7 @@ def test_a_value_of_any_size_may_be_compared_with_a_text_a_number_or_null() -> N
     ]
     condition = encode({"all": tests * (MAX_TESTS // 4 - 1)})
     assert holds(condition, large)
-    assert cpu_ms(lambda: holds(condition, large)) < 10
+    assert cpu_ms(lambda: holds(condition, large)) < 25
 
 
 def test_what_a_condition_itself_says_is_refused_before_the_saga_runs_if_it_is_too_large_to_compare() -> None:
@@ -358,9 +358,9 @@ def test_a_condition_takes_a_worker_a_few_milliseconds_at_most(name: str) -> Non
     dear = sources({"a": one, "b": one})
     condition = encode({"any": [{"ne": [at("a"), at("b")]}]})
     assert not holds(condition, dear)  # and the input is parsed
-    assert cpu_ms(lambda: holds(condition, dear)) < 10
+    assert cpu_ms(lambda: holds(condition, dear)) < 25
     many = encode({"any": [{"ne": [at("a"), at("b")]}] * (MAX_TESTS - 1)})
-    assert cpu_ms(lambda: refused(many, dear)) < 10
+    assert cpu_ms(lambda: refused(many, dear)) < 25
 
 
 def refused(condition: bytes, one: Sources) -> None:

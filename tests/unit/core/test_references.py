@@ -316,6 +316,20 @@ def test_a_problem_of_a_long_template_costs_no_more() -> None:
     assert cpu_ms(lambda: refused(text, sources())) < 150
 
 
+def test_a_text_joined_of_joined_texts_costs_no_more_than_one_that_is_not() -> None:
+    def nested(levels: int) -> Any:
+        template: Any = {"$concat": ["ab"] * 90_000}
+        for _ in range(levels):
+            template = {"$concat": [template, "c"]}
+        return template
+
+    deep = nested((MAX_DEPTH - 8) // 2)
+    text = encode(deep)
+    assert len(json.loads(built(deep))) == 2 * 90_000 + (MAX_DEPTH - 8) // 2
+    assert cpu_ms(lambda: list(problems(deep, ROOTS))) < 50
+    assert cpu_ms(lambda: build(text, sources())) < 100
+
+
 def test_templates_that_are_not_kept_are_built_alike() -> None:
     template = {"a": ref("/input/total"), "pad": "x" * CACHED_BYTES}
     assert len(encode(template)) > CACHED_BYTES

@@ -146,6 +146,9 @@ def _concat(value: dict[str, Any]) -> Concat | Problem:
     if not isinstance(items, list):
         return Problem("/$concat", f"$concat joins a list, and this is {kind_of(items)}")
     for index, item in enumerate(items):
+        # One that stands in another is looked at when its turn comes. Else each would be read once a level.
+        if isinstance(item, dict) and "$concat" in item:
+            continue
         one = operator(item) if isinstance(item, dict) else None
         known = item
         if isinstance(one, Literal):
@@ -221,15 +224,20 @@ def _with_gaps(value: Any, gaps: list[Reference | Joined | Problem]) -> Any:
 def _joined(concat: Concat) -> Joined | Problem:
     """A `$concat` with those that stand in it."""
     parts: list[str | Reference] = []
+    return _add_parts(concat, parts) or Joined(tuple(parts))
+
+
+def _add_parts(concat: Concat, parts: list[str | Reference]) -> Problem | None:
+    """Add what a `$concat` joins. Returns what is wrong in it."""
     for item in concat.items:
         one = operator(item) if isinstance(item, dict) else None
-        joined = _joined(one) if isinstance(one, Concat) else one
-        if isinstance(joined, Problem):
-            return joined
-        if isinstance(joined, Joined):
-            parts += joined.parts
-        elif isinstance(joined, Reference):
-            parts.append(joined)
+        if isinstance(one, Problem):
+            return one
+        if isinstance(one, Concat):
+            if (problem := _add_parts(one, parts)) is not None:
+                return problem
+        elif isinstance(one, Reference):
+            parts.append(one)
         else:
-            parts.append(as_text(item if joined is None else value_of(joined.data)))
-    return Joined(tuple(parts))
+            parts.append(as_text(item if one is None else value_of(one.data)))
+    return None
