@@ -114,11 +114,11 @@ def _answered_before(step: Step, reply: Reply) -> bool:
         return step.attempt > 0 and (not was_done or reply.unknown or step.definition.retried)
     if step.compensation is None:
         return False
-    is_undone = step.compensation_answered_ms is not None
     if reply.type == failed(step.compensation):
-        # Two processes may have had the command: one has undone the step, and of the other nobody knows.
-        return not is_undone or step.compensation_attempt > 1 or reply.unknown
-    return is_undone and reply.type == ok(step.compensation)
+        # Two processes may have had the command: one has undone the step, and a handler of the other finds nothing left
+        # to undo. No `failed` of an undo is for good, so it contradicts nothing.
+        return True
+    return reply.type == ok(step.compensation) and step.compensation_answered_ms is not None
 
 
 def _why_unfit(state: SagaState, step: Step, reply: Reply) -> str:
