@@ -1,6 +1,6 @@
 """States of sagas, whatever they are, and their hashes: what the tests of the store write and read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -231,16 +231,26 @@ def graphs(draw: st.DrawFn, like: SagaState | None = None) -> SagaState:
             if can_be(definition, earlier.phase, saga.status) and draw(st.booleans()):
                 steps.append(earlier)
                 continue
-        phase = draw(st.sampled_from([phase for phase in Phase if can_be(definition, phase, saga.status)]))
-        built = {name: draw(st.none() | PAYLOADS) for name in ("built", "built_undo")}
-        steps.append(replace(draw(STEPS[phase]), definition=definition, **built))
-    return replace(
+        steps.append(draw(in_a_phase(definition, saga.status, Phase)))
+    saga = replace(
         saga,
         current_step=draw(st.integers(1, count)),
         steps=tuple(steps),
         compensating_steps=tuple(number for number in saga.compensating_steps if number <= count),
         failed_step=draw(st.none() | st.integers(1, count)),
     )
+    if saga.ended or saga.is_to_start or saga.active_steps:
+        return saga
+    number = draw(st.integers(1, count))  # of a live saga, some step waits for something
+    return saga.with_step(number, draw(in_a_phase(steps[number - 1].definition, saga.status, sorted(ACTIVE))))
+
+
+@st.composite
+def in_a_phase(draw: st.DrawFn, definition: StepDefinition, status: SagaStatus, phases: Iterable[Phase]) -> Step:
+    """A step of a graph that is so, in one of these phases."""
+    phase = draw(st.sampled_from([phase for phase in phases if can_be(definition, phase, status)]))
+    built = {name: draw(st.none() | PAYLOADS) for name in ("built", "built_undo")}
+    return replace(draw(STEPS[phase]), definition=definition, **built)
 
 
 @st.composite

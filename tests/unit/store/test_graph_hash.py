@@ -313,6 +313,19 @@ def test_a_hash_that_contradicts_itself_is_corrupt(wrong: dict[bytes, bytes]) ->
     assert isinstance(read("saga42", HASH | wrong), CorruptSaga)
 
 
+def test_a_hash_of_a_live_graph_of_which_no_step_waits_for_anything_is_corrupt() -> None:
+    """No time would come for it, and no person would be asked."""
+    damaged = "the hash of saga saga42 is damaged: it is {}, and no step of it waits for anything"
+    idle = HASH | dict.fromkeys([b"step2.phase", b"step2.due_at", b"step3.phase", b"step3.due_at"], b"")
+    assert str(read("saga42", idle)) == damaged.format("PENDING")
+    back = HASH_BACK | {b"step1.phase": b"COMPLETED", b"step1.due_at": b"", b"step2.phase": b"IN_DOUBT"}
+    assert str(read("saga42", back | {b"step2.due_at": b""})) == damaged.format("COMPENSATING")
+    to_start = replace(a_graph(), steps=tuple(Step(definition=step.definition) for step in a_graph().steps))
+    whole = written(changed_fields(None, to_start))
+    assert isinstance(read("saga42", whole), SagaState)
+    assert str(read("saga42", whole | {b"start_at": b""})) == damaged.format("PENDING")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -261,6 +261,9 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
     state = SagaState(saga_id=saga_id, steps=steps, version=whole_number(version), **saga)
     if b"%d" % state.version != version:
         raise ValueError(f"version {version!a}")  # the commit compares it as text
+    if not (state.ended or state.is_to_start or any(step.is_active for step in steps)):
+        # No time would come for it. A plain saga always waits for its current step.
+        raise ValueError(f"it is {state.status}, and no step of it waits for anything")
     if state.compensating_steps and max(state.compensating_steps) > count:
         raise ValueError(f"it has {count} steps, and has compensated {state.compensating_steps}")
     return state
