@@ -9,8 +9,11 @@ from msgspec.structs import replace
 from sagastream import Context, Definition, Service, item
 from sagastream.client.requests import conflicting, to_begin
 from sagastream.codecs.keyring import Keyring
+from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Command, Signal, reply_to
 from sagastream.core.parsing import parse_begin
+from sagastream.core.saga import SagaState
+from sagastream.core.same_saga import conflict
 from sagastream.core.sealed_messages import (
     MAX_MEMBERS,
     open_begin,
@@ -23,6 +26,7 @@ from sagastream.core.sealed_messages import (
 )
 from sagastream.core.sealed_values import is_sealed, keys_of
 from sagastream.core.sealing import MAX_SEALED, UNDO, Place, open_value, seal
+from sagastream.core.transitions import Moment
 from sagastream.errors import CannotOpen, MalformedMessage
 from sagastream.store import saga_hash
 from sagastream.testing import Sagas
@@ -72,6 +76,37 @@ def test_what_was_sealed_is_accepted_on_the_wire_and_is_not_sealed_twice() -> No
     assert parse_begin(json.loads(sealed.body()), plain=True).body() == sealed.body()
     assert sealed_begin(RING, sealed) == sealed
     assert sealed_begin(ROTATED, sealed) == sealed
+
+
+def versioned(version: int, pointer: str, data: Any, ring: Keyring = RING) -> Begin:
+    """By a definition whose versions refer to different parts of the input: those are sealed by themselves."""
+    named = {"name": "order", "version": version, "sha256": f"{version}" * 64}
+    return sealed_begin(ring, begin(do({"to": {"$ref": pointer}}), input=data, definition=named))
+
+
+def test_a_worker_cannot_tell_whether_inputs_differ_that_are_sealed_in_other_parts() -> None:
+    """It does not say that another saga has the id. A client opens both."""
+    data = {"user": {"mail": SECRET, "name": "Mei"}}
+    there = versioned(1, "/input/user", data)
+    kept = decide(None, there, Moment(now_ms=0, published={})).state
+    assert isinstance(kept, SagaState)
+    again = versioned(2, "/input/user/mail", data)
+    assert again.input != there.input
+    assert conflict(kept, versioned(2, "/input/user", data)) is None
+    assert conflict(kept, again) == (
+        "cannot tell whether this is saga s as it began: its inputs and those of this request are sealed with key k in "
+        "different parts; a client that has the keys can tell"
+    )
+    # What is sealed in the same part, or is not sealed, such as names, can be told.
+    for differs in (
+        versioned(2, "/input/user", {"user": {"mail": "x", "name": "Mei"}}),
+        versioned(2, "/input/user/mail", data | {"more": 1}),
+    ):
+        assert str(conflict(kept, differs)).startswith("another saga has the id s: inputs differ, sealed with key k ")
+    assert conflicting(kept, again, RING) is None
+    refused = conflicting(kept, versioned(2, "/input/user/mail", {"user": {"mail": "x", "name": "Mei"}}), RING)
+    assert refused is not None
+    assert "another saga has the id s: inputs differ; they are sealed" in str(refused.error)
 
 
 def test_a_saga_that_is_begun_again_under_another_key_is_the_same() -> None:

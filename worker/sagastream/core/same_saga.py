@@ -17,7 +17,7 @@ from sagastream.core.durations import day
 from sagastream.core.erasure import erasure
 from sagastream.core.messages import HARD, Begin
 from sagastream.core.saga import SagaState
-from sagastream.core.sealed_values import keys_of
+from sagastream.core.sealed_values import keys_of, surely_differ
 from sagastream.core.steps import (
     AS_PUBLISHED,
     OPTIONS,
@@ -72,6 +72,7 @@ class _Sealed(NamedTuple):
     source: str  # where they stand
     there: Sequence[str]  # the ids of the keys in the saga
     here: Sequence[str]
+    in_parts: bool = False  # which parts of them are sealed may be what differs
 
 
 def _difference(state: SagaState, begin: Begin) -> tuple[_Difference | None, list[_Sealed]]:
@@ -105,7 +106,7 @@ def _between_all_steps(state: SagaState, begin: Begin, sealed: list[_Sealed]) ->
         if step.definition != definition:  # most are equal byte for byte
             there, here = step.definition, _with_its_defaults(definition, step.definition)
             if there.params != here.params and (keys := [keys_of(one.params) for one in (there, here)]) != [[], []]:
-                sealed.append(_Sealed(f"params of step {number}", f"{number}/params", *keys))
+                sealed.append(_Sealed(f"params of step {number}", f"{number}/params", keys[0], keys[1]))
                 here = replace(here, params=there.params)
             if (found := _between_steps(there, here)) is not None:
                 what, one, other = _told(found)
@@ -120,7 +121,7 @@ def _between_inputs(there: bytes | None, here: bytes | None, sealed: list[_Seale
     if there is None or here is None:
         return ["input"], _NOTHING if there is None else value_of(there), _NOTHING if here is None else value_of(here)
     if (keys := [keys_of(one) for one in (there, here)]) != [[], []]:
-        sealed.append(_Sealed("inputs", "input", *keys))
+        sealed.append(_Sealed("inputs", "input", keys[0], keys[1], in_parts=not surely_differ(there, here)))
         return None
     with collector_paused():
         one, other = value_of(there), value_of(here)
@@ -140,12 +141,16 @@ def _of_sealed(saga_id: str, sealed: Sequence[_Sealed], unopened: Mapping[str, s
         what = sealed[0].what
         cannot = f"{what} cannot be opened: {why[what]}"
         return f"{unknown}: {cannot}; begin it again with the key that sealed them (SAGASTREAM_KEYS)"
-    if (alike := next((one for one in sealed if one.there == one.here), None)) is not None:
+    if (alike := next((one for one in sealed if one.there == one.here and not one.in_parts), None)) is not None:
         # If a codec seals the same value to other bytes, only who has the key can tell.
         tell = f"with the key, sagastream show {saga_id} and sagastream quarantine show tell them"
         return f"{another}: {alike.what} differ, {_as_sealed(alike.there)} both times; {tell}"
     one = sealed[0]
-    differ = f"its {one.what} are {_as_sealed(one.there)}, those of this request are {_as_sealed(one.here)}"
+    if one.there == one.here:
+        # What is sealed by itself goes by the references of the steps: two versions of a definition may differ in that.
+        differ = f"its {one.what} and those of this request are {_as_sealed(one.there)} in different parts"
+    else:
+        differ = f"its {one.what} are {_as_sealed(one.there)}, those of this request are {_as_sealed(one.here)}"
     return f"{unknown}: {differ}; a client that has the keys can tell"
 
 

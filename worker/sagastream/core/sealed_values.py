@@ -60,3 +60,20 @@ def keys_of(data: bytes | None) -> Sequence[str]:
 def is_sealed(data: bytes) -> bool:
     """Whether a payload as a whole is one sealed value."""
     return MARK in data and sealed_value(value_of(data)) is not None
+
+
+def surely_differ(one: bytes, other: bytes) -> bool:
+    """Whether two payloads differ, as far as that shows: one key seals the same value at the same place to the same
+    bytes. Where other parts are sealed in one than in the other, it does not show."""
+    return _surely_differ(value_of(one), value_of(other))
+
+
+def _surely_differ(one: Any, other: Any) -> bool:
+    there, here = sealed_value(one), sealed_value(other)
+    if there is not None or here is not None:
+        return there is not None and here is not None and there.key == here.key and there != here
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() != other.keys() or any(_surely_differ(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) != len(other) or any(map(_surely_differ, one, other))
+    return isinstance(one, bool) is not isinstance(other, bool) or bool(one != other)
