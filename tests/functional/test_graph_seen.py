@@ -130,7 +130,7 @@ def test_the_command_line_shows_and_lists_it(scene: Scene, server: Server, comma
         ["●", "│", "2", "told", "Do", "PARKED"],
         ["●", "3", "away", "Do", "out"],
     ]
-    assert "  parked   Do of step 2 failed: as asked" in lines
+    assert "  parked   Do of step 2 (told) failed: as asked" in lines
     assert any(line.startswith("  you can  sagastream abandon g1 --now --reason TEXT --parked-at 2/") for line in lines)
     found = json.loads(commands.run("show", "g1", "--json", REDIS_URL=server.url).stdout)
     assert [step["phase"] for step in found["steps"]] == ["COMPLETED", "PARKED", "OUT"]
@@ -142,3 +142,15 @@ def test_the_command_line_shows_and_lists_it(scene: Scene, server: Server, comma
     assert listed.stdout.startswith("PARKED")
     retried = commands.run("retry", "g1", "--step", "told", "--reason", "so", "--timeout", "0", REDIS_URL=server.url)
     assert "within 0 s" in retried.stderr  # no worker runs in this test
+
+
+def test_a_verb_about_one_step_tells_how_that_step_is(scene: Scene, server: Server, commands: Commands) -> None:
+    failing = [do("fail", id=name, kind="retriable", attempts=1, after=[1]) for name in ("a", "b")]
+    begin(scene, "g1", PIVOT, *failing)
+    played(scene, "g1", lambda state: len(state.parked_steps) == 2)
+    running = commands.start("skip", "g1", "--step", "b", "--reason", "told by phone", env={"REDIS_URL": server.url})
+    played(scene, "g1", lambda state: len(state.parked_steps) == 1)
+    out, _ = running.communicate(timeout=60)
+    assert (running.returncode, out) == (0, b"g1 PENDING: waits for a person, step 2 (a) is parked\n")
+    lines = commands.run("show", "g1", REDIS_URL=server.url).stdout.splitlines()
+    assert any(line.startswith("  skip ") and "  step 3 (b) by " in line for line in lines)

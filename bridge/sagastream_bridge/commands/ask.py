@@ -77,7 +77,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
             state: SagaState = getattr(client, verb)(saga_id, reason, timeout, actor=actor, **options)
             return state
 
-        asked(saga_id, verb, ask)
+        asked(saga_id, verb, ask, step=options.get("step"))
 
     more = []
     if verb in ("cancel", "abandon"):
@@ -89,8 +89,9 @@ def _verb(verb: str, help_text: str) -> click.Command:
     return command
 
 
-def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]") -> None:
-    """Send a request about a saga by `ask`, and tell how the saga is then. Exits with code 3 if it is parked."""
+def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]", *, step: int | str | None = None) -> None:
+    """Send a request about a saga by `ask`, and tell how the saga is then. Exits with code 3 if it is parked; if the
+    request names a step, only if it is parked at that step."""
     import redis
 
     from sagastream.broker.failures import is_refusal, told
@@ -117,11 +118,12 @@ def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]") -> 
                 raise
             arrived = f"the {verb} of saga {saga_id} may have arrived: look with sagastream show {saga_id}"
             raise click.ClickException(safe(f"{told(error)}; {arrived}")) from None
+    parked = [number for number in state.parked_steps if step is None or number == state.number_of(step)]
     then = state.reason
     if not state.ended:
-        then = f"parked: {state.parked}" if state.parked else f"waits for {state.waiting_for}"
+        then = f"parked: {state.steps[parked[0] - 1].parked}" if parked else f"waits for {state.waiting_for}"
     click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
-    sys.exit(3 if state.parked else 0)
+    sys.exit(3 if parked else 0)
 
 
 def _number_or_id(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:

@@ -312,7 +312,7 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) 
 
 @click.command()
 def demo() -> None:
-    """Run three sagas on an embedded broker, and show every message.
+    """Run four sagas on an embedded broker, and show every message.
 
     It has its own broker, in `demo` below the home. What an earlier demonstration left there is erased.
     """

@@ -12,7 +12,6 @@ from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import FAILS, GOES_ON, PLAIN, StepKind
-from sagastream.core.why_waits import name_of
 from sagastream.store.columns import iso
 from sagastream_bridge.definitions.drawing import Form, Node, lines
 from sagastream_bridge.inspection.formatting import clock, payload, until
@@ -47,12 +46,13 @@ def drawn(state: SagaState, width: int | None, paint: Callable[[str], str]) -> I
     if all(step.definition.shape.after is None for step in state.steps):
         return
     found = []
+    width_of_ids = max(len(step.definition.shape.id or "") for step in state.steps)
     for number, step in enumerate(state.steps, 1):
         definition, shape = step.definition, step.definition.shape
         what = definition.transaction
         if not shape.sends:
             what = "pause" if shape.wait is None else f"wait for {what}"
-        name = "" if shape.id is None else f"{shape.id}  "
+        name = f"{shape.id or '':{width_of_ids}}  " if width_of_ids else ""
         form = Form.PIVOT if definition.kind is StepKind.PIVOT else Form.STEP if shape.sends else Form.WAIT
         found.append(Node(number, printable(name + what), before(definition, number), STATES[step.phase], form))
     for line in lines(found, None if width is None else width - len(_INDENT), paint):
@@ -64,7 +64,9 @@ def facts(state: SagaState, now_ms: int) -> Iterator[str]:
     if state.definition is not None:
         yield f"  from     definition {printable(state.definition.name)}, version {state.definition.version}"
     if state.start_ms is not None:
-        yield f"  {'starts ' if state.is_to_start else 'started'}  {until(state.start_ms, now_ms)}"
+        never = state.ended and all(step.phase is Phase.WAITING for step in state.steps)
+        label = "starts" if state.is_to_start else "was to" if never else "started"
+        yield f"  {label:<8} {'start at ' if never else ''}{until(state.start_ms, now_ms)}"
     if state.input is not None:
         yield f"  input    {payload(state.input)}"
 
@@ -83,11 +85,15 @@ def service(step: Step) -> str:
 
 
 def times(step: Step, now_ms: int) -> str:
-    """When a wait or a pause began, and how long it took."""
-    if step.sent_ms is None:
+    """When a wait or a pause began, and how long it took; of a step that sends a command nothing."""
+    if step.definition.shape.sends or step.sent_ms is None:
         return ""
-    took = "" if step.answered_ms is None else f", ended after {spoken(step.answered_ms - step.sent_ms)}"
+    took = "" if step.answered_ms is None else f", ended after {_took(step.answered_ms - step.sent_ms)}"
     return f"began {clock(step.sent_ms, now_ms)}{took}"
+
+
+def _took(ms: int) -> str:
+    return spoken(ms) if ms >= 10_000 else f"{ms} ms"
 
 
 def place(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
@@ -99,7 +105,7 @@ def place(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
     if shape.id is not None:
         yield f"       id     {printable(shape.id)}"
     if shape.after is not None:
-        yield f"       after  {', '.join(printable(name_of(state, one)) for one in after) or 'none: it begins at once'}"
+        yield f"       after  {', '.join(printable(state.name_of(one)) for one in after) or 'none: it begins at once'}"
     if shape.when is not None:
         yield f"       when   {payload(shape.when)}"
     if (now := _now(state, number, now_ms)) is not None:

@@ -135,15 +135,22 @@ def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
         yield f"  then     goes back: {printable(state.cancelling)}"
     if state.deadline_ms is not None:
         yield f"  deadline {until(state.deadline_ms, now_ms)}" + (", hard" if state.hard_deadline else "")
-    for done in state.interventions:
-        by = "" if done.actor is None else f"by {printable(done.actor)}: "
-        yield f"  {printable(done.verb):<8} {iso(done.at_ms)}  {by}{printable(done.reason)}"
+    yield from _interventions(state)
     yield from graph_views.kept(state, now_ms)
     for note in notes:
         yield f"  note     {printable(note)}"
     if state.duplicates:
         replies = "1 reply" if state.duplicates == 1 else f"{state.duplicates} replies"
         yield f"  ignored  {replies} that came too late, or more than once"
+
+
+def _interventions(state: SagaState) -> Iterator[str]:
+    width = max((len(printable(done.verb)) for done in state.interventions), default=0)
+    for done in state.interventions:
+        step = "" if done.step is None else f"step {printable(state.told(done.step))} "
+        by = "" if done.actor is None else f"by {printable(done.actor)}"
+        said = ": ".join(filter(None, [f"{step}{by}".rstrip(), printable(done.reason)]))
+        yield f"  {printable(done.verb).ljust(max(8, width))} {iso(done.at_ms)}  {said}".rstrip()
 
 
 def row(state: SagaState, now_ms: int, causes: Sequence[Cause] = (), width: int | None = None) -> str:
@@ -205,14 +212,13 @@ def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
     definition = step.definition
     sends = definition.shape.sends
     kind = "" if definition.kind is StepKind.COMPENSATABLE or not sends else f"  {definition.kind}"
+    times = _times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown) if sends else ""
+    more = times or graph_views.times(step, now_ms)
+    more += kind + ("  skipped" if step.skipped and step.compensation is None else "")
     yield (
         f"  {number:>3}  {printable(definition.transaction):<24} {printable(graph_views.service(step)):<14} "
-        + status(step.status, 12)
-        + (_times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown) if sends else "")
-        + ("" if sends else graph_views.times(step, now_ms))
-        + kind
-        + ("  skipped" if step.skipped and step.compensation is None else "")
-    ).rstrip()
+        + (status(step.status, 12) + more if more else status(step.status))
+    )
     yield from graph_views.place(state, number, now_ms)
     yield from graph_views.params(step)
     if step.result is not None:

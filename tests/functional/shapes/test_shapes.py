@@ -98,7 +98,7 @@ def test_an_order_is_told_why_it_is_rejected(stage: Stage) -> None:
     assert (code, shown["status"]) == (0, "COMPLETED")
     state = stage.end("order_credit", total=700)  # 600 are left
     assert (state.status, state.failed_step) == ("ABORTED", 2)
-    assert state.reason == 'Step 2 failed: {"code":"credit_limit","left":600}'
+    assert state.reason == 'Step 2 (credit) failed: {"code":"credit_limit","left":600}'
     orders = stage.rows("SELECT id, state, why FROM orders ORDER BY id")
     assert orders == [("order-1", "APPROVED", None), (state.saga_id, "REJECTED", "credit_limit")]
     assert stage.rows("SELECT order_id FROM credit") == ["order-1"]
@@ -213,7 +213,7 @@ def test_a_parcel_is_called_back_by_its_tracking_number(stage: Stage) -> None:
     assert (state.status, state.results[3]) == ("COMPLETED", {"by": "Ada"})
     stage.client.signal(refused, "received", decline="it is broken", timeout_s=60)
     state = stage.client.wait(refused, 60)
-    assert (state.status, state.reason) == ("ABORTED", "Step 4 failed: received was declined: it is broken")
+    assert (state.status, state.reason) == ("ABORTED", "Step 4 (handover) failed: received was declined: it is broken")
     assert dict(stage.rows("SELECT tracking, state FROM parcels")) == {
         f"T-{received}": "sent",
         f"T-{refused}": "called back",
@@ -315,7 +315,7 @@ def test_each_item_of_an_order_is_a_step_of_its_own(stage: Stage) -> None:
     state = stage.client.get("box-3")
     assert state is not None
     assert [step.definition.shape.id for step in state.steps] == ["open", "pick.0", "pick.1", "pick.2", "pack"]
-    assert state.reason == 'Step 3 failed: {"not_enough":"pen"}'
+    assert state.reason == 'Step 3 (pick.1) failed: {"not_enough":"pen"}'
     assert phases(state) == ["COMPENSATED", "COMPENSATED", "FAILED", "COMPENSATED", "WAITING"]
     assert stage.rows("SELECT id, parts FROM boxes ORDER BY id") == [("box-1", "1: 2 pen, 2: 1 hat"), ("box-2", "")]
     assert dict(stage.rows("SELECT sku, quantity FROM shelf")) == {"pen": 3, "cup": 5, "hat": 4}

@@ -53,13 +53,13 @@ def test_the_graph_is_drawn_with_the_state_of_each_step() -> None:
     drawn = [line for line in shown(Played().ok(1, {"id": "f1"})) if line[2:3] in "╭●│├○◆"]
     assert drawn == [
         "  ╭─╮",
-        "  ● │   1  flight  BookFlight          done",
-        "  │ ●   2  hotel  BookHotel            out",
-        "  │ ●   3  insure  Insure              not begun",
+        "  ● │   1  flight    BookFlight        done",
+        "  │ ●   2  hotel     BookHotel         out",
+        "  │ ●   3  insure    Insure            not begun",
         "  ├─╯",
         "  ○     4  approval  wait for approve  not begun",
-        "  ◆     5  pay  Pay                    not begun",
-        "  ○     6  rest  pause                 not begun",
+        "  ◆     5  pay       Pay               not begun",
+        "  ○     6  rest      pause             not begun",
     ]
     chain: dict[str, Any] = {"id": "a", "transaction": "A", "service": "hotels", "params": {}, "compensation": None}
     assert "●" not in "\n".join(shown(Played(chain)))
@@ -103,7 +103,7 @@ def test_each_parked_step_is_told_with_its_verbs_and_no_advice_twice() -> None:
 def test_what_an_undo_is_told_is_shown() -> None:
     played = Played(*TRAVEL[:3]).ok(2, {"id": "h1"}).failed(1, "full")
     lines = shown(played)
-    assert '       told   {"why": "Step 1 failed: full"}' in lines
+    assert '       told   {"why": "Step 1 (flight) failed: full"}' in lines
 
 
 def test_show_as_json_has_all_of_it_under_its_own_names() -> None:

@@ -44,7 +44,7 @@ def the_clock_is_set(story: GraphStory, by_ms: int) -> None:
 
 def test_what_is_ready_is_sent_at_once_and_what_comes_after_it_when_all_of_it_is_done() -> None:
     story = both_out().expect_at(2)
-    story.expect_waits("s to answer B, step 2; s to answer C, step 3")
+    story.expect_waits("s to answer B, step 2 (b); s to answer C, step 3 (c)")
     story.when("C_ok", 3).expect_nothing_sent().expect_at(2).expect_status("PENDING")
     story.when("B_ok", 2).expect_all_sent("D 4").expect_at(4)
     story.when("D_ok", 4).expect_status("COMPLETED").expect_outcome(
@@ -82,26 +82,26 @@ def test_two_steps_that_are_due_at_once_are_both_seen_to() -> None:
 def test_a_failure_lets_what_is_out_settle_and_nothing_more_is_sent() -> None:
     story = both_out().when("B_failed", 2, error="sold out").expect_nothing_sent()
     story.expect_status("PENDING").expect_phases("COMPLETED", "FAILED", "OUT", "WAITING").expect_at(3)
-    assert (story.saga.failed_step, story.saga.cancelling) == (2, "Step 2 failed: sold out")
-    story.expect_waits("s to answer C, step 3, to go back then")
-    story.when("C_ok", 3, result=7).expect_status("COMPENSATING", "Step 2 failed: sold out")
+    assert (story.saga.failed_step, story.saga.cancelling) == (2, "Step 2 (b) failed: sold out")
+    story.expect_waits("s to answer C, step 3 (c), to go back then")
+    story.when("C_ok", 3, result=7).expect_status("COMPENSATING", "Step 2 (b) failed: sold out")
     story.expect_all_sent("UnC 3").expect_told_the_result(b"7").expect_at(3, undone=[3])
     story.when("UnC_ok", 3).expect_all_sent("UnA 1").expect_at(1, undone=[3, 1])
-    story.when("UnA_ok", 1).expect_aborted("Step 2 failed: sold out").expect_at(1, undone=[3, 1])
+    story.when("UnA_ok", 1).expect_aborted("Step 2 (b) failed: sold out").expect_at(1, undone=[3, 1])
 
 
 def test_what_is_not_answered_in_time_while_the_saga_settles_is_undone_and_not_sent_again() -> None:
     story = both_out().when("B_failed", 2, error="no").when_due()
-    story.expect_status("COMPENSATING", "Step 2 failed: no").expect_all_sent("UnC 3")
+    story.expect_status("COMPENSATING", "Step 2 (b) failed: no").expect_all_sent("UnC 3")
     assert story.saga.steps[2].unknown
     story.when("C_ok", 3, result=1).expect_late(3, 1).when("UnC_ok", 3).expect_all_sent("UnA 1")
 
 
 def test_what_fails_while_the_saga_settles_does_not_change_why_it_goes_back() -> None:
     story = both_out().when("C_failed", 3, error="full").when("B_failed", 2, error="no")
-    story.expect_status("COMPENSATING", "Step 3 failed: full").expect_all_sent("UnA 1")
+    story.expect_status("COMPENSATING", "Step 3 (c) failed: full").expect_all_sent("UnA 1")
     story.expect_phases("UNDO_OUT", "FAILED", "FAILED", "WAITING")
-    story.when("UnA_ok", 1).expect_aborted("Step 3 failed: full").expect_at(1, undone=[1])
+    story.when("UnA_ok", 1).expect_aborted("Step 3 (c) failed: full").expect_at(1, undone=[1])
 
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
@@ -141,23 +141,27 @@ def test_a_second_cancel_adds_to_why_the_saga_goes_back() -> None:
 
 def test_a_saga_of_which_nothing_was_done_ends_at_the_step_that_failed() -> None:
     story = given_graph(do("a", after=[]), do("b", after=[])).when("B_failed", 2, error="no").when("A_failed", 1)
-    story.expect_aborted("Step 2 failed: no").expect_at(2)
+    story.expect_aborted("Step 2 (b) failed: no").expect_at(2)
 
 
 def test_a_step_between_two_attempts_is_not_waited_for_and_may_have_been_done() -> None:
     story = both_out().when_due().when_due().expect_phases("COMPLETED", "BACKING_OFF", "BACKING_OFF", "WAITING")
-    story.when("B_failed", 2, error="no").expect_status("COMPENSATING", "Step 2 failed: no").expect_all_sent("UnC 3")
+    story.when("B_failed", 2, error="no").expect_status("COMPENSATING", "Step 2 (b) failed: no").expect_all_sent(
+        "UnC 3"
+    )
 
 
 def test_a_step_that_is_tried_again_is_not_while_the_saga_settles_and_may_still_be_done() -> None:
     story = given_graph(do("a", after=[]), do("b", after=[], retry_failed=True)).when("A_failed", 1, error="no")
-    story.when("B_failed", 2, error="busy", attempt=1).expect_status("COMPENSATING", "Step 1 failed: no")
+    story.when("B_failed", 2, error="busy", attempt=1).expect_status("COMPENSATING", "Step 1 (a) failed: no")
     story.expect_all_sent("UnB 2")
 
 
 def test_a_cancel_lets_what_is_out_settle() -> None:
     story = both_out().when_asked(Verb.CANCEL, "ordered twice").expect_nothing_sent().expect_status("PENDING")
-    story.expect_waits("s to answer B, step 2, to be cancelled then; s to answer C, step 3, to be cancelled then")
+    story.expect_waits(
+        "s to answer B, step 2 (b), to be cancelled then; s to answer C, step 3 (c), to be cancelled then"
+    )
     story.when("B_ok", 2).expect_nothing_sent().when("C_ok", 3)
     story.expect_status("COMPENSATING", "Cancelled: ordered twice").expect_all_sent("UnC 3", "UnB 2")
     story.expect_at(3, undone=[3, 2])
@@ -175,7 +179,7 @@ def test_a_saga_that_settles_may_be_cancelled_now_but_not_otherwise() -> None:
     story = both_out().when("B_failed", 2, error="no")
     story.when_asked(Verb.CANCEL).expect_refused("is being cancelled already")
     story.when_asked(Verb.CANCEL, "it hangs", "op-2", now=True)
-    story.expect_status("COMPENSATING", "Step 2 failed: no; Cancelled: it hangs").expect_all_sent("UnC 3")
+    story.expect_status("COMPENSATING", "Step 2 (b) failed: no; Cancelled: it hangs").expect_all_sent("UnC 3")
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -207,7 +211,7 @@ def test_a_pivot_that_is_done_while_the_saga_is_to_be_cancelled_is_behind_it() -
     story = given_graph(do("a", **PIVOT), do("b", **RETRIABLE), do("c", after=["a"], **RETRIABLE))
     story.when_asked(Verb.CANCEL, "no").when("A_ok", 1).expect_all_sent("B 2", "C 3")
     story.expect_interventions(
-        "cancel: no", "too late: step 1, the pivot, was done before this could be: Cancelled: no"
+        "cancel: no", "too late: step 1 (a), the pivot, was done before this could be: Cancelled: no"
     )
 
 
@@ -247,7 +251,7 @@ def test_a_step_whose_condition_does_not_hold_is_bypassed_and_counts_as_done() -
 def test_a_bypassed_step_is_never_undone() -> None:
     story = choice(card=False).when("A_ok", 1).expect_all_sent("C 3").when("C_ok", 3).expect_all_sent("D 4")
     story.expect_params(b'{"ref":"cash"}').when("D_failed", 4, error="no").expect_all_sent("UnC 3")
-    story.when("UnC_ok", 3).expect_all_sent("UnA 1").when("UnA_ok", 1).expect_aborted("Step 4 failed: no")
+    story.when("UnC_ok", 3).expect_all_sent("UnA 1").when("UnA_ok", 1).expect_aborted("Step 4 (d) failed: no")
     story.expect_phases("COMPENSATED", "BYPASSED", "COMPENSATED", "FAILED")
 
 
@@ -263,7 +267,7 @@ def test_a_saga_whose_steps_are_all_bypassed_is_completed_at_its_begin() -> None
 def test_a_condition_that_cannot_be_told_fails_its_step_and_nothing_beside_it_has_begun() -> None:
     cheap = {"lt": [{"$ref": "/input/n"}, 5]}
     story = given_graph(do("a"), do("b"), do("c", after=["a"], when=cheap), input={"n": "5"})
-    why = "Step 3 failed: /lt: a text and a number have no order; only two numbers or two texts have"
+    why = "Step 3 (c) failed: /lt: a text and a number have no order; only two numbers or two texts have"
     story.when("A_ok", 1).expect_status("COMPENSATING", why).expect_all_sent("UnA 1")
     story.expect_phases("UNDO_OUT", "WAITING", "FAILED")
 
@@ -284,14 +288,14 @@ def test_what_a_step_sends_is_built_once_and_each_attempt_carries_the_same_bytes
 
 def test_a_reference_that_finds_nothing_fails_its_step_before_it_is_sent() -> None:
     story = given_graph(do("a"), do("b", params={"$ref": "/steps/1/result/id"})).when("A_ok", 1, result={})
-    why = "Step 2 failed: /steps/1/result/id: there is nothing there (steps/1/result has no member id)"
+    why = "Step 2 (b) failed: /steps/1/result/id: there is nothing there (steps/1/result has no member id)"
     story.expect_status("COMPENSATING", why).expect_all_sent("UnA 1")
     assert (story.saga.steps[1].attempt, story.saga.steps[1].unknown) == (0, False)
 
 
 def test_a_first_step_that_cannot_be_built_ends_the_saga_at_once() -> None:
     story = given_graph(do("a", params={"$ref": "/input/x"}), request_id=None)
-    story.expect_aborted("Step 1 failed: /input/x: there is nothing there (input has no member x)")
+    story.expect_aborted("Step 1 (a) failed: /input/x: there is nothing there (input has no member x)")
 
 
 def test_a_reference_that_finds_nothing_behind_the_pivot_parks_its_step_and_others_go_on() -> None:
@@ -300,7 +304,7 @@ def test_a_reference_that_finds_nothing_behind_the_pivot_parks_its_step_and_othe
     )
     why = "/steps/a/result/id: there is nothing there (steps/a/result is null)"
     story.when("A_ok", 1, result=None).expect_all_sent("C 3").expect_step_parked(2, why).expect_at(2)
-    story.expect_waits("a person, step 2 is parked; s to answer C, step 3")
+    story.expect_waits("a person, step 2 (b) is parked; s to answer C, step 3 (c)")
     story.when_asked(Verb.RETRY).expect_done(Verb.RETRY).expect_nothing_sent().expect_step_parked(2, why)
     story.when("C_ok", 3).expect_status("PENDING").when_asked(Verb.SKIP, request_id="op-2").expect_status("COMPLETED")
 
@@ -335,7 +339,7 @@ def test_a_compensation_is_told_what_its_step_says_and_each_attempt_is_told_the_
     }
     story = given_graph(do("a", compensation_params=told), do("b")).when("A_ok", 1, result={"id": 5})
     story.when("B_failed", 2, error={"code": 4})
-    undo = b'{"why":"Step 2 failed: {\\"code\\":4}","at":"b","error":{"code":4},"mine":5}'
+    undo = b'{"why":"Step 2 (b) failed: {\\"code\\":4}","at":"b","error":{"code":4},"mine":5}'
     assert [command.undo for command in story.decision.commands] == [undo]
     story.when_due().when_due()
     assert [command.undo for command in story.decision.commands] == [undo]
@@ -358,10 +362,10 @@ def test_a_compensation_whose_params_cannot_be_built_parks_its_step_and_other_br
         do("d", after=["b", "c"]),
     )
     story.when("A_ok", 1).when("B_ok", 2, result={}).when("C_ok", 3).when("D_failed", 4, error="no")
-    why = "what undoes step 2 cannot be told its compensation_params: /steps/b/result/id: there is nothing there"
+    why = "what undoes step 2 (b) cannot be told its compensation_params: /steps/b/result/id: there is nothing there"
     why += " (steps/b/result has no member id)"
     story.expect_all_sent("UnC 3").expect_step_parked(2, why).expect_at(3, undone=[3])
-    story.when("UnC_ok", 3).expect_nothing_sent().expect_waits("a person, step 2 is parked")
+    story.when("UnC_ok", 3).expect_nothing_sent().expect_waits("a person, step 2 (b) is parked")
     story.when_asked(Verb.RETRY).expect_step_parked(2, why)
     story.when_asked(Verb.SKIP, request_id="op-2").expect_all_sent("UnA 1")
 
@@ -381,7 +385,7 @@ def awaited(**members: Any) -> GraphStory:
 
 
 def test_a_wait_is_done_when_its_signal_comes_and_the_payload_is_its_result() -> None:
-    story = awaited().expect_waits("s to answer B, step 2; the signal approval, step 3")
+    story = awaited().expect_waits("s to answer B, step 2 (b); the signal approval, step 3 (ok)")
     story.when_signalled("approval", b'{"by":"boss"}', by="ann").expect_signal_done().expect_nothing_sent()
     story.expect_interventions("signal approval: ")
     assert story.saga.interventions[0].actor == "ann"
@@ -409,12 +413,14 @@ def test_a_signal_that_comes_before_its_wait_is_kept_for_it() -> None:
     story.when("A_ok", 1).expect_all_sent("B 2").expect_phases("COMPLETED", "OUT", "COMPLETED", "WAITING")
     assert (story.saga.signals, story.saga.steps[2].result) == ((), b"5")
     story.when_signalled("approval", b"6", request_id="op-2").expect_refused(
-        "has no open step that waits for the signal approval", to="op-2"
+        "has no open step that waits for the signal approval; it takes none any more", to="op-2"
     )
 
 
 def test_a_signal_that_no_step_waits_for_is_refused() -> None:
-    awaited().when_signalled("aproval").expect_refused("has no open step that waits for the signal aproval")
+    awaited().when_signalled("aproval").expect_refused(
+        "has no open step that waits for the signal aproval; it takes: approval"
+    )
     story = awaited().when_signalled("approval").when("B_ok", 2).when("C_ok", 4).expect_status("COMPLETED")
     story.when_signalled("approval", request_id="op-2").expect_refused("has ended, COMPLETED", to="op-2")
 
@@ -444,7 +450,7 @@ def test_a_signal_is_dropped_if_the_pivot_was_not_done() -> None:
 
 def test_a_signal_is_kept_only_as_long_as_somebody_may_wait_for_it() -> None:
     story = approved().when_signalled("approval", b"5").when("A_failed", 1, error="no")
-    story.expect_aborted("Step 1 failed: no")
+    story.expect_aborted("Step 1 (a) failed: no")
     assert story.saga.signals == ()
 
 
@@ -470,7 +476,7 @@ def test_two_waits_for_one_signal_take_one_each() -> None:
 
 def test_a_wait_fails_when_its_time_is_over_and_the_saga_goes_back() -> None:
     story = awaited(timeout_ms=5000).when("B_ok", 2).when_due()
-    why = "Step 3 failed: no signal approval within 5000 ms"
+    why = "Step 3 (ok) failed: no signal approval within 5 s"
     story.expect_status("COMPENSATING", why).expect_all_sent("UnB 2").expect_phases(
         "COMPLETED", "UNDO_OUT", "FAILED", "WAITING"
     )
@@ -488,7 +494,7 @@ def test_a_wait_that_is_declined_fails(early: bool) -> None:
     story.when_signalled("approval", declined="too dear", by="ann").expect_signal_done()
     story.expect_interventions("decline approval: too dear")
     story = story.when("A_ok", 1) if early else story.when("B_ok", 2)
-    why = "Step 3 failed: approval was declined: too dear"
+    why = "Step 3 (ok) failed: approval was declined: too dear"
     story.expect_status("COMPENSATING", why).expect_all_sent("UnA 1" if early else "UnB 2")
 
 
@@ -498,11 +504,11 @@ def test_a_signal_is_in_time_or_not_by_when_it_was_added_and_not_by_when_it_is_r
     assert due_ms is not None
     story.now_ms = due_ms + 60_000
     story.when_signalled("approval", request_id="op-0", added_ms=due_ms + 7).expect_refused(
-        "waited for approval until 7 ms before it came: step 3", to="op-0"
+        "waited for approval until 7 ms before it came: step 3 (ok)", to="op-0"
     )
     # In this millisecond the wait may have been ended already.
     story.when_signalled("approval", request_id="op-0", added_ms=due_ms).expect_refused(
-        "waited for approval until 0 ms before it came: step 3", to="op-0"
+        "waited for approval until 0 ms before it came: step 3 (ok)", to="op-0"
     )
     story.when_signalled("approval", b"1", added_ms=due_ms - 1).expect_signal_done()
     assert story.saga.steps[2].result == b"1"
@@ -548,7 +554,7 @@ def test_a_signal_after_the_clock_went_forward_is_in_time_if_the_wait_is_not_ove
     assert due_ms is not None
     story.now_ms = due_ms + 60_000
     story.when_signalled("approval", b"1", added_ms=due_ms + 7).expect_refused(
-        "waited for approval until 7 ms before it came: step 3"
+        "waited for approval until 7 ms before it came: step 3 (ok)"
     )
 
 
@@ -568,12 +574,12 @@ def test_a_wait_behind_the_pivot_parks_when_it_is_declined_or_its_time_is_over()
         story = given_graph(do("a", **PIVOT), {"id": "ok", **WAIT, "timeout_ms": 5000}, do("b", **RETRIABLE))
         story.when("A_ok", 1).expect_nothing_sent()
         if declined is None:
-            story.when_due().expect_step_parked(2, "no signal approval within 5000 ms")
+            story.when_due().expect_step_parked(2, "no signal approval within 5 s")
         else:
             story.when_signalled("approval", declined=declined)
             story.expect_step_parked(2, "approval was declined: no")
         story.when_signalled("approval", request_id="op-2").expect_refused(
-            "is parked at step 2, and waits for approval again after a retry of that step", to="op-2"
+            "is parked at step 2 (ok), and waits for approval again after a retry of that step", to="op-2"
         )
         story.when_asked(Verb.RETRY, request_id="op-3").expect_phases("COMPLETED", "AWAITING", "WAITING")
         assert story.saga.due_ms == story.now_ms + 5000
@@ -600,7 +606,7 @@ def test_a_wait_and_a_pause_end_at_once_if_the_saga_goes_back() -> None:
     story.when_asked(Verb.CANCEL).expect_phases("COMPLETED", "OUT", "FAILED", "FAILED")
     story.when("B_ok", 2).expect_all_sent("UnB 2")
     story = given_graph(*steps).when("A_ok", 1).when("B_failed", 2, error="no")
-    story.expect_status("COMPENSATING", "Step 2 failed: no").expect_all_sent("UnA 1")
+    story.expect_status("COMPENSATING", "Step 2 (b) failed: no").expect_all_sent("UnA 1")
 
 
 def test_no_service_answers_for_a_wait() -> None:
@@ -650,7 +656,9 @@ def test_a_saga_starts_and_has_its_time_if_the_clock_was_set_back_before(event: 
         begin = graph_of(*SLOW, start_at_ms=start_ms, deadline_ms=600_000, deadline=deadline)
         story.when_begun_again(begin).expect_nothing_changed().expect_notices()
     else:
-        story.when_signalled("approval").expect_refused("has no open step that waits for the signal approval")
+        story.when_signalled("approval").expect_refused(
+            "has no open step that waits for the signal approval; it takes none any more"
+        )
     assert story.saga.due_ms == start_ms
     story.when_due().expect_all_sent("A 1")
     assert (story.now_ms, story.saga.set_back_ms) == (start_ms, 0)
@@ -701,7 +709,7 @@ def test_a_start_that_has_passed_is_now() -> None:
 
 def test_a_saga_whose_first_step_cannot_be_built_fails_at_its_start() -> None:
     story = given_graph(do("a", params={"$ref": "/input/x"}), start_at_ms=graph_start()).when_due()
-    story.expect_aborted("Step 1 failed: /input/x: there is nothing there (input has no member x)")
+    story.expect_aborted("Step 1 (a) failed: /input/x: there is nothing there (input has no member x)")
 
 
 # --- retries that are signalled
@@ -717,7 +725,7 @@ def to_be_retried(**members: Any) -> GraphStory:
 
 def test_a_step_that_may_be_retried_waits_for_the_signal_after_its_last_failure() -> None:
     story = to_be_retried().expect_status("PENDING").expect_phases("COMPLETED", "RETRY_AWAITED")
-    story.expect_waits("the signal topped-up, to send B, step 2 again")
+    story.expect_waits("the signal topped-up, to send B, step 2 (b) again")
     assert story.saga.due_ms == story.now_ms + DAY_MS
     story.when_signalled("topped-up").expect_signal_done().expect_all_sent("B 2")
     assert (story.decision.commands[0].attempt, story.decision.commands[0].retried) == (2, True)
@@ -738,10 +746,10 @@ def test_a_retry_that_does_not_come_goes_back_and_the_step_may_have_been_done(ho
     story = to_be_retried()
     if how == "over":
         story.when_due()
-        reason = "Step 2 failed: no money; no signal topped-up within 86400000 ms"
+        reason = "Step 2 (b) failed: no money; no signal topped-up within 1 d"
     elif how == "declined":
         story.when_signalled("topped-up", declined="I gave up")
-        reason = "Step 2 failed: no money; topped-up was declined: I gave up"
+        reason = "Step 2 (b) failed: no money; topped-up was declined: I gave up"
     else:
         story.when_asked(Verb.CANCEL, now=how == "cancelled now")
         reason = "Cancelled: as agreed"
@@ -762,7 +770,7 @@ def test_a_signal_to_retry_that_came_before_the_failure_is_kept_for_it() -> None
 def test_a_kept_decline_of_a_retry_goes_back_at_once() -> None:
     story = given_graph(do("a", retry_on="topped-up", retry_within_ms=DAY_MS, attempts=1))
     story.when_signalled("topped-up", declined="never").when("A_failed", 1, error="no")
-    story.expect_status("COMPENSATING", "Step 1 failed: no; topped-up was declined: never").expect_all_sent("UnA 1")
+    story.expect_status("COMPENSATING", "Step 1 (a) failed: no; topped-up was declined: never").expect_all_sent("UnA 1")
 
 
 def test_a_step_that_was_done_after_all_need_not_be_retried() -> None:
@@ -802,8 +810,8 @@ def two_parked() -> GraphStory:
     """Behind the pivot, b and c are parked, and d is out."""
     story = given_graph(do("a", **PIVOT), *(do(one, after=["a"], **RETRIABLE) for one in "bcd"), do("e", **RETRIABLE))
     story.when("A_ok", 1).expect_all_sent("B 2", "C 3", "D 4").when("C_failed", 3, error="full")
-    story.expect_step_parked(3, "C of step 3 failed: full").when("B_failed", 2, error="shut")
-    return story.expect_step_parked(2, "B of step 2 failed: shut").expect_at(2)
+    story.expect_step_parked(3, "C of step 3 (c) failed: full").when("B_failed", 2, error="shut")
+    return story.expect_step_parked(2, "B of step 2 (b) failed: shut").expect_at(2)
 
 
 def test_a_parked_step_leaves_other_branches_alone() -> None:
@@ -812,7 +820,7 @@ def test_a_parked_step_leaves_other_branches_alone() -> None:
 
 @pytest.mark.parametrize("verb", [Verb.RETRY, Verb.SKIP, Verb.ABANDON])
 def test_a_verb_that_does_not_say_which_of_several_parked_steps_it_means_is_refused(verb: Verb) -> None:
-    told = "is parked at several steps: 2, 3; say with step which one is meant"
+    told = "is parked at several steps: 2 (b), 3 (c); say with step which one is meant"
     two_parked().when_asked(verb).expect_refused(told).when_asked(verb, now=True).expect_refused(told)
 
 
@@ -830,22 +838,36 @@ def test_a_verb_may_say_which_step_it_means_by_where_it_is_parked() -> None:
     )
 
 
+def test_a_verb_that_names_one_step_and_the_place_of_another_is_refused() -> None:
+    two_parked().when_asked_of("c", Verb.RETRY, parked_at="2/transaction/1").expect_refused(
+        "is parked at 2/transaction/1, but that is not step c"
+    )
+
+
+def test_what_was_done_about_one_step_names_it() -> None:
+    story = two_parked().when_asked_of("c", Verb.RETRY).when_asked(Verb.CANCEL, now=True, request_id="op-2")
+    story.when_asked(Verb.SKIP, parked_at="2/transaction/1", request_id="op-3")
+    assert [(done.verb, done.step) for done in story.saga.interventions] == [("retry", 3), ("skip", 2)]
+
+
 def test_a_verb_about_a_step_that_is_not_parked_or_not_there_is_refused() -> None:
-    two_parked().when_asked_of("d", Verb.RETRY).expect_refused("is not parked at step d, but at 2/transaction/1")
+    two_parked().when_asked_of("d", Verb.RETRY).expect_refused(
+        "is not parked at step d, it is parked at 2/transaction/1, 3/transaction/1"
+    )
     two_parked().when_asked_of("x", Verb.RETRY).expect_refused("has no step x")
     two_parked().when_asked_of(9, Verb.SKIP).expect_refused("has no step 9")
     both_out().when_asked_of("b", Verb.RETRY).expect_refused(
-        "is not parked, it waits for s to answer B, step 2; s to answer C, step 3"
+        "is not parked at step b, it waits for s to answer B, step 2 (b); s to answer C, step 3 (c)"
     )
 
 
 def test_a_saga_is_not_abandoned_while_a_command_is_out_unless_now() -> None:
     story = two_parked()
     story.when_asked_of(2, Verb.ABANDON).expect_refused(
-        "has commands out, of step 4: abandon it with now, and they count as unknown"
+        "has commands out, of step 4 (d): abandon it with now, and they count as unknown"
     )
     story.when_asked(Verb.ABANDON, now=True, parked_at="2/transaction/1").expect_aborted(
-        "abandoned at step 2: as agreed"
+        "abandoned at step 2 (b): as agreed"
     )
     story.expect_phases("COMPLETED", "IN_DOUBT", "IN_DOUBT", "IN_DOUBT", "WAITING")
     story.when("D_ok", 4, result=1).expect_late(4, 1)
@@ -863,7 +885,7 @@ def test_the_undo_of_one_branch_is_parked_while_the_other_goes_on_and_what_came_
     story = given_graph(*(step | ONCE for step in DIAMOND))
     story.when("A_ok", 1).when("B_ok", 2).when("C_ok", 3).when("D_failed", 4, error="no")
     story.expect_all_sent("UnC 3", "UnB 2")
-    story.when("UnC_failed", 3, error="shut").expect_step_parked(3, "UnC of step 3 failed: shut")
+    story.when("UnC_failed", 3, error="shut").expect_step_parked(3, "UnC of step 3 (c) failed: shut")
     story.expect_at(3, undone=[3, 2])
     story.when("UnB_ok", 2).expect_nothing_sent().when_asked(Verb.RETRY).expect_all_sent("UnC 3")
     story.when("UnC_ok", 3).expect_all_sent("UnA 1")
@@ -874,9 +896,9 @@ def test_undos_that_are_parked_are_abandoned_with_what_is_out() -> None:
     story.when("A_ok", 1).when("B_ok", 2).when("C_ok", 3).when("D_failed", 4, error="no")
     story.when("UnC_failed", 3, error="shut")
     story.when_asked(Verb.ABANDON).expect_refused(
-        "has commands out, of step 2: abandon it with now, and they count as unknown"
+        "has commands out, of step 2 (b): abandon it with now, and they count as unknown"
     )
-    story.when_asked(Verb.ABANDON, now=True).expect_aborted("Step 4 failed: no; abandoned at step 3: as agreed")
+    story.when_asked(Verb.ABANDON, now=True).expect_aborted("Step 4 (d) failed: no; abandoned at step 3 (c): as agreed")
     story.expect_phases("COMPLETED", "COMPLETED", "COMPLETED", "FAILED").expect_at(3, undone=[3, 2])
     story.when("UnB_ok", 2).expect_undone_late(2)
 
@@ -884,9 +906,8 @@ def test_undos_that_are_parked_are_abandoned_with_what_is_out() -> None:
 def test_an_undo_that_nobody_knows_parks_one_branch() -> None:
     known = {name: undo for name, undo in UNDONE_BY["s"].items() if name != "B"}
     story = both_out(published={"s": known}).when("B_ok", 2).when("C_ok", 3).when("D_failed", 4, error="no")
-    why = (
-        "nobody knows what undoes B of step 2: service s published no such command, and the step names no compensation"
-    )
+    why = "nobody knows what undoes B of step 2 (b): "
+    why += "service s published no such command, and the step names no compensation"
     story.expect_all_sent("UnC 3").expect_step_parked(2, why)
     story.published = UNDONE_BY
     story.when_asked(Verb.RETRY).expect_all_sent("UnB 2").when("UnC_ok", 3).when("UnB_ok", 2).expect_all_sent("UnA 1")

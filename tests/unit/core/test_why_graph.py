@@ -37,11 +37,11 @@ def test_a_wait_names_its_signal_and_both_commands() -> None:
     (cause,) = why(played.saga, at_work(now_ms=played.now_ms))
     assert cause.kind is CauseKind.AWAITS_SIGNAL
     assert cause.text == (
-        "it waits for the signal approve; if none comes within 23 h, step 4 fails, and the saga goes back"
+        "it waits for the signal approve; if none comes within 23 h, step 4 (approval) fails, and the saga goes back"
     )
     assert cause.do == (
-        "sagastream signal trip-1 approve --payload JSON  # goes on, with that as the result of step 4",
-        "sagastream signal trip-1 approve --decline TEXT  # step 4 fails, and the saga goes back",
+        "sagastream signal trip-1 approve --payload JSON  # goes on, with that as the result of step 4 (approval)",
+        "sagastream signal trip-1 approve --decline TEXT  # step 4 (approval) fails, and the saga goes back",
     )
     assert cause.facts == {"signal": "approve", "until_ms": NOW_MS + 86_400_000, "steps": [4]}
 
@@ -108,7 +108,7 @@ def test_a_step_that_is_parked_beside_another_that_is_out_says_so_last_and_names
     assert kinds(causes) == [CauseKind.SENT, CauseKind.PARKED]
     retry, skip, abandon = causes[1].do
     assert retry.startswith("sagastream retry trip-1 --reason TEXT --parked-at 2/transaction/1  # send Tell again")
-    assert skip.endswith("# go on as if step 2 were done")
+    assert skip.endswith("# go on as if step 2 (Tell) were done")
     assert abandon.startswith("sagastream abandon trip-1 --now --reason TEXT --parked-at 2/transaction/1")
     assert "these may be done all the same: 3" in abandon
     played.failed(3, "no ink")

@@ -173,7 +173,7 @@ def test_what_a_step_waits_for_no_longer_is_emptied() -> None:
     after = replace(before.with_step(3, step), signals=(), updated_ms=T_MS + 5)
     assert written(changed_fields(before, after)) == {
         b"version": b"5",
-        b"waiting_for": b"the time to send ChargePayment, step 2 again (attempt 2 of 3)",
+        b"waiting_for": b"the time to send ChargePayment, step 2 (charge) again (attempt 2 of 3)",
         b"updated_at": b"2023-11-14T22:13:20.005Z",
         b"signals": b"",
         b"step3.phase": b"COMPLETED",
@@ -191,7 +191,7 @@ def test_what_a_step_waits_for_no_longer_is_emptied() -> None:
 def test_a_hash_reads_as_an_answer_to_where_the_saga_is_and_why() -> None:
     seen = {name.decode(): value.decode() for name, value in HASH.items()}
     assert seen["waiting_for"] == (
-        "the time to send ChargePayment, step 2 again (attempt 2 of 3); the signal approval, step 3"
+        "the time to send ChargePayment, step 2 (charge) again (attempt 2 of 3); the signal approval, step 3 (approve)"
     )
     assert (seen["format"], seen["input"], seen["failed_step"]) == ("2", '{"sku":"a"}', "2")
     assert orjson.loads(seen["definition"]) == {"name": "order", "version": 3, "sha256": "a" * 64}
@@ -230,7 +230,7 @@ def test_a_step_that_is_parked_says_so_itself_and_the_first_one_for_the_saga() -
     saga = parked(2, Phase.PARKED)
     stored = written(changed_fields(None, saga))
     assert stored[b"step2.parked"] == stored[b"parked"] == b"why"
-    assert stored[b"waiting_for"] == b"a person, step 2 is parked; the signal approval, step 3"
+    assert stored[b"waiting_for"] == b"a person, step 2 (charge) is parked; the signal approval, step 3 (approve)"
     assert read("saga42", stored) == replace(saga, version=1)
 
 

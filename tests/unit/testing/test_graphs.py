@@ -93,11 +93,11 @@ def test_what_goes_wrong_in_one_branch_is_settled_and_undone_in_the_other(sagas:
     sagas.command("Flight").rejects("full")
     sagas.command("Hotel").takes(5)
     saga = sagas.run(TRAVEL, INPUT)
-    assert (saga.status, saga.reason) == ("ABORTED", "Step 1 failed: full")
+    assert (saga.status, saga.reason) == ("ABORTED", "Step 1 (flight) failed: full")
     assert saga.commands == ["Flight", "Hotel", "CancelHotel"]
     assert sagas.clock.elapsed_s == 5
-    assert ledger.told == [("Hotel", {"why": "Step 1 failed: full", "id": "Hotel-1"})]
-    assert "it goes back as soon as Hotel is answered: Step 1 failed: full" in saga.explain()
+    assert ledger.told == [("Hotel", {"why": "Step 1 (flight) failed: full", "id": "Hotel-1"})]
+    assert "it goes back as soon as Hotel is answered: Step 1 (flight) failed: full" in saga.explain()
 
 
 def test_the_story_of_a_graph_tells_what_its_steps_wait_for(sagas: Sagas) -> None:
@@ -129,13 +129,13 @@ def test_a_test_signals_and_declines_in_between(sagas: Sagas) -> None:
     ledger = serve(sagas)
     saga = sagas.begin(TRAVEL, INPUT)
     sagas.advance(3600)
-    assert saga.state.waiting_for == "the signal approve, step 4"
+    assert saga.state.waiting_for == "the signal approve, step 4 (approval)"
     with pytest.raises(RequestRefused, match="no open step that waits for the signal other"):
         saga.signal("other")
     with pytest.raises(ScenarioError, match="the signal: name must be"):
         saga.signal("not a name")
     saga.signal("approve", decline="too dear", by="boss")
-    assert (saga.status, saga.reason) == ("ABORTED", "Step 4 failed: approve was declined: too dear")
+    assert (saga.status, saga.reason) == ("ABORTED", "Step 4 (approval) failed: approve was declined: too dear")
     assert saga.commands == ["Flight", "Hotel", "CancelHotel", "CancelFlight"]
     assert [(done.verb, done.reason, done.actor) for done in saga.state.interventions] == [
         ("decline approve", "too dear", "boss")
@@ -154,7 +154,7 @@ def test_a_signal_that_comes_before_its_step_waits_is_kept(sagas: Sagas) -> None
 def test_without_a_signal_the_time_runs_out(sagas: Sagas) -> None:
     ledger = serve(sagas)
     saga = sagas.run(TRAVEL, INPUT)
-    assert saga.reason == "Step 4 failed: no signal approve within 86400000 ms"
+    assert saga.reason == "Step 4 (approval) failed: no signal approve within 1 d"
     assert sagas.clock.elapsed_s == 86_400
     assert ledger.names == []
 

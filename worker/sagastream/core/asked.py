@@ -22,7 +22,7 @@ from sagastream.core.messages import (
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.step_state import Step
-from sagastream.core.steps import StepKind
+from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.strict_json import MAX_BYTES
 from sagastream.core.transitions import Decision, Moment
 
@@ -56,7 +56,7 @@ def ask(state: SagaState | None, event: ToSaga, moment: Moment) -> Decision:
         why_not = _why_not(state, number, event, moment)
     if why_not is not None:
         return refuse(state, event, Code.PRECONDITION_FAILED, f"saga {state.saga_id} {why_not}")
-    state = state.with_intervention(_kept(event, moment))
+    state = state.with_intervention(_kept(state, number, event, moment))
     if isinstance(event, Signal):
         decision = waits.signal(state, event, moment)
     else:
@@ -64,15 +64,20 @@ def ask(state: SagaState | None, event: ToSaga, moment: Moment) -> Decision:
     return replace(decision, notices=done + decision.notices)
 
 
-def _kept(event: ToSaga, moment: Moment) -> Intervention:
-    """What stays with the saga of a request that was done."""
+def _kept(state: SagaState, number: int | None, event: ToSaga, moment: Moment) -> Intervention:
+    """What stays with the saga of a request that was done. `number`: of the step that an operator's request means."""
+    step = None
     if isinstance(event, Signal):
         verb = f"signal {event.name}" if event.declined is None else f"decline {event.name}"
         reason, actor = event.declined or "", event.by
     else:
         verb = f"{event.verb} now" if event.now else event.verb
         reason, actor = event.reason, event.actor
-    return Intervention(verb=verb, reason=reason, at_ms=moment.now_ms, actor=actor, request_id=event.request_id)
+        if state.format != PLAIN and event.verb in _OF_A_STEP:
+            step = number
+    return Intervention(
+        verb=verb, reason=reason, at_ms=moment.now_ms, actor=actor, request_id=event.request_id, step=step
+    )
 
 
 def _done(state: SagaState, event: ToSaga) -> tuple[Notice, ...]:
@@ -106,20 +111,32 @@ def _why_not(state: SagaState, number: int | None, event: Intervene, moment: Mom
     place = None if number is None else state.parked_place(number)
     if event.parked_at is not None and event.parked_at != place:
         # Whoever asks has seen another state, and what they say was not meant for this one.
-        at = f"is parked at {state.parked_at}" if state.parked_at else f"waits for {state.waiting_for}"
-        return f"is no longer parked at {event.parked_at}: it {at}"
+        if event.step is not None and event.parked_at in _places(state):
+            return f"is parked at {event.parked_at}, but that is not step {event.step}"
+        return f"is no longer parked at {event.parked_at}: it {_stands(state)}"
     if event.verb is Verb.CANCEL:
         return _why_not_cancelled(state, event, moment)
     if place is None:
-        if event.step is not None and state.parked_at is not None:
-            return f"is not parked at step {event.step}, but at {state.parked_at}"
-        return f"is not parked, it waits for {state.waiting_for}"
+        where = "" if event.step is None else f" at step {event.step}"
+        return f"is not parked{where}, it {_stands(state)}"
     if event.step is None and event.parked_at is None and len(parked := state.parked_steps) > 1:
-        steps = ", ".join(map(str, parked))
+        steps = ", ".join(map(state.told, parked))
         return f"is parked at several steps: {steps}; say with step which one is meant"
     if event.verb is Verb.ABANDON and not event.now and (out := _out(state)):
-        return f"has commands out, of step {', '.join(map(str, out))}: abandon it with now, and they count as unknown"
+        steps = ", ".join(map(state.told, out))
+        return f"has commands out, of step {steps}: abandon it with now, and they count as unknown"
     return None
+
+
+def _places(state: SagaState) -> list[str]:
+    """Where it is parked, step by step, as `parked_at` says it."""
+    return [str(state.parked_place(number)) for number in state.parked_steps]
+
+
+def _stands(state: SagaState) -> str:
+    """Where it is parked or, if it is not, for what it waits."""
+    places = _places(state)
+    return f"is parked at {', '.join(places)}" if places else f"waits for {state.waiting_for}"
 
 
 def _out(state: SagaState) -> list[int]:
@@ -135,7 +152,8 @@ def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> st
     if event.now and state.parked is None:
         return None
     parked = state.parked_steps
-    not_done = f"To say that step {parked[0] if parked else 0} was not done, cancel with parked_at {state.parked_at}"
+    step = state.told(parked[0]) if parked else ""
+    not_done = f"To say that step {step} was not done, cancel with parked_at {state.parked_at}"
     if event.now:
         return f"is parked, so no command is out. {not_done}, without now"
     if event.parked_at is None and back.is_parked_past_return(state, moment):
@@ -143,6 +161,9 @@ def _why_not_cancelled(state: SagaState, event: Intervene, moment: Moment) -> st
         return f"is parked: {state.step.command} may have been done, and nothing undoes it. {not_done}"
     return "is being cancelled already" if state.cancelling is not None else None
 
+
+#: The verbs that are about one step.
+_OF_A_STEP: Final = frozenset({Verb.RETRY, Verb.SKIP, Verb.ABANDON})
 
 #: What each verb does; all but cancel are for a step that is parked: its number.
 _VERBS: Final[Mapping[Verb, Callable[[SagaState, Any, Intervene, Moment], Decision]]] = {
@@ -173,19 +194,27 @@ def _why_not_signalled(state: SagaState, event: Signal, moment: Moment) -> str |
     if not takers:
         parked = [n for n in state.parked_steps if event.name in _signals_of(state.steps[n - 1])]
         if parked:
-            return f"is parked at step {parked[0]}, and waits for {event.name} again after a retry of that step"
-        return f"has no open step that waits for the signal {event.name}"
+            step = state.told(parked[0])
+            return f"is parked at step {step}, and waits for {event.name} again after a retry of that step"
+        return f"has no open step that waits for the signal {event.name}; {_signals_wanted(state)}"
     if over := [step for step in takers if waits.is_too_late(step, event, moment.now_ms)]:
-        step, takers = over[-1], [step for step in takers if step not in over]
+        last, takers = over[-1], [step for step in takers if step not in over]
         if not takers:
-            late_ms = (event.added_ms or 0) - (step.due_ms or 0)
-            return f"waited for {event.name} until {late_ms} ms before it came: step {state.steps.index(step) + 1}"
+            late_ms = (event.added_ms or 0) - (last.due_ms or 0)
+            step = state.told(state.steps.index(last) + 1)
+            return f"waited for {event.name} until {late_ms} ms before it came: step {step}"
     kept = [one for one in state.signals if one.name == event.name]
     if len(kept) >= len(takers):
         return f"has been sent the signal {event.name} already, and no other step will wait for it"
     if sum(len(one.payload) for one in state.signals) + len(event.payload) > MAX_KEPT_BYTES:
         return f"keeps signals of {MAX_KEPT_BYTES} bytes already: signal again once it waits for {event.name}"
     return None
+
+
+def _signals_wanted(state: SagaState) -> str:
+    """Which signals a saga would take."""
+    names = {name for step in state.steps for name in _signals_of(step) if name and _may_take(step, name)}
+    return f"it takes: {', '.join(sorted(names))}" if names else "it takes none any more"
 
 
 def _is_pivot_out(step: Step) -> bool:

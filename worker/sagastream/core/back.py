@@ -29,7 +29,7 @@ def fail_step(state: SagaState, number: int, error: bytes | None, moment: Moment
     """This step has failed for good: go back. `unknown`: it may have been done all the same."""
     step = given_up(state.steps[number - 1], moment, error=error, unknown=unknown)
     times = f" ({step.attempt} attempts)" if step.attempt > 1 else ""
-    why = f"Step {number} failed: {quote(error)}{times}"
+    why = f"Step {state.told(number)} failed: {quote(error)}{times}"
     if state.format != PLAIN and state.cancelling is not None:
         why = state.cancelling  # what came first counts: another failure, a cancel, the deadline
     elif state.format != PLAIN:
@@ -125,7 +125,7 @@ def abandon(state: SagaState, number: int, why: str, moment: Moment) -> Decision
     steps = state.steps
     for at in state.active_steps:
         steps = put(steps, at, _abandoned(steps[at - 1]))
-    reason = f"abandoned at step {number}: {why}"
+    reason = f"abandoned at step {state.told(number)}: {why}"
     reason = f"{state.reason}; {reason}" if state.reason else reason
     return end(moved(state, "abandoned", moment, steps, reason=reason))
 
@@ -167,7 +167,7 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
     name = undo_of(definition, moment.published)
     if name == NOBODY_KNOWS:
         why = (
-            f"nobody knows what undoes {definition.transaction} of step {number}: "
+            f"nobody knows what undoes {definition.transaction} of step {state.told(number)}: "
             f"service {definition.service} published no such command, and the step names no compensation"
         )
         return park(state, number, why, moment)
@@ -175,7 +175,12 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
         if (told := told_to_undo(state, number)) is not step.built_undo:
             step = replace(step, built_undo=told)
     except CannotBuild as error:
-        return park(state, number, f"what undoes step {number} cannot be told its compensation_params: {error}", moment)
+        return park(
+            state,
+            number,
+            f"what undoes step {state.told(number)} cannot be told its compensation_params: {error}",
+            moment,
+        )
     # The attempts of the undo are counted separately.
     step, command = send_compensation(state, number, replace(step, compensation=name, tried_before=0), moment.now_ms)
     return sent(moved(state, "compensation sent", moment, put(state.steps, number, step), undone=(number,)), [command])

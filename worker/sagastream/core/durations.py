@@ -14,6 +14,14 @@ def spoken(ms: float) -> str:
     return f"{number} {unit}"
 
 
+def exact(ms: int) -> str:
+    """A duration in the largest unit in which it is a whole number: "2 d", "90 s", "1500 ms"."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if ms and ms % size == 0:
+            return f"{ms // size} {unit}"
+    return f"{ms} ms"
+
+
 def day(ms: int) -> str:
     """The day in UTC of a time in milliseconds since the epoch: "2026-11-29"."""
     # Years that begin in March have their leap day at the end. In 400 of them there are 146,097 days.

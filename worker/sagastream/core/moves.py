@@ -57,7 +57,7 @@ def complete_step(state: SagaState, number: int, result: bytes | None, moment: M
     if state.cancelling is not None and step.definition.kind is not StepKind.PIVOT:
         return go_back(state, steps, state.cancelling, moment)
     if state.cancelling is not None:
-        why = f"step {number}, the pivot, was done before this could be: {state.cancelling}"
+        why = f"step {state.told(number)}, the pivot, was done before this could be: {state.cancelling}"
         state = state.with_intervention(Intervention(verb="too late", reason=why, at_ms=moment.now_ms))
     return _go_on(state, steps, moment, "step completed")
 
@@ -129,7 +129,7 @@ def _give_up_attempts(
     step = state.steps[number - 1]
     definition, undoing = step.definition, step.being_undone
     times = f" {step.current_attempt} times" if step.current_attempt > 1 else ""
-    failed = f"{step.command} of step {number} failed{times}: {quote(error)}"
+    failed = f"{step.command} of step {state.told(number)} failed{times}: {quote(error)}"
     if undoing or definition.kind is StepKind.RETRIABLE:
         return park(state, number, failed, moment, **facts)
     unknown = bool(facts["unknown"])
@@ -197,6 +197,7 @@ def give_up_retry(state: SagaState, number: int, error: bytes | None, moment: Mo
     may still do it."""
     step = state.steps[number - 1]
     if may_be_past_pivot(step.definition, moment, unknown=True):
-        why = f"{step.command} of step {number} failed: {quote(error)}; it may be done all the same by a late delivery"
-        return park(state, number, f"{why}, and nothing undoes it", moment, error=error, unknown=True)
+        why = f"{step.command} of step {state.told(number)} failed: {quote(error)}; "
+        why += "it may be done all the same by a late delivery, and nothing undoes it"
+        return park(state, number, why, moment, error=error, unknown=True)
     return fail_step(state, number, error, moment, unknown=True)

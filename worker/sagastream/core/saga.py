@@ -39,6 +39,7 @@ class Intervention(Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int  # when, in milliseconds since the epoch by the broker's clock
     actor: str | None = None  # who asked for it, in their own words; None: they did not say
     request_id: str | None = None  # of the request: it is done once, even if it arrives more than once
+    step: int | None = None  # of a graph: which step was retried, skipped or abandoned
 
 
 class KeptSignal(Struct, frozen=True, kw_only=True, gc=False):
@@ -156,6 +157,15 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
                 return number
         return None
 
+    def name_of(self, number: int) -> str:
+        """How people name a step: by its id or else by its number."""
+        return self.steps[number - 1].definition.shape.id or str(number)
+
+    def told(self, number: int) -> str:
+        """A step as texts for people name it: `4 (pay)`, or `4` if it has no id."""
+        name = self.steps[number - 1].definition.shape.id
+        return str(number) if name is None else f"{number} ({name})"
+
     @property
     def past_pivot(self) -> bool:
         """Whether its pivot was done, so that it can no longer be undone."""
@@ -260,12 +270,12 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         then = "" if self.cancelling is None else self._then
         if phase in IN_FLIGHT:
             which = f" (attempt {attempt} of {step.attempts})" if attempt > 1 else ""
-            return f"{step.definition.service} to answer {step.command}, step {number}{which}{then}"
+            return f"{step.definition.service} to answer {step.command}, step {self.told(number)}{which}{then}"
         if step.parked is not None:
-            return f"a person, step {number} is parked"
-        what, shape = f"{step.command}, step {number}", step.definition.shape
+            return f"a person, step {self.told(number)} is parked"
+        what, shape = f"{step.command}, step {self.told(number)}", step.definition.shape
         if phase is Phase.AWAITING:
-            return f"the end of its pause, step {number}" if shape.wait is None else f"the signal {what}"
+            return f"the end of its pause, step {self.told(number)}" if shape.wait is None else f"the signal {what}"
         if phase is Phase.RETRY_AWAITED:
             return f"the signal {shape.retry_on}, to send {what} again"
         return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){then}"

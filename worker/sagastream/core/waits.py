@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from sagastream.core.back import fail_step, quote
+from sagastream.core.durations import exact
 from sagastream.core.forward import declined
 from sagastream.core.messages import Signal
 from sagastream.core.moves import complete_step, give_up_retry, retry_on
@@ -48,15 +49,19 @@ def may_be_in_time(added_ms: int, due_ms: int, now_ms: int) -> bool:
     return added_ms < due_ms or added_ms > now_ms
 
 
+def _not_signalled(name: str | None, within_ms: int | None) -> str:
+    return f"no signal {name} within {exact(within_ms or 0)}"
+
+
 def wait_over(state: SagaState, number: int, moment: Moment) -> Decision:
     """The time is over for which this step waits."""
     shape = state.steps[number - 1].definition.shape
     if state.steps[number - 1].phase is Phase.RETRY_AWAITED:
-        why = f"{quote(state.steps[number - 1].error)}; no signal {shape.retry_on} within {shape.retry_within_ms} ms"
+        why = f"{quote(state.steps[number - 1].error)}; {_not_signalled(shape.retry_on, shape.retry_within_ms)}"
         return give_up_retry(state, number, encode(why), moment)
     if shape.wait is None or shape.goes_on:
         return complete_step(state, number, None, moment)
-    return _fail_wait(state, number, f"no signal {shape.wait} within {shape.wait_ms} ms", moment)
+    return _fail_wait(state, number, _not_signalled(shape.wait, shape.wait_ms), moment)
 
 
 def _fail_wait(state: SagaState, number: int, why: str, moment: Moment) -> Decision:

@@ -18,7 +18,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.steps import PLAIN
 from sagastream.core.transitions import put
 from sagastream.core.why_out import CommandOut, due_of, hangs, late
-from sagastream.core.why_waits import awaits, name_of, not_started, settles
+from sagastream.core.why_waits import at_most, awaits, not_started, settles
 
 #: Of at most so many steps whose commands are out it is said why they are; of the others, that they are.
 MOST_TOLD: Final = 10
@@ -76,7 +76,7 @@ def _told_of(state: SagaState, number: int, causes: Iterable[Cause]) -> Iterable
     if state.format == PLAIN:
         return causes
     # How a step is parked names it.
-    said = f"step {name_of(state, number)}: " if len(state.active_steps) > 1 else ""
+    said = f"step {state.name_of(number)}: " if len(state.active_steps) > 1 else ""
     return [
         replace(
             cause,
@@ -90,7 +90,7 @@ def _told_of(state: SagaState, number: int, causes: Iterable[Cause]) -> Iterable
 def _more(state: SagaState, numbers: Sequence[int]) -> list[Cause]:
     if not numbers:
         return []
-    text = f"so do more steps: {', '.join(name_of(state, number) for number in numbers)}"
+    text = f"so do more steps: {', '.join(state.name_of(number) for number in numbers)}"
     return [Cause(kind=CauseKind.SENT, text=text, facts={"steps": list(numbers)})]
 
 
@@ -159,15 +159,15 @@ def _verbs(state: SagaState, number: int) -> list[str]:
     step = state.steps[number - 1]
     if step.being_undone:
         again = f"send {step.command} again" if step.compensation else "look again for what undoes it"
-        times = f", at most {step.definition.compensation_attempts} times"
-        skip = f"go on as if step {number} were undone"
+        times = f", {at_most(step.definition.compensation_attempts)}"
+        skip = f"go on as if step {state.told(number)} were undone"
     else:
-        again, times = f"send {step.command} again", f", at most {step.definition.attempts} times"
+        again, times = f"send {step.command} again", f", {at_most(step.definition.attempts)}"
         if not step.definition.shape.sends:
             again, times = f"wait for {step.command} again", ""
         elif step.attempt == 0:
             again, times = "try again to begin it", ""
-        skip = f"{_then(state, number)} as if step {number} were done"
+        skip = f"{_then(state, number)} as if step {state.told(number)} were done"
     stays = [at for at, one in enumerate(state.steps, 1) if one.may_have_effect or one.unknown]
     left = f"; what these steps did stays: {', '.join(map(str, stays))}" if stays else ""
     out = [at for at, one in enumerate(state.steps, 1) if one.in_flight]
@@ -179,11 +179,11 @@ def _verbs(state: SagaState, number: int) -> list[str]:
         "abandon": f"end ABORTED as it is{left}",
     }
     if state.may_be_cancelled:
-        meanings["cancel"] = f"go back as if step {number} were not done"
+        meanings["cancel"] = f"go back as if step {state.told(number)} were not done"
     ask = f"--reason TEXT --parked-at {state.parked_place(number)}"
     options = dict.fromkeys(meanings, "")
     if len(state.parked_steps) > 1:
-        options |= dict.fromkeys(("retry", "skip", "abandon"), f" --step {name_of(state, number)}")
+        options |= dict.fromkeys(("retry", "skip", "abandon"), f" --step {state.name_of(number)}")
     if out:
         options["abandon"] += " --now"
     saga = state.saga_id

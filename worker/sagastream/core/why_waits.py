@@ -27,7 +27,7 @@ def not_started(state: SagaState, now_ms: int) -> Cause:
 
 def settles(state: SagaState, out: Sequence[int]) -> Cause:
     """That the saga goes back as soon as what is out is answered. `out`: the numbers of those steps."""
-    names = ", ".join(name_of(state, number) for number in out)
+    names = ", ".join(state.name_of(number) for number in out)
     text = f"it goes back as soon as what is out is answered or times out: {'steps' if len(out) > 1 else 'step'} "
     text += f"{names}. Nothing more is sent until then"
     do = f"sagastream cancel {state.saga_id} --now --reason TEXT  # goes back at once, and undoes what may be done"
@@ -54,7 +54,7 @@ def _awaits_signal(state: SagaState, number: int, left: str) -> Cause:
     failed = _if_failed(state, number)
     otherwise = "it goes on without" if shape.goes_on else failed
     text = f"it waits for the signal {shape.wait}; if none comes within {left}, {otherwise}"
-    goes_on = f"goes on, with that as the result of step {number}"
+    goes_on = f"goes on, with that as the result of step {state.told(number)}"
     do = (
         f"sagastream signal {saga_id} {shape.wait} --payload JSON  # {goes_on}",
         f"sagastream signal {saga_id} {shape.wait} --decline TEXT  # {failed}",
@@ -67,17 +67,21 @@ def _awaits_retry(state: SagaState, step: Step, left: str) -> Cause:
     text = f"{step.command} failed: {quote(step.error)}; it is sent again when the signal {signal} comes; "
     text += f"if none comes within {left}, it has failed for good"
     do = (
-        f"sagastream signal {saga_id} {signal}  # sends it again, at most {step.definition.attempts} times",
+        f"sagastream signal {saga_id} {signal}  # sends it again, {at_most(step.definition.attempts)}",
         f"sagastream signal {saga_id} {signal} --decline TEXT  # it has failed for good",
     )
     return Cause(kind=CauseKind.AWAITS_RETRY, text=text, do=do, facts={"signal": signal})
 
 
-def name_of(state: SagaState, number: int) -> str:
-    """How people name a step: by its id or else by its number."""
-    return state.steps[number - 1].definition.shape.id or str(number)
+def at_most(attempts: int) -> str:
+    """How often a command is sent at most."""
+    return "once" if attempts == 1 else f"at most {attempts} times"
 
 
 def _if_failed(state: SagaState, number: int) -> str:
     is_behind_pivot = state.steps[number - 1].definition.kind is StepKind.RETRIABLE
-    return f"step {number} is parked" if is_behind_pivot else f"step {number} fails, and the saga goes back"
+    return (
+        f"step {state.told(number)} is parked"
+        if is_behind_pivot
+        else f"step {state.told(number)} fails, and the saga goes back"
+    )

@@ -88,6 +88,7 @@ def _interventions(done: tuple[Intervention, ...]) -> str:
     written = [
         {"verb": one.verb, "reason": one.reason, "at": iso(one.at_ms), "request_id": one.request_id}
         | ({} if one.actor is None else {"actor": one.actor})
+        | ({} if one.step is None else {"step": one.step})
         for one in done
     ]
     return orjson.dumps(written).decode() if written else ""
@@ -176,11 +177,12 @@ def _read_interventions(value: bytes) -> tuple[Intervention, ...]:
 
 def _read_intervention(done: Any) -> Intervention:
     verb, reason, request_id, actor = done["verb"], done["reason"], done["request_id"], done.get("actor")
+    step = done.get("step")
     texts, optional = isinstance(verb, str) and isinstance(reason, str), isinstance(request_id, str | None)
-    if not (texts and optional and isinstance(actor, str | None)):
+    if not (texts and optional and isinstance(actor, str | None) and (step is None or type(step) is int)):
         raise ValueError("an intervention is not as we write them")
     at_ms = _moment(str(done["at"]).encode())
-    return Intervention(verb=verb, reason=reason, at_ms=at_ms, actor=actor, request_id=request_id)
+    return Intervention(verb=verb, reason=reason, at_ms=at_ms, actor=actor, request_id=request_id, step=step)
 
 
 def _read_definition(value: bytes) -> DefinedBy:

@@ -264,9 +264,17 @@ def _decode(fields: Mapping[bytes, bytes], saga_id: str) -> SagaState:
     if not (state.ended or state.is_to_start or any(step.is_active for step in steps)):
         # No time would come for it. A plain saga always waits for its current step.
         raise ValueError(f"it is {state.status}, and no step of it waits for anything")
+    _check_steps_named(state)
+    return state
+
+
+def _check_steps_named(state: SagaState) -> None:
+    """Check that what the saga says of its steps is about steps that it has."""
+    count = len(state.steps)
     if state.compensating_steps and max(state.compensating_steps) > count:
         raise ValueError(f"it has {count} steps, and has compensated {state.compensating_steps}")
-    return state
+    if any(done.step is not None and not 1 <= done.step <= count for done in state.interventions):
+        raise ValueError(f"it has {count} steps, and an intervention is about another one")
 
 
 def _tell_current_step(saga: dict[str, Any], step: dict[str, Any]) -> None:
