@@ -1,4 +1,4 @@
-"""A trip: flight and hotel at once, a person's approval, the payment of what was booked. It starts tomorrow."""
+"""A trip: flight and hotel in parallel, a person's approval, the payment of what was booked. It starts tomorrow."""
 
 import sqlite3
 from dataclasses import dataclass
