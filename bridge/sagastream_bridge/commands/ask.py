@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 #: The help text of each of an operator's verbs.
 _VERBS: Final = {
-    "cancel": "Cancel a saga: it goes back when its current step is answered, but not after its pivot. With --now it "
-    "goes back at once: what is out may have been done, and is undone too.",
+    "cancel": "Cancel a saga: it goes back when the commands that are out are answered, but not after its pivot. With "
+    "--now it goes back at once: what is out may have been done, and is undone too.",
     "retry": "Let a parked saga try again what it is parked at. Exit code 3 if it is parked again at once.",
-    "skip": "Let a parked saga go on as if what it is parked at were done.",
+    "skip": "Let a parked saga go on as if the step or compensation that it is parked at were done.",
     "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
 }
 
@@ -43,7 +43,7 @@ _OPTIONS: Final = (
 
 
 _NOW: Final = {
-    "cancel": "Do not wait for the answer to the command that is out.",
+    "cancel": "Do not wait for the answers to the commands that are out.",
     "abandon": "Even while commands of other steps are out: they may be done all the same.",
 }
 _STEP: Final = "The number or id of the step that is meant, if several are parked."
@@ -134,11 +134,11 @@ def _number_or_id(_context: click.Context, _option: click.Parameter, value: str 
 @click.argument("saga_id", metavar="ID")
 @click.argument("name")
 @click.option("--payload", metavar="JSON", help="The result of the step that waits; any JSON value  [default: null]")
-@click.option("--decline", metavar="TEXT", help="The step fails. Why; it stays with the saga.")
+@click.option("--decline", metavar="TEXT", help="In place of a payload: why the step fails; it stays with the saga.")
 @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
 @timeout_option
 def signal(saga_id: str, name: str, payload: str | None, by: str | None, **options: Any) -> None:
-    """Signal to the saga ID that NAME has happened, for which one of its steps waits or will wait."""
+    """Send the signal NAME to a saga: one of its steps waits for it, or will wait for it."""
     from sagastream.core.strict_json import decode
     from sagastream.errors import MalformedMessage
 

@@ -35,7 +35,7 @@ from sagastream_bridge.commands.context import opened
     show_default=True,
     # The names of services.SHAPES, which are not imported for `--help`; a test compares them.
     type=click.Choice(["chain", "references", "fan-out", "compose-post"]),
-    help="Three steps; the same with references; ten steps at once; four at once and three more, with references.",
+    help="Three steps; the same with references; ten in parallel; four in parallel and three more, with references.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def bench(sagas: int, workers: int, rounds: int, shape: str, as_json: bool) -> None:

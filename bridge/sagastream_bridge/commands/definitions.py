@@ -28,7 +28,7 @@ def _with_services(command: _Command) -> _Command:
         help="What services publish: a sagastream.Service, or a file that says "
         '{"SERVICE": {"COMMAND": "COMPENSATION"}}. May be repeated.',
     )
-    store = click.option("--store", "in_store", is_flag=True, help="Ask the store of REDIS_URL for that.")
+    store = click.option("--store", "in_store", is_flag=True, help="Ask the store for that.")
     return services(store(command))
 
 
@@ -69,7 +69,7 @@ def _known(options: dict[str, Any], document: "Document") -> "Known":
 @_SOURCE
 @click.option("--mermaid", "as_mermaid", is_flag=True, help="A Mermaid flowchart, for a page that draws it.")
 def graph(source: str, as_mermaid: bool) -> None:
-    """Draw the steps of a definition, or of a saga_begin body: which come after which.
+    """Draw the steps of a definition or a saga: which come after which.
 
     - is standard input. A definition in Python is MODULE:NAME.
     """
@@ -86,7 +86,7 @@ def graph(source: str, as_mermaid: bool) -> None:
 @_with_services
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def lint(source: str, as_json: bool, **options: Any) -> None:
-    """Find what is wrong in a definition, or a saga_begin body, before a saga runs.
+    """Find what is wrong in a definition or a saga, before it runs.
 
     Exit code 1 if something is wrong, 2 if it cannot be read.
     """
@@ -109,17 +109,17 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     "--items",
     type=click.IntRange(0, 100),
     metavar="COUNT",
-    help="How many steps one with `each` becomes.  [default: as in the example or, without one, 2]",
+    help="How many items the list of each step with `each` has.  [default: as in the example or, without one, 2]",
 )
 @click.option(
     "--limit",
     type=click.IntRange(1),
     metavar="COUNT",
-    help="Look at no more states than these.  [default: 100000]",
+    help="Look at no more than so many states.  [default: 100000]",
 )
-@click.option("--json", "as_json", is_flag=True, help="To be compared with the same of another version.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON, to compare with another version.")
 def explore(source: str, items: int | None, as_json: bool, **options: Any) -> None:
-    """Try a definition, or a saga_begin body, in every way that it can go, and tell what is undone, and where.
+    """Try a definition or a saga in every way that it can go: what is undone, and where it can be parked.
 
     Nothing is sent: this asks the code by which workers decide. Each step is done, fails or stays unknown; each
     condition holds or does not; each wait is signalled, declined or over; the saga is cancelled at any time; each undo

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="FILE|MODULE:NAME")
 @click.option("--by", metavar="NAME", help="Who you are; it stays with the version  [default: your user@host]")
 def deploy(source: str, by: str | None) -> None:
-    """Keep a definition in the store, and begin sagas by it from now on. - is standard input. A definition in Python is
-    MODULE:NAME.
+    """Keep this version of a definition in the store, and make it the current one.
+
+    - is standard input. A definition in Python is MODULE:NAME.
 
     Sagas that have begun stay as they are. A version never changes: raise `version` if you change a definition. To go
     back, deploy the file of an earlier version.

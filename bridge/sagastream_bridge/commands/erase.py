@@ -22,7 +22,7 @@ _OUT_OF_REACH: Final = "not erased: backups, exports, logs, SLOWLOG, databases o
 @click.option("--reason", required=True, metavar="TEXT", help="Why, without what is erased. It stays with the saga.")
 @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
 def erase(saga_ids: tuple[str, ...], reason: str, by: str | None) -> None:
-    """Erase params, results, errors, reasons and actors of sagas that have ended; their course stays.
+    """Erase inputs, params, results, errors, reasons and actors of sagas that have ended; their course stays.
 
     Exit code 1 if a saga has not ended, or something is still in use: erase again later.
     """

@@ -47,7 +47,7 @@ _SAY_WHY_AFTER_S: Final = 3.0
 def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
     """Begin a saga: that of FILE, or one of a definition.
 
-    FILE is - for standard input, a name that ends in .json, or a file that is there. It holds a saga_begin body of the
+    FILE is - for standard input, a name that ends in .json, or a file that exists. It holds a saga_begin body of the
     protocol, with saga_id and steps, or a definition. A definition in Python is MODULE:NAME. Anything else is the NAME
     of a definition that was deployed.
 

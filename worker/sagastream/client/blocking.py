@@ -113,10 +113,10 @@ class SagaClient:
 
         Args:
             saga_id: chosen by you, unique in the store: 1 to 128 characters of A-Z a-z 0-9 . _ : -
-            steps: the steps, in order; docs/sagas.md describes their members.
+            steps: the steps, in order; docs/sagas.md and docs/graphs.md describe their members.
             deadline_ms: the saga is cancelled this many milliseconds after it began, if it has not ended by then.
             deadline: "hard": a command that is out by then is not waited for. By default it is.
-            input: the data of the saga, an object, to which its steps may refer. Of a definition that names a class: an
+            input: an object to which the steps of the saga may refer. Of a definition that names a class: an
                 instance of it, or what can be read as one.
             start_at, start_at_ms: do nothing before this time, by the broker's clock: a datetime with its time zone, or
                 milliseconds since the epoch. The deadline counts from then.
@@ -231,11 +231,12 @@ class SagaClient:
         actor: str | None = None,
         parked_at: str | None = None,
     ) -> SagaState:
-        """Cancel a saga: it is undone once its current step is answered, but not after its pivot. See `intervene`.
+        """Cancel a saga: it is undone once the commands that are out are answered, but not after its pivot. See
+        `intervene`.
 
         Args:
-            now: do not wait for the answer. The step counts as one that may have been done, and is undone too. If it is
-                the pivot, and nothing undoes it, the saga is parked.
+            now: do not wait for the answers. A step whose command is out may have been done, and is undone too. If it
+                is the pivot, and nothing undoes it, the saga is parked.
             actor: who asks; it stays with the saga.
             parked_at: `parked_at` of the saga as you saw it. You say by this that the step was not done at which it is
                 parked. If it is no longer parked there, this is refused.
@@ -313,13 +314,13 @@ class SagaClient:
         decline: str | None = None,
         by: str | None = None,
     ) -> SagaState:
-        """Signal to a saga that something has happened for which one of its steps waits, or will wait. If the step does
-        not wait yet, the saga keeps the signal. See `intervene`; a signal that no open step waits for is refused.
+        """Send a signal to a saga, for a step that waits for it, or will wait for it. If the step does not wait yet,
+        the saga keeps the signal. If no step will wait for it, it is refused. See `intervene`.
 
         Args:
             name: of the signal, as the step names it.
             payload: any JSON value: the result of the step.
-            decline: why the step fails; then there is no payload.
+            decline: in place of a payload: why the step fails.
             by: who signals; it stays with the saga.
         """
         request = requests.to_signal(saga_id, name, payload, decline=decline, by=by)
@@ -362,7 +363,7 @@ class SagaClient:
 
         Raises:
             DefinitionError: the store has other content under this version.
-            MalformedMessage: its schema is none, or its example is not as the schema says.
+            MalformedMessage: its schema is not a JSON Schema, or its example is not as the schema says.
             SettingsError: it has a schema, and the package that checks it is not installed.
             redis.exceptions.NoPermissionError: the user has not the role deployer.
             redis.RedisError: the broker is away. Deploy it again: nothing is done twice.
@@ -379,8 +380,8 @@ class SagaClient:
         return run(self._redis, definitions.listed(self._looked()))
 
     def erase(self, saga_id: str, reason: str, *, actor: str | None = None) -> Erased:
-        """Erase the params, results, errors, reasons and actors of a saga that has ended, and the messages that hold
-        them.
+        """Erase the input, params, results, errors, reasons and actors of a saga that has ended, and the messages that
+        hold them.
 
         Its course stays: the steps, their times and status, and that it was erased. So it cannot be begun again, and no
         command that comes again has its effect again. The server's files keep the data until they are written anew.

@@ -33,7 +33,8 @@ _ANY_STEP: Final = {"transaction": "any", "service": "any"}
 
 
 class StepOptions(TypedDict, total=False):
-    """What a step may say besides its transaction, service and params; docs/graphs.md describes each."""
+    """What a step may say besides its transaction, service and params: docs/sagas.md and docs/graphs.md describe it,
+    docs/definitions.md describes `each`."""
 
     id: str
     after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
@@ -52,7 +53,7 @@ class StepOptions(TypedDict, total=False):
 
 
 class WaitOptions(TypedDict, total=False):
-    """What a wait or a pause may say besides."""
+    """What a wait or a pause may say besides its own members: docs/graphs.md describes it."""
 
     id: str
     after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
@@ -75,11 +76,11 @@ class Definition:
         """
         Args:
             name: 1 to 128 characters of A-Z a-z 0-9 . _ -
-            version: a number from 1. Whoever changes the definition raises it.
-            input: what the data of a saga must be: a JSON Schema (2020-12); or a dataclass or a model of pydantic, from
-                which the schema is made and as which data are read. None: they may be any object.
+            version: a whole number from 1. If you change the definition, raise it.
+            input: what the input of a saga must be: a JSON Schema (2020-12); or a dataclass or a model of pydantic, as
+                which the input is read, and from which the schema is made. None: any object.
             deadline_ms, deadline: of each saga, as for `SagaClient.begin`.
-            example: an example of the data, which `sagastream lint` checks.
+            example: an example of an input, for `sagastream lint` and `explore`.
 
         Raises MalformedMessage, which says what is wrong.
         """
@@ -124,7 +125,7 @@ class Definition:
 
     @property
     def input(self) -> Reference:
-        """The data of a saga: `definition.input.total` refers to their member `total`."""
+        """The input of a saga: `definition.input.total` refers to its member `total`."""
         return Reference("/input", self)
 
     @property
@@ -156,8 +157,8 @@ class Definition:
             transaction: the name of the command that does it.
             service: the name of the service that does it.
             params: what the command gets: a JSON value that may hold references.
-            options: see StepOptions. `after` is one step or a list of steps: by themselves, ids or numbers. `each` is
-                a reference to a list in the input: the saga has one such step for each of its items.
+            options: see StepOptions. `after` is a step or a list of steps; each is what this method returned, an id or
+                a number. `each` is a reference to a list in the input: the saga has one such step for each item.
 
         Raises MalformedMessage, which says what is wrong; nothing was added then.
         """
@@ -172,12 +173,12 @@ class Definition:
         on_timeout: Literal["fail", "continue"] = "fail",
         **options: Unpack[WaitOptions],
     ) -> DefinedStep:
-        """Add a wait: it completes when the signal of this name comes, and its result is what came with it.
+        """Add a wait: it completes when the signal of this name comes, and its result is the signal's payload.
 
         Args:
             signal: the name of the signal.
             timeout_ms: how long to wait for it at most.
-            on_timeout: what happens then: the wait fails, or the saga goes on.
+            on_timeout: what happens if no signal comes in time: the step fails, or the saga goes on.
             options: see WaitOptions.
 
         Raises as `step` does.
@@ -205,9 +206,10 @@ class Definition:
         return request
 
     def checked(self, data: Any) -> dict[str, Any]:
-        """The input of a saga as its steps see it: as JSON and, if the definition names a class, with the defaults of
-        that. Raises MalformedMessage if it is not as the definition says, with the place; and SettingsError if the
-        package that can tell is not installed."""
+        """The input of a saga as its steps see it: as JSON and, if the definition names a class, with its defaults.
+
+        Raises MalformedMessage if it is not as the definition says, with the place; and SettingsError if the package
+        that checks it is not installed."""
         found = self._as_json(data, "input")
         if self._model is None:
             check_input(self.parsed, found, "input")
@@ -259,8 +261,8 @@ def requested(*args: Any, **named: Any) -> Begin:
 
 
 def deployable(definition: Definition) -> SagaDefinition:
-    """The definition to be kept in a store. Raises MalformedMessage if its schema is none, or its example is not as
-    the schema says; and SettingsError if the package that can tell is not installed."""
+    """The definition to be kept in a store. Raises MalformedMessage if its schema is not a JSON Schema, or its example
+    is not as the schema says; and SettingsError if the package that checks this is not installed."""
     parsed = definition.parsed
     check_schema(parsed)
     if parsed.example is not None:

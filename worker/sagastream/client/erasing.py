@@ -1,4 +1,4 @@
-"""Erasing what the store knows of sagas: params, results, errors, reasons and actors. Their course stays without them.
+"""Erasing what the store knows of sagas: inputs, params, results, errors, reasons and actors. Their course stays.
 
 The hash stays, so that the saga cannot be begun a second time. The records of services stay, so that no command that
 comes again has its effect again. Everything else of the saga is deleted, unless somebody still works on it: that is

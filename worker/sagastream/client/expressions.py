@@ -199,7 +199,7 @@ class DefinedStep(Expression):
 
     @property
     def result(self) -> Reference:
-        """What it returned. Of a wait: what came with its signal. Of a step with `each`: the list of all results."""
+        """What it returned. Of a wait: the payload of its signal. Of a step with `each`: the list of all results."""
         return Reference(f"/steps/{self.name}/result", self.definition)
 
     def __getattr__(self, name: str) -> NoReturn:

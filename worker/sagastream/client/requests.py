@@ -53,7 +53,7 @@ class _PlaceRequest(TypedDict):
 
 
 class StepRequest(_PlaceRequest):
-    """One step. docs/sagas.md says what each member means, and its default."""
+    """One step. docs/sagas.md and docs/graphs.md say what each member means, and its default."""
 
     transaction: str
     service: str

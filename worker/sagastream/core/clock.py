@@ -1,4 +1,4 @@
-"""The times of a saga, if the broker's clock was set back, or went forward at once, since the saga last changed.
+"""The times of a saga, if the broker's clock was set back, or jumped forward, since the saga last changed.
 
 A saga waits for as long as it would have waited. If nobody knows what the clock did, it waits for longer, never for
 less. Its start is another matter: that is a time of the calendar, and comes when the clock gets there.

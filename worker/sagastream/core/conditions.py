@@ -1,4 +1,4 @@
-"""Conditions: whether a step is done or bypassed, as the saga's data says. Pure.
+"""Conditions: whether a step is begun or bypassed, by the data of the saga. Pure.
 
     true, false
     {"eq": [A, B]}, and ne, lt, le, gt, ge    two values, each a template

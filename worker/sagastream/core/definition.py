@@ -2,7 +2,7 @@
 
     {"name": "order", "version": 3, "input": <JSON Schema>, "steps": [...]}
 
-`input` describes the data of a saga; clients check them. The steps are those of a saga_begin. Besides, a step may say
+`input` describes the input of a saga; clients check it. The steps are those of a saga_begin. Besides, a step may say
 `each`: then a saga has one such step for each item of a list in its input (see `expansion`).
 """
 

@@ -1,9 +1,9 @@
 """From a definition and an input to a saga_begin. Pure.
 
-A step with `each` becomes one step an item of a list in the input: `pick` becomes `pick.0`, `pick.1` and so on, all at
-once. To a definition they are one step: `after` names all of them, the result of `pick` is the list of theirs, and
-`/steps/pick/result/1` is that of `pick.1`. If the list is empty, what comes after `pick` comes after the steps before
-it. In their own templates `/item` is the item, and `/index` its place in the list, from 0.
+A step with `each` becomes one step for each item of a list in the input: `pick` becomes `pick.0`, `pick.1` and so on,
+which run in parallel. To a definition they are one step: `after` names all of them, the result of `pick` is the list of
+theirs, and `/steps/pick/result/1` is that of `pick.1`. If the list is empty, what comes after `pick` comes after the
+steps before it. In their own templates `/item` is the item, and `/index` its place in the list, from 0.
 
 What is written is again a template with references. So no item is copied, and no data of the input becomes a reference.
 """

@@ -1,7 +1,7 @@
 """The order of a saga's steps: which may be sent now, and which may be undone now. Pure functions of the steps.
 
-A step may begin once all steps are done that it comes after, and is undone once nothing is left to undo of what came
-after it. No other module knows the order; graph.py says what comes after what.
+A step may begin once all steps that it comes after are done or bypassed. It is undone once nothing that came after it
+is left to undo. No other module knows the order; graph.py says what comes after what.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
     {"$sealed": {"key": "2026-11", "from": "1/params", "data": "…"}}
 
-`key` is the id of the key, `from` says of which step it was sealed as what, `data` is base64.
+`key` is the id of the key, `from` says what it was sealed as (such as the params of step 1), `data` is base64.
 """
 
 from collections.abc import Callable, Sequence

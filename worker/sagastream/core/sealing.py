@@ -1,5 +1,4 @@
-"""Seals params and results, and opens them, where they come in and where they are used: in clients, services and the
-bridge. Pure.
+"""Seals values, and opens them, where they come in and where they are used: in clients, services and the bridge. Pure.
 
 A sealed value is bound to its saga, and to the step and the field that it was sealed for. So it opens in its own saga
 only, and only where it may stand: where it was sealed or, if references may copy it, in the params of another step too.

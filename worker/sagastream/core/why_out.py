@@ -1,4 +1,4 @@
-"""Why a saga waits whose command is out: what became of the command, and of the processes that should answer it. Pure.
+"""Why a saga waits while a command is out: what became of it, and of the processes that should answer it. Pure.
 
 why.py says the rest.
 """

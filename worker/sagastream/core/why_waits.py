@@ -1,4 +1,4 @@
-"""Why a saga waits of which no command is out: for its start, a signal, the end of a pause. Pure.
+"""Why a saga waits while no command is out: for its start, a signal, the end of a pause. Pure.
 
 why.py says the rest.
 """

@@ -418,7 +418,7 @@ class Saga:
 
     def signal(self, name: str, payload: Any = None, *, decline: str | None = None, by: str | None = None) -> None:
         """As `SagaClient.signal`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused, and ScenarioError
-        for what is no signal."""
+        if this is not a signal."""
         self._signal(self.saga_id, name, payload, decline=decline, by=by)
 
     def explain(self) -> str:
