@@ -1,4 +1,4 @@
-"""A saga as it is explored: the same graph, of which all is left out that no decision of the core depends on.
+"""A saga as it is explored: the same graph, with only what the decisions of the core depend on.
 
 Of branches that are alike (see symmetry.py), it makes no difference which is where. So their steps have the same names
 here, and a state is kept with such branches in one order: ten steps at once make tens of states, not millions.

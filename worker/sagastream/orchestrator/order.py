@@ -1,4 +1,5 @@
-"""What a worker takes before something else: streams share no order with each other, nor with a time that has come.
+"""What a worker takes first: a begin before requests about its saga, a signal before the end of its wait. Streams share
+no order with each other, nor with a time that has come.
 
 A request is deleted when it is taken. So whatever is there is unread, or some worker has read it and is at it.
 """
