@@ -197,6 +197,7 @@ class _Exploration:
                         self._go_on(settled, settled, known_then, None, group)  # its pivot was done, or is in doubt
                     else:
                         found[self._model.to_undo(settled)] = settled
+                        self._note_end(settled)
         for undone, settled in self._gone_back[at].items():
             self._note_back(undone, settled, what, group)
 
@@ -212,6 +213,12 @@ class _Exploration:
             self._note_parked(state, after, what)
             yield from self._settled(after, known_then, outcome)
 
+    def _note_end(self, state: SagaState) -> None:
+        """Note whether the saga ends if each undo that somebody knows is done. Where most is to be undone, nobody may
+        know how."""
+        if SagaStatus.ABORTED not in self._ends and (after := self._undo(state, None)[1]).ended:
+            self._ends.add(after.status)
+
     def _note_back(self, undone: tuple[int, ...], state: SagaState, what: What, group: int) -> None:
         least, most = self._back.get((group, what), _Back(undone, {}))
         if not any(_covers(other, undone) for other in most):
@@ -223,8 +230,6 @@ class _Exploration:
         least, most = self._back[group, what]
         for undone, state in sorted(most.items(), reverse=True):
             layers, after = self._undo(state, None)
-            if after.ended:
-                self._ends.add(after.status)
             for number in after.parked_steps:
                 self._note_stuck(after, number, What.NO_UNDO)
             for number in (one for layer in layers for one in layer):

@@ -156,6 +156,13 @@ def test_what_services_publish_counts() -> None:
     assert (What.NO_UNDO, (1,), ()) in found.parks
 
 
+def test_it_can_end_although_nobody_knows_how_to_undo_most_of_it() -> None:
+    steps = [{"transaction": "Do", "service": "work", "after": []}] * 2
+    found = explore(begin(*steps), {"work": {}})
+    assert found.ends == (SagaStatus.COMPLETED, SagaStatus.ABORTED)  # both may fail: then nothing is to be undone
+    assert found.parks
+
+
 def test_more_states_than_are_looked_at_are_an_error() -> None:
     with pytest.raises(TooMany, match="more than 10 states"):
         explore(chain(*[step() for _ in range(20)]), most_worlds=10)
