@@ -16,8 +16,8 @@ from sagastream_bridge.commands.context import counted, opened, safe
 def export(file: str) -> None:
     """Write the whole store into FILE, which must not exist (- for standard output): JSON, one object a line.
 
-    Sagas in every state, messages under way, records and what services publish. Stop all workers, services and clients
-    before; the store stays as it is. Start none on it after its copy has gone on: both would do the rest.
+    Sagas in every state, messages under way, records, what services publish, definitions. Stop all workers, services
+    and clients before; the store stays as it is. Start none on it after its copy has gone on: both would do the rest.
     """
     with opened(create=False) as broker:
         from sagastream_bridge.transfer.exporting import Export
