@@ -85,6 +85,7 @@ def test_signals_that_are_kept_are_shown_and_a_start_that_comes() -> None:
     lines = shown(played)
     assert "  starts   23:13:20.000Z, in 60 m" in lines
     assert '  kept     signal approve, which came 22:13:20.000Z, 0 s ago: {"by": "boss"}' in lines
+    assert "  signal approve 2023-11-14T22:13:20.000Z" in lines  # who has sent it is not known, and no reason is given
     assert "  waits    for its start, until 23:13:20.000Z, in 60 m" in lines
 
 
