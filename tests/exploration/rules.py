@@ -276,7 +276,8 @@ def _broken_signals(saga: SagaState) -> str | None:
             return f"a step waits for the signal {name}, which has come"
         taken = sum(done.verb == f"signal {name}" for done in saga.interventions)
         of_retry = any(step.definition.shape.retry_on == name for step in saga.steps)
-        if taken > kept.count(None) + sum(step.phase is Phase.COMPLETED for step in waits) and not of_retry:
+        over = sum(step.phase in (Phase.COMPLETED, Phase.BYPASSED) for step in waits)
+        if taken > kept.count(None) + over and not of_retry:
             return f"a signal {name} has come, and was lost"
     return None
 

@@ -239,7 +239,7 @@ class _Attendant:
     def _attend(self, client: SagaClient, saga_id: str) -> None:
         made = self._world.graphs[saga_id]
         try:
-            for task in [task for task in self._live[saga_id] if task.when is Sends.EARLY]:
+            for task in [task for task in self._live[saga_id] if _is_sent_at_once(task, made)]:
                 self._signal(client, saga_id, task)
             state = client.get(saga_id)
             if state is None:
@@ -276,6 +276,8 @@ class _Attendant:
             return phase is Phase.COMPLETED
         if task.when is Sends.AFTER_RETRY:
             return phase is Phase.AWAITING and state.steps[task.step - 1].attempt > 1
+        if task.when is Sends.EARLY and phase in (Phase.OUT, Phase.BACKING_OFF):
+            return True  # it may be sent again by a signal, and has not failed yet
         return phase in (Phase.AWAITING, Phase.RETRY_AWAITED)
 
     def _signal(self, client: SagaClient, saga_id: str, task: Task) -> None:
@@ -295,7 +297,8 @@ class _Attendant:
             state = client.get(saga_id)
             goes_back = state is None or state.cancelling or str(state.status) in ("COMPENSATING", "ABORTED")
             node = self._world.graphs[saga_id].nodes[task.step - 1]
-            gets_there = node.fate is Fate.DONE and not node.uncertain  # … and needs the signal
+            is_done = state is not None and node.sends and state.steps[node.number - 1].completed  # by another delivery
+            gets_there = node.fate is Fate.DONE and not node.uncertain and not is_done  # … and needs the signal
             if task.when is not Sends.LATE and gets_there and not goes_back:
                 raise AssertionError(f"{task} was refused: {error}, {state}") from None
         else:
@@ -315,6 +318,11 @@ class _Attendant:
         self._world.figures[f"{verb} asked"] += 1
         with contextlib.suppress(RequestRefused):  # it has moved meanwhile
             client.intervene(request, 60)
+
+
+def _is_sent_at_once(task: Task, made: Graph) -> bool:
+    """Whether it is sent as soon as the saga is there. A signal to send a step again is for a command that is out."""
+    return task.when is Sends.EARLY and not made.nodes[task.step - 1].sends
 
 
 @contextlib.contextmanager

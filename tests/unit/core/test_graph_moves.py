@@ -120,7 +120,8 @@ def test_what_fails_while_the_saga_is_to_be_cancelled_does_not_change_why(how: s
         why = "The deadline, 10000 ms after the begin, has passed"
         story.when_due()
     for kind in answers:
-        story.when(kind, "ABC".index(kind[0]) + 1, **({"error": "full"} if kind.endswith("failed") else {}))
+        error: Any = {"error": "full"} if kind.endswith("failed") else {}
+        story.when(kind, "ABC".index(kind[0]) + 1, **error)
     if len(answers) == 1:
         story.when_due()
     story.expect_status("COMPENSATING", why)
@@ -765,6 +766,47 @@ def test_a_signal_to_retry_that_came_before_the_failure_is_kept_for_it() -> None
     story.when("A_failed", 1, error="no").expect_all_sent("A 1")
     assert story.saga.steps[0].attempt == 2
     story.when("A_failed", 1, error="no").expect_phases("RETRY_AWAITED")
+
+
+RETRY: dict[str, Any] = {"retry_on": "card", "retry_within_ms": DAY_MS, "attempts": 1}
+
+
+def test_a_signal_to_retry_is_refused_before_the_command_of_its_step_is_out() -> None:
+    """Nothing has failed, and whatever was mended is mended by then."""
+    story = given_graph(do("a"), do("b", **RETRY)).when_signalled("card")
+    story.expect_refused("has no open step that waits for the signal card")
+    story.when("A_ok", 1).when_signalled("card", request_id="op-2").expect_signal_done("op-2")
+
+
+def test_a_signal_to_retry_that_was_not_needed_is_dropped_once_its_step_is_done() -> None:
+    """Somebody clicked twice: the second click must not send another step again, for which nobody has done anything."""
+    story = given_graph(do("a", **RETRY), do("b", **RETRY)).when("A_failed", 1, error="no")
+    story.when_signalled("card").expect_all_sent("A 1")
+    story.when_signalled("card", request_id="op-2").expect_signal_done("op-2").expect_nothing_sent()
+    kept = [len(story.saga.signals)]
+    story.when("A_ok", 1).expect_all_sent("B 2")
+    assert [*kept, len(story.saga.signals)] == [1, 0]
+    story.when("B_failed", 2, error="no").expect_phases("COMPLETED", "RETRY_AWAITED").expect_nothing_sent()
+
+
+def test_a_signal_that_was_not_needed_stays_for_another_step_that_may_take_it() -> None:
+    wait = {"wait": "card", "timeout_ms": DAY_MS, "after": []}
+    for other in (do("b", after=[], **RETRY), do("b", after=[])):
+        story = given_graph(do("a", **RETRY), other, wait | {"after": ["b"]})
+        for number in range(1, 4 if "retry_on" in other else 3):
+            story.when_signalled("card", encode(number), request_id=f"op-{number}").expect_signal_done(f"op-{number}")
+        story.when("A_ok", 1)
+        left = (b"1", b"2") if "retry_on" in other else (b"1",)
+        assert tuple(one.payload for one in story.saga.signals) == left
+        story.when("B_ok", 2).expect_status("COMPLETED")
+        assert story.saga.steps[2].result == b"1"
+
+
+def test_a_signal_is_dropped_if_its_wait_is_bypassed() -> None:
+    wait = {"id": "w", **WAIT, "when": {"eq": [1, 2]}}
+    story = given_graph(do("a"), wait, do("b"), do("c")).when_signalled("approval").expect_signal_done()
+    story.when("A_ok", 1).expect_phases("COMPLETED", "BYPASSED", "OUT", "WAITING")
+    assert story.saga.signals == ()
 
 
 def test_a_kept_decline_of_a_retry_goes_back_at_once() -> None:

@@ -19,7 +19,6 @@ from sagastream.core.messages import (
     done_body,
     error_body,
 )
-from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
@@ -190,7 +189,7 @@ def _why_not_signalled(state: SagaState, event: Signal, moment: Moment) -> str |
     settles = state.cancelling is not None and not any(_is_pivot_out(step) for step in state.steps)
     if state.status is SagaStatus.COMPENSATING or settles:
         return f"goes back, and waits for no signal: {state.reason or state.cancelling}"
-    takers = [step for step in state.steps if _may_take(step, event.name)]
+    takers = [step for step in state.steps if step.may_take(event.name)]
     if not takers:
         parked = [n for n in state.parked_steps if event.name in _signals_of(state.steps[n - 1])]
         if parked:
@@ -225,14 +224,3 @@ def _is_pivot_out(step: Step) -> bool:
 def _signals_of(step: Step) -> tuple[str | None, str | None]:
     shape = step.definition.shape
     return shape.wait, shape.retry_on
-
-
-def _may_take(step: Step, name: str) -> bool:
-    """Whether a step waits for this signal, or may come to do so."""
-    shape = step.definition.shape
-    if shape.wait == name:
-        return step.phase in (Phase.WAITING, Phase.AWAITING)
-    return shape.retry_on == name and step.phase in _MAY_AWAIT_RETRY
-
-
-_MAY_AWAIT_RETRY: Final = frozenset({Phase.WAITING, Phase.OUT, Phase.BACKING_OFF, Phase.RETRY_AWAITED})

@@ -123,6 +123,20 @@ class _Beginning:
         return step.moved("completed", answered_ms=self._now_ms, result=signal.payload)
 
 
+def wanted(signals: tuple[KeptSignal, ...], steps: Sequence[Step]) -> tuple[KeptSignal, ...]:
+    """Those of the signals that steps may still take: one for each step, the oldest first. The very same object if it
+    is all of them.
+
+    A signal that comes while a command is out, to send it again, is not needed if the command is done. It must not send
+    another step again, for which nobody has done anything.
+    """
+    left: list[KeptSignal] = []
+    for one in signals:
+        if sum(other.name == one.name for other in left) < sum(step.may_take(one.name) for step in steps):
+            left.append(one)
+    return signals if len(left) == len(signals) else tuple(left)
+
+
 def declined(name: str, why: str) -> str:
     """Why a step fails that waited for a signal."""
     return f"{name} was declined: {why}"

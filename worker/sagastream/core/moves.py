@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream.core import plan
 from sagastream.core.back import fail_step, given_up, go_back, left, may_be_past_pivot, quote, undo_next
 from sagastream.core.backoff import step_delay_ms
-from sagastream.core.forward import advance, declined
+from sagastream.core.forward import advance, declined, wanted
 from sagastream.core.messages import Begin
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.sending import send_compensation, send_transaction
@@ -73,6 +73,8 @@ def skip(state: SagaState, number: int, moment: Moment) -> Decision:
 
 def _go_on(state: SagaState, steps: tuple[Step, ...], moment: Moment, happening: str) -> Decision:
     """Begin what may begin now; end the saga if nothing is left to do."""
+    if state.signals:
+        state = replace(state, signals=wanted(state.signals, steps))
     steps, signals, commands, failed = advance(state, steps, moment)
     if failed is not None:
         number, why = failed
@@ -81,6 +83,8 @@ def _go_on(state: SagaState, steps: tuple[Step, ...], moment: Moment, happening:
         happening = f"last {happening}"
     before = state
     state = moved(state, happening, moment, steps)
+    if signals:  # a step may have been bypassed that would have taken one
+        signals = wanted(signals, steps)
     if signals is not before.signals:
         state = replace(state, signals=signals)
     if state.ended:

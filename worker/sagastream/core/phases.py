@@ -37,6 +37,11 @@ BACKING_OFF: Final = frozenset({Phase.BACKING_OFF, Phase.UNDO_BACKING_OFF})
 UNDO: Final = frozenset({Phase.UNDO_OUT, Phase.UNDO_BACKING_OFF, Phase.UNDO_PARKED})
 #: A signal is awaited, or the end of a pause.
 AWAITS: Final = frozenset({Phase.AWAITING, Phase.RETRY_AWAITED})
+#: A step that waits for a signal takes it, now or later.
+MAY_AWAIT_SIGNAL: Final = frozenset({Phase.WAITING, Phase.AWAITING})
+#: So does a step that a signal sends again. Not before it is sent: nothing has failed then, and what somebody mends now
+#: is mended by then.
+MAY_AWAIT_RETRY: Final = frozenset({Phase.OUT, Phase.BACKING_OFF, Phase.RETRY_AWAITED})
 #: Something is awaited for the step: an answer, a time, a signal, or a person.
 ACTIVE: Final = IN_FLIGHT | BACKING_OFF | AWAITS | {Phase.PARKED, Phase.UNDO_PARKED}
 #: An operator skipped its command or its undo: nothing more is done about it.

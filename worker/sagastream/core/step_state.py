@@ -8,7 +8,18 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sagastream.core.phases import ACTIVE, BACKING_OFF, IN_FLIGHT, LEFT_ALONE, STEP, TO_UNDO, UNDO, Phase
+from sagastream.core.phases import (
+    ACTIVE,
+    BACKING_OFF,
+    IN_FLIGHT,
+    LEFT_ALONE,
+    MAY_AWAIT_RETRY,
+    MAY_AWAIT_SIGNAL,
+    STEP,
+    TO_UNDO,
+    UNDO,
+    Phase,
+)
 from sagastream.core.sealed_values import keys_of
 from sagastream.core.steps import StepDefinition, StepKind
 from sagastream.errors import CannotOpen, ImpossibleTransition
@@ -109,6 +120,13 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
     def is_active(self) -> bool:
         """Whether it waits for something: an answer, a time, a signal, or a person."""
         return self.phase in ACTIVE
+
+    def may_take(self, signal: str) -> bool:
+        """Whether it waits for this signal, or may come to do so."""
+        shape = self.definition.shape
+        if shape.wait == signal:
+            return self.phase in MAY_AWAIT_SIGNAL
+        return shape.retry_on == signal and self.phase in MAY_AWAIT_RETRY
 
     @property
     def in_flight(self) -> bool:
