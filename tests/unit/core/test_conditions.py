@@ -292,16 +292,13 @@ def test_a_condition_compares_lists_and_objects_up_to_a_limit() -> None:
     pair = [at("a"), at("b")]
     assert len(encode(LISTS["a"])) == HALF
     assert is_so({"eq": pair}, LISTS)
-    for condition in ({"eq": pair}, {"in": pair}):
-        assert why_not(condition, LONGER) == f"/input/b: {TOO_LARGE}"
+    assert why_not({"eq": pair}, LONGER) == f"/input/b: {TOO_LARGE}"
+    assert why_not({"in": pair}, LONGER) == f"/input/b: {TOO_LARGE}"
     whole = {"a": ["x" * (2 * HALF - 4)], "o": {"a": "x" * (2 * HALF - 8)}}
     assert not is_so({"in": [1, at("a")]}, whole)
-    for condition, name in (
-        ({"eq": [at("a"), []]}, "b"),
-        ({"ne": [{"x": 1}, at("o")]}, "o"),
-        ({"in": [1, at("a")]}, "a"),
-    ):
-        assert "too large" in why_not({"any": [{"in": [1, []]}, condition]}, whole), name
+    assert why_not({"eq": [at("a"), []]}, whole) == f"/eq/1: {TOO_LARGE}"
+    assert why_not({"ne": [{"x": 1}, at("o")]}, whole) == f"/input/o: {TOO_LARGE}"
+    assert why_not({"any": [{"in": [1, []]}, {"in": [1, at("a")]}]}, whole) == f"/input/a: {TOO_LARGE}"
 
 
 def test_all_that_one_condition_compares_counts_together_as_far_as_it_looks() -> None:

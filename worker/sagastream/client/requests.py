@@ -415,9 +415,7 @@ def _batches(sagas: Iterable[SagaRequest], codec: Codec | None = None) -> Iterat
         except MalformedMessage as error:
             saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
             one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)
-        more = 0
-        if isinstance(one, Begin):
-            more = sum(len(step.params) for step in one.steps) + len(one.input or b"")
+        more = one.payload_bytes if isinstance(one, Begin) else 0
         if batch and (len(batch) == BATCH or size + more > _BATCH_BYTES):
             yield batch
             batch, size = [], 0

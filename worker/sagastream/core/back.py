@@ -21,6 +21,9 @@ from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment, end, moved, park, put, sent
 from sagastream.errors import CannotBuild
 
+#: About how many bytes of commands one decision sends to undo steps. They carry the results of the steps, which are of
+#: any number and size, and a broker takes 512 MB in one piece.
+AT_ONCE_BYTES: Final = 8 << 20
 #: The longest text that a saga's reason quotes of an error; the whole error stays with the step.
 REASON_CHARS: Final = 500
 
@@ -148,9 +151,10 @@ def undo_next(state: SagaState, moment: Moment) -> Decision:
     def needs_undo(step: Step) -> bool:
         return undo_of(step.definition, moment.published) is not None
 
-    decision = Decision(state=state)
+    decision, size = Decision(state=state), 0
     for number in plan.undoable(state.steps, needs_undo):
-        more = _undo(state, number, moment)
+        more = _undo(state, number, moment, at_once=size < AT_ONCE_BYTES)
+        size += sum([command.size for command in more.commands])
         assert isinstance(more.state, SagaState)
         state = more.state
         commands, notices = decision.commands + more.commands, decision.notices + more.notices
@@ -160,8 +164,9 @@ def undo_next(state: SagaState, moment: Moment) -> Decision:
     return decision
 
 
-def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
-    """Send the compensation of this step; park the step if nobody knows the compensation."""
+def _undo(state: SagaState, number: int, moment: Moment, *, at_once: bool) -> Decision:
+    """Send the compensation of this step, or put it off by no time at all, so that another decision sends it; park the
+    step if nobody knows the compensation."""
     step = state.steps[number - 1]
     definition = step.definition
     name = undo_of(definition, moment.published)
@@ -182,7 +187,12 @@ def _undo(state: SagaState, number: int, moment: Moment) -> Decision:
             moment,
         )
     # The attempts of the undo are counted separately.
-    step, command = send_compensation(state, number, replace(step, compensation=name, tried_before=0), moment.now_ms)
+    step = replace(step, compensation=name, tried_before=0)
+    if not at_once:
+        step = step.moved("undo put off", due_ms=moment.now_ms)
+        steps = put(state.steps, number, step)
+        return Decision(state=moved(state, "compensation put off", moment, steps, undone=(number,)))
+    step, command = send_compensation(state, number, step, moment.now_ms)
     return sent(moved(state, "compensation sent", moment, put(state.steps, number, step), undone=(number,)), [command])
 
 
@@ -193,7 +203,8 @@ def told_to_undo(state: SagaState, number: int) -> bytes | None:
     told = step.definition.shape.compensation_params
     if told is None or step.built_undo is not None:
         return step.built_undo
-    return references.build(told, sources_of(state, lambda: state.steps, _failure(state)))
+    room = references.room_beside([step.built_undo for step in state.steps])
+    return references.build(told, sources_of(state, lambda: state.steps, _failure(state)), room)
 
 
 def _failure(state: SagaState) -> Failure:

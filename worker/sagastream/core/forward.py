@@ -73,6 +73,7 @@ class _Beginning:
         self.signals = state.signals
         # A result is there or is not: what was parsed once stays true while steps begin.
         self._sources = sources_of(state, lambda: self.steps)
+        self._room: int | None = None  # how many bytes of params may still be built; None: that was not needed yet
 
     def begin_all(self) -> list[int]:
         """Begin all that is ready, and what is ready after that. Returns the numbers of the steps whose commands are
@@ -101,14 +102,20 @@ class _Beginning:
             elif not shape.sends:
                 step = self._awaiting(step)
             elif shape.has_references and step.built is None:
-                params = references.build(step.definition.params, self._sources)
-                step = replace(step, built=params)
+                step = replace(step, built=self._build(step.definition.params))
         except CannotBuild as error:
             if step.definition.kind is not StepKind.RETRIABLE:
                 raise _Unbuildable(Unbuilt(number, str(error))) from None
             step = step.moved("parked", parked=str(error), error=encode(str(error)))
         self.steps = put(self.steps, number, step)
         return step.phase
+
+    def _build(self, params: bytes) -> bytes:
+        if self._room is None:
+            self._room = references.room_beside([step.built for step in self.steps])
+        built = references.build(params, self._sources, self._room)
+        self._room -= len(built)
+        return built
 
     def _awaiting(self, step: Step) -> Step:
         shape = step.definition.shape

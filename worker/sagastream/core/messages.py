@@ -86,6 +86,16 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     definition: DefinedBy | None = None  # which definition its steps were made from
     start_ms: int | None = None  # it does nothing before this time, in ms since the epoch by the broker's clock
 
+    @property
+    def payload_bytes(self) -> int:
+        """How many bytes those of its members take that may be long."""
+        size = sum([len(step.params) for step in self.steps])
+        if self.format != PLAIN:
+            size += len(self.input or b"")
+            for step in self.steps:
+                size += len(step.shape.when or b"") + len(step.shape.compensation_params or b"")
+        return size
+
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": "saga_begin", "saga_id": self.saga_id}
         if self.format != PLAIN:
@@ -217,6 +227,11 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     def tombstone(self) -> str:
         """The key of the tombstone that a compensation leaves for its transaction. No command has such a name."""
         return f"{self.transaction_key}/(void)"
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return sum([len(one) for one in (self.params, self.result, self.undo, self.input) if one is not None])
 
     def body(self) -> bytes:
         members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}

@@ -40,7 +40,15 @@ from sagastream.core.messages import (
 )
 from sagastream.core.shape_parsing import SHAPE_MEMBERS, STEP_ID_PATTERN
 from sagastream.core.step_parsing import parse_steps
-from sagastream.core.steps import AS_PUBLISHED, FORMATS, GRAPH, MAX_DEADLINE_MS, MAX_STEPS, PLAIN
+from sagastream.core.steps import (
+    AS_PUBLISHED,
+    FORMATS,
+    GRAPH,
+    MAX_DEADLINE_MS,
+    MAX_STEPS,
+    MAX_TOGETHER_BYTES,
+    PLAIN,
+)
 from sagastream.core.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload, trimmed
 from sagastream.errors import MalformedMessage
 
@@ -155,20 +163,23 @@ def _parse_begin(
         definition=_defined_by(body["definition"], called) if "definition" in body else None,
         start_ms=limit(body["start_at_ms"], "start_at_ms", called, MAX_START_MS) if "start_at_ms" in body else None,
     )
-    if _payload_bytes(begin) > MAX_BYTES // 2 and len(begin.body()) > MAX_BYTES:
-        # A number may get longer when it is written again: 1e15 is written as 1000000000000000.0.
-        raise MalformedMessage(f"too large: {len(begin.body())} bytes, at most {MAX_BYTES}")
+    check_size(begin, called)
     return begin
 
 
-def _payload_bytes(begin: Begin) -> int:
-    """How many bytes those of its members take that may be long."""
-    size = sum(len(step.params) for step in begin.steps)
-    if begin.format != PLAIN:
-        size += len(begin.input or b"")
-        for step in begin.steps:
-            size += len(step.shape.when or b"") + len(step.shape.compensation_params or b"")
-    return size
+def check_size(begin: Begin, called: str, *, sealed: bool = False) -> None:
+    """Raises MalformedMessage if a request is too large, or its input for so many steps. `called`: as for parse_begin;
+    `sealed`: whether its values are sealed by now."""
+    # A number may get longer when it is written again: 1e15 is written as 1000000000000000.0.
+    if begin.payload_bytes > MAX_BYTES // 2 and (size := len(begin.body())) > MAX_BYTES:
+        has = "sealed, it has " if sealed else ""
+        raise MalformedMessage(f"too large: {has}{size} bytes, at most {MAX_BYTES}")
+    if begin.input is not None and (size := len(begin.input)) > MAX_TOGETHER_BYTES // MAX_STEPS:
+        commands = sum(step.shape.sends for step in begin.steps)
+        if size * commands > MAX_TOGETHER_BYTES:
+            has = f"sealed, {size}" if sealed else f"{size}"
+            each = f"each of {commands} steps gets it with its command, and together that is at most"
+            raise MalformedMessage(f"{called}: input: too large: {has} bytes; {each} {MAX_TOGETHER_BYTES}")
 
 
 def _beyond_plain(body: Any) -> str | None:

@@ -88,6 +88,9 @@ STEP: Final[Mapping[tuple[Phase, str], Phase]] = {
     (Phase.IN_DOUBT, "undo sent"): Phase.UNDO_OUT,
     (Phase.UNDO_BACKING_OFF, "undo sent"): Phase.UNDO_OUT,
     (Phase.UNDO_PARKED, "undo sent"): Phase.UNDO_OUT,
+    # So much is sent to undo other steps of the saga that this is sent in a commit of its own, at once.
+    (Phase.COMPLETED, "undo put off"): Phase.UNDO_BACKING_OFF,
+    (Phase.IN_DOUBT, "undo put off"): Phase.UNDO_BACKING_OFF,
     (Phase.COMPLETED, "undo parked"): Phase.UNDO_PARKED,
     (Phase.IN_DOUBT, "undo parked"): Phase.UNDO_PARKED,
     (Phase.UNDO_OUT, "undo parked"): Phase.UNDO_PARKED,

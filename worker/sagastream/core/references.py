@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from sagastream.core.pointers import below, follow, kind_of, named, shown, why_nothing
 from sagastream.core.sealed_values import sealed_value
+from sagastream.core.steps import MAX_TOGETHER_BYTES
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, check_payload, collector_paused, encode, value_of
 from sagastream.core.templates import (
     FAILURE,
@@ -134,16 +135,23 @@ def why_not(reference: Reference, roots: Roots, *, needs_default: bool = True) -
 # --- building
 
 
-def build(template: bytes, sources: Sources) -> bytes:
-    """A template with what its references find. The same arguments give the same bytes.
+def build(template: bytes, sources: Sources, room: int = MAX_TOGETHER_BYTES) -> bytes:
+    """A template with what its references find. The same arguments give the same bytes. `room`: how many bytes there is
+    room for; see `room_beside`.
 
     Raises CannotBuild: a reference finds nothing and has no default, leads into a sealed value, or finds what cannot be
-    joined to a text; what is built is more than a command can hold; or the template has a problem.
+    joined to a text; what is built is more than a command can hold, or than there is room for; or the template has a
+    problem.
     """
     if len(template) <= CACHED_BYTES:
-        return written(_cached(template), sources)
+        return written(_cached(template), sources, room)
     with collector_paused():
-        return written(compiled(value_of(template)), sources)
+        return written(compiled(value_of(template)), sources, room)
+
+
+def room_beside(built: Iterable[bytes | None]) -> int:
+    """How many bytes may be built for a saga besides what was built for it already."""
+    return MAX_TOGETHER_BYTES - sum([len(one) for one in built if one is not None])
 
 
 @lru_cache(maxsize=512)
@@ -151,10 +159,10 @@ def _cached(template: bytes) -> Template:
     return compiled(value_of(template))
 
 
-def written(template: Template, sources: Sources) -> bytes:
+def written(template: Template, sources: Sources, room: int = MAX_BUILT_BYTES) -> bytes:
     """The same, of a compiled template. It adds up sizes before it joins anything: a small template may name a large
     value a thousand times."""
-    texts, size = [], 0
+    texts, size, most = [], 0, min(room, MAX_BUILT_BYTES)
     for piece in template:
         if isinstance(piece, bytes):
             text = piece
@@ -163,8 +171,8 @@ def written(template: Template, sources: Sources) -> bytes:
         else:
             text = _joined(piece, sources)
         size += len(text)
-        if size > MAX_BUILT_BYTES:
-            raise _too_large(piece)
+        if size > most:
+            raise _too_large(piece, most)
         texts.append(text)
     built = b"".join(texts)
     try:
@@ -212,9 +220,12 @@ def _joinable_text(reference: Reference, sources: Sources) -> str:
     raise CannotBuild(f"{shown(reference.pointer)}: {kind_of(value)} cannot be joined to a text")
 
 
-def _too_large(piece: object) -> CannotBuild:
+def _too_large(piece: object, most: int = MAX_BUILT_BYTES) -> CannotBuild:
     where = f"{shown(piece.pointer)}: " if isinstance(piece, Reference) else ""
-    return CannotBuild(f"{where}too large: what is built has more than {MAX_BUILT_BYTES} bytes")
+    if most == MAX_BUILT_BYTES:
+        return CannotBuild(f"{where}too large: what is built has more than {MAX_BUILT_BYTES} bytes")
+    together = f"what is built for all steps together has more than {MAX_TOGETHER_BYTES} bytes"
+    return CannotBuild(f"{where}too large: {together}")
 
 
 # --- finding

@@ -125,8 +125,13 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def _weight_of_graph(self) -> int:
         """What only a graph has."""
-        of_steps = sum(len(step.built or b"") + len(step.built_undo or b"") for step in self.steps)
-        return len(self.input or b"") + sum(len(kept.payload) for kept in self.signals) + of_steps
+        weight = len(self.input or b"") + sum([len(kept.payload) for kept in self.signals])
+        for step in self.steps:
+            shape = step.definition.shape
+            for told in (step.built, step.built_undo, shape.when, shape.compensation_params):
+                if told is not None:
+                    weight += len(told)
+        return weight
 
     @property
     def step(self) -> Step:
@@ -278,6 +283,8 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
             return f"the end of its pause, step {self.told(number)}" if shape.wait is None else f"the signal {what}"
         if phase is Phase.RETRY_AWAITED:
             return f"the signal {shape.retry_on}, to send {what} again"
+        if attempt == 0:
+            return f"the time to send {what}"  # it was put off: see back.AT_ONCE_BYTES
         return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){then}"
 
     @property

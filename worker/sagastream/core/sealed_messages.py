@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from sagastream.core.input_use import Paths, paths, unreadable
 from sagastream.core.messages import Begin, Command, Reply, Signal, ok
+from sagastream.core.parsing import check_size
 from sagastream.core.pointers import below
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.sealed_values import MARK, is_sealed, keys_of, sealed_value
 from sagastream.core.sealing import MAX_SEALED, UNDO, Codec, Place, open_value, seal
 from sagastream.core.step_state import Step
 from sagastream.core.steps import STANDING
-from sagastream.core.strict_json import MAX_BYTES, encode, encode_payload, value_of
+from sagastream.core.strict_json import encode, encode_payload, value_of
 from sagastream.errors import CannotOpen, MalformedMessage
 
 #: Of a result with more members than this, they are not sealed one by one, so no reference can lead to one of them.
@@ -112,9 +113,7 @@ def sealed_begin(codec: Codec, begin: Begin) -> Begin:
                 raise MalformedMessage(f"params of step {number}: {error}") from None
         steps.append(replace(step, params=params))
     sealed = replace(begin, steps=tuple(steps), input=_sealed_input(codec, begin))
-    size = sum(len(step.params) for step in steps) + len(sealed.input or b"")
-    if size > MAX_BYTES // 2 and (size := len(sealed.body())) > MAX_BYTES:
-        raise MalformedMessage(f"too large: sealed, it has {size} bytes, at most {MAX_BYTES}")
+    check_size(sealed, "the saga", sealed=True)
     return sealed
 
 

@@ -34,6 +34,7 @@ TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
     (SagaStatus.PENDING, "step failed"): SagaStatus.COMPENSATING,
     (SagaStatus.PENDING, "cancelled"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "compensation sent"): SagaStatus.COMPENSATING,
+    (SagaStatus.COMPENSATING, "compensation put off"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "attempt failed"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "sent again"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "step compensated"): SagaStatus.COMPENSATING,

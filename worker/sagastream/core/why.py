@@ -143,10 +143,12 @@ def _backing_off(state: SagaState, number: int, now_ms: int, command: CommandOut
     until_ms = step.send_again_ms or 0
     failed = f"attempt {step.current_attempt} of {step.attempts} of {step.command} failed"
     because = f"{failed}: {quote(step.current_error)}"
+    if step.current_attempt == 0:
+        because = f"{step.command} of step {number} is sent after those of other steps, which are long"
     if cause := late(due_of(state, step), now_ms, because):
         return cause
     facts = {"until_ms": until_ms, "attempt": step.current_attempt, "attempts": step.attempts}
-    text = f"it is sent again in {spoken(until_ms - now_ms)}, since {because}"
+    text = f"it is sent again in {spoken(until_ms - now_ms)}, since {because}" if step.current_attempt else because
     return Cause(kind=CauseKind.BACKING_OFF, text=text, do=command.way_out(), facts=facts)
 
 

@@ -16,8 +16,9 @@ from sagastream.store import saga_hash, sagas
 from sagastream.store.columns import iso
 from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP, Partition, StoreKeys
 
-#: The longest argument of a script, in bytes. A server refuses an argument of 512 MB. Many very large results could
-#: reach that, and each new attempt would be refused again.
+#: The longest argument of a script, in bytes, unless one saga alone needs a longer one. A server refuses an argument of
+#: 512 MB. Many very large results could reach that, and each new attempt would be refused again. What one decision on a
+#: saga sends has a limit of its own: steps.MAX_TOGETHER_BYTES, back.AT_ONCE_BYTES.
 _LONGEST: Final = 64 << 20
 #: What stands in place of the score of a saga that has ended.
 _COMPLETED: Final = "ended"
@@ -148,12 +149,11 @@ class Store:
 
     def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`."""
+        if len(changes) > 1 and _sent_bytes(changes) > _LONGEST:
+            return (yield from self._by_halves(changes, now_ms))
         arguments = _CommitArguments(changes[0].partition, changes, now_ms, self._kept_ms)
-        if len(arguments.args[0]) > _LONGEST and len(changes) > 1:
-            half = len(changes) // 2
-            lost, stuck = yield from self.committing(changes[:half], now_ms)
-            more_lost, more_stuck = yield from self.committing(changes[half:], now_ms)
-            return lost + more_lost, stuck + more_stuck
+        if len(changes) > 1 and len(arguments.args[0]) > _LONGEST:
+            return (yield from self._by_halves(changes, now_ms))
         results = yield from self._commit.call(arguments.keys, arguments.args)
         lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
         stuck = [change for change, result in zip(changes, results, strict=True) if result >= 2]
@@ -161,6 +161,18 @@ class Store:
             for change, result in zip(changes, results, strict=True):
                 change.is_full = result == 3
         return lost, stuck
+
+    def _by_halves(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
+        half = len(changes) // 2
+        lost, stuck = yield from self.committing(changes[:half], now_ms)
+        more_lost, more_stuck = yield from self.committing(changes[half:], now_ms)
+        return lost + more_lost, stuck + more_stuck
+
+
+def _sent_bytes(changes: Sequence[Change]) -> int:
+    """About how many bytes of commands these changes send, of sagas with an input: such a saga may send many at once,
+    each with its input, and together they would take too much memory before they are even packed."""
+    return sum([one.size for change in changes for one in change.commands if one.input is not None])
 
 
 def missing(committed: Sequence[Change]) -> Exchange[list[str]]:
