@@ -128,6 +128,13 @@ def test_what_was_accepted_is_shown_without_its_steps() -> None:
     assert repr(Accepted(begin=to_begin(a_saga("s1", "secret")))) == "Accepted(saga_id='s1')"
 
 
+def test_all_that_may_be_long_counts_for_a_batch() -> None:
+    for member in ("params", "compensation_params"):
+        step: Any = {"transaction": "Do", "service": "work", member: "x" * 400_000}
+        many = list(_batches({"saga_id": f"s{n}", "input": {}, "steps": [step]} for n in range(5)))
+        assert [len(batch) for batch in many] == [2, 2, 1]
+
+
 def test_batches_are_made_as_they_are_sent() -> None:
     taken = 0
 

@@ -9,7 +9,7 @@ from sagastream import Context, Reject, Service
 from sagastream.core.phases import STEP, Phase
 from sagastream.core.saga import MAX_INTERVENTIONS, Intervention, KeptSignal, SagaState, SagaStatus, protocol_view
 from sagastream.core.step_state import Step
-from sagastream.core.steps import GRAPH, StepDefinition, StepKind
+from sagastream.core.steps import GRAPH, Shape, StepDefinition, StepKind
 from sagastream.errors import ImpossibleTransition
 from sagastream.testing import Sagas
 
@@ -355,8 +355,16 @@ def test_its_weight_counts_all_that_it_was_given() -> None:
     for name in ("result", "error", "compensation_error"):
         step = replace(plain.steps[0], **{name: None})
         assert a_saga(replace(step, **{name: heavy})).weight == a_saga(step).weight + 1000
+    told = Intervention(verb="cancel", reason="as agreed", at_ms=0)
+    assert replace(plain, interventions=(told,) * 3).weight == plain.weight + 3000
     graph = replace(plain, format=GRAPH)
     assert replace(graph, input=heavy).weight == plain.weight + 1000
     assert replace(graph, signals=(KeptSignal(name="go", payload=heavy, at_ms=0),)).weight == plain.weight + 1000
+    declined = KeptSignal(name="go", payload=b"", declined="x" * 500, at_ms=0)
+    assert replace(graph, signals=(declined,)).weight == plain.weight + 500
+    assert graph.with_step(1, replace(graph.steps[0], parked="x" * 500)).weight == plain.weight + 500
     for name in ("built", "built_undo"):
         assert graph.with_step(1, replace(graph.steps[0], **{name: heavy})).weight == plain.weight + 1000
+    for shape in (Shape(when=heavy), Shape(compensation_params=heavy)):
+        definition = replace(graph.steps[0].definition, shape=shape)
+        assert graph.with_step(1, replace(graph.steps[0], definition=definition)).weight == plain.weight + 1000

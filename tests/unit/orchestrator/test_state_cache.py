@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from sagastream.broker.entries import Entry
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable, Verb
+from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import StepDefinition
 from sagastream.core.transitions import Moment
@@ -154,6 +155,26 @@ def test_nor_are_those_of_which_much_was_said() -> None:
     for said in ("result", "error", "compensation_error"):
         change.after = state.with_step(1, replace(step, **{said: b'"' + b"x" * 10_000 + b'"'}))
         assert remembering(change).presume([an_input(a_reply())]) == {}, said
+
+
+def test_nor_are_graphs_whose_conditions_or_compensation_params_are_long() -> None:
+    for member in ({"when": {"ne": ["x" * 5000, 1]}}, {"compensation_params": "x" * 5000}):
+        step = {"transaction": "Charge", "service": "payment", **member}
+        begin = parse_begin({"saga_id": "s1", "input": {}, "steps": [step]})
+        found = remembering(a_change(None, begin))
+        assert found.presume([an_input(a_reply())]) == {}, member
+
+
+def test_of_sagas_of_many_steps_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_cache, "_STEPS", 6)
+    found = remembering(*(begun(f"s{number}") for number in range(1, 5)))  # of two steps each
+    waited_for = [an_input(a_reply(saga_id=f"s{number}")) for number in range(1, 6)]
+    assert found.presume(waited_for).keys() == {"s2", "s3", "s4"}
+    state = found.presume(waited_for)["s2"]
+    found.keep([a_change(state, a_reply(kind="Charge_failed", saga_id="s2"), "s2"), begun("s5")], [])  # s2 has ended
+    assert found.presume(waited_for).keys() == {"s3", "s4", "s5"}
+    found.keep([a_change(found.presume(waited_for)["s3"], a_reply(saga_id="s3"), "s3")], [])  # it counts once
+    assert found.presume([*waited_for, an_input(a_reply(2, saga_id="s3"))]).keys() == {"s3", "s4", "s5"}
 
 
 def test_of_many_sagas_those_that_were_heard_of_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ _TOLD: Final = 3
 MAX_SET_BACK_MS: Final = 10**15
 #: A saga keeps at most this many interventions, the newest ones.
 MAX_INTERVENTIONS: Final = 100
+#: About how many bytes a long one of them takes.
+_INTERVENTION_BYTES: Final = 1000
 
 
 class SagaStatus(StrEnum):
@@ -112,6 +114,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def weight(self) -> int:
         """About how many bytes its params, results and errors take, and what else it was given."""
         weight = 0 if self.format == PLAIN else self._weight_of_graph
+        weight += len(self.interventions) * _INTERVENTION_BYTES
         for step in self.steps:
             weight += len(step.definition.params)
             if step.result is not None:
@@ -125,10 +128,10 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def _weight_of_graph(self) -> int:
         """What only a graph has."""
-        weight = len(self.input or b"") + sum([len(kept.payload) for kept in self.signals])
+        weight = len(self.input or b"") + sum([len(kept.payload) + len(kept.declined or "") for kept in self.signals])
         for step in self.steps:
             shape = step.definition.shape
-            for told in (step.built, step.built_undo, shape.when, shape.compensation_params):
+            for told in (step.built, step.built_undo, step.parked, shape.when, shape.compensation_params):
                 if told is not None:
                     weight += len(told)
         return weight

@@ -18,8 +18,11 @@ from sagastream.orchestrator.change import Change
 
 #: At most this many sagas are cached: those that this worker wrote last.
 _SAGAS: Final = 1024
-#: A saga with more bytes of params and results than this is not cached. So the cache takes at most some 40 MB.
+#: A saga that weighs more than this is not cached: its params, results and what else it was given, in bytes.
 _HEAVIEST: Final = 4096
+#: The cached sagas have at most this many steps together. Besides that weight, a step takes 0.5 to 2 kB, so the cache
+#: takes at most some 70 MB.
+_STEPS: Final = 32 * _SAGAS
 
 
 class StateCache:
@@ -27,6 +30,7 @@ class StateCache:
 
     def __init__(self) -> None:
         self._states: dict[str, SagaState] = {}
+        self._steps = 0  # how many steps they have together
 
     def presume(self, inputs: Iterable[tuple[Entry | None, Event]]) -> dict[str, Found]:
         """The likely states of the sagas of these messages. A saga that is not among them must be read."""
@@ -50,9 +54,11 @@ class StateCache:
         for change in changes:
             if change.saga_id is None:
                 continue
-            self._states.pop(change.saga_id, None)  # the latest come last
+            if (was := self._states.pop(change.saga_id, None)) is not None:  # the latest come last
+                self._steps -= len(was.steps)
             state = None if id(change) in not_written else change.written
             if isinstance(state, SagaState) and not state.ended and state.weight <= _HEAVIEST:
                 self._states[change.saga_id] = state
-        while len(self._states) > _SAGAS:
-            del self._states[next(iter(self._states))]
+                self._steps += len(state.steps)
+        while len(self._states) > _SAGAS or self._steps > _STEPS:
+            self._steps -= len(self._states.pop(next(iter(self._states))).steps)
