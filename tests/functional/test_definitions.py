@@ -133,8 +133,15 @@ def test_a_key_of_another_type_is_refused(client: SagaClient, server: Server) ->
     assert client.definitions() == []
     redis.delete(KEY)
     redis.hset(KEY, "current", "x")
-    with pytest.raises(DefinitionError, match="'x' of order is current: it is damaged"):
+    with pytest.raises(DefinitionError, match="'x' of order is current: it is damaged; deploy"):
         client.definition("order")
+    for damaged in ("9" * 5000, "١٢", "-1"):
+        redis.hset(KEY, "current", damaged)
+        assert [one.current for one in client.definitions()] == [None]
+        with pytest.raises(DefinitionError, match="is current: it is damaged; deploy order again"):
+            client.definition("order")
+        assert client.deploy(an_order(2)) is None  # which fixes it
+        assert client.definition("order").version == 2
 
 
 def test_what_cannot_be_right_is_not_deployed(client: SagaClient) -> None:

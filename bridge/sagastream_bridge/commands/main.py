@@ -1,6 +1,8 @@
 """The command line. Each command imports what it needs when it runs, so that `sagastream --help` is instant."""
 
+import io
 import os
+import sys
 from typing import NoReturn
 
 import click
@@ -44,6 +46,9 @@ for command in (
 
 def main() -> NoReturn:
     """The command `sagastream`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # if its encoding lacks a character of a drawing, `?` stands for it
+            stream.reconfigure(errors="replace")
     if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
         cli(color=False)
     cli()

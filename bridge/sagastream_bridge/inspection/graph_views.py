@@ -88,8 +88,13 @@ def times(step: Step, now_ms: int) -> str:
     """When a wait or a pause began, and how long it took; of a step that sends a command nothing."""
     if step.definition.shape.sends or step.sent_ms is None:
         return ""
-    took = "" if step.answered_ms is None else f", ended after {_took(step.answered_ms - step.sent_ms)}"
-    return f"began {clock(step.sent_ms, now_ms)}{took}"
+    began = f"began {clock(step.sent_ms, now_ms)}"
+    if step.answered_ms is None:
+        return began
+    took = _took(step.answered_ms - step.sent_ms)
+    # If a signal had come, there would be a result: its payload, if only null.
+    went_on = step.completed and step.definition.shape.wait is not None and step.result is None
+    return f"{began}, no signal came within {took}" if went_on else f"{began}, ended after {took}"
 
 
 def _took(ms: int) -> str:

@@ -201,3 +201,9 @@ def _is_told(played: Played) -> None:
     for number in saga.parked_steps:
         assert f"--parked-at {saga.parked_place(number)}" in text
     assert as_json(played)["saga_id"] == saga.saga_id
+
+
+def test_a_wait_that_went_on_without_its_signal_says_so() -> None:
+    wait = {"wait": "go", "timeout_ms": 60_000, "on_timeout": "continue"}
+    late, signalled = Played(wait).due(60_000), Played(wait).due(1000).signal("go")
+    assert ["no signal came within 60 s" in "\n".join(shown(one)) for one in (late, signalled)] == [True, False]

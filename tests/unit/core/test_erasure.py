@@ -67,7 +67,7 @@ def test_nothing_of_a_graphs_data_stays_in_its_hash() -> None:
 def test_signals_that_nobody_has_taken_go_too() -> None:
     steps = (do("a", kind="pivot"), do("b", kind="retriable", attempts=1), {"wait": "go", "timeout_ms": 1000})
     story = given_graph(*steps).when_signalled("go", JSON_SECRET).when("A_ok", 1).when("B_failed", 2)
-    story.when_asked(Verb.ABANDON, request_id="op-2").expect_status("ABORTED", "abandoned at step 2: as agreed")
+    story.when_asked(Verb.ABANDON, request_id="op-2").expect_status("ABORTED", "abandoned at step 2 (b): as agreed")
     assert [one.payload for one in story.saga.signals] == [JSON_SECRET]
     assert without_data(story.saga).signals == ()
 

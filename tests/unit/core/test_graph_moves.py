@@ -268,7 +268,7 @@ def test_a_saga_whose_steps_are_all_bypassed_is_completed_at_its_begin() -> None
 def test_a_condition_that_cannot_be_told_fails_its_step_and_nothing_beside_it_has_begun() -> None:
     cheap = {"lt": [{"$ref": "/input/n"}, 5]}
     story = given_graph(do("a"), do("b"), do("c", after=["a"], when=cheap), input={"n": "5"})
-    why = "Step 3 (c) failed: /lt: a text and a number have no order; only two numbers or two texts have"
+    why = "Step 3 (c) failed: when: /lt: a text and a number have no order; only two numbers or two texts have"
     story.when("A_ok", 1).expect_status("COMPENSATING", why).expect_all_sent("UnA 1")
     story.expect_phases("UNDO_OUT", "WAITING", "FAILED")
 
@@ -326,7 +326,9 @@ def test_a_retry_of_the_last_step_may_find_that_it_is_bypassed() -> None:
     story = given_graph(
         do("a", attempts=1, **PIVOT), do("b", when={"lt": [{"$ref": "/steps/a/result"}, 5]}, **RETRIABLE)
     ).when_due()
-    story.when_asked(Verb.SKIP).expect_step_parked(2, "/steps/a/result: there is nothing there (step a has no result)")
+    story.when_asked(Verb.SKIP).expect_step_parked(
+        2, "when: /steps/a/result: there is nothing there (step a has no result)"
+    )
     story.when("A_ok", 1, result=7).when_asked(Verb.RETRY, request_id="op-2").expect_status("COMPLETED")
     story.expect_phases("SKIPPED", "BYPASSED")
 
@@ -414,7 +416,7 @@ def test_a_signal_that_comes_before_its_wait_is_kept_for_it() -> None:
     story.when("A_ok", 1).expect_all_sent("B 2").expect_phases("COMPLETED", "OUT", "COMPLETED", "WAITING")
     assert (story.saga.signals, story.saga.steps[2].result) == ((), b"5")
     story.when_signalled("approval", b"6", request_id="op-2").expect_refused(
-        "has no open step that waits for the signal approval; it takes none any more", to="op-2"
+        "has no open step that waits for the signal approval; it takes none now", to="op-2"
     )
 
 
@@ -658,7 +660,7 @@ def test_a_saga_starts_and_has_its_time_if_the_clock_was_set_back_before(event: 
         story.when_begun_again(begin).expect_nothing_changed().expect_notices()
     else:
         story.when_signalled("approval").expect_refused(
-            "has no open step that waits for the signal approval; it takes none any more"
+            "has no open step that waits for the signal approval; it takes none now"
         )
     assert story.saga.due_ms == start_ms
     story.when_due().expect_all_sent("A 1")
@@ -774,7 +776,7 @@ RETRY: dict[str, Any] = {"retry_on": "card", "retry_within_ms": DAY_MS, "attempt
 def test_a_signal_to_retry_is_refused_before_the_command_of_its_step_is_out() -> None:
     """Nothing has failed, and whatever was mended is mended by then."""
     story = given_graph(do("a"), do("b", **RETRY)).when_signalled("card")
-    story.expect_refused("has no open step that waits for the signal card")
+    story.expect_refused("has no open step that waits for the signal card; it takes none now")
     story.when("A_ok", 1).when_signalled("card", request_id="op-2").expect_signal_done("op-2")
 
 

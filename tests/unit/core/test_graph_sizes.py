@@ -87,7 +87,7 @@ def test_the_params_of_all_steps_together_are_built_up_to_a_limit() -> None:
     assert sum(len(step.built or b"") for step in story.saga.steps) == MAX_TOGETHER_BYTES
     story = fan_out(PARTS, {"params": {"$ref": "/saga/id"}})
     why = f"/saga/id: too large: what is built for all steps together has more than {MAX_TOGETHER_BYTES} bytes"
-    story.expect_nothing_sent().expect_aborted(f"Step {PARTS + 2} failed: {why}")
+    story.expect_nothing_sent().expect_aborted(f"Step {PARTS + 2} (c) failed: {why}")
     assert all(step.built is None for step in story.saga.steps)
 
 
@@ -98,7 +98,7 @@ def test_what_was_built_before_counts() -> None:
     for number in range(PARTS):
         story.when(f"B{number}_ok", number + 2)
     why = f"/saga/id: too large: what is built for all steps together has more than {MAX_TOGETHER_BYTES} bytes"
-    story.expect_aborted(f"Step {PARTS + 2} failed: {why}")
+    story.expect_aborted(f"Step {PARTS + 2} (d) failed: {why}")
 
 
 def test_behind_the_pivot_a_step_is_parked_for_which_there_is_no_room() -> None:
@@ -114,7 +114,7 @@ def test_a_step_of_its_own_has_the_limit_of_params_still() -> None:
     story = given_graph(do("a", **NO_UNDO), do("b", **NO_UNDO, params=[{"$ref": "/steps/a/result"}] * 3))
     story.when("A_ok", 1, result=RESULT)
     why = f"/steps/a/result: too large: what is built has more than {MAX_BUILT_BYTES} bytes"
-    story.expect_aborted(f"Step 2 failed: {why}")
+    story.expect_aborted(f"Step 2 (b) failed: {why}")
 
 
 def test_what_compensations_are_told_has_a_limit_together_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_what_compensations_are_told_has_a_limit_together_too(monkeypatch: pytes
         story.when(f"{one}_ok", number)
     story.when("D_failed", 4, error="no").expect_all_sent("UnC 3", "UnB 2")
     why = "/saga/id: too large: what is built for all steps together has more than 16 bytes"
-    story.expect_step_parked(1, f"what undoes step 1 cannot be told its compensation_params: {why}")
+    story.expect_step_parked(1, f"what undoes step 1 (a) cannot be told its compensation_params: {why}")
 
 
 # --- what is sent at once
@@ -147,13 +147,13 @@ def test_compensations_with_long_results_are_not_all_sent_in_one_piece() -> None
     story.expect_phases(*["UNDO_BACKING_OFF"] * 3, *["UNDO_OUT"] * 4, "FAILED").expect_at(7, undone=range(7, 0, -1))
     assert story.saga.due_ms == story.now_ms
     assert story.saga.steps[0].send_again_ms == story.now_ms
-    assert "the time to send Undo, step 1; " in replace(story.saga, current_step=1).waiting_for
+    assert "the time to send Undo, step 1 (b0); " in replace(story.saga, current_step=1).waiting_for
     for number in (1, 2, 3):
         story.when_due(0).expect_all_sent(f"Undo {number}")
         assert len(story.decision.commands[0].result or b"") == size
     for number in range(1, 8):
         story.when("Undo_ok", number)
-    story.expect_aborted("Step 8 failed: no")
+    story.expect_aborted("Step 8 (c) failed: no")
 
 
 def test_what_is_put_off_is_one_more_command_than_the_limit_says_and_each_commit_sends_one() -> None:

@@ -234,6 +234,15 @@ def test_a_saga_keeps_its_newest_interventions() -> None:
     assert [done.at_ms for done in saga.interventions] == list(range(1, MAX_INTERVENTIONS + 1))
 
 
+def test_what_is_signalled_again_and_again_pushes_out_nothing_else() -> None:
+    saga = a_saga(a_step("A"))
+    for verb in ("signal approve", "cancel", *["signal topped-up"] * MAX_INTERVENTIONS, *["retry"] * MAX_INTERVENTIONS):
+        saga = saga.with_intervention(Intervention(verb=verb, reason="x", at_ms=0))
+    kept = [done.verb for done in saga.interventions]
+    assert kept[:2] == ["signal approve", "cancel"]
+    assert (len(kept), kept.count("signal topped-up"), kept[-49:]) == (MAX_INTERVENTIONS, 49, ["retry"] * 49)
+
+
 # --- what it waits for
 
 

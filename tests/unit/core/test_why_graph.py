@@ -154,3 +154,14 @@ def test_while_several_steps_are_undone_each_says_why() -> None:
 def test_a_broker_that_takes_no_writes_is_said_once_and_what_is_parked_besides() -> None:
     full = Cause(kind=CauseKind.BROKER_FULL, text="the broker is full")
     assert why(Played().saga, at_work(broker=(full,))) == (full,)
+
+
+def test_what_would_stay_after_an_abandon_is_not_what_was_undone() -> None:
+    do = {"service": "hotels", "params": {}, "compensation": "Undo", "attempts": 1, "compensation_attempts": 1}
+    steps: list[dict[str, Any]] = [{"transaction": name, **do} for name in ("A", "B")]
+    played = Played(steps[0], {"wait_ms": 1000}, steps[1]).ok(1).due().due()  # nobody knows whether step 3 was done …
+    played.ok(3).failed(1)  # … it is undone; step 1 is not
+    assert [str(step.phase) for step in played.saga.steps] == ["UNDO_PARKED", "COMPLETED", "COMPENSATED"]
+    (cause,) = why(played.saga, at_work("hotels"))
+    (abandon,) = [line for line in cause.do if "abandon" in line]
+    assert abandon.endswith("# end ABORTED as it is; what these steps did stays: 1")

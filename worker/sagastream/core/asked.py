@@ -212,8 +212,8 @@ def _why_not_signalled(state: SagaState, event: Signal, moment: Moment) -> str |
 
 def _signals_wanted(state: SagaState) -> str:
     """Which signals a saga would take."""
-    names = {name for step in state.steps for name in _signals_of(step) if name and _may_take(step, name)}
-    return f"it takes: {', '.join(sorted(names))}" if names else "it takes none any more"
+    names = {name for step in state.steps for name in _signals_of(step) if name and step.may_take(name)}
+    return f"it takes: {', '.join(sorted(names))}" if names else "it takes none now"
 
 
 def _is_pivot_out(step: Step) -> bool:

@@ -28,11 +28,16 @@ AT_ONCE_BYTES: Final = 8 << 20
 REASON_CHARS: Final = 500
 
 
-def fail_step(state: SagaState, number: int, error: bytes | None, moment: Moment, *, unknown: bool) -> Decision:
-    """This step has failed for good: go back. `unknown`: it may have been done all the same."""
+def fail_step(
+    state: SagaState, number: int, error: bytes | None, moment: Moment, *, unknown: bool, because: str | None = None
+) -> Decision:
+    """This step has failed for good: go back. `unknown`: it may have been done all the same. `because`: why it is not
+    tried again."""
     step = given_up(state.steps[number - 1], moment, error=error, unknown=unknown)
     times = f" ({step.attempt} attempts)" if step.attempt > 1 else ""
     why = f"Step {state.told(number)} failed: {quote(error)}{times}"
+    if because is not None:
+        why = f"{why}; {because}"
     if state.format != PLAIN and state.cancelling is not None:
         why = state.cancelling  # what came first counts: another failure, a cancel, the deadline
     elif state.format != PLAIN:

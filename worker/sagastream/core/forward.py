@@ -97,7 +97,7 @@ class _Beginning:
         if shape is PLAIN_SHAPE:
             return step.phase
         try:
-            if shape.when is not None and not conditions.holds(shape.when, self._sources):
+            if shape.when is not None and not self._holds(shape.when):
                 step = step.moved("bypassed")
             elif not shape.sends:
                 step = self._awaiting(step)
@@ -109,6 +109,12 @@ class _Beginning:
             step = step.moved("parked", parked=str(error), error=encode(str(error)))
         self.steps = put(self.steps, number, step)
         return step.phase
+
+    def _holds(self, condition: bytes) -> bool:
+        try:
+            return conditions.holds(condition, self._sources)
+        except CannotBuild as error:
+            raise CannotBuild(f"when: {error}") from None
 
     def _build(self, params: bytes) -> bytes:
         if self._room is None:

@@ -192,16 +192,19 @@ def retry_on(state: SagaState, number: int, why_not: str | None, moment: Moment)
     step = state.steps[number - 1]
     if why_not is not None:
         why = declined(str(step.definition.shape.retry_on), why_not)
-        return give_up_retry(state, number, encode(f"{quote(step.error)}; {why}"), moment)
+        return give_up_retry(state, number, step.error, moment, because=why)
     return _send_again(state, number, replace(step, tried_before=step.attempt), moment)
 
 
-def give_up_retry(state: SagaState, number: int, error: bytes | None, moment: Moment) -> Decision:
+def give_up_retry(
+    state: SagaState, number: int, error: bytes | None, moment: Moment, *, because: str | None = None
+) -> Decision:
     """This step waits no more to be sent again. Its service has recorded no failure, so another delivery of its command
-    may still do it."""
+    may still do it. `because`: why it waits no more; the error stays that of the service."""
     step = state.steps[number - 1]
     if may_be_past_pivot(step.definition, moment, unknown=True):
-        why = f"{step.command} of step {state.told(number)} failed: {quote(error)}; "
+        said = quote(error) if because is None else f"{quote(error)}; {because}"
+        why = f"{step.command} of step {state.told(number)} failed: {said}; "
         why += "it may be done all the same by a late delivery, and nothing undoes it"
         return park(state, number, why, moment, error=error, unknown=True)
-    return fail_step(state, number, error, moment, unknown=True)
+    return fail_step(state, number, error, moment, unknown=True, because=because)

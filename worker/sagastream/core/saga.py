@@ -18,7 +18,7 @@ _WAITING: Final = Phase.WAITING
 _TOLD: Final = 3
 #: The most that a saga counts of how far the broker's clock was set, either way, in ms: more than from 1970 to 9999.
 MAX_SET_BACK_MS: Final = 10**15
-#: A saga keeps at most this many interventions, the newest ones.
+#: A saga keeps at most this many interventions, the newest ones; see _least.
 MAX_INTERVENTIONS: Final = 100
 #: About how many bytes a long one of them takes.
 _INTERVENTION_BYTES: Final = 1000
@@ -42,6 +42,11 @@ class Intervention(Struct, frozen=True, kw_only=True, gc=False):
     actor: str | None = None  # who asked for it, in their own words; None: they did not say
     request_id: str | None = None  # of the request: it is done once, even if it arrives more than once
     step: int | None = None  # of a graph: which step was retried, skipped or abandoned
+
+    @property
+    def is_signal(self) -> bool:
+        """Whether it is a signal, and not an operator's verb."""
+        return self.verb.startswith(("signal ", "decline "))
 
 
 class KeptSignal(Struct, frozen=True, kw_only=True, gc=False):
@@ -305,7 +310,19 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     def with_intervention(self, intervention: Intervention) -> "SagaState":
         """The same saga with one more intervention."""
-        return replace(self, interventions=(*self.interventions, intervention)[-MAX_INTERVENTIONS:])
+        kept = [*self.interventions, intervention]
+        if len(kept) > MAX_INTERVENTIONS:
+            del kept[_least(kept)]
+        return replace(self, interventions=tuple(kept))
+
+
+def _least(interventions: list[Intervention]) -> int:
+    """Which of them to forget: if there are signals, the oldest of those that came most often, so that what comes again
+    and again pushes out nobody's approval; else the oldest."""
+    if not any(one.is_signal for one in interventions):
+        return 0
+    verbs = [one.verb for one in interventions]
+    return verbs.index(max(verbs, key=verbs.count))
 
 
 #: What a look for a saga may find; None: there is no such saga.

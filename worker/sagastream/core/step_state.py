@@ -227,6 +227,17 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
         """Whether there is an effect to undo, or may be one."""
         return self.phase in TO_UNDO
 
+    @property
+    def would_stay(self) -> bool:
+        """Whether there is, or may be, an effect that stays if nothing more is done about the step."""
+        if not self.definition.shape.sends or self.phase in _UNDONE:
+            return False
+        return self.may_have_effect or self.unknown
+
+
+#: Its effect is gone, or a person said that it is as good as gone.
+_UNDONE: Final = frozenset({Phase.COMPENSATED, Phase.UNDO_SKIPPED})
+
 
 def _value(data: bytes | None) -> Any:
     """Raises CannotOpen if something in it is still sealed."""

@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from sagastream.core.back import fail_step, quote
+from sagastream.core.back import fail_step
 from sagastream.core.durations import exact
 from sagastream.core.forward import declined
 from sagastream.core.messages import Signal
@@ -57,8 +57,8 @@ def wait_over(state: SagaState, number: int, moment: Moment) -> Decision:
     """The time is over for which this step waits."""
     shape = state.steps[number - 1].definition.shape
     if state.steps[number - 1].phase is Phase.RETRY_AWAITED:
-        why = f"{quote(state.steps[number - 1].error)}; {_not_signalled(shape.retry_on, shape.retry_within_ms)}"
-        return give_up_retry(state, number, encode(why), moment)
+        why = _not_signalled(shape.retry_on, shape.retry_within_ms)
+        return give_up_retry(state, number, state.steps[number - 1].error, moment, because=why)
     if shape.wait is None or shape.goes_on:
         return complete_step(state, number, None, moment)
     return _fail_wait(state, number, _not_signalled(shape.wait, shape.wait_ms), moment)

@@ -170,7 +170,7 @@ def _verbs(state: SagaState, number: int) -> list[str]:
         elif step.attempt == 0:
             again, times = "try again to begin it", ""
         skip = f"{_then(state, number)} as if step {state.told(number)} were done"
-    stays = [at for at, one in enumerate(state.steps, 1) if one.may_have_effect or one.unknown]
+    stays = [at for at, one in enumerate(state.steps, 1) if one.would_stay]
     left = f"; what these steps did stays: {', '.join(map(str, stays))}" if stays else ""
     out = [at for at, one in enumerate(state.steps, 1) if one.in_flight]
     if out:

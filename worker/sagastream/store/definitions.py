@@ -20,6 +20,7 @@ from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.definition import SagaDefinition, parse
 from sagastream.core.messages import is_service
+from sagastream.core.parsing import MAX_VERSION
 from sagastream.errors import DefinitionError, MalformedMessage
 from sagastream.store.columns import iso
 from sagastream.store.keys import StoreKeys
@@ -39,7 +40,7 @@ class Deployed(Struct, frozen=True, kw_only=True):
     """A definition of the store."""
 
     name: str
-    current: int | None  # the version by which sagas begin now; None: none was made current
+    current: int | None  # the version by which sagas begin now; None: none was made current, or this is damaged
     since: str | None  # since when, ISO 8601 in UTC
     by: str | None  # who made it current
     versions: Sequence[Version]  # ascending
@@ -48,7 +49,8 @@ class Deployed(Struct, frozen=True, kw_only=True):
 
 def deploy(keys: StoreKeys, definition: SagaDefinition, by: str | None) -> Exchange[int | None]:
     """Add this version of a definition, if it is not there, and make it the current one. Returns the version that was
-    current before; None: none was. If it raised a redis.RedisError, deploy it again: nothing is done twice.
+    current before; None: none was, or that was damaged. If it raised a redis.RedisError, deploy it again: nothing is
+    done twice.
 
     Raises DefinitionError if the store has other content under this version, or something else than definitions. The
     current version stays then.
@@ -74,7 +76,7 @@ def deploy(keys: StoreKeys, definition: SagaDefinition, by: str | None) -> Excha
     if current != str(version).encode():
         (answer,) = yield [("HSET", key, _CURRENT, str(version), "since", now, "by", by or "")]
         or_raise(answer)
-    return None if current is None else _number(name, current)
+    return _number(current)
 
 
 def load(keys: StoreKeys, name: str, version: int | None = None) -> Exchange[SagaDefinition]:
@@ -88,7 +90,11 @@ def load(keys: StoreKeys, name: str, version: int | None = None) -> Exchange[Sag
         (current,) = _fields(held, key)
         if current is None:
             raise DefinitionError(f"the store has no definition {name}: sagastream deploy FILE brings one")
-        version = _number(name, current)
+        version = _number(current)
+        if version is None:
+            raise DefinitionError(
+                f"the store says that version {current!a:.80} of {name} is current: it is damaged; deploy {name} again"
+            )
     (held,) = yield [("HMGET", key, str(version))]
     (known,) = _fields(held, key)
     if known is None:
@@ -124,10 +130,9 @@ def _deployed(name: str, answer: Sequence[bytes]) -> Deployed:
             versions.append(_read(name, int(field), record))
         except (DefinitionError, ValueError):
             damaged.append(field)
-    current = of_current[_CURRENT]
     return Deployed(
         name=name,
-        current=int(current) if current.isdecimal() else None,
+        current=_number(of_current[_CURRENT].encode()),
         since=of_current["since"] or None,
         by=of_current["by"] or None,
         versions=sorted(versions, key=lambda one: one.definition.version),
@@ -142,9 +147,10 @@ def _fields(held: Any, key: str) -> list[Any]:
     return fields
 
 
-def _number(name: str, current: bytes) -> int:
-    if not current.isdigit():
-        raise DefinitionError(f"the store says that version {current!a:.80} of {name} is current: it is damaged")
+def _number(current: bytes | None) -> int | None:
+    """The version that is current; None: none is, or what the store says is damaged."""
+    if current is None or not current.isdigit() or len(current) > len(str(MAX_VERSION)):
+        return None
     return int(current)
 
 
