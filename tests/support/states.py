@@ -249,7 +249,8 @@ def graphs(draw: st.DrawFn, like: SagaState | None = None) -> SagaState:
 def in_a_phase(draw: st.DrawFn, definition: StepDefinition, status: SagaStatus, phases: Iterable[Phase]) -> Step:
     """A step of a graph that is so, in one of these phases."""
     phase = draw(st.sampled_from([phase for phase in phases if can_be(definition, phase, status)]))
-    built = {name: draw(st.none() | PAYLOADS) for name in ("built", "built_undo")}
+    built: dict[str, Any] = {name: draw(st.none() | PAYLOADS) for name in ("built", "built_undo")}
+    built["unsent_retries"] = draw(st.integers(0, 3))
     return replace(draw(STEPS[phase]), definition=definition, **built)
 
 

@@ -1,7 +1,7 @@
 """What a graph can do: branches, settle and then undo, conditions, waits, starts, signalled retries, parking."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -892,6 +892,74 @@ def test_what_was_done_about_one_step_names_it() -> None:
     story = two_parked().when_asked_of("c", Verb.RETRY).when_asked(Verb.CANCEL, now=True, request_id="op-2")
     story.when_asked(Verb.SKIP, parked_at="2/transaction/1", request_id="op-3")
     assert [(done.verb, done.step) for done in story.saga.interventions] == [("retry", 3), ("skip", 2)]
+
+
+def unbuilt() -> GraphStory:
+    """A step behind the pivot refers to what is not there."""
+    story = given_graph(
+        do("a", **PIVOT), do("b", params={"$ref": "/steps/a/result/q"}, **RETRIABLE), do("c", **RETRIABLE)
+    )
+    return story.when("A_ok", 1, result={})
+
+
+def untold() -> GraphStory:
+    """A compensation cannot be told what it is to be told."""
+    story = given_graph(do("a"), do("b", compensation_params={"$ref": "/steps/b/result/q"}), do("c")).when("A_ok", 1)
+    return story.when("B_ok", 2, result={}).when("C_failed", 3)
+
+
+def unknown_undo() -> GraphStory:
+    """Nobody knows what undoes a step."""
+    story = given_graph(do("a"), do("b"), do("c"), published={"s": {"A": "UnA", "C": "UnC"}}).when("A_ok", 1)
+    return story.when("B_ok", 2).when("C_failed", 3)
+
+
+def declined_early() -> GraphStory:
+    """A wait behind the pivot was declined before it began."""
+    story = given_graph(do("a", **PIVOT), WAIT | {"timeout_ms": 1000}, do("b", **RETRIABLE))
+    return story.when_signalled("approval", declined="no", request_id="op-0").when("A_ok", 1)
+
+
+@pytest.mark.parametrize("story", [unbuilt, untold, unknown_undo, declined_early])
+def test_what_is_parked_again_after_a_retry_is_parked_at_another_place(story: Callable[[], GraphStory]) -> None:
+    """Even if nothing was sent in between. So what was asked about the first place is not done to the second."""
+    one = story()
+    places = [one.saga.parked_at]
+    for number in (1, 2):
+        one.when_asked(Verb.RETRY, request_id=f"op-{number}", parked_at=places[-1])
+        if one.saga.parked_at is None:
+            one.when_due()
+        places.append(one.saga.parked_at)
+        one.when_asked(Verb.SKIP, request_id="op-x", parked_at=places[-2]).expect_refused(
+            f"is no longer parked at {places[-2]}: it is parked at {places[-1]}", to="op-x"
+        )
+    assert len({*places, None}) == 4
+    one.when_asked(Verb.SKIP, request_id="op-3", parked_at=places[-1]).expect_done(Verb.SKIP, "op-3")
+
+
+def test_a_step_that_could_not_be_built_before_has_all_its_attempts() -> None:
+    steps = (
+        do("a", **PIVOT),
+        do("b", **RETRIABLE | {"attempts": 2}),
+        do("c", params={"$ref": "/steps/b/result/q"}, **RETRIABLE),
+    )
+    story = given_graph(*steps).when("A_ok", 1)
+    story.when("B_failed", 2).when_due().when("B_failed", 2).when_asked(Verb.SKIP)
+    story.expect_step_parked(3, "/steps/b/result/q: there is nothing there (step b has no result)")
+    story.when_asked(Verb.RETRY, request_id="op-2").when("B_ok", 2, result={"q": 1})
+    story.when_asked(Verb.RETRY, request_id="op-3").expect_all_sent("C 3").when("C_failed", 3)
+    assert (story.saga.steps[2].attempt, story.saga.parked_at) == (1, "3/transaction/3")
+
+
+def test_a_retry_of_an_undo_that_is_not_needed_any_more_leaves_the_saga_at_another_undo() -> None:
+    story = given_graph(do("a", after=[]), do("b", after=[]), do("c", after=["a", "b"]), published={"s": {"A": "UnA"}})
+    story.when("B_ok", 2).when("A_ok", 1).when("C_failed", 3).expect_all_sent("UnA 1").expect_at(2, undone=[1])
+    story.published = {"s": {"A": "UnA", "B": None}}
+    story.when_asked(Verb.RETRY).expect_done(Verb.RETRY).expect_nothing_sent().expect_at(1, undone=[1])
+    story.expect_phases("UNDO_OUT", "COMPLETED", "FAILED").expect_waits("s to answer UnA, step 1")
+    assert story.saga.updated_ms == story.now_ms
+    assert story.saga.times_out_ms == story.saga.steps[0].due_ms
+    story.when("UnA_ok", 1).expect_status("ABORTED", "Step 3 failed: no reason given")
 
 
 def test_a_verb_about_a_step_that_is_not_parked_or_not_there_is_refused() -> None:

@@ -514,6 +514,7 @@ def test_a_retried_saga_looks_anew_for_what_undoes_its_step() -> None:
     why = story.saga.parked
     assert why is not None
     story.when_asked(Verb.RETRY, request_id="op-1").expect_done(Verb.RETRY).expect_parked(why)
+    assert story.saga.parked_at == "1/compensation/0"  # as always; only graphs count such retries
     story.published = PUBLISHED
     story.when_asked(Verb.RETRY, request_id="op-2").expect_sent("inventory", "ReleaseReservation", 1)
     assert story.saga.compensating_steps == (1,)
@@ -636,6 +637,7 @@ def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Foo
     given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL).when("ReserveInventory_ok", 1)
     given_saga(SHIP).when("CreateShipment_ok", 1)
     given_graph(do("a", when=False))
+    test_a_retried_saga_looks_anew_for_what_undoes_its_step()
     assert set(footprints.walked) == set(TRANSITIONS)
 
 

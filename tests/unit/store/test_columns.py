@@ -19,7 +19,7 @@ def test_every_attribute_is_kept_in_a_field_of_its_own() -> None:
     not_written = {
         SagaState: {"saga_id", "steps", "version"},  # the key; fields of their own; compared and set by the commit
         # Fields of its own; told by status, skipped and the saga's; none of a plain saga.
-        Step: {"definition", "phase", "due_ms", "parked", "built", "built_undo"},
+        Step: {"definition", "phase", "due_ms", "parked", "built", "built_undo", "unsent_retries"},
         StepDefinition: {"shape"},  # fields of its own
         Shape: {"sends"},  # told by wait and wait_ms
     }

@@ -66,6 +66,7 @@ def a_graph() -> SagaState:
                 answered_ms=T_MS,
                 built=b'{"sku":"a"}',
                 built_undo=b'{"why":"no"}',
+                unsent_retries=2,
             ),
             Step(definition=charge, phase=Phase.BACKING_OFF, attempt=1, sent_ms=T_MS, error=b'"no"', due_ms=DUE_MS),
             Step(definition=wait, phase=Phase.AWAITING, attempt=1, sent_ms=T_MS, due_ms=DUE_MS + 1),
@@ -120,6 +121,7 @@ def test_the_graph_of_these_tests_has_a_value_in_every_field_that_only_graphs_ha
         assert getattr(saga, name) not in (None, (), 1)
     assert saga.steps[0].built is not None
     assert saga.steps[0].built_undo is not None
+    assert saga.steps[0].unsent_retries == 2
     for field in fields(Shape):
         shapes = [step.definition.shape for step in saga.steps]
         assert any(getattr(shape, field.name) != getattr(PLAIN_SHAPE, field.name) for shape in shapes)
@@ -216,6 +218,7 @@ def test_a_hash_reads_as_an_answer_to_where_the_saga_is_and_why() -> None:
         "step1.answered_at": "2023-11-14T22:13:20.000Z",
         "step1.params_sent": '{"sku":"a"}',
         "step1.undo_sent": '{"why":"no"}',
+        "step1.unsent_retries": "2",
     }
     assert (seen["step2.retry_on"], seen["step2.retry_within_ms"]) == ("topped-up", "5000")
     assert (seen["step3.wait"], seen["step3.wait_ms"], seen["step3.on_timeout"]) == ("approval", "86400000", "continue")
@@ -359,6 +362,7 @@ def test_a_hash_of_a_graph_that_goes_back_and_contradicts_itself_is_corrupt(wron
         *(("step1.compensation_params", value) for value in (b"{", b"\xff")),
         *(("step1.params_sent", value) for value in (b"{", b"\xff")),
         *(("step1.undo_sent", value) for value in (b"{", b"\xff")),
+        *(("step1.unsent_retries", value) for value in (b"-1", b"twice", b"9" * 20)),
         ("step1.id", b"\xff"),
         *(("step2.due_at", value) for value in (b"soon", b"1700000000000")),
         ("step2.parked", b"\xff"),

@@ -106,7 +106,7 @@ HASH_BACKING_OFF = written(changed_fields(None, at_work(Phase.UNDO_BACKING_OFF))
 #: The attributes that a plain saga does not have: see test_graph_hash.py.
 OF_GRAPHS: dict[type[Struct], set[str]] = {
     SagaState: {"format", "input", "definition", "start_ms", "signals", "failed_step"},
-    Step: {"built", "built_undo"},
+    Step: {"built", "built_undo", "unsent_retries"},
     StepDefinition: {"shape"},
 }
 #: Without these fields a hash is damaged; all others may be missing.

@@ -162,9 +162,11 @@ def _send_again(state: SagaState, number: int, step: Step, moment: Moment) -> De
 def retry(state: SagaState, number: int, moment: Moment) -> Decision:
     """Try again what this step is parked at, with as many attempts as before."""
     step = state.steps[number - 1]
+    if state.format != PLAIN and (step.current_attempt == 0 or not step.definition.shape.sends):
+        step = replace(step, unsent_retries=step.unsent_retries + 1)
     if step.being_undone and step.compensation is None:
         # Nobody knew what undoes it, or what that is to be told. By now a service may have published it.
-        return undo_next(state.with_step(number, left(step)), moment)
+        return undo_next(moved(state, "compensation retried", moment, put(state.steps, number, left(step))), moment)
     if not step.being_undone and (step.attempt == 0 or not step.definition.shape.sends):
         step = step.moved("waits again", error=None)
         return _go_on(state, put(state.steps, number, step), moment, "started")

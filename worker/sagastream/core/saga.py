@@ -228,8 +228,8 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def parked_at(self) -> str | None:
         """Where it is parked: step, `transaction` or `compensation`, and how often that was sent, such as
-        `2/compensation/10`; None: it is not parked. If it is parked at another place later, this is another text. If
-        several steps are parked, the first of them."""
+        `2/compensation/10`; None: it is not parked. If it is parked at another place later, this is another text; so in
+        a graph, each retry of what could not be sent counts, too. If several steps are parked, the first of them."""
         parked = self.parked_steps
         return self.parked_place(parked[0]) if parked else None
 
@@ -239,7 +239,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         if step.parked is None:
             return None
         what = "compensation" if step.being_undone else "transaction"
-        return f"{number}/{what}/{step.current_attempt}"
+        return f"{number}/{what}/{step.current_attempt + step.unsent_retries}"
 
     @property
     def times_out_ms(self) -> int | None:

@@ -80,6 +80,7 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
     compensation_answered_ms: int | None = None  # when its compensation was answered for good, or given up
     compensation_error: bytes | None = None  # the error of the last attempt to undo it that failed, JSON
     tried_before: int = 0  # how many attempts of the current command were made before an operator's last retry
+    unsent_retries: int = 0  # how often an operator said retry when nothing had been sent; of a plain saga 0
     due_ms: int | None = None  # when its command times out, its wait ends, or it is sent again; None: it has no time
     parked: str | None = None  # why it waits for a person; None: it does not
     built: bytes | None = None  # its params as they are sent, JSON; None: as its definition says, without references

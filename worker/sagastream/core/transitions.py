@@ -39,6 +39,7 @@ TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
     (SagaStatus.COMPENSATING, "sent again"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "step compensated"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "parked"): SagaStatus.COMPENSATING,
+    (SagaStatus.COMPENSATING, "compensation retried"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "compensation skipped"): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, "abandoned"): SagaStatus.ABORTED,
     (SagaStatus.COMPENSATING, "nothing left to undo"): SagaStatus.ABORTED,

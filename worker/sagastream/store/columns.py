@@ -265,6 +265,7 @@ STEP_OF_GRAPH: Final[dict[str, Column]] = STEP | {
     "phase": Column("phase", {phase.encode(): phase for phase in Phase}.__getitem__),
     "due_ms": Column("due_at", _moment, iso),
     "parked": Column("parked", _text),
+    "unsent_retries": Column("unsent_retries", whole_number, _count),
     "built": Column("params_sent", _json, bytes.decode),
     "built_undo": Column("undo_sent", _json, bytes.decode),
 }
