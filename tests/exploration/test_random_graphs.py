@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from exploration import rules
+from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
 from sagastream.core.parsing import parse_begin
 from sagastream.core.phases import Phase
-from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.saga import KeptSignal, SagaState, SagaStatus
 from sagastream.core.steps import GRAPH
-from sagastream.core.transitions import Moment
+from sagastream.core.transitions import Decision, Moment
 
 BEGUN_MS: Final = 1_700_000_000_000
 SERVICE: Final = "work"
@@ -106,6 +107,10 @@ class Walk:
         self.final: dict[tuple[int, bool], str] = {}  # what a service has recorded of a command, for good
         self.refused: dict[Command, str] = {}
         self.asked = 0
+        self.watch = STEADY
+        self.events = 0
+        self.first_sent: dict[int, int] = {}  # the number of the event that sent a step first
+        self.kept: list[tuple[KeptSignal, int]] = []  # the signals that were kept, with the number of the event
         self.happens(begin)
 
     @property
@@ -113,8 +118,12 @@ class Walk:
         assert self.state is not None
         return self.state
 
+    def passes(self, ms: int) -> None:
+        """So much time passes."""
+        self.now_ms += ms
+
     def comes(self, kind: str, pick: int) -> None:
-        self.now_ms += 10
+        self.passes(10)
         saga = self.saga
         if kind in ("ok", "failed", "unknown"):
             if self.sent:
@@ -124,7 +133,7 @@ class Walk:
         elif kind == "signal":
             self.asked += 1
             what: dict[str, Any] = {"declined": "no"} if pick % 4 == 0 else {"payload": b"1"}
-            self.happens(Signal(saga_id="s", name=NAMES[pick % 2], request_id=f"signal {self.asked}", **what))
+            self.signals(Signal(saga_id="s", name=NAMES[pick % 2], request_id=f"signal {self.asked}", **what))
         elif kind == "ask":
             self.asks(list(Verb)[pick % 4] if pick % 5 else Verb.CANCEL, now=pick % 2 == 0)
         elif kind == "help":
@@ -132,8 +141,11 @@ class Walk:
                 self.asks([Verb.RETRY, Verb.SKIP][pick % 2], step=saga.parked_steps[pick % len(saga.parked_steps)])
         elif saga.due_ms is not None:
             due_ms = saga.due_ms if kind == "due" else (self.now_ms + saga.due_ms) // 2
-            self.now_ms = max(self.now_ms, due_ms)
+            self.passes(max(due_ms - self.now_ms, 0))
             self.happens(Due(saga_id="s"))
+
+    def signals(self, signal: Signal) -> None:
+        self.happens(signal)
 
     def asks(self, verb: Verb, *, now: bool = False, step: int | None = None) -> None:
         self.asked += 1
@@ -162,19 +174,48 @@ class Walk:
         payload = {"result": b"5"} if how == OK else {"error": b'"no"'}
         self.happens(replace(reply_to(command, kind, unknown=how == UNKNOWN, **payload), service=SERVICE))
 
-    def happens(self, event: Event) -> None:
-        before = self.state
-        decided = decide(before, event, Moment(now_ms=self.now_ms, published=PUBLISHED, jitter=0.5))
-        assert isinstance(decided.state, SagaState)
-        broken = rules.broken_by_decision(before, event, decided, self.now_ms)
+    def happens(self, event: Event) -> Decision:
+        before = by_clock = self.state
+        moment = Moment(now_ms=self.now_ms, published=PUBLISHED, jitter=0.5, watch=self.watch)
+        decided = decide(before, event, moment)
+        after = decided.state
+        assert isinstance(after, SagaState)
+        if before is not None and before.due_ms is not None:
+            by_clock = by_the_clock(before, self.now_ms, self.watch)
+        broken = rules.broken_by_decision(by_clock, event, decided, self.now_ms)
         assert broken is None, f"{event}: {broken}"
         if isinstance(event, Due) and before is not None and before.due_ms is not None:
             # What is due is done at once; otherwise it would be due again and again.
-            assert (decided.state is before) == (before.due_ms > self.now_ms)
+            is_due = before.due_ms <= self.now_ms
+            assert (after is not before) == is_due if by_clock is before else after == by_clock
+        if by_clock is not None:
+            self.judge(by_clock, event, after)
+        self.notes(before, after)
         if isinstance(event, Reply):
             self.told.append(event)
         self.sent += decided.commands
-        self.state = decided.state
+        self.state = after
+        return decided
+
+    def judge(self, before: SagaState, event: Event, after: SagaState) -> None:
+        """A signal that came before the command of a step was out does not send it again, and does not give it up."""
+        for number, (was, now) in enumerate(zip(before.steps, after.steps, strict=True), 1):
+            name = was.definition.shape.retry_on
+            if name is None or was.phase is not Phase.OUT or not isinstance(event, Reply | Due):
+                continue
+            if (now.phase is Phase.OUT and now.attempt > was.attempt) or b"was declined" in (now.error or b""):
+                taken = next(one for one in before.signals if one.name == name)
+                came = next(came for one, came in self.kept if one is taken)
+                assert came > self.first_sent[number], f"step {number} took a signal from before it was sent"
+
+    def notes(self, before: SagaState | None, after: SagaState) -> None:
+        """Keep what was sent and what came with this event."""
+        self.events += 1
+        known = () if before is None else before.signals
+        self.kept += [(one, self.events) for one in after.signals if not any(one is other for other in known)]
+        for number, step in enumerate(after.steps, 1):
+            if step.attempt:
+                self.first_sent.setdefault(number, self.events)
 
     def ends(self) -> None:
         """All services answer, and an operator helps where somebody must."""
@@ -187,7 +228,7 @@ class Walk:
                 at, step = out[number % len(out)]
                 same = (one for one in reversed(self.sent) if (one.step, one.compensating) == (at, step.being_undone))
                 command = next(same)
-                self.now_ms += 10
+                self.passes(10)
                 self.answers(command, OK)
             elif saga.due_ms is not None:
                 self.comes("due", 0)
