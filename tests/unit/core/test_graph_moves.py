@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from sagastream.core.asked import MAX_KEPT_BYTES
 from sagastream.core.clock import Jump, Watch
@@ -647,21 +648,22 @@ SLOW = (do("a", timeout_ms=HOUR_MS), do("b"))
 
 
 @pytest.mark.parametrize("deadline", ["soft", "hard"])
-@pytest.mark.parametrize("event", ["due", "signal", "again"])
+@pytest.mark.parametrize("event", ["due", "retry", "again"])
 def test_a_saga_starts_and_has_its_time_if_the_clock_was_set_back_before(event: str, deadline: str) -> None:
     """A start is a time of the calendar, and the deadline counts from there."""
     story = to_start(deadline=deadline)
     start_ms = graph_start()
     the_clock_is_set(story, -HOUR_MS)
     if event == "due":
-        story.when_due(after_ms=0).expect_nothing_changed()
+        before = story.saga
+        story.when_due(after_ms=0).expect_nothing_sent()
+        assert story.saga == replace(before, updated_ms=story.now_ms)
     elif event == "again":
         begin = graph_of(*SLOW, start_at_ms=start_ms, deadline_ms=600_000, deadline=deadline)
         story.when_begun_again(begin).expect_nothing_changed().expect_notices()
     else:
-        story.when_signalled("approval").expect_refused(
-            "has no open step that waits for the signal approval; it takes none now"
-        )
+        story.when_asked_of("a", Verb.RETRY)
+        assert story.decision.notices[0].kind == "refused"
     assert story.saga.due_ms == start_ms
     story.when_due().expect_all_sent("A 1")
     assert (story.now_ms, story.saga.set_back_ms) == (start_ms, 0)
@@ -673,11 +675,14 @@ def test_a_saga_starts_and_has_its_time_if_the_clock_was_set_back_before(event: 
     assert story.saga.deadline_now_ms == start_ms + 600_000 - (start_ms + 1000 - story.now_ms)
 
 
-def test_a_saga_that_would_start_while_the_clock_goes_forward_has_its_time_from_then_on() -> None:
+@pytest.mark.parametrize("set_back", [False, True])
+def test_a_saga_that_would_start_while_the_clock_goes_forward_has_its_time_from_then_on(set_back: bool) -> None:
     story = to_start()
     start_ms = graph_start()
-    story.now_ms = start_ms - 20 * 60_000
-    the_clock_is_set(story, HOUR_MS)
+    if set_back:
+        the_clock_is_set(story, -HOUR_MS)
+        story.when_due(after_ms=0)
+    the_clock_is_set(story, start_ms + 40 * 60_000 - story.now_ms)
     story.when_due(after_ms=0).expect_nothing_sent().expect_status("PENDING")
     assert story.saga.deadline_now_ms == story.now_ms + 600_000
     story.when_due(after_ms=0).expect_all_sent("A 1")

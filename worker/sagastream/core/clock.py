@@ -43,8 +43,8 @@ def by_the_clock(state: SagaState, now_ms: int, watch: Watch) -> SagaState:
     """
     back_ms = state.updated_ms - now_ms
     if back_ms > SET_BACK_MS:
-        if state.is_to_start:
-            return state  # its deadline counts from its start, and both come when the clock gets there
+        if state.is_to_start:  # its deadline counts from its start, and both come when the clock gets there
+            return replace(state, updated_ms=now_ms)
         # It waits from now on for as long as after its last change. Otherwise it would wait until that time came again.
         steps = tuple([_moved(step, -back_ms, now_ms) for step in state.steps])
         set_back_ms = min(state.set_back_ms + back_ms, MAX_SET_BACK_MS)
