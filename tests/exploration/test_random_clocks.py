@@ -96,7 +96,7 @@ class ClockWalk(Walk):
 
     def judge(self, before: SagaState, event: Event, after: SagaState) -> None:
         super().judge(before, event, after)
-        if before.is_to_start and not after.is_to_start and after.cancelling is None and not after.interventions:
+        if before.is_to_start and any(step.attempt for step in after.steps):
             assert self.now_ms >= (before.start_ms or 0), "it has started before its start"
         if not isinstance(event, Due):
             return

@@ -84,7 +84,7 @@ def _options(draw: st.DrawFn, number: int, pivot: int | None) -> dict[str, Any]:
         options["params"] = {"a": reference | draw(st.sampled_from([{}, {"default": 7}]))}
     if pivot is not None and number > pivot:
         return options | {"kind": "retriable"}
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 2)) == 0:
         options |= {"retry_on": NAMES[1], "retry_within_ms": 20_000}
     if number != pivot and draw(st.integers(0, 3)) == 0:
         options["compensation_params"] = {"why": {"$ref": "/failure"}, "own": {"$ref": f"/steps/{number}/result"}}
