@@ -961,7 +961,7 @@ def test_a_retry_of_an_undo_that_is_not_needed_any_more_leaves_the_saga_at_anoth
     story.when("B_ok", 2).when("A_ok", 1).when("C_failed", 3).expect_all_sent("UnA 1").expect_at(2, undone=[1])
     story.published = {"s": {"A": "UnA", "B": None}}
     story.when_asked(Verb.RETRY).expect_done(Verb.RETRY).expect_nothing_sent().expect_at(1, undone=[1])
-    story.expect_phases("UNDO_OUT", "COMPLETED", "FAILED").expect_waits("s to answer UnA, step 1")
+    story.expect_phases("UNDO_OUT", "COMPLETED", "FAILED").expect_waits("s to answer UnA, step 1 (a)")
     assert story.saga.updated_ms == story.now_ms
     assert story.saga.times_out_ms == story.saga.steps[0].due_ms
     story.when("UnA_ok", 1).expect_status("ABORTED", "Step 3 failed: no reason given")
