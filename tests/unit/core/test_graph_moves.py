@@ -964,7 +964,7 @@ def test_a_retry_of_an_undo_that_is_not_needed_any_more_leaves_the_saga_at_anoth
     story.expect_phases("UNDO_OUT", "COMPLETED", "FAILED").expect_waits("s to answer UnA, step 1 (a)")
     assert story.saga.updated_ms == story.now_ms
     assert story.saga.times_out_ms == story.saga.steps[0].due_ms
-    story.when("UnA_ok", 1).expect_status("ABORTED", "Step 3 failed: no reason given")
+    story.when("UnA_ok", 1).expect_status("ABORTED", "Step 3 (c) failed: no reason given")
 
 
 def test_a_verb_about_a_step_that_is_not_parked_or_not_there_is_refused() -> None:
