@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.core import step_state, transitions
+from sagastream.core import back, step_state, transitions
 from sagastream.core.backoff import LONGEST_MS
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
@@ -627,7 +627,17 @@ def footprints(monkeypatch: pytest.MonkeyPatch) -> Footprints:
     return prints
 
 
-def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Footprints) -> None:
+def undone_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps beside each other are undone, the second of which may have been done. A command at a time is sent."""
+    monkeypatch.setattr(back, "AT_ONCE_BYTES", 1)
+    story = given_graph(do("a", after=[]), do("b", after=[], attempts=1), do("c", after=[]), do("d", after=[1, 2, 3]))
+    story.when("A_ok", 1).when("C_ok", 3).when_due().expect_all_sent("UnC 3")
+    story.expect_phases("UNDO_BACKING_OFF", "UNDO_BACKING_OFF", "UNDO_OUT", "WAITING")
+
+
+def test_every_edge_of_the_state_machine_is_walked_by_some_story(
+    footprints: Footprints, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parked_going_forward().when_asked(Verb.RETRY)
     parked_going_forward().when_asked(Verb.ABANDON)
     parked_going_forward().when_asked(Verb.SKIP).when_due().when_due().when_due().when_due().when_due()
@@ -638,6 +648,7 @@ def test_every_edge_of_the_state_machine_is_walked_by_some_story(footprints: Foo
     given_saga(SHIP).when("CreateShipment_ok", 1)
     given_graph(do("a", when=False))
     test_a_retried_saga_looks_anew_for_what_undoes_its_step()
+    undone_one_after_the_other(monkeypatch)
     assert set(footprints.walked) == set(TRANSITIONS)
 
 
@@ -691,6 +702,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     in_doubt().when_due().when_due().when_due().when_asked(Verb.SKIP).when(*done_after_all)
     in_doubt().when_due().when_due().when_due().when_asked(Verb.ABANDON).when(*done_after_all).when(*undone)
     walk_graphs()
+    undone_one_after_the_other(monkeypatch)
     assert set(STEP) - prints.walked == set()
 
 
