@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 
 from sagastream.client.blocking import SagaClient
+from sagastream.core.messages import Begin
+from sagastream.core.parsing import parse_begin
+from sagastream.core.references import MAX_TOGETHER_BYTES
 from sagastream.core.saga import SagaStatus
+from sagastream.core.steps import MAX_CARRIED_BYTES
 from sagastream.store.quarantine import Quarantine
 from support.processes import SAGASTREAM, Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
+from support.streams import append_requests
 from support.waiting import slowness, takes_less_than, until
 from support.worst import INVALID, VALID, least_cpu_ms
 
@@ -79,6 +84,47 @@ def test_a_worker_with_little_memory_survives_a_backlog_of_large_replies(
         scene.redis.xadd(ONLY.replies("work"), {"body": json.dumps(body)})
     process = limited(commands, server, "worker")
     all_ended(scene, sagas, process)
+
+
+def a_fan_out(saga_id: str) -> Begin:
+    """A small request that sends as much at once as a saga may: it is about a hundred times as long."""
+    size, part = MAX_CARRIED_BYTES // 100, MAX_TOGETHER_BYTES // 100 - 8
+    data = {"part": "x" * part, "rest": "y" * (size - part - len('{"part":"","rest":""}'))}
+    steps = [do({"$ref": "/input/part"}, after=[]) for _ in range(100)]
+    return parse_begin({"saga_id": saga_id, "input": data, "steps": steps}, echo=True)
+
+
+def test_sagas_that_send_as_much_at_once_as_they_may_are_not_packed_together(
+    scene: Scene, server: Server, commands: Commands
+) -> None:
+    """All commands of these sagas take 350 MB, and in one piece packing them would take several times as much."""
+    process = commands.quiet("worker", env={"REDIS_URL": server.url})
+    until(lambda: scene.redis.exists(ONLY.requests), what="it joins")
+    sagas = [f"s{number}" for number in range(16)]
+    append_requests(scene.redis, [a_fan_out(saga_id) for saga_id in sagas])
+    until(lambda: scene.redis.xlen(ONLY.commands("work")) == 100 * len(sagas), what="all sagas begin", timeout_s=120)
+    until(lambda: scene.redis.xlen(ONLY.requests) == 0, what="all requests are taken")
+    assert most_memory_mb(process.pid) < 600
+
+
+def most_memory_mb(pid: int) -> float:
+    """The most memory that a process has used, in MB."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = [line for line in status if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1000
+
+
+def test_a_saga_that_sends_as_much_at_once_as_it_may_holds_a_worker_up_for_less_than_a_second(scene: Scene) -> None:
+    scene.worker.turn(block_ms=1)  # it joins
+    append_requests(scene.redis, [a_fan_out("s1")])
+    with takes_less_than(1):
+        scene.worker.turn(block_ms=1)
+    assert scene.redis.xlen(ONLY.commands("work")) == 100
+    state = scene.client.get("s1")
+    assert state is not None
+    assert sum(len(step.built or b"") for step in state.steps) > 0.99 * MAX_TOGETHER_BYTES
+    assert scene.play("s1").status is SagaStatus.COMPLETED
+    assert len(scene.effects.done) == 100
 
 
 @pytest.mark.parametrize("params", [{"text": LARGE}, {"size": len(LARGE)}], ids=["large params", "large results"])

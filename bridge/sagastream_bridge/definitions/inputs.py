@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from sagastream.client.schema import check_input, check_schema
 from sagastream.core.definition import parse
+from sagastream.core.expansion import expand
+from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import below, tokens_of
 from sagastream.core.steps import MAX_STEPS
 from sagastream.errors import MalformedMessage
@@ -19,9 +21,9 @@ _ANYTHING: Final[Mapping[str, Any]] = {}
 _MORE: Final = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "$dynamicRef")
 
 
-def in_example(body: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong in the schema, or in an example of an input. Raises SettingsError if the package is missing that
-    can tell."""
+def in_example(body: Mapping[str, Any], *, begins: bool) -> Iterator[Problem]:
+    """What is wrong in the schema, or in an example of an input. `begins`: whether a saga with such an input should
+    begin, since nothing is wrong in the steps. Raises SettingsError if the package is missing that can tell."""
     about = {name: body[name] for name in ("input", "example") if name in body}
     try:
         definition = parse({"name": "any", "version": 1, "steps": [{}]} | about)
@@ -44,6 +46,12 @@ def in_example(body: Mapping[str, Any]) -> Iterator[Problem]:
         except MalformedMessage as error:
             code = Code.SCHEMA if str(error).startswith("the definition") else Code.EXAMPLE
             yield Problem(code, named_pointer(body, str(error)), str(error))
+            continue
+        try:
+            if begins:
+                parse_begin(expand(parse(body), example) | {"saga_id": "any"}, called=called)
+        except MalformedMessage as error:
+            yield Problem(Code.EXAMPLE, f"/{called}", str(error))
 
 
 def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:

@@ -32,6 +32,7 @@ def lint(document: Document, known: Known) -> Linted:
     """Find all that is wrong in a document. Raises CannotRead."""
     steps = document.steps
     found, begin = mended(document)
+    is_right = not found
     services, not_checked = known.services, []
     if services is None:
         not_checked.append("what services publish (--services and --store tell it)")
@@ -41,7 +42,7 @@ def lint(document: Document, known: Known) -> Linted:
         found += _same_version(document, known.deployed)
     if document.is_definition:
         try:
-            found += in_example(document.body)
+            found += in_example(document.body, begins=is_right)
         except SettingsError as error:
             not_checked.append(str(error))
     if begin is not None:

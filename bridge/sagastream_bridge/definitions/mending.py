@@ -113,6 +113,8 @@ class _Refused:
             return self._problem(Code.MALFORMED, pointer), self._stand_in
         if member == "after" and self._number:
             return self._problem(Code.AFTER, pointer), self._keep_earlier
+        if member == "input" and "too large" in self._text:
+            return self._problem(Code.LIMIT, pointer), lambda: self._set(member, {})
         code = _TEMPLATES.get(member, Code.MALFORMED)
         if member in _STAND_INS:
             return self._problem(code, pointer), lambda: self._set(member, _STAND_INS[member])

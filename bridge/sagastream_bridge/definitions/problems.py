@@ -13,7 +13,7 @@ class Code(StrEnum):
     AFTER_REDUNDANT = "after-redundant"  # it comes after that step anyway
     REFERENCE = "reference"  # to what is not there, not yet, or may be missing
     CONDITION = "condition"  # it is none, or refers to what is not there
-    LIMIT = "limit"  # it may have more steps than a saga may have
+    LIMIT = "limit"  # it may have more steps than a saga may have, or its input is too large for so many
     DEADLINE = "deadline"  # it passes before all is done
     UNKNOWN_SERVICE = "unknown-service"
     UNKNOWN_COMMAND = "unknown-command"
@@ -22,7 +22,7 @@ class Code(StrEnum):
     NEEDLESS_UNDO = "needless-undo"  # something is said of an undo that there never is
     SCHEMA = "schema"  # what it says of its input is not a JSON Schema
     INPUT = "input"  # its schema does not know what a reference names
-    EXAMPLE = "example"  # its example is not an input that its schema allows
+    EXAMPLE = "example"  # its example is not an input that its schema allows, or no saga can begin with it
     SAME_VERSION = "same-version"  # it is deployed under this version with another content
 
 

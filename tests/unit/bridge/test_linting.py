@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagastream.core.conditions import MAX_COMPARED_BYTES
 from sagastream.core.definition import parse
 from sagastream.core.expansion import sketch
+from sagastream.core.steps import MAX_CARRIED_BYTES
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.definitions.documents import Document
 from sagastream_bridge.definitions.known import Known, Offered, Services
@@ -42,6 +44,32 @@ def text_of(*steps: dict[str, Any], services: Services | None = None, **members:
 
 
 # --- each kind of problem
+
+
+def test_an_input_that_is_too_large_for_so_many_steps_is_told() -> None:
+    steps = [step(f"s{number}", when={"exists": {"$ref": "/input/a"}}) for number in range(100)]
+    most = MAX_CARRIED_BYTES // 100 - len('{"a":""}')
+    assert problems({"saga_id": "s1", "input": {"a": "x" * most}, "steps": steps}) == []
+    (problem,) = problems({"saga_id": "s1", "input": {"a": "x" * (most + 1)}, "steps": steps})
+    assert (problem.code, problem.pointer) == (Code.LIMIT, "/input")
+    assert problem.text.startswith("input: too large: 167773 bytes; each of 100 steps gets it with its command")
+    assert found(*steps, example={"a": "x" * most}) == []
+    assert found(*steps, example={"a": "x" * (most + 1)}) == [(Code.EXAMPLE, "/example")]
+    assert "example: input: too large: " in text_of(*steps, example={"a": "x" * (most + 1)})
+
+
+def test_an_example_with_which_no_saga_could_begin_is_told() -> None:
+    pick = {"id": "pick", "each": {"$ref": "/input/lines"}, "transaction": "Pick", "service": "stock"}
+    assert found(pick, example={"lines": [1]}) == []
+    assert found(pick, example={"lines": 1}) == [(Code.EXAMPLE, "/example")]
+    assert found(pick, example={"lines": [1] * 101}) == [(Code.EXAMPLE, "/example")]
+    wrong = pick | {"transaction": 5}
+    assert [code for code, _ in found(wrong, example={"lines": 1})] == [Code.MALFORMED]
+
+
+def test_a_value_that_is_too_large_to_be_compared_is_told_with_its_place() -> None:
+    condition = {"in": [{"$ref": "/input/a"}, ["x" * MAX_COMPARED_BYTES]]}
+    assert found(step("a", when=condition)) == [(Code.CONDITION, "/steps/0/when/in/1")]
 
 
 def test_what_is_right_has_no_problems() -> None:

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from sagastream.core import back, references
 from sagastream.core.parsing import parse_begin
-from sagastream.core.references import MAX_BUILT_BYTES
+from sagastream.core.references import MAX_BUILT_BYTES, MAX_TOGETHER_BYTES
 from sagastream.core.sealed_messages import sealed_begin
-from sagastream.core.steps import MAX_TOGETHER_BYTES
+from sagastream.core.steps import MAX_CARRIED_BYTES
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES
 from sagastream.errors import MalformedMessage
 from sagastream.store import saga_hash
@@ -35,7 +35,7 @@ def a_body(size: int, *steps: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("commands", [17, 100])
 def test_an_input_is_small_enough_for_all_the_commands_with_which_it_comes(commands: int) -> None:
-    most = MAX_TOGETHER_BYTES // commands
+    most = MAX_CARRIED_BYTES // commands
     wait = {"wait": "go", "timeout_ms": 1000, "after": []}
     waits = [wait] if commands < 100 else []
     begin = parse_begin(a_body(most, *[SEND] * commands, *waits))
@@ -44,12 +44,12 @@ def test_an_input_is_small_enough_for_all_the_commands_with_which_it_comes(comma
         parse_begin(a_body(most + 1, *[SEND] * commands), called="the saga")
     assert str(caught.value) == (
         f"the saga: input: too large: {most + 1} bytes; each of {commands} steps gets it with its command, and "
-        f"together that is at most {MAX_TOGETHER_BYTES}"
+        f"together that is at most {MAX_CARRIED_BYTES}"
     )
 
 
 def test_sixteen_commands_may_come_with_the_largest_input() -> None:
-    assert 16 * MAX_PAYLOAD_BYTES <= MAX_TOGETHER_BYTES
+    assert 16 * MAX_PAYLOAD_BYTES <= MAX_CARRIED_BYTES
     parse_begin(a_body(MAX_PAYLOAD_BYTES - 1024, *[SEND] * 16))
 
 
@@ -63,7 +63,7 @@ def test_an_input_that_is_too_large_once_it_is_sealed_is_refused_too() -> None:
         def decode(self, data: bytes, _: object) -> bytes:
             return data
 
-    most = MAX_TOGETHER_BYTES // 100
+    most = MAX_CARRIED_BYTES // 100
     begin = parse_begin(a_body(most, *[SEND] * 100))
     with pytest.raises(
         MalformedMessage, match=r"^the saga: input: too large: sealed, [0-9]{6} bytes; each of 100 steps"

@@ -44,9 +44,9 @@ from sagastream.core.steps import (
     AS_PUBLISHED,
     FORMATS,
     GRAPH,
+    MAX_CARRIED_BYTES,
     MAX_DEADLINE_MS,
     MAX_STEPS,
-    MAX_TOGETHER_BYTES,
     PLAIN,
 )
 from sagastream.core.strict_json import MAX_BYTES, MAX_REWRITTEN_BYTES, decode, encode, encode_payload, trimmed
@@ -174,12 +174,12 @@ def check_size(begin: Begin, called: str, *, sealed: bool = False) -> None:
     if begin.payload_bytes > MAX_BYTES // 2 and (size := len(begin.body())) > MAX_BYTES:
         has = "sealed, it has " if sealed else ""
         raise MalformedMessage(f"too large: {has}{size} bytes, at most {MAX_BYTES}")
-    if begin.input is not None and (size := len(begin.input)) > MAX_TOGETHER_BYTES // MAX_STEPS:
+    if begin.input is not None and (size := len(begin.input)) > MAX_CARRIED_BYTES // MAX_STEPS:
         commands = sum(step.shape.sends for step in begin.steps)
-        if size * commands > MAX_TOGETHER_BYTES:
+        if size * commands > MAX_CARRIED_BYTES:
             has = f"sealed, {size}" if sealed else f"{size}"
             each = f"each of {commands} steps gets it with its command, and together that is at most"
-            raise MalformedMessage(f"{called}: input: too large: {has} bytes; {each} {MAX_TOGETHER_BYTES}")
+            raise MalformedMessage(f"{called}: input: too large: {has} bytes; {each} {MAX_CARRIED_BYTES}")
 
 
 def _beyond_plain(body: Any) -> str | None:

@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from sagastream.core.pointers import below, follow, kind_of, named, shown, why_nothing
 from sagastream.core.sealed_values import sealed_value
-from sagastream.core.steps import MAX_TOGETHER_BYTES
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, check_payload, collector_paused, encode, value_of
 from sagastream.core.templates import (
     FAILURE,
@@ -35,6 +34,10 @@ from sagastream.errors import CannotBuild, MalformedMessage
 
 #: The largest text that is built, in bytes: it becomes the params of a command, with other members beside them.
 MAX_BUILT_BYTES: Final = MAX_PAYLOAD_BYTES
+#: The most bytes that are built for all params of one saga, and the same again for all its compensation_params. The
+#: saga's hash keeps them, and a worker may read it for each reply. So a saga stays about as large as its request,
+#: however often its steps refer to a large value.
+MAX_TOGETHER_BYTES: Final = 4 << 20
 #: The most operators in one template or condition. Each takes a worker some microseconds.
 MAX_OPERATORS: Final = 1000
 #: Templates of up to this many bytes are compiled once: the steps of a program are alike, and their data is elsewhere.

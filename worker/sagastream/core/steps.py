@@ -18,10 +18,8 @@ PLAIN: Final = 1
 GRAPH: Final = 2
 #: The most steps that one saga may have.
 MAX_STEPS: Final = 100
-#: The most bytes that the steps of one saga are given, all together, of each of these: its input, which comes with each
-#: command; params that are built; compensation_params that are built. So what a worker writes at once, and what a saga
-#: takes in the store, stays in proportion, however often its steps refer to a large value.
-MAX_TOGETHER_BYTES: Final = 16 << 20
+#: The most bytes that the input of a saga takes in the commands of all its steps, with each of which it comes.
+MAX_CARRIED_BYTES: Final = 16 << 20
 #: In `StepDefinition.compensation`: the step is undone by the command that its service publishes as the compensation.
 AS_PUBLISHED: Final = ""
 #: The command that asks a service which of its effects stand. A service answers it or has no such command.

@@ -18,8 +18,11 @@ from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP
 
 #: The longest argument of a script, in bytes, unless one saga alone needs a longer one. A server refuses an argument of
 #: 512 MB. Many very large results could reach that, and each new attempt would be refused again. What one decision on a
-#: saga sends has a limit of its own: steps.MAX_TOGETHER_BYTES, back.AT_ONCE_BYTES.
+#: saga sends has limits of its own: steps.MAX_CARRIED_BYTES, references.MAX_TOGETHER_BYTES, back.AT_ONCE_BYTES.
 _LONGEST: Final = 64 << 20
+#: About how many bytes of commands of sagas with an input are packed together, unless one saga alone sends more. To
+#: pack and send them takes several times as much memory.
+_MOST_SENT: Final = 16 << 20
 #: What stands in place of the score of a saga that has ended.
 _COMPLETED: Final = "ended"
 _ABORTED: Final = "aborted"
@@ -149,7 +152,7 @@ class Store:
 
     def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`."""
-        if len(changes) > 1 and _sent_bytes(changes) > _LONGEST:
+        if len(changes) > 1 and _sent_bytes(changes) > _MOST_SENT:
             return (yield from self._by_halves(changes, now_ms))
         arguments = _CommitArguments(changes[0].partition, changes, now_ms, self._kept_ms)
         if len(changes) > 1 and len(arguments.args[0]) > _LONGEST:
