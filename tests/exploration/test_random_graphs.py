@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from exploration import rules
+from sagastream.core import back
 from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
@@ -265,5 +266,17 @@ def check(walk: Walk) -> None:
 def test_whatever_happens_to_a_graph_the_rules_hold_and_it_ends(begin: Begin, chances: list[tuple[str, int]]) -> None:
     walk = walked(begin, chances)
     walk.ends()
+    note(walk.saga.status)
+    check(walk)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(begin=begins(), chances=CHANCES)
+def test_so_they_do_if_all_compensations_but_one_are_put_off(begin: Begin, chances: list[tuple[str, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(back, "AT_ONCE_BYTES", 1)
+        walk = walked(begin, chances)
+        walk.ends()
     note(walk.saga.status)
     check(walk)

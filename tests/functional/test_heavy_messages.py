@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sagastream.client.blocking import SagaClient
-from sagastream.core.messages import Begin
+from sagastream.core.messages import Begin, Intervene, Verb
 from sagastream.core.parsing import parse_begin
 from sagastream.core.references import MAX_TOGETHER_BYTES
 from sagastream.core.saga import SagaStatus
@@ -105,6 +105,31 @@ def test_sagas_that_send_as_much_at_once_as_they_may_are_not_packed_together(
     until(lambda: scene.redis.xlen(ONLY.commands("work")) == 100 * len(sagas), what="all sagas begin", timeout_s=120)
     until(lambda: scene.redis.xlen(ONLY.requests) == 0, what="all requests are taken")
     assert most_memory_mb(process.pid) < 600
+
+
+def test_a_saga_with_many_large_results_is_undone_in_several_commits(
+    scene: Scene, server: Server, commands: Commands
+) -> None:
+    env = {"REDIS_URL": server.url}
+    service = commands.quiet("service", "shop:service", env=env)
+    steps = [do({"size": len(LARGE)}, after=[]) for _ in range(20)]
+    wait = {"wait": "go", "timeout_ms": 600_000, "after": list(range(1, 21))}
+    append_requests(scene.redis, [parse_begin({"saga_id": "s1", "input": {}, "steps": [*steps, wait]})])
+    scene.turns_until(lambda: scene.redis.hget(ONLY.saga("s1"), "step21.phase") == b"AWAITING")
+    append_requests(scene.redis, [Intervene(verb=Verb.CANCEL, saga_id="s1", reason="as agreed")])
+    sent: set[int] = set()
+
+    def undone() -> bool:
+        scene.worker.turn(block_ms=1)
+        state = scene.client.get("s1")
+        assert state is not None
+        sent.add(sum(step.compensation_attempt for step in state.steps))
+        return state.ended
+
+    until(undone, what="it is undone", timeout_s=60)
+    assert min(sent - {0}) == 9  # in the first commit: a little more than 8 MiB
+    assert scene.redis.hget(ONLY.saga("s1"), "status") == b"ABORTED"
+    assert service.poll() is None
 
 
 def most_memory_mb(pid: int) -> float:
