@@ -208,8 +208,9 @@ def told_to_undo(state: SagaState, number: int) -> bytes | None:
     told = step.definition.shape.compensation_params
     if told is None or step.built_undo is not None:
         return step.built_undo
-    room = references.room_beside([step.built_undo for step in state.steps])
-    return references.build(told, sources_of(state, lambda: state.steps, _failure(state)), room)
+    before = sum([len(one.built_undo) for one in state.steps if one.built_undo is not None])
+    sources = sources_of(state, lambda: state.steps, _failure(state))
+    return references.build(told, sources, references.MAX_TOGETHER_BYTES - before)
 
 
 def _failure(state: SagaState) -> Failure:

@@ -102,7 +102,12 @@ class _Beginning:
             elif not shape.sends:
                 step = self._awaiting(step)
             elif shape.has_references and step.built is None:
-                step = replace(step, built=self._build(step.definition.params))
+                if self._room is None:
+                    before = [len(one.built) for one in self.steps if one.built is not None]
+                    self._room = references.MAX_TOGETHER_BYTES - sum(before)
+                params = references.build(step.definition.params, self._sources, self._room)
+                self._room -= len(params)
+                step = replace(step, built=params)
         except CannotBuild as error:
             if step.definition.kind is not StepKind.RETRIABLE:
                 raise _Unbuildable(Unbuilt(number, str(error))) from None
@@ -115,13 +120,6 @@ class _Beginning:
             return conditions.holds(condition, self._sources)
         except CannotBuild as error:
             raise CannotBuild(f"when: {error}") from None
-
-    def _build(self, params: bytes) -> bytes:
-        if self._room is None:
-            self._room = references.room_beside([step.built for step in self.steps])
-        built = references.build(params, self._sources, self._room)
-        self._room -= len(built)
-        return built
 
     def _awaiting(self, step: Step) -> Step:
         shape = step.definition.shape

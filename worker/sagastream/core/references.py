@@ -139,8 +139,8 @@ def why_not(reference: Reference, roots: Roots, *, needs_default: bool = True) -
 
 
 def build(template: bytes, sources: Sources, room: int = MAX_TOGETHER_BYTES) -> bytes:
-    """A template with what its references find. The same arguments give the same bytes. `room`: how many bytes there is
-    room for; see `room_beside`.
+    """A template with what its references find. The same arguments give the same bytes. `room`: how many bytes may be
+    built for the saga besides what was built for it before; of MAX_TOGETHER_BYTES.
 
     Raises CannotBuild: a reference finds nothing and has no default, leads into a sealed value, or finds what cannot be
     joined to a text; what is built is more than a command can hold, or than there is room for; or the template has a
@@ -150,11 +150,6 @@ def build(template: bytes, sources: Sources, room: int = MAX_TOGETHER_BYTES) -> 
         return written(_cached(template), sources, room)
     with collector_paused():
         return written(compiled(value_of(template)), sources, room)
-
-
-def room_beside(built: Iterable[bytes | None]) -> int:
-    """How many bytes may be built for a saga besides what was built for it already."""
-    return MAX_TOGETHER_BYTES - sum([len(one) for one in built if one is not None])
 
 
 @lru_cache(maxsize=512)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sagastream.core.messages import DefinedBy
 from sagastream.core.phases import DONE, IN_FLIGHT, Phase
 from sagastream.core.step_state import Step
-from sagastream.core.steps import PLAIN, StepKind
+from sagastream.core.steps import PLAIN, PLAIN_SHAPE, StepKind
 from sagastream.core.strict_json import value_of
 from sagastream.errors import UnreadableSaga
 
@@ -134,11 +134,19 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def _weight_of_graph(self) -> int:
         """What only a graph has."""
         weight = len(self.input or b"") + sum([len(kept.payload) + len(kept.declined or "") for kept in self.signals])
-        for step in self.steps:
-            shape = step.definition.shape
-            for told in (step.built, step.built_undo, step.parked, shape.when, shape.compensation_params):
-                if told is not None:
-                    weight += len(told)
+        for step in self.steps:  # written out, as in `weight`: this is asked for every commit
+            if step.built is not None:
+                weight += len(step.built)
+            if step.built_undo is not None:
+                weight += len(step.built_undo)
+            if step.parked is not None:
+                weight += len(step.parked)
+            if (shape := step.definition.shape) is PLAIN_SHAPE:
+                continue
+            if shape.when is not None:
+                weight += len(shape.when)
+            if shape.compensation_params is not None:
+                weight += len(shape.compensation_params)
         return weight
 
     @property
