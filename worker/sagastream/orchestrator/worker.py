@@ -31,6 +31,7 @@ from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.order import Order
+from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
@@ -106,7 +107,8 @@ class Orchestrator:
         self._streams: Streams | None = None  # set when it joins, as the keys
         self._followed: frozenset[str] = frozenset()  # the services whose replies it reads
         self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
-        self._order = Order(broker.client, self._store, self._inbox)
+        self._order = Order(broker.client, self._inbox)
+        self._overdue = Overdue(broker.client, self._store)
         self._cache = StateCache()
         self._committed: Sequence[Change] = ()  # what it wrote last
         self._look_at = self._tidy_at = 0.0
@@ -129,6 +131,7 @@ class Orchestrator:
         self._broker.check_durability()
         self._services.join(keys)
         self._gate.join(keys)
+        self._overdue.forget()
         streams = Streams(keys, self._services.names, self._room)
         self._inbox.clock.saw(newest_time(self._broker.client, keys, streams.names))
         self._keys, self._streams, self._followed = keys, streams, self._services.names
@@ -172,6 +175,8 @@ class Orchestrator:
             again = {change.saga_id for change in lost}
             inputs = [item for item in inputs if item[1].saga_id in again]
             states = {}
+        if self._overdue:
+            self._look_soon()
         return len(entries)
 
     def _load(self, inputs: Sequence[Input], states: dict[str, Found]) -> int:
@@ -254,7 +259,8 @@ class Orchestrator:
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)
-        return [(None, Due(saga_id=saga_id)) for partition, saga_id in due if keys.of(saga_id) is partition]
+        due_ids = [saga_id for partition, saga_id in due if keys.of(saga_id) is partition]
+        return [(None, Due(saga_id=saga_id)) for saga_id in dict.fromkeys([*due_ids, *self._overdue.go_on()])]
 
     def _put_off(self) -> list[tuple[Partition, str]]:
         """Sagas that may wait for too long, because the broker's clock was set back, or for too short, because it went
@@ -264,8 +270,12 @@ class Orchestrator:
             self._waiting = WaitingSagas(self._broker.client, self._opened.partitions)
         if not self._waiting:
             return []
-        self._look_at = min(self._look_at, time.monotonic() + _LOOK_EVERY_S)
+        self._look_soon()
         return self._waiting.page()
+
+    def _look_soon(self) -> None:
+        """Look for due sagas again in the next turn, or soon after it."""
+        self._look_at = min(self._look_at, time.monotonic() + _LOOK_EVERY_S)
 
     def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
         """Look for due sagas again as soon as the first of these is due. If another worker gives a saga an earlier
@@ -294,7 +304,7 @@ class Orchestrator:
         if Begin in kinds:
             inputs = self._services.admit(inputs)
         if Due in kinds:
-            inputs = self._order.signals_first(inputs, states, self._read_streams, now_ms)
+            inputs = self._overdue.signals_first(inputs, states, self._read_streams, now_ms)
         return self._order.begins_first(inputs, states, self._read_streams) if kinds & _TO_SAGA else inputs
 
 

@@ -1,4 +1,4 @@
-"""What a worker takes before something else."""
+"""Waits whose time is over."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.core.steps import GRAPH, Shape, StepDefinition
-from sagastream.orchestrator.order import _over_ms
+from sagastream.orchestrator.overdue import _over_ms
 
 WAIT = StepDefinition(transaction="go", service="", params=b"null", compensation=None,
                       shape=Shape(after=(), sends=False, wait="go", wait_ms=5))  # fmt: skip
