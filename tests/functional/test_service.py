@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast
 
+import orjson
 import pytest
 import redis
+from msgspec.structs import replace
 
 from sagastream import Context, Reject, Service
 from sagastream.broker.entries import Entry
@@ -32,6 +34,7 @@ from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import OwnServer, Server
 from support.stores import KEYS, ONLY
+from support.values import a_command
 from support.waiting import until
 
 
@@ -180,6 +183,37 @@ def test_malformed_commands_are_quarantined_and_the_others_answered(scene: Scene
     assert scene.redis.xlen(ONLY.quarantine_of("work")) == 5
     assert scene.redis.xlen(ONLY.commands("work")) == 0
     assert scene.effects.done == ["s1/1/transaction"]
+
+
+LARGE = orjson.dumps({"text": 'é"\\' * 60_000})
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"input": LARGE, "definition": "order"},
+        {"compensating": True, "params": LARGE, "result": LARGE},  # of a plain saga, too
+        {"compensating": True, "params": LARGE, "result": LARGE, "undo": LARGE, "input": LARGE},
+    ],
+    ids=["transaction", "plain compensation", "compensation"],
+)
+def test_a_command_with_large_fields_is_put_back_whole(scene: Scene, large: dict[str, Any]) -> None:
+    name = "Undo" if "compensating" in large else "Do"
+    command = replace(a_command(), **({"service": "work", "type": name} | large))
+    fields: Any = command.fields() | {"attempt": "x"}
+    scene.redis.xadd(ONLY.commands("work"), fields)
+    scene.runner.turn(block_ms=1)
+    quarantine = Quarantine(scene.redis, KEYS)
+    [message] = quarantine.newest_first()
+    quarantine.replay(message.id)
+    entries: Any = scene.redis.xrange(ONLY.commands("work"))
+    [(_, again)] = entries
+    assert again == {encoded(name): encoded(value) for name, value in (fields | {"replayed": 1}).items()}
+    assert not len(quarantine)
+
+
+def encoded(word: str | bytes | int) -> bytes:
+    return word if isinstance(word, bytes) else str(word).encode()
 
 
 def waiting(scene: Scene, *saga_ids: str, **fields: Any) -> None:

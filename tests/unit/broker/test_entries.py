@@ -48,6 +48,34 @@ def test_of_one_field_that_is_very_long_the_beginning_is_kept() -> None:
     assert len(str(kept["fields"])) <= 4096
 
 
+def a_command(**fields: bytes) -> Entry:
+    return an_entry({b"body": b"{}", b"attempt": b"1"} | {name.encode(): value for name, value in fields.items()})
+
+
+def test_the_large_fields_of_a_command_are_kept_as_they_were() -> None:
+    """Of everything else, and by releases that do not look at them, it is told that they were cut."""
+    large = {name: f'"{name}é{chr(34)}'.encode() * 100_000 for name in ("params", "result", "undo", "input")}
+    kept = a_command(**large).quarantined("why", is_command=True)
+    assert {name: kept.pop(f"field:{name}") for name in (*large, "attempt")} == large | {"attempt": b"1"}
+    assert kept == a_command(**large).quarantined("why")
+    assert str(kept["fields"]).startswith("cut: ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": b"x" * 100},  # `fields` has room for it
+        {"input": b"x" * (5 << 20)},
+        {f"field{number}": b"x" * 1000 for number in range(20)},
+        {"é": b"x" * 5000},
+        {"input": b"x" * 5000, "body": b"y" * ((1 << 20) + 1)},  # it cannot be put back anyway
+    ],
+    ids=lambda fields: f"{len(fields)} {next(iter(fields))}",
+)
+def test_no_more_is_kept_than_a_command_has(fields: dict[str, bytes]) -> None:
+    assert a_command(**fields).quarantined("why", is_command=True) == a_command(**fields).quarantined("why")
+
+
 @pytest.mark.parametrize("text", [b"\xff\x00", b"\x1b[2J", "\u202e😀".encode(), b'"', b"\xed\xa0\x80"])
 def test_whatever_bytes_a_field_has_what_is_kept_is_plain_json(text: bytes) -> None:
     fields = str(an_entry({text: text}).quarantined("why")["fields"])
@@ -67,4 +95,4 @@ def test_whatever_an_entry_holds_it_can_be_set_aside(fields: dict[bytes, bytes])
 def test_an_entry_of_any_size_is_quarantined_at_little_cost(what: str) -> None:
     many = {b"%d" % number: b"\x1b" * 100 for number in range(100_000)}
     entry = an_entry({b"x": b"\xff" * 50_000_000} if what == "one field of 50 MB" else many)
-    assert cpu_ms(lambda: entry.quarantined("why")) < 50
+    assert cpu_ms(lambda: entry.quarantined("why", is_command=True)) < 50

@@ -15,9 +15,10 @@ from support.worst import cpu_ms
 SAGAS = Belonging(["o-1", "a"])
 
 
-def set_aside(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+def set_aside(fields: dict[bytes, bytes], *, is_command: bool = False) -> dict[bytes, bytes]:
     """The entry as the quarantine keeps it."""
-    kept = Entry(stream="saga:{0}:replies:till", id=b"1-0", fields=fields).quarantined("a reason, of o-1 too")
+    entry = Entry(stream="saga:{0}:replies:till", id=b"1-0", fields=fields)
+    kept = entry.quarantined("a reason, of o-1 too", is_command=is_command)
     return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in kept.items()}
 
 
@@ -98,6 +99,17 @@ def test_of_an_entry_that_was_cut_it_is_told_that_it_may_be_anybodys() -> None:
         ({b"body": b"{"}, False),
     ):
         assert Belonging(["o-1"]).is_undecided(set_aside(fields)) is is_undecided
+
+
+def test_large_fields_that_are_kept_are_looked_through() -> None:
+    for fields, owners in (
+        ({b"body": b"{", b"input": b"x" * 5000 + b"o-1"}, {"o-1"}),
+        ({b"body": b"{", b"input": b"x" * 5000}, set()),
+        ({b"body": b'{"saga_id":"b"}', b"input": b"x" * 5000 + b"o-1"}, set()),
+    ):
+        aside = set_aside(fields, is_command=True)
+        assert Belonging(["o-1"]).of_quarantined(aside) == owners
+        assert not Belonging(["o-1"]).is_undecided(aside)
 
 
 IDS = st.text("ab-1.:_", min_size=1, max_size=4)

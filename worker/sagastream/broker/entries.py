@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from sagastream.core.belonging import CUT
+from sagastream.core.belonging import CUT, KEPT
 from sagastream.telemetry import Log
 
 #: One reading takes at most this many entries of a stream. So what a script gets is bounded, too.
@@ -17,6 +17,10 @@ REPLAYED: Final = b"replayed"
 #: fields, in characters. An entry that was cut cannot be put back.
 _BODY_KEPT: Final = 1 << 20
 _OTHER_FIELDS_KEPT: Final = 4096
+#: The other fields of a command may be longer, in bytes: params, result, input, and what a compensation is told. It has
+#: at most so many.
+_LARGE_FIELDS_KEPT: Final = 4 * _BODY_KEPT + _OTHER_FIELDS_KEPT
+_MANY_FIELDS: Final = 16
 #: The last time that can be written, in milliseconds: the end of the year 9999. A clock gives no entry a later one.
 LAST_MS: Final = 253_402_300_799_999
 
@@ -40,8 +44,12 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
         """When it was added, by the broker's clock."""
         return time_of(self.id)
 
-    def quarantined(self, reason: str) -> dict[str, str | bytes | int]:
-        """The fields of this entry in the quarantine: the same few, however many it has."""
+    def quarantined(self, reason: str, *, is_command: bool = False) -> dict[str, str | bytes | int]:
+        """The fields of this entry in the quarantine: the same few, however many it has.
+
+        If it is a command whose other fields are too long for that, each of them is kept by itself, as it was. `fields`
+        still says that they were cut: a release that does not know better must not put back a part of them.
+        """
         body, others, room = self.fields.get(b"body", b""), {}, _OTHER_FIELDS_KEPT
         for name, value in self.fields.items():
             if name != b"body" and room >= 0:  # what is more than that is cut anyway, and may be very much
@@ -49,13 +57,27 @@ class Entry(Struct, frozen=True, kw_only=True, gc=False):
                 room -= len(name) + len(value)
         written = json.dumps(others)
         is_whole = len(body) <= _BODY_KEPT and len(written) <= _OTHER_FIELDS_KEPT and room >= 0
-        return {
+        kept: dict[str, str | bytes | int] = {
             "reason": reason,
             "stream": self.stream,
             "entry_id": self.id,
             "body": body[:_BODY_KEPT],
             "fields": written if is_whole else f"{CUT.decode()}{written}"[:_OTHER_FIELDS_KEPT],
         }
+        return kept | self._large_fields() if is_command and not is_whole and len(body) <= _BODY_KEPT else kept
+
+    def _large_fields(self) -> dict[str, bytes]:
+        """The other fields of this command, as the quarantine keeps them; none if they are not those of a command."""
+        others = {name: value for name, value in self.fields.items() if name != b"body"}
+        size = sum(len(name) + len(value) for name, value in others.items())
+        if len(others) > _MANY_FIELDS or size > _LARGE_FIELDS_KEPT or not b"".join(others).isascii():
+            return {}
+        return {(KEPT + name).decode(): value for name, value in others.items()}
+
+    @property
+    def size(self) -> int:
+        """How many bytes its values take."""
+        return sum(map(len, self.fields.values()))
 
 
 def _text(data: bytes) -> str:

@@ -29,7 +29,7 @@ class Portion:
         """These were read. Returns how many of them, from the first, one turn takes."""
         if not entries:
             return 0
-        sizes = [sum(map(len, entry.fields.values())) for entry in entries]
+        sizes = [entry.size for entry in entries]
         total = sum(sizes)
         self.count = min(self._most, 2 * self.count, max(1, BYTES * len(entries) // max(1, total)))
         if total <= BYTES:

@@ -17,8 +17,10 @@ _ESCAPE: Final = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 #: What may stand between the characters of an id: the zeros of UTF-16 and UTF-32, the backslashes of JSON in JSON.
 _BETWEEN: Final = b"\0\\"
 
-#: How the other fields of a quarantined entry begin that was too large to be kept whole.
+#: How `fields` of a quarantined entry begins if the other fields of the entry are too long for it.
 CUT: Final = b"cut: "
+#: With this begins the name of a field in which the quarantine keeps a field of the entry as it was, if that is so.
+KEPT: Final = b"field:"
 
 Fields = Mapping[bytes, bytes]
 
@@ -34,14 +36,16 @@ class Belonging:
         return self._of(fields.get(b"body"), (word for pair in fields.items() for word in pair))
 
     def of_quarantined(self, fields: Fields) -> set[str]:
-        """… of a quarantine. Its other fields are words of sagastream, in which a short id occurs by chance."""
+        """… of a quarantine. In what sagastream says in its other fields, a short id occurs by chance."""
         body = fields.get(b"body", b"")
-        return self._of(body, (body, fields.get(b"fields", b"")))
+        kept = (value for name, value in fields.items() if name.startswith(KEPT))
+        return self._of(body, (body, fields.get(b"fields", b""), *kept))
 
     def is_undecided(self, fields: Fields) -> bool:
         """Whether nobody can tell to whom an entry of a quarantine belongs: it was cut, and has lost the id, if it had
         one."""
-        if self.of_quarantined(fields) or not fields.get(b"fields", b"").startswith(CUT):
+        is_cut = fields.get(b"fields", b"").startswith(CUT) and not any(name.startswith(KEPT) for name in fields)
+        if self.of_quarantined(fields) or not is_cut:
             return False
         return _named(fields.get(b"body", b"")) is None
 

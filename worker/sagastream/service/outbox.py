@@ -197,7 +197,7 @@ class Outbox:
         args: list[str | bytes | int] = [self._service, DONE_KEPT_S, self._holder]
         for one in ready:
             if isinstance(one, _Quarantined):
-                fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason)
+                fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason, is_command=True)
                 args += (one.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
             else:
                 delivery, answer = one
@@ -256,7 +256,7 @@ class Outbox:
 
 
 def _size(one: _Ready) -> int:
-    return len(one.entry.fields.get(b"body", b"") if isinstance(one, _Quarantined) else one[1].reply.payload or b"")
+    return one.entry.size if isinstance(one, _Quarantined) else len(one[1].reply.payload or b"")
 
 
 def _entry(one: _Ready) -> Entry:

@@ -20,6 +20,7 @@ from sagastream.broker.entries import REPLAYED, time_of
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
+from sagastream.core.belonging import KEPT
 from sagastream.core.strict_json import decode_any
 from sagastream.errors import QuarantineError
 from sagastream.store import published
@@ -47,6 +48,11 @@ class Quarantined:
     entry_id: str  # of the entry in that stream
     body: bytes
     fields: dict[str, str] | None  # the entry's other fields; None: the entry was too large to be kept whole
+
+    @property
+    def size(self) -> int:
+        """About how long it is, in bytes."""
+        return len(self.body) + sum(map(len, (self.fields or {}).values()))
 
     @property
     def at_ms(self) -> int:
@@ -180,7 +186,7 @@ class Quarantine:
             yield from page
             before = f"({page[-1].added_as}"
             # A message may have a megabyte.
-            count = min(_PAGE, 2 * count) if sum(len(one.body) for one in page) < _SMALL_PAGE_BYTES else _FIRST_PAGE
+            count = min(_PAGE, 2 * count) if sum(one.size for one in page) < _SMALL_PAGE_BYTES else _FIRST_PAGE
 
     def _move(self, stream: _Stream, entry_id: str, target: list[str], words: list[Any]) -> None:
         parts = _ENTRY_ID.fullmatch(entry_id)
@@ -199,11 +205,7 @@ def _read(stream: _Stream, entry_id: str, fields: dict[bytes, bytes]) -> Quarant
     def text(name: bytes) -> str:
         return fields.get(name, b"").decode(errors="backslashreplace")
 
-    try:
-        others = orjson.loads(fields.get(b"fields", b"{}"))
-    except orjson.JSONDecodeError:  # it was cut, since it was too large
-        others = None
-    is_whole = isinstance(others, dict) and all(isinstance(value, str) for value in others.values())
+    is_whole = isinstance(others := _others(fields), dict) and all(isinstance(value, str) for value in others.values())
     return Quarantined(
         id=stream.id_of(entry_id),
         added_as=entry_id,
@@ -214,3 +216,13 @@ def _read(stream: _Stream, entry_id: str, fields: dict[bytes, bytes]) -> Quarant
         body=fields.get(b"body", b""),
         fields=others if is_whole else None,
     )
+
+
+def _others(fields: dict[bytes, bytes]) -> Any:
+    """The entry's other fields, if nothing was cut off."""
+    try:
+        if kept := {name[len(KEPT) :]: value for name, value in fields.items() if name.startswith(KEPT)}:
+            return {name.decode(): value.decode() for name, value in kept.items()}
+        return orjson.loads(fields.get(b"fields", b"{}"))
+    except (orjson.JSONDecodeError, UnicodeDecodeError):
+        return None
