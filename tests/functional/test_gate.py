@@ -1,6 +1,7 @@
 """Two releases on one store, turn by turn. What a newer release wrote is left to it, and its sagas begin only if every
 live worker knows them. With real processes: test_releases.py."""
 
+import asyncio
 import json
 import logging
 import time
@@ -10,13 +11,20 @@ from typing import Any
 import pytest
 import redis
 
+from sagastream.broker.exchange import run
+from sagastream.client.event_loop import AsyncSagaClient
+from sagastream.client.requests import Accepted
 from sagastream.core.messages import Code
-from sagastream.core.parsing import parse_begin
+from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState
+from sagastream.errors import RequestRefused
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
-from sagastream.store import heartbeat, keys
+from sagastream.store import events, heartbeat, keys
+from sagastream.store.quarantine import Quarantine
+from sagastream_bridge.inspection import lookup, views
 from support.newer import FORMAT, newer
+from support.processes import Commands, Talk
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
@@ -275,6 +283,80 @@ def test_several_workers_that_do_not_know_it_are_named(scene: Releases) -> None:
     scene.newer_turn()
     text = scene.refusal("me-1")["text"]
     assert text.startswith("workers a, b, c and 2 more do not know format 9: stop them or update them, then")
+
+
+def asked(saga_id: str, request_id: str) -> Accepted:
+    """What a client got that has begun a saga."""
+    return Accepted(begin=parse_begin({"saga_id": saga_id, "steps": [do(1)]}, request_id=request_id))
+
+
+def test_who_asks_after_a_begin_was_refused_is_told_why(scene: Releases, server: Server, commands: Commands) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin_newer("n1", request_id="me-1")
+    scene.newer_turn()
+    why = scene.refusal("me-1")["text"]
+    with pytest.raises(RequestRefused, match="does not know format 9") as refused:
+        scene.client.wait(asked("n1", "me-1"), 60)
+    assert (refused.value.code, str(refused.value)) == (Code.PRECONDITION_FAILED, why)
+    with pytest.raises(TimeoutError) as late:
+        scene.client.wait(asked("n1", "me-1"), 0)
+    assert str(late.value).endswith(f": no worker has begun n1 yet; its request was refused: {why}")
+    # Somebody may begin it again: whoever waits for the saga itself waits on.
+    with pytest.raises(TimeoutError) as late:
+        scene.client.wait("n1", 0.1)
+    assert str(late.value).endswith(f": there is no saga n1 yet; its request was refused: {why}")
+
+    found = lookup.saga(scene.broker, "n1")
+    [message] = Quarantine(scene.redis, KEYS).newest_first()
+    assert views.absent(found.causes, found.notes) == f"; saga_begin was quarantined as {message.id}: {why}"
+    talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
+    talk.say("c", {"type": "saga_status", "msg_id": 1, "saga_id": "n1"})
+    _, _, told = talk.hear()
+    assert (told["code"], told["text"]) == (Code.NO_SUCH_SAGA, f"there is no saga n1; its request was refused: {why}")
+
+
+def test_a_refusal_of_something_else_is_not_told_for_a_saga(scene: Releases) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin_newer("n1", request_id="me-1")
+    cancel = parse_intervene({"type": "saga_cancel", "saga_id": "n2", "reason": "x"}, request_id="r")
+    append_requests(scene.redis, [cancel])
+    scene.newer_until(lambda: scene.redis.xlen(ONLY.interventions) == scene.redis.xlen(ONLY.requests) == 0)
+    for waited, unbegun in (
+        (asked("n1", "me-2"), "no worker has begun n1 yet"),  # another request, which may still be read
+        ("n2", "there is no saga n2 yet"),  # a request to cancel it was refused
+        ("n3", "there is no saga n3 yet"),
+    ):
+        with pytest.raises(TimeoutError) as late:
+            scene.client.wait(waited, 0.1)
+        assert str(late.value).endswith(f": {unbegun}")
+
+
+def test_who_waits_in_an_event_loop_hears_of_an_earlier_refusal_too(scene: Releases, server: Server) -> None:
+    scene.worker.turn(block_ms=1)
+    scene.begin_newer("n1", request_id="me-1")
+    scene.newer_turn()
+
+    async def waits() -> None:
+        async with AsyncSagaClient(server.url) as client:
+            await client.wait(asked("n1", "me-1"), 60)
+
+    with pytest.raises(RequestRefused, match="does not know format 9"):
+        asyncio.run(waits())
+
+
+def test_of_refusals_the_last_thousand_events_are_looked_through(scene: Releases) -> None:
+    def found() -> list[bytes]:
+        return [event.fields[b"request_id"] for event in run(scene.redis, events.refusals(ONLY))]
+
+    for number in range(2):
+        scene.redis.xadd(ONLY.events, {"kind": "refused", "saga_id": "n1", "request_id": f"me-{number}", "body": "{}"})
+    assert found() == [b"me-1", b"me-0"]
+    for _ in range(900):
+        scene.redis.xadd(ONLY.events, {"kind": "outcome", "saga_id": "s", "body": "{}"})
+    assert found() == [b"me-1", b"me-0"]
+    for _ in range(12):
+        scene.redis.xadd(ONLY.events, {"kind": "reply", "saga_id": "s", "body": "x" * 1_000_000})
+    assert found() == []
 
 
 def test_a_newer_saga_that_is_there_already_is_not_refused_to_whoever_begins_it_again(scene: Releases) -> None:

@@ -16,6 +16,7 @@ from sagastream.broker import exchange
 from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Code, Verb
+from sagastream.errors import RequestRefused
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
 from support import oracle
@@ -129,11 +130,12 @@ def test_a_graph_is_refused_while_a_former_worker_lives_and_begins_once_it_is_go
     client = SagaClient(world.server.broker())
     for number in range(6):  # whichever worker reads the request
         asked = graph_of(f"g{number}")
-        client.begin_request(asked)
-        # Read in the news: a wait that began after the refusal would not hear of it.
-        refused = until(partial(refusal_of, world, asked.request_id), what="it is refused", timeout_s=60)
+        accepted = client.begin_request(asked)
+        until(partial(refusal_of, world, asked.request_id), what="it is refused", timeout_s=60)
+        with pytest.raises(RequestRefused) as refused:  # a wait that begins after the refusal hears of it, too
+            client.wait(accepted, 60)
         told = f"worker {name} does not know format 2: stop it or update it, then begin the saga again"
-        assert (refused["code"], refused["text"]) == (Code.PRECONDITION_FAILED, told)
+        assert (refused.value.code, str(refused.value)) == (Code.PRECONDITION_FAILED, told)
     assert hashes(world) == {}
     plain = client.wait(client.begin("plain", [a_step("alpha")]), 60)  # type: ignore[list-item]
     assert plain.status == "COMPLETED"

@@ -74,6 +74,7 @@ def saga(broker: Broker, saga_id: str) -> Found:
     losses = lineage.losses(client, keys)
     if state is None:
         notes = [f"{loss.text}; {_AFTER_FAILOVER}" for loss in losses]
+        notes += _quarantined(client, keys, saga_id)  # its saga_begin may have been refused
         return Found(state=None, now_ms=now_ms, notes=notes, causes=causes)
     notes = [
         f"{loss.text}: this saga may say other than what was done; {_AFTER_FAILOVER}"

@@ -6,6 +6,7 @@ write one. So every saga that somebody waits for is looked at now and then, what
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,17 +16,17 @@ import redis
 
 from sagastream.broker.entries import Entry, is_possible
 from sagastream.broker.exchange import Exchange, together
-from sagastream.client import evidence
+from sagastream.client import evidence, refusals
 from sagastream.client.requests import Accepted, Refused, Unsettled, conflicting, opened
 from sagastream.core.messages import Begin, Code, ToSaga
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import PLAIN
-from sagastream.core.strict_json import decode
 from sagastream.core.why import headline
-from sagastream.errors import MalformedMessage, RequestRefused, SagaAborted, SagaParked, UnreadableSaga
+from sagastream.errors import SagaAborted, SagaParked, UnreadableSaga
 from sagastream.store import events
+from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
 
@@ -36,6 +37,8 @@ _LOOK_AT: Final = (b"outcome", b"parked", b"done")
 #: How often to look at sagas without an event, in seconds, and at how many in one round trip.
 _SWEEP_EVERY_S: Final = 1.0
 _AT_ONCE: Final = 500
+#: At which look that finds no saga its refusal is looked for.
+_LOOKS_BACK_AT: Final = 2
 
 Outcome = SagaState | Refused
 
@@ -148,6 +151,7 @@ class SagaWatcher:
         # What a look has found, and the newest events after that look: the saga's own events are not newer.
         self._found: list[tuple[events.Place, Settled]] = []
         self._refused: dict[Waiter, Refused] = {}  # by a worker, which may have taken the same saga for another
+        self._absent: Counter[Waiter] = Counter()  # at how many looks their saga was not there
         self.heard: Sequence[Entry] = ()  # the events that the last turn read of sagas that somebody waits for
         self.in_place = False  # whether all that is not known yet comes after `_after`
         self.away: redis.RedisError | None = None  # why the last turn failed
@@ -169,6 +173,7 @@ class SagaWatcher:
             return False
         waiters.remove(waiter)
         self._refused.pop(waiter, None)
+        self._absent.pop(waiter, None)
         if not waiters:
             del self._waiters[waiter.saga_id]
             self._unknown.discard(waiter.saga_id)
@@ -182,10 +187,13 @@ class SagaWatcher:
         """What to raise when the time is up of one waiter, or of all of them together. The text says why the saga
         waits, or the first of them: that takes some round trips, so not if the time to wait was none."""
         waiters = [waiter] if waiter is not None else [one for alike in self._waiters.values() for one in alike]
-        why = next((f": {one.unbegun}" for one in waiters if one.saga_id in self._unknown and one.unbegun), "")
+        unbegun = next((one for one in waiters if one.saga_id in self._unknown and one.unbegun), None)
+        why = ""
         if self.away is not None:
             why = f" (the broker is away: {self.away})"
-        elif not why and timeout_s > 0 and not isinstance(waiters[0].request, ToSaga):
+        elif unbegun is not None:
+            why = f": {unbegun.unbegun}{yield from self._why_unbegun(unbegun)}"
+        elif timeout_s > 0 and not isinstance(waiters[0].request, ToSaga):
             why = yield from self._why(waiters[0].saga_id, of_many=len(waiters) > 1)
         return waiters[0].timeout_error(timeout_s, why, others=len(waiters) - 1)
 
@@ -198,6 +206,14 @@ class SagaWatcher:
         if not found.causes:
             return ""
         return f"{f'; {saga_id}' if of_many else ''}: {headline(found.causes)}"
+
+    def _why_unbegun(self, waiter: Waiter) -> Exchange[str]:
+        """The same of a saga that is not there, if it was refused lately."""
+        try:
+            refusal = yield from refusals.of_saga((yield from self._layout.opened()), waiter.saga_id, waiter.request)
+        except redis.RedisError:
+            return ""
+        return "" if refusal is None else f"; its request was refused: {refusal}"
 
     def turn(self, block_ms: int) -> Exchange[Settled]:
         """Look at the sagas that must be read. If that settles no waiter, read events, and wait for them up to
@@ -257,6 +273,7 @@ class SagaWatcher:
         self._unknown.difference_update(saga_ids)
         self._unknown.update(one for one in saga_ids if states[one] is None and one in self._waiters)
         waiters = [waiter for saga_id in saga_ids for waiter in self._waiters.get(saga_id, ())]
+        yield from self._look_back(keys, [waiter for waiter in waiters if states[waiter.saga_id] is None])
         found = [
             (waiter, opened(self._codec, outcome))
             for waiter in waiters
@@ -267,6 +284,20 @@ class SagaWatcher:
         if found:
             self._found.append((newest, found))
         return self._due()
+
+    def _look_back(self, keys: StoreKeys, waiters: Sequence[Waiter]) -> Exchange[None]:
+        """Find out whether the requests of these were refused before they were waited for. Their sagas are not there.
+
+        Most of these begin a moment later, and that is heard. So it is looked for once, at the second look.
+        """
+        begun = [one for one in waiters if isinstance(one.request, Begin) and one not in self._refused]
+        self._absent.update(begun)
+        asked = {one: one.request for one in begun if self._absent[one] == _LOOKS_BACK_AT}
+        if asked:
+            refused = yield from refusals.of_requests(keys, [one for one in asked.values() if isinstance(one, Begin)])
+            for waiter, request in asked.items():
+                if request is not None and (refusal := refused.get(request.request_id or "")) is not None:
+                    self._refused[waiter] = Refused(saga_id=waiter.saga_id, error=refusal)
 
     def _outcome(self, waiter: Waiter, found: Found) -> Outcome | None:
         # If there is no such saga, the refusal was not about one that has its id.
@@ -316,12 +347,10 @@ class SagaWatcher:
     def _refusals(self, saga_id: str, fields: Mapping[bytes, bytes]) -> list[tuple[Waiter, Outcome]]:
         request_id = fields.get(b"request_id", b"").decode(errors="replace")
         asked = [one for one in self._waiters[saga_id] if one.request and one.request.request_id == request_id]
-        try:
-            body = decode(fields[b"body"])
-            refused = Refused(saga_id=saga_id, error=RequestRefused(body["code"], body["text"]))
-        except (KeyError, TypeError, MalformedMessage):  # sagastream did not write this refusal
+        if (refusal := refusals.read(fields)) is None:
             return []
-        if self._codec is not None and body["code"] == Code.PRECONDITION_FAILED:
+        refused = Refused(saga_id=saga_id, error=refusal)
+        if self._codec is not None and refusal.code == Code.PRECONDITION_FAILED:
             # A worker cannot open the params: it may have been the same saga, sealed with another key.
             begun = [waiter for waiter in asked if isinstance(waiter.request, Begin)]
             self._to_look |= dict.fromkeys(waiter.saga_id for waiter in begun)

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sagastream.broker.entries import Entry
+from sagastream.broker.entries import Entry, entries_of
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.portions import Portion
+from sagastream.broker.portions import BYTES, Portion
 from sagastream.broker.wire import or_raise
 from sagastream.store.keys import Partition
 
 #: One reading takes at most this many events.
 _AT_ONCE: Final = 1000
+#: So many of the newest events of a partition are looked through for refusals, and about so many BYTES of them.
+_LOOKED_BACK: Final = 1000
 
 
 #: Up to which event each partition was read, in their order.
@@ -44,6 +46,24 @@ def after(
     ]
     if portion is not None:
         portion.saw(found)
+    return found
+
+
+def refusals(partition: Partition) -> Exchange[list[Entry]]:
+    """The requests that were refused lately, the newest first: what is told of each. If many other events have followed
+    since, it is not found."""
+    portion = Portion(_LOOKED_BACK // 4)
+    before, seen, size = b"+", 0, 0
+    found: list[Entry] = []
+    while seen < _LOOKED_BACK and size < BYTES:
+        count = portion.count
+        (answer,) = yield [("XREVRANGE", partition.events, before, "-", "COUNT", count)]
+        page = entries_of([(partition.events.encode(), or_raise(answer))])
+        found += [event for event in page if event.fields.get(b"kind") == b"refused"]
+        if len(page) < count:
+            break
+        portion.saw(page)
+        before, seen, size = b"(" + page[-1].id, seen + len(page), size + sum(event.size for event in page)
     return found
 
 
