@@ -11,15 +11,19 @@ import pytest
 import redis
 
 from sagastream import Context, Service
+from sagastream.broker.entries import time_of
 from sagastream.broker.group_reader import GroupReader
+from sagastream.core.parsing import parse_begin, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
+from sagastream.store.keys import ORCHESTRATOR_GROUP
 from support.clock import ServerClock
 from support.scenes import Scene, do
 from support.servers import OwnServer
-from support.stores import KEYS
+from support.stores import KEYS, ONLY
+from support.streams import append_requests
 from support.waiting import until
 
 HOUR_MS = 3600 * 1000
@@ -233,3 +237,27 @@ def test_a_clock_that_was_set_right_while_no_worker_ran_lets_no_time_come_early(
     clock.set_back(-HOUR_MS)
     turns_until(lambda: saga(scene).ended, scene.another_worker())
     assert time.monotonic() - began_s >= 3
+
+
+def test_a_signal_in_time_is_waited_for_though_its_id_is_ahead_of_the_clock(scene: Scene, clock: ServerClock) -> None:
+    """Redis gives no lower ids than before. A worker has read the signal and died, so the wait is over before that."""
+    append_requests(scene.redis, [parse_signal({"type": "saga_signal", "saga_id": "nobody", "name": "go"})])
+    turns_until(lambda: scene.redis.xlen(ONLY.quarantine) == 1, scene.worker)
+    clock.set_back(HOUR_MS)
+    steps: Any = [{"wait": "go", "timeout_ms": 1000}]
+    append_requests(scene.redis, [parse_begin({"saga_id": "s1", "input": {}, "steps": steps})])
+    turns_until(lambda: scene.redis.hget(ONLY.saga("s1"), "step1.phase") == b"AWAITING", scene.worker)
+    signal = parse_signal({"type": "saga_signal", "saga_id": "s1", "name": "go", "payload": 1})
+    append_requests(scene.redis, [signal])
+    held: Any = scene.redis.xreadgroup(ORCHESTRATOR_GROUP, "dead", {ONLY.interventions: ">"})
+    [[_, [[entry_id, _]]]] = held
+    due_ms = saga(scene).due_ms or 0
+    assert time_of(entry_id) > due_ms
+    until(lambda: now_ms(scene) > due_ms, what="the wait is over")
+    turns_until(lambda: saga(scene).ended, scene.worker)
+    assert (saga(scene).status, saga(scene).results) == (SagaStatus.COMPLETED, [1])
+
+
+def now_ms(scene: Scene) -> int:
+    seconds, micros = scene.redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000

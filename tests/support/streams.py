@@ -8,12 +8,12 @@ import redis
 from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import run
 from sagastream.client import requests
-from sagastream.core.messages import Begin, Intervene
+from sagastream.core.messages import Begin, ToSaga
 from sagastream.store import events
 from support.stores import KEYS, ONLY
 
 
-def append_requests(client: "redis.Redis", sent: Sequence[Begin | Intervene]) -> None:
+def append_requests(client: "redis.Redis", sent: Sequence[Begin | ToSaga]) -> None:
     run(client, requests.append(KEYS, sent))
 
 

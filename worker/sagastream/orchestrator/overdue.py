@@ -23,6 +23,7 @@ from sagastream.core.messages import Due, Signal
 from sagastream.core.parsing import read_request
 from sagastream.core.phases import AWAITS
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.waits import may_be_in_time
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.streams import Input, Streams
 from sagastream.store.keys import Partition
@@ -41,7 +42,7 @@ class _Look(Struct, eq=False):
 
     @classmethod
     def at(cls, over: dict[str, int], now_ms: int) -> "_Look":
-        # What has an id ahead of the clock was added after the clock was set back: nobody knows when.
+        # If an id is ahead of the clock, its entry may have been in time, too.
         left: list[tuple[str | bytes | int, str | int]] = [("-", max(over.values())), (now_ms + 1, "+")]
         return cls(over=over, now_ms=now_ms, left=left, signalled=set())
 
@@ -49,7 +50,7 @@ class _Look(Struct, eq=False):
         event = read_request(entry.fields)
         if not isinstance(event, Signal) or (over_ms := self.over.get(event.saga_id)) is None:
             return
-        if entry.added_ms <= over_ms or entry.added_ms > self.now_ms:
+        if may_be_in_time(entry.added_ms, over_ms, self.now_ms):
             self.signalled.add(event.saga_id)
 
 
