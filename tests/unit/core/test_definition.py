@@ -106,6 +106,10 @@ def test_the_least_that_a_definition_says() -> None:
             "step 1: each cannot stand in a pivot: a saga has at most one",
         ),
         (
+            a_definition(EACH | {"each": {"$ref": "/input/~2"}}),
+            "step 1: each: /input/~2 is not a JSON Pointer: in a name, ~ is written ~0, and / is written ~1",
+        ),
+        (
             a_definition({"id": "ask", "each": EACH["each"], "wait": "approve", "timeout_ms": 1}),
             "step 1: each cannot stand beside wait: one signal would be for all of its steps",
         ),

@@ -289,6 +289,81 @@ def test_a_sketch_is_checked_as_every_saga_is(step: Step, text: str) -> None:
     assert str(error.value).startswith(text)
 
 
+GUARD: Step = {"gt": [ref("/item/count"), 0]}
+BY_DEFAULT = ref("/input/items", default=[{"x": None, "y": "a", "z": [1], "t": True}, {}])
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        (
+            # pick.0 and ship.0 have the same guard, but pick.0 and ship.1 have not.
+            [PICK | {"when": GUARD}, PICK | {"id": "ship", "when": GUARD, "params": ref("/steps/pick/result/0")}],
+            "step 2: params/$ref: /steps/pick.0/result: step pick.0 may be bypassed or go on without a result; say a "
+            "default (if each list has 2 items)",
+        ),
+        (
+            [PICK | {"when": GUARD}, PICK | {"id": "ship", "when": GUARD, "params": ref("/steps/pick/result/7")}],
+            "step 2: params/$ref: /steps/pick.1/result: step pick.1 may be bypassed or go on without a result; say a "
+            "default (if each list has 2 items)",
+        ),
+        (
+            [PICK, a_step("last", when={"lt": [ref("/steps/pick/result"), 3]})],
+            "step 2: when/lt/0: a list has no order; only numbers and texts have",
+        ),
+        (
+            [PICK | {"each": BY_DEFAULT, "when": {"gt": [ref("/item/t"), 0]}}],
+            "step 1: when/gt/0: a boolean has no order; only numbers and texts have (with the default of each)",
+        ),
+        (
+            [PICK | {"each": BY_DEFAULT, "when": {"in": [1, ref("/item/y")]}}],
+            "step 1: when/in/1: in takes a value and a list, and this is a text (with the default of each)",
+        ),
+        (
+            [a_step("open"), PICK | {"each": BY_DEFAULT, "params": {"$concat": ["a", ref("/item/z")]}}, a_step("last")],
+            "step 2: params/$concat/1: a list cannot be joined to a text (with the default of each)",
+        ),
+        (
+            [PICK | {"each": ref("/input/items", default=[1] * 100)}, a_step("last")],
+            "steps: a saga has 1 to 100, and this one would have 101: 100 of /input/items",
+        ),
+        (
+            [PICK, a_step("last", when={"exists": ref("/steps/pick/result")})],
+            "step 2: when/exists: /steps/pick/result is the list of all results, and is always there; ask for one of "
+            "them, as in /steps/pick/result/0",
+        ),
+        ([PICK | {"when": {"not": {"exists": ref("/index")}}}], "step 1: when/not/exists: /index is always there"),
+        (
+            [PICK | {"each": BY_DEFAULT, "when": {"exists": ref("/item/x", default=1)}}],
+            "step 1: when/exists: exists takes a reference without a default",
+        ),
+    ],
+)
+def test_what_some_inputs_would_be_refused_for_is_refused_in_the_definition(steps: list[Step], text: str) -> None:
+    with pytest.raises(MalformedMessage) as error:
+        sketch(parse({"name": "order", "version": 1, "steps": steps}))
+    assert str(error.value) == text
+
+
+def test_a_definition_that_is_not_ready_may_have_no_step_for_its_default() -> None:
+    sketch(parse({"name": "order", "version": 1, "steps": [PICK | {"each": ref("/input/items", default=[])}]}))
+
+
+def test_whether_a_member_of_an_item_exists_is_known_if_the_item_is_a_default() -> None:
+    when = {
+        "any": [{"exists": ref("/item/x")}, {"not": {"exists": ref("/item/y/z")}}, {"all": [{"exists": ref("/item")}]}]
+    }
+    steps = [PICK | {"each": BY_DEFAULT, "when": when, "params": {"exists": ref("/item/x", default=0)}}]
+    sketch(parse({"name": "order", "version": 1, "steps": steps}))
+    nothing = [{"exists": ref("/input/items/x")}, {"not": {"exists": ref("/input/items/y/z")}}]
+    first, second = expanded(steps, {})["steps"]
+    assert first["when"] == {"any": [True, nothing[1], {"all": [True]}]}
+    assert second["when"] == {"any": [*nothing, {"all": [True]}]}
+    assert first["params"] == {"exists": {"$literal": None}}
+    given = expanded(steps, {"items": [{}]})["steps"][0]["when"]
+    assert given["any"][0] == {"exists": ref("/input/items/0/x")}
+
+
 def test_what_is_expanded_is_a_saga_that_may_begin() -> None:
     pick = PICK | {"when": {"gt": [ref("/item/count"), 0]}, "compensation_params": ref("/steps/pick/result")}
     last = a_step("last", params={"all": ref("/steps/pick/result", default=None)}, kind="pivot")
@@ -329,12 +404,31 @@ ROOTS = ["/input/x", "/saga/id"]
 OF_ITEM = ["/item", "/item/x", "/index"]
 
 
+DEFAULTS = [[], [{"x": 1}], [{"x": "a"}, {}], [{"x": [2]}, {"x": True}, 3]]
+
+
 def templates(pointers: list[str]) -> st.SearchStrategy[Any]:
     references = st.builds(lambda pointer: ref(pointer, default=0), st.sampled_from(pointers))
     return st.recursive(
         references | st.integers(0, 3),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
         max_leaves=4,
+    )
+
+
+def conditions(pointers: list[str]) -> st.SearchStrategy[Any]:
+    """Conditions whose references need no default by themselves."""
+    values = (
+        st.builds(ref, st.sampled_from(pointers)) | templates(pointers) | st.just({"$concat": ["a", ref(pointers[-1])]})
+    )
+    of_two = st.builds(
+        lambda name, one, other: {name: [one, other]}, st.sampled_from(["eq", "lt", "in"]), values, values
+    )
+    exist = st.builds(lambda pointer: {"exists": ref(pointer)}, st.sampled_from(pointers))
+    return st.recursive(
+        of_two | exist,
+        lambda inner: st.builds(lambda one: {"not": one}, inner) | st.builds(lambda one: {"all": [one, True]}, inner),
+        max_leaves=2,
     )
 
 
@@ -369,15 +463,53 @@ def test_what_a_sketch_takes_is_taken_whatever_the_input() -> None:
 
     @given(steps=any_steps(), items=st.lists(st.integers(0, 9), max_size=3))
     def expands(steps: list[Step], items: list[int]) -> None:
-        definition = parse({"name": "order", "version": 1, "steps": [*steps, a_step("end")]})
-        try:
-            sketch(definition)
-        except MalformedMessage:
-            taken.append(False)
-            return
-        taken.append(True)
-        made = parse_begin(expand(definition, {"items": items}) | {"saga_id": "s"}).steps
-        assert len(made) == sum(len(items) if "each" in step else 1 for step in steps) + 1
+        taken.append(is_taken(steps, items))
 
     expands()
     assert sum(taken) > len(taken) / 4
+
+
+def test_so_it_is_if_items_have_conditions_or_are_there_by_default() -> None:
+    taken: list[bool] = []
+    of_results = ["/steps/pick/result", "/steps/pick/result/0", "/steps/pick/result/1"]
+
+    @given(
+        whens=st.tuples(conditions(OF_ITEM), conditions(OF_ITEM), conditions(of_results)),
+        has_when=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+        is_same=st.booleans(),
+        result=st.sampled_from(of_results),
+        default=st.none() | st.sampled_from(DEFAULTS),
+        items=st.none() | st.lists(st.integers(0, 9), max_size=3),
+    )
+    def expands(
+        whens: tuple[Any, Any, Any],
+        has_when: tuple[bool, bool, bool],
+        is_same: bool,
+        result: str,
+        default: list[Any] | None,
+        items: list[int] | None,
+    ) -> None:
+        each = ref("/input/items") if default is None else ref("/input/items", default=default)
+        steps = [PICK | {"each": each}, PICK | {"id": "ship", "each": each, "params": ref(result)}, a_step("last")]
+        for at, (step, when) in enumerate(zip(steps, whens, strict=True)):
+            if has_when[at]:
+                step["when"] = whens[0] if is_same and at == 1 else when
+        taken.append(is_taken(steps, items))
+
+    expands()
+    assert sum(taken) > len(taken) / 8
+
+
+def is_taken(steps: list[Step], items: list[int] | None) -> bool:
+    """Whether a sketch takes a definition, which then begins a saga of these items. None: there is no list."""
+    definition = parse({"name": "order", "version": 1, "steps": [*steps, a_step("end")]})
+    try:
+        sketch(definition)
+    except MalformedMessage:
+        return False
+    each = [step["each"] for step in steps if "each" in step]
+    if items is not None or all("default" in one for one in each):
+        made = parse_begin(expand(definition, {} if items is None else {"items": items}) | {"saga_id": "s"}).steps
+        counts = [len(one["default"] if items is None else items) for one in each]
+        assert len(made) == len(steps) - len(each) + sum(counts) + 1
+    return True

@@ -21,7 +21,7 @@ from sagastream.core.pointers import below, kind_of, named, shown
 from sagastream.core.references import CACHED_BYTES, Roots, Sources, finds, found, why_not, written, wrong
 from sagastream.core.sealed_values import keys_of, sealed_value
 from sagastream.core.strict_json import encode, value_of
-from sagastream.core.templates import Joined, Operator, Problem, Reference, Template, compiled, operators
+from sagastream.core.templates import Joined, Literal, Operator, Problem, Reference, Template, compiled, operators
 from sagastream.errors import CannotBuild
 
 #: The most operators in one condition.
@@ -32,8 +32,9 @@ MAX_COMPARED_BYTES: Final = 1 << 16
 
 _ORDERS: Final = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 _OF_TWO: Final = ("eq", "ne", *_ORDERS, "in")
-_OF_CONDITIONS: Final = ("all", "any")
-_ALL: Final = (*_OF_TWO, "exists", *_OF_CONDITIONS, "not")
+#: The operators that take a list of conditions.
+OF_CONDITIONS: Final = ("all", "any")
+_ALL: Final = (*_OF_TWO, "exists", *OF_CONDITIONS, "not")
 
 
 class _Look:
@@ -77,8 +78,7 @@ def problems(condition: Any, roots: Roots) -> Iterator[Problem]:
             for index, template in enumerate(test.operands):
                 at = below(test.path, index)
                 values.append(operators(template, at))
-                if next(operators(template), None) is None:
-                    yield from _in_constant(test.name, index, template, at)
+                yield from _in_value(test.name, index, template, at)
     yield from wrong(chain.from_iterable(values), roots)
 
 
@@ -118,7 +118,7 @@ def _test(condition: Any, path: str) -> _Test | Problem:
         return Problem(path, f"there is no operator {named(name)}, only {', '.join(_ALL)}")
     if name in _OF_TWO and not (isinstance(operands, list) and len(operands) == 2):
         return Problem(at, f"{name} takes a list of two values")
-    if name in _OF_CONDITIONS and not (isinstance(operands, list) and operands):
+    if name in OF_CONDITIONS and not (isinstance(operands, list) and operands):
         return Problem(at, f"{name} takes a list of at least one condition")
     if name != "exists":
         return _Test(at, name, operands)
@@ -140,22 +140,27 @@ def _tests(condition: Any, path: str) -> Iterator[_Test | Problem]:
         return
     if test.name == "not":
         yield from _tests(test.operands, test.path)
-    elif test.name in _OF_CONDITIONS:
+    elif test.name in OF_CONDITIONS:
         for index, inner in enumerate(test.operands):
             yield from _tests(inner, below(test.path, index))
 
 
-def _in_constant(name: str, index: int, value: Any, path: str) -> Iterator[Problem]:
-    """What is wrong with a value that stands in the condition itself. `name`: of the operator."""
-    data = encode(value)
+def _in_value(name: str, index: int, template: Any, path: str) -> Iterator[Problem]:
+    """What is wrong with a value of an operator whatever its references find. `name`: of the operator."""
+    known = template
+    if isinstance(template, dict) and (one := templates.operator(template)) is not None:
+        if isinstance(one, Reference | Problem):
+            return  # of the one anything may come; the other is told where all are looked at
+        known = value_of(one.data) if isinstance(one, Literal) else ""
+    data = encode(template) if next(operators(template), None) is None else b""
     if keys_of(data):
         yield Problem(path, _SEALED)
     elif len(data) > MAX_COMPARED_BYTES:
         yield Problem(path, _TOO_LARGE)
-    elif name == "in" and index == 1 and not isinstance(value, list):
-        yield Problem(path, f"in takes a value and a list, and this is {kind_of(value)}")
-    elif name in _ORDERS and not (isinstance(value, str) or _is_number(value)):
-        yield Problem(path, f"{kind_of(value)} has no order; only numbers and texts have")
+    elif name == "in" and index == 1 and not isinstance(known, list):
+        yield Problem(path, f"in takes a value and a list, and this is {kind_of(known)}")
+    elif name in _ORDERS and not (isinstance(known, str) or _is_number(known)):
+        yield Problem(path, f"{kind_of(known)} has no order; only numbers and texts have")
 
 
 # --- compiling
@@ -179,7 +184,7 @@ def _compiled(condition: Any, path: str) -> _Condition:
     if name == "not":
         inner = _compiled(operands, at)
         return lambda look: not inner(look)
-    if name in _OF_CONDITIONS:
+    if name in OF_CONDITIONS:
         conditions = [_compiled(operand, below(at, index)) for index, operand in enumerate(operands)]
         decide = all if name == "all" else any
         return lambda look: decide(one(look) for one in conditions)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from sagastream.core.members import checked_object, limit, name_in
 from sagastream.core.messages import SERVICE_PATTERN, DefinedBy
 from sagastream.core.parsing import MAX_VERSION
+from sagastream.core.pointers import shown, tokens_of
 from sagastream.core.steps import MAX_STEPS
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
@@ -111,6 +112,11 @@ def _check_step(step: Any, where: str) -> None:
     if not _is_list_reference(step["each"]):
         example = '{"$ref": "/input/items"}'
         raise MalformedMessage(f"{where}: each must be a reference to a list in the input, such as {example}")
+    try:
+        tokens_of(step["each"]["$ref"])
+    except ValueError as error:
+        text = f"{shown(step['each']['$ref'])} is not a JSON Pointer: {error}"
+        raise MalformedMessage(f"{where}: each: {text}") from None
     if "id" not in step:
         raise MalformedMessage(f"{where}: id is missing: a step with each needs one, from which its steps get theirs")
     for name, why in _NOT_WITH_EACH.items():

@@ -8,13 +8,15 @@ steps before it. In their own templates `/item` is the item, and `/index` its pl
 What is written is again a template with references. So no item is copied, and no data of the input becomes a reference.
 """
 
+import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
 from msgspec import Struct
 
+from sagastream.core.conditions import OF_CONDITIONS
 from sagastream.core.definition import SagaDefinition
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
@@ -24,6 +26,8 @@ from sagastream.errors import MalformedMessage
 
 #: The members of a step that may hold references.
 _TEMPLATES: Final = ("params", "compensation_params", "when")
+#: How a text begins that is about one step.
+_STEP: Final = re.compile(r"\Astep ([0-9]+)")
 
 
 class _Items(Struct, frozen=True):
@@ -57,22 +61,53 @@ def sketch(definition: SagaDefinition) -> Begin:
     """The saga for an input of which nothing is known: each list has one item, so that the steps have the numbers that
     they have in the definition.
 
-    Raises MalformedMessage: the definition says something wrong, and what and where.
+    Raises MalformedMessage, which says what is wrong and where: also if that shows only in sagas for some inputs, so
+    that what was deployed refuses none for what itself says.
     """
-    items = {
-        number: _Items(1, step["each"]["$ref"], stands_for_all=True)
-        for number, step in enumerate(definition.steps, 1)
-        if "each" in step
+    lists = {number: step["each"] for number, step in enumerate(definition.steps, 1) if "each" in step}
+    one = {number: _Items(1, each["$ref"], stands_for_all=True) for number, each in lists.items()}
+    body = _expanded(definition, {}, one) | {"saga_id": definition.name}
+    begin = parse_begin(body, called="the definition")
+    for items, case in _cases(lists):
+        _check(definition, items, case)
+    return begin
+
+
+def _cases(lists: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[dict[int, _Items], str]]:
+    """The other inputs that can make a difference, each with what it is called. Two items stand for all numbers of
+    them: an item is the one that a step is made for, or another one."""
+    if not lists:
+        return
+    yield {number: _Items(0, each["$ref"]) for number, each in lists.items()}, "if each list is empty"
+    two = {number: _Items(2, each["$ref"], stands_for_all=True) for number, each in lists.items()}
+    yield two, "if each list has 2 items"
+    by_default = {
+        number: _Items(len(each["default"]), each["$ref"], each["default"])
+        for number, each in lists.items()
+        if "default" in each
     }
-    return parse_begin(_expanded(definition, {}, items) | {"saga_id": definition.name}, called="the definition")
+    if by_default:
+        yield two | by_default, "with the default of each"
+
+
+def _check(definition: SagaDefinition, items: Mapping[int, _Items], case: str) -> None:
+    """Raises MalformedMessage if this saga would be refused, with the numbers that steps have in the definition."""
+    counts = _counts(definition, items)
+    too_many = sum(counts) > MAX_STEPS and not any(one.default for one in items.values())
+    if too_many or not any(counts):
+        return  # that is for the input to say, or for steps that are still to come
+    body = _expanded(definition, {}, items) | {"saga_id": definition.name}
+    try:
+        parse_begin(body, called="the definition")
+    except MalformedMessage as error:
+        ends = list(accumulate(counts))
+        text = _STEP.sub(lambda found: f"step {bisect_left(ends, int(found[1])) + 1}", str(error))
+        raise MalformedMessage(f"{text} ({case})") from None
 
 
 def _items(each: Mapping[str, Any], data: dict[str, Any], where: str) -> _Items:
     pointer = each["$ref"]
-    try:
-        tokens = tokens_of(pointer)[1:]
-    except ValueError as error:
-        raise MalformedMessage(f"{where}: {shown(pointer)} is not a JSON Pointer: {error}") from None
+    tokens = tokens_of(pointer)[1:]
     count, found = follow(data, tokens)
     if count < len(tokens):
         if "default" in each:
@@ -84,8 +119,13 @@ def _items(each: Mapping[str, Any], data: dict[str, Any], where: str) -> _Items:
     return _Items(len(found), pointer)
 
 
+def _counts(definition: SagaDefinition, items: Mapping[int, _Items]) -> list[int]:
+    """How many steps of the saga each step of the definition makes."""
+    return [items[number].count if number in items else 1 for number in range(1, len(definition.steps) + 1)]
+
+
 def _expanded(definition: SagaDefinition, data: dict[str, Any], items: Mapping[int, _Items]) -> dict[str, Any]:
-    counts = [items[number].count if number in items else 1 for number in range(1, len(definition.steps) + 1)]
+    counts = _counts(definition, items)
     if not 1 <= (total := sum(counts)) <= MAX_STEPS:
         lists = ", ".join(f"{one.count} of {shown(one.at)}" for one in items.values())
         raise MalformedMessage(f"steps: a saga has 1 to {MAX_STEPS}, and this one would have {total}: {lists}")
@@ -121,7 +161,9 @@ class _Expansion:
             step["after"] = [self._name_of(one) for one in before]
         for name in _TEMPLATES:
             if name in step:
-                step[name] = _Rewriting(self, number, index, f"step {number}: {name}").of(step[name], "")
+                rewriting = _Rewriting(self, number, index, f"step {number}: {name}")
+                rewritten = rewriting.condition if name == "when" else rewriting.of
+                step[name] = rewritten(step[name], "")
         return step
 
     def _made_of(self, number: int) -> range:
@@ -185,6 +227,30 @@ class _Rewriting(Struct, frozen=True):
         if isinstance(value.get("$ref"), str):
             return self._reference(value, path)
         return {name: self.of(member, below(path, name)) for name, member in value.items()}
+
+    def condition(self, value: Any, path: str) -> Any:
+        """The same for a condition: what `exists` asks may be known by now."""
+        if not isinstance(value, dict) or len(value) != 1:
+            return self.of(value, path)
+        ((name, operands),) = value.items()
+        at = below(path, name)
+        if name == "not":
+            return {name: self.condition(operands, at)}
+        if name in OF_CONDITIONS and isinstance(operands, list):
+            return {name: [self.condition(one, below(at, index)) for index, one in enumerate(operands)]}
+        if name == "exists" and isinstance(operands, dict) and operands.keys() == {"$ref"}:
+            return self._exists(operands, at)
+        return self.of(value, path)
+
+    def _exists(self, reference: dict[str, Any], path: str) -> Any:
+        found = self.of(reference, path)
+        if isinstance(found, dict):
+            return True if "$literal" in found else {"exists": found}
+        text = f"{reference['$ref']} is always there"
+        if isinstance(found, list):
+            pointer = shown(reference["$ref"])
+            text = f"{pointer} is the list of all results, and is always there; ask for one of them, as in {pointer}/0"
+        raise MalformedMessage(f"{self.where}{path}: {text}")
 
     def _reference(self, value: dict[str, Any], path: str) -> Any:
         try:
