@@ -7,7 +7,7 @@ from sagastream.client.schema import check_input, check_schema
 from sagastream.core.definition import parse
 from sagastream.core.expansion import expand
 from sagastream.core.parsing import parse_begin
-from sagastream.core.pointers import below, tokens_of
+from sagastream.core.pointers import INDEX, below, follow, named, tokens_of
 from sagastream.core.steps import MAX_STEPS
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.definitions.mending import named_pointer
@@ -17,8 +17,15 @@ from sagastream_bridge.definitions.problems import Code, Problem
 _TEMPLATES: Final = ("params", "compensation_params", "when", "each")
 #: In the place of a schema: nothing is said about such a value, or it cannot be told.
 _ANYTHING: Final[Mapping[str, Any]] = {}
-#: What may say more about members than `properties` does. Of such a schema it is not told what it leaves out.
-_MORE: Final = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "$dynamicRef")
+#: What may say more about members and items than `properties` and `items` do. Of such a schema it is not told what it
+#: leaves out.
+_MORE: Final = frozenset(
+    {"$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties", "prefixItems"}
+)
+#: What may stand beside a `$ref` and says nothing about members.
+_SAYS_NOTHING: Final = frozenset({"$ref", "default", "description", "title", "examples", "deprecated"})
+#: Types of values in which nothing stands.
+_PLAIN_TYPES: Final = ("string", "number", "integer", "boolean", "null")
 
 
 def in_example(body: Mapping[str, Any], *, begins: bool) -> Iterator[Problem]:
@@ -63,13 +70,13 @@ def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> It
     for at, step in enumerate(steps):
         for name in _TEMPLATES:
             for pointer, reference in _references(step.get(name), f"/steps/{at}/{name}"):
-                if (text := _why_not(schema, reference)) is not None:
+                if (text := _why_not(schema, reference, step.get("each"))) is not None:
                     yield Problem(Code.INPUT, pointer, text)
         most += 1
         if "each" in step and isinstance(step["each"], dict):
             items = _found(schema, str(step["each"].get("$ref")))
-            if isinstance(items, dict) and items.get("type", "array") != "array":
-                text = f"{step['each'].get('$ref')} is not a list, says the schema, but of type {items['type']}"
+            if isinstance(items, dict) and isinstance(kind := items.get("type"), str) and kind != "array":
+                text = f"{step['each'].get('$ref')} is not a list, says the schema, but of type {kind}"
                 yield Problem(Code.INPUT, f"/steps/{at}/each", text)
             count = items.get("maxItems") if isinstance(items, dict) else None
             most += count - 1 if isinstance(count, int) else 0
@@ -91,32 +98,66 @@ def _references(value: Any, pointer: str) -> Iterator[tuple[str, str]]:
         yield from _references(inner, below(pointer, name))
 
 
-def _why_not(schema: Mapping[str, Any], reference: str) -> str | None:
-    """Why a reference into the input finds nothing in any input that the schema describes; None: it may."""
-    if not reference.startswith("/input/"):
-        return None
-    found = _found(schema, reference)
+def _why_not(schema: Mapping[str, Any], reference: str, each: Any) -> str | None:
+    """Why a reference into the input finds nothing in any input that the schema describes; None: it may. `each`: what
+    the step says of it."""
+    found: Mapping[str, Any] | str = _ANYTHING
+    if reference.startswith("/input/"):
+        found = _found(schema, reference)
+    elif reference.startswith("/item/") and isinstance(each, dict):
+        item = _found(schema, f"{each.get('$ref')}/0")  # of all items, the schema says the same
+        if not isinstance(item, str):
+            found = _below(schema, item, reference)
     return found if isinstance(found, str) else None
 
 
 def _found(schema: Mapping[str, Any], reference: str) -> Mapping[str, Any] | str:
-    """What the schema says of the value that a reference finds; or why there is no such value."""
+    """What the schema says of the value that a reference into the input finds; or why there is no such value."""
+    return _below(schema, schema, reference)
+
+
+def _below(root: Mapping[str, Any], schema: Mapping[str, Any], reference: str) -> Mapping[str, Any] | str:
+    """The same, by the schema of what the first name in the reference stands for. `root`: the whole schema."""
     try:
-        tokens = tokens_of(reference)[1:]
+        first, *tokens = tokens_of(reference)
     except ValueError:
         return _ANYTHING  # that is told elsewhere
     at: Any = schema
     for depth, token in enumerate(tokens):
-        if not isinstance(at, dict) or any(name in at for name in _MORE):
+        at = _resolved(root, at)
+        if not isinstance(at, dict) or _MORE & at.keys():
             return _ANYTHING
-        properties = at.get("properties")
-        if at.get("type") == "array":
+        place = "/".join([first, *tokens[:depth]])
+        properties, kind = at.get("properties"), at.get("type")
+        if kind in _PLAIN_TYPES:
+            return f"{reference}: there is nothing below {place}, which is of type {kind}, says the schema"
+        if kind == "array" and not INDEX.fullmatch(token):
+            return f"{reference}: {place} is a list, says the schema, and {named(token)} is not an index"
+        if kind == "array" or ("items" in at and INDEX.fullmatch(token) and properties is None):
             at = at.get("items", _ANYTHING)
         elif not isinstance(properties, dict) or token in properties:
             at = properties[token] if isinstance(properties, dict) else _ANYTHING
         elif at.get("additionalProperties") in (None, False):
-            place = "/".join(["input", *tokens[:depth]])
             return f"{reference}: the schema of {place} has no property {token}, but {', '.join(map(str, properties))}"
         else:
             return _ANYTHING
+    at = _resolved(root, at)
     return at if isinstance(at, dict) else _ANYTHING
+
+
+def _resolved(root: Mapping[str, Any], schema: Any) -> Any:
+    """The schema that a `$ref` names in the same schema, as those do that are made of classes."""
+    seen: set[str] = set()
+    while isinstance(schema, dict) and "$ref" in schema and schema.keys() <= _SAYS_NOTHING:
+        name = schema["$ref"]
+        if not isinstance(name, str) or not name.startswith("#/") or name in seen:
+            return _ANYTHING
+        seen.add(name)
+        try:
+            tokens = tokens_of(name[1:])
+        except ValueError:
+            return _ANYTHING
+        count, schema = follow(root, tokens)
+        if count < len(tokens):
+            return _ANYTHING
+    return schema

@@ -194,7 +194,17 @@ SCHEMA: dict[str, Any] = {
         "lines": {"type": "array", "items": {"properties": {"price": {}}}},
         "open": {"properties": {}, "additionalProperties": True},
         "any": {"anyOf": [{"properties": {"a": {}}}], "properties": {"b": {}}},
-    }
+        "two": {"prefixItems": [{"properties": {"a": {}}}], "items": {"properties": {"b": {}}}},
+        "trip": {"$ref": "#/$defs/Trip", "description": "as a class is described"},
+        "more": {"$ref": "#/$defs/Trip", "properties": {"more": {}}},
+        "loop": {"$ref": "#/$defs/Loop"},
+        "lost": {"$ref": "#/$defs/Lost"},
+        "away": {"$ref": "https://example.com/trip"},
+    },
+    "$defs": {
+        "Trip": {"type": "object", "properties": {"to": {}, "stops": {"items": {"$ref": "#/$defs/Trip"}}}},
+        "Loop": {"$ref": "#/$defs/Loop"},
+    },
 }
 
 
@@ -208,6 +218,14 @@ SCHEMA: dict[str, Any] = {
         ("/input/lines/0/cost", False),
         ("/input/open/whatever", True),
         ("/input/any/a", True),
+        ("/input/two/0/a", True),
+        ("/input/trip/stops/0/to", True),
+        ("/input/trip/stops/1/too", False),
+        ("/input/more/more", True),
+        *((f"/input/{name}/anything", True) for name in ("loop", "lost", "away")),
+        ("/input/sku/0", False),
+        ("/input/lines/price", False),
+        ("/input/lines/00", False),
         ("/saga/id", True),
     ],
 )
@@ -218,7 +236,43 @@ def test_what_the_schema_does_not_know(reference: str, is_known: bool) -> None:
     assert found(step("a", params=template)) == []
 
 
+@pytest.mark.parametrize(
+    ("each", "reference", "text"),
+    [
+        ("/input/lines", "/item", None),
+        ("/input/lines", "/item/price", None),
+        ("/input/lines", "/item/cost", "/item/cost: the schema of item has no property cost, but price"),
+        ("/input/trip/stops", "/item/stops/0/to", None),
+        (
+            "/input/trip/stops",
+            "/item/stops/0/from",
+            "/item/stops/0/from: the schema of item/stops/0 has no property from, but to, stops",
+        ),
+        ("/input/open/lines", "/item/cost", None),
+        ("/input/two", "/item/a", None),
+    ],
+)
+def test_what_the_schema_does_not_know_of_an_item(each: str, reference: str, text: str | None) -> None:
+    one = step("a", each={"$ref": each}, when={"exists": {"$ref": reference}})
+    if text is None:
+        assert found(one, input=SCHEMA) == []
+    else:
+        assert text_of(one, input=SCHEMA) == text
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("/input/sku/0", "/input/sku/0: there is nothing below input/sku, which is of type string, says the schema"),
+        ("/input/lines/price", "/input/lines/price: input/lines is a list, says the schema, and price is not an index"),
+    ],
+)
+def test_what_cannot_be_there_by_the_schema_is_told_with_the_reason(reference: str, text: str) -> None:
+    assert text_of(step("a", params={"$ref": reference}), input=SCHEMA) == text
+
+
 def test_each_of_what_is_not_a_list_in_the_schema() -> None:
+    assert found(step("a", each={"$ref": "/input/x"}), input={"properties": {"x": {"type": ["array", "null"]}}}) == []
     assert found(step("a", each={"$ref": "/input/sku"}), input=SCHEMA) == [(Code.INPUT, "/steps/0/each")]
 
 

@@ -299,13 +299,17 @@ BY_DEFAULT = ref("/input/items", default=[{"x": None, "y": "a", "z": [1], "t": T
         (
             # pick.0 and ship.0 have the same guard, but pick.0 and ship.1 have not.
             [PICK | {"when": GUARD}, PICK | {"id": "ship", "when": GUARD, "params": ref("/steps/pick/result/0")}],
-            "step 2: params/$ref: /steps/pick.0/result: step pick.0 may be bypassed or go on without a result; say a "
-            "default (if each list has 2 items)",
+            (
+                "step 2: params/$ref: /steps/pick.0/result: step pick.0 may be bypassed or go on without a result; "
+                "say a default (if each list has 2 items)"
+            ),
         ),
         (
             [PICK | {"when": GUARD}, PICK | {"id": "ship", "when": GUARD, "params": ref("/steps/pick/result/7")}],
-            "step 2: params/$ref: /steps/pick.1/result: step pick.1 may be bypassed or go on without a result; say a "
-            "default (if each list has 2 items)",
+            (
+                "step 2: params/$ref: /steps/pick.1/result: step pick.1 may be bypassed or go on without a result; "
+                "say a default (if each list has 2 items)"
+            ),
         ),
         (
             [PICK, a_step("last", when={"lt": [ref("/steps/pick/result"), 3]})],
@@ -329,8 +333,10 @@ BY_DEFAULT = ref("/input/items", default=[{"x": None, "y": "a", "z": [1], "t": T
         ),
         (
             [PICK, a_step("last", when={"exists": ref("/steps/pick/result")})],
-            "step 2: when/exists: /steps/pick/result is the list of all results, and is always there; ask for one of "
-            "them, as in /steps/pick/result/0",
+            (
+                "step 2: when/exists: /steps/pick/result is the list of all results, and is always there; ask for one "
+                "of them, as in /steps/pick/result/0"
+            ),
         ),
         ([PICK | {"when": {"not": {"exists": ref("/index")}}}], "step 1: when/not/exists: /index is always there"),
         (
@@ -482,6 +488,7 @@ def test_so_it_is_if_items_have_conditions_or_are_there_by_default() -> None:
         items=st.none() | st.lists(st.integers(0, 9), max_size=3),
     )
     def expands(
+        *,
         whens: tuple[Any, Any, Any],
         has_when: tuple[bool, bool, bool],
         is_same: bool,
