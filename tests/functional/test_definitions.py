@@ -319,7 +319,11 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
         ),
         (("begin", "nosuch:order"), 1, "Error: cannot import nosuch: No module named 'nosuch'; run it where"),
         (("deploy", "json:loads"), 1, "Error: json:loads is not a sagastream.Definition\n"),
-        (("deploy", "saga.json"), 1, "Error: saga.json: the definition has an unknown member 'saga_id'\n"),
+        (
+            ("deploy", "saga.json"),
+            1,
+            "Error: saga.json: it is a saga, not a definition: a definition has a name and a ",
+        ),
         (("deploy", "other.json"), 1, "Error: version 1 of order has other content in the store: "),
         (("deploy", "order.json", "--by", ""), 1, "Error: by must be a text of 1 to 128 characters"),
     ],

@@ -21,18 +21,11 @@ def deploy(source: str, by: str | None) -> None:
     Sagas that have begun stay as they are. A version never changes: raise `version` if you change a definition. To go
     back, deploy the file of an earlier version.
     """
-    from sagastream.client.definition import Definition
-    from sagastream.core.definition import parse
-    from sagastream.errors import MalformedMessage
     from sagastream_bridge.commands.ask import user_at_host
     from sagastream_bridge.definitions.documents import read
 
     with orderly():
-        document = read(source)
-    try:
-        definition = Definition.of(parse(document.body))
-    except MalformedMessage as error:
-        raise click.ClickException(safe(f"{document.where}: {error}")) from None
+        definition = read(source).definition
     with opened() as broker:
         from sagastream.client.blocking import SagaClient
 

@@ -27,7 +27,8 @@ class ToBegin:
         self, what: str, *, data: str | None, saga_id: str | None, version: int | None, start_at: str | None
     ) -> None:
         """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
-        or @FILE. Raises click.ClickException and CannotRead if this cannot be a saga, and OSError."""
+        or @FILE. Raises click.ClickException, CannotRead and MalformedMessage if this cannot be a saga, SettingsError
+        if the package is missing that checks its input, and OSError."""
         from sagastream.core.messages import is_service
 
         self._name = what
@@ -36,7 +37,6 @@ class ToBegin:
         self._saga_id = saga_id
         self._start_at = None if start_at is None else _moment(start_at)
         self._begin: Begin | None = None
-        self._definition: Definition | None = None
         if is_place(what):
             self._read(what)
         elif not is_service(what):
@@ -46,18 +46,22 @@ class ToBegin:
         """The request to begin the saga. A definition that stands in no file is read from the store, `patiently`.
 
         Raises DefinitionError if there is none, MalformedMessage, SettingsError and redis.RedisError."""
-        from sagastream.client.requests import to_begin
-
         if self._begin is not None:
             return self._begin
-        if self._definition is None:
-            self._definition = patiently(lambda: client.definition(self._name, self._version))
-        saga_id = self._saga_id or f"{self._definition.name}-{uuid.uuid4().hex}"
-        return to_begin(self._definition.saga(self._data, saga_id=saga_id, start_at=self._start_at))
+        return self._saga_of(patiently(lambda: client.definition(self._name, self._version)))
+
+    def _saga_of(self, definition: "Definition") -> "Begin":
+        from sagastream.client.requests import to_begin
+        from sagastream.errors import MalformedMessage
+
+        saga_id = self._saga_id or f"{definition.name}-{uuid.uuid4().hex}"
+        try:
+            return to_begin(definition.saga(self._data, saga_id=saga_id, start_at=self._start_at))
+        except MalformedMessage as error:
+            hint = "" if self._data is not None else " (no input was given: --input gives one)"
+            raise MalformedMessage(f"{error}{hint}") from None
 
     def _read(self, where: str) -> None:
-        from sagastream.client.definition import Definition
-        from sagastream.core.definition import parse
         from sagastream.core.parsing import parse_begin
         from sagastream.errors import MalformedMessage
         from sagastream_bridge.definitions.documents import read
@@ -67,17 +71,18 @@ class ToBegin:
         except OSError as error:
             raise click.UsageError(safe(f"{where}: {error.strerror or error}")) from None
         without: dict[str, Any] = {"--version": self._version}
-        try:
-            if {"name", "version"} & document.body.keys():
-                self._definition = Definition.of(parse(document.body))
-            else:
-                self._begin = parse_begin(document.body, request_id=uuid.uuid4().hex)
-                without |= {"--input": self._data, "--id": self._saga_id, "--start-at": self._start_at}
-        except MalformedMessage as error:
-            raise click.ClickException(safe(f"{document.where}: {error}")) from None
-        holds = "one version of a definition" if self._begin is None else "a saga with its id"
+        if not document.is_definition:
+            without |= {"--input": self._data, "--id": self._saga_id, "--start-at": self._start_at}
+        holds = "one version of a definition" if document.is_definition else "a saga with its id"
         if (option := next((name for name, value in without.items() if value is not None), None)) is not None:
             raise click.UsageError(safe(f"{option} does not go with {document.where}, which holds {holds}"))
+        if document.is_definition:
+            self._begin = self._saga_of(document.definition)
+            return
+        try:
+            self._begin = parse_begin(document.body, request_id=uuid.uuid4().hex)
+        except MalformedMessage as error:
+            raise click.ClickException(safe(f"{document.where}: {error}")) from None
 
 
 def is_place(what: str) -> bool:

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from sagastream.core.definition import SagaDefinition
+from sagastream.client.definition import Definition
+from sagastream.core.definition import parse
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, SagastreamError, ServiceError
 from sagastream.service.loading import import_module
@@ -25,16 +26,40 @@ class CannotRead(SagastreamError):
 class Document:
     """A definition or a saga_begin body as it is written: it may be wrong in every way but its syntax."""
 
-    def __init__(self, where: str, body: dict[str, Any], text: bytes | None) -> None:
-        """`where`: the file, or MODULE:NAME. `text`: of the file, None: it was made in Python."""
+    def __init__(
+        self, where: str, body: dict[str, Any], text: bytes | None = None, made: Definition | None = None
+    ) -> None:
+        """`where`: the file, or MODULE:NAME. `text`: of the file. `made`: the definition, if it was made in Python."""
         self.where = where
         self.body = body
         self._text = text
+        self._made = made
 
     @property
     def is_definition(self) -> bool:
-        """Whether it is a definition, and not the body of one saga."""
-        return "name" in self.body or "version" in self.body or not {"saga_id", "type"} & self.body.keys()
+        """Whether it is a definition, and not the body of one saga. What says neither counts as one."""
+        return self.is_named or not {"saga_id", "type"} & self.body.keys()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it has what only a definition has."""
+        return bool({"name", "version"} & self.body.keys())
+
+    @property
+    def definition(self) -> Definition:
+        """The definition that it is. One that was made in Python knows the class of its input. Raises CannotRead if it
+        is none, which says what is wrong."""
+        if self._made is not None:
+            return self._made
+        if not self.is_named:
+            told = "a definition has a name and a version, and a saga has a saga_id"
+            raise CannotRead(
+                f"{self.where}: {told if self.is_definition else f'it is a saga, not a definition: {told}'}"
+            )
+        try:
+            return Definition.of(parse(self.body))
+        except MalformedMessage as error:
+            raise CannotRead(f"{self.where}: {error}") from None
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -61,7 +86,8 @@ class Document:
 def read(where: str) -> Document:
     """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead, and OSError."""
     if not is_file(where):
-        return Document(where, _body_of(where), None)
+        made = _made(where)
+        return Document(where, made.parsed.body, made=made)
     text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
     called = "standard input" if where == STDIN else where
     return Document(called, _object(called, text), text)
@@ -88,14 +114,16 @@ def loaded(where: str) -> Any:
     return getattr(module, name)
 
 
-def _body_of(where: str) -> dict[str, Any]:
+def _made(where: str) -> Definition:
+    """The definition that MODULE:NAME names, which has steps."""
+    made = loaded(where)
+    if not isinstance(made, Definition):
+        raise CannotRead(f"{where} is not a sagastream.Definition")
     try:
-        parsed = getattr(loaded(where), "parsed", None)
+        _ = made.parsed
     except MalformedMessage as error:
         raise CannotRead(f"{where}: {error}") from None
-    if not isinstance(parsed, SagaDefinition):
-        raise CannotRead(f"{where} is not a sagastream.Definition")
-    return parsed.body
+    return made
 
 
 def _object(where: str, text: bytes) -> dict[str, Any]:

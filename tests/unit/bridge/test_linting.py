@@ -25,7 +25,7 @@ PIVOT: dict[str, Any] = {"kind": "pivot"}
 
 
 def problems(body: dict[str, Any], services: Services | None = None) -> list[Problem]:
-    return lint(Document("test", body, None), Known(services)).problems
+    return lint(Document("test", body), Known(services)).problems
 
 
 def step(step_id: str, *after: str, **members: Any) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def test_a_schema_that_is_none_and_examples_that_it_refuses() -> None:
 def test_without_the_package_the_schema_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     body = {"name": "o", "version": 1, "steps": [step("a")], "input": {"const": "not asked before"}}
-    (why,) = lint(Document("test", body, None), Known({}, is_in_store=True)).not_checked
+    (why,) = lint(Document("test", body), Known({}, is_in_store=True)).not_checked
     assert why.endswith("pip install 'sagastream[schema]'")
 
 
@@ -300,7 +300,7 @@ def test_other_content_under_the_same_version() -> None:
     body = {"name": "o", "version": 3, "steps": [step("a")]}
     other = parse(body | {"steps": [step("b")]})
     same = parse({"steps": [step("a")], "version": 3, "name": "o"})
-    document = Document("test", body, None)
+    document = Document("test", body)
     (problem,) = lint(document, Known({"work": Offered({"Do": None})}, is_in_store=True, deployed=other)).problems
     assert problem == (
         Code.SAME_VERSION, "/version", "version 3 of o is deployed with other content: raise the version"

@@ -137,7 +137,10 @@ def refusal(wrong: Any) -> str:
         ({"name": "a:b"}, "the definition: name must be 1 to 128 characters of A-Z a-z 0-9 . _ -"),
         ({"version": 0}, "the definition: version must be a whole number from 1 to 1000000000"),
         ({"input": [1]}, "the definition: input must be a JSON Schema, which is an object, true or false"),
-        ({"input": dict}, "input must be a JSON Schema, a dataclass or a model of pydantic, not the class dict"),
+        (
+            {"input": dict},
+            "input must be a JSON Schema or a class (a dataclass, an attrs class, a Struct, a model), not the class "",
+        ),
         ({"deadline_ms": 0}, "the definition: deadline_ms must be a whole number from 1 to 31536000000"),
         (
             {"deadline": "hard"},

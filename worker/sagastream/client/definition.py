@@ -77,8 +77,9 @@ class Definition:
         Args:
             name: 1 to 128 characters of A-Z a-z 0-9 . _ -
             version: a whole number from 1. If you change the definition, raise it.
-            input: what the input of a saga must be: a JSON Schema (2020-12); or a dataclass or a model of pydantic, as
-                which the input is read, and from which the schema is made. None: any object.
+            input: what the input of a saga must be: a JSON Schema (2020-12); or a dataclass, an attrs class, a Struct
+                of msgspec or a model of pydantic, as which the input is read, and from which the schema is made. None:
+                any object.
             deadline_ms, deadline: of each saga, as for `SagaClient.begin`.
             example: an example of an input, for `sagastream lint` and `explore`.
 
@@ -277,7 +278,7 @@ def deployer(by: str | None) -> str | None:
 
 def _model(kind: type) -> Model:
     if not is_model(kind):
-        text = "input must be a JSON Schema, a dataclass or a model of pydantic"
+        text = "input must be a JSON Schema or a class (a dataclass, an attrs class, a Struct, a model)"
         raise MalformedMessage(f"{text}, not the class {kind.__qualname__}")
     try:
         return model(kind)
