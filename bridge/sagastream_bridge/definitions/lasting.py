@@ -1,6 +1,7 @@
-"""How long a saga can take, if each command is answered at the last moment of its last attempt.
+"""How long a saga can take from its start, if each command is answered at the last moment of its last attempt.
 
-What a person or a signal does is not counted: how long a saga stays parked, and how often a signal sends a step again.
+How long it stays parked is not counted. How often a signal sends a step anew has no limit, so it is told what each time
+adds.
 """
 
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from sagastream_bridge.definitions.model import Model
 
 
 class Longest(NamedTuple):
-    """The longest times from the begin of a saga, in milliseconds."""
+    """The longest times from the start of a saga, in milliseconds."""
 
     completed_ms: int  # until it is completed
     undone_ms: int  # until all is undone
+    each_retry: tuple[tuple[int, int], ...]  # numbers of steps: what each signal adds after which the step is sent anew
 
 
 def longest(begin: Begin, model: Model) -> Longest:
@@ -26,9 +28,15 @@ def longest(begin: Begin, model: Model) -> Longest:
     pivot = next((number for number, step in enumerate(steps, 1) if step.kind is StepKind.PIVOT), None)
     completed = max(done)
     turn = completed if pivot is None else done[pivot - 1]  # until then it can go back
-    latest = max(_one_attempt(step) for step in steps[: pivot or len(steps)])
-    cut = turn if begin.deadline_ms is None else min(turn, begin.deadline_ms + latest)
-    return Longest(cut + completed - turn, _undone_ms(steps, done, model, cut))
+    cut = None  # by when it goes back if its deadline passes
+    if begin.deadline_ms is not None:
+        cut = begin.deadline_ms + max(_one_attempt(step) for step in steps[: pivot or len(steps)])
+    retries = ((number, step.shape.retry_within_ms) for number, step in enumerate(steps, 1))
+    return Longest(
+        (turn if cut is None else min(turn, cut)) + completed - turn,
+        _undone_ms(steps, done, model, cut),
+        tuple((number, within + _lasts(steps[number - 1])) for number, within in retries if within is not None),
+    )
 
 
 def shortest_safe_deadline_ms(begin: Begin) -> int:
@@ -40,8 +48,9 @@ def shortest_safe_deadline_ms(begin: Begin) -> int:
     return max(done) if pivot is None else done[pivot - 1]
 
 
-def _undone_ms(steps: tuple[StepDefinition, ...], done: list[int], model: Model, cut: int) -> int:
-    """Until all is undone, if any step fails as late as it can. `cut`: it does so by then."""
+def _undone_ms(steps: tuple[StepDefinition, ...], done: list[int], model: Model, cut: int | None) -> int:
+    """Until all is undone, if any step fails as late as it can: after it has waited in vain for the signal to be sent
+    anew. `cut`: it does so by then."""
     ancestors = graph.ancestors(steps)
     found = 0
     for number, step in enumerate(steps, 1):
@@ -49,7 +58,10 @@ def _undone_ms(steps: tuple[StepDefinition, ...], done: list[int], model: Model,
             continue
         after = {other for other, above in enumerate(ancestors, 1) if number in above}
         to_undo = set(range(1, len(steps) + 1)) - after
-        settled = min(cut, max(done[other - 1] for other in to_undo if steps[other - 1].kind is not StepKind.RETRIABLE))
+        others = (done[other - 1] for other in to_undo if steps[other - 1].kind is not StepKind.RETRIABLE)
+        settled = max(done[number - 1] + (step.shape.retry_within_ms or 0), *others)
+        if cut is not None:
+            settled = min(settled, cut)
         lasts = [_undo_lasts(one) if at in to_undo and model.undos[at - 1] else 0 for at, one in enumerate(steps, 1)]
         found = max(found, settled + max(_ends(lasts, [graph.before(one, at) for at, one in enumerate(steps, 1)])))
     return found
@@ -67,7 +79,7 @@ def _lasts(step: StepDefinition) -> int:
     shape = step.shape
     if not shape.sends:
         return shape.wait_ms or 0
-    return _attempts(step, step.attempts) + (shape.retry_within_ms or 0)
+    return _attempts(step, step.attempts)
 
 
 def _undo_lasts(step: StepDefinition) -> int:

@@ -52,8 +52,10 @@ class Teller:
         yield from self._nothing("Never begun", found.never_reached)
         yield from self._nothing("Never undone, though something would undo it", found.never_undone)
         yield ""
-        yield "How long it can take, without the time that it is parked"
+        yield "How long it can take from its start, without the time that it is parked"
         yield f"  {spoken(longest.completed_ms)} until it is COMPLETED, {spoken(longest.undone_ms)} until it is ABORTED"
+        for number, more_ms in longest.each_retry:
+            yield f"  each time that a signal has {self._one(number)} sent anew, up to {spoken(more_ms)} more"
 
     def json(self, found: Explored, longest: Longest, notes: Sequence[str]) -> str:
         """The same, so that two of them can be compared line by line. How many states there are is left out: it may
@@ -69,7 +71,8 @@ class Teller:
             "parks": [{"step": one.steps, "what": one.what, "waiting": one.waiting} for one in found.parks],
             "never_reached": list(found.never_reached),
             "never_undone": list(found.never_undone),
-            "longest_ms": longest._asdict(),
+            "longest_ms": {"completed_ms": longest.completed_ms, "undone_ms": longest.undone_ms},
+            "each_retry": [{"step": number, "more_ms": more_ms} for number, more_ms in longest.each_retry],
         }  # fmt: skip
         return _by_rows(body)
 

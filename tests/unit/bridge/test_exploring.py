@@ -356,7 +356,8 @@ def test_the_longest_way_counts_attempts_backoff_waits_and_the_undo() -> None:
         step(**slow), step(1, **slow), {"wait_ms": 50_000, "after": [1]}, step(2, 3, **PIVOT, timeout_ms=10)
     )
     done = 3 * 1000 + 100 + 200
-    assert longest(request, Model(request, None)) == (done + 50_000 + 10, done + 50_000 + 10 + 2 * (2 * 1000 + 100))
+    undone = done + 50_000 + 10 + 2 * (2 * 1000 + 100)
+    assert longest(request, Model(request, None)) == (done + 50_000 + 10, undone, ())
 
 
 def test_a_deadline_cuts_what_comes_before_the_pivot() -> None:
@@ -366,7 +367,21 @@ def test_a_deadline_cuts_what_comes_before_the_pivot() -> None:
         step(2, **RETRIABLE | {"attempts": 2, "timeout_ms": 1000, "backoff_ms": 100}),
         deadline_ms=100_000,
     )
-    assert longest(request, Model(request, None)) == (100_000 + 60_000 + 2100, 160_000 + 60_000)
+    assert longest(request, Model(request, None)) == (100_000 + 60_000 + 2100, 160_000 + 60_000, ())
+
+
+def test_a_wait_for_a_retry_ends_in_a_failure_and_each_retry_takes_its_own_time() -> None:
+    retried = {"timeout_ms": 1000, "attempts": 1, "retry_on": "topped_up", "retry_within_ms": 60_000}
+    request = begin(step(timeout_ms=10, attempts=1), step(1, **retried), step(2, **PIVOT | retried | {"timeout_ms": 5}))
+    # The pivot fails last, and nothing is undone of itself.
+    undo = 10 + 1000
+    done = 10 + 1000 + 5
+    times = longest(request, Model(request, None))
+    assert (times.completed_ms, times.each_retry) == (done, ((2, 61_000), (3, 60_005)))
+    assert times.undone_ms == done + 60_000 + undo
+    # A deadline ends the wait, as a cancel does.
+    by_deadline = begin(step(**retried), step(1, **PIVOT, timeout_ms=5), deadline_ms=20_000)
+    assert longest(by_deadline, Model(by_deadline, None)).undone_ms == 20_000 + 1000 + 1000
 
 
 # --- the command

@@ -139,7 +139,7 @@ def refusal(wrong: Any) -> str:
         ({"input": [1]}, "the definition: input must be a JSON Schema, which is an object, true or false"),
         (
             {"input": dict},
-            "input must be a JSON Schema or a class (a dataclass, an attrs class, a Struct, a model), not the class "",
+            "input must be a JSON Schema or a class (a dataclass, an attrs class, a Struct, a model), and dict is none",
         ),
         ({"deadline_ms": 0}, "the definition: deadline_ms must be a whole number from 1 to 31536000000"),
         (

@@ -279,7 +279,7 @@ def deployer(by: str | None) -> str | None:
 def _model(kind: type) -> Model:
     if not is_model(kind):
         text = "input must be a JSON Schema or a class (a dataclass, an attrs class, a Struct, a model)"
-        raise MalformedMessage(f"{text}, not the class {kind.__qualname__}")
+        raise MalformedMessage(f"{text}, and {kind.__qualname__} is none")
     try:
         return model(kind)
     except TypeError as error:
