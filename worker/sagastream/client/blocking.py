@@ -118,8 +118,9 @@ class SagaClient:
             deadline: "hard": a command that is out by then is not waited for. By default it is.
             input: an object to which the steps of the saga may refer. Of a definition that names a class: an
                 instance of it, or what can be read as one.
-            start_at, start_at_ms: do nothing before this time, by the broker's clock: a datetime with its time zone, or
-                milliseconds since the epoch. The deadline counts from then.
+            start_at: do nothing before this time, by the broker's clock: a datetime with its time zone. The deadline
+                counts from then.
+            start_at_ms: the same in milliseconds since the epoch.
             definition: what the steps are made from. The version with which a saga began stays with it: to begin it
                 again with another version of the same definition, and the same input, is the same begin.
 

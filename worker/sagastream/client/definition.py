@@ -80,7 +80,8 @@ class Definition:
             input: what the input of a saga must be: a JSON Schema (2020-12); or a dataclass, an attrs class, a Struct
                 of msgspec or a model of pydantic, as which the input is read, and from which the schema is made. None:
                 any object.
-            deadline_ms, deadline: of each saga, as for `SagaClient.begin`.
+            deadline_ms: of each saga, as for `SagaClient.begin`.
+            deadline: of each saga, as for `SagaClient.begin`.
             example: an example of an input, for `sagastream lint` and `explore`.
 
         Raises MalformedMessage, which says what is wrong.

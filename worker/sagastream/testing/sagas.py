@@ -142,7 +142,8 @@ class Sagas:
             steps: as for `SagaClient.begin`; or a Definition.
             input: what its steps may refer to.
             saga_id: by default one that no other saga of any test has, such as "saga-1-5f0c2a9e41d7".
-            deadline_ms, deadline: as for `SagaClient.begin`. A Definition has its own.
+            deadline_ms: as for `SagaClient.begin`. A Definition has its own.
+            deadline: as for `SagaClient.begin`. A Definition has its own.
             start_at: it does nothing before this time, by `clock`.
 
         Raises:

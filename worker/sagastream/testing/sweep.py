@@ -114,7 +114,8 @@ def check_every_fault(
         steps: of the saga, as `SagaClient.begin` takes them; or a Definition.
         check: called after each run with the saga and what `setup` returned. It raises AssertionError if the two do not
             agree, and returns nothing.
-        input, deadline_ms: of the saga, as `SagaClient.begin` takes them.
+        input: of the saga, as `SagaClient.begin` takes it.
+        deadline_ms: of the saga, as `SagaClient.begin` takes it.
         start_in_s: it does nothing for so many seconds of the test's time.
 
     Returns a Sweep, which lists the runs. Raises AssertionError if `check` failed after a run: it lists all such runs,
