@@ -1,4 +1,4 @@
-"""The examples of docs/sagas.md and docs/operating.md, word for word."""
+"""The examples of docs/sagas.md, docs/operating.md and docs/references.md, word for word."""
 
 import json
 import re
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 SAGAS = (ROOT / "docs" / "sagas.md").read_text()
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 README = (ROOT / "README.md").read_text()
+REFERENCES = (ROOT / "docs" / "references.md").read_text()
 
 
 def only(pattern: str, text: str) -> str:
@@ -35,6 +36,17 @@ def test_the_saga_with_a_pivot_completes(server: Server, commands: Commands) -> 
     assert done.returncode == 0, done.stderr
     shown = commands.run("show", "order-17", "--json", REDIS_URL=server.url)
     assert json.loads(shown.stdout)["status"] == "COMPLETED"
+
+
+def test_the_saga_with_references_completes_on_the_sample_services(server: Server, commands: Commands) -> None:
+    (commands.folder / "order.json").write_text(re.findall(r"```json\n(.*?)```", REFERENCES, re.DOTALL)[0])
+    typed = REFERENCES.replace("\\\n", "")
+    ((up, begin),) = re.findall(r"^    sagastream (up .*) &\n    sagastream (begin .*)$", typed, re.MULTILINE)
+    commands.quiet(*up.split(), env={"REDIS_URL": server.url})
+    done = commands.run(*begin.split(), REDIS_URL=server.url)
+    assert (done.returncode, done.stdout) == (0, "order-18 COMPLETED\n"), done.stderr
+    shown = json.loads(commands.run("show", "order-18", "--json", REDIS_URL=server.url).stdout)
+    assert shown["completed_steps"] == [1, 2, 3]
 
 
 def test_the_saga_from_python_completes(server: Server, commands: Commands) -> None:
