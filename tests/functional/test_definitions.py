@@ -325,7 +325,12 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
             "Error: saga.json: it is a saga, not a definition: a definition has a name and a ",
         ),
         (("deploy", "other.json"), 1, "Error: version 1 of order has other content in the store: "),
-        (("deploy", "order.json", "--by", ""), 1, "Error: by must be a text of 1 to 128 characters"),
+        (
+            ("deploy", "order.json", "--by", ""),
+            1,
+            "Error: by must be a text of 1 to 128 characters: it stays with the version\n",
+        ),
+        (("deploy", "schema.json"), 1, "Error: schema.json: input/type is not a JSON Schema: 'x' is not "),
     ],
 )
 def test_what_the_command_line_refuses(
@@ -334,6 +339,7 @@ def test_what_the_command_line_refuses(
     saga = {"saga_id": "s", "steps": [{"transaction": "A", "service": "a"}]}
     (commands.folder / "saga.json").write_text(json.dumps(saga))
     (commands.folder / "order.json").write_text(an_order().json())
+    (commands.folder / "schema.json").write_text(json.dumps(json.loads(an_order().json()) | {"input": {"type": "x"}}))
     (commands.folder / "other.json").write_text(an_order(service="bank").json())
     SagaClient(server.broker()).deploy(an_order())
     done = commands.run(*arguments, REDIS_URL=server.url)

@@ -21,11 +21,19 @@ def deploy(source: str, by: str | None) -> None:
     Sagas that have begun stay as they are. A version never changes: raise `version` if you change a definition. To go
     back, deploy the file of an earlier version.
     """
+    from sagastream.client.definition import deployable
+    from sagastream.errors import MalformedMessage
     from sagastream_bridge.commands.ask import user_at_host
     from sagastream_bridge.definitions.documents import read
 
     with orderly():
-        definition = read(source).definition
+        document = read(source)
+        definition = document.definition
+        try:
+            deployable(definition)
+        except MalformedMessage as error:
+            text = str(error).removeprefix("the definition: ")
+            raise click.ClickException(safe(f"{document.where}: {text}")) from None
     with opened() as broker:
         from sagastream.client.blocking import SagaClient
 

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sagastream.core.messages import Begin
 
 _STDIN: Final = "-"
+_EARLIEST: Final = datetime.fromtimestamp(0, UTC)
 
 
 class ToBegin:
@@ -31,6 +32,8 @@ class ToBegin:
         if the package is missing that checks its input, and OSError."""
         from sagastream.core.messages import is_service
 
+        if what == _STDIN and data == f"@{_STDIN}":
+            raise click.UsageError("- and --input @- are both standard input: put one of them into a file")
         self._name = what
         self._version = version
         self._data = _read_input(data)
@@ -92,6 +95,8 @@ def is_place(what: str) -> bool:
 
 
 def _moment(text: str) -> datetime:
+    from sagastream.core.parsing import MAX_START_MS
+
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -100,6 +105,9 @@ def _moment(text: str) -> datetime:
         raise click.UsageError(
             safe(f"--start-at: {text} has no time zone: write it behind, as in 2026-12-24T08:00+01:00")
         )
+    latest = datetime.fromtimestamp(MAX_START_MS / 1000, UTC)
+    if not _EARLIEST < moment <= latest:
+        raise click.UsageError(safe(f"--start-at: {text} is not between {_EARLIEST:%Y-%m-%d} and {latest:%Y-%m-%d}"))
     return moment
 
 
@@ -116,4 +124,6 @@ def _read_input(data: str | None) -> Any:
 
 
 def _content(file: str) -> bytes:
+    if not file:
+        raise click.UsageError("--input: the name of a file is missing behind @")
     return sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()

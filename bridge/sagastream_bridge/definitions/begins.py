@@ -3,7 +3,7 @@
 from typing import Any, Final, NamedTuple
 
 from sagastream.core.definition import SagaDefinition, parse
-from sagastream.core.expansion import expand
+from sagastream.core.expansion import expand, sketch
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import tokens_of
@@ -29,16 +29,22 @@ def begin_of(document: Document, items: int | None) -> ToExplore:
         if not document.is_definition:
             return ToExplore(parse_begin({"saga_id": _SAGA_ID} | document.body), None)
         definition = parse(document.body)
-        if items is None and definition.example is not None:
-            data, have = definition.example, "has the items of the example"
-        else:
-            count = _ITEMS if items is None else items
-            data, have = _input(definition, count), f"has {count} {'item' if count == 1 else 'items'}"
-        begin = parse_begin(expand(definition, data) | {"saga_id": _SAGA_ID})
+        sketch(definition)
     except MalformedMessage as error:
         raise CannotRead(f"{document.where}: {error} (sagastream lint finds all that is wrong)") from None
+    if items is None and definition.example is not None:
+        data, have = definition.example, "has the items of the example"
+    else:
+        count = _ITEMS if items is None else items
+        data, have = _input(definition, count), f"has {count} {'item' if count == 1 else 'items'}"
+    note = f"each list that a step with `each` names {have}"
+    try:
+        begin = parse_begin(expand(definition, data) | {"saga_id": _SAGA_ID})
+    except MalformedMessage as error:
+        hint = f"{note}; say `example` in the definition, or --items"
+        raise CannotRead(f"{document.where}: {error} ({hint})") from None
     has_each = any("each" in step for step in definition.steps)
-    return ToExplore(begin, f"each list that a step with `each` names {have} (see --items)" if has_each else None)
+    return ToExplore(begin, f"{note} (see --items)" if has_each else None)
 
 
 def _input(definition: SagaDefinition, items: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -85,6 +86,8 @@ class Document:
 
 def read(where: str) -> Document:
     """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead, and OSError."""
+    if ":" in where and not _MODULE_AND_NAME.fullmatch(where) and not Path(where).exists():
+        raise CannotRead(f"{where} is neither a file nor MODULE:NAME, like shop.sagas:order")
     if not is_file(where):
         made = _made(where)
         return Document(where, made.parsed.body, made=made)
@@ -104,7 +107,8 @@ def loaded(where: str) -> Any:
     here = str(Path.cwd())
     sys.path.insert(0, here)  # whoever names a module of theirs trusts the current folder
     try:
-        module = import_module(module_name)
+        with redirect_stdout(sys.stderr):  # what a module prints is not what the command prints
+            module = import_module(module_name)
     except ServiceError as error:
         raise CannotRead(str(error)) from error
     finally:

@@ -13,7 +13,8 @@ def line(document: Document, problem: Problem) -> str:
     """A problem on one line, as compilers write it. What was made in Python has no lines: there, its place is named."""
     position = document.position(problem.pointer)
     step = _step(document, problem)
-    name = "" if step is None else f" step {step[0]} ({step[1]}):"
+    called_so = "" if step is None or step[1] == f"step {step[0]}" else f" ({step[1]})"
+    name = "" if step is None else f" step {step[0]}{called_so}:"
     if position is None:
         where = f"{document.where}: {problem.pointer or '/'}"
     else:

@@ -51,8 +51,9 @@ def in_example(body: Mapping[str, Any], *, begins: bool) -> Iterator[Problem]:
         try:
             check_input(definition, example, called)
         except MalformedMessage as error:
-            code = Code.SCHEMA if str(error).startswith("the definition") else Code.EXAMPLE
-            yield Problem(code, named_pointer(body, str(error)), str(error))
+            text = str(error).removeprefix("the definition: ")
+            code = Code.EXAMPLE if text == str(error) else Code.SCHEMA
+            yield Problem(code, named_pointer(body, text), text)
             continue
         try:
             if begins:

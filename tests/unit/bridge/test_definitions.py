@@ -127,6 +127,18 @@ def test_a_file_that_is_not_there_and_a_module_that_is_not_there() -> None:
     assert run("graph", "not-there.json").stderr == "Error: not-there.json: No such file or directory\n"
     assert run("graph", "no_such_module:x").exit_code == 2
     assert "cannot import no_such_module: No module named" in run("graph", "no_such_module:x").stderr
+    for where in ("shop:", ":order", "shop/sagas:order"):
+        told = f"Error: {where} is neither a file nor MODULE:NAME, like shop.sagas:order\n"
+        assert run("graph", where).stderr == told
+
+
+def test_what_a_module_prints_is_not_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud_sagas.py").write_text(
+        "print('hello')\nfrom sagastream import Definition\no = Definition('o', version=1)\no.step('A', service='a')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = run("lint", "loud_sagas:o", "--json")
+    assert (result.stdout, result.stderr.splitlines()[0]) == ("", "hello")
 
 
 # --- graph

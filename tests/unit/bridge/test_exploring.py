@@ -482,6 +482,31 @@ def test_what_would_be_refused_is_not_explored(tmp_path: Path) -> None:
     assert "step 1: service is missing (sagastream lint finds all that is wrong)" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("steps", "options", "why"),
+    [
+        (
+            [],
+            ("--items", "0"),
+            "this one would have 0: 0 of /input/all (each list that a step with `each` names has 0 i",
+        ),
+        (
+            [{"id": "b", "each": {"$ref": "/input/all/0/some"}, "transaction": "Do", "service": "work"}],
+            (),
+            "input/all/0 is null (each list that a step with `each` names has 2 items; say `example` in",
+        ),
+    ],
+)
+def test_if_no_input_can_be_made_up_it_is_said_what_helps(
+    tmp_path: Path, steps: list[Any], options: tuple[str, ...], why: str
+) -> None:
+    each = {"id": "a", "each": {"$ref": "/input/all"}, "transaction": "Do", "service": "work"}
+    result = run("explore", written(tmp_path, {"name": "o", "version": 1, "steps": [each, *steps]}), *options)
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_too_many_states_are_one_line(tmp_path: Path) -> None:
     result = run("explore", written(tmp_path, JOURNEY), "--limit", "5")
     assert result.exit_code == 2

@@ -72,6 +72,11 @@ def test_a_value_that_is_too_large_to_be_compared_is_told_with_its_place() -> No
     assert found(step("a", when=condition)) == [(Code.CONDITION, "/steps/0/when/in/1")]
 
 
+def test_a_step_without_a_name_is_named_once(tmp_path: Path) -> None:
+    result = run("lint", written(tmp_path, {"name": "o", "version": 1, "steps": [{"service": "s"}]}))
+    assert ": malformed: step 1: transaction is missing\n" in result.stdout
+
+
 def test_what_is_right_has_no_problems() -> None:
     assert problems(JOURNEY) == []
     plain = {"saga_id": "s1", "steps": [{"transaction": "Do", "service": "work", "params": {"$ref": 1}}]}
@@ -285,7 +290,7 @@ def test_a_schema_that_is_none_and_examples_that_it_refuses() -> None:
     ]
     schema["properties"]["n"]["type"] = "whole"
     assert found(step("a"), input=schema, example={}) == [(Code.SCHEMA, "/input/properties/n/type")]
-    assert found(step("a"), input={"$ref": "#/$defs/x"}, example={}) == [(Code.SCHEMA, "")]
+    assert found(step("a"), input={"$ref": "#/$defs/x"}, example={}) == [(Code.SCHEMA, "/input")]
     assert found(step("a"), input=7) == [(Code.MALFORMED, "/input")]
 
 

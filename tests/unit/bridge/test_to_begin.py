@@ -117,6 +117,21 @@ def test_what_says_that_it_is_a_saga_is_read_as_one(body: object, text: str) -> 
     assert error.value.message.startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"start_at": "1969-12-31T23:59+00:00"}, r"--start-at: 1969-.* is not between 1970-01-01 and 9998-01-01"),
+        ({"start_at": "9999-01-01T00:00+00:00"}, r"--start-at: 9999-.* is not between 1970-01-01 and 9998-"),
+        ({"data": "@"}, r"--input: the name of a file is missing behind @"),
+        ({"what": "-", "data": "@-"}, r"- and --input @- are both standard input: put one of them into a file"),
+    ],
+)
+def test_a_wrong_option_is_told_by_its_name(options: dict[str, Any], text: str) -> None:
+    given = {"what": "order", "data": None, "saga_id": None, "version": None, "start_at": None} | options
+    with pytest.raises(click.UsageError, match=text):
+        ToBegin(**given)
+
+
 def test_a_saga_has_its_id_and_its_input() -> None:
     body = {"saga_id": "s2", "steps": STEPS}
     assert begin(saved(body), saga_id=None).saga_id == "s2"

@@ -9,7 +9,7 @@ import pytest
 
 from sagastream import Service
 from sagastream.errors import ServiceError
-from sagastream.service.loading import load_service
+from sagastream.service.loading import import_module, load_service
 
 
 def told(call: Any, *args: Any) -> str:
@@ -111,6 +111,17 @@ def test_a_wrong_declaration_is_told_with_the_line_that_has_it(tmp_path: Path, m
     text = told(load_service, "shop_lease:service")
     assert text.startswith("cannot import shop_lease: ServiceError: service shop: lease_ms cannot be 0; ")
     assert text.endswith(f" (raised in {tmp_path / 'shop_lease.py'}, line 2)")
+
+
+def test_so_is_a_wrong_step_of_a_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "shop_sagas.py"
+    file.write_text(
+        "from sagastream import Definition\norder = Definition('o', version=1)\norder.step('A', service='')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = told(import_module, "shop_sagas")
+    assert text.startswith("cannot import shop_sagas: MalformedMessage: step 1: service must be 1 to 128 characters")
+    assert text.endswith(f" (raised in {file}, line 3)")
 
 
 def test_a_module_that_exits_when_it_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,7 +274,7 @@ def deployable(definition: Definition) -> SagaDefinition:
 
 def deployer(by: str | None) -> str | None:
     """Who deploys, as it is kept. Raises MalformedMessage if that is no name for people."""
-    return None if by is None else operator_text(by, "by", MAX_ACTOR_CHARS)
+    return None if by is None else operator_text(by, "by", MAX_ACTOR_CHARS, stays_with="the version")
 
 
 def _model(kind: type) -> Model:

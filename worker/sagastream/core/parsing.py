@@ -257,10 +257,10 @@ def _parked_at(place: object, called: str) -> str:
     return place
 
 
-def operator_text(text: object, name: str, most: int) -> str:
+def operator_text(text: object, name: str, most: int, *, stays_with: str = "the saga") -> str:
     """A text that an operator gives."""
     if not isinstance(text, str) or not text.strip() or len(text) > most:
-        raise MalformedMessage(f"{name} must be a text of 1 to {most} characters: it stays with the saga")
+        raise MalformedMessage(f"{name} must be a text of 1 to {most} characters: it stays with {stays_with}")
     if text != text.encode(errors="replace").decode():
         raise MalformedMessage(f"{name} must be a text that UTF-8 can encode")  # an argument of a shell may not be
     return text

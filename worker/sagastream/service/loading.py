@@ -10,8 +10,9 @@ from typing import Final
 from sagastream.errors import ServiceError
 from sagastream.service.declaration import Service
 
-#: The files of a traceback that are not the user's: those of importlib, and ours, which refuse a wrong declaration.
-_NOT_THE_USERS: Final = ("<frozen importlib.", importlib.__file__, str(Path(__file__).parent) + os.sep)
+#: The files of a traceback that are not the user's: those of importlib, and ours, which refuse a wrong declaration or a
+#: wrong step of a definition.
+_NOT_THE_USERS: Final = ("<frozen importlib.", importlib.__file__, str(Path(__file__).parents[1]) + os.sep)
 
 
 def load_service(where: str) -> Service:
