@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sagastream.client.definition import Definition
 from sagastream.core.definition import parse
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, SagastreamError, ServiceError
 from sagastream.service.loading import import_module
 from sagastream_bridge.definitions.positions import Position, positions
+
+if TYPE_CHECKING:
+    from sagastream.client.definition import Definition
 
 _MODULE_AND_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 #: The name of standard input.
@@ -28,7 +30,7 @@ class Document:
     """A definition or a saga_begin body as it is written: it may be wrong in every way but its syntax."""
 
     def __init__(
-        self, where: str, body: dict[str, Any], text: bytes | None = None, made: Definition | None = None
+        self, where: str, body: dict[str, Any], text: bytes | None = None, made: "Definition | None" = None
     ) -> None:
         """`where`: the file, or MODULE:NAME. `text`: of the file. `made`: the definition, if it was made in Python."""
         self.where = where
@@ -47,7 +49,7 @@ class Document:
         return bool({"name", "version"} & self.body.keys())
 
     @property
-    def definition(self) -> Definition:
+    def definition(self) -> "Definition":
         """The definition that it is. One that was made in Python knows the class of its input. Raises CannotRead if it
         is none, which says what is wrong."""
         if self._made is not None:
@@ -57,6 +59,9 @@ class Document:
             raise CannotRead(
                 f"{self.where}: {told if self.is_definition else f'it is a saga, not a definition: {told}'}"
             )
+        # Imported here: it takes the client, with its broker, which who looks at a file does not need.
+        from sagastream.client.definition import Definition
+
         try:
             return Definition.of(parse(self.body))
         except MalformedMessage as error:
@@ -118,8 +123,10 @@ def loaded(where: str) -> Any:
     return getattr(module, name)
 
 
-def _made(where: str) -> Definition:
+def _made(where: str) -> "Definition":
     """The definition that MODULE:NAME names, which has steps."""
+    from sagastream.client.definition import Definition
+
     made = loaded(where)
     if not isinstance(made, Definition):
         raise CannotRead(f"{where} is not a sagastream.Definition")
