@@ -459,7 +459,9 @@ def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Comma
 
 
 def test_a_terminal_that_lacks_characters_of_a_drawing_gets_all_the_rest(commands: Commands) -> None:
-    steps: list[dict[str, Any]] = [{"transaction": name, "service": "s", "after": [], "compensation": None} for name in ("Fly", "Sleep")]
+    steps: list[dict[str, Any]] = [
+        {"transaction": name, "service": "s", "after": [], "compensation": None} for name in ("Fly", "Sleep")
+    ]
     (commands.folder / "s.json").write_text(json.dumps({"saga_id": "s", "input": {}, "steps": steps}))
     drawn = commands.run("graph", "s.json", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
     assert (drawn.returncode, drawn.stderr) == (0, "")
