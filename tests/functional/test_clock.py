@@ -13,7 +13,7 @@ import redis
 from sagastream import Context, Service
 from sagastream.broker.entries import time_of
 from sagastream.broker.group_reader import GroupReader
-from sagastream.core.parsing import parse_begin, parse_signal
+from sagastream.core.parsing import parse_begin, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
@@ -256,6 +256,19 @@ def test_a_signal_in_time_is_waited_for_though_its_id_is_ahead_of_the_clock(scen
     until(lambda: now_ms(scene) > due_ms, what="the wait is over")
     turns_until(lambda: saga(scene).ended, scene.worker)
     assert (saga(scene).status, saga(scene).results) == (SagaStatus.COMPLETED, [1])
+
+
+def test_a_cancel_waits_for_a_begin_whose_id_is_ahead_of_the_clock(scene: Scene, clock: ServerClock) -> None:
+    """Another worker has read the begin, which was added before, and died."""
+    append_requests(scene.redis, [parse_begin({"saga_id": "s0", "steps": [do(1)]})])
+    turns_until(lambda: is_out(scene, "s0"), scene.worker)
+    clock.set_back(HOUR_MS)
+    append_requests(scene.redis, [parse_begin({"saga_id": "s1", "steps": [do(1)]})])
+    scene.redis.xreadgroup(ORCHESTRATOR_GROUP, "dead", {ONLY.requests: ">"})
+    cancel = parse_intervene({"type": "saga_cancel", "saga_id": "s1", "reason": "x", "now": True})
+    append_requests(scene.redis, [cancel])
+    turns_until(lambda: scene.client.get("s1") is not None and bool(saga(scene).interventions), scene.worker)
+    assert scene.redis.xlen(ONLY.quarantine) == 0
 
 
 def now_ms(scene: Scene) -> int:

@@ -22,7 +22,9 @@ class Order:
         self._client = client
         self._inbox = inbox
 
-    def begins_first(self, inputs: list[Input], states: Mapping[str, Found], streams: Streams) -> list[Input]:
+    def begins_first(
+        self, inputs: list[Input], states: Mapping[str, Found], streams: Streams, now_ms: int
+    ) -> list[Input]:
         """Hand back requests whose saga is not there, if a request to begin it may have been added before them. Returns
         the others."""
         begun = {event.saga_id for _, event in inputs if isinstance(event, Begin)}
@@ -36,14 +38,21 @@ class Order:
         ]
         if not early:
             return inputs
-        # In the same millisecond the begin counts as added before.
-        partitions = [streams.partition_of((entry, event)) for entry, event in early]
-        asked = [
-            ("XRANGE", partition.requests, "-", entry.added_ms, "COUNT", 1)
-            for partition, (entry, _) in zip(partitions, early, strict=True)
+        # In the same millisecond the begin counts as added before. If its id is ahead of the clock, the clock was set
+        # back, and nobody knows when it was added.
+        requests = [streams.partition_of((entry, event)).requests for entry, event in early]
+        before = [
+            ("XRANGE", stream, "-", entry.added_ms, "COUNT", 1)
+            for stream, (entry, _) in zip(requests, early, strict=True)
         ]
-        answers = wire.round_trip(self._client, asked)
-        waiting = {entry.at: entry for (entry, _), found in zip(early, answers, strict=True) if or_raise(found)}
+        ahead = [("XRANGE", stream, now_ms + 1, "+", "COUNT", 1) for stream in set(requests)]
+        answers = list(map(or_raise, wire.round_trip(self._client, [*before, *ahead])))
+        with_more = {words[1] for words, found in zip(ahead, answers[len(before) :], strict=True) if found}
+        waiting = {
+            entry.at: entry
+            for stream, (entry, _), found in zip(requests, early, answers[: len(before)], strict=True)
+            if found or stream in with_more
+        }
         if waiting:
             self._inbox.leases.leave_to_newer(list(waiting.values()))
         return [item for item in inputs if item[0] is None or item[0].at not in waiting]

@@ -305,7 +305,7 @@ class Orchestrator:
             inputs = self._services.admit(inputs)
         if Due in kinds:
             inputs = self._overdue.signals_first(inputs, states, self._read_streams, now_ms)
-        return self._order.begins_first(inputs, states, self._read_streams) if kinds & _TO_SAGA else inputs
+        return self._order.begins_first(inputs, states, self._read_streams, now_ms) if kinds & _TO_SAGA else inputs
 
 
 def _parts(inputs: Sequence[Input]) -> list[list[list[Input]]]:
