@@ -42,6 +42,14 @@ class _Happening(NamedTuple):
     state: SagaState  # with its time set so that the event can come
 
 
+class _After(NamedTuple):
+    """A saga after an event."""
+
+    state: SagaState
+    known: dict[str, bool]  # all answers to the questions that steps have asked
+    unbegun: int | None = None  # a step that should have begun by that, and could not
+
+
 class _Back(NamedTuple):
     """How a saga goes back after one happening."""
 
@@ -78,13 +86,13 @@ class _Exploration:
         self._ancestors = graph.ancestors(model.begin.steps)
 
     def explored(self) -> Explored:
-        for state, known in self._decided(None, self._model.begin, {}):
-            self._go_on(None, state, known, None, 0)
+        for after in self._decided(None, self._model.begin, {}):
+            self._go_on(None, after, None, 0)
         while self._waiting:
             going, answered = self._waiting.pop()
             for what, group, event, before in self._happenings(going):
-                for state, known in self._decided(before, event, dict(answered)):
-                    self._go_on(before, state, known, what, group)
+                for after in self._decided(before, event, dict(answered)):
+                    self._go_on(before, after, what, group)
         undone = tuple(row for group, what in sorted(self._back, key=_in_order) for row in self._rows(group, what))
         steps = range(1, len(self._model.groups_of) + 1)
         back = {number for row in undone for layer in row.order for some in layer for number in some.steps}
@@ -101,31 +109,49 @@ class _Exploration:
     # --- forward
 
     def _decided(
-        self, state: SagaState | None, event: Event, known: dict[str, bool]
-    ) -> Iterator[tuple[SagaState, dict[str, bool]]]:
-        """The states after an event, one for each answer to the questions that its steps ask; with all answers."""
+        self, state: SagaState | None, event: Event, answered: dict[str, bool], known: dict[str, bool] | None = None
+    ) -> Iterator[_After]:
+        """The saga after an event: for each answer to the questions that its steps ask, and for each step that may fail
+        to begin. `answered`: the answers that there are before; `known`: and those that are given now."""
+        known = answered if known is None else known
         model = self._model
         if model.begin.input is not None:
             data = answers(known, model.variables)
             event = replace(event, input=data) if isinstance(event, Begin) else event
             state = state and replace(state, input=data)
-        decision = decide(state, event, self._moment)
-        after = decision.state
-        assert isinstance(after, SagaState)
-        assert FAULT not in (decision.quarantine or ""), decision.quarantine
+        after = self._decide(state, event)
         asked = [(one, kind) for one, kind in model.asked(state, after) if one not in known]
         if not asked:
-            yield after, known
+            yield _After(after, known)
+            for number in model.may_not_have_begun(state, after, answered):
+                yield _After(self._without(number, state, event), known, number)
             return
         variable, kind = asked[0]
-        yield from self._decided(state, event, known | {variable: True})
+        yield from self._decided(state, event, answered, known | {variable: True})
         # Of those that are alike, the first ones are answered yes: which ones makes no difference.
-        yield from self._decided(state, event, known | {one: False for one, other in asked if other == kind})
+        yield from self._decided(state, event, answered, known | {one: False for one, other in asked if other == kind})
 
-    def _go_on(
-        self, before: SagaState | None, state: SagaState, known: dict[str, bool], what: What | None, group: int
-    ) -> None:
+    def _without(self, number: int, state: SagaState | None, event: Event) -> SagaState:
+        """The saga after an event if this step cannot begin: it asks for what is not there."""
+        definition = self._model.unbuildable(number)
+        if state is not None:
+            step = replace(state.steps[number - 1], definition=definition)
+            return self._decide(state.with_step(number, step), event)
+        assert isinstance(event, Begin)
+        steps = (*event.steps[: number - 1], definition, *event.steps[number:])
+        return self._decide(None, replace(event, steps=steps))
+
+    def _decide(self, state: SagaState | None, event: Event) -> SagaState:
+        decision = decide(state, event, self._moment)
+        assert isinstance(decision.state, SagaState)
+        assert FAULT not in (decision.quarantine or ""), decision.quarantine
+        return decision.state
+
+    def _go_on(self, before: SagaState | None, after: _After, what: What | None, group: int) -> None:
         """Note what has become of the saga. If it goes on, look into that later."""
+        state, known, unbegun = after
+        if unbegun is not None:
+            what, group = What.FAILS, self._model.groups_of[unbegun]
         self._note_parked(before, state, what)
         self._reached |= {self._model.groups_of[n] for n, step in enumerate(state.steps, 1) if step.phase not in _IDLE}
         if state.status is SagaStatus.COMPLETED:
@@ -178,7 +204,9 @@ class _Exploration:
         for number, step in enumerate(state.steps, 1):
             if step.parked is None or step.phase in UNDO or (before and before.steps[number - 1].parked is not None):
                 continue
-            happened = What.UNKNOWN if what is None or step.definition.kind is StepKind.PIVOT else what
+            happened = What.UNKNOWN if what is None else what
+            if what is What.FAILS and step.definition.kind is StepKind.PIVOT:
+                happened = What.CANCELLED  # or it would wait for a signal to be sent again
             after = {other for other, above in enumerate(self._ancestors, 1) if number in above}
             self._parks.setdefault((self._model.alike(number), happened), set()).update(after)
 
@@ -194,7 +222,9 @@ class _Exploration:
             for outcome in range(3):
                 for settled, known_then in self._settled(plain, known, outcome):
                     if settled.status in (SagaStatus.PENDING, SagaStatus.COMPLETED):
-                        self._go_on(settled, settled, known_then, None, group)  # its pivot was done, or is in doubt
+                        self._go_on(
+                            settled, _After(settled, known_then), None, group
+                        )  # its pivot was done, or is in doubt
                     else:
                         found[self._model.to_undo(settled)] = settled
                         self._note_end(settled)
@@ -209,8 +239,8 @@ class _Exploration:
             return
         number = next(number for number, step in enumerate(state.steps, 1) if step.phase is Phase.OUT)
         what, reply = _answers(number, state.steps[number - 1].command)[outcome]
-        for after, known_then in self._decided(state, reply, known):
-            self._note_parked(state, after, what)
+        for after, known_then, unbegun in self._decided(state, reply, known):
+            self._note_parked(state, after, what if unbegun is None else What.FAILS)
             yield from self._settled(after, known_then, outcome)
 
     def _note_end(self, state: SagaState) -> None:

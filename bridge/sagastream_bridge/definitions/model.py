@@ -4,7 +4,7 @@ Of branches that are alike (see symmetry.py), it makes no difference which is wh
 here, and a state is kept with such branches in one order: ten steps at once make tens of states, not millions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -25,7 +25,9 @@ NOW_MS: Final = 1
 _SERVICE: Final = "service"
 #: No attempt is made twice: what comes after the last attempt is the same, however many there were.
 _ONCE: Final = {"attempts": 1, "compensation_attempts": 1, "timeout_ms": 1000, "backoff_ms": 1000}
-
+#: It finds nothing: the input of a saga that is explored has only the answers to its questions.
+_NOTHING: Final = b'{"$ref":"/input/?"}'
+_UNDECIDABLE: Final = b'{"eq":[{"$ref":"/input/?"},true]}'
 
 #: What tells a state from others.
 Key = tuple[Any, ...]
@@ -56,6 +58,9 @@ class Model:
             guard._replace(holds_if=True) if guard is not None and guard.variable in self.private else guard
             for guard in self.guards
         ]
+        #: The steps that may fail before they begin. That is not as if they fail later: nothing begins beside them, and
+        #: they wait for no signal to be sent again.
+        self._may_not_begin = frozenset(number for number, one in enumerate(begin.steps, 1) if _is_built(one))
         self._before = [graph.before(one, number) for number, one in enumerate(begin.steps, 1)]
         self._alike, self.groups = symmetry(self._before, [self._facts(number) for number in range(len(begin.steps))])
         self._branches_of = {
@@ -99,8 +104,8 @@ class Model:
         shape = definition.shape
         condition = guard if guard is not None and guard.variable not in self.private else guard is not None
         waits = (shape.sends, shape.wait is None, shape.goes_on, shape.retry_on is None)
-        is_known = guard is not None or shape.when in (None, b"true")
-        return definition.kind, definition.retry_failed, undo is None, undo == NOBODY_KNOWS, waits, condition, is_known
+        known = (condition, guard is not None or shape.when in (None, b"true"), at + 1 in self._may_not_begin)
+        return definition.kind, definition.retry_failed, undo is None, undo == NOBODY_KNOWS, waits, known
 
     def canonical(self, state: SagaState) -> tuple[Key, SagaState]:
         """The state with branches that are alike in one order, and without what no decision depends on; and what tells
@@ -158,12 +163,36 @@ class Model:
         shapes = [step.definition.shape for step in state.steps if step.phase is Phase.WAITING]
         return {self._asked[shape.when] for shape in shapes if shape.when in self._asked}
 
+    def may_not_have_begun(self, before: SagaState | None, after: SagaState, answered: Iterable[str]) -> Iterator[int]:
+        """Of the steps that have begun in between, those that might have failed to. `answered`: the questions that were
+        answered before; those have an answer, whoever asks."""
+        known = set(answered)
+        for number, (was, step) in enumerate(zip(self._steps(before), after.steps, strict=True), 1):
+            if was.phase is not Phase.WAITING or step.phase is Phase.WAITING:
+                continue
+            question = self._asked.get(was.definition.shape.when)
+            may_fail = self.definitions[number - 1].shape.has_references or question not in known
+            if number in self._may_not_begin and may_fail and step.phase is not Phase.BYPASSED:
+                yield number
+            if question is not None:
+                known.add(question)
+
+    def unbuildable(self, number: int) -> StepDefinition:
+        """The same step, but it asks for what is not there."""
+        definition = self.begin.steps[number - 1]
+        changes: dict[str, Any] = {"when": _UNDECIDABLE}
+        if definition.shape.sends:
+            changes = {"has_references": True}
+        return replace(definition, params=_NOTHING, shape=replace(definition.shape, **changes))
+
+    def _steps(self, state: SagaState | None) -> tuple[Step, ...]:
+        return tuple([Step(definition=one) for one in self.begin.steps]) if state is None else state.steps
+
     def asked(self, before: SagaState | None, after: SagaState) -> list[tuple[str, Key]]:
         """The questions that were answered in between; each with what is the same for those of which it makes no
         difference which are answered yes."""
-        steps = [Step(definition=one) for one in self.begin.steps] if before is None else before.steps
         found = []
-        for number, step in enumerate(steps, 1):
+        for number, step in enumerate(self._steps(before), 1):
             has_begun = step.phase is Phase.WAITING and after.steps[number - 1].phase is not Phase.WAITING
             if has_begun and (variable := self._asked.get(step.definition.shape.when)) is not None:
                 alike = (
@@ -180,6 +209,12 @@ def _undo(definition: StepDefinition, published: Published | None) -> str | None
     if published is None:
         return "undo" if definition.compensation == AS_PUBLISHED else definition.compensation
     return undo_of(definition, published)
+
+
+def _is_built(definition: StepDefinition) -> bool:
+    """Whether a step can only begin if its references find something."""
+    shape = definition.shape
+    return shape.has_references or shape.when not in (None, b"true", b"false")
 
 
 def _guard(definition: StepDefinition) -> Guard | None:

@@ -142,6 +142,33 @@ def test_waits_and_retries() -> None:
     assert undone(found, What.FAILS, 3) == []  # it waits to be sent again
 
 
+def test_a_step_that_waits_to_be_sent_again_fails_if_it_cannot_be_sent() -> None:
+    retried = step(1, params={"$ref": "/input/of"}, retry_on="again", retry_within_ms=5)
+    found = explore(begin(step(), retried, step(2)))
+    assert undone(found, What.FAILS, 2) == [[[((1,), 1, 1)]]]
+    assert undone(found, What.DECLINED, 2) == [[[((2,), 1, 1)], [((1,), 1, 1)]]]
+
+
+def test_what_waits_fails_if_its_condition_cannot_be_decided() -> None:
+    by_age, by_size = ({"wait_ms": 5, "when": {"gt": [{"$ref": f"/input/{name}"}, 10]}} for name in ("age", "size"))
+    found = explore(begin(step(), by_age, step(2, **PIVOT), by_size))
+    assert undone(found, What.FAILS, 2) == [[[((1,), 1, 1)]]]
+    assert [tuple(park) for park in found.parks if park.steps == (4,)] == [(What.FAILS, (4,), ())]
+
+
+def test_beside_a_step_that_fails_before_it_is_sent_nothing_begins() -> None:
+    told = step(1, params={"$ref": "/input/of"})
+    found = explore(begin(step(), told, step(1, retry_on="again", retry_within_ms=5)))
+    assert undone(found, What.FAILS, 2) == [[[((3,), 0, 1)], [((1,), 1, 1)]]]
+
+
+def test_a_pivot_that_may_be_sent_again_is_parked_if_that_is_declined() -> None:
+    pay = step(1, **PIVOT, retry_on="topped_up", retry_within_ms=5)
+    found = explore(begin(step(), pay, step(2, **RETRIABLE)))
+    whats = {park.what for park in found.parks if park.steps == (2,)}
+    assert whats == {What.UNKNOWN, What.DECLINED, What.NOT_SIGNALLED, What.CANCELLED}
+
+
 def test_what_services_publish_counts() -> None:
     steps = [step() for _ in range(4)]
     for one, name in zip(steps, ("Reserve", "Look", "Pay", "Ship"), strict=True):
@@ -178,6 +205,21 @@ def test_a_long_chain_is_soon_done() -> None:
 # --- against all orders in which things can happen, one step at a time
 
 
+#: What a member of the input may be; None: it is not there, and no step can begin that asks for it.
+VALUES: tuple[bool | None, ...] = (True, False, None)
+
+
+def _inputs(request: Begin) -> Iterator[dict[str, bool]]:
+    """All inputs of which the steps of this saga take something. Of what is only copied, it makes no difference what it
+    is."""
+    asked = b"".join(one.shape.when or b"" for one in request.steps)
+    told = b"".join(one.params for one in request.steps)
+    some = {name: VALUES[: 3 * (f"/{name}".encode() in asked) or 1] for name in "ab"}
+    some |= {name: VALUES[::2][: 1 + (f"/{name}".encode() in told)] for name in "cd"}
+    for values in product(*some.values()):
+        yield {name: value for name, value in zip(some, values, strict=True) if value is not None}
+
+
 class Plainly:
     """The same by force: every event in every order, no step stands for another."""
 
@@ -186,12 +228,7 @@ class Plainly:
         self.back: dict[tuple[What, int], set[frozenset[int]]] = {}  # what may have to be undone, after each cause
         self.parks: set[tuple[What, int]] = set()
         self.ends: set[SagaStatus] = set()
-        todo: list[tuple[SagaState, frozenset[tuple[What, int]]]] = []
-        asked = b"".join(one.shape.when or b"" for one in request.steps)
-        for a, b in product((True, False)[: 1 + (b"/a" in asked)], (True, False)[: 1 + (b"/b" in asked)]):
-            first = decide(None, replace(request, input=json.dumps({"a": a, "b": b}).encode()), self.moment).state
-            assert isinstance(first, SagaState)
-            todo.append((self._plain(first), frozenset()))
+        todo = [self._begun(replace(request, input=json.dumps(one).encode())) for one in _inputs(request)]
         seen = set(todo)
         while todo:
             state, causes = todo.pop()
@@ -206,7 +243,9 @@ class Plainly:
                 goes_back = after.cancelling is not None or after.status is not SagaStatus.PENDING
                 was_forward = state.cancelling is None and state.status is SagaStatus.PENDING
                 then = causes
-                if was_forward:
+                if was_forward and (unbegun := self._unbegun(state, after)):
+                    then = unbegun
+                elif was_forward:
                     out = [n for n, one in enumerate(state.steps, 1) if one.phase is Phase.OUT or one.phase in AWAITS]
                     then = frozenset((What.CANCELLED, n) for n in out) if number == 0 else frozenset({(what, number)})
                 if not goes_back:
@@ -218,6 +257,15 @@ class Plainly:
                     seen.add(world)
                     todo.append(world)
 
+    def _begun(self, request: Begin) -> tuple[SagaState, frozenset[tuple[What, int]]]:
+        first = decide(None, request, self.moment).state
+        assert isinstance(first, SagaState)
+        unbegun = self._unbegun(None, first)
+        self._note_parked(None, first, What.FAILS, 0)
+        if first.status is not SagaStatus.PENDING:
+            self._note_back(first, unbegun)
+        return self._plain(first), unbegun
+
     def _note_back(self, state: SagaState, causes: frozenset[tuple[What, int]]) -> None:
         back = {n for n, one in enumerate(state.steps, 1) if one.phase in TO_UNDO and one.definition.compensation}
         if state.status is SagaStatus.COMPLETED:
@@ -225,12 +273,26 @@ class Plainly:
         for cause in causes:
             self.back.setdefault(cause, set()).add(frozenset(back))
 
-    def _note_parked(self, before: SagaState, after: SagaState, what: What, number: int) -> None:
-        for at, (was, one) in enumerate(zip(before.steps, after.steps, strict=True), 1):
-            if one.parked is not None and was.parked is None:
+    @staticmethod
+    def _unbegun(before: SagaState | None, after: SagaState) -> frozenset[tuple[What, int]]:
+        """The step before the pivot that could not begin."""
+        return frozenset(
+            (What.FAILS, at)
+            for at, one in enumerate(after.steps, 1)
+            if one.phase is Phase.FAILED and one.attempt == 0
+            if one.definition.shape.wait is None or b"has no member" in (one.error or b"")
+            if before is None or before.steps[at - 1].phase is Phase.WAITING
+        )
+
+    def _note_parked(self, before: SagaState | None, after: SagaState, what: What, number: int) -> None:
+        for at, one in enumerate(after.steps, 1):
+            was = None if before is None else before.steps[at - 1]
+            if one.parked is not None and (was is None or was.parked is None):
                 happened = What.UNDO_FAILS if one.phase in UNDO else what
-                if one.definition.kind is StepKind.PIVOT and one.phase not in UNDO:
-                    happened = What.UNKNOWN
+                if one.phase is Phase.PARKED and (was is None or was.phase is Phase.WAITING):
+                    happened = What.FAILS  # it has not begun
+                elif one.definition.kind is StepKind.PIVOT and happened is What.FAILS:
+                    happened = What.CANCELLED
                 self.parks.add((happened, at))
 
     def _events(self, state: SagaState) -> Iterator[tuple[What, int, Any, SagaState]]:
@@ -283,6 +345,7 @@ def sagas(draw: st.DrawFn) -> Begin:
     count = draw(st.integers(1, 5))
     pivot = draw(st.sampled_from([None, *range(1, count + 1)]))
     steps: list[dict[str, Any]] = []
+    unused = ["c", "d"]
     for number in range(1, count + 1):
         if pivot is not None and number == pivot:
             after: Any = range(1, number)
@@ -298,6 +361,8 @@ def sagas(draw: st.DrawFn) -> Begin:
             own: dict[str, Any] = {} if kind else {"compensation": draw(st.sampled_from(["Undo", "Undo", None]))}
             if kind is not RETRIABLE and draw(st.integers(0, 4)) == 0:
                 own |= {"retry_on": f"r{number}", "retry_within_ms": 1000}
+            if draw(st.integers(0, 3)) == 0:
+                own["params"] = {"$ref": f"/input/{unused.pop()}"} if unused else None
             steps.append(step(*sorted(after), **{**own, **kind}))
         if number != pivot and draw(st.integers(0, 3)) == 0:
             steps[-1]["when"] = draw(st.sampled_from([HOLDS_A, {"not": HOLDS_A}, HOLDS_B]))
@@ -330,12 +395,22 @@ def branched(draw: st.DrawFn) -> Begin:
 @example(begin(step(), step(1), step(), step(3), step(2, 4)))
 @example(begin(step(when=HOLDS_A), step(when={"not": HOLDS_A}), step(when=HOLDS_A)))
 @example(begin(step(when={"not": HOLDS_A}), step(1), step(when=HOLDS_B), step(3)))
+@example(begin(step(), step(1, params={"$ref": "/input/c"}, retry_on="r", retry_within_ms=5), step(1)))
+@example(begin(step(), step(1, when=HOLDS_A), step(1, retry_on="r", retry_within_ms=5)))
+@example(begin(step(), {"wait_ms": 5, "when": HOLDS_A}, step(2, **PIVOT), {"wait_ms": 5, "when": HOLDS_B}))
+@example(begin(step(), step(1, **PIVOT, retry_on="r", retry_within_ms=5)))
 def test_what_is_found_is_what_all_orders_lead_to(request: Begin) -> None:
     found, plainly, groups = explore(request), Plainly(request), Model(request, None).groups
     assert set(found.ends) == plainly.ends
-    assert {(row.what, number) for row in found.undone for number in row.steps} == plainly.back.keys()
+    # Of steps that are alike, it may be that only the first one can fail: if they have the same condition, it is the
+    # first to ask.
+    backs: dict[tuple[What, tuple[int, ...]], set[frozenset[int]]] = {}
     for (what, number), back in plainly.back.items():
-        rows = [row for row in found.undone if row.what == what and number in row.steps]
+        (at,) = (group for group in groups if number in group)
+        backs.setdefault((what, at), set()).update(back)
+    assert {(row.what, row.steps) for row in found.undone} == backs.keys()
+    for (what, at), back in backs.items():
+        rows = [row for row in found.undone if (row.what, row.steps) == (what, at)]
         for group in groups:
             counts = [len(one & set(group)) for one in back]
             some = [[one for layer in row.order for one in layer if one.steps == group] for row in rows]
@@ -344,7 +419,8 @@ def test_what_is_found_is_what_all_orders_lead_to(request: Begin) -> None:
             assert max(least) <= min(counts)
             if all(len(row) == 1 for row in some):
                 assert set(least) == {min(counts)}
-    assert {(park.what, number) for park in found.parks for number in park.steps} == plainly.parks
+    parks = {(what, group) for what, number in plainly.parks for group in groups if number in group}
+    assert {(park.what, park.steps) for park in found.parks} == parks
 
 
 # --- how long
