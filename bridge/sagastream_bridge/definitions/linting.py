@@ -10,7 +10,7 @@ from sagastream.core.pointers import below, tokens_of
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
 from sagastream.errors import SettingsError
 from sagastream_bridge.definitions.documents import Document
-from sagastream_bridge.definitions.inputs import in_example, in_schema
+from sagastream_bridge.definitions.inputs import in_example, in_saga, in_schema
 from sagastream_bridge.definitions.known import Known, Services
 from sagastream_bridge.definitions.lasting import shortest_safe_deadline_ms
 from sagastream_bridge.definitions.mending import mended
@@ -54,6 +54,8 @@ def lint(document: Document, known: Known) -> Linted:
         found += _needless(steps, begin, services)
         if document.is_definition:
             found += in_schema(document.body, steps)
+        else:
+            found += in_saga(begin)
     return Linted(sorted(dict.fromkeys(found), key=lambda problem: _place(document, problem)), not_checked)
 
 

@@ -301,6 +301,50 @@ def test_without_the_package_the_schema_is_not_checked(monkeypatch: pytest.Monke
     assert why.endswith("pip install 'sagastream[schema]'")
 
 
+NOTHING = "/input/zzz: there is nothing there (input has no member zzz)"
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "path", "text"),
+    [
+        ({"params": {"$ref": "/input/zzz"}}, Code.REFERENCE, "/params/$ref", NOTHING),
+        ({"params": {"a": {"$concat": ["x", {"$ref": "/input/l/2"}]}}}, Code.REFERENCE, "/params/a/$concat/1/$ref",
+         "/input/l/2: there is nothing there (input/l has 2 items, and the index 2 is too high)"),
+        ({"params": [{"$concat": ["x", {"$concat": [{"$ref": "/input/l"}]}]}]}, Code.REFERENCE,
+         "/params/0/$concat/1/$concat", "/input/l: a list cannot be joined to a text"),
+        ({"params": [{"$ref": "/input/big"}] * 6}, Code.REFERENCE, "/params",
+         "/input/big: too large: what is built has more than 1047552 bytes"),
+        ({"compensation": "Undo", "compensation_params": {"$ref": "/input/zzz"}}, Code.REFERENCE,
+         "/compensation_params/$ref",
+         f"{NOTHING}, so its undo would be parked, and no retry would help"),
+        ({"when": {"gt": [{"$ref": "/input/age"}, 10]}}, Code.CONDITION, "/when",
+         "when: /gt: a text (/input/age) and a number have no order; only two numbers or two texts have"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_of_the_input_of_one_saga(
+    members: dict[str, Any], code: Code, path: str, text: str
+) -> None:
+    data = {"n": 1, "l": [1, 2], "age": "12", "big": "x" * 200_000}
+    body = {"saga_id": "bad", "input": data, "steps": [step("a"), step("b", "a", **members)]}
+    assert problems(body) == [Problem(code, f"/steps/1{path}", text)]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"params": {"$ref": "/input/l/1"}},
+        {"params": {"$ref": "/input/zzz", "default": 1}},
+        {"params": {"$concat": [{"$ref": "/saga/id"}, {"$ref": "/steps/a/result/id"}]}},
+        {"params": {"$ref": "/input/zzz"}, "when": {"exists": {"$ref": "/input/zzz"}}},
+        {"params": {"$ref": "/input/zzz"}, "when": {"eq": [{"$ref": "/steps/a/result/by"}, "air"]}},
+        {"compensation": "Undo", "compensation_params": [{"$ref": "/failure/error/code"}, {"$ref": "/steps/b/result"}]},
+    ],
+)
+def test_what_can_be_made_of_it_or_depends_on_steps(members: dict[str, Any]) -> None:
+    body = {"saga_id": "good", "input": {"l": [1, 2]}, "steps": [step("a"), step("b", "a", **members)]}
+    assert problems(body) == []
+
+
 def test_other_content_under_the_same_version() -> None:
     body = {"name": "o", "version": 3, "steps": [step("a")]}
     other = parse(body | {"steps": [step("b")]})

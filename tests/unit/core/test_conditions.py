@@ -172,13 +172,19 @@ NO_ORDER = "have no order; only two numbers or two texts have"
 @pytest.mark.parametrize(
     ("condition", "text"),
     [
-        ({"gt": [at("name"), 5]}, f"/gt: a text and a number {NO_ORDER}"),
-        ({"not": {"lt": [5, at("name")]}}, f"/not/lt: a number and a text {NO_ORDER}"),
-        ({"all": [True, {"le": [at("yes"), at("no")]}]}, f"/all/1/le: a boolean and a boolean {NO_ORDER}"),
-        ({"any": [False, {"ge": [at("null"), 0]}]}, f"/any/1/ge: null and a number {NO_ORDER}"),
-        ({"ge": [at("items"), at("one")]}, f"/ge: a list and an object {NO_ORDER}"),
-        ({"in": [1, at("name")]}, "/in: in takes a value and a list, and the second is a text"),
-        ({"not": {"in": ["a", at("one")]}}, "/not/in: in takes a value and a list, and the second is an object"),
+        ({"gt": [at("name"), 5]}, f"/gt: a text (/input/name) and a number {NO_ORDER}"),
+        ({"not": {"lt": [5, at("name")]}}, f"/not/lt: a number and a text (/input/name) {NO_ORDER}"),
+        (
+            {"all": [True, {"le": [at("yes"), at("no")]}]},
+            f"/all/1/le: a boolean (/input/yes) and a boolean (/input/no) {NO_ORDER}",
+        ),
+        ({"any": [False, {"ge": [at("null"), 0]}]}, f"/any/1/ge: null (/input/null) and a number {NO_ORDER}"),
+        ({"ge": [at("items"), at("one")]}, f"/ge: a list (/input/items) and an object (/input/one) {NO_ORDER}"),
+        ({"in": [1, at("name")]}, "/in: in takes a value and a list, and the second is a text (/input/name)"),
+        (
+            {"not": {"in": ["a", at("one")]}},
+            "/not/in: in takes a value and a list, and the second is an object (/input/one)",
+        ),
         ({"eq": [at("card"), 1]}, "/input/card: a sealed value cannot be compared"),
         ({"ne": [[], at("deep")]}, "/input/deep: a sealed value cannot be compared"),
         ({"ne": [at("deep"), []]}, "/input/deep: a sealed value cannot be compared"),

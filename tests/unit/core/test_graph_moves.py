@@ -269,7 +269,9 @@ def test_a_saga_whose_steps_are_all_bypassed_is_completed_at_its_begin() -> None
 def test_a_condition_that_cannot_be_told_fails_its_step_and_nothing_beside_it_has_begun() -> None:
     cheap = {"lt": [{"$ref": "/input/n"}, 5]}
     story = given_graph(do("a"), do("b"), do("c", after=["a"], when=cheap), input={"n": "5"})
-    why = "Step 3 (c) failed: when: /lt: a text and a number have no order; only two numbers or two texts have"
+    why = (
+        "Step 3 (c) failed: when: /lt: a text (/input/n) and a number have no order; only two numbers or two texts have"
+    )
     story.when("A_ok", 1).expect_status("COMPENSATING", why).expect_all_sent("UnA 1")
     story.expect_phases("UNDO_OUT", "WAITING", "FAILED")
 

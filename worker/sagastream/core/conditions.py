@@ -228,11 +228,13 @@ class _Comparison(NamedTuple):
         if name in _ORDERS:
             if (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other)):
                 return bool(_ORDERS[name](one, other))
-            kinds = f"{kind_of(one)} and {kind_of(other)}"
+            kinds = f"{self._kind(one, where)} and {self._kind(other, there)}"
             raise CannotBuild(f"{shown(path)}: {kinds} have no order; only two numbers or two texts have")
         if name == "in":
             if not isinstance(other, list):
-                raise CannotBuild(f"{shown(path)}: in takes a value and a list, and the second is {kind_of(other)}")
+                raise CannotBuild(
+                    f"{shown(path)}: in takes a value and a list, and the second is {self._kind(other, there)}"
+                )
             if isinstance(one, dict | list):
                 look.take(encode(one), where)
             look.take(encode(other), there)
@@ -241,6 +243,11 @@ class _Comparison(NamedTuple):
             look.take(encode(one), where)
             look.take(encode(other), there)
         return _equal(one, other) is (name == "eq")
+
+    def _kind(self, value: Any, where: str) -> str:
+        """What kind of value it is, and the reference that has found it."""
+        is_constant = where.startswith(f"{self.path}/")
+        return kind_of(value) if is_constant else f"{kind_of(value)} ({shown(where)})"
 
 
 def _check_open(value: Any, where: str) -> None:
