@@ -79,7 +79,8 @@ def test_begin_says_what_is_wrong_with_a_saga(commands: Commands, given: str, co
 def test_begin_without_a_worker_is_durable_and_says_so(commands: Commands) -> None:
     done = commands.run("begin", "-", given=json.dumps(GOOD))
     assert (done.returncode, done.stdout) == (0, "good accepted\n")
-    assert "no worker is running" in done.stderr
+    told = f"no worker is running in the store {commands.home}; the saga waits for one: sagastream worker\n"
+    assert done.stderr == told
     done = commands.run("show", "good")
     assert done.returncode == 1
     assert (
@@ -89,6 +90,23 @@ def test_begin_without_a_worker_is_durable_and_says_so(commands: Commands) -> No
     done = commands.run("begin", "-", "--wait", "--timeout", "0.3", given=json.dumps(GOOD))
     assert done.returncode == 1
     assert "saga good has not ended within 0.3 s" in done.stderr
+
+
+def test_who_is_in_a_folder_below_is_told_of_the_other_store(commands: Commands) -> None:
+    commands.run("begin", "-", given=json.dumps(GOOD))
+    above, home = commands.folder, commands.home
+    commands.folder = above / "below"
+    commands.folder.mkdir()
+    there = f"go to the folder in which sagastream runs (there is a store for {above.resolve()}), or set"
+    assert there in commands.run("show", "good").stderr
+    done = commands.run("begin", "-", given=json.dumps(GOOD))
+    assert done.returncode == 0
+    first, second = done.stderr.splitlines()
+    assert f"no worker is running in the store {commands.home}; " in first
+    other = f"that of {above.resolve()} is another one: SAGASTREAM_HOME={home}"
+    assert second == f"this store is for the current folder; {other}"
+    named = commands.run("begin", "-", given=json.dumps(GOOD), SAGASTREAM_HOME=str(home))
+    assert named.stderr == f"no worker is running in the store {home}; the saga waits for one: sagastream worker\n"
 
 
 def test_show_explains_a_saga_that_waits(server: Server, commands: Commands) -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sagastream.errors import DefinitionError as DefinitionError
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import NewerFormat as NewerFormat
+    from sagastream.errors import PackageMissing as PackageMissing
     from sagastream.errors import Reject as Reject
     from sagastream.errors import RequestRefused as RequestRefused
     from sagastream.errors import SagaAborted as SagaAborted
@@ -84,6 +85,7 @@ _WHERE = {
     "Keyring": "codecs.keyring",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
+    "PackageMissing": "errors",
     "PauseRequest": "client.requests",
     "Reference": "client.expressions",
     "Refused": "client.requests",
@@ -141,6 +143,7 @@ __all__ = [
     "Keyring",
     "MalformedMessage",
     "NewerFormat",
+    "PackageMissing",
     "PauseRequest",
     "Reference",
     "Refused",

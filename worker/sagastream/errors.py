@@ -141,6 +141,10 @@ class SettingsError(SagastreamError):
     read. Waiting does not help."""
 
 
+class PackageMissing(SettingsError):
+    """A package is not installed that only some need. The text names it, and says how to install it."""
+
+
 class ServiceError(SagastreamError):
     """A service is declared in a way that is not allowed, or cannot be loaded from MODULE:NAME."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, safe
+from sagastream_bridge.commands.context import finite, json_or_file, opened, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,19 +133,15 @@ def _number_or_id(_context: click.Context, _option: click.Parameter, value: str 
 @click.command()
 @click.argument("saga_id", metavar="ID")
 @click.argument("name")
-@click.option("--payload", metavar="JSON", help="The result of the step that waits; any JSON value  [default: null]")
+@click.option(
+    "--payload", metavar="JSON|@FILE", help="The result of the step that waits; any JSON value  [default: null]"
+)
 @click.option("--decline", metavar="TEXT", help="In place of a payload: why the step fails; it stays with the saga.")
 @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
 @timeout_option
 def signal(saga_id: str, name: str, payload: str | None, by: str | None, **options: Any) -> None:
     """Send the signal NAME to a saga: one of its steps waits for it, or will wait for it."""
-    from sagastream.core.strict_json import decode
-    from sagastream.errors import MalformedMessage
-
-    try:
-        value = None if payload is None else decode(payload.encode())
-    except MalformedMessage as error:
-        raise click.UsageError(safe(f"--payload: {error}")) from None
+    value = None if payload is None else json_or_file(payload, "--payload")
 
     def ask(client: "SagaClient") -> "SagaState":
         signaller = user_at_host() if by is None else by

@@ -11,8 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -22,12 +23,14 @@ from sagastream_bridge.commands import variables
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
+    from sagastream_bridge.definitions.documents import Document
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
-class WrongSetting(click.ClickException):
-    """Wrong usage, told without the usage of the command, which does not tell of the environment."""
+class WrongUsage(click.ClickException):
+    """Wrong usage, told without the usage of the command, which does not tell of the environment, of files or of
+    modules."""
 
     exit_code = click.UsageError.exit_code
 
@@ -60,7 +63,8 @@ def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]
 @contextmanager
 def orderly() -> Iterator[None]:
     """Runs a command: a signal ends it in order, so that nothing is left running. An error that a user can cause or
-    mend is one line on stderr, with exit code 1; with exit code 2 if an environment variable has a wrong value."""
+    mend is one line on stderr, with exit code 1; with exit code 2 if an environment variable has a wrong value, or if
+    there is nothing at a place that was named."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -68,7 +72,7 @@ def orderly() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     import redis
 
-    from sagastream.errors import SagastreamError, SettingsError
+    from sagastream.errors import PackageMissing, SagastreamError, SettingsError
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         _on_signals(_terminated)
@@ -76,8 +80,10 @@ def orderly() -> Iterator[None]:
         log_output.write_to_stderr()
         _look_at_the_environment()
         yield
+    except PackageMissing as error:
+        raise click.ClickException(safe(str(error))) from None
     except SettingsError as error:
-        raise WrongSetting(safe(str(error))) from None
+        raise WrongUsage(safe(str(error))) from None
     except BrokenPipeError:
         # The reader has stopped reading: say nothing, and nothing at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -189,6 +195,38 @@ def finite(_: click.Context, __: click.Parameter, value: float | None) -> float 
 def counted(number: int, one: str) -> str:
     """A number of things, in words: `one` is what one of them is called."""
     return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
+def content(file: str) -> bytes:
+    """What stands in a file that a person names; - is standard input. Raises WrongUsage if it cannot be read."""
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise WrongUsage(safe(f"{file}: {error.strerror or error}")) from None
+
+
+def json_or_file(text: str, option: str) -> Any:
+    """The value of an option that is JSON or, as @FILE, a file that holds it. Raises WrongUsage, and UsageError."""
+    from sagastream.core.strict_json import decode
+    from sagastream.errors import MalformedMessage
+
+    if text == "@":
+        raise click.UsageError(f"{option}: the name of a file is missing behind @")
+    try:
+        return decode(content(text[1:]) if text.startswith("@") else text.encode())
+    except MalformedMessage as error:
+        raise click.UsageError(safe(f"{option}: {error}")) from None
+
+
+def document_at(where: str) -> "Document":
+    """The definition or the saga that a person names: a file, - for standard input, or MODULE:NAME. Raises WrongUsage
+    if nothing is there, and CannotRead if it is something else."""
+    from sagastream_bridge.definitions.documents import NothingThere, read
+
+    try:
+        return read(where)
+    except NothingThere as error:
+        raise WrongUsage(safe(str(error))) from None
 
 
 def redis_cli(broker: "Broker") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import counted, opened, orderly, safe, width
+from sagastream_bridge.commands.context import counted, document_at, opened, orderly, safe, width
 
 if TYPE_CHECKING:
     from sagastream_bridge.definitions.documents import Document
@@ -43,9 +43,7 @@ def _document(source: str) -> "Iterator[Document]":
     """The document that a person names, while a command looks at it."""
     try:
         with orderly():
-            from sagastream_bridge.definitions.documents import read
-
-            yield read(source)
+            yield document_at(source)
     except click.UsageError:
         raise
     except click.ClickException as error:

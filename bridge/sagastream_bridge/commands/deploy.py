@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, orderly, safe
+from sagastream_bridge.commands.context import document_at, opened, orderly, safe
 
 if TYPE_CHECKING:
     from sagastream.store.definitions import Deployed
@@ -24,10 +24,9 @@ def deploy(source: str, by: str | None) -> None:
     from sagastream.client.definition import deployable
     from sagastream.errors import MalformedMessage
     from sagastream_bridge.commands.ask import user_at_host
-    from sagastream_bridge.definitions.documents import read
 
     with orderly():
-        document = read(source)
+        document = document_at(source)
         definition = document.definition
         try:
             deployable(definition)

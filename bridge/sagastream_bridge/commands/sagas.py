@@ -68,7 +68,10 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
         request = asked.request(client, patience.read)
         accepted = patience.begun(client, request)
         if patience.is_workerless(keys):
-            click.echo("no worker is running; the saga waits for one: sagastream worker", err=True)
+            where = f"no worker is running in the store {broker.store}"
+            click.echo(safe(f"{where}; the saga waits for one: sagastream worker"), err=True)
+            if (above := broker.also_above) is not None:
+                click.echo(safe(above), err=True)
         if not wait:
             click.echo(f"{request.saga_id} accepted")
             return

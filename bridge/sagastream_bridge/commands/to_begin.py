@@ -1,6 +1,5 @@
 """Which saga `sagastream begin` is asked for: that of a file, or one of a definition."""
 
-import sys
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import safe
+from sagastream_bridge.commands.context import document_at, json_or_file, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,15 +27,15 @@ class ToBegin:
         self, what: str, *, data: str | None, saga_id: str | None, version: int | None, start_at: str | None
     ) -> None:
         """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
-        or @FILE. Raises click.ClickException, CannotRead and MalformedMessage if this cannot be a saga, SettingsError
-        if the package is missing that checks its input, and OSError."""
+        or @FILE. Raises click.ClickException, CannotRead and MalformedMessage if this cannot be a saga, and
+        PackageMissing if there is no package that checks its input."""
         from sagastream.core.messages import is_service
 
         if what == _STDIN and data == f"@{_STDIN}":
             raise click.UsageError("- and --input @- are both standard input: put one of them into a file")
         self._name = what
         self._version = version
-        self._data = _read_input(data)
+        self._data = None if data is None else json_or_file(data, "--input")
         self._saga_id = saga_id
         self._start_at = None if start_at is None else _moment(start_at)
         self._begin: Begin | None = None
@@ -48,7 +47,7 @@ class ToBegin:
     def request(self, client: "SagaClient", patiently: "Callable[[Callable[[], Definition]], Definition]") -> "Begin":
         """The request to begin the saga. A definition that stands in no file is read from the store, `patiently`.
 
-        Raises DefinitionError if there is none, MalformedMessage, SettingsError and redis.RedisError."""
+        Raises DefinitionError if there is none, MalformedMessage, PackageMissing and redis.RedisError."""
         if self._begin is not None:
             return self._begin
         return self._saga_of(patiently(lambda: client.definition(self._name, self._version)))
@@ -67,12 +66,8 @@ class ToBegin:
     def _read(self, where: str) -> None:
         from sagastream.core.parsing import parse_begin
         from sagastream.errors import MalformedMessage
-        from sagastream_bridge.definitions.documents import read
 
-        try:
-            document = read(where)
-        except OSError as error:
-            raise click.UsageError(safe(f"{where}: {error.strerror or error}")) from None
+        document = document_at(where)
         without: dict[str, Any] = {"--version": self._version}
         if not document.is_definition:
             without |= {"--input": self._data, "--id": self._saga_id, "--start-at": self._start_at}
@@ -109,21 +104,3 @@ def _moment(text: str) -> datetime:
     if not _EARLIEST < moment <= latest:
         raise click.UsageError(safe(f"--start-at: {text} is not between {_EARLIEST:%Y-%m-%d} and {latest:%Y-%m-%d}"))
     return moment
-
-
-def _read_input(data: str | None) -> Any:
-    from sagastream.core.strict_json import decode
-    from sagastream.errors import MalformedMessage
-
-    if data is None:
-        return None
-    try:
-        return decode(_content(data[1:]) if data.startswith("@") else data.encode())
-    except MalformedMessage as error:
-        raise click.UsageError(safe(f"--input: {error}")) from None
-
-
-def _content(file: str) -> bytes:
-    if not file:
-        raise click.UsageError("--input: the name of a file is missing behind @")
-    return sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()

@@ -26,6 +26,10 @@ class CannotRead(SagastreamError):
     """There is nothing at the place that was named, or it is not a definition or a saga_begin body."""
 
 
+class NothingThere(CannotRead):
+    """There is nothing at that place, or it cannot be opened."""
+
+
 class Document:
     """A definition or a saga_begin body as it is written: it may be wrong in every way but its syntax."""
 
@@ -90,13 +94,16 @@ class Document:
 
 
 def read(where: str) -> Document:
-    """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead, and OSError."""
+    """The document at this place: a file, - for standard input, or MODULE:NAME. Raises CannotRead."""
     if ":" in where and not _MODULE_AND_NAME.fullmatch(where) and not Path(where).exists():
-        raise CannotRead(f"{where} is neither a file nor MODULE:NAME, like shop.sagas:order")
+        raise NothingThere(f"{where} is neither a file nor MODULE:NAME, like shop.sagas:order")
     if not is_file(where):
         made = _made(where)
         return Document(where, made.parsed.body, made=made)
-    text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
+    try:
+        text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
+    except OSError as error:
+        raise NothingThere(f"{where}: {error.strerror or error}") from None
     called = "standard input" if where == STDIN else where
     return Document(called, _object(called, text), text)
 
@@ -115,11 +122,11 @@ def loaded(where: str) -> Any:
         with redirect_stdout(sys.stderr):  # what a module prints is not what the command prints
             module = import_module(module_name)
     except ServiceError as error:
-        raise CannotRead(str(error)) from error
+        raise NothingThere(str(error)) from error
     finally:
         sys.path.remove(here)
     if not hasattr(module, name):
-        raise CannotRead(f"{module_name} has no {name}")
+        raise NothingThere(f"{module_name} has no {name}")
     return getattr(module, name)
 
 

@@ -35,7 +35,7 @@ _PLAIN_TYPES: Final = ("string", "number", "integer", "boolean", "null")
 
 def in_example(body: Mapping[str, Any], *, begins: bool) -> Iterator[Problem]:
     """What is wrong in the schema, or in an example of an input. `begins`: whether a saga with such an input should
-    begin, since nothing is wrong in the steps. Raises SettingsError if the package is missing that can tell."""
+    begin, since nothing is wrong in the steps. Raises PackageMissing if the package is missing that can tell."""
     about = {name: body[name] for name in ("input", "example") if name in body}
     try:
         definition = parse({"name": "any", "version": 1, "steps": [{}]} | about)

@@ -19,7 +19,7 @@ def with_steps(client: SagaClient, body: dict[str, Any]) -> dict[str, Any]:
     `version` says.
 
     Raises MalformedMessage, which says what is wrong and where; DefinitionError: there is no such definition;
-    SettingsError: the package that checks its input is not installed; and redis.RedisError.
+    PackageMissing: the package that checks its input is not installed; and redis.RedisError.
     """
     checked_object(body, "the body", _MEMBERS)
     version = limit(body["version"], "version", "the body", MAX_VERSION) if "version" in body else None

@@ -1,15 +1,18 @@
 """Which saga `sagastream begin` is asked for."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Begin
 from sagastream.errors import MalformedMessage
+from sagastream_bridge.commands.main import cli
 from sagastream_bridge.commands.to_begin import ToBegin
 from sagastream_bridge.definitions.documents import CannotRead
 
@@ -139,3 +142,12 @@ def test_a_saga_has_its_id_and_its_input() -> None:
         begin(saved(body), {}, saga_id=None)
     with pytest.raises(click.UsageError, match=r"--version does not go with .* one version of a definition"):
         begin(saved({"name": "order", "version": 1, "steps": STEPS}), version=2)
+
+
+def test_a_missing_package_is_no_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    where = saved({"name": "order", "version": 1, "input": {"const": "of this test alone"}, "steps": STEPS})
+    for command in (["begin", where], ["deploy", where]):
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 1
+        assert result.stderr.endswith("the package jsonschema, which checks that, is missing: pip install jsonschema\n")

@@ -344,7 +344,7 @@ def test_without_the_package_that_checks_it_one_line_says_what_to_install(monkey
         order.saga({}, saga_id="order-1")
     assert str(error.value) == (
         "the definition order says what its input must be, and the package jsonschema, which checks that, is missing: "
-        "pip install 'sagastream[schema]'"
+        "pip install jsonschema"
     )
     assert with_a_step().saga({}, saga_id="order-1")["input"] == {}  # nothing is to be checked
 

@@ -13,7 +13,16 @@ from redis.retry import Retry
 
 from sagastream.broker import exchange, server, urls
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.home import FORMER_IS_OPEN, HOME_VARIABLE, Home, default_home, former_home, move, named_home
+from sagastream.broker.home import (
+    FORMER_IS_OPEN,
+    HOME_VARIABLE,
+    Home,
+    default_home,
+    former_home,
+    home_above,
+    move,
+    named_home,
+)
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log
 
@@ -110,6 +119,14 @@ class Broker:
         its prefix, if that is not the usual one."""
         where = str(self.embedded.home) if self.embedded is not None else self.shown_url
         return where if self.prefix == DEFAULT_PREFIX else f"{where} with the prefix {self.prefix}"
+
+    @property
+    def also_above(self) -> str | None:
+        """If the store is that of the current folder, and a folder above has one too: that, as a sentence."""
+        if self.embedded is None or (above := _above(self.embedded.home)) is None:
+            return None
+        folder, home = above
+        return f"this store is for the current folder; that of {folder} is another one: {HOME_VARIABLE}={home}"
 
     def _connected(self, connection: Any) -> None:
         connection.on_connect()  # as redis-py has it by default
@@ -234,10 +251,20 @@ def _home(*, create: bool) -> Path:
     return home
 
 
+def _above(home: Home) -> tuple[Path, Path] | None:
+    """The folder above the current one that has a home, and that home; None: there is none, or this home is not that of
+    the current folder."""
+    with suppress(BrokerError):  # the current folder cannot be read, so this home is not its own
+        if home.path == default_home():
+            return home_above()
+    return None
+
+
 def _no_store(home: Home) -> str:
-    text = (
-        f"there is no store in {home}: go to the folder in which sagastream runs, or set {HOME_VARIABLE} or REDIS_URL"
-    )
+    where = "the folder in which sagastream runs"
+    if (above := _above(home)) is not None:
+        where += f" (there is a store for {above[0]})"
+    text = f"there is no store in {home}: go to {where}, or set {HOME_VARIABLE} or REDIS_URL"
     if named_home() is None and (former := former_home()) is not None:
         text += f"; {former} is not used, since {FORMER_IS_OPEN}; if it is yours: {move(former, home.path)}"
     return text

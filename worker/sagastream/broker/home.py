@@ -123,6 +123,19 @@ def named_home() -> Path | None:
 def default_home() -> Path:
     """The home for the current folder: in the state folder of this user, by machine and folder. Raises BrokerError if
     there is no such folder."""
+    return home_of(*_here_and_state())
+
+
+def home_above() -> tuple[Path, Path] | None:
+    """The nearest folder above the current one in which sagastream has run, and its home; None: there is none. Raises
+    BrokerError as `default_home` does."""
+    here, state = _here_and_state()
+    homes = ((folder, home_of(folder, state)) for folder in here.parents)
+    return next(((folder, home) for folder, home in homes if os.path.lexists(home / "appendonlydir")), None)
+
+
+def _here_and_state() -> tuple[Path, Path]:
+    """The current folder, and the state folder of this user."""
     try:
         here = Path.cwd()
         state = Path(os.environ.get("XDG_STATE_HOME") or "")
@@ -132,7 +145,7 @@ def default_home() -> Path:
         raise BrokerError(f"the current folder cannot be read: {error.strerror}; set {HOME_VARIABLE}") from None
     except RuntimeError:  # there is neither HOME nor an entry for this user
         raise BrokerError(f"it is not known where your home folder is; set {HOME_VARIABLE} or HOME") from None
-    return home_of(here, state)
+    return here, state
 
 
 def home_of(folder: Path, state: Path) -> Path:

@@ -127,7 +127,7 @@ class SagaClient:
         Raises:
             MalformedMessage: the request is not valid; the text says what is wrong, and where. Nothing was sent.
             RequestRefused: another saga has the id. Nothing was sent.
-            SettingsError: the input cannot be checked, because a package is not installed. Nothing was sent.
+            PackageMissing: the input cannot be checked, because a package is not installed. Nothing was sent.
             UnreadableSaga: the saga with this id cannot be read. Nothing was sent.
             redis.RedisError: the broker is away. The request may have arrived or not, so call again with the same id.
             TypeError: an argument is of the wrong kind, or `start_at` has no time zone.
@@ -365,7 +365,7 @@ class SagaClient:
         Raises:
             DefinitionError: the store has other content under this version.
             MalformedMessage: its schema is not a JSON Schema, or its example is not as the schema says.
-            SettingsError: it has a schema, and the package that checks it is not installed.
+            PackageMissing: it has a schema, and the package that checks it is not installed.
             redis.exceptions.NoPermissionError: the user has not the role deployer.
             redis.RedisError: the broker is away. Deploy it again: nothing is done twice.
         """

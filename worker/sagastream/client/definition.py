@@ -210,7 +210,7 @@ class Definition:
     def checked(self, data: Any) -> dict[str, Any]:
         """The input of a saga as its steps see it: as JSON and, if the definition names a class, with its defaults.
 
-        Raises MalformedMessage if it is not as the definition says, with the place; and SettingsError if the package
+        Raises MalformedMessage if it is not as the definition says, with the place; and PackageMissing if the package
         that checks it is not installed."""
         found = self._as_json(data, "input")
         if self._model is None:
@@ -264,7 +264,7 @@ def requested(*args: Any, **named: Any) -> Begin:
 
 def deployable(definition: Definition) -> SagaDefinition:
     """The definition to be kept in a store. Raises MalformedMessage if its schema is not a JSON Schema, or its example
-    is not as the schema says; and SettingsError if the package that checks this is not installed."""
+    is not as the schema says; and PackageMissing if the package that checks this is not installed."""
     parsed = definition.parsed
     check_schema(parsed)
     if parsed.example is not None:

@@ -1,4 +1,4 @@
-"""Checks the input of sagas against the JSON Schema of their definition. Needs the extra `sagastream[schema]`."""
+"""Checks the input of sagas against the JSON Schema of their definition. Needs the package jsonschema."""
 
 from functools import lru_cache
 from typing import Any, Final
@@ -7,16 +7,16 @@ import orjson
 
 from sagastream.core.definition import SagaDefinition
 from sagastream.core.pointers import below, shown
-from sagastream.errors import MalformedMessage, SettingsError
+from sagastream.errors import MalformedMessage, PackageMissing
 
 #: The longest text of the package that is told, in characters: it quotes the value that it refuses.
 _TOLD_CHARS: Final = 200
-_MISSING: Final = "the package jsonschema, which checks that, is missing: pip install 'sagastream[schema]'"
+_MISSING: Final = "the package jsonschema, which checks that, is missing: pip install jsonschema"
 
 
 def check_schema(definition: SagaDefinition) -> None:
-    """Raises MalformedMessage if what a definition says of its input is not a JSON Schema, and SettingsError if the
-    package is missing that can tell."""
+    """Raises MalformedMessage if what a definition says of its input is not a JSON Schema, and PackageMissing if
+    there is no package that can tell."""
     if definition.schema is not None:
         _validator_for(definition)
 
@@ -48,7 +48,7 @@ def _validator_for(definition: SagaDefinition) -> Any:
         return _validator(orjson.dumps(definition.schema))
     except ImportError:
         text = f"the definition {definition.name} says what its input must be"
-        raise SettingsError(f"{text}, and {_MISSING}") from None
+        raise PackageMissing(f"{text}, and {_MISSING}") from None
 
 
 @lru_cache(maxsize=128)

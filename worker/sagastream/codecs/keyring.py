@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from sagastream.core.messages import is_id
 from sagastream.core.sealing import CodecContext
-from sagastream.errors import CannotOpen, SettingsError
+from sagastream.errors import CannotOpen, PackageMissing, SettingsError
 
 #: The length of a key in bytes: two keys of AES-256.
 KEY_BYTES: Final = 64
@@ -48,7 +48,7 @@ class Keyring:
             from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
             from cryptography.hazmat.primitives.ciphers.aead import AESSIV
         except ImportError:
-            raise SettingsError(_MISSING) from None
+            raise PackageMissing(_MISSING) from None
         if not keys:
             raise SettingsError("there is no key")
         for key_id, key in keys.items():
