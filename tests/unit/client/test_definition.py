@@ -241,6 +241,61 @@ def test_a_saga_has_the_steps_the_input_and_the_definition() -> None:
     assert with_a_step().saga(saga_id="order-1")["input"] == {}
 
 
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("order", {"total": 5}), {}),
+        (("order", {"total": 5}), {"saga_id": "order-1"}),
+        (("order",), {"input": {"total": 5}, "saga_id": "order-1"}),
+        ((), {"definition": "order", "input": {}, "saga_id": "order-1"}),
+    ],
+)
+def test_who_begins_by_a_name_is_told_how(args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    with pytest.raises(TypeError) as error:
+        requested(*args, **named)
+    assert str(error.value) == (
+        "steps are a list: begin('order', [step, …]); for a saga of a definition in the store: "
+        "begin(client.definition('order'), …, saga_id=…)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "named"), [(("order-1", with_a_step()), {}), ((), {"saga_id": "order-1", "steps": with_a_step()})]
+)
+def test_who_gives_the_id_before_the_definition_is_told_the_order(args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"^the definition comes first: begin\(definition, input, saga_id=…\)$"):
+        requested(*args, **named)
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "named", "text"),
+    [
+        ("step", ("B",), {"servce": "s"}, "'servce'; is it a misspelling of service?"),
+        ("wait", ("go",), {"timeout": 5}, "'timeout'; is it a misspelling of timeout_ms?"),
+        ("pause", (), {"waitms": 5}, "'waitms'; is it a misspelling of wait_ms?"),
+    ],
+)
+def test_a_misspelt_option_is_told_by_its_name(
+    method: str, args: tuple[str, ...], named: dict[str, Any], text: str
+) -> None:
+    order = with_a_step()
+    assert refusal(lambda: getattr(order, method)(*args, **named)) == f"step 2 has an unknown member {text}"
+
+
+def test_a_pause_has_no_result() -> None:
+    order = with_a_step()
+    pause = order.pause(5)
+    text = "step 3: params/$ref: /steps/2/result: step 2 is a pause, which never has a result"
+    assert refusal(lambda: order.step("B", service="s", params=pause.result)) == text
+
+
+def test_a_step_can_be_printed_and_makes_no_text() -> None:
+    step: Any = with_a_step().steps[0]
+    assert str(step) == repr(step)
+    with pytest.raises(TypeError, match="has no text before the saga runs"):
+        f"{step}"
+
+
 def test_the_two_ways_to_ask_for_a_saga() -> None:
     order = with_a_step()
     for begin in (
@@ -255,7 +310,7 @@ def test_the_two_ways_to_ask_for_a_saga() -> None:
         "order-2", b'{"x":1}', 7, 5, None,
     )  # fmt: skip
     assert requested("order-3", steps).format == 1
-    with pytest.raises(TypeError, match="saga_id"):
+    with pytest.raises(TypeError, match=r"^a saga needs an id of its own: begin\(order, …, saga_id=…\); "):
         requested(order, {"total": 5})
     with pytest.raises(TypeError, match="deadline_ms"):
         requested(order, {"total": 5}, saga_id="order-1", deadline_ms=5)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from operator import neg, pos
 from typing import Any
 
 import pytest
@@ -226,3 +227,11 @@ def test_a_value_is_no_condition() -> None:
         condition(order.a)
     with pytest.raises(MalformedMessage, match=r"^when/eq/1: <condition exists\(/input/b\)> is not a value"):
         condition(order.a == exists(order.b))
+
+
+@pytest.mark.parametrize(
+    "calculate", [neg, pos, abs, round, int, float, lambda value: value % 2, lambda value: 2**value]
+)
+def test_nothing_is_calculated_before_the_saga_runs(calculate: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match=r"has no value before the saga runs: .* what must be calculated is a step"):
+        calculate(order.a)

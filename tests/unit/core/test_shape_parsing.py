@@ -210,10 +210,15 @@ CARD = {"eq": [ref("/input/card"), True]}
 
 
 @pytest.mark.parametrize(
-    "first", [do(id="a", when=CARD), WAIT | {"id": "a", "on_timeout": "continue"}, {"id": "a", "wait_ms": 5}]
+    ("first", "why"),
+    [
+        (do(id="a", when=CARD), MAYBE),
+        (WAIT | {"id": "a", "on_timeout": "continue"}, MAYBE),
+        ({"id": "a", "wait_ms": 5}, "is a pause, which never has a result"),
+    ],
 )
-def test_a_reference_to_what_a_step_may_not_have_needs_a_default(first: Any) -> None:
-    text = f"/steps/a/result/id: step a {MAYBE}"
+def test_a_reference_to_what_a_step_may_not_have_needs_a_default(first: Any, why: str) -> None:
+    text = f"/steps/a/result/id: step a {why}"
     assert told(first, do(params=ref("/steps/a/result/id"))) == f"step 2: params/$ref: {text}"
     assert told(first, do(when={"eq": [ref("/steps/a/result/id"), 1]})) == f"step 2: when/eq/0/$ref: {text}"
     parse_begin(body_of(first, do(params=ref("/steps/a/result/id", default=None))))

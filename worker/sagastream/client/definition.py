@@ -8,9 +8,11 @@
 They build the same JSON as a definition in a file. What is wrong is refused in the line in which it is written.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import orjson
 
@@ -21,12 +23,16 @@ from sagastream.client.schema import check_input, check_schema
 from sagastream.core.definition import SagaDefinition, parse, read
 from sagastream.core.expansion import expand, sketch
 from sagastream.core.json_values import plain
+from sagastream.core.members import checked_object
 from sagastream.core.messages import MAX_ACTOR_CHARS, Begin, DeadlineKind
 from sagastream.core.parsing import operator_text
 from sagastream.core.pointers import kind_of
 from sagastream.core.strict_json import MAX_DEPTH, encode_payload, value_of
 from sagastream.core.typed_values import Model, is_model, model
 from sagastream.errors import MalformedMessage
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T", bound="Definition")
 
 #: What stands for the steps of a definition that has none yet.
 _ANY_STEP: Final = {"transaction": "any", "service": "any"}
@@ -58,6 +64,28 @@ class WaitOptions(TypedDict, total=False):
     id: str
     after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
     when: "Condition | bool | Mapping[str, Any]"
+
+
+def _spelt(
+    options: type,
+) -> Callable[[Callable[Concatenate[_T, _P], DefinedStep]], Callable[Concatenate[_T, _P], DefinedStep]]:
+    """Gives a method that adds a step the check that its options have known names. Python would only miss the argument
+    that was misspelt."""
+
+    def checking(
+        method: Callable[Concatenate[_T, _P], DefinedStep],
+    ) -> Callable[Concatenate[_T, _P], DefinedStep]:
+        arguments = inspect.signature(method).parameters
+        known = {name for name in arguments if name not in ("self", "options")} | options.__annotations__.keys()
+
+        @functools.wraps(method)
+        def checked(self: _T, /, *args: _P.args, **named: _P.kwargs) -> DefinedStep:
+            checked_object(dict(named), f"step {len(self.steps) + 1}", known)
+            return method(self, *args, **named)
+
+        return checked
+
+    return checking
 
 
 class Definition:
@@ -150,6 +178,7 @@ class Definition:
         steps = "1 step" if len(self._steps) == 1 else f"{len(self._steps)} steps"
         return f"<definition {self.name}, version {self.version}: {steps}>"
 
+    @_spelt(StepOptions)
     def step(
         self, transaction: str, *, service: str, params: Any = None, **options: Unpack[StepOptions]
     ) -> DefinedStep:
@@ -167,6 +196,7 @@ class Definition:
         step = {"transaction": transaction, "service": service} | ({} if params is None else {"params": params})
         return self.add(step | options)
 
+    @_spelt(WaitOptions)
     def wait(
         self,
         signal: str,
@@ -188,6 +218,7 @@ class Definition:
         more = {} if on_timeout == "fail" else {"on_timeout": on_timeout}
         return self.add({"wait": signal, "timeout_ms": timeout_ms} | more | options)
 
+    @_spelt(WaitOptions)
     def pause(self, wait_ms: int, **options: Unpack[WaitOptions]) -> DefinedStep:
         """Add a pause of so many milliseconds. Raises as `step` does."""
         return self.add({"wait_ms": wait_ms} | options)
@@ -255,11 +286,24 @@ class Definition:
 
 
 def requested(*args: Any, **named: Any) -> Begin:
-    """The request of `SagaClient.begin`, for its arguments: a definition and an input, or an id and steps."""
+    """The request of `SagaClient.begin`, for its arguments: a definition and an input, or an id and steps. Raises
+    TypeError, which says how to begin, if they are mixed up."""
     if "definition" in named:
         args = (named.pop("definition"), *args)
-    made = Definition.saga if args and isinstance(args[0], Definition) else requests.saga
-    return requests.to_begin(made(*args, **named))
+    if args and isinstance(args[0], Definition):
+        if "saga_id" not in named:
+            text = f"a saga needs an id of its own: begin({args[0].name}, …, saga_id=…)"
+            raise TypeError(f"{text}; with the same id, a begin that is repeated is done once")
+        return requests.to_begin(Definition.saga(*args, **named))
+    steps = args[1] if len(args) > 1 else named.get("steps")
+    if isinstance(steps, Definition):
+        raise TypeError("the definition comes first: begin(definition, input, saga_id=…)")
+    if args and (isinstance(steps, Mapping) or "saga_id" in named):
+        text = f"steps are a list: begin({args[0]!r:.80}, [step, …])"
+        raise TypeError(
+            f"{text}; for a saga of a definition in the store: begin(client.definition({args[0]!r:.80}), …, saga_id=…)"
+        )
+    return requests.to_begin(requests.saga(*args, **named))
 
 
 def deployable(definition: Definition) -> SagaDefinition:

@@ -88,11 +88,13 @@ class Value(Expression):
     def __ge__(self, other: object) -> "Condition":
         return Condition({"ge": [self, other]})
 
-    def __add__(self, other: object) -> NoReturn:
+    def __add__(self, *_: object) -> NoReturn:
         text = f"{self!r} has no value before the saga runs"
         raise TypeError(f"{text}: write concat(a, b) for a text; what must be calculated is a step")
 
     __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __add__
+    __neg__ = __pos__ = __abs__ = __round__ = __int__ = __float__ = __add__
 
     def __and__(self, other: object) -> NoReturn:
         raise TypeError(f"{self!r} is a value and not a condition: write brackets, as in (a > 1) & (b == True)")
@@ -190,6 +192,10 @@ class DefinedStep(Expression):
     def __repr__(self) -> str:
         name, what = _content(self)
         return f"<step {name}, {what}>"
+
+    def __str__(self) -> str:
+        """For print: what is made of it in an f-string is refused, as of every expression."""
+        return repr(self)
 
     @property
     def name(self) -> str | int:

@@ -74,6 +74,7 @@ class Known(Enum):
 
     ANCESTOR = "ancestor"  # it is done before
     MAY_BE_BYPASSED = "may be bypassed"  # it is before, and may have no result: bypassed, or a wait that went on
+    PAUSE = "pause"  # it is before, and never has a result
     OTHER = "other"  # it need not be done before
     ITSELF = "itself"  # the reference is its own
 
@@ -130,8 +131,11 @@ def why_not(reference: Reference, roots: Roots, *, needs_default: bool = True) -
         return f"{pointer}: a step has no result before it is done"
     if known is Known.OTHER:
         return f"{pointer}: step {step} may not be done by then; name it in after"
-    if known is Known.MAY_BE_BYPASSED and reference.default is None and needs_default:
-        return f"{pointer}: step {step} may be bypassed or go on without a result; say a default"
+    if reference.default is None and needs_default:
+        if known is Known.PAUSE:
+            return f"{pointer}: step {step} is a pause, which never has a result"
+        if known is Known.MAY_BE_BYPASSED:
+            return f"{pointer}: step {step} may be bypassed or go on without a result; say a default"
     return None
 
 

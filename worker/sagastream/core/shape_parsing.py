@@ -189,7 +189,9 @@ def roots_of(
             known = Known.ITSELF
         elif at not in ancestors:
             known = Known.OTHER
-        elif shape.goes_on or is_a_pause or (shape.when is not None and shape.when != own.when):
+        elif is_a_pause:
+            known = Known.PAUSE
+        elif shape.goes_on or (shape.when is not None and shape.when != own.when):
             known = Known.MAY_BE_BYPASSED
         else:
             known = Known.ANCESTOR
