@@ -293,6 +293,30 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
     assert listed["versions"][0]["by"] == "ada"
 
 
+def test_begin_says_what_differs_from_the_store(scene: Scene, commands: Commands) -> None:
+    def said(*arguments: str) -> tuple[int, str, str]:
+        done = commands.run("begin", *arguments, "--input", '{"total": 5}', REDIS_URL=scene.broker.url)
+        lines = [line for line in done.stderr.splitlines() if "no worker is running" not in line]
+        return done.returncode, done.stdout, "\n".join(lines)
+
+    (commands.folder / "order.json").write_text(an_order().json())
+    (commands.folder / "other.json").write_text(an_order(service="bank").json())
+    assert said("order.json", "--id", "order-1") == (0, "order-1 accepted\n", "")  # none is deployed
+    scene.client.deploy(an_order())
+    scene.client.deploy(an_order(2))
+    assert said("order.json", "--id", "order-2") == (0, "order-2 accepted\n", "")
+    code, accepted, differs = said("other.json", "--id", "order-3")
+    assert (code, accepted) == (0, "order-3 accepted\n")
+    assert differs == (
+        "other.json is not what was deployed as version 1 of order: the saga has the steps of other.json; raise the "
+        "version, and deploy it"
+    )
+    scene.turns_until(lambda: scene.client.get("order-1") is not None)
+    assert said("order", "--version", "1", "--id", "order-1") == (0, "order-1 accepted\n", "")
+    stays = "saga order-1 began before, with version 1 of order, and stays with it; it is PENDING"
+    assert said("order", "--id", "order-1") == (0, "order-1 accepted\n", stays)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

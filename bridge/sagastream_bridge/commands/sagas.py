@@ -4,6 +4,7 @@ import math
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -54,7 +55,7 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
     Give a saga of a definition an --id if the command may have to be repeated: with the same id and input, nothing is
     done twice.
     """
-    from sagastream_bridge.commands.to_begin import ToBegin
+    from sagastream_bridge.commands.to_begin import ToBegin, of_another_version
 
     with orderly():
         asked = ToBegin(what, **options)
@@ -66,7 +67,9 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
         client = SagaClient(broker)
         keys = layout.check(broker)
         request = asked.request(client, patience.read)
+        patience.tell(lambda: asked.differs(client))
         accepted = patience.begun(client, request)
+        patience.tell(lambda: of_another_version(client, request))
         if patience.is_workerless(keys):
             where = f"no worker is running in the store {broker.store}"
             click.echo(safe(f"{where}; the saga waits for one: sagastream worker"), err=True)
@@ -156,6 +159,17 @@ class _Patience:
     def read(self, read: "Callable[[], _T]") -> "_T":
         """Have something read from the store, however long the broker is away."""
         return self._outage.patiently(read, until=self._until)
+
+    def tell(self, noticed: "Callable[[], str | None]") -> None:
+        """Tell what was noticed in the store, if anything was. If it cannot be read, nothing is told: the saga begins
+        all the same."""
+        import redis
+
+        from sagastream.errors import SagastreamError
+
+        with suppress(redis.RedisError, SagastreamError):
+            if (text := self.read(noticed)) is not None:
+                click.echo(safe(text), err=True)
 
     def begun(self, client: "SagaClient", request: "Begin") -> "Accepted":
         """Have the request accepted, however long the broker is away."""

@@ -39,6 +39,7 @@ class ToBegin:
         self._saga_id = saga_id
         self._start_at = None if start_at is None else _moment(start_at)
         self._begin: Begin | None = None
+        self._given: Definition | None = None  # one that stands in a file or a module
         if is_place(what):
             self._read(what)
         elif not is_service(what):
@@ -51,6 +52,24 @@ class ToBegin:
         if self._begin is not None:
             return self._begin
         return self._saga_of(patiently(lambda: client.definition(self._name, self._version)))
+
+    def differs(self, client: "SagaClient") -> str | None:
+        """If the store has other content under the name and version of a definition that was given in a file: that, for
+        people. No saga is refused for it: one that began before that was deployed may be begun again. Raises
+        redis.RedisError."""
+        from sagastream.errors import DefinitionError
+
+        if self._given is None:
+            return None
+        given = self._given.parsed
+        try:
+            deployed = client.definition(given.name, given.version).parsed
+        except DefinitionError:  # there is none
+            return None
+        if deployed.sha256 == given.sha256:
+            return None
+        text = f"{self._name} is not what was deployed as version {given.version} of {given.name}"
+        return f"{text}: the saga has the steps of {self._name}; raise the version, and deploy it"
 
     def _saga_of(self, definition: "Definition") -> "Begin":
         from sagastream.client.requests import to_begin
@@ -75,12 +94,24 @@ class ToBegin:
         if (option := next((name for name, value in without.items() if value is not None), None)) is not None:
             raise click.UsageError(safe(f"{option} does not go with {document.where}, which holds {holds}"))
         if document.is_definition:
-            self._begin = self._saga_of(document.definition)
+            self._given = document.definition
+            self._begin = self._saga_of(self._given)
             return
         try:
             self._begin = parse_begin(document.body, request_id=uuid.uuid4().hex)
         except MalformedMessage as error:
             raise click.ClickException(safe(f"{document.where}: {error}")) from None
+
+
+def of_another_version(client: "SagaClient", request: "Begin") -> str | None:
+    """If a saga was begun before, with another version of its definition: that, for people. Raises redis.RedisError,
+    and UnreadableSaga."""
+    if (asked := request.definition) is None or (there := client.get(request.saga_id)) is None:
+        return None
+    if (began := there.definition) is None or began.version == asked.version:
+        return None
+    text = f"saga {there.saga_id} began before, with version {began.version} of {began.name}, and stays with it"
+    return f"{text}; it is {there.status}"
 
 
 def is_place(what: str) -> bool:
