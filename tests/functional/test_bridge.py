@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import re
 import signal
 import sys
 import termios
@@ -250,10 +251,26 @@ def test_a_played_service_is_told_the_input_the_definition_and_the_undo_beside_t
     line = talk.line()
     assert line["body"] == {"type": "CancelRoom", "saga_id": "a", "step": 1, "compensating": True}
     assert {name: line[name] for name in line.keys() - {"src", "dest", "body"}} == besides | {
-        "undo": {"why": "Step 2 failed: no"}
+        "undo": {"why": "Step 2 failed: no"},
+        "params": {"by": "u1"},  # the step returned nothing
     }
     talk.say("hotel", {"type": "CancelRoom_ok", "saga_id": "a", "step": 1})
     assert talk.hear()[2]["type"] == "saga_aborted"
+    assert talk.finish() == (0, "", "")
+
+
+def test_the_session_of_the_page(commands: Commands) -> None:
+    """docs/bridge.md, word for word. Only there is a played service told what the step that it undoes has returned."""
+    page = (Path(__file__).parents[2] / "docs" / "bridge.md").read_text()
+    (typed,) = re.findall(r"`sagastream (bridge --serve [^`]*)`", page)
+    (session,) = re.findall(r"```text\n(> .*?)```", page, re.DOTALL)
+    talk = Talk(commands.start(*typed.split()))
+    for line in session.splitlines():
+        if line.startswith("> "):
+            told = json.loads(line[2:])
+            talk.say(told["src"], told["body"])
+        else:
+            assert talk.line() == json.loads(line)
     assert talk.finish() == (0, "", "")
 
 

@@ -156,8 +156,11 @@ class ServedService:
 
 
 def _besides(command: Command) -> dict[str, Any]:
-    """What a command of a saga that is a graph says besides its body."""
+    """What a command says besides its body: the same as the fields of its entry. The body of a compensation has no
+    params, so those of the step that it undoes stand here."""
     data = {"input": command.input, "undo": command.undo}
+    if command.compensating:
+        data |= {"params": command.params, "result": command.result}
     found = {name: value_of(value) for name, value in data.items() if value is not None}
     return found if command.definition is None else found | {"definition": command.definition}
 
