@@ -1,5 +1,6 @@
 """Definitions in the store: deployed, listed, and sagas begun by them."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -157,6 +158,29 @@ def test_what_cannot_be_right_is_not_deployed(client: SagaClient) -> None:
     assert client.definitions() == []
 
 
+def test_the_event_loop_goes_on_while_an_input_is_checked(server: Server) -> None:
+    node: dict[str, Any] = {"allOf": [{"properties": {"in": {"$ref": "#/$defs/node"}}}] * 2}
+    order = an_order(input={"properties": {"m": {"$ref": "#/$defs/node"}}, "$defs": {"node": node}})
+    data: dict[str, Any] = {}
+    for _ in range(40):  # at each level twice: 2 ** 40 checks, if nobody counted
+        data = {"in": data}
+
+    async def main() -> tuple[str, int]:
+        async with AsyncSagaClient(server.broker()) as client:
+            beginning = asyncio.create_task(client.begin(order, {"m": data}, saga_id="order-1"))
+            turns = 0
+            while not beginning.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+            with pytest.raises(MalformedMessage) as error:
+                await beginning
+            return str(error.value), turns
+
+    text, turns = asyncio.run(main())
+    assert text.startswith("input: to check it by the schema of the definition takes more than 300,000 steps")
+    assert turns > 3
+
+
 async def deployed_and_read(server: Server) -> tuple[Any, ...]:
     async with AsyncSagaClient(server.broker()) as client:
         first = await client.deploy(an_order(), by="ada")
@@ -165,8 +189,6 @@ async def deployed_and_read(server: Server) -> tuple[Any, ...]:
 
 
 def test_the_client_of_event_loops_does_the_same(server: Server) -> None:
-    import asyncio
-
     first, by, (order,) = asyncio.run(deployed_and_read(server))
     assert (first, by, order.by) == (None, an_order().parsed.by, "ada")
 

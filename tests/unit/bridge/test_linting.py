@@ -291,6 +291,8 @@ def test_a_schema_that_is_none_and_examples_that_it_refuses() -> None:
     schema["properties"]["n"]["type"] = "whole"
     assert found(step("a"), input=schema, example={}) == [(Code.SCHEMA, "/input/properties/n/type")]
     assert found(step("a"), input={"$ref": "#/$defs/x"}, example={}) == [(Code.SCHEMA, "/input")]
+    schema["properties"]["n"] = {"pattern": "^(?=x)"}
+    assert found(step("a"), input=schema, example={}) == [(Code.SCHEMA, "/input/properties/n/pattern")]
     assert found(step("a"), input=7) == [(Code.MALFORMED, "/input")]
 
 

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from sagastream import Definition, concat, default, exists, failure, index, item
-from sagastream.client.definition import requested
+from sagastream.client.definition import deployable, requested, takes_long
 from sagastream.core import definition as reading
 from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, SettingsError
@@ -390,16 +390,112 @@ def test_a_schema_fetches_nothing_and_goes_round_in_no_circle(schema: Any, text:
     assert refusal(lambda: order.saga({}, saga_id="order-1")) == text
 
 
-def test_without_the_package_that_checks_it_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("jsonschema", "referencing")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jsonschema", None)
-    order = with_a_step(input={"title": "of this test alone"})
+NESTED = 40
+DOUBLED = {
+    name: {"allOf": [{"$ref": f"#/$defs/{then}"}] * 2}
+    for name, then in [(f"d{number}", f"d{number + 1}") for number in range(30)]
+} | {"d30": {"type": "object"}}
+TWICE_A_LEVEL = {"allOf": [{"properties": {"in": {"$ref": "#/$defs/node"}}}] * 2}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"in": nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (
+            {"pattern": "^(?=a)a"},
+            "input/properties/m/pattern: the pattern has a look-ahead, a look-behind or a backref",
+        ),
+        ({"pattern": r"(a)\1"}, "input/properties/m/pattern: the pattern has a look-ahead, a look-behind or a backref"),
+        (
+            {"pattern": "["},
+            "input/properties/m/pattern: the pattern is not a regular expression that JSON Schema knows",
+        ),
+        (
+            {"pattern": "^.{1,255}@.{1,255}$"},
+            "input/properties/m/pattern: the pattern is too large: in place of counts like {1,255}, write + or * and a",
+        ),
+        (
+            {"patternProperties": {"a/(?!b)": {}}},
+            "input/properties/m/patternProperties/a~1(?!b): the pattern has a look",
+        ),
+        ({"$ref": "#/$defs/d0"}, "input/$defs/d22: more than 1,000 schemas apply to one value here, counted with what"),
+        (
+            {"unevaluatedProperties": False, "items": {"patternProperties": {"a": {}}}},
+            "input/properties/m/unevaluatedProperties cannot be checked in bounded time beside input/properties/m/i",
+        ),
+    ],
+)
+def test_a_schema_whose_work_has_no_bound_is_refused(schema: Any, text: str) -> None:
+    order = with_a_step(input={"properties": {"m": schema}, "$defs": DOUBLED})
+    told = refusal(lambda: order.saga({"m": "a"}, saga_id="order-1"))
+    assert told.startswith(f"the definition: {text}")
+    assert refusal(lambda: deployable(order)) == told
+
+
+@pytest.mark.parametrize(
+    ("schema", "data", "text"),
+    [
+        # With `re`, this takes some 10 ** 17 steps.
+        ({"pattern": r"^([a-zA-Z0-9]+\.?)+@x$"}, "a" * 60 + "!", "input/m: 'aaaaaa"),
+        ({"pattern": r"^([a-zA-Z0-9]+\.?)+@x$"}, "a" * 60 + "@x", None),
+        ({"patternProperties": {r"^(a|aa)+$": False}}, {"a" * 60 + "!": 1}, None),
+        (
+            {"patternProperties": {r"^(a|aa)+$": {}}, "additionalProperties": False},
+            {"a" * 60 + "!": 1, "aaa": 2},
+            "input/m: Additional properties are not allowed ('aaaaaa",
+        ),
+        ({"patternProperties": {"^x": {"type": "integer"}}}, {"xa": "1"}, "input/m/xa: '1' is not of type 'integer'"),
+        ({"pattern": r"^\d$"}, "\u0663", "input/m: '\u0663' does not match"),
+        (
+            {"pattern": "a*"},
+            "a" * 300_001,
+            "input: to check it by the schema of the definition takes more than 300,000",
+        ),
+        (
+            {"$ref": "#/$defs/node"},
+            nested(NESTED),
+            "input: to check it by the schema of the definition takes more than",
+        ),
+        ({"uniqueItems": True}, [{"n": number} for number in range(30_000)], None),
+        ({"uniqueItems": True}, [{"n": 1}, {"n": 1.0}], "input/m: [{'n': 1}, {'n': 1.0}] has non-unique elements"),
+        ({"uniqueItems": True}, [1, True, "1", [1], [True]], None),
+        ({"items": {"type": "integer", "minimum": 0}}, list(range(50_000)), None),
+        ({"prefixItems": [True], "unevaluatedItems": False}, [1] * 50_000, "input: to check it by the schema of the "),
+        ({"prefixItems": [True], "unevaluatedItems": False}, [1, 2], "input/m: Unevaluated items are not allowed (2 "),
+    ],
+)
+@pytest.mark.timeout(30)
+def test_the_work_is_bounded_whatever_the_input(schema: Any, data: Any, text: str | None) -> None:
+    order = with_a_step(input={"properties": {"m": schema}, "$defs": {"node": TWICE_A_LEVEL}})
+    if text is None:
+        assert order.saga({"m": data}, saga_id="order-1")["input"] == {"m": data}
+    else:
+        assert refusal(lambda: order.saga({"m": data}, saga_id="order-1")).startswith(text)
+
+
+def test_only_the_check_by_a_schema_takes_long() -> None:
+    assert takes_long(with_a_step(input=SCHEMA), {})
+    assert takes_long(definition=with_a_step(input=SCHEMA))
+    assert not takes_long(with_a_step(), {})
+    assert not takes_long(with_a_step(input=Order), {})
+    assert not takes_long("s-1", [])
+
+
+@pytest.mark.parametrize("missing", ["jsonschema", "jsonschema_rs"])
+def test_without_the_package_that_checks_it_one_line_says_what_to_install(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    order = with_a_step(input={"title": f"of this test alone, without {missing}"})
     with pytest.raises(SettingsError) as error:
         order.saga({}, saga_id="order-1")
     assert str(error.value) == (
-        "the definition order says what its input must be, and the package jsonschema, which checks that, is missing: "
-        "pip install jsonschema"
+        f"the definition order says what its input must be, and the package {missing}, which checks that, is missing: "
+        "pip install jsonschema jsonschema-rs"
     )
     assert with_a_step().saga({}, saga_id="order-1")["input"] == {}  # nothing is to be checked
 

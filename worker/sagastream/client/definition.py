@@ -248,6 +248,11 @@ class Definition:
             check_input(self.parsed, found, "input")
         return found
 
+    @property
+    def checks_by_schema(self) -> bool:
+        """Whether a JSON Schema checks the inputs, and no class does."""
+        return self._model is None and self.parsed.schema is not None
+
     def _as_json(self, data: Any, called: str) -> dict[str, Any]:
         data = {} if data is None else data
         found = value_of(encode_payload(data)) if self._model is None else self._model.checked(data, called)
@@ -304,6 +309,12 @@ def requested(*args: Any, **named: Any) -> Begin:
             f"{text}; for a saga of a definition in the store: begin(client.definition({args[0]!r:.80}), …, saga_id=…)"
         )
     return requests.to_begin(requests.saga(*args, **named))
+
+
+def takes_long(*args: Any, **named: Any) -> bool:
+    """Whether `requested` may take longer than an event loop can wait: a JSON Schema checks the input."""
+    definition = named.get("definition", args[0] if args else None)
+    return isinstance(definition, Definition) and definition.checks_by_schema
 
 
 def deployable(definition: Definition) -> SagaDefinition:

@@ -14,7 +14,7 @@ from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import OutageReport
 from sagastream.client import erasing, evidence, requests
-from sagastream.client.definition import Definition, deployable, deployer, requested
+from sagastream.client.definition import Definition, deployable, deployer, requested, takes_long
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import (
@@ -125,6 +125,8 @@ class AsyncSagaClient:
     ) -> Accepted: ...
     async def begin(self, *args: Any, **named: Any) -> Accepted:
         """Begin a saga; awaits until the request is durable. See SagaClient.begin."""
+        if takes_long(*args, **named):
+            return await self.begin_request(await asyncio.to_thread(requested, *args, **named))
         return await self.begin_request(requested(*args, **named))
 
     async def begin_request(self, request: Begin) -> Accepted:
@@ -249,7 +251,8 @@ class AsyncSagaClient:
 
     async def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
         """Keep this version of a definition in the store, and make it the current one. See SagaClient.deploy."""
-        return await self._run(definitions.deploy(await self._opened(), deployable(definition), deployer(by)))
+        parsed = await asyncio.to_thread(deployable, definition)  # its schema may have a costly example
+        return await self._run(definitions.deploy(await self._opened(), parsed, deployer(by)))
 
     async def definition(self, name: str, version: int | None = None) -> Definition:
         """A definition of the store. See SagaClient.definition."""

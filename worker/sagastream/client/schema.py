@@ -11,7 +11,8 @@ from sagastream.errors import MalformedMessage, PackageMissing
 
 #: The longest text of the package that is told, in characters: it quotes the value that it refuses.
 _TOLD_CHARS: Final = 200
-_MISSING: Final = "the package jsonschema, which checks that, is missing: pip install jsonschema"
+_MISSING: Final = "the package {}, which checks that, is missing: pip install jsonschema jsonschema-rs"
+_TO_ITSELF: Final = "the definition: input: a $ref leads to itself"
 
 
 def check_schema(definition: SagaDefinition) -> None:
@@ -27,15 +28,19 @@ def check_input(definition: SagaDefinition, data: dict[str, Any], called: str) -
     if definition.schema is None:
         return
     validator = _validator_for(definition)
-    from jsonschema.exceptions import best_match
-    from referencing.exceptions import Unresolvable
+    from sagastream.client.bounded_schema import MAX_WORK, TooMuchWork, Unresolvable, first_error
 
     try:
-        error = best_match(validator.iter_errors(data))
+        error = first_error(validator, data)
+    except TooMuchWork:
+        raise MalformedMessage(
+            f"{called}: to check it by the schema of the definition takes more than {MAX_WORK:,} steps: "
+            "send less, or make the schema simpler"
+        ) from None
     except Unresolvable as unresolvable:
         raise MalformedMessage(f"the definition: input: nothing is at $ref {unresolvable.ref!s:.200}") from None
     except RecursionError:
-        raise MalformedMessage("the definition: input: a $ref leads to itself") from None
+        raise MalformedMessage(_TO_ITSELF) from None
     if error is not None:
         where = called
         for part in error.absolute_path:
@@ -46,20 +51,20 @@ def check_input(definition: SagaDefinition, data: dict[str, Any], called: str) -
 def _validator_for(definition: SagaDefinition) -> Any:
     try:
         return _validator(orjson.dumps(definition.schema))
-    except ImportError:
+    except ImportError as error:
         text = f"the definition {definition.name} says what its input must be"
-        raise PackageMissing(f"{text}, and {_MISSING}") from None
+        raise PackageMissing(f"{text}, and {_MISSING.format(error.name)}") from None
 
 
 @lru_cache(maxsize=128)
 def _validator(schema: bytes) -> Any:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-    from referencing import Registry
+    import jsonschema  # noqa: F401 - the error names it if it is missing
+    import jsonschema_rs  # noqa: F401
 
-    decoded = orjson.loads(schema)
+    from sagastream.client.bounded_schema import SchemaError, validator_of
+
     try:
-        Draft202012Validator.check_schema(decoded)
+        return validator_of(orjson.loads(schema))
     except SchemaError as error:
         where = "input"
         for part in error.absolute_path:
@@ -67,8 +72,8 @@ def _validator(schema: bytes) -> Any:
         raise MalformedMessage(
             f"the definition: {shown(where)} is not a JSON Schema: {_in_a_line(error.message)}"
         ) from None
-    # Nothing is fetched from elsewhere, whatever a schema names.
-    return Draft202012Validator(decoded, registry=Registry())
+    except RecursionError:
+        raise MalformedMessage(_TO_ITSELF) from None
 
 
 def _in_a_line(text: str) -> str:
