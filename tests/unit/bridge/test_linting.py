@@ -300,7 +300,7 @@ def test_without_the_package_the_schema_is_not_checked(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     body = {"name": "o", "version": 1, "steps": [step("a")], "input": {"const": "not asked before"}}
     (why,) = lint(Document("test", body), Known({}, is_in_store=True)).not_checked
-    assert why.endswith("pip install jsonschema")
+    assert why.endswith("pip install jsonschema jsonschema-rs")
 
 
 NOTHING = "/input/zzz: there is nothing there (input has no member zzz)"

@@ -150,4 +150,6 @@ def test_a_missing_package_is_no_wrong_usage(monkeypatch: pytest.MonkeyPatch) ->
     for command in (["begin", where], ["deploy", where]):
         result = CliRunner().invoke(cli, command)
         assert result.exit_code == 1
-        assert result.stderr.endswith("the package jsonschema, which checks that, is missing: pip install jsonschema\n")
+        assert result.stderr.endswith(
+            "the package jsonschema, which checks that, is missing: pip install jsonschema jsonschema-rs\n"
+        )
