@@ -11,6 +11,7 @@ import pytest
 from sagastream import Context, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.keyring import Keyring, line_of
+from sagastream.core.messages import Code
 from sagastream.core.saga import SagaStatus
 from sagastream.errors import ScenarioError
 from sagastream.testing import Sagas
@@ -217,6 +218,22 @@ def test_the_bridge_seals_what_comes_as_lines_and_opens_what_goes_out(stage: Sta
         src, dest, body = talk.hear()
         assert "$sealed" not in json.dumps(body)
     assert body["state"]["steps"][0]["result"] == {"kept": SECRET}
+
+
+def test_the_bridge_without_keys_refuses_what_looks_sealed_unless_it_is_told_otherwise(stage: Stage) -> None:
+    stage.start("worker")
+    strange = {"$sealed": {"key": "nokey", "from": "0/input/x", "data": "AAAA"}}
+    begin = {"type": "saga_begin", "msg_id": 1, "saga_id": "a", "input": {"x": [strange]}, "steps": [do({"n": 1})]}
+    talk = Talk(stage.commands.start("bridge", env=stage.env(None)))
+    talk.say("c1", begin)
+    _, _, body = talk.hear()
+    assert (body["type"], body["code"]) == ("error", Code.MALFORMED)
+    assert body["text"].startswith("input/x/0: it looks like a value that was sealed with key nokey")
+    talk = Talk(stage.commands.start("bridge", "--accept-sealed", "--serve", "work", env=stage.env(None)))
+    talk.say("c1", begin)
+    talk.say("c1", {"type": "saga_status", "msg_id": 2, "saga_id": "a"})
+    _, _, body = talk.hear()
+    assert (body["type"], body["in_reply_to"]) == ("saga_status_ok", 2)
 
 
 def test_a_service_that_opens_values_keeps_its_promises(stage: Stage) -> None:

@@ -407,7 +407,7 @@ def test_nothing_of_what_was_opened_is_told_where_it_is_not_sealed(
         "cut": f'["{SECRET}',
         "deep": "[" * 70 + f'"{SECRET}"' + "]" * 70,
     }
-    with SagaClient(broker) as client:
+    with SagaClient(broker, accept_sealed=True) as client:
         for saga_id, text in texts.items():
             client.begin(saga_id, [do(sealed_text(codec, saga_id, text), timeout_ms=600_000)])
         scene.process(codec)
@@ -446,7 +446,7 @@ def test_a_handler_gets_what_is_sealed_in_params_that_are_sealed(broker: Broker,
     scene.process(codec)
     for saga_id, given in (("with", codec), ("without", None)):
         part = sealed_text(codec, saga_id, f'{{"name":"{SECRET}"}}')
-        with SagaClient(broker, codec=given) as client:
+        with SagaClient(broker, codec=given, accept_sealed=given is None) as client:
             client.begin(saga_id, [do({"of": 1, "who": [part]})])
             assert scene.play(client, saga_id).status is SagaStatus.COMPLETED
     assert [params for _, params in scene.books.done] == [{"of": 1, "who": [{"name": SECRET}]}] * 2

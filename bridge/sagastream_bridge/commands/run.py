@@ -286,8 +286,9 @@ def up(
     metavar="SECONDS",
     help="How long to wait at the end of input for the sagas that were begun.",
 )
+@click.option("--accept-sealed", is_flag=True, help="Without keys, send on what looks sealed: the sender sealed it.")
 @logged
-def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) -> None:
+def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float, accept_sealed: bool) -> None:
     """Speak the stdin protocol: one JSON object a line, in and out.
 
     Without REDIS_URL, and if nothing runs in the home yet, the bridge runs the broker, a worker and the sample services
@@ -304,7 +305,14 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float) 
 
         if outcomes is None:
             outcomes = echo or os.isatty(0)
-        run = StdinBridge(broker, outcomes=outcomes, echo=echo, serve=names, drain_timeout_s=drain_timeout)
+        run = StdinBridge(
+            broker,
+            outcomes=outcomes,
+            echo=echo,
+            serve=names,
+            drain_timeout_s=drain_timeout,
+            accept_sealed=accept_sealed,
+        )
         call_on_signals(run.stop)
         code = run.run(0)
     sys.exit(code)

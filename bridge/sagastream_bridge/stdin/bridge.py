@@ -64,6 +64,7 @@ class StdinBridge:
         echo: bool = False,
         serve: Sequence[str] = (),
         drain_timeout_s: float = 4.0,
+        accept_sealed: bool = False,
         observer: Observer | None = None,
     ) -> None:
         """
@@ -71,6 +72,7 @@ class StdinBridge:
             outcomes: tell the end of every saga to the sender of its saga_begin.
             echo: write every command and reply of the sagas that were begun here.
             serve: services whose commands are written as lines, and whose replies come as lines.
+            accept_sealed: see SagaClient.
             drain_timeout_s: how long to wait at the end of input for the sagas that were begun here.
         """
         self._broker = broker
@@ -82,6 +84,7 @@ class StdinBridge:
         self._outage = Outage(broker, WHO, self._stop, observer=self._observer)
         self._out = LineWriter(self._stop)
         self._codec = codec_of(None)
+        self._accept_sealed = accept_sealed
         self._client = SagaClient(broker, codec=self._codec)
         self._follower = Follower(
             broker, self._out, outcomes=outcomes, served=serve, refused=self._refused, codec=self._codec
@@ -190,12 +193,15 @@ class StdinBridge:
         if line.type in VERBS:
             request = parse_intervene(line.body, request_id=request_id)
         elif line.type == SIGNAL:
-            request = requests.to_send(self._codec, parse_signal(line.body, request_id=request_id))
+            request = requests.to_send(
+                self._codec, parse_signal(line.body, request_id=request_id), accept_sealed=self._accept_sealed
+            )
         else:
             body = line.body
             if names_definition(body):
                 body = self._outage.patiently(lambda: with_steps(self._client, line.body))
-            request = requests.sealed(self._codec, parse_begin(body, request_id=request_id, echo=self._echo))
+            begin = parse_begin(body, request_id=request_id, echo=self._echo)
+            request = requests.sealed(self._codec, begin, accept_sealed=self._accept_sealed)
         self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
         return request
 

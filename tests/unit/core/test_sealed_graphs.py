@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream import Context, Definition, Service, item
+from sagastream import Context, Definition, Reject, Service, item
+from sagastream.client import requests
 from sagastream.client.requests import conflicting, to_begin
 from sagastream.codecs.keyring import Keyring
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Command, Signal, reply_to
 from sagastream.core.parsing import parse_begin
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.sealed_messages import (
     MAX_MEMBERS,
@@ -26,6 +27,7 @@ from sagastream.core.sealed_messages import (
 )
 from sagastream.core.sealed_values import is_sealed, keys_of
 from sagastream.core.sealing import MAX_SEALED, UNDO, Place, open_value, seal
+from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Moment
 from sagastream.errors import CannotOpen, MalformedMessage
 from sagastream.store import saga_hash
@@ -345,3 +347,86 @@ def test_a_kept_signal_is_opened_with_the_rest() -> None:
     saga = Played(start_at_ms=1_800_000_000_000).signal("approve", json.loads(signal.payload)).saga
     assert open_state(RING, saga)[0].signals[0].payload == b'{"by":"x"}'
     assert open_state(None, saga)[1].keys() == {"0/signal/approve"}
+
+
+STRANGE = {"$sealed": {"key": "nokey", "from": "0/input/x", "data": "AAAA"}}
+
+
+def signalled(payload: Any) -> Signal:
+    return Signal(saga_id="s", name="approve", payload=encode(payload))
+
+
+@pytest.mark.parametrize(
+    ("request_", "place"),
+    [
+        (begin(do(1), input={"x": STRANGE}), "input/x"),
+        (begin(do(1), input={"a/b": [1, {"x": STRANGE}]}), "input/a~1b/1/x"),
+        (begin(do({"for": {"$ref": "/input/x/y"}}), input={"x": {"y": STRANGE}}), "input/x/y"),
+        (begin(do(1), do({"n": [STRANGE]})), "step 2: params/n/0"),
+        (begin(do({"n": {"$literal": STRANGE}, "to": {"$ref": "/input/sum"}})), "step 1: params/n/$literal"),
+        (begin(do(1, compensation="Undo", compensation_params=[STRANGE])), "step 1: compensation_params/0"),
+        (signalled(STRANGE), "payload"),
+        (signalled({"approved": [STRANGE]}), "payload/approved/0"),
+    ],
+)
+def test_what_looks_sealed_and_was_not_sealed_here_is_refused(request_: Begin | Signal, place: str) -> None:
+    def sent(codec: Keyring | None, *, accept_sealed: bool = False) -> Any:
+        if isinstance(request_, Begin):
+            return requests.sealed(codec, request_, accept_sealed=accept_sealed)
+        return requests.to_send(codec, request_, accept_sealed=accept_sealed)
+
+    with pytest.raises(MalformedMessage) as error:
+        sent(None)
+    text = f"{place}: it looks like a value that was sealed with key nokey, and this process has no keys to tell"
+    assert str(error.value) == text
+    with pytest.raises(MalformedMessage, match="a value in it is sealed, and cannot be opened"):
+        sent(RING)
+    assert sent(None, accept_sealed=True) is request_
+
+
+@pytest.mark.parametrize("value", [{"$sealed": 1}, {"a": "$sealed"}, {"$sealed": STRANGE["$sealed"], "more": 1}])
+def test_what_only_resembles_it_is_sent(value: Any) -> None:
+    plain = begin(do(1), input={"x": value})
+    assert requests.sealed(None, plain) is plain
+    assert requests.to_send(None, signalled(value)) == signalled(value)
+
+
+def test_a_signal_that_was_sealed_here_is_sent_as_it_is_and_what_is_in_it_is_sealed_once() -> None:
+    sealed = sealed_signal(RING, signalled("yes"))
+    assert sealed_signal(RING, sealed) is sealed
+    part = json.loads(sealed.payload)
+    assert sealed_signal(RING, signalled({"by": part, "at": 1})) == sealed_signal(
+        RING, signalled({"by": "yes", "at": 1})
+    )
+
+
+@pytest.mark.parametrize("ring", [RING, None], ids=["with keys", "without"])
+def test_a_result_that_looks_sealed_comes_through_or_is_a_failure_of_the_handler(ring: Keyring | None) -> None:
+    service = Service("work")
+    undone: list[Any] = []
+
+    @service.command("Fetch", compensation="Drop")
+    def fetch(params: Any, context: Context) -> Any:
+        return {"found": STRANGE}  # from elsewhere
+
+    @service.compensation("Drop")
+    def drop(params: Any, context: Context) -> None:
+        undone.append(context.result)
+
+    @service.command("Use", compensation=None)
+    def use(params: Any, context: Context) -> Any:
+        raise Reject(str(params["it"] == STRANGE))
+
+    steps: list[dict[str, Any]] = [
+        {"transaction": "Fetch", "service": "work", "id": "fetch"},
+        {"transaction": "Use", "service": "work", "compensation": None}
+        | {"params": {"it": {"$ref": "/steps/fetch/result/found"}}},
+    ]
+    saga = Sagas(service, codec=ring).run(steps, input={})
+    assert saga.status is SagaStatus.ABORTED
+    if ring is None:  # nobody can say whether it is sealed, so nobody could undo it with its result
+        assert "result/found: it looks like a value that was sealed with key nokey" in str(saga.state.reason)
+        assert undone == [None]
+    else:
+        assert str(saga.state.reason).endswith("True")
+        assert undone == [{"found": STRANGE}]

@@ -53,7 +53,12 @@ class SagaClient:
     """
 
     def __init__(
-        self, broker: Broker | str | None = None, *, observer: Observer | None = None, codec: Codec | None = None
+        self,
+        broker: Broker | str | None = None,
+        *,
+        observer: Observer | None = None,
+        codec: Codec | None = None,
+        accept_sealed: bool = False,
     ) -> None:
         """
         Args:
@@ -61,12 +66,15 @@ class SagaClient:
                 broker that the environment names, see Broker.
             observer: its methods for outages are called.
             codec: seals params, and opens what sagas hold. By default the one that the environment names, if it names
-                one.
+                one. Without a codec, what looks like a sealed value is refused.
+            accept_sealed: without a codec, send what looks sealed as it is, since a program of yours has sealed it. Do
+                not set this if anything in inputs, params or payloads comes from strangers.
 
         Raises BrokerError as Broker does, SettingsError if the environment names a codec that cannot be used, and
         TypeError if `broker` or `codec` is anything else.
         """
         self._codec = codec_of(codec)
+        self._accept_sealed = accept_sealed
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
@@ -136,9 +144,8 @@ class SagaClient:
 
     def begin_request(self, request: Begin) -> Accepted:
         """Like `begin`, for a parsed request."""
-        (answer,) = run(
-            self._redis, requests.begin(self._opened(), [requests.sealed(self._codec, request)], self._codec)
-        )
+        sealed = requests.sealed(self._codec, request, accept_sealed=self._accept_sealed)
+        (answer,) = run(self._redis, requests.begin(self._opened(), [sealed], self._codec))
         return requests.granted(answer)
 
     def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
@@ -151,7 +158,8 @@ class SagaClient:
             redis.RedisError: an error that is not an outage. Mend its cause, then begin all of the sagas again.
             TypeError: `sagas` is not a list of sagas.
         """
-        return run(self._redis, requests.begin_many(self._layout, sagas, self._codec))
+        beginning = requests.begin_many(self._layout, sagas, self._codec, accept_sealed=self._accept_sealed)
+        return run(self._redis, beginning)
 
     def get(self, saga_id: str) -> SagaState | None:
         """The saga as it is now; None: there is no such saga, or no worker has read its request yet.
@@ -345,7 +353,7 @@ class SagaClient:
             redis.RedisError: the broker is away. The request may have arrived or not.
         """
         check_timeout(timeout_s)
-        request = requests.to_send(self._codec, request)
+        request = requests.to_send(self._codec, request, accept_sealed=self._accept_sealed)
         keys = self._opened()
         watcher = SagaWatcher(self._layout, [Waiter(saga_id=request.saga_id, request=request)], codec=self._codec)
         run(self._redis, watcher.start())

@@ -59,10 +59,16 @@ class AsyncSagaClient:
     """
 
     def __init__(
-        self, broker: Broker | str | None = None, *, observer: Observer | None = None, codec: Codec | None = None
+        self,
+        broker: Broker | str | None = None,
+        *,
+        observer: Observer | None = None,
+        codec: Codec | None = None,
+        accept_sealed: bool = False,
     ) -> None:
         """See SagaClient. This blocks if it has to start an embedded server."""
         self._codec = codec_of(codec)
+        self._accept_sealed = accept_sealed
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._layout = Layout(self._broker.prefix)
@@ -131,14 +137,14 @@ class AsyncSagaClient:
 
     async def begin_request(self, request: Begin) -> Accepted:
         """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""
-        (answer,) = await self._run(
-            requests.begin(await self._opened(), [requests.sealed(self._codec, request)], self._codec)
-        )
+        sealed = requests.sealed(self._codec, request, accept_sealed=self._accept_sealed)
+        (answer,) = await self._run(requests.begin(await self._opened(), [sealed], self._codec))
         return requests.granted(answer)
 
     async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
         """Begin many sagas; awaits until all requests are answered for. See SagaClient.begin_many."""
-        return await self._run(requests.begin_many(self._layout, sagas, self._codec))
+        beginning = requests.begin_many(self._layout, sagas, self._codec, accept_sealed=self._accept_sealed)
+        return await self._run(beginning)
 
     async def get(self, saga_id: str) -> SagaState | None:
         """Read a saga as it is now; awaits one round trip. See SagaClient.get."""
@@ -246,7 +252,8 @@ class AsyncSagaClient:
     async def intervene(self, request: ToSaga, timeout_s: float | None = None) -> SagaState:
         """Send an operator's request; awaits until a worker has taken it. See SagaClient.intervene."""
         self._enter_loop()
-        waiter = Waiter(saga_id=request.saga_id, request=requests.to_send(self._codec, request))
+        request = requests.to_send(self._codec, request, accept_sealed=self._accept_sealed)
+        waiter = Waiter(saga_id=request.saga_id, request=request)
         return requests.granted(await self._follower.settled(waiter, timeout_s))
 
     async def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:

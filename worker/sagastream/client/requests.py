@@ -23,7 +23,7 @@ from sagastream.core.messages import SIGNAL, Begin, Code, DeadlineKind, Interven
 from sagastream.core.parsing import parse_begin, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict, with_params_of
-from sagastream.core.sealed_messages import open_begin, open_state, sealed_begin, sealed_signal
+from sagastream.core.sealed_messages import check_unsealed, open_begin, open_state, sealed_begin, sealed_signal
 from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step
 from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, StoreFull, UnreadableSaga
@@ -190,14 +190,26 @@ def to_begin(saga: SagaRequest) -> Begin:
     return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
 
 
-def sealed(codec: Codec | None, request: Begin) -> Begin:
-    """The request to send. Raises MalformedMessage if it is too large once it is sealed, and what the codec raises."""
-    return request if codec is None else sealed_begin(codec, request)
+def sealed(codec: Codec | None, request: Begin, *, accept_sealed: bool = False) -> Begin:
+    """The request to send. Raises MalformedMessage if it is too large once it is sealed, or holds what looks sealed and
+    cannot be opened here; and what the codec raises.
+
+    `accept_sealed`: without a codec, send what looks sealed as it is: somebody else has sealed it.
+    """
+    if codec is not None:
+        return sealed_begin(codec, request)
+    if not accept_sealed:
+        check_unsealed(request)
+    return request
 
 
-def to_send(codec: Codec | None, request: ToSaga) -> ToSaga:
-    """The request to send: what comes with a signal is sealed. Raises as `sealed` does."""
-    return sealed_signal(codec, request) if codec is not None and isinstance(request, Signal) else request
+def to_send(codec: Codec | None, request: ToSaga, *, accept_sealed: bool = False) -> ToSaga:
+    """The request to send: what comes with a signal is sealed. Arguments and errors are those of `sealed`."""
+    if codec is not None and isinstance(request, Signal):
+        return sealed_signal(codec, request)
+    if codec is None and not accept_sealed:
+        check_unsealed(request)
+    return request
 
 
 def opened(codec: Codec | None, found: _T) -> _T | SagaState:
@@ -305,15 +317,18 @@ def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -
 
 
 def begin_many(
-    layout: Layout, sagas: Iterable[SagaRequest], codec: Codec | None = None
+    layout: Layout, sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
 ) -> Exchange[list[Accepted | Refused | Unsettled]]:
-    """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params.
+    """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params;
+    `accept_sealed`: as for `sealed`.
 
     After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
     """
     answers: list[Accepted | Refused | Unsettled] = []
     failure: redis.RedisError | None = None
-    for batch in _batches(one_by_one(sagas, "SagaRequest, dicts with saga_id and steps"), codec):
+    for batch in _batches(
+        one_by_one(sagas, "SagaRequest, dicts with saga_id and steps"), codec, accept_sealed=accept_sealed
+    ):
         begins = [one for one in batch if isinstance(one, Begin)]
         sent = failure is None
         told: Iterator[Accepted | Refused] = iter(())
@@ -405,13 +420,15 @@ def _no_room(one: Begin, why: str) -> Refused:
     return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
 
 
-def _batches(sagas: Iterable[SagaRequest], codec: Codec | None = None) -> Iterator[list[Begin | Refused]]:
+def _batches(
+    sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
+) -> Iterator[list[Begin | Refused]]:
     """The requests, and refusals of malformed ones, in batches for one round trip each."""
     batch: list[Begin | Refused] = []
     size = 0
     for saga in sagas:
         try:
-            one: Begin | Refused = sealed(codec, to_begin(saga))
+            one: Begin | Refused = sealed(codec, to_begin(saga), accept_sealed=accept_sealed)
         except MalformedMessage as error:
             saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
             one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)

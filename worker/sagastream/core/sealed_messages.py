@@ -4,7 +4,7 @@ In a saga with an input, references lead to members: of the input, of results, a
 member of such an object is sealed by itself. Its name is not hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import is_not
 from typing import Any, Final
@@ -13,9 +13,9 @@ import orjson
 from msgspec.structs import replace
 
 from sagastream.core.input_use import Paths, paths, unreadable
-from sagastream.core.messages import Begin, Command, Reply, Signal, ok
+from sagastream.core.messages import Begin, Command, Reply, Signal, ToSaga, ok
 from sagastream.core.parsing import check_size
-from sagastream.core.pointers import below
+from sagastream.core.pointers import below, shown
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.sealed_values import MARK, is_sealed, keys_of, sealed_value
 from sagastream.core.sealing import MAX_SEALED, UNDO, Codec, Place, open_value, seal
@@ -32,15 +32,19 @@ MAX_MEMBERS: Final = 100
 
 
 def _seal_once(codec: Codec, data: bytes, place: Place) -> bytes:
-    return data if is_sealed(data) else seal(codec, _unsealed(codec, data, place), place)
+    """A value, sealed; as it is if it is sealed for this place. Raises as `seal` does, and MalformedMessage if anything
+    in it looks sealed and cannot be opened: then no service could, and the step would get no answer."""
+    opened = _unsealed(codec, data, place)
+    return data if is_sealed(data) else seal(codec, opened, place)
 
 
 def _seal_result(codec: Codec, data: bytes, place: Place) -> bytes:
-    """A result to which references may lead. All members have its place: a service of an older release opens them."""
+    """A result to which references may lead. All members have its place: a service of an older release opens them. What
+    they hold is not looked at: see `open_value`."""
     value = value_of(data)
     if not isinstance(value, dict) or not 0 < len(value) <= MAX_MEMBERS:
         return seal(codec, data, place)
-    return encode_payload({name: _sealed(codec, member, place) for name, member in value.items()})
+    return encode_payload({name: orjson.Fragment(seal(codec, encode(member), place)) for name, member in value.items()})
 
 
 def _seal_input(codec: Codec, data: bytes, saga_id: str, used: Paths) -> bytes:
@@ -57,14 +61,17 @@ def _seal_input(codec: Codec, data: bytes, saga_id: str, used: Paths) -> bytes:
         if into and isinstance(value, list):
             return [sealed(one, below(path, index), into.get(str(index))) for index, one in enumerate(value)]
         if (count := count + 1) > MAX_SEALED:
-            raise MalformedMessage(f"too many values to be sealed: more than {MAX_SEALED}")
-        return _sealed(codec, value, _input_place(saga_id, path))
+            raise MalformedMessage(f"input: too many values to be sealed: more than {MAX_SEALED}")
+        try:
+            return orjson.Fragment(_seal_once(codec, encode(value), _input_place(saga_id, path)))
+        except MalformedMessage as error:
+            raise MalformedMessage(f"input{path}: {error}") from None
 
-    return encode_payload({name: sealed(one, below("", name), used.get(name)) for name, one in value_of(data).items()})
-
-
-def _sealed(codec: Codec, value: Any, place: Place) -> orjson.Fragment:
-    return orjson.Fragment(_seal_once(codec, encode(value), place))
+    members = {name: sealed(one, below("", name), used.get(name)) for name, one in value_of(data).items()}
+    try:
+        return encode_payload(members)
+    except MalformedMessage as error:
+        raise MalformedMessage(f"input: {error}") from None
 
 
 def _input_place(saga_id: str, path: str) -> Place:
@@ -106,9 +113,15 @@ def sealed_begin(codec: Codec, begin: Begin) -> Begin:
         if begin.input is not None and (problem := unreadable(step)) is not None:
             raise MalformedMessage(f"step {number}: {problem}")
         params = step.params
+        place = Place(begin.saga_id, number, "params")
+        if step.shape.has_references:
+            _check_opens(codec, params, place, f"step {number}: params")
+        if step.shape.compensation_params is not None:
+            undo = place._replace(field=UNDO)
+            _check_opens(codec, step.shape.compensation_params, undo, f"step {number}: compensation_params")
         if step.transaction != STANDING and step.shape.sends and not step.shape.has_references:
             try:
-                params = _seal_once(codec, params, Place(begin.saga_id, number, "params"))
+                params = _seal_once(codec, params, place)
             except MalformedMessage as error:
                 raise MalformedMessage(f"params of step {number}: {error}") from None
         steps.append(replace(step, params=params))
@@ -118,12 +131,7 @@ def sealed_begin(codec: Codec, begin: Begin) -> Begin:
 
 
 def _sealed_input(codec: Codec, begin: Begin) -> bytes | None:
-    if begin.input is None:
-        return None
-    try:
-        return _seal_input(codec, begin.input, begin.saga_id, paths(begin.steps))
-    except MalformedMessage as error:
-        raise MalformedMessage(f"input: {error}") from None
+    return None if begin.input is None else _seal_input(codec, begin.input, begin.saga_id, paths(begin.steps))
 
 
 def open_begin(codec: Codec | None, begin: Begin) -> tuple[Begin, dict[str, str]]:
@@ -151,13 +159,18 @@ def open_command(codec: Codec | None, command: Command) -> Command:
     )
 
 
-def sealed_reply(codec: Codec, command: Command, reply: Reply) -> Reply:
-    """The reply to a command with its result sealed. Raises as `seal` does.
+def sealed_reply(codec: Codec | None, command: Command, reply: Reply) -> Reply:
+    """The reply of a handler with its result sealed. Raises as `seal` does. Without a codec: the reply, and raises
+    MalformedMessage if the result looks sealed, since nobody could do what refers to it, nor undo this step.
 
     Errors are not sealed: the orchestrator makes the reason of the saga of them. Which effects stand is not sealed
     either: that is asked by whoever repairs a store, who need not have the keys.
     """
     if reply.result is None or reply.type != ok(command.type) or command.type == STANDING:
+        return reply
+    if codec is None:
+        if MARK in reply.result:
+            _check_unsealed(reply.result, "result")
         return reply
     place = Place(reply.saga_id, reply.step, "result")
     sealed = seal if command.input is None else _seal_result
@@ -166,11 +179,12 @@ def sealed_reply(codec: Codec, command: Command, reply: Reply) -> Reply:
 
 def sealed_signal(codec: Codec, signal: Signal) -> Signal:
     """The signal with its payload sealed. Raises as `seal` does."""
-    if signal.declined is not None or signal.payload == b"null" or is_sealed(signal.payload):
+    if signal.declined is not None or signal.payload == b"null":
         return signal
     place = _signal_place(signal.saga_id, signal.name)
     try:
-        return replace(signal, payload=_seal_result(codec, signal.payload, place))
+        opened = _unsealed(codec, signal.payload, place)
+        return signal if is_sealed(signal.payload) else replace(signal, payload=_seal_result(codec, opened, place))
     except MalformedMessage as error:
         raise MalformedMessage(f"payload: {error}") from None
 
@@ -268,4 +282,54 @@ def _unsealed(codec: Codec, params: bytes, place: Place) -> bytes:
     try:
         return open_value(codec, params, place)
     except CannotOpen as error:
-        raise MalformedMessage(f"they hold a sealed value that cannot be opened, to seal them: {error}") from None
+        raise MalformedMessage(f"a value in it is sealed, and cannot be opened: {error}") from None
+
+
+def _check_opens(codec: Codec, template: bytes, place: Place, called: str) -> None:
+    try:
+        _unsealed(codec, template, place)
+    except MalformedMessage as error:
+        raise MalformedMessage(f"{called}: {error}") from None
+
+
+# --- without a codec
+
+
+def check_unsealed(request: Begin | ToSaga) -> None:
+    """Raises MalformedMessage if anything in a request looks like a sealed value: nobody here has sealed it. It may be
+    the text of a stranger. No service could open it, so the step would get no answer, and its undo would not either."""
+    for called, data in _payloads(request):
+        if data is not None and MARK in data:
+            _check_unsealed(data, called)
+
+
+def _check_unsealed(data: bytes, called: str) -> None:
+    """Raises MalformedMessage if anything in a payload looks like a sealed value, with the place. `called`: the name of
+    the payload in the text."""
+    found = next(_sealed_in(value_of(data), called), None)
+    if found is not None:
+        path, key = found
+        text = f"it looks like a value that was sealed with key {key}, and this process has no keys to tell"
+        raise MalformedMessage(f"{shown(path)}: {text}")
+
+
+def _payloads(request: Begin | ToSaga) -> Iterator[tuple[str, bytes | None]]:
+    if isinstance(request, Signal):
+        yield "payload", request.payload
+    elif isinstance(request, Begin):
+        yield "input", request.input
+        for number, step in enumerate(request.steps, 1):
+            yield f"step {number}: params", step.params
+            yield f"step {number}: compensation_params", step.shape.compensation_params
+
+
+def _sealed_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The places of what looks sealed, each with the id of its key."""
+    if (sealed := sealed_value(value)) is not None:
+        yield path, sealed.key
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield from _sealed_in(member, below(path, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _sealed_in(item, below(path, index))

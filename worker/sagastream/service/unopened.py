@@ -47,8 +47,6 @@ class UnopenedCommands:
     def sealed(self, command: Command, reply: Reply) -> Reply:
         """The reply of a handler as it is sent. Raises as `sealing.seal` does; but of what the codec raises only the
         type, since it becomes the error of the reply, which is not sealed."""
-        if self.codec is None:
-            return reply
         try:
             return sealed_reply(self.codec, command, reply)
         except (SagastreamError, redis.RedisError):  # in the codec's own words, and outages

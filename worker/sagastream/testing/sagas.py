@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.sealed_messages import open_command, open_state, sealed_begin, sealed_signal
+from sagastream.core.sealed_messages import open_command, open_state
 from sagastream.core.sealing import Codec
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import RequestRefused, ScenarioError
@@ -170,8 +170,7 @@ class Sagas:
             raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
         request = parse_begin(body, request_id=self._request_id())
         self._check_served(request)
-        if (codec := self._services.codec) is not None:
-            request = sealed_begin(codec, request)
+        request = requests.sealed(self._services.codec, request)
         self._orchestrator.request(request)
         return Saga(
             saga_id,
@@ -284,9 +283,10 @@ class Sagas:
             self._story.add(self.clock.elapsed_ms, coming.saga_id, f"the signal {coming.name} is refused: {refused}")
 
     def _send_signal(self, sent: Signal) -> None:
-        if (codec := self._services.codec) is not None:
-            sent = sealed_signal(codec, sent)
-        self._orchestrator.request(replace(sent, request_id=self._request_id(), added_ms=self.clock.now_ms))
+        from sagastream.client import requests
+
+        request = requests.to_send(self._services.codec, sent)
+        self._orchestrator.request(replace(request, request_id=self._request_id(), added_ms=self.clock.now_ms))
 
     def _request_id(self) -> str:
         self._requests += 1

@@ -276,7 +276,7 @@ class InProcessServices:
             reply = call(registration.handler, command, context, registration.model)
         if fault is not None and fault.kind is Kind.RAISES_AFTER_EFFECT:
             raise fault.raised.with_traceback(None)
-        return reply if codec is None else sealed_reply(codec, command, reply)
+        return sealed_reply(codec, command, reply)
 
     def _event_loop(self, command: Command) -> asyncio.Runner:
         """The one that all async handlers of a test run in, as those of a process do."""
