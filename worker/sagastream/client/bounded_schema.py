@@ -35,6 +35,9 @@ MAX_SCHEMAS_OF_A_VALUE: Final = 1000
 #: How large a pattern may be, compiled, in bytes. The time that a text takes grows with it.
 _MAX_PATTERN: Final = 50_000
 
+#: References to what the check of the whole schema has seen.
+_NAMED: Final = re.compile(r"#|#/\$defs/[^/]+")
+
 # Where schemas stand in a schema: which of them apply to the same value, and which to what is in it.
 _SAME_VALUE: Final = {
     "one": ("not", "if", "then", "else"),
@@ -44,7 +47,8 @@ _SAME_VALUE: Final = {
 _IN_VALUE: Final = {
     "one": ("items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
     "list": ("prefixItems",),
-    "map": ("properties", "patternProperties"),
+    # What nothing refers to is looked at, too: a $dynamicRef may lead there.
+    "map": ("properties", "patternProperties", "$defs", "definitions"),
 }
 _left: ContextVar[list[int]] = ContextVar("_left")
 
@@ -64,13 +68,18 @@ def first_error(validator: Any, data: Any) -> ValidationError | None:
 
 
 def validator_of(schema: Any) -> Any:
-    """What checks values by this schema. Raises SchemaError if it is not one, MalformedMessage if its work cannot be
-    bounded, and RecursionError if its references lead too far."""
-    Draft202012Validator.check_schema(schema, format_checker=FormatChecker(formats=()))
+    """What checks values by this schema, from which `$schema` is taken out. Raises SchemaError if it is not one,
+    MalformedMessage if its work cannot be bounded, and RecursionError if its references lead too far."""
+    _check_form(schema)
     # Nothing is fetched from elsewhere, whatever a schema names.
     registry: Any = Registry()
     _Survey(registry.with_resource("", DRAFT202012.create_resource(schema)).resolver("")).survey(schema)
     return _BOUNDED(schema, registry=registry)
+
+
+def _check_form(schema: Any) -> None:
+    """Raises SchemaError if something is not a JSON Schema."""
+    Draft202012Validator.check_schema(schema, format_checker=FormatChecker(formats=()))  # patterns are checked below
 
 
 # --- keywords
@@ -239,6 +248,8 @@ class _Survey:
             weight += self._weigh(one, where, resolver)
         for name in ("$ref", "$dynamicRef"):
             if (found := _looked_up(resolver, schema, name)) is not None:
+                if id(found.contents) not in self._weights and not _NAMED.fullmatch(schema[name]):
+                    self._check_at(schema[name], found.contents)
                 weight += self._weigh(found.contents, _place(schema[name], below(path, name)), found.resolver)
         if weight > MAX_SCHEMAS_OF_A_VALUE:
             text = f"more than {MAX_SCHEMAS_OF_A_VALUE:,} schemas apply to one value here"
@@ -247,7 +258,18 @@ class _Survey:
         self._weights[id(schema)] = weight
         return weight
 
-    def _note(self, schema: Mapping[str, Any], path: str) -> None:
+    def _check_at(self, reference: str, schema: Any) -> None:
+        """Check what a reference leads to, if that may stand where no schema does."""
+        try:
+            _check_form(schema)
+        except SchemaError as error:
+            where = _place(reference, "input")
+            raise MalformedMessage(
+                f"the definition: {shown(where)} is not a JSON Schema: {error.message:.200}"
+            ) from None
+
+    def _note(self, schema: dict[str, Any], path: str) -> None:
+        schema.pop("$schema", None)  # for which jsonschema would take a class of its own, which counts nothing
         for name in ("patternProperties", "unevaluatedProperties"):
             if name in schema:
                 self._names.setdefault(name, below(path, name))
