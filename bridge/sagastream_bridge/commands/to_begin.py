@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sagastream.core.messages import Begin
 
 _STDIN: Final = "-"
-_EARLIEST: Final = datetime.fromtimestamp(0, UTC)
 
 
 class ToBegin:
@@ -121,7 +120,7 @@ def is_place(what: str) -> bool:
 
 
 def _moment(text: str) -> datetime:
-    from sagastream.core.parsing import MAX_START_MS
+    from sagastream.core.parsing import MAX_START_MS, MIN_START_MS
 
     try:
         moment = datetime.fromisoformat(text)
@@ -131,7 +130,7 @@ def _moment(text: str) -> datetime:
         raise click.UsageError(
             safe(f"--start-at: {text} has no time zone: write it behind, as in 2026-12-24T08:00+01:00")
         )
-    latest = datetime.fromtimestamp(MAX_START_MS / 1000, UTC)
-    if not _EARLIEST < moment <= latest:
-        raise click.UsageError(safe(f"--start-at: {text} is not between {_EARLIEST:%Y-%m-%d} and {latest:%Y-%m-%d}"))
+    first, last = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (MIN_START_MS, MAX_START_MS))
+    if not first <= moment <= last:
+        raise click.UsageError(safe(f"--start-at: {text} is not between {first:%Y-%m-%d} and {last:%Y-%m-%d}"))
     return moment

@@ -66,7 +66,9 @@ def facts(state: SagaState, now_ms: int) -> Iterator[str]:
     if state.start_ms is not None:
         never = state.ended and all(step.phase is Phase.WAITING for step in state.steps)
         label = "starts" if state.is_to_start else "was to" if never else "started"
-        yield f"  {label:<8} {'start at ' if never else ''}{until(state.start_ms, now_ms)}"
+        # A start that had passed when the saga was asked for was at once.
+        start_ms = state.start_ms if never else max(state.start_ms, state.begun_ms)
+        yield f"  {label:<8} {'start at ' if never else ''}{until(start_ms, now_ms)}"
     if state.input is not None:
         yield f"  input    {payload(state.input)}"
 

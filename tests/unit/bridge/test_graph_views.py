@@ -89,6 +89,11 @@ def test_signals_that_are_kept_are_shown_and_a_start_that_comes() -> None:
     assert "  waits    for its start, until 23:13:20.000Z, in 60 m" in lines
 
 
+def test_a_start_that_had_passed_was_at_once() -> None:
+    lines = shown(Played(start_at_ms=NOW_MS - 86_400_000))
+    assert "  started  22:13:20.000Z, 0 s ago" in lines
+
+
 def test_each_parked_step_is_told_with_its_verbs_and_no_advice_twice() -> None:
     retriable: dict[str, Any] = {"service": "mail", "params": {}, "kind": "retriable", "attempts": 1, "after": [1]}
     played = Played(PIVOT, {"transaction": "Tell"} | retriable, {"transaction": "Write"} | retriable)

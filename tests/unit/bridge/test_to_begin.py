@@ -123,8 +123,8 @@ def test_what_says_that_it_is_a_saga_is_read_as_one(body: object, text: str) -> 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"start_at": "1969-12-31T23:59+00:00"}, r"--start-at: 1969-.* is not between 1970-01-01 and 9998-01-01"),
-        ({"start_at": "9999-01-01T00:00+00:00"}, r"--start-at: 9999-.* is not between 1970-01-01 and 9998-"),
+        ({"start_at": "1969-12-31T23:59+00:00"}, r"--start-at: 1969-.* is not between 2000-01-01 and 9998-01-01"),
+        ({"start_at": "9999-01-01T00:00+00:00"}, r"--start-at: 9999-.* is not between 2000-01-01 and 9998-"),
         ({"data": "@"}, r"--input: the name of a file is missing behind @"),
         ({"what": "-", "data": "@-"}, r"- and --input @- are both standard input: put one of them into a file"),
     ],

@@ -297,17 +297,17 @@ def test_a_step_can_be_printed_and_makes_no_text() -> None:
 
 
 def test_the_two_ways_to_ask_for_a_saga() -> None:
-    order = with_a_step()
+    order, soon = with_a_step(), 1_800_000_000_007
     for begin in (
-        requested(order, {"total": 5}, saga_id="order-1", start_at_ms=7),
-        requested(definition=order, input={"total": 5}, saga_id="order-1", start_at_ms=7),
+        requested(order, {"total": 5}, saga_id="order-1", start_at_ms=soon),
+        requested(definition=order, input={"total": 5}, saga_id="order-1", start_at_ms=soon),
     ):
-        assert (begin.saga_id, begin.input, begin.start_ms, begin.format) == ("order-1", b'{"total":5}', 7, 2)
+        assert (begin.saga_id, begin.input, begin.start_ms, begin.format) == ("order-1", b'{"total":5}', soon, 2)
         assert begin.definition == order.parsed.by
     steps: Any = [{"transaction": "A", "service": "a", "params": ref("/input/x")}]
-    begin = requested("order-2", steps, input={"x": 1}, deadline_ms=5, start_at_ms=7)
+    begin = requested("order-2", steps, input={"x": 1}, deadline_ms=5, start_at_ms=soon)
     assert (begin.saga_id, begin.input, begin.start_ms, begin.deadline_ms, begin.definition) == (
-        "order-2", b'{"x":1}', 7, 5, None,
+        "order-2", b'{"x":1}', soon, 5, None,
     )  # fmt: skip
     assert requested("order-3", steps).format == 1
     with pytest.raises(TypeError, match=r"^a saga needs an id of its own: begin\(order, …, saga_id=…\); "):

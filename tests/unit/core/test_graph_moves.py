@@ -714,7 +714,7 @@ def test_a_saga_that_waits_for_its_start_can_be_cancelled_and_signalled() -> Non
 
 
 def test_a_start_that_has_passed_is_now() -> None:
-    given_graph(do("a"), start_at_ms=1).expect_all_sent("A 1")
+    given_graph(do("a"), start_at_ms=1_000_000_000_000).expect_all_sent("A 1")
 
 
 def test_a_saga_whose_first_step_cannot_be_built_fails_at_its_start() -> None:
@@ -1059,7 +1059,7 @@ def _went_back_unsent(number: int) -> bool:
     made = random_graphs.graph(number, "unsent")
     if commands := [node.body for node in made.nodes if node.sends and node.body.get("kind") != "retriable"]:
         chance.choice(commands)["params"]["absent"] = {"$ref": "/input/absent"}
-    state = decide(None, parse_begin(made.body(0)), Moment(now_ms=10**12, published={})).state
+    state = decide(None, parse_begin(made.body(946_684_800_000)), Moment(now_ms=10**12, published={})).state
     while isinstance(state, SagaState) and state.status == "PENDING" and state.parked is None:
         number = chance.choice(state.active_steps or [0])
         step = state.steps[number - 1]

@@ -310,7 +310,12 @@ def but(number: int, **members: Any) -> list[dict[str, Any]]:
 
 
 def test_a_graph_that_is_begun_again_is_the_same() -> None:
-    for members in ({}, {"definition": ORDER}, {"start_at_ms": 5_000, "deadline_ms": 100}, {"deadline_ms": 100}):
+    for members in (
+        {},
+        {"definition": ORDER},
+        {"start_at_ms": 1_000_000_005_000, "deadline_ms": 100},
+        {"deadline_ms": 100},
+    ):
         given: Any = members
         assert conflict(begun(a_begin(**given)), a_begin(**given)) is None
     other = a_begin(input={"total": 5.0, "sku": "a"})
@@ -322,8 +327,12 @@ def test_a_graph_that_is_begun_again_is_the_same() -> None:
     [
         (a_begin(), a_begin(input={"sku": "a", "total": 6}), "with 5 as input.total; this request has 6"),
         (a_begin(), a_begin(input={"sku": "a", "total": 5, "x": 1}), "without input.x; this request has 1"),
-        (a_begin(), a_begin(start_at_ms=7), "without start_at_ms; this request has 7"),
-        (a_begin(start_at_ms=6), a_begin(start_at_ms=7), "with 6 as start_at_ms; this request has 7"),
+        (a_begin(), a_begin(start_at_ms=1_000_000_000_007), "without start_at_ms; this request has 1000000000007"),
+        (
+            a_begin(start_at_ms=1_000_000_000_006),
+            a_begin(start_at_ms=1_000_000_000_007),
+            "with 1000000000006 as start_at_ms; this request has 1000000000007",
+        ),
         (a_begin(), a_begin(definition=ORDER), 'without definition; this request has "order"'),
         (a_begin(definition=ORDER), a_begin(), 'with "order" as definition; this request has none'),
         (
@@ -372,8 +381,8 @@ def test_another_version_of_the_same_definition_is_the_same_begin() -> None:
     assert conflict(begun(a_begin([GRAPH_STEPS[0]], definition=newer)), there) is None
     other = a_begin([GRAPH_STEPS[0]], definition=newer, input={"sku": "b", "total": 5})
     assert differs(there, other) == 'with "a" as input.sku; this request has "b"'
-    later = a_begin([GRAPH_STEPS[0]], definition=newer, start_at_ms=7)
-    assert differs(there, later) == "without start_at_ms; this request has 7"
+    later = a_begin([GRAPH_STEPS[0]], definition=newer, start_at_ms=1_000_000_000_007)
+    assert differs(there, later) == "without start_at_ms; this request has 1000000000007"
 
 
 def test_the_same_version_with_other_steps_is_another_saga() -> None:

@@ -401,6 +401,15 @@ def test_a_start_is_a_time_in_milliseconds(bad: Any) -> None:
     assert told(do(), start_at_ms=bad) == "the body: start_at_ms must be a whole number from 1 to 253339228800000"
 
 
+def test_a_start_in_seconds_is_refused_where_a_saga_is_asked_for_and_taken_over_the_wire() -> None:
+    seconds = 1_796_057_564
+    why = "the body: start_at_ms is before the year 2000: it counts milliseconds since 1970, not seconds"
+    assert complaint(parse_begin, body_of(do()) | {"start_at_ms": seconds}) == why
+    assert parse_begin(body_of(do()) | {"start_at_ms": 946_684_800_000}).start_ms == 946_684_800_000
+    body = body_of(do()) | {"start_at_ms": seconds, "format": 2}
+    assert parse_begin(body, plain=True).start_ms == seconds
+
+
 def test_the_latest_start_and_the_longest_deadline_can_be_written() -> None:
     """Otherwise the worker that takes the request would end, and so would the next one."""
     begin = parse_begin(body_of(do()) | {"start_at_ms": MAX_START_MS, "deadline_ms": MAX_DEADLINE_MS})
@@ -445,7 +454,7 @@ def test_a_begin_that_would_be_too_large_when_it_is_written_again_is_refused() -
         ([do(id="a", nonsense=1)], {}, "id of step 1"),
         ([do()], {"input": {}}, "input"),
         ([do()], {"definition": GOOD}, "definition"),
-        ([do()], {"start_at_ms": 5}, "start_at_ms"),
+        ([do()], {"start_at_ms": 1_000_000_000_000}, "start_at_ms"),
     ],
 )
 def test_over_the_wire_a_graph_says_its_format_and_elsewhere_it_need_not(

@@ -64,6 +64,8 @@ SHA256_PATTERN: Final = re.compile("[0-9a-f]{64}")
 #: year 9998, since its deadline, which may be a year later, is still written with four digits of the year.
 MAX_VERSION: Final = 10**9
 MAX_START_MS: Final = 253_339_228_800_000
+#: The year 2000. Whoever says an earlier start has counted seconds: no saga is as old.
+MIN_START_MS: Final = 946_684_800_000
 
 
 def read_request(fields: Mapping[bytes, bytes]) -> Begin | ToSaga | Newer | Unreadable:
@@ -163,6 +165,11 @@ def _parse_begin(
         definition=_defined_by(body["definition"], called) if "definition" in body else None,
         start_ms=limit(body["start_at_ms"], "start_at_ms", called, MAX_START_MS) if "start_at_ms" in body else None,
     )
+    # Over the wire it is taken as it is: a request that a worker has taken once is the same request for ever.
+    if not plain and begin.start_ms is not None and begin.start_ms < MIN_START_MS:
+        raise MalformedMessage(
+            f"{called}: start_at_ms is before the year 2000: it counts milliseconds since 1970, not seconds"
+        )
     check_size(begin, called)
     return begin
 
