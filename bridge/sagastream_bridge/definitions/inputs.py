@@ -16,6 +16,7 @@ from sagastream.core.strict_json import value_of
 from sagastream.core.templates import INPUT, SAGA_ID, Concat, Reference, compiled, operators
 from sagastream.errors import CannotBuild, MalformedMessage
 from sagastream_bridge.definitions.mending import named_pointer
+from sagastream_bridge.definitions.outline import numbers_by_name
 from sagastream_bridge.definitions.problems import Code, Problem
 
 #: The members in which references stand.
@@ -141,8 +142,11 @@ def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> It
     most = 0
     for at, step in enumerate(steps):
         for name in _TEMPLATES:
-            for pointer, reference in _references(step.get(name), f"/steps/{at}/{name}"):
-                if (text := _why_not(schema, reference, step.get("each"))) is not None:
+            for pointer, one in _references(step.get(name), f"/steps/{at}/{name}"):
+                text = _why_not(schema, one["$ref"], step.get("each"))
+                if text is None and "default" not in one and "when" not in step:
+                    text = _too_few(schema, steps, one["$ref"], step.get("each"))
+                if text is not None:
                     yield Problem(Code.INPUT, pointer, text)
         most += 1
         if "each" in step and isinstance(step["each"], dict):
@@ -157,13 +161,13 @@ def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> It
         yield Problem(Code.LIMIT, "/steps", text)
 
 
-def _references(value: Any, pointer: str) -> Iterator[tuple[str, str]]:
-    """All references in a template or a condition, with the pointers to them."""
+def _references(value: Any, pointer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All references in a template or a condition, with the pointers to what they name."""
     if isinstance(value, dict):
         if "$literal" in value:
             return
         if isinstance(value.get("$ref"), str):
-            yield below(pointer, "$ref"), value["$ref"]
+            yield below(pointer, "$ref"), value
             return
     members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in members:
@@ -181,6 +185,32 @@ def _why_not(schema: Mapping[str, Any], reference: str, each: Any) -> str | None
         if not isinstance(item, str):
             found = _below(schema, item, reference)
     return found if isinstance(found, str) else None
+
+
+def _too_few(schema: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], reference: str, each: Any) -> str | None:
+    """Why a reference to one result of a step with `each` may find nothing: the list may be too short. None: it cannot,
+    or nothing is said of that. `each`: what the step says that has the reference."""
+    try:
+        tokens = tokens_of(reference)
+    except ValueError:
+        return None  # that is told elsewhere
+    if len(tokens) < 4 or tokens[0] != "steps" or not INDEX.fullmatch(tokens[3]):
+        return None
+    number = numbers_by_name(steps).get(int(tokens[1]) if tokens[1].isdecimal() else tokens[1], 0)
+    of = steps[number - 1].get("each") if number else None
+    if not isinstance(of, dict):
+        return None
+    items = _found(schema, str(of.get("$ref")))
+    if isinstance(items, str) or items.get("type") != "array":
+        return None
+    least = items.get("minItems", 0)
+    least = least if isinstance(least, int) else 0
+    if each == of:
+        least = max(least, 1)  # without an item, there is no step with this reference
+    if int(tokens[3]) < least:
+        return None
+    few = f"{least} {'item' if least == 1 else 'items'}" if least else "no items"
+    return f"{reference}: {of['$ref']} may have {few}, says the schema: say a default here, or minItems there"
 
 
 def _found(schema: Mapping[str, Any], reference: str) -> Mapping[str, Any] | str:

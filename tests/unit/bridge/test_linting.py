@@ -276,6 +276,33 @@ def test_what_cannot_be_there_by_the_schema_is_told_with_the_reason(reference: s
     assert text_of(step("a", params={"$ref": reference}), input=SCHEMA) == text
 
 
+TOO_FEW = "/steps/pick/result/{}/at: /input/lines may have {}, says the schema: say a default here, or minItems there"
+
+
+@pytest.mark.parametrize(
+    ("least", "members", "text"),
+    [
+        ({}, {"params": {"$ref": "/steps/pick/result/0/at"}}, TOO_FEW.format(0, "no items")),
+        ({"minItems": 1}, {"params": {"$ref": "/steps/pick/result/1/at"}}, TOO_FEW.format(1, "1 item")),
+        ({"minItems": 1}, {"params": {"$ref": "/steps/pick/result/0/at"}}, None),
+        ({}, {"params": {"$ref": "/steps/pick/result/0/at", "default": None}}, None),
+        ({}, {"params": {"$ref": "/steps/pick/result"}}, None),
+        ({}, {"params": {"$ref": "/steps/pick/result/0/at"}, "when": {"exists": {"$ref": "/input/lines/0"}}}, None),
+        ({}, {"params": {"$ref": "/steps/pick/result/0/at"}, "each": {"$ref": "/input/lines"}}, None),
+        ({}, {"params": {"$ref": "/steps/pick/result/1/at"}, "each": {"$ref": "/input/lines"}},
+         TOO_FEW.format(1, "1 item")),
+    ],
+)  # fmt: skip
+def test_a_list_that_may_have_too_few_items(least: dict[str, int], members: dict[str, Any], text: str | None) -> None:
+    schema = {"properties": {"lines": {"type": "array"} | least}}
+    steps = [step("pick", each={"$ref": "/input/lines"}), step("last", "pick", **members)]
+    if text is None:
+        assert found(*steps, input=schema) == []
+    else:
+        assert text_of(*steps, input=schema) == text
+    assert found(*steps) == []  # nothing is known of such a list
+
+
 def test_each_of_what_is_not_a_list_in_the_schema() -> None:
     assert found(step("a", each={"$ref": "/input/x"}), input={"properties": {"x": {"type": ["array", "null"]}}}) == []
     assert found(step("a", each={"$ref": "/input/sku"}), input=SCHEMA) == [(Code.INPUT, "/steps/0/each")]

@@ -151,7 +151,7 @@ def test_a_reference_to_its_result_is_the_list_of_their_results() -> None:
 def test_a_reference_to_a_result_that_there_is_not_names_an_item_that_there_is_not() -> None:
     last = a_step("last", params=ref("/steps/pick/result/2/x", default=0))
     assert params(last, items=3) == ref("/steps/pick.2/result/x", default=0)
-    assert params(last, items=2) == ref("/input/items/2/x", default=0)
+    assert params(last, items=2) == ref("/input/items/2", default=0)
     sources = Sources(saga_id="s", input=b'{"items":[1,2]}', result_of=lambda _: None)
     assert build(orjson.dumps(params(last, items=2)), sources) == b"0"
 

@@ -288,8 +288,9 @@ class _Rewriting(Struct, frozen=True):
             text = f"the result of a step with each is a list, one an item, and {rest[0][:64]!a} is not an index"
             raise MalformedMessage(f"{self.where}{path}: {text}")
         if not items.has(rest[0]):
-            # There is no such result. Neither is there such an item, so this finds nothing, and says what is missing.
-            return value | {"$ref": _pointer(items.at, rest)}
+            # There is no such result. Neither is there such an item, so this finds nothing, and says what is missing:
+            # the item, not what would be in the result.
+            return value | {"$ref": _pointer(items.at, rest[:1])}
         index = min(int(rest[0]), items.count - 1)
         return value | {"$ref": self.expansion.result(number, index, rest[1:])}
 
