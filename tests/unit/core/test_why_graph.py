@@ -128,17 +128,50 @@ def test_skipping_the_last_parked_step_ends_the_saga() -> None:
     assert cause.do[1].endswith("# end COMPLETED as if step 2 were done")
 
 
-def test_a_step_that_could_not_be_begun_is_begun_again_by_retry() -> None:
-    tell: dict[str, Any] = {
-        "transaction": "Tell",
-        "service": "mail",
-        "kind": "retriable",
-        "params": {"$ref": "/steps/1/result/id"},
-    }
-    played = Played(PIVOT, tell).ok(1, {})
+TELL: dict[str, Any] = {"transaction": "Tell", "service": "mail", "kind": "retriable"}
+
+
+def verbs(cause: Cause) -> list[str]:
+    return [line.split()[1] for line in cause.do]
+
+
+def test_a_step_that_cannot_be_begun_is_not_begun_by_a_retry() -> None:
+    played = Played(PIVOT, TELL | {"params": {"$ref": "/steps/1/result/id"}}).ok(1, {})
     (cause,) = why(played.saga, at_work())
     assert cause.kind is CauseKind.PARKED
-    assert cause.do[0].endswith("# try again to begin it")
+    assert verbs(cause) == ["skip", "abandon"]
+    assert cause.do[0].endswith(
+        "# end COMPLETED as if step 2 were done; a retry would not help, since what it asks for stays missing"
+    )
+
+
+def test_a_wait_that_could_not_be_begun_since_it_was_declined_is_begun_again_by_retry() -> None:
+    played = Played(PIVOT, {"wait": "sign", "timeout_ms": 1000}).signal("sign", decline="no").ok(1, {})
+    (cause,) = why(played.saga, at_work())
+    assert cause.do[0].endswith("# wait for sign again")
+
+
+def test_an_undo_that_cannot_be_told_what_it_asks_for_is_not_helped_by_a_retry() -> None:
+    do = {"service": "hotels", "params": {}, "compensation": "Undo", "attempts": 1}
+    told = {"transaction": "A", "compensation_params": {"$ref": "/input/nope"}} | do
+    played = Played(told, {"transaction": "B"} | do).ok(1).failed(2)
+    (cause,) = why(played.saga, at_work())
+    assert verbs(cause) == ["skip", "abandon"]
+    assert "# go on as if step 1 were undone; a retry would not help" in cause.do[0]
+
+
+def test_who_skips_a_step_is_told_which_steps_need_its_result() -> None:
+    sign: dict[str, Any] = {"id": "sign", "wait": "sign", "timeout_ms": 1000}
+    needs = TELL | {"id": "needs", "params": {"by": {"$ref": "/steps/sign/result/by"}}}
+    also = TELL | {"params": {"by": {"$ref": "/steps/2/result/by"}}, "after": ["sign"]}
+    asks = {"params": {"by": {"$ref": "/steps/sign/result/by", "default": None}}, "after": ["sign"]}
+    when = {"when": {"exists": {"$ref": "/steps/sign/result/by"}}}
+    played = Played(PIVOT, sign, needs, also, TELL | asks | when).ok(1, {}).signal("sign", decline="no")
+    (cause,) = why(played.saga, at_work())
+    assert verbs(cause) == ["retry", "skip", "abandon"]
+    assert cause.do[1].endswith(
+        "# go on as if step 2 (sign) were done; then these cannot begin, since they ask for its result: 3 (needs), 4"
+    )
 
 
 def test_while_several_steps_are_undone_each_says_why() -> None:

@@ -84,13 +84,13 @@ class _Beginning:
             are_done = False
             for number in plan.ready(self.steps):
                 if number not in to_send:
-                    phase = self._begin(number)
+                    phase = self.begin(number)
                     are_done = are_done or phase in DONE
                     if phase is Phase.WAITING:
                         to_send.add(number)
         return sorted(to_send)
 
-    def _begin(self, number: int) -> Phase:
+    def begin(self, number: int) -> Phase:
         """Begin a step that is ready. Returns its phase: if it still waits, its command is left to be sent."""
         step = self.steps[number - 1]
         shape = step.definition.shape
@@ -132,6 +132,15 @@ class _Beginning:
         if signal.declined is not None:
             raise CannotBuild(declined(signal.name, signal.declined))
         return step.moved("completed", answered_ms=self._now_ms, result=signal.payload)
+
+
+def can_begin(state: SagaState, number: int) -> bool:
+    """Whether a step that is parked, since it could not begin, could begin now."""
+    steps = put(state.steps, number, state.steps[number - 1].moved("waits again"))
+    try:
+        return _Beginning(state, steps, state.updated_ms).begin(number) is not Phase.PARKED
+    except _Unbuildable:
+        return False
 
 
 def wanted(signals: tuple[KeptSignal, ...], steps: Sequence[Step]) -> tuple[KeptSignal, ...]:

@@ -13,12 +13,11 @@ from sagastream.core.back import quote
 from sagastream.core.causes import Cause, CauseKind, Evidence, Place
 from sagastream.core.durations import spoken
 from sagastream.core.phases import AWAITS, BACKING_OFF
-from sagastream.core.plan import is_done
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import PLAIN
-from sagastream.core.transitions import put
 from sagastream.core.why_out import CommandOut, due_of, hangs, late
-from sagastream.core.why_waits import at_most, awaits, not_started, settles
+from sagastream.core.why_parked import parked
+from sagastream.core.why_waits import awaits, not_started, settles
 
 #: Of at most so many steps whose commands are out it is said why they are; of the others, that they are.
 MOST_TOLD: Final = 10
@@ -48,7 +47,7 @@ def why(state: SagaState, evidence: Evidence, places: Mapping[int, Place] | None
         found += _more(state, waiting[MOST_TOLD:])
     for number in active:
         if state.steps[number - 1].parked is not None:
-            found += _told_of(state, number, (_parked(state, number), *_hung(state, number, evidence)))
+            found += _told_of(state, number, (parked(state, number), *_hung(state, number, evidence)))
     return tuple(found)
 
 
@@ -150,52 +149,3 @@ def _backing_off(state: SagaState, number: int, now_ms: int, command: CommandOut
     facts = {"until_ms": until_ms, "attempt": step.current_attempt, "attempts": step.attempts}
     text = f"it is sent again in {spoken(until_ms - now_ms)}, since {because}" if step.current_attempt else because
     return Cause(kind=CauseKind.BACKING_OFF, text=text, do=command.way_out(), facts=facts)
-
-
-def _parked(state: SagaState, number: int) -> Cause:
-    return Cause(kind=CauseKind.PARKED, text=str(state.steps[number - 1].parked), do=tuple(_verbs(state, number)))
-
-
-def _verbs(state: SagaState, number: int) -> list[str]:
-    """What each verb would do about a saga that is parked at this step."""
-    step = state.steps[number - 1]
-    if step.being_undone:
-        again = f"send {step.command} again" if step.compensation else "look again for what undoes it"
-        times = f", {at_most(step.definition.compensation_attempts)}"
-        skip = f"go on as if step {state.told(number)} were undone"
-    else:
-        again, times = f"send {step.command} again", f", {at_most(step.definition.attempts)}"
-        if not step.definition.shape.sends:
-            again, times = f"wait for {step.command} again", ""
-        elif step.attempt == 0:
-            again, times = "try again to begin it", ""
-        skip = f"{_then(state, number)} as if step {state.told(number)} were done"
-    stays = [at for at, one in enumerate(state.steps, 1) if one.would_stay]
-    left = f"; what these steps did stays: {', '.join(map(str, stays))}" if stays else ""
-    out = [at for at, one in enumerate(state.steps, 1) if one.in_flight]
-    if out:
-        left += f"; these may be done all the same: {', '.join(map(str, out))}"
-    meanings = {
-        "retry": again + times,
-        "skip": skip,
-        "abandon": f"end ABORTED as it is{left}",
-    }
-    if state.may_be_cancelled:
-        meanings["cancel"] = f"go back as if step {state.told(number)} were not done"
-    ask = f"--reason TEXT --parked-at {state.parked_place(number)}"
-    options = dict.fromkeys(meanings, "")
-    if len(state.parked_steps) > 1:
-        options |= dict.fromkeys(("retry", "skip", "abandon"), f" --step {state.name_of(number)}")
-    if out:
-        options["abandon"] += " --now"
-    saga = state.saga_id
-    return [f"sagastream {verb} {saga}{options[verb]} {ask}  # {meaning}" for verb, meaning in meanings.items()]
-
-
-def _then(state: SagaState, number: int) -> str:
-    """What a saga does if an operator skips this step."""
-    if state.format == PLAIN:
-        return "end COMPLETED" if number == len(state.steps) else f"go on with step {number + 1}"
-    if is_done(put(state.steps, number, state.steps[number - 1].moved("skipped"))):
-        return "end COMPLETED"
-    return "go on"
