@@ -91,10 +91,12 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     with _document(source) as document:
         from sagastream_bridge.definitions import findings, linting
 
-        found, not_checked = linting.lint(document, _known(options, document))
+        found, notes, not_checked = linting.lint(document, _known(options, document))
         for problem in found:
             click.echo(findings.as_json(document, problem) if as_json else findings.line(document, problem))
         click.echo(safe(f"{counted(len(found), 'problem')} in {document.where}"), err=True)
+        for text in notes:
+            click.echo(safe(f"note: {text}"), err=True)
         for text in not_checked:
             click.echo(safe(f"not checked: {text}"), err=True)
     sys.exit(1 if found else 0)

@@ -10,6 +10,7 @@ from sagastream.broker.exchange import run
 from sagastream.core.definition import SagaDefinition
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.sending import Published
+from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
 from sagastream.core.strict_json import decode
 from sagastream.errors import DefinitionError, MalformedMessage, ServiceError
 from sagastream.service.declaration import Service
@@ -53,6 +54,19 @@ class Known(NamedTuple):
         if self.services is None:
             return None
         return {name: offered.undone_by for name, offered in self.services.items()}
+
+
+def never_undone(definition: StepDefinition, services: Services | None) -> str | None:
+    """Why nothing undoes a step, as far as that is known; None: something may."""
+    if definition.kind is StepKind.RETRIABLE:
+        return "a retriable step is never undone"
+    if definition.compensation is None:
+        return "compensation is null"
+    offered = None if services is None else services.get(definition.service)
+    if definition.compensation != AS_PUBLISHED or offered is None:
+        return None
+    is_needless = offered.undone_by.get(definition.transaction, AS_PUBLISHED) is None
+    return f"its service says that {definition.transaction} needs no undo" if is_needless else None
 
 
 def in_store(broker: "Broker", document: Document) -> Known:

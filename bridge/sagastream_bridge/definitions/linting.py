@@ -7,11 +7,12 @@ from sagastream.core import graph
 from sagastream.core.definition import SagaDefinition, canonical
 from sagastream.core.messages import Begin
 from sagastream.core.pointers import below, tokens_of
-from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
+from sagastream.core.steps import AS_PUBLISHED, StepKind
 from sagastream.errors import SettingsError
+from sagastream_bridge.definitions import parking
 from sagastream_bridge.definitions.documents import Document
 from sagastream_bridge.definitions.inputs import in_example, in_saga, in_schema
-from sagastream_bridge.definitions.known import Known, Services
+from sagastream_bridge.definitions.known import Known, Services, never_undone
 from sagastream_bridge.definitions.lasting import shortest_safe_deadline_ms
 from sagastream_bridge.definitions.mending import mended
 from sagastream_bridge.definitions.outline import numbers_by_name
@@ -25,6 +26,7 @@ class Linted(NamedTuple):
     """What was found."""
 
     problems: list[Problem]  # in the order in which they stand in the document
+    notes: list[str]  # what leads to a person in the ordinary course of things, though it is not wrong
     not_checked: list[str]  # what could not be looked at, and why
 
 
@@ -34,6 +36,7 @@ def lint(document: Document, known: Known) -> Linted:
     found, begin = mended(document)
     is_right = not found
     services, not_checked = known.services, []
+    notes: list[str] = []
     if services is None:
         not_checked.append("what services publish (--services and --store tell it)")
     if document.is_definition and not known.is_in_store:
@@ -52,11 +55,12 @@ def lint(document: Document, known: Known) -> Linted:
         if services is not None:
             found += _unpublished(steps, begin, services)
         found += _needless(steps, begin, services)
+        notes += parking.notes(steps, begin, services)
         if document.is_definition:
             found += in_schema(document.body, steps)
         else:
             found += in_saga(begin)
-    return Linted(sorted(dict.fromkeys(found), key=lambda problem: _place(document, problem)), not_checked)
+    return Linted(sorted(dict.fromkeys(found), key=lambda problem: _place(document, problem)), notes, not_checked)
 
 
 def _place(document: Document, problem: Problem) -> tuple[Any, ...]:
@@ -127,22 +131,10 @@ def _unpublished(steps: Sequence[Mapping[str, Any]], begin: Begin, services: Ser
 def _needless(steps: Sequence[Mapping[str, Any]], begin: Begin, services: Services | None) -> Iterator[Problem]:
     """What is said about undos that there never are."""
     for at, (step, definition) in enumerate(zip(steps, begin.steps, strict=True)):
-        if (why := _never_undone(definition, services)) is not None:
+        if (why := never_undone(definition, services)) is not None:
             for name in _ABOUT_UNDO:
                 if name in step:
                     yield Problem(Code.NEEDLESS_UNDO, f"/steps/{at}/{name}", f"{name} is said for nothing: {why}")
-
-
-def _never_undone(definition: StepDefinition, services: Services | None) -> str | None:
-    if definition.kind is StepKind.RETRIABLE:
-        return "a retriable step is never undone"
-    if definition.compensation is None:
-        return "compensation is null"
-    offered = None if services is None else services.get(definition.service)
-    if definition.compensation != AS_PUBLISHED or offered is None:
-        return None
-    is_needless = offered.undone_by.get(definition.transaction, AS_PUBLISHED) is None
-    return f"its service says that {definition.transaction} needs no undo" if is_needless else None
 
 
 def _names(names: frozenset[str]) -> str:

@@ -374,6 +374,47 @@ def test_what_can_be_made_of_it_or_depends_on_steps(members: dict[str, Any]) -> 
     assert problems(body) == []
 
 
+def test_a_pivot_that_is_parked_when_its_signal_is_declined_is_noted() -> None:
+    def noted(services: Services | None = None, **members: Any) -> list[str]:
+        pay = step("pay", retry_on="topped_up", retry_within_ms=5, **PIVOT) | members
+        return lint(Document("test", {"name": "o", "version": 1, "steps": [pay]}), Known(services)).notes
+
+    (note,) = noted(compensation=None)
+    assert note == (
+        "step 1 (pay): if the signal topped_up is declined or does not come, the saga is parked: "
+        "a late delivery might still do the pivot, and nothing undoes it, since compensation is null"
+    )
+    assert noted(compensation="Refund") == noted() == []
+    (note,) = noted({"work": Offered({"Do": None})})
+    assert note.endswith("since its service says that Do needs no undo")
+
+
+def test_a_step_that_needs_what_an_operator_may_skip_is_noted() -> None:
+    def noted(reference: dict[str, Any], **wait: Any) -> list[str]:
+        sign = {"id": "sign", "wait": "signed", "timeout_ms": 5, "after": ["pay"]} | wait
+        last = step("last", "sign", params=reference, kind="retriable")
+        body = {"name": "o", "version": 1, "steps": [step("pay", **PIVOT), sign, last]}
+        linted = lint(Document("test", body), Known())
+        assert linted.problems == []
+        return linted.notes
+
+    expected = (
+        "step 3 (last): if nobody sends the signal signed, an operator may skip step {}. "
+        "Then there is no result of it, this step is parked, and a retry cannot help: say a default"
+    )
+    assert noted({"$ref": "/steps/sign/result/by"}) == [expected.format("sign")]
+    assert noted({"$ref": "/steps/2/result/by"}) == [expected.format("2")]
+    assert noted({"$ref": "/steps/sign/result/by", "default": None}) == []
+    assert noted({"$ref": "/steps/pay/result/by"}) == []
+
+
+def test_the_command_prints_notes_and_goes_by_problems(tmp_path: Path) -> None:
+    pay = step("pay", retry_on="topped_up", retry_within_ms=5, compensation=None, **PIVOT)
+    result = run("lint", written(tmp_path, {"name": "o", "version": 1, "steps": [pay]}))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "\nnote: step 1 (pay): if the signal topped_up is declined" in result.stderr
+
+
 def test_other_content_under_the_same_version() -> None:
     body = {"name": "o", "version": 3, "steps": [step("a")]}
     other = parse(body | {"steps": [step("b")]})
@@ -384,7 +425,7 @@ def test_other_content_under_the_same_version() -> None:
         Code.SAME_VERSION, "/version", "version 3 of o is deployed with other content: raise the version"
     )  # fmt: skip
     known = Known({"work": Offered({"Do": None})}, is_in_store=True, deployed=same)
-    assert lint(document, known) == ([], [])
+    assert lint(document, known) == ([], [], [])
 
 
 # --- all at once

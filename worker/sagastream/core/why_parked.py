@@ -3,18 +3,14 @@
 why.py says the rest.
 """
 
-from collections.abc import Iterator
-
 from sagastream.core.back import told_to_undo
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.forward import can_begin
+from sagastream.core.input_use import needed_results
 from sagastream.core.phases import Phase
 from sagastream.core.plan import is_done
 from sagastream.core.saga import SagaState
-from sagastream.core.step_state import Step
-from sagastream.core.steps import PLAIN, Shape
-from sagastream.core.strict_json import value_of
-from sagastream.core.templates import Reference, operators
+from sagastream.core.steps import PLAIN
 from sagastream.core.transitions import put
 from sagastream.core.why_waits import at_most
 from sagastream.errors import CannotBuild
@@ -91,15 +87,6 @@ def _without(state: SagaState, number: int) -> str:
     names = [
         state.told(at)
         for at, step in enumerate(state.steps, 1)
-        if step.phase is Phase.WAITING and number in set(map(state.number_of, _needed(step.definition.shape, step)))
+        if step.phase is Phase.WAITING and number in map(state.number_of, needed_results(step.definition))
     ]
     return f"; then these cannot begin, since they ask for its result: {', '.join(names)}" if names else ""
-
-
-def _needed(shape: Shape, step: Step) -> Iterator[int | str]:
-    """The steps whose results a step asks for without a default."""
-    for template in (step.definition.params if shape.has_references else None, shape.when):
-        for path, one in operators(value_of(template)) if template is not None else ():
-            is_question = template is shape.when and path.endswith("/exists")
-            if isinstance(one, Reference) and one.step is not None and one.default is None and not is_question:
-                yield int(one.step) if one.step.isdecimal() else one.step
