@@ -7,7 +7,7 @@ from sagastream.client.schema import check_input, check_schema
 from sagastream.core import conditions, references
 from sagastream.core.definition import parse
 from sagastream.core.expansion import expand
-from sagastream.core.messages import Begin
+from sagastream.core.messages import Begin, is_service
 from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import INDEX, below, follow, named, tokens_of
 from sagastream.core.references import Sources
@@ -38,8 +38,11 @@ def in_example(body: Mapping[str, Any], *, begins: bool) -> Iterator[Problem]:
     """What is wrong in the schema, or in an example of an input. `begins`: whether a saga with such an input should
     begin, since nothing is wrong in the steps. Raises PackageMissing if the package is missing that can tell."""
     about = {name: body[name] for name in ("input", "example") if name in body}
+    called = body.get("name")
+    if not (isinstance(called, str) and is_service(called)):
+        called = "any"
     try:
-        definition = parse({"name": "any", "version": 1, "steps": [{}]} | about)
+        definition = parse({"name": called, "version": 1, "steps": [{}]} | about)
     except MalformedMessage:
         return  # that is told elsewhere
     try:

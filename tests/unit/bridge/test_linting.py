@@ -328,6 +328,7 @@ def test_without_the_package_the_schema_is_not_checked(monkeypatch: pytest.Monke
     body = {"name": "o", "version": 1, "steps": [step("a")], "input": {"const": "not asked before"}}
     (why,) = lint(Document("test", body), Known({}, is_in_store=True)).not_checked
     assert why.endswith("pip install jsonschema jsonschema-rs")
+    assert why.startswith("the definition o says what its input must be")
 
 
 NOTHING = "/input/zzz: there is nothing there (input has no member zzz)"
