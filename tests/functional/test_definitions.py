@@ -11,6 +11,8 @@ from sagastream import AsyncSagaClient, Definition, RequestRefused, SagaClient, 
 from sagastream.core.definition import parse
 from sagastream.errors import DefinitionError, MalformedMessage
 from sagastream.store.roles import Role
+from sagastream_bridge.definitions.documents import Document
+from sagastream_bridge.definitions.known import Offered, in_store
 from support.processes import Commands
 from support.scenes import Scene
 from support.servers import Server
@@ -201,6 +203,17 @@ def test_the_users_of_roles_deploy_and_begin(server: Server) -> None:
         client = SagaClient(users.broker(role))
         client.begin(client.definition("order"), {"total": 5}, saga_id=f"order-of-{role}")
     assert SagaClient(users.broker(Role.INSPECTOR)).definitions()
+    assert users.refused() == []
+
+
+def test_who_deploys_may_ask_the_store_what_is_wrong_before(server: Server) -> None:
+    client = server.broker().client
+    SagaClient(server.broker()).begin("other", [{"transaction": "A", "service": "a"}])  # there is a store
+    client.sadd(KEYS.services, "shop")
+    client.hset(KEYS.published("shop"), "Do", "Undo")
+    users = Users(server)
+    known = in_store(users.broker(Role.DEPLOYER), Document("test", an_order().parsed.body))
+    assert known.services == {"shop": Offered({"Do": "Undo"})}
     assert users.refused() == []
 
 

@@ -156,7 +156,7 @@ MAY: Final[dict[Role, str]] = {
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "
     "delete commands, delete commands of others, unname services",
-    Role.DEPLOYER: "deploy, read definitions, list definitions, read the layout",
+    Role.DEPLOYER: "deploy, read definitions, list definitions, read the layout, read what is published",
     Role.DOCTOR: f"{_LOOKS}, {_ERASES}, count keys, begin, intervene, command, command others, "
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "

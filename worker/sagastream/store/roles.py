@@ -23,7 +23,7 @@ class Role(StrEnum):
     BRIDGE = "bridge"  # `sagastream bridge`
     INSPECTOR = "inspector"  # looks, and changes nothing
     OPERATOR = "operator"  # looks, and acts on sagas, quarantined messages and commands that nobody reads
-    DEPLOYER = "deployer"  # `sagastream deploy`
+    DEPLOYER = "deployer"  # `sagastream deploy`, after `sagastream lint --store`
     DOCTOR = "doctor"  # `sagastream doctor` with --repair and --after-failover
 
 
@@ -128,6 +128,8 @@ _DEPLOY: Final = (
     _Grant("store", "hgetall", read_only=True),
     _Grant("definitions", "sadd smembers"),
     _Grant("definition", "hsetnx hset hmget hgetall"),
+    _Grant("services", "smembers", read_only=True),
+    _Grant("published", "hgetall", read_only=True),
 )
 _INTERVENE: Final = (_Grant("interventions", f"{_IN_SCRIPTS} xadd"),)
 _LOOK: Final = (
