@@ -117,6 +117,12 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     metavar="COUNT",
     help="Look at no more than so many states.  [default: 100000]",
 )
+@click.option(
+    "--seconds",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Look for no longer than so many seconds.  [default: 120]",
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, to compare with another version.")
 def explore(source: str, items: int | None, as_json: bool, **options: Any) -> None:
     """Try a definition or a saga in every way that it can go: what is undone, and where it can be parked.
@@ -127,7 +133,7 @@ def explore(source: str, items: int | None, as_json: bool, **options: Any) -> No
     """
     with _document(source) as document:
         from sagastream_bridge.definitions import begins, lasting
-        from sagastream_bridge.definitions.exploring import MOST_WORLDS
+        from sagastream_bridge.definitions.exploring import MOST_S, MOST_WORLDS
         from sagastream_bridge.definitions.exploring import explore as explore_begin
         from sagastream_bridge.definitions.model import Model
         from sagastream_bridge.definitions.telling import Teller
@@ -135,7 +141,7 @@ def explore(source: str, items: int | None, as_json: bool, **options: Any) -> No
 
         published = _known(options, document).published
         begin, note = begins.begin_of(document, items)
-        found = explore_begin(begin, published, options["limit"] or MOST_WORLDS)
+        found = explore_begin(begin, published, options["limit"] or MOST_WORLDS, options["seconds"] or MOST_S)
         longest = lasting.longest(begin, Model(begin, published))
         notes = []
         if published is None and any(step.compensation == "" for step in begin.steps):

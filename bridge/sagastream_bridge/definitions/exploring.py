@@ -5,6 +5,7 @@ What is left out makes no difference to what is told. Attempts: only the last on
 answers once the saga goes back: nothing is sent until all are there. Operators: what is parked stays parked.
 """
 
+import time
 from collections.abc import Iterator
 from operator import le
 from typing import Final, NamedTuple
@@ -23,8 +24,9 @@ from sagastream.errors import SagastreamError
 from sagastream_bridge.definitions.model import NOW_MS, SAGA_ID, Key, Model, answers
 from sagastream_bridge.definitions.outcomes import Explored, Park, Some, Undone, What
 
-#: The most states that are looked at, unless a person asks for more.
+#: The most states that are looked at, and for how long, unless a person asks for more. One of many steps takes long.
 MOST_WORLDS: Final = 100_000
+MOST_S: Final = 120
 
 
 #: The answers to the questions that steps will ask again.
@@ -32,7 +34,7 @@ _Known = tuple[tuple[str, bool], ...]
 
 
 class TooMany(SagastreamError):
-    """The saga can be in more states than are looked at."""
+    """The saga can be in more states than are looked at, or than can be looked at in time."""
 
 
 class _Happening(NamedTuple):
@@ -57,23 +59,27 @@ class _Back(NamedTuple):
     most: dict[tuple[int, ...], SagaState]  # … at most, if nothing more could be; with the saga when that begins
 
 
-def explore(begin: Begin, published: Published | None = None, most_worlds: int = MOST_WORLDS) -> Explored:
+def explore(
+    begin: Begin, published: Published | None = None, most_worlds: int = MOST_WORLDS, most_s: float = MOST_S
+) -> Explored:
     """Try a saga in every way.
 
     Args:
         begin: the saga.
         published: what its services publish. None: each step that names no compensation has one.
         most_worlds: how many states are looked at.
+        most_s: for how many seconds.
 
     Raises TooMany.
     """
-    return _Exploration(Model(begin, published), most_worlds).explored()
+    return _Exploration(Model(begin, published), most_worlds, most_s).explored()
 
 
 class _Exploration:
-    def __init__(self, model: Model, most_worlds: int) -> None:
+    def __init__(self, model: Model, most_worlds: int, most_s: float) -> None:
         self._model = model
-        self._most_worlds = most_worlds
+        self._most_worlds, self._most_s = most_worlds, most_s
+        self._until = time.monotonic() + most_s
         self._moment = Moment(now_ms=NOW_MS, published=model.published)
         self._seen: set[tuple[Key, _Known]] = set()
         self._waiting: list[tuple[SagaState, _Known]] = []
@@ -103,7 +109,7 @@ class _Exploration:
             parks=tuple(Park(what, at, tuple(sorted(waiting))) for (at, what), waiting in parks),
             never_reached=tuple(number for number in steps if self._model.groups_of[number] not in self._reached),
             never_undone=tuple(number for number in steps if self._model.undos[number - 1] and number not in back),
-            worlds=len(self._seen) + len(self._gone_back),
+            worlds=self._worlds,
         )
 
     # --- forward
@@ -142,6 +148,7 @@ class _Exploration:
         return self._decide(None, replace(event, steps=steps))
 
     def _decide(self, state: SagaState | None, event: Event) -> SagaState:
+        self._check_time()
         decision = decide(state, event, self._moment)
         assert isinstance(decision.state, SagaState)
         assert FAULT not in (decision.quarantine or ""), decision.quarantine
@@ -173,9 +180,18 @@ class _Exploration:
             return
         self._seen.add((key, kept))
         self._waiting.append((plain, kept))
-        if len(self._seen) + len(self._gone_back) > self._most_worlds:
+        if self._worlds > self._most_worlds:
             text = f"the saga can be in more than {self._most_worlds} states, and no more were looked at"
             raise TooMany(f"{text}: --limit looks at more")
+
+    @property
+    def _worlds(self) -> int:
+        return len(self._seen) + len(self._gone_back)
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._until:
+            text = f"the saga can be in more states than could be looked at in {self._most_s} s: {self._worlds} were"
+            raise TooMany(f"{text}; --seconds gives it more time")
 
     def _happenings(self, state: SagaState) -> Iterator[_Happening]:
         """All that can happen next to a saga that goes forward. Of steps that can change places, one stands for all."""
@@ -288,6 +304,7 @@ class _Exploration:
         """The steps as they are undone, at once and one after the other, and the saga after that. `stuck`: the step
         whose compensation fails."""
         layers = []
+        self._check_time()
         while out := [number for number, step in enumerate(state.steps, 1) if step.phase is Phase.UNDO_OUT]:
             layers.append(out)
             for number in out:

@@ -1,6 +1,7 @@
 """All ways that a saga can go: what is undone, where it is parked, how it ends."""
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -193,6 +194,17 @@ def test_it_can_end_although_nobody_knows_how_to_undo_most_of_it() -> None:
 def test_more_states_than_are_looked_at_are_an_error() -> None:
     with pytest.raises(TooMany, match="more than 10 states"):
         explore(chain(*[step() for _ in range(20)]), most_worlds=10)
+
+
+def test_more_states_than_can_be_looked_at_in_time_are_an_error() -> None:
+    chance = random.Random(1)
+    graph = [step(*sorted(chance.sample(range(1, at), min(at - 1, chance.randint(0, 3))))) for at in range(1, 101)]
+    began = time.monotonic()
+    with pytest.raises(
+        TooMany, match=r"more states than could be looked at in 0.5 s: \d+ were; --seconds gives it more"
+    ):
+        explore(begin(*graph), most_s=0.5)
+    assert time.monotonic() - began < 10
 
 
 def test_a_long_chain_is_soon_done() -> None:
