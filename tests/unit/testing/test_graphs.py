@@ -1,13 +1,15 @@
 """The test kit with sagas that are graphs: several commands at once, references, signals, pauses, starts."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from sagastream import Context, Definition, Reject, Service
-from sagastream.errors import RequestRefused, ScenarioError
+from sagastream.errors import ImpossibleTransition, RequestRefused, SagastreamError, ScenarioError
 from sagastream.testing import Saga, Sagas, check_every_fault
+from sagastream.testing.orchestrator import InProcessOrchestrator
 
 INPUT = {"user": "u1", "late": False}
 
@@ -233,6 +235,87 @@ def test_a_definition_is_run_with_its_input(sagas: Sagas) -> None:
 def test_a_signal_that_cannot_be_is_refused_when_it_is_planned(sagas: Sagas, plan: dict[str, Any], why: str) -> None:
     with pytest.raises(ScenarioError, match=why):
         sagas.on_wait("approve", **plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("aprove", "did you mean approve?"), ("nix", "there is topped_up, approve")]
+)
+def test_a_signal_that_no_step_takes_is_named(name: str, hint: str) -> None:
+    steps = [step("Tell", retry_on="topped_up", retry_within_ms=1000), *TRAVEL[3:4]]
+    steps[1] = steps[1] | {"after": ["tell"]}
+    text = f"on_wait({name!r}): no step of these sagas takes this signal; {hint}"
+    sagas = Sagas()
+    try:
+        serve(sagas)
+        sagas.on_wait(name)
+        sagas.check_faults()  # no saga has begun, so nobody knows
+        assert sagas.run(steps, INPUT).status == "ABORTED"
+        with pytest.raises(ScenarioError) as error:
+            sagas.check_faults()
+        assert str(error.value) == text
+        assert sagas.explain().endswith(text)
+    finally:
+        sagas.close()
+
+
+def test_a_signal_of_sagas_without_waits_is_named() -> None:
+    def test() -> None:
+        with Sagas() as sagas:
+            serve(sagas)
+            sagas.on_wait("approve")
+            sagas.run([step("Flight")])
+
+    with pytest.raises(ScenarioError, match=r"takes this signal; no step waits for any$"):
+        test()
+
+
+def test_a_sweep_names_such_a_signal_before_it_tells_what_it_did_not_complete() -> None:
+    def setup(sagas: Sagas) -> Ledger:
+        sagas.on_wait("aprove")
+        return serve(sagas)
+
+    with pytest.raises(ScenarioError, match=r"^on_wait\('aprove'\): .* did you mean approve\?$"):
+        check_every_fault(setup, TRAVEL, settled, input=INPUT)
+
+
+# --- what a test shows of its own mistakes
+
+
+def typo(sagas: Sagas) -> Ledger:
+    ledger = serve(sagas)
+    sagas.command("Fligt")
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("mistake", "functions"),
+    [
+        (lambda: Sagas().command("Pay"), ["<lambda>"]),
+        (lambda: Sagas().command("Pay", step=0), ["<lambda>"]),
+        (lambda: Sagas().on_wait("a b"), ["<lambda>"]),
+        (lambda: Sagas().begin([{"transaction": "Pay"}]), ["<lambda>"]),
+        (lambda: Sagas().run([step("Pay")]), ["<lambda>"]),
+        (lambda: Sagas().run(Definition("empty", version=1), {}), ["<lambda>"]),
+        (lambda: check_every_fault(typo, [step("Pay")], settled), ["<lambda>", "typo"]),
+        (lambda: check_every_fault(serve, [step("Nope")], settled), ["<lambda>"]),
+    ],
+)
+def test_a_mistake_of_a_test_is_shown_in_its_own_lines(mistake: Callable[[], object], functions: list[str]) -> None:
+    with pytest.raises(SagastreamError) as error:
+        mistake()
+    shown = [entry.name for entry in error.traceback.filter(error)]
+    assert shown == ["test_a_mistake_of_a_test_is_shown_in_its_own_lines", *functions]
+
+
+def test_what_may_be_a_fault_of_the_kit_keeps_all_its_lines(sagas: Sagas, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ImpossibleTransition("a fault")
+
+    monkeypatch.setattr(InProcessOrchestrator, "request", broken)
+    serve(sagas)
+    with pytest.raises(ImpossibleTransition) as error:
+        sagas.begin([step("Pay")])
+    assert [entry.name for entry in error.traceback.filter(error)][-2:] == ["begin", "broken"]
 
 
 # --- every fault

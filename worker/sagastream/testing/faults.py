@@ -9,6 +9,7 @@ from sagastream.console import printable
 from sagastream.core.messages import Command
 from sagastream.core.strict_json import encode_payload
 from sagastream.errors import Reject, ScenarioError
+from sagastream.testing.tracebacks import without_ours
 
 
 class Kind(Enum):
@@ -134,6 +135,7 @@ class CommandFaults:
         self._faults = faults
         self._target = target
 
+    @without_ours
     def rejects(self, error: object, *, times: int | None = None, skip: int = 0) -> Fault:
         """The service rejects the command, as if its handler raised Reject(error). Its handler is not called. `error`:
         any JSON value."""
@@ -142,6 +144,7 @@ class CommandFaults:
         encode_payload(error)
         return self._add(Kind.REJECTED, times, skip, error=error)
 
+    @without_ours
     def raises(
         self, error: Exception | None = None, *, after_effect: bool = False, times: int | None = None, skip: int = 0
     ) -> Fault:
@@ -150,33 +153,40 @@ class CommandFaults:
         kind = Kind.RAISES_AFTER_EFFECT if after_effect else Kind.RAISES
         return self._add(kind, times, skip, raised=error or InjectedError("as the test has it"))
 
+    @without_ours
     def times_out(self, *, after_effect: bool = False, times: int | None = None, skip: int = 0) -> Fault:
         """The command is never answered, and no other process takes it over. `after_effect`: the handler runs, and only
         its answer is lost."""
         return self._add(Kind.ANSWER_LOST if after_effect else Kind.LOST, times, skip)
 
+    @without_ours
     def takes(self, seconds: float, *, times: int | None = None, skip: int = 0) -> Fault:
         """The handler runs at once, and its answer comes `seconds` later. No other process takes the command over
         meanwhile."""
         return self._add(Kind.SLOW, times, skip, delay_ms=_ms(seconds))
 
+    @without_ours
     def answers_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
         """The handler runs at once, and its answer comes `by_s` seconds after the orchestrator has stopped waiting for
         it."""
         return self._add(Kind.LATE, times, skip, delay_ms=_ms(by_s))
 
+    @without_ours
     def is_done_late(self, *, by_s: float = 0.001, times: int | None = None, skip: int = 0) -> Fault:
         """The handler runs, and answers, only `by_s` seconds after the orchestrator has stopped waiting for it."""
         return self._add(Kind.DONE_LATE, times, skip, delay_ms=_ms(by_s))
 
+    @without_ours
     def answers_twice(self, *, times: int | None = None, skip: int = 0) -> Fault:
         """The handler runs once, and the orchestrator gets its answer twice."""
         return self._add(Kind.ANSWERED_TWICE, times, skip)
 
+    @without_ours
     def is_delivered_twice(self, *, times: int | None = 1, skip: int = 0) -> Fault:
         """Two processes get the command: the handler runs a second time before the first process has answered."""
         return self._add(Kind.DELIVERED_TWICE, times, skip)
 
+    @without_ours
     def crashes(self, *, after_effect: bool = False, times: int | None = 1, skip: int = 0) -> Fault:
         """The process dies, and another takes the command over after the lease of the service. `after_effect`: the
         process dies after the handler has run, and before its answer is recorded."""

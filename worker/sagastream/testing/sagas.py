@@ -24,6 +24,7 @@ from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.services import InProcessServices
 from sagastream.testing.signals import Plan, Signals, signal
 from sagastream.testing.story import Story, headline
+from sagastream.testing.tracebacks import without_ours
 
 if TYPE_CHECKING:
     from sagastream.client.definition import Definition
@@ -42,6 +43,7 @@ class Sagas:
     `advance` and `settle`, during the requests of an operator (`Saga.cancel`, `retry`, `skip`, `abandon`), and during
     `Saga.signal`."""
 
+    @without_ours
     def __init__(self, *services: Service, seed: int = 0, codec: Codec | None = None) -> None:
         """`services`: as for `serve`. `seed`: for the random part of the delays between attempts. `codec`: seals the
         params of sagas, opens their results, and is that of services that have none of their own.
@@ -80,6 +82,7 @@ class Sagas:
         """Cancel the tasks that async handlers have left running."""
         self._services.close()
 
+    @without_ours
     def serve(self, *services: Service) -> None:
         """Add services: from now on they get the commands with their names.
 
@@ -89,6 +92,7 @@ class Sagas:
         for service in services:
             self._services.add(service)
 
+    @without_ours
     def command(self, name: str, *, step: int | None = None, saga_id: str | None = None) -> CommandFaults:
         """Choose the commands that are to go wrong; a method of what is returned says how. `name`: of a command or a
         compensation. `step` (from 1) and `saga_id`: only in that step, only in that saga.
@@ -100,6 +104,7 @@ class Sagas:
             raise ScenarioError(f"{name} of step {step!r}: steps count from 1")
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
 
+    @without_ours
     def on_wait(
         self,
         name: str,
@@ -126,6 +131,7 @@ class Sagas:
         plan = Plan(name=name, payload=payload, decline=decline, after_ms=round(after_s * 1000), times=times)
         self.signals.plan(plan)
 
+    @without_ours
     def begin(
         self,
         steps: "Sequence[Step] | Definition",
@@ -181,6 +187,7 @@ class Sagas:
             signal=self._signal,
         )
 
+    @without_ours
     def run(
         self,
         steps: "Sequence[Step] | Definition",
@@ -197,6 +204,7 @@ class Sagas:
         self.settle()
         return saga
 
+    @without_ours
     def advance(self, seconds: float) -> None:
         """Let `seconds` of the test's time pass. Everything that is due in that time happens, in order.
 
@@ -208,6 +216,7 @@ class Sagas:
         self._move(until_ms)
         self.clock.go_to(until_ms)
 
+    @without_ours
     def advance_until(self, condition: Callable[[], bool]) -> None:
         """Let time pass until `condition()` is true, or nothing more happens.
 
@@ -215,6 +224,7 @@ class Sagas:
         """
         self._move(None, condition)
 
+    @without_ours
     def settle(self) -> None:
         """Let time pass until nothing more happens: each saga has ended or is parked.
 
@@ -222,17 +232,34 @@ class Sagas:
         """
         self._move(None)
 
+    @without_ours
     def check_faults(self) -> None:
-        """Check that each fault that the test declared has happened at least once. The fixture `sagas` calls this after
-        each test that passes.
+        """Check that each fault that the test declared has happened at least once, and that some step of its sagas
+        takes each signal of `on_wait`. The fixture `sagas` calls this after each test that passes.
 
-        Raises ScenarioError if a fault never happened: then the test does not test what it claims.
+        Raises ScenarioError if that is not so: then the test does not test what it claims.
         """
+        if (unknown := self._untaken_signal()) is not None:
+            raise ScenarioError(unknown)
         self._faults.check(self._orchestrator.sent)
 
     def explain(self) -> str:
         """What has happened to each saga, one line for each event. A failed test shows this."""
-        return "\n\n".join(self._story.tell(state) for state in self._orchestrator.states.values())
+        told = [self._story.tell(state) for state in self._orchestrator.states.values()]
+        return "\n\n".join(told if (unknown := self._untaken_signal()) is None else [*told, unknown])
+
+    def _untaken_signal(self) -> str | None:
+        """What is wrong with a signal that `on_wait` says comes, and that no step of any saga here names; None: there
+        is none. If no saga has begun, nobody knows."""
+        if not self._orchestrator.states:
+            return None
+        shapes = [step.definition.shape for state in self._orchestrator.states.values() for step in state.steps]
+        taken = {name: None for shape in shapes for name in (shape.wait, shape.retry_on) if name is not None}
+        for name in self.signals.names:
+            if name not in taken:
+                known = _what_there_is(name, taken) if taken else "no step waits for any"
+                return f"on_wait({name!r}): no step of these sagas takes this signal; {known}"
+        return None
 
     def _move(self, until_ms: int | None, until: Callable[[], bool] = lambda: False) -> None:
         if self._moving:
@@ -392,19 +419,23 @@ class Saga:
         """What the handler of each step returned; None if it returned None, or if that is not known."""
         return self.state.results
 
+    @without_ours
     def cancel(self, reason: str = _REASON, *, now: bool = False, parked_at: str | None = None) -> None:
         """As `SagaClient.cancel`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         more: dict[str, object] = {"now": True} if now else {}
         self._intervene(Verb.CANCEL, self.saga_id, reason, parked_at, **more)
 
+    @without_ours
     def retry(self, reason: str = _REASON, *, parked_at: str | None = None, step: int | str | None = None) -> None:
         """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         self._intervene(Verb.RETRY, self.saga_id, reason, parked_at, **_meant(step))
 
+    @without_ours
     def skip(self, reason: str = _REASON, *, parked_at: str | None = None, step: int | str | None = None) -> None:
         """As `SagaClient.skip`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
         self._intervene(Verb.SKIP, self.saga_id, reason, parked_at, **_meant(step))
 
+    @without_ours
     def abandon(
         self,
         reason: str = _REASON,
@@ -417,6 +448,7 @@ class Saga:
         more: dict[str, object] = {"now": True} if now else {}
         self._intervene(Verb.ABANDON, self.saga_id, reason, parked_at, **more, **_meant(step))
 
+    @without_ours
     def signal(self, name: str, payload: Any = None, *, decline: str | None = None, by: str | None = None) -> None:
         """As `SagaClient.signal`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused, and ScenarioError
         if this is not a signal."""

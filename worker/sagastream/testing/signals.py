@@ -1,6 +1,6 @@
 """The signals of a test: which come by themselves when a step waits for them, and what goes wrong with them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -56,6 +56,11 @@ class Signals:
             raise ScenarioError(f"signal {plan.name}: times is at least 1, or None for whenever it is waited for")
         signal("any", plan.name, plan.payload, decline=plan.decline)  # raises for what is no signal
         self._plans[plan.name] = plan
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the signals that come by themselves."""
+        return self._plans.keys()
 
     def go_wrong(self, step: int, wrong: Wrong) -> None:
         """From now on, this goes wrong with the signals of this step of each saga."""

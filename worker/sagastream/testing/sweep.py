@@ -13,11 +13,14 @@ from sagastream.errors import ScenarioError
 from sagastream.testing.faults import CommandFaults, Fault
 from sagastream.testing.sagas import Saga, Sagas, Step
 from sagastream.testing.signals import Wrong
+from sagastream.testing.tracebacks import without_ours
 
 if TYPE_CHECKING:
     from sagastream.client.definition import Definition
 
 S = TypeVar("S")
+#: pytest leaves out the frames of this module: the report tells what happened.
+__tracebackhide__ = True
 
 #: All that can go wrong with one command, each described in words.
 _FAULTS: Final[dict[str, Callable[[CommandFaults], Fault]]] = {
@@ -87,6 +90,7 @@ class Sweep:
     runs: tuple[str, ...]
 
 
+@without_ours
 def check_every_fault(
     setup: Callable[[Sagas], S],
     steps: "Sequence[Step] | Definition",
