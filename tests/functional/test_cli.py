@@ -404,11 +404,12 @@ def test_the_demonstration_shows_every_message_and_can_be_repeated(commands: Com
     assert "saga44  ABORTED" in shown.stdout
 
 
-def on_a_terminal(commands: Commands, **env: str) -> bytes:
-    """What the demonstration prints on a terminal."""
+def on_a_terminal(commands: Commands, env: dict[str, str], *arguments: str, code: int = 0) -> bytes:
+    """What a command prints on a terminal, by default the demonstration."""
     main, side = pty.openpty()
     env = commands.environment(**env)
-    process = subprocess.Popen([SAGASTREAM, "demo"], cwd=commands.folder, env=env, stdout=side)
+    typed = [SAGASTREAM, *(arguments or ("demo",))]
+    process = subprocess.Popen(typed, cwd=commands.folder, env=env, stdout=side, stderr=side)
     os.close(side)
     said = b""
     try:
@@ -416,20 +417,31 @@ def on_a_terminal(commands: Commands, **env: str) -> bytes:
             said += chunk
     except OSError:  # how Linux reports the end of a terminal
         pass
-    assert process.wait(60) == 0
+    assert process.wait(60) == code
     os.close(main)
     return said
 
 
 def test_on_a_terminal_there_is_colour(commands: Commands) -> None:
-    assert b"\x1b[32mCOMPLETED" in on_a_terminal(commands, TERM="xterm")
+    assert b"\x1b[32mCOMPLETED" in on_a_terminal(commands, {"TERM": "xterm"})
 
 
 @pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
 def test_on_a_terminal_that_shows_none_there_is_no_colour(commands: Commands, name: str, value: str) -> None:
-    said = on_a_terminal(commands, **{name: value})
+    said = on_a_terminal(commands, {name: value})
     assert b"COMPLETED" in said
     assert b"\x1b" not in said
+
+
+def test_on_a_terminal_errors_and_problems_are_wrapped_by_words(commands: Commands) -> None:
+    step = {"transaction": "Do", "service": "work", "after": ["nowhere"], "params": {"$ref": "/input/a"}}
+    (commands.folder / "wrong.json").write_text(json.dumps({"name": "wrong", "version": 1, "steps": [step] * 2}))
+    for code, arguments in ((1, ("lint", "wrong.json")), (1, ("begin", "wrong.json")), (2, ("begin", "a b", "--wait"))):
+        plain = commands.run(*arguments)
+        said = on_a_terminal(commands, {"COLUMNS": "40"}, *arguments, code=code).decode().replace("\r\n", "\n")
+        assert said.split() == (plain.stdout + plain.stderr).split()
+        assert max(map(len, said[said.find("Error:") :].splitlines())) <= 40
+        assert "\n    " in said
 
 
 #: The command, which writes a line when it begins to import what it consists of.

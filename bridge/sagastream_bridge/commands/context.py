@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from sagastream_bridge.definitions.documents import Document
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+#: How far the lines of a text after its first one are indented on a terminal.
+_INDENT: Final = 4
 
 
 class WrongUsage(click.ClickException):
@@ -240,9 +244,41 @@ def redis_cli(broker: "Broker") -> str:
     return line
 
 
-def width() -> int | None:
-    """How many columns the terminal has to which this command writes; None: it writes to something else."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def width(*, err: bool = False) -> int | None:
+    """How many columns the terminal has to which this command writes, or with `err` its errors; None: it writes to
+    something else."""
+    stream = sys.stderr if err else sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write a line that a stranger may have had a part in; on a terminal wrapped by words."""
+    from sagastream_bridge.inspection import screen
+
+    for row in screen.wrapped(safe(text), width(err=err), _INDENT):
+        click.echo(row, err=err)
+
+
+class Commands(click.Group):
+    """The group of all commands. Their errors are wrapped by words on a terminal, which would cut them anywhere."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if (columns := width(err=True)) is not None:
+                told = _fitted(error.format_message(), columns)
+                error.format_message = lambda: told  # type: ignore[method-assign]
+            raise
+
+
+def _fitted(text: str, columns: int) -> str:
+    """A text after `Error: `. Below its first line stand commands, to be copied: they stay as they are."""
+    from sagastream_bridge.inspection import screen
+
+    label = "Error: "
+    first, parted, more = text.partition("\n")
+    return "\n".join(screen.wrapped(label + first, columns, _INDENT)).removeprefix(label) + parted + more
 
 
 def safe(text: str) -> str:

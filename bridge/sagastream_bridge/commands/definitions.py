@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import counted, document_at, opened, orderly, safe, width
+from sagastream_bridge.commands.context import counted, document_at, opened, orderly, say, width
 
 if TYPE_CHECKING:
     from sagastream_bridge.definitions.documents import Document
@@ -93,12 +93,15 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
 
         found, notes, not_checked = linting.lint(document, _known(options, document))
         for problem in found:
-            click.echo(findings.as_json(document, problem) if as_json else findings.line(document, problem))
-        click.echo(safe(f"{counted(len(found), 'problem')} in {document.where}"), err=True)
+            if as_json:
+                click.echo(findings.as_json(document, problem))
+            else:
+                say(findings.line(document, problem))
+        say(f"{counted(len(found), 'problem')} in {document.where}", err=True)
         for text in notes:
-            click.echo(safe(f"note: {text}"), err=True)
+            say(f"note: {text}", err=True)
         for text in not_checked:
-            click.echo(safe(f"not checked: {text}"), err=True)
+            say(f"not checked: {text}", err=True)
     sys.exit(1 if found else 0)
 
 

@@ -11,10 +11,11 @@ from sagastream_bridge.commands import ask, definitions, deploy, operate, run, s
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
+from sagastream_bridge.commands.context import Commands
 from sagastream_bridge.commands.erase import erase
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sagastream")
 def cli() -> None:
     """Sagas over Redis streams.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, orderly, safe, width
+from sagastream_bridge.commands.context import finite, opened, orderly, safe, say, width
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,9 +72,9 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
         patience.tell(lambda: of_another_version(client, request))
         if patience.is_workerless(keys):
             where = f"no worker is running in the store {broker.store}"
-            click.echo(safe(f"{where}; the saga waits for one: sagastream worker"), err=True)
+            say(f"{where}; the saga waits for one: sagastream worker", err=True)
             if (above := broker.also_above) is not None:
-                click.echo(safe(above), err=True)
+                say(above, err=True)
         if not wait:
             click.echo(f"{request.saga_id} accepted")
             return
@@ -169,7 +169,7 @@ class _Patience:
 
         with suppress(redis.RedisError, SagastreamError):
             if (text := self.read(noticed)) is not None:
-                click.echo(safe(text), err=True)
+                say(text, err=True)
 
     def begun(self, client: "SagaClient", request: "Begin") -> "Accepted":
         """Have the request accepted, however long the broker is away."""

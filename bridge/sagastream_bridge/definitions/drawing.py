@@ -102,7 +102,8 @@ def _in_words(nodes: Sequence[Node]) -> list[Node]:
         after = sorted(before[node.number])
         usual = [said[-1].number] if said else []
         words = f"after {', '.join(map(str, after))}" if after else "at once"
-        said.append(node if after == usual else node._replace(label=f"{words}: {node.label}"))
+        # If there is no room for all of it, the end is cut off, and the name of the step stays.
+        said.append(node if after == usual else node._replace(label=f"{node.label}, {words}"))
     return said
 
 

@@ -141,7 +141,9 @@ def _more(state: SagaState, now_ms: int, notes: Sequence[str]) -> Iterator[str]:
         yield f"  note     {printable(note)}"
     if state.duplicates:
         replies = "1 reply" if state.duplicates == 1 else f"{state.duplicates} replies"
-        yield f"  ignored  {replies} that came too late, or more than once"
+        undone = any(step.status is StepStatus.COMPENSATED for step in state.steps)
+        late = "; what a service does after it has undone a step, it undoes by itself" if undone else ""
+        yield f"  ignored  {replies} that came too late, or more than once{late}"
 
 
 def _interventions(state: SagaState) -> Iterator[str]:
@@ -227,7 +229,8 @@ def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
         unknown = ", and whether it had an effect is unknown" if step.unknown else ""
         yield f"       error  {as_json(orjson.loads(step.error))}{unknown}"
     if step.late_ms is not None:
-        yield f"       late   it was done after all, as was heard at {clock(step.late_ms, now_ms)}"
+        undone = ", and is undone" if step.status is StepStatus.COMPENSATED else ""
+        yield f"       late   it was done after all, as was heard at {clock(step.late_ms, now_ms)}{undone}"
     if step.compensation is not None:
         times = _times(
             step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, now_ms, unknown=False

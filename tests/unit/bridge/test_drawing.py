@@ -73,8 +73,8 @@ def test_more_lanes_than_there_is_room_for_are_said_in_words() -> None:
     nodes = graph(*[[]] * 3, [1, 2, 3])
     assert list(lines(nodes, 12)) == ["╭─┬─╮", "● │ │   1  a", "│ ● │   2  b", "│ │ ●   3  c", "├─┴─╯", "●       4  d"]
     nodes = graph(*[[]] * 5, [1, 2, 3, 4, 5])
-    assert list(lines(nodes, 17))[::4] == ["1  a", "5  at once: e"]
-    assert list(lines(nodes, 17))[5] == "6  after 1, 2, 3…"
+    assert list(lines(nodes, 17))[::4] == ["1  a", "5  e, at once"]
+    assert list(lines(nodes, 17))[5] == "6  f, after 1, 2…"
 
 
 @st.composite

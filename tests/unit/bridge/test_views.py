@@ -130,6 +130,24 @@ def test_a_saga_is_shown_with_all_that_is_known_of_it() -> None:
     assert "PARKED" not in text
 
 
+def test_what_came_too_late_and_was_undone_is_said_to_be_undone() -> None:
+    step = a_step(
+        phase=Phase.COMPENSATED,
+        unknown=True,
+        late_ms=NOW_MS - 500,
+        compensation="RefundPayment",
+        compensation_sent_ms=NOW_MS - 900,
+    )
+    saga = a_saga(step, status=SagaStatus.ABORTED, reason="no", duplicates=1)
+    text = shown(saga)
+    assert "it was done after all, as was heard at 22:13:19.500Z, and is undone\n" in text
+    ignored = "ignored  1 reply that came too late, or more than once; what a service does after it has undone a step,"
+    assert f"{ignored} it undoes by itself" in text
+    skipped = a_saga(a_step(phase=Phase.SKIPPED, late_ms=NOW_MS - 500), duplicates=1)
+    assert "undone" not in shown(skipped)
+    assert "undoes" not in shown(skipped)
+
+
 @pytest.mark.parametrize(
     ("at_ms", "said"),
     [

@@ -1,9 +1,7 @@
 """What a test shows of an error that it has made itself: its own lines, and not the way through the kit."""
 
 import functools
-import os
 from collections.abc import Callable
-from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
 from typing import Final, ParamSpec, TypeVar
@@ -15,8 +13,8 @@ _R = TypeVar("_R")
 
 #: Errors of the caller, whose texts say all that there is to say.
 _OF_THE_CALLER: Final = (MalformedMessage, RequestRefused, ScenarioError, ServiceError, SettingsError)
-#: The folder of our own code.
-_OURS: Final = str(Path(__file__).parents[1]) + os.sep
+#: Our own package.
+_OURS: Final = __name__.partition(".")[0]
 #: pytest leaves out the frames of a module that says this.
 __tracebackhide__ = True
 
@@ -37,6 +35,6 @@ def without_ours(method: Callable[_P, _R]) -> Callable[_P, _R]:
 def _theirs(found: TracebackType | None) -> TracebackType | None:
     kept = None
     for frame, line in reversed(list(walk_tb(found))):
-        if not frame.f_code.co_filename.startswith(_OURS):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] != _OURS:
             kept = TracebackType(kept, frame, frame.f_lasti, line)
     return kept
