@@ -73,6 +73,34 @@ def test_explore_asks_a_store(server: Server, commands: Commands) -> None:
     assert "names no compensation" not in done.stdout
 
 
+@pytest.mark.usefixtures("services")
+def test_a_definition_of_the_store_is_looked_at_by_its_name(server: Server, commands: Commands) -> None:
+    def said(*arguments: str, code: int = 0, given: str = "") -> str:
+        done = commands.run(*arguments, given=given, REDIS_URL=server.url)
+        assert done.returncode == code, done.stderr
+        return done.stderr if code == 2 else done.stdout
+
+    name = ORDER["name"]
+    (commands.folder / "file.json").write_text(json.dumps(ORDER))
+    (commands.folder / "newer.json").write_text(json.dumps(ORDER | {"version": 2, "steps": ORDER["steps"][:1]}))
+    said("deploy", "file.json")
+    assert said("graph", name) == said("graph", "file.json")
+    assert said("explore", name) == said("explore", "file.json", "--store")
+    assert codes(said("lint", name, "--json", code=1)) == codes(said("lint", "file.json", "--store", "--json", code=1))
+    said("deploy", "newer.json")
+    assert said("graph", name) == said("graph", "newer.json")
+    first = said("definitions", name, "--version", "1")
+    assert json.loads(first) == ORDER
+    assert said("deploy", "-", given=first) == f"{name} version 1 is current; before, version 2 was\n"
+    assert json.loads(said("definitions", name)) == ORDER
+    assert "--version is for one definition: say its NAME" in said("definitions", "--version", "1", code=2)
+    for command in ("graph", "lint", "explore"):
+        assert said(command, "trip", code=2) == (
+            "Error: trip is not a file, and is not found as a definition either: the store has no definition trip: "
+            "sagastream deploy FILE brings one\n"
+        )
+
+
 def test_a_store_that_cannot_be_asked_is_exit_code_2(commands: Commands) -> None:
     (commands.folder / "order.json").write_text(json.dumps(ORDER))
     done = commands.run("lint", "order.json", "--store", REDIS_URL="redis://127.0.0.1:1")

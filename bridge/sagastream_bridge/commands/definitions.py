@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import counted, document_at, opened, orderly, say, width
+from sagastream_bridge.commands.context import WrongUsage, counted, document_at, opened, orderly, say, width
+from sagastream_bridge.commands.to_begin import is_place
 
 if TYPE_CHECKING:
     from sagastream_bridge.definitions.documents import Document
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-_SOURCE: Final = click.argument("source", metavar="FILE|MODULE:NAME")
+_SOURCE: Final = click.argument("source", metavar="FILE|MODULE:NAME|NAME")
 
 
 def _with_services(command: _Command) -> _Command:
@@ -40,21 +41,45 @@ class _CannotRead(click.ClickException):
 
 @contextmanager
 def _document(source: str) -> "Iterator[Document]":
-    """The document that a person names, while a command looks at it."""
+    """The document that a person names, while a command looks at it: if it can be no file, one of the store."""
     try:
         with orderly():
-            yield document_at(source)
+            yield _deployed(source) if _is_name(source) else document_at(source)
     except click.UsageError:
         raise
     except click.ClickException as error:
         raise _CannotRead(error.message) from None
 
 
-def _known(options: dict[str, Any], document: "Document") -> "Known":
-    """What services publish, and what the store has of this document, as far as the options say where to ask."""
-    places, in_store = options["places"], options["in_store"]
-    if in_store and places:
+def _is_name(source: str) -> bool:
+    """Whether this can only be the name of a definition of the store, as for `begin`."""
+    from sagastream.core.messages import is_service
+
+    return is_service(source) and not is_place(source)
+
+
+def _deployed(name: str) -> "Document":
+    """The current version of a definition of the store."""
+    from sagastream_bridge.definitions.documents import Document
+
+    try:
+        with opened(create=False) as broker:
+            from sagastream.client.blocking import SagaClient
+
+            found = SagaClient(broker).definition(name)
+    except click.ClickException as error:
+        told = f"{name} is not a file, and is not found as a definition either: {error.message}"
+        raise WrongUsage(told) from None
+    return Document(f"{name} version {found.version}", found.parsed.body, made=found)
+
+
+def _known(options: dict[str, Any], document: "Document", source: str) -> "Known":
+    """What services publish, and what the store has of this document, as far as the options say where to ask. Of a
+    definition of the store, the store is asked."""
+    places = options["places"]
+    if options["in_store"] and places:
         raise click.UsageError("give --services or --store, not both")
+    in_store = options["in_store"] or (_is_name(source) and not places)
     from sagastream_bridge.definitions import known
 
     if not in_store:
@@ -69,7 +94,8 @@ def _known(options: dict[str, Any], document: "Document") -> "Known":
 def graph(source: str, as_mermaid: bool) -> None:
     """Draw the steps of a definition or a saga: which come after which.
 
-    - is standard input. A definition in Python is MODULE:NAME.
+    - is standard input. A definition in Python is MODULE:NAME, one that was deployed is NAME. `sagastream show` draws a
+    saga that has begun.
     """
     with _document(source) as document:
         from sagastream_bridge.definitions import drawing, mermaid, outline
@@ -91,7 +117,7 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     with _document(source) as document:
         from sagastream_bridge.definitions import findings, linting
 
-        found, notes, not_checked = linting.lint(document, _known(options, document))
+        found, notes, not_checked = linting.lint(document, _known(options, document, source))
         for problem in found:
             if as_json:
                 click.echo(findings.as_json(document, problem))
@@ -142,7 +168,7 @@ def explore(source: str, items: int | None, as_json: bool, **options: Any) -> No
         from sagastream_bridge.definitions.telling import Teller
         from sagastream_bridge.inspection import screen
 
-        published = _known(options, document).published
+        published = _known(options, document, source).published
         begin, note = begins.begin_of(document, items)
         found = explore_begin(begin, published, options["limit"] or MOST_WORLDS, options["seconds"] or MOST_S)
         longest = lasting.longest(begin, Model(begin, published))

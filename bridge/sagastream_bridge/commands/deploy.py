@@ -19,7 +19,7 @@ def deploy(source: str, by: str | None) -> None:
     - is standard input. A definition in Python is MODULE:NAME.
 
     Sagas that have begun stay as they are. A version never changes: raise `version` if you change a definition. To go
-    back, deploy the file of an earlier version.
+    back, deploy an earlier version: `sagastream definitions NAME --version N` prints it.
     """
     from sagastream.client.definition import deployable
     from sagastream.errors import MalformedMessage
@@ -45,13 +45,21 @@ def deploy(source: str, by: str | None) -> None:
 
 
 @click.command("definitions")
+@click.argument("name", required=False)
+@click.option("--version", type=click.IntRange(1), help="Of NAME: this version  [default: the current one]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with all versions.")
-def list_definitions(as_json: bool) -> None:
-    """List the definitions of the store, and which version of each is current."""
-    import orjson
-
+def list_definitions(name: str | None, version: int | None, as_json: bool) -> None:
+    """List the definitions of the store, and which version of each is current; or print the definition NAME, as its
+    file says it."""
+    if name is None and version is not None:
+        raise click.UsageError("--version is for one definition: say its NAME")
     with opened(create=False) as broker:
         from sagastream.client.blocking import SagaClient
+
+        if name is not None:
+            click.echo(SagaClient(broker).definition(name, version).json(), nl=False)
+            return
+        import orjson
 
         found = SagaClient(broker).definitions()
         for one in found:

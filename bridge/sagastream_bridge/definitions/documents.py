@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sagastream.core.definition import parse
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, SagastreamError, ServiceError
-from sagastream.service.loading import import_module
+from sagastream.service.loading import dotted, import_module
 from sagastream_bridge.definitions.positions import Position, positions
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def read(where: str) -> Document:
     except OSError as error:
         raise NothingThere(f"{where}: {error.strerror or error}") from None
     called = "standard input" if where == STDIN else where
+    if where.endswith(".py"):
+        raise CannotRead(f"{where} is Python: name the definition in it, as in {dotted(where)}:NAME")
     return Document(called, _object(called, text), text)
 
 

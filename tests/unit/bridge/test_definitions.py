@@ -123,6 +123,13 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(text: str, why: str) ->
     assert result.stderr.count("\n") == 1
 
 
+def test_a_file_of_python_is_named_as_a_module(tmp_path: Path) -> None:
+    (tmp_path / "sagas.py").write_text("order = 1")
+    result = run("lint", str(tmp_path / "sagas.py"))
+    assert result.exit_code == 2
+    assert result.stderr.endswith("sagas.py is Python: name the definition in it, as in sagas:NAME\n")
+
+
 def test_a_file_that_is_not_there_and_a_module_that_is_not_there() -> None:
     assert run("graph", "not-there.json").stderr == "Error: not-there.json: No such file or directory\n"
     assert run("graph", "no_such_module:x").exit_code == 2

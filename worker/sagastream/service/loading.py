@@ -21,7 +21,7 @@ def load_service(where: str) -> Service:
     if not module_name or not name:
         raise ServiceError(f"{where!r} is not MODULE:NAME, like shop.payment:service")
     if module_name.endswith(".py"):
-        raise ServiceError(f"{module_name} is a file, not a module: write {_dotted(module_name)}:{name}")
+        raise ServiceError(f"{module_name} is a file, not a module: write {dotted(module_name)}:{name}")
     module = import_module(module_name)
     service = getattr(module, name, None)
     if not isinstance(service, Service):
@@ -53,7 +53,7 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _dotted(file: str) -> str:
+def dotted(file: str) -> str:
     """The name of a file as a module, seen from the current folder; or from its own, if it is not below that."""
     path = PurePath(file).with_suffix("")
     return ".".join(path.parts) if all(part.isidentifier() for part in path.parts) else path.name
