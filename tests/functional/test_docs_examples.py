@@ -1,13 +1,15 @@
-"""The examples of docs/sagas.md, docs/operating.md and docs/references.md, word for word."""
+"""The examples of docs/sagas.md, graphs.md, operating.md and references.md, word for word."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sagastream import SagaClient
 from sagastream.core.parsing import parse_begin
 from support.page import Shell
 from support.processes import SAMPLES, Commands
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SAGAS = (ROOT / "docs" / "sagas.md").read_text()
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 README = (ROOT / "README.md").read_text()
+GRAPHS = (ROOT / "docs" / "graphs.md").read_text()
 REFERENCES = (ROOT / "docs" / "references.md").read_text()
 
 
@@ -36,6 +39,22 @@ def test_the_saga_with_a_pivot_completes(server: Server, commands: Commands) -> 
     assert done.returncode == 0, done.stderr
     shown = commands.run("show", "order-17", "--json", REDIS_URL=server.url)
     assert json.loads(shown.stdout)["status"] == "COMPLETED"
+
+
+def test_the_graph_of_the_page_completes_on_its_services(server: Server, commands: Commands) -> None:
+    (commands.folder / "trip.json").write_text(re.findall(r"```json\n(.*?)```", GRAPHS, re.DOTALL)[0])
+    (commands.folder / "trip.py").write_text(only(r"```python\n# trip\.py\n(.*?)```", GRAPHS))
+    ((up, begin),) = re.findall(r"^    sagastream (up .*) &\n    sagastream (begin trip.*)$", GRAPHS, re.MULTILINE)
+    (signal,) = re.findall(r"^sagastream (signal trip-17 .*)$", GRAPHS, re.MULTILINE)
+    env = {"REDIS_URL": server.url}
+    commands.quiet(*up.split(), env=env)
+    done = commands.run(*begin.split(), **env)
+    assert (done.returncode, done.stdout) == (0, "trip-17 accepted\n"), done.stderr
+    client = SagaClient(server.broker())
+    until(lambda: (now := client.get("trip-17")) and "approval" in now.waiting_for, what="it waits for its approval")
+    assert commands.run(*shlex.split(signal), **env).returncode == 0
+    state = client.wait("trip-17", 60)
+    assert (str(state.status), state.completed_steps) == ("COMPLETED", (1, 2, 4, 5))
 
 
 def test_the_saga_with_references_completes_on_the_sample_services(server: Server, commands: Commands) -> None:

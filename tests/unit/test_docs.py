@@ -15,6 +15,7 @@ import sagastream
 from sagastream import Definition, testing
 from sagastream.client.expressions import Expression
 from sagastream.core.parsing import parse_begin
+from sagastream.core.phases import Phase
 from sagastream.core.references import Sources, build
 from sagastream.core.strict_json import encode
 from sagastream_bridge.commands.main import cli
@@ -143,7 +144,7 @@ def test_what_the_page_of_definitions_writes_in_python_is_there() -> None:
     order = Definition("order", version=1)
     flight = order.step("BookFlight", service="flights")
     known = {name: getattr(sagastream, name) for name in sagastream.__all__} | {"order": order, "flight": flight}
-    known |= {"approval": order.wait("approve", timeout_ms=1), "a": order.input.a, "b": order.input.b, "value": 5}
+    known |= {"approval": order.wait("approval", timeout_ms=1), "a": order.input.a, "b": order.input.b, "value": 5}
     rows = re.findall(
         r"^\| (`.*?`) \| .* \|$", page[page.index("## In Python") : page.index("## In a file")], re.MULTILINE
     )
@@ -159,3 +160,9 @@ def test_what_the_page_of_definitions_writes_in_python_is_there() -> None:
     ):
         with pytest.raises(TypeError):
             eval(wrong, known)
+
+
+def test_the_page_of_the_client_names_all_phases() -> None:
+    page = (ROOT / "docs" / "client.md").read_text()
+    rows = re.findall(r"^\| (`[A-Z_]+`.*?) \|", page.partition("### Phases of a step")[2], re.MULTILINE)
+    assert re.findall(r"`([A-Z_]+)`", " ".join(rows)) == [str(phase) for phase in Phase]

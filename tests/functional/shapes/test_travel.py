@@ -50,12 +50,12 @@ class Trips:
 
         def found() -> SagaState | None:
             state = self.client.get(saga_id)
-            return state if state is not None and "the signal approve" in state.waiting_for else None
+            return state if state is not None and "the signal approval" in state.waiting_for else None
 
         return until(found, what=f"{saga_id} waits for its approval")
 
     def signal(self, saga_id: str, *options: str) -> None:
-        done = self.commands.run("signal", saga_id, "approve", *options, **self.env)
+        done = self.commands.run("signal", saga_id, "approval", *options, **self.env)
         assert done.returncode == 0, done.stderr
 
     def rows(self) -> list[Any]:

@@ -47,7 +47,7 @@ def cancel(trip: Trip, context: Context, db: sqlite3.Connection) -> None:
 travel = Definition("travel", version=1, input=Trip)
 flight = travel.step("BookFlight", service="flights", params=travel.input)
 hotel = travel.step("BookHotel", service="hotels", params=travel.input, after=[])
-approval = travel.wait("approve", timeout_ms=2 * 24 * 3600 * 1000, after=[flight, hotel])
+approval = travel.wait("approval", timeout_ms=2 * 24 * 3600 * 1000, after=[flight, hotel])
 bill = {"flight": flight.result.id, "hotel": hotel.result.id, "by": approval.result.by}
 travel.step("Pay", service="payments", params=bill | {"text": concat("for ", travel.input.traveller)}, kind="pivot")
 
