@@ -74,8 +74,15 @@ class Document:
     @property
     def steps(self) -> list[dict[str, Any]]:
         """Its steps, if they can be looked at one by one. Raises CannotRead."""
+        if not (steps := self.written_steps):
+            raise CannotRead(f"{self.where}: steps is empty, and there must be at least one")
+        return steps
+
+    @property
+    def written_steps(self) -> list[dict[str, Any]]:
+        """The same, if it has any. Raises CannotRead."""
         steps = self.body.get("steps")
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps) or not steps:
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
             raise CannotRead(f"{self.where}: steps must be a list of objects, one for each step")
         return steps
 

@@ -30,6 +30,59 @@ _MORE: Final = frozenset(
 )
 #: What may stand beside a `$ref` and says nothing about members.
 _SAYS_NOTHING: Final = frozenset({"$ref", "default", "description", "title", "examples", "deprecated"})
+#: The keywords of JSON Schema. Those that begin with `$` are left out.
+_KEYWORDS: Final = frozenset(
+    {
+        "additionalProperties",
+        "allOf",
+        "anyOf",
+        "const",
+        "contains",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+        "default",
+        "dependentRequired",
+        "dependentSchemas",
+        "deprecated",
+        "description",
+        "else",
+        "enum",
+        "examples",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "format",
+        "if",
+        "items",
+        "maxContains",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minContains",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "multipleOf",
+        "not",
+        "oneOf",
+        "pattern",
+        "patternProperties",
+        "prefixItems",
+        "properties",
+        "propertyNames",
+        "readOnly",
+        "required",
+        "then",
+        "title",
+        "type",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "uniqueItems",
+        "writeOnly",
+    }
+)
 #: Types of values in which nothing stands.
 _PLAIN_TYPES: Final = ("string", "number", "integer", "boolean", "null")
 
@@ -52,6 +105,9 @@ def in_example(body: Mapping[str, Any], *, begins: bool) -> Iterator[Problem]:
         yield Problem(Code.SCHEMA, named_pointer(body, text), text)
         return
     schema = definition.schema
+    if isinstance(schema, dict) and schema and not any(name in _KEYWORDS or name.startswith("$") for name in schema):
+        text = 'input: no keyword of JSON Schema is in it, so it allows any input; name members below "properties"'
+        yield Problem(Code.SCHEMA, "/input", text)
     also = schema.get("examples") if isinstance(schema, dict) else None
     examples = {f"input/examples/{index}": one for index, one in enumerate(also)} if isinstance(also, list) else {}
     if definition.example is not None:

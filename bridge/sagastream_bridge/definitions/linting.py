@@ -32,7 +32,7 @@ class Linted(NamedTuple):
 
 def lint(document: Document, known: Known) -> Linted:
     """Find all that is wrong in a document. Raises CannotRead."""
-    steps = document.steps
+    steps = document.written_steps
     found, begin = mended(document)
     is_right = not found
     services, not_checked = known.services, []
@@ -49,7 +49,9 @@ def lint(document: Document, known: Known) -> Linted:
         except SettingsError as error:
             not_checked.append(str(error))
     if begin is not None:
-        if not any(problem.code is Code.PIVOT for problem in found):  # else the graph is not the one that is meant
+        if not any(
+            problem.code in (Code.PIVOT, Code.AFTER) for problem in found
+        ):  # else the graph is not the one that is meant
             found += _redundant(steps, begin)
         found += _deadline(begin)
         if services is not None:

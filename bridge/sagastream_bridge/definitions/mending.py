@@ -18,11 +18,14 @@ from sagastream_bridge.definitions.documents import Document
 from sagastream_bridge.definitions.outline import numbers_by_name
 from sagastream_bridge.definitions.problems import Code, Problem
 
-_OF_A_STEP: Final = re.compile(
-    r"(?:the (?:body|definition): )?step ([0-9]+)(?:, a (?:wait|pause),)?(?:: | )(.*)", re.DOTALL
-)
+_OF_A_STEP: Final = re.compile(r"(?:the (?:body|definition): )?step ([0-9]+)(?:: | )(.*)", re.DOTALL)
 _OF_ALL: Final = re.compile(r"(?:the (?:body|definition)(?:: | ))?(.*)", re.DOTALL)
-_UNKNOWN: Final = re.compile(r"has an unknown member (.+?)(?:; is it a misspelling of (\w+)\?)?", re.DOTALL)
+_UNKNOWN: Final = re.compile(
+    r"has an unknown member (.+?)(?:; is it (?:a misspelling of|meant as) (\w+)\?)?", re.DOTALL
+)
+_NOT_OF_A_WAIT: Final = re.compile(r"a (?:wait|pause) cannot have (\w+)")
+_OF_ONE_SAGA: Final = re.compile(r"(\w+) is of one saga")
+_OF_AN_ITEM: Final = ("/item", "/index")
 _MISSING: Final = re.compile(r"(\w+) is missing")
 _BESIDE: Final = re.compile(r"it might run beside the pivot, step ([0-9]+)")
 #: What stands in the place of a member that is missing or wrong.
@@ -34,6 +37,9 @@ _STAND_INS: Final[dict[str, Any]] = {
     "service": "any",
     "params": None,
     "timeout_ms": 1000,
+    "wait": "any",
+    "wait_ms": 1000,
+    "each": {"$ref": "/input/any"},
 }
 #: The most problems that are looked for: each takes another reading.
 _MOST_PROBLEMS: Final = 500
@@ -89,6 +95,10 @@ class _Refused:
         if found := _UNKNOWN.fullmatch(self._text):
             name = next((one for one in self._value if f"{one!a}" == found[1]), "")
             return self._problem(Code.MALFORMED, below("", name)), lambda: self._rename(name, found[2])
+        if found := _NOT_OF_A_WAIT.match(self._text) or _OF_ONE_SAGA.match(self._text):
+            return self._problem(Code.MALFORMED, below("", found[1])), lambda: self._drop(found[1])
+        if self._text.startswith(("each is only", "each cannot stand")):
+            return self._problem(Code.MALFORMED, "/each"), self._drop_each
         if found := _MISSING.match(self._text):
             stand_in = _STAND_INS.get(found[1], f"any-{self._number}")
             return self._problem(Code.MALFORMED, ""), lambda: self._set(found[1], stand_in)
@@ -102,7 +112,8 @@ class _Refused:
         pointer = self._named
         member = tokens_of(pointer)[0] if pointer else ""
         if self._text.startswith("steps"):
-            return self._problem(Code.LIMIT, "/steps"), lambda: None
+            code = Code.LIMIT if self._body.get("steps") else Code.MALFORMED
+            return self._problem(code, "/steps"), lambda: None
         if "names no compensation" in self._text:
             return self._problem(Code.NEEDLESS_UNDO, "/compensation"), lambda: self._drop("compensation")
         if "pivot" in self._text and "must be one of" not in self._text and self._number and member not in _TEMPLATES:
@@ -136,6 +147,13 @@ class _Refused:
     def _drop(self, member: str) -> None:
         self._value.pop(member, None)
 
+    def _drop_each(self) -> None:
+        """Drop `each`, and what only a step with it may say."""
+        self._drop("each")
+        for name in _TEMPLATES:
+            if name in self._value:
+                self._value[name] = _without_item(self._value[name])
+
     def _rename(self, member: str, meant: str | None) -> None:
         value = self._value.pop(member, None)
         if meant is not None:
@@ -153,7 +171,8 @@ class _Refused:
         self._body["steps"][self._number - 1] = step
 
     def _keep_earlier(self) -> None:
-        """Leave only those in `after` that are earlier steps. If all are, something else is wrong with it."""
+        """Let it come after all earlier steps if it names what is none: after which ones it is meant to come is not
+        known, and so nothing else is wrong because of that. If all are, something else is wrong with `after`."""
         names = self._value["after"]
         earlier = numbers_by_name(self._body["steps"][: self._number - 1])
         kept = (
@@ -164,7 +183,7 @@ class _Refused:
         if kept == names:
             self._drop("after")
         else:
-            self._value["after"] = kept
+            self._value["after"] = list(range(1, self._number))
 
     def _set_kind(self) -> None:
         """Have this step be of a kind that may stand there."""
@@ -178,6 +197,18 @@ class _Refused:
         number, other = max(self._number, pivot), min(self._number, pivot)
         step = self._body["steps"][number - 1]
         step["after"] = [*step.get("after", [number - 1]), other]
+
+
+def _without_item(value: Any) -> Any:
+    """The same template, or condition, but what stands for the item or its index is data."""
+    if isinstance(value, list):
+        return [_without_item(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    reference = value.get("$ref")
+    if isinstance(reference, str) and f"/{reference[1:].partition('/')[0]}" in _OF_AN_ITEM:
+        return 0
+    return {name: _without_item(one) for name, one in value.items()}
 
 
 def named_pointer(value: Any, text: str) -> str:

@@ -111,7 +111,7 @@ def test_a_definition_in_python_has_no_positions(tmp_path: Path, monkeypatch: py
         ("{", "not JSON: unexpected end of data"),
         ("[]", "it is not a JSON object"),
         ('{"steps": 1}', "steps must be a list of objects"),
-        ('{"steps": []}', "steps must be a list of objects"),
+        ('{"steps": []}', "steps is empty, and there must be at least one"),
         ('{"steps": [], "steps": [{}]}', "the key 'steps' occurs twice"),
     ],
 )

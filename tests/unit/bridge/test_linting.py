@@ -432,6 +432,67 @@ def test_other_content_under_the_same_version() -> None:
 # --- all at once
 
 
+ITEM: dict[str, Any] = {"$ref": "/item"}
+LINES: dict[str, Any] = {"$ref": "/input/lines"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "pointer", "text"),
+    [
+        ([step("a"), {"wait_ms": 0}], Code.MALFORMED, "/steps/1/wait_ms",
+         "wait_ms must be a whole number from 1 to 31536000000"),
+        ([step("a"), {"wait_ms": "5m"}], Code.MALFORMED, "/steps/1/wait_ms",
+         "wait_ms must be a whole number from 1 to 31536000000"),
+        ([step("a"), {"wait": "", "timeout_ms": 5}], Code.MALFORMED, "/steps/1/wait",
+         "wait must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"),
+        ([{"wait": "go", "timeout_ms": 5, "kind": "pivot"}], Code.MALFORMED, "/steps/0/kind",
+         "a wait cannot have kind, only id, after, when, wait, timeout_ms, on_timeout"),
+        ([{"wait_ms": 5, "on_timeout": "fail"}], Code.MALFORMED, "/steps/0/on_timeout",
+         "a pause cannot have on_timeout, only id, after, when, wait_ms"),
+        ([step("a"), step("b") | {"depends_on": ["a"]}, step("c", "b", **PIVOT)], Code.MALFORMED,
+         "/steps/1/depends_on", "has an unknown member 'depends_on'; is it meant as after?"),
+        ([step("a", each="lines", params=ITEM)], Code.MALFORMED, "/steps/0/each",
+         'each must be a reference to a list in the input, such as {"$ref": "/input/items"}'),
+        ([step("a", each=LINES, params=[ITEM], **PIVOT), step("b", "a", kind="retriable")], Code.MALFORMED,
+         "/steps/0/each", "each cannot stand in a pivot: a saga has at most one"),
+        ([step("a"), step("b", "a.0"), step("c", "a", "b", **PIVOT)], Code.AFTER, "/steps/1/after/0",
+         "after/0: 'a.0' is not the id or number of a step before it in the list"),
+        ([], Code.MALFORMED, "/steps", "steps must be a list of 1 to 100"),
+    ],
+)  # fmt: skip
+def test_one_mistake_is_told_once_and_with_what_helps(
+    steps: list[dict[str, Any]], code: Code, pointer: str, text: str
+) -> None:
+    written = [{name: one[name] for name in one if name != "after" or "depends_on" not in one} for one in steps]
+    assert problems({"name": "o", "version": 1, "steps": written}) == [Problem(code, pointer, text)]
+
+
+def test_each_in_one_saga_is_told_once() -> None:
+    body = {"saga_id": "s1", "input": {"lines": [1]}, "steps": [step("a", each=LINES, params={"of": [ITEM]})]}
+    text = "each is only of the steps of a definition: in one saga, write each step"
+    assert problems(body) == [Problem(Code.MALFORMED, "/steps/0/each", text)]
+
+
+@pytest.mark.parametrize("members", [{}, {"input": {}}])
+def test_a_misspelled_member_is_told_whatever_the_format(members: dict[str, Any]) -> None:
+    body = {"saga_id": "s1", "steps": [{"transaction": "Do", "service": "work", "aftr": []}]} | members
+    text = "has an unknown member 'aftr'; is it a misspelling of after?"
+    assert problems(body) == [Problem(Code.MALFORMED, "/steps/0/aftr", text)]
+
+
+def test_what_is_of_one_saga_is_told_in_a_definition() -> None:
+    (problem,) = problems({"name": "o", "version": 1, "steps": [step("a")], "start_at_ms": 1_800_000_000_000})
+    text = "start_at_ms is of one saga, not of all: say it when you begin one, by --start-at or start_at="
+    assert problem == Problem(Code.MALFORMED, "/start_at_ms", text)
+
+
+def test_a_list_of_members_is_not_taken_for_a_schema() -> None:
+    assert found(step("a"), input={"total": "int"}) == [(Code.SCHEMA, "/input")]
+    some: list[dict[str, Any]] = [{}, {"title": "Any"}, {"$defs": {}}, {"type": "object", "x-note": 1}]
+    for schema in some:
+        assert found(step("a"), input=schema) == []
+
+
 def test_one_problem_does_not_hide_another() -> None:
     steps = [
         step("a", params={"x": {"$ref": "/steps/b/result"}}, timeout_ms=-1, typo=1),

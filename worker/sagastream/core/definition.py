@@ -24,6 +24,11 @@ from sagastream.errors import MalformedMessage
 
 #: The members of a definition that stand in each saga_begin as they are.
 _OF_EACH_SAGA: Final = ("deadline_ms", "deadline")
+#: Members of a saga_begin that no definition has, and how a saga of one gets them.
+_OF_ONE_SAGA: Final = {
+    "saga_id": "by --id or saga_id=",
+    "start_at_ms": "by --start-at or start_at=",
+}
 _MEMBERS: Final = {"name", "version", "input", "steps", "example", *_OF_EACH_SAGA}
 #: The id of a step in a definition. The steps of one with `each` have a dot and a number behind it.
 _ID: Final = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9_-]{1,64}")
@@ -76,6 +81,9 @@ def parse(body: Any) -> SagaDefinition:
     checked_object(body, called, None)
     if "use" in body:
         raise MalformedMessage(f"{called}: use, another definition in this one, is not known to this release")
+    for name, how in _OF_ONE_SAGA.items():
+        if name in body:
+            raise MalformedMessage(f"{called}: {name} is of one saga, not of all: say it when you begin one, {how}")
     checked_object(body, called, _MEMBERS)
     name = name_in(body, "name", called, SERVICE_PATTERN)
     version = limit(body.get("version"), "version", called, MAX_VERSION)

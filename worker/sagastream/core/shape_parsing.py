@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sagastream.core import conditions, graph, references
-from sagastream.core.members import checked_object, limit, name_in
+from sagastream.core.members import limit, name_in
 from sagastream.core.pointers import kind_of
 from sagastream.core.references import Known, Roots
 from sagastream.core.steps import (
@@ -39,6 +39,7 @@ SHAPE_MEMBERS: Final = frozenset(
 )
 _OF_A_WAIT: Final = {"id", "after", "when", "wait", "timeout_ms", "on_timeout"}
 _OF_A_PAUSE: Final = {"id", "after", "when", "wait_ms"}
+_IN_ORDER: Final = ("id", "after", "when", "wait", "timeout_ms", "on_timeout", "wait_ms")
 
 
 class ShapeReader:
@@ -73,10 +74,10 @@ class ShapeReader:
     def read_wait(self, step: dict[str, Any], number: int, where: str) -> StepDefinition | None:
         """The step if it is a wait or a pause; None: it is not."""
         if "wait" in step:
-            checked_object(step, f"{where}, a wait,", _OF_A_WAIT)
+            _check_members(step, where, "a wait", _OF_A_WAIT)
             name, member = name_in(step, "wait", where), "timeout_ms"
         elif "wait_ms" in step:
-            checked_object(step, f"{where}, a pause,", _OF_A_PAUSE)
+            _check_members(step, where, "a pause", _OF_A_PAUSE)
             name, member = PAUSE, "wait_ms"
         else:
             return None
@@ -122,6 +123,13 @@ class ShapeReader:
         if not self._has_input:
             raise MalformedMessage(f"{where}: {member} needs a saga with an input; it may be empty: {{}}")
         return trimmed(encode_payload(step[member]))
+
+
+def _check_members(step: dict[str, Any], where: str, what: str, known: set[str]) -> None:
+    """Check that a wait or a pause has no other members. `what`: which of them it is."""
+    if (more := min(step.keys() - known, default=None)) is not None:
+        names = ", ".join(name for name in _IN_ORDER if name in known)
+        raise MalformedMessage(f"{where}: {what} cannot have {more}, only {names}")
 
 
 _PLAIN: Final = StepDefinition(transaction="", service="", params=b"")

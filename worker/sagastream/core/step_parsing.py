@@ -1,6 +1,7 @@
 """Reading the steps of a saga_begin, strictly."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Final
 
@@ -74,7 +75,11 @@ def _parsed_steps(steps: list[Any], *, plain: bool, format_number: int, has_inpu
 
 def _parse_step(step: Any, number: int, shapes: ShapeReader | None, *, plain: bool) -> StepDefinition:
     where = f"step {number}"
-    checked_object(step, where, _MEMBERS if shapes is None else _MEMBERS_OF_A_GRAPH)
+    try:
+        checked_object(step, where, _MEMBERS if shapes is None else _MEMBERS_OF_A_GRAPH)
+    except MalformedMessage:
+        _tell_better(step, where)
+        raise
     if shapes is not None and (wait := shapes.read_wait(step, number, where)) is not None:
         return wait
     options = {name: _OPTION_READERS[name](step, name, where) for name in _options_among(tuple(step))}
@@ -94,6 +99,23 @@ def _parse_step(step: Any, number: int, shapes: ShapeReader | None, *, plain: bo
         shape=PLAIN_SHAPE if shapes is None else shapes.read(step, number, where),
         **options,
     )
+
+
+#: What other programs call it.
+_CALLED_ELSEWHERE: Final = {"depends_on": "after", "dependsOn": "after", "needs": "after", "if": "when"}
+
+
+def _tell_better(step: Any, where: str) -> None:
+    """Raises MalformedMessage if it can be said what an unknown member was meant as, whatever the format is."""
+    members = set(step) if isinstance(step, dict) else set()
+    if "each" in members:
+        raise MalformedMessage(f"{where}: each is only of the steps of a definition: in one saga, write each step")
+    for name in sorted(members - _MEMBERS_OF_A_GRAPH):
+        near = get_close_matches(name, sorted(_MEMBERS_OF_A_GRAPH - members), 1)
+        if name in _CALLED_ELSEWHERE and _CALLED_ELSEWHERE[name] not in members:
+            raise MalformedMessage(f"{where} has an unknown member {name!a}; is it meant as {_CALLED_ELSEWHERE[name]}?")
+        if near:
+            raise MalformedMessage(f"{where} has an unknown member {name[:128]!a}; is it a misspelling of {near[0]}?")
 
 
 @lru_cache(maxsize=1024)  # the steps of a program are alike
