@@ -60,7 +60,7 @@ def test_begin_waits_and_tells_the_end_by_its_exit_code(running: dict[str, str],
         ("", "Error: standard input: not JSON: the input is empty\n"),
         (" \n", "Error: standard input: not JSON: the input is empty\n"),
         ("[]", "Error: standard input: it is not a JSON object"),
-        ('{"steps": []}', "Error: standard input: the body: saga_id is missing"),
+        ('{"steps": []}', "Error: standard input: a definition has a name and a version, and a saga has a saga_id"),
         ('{"saga_id": "a", "steps": [1]}', "Error: standard input: step 1 is not a JSON object"),
         ('{"saga_id": "a", "saga_id": "b"}', "Error: standard input: the key 'saga_id' occurs twice"),
         (
