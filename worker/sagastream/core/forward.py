@@ -41,10 +41,10 @@ class Advance(NamedTuple):
 def advance(state: SagaState, steps: tuple[Step, ...], moment: Moment) -> Advance:
     """Begin all of these steps of the saga that may begin now."""
     to_send, signals = plan.ready(steps), state.signals
-    if state.format != PLAIN:  # steps of a plain saga only send their commands
+    if to_send and state.format != PLAIN:  # steps of a plain saga only send their commands
         beginning = _Beginning(state, steps, moment.now_ms)
         try:
-            to_send = beginning.begin_all()
+            to_send = beginning.begin_all(to_send)
         except _Unbuildable as unbuilt:
             return Advance(steps, signals, [], unbuilt.step)
         steps, signals = beginning.steps, beginning.signals
@@ -75,20 +75,21 @@ class _Beginning:
         self._sources = sources_of(state, lambda: self.steps)
         self._room: int | None = None  # how many bytes of params may still be built; None: that was not needed yet
 
-    def begin_all(self) -> list[int]:
+    def begin_all(self, ready: Sequence[int]) -> list[int]:
         """Begin all that is ready, and what is ready after that. Returns the numbers of the steps whose commands are
         left to be sent, ascending. Raises _Unbuildable."""
-        to_send: set[int] = set()
-        are_done = True
-        while are_done:
+        to_send: list[int] = []
+        while ready:
             are_done = False
-            for number in plan.ready(self.steps):
-                if number not in to_send:
-                    phase = self.begin(number)
-                    are_done = are_done or phase in DONE
-                    if phase is Phase.WAITING:
-                        to_send.add(number)
-        return sorted(to_send)
+            for number in ready:
+                phase = self.begin(number)
+                if phase is Phase.WAITING:
+                    to_send.append(number)
+                elif phase in DONE:
+                    are_done = True
+            ready = [number for number in plan.ready(self.steps) if number not in to_send] if are_done else ()
+        to_send.sort()
+        return to_send
 
     def begin(self, number: int) -> Phase:
         """Begin a step that is ready. Returns its phase: if it still waits, its command is left to be sent."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from sagastream.core.pointers import below, follow, kind_of, named, shown, why_nothing
 from sagastream.core.sealed_values import sealed_value
-from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, check_payload, collector_paused, encode, value_of
+from sagastream.core.strict_json import MAX_DEPTH, MAX_PAYLOAD_BYTES, check_payload, collector_paused, encode, value_of
 from sagastream.core.templates import (
     FAILURE,
     INPUT,
@@ -38,6 +38,8 @@ MAX_BUILT_BYTES: Final = MAX_PAYLOAD_BYTES
 #: saga's hash keeps them, and a worker may read it for each reply. So a saga stays about as large as its request,
 #: however often its steps refer to a large value.
 MAX_TOGETHER_BYTES: Final = 4 << 20
+#: A JSON text that is no longer is neither too deep, since each level takes two bytes, nor holds too many values.
+_SHALLOW_BYTES: Final = 2 * (MAX_DEPTH - 3)
 #: The most operators in one template or condition. Each takes a worker some microseconds.
 MAX_OPERATORS: Final = 1000
 #: Templates of up to this many bytes are compiled once: the steps of a program are alike, and their data is elsewhere.
@@ -177,10 +179,11 @@ def written(template: Template, sources: Sources, room: int = MAX_BUILT_BYTES) -
             raise _too_large(piece, most)
         texts.append(text)
     built = b"".join(texts)
-    try:
-        check_payload(built)
-    except MalformedMessage as error:
-        raise CannotBuild(f"what is built is refused: {error}") from None
+    if size > _SHALLOW_BYTES:
+        try:
+            check_payload(built)
+        except MalformedMessage as error:
+            raise CannotBuild(f"what is built is refused: {error}") from None
     return built
 
 

@@ -133,7 +133,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def _weight_of_graph(self) -> int:
         """What only a graph has."""
-        weight = len(self.input or b"") + sum([len(kept.payload) + len(kept.declined or "") for kept in self.signals])
+        weight = 0 if self.input is None else len(self.input)
+        for kept in self.signals:
+            weight += len(kept.payload) + len(kept.declined or "")
         for step in self.steps:  # written out, as in `weight`: this is asked for every commit
             if step.built is not None:
                 weight += len(step.built)
@@ -281,7 +283,9 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
             return "its start"
         if self.format == PLAIN:  # it waits for one step at a time
             return "a person, it is parked" if self.step.parked is not None else self._step_waits_for(self.current_step)
-        told = dict.fromkeys(self._step_waits_for(number) for number in (self.current_step, *self.active_steps))
+        if (active := self.active_steps) == [self.current_step]:
+            return self._step_waits_for(self.current_step)
+        told = dict.fromkeys(self._step_waits_for(number) for number in (self.current_step, *active))
         more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
         return "; ".join([*told][:_TOLD]) + more
 
