@@ -276,6 +276,15 @@ def test_a_condition_that_cannot_be_told_fails_its_step_and_nothing_beside_it_ha
     story.expect_phases("UNDO_OUT", "WAITING", "FAILED")
 
 
+def test_a_step_that_fails_behind_a_bypassed_one_leaves_that_bypassed() -> None:
+    cheap = {"lt": [{"$ref": "/input/n"}, 5]}
+    story = given_graph(
+        do("a", when=False), {"wait_ms": 5, "after": ["a"]}, do("c", after=["a"], when=cheap), input={"n": "5"}
+    )
+    assert str(story.saga.status) == "ABORTED"
+    story.expect_phases("BYPASSED", "WAITING", "FAILED")
+
+
 # --- references
 
 

@@ -46,7 +46,7 @@ def advance(state: SagaState, steps: tuple[Step, ...], moment: Moment) -> Advanc
         try:
             to_send = beginning.begin_all(to_send)
         except _Unbuildable as unbuilt:
-            return Advance(steps, signals, [], unbuilt.step)
+            return Advance(beginning.only_bypassed(steps), signals, [], unbuilt.step)
         steps, signals = beginning.steps, beginning.signals
     commands = []
     for number in to_send:
@@ -90,6 +90,11 @@ class _Beginning:
             ready = [number for number in plan.ready(self.steps) if number not in to_send] if are_done else ()
         to_send.sort()
         return to_send
+
+    def only_bypassed(self, before: Sequence[Step]) -> tuple[Step, ...]:
+        """The steps as they were before, but for those that were bypassed: what fails may come after them."""
+        pairs = zip(before, self.steps, strict=True)
+        return tuple([after if after.phase is Phase.BYPASSED else old for old, after in pairs])
 
     def begin(self, number: int) -> Phase:
         """Begin a step that is ready. Returns its phase: if it still waits, its command is left to be sent."""
