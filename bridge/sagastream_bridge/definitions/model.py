@@ -164,8 +164,8 @@ class Model:
         return {self._asked[shape.when] for shape in shapes if shape.when in self._asked}
 
     def may_not_have_begun(self, before: SagaState | None, after: SagaState, answered: Iterable[str]) -> Iterator[int]:
-        """Of the steps that have begun in between, those that might have failed to. `answered`: the questions that were
-        answered before; those have an answer, whoever asks."""
+        """The numbers of the steps that have begun in between, but might have failed instead. `answered`: the questions
+        that were answered before: each has the same answer for every step."""
         known = set(answered)
         for number, (was, step) in enumerate(zip(self._steps(before), after.steps, strict=True), 1):
             if was.phase is not Phase.WAITING or step.phase is Phase.WAITING:

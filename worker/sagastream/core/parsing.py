@@ -165,7 +165,7 @@ def _parse_begin(
         definition=_defined_by(body["definition"], called) if "definition" in body else None,
         start_ms=limit(body["start_at_ms"], "start_at_ms", called, MAX_START_MS) if "start_at_ms" in body else None,
     )
-    # Over the wire it is taken as it is: a request that a worker has taken once is the same request for ever.
+    # A worker takes any start, since an older worker may have taken the same request already.
     if not plain and begin.start_ms is not None and begin.start_ms < MIN_START_MS:
         raise MalformedMessage(
             f"{called}: start_at_ms is before the year 2000: it counts milliseconds since 1970, not seconds"
