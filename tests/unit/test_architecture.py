@@ -2,7 +2,8 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from sagastream.core.phases import STEP
 from sagastream.core.transitions import TRANSITIONS
+
+#: In one process, since reading all sources takes seconds. For the same reason, one test looks at all modules and tells
+#: all that it finds, and nothing is read until a test needs it.
+pytestmark = pytest.mark.xdist_group("architecture")
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -43,15 +48,29 @@ def _modules() -> dict[str, Path]:
 
 
 MODULES = _modules()
-TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 SCRIPTS = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.lua"))
 
 
-def _imports(name: str) -> Iterator[str]:
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text())
+
+
+@cache
+def _nodes(name: str) -> list[ast.AST]:
+    return list(ast.walk(_tree(name)))
+
+
+@cache
+def _imports(name: str) -> frozenset[str]:
     """All imports of a module, wherever they are: also inside functions, and those for type checkers only."""
+    return frozenset(_imported(name))
+
+
+def _imported(name: str) -> Iterator[str]:
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(TREES[name]):
+    for node in _nodes(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -64,28 +83,35 @@ def _imports(name: str) -> Iterator[str]:
                 yield submodule if submodule in MODULES else base
 
 
-IMPORTS = {name: set(_imports(name)) for name in MODULES}
-EDGES = {name: imported & MODULES.keys() for name, imported in IMPORTS.items()}
+def _edges(name: str) -> frozenset[str]:
+    """The modules of the project that a module imports."""
+    return _imports(name) & MODULES.keys()
 
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
 
 
-def _reached(name: str) -> set[str]:
+def _wrong(found: Mapping[str, object]) -> dict[str, object]:
+    """Of what was found in each module, that of those in which something was."""
+    return {name: what for name, what in found.items() if what}
+
+
+@cache
+def _reached(name: str) -> frozenset[str]:
     """A module, and all modules of the project that it imports, directly or not."""
     reached, rest = set(), [name]
     while rest:
         module = rest.pop()
         if module not in reached:
             reached.add(module)
-            rest += EDGES[module]
-    return reached
+            rest += _edges(module)
+    return frozenset(reached)
 
 
-def _docstrings(tree: ast.Module) -> set[ast.Constant]:
+def _docstrings(name: str) -> set[ast.Constant]:
     found = set()
-    for node in ast.walk(tree):
+    for node in _nodes(name):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -95,10 +121,9 @@ def _docstrings(tree: ast.Module) -> set[ast.Constant]:
 
 def _strings(name: str) -> list[str]:
     """The strings in a module's code; those of f-strings with {0} for what is filled in, as keys are written."""
-    tree = TREES[name]
-    skipped = _docstrings(tree)
+    skipped = _docstrings(name)
     strings = []
-    for node in ast.walk(tree):
+    for node in _nodes(name):
         if isinstance(node, ast.JoinedStr):
             strings.append("".join(str(v.value) if isinstance(v, ast.Constant) else "{0}" for v in node.values))
         elif isinstance(node, ast.Constant) and node not in skipped and isinstance(node.value, str | bytes):
@@ -109,26 +134,25 @@ def _strings(name: str) -> list[str]:
 def test_the_sources_are_found() -> None:
     assert {"sagastream.core.decision", "sagastream.scripts", "sagastream_bridge.commands.main"} <= MODULES.keys()
     assert {"commit.lua", "answer.lua"} <= {path.name for path in SCRIPTS}
-    assert "sagastream.core.messages" in EDGES["sagastream.core.decision"]
-    assert "sagastream_bridge.inspection.lookup" in EDGES["sagastream_bridge.commands.sagas"]  # a lazy one
+    assert "sagastream.core.messages" in _edges("sagastream.core.decision")
+    assert "sagastream_bridge.inspection.lookup" in _edges("sagastream_bridge.commands.sagas")  # a lazy one
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_module_imports_itself_in_a_circle(name: str) -> None:
+def test_no_module_imports_itself_in_a_circle() -> None:
     # A module that only stands behind the front door does not import what the door offers lazily.
-    circle = [module for module in EDGES[name] if name in _reached(module)]
-    assert circle == []
+    assert _wrong({name: [module for module in _edges(name) if name in _reached(module)] for name in MODULES}) == {}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if _top(name) == "sagastream"])
-def test_the_library_imports_neither_the_bridge_nor_the_stubs(name: str) -> None:
-    assert {_top(module) for module in IMPORTS[name]} & {"sagastream_bridge", "sagastream_stubs"} == set()
+#: Which of the packages each must not import.
+FOREIGN = {
+    "sagastream": {"sagastream_bridge", "sagastream_stubs"},
+    "sagastream_bridge": {"sagastream_stubs"},
+    "sagastream_stubs": {"sagastream_bridge"},
+}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if _top(name) != "sagastream"])
-def test_bridge_and_stubs_never_import_each_other(name: str) -> None:
-    other = {"sagastream_bridge": "sagastream_stubs", "sagastream_stubs": "sagastream_bridge"}[_top(name)]
-    assert other not in {_top(module) for module in IMPORTS[name]}
+def test_the_library_imports_neither_the_bridge_nor_the_stubs_and_these_never_each_other() -> None:
+    assert _wrong({name: set(map(_top, _imports(name))) & FOREIGN[_top(name)] for name in MODULES}) == {}
 
 
 #: The wings of the library, each above those that import it, and what each may import of the others. A wing is a folder
@@ -181,7 +205,7 @@ def test_every_wing_imports_only_those_that_the_table_allows(package: str, wings
     found: dict[str, set[str]] = {wing: set() for wing in wings}
     for name in MODULES:
         if _top(name) == package and (wing := _wing(name)):
-            found[wing] |= {_wing(module) for module in EDGES[name] if _top(module) == package} - {wing, ""}
+            found[wing] |= {_wing(module) for module in _edges(name) if _top(module) == package} - {wing, ""}
     assert found == wings
 
 
@@ -194,10 +218,9 @@ def test_a_wing_of_the_library_stands_in_the_table_below_those_that_it_imports()
 CORE = [name for name in MODULES if _wing(name) == "core"]
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_and_all_that_it_imports_are_pure(name: str) -> None:
-    for module in _reached(name):
-        assert {_top(imported) for imported in IMPORTS[module]} & IMPURE == set(), module
+def test_the_core_and_all_that_it_imports_are_pure() -> None:
+    reached = {module for name in CORE for module in _reached(name)}
+    assert _wrong({module: set(map(_top, _imports(module))) & IMPURE for module in reached}) == {}
 
 
 def test_the_core_is_there() -> None:
@@ -208,21 +231,21 @@ TEST_KIT = [name for name in MODULES if f"{name}.".startswith("sagastream.testin
 
 
 def test_nothing_that_runs_in_production_imports_the_test_kit() -> None:
-    importing = {name for name in MODULES if EDGES[name] & set(TEST_KIT)} - set(TEST_KIT)
+    importing = {name for name in MODULES if _edges(name) & set(TEST_KIT)} - set(TEST_KIT)
     assert importing == {"sagastream.pytest_plugin"}
 
 
-@pytest.mark.parametrize("name", TEST_KIT)
-def test_the_test_kit_knows_no_clock_but_its_own(name: str) -> None:
-    assert {_top(module) for module in IMPORTS[name]} & {"time", "threading", "redis", "os"} == set()
+def test_the_test_kit_knows_no_clock_but_its_own() -> None:
+    clocks = {"time", "threading", "redis", "os"}
+    assert _wrong({name: set(map(_top, _imports(name))) & clocks for name in TEST_KIT}) == {}
 
 
 def test_the_errors_import_nothing() -> None:
-    assert IMPORTS["sagastream.errors"] == set()
+    assert _imports("sagastream.errors") == set()
 
 
 def test_one_wing_imports_rq() -> None:
-    importing = {name for name, imported in IMPORTS.items() if "rq" in map(_top, imported)}
+    importing = {name for name in MODULES if "rq" in map(_top, _imports(name))}
     assert {_wing(name) for name in importing} == {"rq_steps"}
 
 
@@ -230,36 +253,37 @@ def test_one_wing_imports_rq() -> None:
 EXPLORER = "sagastream_bridge.definitions.exploring"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if _top(name) == "sagastream_bridge" and name != EXPLORER])
-def test_nothing_at_the_edge_decides_on_sagas(name: str) -> None:
-    assert IMPORTS[name] & {"sagastream.core.decision", "sagastream.core.moves"} == set()
+def test_nothing_at_the_edge_decides_on_sagas() -> None:
+    deciding = {"sagastream.core.decision", "sagastream.core.moves"}
+    edge = [name for name in MODULES if _top(name) == "sagastream_bridge" and name != EXPLORER]
+    assert _wrong({name: _imports(name) & deciding for name in edge}) == {}
 
 
 def test_one_module_uses_the_connection_pool_of_a_client() -> None:
     # A client of a cluster has none.
     using = {
         name
-        for name, tree in TREES.items()
-        for node in ast.walk(tree)
+        for name in MODULES
+        for node in _nodes(name)
         if isinstance(node, ast.Attribute) and node.attr == "connection_pool"
     }
     assert using == {"sagastream.broker.wire"}
 
 
 def test_one_wing_imports_click() -> None:
-    importing = {name for name, imported in IMPORTS.items() if "click" in map(_top, imported)}
+    importing = {name for name in MODULES if "click" in map(_top, _imports(name))}
     assert {name.rpartition(".")[0] for name in importing} == {"sagastream_bridge.commands"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "sagastream.store.keys"])
-def test_only_keys_puts_key_names_together(name: str) -> None:
-    for text in _strings(name):
-        assert not re.search(r"saga:(\{|services|store)", text), text
+def test_only_keys_puts_key_names_together() -> None:
+    names = re.compile(r"saga:(\{|services|store)")
+    found = {name: [text for text in _strings(name) if names.search(text)] for name in MODULES}
+    assert found.pop("sagastream.store.keys")
+    assert _wrong(found) == {}
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_no_script_names_a_key(path: Path) -> None:
-    assert "saga:" not in path.read_text()
+def test_no_script_names_a_key() -> None:
+    assert [path.name for path in SCRIPTS if "saga:" in path.read_text()] == []
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -278,9 +302,8 @@ def test_every_script_begins_with_its_contract(path: Path) -> None:
         assert any(re.match(rf"-- {part}\b", line) for line in header), part
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_says_what_it_is_for(name: str) -> None:
-    assert ast.get_docstring(TREES[name])
+def test_every_module_says_what_it_is_for() -> None:
+    assert [name for name in MODULES if not ast.get_docstring(_tree(name))] == []
 
 
 # --- ARCHITECTURE.md
@@ -349,8 +372,9 @@ def test_every_sample_service_stands_in_the_list() -> None:
 def test_the_list_of_the_library_has_each_module_above_those_that_import_it() -> None:
     names = [f"sagastream.{name}" for name in _listed_files()["sagastream"]]
     order = {name: place for place, name in enumerate(names)}
-    for name in order.keys() & EDGES.keys():
-        assert {below for below in EDGES[name] & order.keys() if order[below] > order[name]} == set(), name
+    listed = order.keys() & MODULES.keys()
+    later = {name: {below for below in _edges(name) & listed if order[below] > order[name]} for name in listed}
+    assert _wrong(later) == {}
 
 
 # What is drawn as the way of the data, from a line to the requests and from the events to a line.
@@ -373,7 +397,7 @@ def test_a_line_passes_at_most_five_modules_to_the_requests_each_of_which_knows_
     assert passed[-1] == "sagastream.broker.wire"
     assert len(passed) <= 5
     for one, other in pairwise(passed):
-        assert other in EDGES[one] or one in EDGES[other], (one, other)
+        assert other in _edges(one) or one in _edges(other), (one, other)
 
 
 def test_a_command_passes_at_most_six_modules_in_the_process_of_its_service() -> None:
