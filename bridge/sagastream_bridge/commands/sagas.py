@@ -37,6 +37,13 @@ _SAY_WHY_AFTER_S: Final = 3.0
 @click.option("--id", "saga_id", metavar="ID", help="The id of such a saga  [default: NAME and a random number]")
 @click.option("--version", type=click.IntRange(1), help="A version of the definition  [default: the current one]")
 @click.option("--start-at", metavar="TIME", help="Do nothing before this time, like 2026-12-24T08:00+01:00.")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What to find it by. Several may be given.",
+)
 @click.option("--wait", is_flag=True, help="Wait for the end. Exit code 3 if the saga was aborted or is parked.")
 @click.option(
     "--timeout",

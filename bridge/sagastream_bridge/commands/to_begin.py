@@ -10,7 +10,7 @@ import click
 from sagastream_bridge.commands.context import document_at, json_or_file, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sagastream.client.blocking import SagaClient
     from sagastream.client.definition import Definition
@@ -23,11 +23,19 @@ class ToBegin:
     """What a person has asked for."""
 
     def __init__(
-        self, what: str, *, data: str | None, saga_id: str | None, version: int | None, start_at: str | None
+        self,
+        what: str,
+        *,
+        data: str | None,
+        saga_id: str | None,
+        version: int | None,
+        start_at: str | None,
+        attributes: "Sequence[str]" = (),
     ) -> None:
         """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
-        or @FILE. Raises click.ClickException, CannotRead and MalformedMessage if this cannot be a saga, and
-        PackageMissing if there is no package that checks its input."""
+        or @FILE. `attributes`: each as NAME=VALUE. Raises click.ClickException, CannotRead and MalformedMessage if this
+        cannot be a saga, and PackageMissing if there is no package that checks its input."""
+        from sagastream.core.attributes import named
         from sagastream.core.messages import is_service
 
         if what == _STDIN and data == f"@{_STDIN}":
@@ -37,6 +45,7 @@ class ToBegin:
         self._data = None if data is None else json_or_file(data, "--input")
         self._saga_id = saga_id
         self._start_at = None if start_at is None else _moment(start_at)
+        self._attributes = dict(named(one, "--attribute") for one in attributes) or None
         self._begin: Begin | None = None
         self._given: Definition | None = None  # one that stands in a file or a module
         if is_place(what):
@@ -76,7 +85,8 @@ class ToBegin:
 
         saga_id = self._saga_id or f"{definition.name}-{uuid.uuid4().hex}"
         try:
-            return to_begin(definition.saga(self._data, saga_id=saga_id, start_at=self._start_at))
+            request = definition.saga(self._data, saga_id=saga_id, start_at=self._start_at, attributes=self._attributes)
+            return to_begin(request)
         except MalformedMessage as error:
             hint = "" if self._data is not None else " (no input was given: --input gives one)"
             raise MalformedMessage(f"{error}{hint}") from None
@@ -96,8 +106,13 @@ class ToBegin:
             self._given = document.definition
             self._begin = self._saga_of(self._given)
             return
+        body = document.body
+        if self._attributes is not None:
+            if "attributes" in body:
+                raise click.UsageError(safe(f"--attribute does not go with {document.where}, which has attributes"))
+            body = body | {"attributes": self._attributes}
         try:
-            self._begin = parse_begin(document.body, request_id=uuid.uuid4().hex)
+            self._begin = parse_begin(body, request_id=uuid.uuid4().hex)
         except MalformedMessage as error:
             raise click.ClickException(safe(f"{document.where}: {error}")) from None
 

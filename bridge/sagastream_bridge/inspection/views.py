@@ -105,6 +105,8 @@ def _facts(
     yield f"  {'ended ' if state.ended else 'moved '}   {when(state.updated_ms, now_ms)}"
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
+    if state.attributes is not None:
+        yield f"  attributes {', '.join(f'{name}={printable(str(value))}' for name, value in state.attributes.items())}"
     yield from graph_views.facts(state, now_ms)
     yield from graph_views.drawn(state, width, _state)
     for number in range(1, len(state.steps) + 1):

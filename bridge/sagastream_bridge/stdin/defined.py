@@ -6,7 +6,7 @@ from sagastream.client.blocking import SagaClient
 from sagastream.core.members import checked_object, limit
 from sagastream.core.parsing import MAX_VERSION
 
-_MEMBERS: Final = {"type", "msg_id", "saga_id", "definition", "version", "input", "start_at_ms"}
+_MEMBERS: Final = {"type", "msg_id", "saga_id", "definition", "version", "input", "start_at_ms", "attributes"}
 
 
 def names_definition(body: dict[str, Any]) -> bool:

@@ -90,6 +90,7 @@ def a_saga() -> SagaState:
         updated_ms=1_700_000_000_006,
         request_id="me-1",
         echo=True,
+        attributes={"customer": "c42", "basket": 815},
     )
 
 

@@ -7,7 +7,7 @@ written as exchanges, which `AsyncSagaClient` shares.
 import math
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any, Self, overload
@@ -103,6 +103,7 @@ class SagaClient:
         input: dict[str, Any] | None = None,
         start_at: datetime | None = None,
         start_at_ms: int | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> Accepted: ...
     @overload
     def begin(
@@ -113,6 +114,7 @@ class SagaClient:
         saga_id: str,
         start_at: datetime | None = None,
         start_at_ms: int | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> Accepted: ...
     def begin(self, *args: Any, **named: Any) -> Accepted:
         """Begin a saga: of a definition, or of steps. Returns as soon as the request is durable, after one round trip.
@@ -129,6 +131,8 @@ class SagaClient:
             start_at: do nothing before this time, by the broker's clock: a datetime with its time zone. The deadline
                 counts from then.
             start_at_ms: the same in milliseconds since the epoch.
+            attributes: by which people find the saga: at most 8 names (a-z 0-9 _), each with a text of at most 64 bytes
+                or a whole number. Services never see them, and they are not sealed.
             definition: what the steps are made from. The version with which a saga began stays with it: to begin it
                 again with another version of the same definition, and the same input, is the same begin.
 

@@ -230,12 +230,15 @@ class Definition:
         saga_id: str,
         start_at: datetime | None = None,
         start_at_ms: int | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> SagaRequest:
         """A saga of this definition, for `begin_many`. Arguments and errors are those of `SagaClient.begin`."""
         members: Any = {"saga_id": saga_id} | expand(self.parsed, self.checked(input))
         request: SagaRequest = members
         if (start_ms := requests.start_ms_of(start_at, start_at_ms)) is not None:
             request["start_at_ms"] = start_ms
+        if attributes is not None:
+            request["attributes"] = attributes
         return request
 
     def checked(self, data: Any) -> dict[str, Any]:

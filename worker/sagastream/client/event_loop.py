@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Self, TypeVar, overload
 
@@ -118,6 +118,7 @@ class AsyncSagaClient:
         input: dict[str, Any] | None = None,
         start_at: datetime | None = None,
         start_at_ms: int | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> Accepted: ...
     @overload
     async def begin(
@@ -128,6 +129,7 @@ class AsyncSagaClient:
         saga_id: str,
         start_at: datetime | None = None,
         start_at_ms: int | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> Accepted: ...
     async def begin(self, *args: Any, **named: Any) -> Accepted:
         """Begin a saga; awaits until the request is durable. See SagaClient.begin."""

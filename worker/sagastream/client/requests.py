@@ -102,6 +102,7 @@ class SagaRequest(TypedDict):
     input: NotRequired[dict[str, Any]]  # what its steps may refer to
     start_at_ms: NotRequired[int]  # it does nothing before this time, in ms since the epoch by the broker's clock
     definition: NotRequired[DefinedByRequest]
+    attributes: NotRequired[Mapping[str, str | int]]  # by which people find it
     format: NotRequired[int]  # by default as the other members need it
 
 
@@ -154,6 +155,7 @@ def saga(
     input: dict[str, Any] | None = None,  # noqa: A002 - as the JSON calls it
     start_at: datetime | None = None,
     start_at_ms: int | None = None,
+    attributes: Mapping[str, str | int] | None = None,
 ) -> SagaRequest:
     """The saga of these members."""
     request: SagaRequest = {"saga_id": saga_id, "steps": steps}
@@ -165,6 +167,8 @@ def saga(
         request["input"] = input
     if (start_ms := start_ms_of(start_at, start_at_ms)) is not None:
         request["start_at_ms"] = start_ms
+    if attributes is not None:
+        request["attributes"] = attributes
     return request
 
 
@@ -385,6 +389,7 @@ def unread(begin: Begin) -> SagaState:
         input=begin.input,
         definition=begin.definition,
         start_ms=begin.start_ms,
+        attributes=begin.attributes,
     )
 
 

@@ -28,6 +28,7 @@ _OF_EACH_SAGA: Final = ("deadline_ms", "deadline")
 _OF_ONE_SAGA: Final = {
     "saga_id": "by --id or saga_id=",
     "start_at_ms": "by --start-at or start_at=",
+    "attributes": "by --attribute or attributes=",
 }
 _MEMBERS: Final = {"name", "version", "input", "steps", "example", *_OF_EACH_SAGA}
 #: The id of a step in a definition. The steps of one with `each` have a dot and a number behind it.

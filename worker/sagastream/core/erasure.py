@@ -24,11 +24,13 @@ def erasure(state: SagaState) -> Intervention | None:
 
 def without_data(state: SagaState) -> SagaState:
     """The saga without what anybody has given it besides names: input, params, results, errors, signals, reasons and
-    actors."""
+    actors, and
+    attributes."""
     return replace(
         state,
         input=state.input and NO_INPUT,
         signals=(),
+        attributes=None,
         steps=tuple(map(_step_without_data, state.steps)),
         reason=state.reason and ERASED,
         cancelling=state.cancelling and ERASED,

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 from msgspec import Struct
 
+from sagastream.core.attributes import Attributes
 from sagastream.core.steps import AS_PUBLISHED, GRAPH, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
 
@@ -85,6 +86,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     input: bytes | None = None  # what its steps may refer to, a JSON object; None: nothing in its steps is a reference
     definition: DefinedBy | None = None  # which definition its steps were made from
     start_ms: int | None = None  # it does nothing before this time, in ms since the epoch by the broker's clock
+    attributes: Attributes | None = None  # by which people find it; None: it has none
 
     @property
     def payload_bytes(self) -> int:
@@ -102,6 +104,8 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
             members["format"] = self.format
         if self.definition is not None:
             members["definition"] = self.definition.body()
+        if self.attributes is not None:
+            members["attributes"] = self.attributes
         if self.input is not None:
             members["input"] = orjson.Fragment(self.input)
         if self.start_ms is not None:

@@ -39,6 +39,7 @@ def begin(event: Begin, moment: Moment) -> Decision:
         input=event.input,
         definition=event.definition,
         start_ms=event.start_ms,
+        attributes=event.attributes,
     )
     return Decision(state=state) if starts_ms > moment.now_ms else start(state, moment)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar, get_args
 
+from sagastream.core.attributes import parse_attributes
 from sagastream.core.members import (
     checked_object,
     flag_in,
@@ -57,7 +58,7 @@ _D = TypeVar("_D", None, bytes)
 #: The requests of operators, by the type of their body.
 VERBS: Final = {f"saga_{verb}": verb for verb in Verb}
 #: The members of a saga_begin, and those that only the format GRAPH has.
-_OF_A_BEGIN: Final = {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format"}
+_OF_A_BEGIN: Final = {"type", "msg_id", "saga_id", "steps", "deadline_ms", "deadline", "format", "attributes"}
 _OF_A_GRAPH: Final = {"input", "definition", "start_at_ms"}
 SHA256_PATTERN: Final = re.compile("[0-9a-f]{64}")
 #: The highest version of a definition, and the latest time at which a saga may be asked to begin: the
@@ -164,6 +165,7 @@ def _parse_begin(
         input=trimmed(encode_payload(body["input"])) if has_input else None,
         definition=_defined_by(body["definition"], called) if "definition" in body else None,
         start_ms=limit(body["start_at_ms"], "start_at_ms", called, MAX_START_MS) if "start_at_ms" in body else None,
+        attributes=parse_attributes(body["attributes"], f"{called}: attributes") if "attributes" in body else None,
     )
     # A worker takes any start, since an older worker may have taken the same request already.
     if not plain and begin.start_ms is not None and begin.start_ms < MIN_START_MS:

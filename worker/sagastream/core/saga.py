@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from sagastream.core.attributes import Attributes
 from sagastream.core.messages import DefinedBy
 from sagastream.core.phases import DONE, IN_FLIGHT, Phase
 from sagastream.core.step_state import Step
@@ -96,6 +97,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     failed_step: int | None = (
         None  # the number of the step that failed first, so that it is undone; of a plain saga None
     )
+    attributes: Attributes | None = None  # by which people find it; None: it has none
     version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 
     @property
@@ -353,7 +355,7 @@ def protocol_view(state: SagaState) -> dict[str, Any]:
         if step.result is not None:
             view["result"] = value_of(step.result)
         steps.append(view)
-    return {
+    view = {
         "saga_id": state.saga_id,
         "status": str(state.status),
         "current_step": state.current_step,
@@ -361,3 +363,4 @@ def protocol_view(state: SagaState) -> dict[str, Any]:
         "compensating_steps": list(state.compensating_steps),
         "steps": steps,
     }
+    return view if state.attributes is None else view | {"attributes": state.attributes}

@@ -86,7 +86,7 @@ def _difference(state: SagaState, begin: Begin) -> tuple[_Difference | None, lis
         of_saga = _of_saga(deadline_ms, state.hard_deadline, state.format)
         if (differ := _between(of_saga, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))) is not None:
             return _told(differ), sealed
-    differ = _between(_of_graph(state), _of_graph(begin)) or _between_inputs(state.input, begin.input, sealed)
+    differ = _between(_told_once(state), _told_once(begin)) or _between_inputs(state.input, begin.input, sealed)
     return None if differ is None else _told(differ), sealed
 
 
@@ -203,9 +203,12 @@ def _of_saga(deadline_ms: int | None, hard: bool, number: int) -> dict[str, Any]
     return members | ({"deadline": HARD} if hard else {}) | {"format": number}
 
 
-def _of_graph(one: SagaState | Begin) -> dict[str, Any]:
-    """What only a graph has, besides its input and its steps; a definition is told by its name, and by its steps."""
-    members = {} if one.definition is None else {"definition": one.definition.name}
+def _told_once(one: SagaState | Begin) -> dict[str, Any]:
+    """What counts whatever the version of its definition, besides its input: its attributes, and what only a graph has
+    besides its steps. A definition is told by its name, and by its steps."""
+    members: dict[str, Any] = {} if one.definition is None else {"definition": one.definition.name}
+    if one.attributes is not None:
+        members["attributes"] = one.attributes
     return members if one.start_ms is None else members | {"start_at_ms": one.start_ms}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from sagastream.core.attributes import Attributes, parse_attributes
 from sagastream.core.messages import HARD, DefinedBy, is_id
 from sagastream.core.phases import Phase
 from sagastream.core.saga import MAX_SET_BACK_MS, Intervention, KeptSignal, SagaStatus
@@ -28,6 +29,7 @@ from sagastream.core.steps import (
     StepKind,
 )
 from sagastream.core.strict_json import check_syntax
+from sagastream.errors import MalformedMessage
 
 Word = str | int
 
@@ -100,6 +102,10 @@ def _undo(name: str | None) -> str:
 
 def _definition(defined: DefinedBy) -> str:
     return orjson.dumps(defined.body()).decode()
+
+
+def _attributes(attributes: Attributes) -> str:
+    return orjson.dumps(attributes).decode()
 
 
 def _signals(kept: tuple[KeptSignal, ...]) -> str:
@@ -193,6 +199,13 @@ def _read_definition(value: bytes) -> DefinedBy:
     return defined
 
 
+def _read_attributes(value: bytes) -> Attributes | None:
+    try:
+        return parse_attributes(orjson.loads(value), "attributes")
+    except MalformedMessage as error:
+        raise ValueError(str(error)) from None
+
+
 def _read_signals(value: bytes) -> tuple[KeptSignal, ...]:
     found = orjson.loads(value)
     if not isinstance(found, list):
@@ -238,6 +251,7 @@ SAGA: Final[dict[str, Column]] = {
     "start_ms": Column("start_at", _moment, iso),
     "signals": Column("signals", _read_signals, _signals),
     "failed_step": Column("failed_step", partial(whole_number, least=1, most=MAX_STEPS)),
+    "attributes": Column("attributes", _read_attributes, _attributes),
 }
 
 #: The fields of a step, in the same way, by the attribute of Step; in the hash each begins with `stepN.`.

@@ -141,6 +141,7 @@ class Sagas:
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
         start_at: datetime | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> "Saga":
         """Begin a saga. Its first commands are sent only when time passes, see `advance` and `settle`.
 
@@ -151,6 +152,7 @@ class Sagas:
             deadline_ms: as for `SagaClient.begin`. A Definition has its own.
             deadline: as for `SagaClient.begin`. A Definition has its own.
             start_at: it does nothing before this time, by `clock`.
+            attributes: as for `SagaClient.begin`.
 
         Raises:
             MalformedMessage: says what is wrong, and where.
@@ -166,11 +168,17 @@ class Sagas:
         if isinstance(steps, Definition):
             if deadline_ms is not None or deadline is not None:
                 raise ScenarioError("a definition says the deadline of its sagas: leave deadline_ms and deadline out")
-            body: Any = steps.saga(input, saga_id=saga_id, start_at=start_at)
+            body: Any = steps.saga(input, saga_id=saga_id, start_at=start_at, attributes=attributes)
         elif isinstance(steps, Sequence) and all(isinstance(step, Mapping) for step in steps):
             given: Any = [dict(step) for step in steps]
             body = requests.saga(
-                saga_id, given, deadline_ms=deadline_ms, deadline=deadline, input=input, start_at=start_at
+                saga_id,
+                given,
+                deadline_ms=deadline_ms,
+                deadline=deadline,
+                input=input,
+                start_at=start_at,
+                attributes=attributes,
             )
         else:
             raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
@@ -197,10 +205,19 @@ class Sagas:
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
         start_at: datetime | None = None,
+        attributes: Mapping[str, str | int] | None = None,
     ) -> "Saga":
         """Begin a saga, then let time pass as `settle` does: the saga has ended or is parked. A signal that a step
         waits for comes only if the test has said so before, by `on_wait`. Arguments and errors are those of `begin`."""
-        saga = self.begin(steps, input, saga_id=saga_id, deadline_ms=deadline_ms, deadline=deadline, start_at=start_at)
+        saga = self.begin(
+            steps,
+            input,
+            saga_id=saga_id,
+            deadline_ms=deadline_ms,
+            deadline=deadline,
+            start_at=start_at,
+            attributes=attributes,
+        )
         self.settle()
         return saga
 
