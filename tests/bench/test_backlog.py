@@ -15,6 +15,7 @@ import redis
 from sagastream.core.messages import Begin
 from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator import commit
+from sagastream.orchestrator.sweeping import Sweep
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import memory_of, used_memory
 from sagastream_bridge.local.stack import Stack
@@ -94,7 +95,7 @@ class Sagas:
         for key in self.client.scan_iter(count=1000):
             if self.client.ttl(key) > 0:
                 self.client.unlink(key)
-        commit.Store(self.client, retention_ms=0).forget_ended(KEYS)
+        Sweep(self.client, commit.Store(self.client, retention_ms=0)).sweep(KEYS)
         self._forgotten = self._begun
 
 

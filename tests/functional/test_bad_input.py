@@ -18,7 +18,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import msgpack
+from msgspec import convert, msgpack
 
 from sagastream import Context, Reject
 from sagastream.broker.entries import Entry
@@ -603,7 +603,25 @@ _OPTIONAL = (
 
 #: What commit.lua takes: texts, and whole numbers if its header says so, and nothing else.
 _CHANGE = tuple[int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str]]
-_COMMITS = msgpack.Decoder(tuple[int, str, int, int, dict[str, int], list[_CHANGE]])
+#: … of one that gives commands up; of one that has places in indexes, too.
+_GIVES_UP = tuple[
+    int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str], list[int | str]
+]
+_HAS_PLACES = tuple[
+    int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str], list[int | str],
+    list[int | str], str
+]  # fmt: skip
+_KINDS: dict[int, Any] = {8: _CHANGE, 9: _GIVES_UP, 11: _HAS_PLACES}
+_COMMIT = tuple[int, str, int, int, dict[str, int], list[Any]]
+_WITH_INDEXES = tuple[int, str, int, int, dict[str, int], list[Any], int]
+
+
+def check_commit(packed: bytes) -> None:
+    """Check the types of all that a commit says."""
+    words = msgpack.decode(packed)
+    convert(words, _COMMIT if len(words) == 6 else _WITH_INDEXES)
+    for change in words[5]:
+        convert(change, _KINDS[len(change)])
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)  # this call only collects the hashes
@@ -634,7 +652,7 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                     decision = decide(state, event, moment)
                     change = Change(partition=ONLY, saga_id="s1", before=state, after=state)
                     change.add(Entry(stream=ONLY.replies("work"), id=b"1-1", fields={}), decision)
-                    _COMMITS.decode(*_CommitArguments(ONLY, [change], now_ms, {"ended": 1000, "aborted": 1000}).args)
+                    check_commit(*_CommitArguments(ONLY, [change], now_ms, {"ended": 1000, "aborted": 1000}).args)
     assert damaged > 1000
     assert read > 1000
 

@@ -706,6 +706,7 @@ SCRIPT_KEYS = {
     "commit": {
         ONLY.timers: "zset", ONLY.ended: "zset", ONLY.events: "stream", ONLY.quarantine: "stream", WORK: "stream",
         ONLY.requests: "stream", ONLY.replies("work"): "stream", ONLY.saga("s1"): "hash", ONLY.saga("s2"): "hash",
+        ONLY.begun: "zset", ONLY.index("status=ABORTED"): "zset", ONLY.indexed: "hash",
     },
     "due": {ONLY.timers: "zset"},
     "recall": {ONLY.done("work", 0): "hash"},
@@ -773,6 +774,8 @@ def check_commit(client: redis.Redis, calls: Calls, moved: set[str], before: dic
         assert client.zscore(ONLY.timers, "s1") is not None, where
     if "s2" in moved:
         assert client.zscore(ONLY.ended, "s2") == 2, where
+        assert client.zscore(ONLY.begun, "s2") == client.zscore(ONLY.index("status=ABORTED"), "s2") == 2, where
+        assert client.hget(ONLY.indexed, "s2") == b'["status=ABORTED"]', where
         assert client.pttl(ONLY.saga("s2")) > 0, where
 
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from msgspec import msgpack
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Verb
-from sagastream.core.saga import Found, SagaState
+from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.steps import TIMEOUT_MS, StepDefinition
 from sagastream.core.transitions import Decision, Moment
 from sagastream.errors import CorruptSaga
@@ -65,21 +66,41 @@ def unpacked(*changes: Change) -> list[Unpacked]:
     names, (packed,) = arguments.keys, arguments.args
     assert names[:3] == [ONLY.timers, ONLY.ended, ONLY.events]
     assert len(set(names)) == len(names)
-    fixed, *head, read = msgpack.decode(packed)
+    fixed, *head, read = msgpack.decode(packed)[:6]
     assert head == [keys.ORCHESTRATOR_GROUP, keys.EVENTS_KEPT, NOW_MS, KEPT_MS]
-    return [_unpacked(names, fixed, change) for change in read]
+    indexes = indexes_of(arguments)
+    return [_unpacked(names, fixed, len(indexes), change) for change in read]
 
 
-def _unpacked(names: list[str], fixed: int, change: list[Any]) -> Unpacked:
-    key, version, updated, timer, member, fields, appends, entries = change
+def indexes_of(arguments: _CommitArguments) -> list[str]:
+    """The keys of the indexes, and of indexed if it is among them."""
+    words = msgpack.decode(arguments.args[0])
+    number = words[6] if len(words) > 6 else 0
+    return arguments.keys[words[0] :][: number + (number > 1)]
+
+
+def places_of(*changes: Change) -> list[tuple[dict[str, str], str]]:
+    """For each change: its scores, by the key of the index, and what indexed says then."""
+    arguments = _CommitArguments(ONLY, changes, NOW_MS, KEPT_MS)
+    indexes = indexes_of(arguments)
+    assert indexes[:1] == [ONLY.begun]
+    found = []
+    for change in msgpack.decode(arguments.args[0])[5]:
+        places, told = change[9:11] if len(change) > 8 else ([], "")
+        found.append(({indexes[number - 1]: score for number, score in two_by_two(places)}, told))
+    return found
+
+
+def _unpacked(names: list[str], fixed: int, indexes: int, change: list[Any]) -> Unpacked:
+    key, version, updated, timer, member, fields, appends, entries = change[:8]
 
     def stream(index: int) -> str:
         assert 3 <= index <= fixed
         return names[index - 1]
 
-    assert 0 <= key <= len(names) - fixed
+    assert 0 <= key <= len(names) - fixed - indexes
     return Unpacked(
-        key=names[fixed + key - 1] if key else None,
+        key=names[fixed + indexes + key - 1] if key else None,
         version=version,
         updated=updated,
         timer=timer,
@@ -401,6 +422,7 @@ def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
         ONLY.events,
         ONLY.commands("inventory"),
         ONLY.requests,
+        ONLY.begun,
         *(ONLY.saga(f"saga{n}") for n in range(3)),
     ]
 
@@ -417,3 +439,63 @@ def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_h
     assert words[1:3] == [command.service, before.step.sent_ms]
     assert arguments.keys[words[0] - 1] == ONLY.commands(command.service)
     assert words[3].encode() == given_up.beginning
+
+
+def test_a_plain_saga_is_in_begun_once_and_in_no_other_index() -> None:
+    begin = _CommitArguments(ONLY, [a_change(None, a_begin())], NOW_MS, KEPT_MS)
+    assert indexes_of(begin) == [ONLY.begun]
+    assert len(msgpack.decode(begin.args[0])[5][0]) == 8
+    later = _CommitArguments(ONLY, [a_change(a_saga(), a_reply("Reserve_ok", 1))], NOW_MS, KEPT_MS)
+    assert indexes_of(later) == []
+    assert len(msgpack.decode(later.args[0])[5][0]) == 8
+
+
+def test_a_saga_with_attributes_is_in_their_indexes_from_its_begin() -> None:
+    begin = replace(a_begin(), attributes={"customer": "c42", "basket": 815})
+    change = a_change(None, begin)
+    begun_ms = str(known(change.after).begun_ms)
+    names = ["customer=c42", "basket=815"]
+    assert places_of(change) == [({ONLY.index(name): begun_ms for name in names}, orjson.dumps(names).decode())]
+    reply = Change(partition=ONLY, saga_id="saga42", before=change.after, after=change.after)
+    reply.add(None, decide(change.after, a_reply("Reserve_ok", 1), Moment(now_ms=NOW_MS, published=PUBLISHED)))
+    assert indexes_of(_CommitArguments(ONLY, [reply], NOW_MS, KEPT_MS)) == []
+
+
+def test_what_is_rare_is_in_an_index_as_long_as_it_is_so() -> None:
+    before = a_saga()
+    failed = a_change(before, a_reply("Reserve_failed", 1))
+    assert known(failed.after).status == "ABORTED"
+    begun_ms = str(before.begun_ms)
+    assert places_of(failed) == [({ONLY.index("status=ABORTED"): begun_ms}, '["status=ABORTED"]')]
+    undone = replace(before, status=SagaStatus.COMPENSATING)
+    ends = Change(partition=ONLY, saga_id="saga42", before=undone, after=replace(undone, status=SagaStatus.COMPLETED))
+    assert places_of(ends) == [({ONLY.index("status=COMPENSATING"): "gone"}, "")]
+
+
+def test_what_is_given_up_and_where_a_saga_stands_do_not_get_mixed_up() -> None:
+    before = a_saga()
+    now_ms = (before.step.times_out_ms or 0) + 1
+    change = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
+    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)), gives_up=True)
+    assert change.given_up
+    change.after = replace(known(change.after), status=SagaStatus.ABORTED)
+    packed = msgpack.decode(_CommitArguments(ONLY, [change], now_ms, KEPT_MS).args[0])[5][0]
+    assert len(packed) == 11
+    assert packed[8]
+    assert places_of(change) == [({ONLY.index("status=ABORTED"): str(before.begun_ms)}, '["status=ABORTED"]')]
+
+
+def test_a_saga_that_is_swept_leaves_all_its_indexes() -> None:
+    change = Change(partition=ONLY, saga_id="saga42", before=None, after=None, swept=("customer=c42",))
+    assert places_of(change) == [({ONLY.index("customer=c42"): "gone", ONLY.begun: "gone"}, "")]
+    (read,) = unpacked(change)
+    assert (read.key, read.version, read.timer, read.member) == (ONLY.saga("saga42"), "", "swept", "saga42")
+
+
+def test_a_saga_that_is_filled_in_joins_all_its_indexes() -> None:
+    state = replace(a_saga(), attributes={"customer": "c42"})
+    change = Change(partition=ONLY, saga_id="saga42", before=state, after=state, fill=True)
+    score = str(state.begun_ms)
+    assert places_of(change) == [({ONLY.begun: score, ONLY.index("customer=c42"): score}, '["customer=c42"]')]
+    (read,) = unpacked(change)
+    assert (read.version, read.timer, read.hash) == (str(state.version), "", [])

@@ -13,7 +13,16 @@ from support.stores import KEYS, ONLY
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
 SERVICES = st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True)
 HOUR_MS = 3600 * 1000
-OF_A_PARTITION = [ONLY.requests, ONLY.interventions, ONLY.timers, ONLY.ended, ONLY.events, ONLY.quarantine]
+OF_A_PARTITION = [
+    ONLY.requests,
+    ONLY.interventions,
+    ONLY.timers,
+    ONLY.ended,
+    ONLY.begun,
+    ONLY.indexed,
+    ONLY.events,
+    ONLY.quarantine,
+]
 
 
 def hash_tag(key: str) -> str:
@@ -46,7 +55,8 @@ def test_keys_are_as_the_design_names_them() -> None:
     assert (KEYS.alive, KEYS.running, KEYS.services) == ("saga:alive", "saga:running", "saga:services")
     assert KEYS.store == "saga:store"
     assert set(OF_A_PARTITION) == {
-        f"saga:{{0}}:{name}" for name in ("requests", "interventions", "timers", "ended", "events", "quarantine")
+        f"saga:{{0}}:{name}"
+        for name in ("requests", "interventions", "timers", "ended", "begun", "indexed", "events", "quarantine")
     }
 
 
@@ -80,6 +90,7 @@ def test_the_catalogue_tells_of_every_key() -> None:
         KEYS.store,
         KEYS.losses,
         ONLY.saga("<saga_id>"),
+        ONLY.index("<name>=<value>"),
         ONLY.commands("<service>"),
         ONLY.replies("<service>"),
         ONLY.quarantine_of("<service>"),

@@ -8,11 +8,13 @@ import redis
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import execute, or_raise
+from sagastream.core.indexing import index_names
 from sagastream.core.messages import Fields, is_id
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sending import GivenUp
+from sagastream.core.strict_json import encode
 from sagastream.orchestrator.change import Change
-from sagastream.store import saga_hash, sagas
+from sagastream.store import saga_hash
 from sagastream.store.columns import iso
 from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP, Partition, StoreKeys
 
@@ -27,9 +29,11 @@ _MOST_SENT: Final = 16 << 20
 _COMPLETED: Final = "ended"
 _ABORTED: Final = "aborted"
 _ENDS: Final = {SagaStatus.COMPLETED: _COMPLETED, SagaStatus.ABORTED: _ABORTED}
-#: How many ended sagas one round trip looks at, and how many round trips there are at most each time.
-_PAGE: Final = 1000
-_PAGES: Final = 20
+#: … of one of which nothing is told any more; and in place of its score in an index that it leaves.
+_SWEPT: Final = "swept"
+_GONE: Final = "gone"
+#: How many elements a change has that gives nothing up.
+_WITHOUT_GIVEN_UP: Final = 8
 #: How many nodes of a stream the server looks at to estimate its size.
 _SAMPLES: Final = 16
 #: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
@@ -55,9 +59,9 @@ class Store:
         ABORTED; None: as long as any other."""
         self._client = client
         aborted_ms = retention_ms if aborted_retention_ms is None else aborted_retention_ms
-        #: How many ended sagas of each partition, from the oldest, `forget_ended` has found to be there still.
-        self._there: dict[Partition, int] = {}
         self._kept_ms = {_COMPLETED: retention_ms, _ABORTED: aborted_ms}
+        #: For how long every ended saga is kept; some are kept for longer, ABORTED ones or those of another worker.
+        self.least_kept_ms = min(self._kept_ms.values())
         self._commit = scripting.Script("commit")
         self._due = scripting.Script("due")
         self._give_back = scripting.Script("give_back")
@@ -104,29 +108,6 @@ class Store:
         for partition, saga_id in strangers:
             pipeline.zrem(partition.timers, saga_id)
         execute(pipeline)
-
-    def forget_ended(self, keys: StoreKeys) -> None:
-        """Remove from `ended` the sagas whose hash has expired. If there are many, each call looks at some of them."""
-        _, now_ms = sagas.read(self._client, keys, [])
-        for partition in keys.partitions:
-            self._forget_ended(partition, now_ms - min(self._kept_ms.values()))
-
-    def _forget_ended(self, partition: Partition, until_ms: int) -> None:
-        there = self._there.get(partition, 0)
-        for _ in range(_PAGES):
-            page: Any = self._client.zrangebyscore(partition.ended, "-inf", until_ms, there, _PAGE)
-            pipeline = self._client.pipeline(transaction=False)
-            for saga_id in page:
-                pipeline.exists(partition.saga(saga_id.decode(errors="backslashreplace")))
-            # Some are kept for longer: ABORTED ones, or those of another worker.
-            gone = [saga_id for saga_id, is_there in zip(page, execute(pipeline), strict=True) if not is_there]
-            if gone:
-                self._client.zrem(partition.ended, *gone)
-            there += len(page) - len(gone)
-            if len(page) < _PAGE:
-                there = 0
-                break
-        self._there[partition] = there
 
     def trim(self, keys: StoreKeys, maxmemory: int) -> dict[str, int]:
         """Drop the oldest entries of events and quarantine streams that take too many bytes. Returns how many, by
@@ -205,10 +186,20 @@ class _CommitArguments:
         self, partition: Partition, changes: Sequence[Change], now_ms: int, kept_ms: Mapping[str, int]
     ) -> None:
         self._streams = {partition.timers: 1, partition.ended: 2, partition.events: 3}
+        self._indexes = {partition.begun: 1}
+        self._begun_changes = False
         self._hashes: list[str] = []
         packed = [self._packed(change) for change in changes]
-        self.keys = [*self._streams, *self._hashes]
-        self.args = [wire.message_pack([len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, kept_ms, packed])]
+        words = [len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, kept_ms, packed]
+        indexes: list[str] = []
+        if len(self._indexes) > 1:
+            indexes = [*self._indexes, partition.indexed]
+        elif self._begun_changes:
+            indexes = [partition.begun]
+        if indexes:
+            words.append(len(self._indexes))
+        self.keys = [*self._streams, *indexes, *self._hashes]
+        self.args = [wire.message_pack(words)]
 
     def _packed(self, change: Change) -> list[Any]:
         before = change.before if isinstance(change.before, SagaState) else None
@@ -230,15 +221,45 @@ class _CommitArguments:
             self._hash(change.key),
             str(before.version) if before else "",
             iso(before.updated_ms) if before else "",
-            _score(before, after) if fields or change.rearm else "",
+            _SWEPT if change.swept is not None else _score(before, after) if fields or change.rearm else "",
             change.saga_id or "",
             fields,
             appends,
             entries,
         ]
+        if before is None and fields:
+            self._begun_changes = True
         if change.given_up:
             packed.append([word for one in change.given_up for word in self._given_up(partition, one)])
+        if places := self._places(change, before, after):
+            packed += ([], places) if len(packed) == _WITHOUT_GIVEN_UP else (places,)
+            packed.append(_told(change, after))
         return packed
+
+    def _places(self, change: Change, before: SagaState | None, after: SagaState | None) -> list[int | str]:
+        """What changes of the saga's places in the indexes."""
+        partition, begun = change.partition, change.partition.begun
+        if change.swept is not None:
+            self._begun_changes = True
+            return [word for name in change.swept for word in (self._index(partition.index(name)), _GONE)] + [1, _GONE]
+        was, now = index_names(before), index_names(after)
+        if change.fill and after is not None:
+            self._begun_changes = True
+            score = str(after.begun_ms)
+            return [word for key in (begun, *map(partition.index, now)) for word in (self._index(key), score)]
+        if was == now or after is None:
+            return []
+        places: list[int | str] = []
+        for name in was:
+            if name not in now:
+                places += (self._index(partition.index(name)), _GONE)
+        for name in now:
+            if name not in was:
+                places += (self._index(partition.index(name)), str(after.begun_ms))
+        return places
+
+    def _index(self, key: str) -> int:
+        return self._indexes.setdefault(key, len(self._indexes) + 1)
 
     def _given_up(self, partition: Partition, one: GivenUp) -> tuple[int, str, int, Any]:
         stream = self._streams.setdefault(partition.commands(one.service), len(self._streams) + 1)
@@ -255,6 +276,12 @@ class _CommitArguments:
             return 0
         self._hashes.append(key)
         return len(self._hashes)
+
+
+def _told(change: Change, after: SagaState | None) -> str:
+    """What `indexed` says of the saga."""
+    names = index_names(after) if change.swept is None else ()
+    return encode(names).decode() if names else ""
 
 
 def _score(before: SagaState | None, after: SagaState | None) -> str:

@@ -37,6 +37,7 @@ from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
 from sagastream.orchestrator.streams import Input, Streams
+from sagastream.orchestrator.sweeping import Filling, Sweep
 from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
@@ -50,8 +51,10 @@ LEASE_MS: Final = 5_000
 _PART: Final = 32
 #: The least time between two looks for due sagas, in seconds. A timeout is late by at most one turn and this.
 _LOOK_EVERY_S: Final = 0.02
-#: How often a worker removes from `ended` the sagas that are no longer kept, in seconds.
+#: How often a worker takes sagas that are no longer kept out of the indexes, in seconds.
 _TIDY_EVERY_S: Final = 10.0
+#: The least time between two steps of filling the indexes, in seconds.
+_FILL_EVERY_S: Final = 0.25
 _TO_SAGA: Final = frozenset(get_args(ToSaga))
 
 
@@ -111,7 +114,9 @@ class Orchestrator:
         self._overdue = Overdue(broker.client, self._store)
         self._cache = StateCache()
         self._committed: Sequence[Change] = ()  # what it wrote last
-        self._look_at = self._tidy_at = 0.0
+        self._sweep = Sweep(broker.client, self._store)
+        self._filling = Filling(broker.client, self._store)
+        self._look_at = self._tidy_at = self._fill_at = 0.0
         self._clock_changes = 0  # of the clock, for which it has looked at all sagas
         self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
 
@@ -254,8 +259,12 @@ class Orchestrator:
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
-            self._store.forget_ended(keys)
+            self._sweep.sweep(keys)
+            self._filling.look(keys)
             self._report.trimmed(keys, self._store.trim(keys, self._room.most_bytes))
+        if self._filling.goes_on and time.monotonic() >= self._fill_at:
+            self._fill_at = time.monotonic() + _FILL_EVERY_S
+            self._filling.step()
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)

@@ -3,9 +3,11 @@
 -- that was decided about it.
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
---       4.. the other streams that are appended to or acknowledged, then the hashes of the sagas
+--       4.. the other streams that are appended to or acknowledged
+--       if ARGV says so: begun (zset), then the other indexes (zsets) and, if there are any of those, indexed (hash)
+--       then the hashes of the sagas
 -- ARGV  1 a list, in MessagePack, so that the script gets one long argument and not many short ones:
---           1 how many of KEYS are timers, ended or streams (the hashes follow)
+--           1 how many of KEYS are timers, ended or streams
 --           2 the group of the acknowledged streams
 --           3 about how many entries the events stream keeps
 --           4 the time now, ms
@@ -16,17 +18,24 @@
 --               3 the time of the last change that the hash must have, as text. The version is not enough: a saga that
 --                 was deleted and begun again, or that a failover set back, reaches the same versions again
 --               4 its score in timers, ms or "+inf" ("": no change; "ended" or "aborted": it has ended now; "gone": there
---                 is no such saga)
+--                 is no such saga, but something may still be told of it, which the next sweep of `ended` takes away;
+--                 "swept": nothing is told of it any more)
 --               5 the member of timers and ended: the saga's id
 --               6 what is written into the hash: a list of field, value, ...
 --               7 what is appended: a list of key index, list of field, value, ..., and so on
 --               8 the entries to acknowledge and delete: a list of key index, entry id, ...
 --               9 if there are any, the commands that nobody waits for any more: a list of key index, group, when it was
 --                 sent in ms, what its body begins with, ... They are deleted if nobody has read them
+--              10 if they change, its places in the indexes: a list of the number of an index (1: begun), its score there
+--                 ("gone": it leaves), ...
+--              11 with that, what indexed says of it: the indexes that it is in ("": it says nothing)
+--           7 if a saga begins, or a change has places: how many of KEYS are indexes, begun among them. A saga that begins
+--             is in begun without a place
 -- RETURNS  for every change 1: committed; or, if nothing of it was written, 0: the hash has another version or time, or
 --          sagastream did not write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams
 --          takes no more entries, since somebody has added one with the greatest id that there is
---          error WRONGTYPE: timers, ended or events has another type than it should; nothing was written
+--          error WRONGTYPE: timers, ended, events or an index has another type than it should; nothing was
+--          written
 --
 -- If a script fails halfway, what it has written stays written. So everything is checked before the first write. Only
 -- an append shows whether a stream takes more: so a change appends first, and takes that back if a stream does not.
@@ -34,7 +43,13 @@
 
 -- Globals are looked up by name each time.
 local KEYS, call, try = KEYS, redis.call, redis.pcall
-local fixed, group, events_kept, now, kept_ms, changes = unpack(cmsgpack.unpack(ARGV[1]))
+local fixed, group, events_kept, now, kept_ms, changes, indexes = unpack(cmsgpack.unpack(ARGV[1]))
+local hashes = fixed + (indexes or 0)  -- the key before that of the first hash
+local indexed
+if indexes and indexes > 1 then
+  hashes = hashes + 1
+  indexed = KEYS[hashes]
+end
 
 -- Lua can pass at most some 8,000 values in one call.
 local function in_slices(list, take)
@@ -52,6 +67,14 @@ for i = 1, fixed do
       return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
     end
     unusable[i], is_any_unusable = true, true
+  end
+end
+
+for i = fixed + 1, hashes do
+  local found = call('TYPE', KEYS[i]).ok
+  local wanted = KEYS[i] == indexed and 'hash' or 'zset'
+  if found ~= wanted and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
   end
 end
 
@@ -100,7 +123,7 @@ end
 local results = {}
 for number, change in ipairs(changes) do
   local hash, version, updated_at, appends = change[1], change[2], change[3], change[7]
-  if hash > 0 and not is_as_it_was(KEYS[fixed + hash], version, updated_at) then
+  if hash > 0 and not is_as_it_was(KEYS[hashes + hash], version, updated_at) then
     results[number] = 0
   else
     results[number] = is_any_unusable and is_stuck(appends) and 2 or 1
@@ -108,15 +131,48 @@ for number, change in ipairs(changes) do
 end
 
 local acknowledged, waiting, ended, done_with = {}, {}, {}, {}
+local swept = {}
+local joins, leaves, told, untold = {{}}, {}, {}, {}  -- what changes in the indexes, by their numbers, and in indexed
+
+-- Note the places of a saga, and what indexed says of it.
+local function note_places(id, places, names)
+  for i = 1, #places, 2 do
+    local index, score = places[i], places[i + 1]
+    if score == 'gone' then
+      leaves[index] = leaves[index] or {}
+      table.insert(leaves[index], id)
+    else
+      joins[index] = joins[index] or {}
+      table.insert(joins[index], score)
+      table.insert(joins[index], id)
+    end
+  end
+  if not indexed then
+    return
+  end
+  if names == '' then
+    untold[#untold + 1] = id
+  else
+    told[#told + 1], told[#told + 2] = id, names
+  end
+end
+
 for number, change in ipairs(changes) do
   if results[number] == 1 and not append(change[7]) then
     results[number] = 3
   end
   if results[number] == 1 then
     local hash, _, _, timer, id, fields, _, entries = unpack(change)
-    local key, moves = KEYS[fixed + hash], #fields > 0
+    local key, moves = KEYS[hashes + hash], #fields > 0
     if moves then
       call('HSET', key, unpack(fields))
+      if change[2] == '' then
+        local begun = joins[1]
+        begun[#begun + 1], begun[#begun + 2] = now, id
+      end
+    end
+    if change[10] then
+      note_places(id, change[10], change[11])
     end
     -- A change that writes no fields only corrects the saga's places in timers and ended.
     if kept_ms[timer] then
@@ -127,6 +183,9 @@ for number, change in ipairs(changes) do
       done_with[#done_with + 1] = id
     elseif timer == 'gone' then
       done_with[#done_with + 1] = id
+      ended[#ended + 1], ended[#ended + 2] = 0, id
+    elseif timer == 'swept' then
+      done_with[#done_with + 1], swept[#swept + 1] = id, id
     elseif timer ~= '' then
       if not moves then
         call('PERSIST', key)
@@ -181,6 +240,15 @@ end
 in_slices(waiting, function(...) call('ZADD', KEYS[1], ...) end)
 in_slices(done_with, function(...) call('ZREM', KEYS[1], ...) end)
 in_slices(ended, function(...) call('ZADD', KEYS[2], ...) end)
+in_slices(swept, function(...) call('ZREM', KEYS[2], ...) end)
+for index, list in pairs(joins) do
+  in_slices(list, function(...) call('ZADD', KEYS[fixed + index], ...) end)
+end
+for index, ids in pairs(leaves) do
+  in_slices(ids, function(...) call('ZREM', KEYS[fixed + index], ...) end)
+end
+in_slices(told, function(...) call('HSET', indexed, ...) end)
+in_slices(untold, function(...) call('HDEL', indexed, ...) end)
 for stream, ids in pairs(acknowledged) do
   -- if the key is not a stream any more, the entries are gone
   in_slices(unusable[stream] and {} or ids, function(...)

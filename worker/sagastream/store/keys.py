@@ -11,6 +11,9 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:saga:<saga_id>        hash    orchestrator            while the saga is live, ENDED_KEPT_MS after its end
     saga:{0}:timers                zset    orchestrator            a member: while its saga is live
     saga:{0}:ended                 zset    orchestrator            a member: as long as its saga's hash
+    saga:{0}:begun                 zset    orchestrator            a member: as long as its saga's hash
+    saga:{0}:index:<name>=<value>  zset    orchestrator            a member: as long as that is so of its saga
+    saga:{0}:indexed               hash    orchestrator            a field: as long as its saga is in such an index
     saga:{0}:events                stream  orchestrator            about the newest EVENTS_KEPT entries, at most 64 MiB
     saga:{0}:quarantine            stream  orchestrator            until a person deals with it; the newest 256 MiB
     saga:{0}:quarantine:<service>  stream  services                until a person deals with it
@@ -29,8 +32,10 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:losses                    hash    workers, services       until a person says that they are settled
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
-the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in alive is
-when the process was last heard. `saga` is the prefix of the store: several stores on one server have several prefixes.
+the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in begun and
+in each index is when it began; the score in alive is when the process was last heard. indexed says of a saga in which
+indexes it is, as a JSON list of their names, so that it can be taken out of them once its hash has expired. `saga` is
+the prefix of the store: several stores on one server have several prefixes.
 """
 
 from binascii import crc_hqx
@@ -79,15 +84,21 @@ class Partition(Struct, frozen=True):
     events: str
     quarantine: str
     full: str
+    begun: str
+    indexed: str
 
     @classmethod
     def of(cls, prefix: str, number: int, tag: str) -> "Partition":
         base = f"{prefix}:{{{tag}}}:"
-        names = ("requests", "interventions", "timers", "ended", "events", "quarantine", "full")
+        names = ("requests", "interventions", "timers", "ended", "events", "quarantine", "full", "begun", "indexed")
         return cls(number, base, *(f"{base}{name}" for name in names))
 
     def saga(self, saga_id: str) -> str:
         return f"{self.base}saga:{saga_id}"
+
+    def index(self, name: str) -> str:
+        """The sagas of which something is so; its name: see core/indexing.py."""
+        return f"{self.base}index:{name}"
 
     def commands(self, service: str) -> str:
         return f"{self.base}commands:{service}"

@@ -49,6 +49,9 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "events": lambda _, partition, __: partition.events,
     "quarantine": lambda _, partition, __: partition.quarantine,
     "full": lambda _, partition, __: partition.full,
+    "begun": lambda _, partition, __: partition.begun,
+    "index": lambda _, partition, __: partition.index("*"),
+    "indexed": lambda _, partition, __: partition.indexed,
     "aside": lambda _, partition, service: partition.quarantine_of(service),
     "done": lambda _, partition, service: partition.records(service),
     "published": lambda keys, _, service: keys.published(service),
@@ -94,9 +97,13 @@ _WORK: Final = (
     _Grant("commands", "xrange xpending xdel"),
     _Grant("events quarantine", "xdel xlen xtrim memory|usage"),
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
-    _Grant("timers", "type zadd zrem zrangebyscore zscan zscore"),
-    _Grant("ended", "type zadd zrem zrangebyscore"),
+    _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard"),
+    _Grant("ended", "type zadd zrem zrangebyscore zscan zcard"),
+    _Grant("begun", "type zadd zrem zcard zmscore"),
+    _Grant("index", "type zadd zrem"),
+    _Grant("indexed", "type hset hdel hmget"),
     _Grant("requests interventions replies commands events quarantine saga timers ended services full", _IN_SCRIPTS),
+    _Grant("begun index indexed", _IN_SCRIPTS),
     _Grant("published", "hgetall", read_only=True),
     _Grant("services", "smembers sadd"),
     *_HEARTBEAT,
@@ -136,8 +143,8 @@ _LOOK: Final = (
     _Grant(
         "all",
         "exists type ttl pttl hget hgetall hmget hlen hexists hvals hscan smembers zcard zcount zrange zrangebyscore "
-        "zrevrangebyscore zscore zscan xlen xrange xrevrange xpending xread xinfo|stream xinfo|groups xinfo|consumers "
-        "memory|usage",
+        "zrevrangebyscore zscore zmscore zscan xlen xrange xrevrange xpending xread xinfo|stream xinfo|groups "
+        "xinfo|consumers memory|usage",
         read_only=True,
     ),
     _Grant("full", "get", read_only=True),
@@ -168,11 +175,12 @@ _OPERATE: Final = (
 _MEND: Final = (
     _Grant("requests interventions replies commands", "xgroup|setid"),
     _Grant("saga", "hmget pexpire persist pttl unlink"),
-    _Grant("timers ended", "type zadd zrem"),
+    _Grant("timers ended begun index", "type zadd zrem"),
+    _Grant("indexed", "type hset hdel hmget"),
     _Grant("events", "type"),
     _Grant("done", "hdel"),
     _Grant("losses", "del"),
-    _Grant("saga timers ended events", _IN_SCRIPTS),
+    _Grant("saga timers ended begun index indexed events", _IN_SCRIPTS),
 )
 
 #: Which keys RQ uses changes with its versions, so its workers may use all of RQ's keys.

@@ -1,0 +1,127 @@
+"""The indexes by which sagas are found, on real servers: they say what the hashes say, and last as long."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream.core.indexing import index_names
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.sweeping import Filling, Sweep, index_names_in
+from sagastream.store import sagas
+from support.scenes import Scene, do
+from support.servers import Server
+from support.stores import KEYS, ONLY
+
+
+@pytest.fixture
+def scene(server: Server) -> Scene:
+    return Scene(server.broker())
+
+
+def places(client: "redis.Redis") -> dict[str, dict[str, float]]:
+    """All indexes: which sagas are in each, with their scores."""
+    names: Any = client.scan_iter(ONLY.index("*"))
+    return {key.decode().removeprefix(ONLY.index("")): scores(client, key.decode()) for key in names}
+
+
+def scores(client: "redis.Redis", key: str) -> dict[str, float]:
+    found: Any = client.zrange(key, 0, -1, withscores=True)
+    return {member.decode(): score for member, score in found}
+
+
+def check(client: "redis.Redis") -> dict[str, set[str]]:
+    """Check that the indexes say what the hashes say. Returns the sagas of each."""
+    names: Any = client.scan_iter(ONLY.saga("*"))
+    found, _ = sagas.read(client, KEYS, [key.decode().removeprefix(ONLY.saga("")) for key in names])
+    states = {saga_id: state for saga_id, state in found.items() if isinstance(state, SagaState)}
+    assert states.keys() == found.keys()
+    expected: dict[str, dict[str, float]] = {}
+    for saga_id, state in states.items():
+        for name in index_names(state):
+            expected.setdefault(name, {})[saga_id] = state.begun_ms
+    assert places(client) == expected
+    indexed: Any = client.hgetall(ONLY.indexed)
+    told = {saga_id.decode(): index_names_in(of_it) for saga_id, of_it in indexed.items()}
+    assert told == {saga_id: index_names(state) for saga_id, state in states.items() if index_names(state)}
+    assert scores(client, ONLY.begun) == {saga_id: state.begun_ms for saga_id, state in states.items()}
+    return {name: set(those) for name, those in expected.items()}
+
+
+def begin_some(scene: Scene) -> None:
+    """One saga of each sort: plain, with attributes, aborted, parked."""
+    scene.client.begin("plain", [do(1)])
+    scene.client.begin("marked", [do(1)], attributes={"customer": "c 42=ü", "basket": 815})
+    scene.client.begin("aborted", [do(1), do("fail")], attributes={"basket": 815})
+    scene.client.begin("parked", [do(1, name="DoForGood", kind="pivot"), do(1, service="nobody", kind="retriable")])
+    for saga_id in ("plain", "marked", "aborted"):
+        scene.play(saga_id)
+    scene.turns_until(lambda: scene.client.get("parked") is not None)
+
+
+def test_sagas_are_in_the_indexes_that_their_hashes_say_until_they_have_expired(scene: Scene) -> None:
+    begin_some(scene)
+    assert check(scene.redis) == {
+        "customer=c 42=ü": {"marked"},
+        "basket=815": {"marked", "aborted"},
+        "status=ABORTED": {"aborted"},
+    }
+    store = Store(scene.redis, retention_ms=0)
+    sweep = Sweep(scene.redis, store)
+    sweep.sweep(KEYS)
+    assert set(check(scene.redis)) == {"customer=c 42=ü", "basket=815", "status=ABORTED"}  # all are there still
+    scene.redis.delete(ONLY.saga("marked"), ONLY.saga("plain"))  # as if their time had come
+    sweep.sweep(KEYS)
+    assert check(scene.redis) == {"basket=815": {"aborted"}, "status=ABORTED": {"aborted"}}
+    assert scene.redis.zrange(ONLY.ended, 0, -1) == [b"aborted"]
+
+
+def test_a_saga_that_was_begun_again_before_the_sweep_stays(scene: Scene) -> None:
+    scene.client.begin("s1", [do(1)], attributes={"customer": "c1"})
+    scene.play("s1")
+    scene.redis.delete(ONLY.saga("s1"))
+    scene.client.begin("s1", [do(2)], attributes={"customer": "c1"})
+    scene.play("s1")
+    Sweep(scene.redis, Store(scene.redis, retention_ms=0)).sweep(KEYS)
+    assert check(scene.redis) == {"customer=c1": {"s1"}}
+
+
+def test_a_live_saga_whose_hash_somebody_has_deleted_leaves_all_indexes(scene: Scene) -> None:
+    scene.client.begin("s1", [do(1)], attributes={"customer": "c1"})
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    scene.redis.delete(ONLY.saga("s1"))
+    scene.redis.zadd(ONLY.timers, {"s1": 1})  # it is due
+    scene.turns_until(lambda: scene.redis.zscore(ONLY.timers, "s1") is None)
+    Sweep(scene.redis, Store(scene.redis)).sweep(KEYS)
+    assert check(scene.redis) == {}
+    assert scene.redis.zcard(ONLY.ended) == 0
+
+
+def test_sagas_of_an_earlier_release_are_put_in_once(scene: Scene) -> None:
+    begin_some(scene)
+    expected = check(scene.redis)
+    # An earlier release writes no indexes.
+    scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
+    scene.redis.hset(ONLY.saga("damaged"), "version", "1")
+    scene.redis.zadd(ONLY.ended, {"damaged": 1})
+    filling = Filling(scene.redis, Store(scene.redis))
+    filling.look(KEYS)
+    steps = 0
+    while filling.goes_on:
+        filling.step()
+        steps += 1
+    assert steps > 0
+    scene.redis.delete(ONLY.saga("damaged"))
+    assert check(scene.redis) == expected
+    filling.look(KEYS)  # the damaged one is still missing, and is not looked for again
+    assert not filling.goes_on
+
+
+def test_a_worker_fills_and_sweeps_beside_its_turns(scene: Scene) -> None:
+    begin_some(scene)
+    expected = check(scene.redis)
+    scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
+    worker = scene.another_worker()
+    scene.turns_until(lambda: scene.redis.zcard(ONLY.begun) == 4, worker)
+    assert check(scene.redis) == expected

@@ -1,0 +1,37 @@
+"""In which indexes a saga is, by its state: the name of each is NAME=VALUE. Pure.
+
+Sagas are in the indexes of their definition and their attributes; and in those of what is rare, and looked for most:
+that they are undone, aborted or parked. A plain saga that completes is in none of them.
+"""
+
+from typing import Final
+
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.steps import PLAIN
+
+#: The index of the sagas that are parked.
+PARKED: Final = "status=PARKED"
+_RARE: Final = (SagaStatus.COMPENSATING, SagaStatus.ABORTED)
+
+
+def index_names(state: SagaState | None) -> tuple[str, ...]:
+    """The names of its indexes, each once. None: there is no such saga."""
+    if state is None:
+        return ()
+    names: list[str] = []
+    if state.definition is not None:
+        names.append(f"definition={state.definition.name}")
+    if state.attributes is not None:
+        names += [f"{name}={value}" for name, value in state.attributes.items()]
+    if state.status in _RARE:
+        names.append(of_status(state.status))
+    # Of a plain saga, only the current step may be parked.
+    if (state.step.parked if state.format == PLAIN else state.parked) is not None:
+        parked = [step for step in state.steps if step.parked is not None]
+        names += (PARKED, *dict.fromkeys(f"parked={step.definition.service}/{step.command}" for step in parked))
+    return tuple(names)
+
+
+def of_status(status: str) -> str:
+    """The name of the index of a status that is rare."""
+    return f"status={status}"
