@@ -1,0 +1,223 @@
+"""The figures of a store: how many sagas, what waits, who works, how much memory. For metrics and for the dashboard.
+
+They are read with bounded work, whatever the store holds, and only reading is done. What the user of the broker may not
+read, or what is of another type than it should be, counts as nothing: `sagastream doctor` tells of it.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import redis
+from msgspec import Struct
+
+from sagastream.broker.connection import Broker
+from sagastream.broker.entries import time_of
+from sagastream.broker.exchange import Exchange, all_of, run, together
+from sagastream.broker.wire import Words, milliseconds, or_raise
+from sagastream.store import heartbeat, layout, published, running
+from sagastream.store.heartbeat import Kind
+from sagastream.store.keys import StoreKeys
+from sagastream_bridge.inspection import live_sagas
+from sagastream_bridge.inspection.live_sagas import LiveSagas, ParkedAt
+
+__all__ = ["Figures", "FiguresReader", "LiveSagas", "ParkedAt", "ServiceFigures", "look"]
+
+#: For how long figures are used again, in seconds.
+KEPT_S: Final = 5.0
+#: At so many parked sagas, and at so many other live ones, it looks.
+_LOOKED_AT: Final = 1000
+#: The streams of at most so many services are asked for in one round trip, so that others are not kept waiting.
+_SERVICES_AT_ONCE: Final = 32
+
+
+class ServiceFigures(Struct, frozen=True, kw_only=True):
+    """What waits for one service, and who works for it."""
+
+    name: str
+    processes: int  # that are alive
+    unread: int  # commands that no process has read
+    held: int  # commands that a process has, or that wait as jobs of RQ, and that are not answered
+    oldest_command_ms: int | None  # how long ago the oldest of both was sent; None: there is none
+    replies: int  # answers that no worker has taken yet
+    overdue: int  # handlers that should have ended
+    quarantined: int  # messages that it has set aside
+
+
+class Figures(Struct, frozen=True, kw_only=True):
+    """A store at one moment. Durations and times are in milliseconds, by the broker's clock."""
+
+    at_ms: int  # when it was
+    live: LiveSagas
+    ended: int  # sagas that have ended and are still kept
+    requests: int  # to begin sagas, that no worker has taken yet
+    interventions: int  # the same of operators' requests and signals
+    timer_lag_ms: int  # for how long the saga that is due first has been due; 0: none is due
+    workers: int  # that are alive
+    services: tuple[ServiceFigures, ...]
+    quarantined: int  # messages that workers have set aside
+    losses: int  # whether writes were lost, as far as nobody has said that it is settled: how often that was found
+    memory_bytes: int
+    memory_limit_bytes: int | None  # None: the server has none
+
+    @property
+    def oldest_live_ms(self) -> int | None:
+        """For how long the oldest live saga has lived, of those that were looked at; None: there is none."""
+        return None if self.live.oldest_ms is None else max(0, self.at_ms - self.live.oldest_ms)
+
+    @property
+    def all_quarantined(self) -> int:
+        """The messages that anybody has set aside."""
+        return self.quarantined + sum(one.quarantined for one in self.services)
+
+
+class FiguresReader:
+    """The figures of a store, read when somebody asks, and used again for KEPT_S. Safe for several threads."""
+
+    def __init__(self, broker: Broker, *, kept_s: float = KEPT_S) -> None:
+        """Raises StoreMismatch, and redis.RedisError if the broker is away."""
+        self._client = broker.client
+        self._keys = layout.look(broker)
+        self._kept_s = kept_s
+        self._lock = threading.Lock()
+        self._last: tuple[float, Figures] | None = None
+
+    def now(self) -> Figures:
+        """The figures as they are, or were a moment ago. Raises redis.RedisError."""
+        with self._lock:  # whoever comes meanwhile gets the same ones
+            if self._last is None or time.monotonic() - self._last[0] >= self._kept_s:
+                figures = run(self._client, look(self._keys))
+                self._last = time.monotonic(), figures
+            return self._last[1]
+
+
+def look(keys: StoreKeys) -> Exchange[Figures]:
+    """The figures of a store."""
+    names = (yield from published.services(keys))[: published.MAX_SERVICES]
+    streams: list[_Waiting] = []
+    for at in range(0, len(names), _SERVICES_AT_ONCE):
+        streams += yield from all_of([_waiting(keys, name) for name in names[at : at + _SERVICES_AT_ONCE]])
+    readable = [name for name, waiting in zip(names, streams, strict=True) if waiting.are_streams]
+    (central, live), (processes, busy) = yield from together(
+        together(_central(keys), live_sagas.look(keys, _LOOKED_AT)),
+        together(heartbeat.look(keys, readable), running.look(keys)),
+    )
+    alive = [process for process in processes if process.is_alive]
+    number = Counter(process.service for process in alive if process.kind != Kind.WORKER)
+    overdue: Counter[str | None] = Counter()
+    for process in alive:
+        if process.name in busy:
+            overdue[process.service] += busy[process.name].overdue
+    return Figures(
+        at_ms=central.now_ms,
+        live=live,
+        ended=central.ended,
+        requests=central.requests,
+        interventions=central.interventions,
+        timer_lag_ms=central.timer_lag_ms,
+        workers=sum(process.kind == Kind.WORKER for process in alive),
+        services=tuple(
+            ServiceFigures(
+                name=name,
+                processes=number[name],
+                unread=waiting.unread,
+                held=waiting.held,
+                oldest_command_ms=None if waiting.oldest is None else max(0, central.now_ms - waiting.oldest),
+                replies=waiting.replies,
+                overdue=overdue[name],
+                quarantined=waiting.quarantined,
+            )
+            for name, waiting in zip(names, streams, strict=True)
+        ),
+        quarantined=central.quarantined,
+        losses=central.losses,
+        memory_bytes=central.memory_bytes,
+        memory_limit_bytes=central.memory_limit_bytes or None,
+    )
+
+
+class _Central(NamedTuple):
+    """What stands in keys that belong to no service, and what the server says."""
+
+    now_ms: int
+    ended: int
+    requests: int
+    interventions: int
+    quarantined: int
+    timer_lag_ms: int
+    losses: int
+    memory_bytes: int
+    memory_limit_bytes: int  # 0: none
+
+
+def _central(keys: StoreKeys) -> Exchange[_Central]:
+    asked: list[Words] = [("TIME",), ("INFO", "memory"), ("HLEN", keys.losses)]
+    for one in keys.partitions:
+        asked += [("ZCARD", one.ended), ("XLEN", one.requests), ("XLEN", one.interventions), ("XLEN", one.quarantine)]
+        asked.append(("ZRANGE", one.timers, 0, 0, "WITHSCORES"))
+    clock, info, losses, *answers = yield asked
+    now_ms = milliseconds(or_raise(clock))
+    memory = _facts(_read(info, b""))
+    sums = [sum(_read(answer, 0) for answer in answers[at::5]) for at in range(4)]
+    first = [float(words[1]) for answer in answers[4::5] if (words := _read(answer, ()))]
+    due_ms = min(first, default=float("inf"))
+    return _Central(
+        now_ms=now_ms,
+        ended=sums[0],
+        requests=sums[1],
+        interventions=sums[2],
+        quarantined=sums[3],
+        timer_lag_ms=int(now_ms - due_ms) if 0 < due_ms < now_ms else 0,
+        losses=_read(losses, 0),
+        memory_bytes=int(memory.get("used_memory", 0)),
+        memory_limit_bytes=int(memory.get("maxmemory", 0)),
+    )
+
+
+def _facts(info: bytes) -> Mapping[str, str]:
+    """An answer of INFO, by name."""
+    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+class _Waiting(NamedTuple):
+    """What stands in the streams of one service."""
+
+    unread: int
+    held: int
+    oldest: int | None  # when the oldest command was sent, in ms by the broker's clock
+    replies: int
+    quarantined: int
+    are_streams: bool  # whether commands can be read there at all
+
+
+def _waiting(keys: StoreKeys, service: str) -> Exchange[_Waiting]:
+    commands = [one.commands(service) for one in keys.partitions]
+    asked: list[Words] = []
+    for one, stream in zip(keys.partitions, commands, strict=True):
+        asked += [("XLEN", stream), ("XPENDING", stream, service)]
+        asked += [("XLEN", one.replies(service)), ("XLEN", one.quarantine_of(service))]
+    answers = yield asked
+    there = [_read(answer, 0) for answer in answers[0::4]]
+    pending = [_read(answer, (0, None)) for answer in answers[1::4]]
+    # What is held was read before what is unread. So an entry is read, which may be large, only if none is held.
+    oldest = [bytes(first) for _, first, *_ in pending if first is not None]
+    unread = [name for name, number, (held, *_) in zip(commands, there, pending, strict=True) if number and not held]
+    firsts = (yield [("XRANGE", name, "-", "+", "COUNT", 1) for name in unread]) if unread else []
+    oldest += [page[0][0] for answer in firsts if (page := _read(answer, ()))]
+    held = sum(number for number, *_ in pending)
+    return _Waiting(
+        unread=max(0, sum(there) - held),
+        held=held,
+        oldest=min(map(time_of, oldest), default=None),
+        replies=sum(_read(answer, 0) for answer in answers[2::4]),
+        quarantined=sum(_read(answer, 0) for answer in answers[3::4]),
+        are_streams=not any(isinstance(answer, redis.ResponseError) for answer in answers[0::4]),
+    )
+
+
+def _read(answer: Any, instead: Any) -> Any:
+    """An answer; something else if the server refuses it, or if the key is absent or of another type."""
+    return instead if isinstance(answer, redis.ResponseError) else answer
