@@ -461,7 +461,7 @@ _SEEDS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 _ENTRY_FIELDS = (b"request_id", b"trace", b"attempt", b"unknown", b"begun_ms", b"not_after_ms", b"retried", b"params",
-                 b"result", b"replayed", b"\xff")  # fmt: skip
+                 b"traceparent", b"result", b"replayed", b"\xff")  # fmt: skip
 
 
 @st.composite

@@ -25,6 +25,7 @@ from support.scenes import do
 from support.servers import OwnServer, Server
 from support.stores import KEYS, ONLY, divided, in_each
 from support.switches import SWITCHES, Pair
+from support.values import TRACEPARENT
 from support.waiting import until
 from support.worst import INVALID, VALID
 
@@ -58,6 +59,7 @@ service.command('Do', { compensation: 'Undo' }, async (params, context) => {
   if (params === 'throw') throw new Error('no luck \\x1b[31m')
   if (params === 'not JSON') return { size: NaN }
   if (params === 'remaining') return context.remainingMs
+  if (params === 'trace') return context.traceparent ?? 'none'
   if (params === 'inexact') return 2 ** 64
   if (params === 'too large') return 2n ** 64n
   if (params?.add) return { sum: [params.add + 1n] }
@@ -544,6 +546,21 @@ def test_the_time_that_remains_goes_by_the_clock_of_redis(client: redis.Redis, n
     deliver(client, "remaining", not_after_ms=time_now[0] * 1000 + 300_000)
     answer = answers(client, 1)[0].split()
     assert 200_000 < float(answer[1]) <= 300_000
+
+
+def test_a_handler_is_told_the_trace_and_the_reply_names_it_too(client: redis.Redis, node: Node) -> None:
+    later = TRACEPARENT.replace("00-", "01-", 1) + "-more"
+    given = [None, TRACEPARENT, later, f"{TRACEPARENT}-more", TRACEPARENT.upper(), f"{TRACEPARENT}\n", ""]
+    for number, traceparent in enumerate(given):
+        fields = {} if traceparent is None else {"traceparent": traceparent}
+        deliver(client, "trace", saga_id=f"s{number}", **fields)
+    node.probe()
+    told = answers(client, len(given))
+    expected = ["none", TRACEPARENT, TRACEPARENT, *["none"] * 4]
+    entries: Any = client.xrange(ONLY.replies("work"))
+    sent = {json.loads(fields[b"body"])["saga_id"]: fields.get(b"traceparent", b"none") for _, fields in entries}
+    assert sorted(told) == sorted(f"Do_ok {one}" for one in expected)
+    assert [sent[f"s{number}"].decode() for number in range(len(given))] == expected
 
 
 def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: redis.Redis, node: Node) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from sagastream.broker import exchange
 from sagastream.client import requests
@@ -25,6 +26,7 @@ from support.newer import FORMAT, newer
 from support.processes import Commands
 from support.releases import NEWER, THIS, Release, former_release
 from support.stores import KEYS, ONLY
+from support.values import TRACEPARENT
 from support.waiting import takes_less_than, until
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,22 @@ def test_processes_of_both_releases_are_told_of(world: World, former: Release) -
 
     services = [(Kind.SERVICE, name, True) for name in oracle.NAMES for _ in range(2)]
     until(lambda: alive() == [*services, *[(Kind.WORKER, None, True)] * 2], what="all are heard")
+
+
+def test_sagas_that_belong_to_a_trace_end_whichever_release_moves_them(world: World, former: Release) -> None:
+    for release in (THIS, former):
+        world.start(workers=1, services=1, release=release)
+    client = SagaClient(world.server.broker())
+    asked: list[Any] = [
+        {"saga_id": f"t{number}", "steps": [a_step(name) for name in oracle.NAMES]} for number in range(24)
+    ]
+    for saga in asked:
+        client.begin_request(replace(requests.to_begin(saga), traceparent=TRACEPARENT))
+    ended = [client.wait(saga["saga_id"], 60) for saga in asked]
+    assert {str(state.status) for state in ended} == {"COMPLETED"}
+    # The release before this one begins a saga without its trace, and leaves the trace of one that this one began.
+    assert {state.traceparent for state in ended} <= {TRACEPARENT, None}
+    assert world.redis.xlen(ONLY.quarantine) == 0
 
 
 # --- sagas of a format that the release before this one does not know

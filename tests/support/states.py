@@ -24,6 +24,7 @@ from sagastream.core.steps import (
     StepDefinition,
     StepKind,
 )
+from support.values import TRACEPARENT
 
 NAMES = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
 #: From 1970 to 2096, in milliseconds.
@@ -130,6 +131,7 @@ SAGAS = st.builds(
     updated_ms=TIMES,
     request_id=st.none() | NAMES,
     echo=st.booleans(),
+    traceparent=st.sampled_from([None, TRACEPARENT]),
 )
 
 

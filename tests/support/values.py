@@ -53,6 +53,10 @@ BAD_IDS = {
 OTHER_TYPES = {"null": None, "true": True, "a number": 1, "a list": ["a"], "an object": {"a": "b"}}
 
 
+#: The example of the W3C.
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 def a_command(*, compensating: bool = False, attempt: int = 1) -> Command:
     return Command(
         service="payment",

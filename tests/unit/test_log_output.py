@@ -22,6 +22,7 @@ from sagastream.errors import SettingsError
 from sagastream.log_output import JsonLines, TextLines, write_to_stderr
 from sagastream.telemetry import Escaped, HandlerFields, Log, about
 from support.observers import called_with
+from support.values import TRACEPARENT
 
 COMMAND = Command(service="shop", type="Charge", saga_id="o-1", step=2, attempt=3, params=b"{}", begun_ms=0)
 UNDO = replace(COMMAND, type="Refund", compensating=True)
@@ -112,6 +113,27 @@ def test_a_line_of_a_compensation_says_that_it_is_one(install: Install, capsys: 
     with called_with(UNDO):
         logging.getLogger("shop.till").info("gave back")
     assert written(capsys) == ["shop.till: gave back [saga o-1, step 2, compensation, attempt 3]"]
+
+
+def test_a_line_says_the_trace_that_its_saga_belongs_to(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install()
+    traced = replace(UNDO, traceparent=TRACEPARENT)
+    with called_with(traced):
+        logging.getLogger("shop.till").info("gave back")
+        Log("broker", "service shop").warning("raised", extra=about(traced))
+        Log("broker", "service shop").warning("the broker is back")
+    trace = "trace 4bf92f3577b34da6a3ce929d0e0e4736"
+    assert written(capsys) == [
+        f"shop.till: gave back [saga o-1, step 2, compensation, attempt 3, {trace}]",
+        f"service shop: raised [{trace}]",
+        f"service shop: the broker is back [{trace}]",
+    ]
+
+
+def test_a_json_line_has_the_trace_as_a_member_and_none_if_there_is_none() -> None:
+    assert "trace_id" not in orjson.loads(JsonLines().format(a_record("x", **about(COMMAND))))
+    traced = about(replace(COMMAND, traceparent=TRACEPARENT))
+    assert orjson.loads(JsonLines().format(a_record("x", **traced)))["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def test_a_line_of_others_shows_its_level_if_it_is_a_warning_or_more(

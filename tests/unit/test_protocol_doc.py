@@ -23,6 +23,7 @@ from sagastream.service import declaration
 from sagastream.store import keys
 from sagastream.store.published import MAX_SERVICES
 from support.stores import ONLY
+from support.values import TRACEPARENT
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "protocol.md").read_text()
@@ -114,7 +115,7 @@ def test_the_fields_and_members_of_commands_are_all_there() -> None:
     entry, body = tables("Fields of a command")
     whole: dict[str, Any] = {}
     members: dict[str, Any] = {}
-    of_a_graph = replace(REFUND, undo=b"{}", input=b"{}", definition="order")
+    of_a_graph = replace(REFUND, undo=b"{}", input=b"{}", definition="order", traceparent=TRACEPARENT)
     for command in (replace(CHARGE, compensation="Undo", retried=True), of_a_graph):
         whole |= command.fields()
         members |= json.loads(command.body())
@@ -124,7 +125,16 @@ def test_the_fields_and_members_of_commands_are_all_there() -> None:
 
 def test_the_fields_and_members_of_replies_are_all_there() -> None:
     entry, body = tables("Fields of a reply")
-    reply = Reply(type="Do_ok", saga_id="s", step=1, result=b"1", error=b"1", unknown=True, attempt=1)
+    reply = Reply(
+        type="Do_ok",
+        saga_id="s",
+        step=1,
+        result=b"1",
+        error=b"1",
+        unknown=True,
+        attempt=1,
+        traceparent=TRACEPARENT,
+    )
     assert sorted(first_column(entry)) == sorted(reply.fields())
     assert sorted(first_column(body)) == sorted(json.loads(reply.body()))
 
@@ -137,7 +147,8 @@ def test_the_fields_of_what_is_set_aside_are_all_there() -> None:
 
 def test_the_fields_of_a_request_are_all_there_and_its_example_is_one() -> None:
     [table] = tables("Beginning a saga")
-    begin = parse_begin({"saga_id": "s", "steps": [{"transaction": "T", "service": "s"}]}, request_id="r", echo=True)
+    body = {"saga_id": "s", "steps": [{"transaction": "T", "service": "s"}]}
+    begin = parse_begin(body, request_id="r", echo=True, traceparent=TRACEPARENT)
     assert sorted(first_column(table)) == sorted(begin.fields())
     found = re.search(r"XADD saga:\{0\}:requests '\*' body '(.*?)'\n", DOC, re.DOTALL)
     assert found is not None

@@ -51,7 +51,8 @@ def _setting(environment: Mapping[str, str], variable: str, allowed: tuple[str, 
 
 class TextLines(logging.Formatter):
     """Records as `name: text`. `name` is the process or, if the record is not one of sagastream's, the logger. A record
-    of a handler ends with the saga, the step and the attempt, and says if it is of a compensation. A record of another
+    of a handler ends with the saga, the step and the attempt, and says if it is of a compensation; every record ends
+    with the id of the trace that its saga belongs to, if there is one. A record of another
     logger than sagastream's shows its level, from WARNING on; the texts of sagastream say by themselves what is wrong.
     An exception follows, each line of its traceback with the name too."""
 
@@ -112,13 +113,18 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _suffix(record: logging.LogRecord) -> str:
-    """Says to which call of a handler a record belongs. The messages of sagastream itself say that already."""
+    """Says to which call of a handler a record belongs, and to which trace. The messages of sagastream itself say the
+    call already."""
     saga_id: object = getattr(record, "saga_id", None)
-    if saga_id is None or _is_ours(record):
+    trace_id: object = getattr(record, "trace_id", None)
+    if saga_id is None:
         return ""
+    trace = [] if trace_id is None else [f"trace {trace_id}"]
+    if _is_ours(record):
+        return f" [{trace[0]}]" if trace else ""
     step, attempt = getattr(record, "step", None), getattr(record, "attempt", None)
-    compensation = ", compensation" if getattr(record, "compensating", None) is True else ""
-    return f" [saga {saga_id}, step {step}{compensation}, attempt {attempt}]"
+    compensation = ["compensation"] if getattr(record, "compensating", None) is True else []
+    return f" [{', '.join([f'saga {saga_id}', f'step {step}', *compensation, f'attempt {attempt}', *trace])}]"
 
 
 def _traceback(record: logging.LogRecord) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the command line imports this module before it knows whethe
     from sagastream.core.saga import SagaState
 
 #: The fields of a log record that say to which call of a handler it belongs.
-FIELDS: Final = ("saga_id", "service", "step", "attempt", "compensating")
+FIELDS: Final = ("saga_id", "service", "step", "attempt", "compensating", "trace_id")
 
 #: The command whose handler is running in this thread or asyncio task.
 _command: "ContextVar[Command | None]" = ContextVar("sagastream_command", default=None)
@@ -270,8 +270,9 @@ def command_in_hand() -> "Command | None":
 
 
 class HandlerFields(logging.Filter):
-    """Adds `saga_id`, `service`, `step`, `attempt` and `compensating` to the log records of a handler, and of the code
-    that it calls. `compensating` is True in a compensation, and None in a transaction.
+    """Adds `saga_id`, `service`, `step`, `attempt`, `compensating` and `trace_id` to the log records of a handler, and
+    of the code that it calls. `compensating` is True in a compensation, and None in a transaction. `trace_id` is None
+    if the saga was begun within no trace.
 
     Add it with `addFilter` to the logging.Handler objects of your program. If a QueueHandler passes records to another
     thread, add it to the QueueHandler. If a record already has one of the fields, it keeps it. Outside of a handler the

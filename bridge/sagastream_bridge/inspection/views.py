@@ -107,6 +107,8 @@ def _facts(
         yield f"  reason   {printable(state.reason)}"
     if state.attributes is not None:
         yield f"  attributes {', '.join(f'{name}={printable(str(value))}' for name, value in state.attributes.items())}"
+    if state.trace_id is not None:
+        yield f"  trace    {state.trace_id}"
     yield from graph_views.facts(state, now_ms)
     yield from graph_views.drawn(state, width, _state)
     for number in range(1, len(state.steps) + 1):

@@ -8,6 +8,9 @@ const MAX_STEPS = 100
 const FORMAT = 1
 const MAX_BODY_BYTES = 1 << 20
 
+/** The span of a saga, as W3C Trace Context writes it. A later version may have more at the end. */
+const TRACEPARENT = /^(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]{0,400})?$/
+
 /** A command that only a newer release knows. */
 export class Newer extends Error {}
 
@@ -42,6 +45,7 @@ export function readCommand(fields, sentMs) {
     notAfterMs: readNumber(fields.not_after_ms, 'not_after_ms', Infinity),
     retried: fields.retried !== undefined,
     undoneBy: readCompensation(fields.compensation),
+    traceparent: readTraceparent(fields.traceparent),
     key,
     transactionKey: `${where}/transaction`,
     record: `${key}/${type}`,
@@ -98,7 +102,9 @@ export function replyFields(reply) {
   if (reply.result !== undefined) members.push(`"result":${reply.result}`)
   if (reply.error !== undefined) members.push(`"error":${reply.error}`)
   const fields = ['body', `{${members.join(',')}}`, 'attempt', String(command.attempt)]
-  return reply.unknown ? [...fields, 'unknown', '1'] : fields
+  if (reply.unknown) fields.push('unknown', '1')
+  if (command.traceparent !== undefined) fields.push('traceparent', command.traceparent)
+  return fields
 }
 
 /** The fields of an entry for the quarantine. */
@@ -187,4 +193,10 @@ function readCompensation(bytes) {
   if (bytes === undefined || bytes.length === 0) return bytes && null
   if (!isId(String(bytes))) throw new Malformed('the field compensation must be a name, or empty')
   return String(bytes)
+}
+
+/** undefined if it is not written as it should be: a trace that is cut off is better than a command that is refused. */
+function readTraceparent(value) {
+  const [, version, rest, more] = TRACEPARENT.exec(value?.toString('latin1') ?? '') ?? []
+  return rest === undefined || (version === '00' && more !== undefined) ? undefined : `00-${rest}`
 }

@@ -17,6 +17,7 @@ from sagastream.core.steps import StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream_bridge.inspection import views
 from sagastream_bridge.inspection.findings import warning
+from support.values import TRACEPARENT
 
 NOW_MS = 1_700_000_000_000
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -279,3 +280,9 @@ def test_on_a_terminal_what_helps_stands_below_a_finding() -> None:
     assert "" not in lines
     assert all(len(line) <= 80 for line in lines)
     assert list(views.finding(finding)) == [f"{views.styled('warning ', 'yellow')}  service shop  {finding.line}"]
+
+
+def test_a_saga_that_belongs_to_a_trace_names_it() -> None:
+    traced = a_saga(a_step(), traceparent=TRACEPARENT)
+    assert "  trace    4bf92f3577b34da6a3ce929d0e0e4736" in list(views.saga(traced, NOW_MS, []))
+    assert not any("trace" in line for line in views.saga(a_saga(a_step()), NOW_MS, []))

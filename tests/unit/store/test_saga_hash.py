@@ -21,6 +21,7 @@ from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.store.saga_hash import changed_fields, read
 from support.states import AWAITED, states, successors, written
 from support.stories import CHARGE, RESERVE, SHIP, given_saga
+from support.values import TRACEPARENT
 
 
 def a_saga() -> SagaState:
@@ -91,6 +92,7 @@ def a_saga() -> SagaState:
         request_id="me-1",
         echo=True,
         attributes={"customer": "c42", "basket": 815},
+        traceparent=TRACEPARENT,
     )
 
 

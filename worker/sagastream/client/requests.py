@@ -31,6 +31,7 @@ from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
+from sagastream.tracing.context import current_traceparent
 
 #: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
 #: waits.
@@ -191,7 +192,7 @@ def to_begin(saga: SagaRequest) -> Begin:
     body: Any = saga
     if isinstance(body, dict) and isinstance(body.get("steps"), tuple):
         body = body | {"steps": list(body["steps"])}
-    return parse_begin(body, request_id=uuid.uuid4().hex, called="the saga")
+    return parse_begin(body, request_id=uuid.uuid4().hex, traceparent=current_traceparent(), called="the saga")
 
 
 def sealed(codec: Codec | None, request: Begin, *, accept_sealed: bool = False) -> Begin:
@@ -390,6 +391,7 @@ def unread(begin: Begin) -> SagaState:
         definition=begin.definition,
         start_ms=begin.start_ms,
         attributes=begin.attributes,
+        traceparent=begin.traceparent,
     )
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from sagastream.core.attributes import Attributes
 from sagastream.core.steps import AS_PUBLISHED, GRAPH, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
+from sagastream.core.trace_context import trace_id
 
 #: Saga ids, and the names of transactions and compensations.
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -87,6 +88,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     definition: DefinedBy | None = None  # which definition its steps were made from
     start_ms: int | None = None  # it does nothing before this time, in ms since the epoch by the broker's clock
     attributes: Attributes | None = None  # by which people find it; None: it has none
+    traceparent: str | None = None  # of the stream entry: the span within which it is begun, see trace_context
 
     @property
     def payload_bytes(self) -> int:
@@ -120,6 +122,8 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
         fields = _addressed(self.body(), self.request_id)
         if self.echo:
             fields["trace"] = 1
+        if self.traceparent is not None:
+            fields["traceparent"] = self.traceparent
         return fields
 
 
@@ -211,6 +215,12 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     undo: bytes | None = None  # JSON; of a compensation: what the saga tells it besides, its `compensation_params`
     input: bytes | None = None  # JSON; of the saga
     definition: str | None = None  # the name of the definition of the saga
+    traceparent: str | None = None  # of the stream entry: the span of the saga, if it was begun within a trace
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the trace that the saga belongs to."""
+        return None if self.traceparent is None else trace_id(self.traceparent)
 
     @property
     def key(self) -> str:
@@ -263,6 +273,8 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
             fields["input"] = self.input
         if self.definition is not None:
             fields["definition"] = self.definition
+        if self.traceparent is not None:
+            fields["traceparent"] = self.traceparent
         return fields
 
 
@@ -277,6 +289,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
     attempt: int | None = None  # of the stream entry: which attempt it answers; None: the last one
     service: str | None = None  # whose stream it came on; None: that is not known
+    traceparent: str | None = None  # of the stream entry: as in the command, for people and programs that look at it
 
     @property
     def payload(self) -> bytes | None:
@@ -297,6 +310,8 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
             fields["attempt"] = self.attempt
         if self.unknown:
             fields["unknown"] = 1
+        if self.traceparent is not None:
+            fields["traceparent"] = self.traceparent
         return fields
 
 
@@ -366,6 +381,7 @@ def reply_to(
         error=error,
         unknown=unknown,
         attempt=command.attempt,
+        traceparent=command.traceparent,
     )
 
 

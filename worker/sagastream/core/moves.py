@@ -40,6 +40,7 @@ def begin(event: Begin, moment: Moment) -> Decision:
         definition=event.definition,
         start_ms=event.start_ms,
         attributes=event.attributes,
+        traceparent=event.traceparent,
     )
     return Decision(state=state) if starts_ms > moment.now_ms else start(state, moment)
 

@@ -8,6 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar, get_args
 
+from msgspec.structs import replace
+
+from sagastream.core import trace_context
 from sagastream.core.attributes import parse_attributes
 from sagastream.core.members import (
     checked_object,
@@ -86,7 +89,8 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | ToSaga | Newer | Unre
         if kind != "saga_begin":
             text = f"the orchestrator knows no request {kind}"
             return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
-        return parse_begin(body, request_id=request_id, echo=b"trace" in fields, plain=True)
+        traceparent = trace_context.read(fields.get(b"traceparent"))
+        return parse_begin(body, request_id=request_id, echo=b"trace" in fields, traceparent=traceparent, plain=True)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error), request_id=request_id)
 
@@ -96,7 +100,9 @@ def read_reply(fields: Mapping[bytes, bytes], service: str | None = None) -> Rep
     try:
         attempt = _number(fields, b"attempt") if b"attempt" in fields else None
         unknown = b"unknown" in fields
-        return parse_reply(decode(_body(fields)), unknown=unknown, attempt=attempt, service=service)
+        traceparent = trace_context.read(fields.get(b"traceparent"))
+        body = decode(_body(fields))
+        return parse_reply(body, unknown=unknown, attempt=attempt, service=service, traceparent=traceparent)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
@@ -119,6 +125,7 @@ def parse_begin(
     *,
     request_id: str | None = None,
     echo: bool = False,
+    traceparent: str | None = None,
     called: str = "the body",
     plain: bool = False,
 ) -> Begin:
@@ -134,7 +141,8 @@ def parse_begin(
     if number == PLAIN and not plain and _beyond_plain(body) is not None and "format" not in body:
         number = GRAPH  # whoever begins a saga here need not name the format
     try:
-        return _parse_begin(body, number, request_id=request_id, echo=echo, called=called, plain=plain)
+        begin = _parse_begin(body, number, request_id=request_id, echo=echo, called=called, plain=plain)
+        return begin if traceparent is None else replace(begin, traceparent=traceparent)
     except MalformedMessage:
         if number == PLAIN and (what := _beyond_plain(body)) is not None:
             raise MalformedMessage(f'{called}: {what} needs "format": {GRAPH}') from None
@@ -285,7 +293,14 @@ def _is_hard(body: dict[str, Any], called: str) -> bool:
     return bool(body["deadline"] == HARD)
 
 
-def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None, service: str | None = None) -> Reply:
+def parse_reply(
+    body: Any,
+    *,
+    unknown: bool = False,
+    attempt: int | None = None,
+    service: str | None = None,
+    traceparent: str | None = None,
+) -> Reply:
     """A decoded reply body. Members that the protocol does not name are ignored: whatever else a service adds, the
     effect has happened."""
     return Reply(
@@ -297,6 +312,7 @@ def parse_reply(body: Any, *, unknown: bool = False, attempt: int | None = None,
         unknown=unknown,
         attempt=attempt,
         service=service,
+        traceparent=traceparent,
     )
 
 
@@ -322,6 +338,7 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         undo=_payload(fields, b"undo", None) if compensating else None,
         input=_payload(fields, b"input", None),
         definition=_definition(fields),
+        traceparent=trace_context.read(fields.get(b"traceparent")),
     )
 
 

@@ -12,6 +12,7 @@ from sagastream.core.phases import DONE, IN_FLIGHT, Phase
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, PLAIN_SHAPE, StepKind
 from sagastream.core.strict_json import value_of
+from sagastream.core.trace_context import trace_id
 from sagastream.errors import UnreadableSaga
 
 _WAITING: Final = Phase.WAITING
@@ -98,6 +99,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         None  # the number of the step that failed first, so that it is undone; of a plain saga None
     )
     attributes: Attributes | None = None  # by which people find it; None: it has none
+    traceparent: str | None = None  # the span within which it was begun, see trace_context; None: within no trace
     version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 
     @property
@@ -105,6 +107,11 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         """Whether it is COMPLETED or ABORTED."""
         # By identity: this is asked some twenty times a turn, and an enum of strings compares as strings.
         return self.status is SagaStatus.COMPLETED or self.status is SagaStatus.ABORTED
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the trace that it belongs to, in hexadecimal; None: it was begun within no trace."""
+        return None if self.traceparent is None else trace_id(self.traceparent)
 
     @property
     def results(self) -> list[Any]:

@@ -13,6 +13,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
+from sagastream.core.trace_context import within_saga
 
 #: What services publish: service -> command -> the compensation that undoes it (None: it needs none).
 Published = Mapping[str, Mapping[str, str | None]]
@@ -77,6 +78,7 @@ def send_transaction(state: SagaState, number: int, step: Step, now_ms: int) -> 
         compensation=definition.compensation,
         input=state.input,
         definition=None if state.definition is None else state.definition.name,
+        traceparent=_traceparent(state),
     )
     return sent, command
 
@@ -104,5 +106,12 @@ def send_compensation(state: SagaState, number: int, step: Step, now_ms: int) ->
         undo=step.built_undo,
         input=state.input,
         definition=None if state.definition is None else state.definition.name,
+        traceparent=_traceparent(state),
     )
     return sent, command
+
+
+def _traceparent(state: SagaState) -> str | None:
+    if state.traceparent is None:
+        return None
+    return within_saga(state.traceparent, state.saga_id, state.begun_ms)

@@ -43,10 +43,10 @@ class TurnReport:
         for change in written:
             if change.rearm:
                 text = f"saga {change.saga_id} was due, and is gone: somebody has deleted its hash"
-                self._log.warning(text, extra={"saga_id": change.saga_id})
+                self._log.warning(text, extra=_about(change))
             if change.fault is not None and self._is_time(f"fault of {change.saga_id}"):
                 text = f"saga {change.saga_id} was due, and stands still: {change.fault}"
-                self._log.error(text, extra={"saga_id": change.saga_id})
+                self._log.error(text, extra=_about(change))
 
     def trimmed(self, keys: StoreKeys, dropped: Mapping[str, int]) -> None:
         """So many of the oldest entries of these streams were dropped. Nobody misses an event."""
@@ -101,16 +101,23 @@ class TurnReport:
 
     def _tell_quarantined(self, written: Sequence[Change]) -> None:
         """The log gets one line for all of them: a faulty client may flood the quarantine."""
-        found = [(change.saga_id, *one) for change in written for one in change.quarantined]
+        found = [(change, *one) for change in written for one in change.quarantined]
         if not found:
             return
-        saga_id, entry, reason = found[0]
+        change, entry, reason = found[0]
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         text = f"quarantined the entry {entry.id.decode()} of {entry.stream}: {reason}{more}"
-        self._log.warning(text, extra={"saga_id": saga_id, "stream": entry.stream, "entry_id": entry.id.decode()})
+        of_entry = {"stream": entry.stream, "entry_id": entry.id.decode()}
+        self._log.warning(text, extra=_about(change) | of_entry)
         if self._observer is not None:
             for _, entry, reason in found:
                 self._observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=reason)
+
+
+def _about(change: Change) -> dict[str, object]:
+    """The fields for `extra` of a log record about the saga of this change."""
+    trace_id = change.before.trace_id if isinstance(change.before, SagaState) else None
+    return {"saga_id": change.saga_id, "trace_id": trace_id}
 
 
 def _tell_moved(observer: Observer, before: SagaState | None, after: SagaState) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from sagastream.core import trace_context
 from sagastream.core.attributes import Attributes, parse_attributes
 from sagastream.core.messages import HARD, DefinedBy, is_id
 from sagastream.core.phases import Phase
@@ -252,6 +253,7 @@ SAGA: Final[dict[str, Column]] = {
     "signals": Column("signals", _read_signals, _signals),
     "failed_step": Column("failed_step", partial(whole_number, least=1, most=MAX_STEPS)),
     "attributes": Column("attributes", _read_attributes, _attributes),
+    "traceparent": Column("traceparent", trace_context.read),
 }
 
 #: The fields of a step, in the same way, by the attribute of Step; in the hash each begins with `stepN.`.

@@ -1,0 +1,139 @@
+"""The trace that a saga belongs to: what is read, what services are told, what the hash keeps."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from sagastream.core import trace_context
+from sagastream.core.decision import decide
+from sagastream.core.messages import Begin, Command, Reply, ok, reply_to
+from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
+from sagastream.core.saga import SagaState
+from sagastream.core.transitions import Moment
+from sagastream.store.saga_hash import changed_fields, read
+from support.states import written
+from support.values import TRACEPARENT
+
+BODY = {
+    "saga_id": "s1",
+    "steps": [
+        {"transaction": "Reserve", "service": "inventory", "compensation": "Release"},
+        {"transaction": "Charge", "service": "payment", "compensation": None},
+    ],
+}
+WRONG = [
+    "",
+    "00",
+    TRACEPARENT.upper(),
+    TRACEPARENT.replace("00-", "ff-", 1),
+    f"{TRACEPARENT}-more",
+    f"{TRACEPARENT}\n",
+    f" {TRACEPARENT}",
+    "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+    "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+    TRACEPARENT.replace("4", "\u0664"),
+    TRACEPARENT.replace("00-", "01-", 1) + "-\x1b[2J",
+    TRACEPARENT.replace("00-", "01-", 1) + "-" + "x" * 500,
+]
+
+
+def stored(message: Begin | Command | Reply) -> dict[bytes, bytes]:
+    """The fields of its entry, as the broker returns them."""
+    return {
+        name.encode(): value if isinstance(value, bytes) else str(value).encode()
+        for name, value in message.fields().items()
+    }
+
+
+def moment(now_ms: int) -> Moment:
+    return Moment(now_ms=now_ms, published={}, jitter=0.5)
+
+
+def begun(traceparent: str | None) -> tuple[SagaState, Command]:
+    """A saga that has just begun, and its first command."""
+    decision = decide(None, parse_begin(BODY, traceparent=traceparent), moment(1_700_000_000_000))
+    assert isinstance(decision.state, SagaState)
+    return decision.state, decision.commands[0]
+
+
+def answered(state: SagaState, reply: Reply, now_ms: int = 1_700_000_000_001) -> tuple[SagaState, Command]:
+    decision = decide(state, reply, moment(now_ms))
+    assert isinstance(decision.state, SagaState)
+    return decision.state, decision.commands[0]
+
+
+def test_it_is_read_as_it_is_written_and_later_versions_as_far_as_they_are_known() -> None:
+    assert trace_context.read(TRACEPARENT.encode()) == TRACEPARENT
+    later = TRACEPARENT.replace("00-", "cc-", 1)
+    assert trace_context.read(later.encode()) == TRACEPARENT
+    assert trace_context.read(f"{later}-what-comes".encode()) == TRACEPARENT
+    assert trace_context.read(None) is None
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_not_written_as_the_standard_says_is_ignored(wrong: str) -> None:
+    begin = stored(parse_begin(BODY)) | {b"traceparent": wrong.encode()}
+    found = read_request(begin)
+    assert isinstance(found, Begin)
+    assert found.traceparent is None
+    command = read_command("inventory", stored(begun(None)[1]) | {b"traceparent": wrong.encode()}, 0)
+    assert isinstance(command, Command)
+    assert command.traceparent is None
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_read_as_a_traceparent_or_ignored(value: bytes) -> None:
+    found = trace_context.read(value)
+    assert found is None or trace_context.read(found.encode()) == found
+
+
+def test_every_command_of_a_saga_names_its_span_and_the_reply_names_it_too() -> None:
+    state, command = begun(TRACEPARENT)
+    assert state.traceparent == TRACEPARENT
+    span = trace_context.span_id_of("s1", state.begun_ms)
+    assert command.traceparent == f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01"
+    assert command.trace_id == state.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert read_command("inventory", stored(command), 0) == command
+
+    reply = reply_to(command, ok("Reserve"))
+    assert reply.traceparent == command.traceparent
+    assert read_reply(stored(reply)) == reply
+
+    state, second = answered(state, reply)
+    assert second.traceparent == command.traceparent
+    refused = replace(reply_to(second, "Charge_failed", error=b'"no"'), service="payment")
+    _, undo = answered(state, refused)
+    assert undo.compensating
+    assert undo.traceparent == command.traceparent
+
+
+def test_the_span_of_a_saga_follows_from_its_id_and_its_begin_and_is_never_zero() -> None:
+    assert trace_context.span_id_of("s1", 5) == trace_context.span_id_of("s1", 5)
+    ids = [trace_context.span_id_of(saga_id, ms) for saga_id in ("s1", "s2") for ms in (5, 6)]
+    assert len(set(ids)) == 4
+    assert all(trace_context.read(f"00-{'1' * 32}-{one}-00".encode()) for one in ids)
+
+
+def test_a_saga_that_is_not_sampled_stays_so() -> None:
+    _, command = begun(TRACEPARENT[:-2] + "00")
+    assert command.traceparent is not None
+    assert command.traceparent.endswith("-00")
+
+
+def test_a_saga_that_belongs_to_no_trace_is_written_as_ever() -> None:
+    state, command = begun(None)
+    reply = reply_to(command, ok("Reserve"))
+    written_fields = [*stored(parse_begin(BODY)), *stored(command), *stored(reply), *changed_fields(None, state)]
+    assert "traceparent" not in written_fields
+    assert b"traceparent" not in written_fields
+    assert command.trace_id is state.trace_id is None
+
+
+def test_the_hash_keeps_within_which_span_a_saga_was_begun_and_no_damage_there_stops_it() -> None:
+    state, _ = begun(TRACEPARENT)
+    fields = written(changed_fields(None, state))
+    assert fields[b"traceparent"] == TRACEPARENT.encode()
+    assert read("s1", fields) == replace(state, version=1)
+    assert read("s1", fields | {b"traceparent": b"gone"}) == replace(state, version=1, traceparent=None)

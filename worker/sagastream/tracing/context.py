@@ -1,0 +1,25 @@
+"""Within which trace a saga is begun."""
+
+import sys
+from typing import Any, Final
+
+from sagastream.telemetry import command_in_hand
+
+_API: Final = "opentelemetry.trace"
+
+
+def current_traceparent() -> str | None:
+    """The span that is active where this is called, for the field `traceparent` of a request; None: there is none.
+
+    If no span is active, and a handler calls this, it is that of the saga whose command the handler does. So a saga
+    that a handler begins belongs to the same trace, even if its service makes no spans.
+    """
+    # A span can only be active if the program has imported the API. So we need not, and whoever has no traces pays
+    # nothing.
+    api: Any = sys.modules.get(_API)
+    if api is not None and (current := getattr(api, "get_current_span", None)) is not None:
+        context = current().get_span_context()
+        if context.is_valid:
+            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0xFF:02x}"
+    command = command_in_hand()
+    return None if command is None else command.traceparent
