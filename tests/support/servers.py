@@ -91,6 +91,7 @@ class Server:
             self.process.kill()
             self.process.wait()
         shutil.rmtree(Path(self.url.removeprefix("unix://")).parent, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class OwnServer(Server):
