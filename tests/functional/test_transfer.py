@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -259,34 +260,34 @@ def test_a_store_at_work_or_in_use_is_refused(server: OwnServer, commands: Comma
     assert client.exists(layout.look(server.broker()).saga("s1"))
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda lines: lines[:-1], "the file ends too early, after line "),
-        (lambda lines: [*lines[:-2], lines[-1]], "lines are before the last one, which says "),
-        (lambda lines: [*lines, lines[1]], " is out of place"),
-        (lambda lines: lines[1:], "line 1, of type "),
-        (lambda lines: [], "the file ends too early, after line 0"),
-        (lambda lines: [lines[0], b"{\n", *lines[1:]], "line 2 is not JSON, so this is no file of sagastream export: "),
-        (lambda lines: [lines[0], b"[1]\n", *lines[1:]], "line 2 is not a line of an exported store"),
-        (
-            lambda lines: [lines[0], b'{"type": "saga", "saga_id": 1}\n', *lines[1:]],
-            "line 2, of type saga: saga_id is ",
-        ),
-        (lambda lines: [line.replace(b"s1", b"z1") for line in lines], "changed or damaged after its export"),
-        (lambda lines: [lines[1], *lines[1:]], "line 1, of type "),
-        (lambda lines: [lines[0].replace(b'"protocol":2', b'"protocol":3'), *lines[1:]], "the file is of protocol 3"),
-    ],
-)
-def test_a_damaged_file_changes_nothing(commands: Commands, change: Any, complaint: str) -> None:
+#: What happened to the lines of a file, and what is said of it.
+DAMAGES: list[tuple[Callable[[list[bytes]], list[bytes]], str]] = [
+    (lambda lines: lines[:-1], "the file ends too early, after line "),
+    (lambda lines: [*lines[:-2], lines[-1]], "lines are before the last one, which says "),
+    (lambda lines: [*lines, lines[1]], " is out of place"),
+    (lambda lines: lines[1:], "line 1, of type "),
+    (lambda lines: [], "the file ends too early, after line 0"),
+    (lambda lines: [lines[0], b"{\n", *lines[1:]], "line 2 is not JSON, so this is no file of sagastream export: "),
+    (lambda lines: [lines[0], b"[1]\n", *lines[1:]], "line 2 is not a line of an exported store"),
+    (lambda lines: [lines[0], b'{"type": "saga", "saga_id": 1}\n', *lines[1:]], "line 2, of type saga: saga_id is "),
+    (lambda lines: [line.replace(b"s1", b"z1") for line in lines], "changed or damaged after its export"),
+    (lambda lines: [lines[1], *lines[1:]], "line 1, of type "),
+    (lambda lines: [lines[0].replace(b'"protocol":2', b'"protocol":3'), *lines[1:]], "the file is of protocol 3"),
+]
+
+
+def test_a_damaged_file_changes_nothing(commands: Commands) -> None:
+    """Each is imported into the same store, which is as empty afterwards: it takes the whole file in the end."""
     commands.run("begin", "-", given='{"saga_id": "s1", "steps": [{"transaction": "A", "service": "a"}]}')
     whole = commands.run("export", "-").stdout.encode()
-    (commands.folder / "file").write_bytes(b"".join(change(whole.splitlines(keepends=True))))
     home = {"SAGASTREAM_HOME": "other"}
-    done = commands.run("import", "file", **home)
-    assert done.returncode == 1
-    assert complaint in done.stderr
-    assert commands.run("import", "-", given=whole, **home).returncode == 0
+    with closing(Broker(home=commands.folder / "other")) as other:  # so that its server starts once
+        for change, complaint in DAMAGES:
+            (commands.folder / "file").write_bytes(b"".join(change(whole.splitlines(keepends=True))))
+            done = commands.run("import", "file", **home)
+            assert (done.returncode, complaint in done.stderr) == (1, True), (complaint, done.stderr)
+            assert other.client.dbsize() == 0, complaint
+        assert commands.run("import", "-", given=whole, **home).returncode == 0
     assert "requests that no worker has read: 1" in commands.run("show", "s1", **home).stderr
 
 
