@@ -40,6 +40,7 @@ from sagastream_bridge.inspection.findings import (
 )
 from sagastream_bridge.inspection.holes import holes
 from sagastream_bridge.inspection.indexes import SagaCheck, Waiting
+from sagastream_bridge.inspection.strays import strays
 from sagastream_bridge.inspection.streams import StreamCheck
 from sagastream_bridge.inspection.unread import unread
 
@@ -84,6 +85,7 @@ class Doctor:
                 yield from self._streams.renew(stream)
                 yield from self._streams.size(stream)
         yield from self._sagas.examine()
+        yield from strays(self._client, self._keys, repair=self._repair)
         yield from self._sealed()
         services = {service for service, _ in self._sagas.waiting}
         services |= set(run(self._client, published.services(self._keys)))
@@ -412,5 +414,6 @@ def _central(keys: StoreKeys) -> dict[str, str]:
     types = {keys.alive: "zset", keys.running: "hash", keys.services: "set"}
     for one in keys.partitions:
         types |= dict.fromkeys((one.requests, one.interventions, one.events, one.quarantine), "stream")
-        types |= dict.fromkeys((one.timers, one.ended), "zset")
+        types |= dict.fromkeys((one.timers, one.ended, one.begun), "zset")
+        types[one.indexed] = "hash"
     return types

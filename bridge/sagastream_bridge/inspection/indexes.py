@@ -12,6 +12,7 @@ from typing import Any, Final
 import redis
 
 from sagastream.broker.wire import or_raise
+from sagastream.core.indexing import index_names
 from sagastream.core.messages import is_id
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
@@ -21,8 +22,10 @@ from sagastream.core.why_out import LATE_MS, MANY_FAILURES
 from sagastream.errors import CorruptSaga, NewerFormat
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.sweeping import filled
 from sagastream.orchestrator.worker import LEASE_MS
 from sagastream.store import saga_hash, sagas
+from sagastream.store.indexes import names_in
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED, Finding, ok, problem, repaired, warning
 
@@ -64,7 +67,7 @@ class SagaCheck:
         self._repair = repair
         self._store = Store(client)
         self._wrong: Counter[str] = Counter()  # how often the same was found of a saga
-        self._parked = self._ended = self._overdue = 0
+        self._parked = self._ended = self._overdue = self._unlisted = 0
         self.live = 0
         self.newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
         self.waiting: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # by service and command
@@ -90,11 +93,18 @@ class SagaCheck:
         if self._overdue:
             text = f"{self._overdue} should have moved more than {LATE_MS // 1000} s ago: no worker sees to them"
             yield problem("sagas", text)
+        yield from self._not_listed()
         if not self._wrong and not self._overdue:
             yield ok("sagas", f"{self.live} live, {self._ended} ended; each live one has a reason to move")
         if self._parked:
             text = f"parked, waiting for a person: {self._parked}"
             yield warning("sagas", text, "see sagastream list --status parked")
+
+    def _not_listed(self) -> Iterator[Finding]:
+        if self._unlisted:
+            text = f"sagas that are in no index, since an earlier release has begun them: {self._unlisted}"
+            do = "a worker puts them in within minutes; sagastream doctor --repair does it now"
+            yield repaired("sagas", f"{text}; put in") if self._repair else warning("sagas", text, do)
 
     def _page(self, partition: Partition, saga_ids: list[str]) -> Iterator[Finding]:
         try:
@@ -104,7 +114,7 @@ class SagaCheck:
             (seconds, micros), *answers = self._places(partition, saga_ids, transaction=False)
         now_ms = seconds * 1000 + micros // 1000
         for at, saga_id in enumerate(saga_ids):
-            fields, timer, ended, ttl = answers[4 * at : 4 * at + 4]
+            fields, timer, ended, ttl, begun, indexed = answers[6 * at : 6 * at + 6]
             if isinstance(fields, redis.ResponseError):
                 yield from self._found("stands at a key that holds no hash", saga_id)
                 continue
@@ -119,11 +129,13 @@ class SagaCheck:
                 if what is not None:
                     mend = Change(partition=partition, saga_id=saga_id, before=state, after=state, rearm=True)
                     yield from self._found(what, saga_id, mend)
-                elif timer is not None and timer < now_ms - LATE_MS:
+                yield from self._indexed(partition, state, begun, indexed, now_ms)
+                if what is None and timer is not None and timer < now_ms - LATE_MS:
                     self._overdue += 1
 
     def _places(self, partition: Partition, saga_ids: list[str], *, transaction: bool) -> list[Any]:
-        """The time; then for each saga its hash, its scores in timers and ended, and when it expires."""
+        """The time; then for each saga its hash, its scores in timers and ended, when it expires, its score in begun,
+        and what is told of its other indexes."""
         pipeline = self._client.pipeline(transaction=transaction)
         pipeline.time()
         for saga_id in saga_ids:
@@ -131,6 +143,8 @@ class SagaCheck:
             pipeline.zscore(partition.timers, saga_id)
             pipeline.zscore(partition.ended, saga_id)
             pipeline.pttl(partition.saga(saga_id))
+            pipeline.zscore(partition.begun, saga_id)
+            pipeline.hget(partition.indexed, saga_id)
         return pipeline.execute(raise_on_error=False)
 
     def _count(self, state: SagaState, now_ms: int) -> None:
@@ -166,6 +180,19 @@ class SagaCheck:
                 if not there:
                     change = Change(partition=partition, saga_id=saga_id, before=None, after=None, rearm=True)
                     yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
+
+    def _indexed(
+        self, partition: Partition, state: SagaState, begun: float | None, indexed: bytes | None, now_ms: int
+    ) -> Iterator[Finding]:
+        """Is it in the indexes that its hash says?"""
+        told = names_in(indexed or b"[]")
+        change = filled(partition, state, leaves=told)
+        if begun is None:
+            self._unlisted += 1
+            if self._repair:
+                self._store.commit([change], now_ms)
+        elif set(told) != set(index_names(state)) or begun != state.begun_ms:
+            yield from self._found("is in other indexes than its hash says", state.saga_id, change)
 
     def _no_ids(self, partition: Partition, members: list[bytes]) -> Iterator[Finding]:
         """Members of timers that cannot be the id of a saga: no commit would remove them."""

@@ -17,9 +17,11 @@ from sagastream.broker.entries import REPLAYED
 from sagastream.broker.failures import told
 from sagastream.broker.wire import milliseconds
 from sagastream.core.clock import STEADY, by_the_clock
+from sagastream.core.indexing import index_names
 from sagastream.core.saga import SagaState
 from sagastream.errors import TransferError
 from sagastream.store import layout, saga_hash
+from sagastream.store.indexes import written
 from sagastream.store.keys import HOUR_MS, Partition, StoreKeys
 from sagastream_bridge.transfer.exporting import refuse_at_work
 from sagastream_bridge.transfer.lines import Fields, read, saga_id_of
@@ -129,12 +131,24 @@ class Import:
         timer = line["timer"]
         if (moved := self._by_this_clock(pipeline, key, saga_id, line["fields"])) is not None and timer is not None:
             timer = moved
+        self._index(pipeline, partition, saga_id, line["fields"])
         if timer is not None:
             pipeline.zadd(partition.timers, {saga_id: float(timer)})
         if line["ended"] is not None:
             pipeline.zadd(partition.ended, {saga_id: line["ended"]})
         if line["ttl_ms"] is not None:
             pipeline.pexpire(key, max(1, line["ttl_ms"]))
+
+    def _index(self, pipeline: Pipeline, partition: Partition, saga_id: str, fields: Fields) -> None:
+        """Put a saga into the indexes by which it is found. The file does not name them: the hash says which."""
+        state = saga_hash.read(saga_id, dict(fields))
+        if not isinstance(state, SagaState):
+            return
+        names = index_names(state)
+        for key in (partition.begun, *map(partition.index, names)):
+            pipeline.zadd(key, {saga_id: state.begun_ms})
+        if names:
+            pipeline.hset(partition.indexed, saga_id, written(names))
 
     def _by_this_clock(self, pipeline: Pipeline, key: str, saga_id: str, fields: Fields) -> int | None:
         """If the saga waits, and last changed at a time that is still to come here, let it wait from now on. Returns

@@ -1,4 +1,5 @@
-"""Erasing what the store knows of sagas: inputs, params, results, errors, reasons and actors. Their course stays.
+"""Erasing what the store knows of sagas: inputs, params, results, errors, reasons, actors and
+attributes. Their course stays.
 
 The hash stays, so that the saga cannot be begun a second time. The records of services stay, so that no command that
 comes again has its effect again. Everything else of the saga is deleted, unless somebody still works on it: that is
@@ -20,13 +21,14 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.belonging import Belonging, Fields
 from sagastream.core.erasure import ERASE, erasure, without_data
+from sagastream.core.indexing import index_names
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, is_id
 from sagastream.core.parsing import operator_text
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.service_records import newer_format
 from sagastream.core.steps import services_of
 from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
-from sagastream.store import published, saga_hash
+from sagastream.store import indexes, published, saga_hash
 from sagastream.store.columns import iso
 from sagastream.store.keys import Partition, StoreKeys, moving
 from sagastream.store.quarantine import shown_id
@@ -106,6 +108,8 @@ def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str |
         except (RequestRefused, UnreadableSaga) as error:
             erased.refused[saga_id] = error
             continue
+        kept = index_names(state and without_data(state))
+        yield from indexes.leave_others(keys.of(saga_id), saga_id, kept)
         begun[saga_id] = None if state is None else state.begun_ms
         services |= services_of(step.definition for step in state.steps) if state else set()
     found: Counter[str] = Counter()

@@ -30,8 +30,8 @@ class Change(Struct, eq=False):
     rearm: bool = False  # correct its place in timers and ended, even if the saga itself does not change
     # What is left to a newer release, each with its format: an entry, or None for the saga's timer.
     left: list[tuple[Entry | None, int]] = []
-    fill: bool = False  # put it into all its indexes, even if the saga itself does not change: it is in none
-    swept: tuple[str, ...] | None = None  # its hash is gone: take it out of these indexes, and of all others
+    fill: bool = False  # put it into all its indexes, even if the saga itself does not change
+    swept: tuple[str, ...] | None = None  # the indexes that it leaves; without `fill` begun, too: its hash is gone
     is_full: bool = False  # it was not written, since a stream to which it appends takes no more entries
     fault: str | None = None  # why nothing could be decided on the saga when it was due
 

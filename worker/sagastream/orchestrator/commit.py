@@ -12,10 +12,10 @@ from sagastream.core.indexing import index_names
 from sagastream.core.messages import Fields, is_id
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sending import GivenUp
-from sagastream.core.strict_json import encode
 from sagastream.orchestrator.change import Change
 from sagastream.store import saga_hash
 from sagastream.store.columns import iso
+from sagastream.store.indexes import written
 from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP, Partition, StoreKeys
 
 #: The longest argument of a script, in bytes, unless one saga alone needs a longer one. A server refuses an argument of
@@ -221,7 +221,11 @@ class _CommitArguments:
             self._hash(change.key),
             str(before.version) if before else "",
             iso(before.updated_ms) if before else "",
-            _SWEPT if change.swept is not None else _score(before, after) if fields or change.rearm else "",
+            _SWEPT
+            if change.swept is not None and not change.fill
+            else _score(before, after)
+            if fields or change.rearm
+            else "",
             change.saga_id or "",
             fields,
             appends,
@@ -238,18 +242,21 @@ class _CommitArguments:
 
     def _places(self, change: Change, before: SagaState | None, after: SagaState | None) -> list[int | str]:
         """What changes of the saga's places in the indexes."""
-        partition, begun = change.partition, change.partition.begun
-        if change.swept is not None:
-            self._begun_changes = True
-            return [word for name in change.swept for word in (self._index(partition.index(name)), _GONE)] + [1, _GONE]
+        partition = change.partition
         was, now = index_names(before), index_names(after)
-        if change.fill and after is not None:
+        if change.fill or change.swept is not None:
             self._begun_changes = True
-            score = str(after.begun_ms)
-            return [word for key in (begun, *map(partition.index, now)) for word in (self._index(key), score)]
+            score = _GONE if after is None else str(after.begun_ms)
+            leaves = [name for name in change.swept or () if name not in now]
+            places: list[int | str] = [1, score]
+            for name in now:
+                places += (self._index(partition.index(name)), score)
+            for name in leaves:
+                places += (self._index(partition.index(name)), _GONE)
+            return places
         if was == now or after is None:
             return []
-        places: list[int | str] = []
+        places = []
         for name in was:
             if name not in now:
                 places += (self._index(partition.index(name)), _GONE)
@@ -278,10 +285,17 @@ class _CommitArguments:
         return len(self._hashes)
 
 
+def _timer(change: Change, before: SagaState | None, after: SagaState | None) -> str:
+    """What the script does about its timer."""
+    if change.swept is None or change.rearm:
+        return _score(before, after)
+    return "" if change.fill else _SWEPT
+
+
 def _told(change: Change, after: SagaState | None) -> str:
     """What `indexed` says of the saga."""
-    names = index_names(after) if change.swept is None else ()
-    return encode(names).decode() if names else ""
+    names = index_names(after) if change.fill or change.swept is None else ()
+    return written(names)
 
 
 def _score(before: SagaState | None, after: SagaState | None) -> str:

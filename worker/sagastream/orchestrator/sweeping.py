@@ -5,7 +5,6 @@ earlier release has begun. Each call does a bounded part of it.
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import orjson
 import redis
 
 from sagastream.broker import exchange
@@ -15,6 +14,7 @@ from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import sagas
+from sagastream.store.indexes import names_in
 from sagastream.store.keys import Partition, StoreKeys
 
 #: How many ended sagas one round trip looks at, and how many round trips there are at most each time.
@@ -63,7 +63,7 @@ class Sweep:
         names = [partition.ended, partition.begun, partition.indexed, *map(partition.saga, saga_ids)]
         there, left = exchange.run(self._client, _SWEEP.call(names, list(saga_ids)))
         changes = [
-            Change(partition=partition, saga_id=saga_id.decode(), before=None, after=None, swept=index_names_in(told))
+            Change(partition=partition, saga_id=saga_id.decode(), before=None, after=None, swept=names_in(told))
             for saga_id, told in zip(left[::2], left[1::2], strict=True)
         ]
         lost = 0
@@ -130,18 +130,9 @@ class Filling:
                 self._store.commit(changes, now_ms)  # one that has moved meanwhile is put in by the next pass
 
 
-def filled(partition: Partition, state: SagaState) -> Change:
-    """What puts a saga into all its indexes."""
-    return Change(partition=partition, saga_id=state.saga_id, before=state, after=state, fill=True)
-
-
-def index_names_in(told: bytes) -> tuple[str, ...]:
-    """The names of the indexes that a field of `indexed` tells; none if it is damaged."""
-    try:
-        names = orjson.loads(told)
-    except orjson.JSONDecodeError:
-        return ()
-    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+def filled(partition: Partition, state: SagaState, leaves: tuple[str, ...] = ()) -> Change:
+    """What puts a saga into all its indexes, and takes it out of the others that are named."""
+    return Change(partition=partition, saga_id=state.saga_id, before=state, after=state, fill=True, swept=leaves)
 
 
 def _slices(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -102,8 +102,11 @@ _WORK: Final = (
     _Grant("begun", "type zadd zrem zcard zmscore"),
     _Grant("index", "type zadd zrem"),
     _Grant("indexed", "type hset hdel hmget"),
-    _Grant("requests interventions replies commands events quarantine saga timers ended services full", _IN_SCRIPTS),
-    _Grant("begun index indexed", _IN_SCRIPTS),
+    # A script is allowed if one grant has all of its keys.
+    _Grant(
+        "requests interventions replies commands events quarantine saga timers ended begun index indexed services full",
+        _IN_SCRIPTS,
+    ),
     _Grant("published", "hgetall", read_only=True),
     _Grant("services", "smembers sadd"),
     *_HEARTBEAT,
@@ -157,6 +160,8 @@ _COPIES: Final = " ".join(f"{name}:copy" for name in _STREAMS.split())
 #: What is erased is taken out of hashes, and streams are written anew without it. Only a copy may take the place of a
 #: stream.
 _ERASE: Final = (
+    _Grant("index", "zrem"),
+    _Grant("indexed", f"{_IN_SCRIPTS} hget hset hdel"),
     _Grant("saga done", f"{_IN_SCRIPTS} hget hset"),
     _Grant("events", "xdel"),
     _Grant(f"{_STREAMS} {_COPIES}", f"{_IN_SCRIPTS} exists xinfo|stream xinfo|groups xrange xpending"),
