@@ -166,6 +166,7 @@ WINGS = {
     "log_output": {"telemetry", "console", "errors"},
     "tracing": {"telemetry"},
     "health": {"telemetry"},
+    "metrics": {"core", "telemetry", "console", "errors"},
     "broker": {"core", "telemetry", "errors"},
     "scripts": {"broker"},
     "store": {"broker", "core", "telemetry", "errors"},

@@ -6,10 +6,11 @@ command line writes their records, see log_output.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sagastream.console import printable, summary
@@ -36,6 +37,10 @@ class Outcome(StrEnum):
     AWAY = "away"  # it could not reach its Redis: called again, and this call does not count
 
 
+#: A saga before a change, None if it begins, and after it.
+Move = tuple["SagaState | None", "SagaState"]
+
+
 class Observer:
     """Its methods are called at the few points that matter in a process. Override those that you need; here, each does
     nothing.
@@ -47,6 +52,7 @@ class Observer:
       context variables that they set.
     - It must return at once, because the process waits for it. It must not call back into the process.
     - If an observer raises, that is logged once, and none of its methods is called again. The process goes on.
+    - Its methods are those that it has when it is passed. Setting another one later has no effect.
     - Durations are in seconds. Commands, replies and sagas are the objects with which the process works; they are
       immutable.
     """
@@ -97,9 +103,12 @@ class Observer:
 
     # --- a worker
 
-    def turn_committed(self, *, sagas: int, messages: int, commands: int, duration_s: float) -> None:
+    def turn_committed(
+        self, *, sagas: int, messages: int, commands: int, duration_s: float, moves: "Sequence[Move]"
+    ) -> None:
         """A turn was committed. `sagas`: how many sagas changed. `messages`: how many messages and timers were decided
-        on. `commands`: how many commands were sent. `duration_s`: how long deciding and committing took."""
+        on. `commands`: how many commands were sent. `duration_s`: how long deciding and committing took. `moves`: each
+        saga before and after, as saga_moved tells one by one; for observers that count what happens often."""
 
     def comparison_lost(self, *, saga_id: str) -> None:
         """Another worker changed the saga first: this one reads it and decides again."""
@@ -133,12 +142,34 @@ class Observers(Observer):
                 raise TypeError(f"an observer must be an instance of a subclass of Observer, not {_named(one)}")
         self._watching = observers
         self._lock = threading.Lock()
+        self._bind()
+
+    def watches(self, *points: str) -> bool:
+        """Whether one of them overrides one of these points; otherwise nobody need be told."""
+        return any(getattr(self, point) is not _nothing for point in points)
+
+    def _bind(self) -> None:
+        """Have each point call those that override it, and nothing if none does: some points are passed for each
+        command, and most observers watch few of them."""
+        for point in POINTS:
+            watching = tuple(one for one in self._watching if _overrides(one, point))
+            setattr(self, point, partial(self._tell, watching, point) if watching else _nothing)
+
+    def _tell(self, watching: "tuple[Observer, ...]", point: str, /, **arguments: object) -> None:
+        for observer in watching:
+            try:
+                getattr(observer, point)(**arguments)
+            except BaseException as error:
+                if not _is_failure(error):
+                    raise
+                self._leave_out(observer, point, error)
 
     def _leave_out(self, observer: Observer, point: str, error: BaseException) -> None:
         with self._lock:
             if not any(one is observer for one in self._watching):
                 return  # another thread was faster
             self._watching = tuple(one for one in self._watching if one is not observer)
+            self._bind()
         text = f"{_named(observer)}.{point} raised {summary(error)}; it observes no more"
         _log.error(text, exc_info=error)
 
@@ -154,25 +185,19 @@ def _is_failure(error: BaseException) -> bool:
     return isinstance(error, Exception | SystemExit | asyncio.CancelledError)
 
 
-def _told(point: str) -> Callable[..., None]:
-    def tell(self: Observers, **arguments: object) -> None:
-        for observer in self._watching:
-            try:
-                getattr(observer, point)(**arguments)
-            except BaseException as error:
-                if not _is_failure(error):
-                    raise
-                self._leave_out(observer, point, error)
-
-    tell.__name__ = point
-    return tell
+def _overrides(observer: Observer, point: str) -> bool:
+    """Whether its method may do anything."""
+    try:
+        return getattr(getattr(observer, point), "__func__", None) is not getattr(Observer, point)
+    except Exception:  # noqa: BLE001 - it raises when it is called, too
+        return True
 
 
-for _point in POINTS:
-    setattr(Observers, _point, _told(_point))
+def _nothing(**_: object) -> None:
+    """Nobody watches this point."""
 
 
-def guarded(observer: Observer | None) -> Observer | None:
+def guarded(observer: Observer | None) -> Observers | None:
     """The observer, wrapped so that it does no harm if it raises. None stays None: callers then build no arguments.
 
     Raises TypeError if it is not an Observer.

@@ -13,6 +13,7 @@ from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
 from sagastream_bridge.commands.context import Commands
 from sagastream_bridge.commands.erase import erase
+from sagastream_bridge.commands.metrics import metrics
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +42,7 @@ for command in (
     bench,
     check_service,
     erase,
+    metrics,
 ):
     cli.add_command(command)
 

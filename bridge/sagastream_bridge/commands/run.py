@@ -25,6 +25,18 @@ from sagastream_bridge.commands.context import (
     safe,
     stop_event,
 )
+from sagastream_bridge.commands.metrics import (
+    gauges_of,
+    job_metrics,
+    port_options,
+    process_metrics,
+    service_metrics,
+    tell_ports,
+    telling,
+    telling_of_store,
+    told_at_a_port,
+    worker_metrics,
+)
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -90,6 +102,7 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 
 @click.command()
 @_retention
+@told_at_a_port
 @click.option(
     "--max-unread",
     type=click.IntRange(1),
@@ -101,10 +114,13 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 @logged
 @_UNTIL_EOF
 def worker(
+    *,
     retention_days: float,
     aborted_retention_days: float | None,
     max_unread: int | None,
     health_file: Path | None,
+    metrics_port: int | None,
+    metrics_host: str,
     until_eof: bool,
 ) -> None:
     """Run an orchestrator worker. Any number of them may run side by side."""
@@ -114,8 +130,9 @@ def worker(
         from sagastream.orchestrator.room import MOST_UNREAD
         from sagastream.orchestrator.worker import Orchestrator
 
+        metrics = worker_metrics(metrics_port)
         _collect_rarely()
-        with health_file_at(health_file) as health:
+        with health_file_at(health_file) as health, telling(metrics, metrics_port, metrics_host):
             Orchestrator(
                 broker,
                 stop,
@@ -123,6 +140,7 @@ def worker(
                 aborted_retention_ms=None if aborted_retention_days is None else _milliseconds(aborted_retention_days),
                 max_unread=MOST_UNREAD if max_unread is None else max_unread,
                 health=health,
+                observer=metrics,
             ).run()
 
 
@@ -141,9 +159,19 @@ def worker(
     help="How long handlers may still run when the process has to end.",
 )
 @_HEALTH_FILE
+@told_at_a_port
 @logged
 @_UNTIL_EOF
-def service(where: str, reload: bool, grace: float, health_file: Path | None, until_eof: bool) -> None:
+def service(
+    *,
+    where: str,
+    reload: bool,
+    grace: float,
+    health_file: Path | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    until_eof: bool,
+) -> None:
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
     _check_where(where)
     stop = stop_event(until_eof)
@@ -153,6 +181,7 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
             from sagastream_bridge.local.reload import run_again_when_changed
 
             more = ["--grace", str(grace), *(["--health-file", str(health_file)] if health_file else [])]
+            more += [] if metrics_port is None else port_options(metrics_port, metrics_host)
             run_again_when_changed(broker, where, more, stop, grace_s=grace)
             return
         from sagastream.health import health_file_at
@@ -170,8 +199,15 @@ def service(where: str, reload: bool, grace: float, health_file: Path | None, un
                 from sagastream.rq_steps.dispatcher import on_rq
 
                 dispatcher = on_rq(broker, loaded)
+            metrics = service_metrics(metrics_port)
+            runner = ServiceRunner(
+                broker, loaded, stop, grace_s=grace, health=health, dispatcher=dispatcher, observer=metrics
+            )
+            if metrics is not None:
+                metrics.also(lambda: gauges_of(loaded.name, runner))
             _collect_rarely()
-            ServiceRunner(broker, loaded, stop, grace_s=grace, health=health, dispatcher=dispatcher).run()
+            with telling(metrics, metrics_port, metrics_host):
+                runner.run()
 
 
 def _collect_rarely() -> None:
@@ -186,9 +222,10 @@ def _collect_rarely() -> None:
 
 @click.command("rq-worker")
 @click.argument("services", nargs=-1, required=True, metavar="MODULE:NAME...")
+@told_at_a_port
 @logged
 @_UNTIL_EOF
-def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
+def rq_worker(services: tuple[str, ...], metrics_port: int | None, metrics_host: str, until_eof: bool) -> None:
     """Run an RQ worker for the steps of services that run on RQ.
 
     The same as `rq worker -w sagastream.rq_runner.SagaWorker`, with SAGASTREAM_SERVICES and the queues set; also for an
@@ -201,7 +238,9 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
 
         _look_here(services)
         threading.Thread(target=_tend, args=(broker, until_eof), daemon=True).start()
-        run_worker(broker, services)
+        metrics = job_metrics(metrics_port)
+        with telling(metrics, metrics_port, metrics_host):
+            run_worker(broker, services, metrics)
 
 
 @click.command()
@@ -218,16 +257,23 @@ def rq_worker(services: tuple[str, ...], until_eof: bool) -> None:
     type=click.IntRange(1, 65535),
     help="Let the embedded broker also listen at this port of 127.0.0.1, with a password.",
 )
+@told_at_a_port
 @logged
 @_retention
 def up(
+    *,
     workers: int,
     services: tuple[str, ...],
     port: int | None,
+    metrics_port: int | None,
+    metrics_host: str,
     retention_days: float,
     aborted_retention_days: float | None,
 ) -> None:
-    """Run everything: the broker, workers, services. A process that dies is started again."""
+    """Run everything: the broker, workers, services. A process that dies is started again.
+
+    With --metrics-port N, the store's metrics are told at N, and those of the processes at the ports after it.
+    """
     for where in services:
         _check_where(where)
     stop = stop_event()
@@ -255,16 +301,24 @@ def up(
         if aborted_retention_days is not None:
             os.environ[_ABORTED_VARIABLE] = str(aborted_retention_days)
         outage = Outage(broker, "sagastream up", stop)
-        stack = Stack(broker, workers=workers, services=services or tuple(SAMPLES.values()), on_rq=on_rq)
+        stack = Stack(
+            broker,
+            workers=workers,
+            services=services or tuple(SAMPLES.values()),
+            on_rq=on_rq,
+            metrics_at=None if metrics_port is None else (metrics_port, metrics_host),
+        )
         for line in _where(broker):
             click.echo(safe(line))
+        tell_ports(stack.metrics_ports, metrics_host)
         if codec is not None:
             click.echo(safe(f"values   {seals_with(codec)}"))
         try:
-            while not stop.is_set():
-                outage.restore()
-                stack.tend()
-                stop.wait(0.2)
+            with telling_of_store(broker, metrics_port, metrics_host):
+                while not stop.is_set():
+                    outage.restore()
+                    stack.tend()
+                    stop.wait(0.2)
         finally:
             stack.stop()
 
@@ -287,8 +341,18 @@ def up(
     help="How long to wait at the end of input for the sagas that were begun.",
 )
 @click.option("--accept-sealed", is_flag=True, help="Without keys, send on what looks sealed: the sender sealed it.")
+@told_at_a_port
 @logged
-def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float, accept_sealed: bool) -> None:
+def bridge(
+    *,
+    outcomes: bool | None,
+    echo: bool,
+    serve: str,
+    drain_timeout: float,
+    accept_sealed: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+) -> None:
     """Speak the stdin protocol: one JSON object a line, in and out.
 
     Without REDIS_URL, and if nothing runs in the home yet, the bridge runs the broker, a worker and the sample services
@@ -305,6 +369,7 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float, 
 
         if outcomes is None:
             outcomes = echo or os.isatty(0)
+        metrics = process_metrics("bridge", metrics_port)
         run = StdinBridge(
             broker,
             outcomes=outcomes,
@@ -312,9 +377,11 @@ def bridge(outcomes: bool | None, echo: bool, serve: str, drain_timeout: float, 
             serve=names,
             drain_timeout_s=drain_timeout,
             accept_sealed=accept_sealed,
+            observer=metrics,
         )
         call_on_signals(run.stop)
-        code = run.run(0)
+        with telling(metrics, metrics_port, metrics_host):
+            code = run.run(0)
     sys.exit(code)
 
 

@@ -49,14 +49,24 @@ class Stack:
         services: Sequence[str],
         on_rq: Sequence[str] = (),
         log_dir: Path | None = None,
+        metrics_at: tuple[int, str] | None = None,
     ) -> None:
         """`services`: MODULE:NAME each. `on_rq`: those that also need an RQ worker. `log_dir`: the folder for the
-        output of the children; by default it goes to our stderr."""
+        output of the children; by default it goes to our stderr. `metrics_at`: the host and the first of the ports
+        at which metrics are told: those of the store, by the caller, and then those of each child. None: at none."""
         self._broker = broker
         self._log_dir = log_dir
         self._children = [_Child(f"worker-{n}", ["worker"]) for n in range(1, workers + 1)]
         self._children += [_Child(where.replace(":", "-"), ["service", where]) for where in services]
         self._children += [_Child(f"{where.replace(':', '-')}-rq", ["rq-worker", where]) for where in on_rq]
+        #: Whose metrics are told, and at which port.
+        self.metrics_ports: list[tuple[str, int]] = []
+        if metrics_at is not None:
+            first, host = metrics_at
+            self.metrics_ports.append(("store", first))
+            for port, child in enumerate(self._children, first + 1):
+                child.arguments += ["--metrics-port", str(port), "--metrics-host", host]
+                self.metrics_ports.append((child.name, port))
 
     def tend(self) -> None:
         """Start what is not running. Call this again and again."""

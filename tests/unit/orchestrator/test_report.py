@@ -68,7 +68,8 @@ def test_a_turn_is_told_of_with_its_counts() -> None:
     moved = a_change(a_saga(), a_saga(), commands=[a_command(), a_command()])
     stays = a_saga()
     (turn, *_) = told(moved, a_change(stays, stays, entries=[an_entry()]))
-    assert turn == ("turn_committed", {"sagas": 1, "messages": 3, "commands": 2, "duration_s": 0.5})
+    counts = {"sagas": 1, "messages": 3, "commands": 2, "duration_s": 0.5}
+    assert turn == ("turn_committed", counts | {"moves": [(moved.before, moved.written)]})
 
 
 def test_a_saga_that_moves_is_told_of_as_it_stands_in_the_store() -> None:
@@ -107,7 +108,7 @@ def test_what_stays_or_cannot_be_read_has_not_moved() -> None:
 def test_what_was_not_written_is_no_move() -> None:
     lost, stuck = a_change(a_saga(), a_saga()), a_change(a_saga(), a_saga(), commands=[a_command("void")])
     assert told(lost=[lost], stuck=[stuck]) == [
-        ("turn_committed", {"sagas": 0, "messages": 3, "commands": 0, "duration_s": 0.5}),
+        ("turn_committed", {"sagas": 0, "messages": 3, "commands": 0, "duration_s": 0.5, "moves": []}),
         ("comparison_lost", {"saga_id": "s1"}),
         ("stream_stuck", {"stream": ONLY.commands("void")}),
     ]

@@ -34,6 +34,7 @@ class Change(Struct, eq=False):
     swept: tuple[str, ...] | None = None  # the indexes that it leaves; without `fill` begun, too: its hash is gone
     is_full: bool = False  # it was not written, since a stream to which it appends takes no more entries
     fault: str | None = None  # why nothing could be decided on the saga when it was due
+    _written: SagaState | None = None  # made when it is first asked for
 
     def add(self, entry: Entry | None, decision: Decision, *, gives_up: bool = False, is_begin: bool = False) -> None:
         """Add one more decision to those before it.
@@ -71,11 +72,13 @@ class Change(Struct, eq=False):
 
     @property
     def written(self) -> Found:
-        """The saga as it is once this is committed."""
-        if self.after is self.before or not isinstance(self.after, SagaState):
-            return self.after
-        before = self.before if isinstance(self.before, SagaState) else None
-        return replace(self.after, version=saga_hash.next_version(before))
+        """The saga as it is once this is committed. Ask when all decisions are added."""
+        if self._written is None:
+            if self.after is self.before or not isinstance(self.after, SagaState):
+                return self.after
+            before = self.before if isinstance(self.before, SagaState) else None
+            self._written = replace(self.after, version=saga_hash.next_version(before))
+        return self._written
 
     @property
     def key(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Final
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
 from sagastream.store.keys import StoreKeys
-from sagastream.telemetry import Log, Observer
+from sagastream.telemetry import Log, Move, Observer, Observers, guarded
 
 #: How often a worker reports what holds sagas up, in seconds: a key that is not a stream, a saga with a fault.
 _REPEAT_EVERY_S: Final = 60.0
@@ -19,7 +19,7 @@ class TurnReport:
     def __init__(self, who: str, observer: Observer | None) -> None:
         """`who`: the name of the worker, as its log records have it."""
         self._log = Log("worker", who)
-        self._observer = observer
+        self._observer = guarded(observer)
         self._repeat_at: dict[str, float] = {}  # when to report each of them again, by time.monotonic
 
     def committed(
@@ -64,17 +64,22 @@ class TurnReport:
         return True
 
     def _tell(
-        self, observer: Observer, written: Sequence[Change], lost: Sequence[Change], messages: int, duration_s: float
+        self, observer: Observers, written: Sequence[Change], lost: Sequence[Change], messages: int, duration_s: float
     ) -> None:
-        moved = [change for change in written if change.after is not change.before]
-        commands = sum(len(change.commands) for change in written)
-        observer.turn_committed(sagas=len(moved), messages=messages, commands=commands, duration_s=duration_s)
+        moves: list[Move] = [
+            (change.before if isinstance(change.before, SagaState) else None, after)
+            for change in written
+            if change.after is not change.before and isinstance(after := change.written, SagaState)
+        ]
+        commands = sum([len(change.commands) for change in written])
+        observer.turn_committed(
+            sagas=len(moves), messages=messages, commands=commands, duration_s=duration_s, moves=moves
+        )
         for change in lost:
             observer.comparison_lost(saga_id=str(change.saga_id))
-        for change in moved:
-            before, after = change.before, change.written
-            if isinstance(after, SagaState):
-                _tell_moved(observer, before if isinstance(before, SagaState) else None, after)
+        if observer.watches("saga_moved", "saga_parked", "saga_ended"):
+            for before, after in moves:
+                _tell_moved(observer, before, after)
 
     def _tell_stuck(self, stuck: Sequence[Change]) -> None:
         """Report to which keys nothing can be appended, each once in _REPEAT_EVERY_S. The entries stay pending and are
@@ -122,7 +127,8 @@ def _about(change: Change) -> dict[str, object]:
 
 def _tell_moved(observer: Observer, before: SagaState | None, after: SagaState) -> None:
     observer.saga_moved(before=before, after=after)
-    if after.parked is not None and (before is None or before.parked != after.parked):
+    if after.ended:
+        if before is None or not before.ended:
+            observer.saga_ended(saga=after)
+    elif (parked := after.parked) is not None and (before is None or before.parked != parked):
         observer.saga_parked(saga=after)
-    if after.ended and (before is None or not before.ended):
-        observer.saga_ended(saga=after)

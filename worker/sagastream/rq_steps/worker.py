@@ -286,9 +286,11 @@ def _load_functions(service: Service) -> None:
         raise ServiceError(f"service {service.name}: {'; '.join(wrong)}; run it where the modules are found")
 
 
-def run_worker(broker: Broker, services: Sequence[str]) -> None:
+def run_worker(broker: Broker, services: Sequence[str], observer: Observer | None = None) -> None:
     """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError, SettingsError,
     BrokerError, and redis.RedisError if the broker is away at the start."""
     broker.check_server()
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
-    SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url, driver_info=None)).work()
+    worker = SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url, driver_info=None))
+    worker.observer = observer
+    worker.work()

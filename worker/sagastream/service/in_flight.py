@@ -89,6 +89,11 @@ class InFlight:
             return list(self._running.values())
 
     @property
+    def held(self) -> int:
+        """How many the process holds. While others change it, it may be a moment old."""
+        return len(self._waiting) + len(self._running) + len(self._backing_off)
+
+    @property
     def is_empty(self) -> bool:
         """Whether the process holds no command."""
         return not self._count

@@ -227,6 +227,16 @@ class ServiceRunner:
         """Why it could not open the command that it could not open last, escaped; None: it could open all."""
         return self._unopened.last
 
+    @property
+    def held(self) -> int:
+        """How many commands it holds."""
+        return self._in_flight.held
+
+    @property
+    def running(self) -> int:
+        """How many handlers run."""
+        return self._in_flight.running
+
     # --- the threads
 
     def _threads(self) -> int:

@@ -1,0 +1,66 @@
+"""The figures of a store as metrics."""
+
+from collections.abc import Iterator
+
+import redis
+
+from sagastream.errors import SagastreamError
+from sagastream.metrics import catalogue
+from sagastream.metrics.process import ProcessMetrics
+from sagastream.metrics.tally import Labels, Sample
+from sagastream_bridge.inspection.figures import Figures, FiguresReader
+
+
+class StoreMetrics(ProcessMetrics):
+    """The figures of a store, read when somebody asks."""
+
+    def __init__(self, reader: FiguresReader) -> None:
+        super().__init__("store")
+        self._reader = reader
+        self.also(self._look)
+
+    def _look(self) -> Iterator[Sample]:
+        try:
+            figures = self._reader.now()
+        except (redis.RedisError, SagastreamError):
+            yield Sample(catalogue.STORE_UP, (), 0)
+            return
+        yield Sample(catalogue.STORE_UP, (), 1)
+        # One series stands for all services beyond the bound, so what counts there is added up.
+        added: dict[Sample, float] = {}
+        labels = Labels()
+        for metric, values, value in samples(figures):
+            assert isinstance(value, int | float)
+            key = Sample(metric, labels.bounded(metric, values), 0)
+            is_age = metric is catalogue.OLDEST_COMMAND
+            added[key] = max(added.get(key, 0), value) if is_age else added.get(key, 0) + value
+        for (metric, values, _), value in added.items():
+            yield Sample(metric, values, value)
+
+
+def samples(figures: Figures) -> Iterator[Sample]:
+    """All figures, with the values of their labels as they are."""
+    live = figures.live
+    for status, number in live.by_status.items():
+        yield Sample(catalogue.LIVE, (status,), number)
+    for (service, command), number in live.parked_at.items():
+        yield Sample(catalogue.PARKED_AT, (service, command), number)
+    yield Sample(catalogue.ENDED, (), figures.ended)
+    yield Sample(catalogue.OLDEST, (), (figures.oldest_live_ms or 0) / 1000)
+    yield Sample(catalogue.REQUESTS, ("begin",), figures.requests)
+    yield Sample(catalogue.REQUESTS, ("intervention",), figures.interventions)
+    yield Sample(catalogue.TIMER_LAG, (), figures.timer_lag_ms / 1000)
+    yield Sample(catalogue.PROCESSES, ("worker", ""), figures.workers)
+    yield Sample(catalogue.SET_ASIDE, ("",), figures.quarantined)
+    yield Sample(catalogue.LOSSES, (), figures.losses)
+    yield Sample(catalogue.MEMORY, (), figures.memory_bytes)
+    if figures.memory_limit_bytes is not None:
+        yield Sample(catalogue.MEMORY_LIMIT, (), figures.memory_limit_bytes)
+    for one in figures.services:
+        yield Sample(catalogue.PROCESSES, ("service", one.name), one.processes)
+        yield Sample(catalogue.COMMANDS, (one.name, "unread"), one.unread)
+        yield Sample(catalogue.COMMANDS, (one.name, "held"), one.held)
+        yield Sample(catalogue.OLDEST_COMMAND, (one.name,), (one.oldest_command_ms or 0) / 1000)
+        yield Sample(catalogue.REPLIES, (one.name,), one.replies)
+        yield Sample(catalogue.OVERDUE, (one.name,), one.overdue)
+        yield Sample(catalogue.SET_ASIDE, (one.name,), one.quarantined)
