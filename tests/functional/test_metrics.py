@@ -147,3 +147,41 @@ def test_what_is_wrong_usage_is_told(commands: Commands) -> None:
     for options in ([], ["--once", "--port", "1"]):
         done = commands.run("metrics", *options)
         assert (done.returncode, "give either --once or --port N" in done.stderr) == (2, True)
+
+
+def ports_in_a_row(number: int) -> int:
+    """The first of so many ports that nobody listens on."""
+
+    def first() -> int | None:
+        start = free_port()
+        try:
+            for port in range(start, start + number):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return None
+        return start
+
+    return until(first, what="ports in a row are free")
+
+
+def test_up_tells_of_the_store_and_of_each_process_steps_on_rq_too(server: Server, commands: Commands) -> None:
+    first = ports_in_a_row(4)
+    told = commands.start(
+        *("up", "--service", "sagastream_stubs.shipping:on_rq", "--metrics-port", str(first)),
+        env={"REDIS_URL": server.url, "PYTHONUNBUFFERED": "1"},
+        stderr=-3,
+    )
+    assert told.stdout is not None
+    lines = [told.stdout.readline().decode() for _ in range(6)]
+    names = ["store", "worker-1", "sagastream_stubs.shipping-on_rq", "sagastream_stubs.shipping-on_rq-rq"]
+    assert lines[2:] == [f"metrics  http://127.0.0.1:{first + n}/metrics  {name}\n" for n, name in enumerate(names)]
+    client = SagaClient(server.broker())
+    client.begin("s1", [do({"order_id": "o-1"}, "CreateShipment", service="shipping")])
+    client.wait("s1", timeout_s=100)
+    command = {"service": "shipping", "command": "CreateShipment", "direction": "transaction", "outcome": "ok"}
+    name = "sagastream_handler_duration_seconds_count"
+    until(lambda: value(scrape(first + 3), name, **command) == 1, what="its job is counted")
+    assert value(scrape(first + 2), name, **command) is None
+    assert value(scrape(first + 1), "sagastream_step_duration_seconds_count", **command) == 1
+    assert value(scrape(first), "sagastream_store_up") == 1
