@@ -94,6 +94,20 @@ def test_one_that_raises_in_many_threads_is_logged_once(caplog: pytest.LogCaptur
     assert len(caplog.records) == 1
 
 
+def test_it_is_known_which_points_somebody_watches() -> None:
+    observers = Observers(Broken(ValueError("no")), Observer())
+    assert [point for point in POINTS if observers.watches(point)] == ["comparison_lost"]
+    assert observers.watches("saga_moved", "comparison_lost")
+    assert Observers(Observers(Notes())).watches("saga_moved")
+    assert not Observers(Observer()).watches(*POINTS)
+
+
+def test_who_is_left_out_watches_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    observers = Observers(Broken(ValueError("no")))
+    observers.comparison_lost(saga_id="o-1")
+    assert not observers.watches(*POINTS)
+
+
 def test_a_method_that_lacks_an_argument_harms_nothing_either(caplog: pytest.LogCaptureFixture) -> None:
     class Outdated(Observer):
         def stream_stuck(self) -> None:  # type: ignore[override]

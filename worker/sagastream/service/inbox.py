@@ -21,7 +21,7 @@ from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
 from sagastream.store.running import Busy
-from sagastream.telemetry import Log, Observer
+from sagastream.telemetry import Log, Observer, guarded
 
 
 class CommandInbox:
@@ -48,7 +48,8 @@ class CommandInbox:
         self._client = client
         self._service = service
         self._open = on_join
-        self._observer = observer
+        self._observer = watching = guarded(observer)
+        self._tells_deliveries = watching is not None and watching.watches("command_delivered")
         self._log = Log("service", f"service {service}")
         lineage = Lineage(
             f"service {service} {consumer}",
@@ -140,7 +141,7 @@ class CommandInbox:
         left = self._settle(deliveries) if deliveries else []
         if any(delivery.entry.again for delivery in left):
             left = self._with_begun(left)
-        if self._observer is not None:
+        if self._tells_deliveries and self._observer is not None:
             for delivery in left:
                 self._observer.command_delivered(command=delivery.command, again=delivery.entry.again)
         return left

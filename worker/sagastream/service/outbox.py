@@ -23,7 +23,7 @@ from sagastream.core.steps import STANDING
 from sagastream.service.delivery import Delivery
 from sagastream.service.records import Records
 from sagastream.store.keys import DONE_KEPT_S, Partition
-from sagastream.telemetry import Log, Observer, about
+from sagastream.telemetry import Log, Observer, Observers, about, guarded
 
 #: How many of the last answers are remembered, to see whether the store has lost them.
 _LOOKED_AT: Final = 16
@@ -64,7 +64,7 @@ class Outbox:
         self._holder = consumer
         self._reader = reader
         self._records = records
-        self._observer = observer
+        self._observer = guarded(observer)
         self._log = log
         self._answer = scripting.Script("answer")
         self._partitions: Mapping[str, Partition] = {}  # by the stream of their commands
@@ -263,8 +263,10 @@ def _entry(one: _Ready) -> Entry:
     return one.entry if isinstance(one, _Quarantined) else one[0].entry
 
 
-def _tell_sent(observer: Observer, sent: Sequence[_Ready], overruled: Collection[int]) -> None:
+def _tell_sent(observer: Observers, sent: Sequence[_Ready], overruled: Collection[int]) -> None:
     """`overruled`: the numbers of those that were not accepted, as answer.lua returns them."""
+    if not observer.watches("answer_sent"):
+        sent = [one for one in sent if isinstance(one, _Quarantined)]
     for number, one in enumerate(sent, 1):
         if isinstance(one, _Quarantined):
             entry = one.entry

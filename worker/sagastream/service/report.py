@@ -11,7 +11,7 @@ from sagastream.core.messages import Command, Reply, ok
 from sagastream.errors import CannotOpen
 from sagastream.service.declaration import EXIT_HANGS
 from sagastream.service.registration import Registration
-from sagastream.telemetry import Log, Observer, Outcome, about
+from sagastream.telemetry import Log, Observer, Outcome, about, guarded
 
 
 class ServiceReport:
@@ -20,14 +20,16 @@ class ServiceReport:
     def __init__(self, who: str, observer: Observer | None) -> None:
         """`who`: the name of the process, as its log records have it."""
         self.log = Log("service", who)
-        self._observer = observer
+        self._observer = guarded(observer)
+        self._tells_starts = self._observer is not None and self._observer.watches("handler_started")
         self.is_observed = observer is not None
 
     def handler_started(self, command: Command, call: int) -> float:
         """`call`: see Observer.handler_started. Returns when it started, for the next."""
         if self._observer is None:
             return 0.0
-        self._observer.handler_started(command=command, call=call)
+        if self._tells_starts:
+            self._observer.handler_started(command=command, call=call)
         return time.monotonic()
 
     def handler_finished(self, command: Command, call: int, result: Reply | BaseException, began_s: float) -> None:
