@@ -113,9 +113,11 @@ class GraphStory(Story):
         return self
 
 
-def given_graph(*steps: dict[str, Any], published: Published = UNDONE_BY, **members: Any) -> GraphStory:
+def given_graph(
+    *steps: dict[str, Any], published: Published = UNDONE_BY, journal_bytes: int = 0, **members: Any
+) -> GraphStory:
     """A graph with these steps that has just begun. `members`: of its saga_begin."""
-    return GraphStory(graph_of(*steps, **members), published, jitter=1.0)
+    return GraphStory(graph_of(*steps, **members), published, jitter=1.0, journal_bytes=journal_bytes)
 
 
 __all__ = ["BEGUN_MS", "DAY_MS", "GraphStory", "Verb", "do", "given_graph", "graph_of"]

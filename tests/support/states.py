@@ -73,6 +73,8 @@ ANY_STEPS = st.builds(
     compensation_sent_ms=st.none() | TIMES,
     compensation_answered_ms=st.none() | TIMES,
     compensation_error=st.none() | PAYLOADS,
+    done_by=st.none() | TEXTS,
+    compensation_done_by=st.none() | TEXTS,
     tried_before=COUNTS,
 )
 
@@ -132,6 +134,7 @@ SAGAS = st.builds(
     request_id=st.none() | NAMES,
     echo=st.booleans(),
     traceparent=st.sampled_from([None, TRACEPARENT]),
+    journal=st.none() | TEXTS.map(str.encode),
 )
 
 

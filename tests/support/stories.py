@@ -43,8 +43,9 @@ class Story:
     A second passes before each event, unless the test says otherwise. Chance shortens no delay.
     """
 
-    def __init__(self, begin: Begin, published: Published, jitter: float) -> None:
+    def __init__(self, begin: Begin, published: Published, jitter: float, journal_bytes: int = 0) -> None:
         self.published = published
+        self.journal_bytes = journal_bytes
         self.jitter = jitter
         self.now_ms = BEGUN_MS - 1000
         self.watch = STEADY
@@ -64,11 +65,18 @@ class Story:
         return self._when(Begin(saga_id="saga42", steps=steps, request_id=request_id, deadline_ms=deadline_ms))
 
     def when(
-        self, kind: str, number: int, *, unknown: bool = False, attempt: int | None = None, **payload: object
+        self,
+        kind: str,
+        number: int,
+        *,
+        unknown: bool = False,
+        attempt: int | None = None,
+        process: str | None = None,
+        **payload: object,
     ) -> Self:
         """A reply comes. `payload`: its result or error. `attempt`: the attempt that it answers; None: it does not
-        say."""
-        members: dict[str, Any] = {name: encode(value) for name, value in payload.items()}
+        say. `process`: who answers, in the same way."""
+        members: dict[str, Any] = {name: encode(value) for name, value in payload.items()} | {"process": process}
         return self._when(Reply(type=kind, saga_id="saga42", step=number, unknown=unknown, attempt=attempt, **members))
 
     def when_due(self, after_ms: int | None = None) -> Self:
@@ -218,7 +226,13 @@ class Story:
     def _when(self, event: Event, *, after_ms: int = 1000) -> Self:
         self.before = self.state
         self.now_ms += after_ms
-        moment = Moment(now_ms=self.now_ms, published=self.published, watch=self.watch, jitter=self.jitter)
+        moment = Moment(
+            now_ms=self.now_ms,
+            published=self.published,
+            watch=self.watch,
+            jitter=self.jitter,
+            journal_bytes=self.journal_bytes,
+        )
         self.decision = decide(self.state, event, moment)
         self.state = readable(self.decision.state)
         return self
@@ -238,6 +252,7 @@ def given_saga(
     deadline_ms: int | None = None,
     hard: bool = False,
     jitter: float = 1.0,
+    journal_bytes: int = 0,
 ) -> Story:
     """A saga with these steps that has just begun. `hard`: it has a hard deadline."""
     begin = Begin(
@@ -248,4 +263,4 @@ def given_saga(
         deadline_ms=deadline_ms,
         hard_deadline=hard,
     )
-    return Story(begin, published, jitter)
+    return Story(begin, published, jitter, journal_bytes)

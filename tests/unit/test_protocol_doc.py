@@ -133,6 +133,7 @@ def test_the_fields_and_members_of_replies_are_all_there() -> None:
         error=b"1",
         unknown=True,
         attempt=1,
+        process="p",
         traceparent=TRACEPARENT,
     )
     assert sorted(first_column(entry)) == sorted(reply.fields())

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sagastream.codecs.keyring import Keyring as Keyring
     from sagastream.core.causes import Cause as Cause
     from sagastream.core.causes import CauseKind as CauseKind
+    from sagastream.core.history_events import HistoryEvent as HistoryEvent
+    from sagastream.core.history_events import HistoryKind as HistoryKind
     from sagastream.core.saga import SagaState as SagaState
     from sagastream.core.saga import SagaStatus as SagaStatus
     from sagastream.core.sealing import Codec as Codec
@@ -82,6 +84,8 @@ _WHERE = {
     "Deployed": "store.definitions",
     "Effects": "effects.once",
     "Erased": "client.erasing",
+    "HistoryEvent": "core.history_events",
+    "HistoryKind": "core.history_events",
     "Keyring": "codecs.keyring",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
@@ -140,6 +144,8 @@ __all__ = [
     "Deployed",
     "Effects",
     "Erased",
+    "HistoryEvent",
+    "HistoryKind",
     "Keyring",
     "MalformedMessage",
     "NewerFormat",

@@ -110,6 +110,13 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
     show_envvar=True,
     help="If more requests to begin sagas wait, clients are told to wait.  [default: 100000 a partition]",
 )
+@click.option(
+    "--history-bytes",
+    type=click.IntRange(0, 1 << 20),
+    envvar="SAGASTREAM_HISTORY_BYTES",
+    show_envvar=True,
+    help="What a saga keeps of attempts that failed, for show --history; 0: nothing.  [default: 4096]",
+)
 @_HEALTH_FILE
 @logged
 @_UNTIL_EOF
@@ -118,6 +125,7 @@ def worker(
     retention_days: float,
     aborted_retention_days: float | None,
     max_unread: int | None,
+    history_bytes: int | None,
     health_file: Path | None,
     metrics_port: int | None,
     metrics_host: str,
@@ -126,6 +134,7 @@ def worker(
     """Run an orchestrator worker. Any number of them may run side by side."""
     stop = stop_event(until_eof)
     with opened() as broker:
+        from sagastream.core.journal import JOURNAL_BYTES
         from sagastream.health import health_file_at
         from sagastream.orchestrator.room import MOST_UNREAD
         from sagastream.orchestrator.worker import Orchestrator
@@ -141,6 +150,7 @@ def worker(
                 max_unread=MOST_UNREAD if max_unread is None else max_unread,
                 health=health,
                 observer=metrics,
+                history_bytes=JOURNAL_BYTES if history_bytes is None else history_bytes,
             ).run()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sagastream.core.messages import Begin
     from sagastream.core.saga import SagaState
     from sagastream.store.keys import StoreKeys
+    from sagastream_bridge.inspection.lookup import Found
 
 _T = TypeVar("_T")
 
@@ -29,6 +30,10 @@ _STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 _WORKER_GRACE_S: Final = 1.0
 #: How long `begin --wait` waits until it says why the saga has not ended, in seconds, and looks again.
 _SAY_WHY_AFTER_S: Final = 3.0
+#: How often `show --watch` looks at a saga that has not changed, in seconds: why it waits may have.
+_LOOK_AGAIN_S: Final = 2.0
+#: Clears a terminal, and goes to its first line (ECMA-48).
+_CLEAR: Final = "\x1b[2J\x1b[H"
 
 
 @click.command()
@@ -93,28 +98,83 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
 
 @click.command()
 @click.argument("saga_id", metavar="ID")
+@click.option("--history", is_flag=True, help="What happened to it, attempt by attempt.")
+@click.option("--watch", is_flag=True, help="Show it again whenever it changes, until it has ended.")
 @click.option("--json", "as_json", is_flag=True, help="The SagaState of the protocol, and all else that is known.")
-def show(saga_id: str, as_json: bool) -> None:
+def show(saga_id: str, history: bool, watch: bool, as_json: bool) -> None:
     """Show where a saga is, and why."""
     from sagastream.core.messages import is_id
 
     if not is_id(saga_id):
         raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
     with opened(create=False) as broker:
+        picture = _Picture(broker, saga_id, history=history, as_json=as_json)
+        if watch:
+            _watch(broker, picture)
+        else:
+            picture.show(picture.look())
+
+
+class _Picture:
+    """What `show` prints of one saga."""
+
+    def __init__(self, broker: "Broker", saga_id: str, *, history: bool, as_json: bool) -> None:
+        self._broker = broker
+        self._saga_id = saga_id
+        self._history = history
+        self._as_json = as_json
+
+    def look(self) -> "Found":
+        """The saga as it is now. Raises ClickException if there is none."""
         from sagastream_bridge.inspection import lookup, views
 
-        found = lookup.saga(broker, saga_id)
+        found = lookup.saga(self._broker, self._saga_id)
         if found.state is None:
             absent = views.absent(found.causes, found.notes)
-            text = f"there is no saga {saga_id} in this store{absent}; the store is {broker.store}"
+            text = f"there is no saga {self._saga_id} in this store{absent}; the store is {self._broker.store}"
             raise click.ClickException(safe(text))
-        if as_json:
-            click.echo(lookup.as_json(found))
-        else:
-            for line in views.saga(found.state, found.now_ms, found.notes, found.causes, width()):
-                click.echo(line)
-            if broker.embedded is not None:
-                click.echo(safe(f"  store    {broker.store}"))
+        return found
+
+    def show(self, found: "Found") -> None:
+        click.echo("\n".join(self.lines(found)))
+
+    def lines(self, found: "Found") -> "list[str]":
+        from sagastream_bridge.inspection import lookup, views
+
+        assert found.state is not None
+        if self._as_json:
+            return [lookup.as_json(found, with_history=self._history)]
+        if self._history:
+            return list(views.history_of(found.state, width()))
+        lines = list(views.saga(found.state, found.now_ms, found.notes, found.causes, width()))
+        if self._broker.embedded is not None:
+            lines.append(safe(f"  store    {self._broker.store}"))
+        return lines
+
+
+def _watch(broker: "Broker", picture: _Picture) -> None:
+    """Show a saga again whenever it changes, until it has ended. On a terminal, each picture takes the place of the one
+    before; ages and causes are kept up to date, too. Elsewhere, a blank line stands between them."""
+    from sagastream_bridge.inspection.watching import Watch
+
+    watch, shown = Watch(broker, "sagastream show"), None
+    on_terminal = width() is not None
+    while True:
+        found = watch.look(picture.look)
+        state = found.state
+        assert state is not None
+        if on_terminal:
+            click.echo(_CLEAR, nl=False)
+            picture.show(found)
+        elif shown is None or (state.version, state.updated_ms) != (shown.version, shown.updated_ms):
+            if shown is not None:
+                click.echo()
+            picture.show(found)
+        sys.stdout.flush()  # whoever reads a pipe sees each picture when it is there
+        if state.ended:
+            return
+        shown = state
+        watch.wait(state, _LOOK_AGAIN_S)
 
 
 @click.command("list")

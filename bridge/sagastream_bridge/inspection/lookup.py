@@ -18,6 +18,7 @@ from sagastream.client.listing import ListStatus
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
+from sagastream.core.history import history
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.sealed_messages import open_state
 from sagastream.core.step_state import Step
@@ -28,7 +29,7 @@ from sagastream.store import layout, lineage, sagas
 from sagastream.store.columns import iso
 from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection import graph_views
+from sagastream_bridge.inspection import graph_views, history_views
 
 #: Among how many of the newest quarantined entries to look for those of a saga.
 _QUARANTINE_LOOK: Final = 1000
@@ -105,7 +106,7 @@ def _is_older(state: SagaState, loss: lineage.Loss) -> bool:
     return state.ended and loss.since_ms is not None and state.updated_ms < loss.since_ms
 
 
-def as_json(found: Found) -> str:
+def as_json(found: Found, *, with_history: bool = False) -> str:
     """The SagaState of the protocol with all else that is known, as one JSON object."""
     state = found.state
     assert state is not None
@@ -136,6 +137,8 @@ def as_json(found: Found) -> str:
         step | _step_details(known) | graph_views.step_as_json(state, number)
         for number, (step, known) in enumerate(zip(view["steps"], state.steps, strict=True), 1)
     ]
+    if with_history:
+        view["history"] = history_views.as_json(history(state))
     return json.dumps(view, indent=2)  # plain ASCII: nothing in it can act on a terminal
 
 
@@ -218,6 +221,7 @@ def _step_details(step: Step) -> dict[str, Any]:
         "kind": str(step.definition.kind),
         "attempt": step.attempt,
         "error": _value(step.error),
+        "done_by": step.done_by,
         "unknown": step.unknown,
         "skipped": step.skipped,
         "sent_at": _iso(step.sent_ms),
@@ -228,6 +232,7 @@ def _step_details(step: Step) -> dict[str, Any]:
         "compensation_error": _value(step.compensation_error),
         "compensation_sent_at": _iso(step.compensation_sent_ms),
         "compensation_answered_at": _iso(step.compensation_answered_ms),
+        "compensation_done_by": step.compensation_done_by,
     }
 
 

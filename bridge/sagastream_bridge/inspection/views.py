@@ -9,13 +9,14 @@ from sagastream.client.erasing import Erased
 from sagastream.console import printable
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
+from sagastream.core.history import history
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import StepStatus
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.why import headline
 from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantined
-from sagastream_bridge.inspection import graph_views, screen
+from sagastream_bridge.inspection import graph_views, history_views, screen
 from sagastream_bridge.inspection.findings import Finding
 from sagastream_bridge.inspection.formatting import as_json, clock, payload, shown, until, when
 
@@ -99,8 +100,7 @@ def _facts(
     state: SagaState, now_ms: int, notes: list[str], causes: Sequence[Cause], width: int | None
 ) -> Iterator[str | tuple[str, str]]:
     """The lines; what helps as a label and a line."""
-    parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
-    yield f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
+    yield _headline(state)
     yield f"  began    {when(state.begun_ms, now_ms)}"
     yield f"  {'ended ' if state.ended else 'moved '}   {when(state.updated_ms, now_ms)}"
     if state.reason:
@@ -119,6 +119,17 @@ def _facts(
     if state.parked and state.format == PLAIN:
         yield f"  parked   {printable(state.parked)}"
     yield from _why(state, causes)
+
+
+def history_of(state: SagaState, width: int | None = None) -> Iterator[str]:
+    """What happened to a saga: where it is, then a line for each event."""
+    yield _headline(state)
+    yield from history_views.table(state, history(state), width)
+
+
+def _headline(state: SagaState) -> str:
+    parked = styled("  PARKED", fg="red", bold=True) if state.parked else ""
+    return f"{styled(printable(state.saga_id), bold=True)}  {status(state.status)}{parked}"
 
 
 def _why(state: SagaState, causes: Sequence[Cause]) -> Iterator[str | tuple[str, str]]:

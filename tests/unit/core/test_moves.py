@@ -12,6 +12,9 @@ from msgspec.structs import replace
 from sagastream.core import back, step_state, transitions
 from sagastream.core.backoff import LONGEST_MS
 from sagastream.core.decision import Event, decide
+from sagastream.core.history import history
+from sagastream.core.history_events import HistoryKind
+from sagastream.core.journal import MAX_JOURNAL_BYTES
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
 from sagastream.core.phases import STEP, Phase
 from sagastream.core.saga import SagaState, SagaStatus, protocol_view
@@ -821,6 +824,7 @@ class Run:
         self.prints = Footprints()
         self.now_ms = BEGUN_MS
         self.state: SagaState | None = None
+        self.noted: SagaState | None = None  # the same saga, with a journal
         self.last: Command | None = None
         self.replies: list[Reply] = []
         self.outcomes = 0
@@ -889,7 +893,29 @@ class Run:
             self._check_change(before, event, after, decided)
         self._check_state(after)
         self._check_it_goes_on(after)
+        self._check_history(event, after)
         self.state = after
+
+    def _check_history(self, happened: Event, after: SagaState) -> None:
+        """A saga with a journal goes the same way, and its history tells each attempt, once and in order."""
+        moment = Moment(now_ms=self.now_ms, published=self.published, jitter=0.5, journal_bytes=MAX_JOURNAL_BYTES)
+        event = replace(happened, process="p-1") if isinstance(happened, Reply) else happened
+        noted = self.noted = readable(decide(self.noted, event, moment).state)
+        assert noted is not None
+        steps = [replace(step, done_by=None, compensation_done_by=None) for step in noted.steps]
+        assert replace(noted, steps=tuple(steps), journal=None) == after
+        told = history(noted)
+        times = [one.at_ms or 0 for one in told]
+        assert 0 not in times
+        assert times == sorted(times)
+        for number, one in enumerate(noted.steps, 1):
+            for kind, attempts in (("SENT", one.attempt), ("UNDO_SENT", one.compensation_attempt)):
+                sent = [told_one.attempt for told_one in told if (told_one.step, told_one.kind) == (number, kind)]
+                assert sent == list(range(1, attempts + 1))
+        assert sum(one.kind is HistoryKind.IGNORED for one in told) <= noted.duplicates
+        kinds = [one.kind for one in told]
+        assert kinds[0] == "BEGUN"
+        assert kinds.count(HistoryKind.ENDED) == noted.ended
 
     def _check_edges(self, before: SagaState | None, after: SagaState, edges: list[Edge]) -> None:
         """The saga went from its old status to its new one along edges of the table."""

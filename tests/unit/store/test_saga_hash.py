@@ -69,6 +69,8 @@ def a_saga() -> SagaState:
                 error=b'"no"',
                 unknown=True,
                 late_ms=1_700_000_000_004,
+                done_by="pay-1",
+                compensation_done_by="pay-2",
                 compensation="Refund",
                 compensation_attempt=1,
                 compensation_sent_ms=1_700_000_000_003,
@@ -93,6 +95,7 @@ def a_saga() -> SagaState:
         echo=True,
         attributes={"customer": "c42", "basket": 815},
         traceparent=TRACEPARENT,
+        journal=b'{"what":"parked","at_ms":1700000000005,"step":1,"why":"closed"}',
     )
 
 

@@ -34,6 +34,8 @@ from sagastream.client.requests import (
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
+from sagastream.core.history import history
+from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
@@ -186,6 +188,15 @@ class SagaClient:
         if isinstance(explained.found, UnreadableSaga):
             raise explained.found
         return explained.causes
+
+    def history(self, saga_id: str) -> list[HistoryEvent]:
+        """What happened to a saga, event by event, oldest first, as far as it is known; nothing: there is no such saga,
+        or no worker has read its request yet. One round trip.
+
+        Raises UnreadableSaga if the saga cannot be read.
+        """
+        state = self.get(saga_id)
+        return [] if state is None else history(state)
 
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Wait until the saga has ended, or is parked and waits for a person. Return it as it is then. While the broker

@@ -30,6 +30,8 @@ from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter
 from sagastream.codecs.setting import codec_of
 from sagastream.core import backoff
 from sagastream.core.causes import Cause
+from sagastream.core.history import history
+from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
@@ -161,6 +163,11 @@ class AsyncSagaClient:
         if isinstance(explained.found, UnreadableSaga):
             raise explained.found
         return explained.causes
+
+    async def history(self, saga_id: str) -> list[HistoryEvent]:
+        """What happened to a saga, event by event. See SagaClient.history."""
+        state = await self.get(saga_id)
+        return [] if state is None else history(state)
 
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Await the end of a saga, or that it is parked. To wait for many sagas, use one task for each. See

@@ -6,10 +6,13 @@ commits it in one piece. This module works out what an event means for a saga; m
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from sagastream.core import back, moves, waits
 from sagastream.core.answers import answer
 from sagastream.core.asked import ask, refuse
 from sagastream.core.clock import by_the_clock
+from sagastream.core.journal import with_notes
 from sagastream.core.messages import (
     Begin,
     Code,
@@ -40,6 +43,14 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
 
     Where `may_undo` says so, the moment must know what the services of the saga's steps publish.
     """
+    decision = _decided(state, event, moment)
+    if moment.journal_bytes and decision.state is not state:
+        noted = with_notes(state, decision.state, event, moment.now_ms, moment.journal_bytes)
+        return decision if noted is decision.state else replace(decision, state=noted)
+    return decision
+
+
+def _decided(state: Found, event: Event, moment: Moment) -> Decision:
     if isinstance(event, Newer):
         return Decision(state=state, left=event.format)
     if isinstance(state, NewerFormat):
@@ -117,8 +128,7 @@ def _due(state: SagaState, moment: Moment) -> Decision:
         return Decision(state=moved)
     if state.due_ms > moment.now_ms:
         return Decision(state=state)
-    comes_ms = state.deadline_now_ms
-    if state.deadline_ms is not None and comes_ms is not None and comes_ms <= moment.now_ms and state.deadline_counts:
+    if state.deadline_ms is not None and state.is_over_deadline(moment.now_ms):
         # If a step is due as well, the saga stays due, and the next look at it deals with that.
         since_ms, of = state.begun_ms, "begin"
         if state.start_ms is not None and state.start_ms > state.begun_ms:

@@ -35,6 +35,7 @@ def without_data(state: SagaState) -> SagaState:
         reason=state.reason and ERASED,
         cancelling=state.cancelling and ERASED,
         interventions=tuple(map(_intervention_without_data, state.interventions)),
+        journal=None,
     )
 
 

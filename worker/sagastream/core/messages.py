@@ -29,6 +29,8 @@ PARKED_AT_PATTERN: Final = re.compile(r"[1-9][0-9]{0,2}/(transaction|compensatio
 #: The longest reason that an operator may give, and the longest name of an operator, in characters.
 MAX_REASON_CHARS: Final = 500
 MAX_ACTOR_CHARS: Final = 128
+#: The longest name of a process that is kept, in characters.
+MAX_PROCESS_CHARS: Final = 128
 
 
 #: What happens to a command that is out at the deadline of its saga. "soft": it is waited for, as with a cancel.
@@ -288,6 +290,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     error: bytes | None = None  # JSON
     unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
     attempt: int | None = None  # of the stream entry: which attempt it answers; None: the last one
+    process: str | None = None  # of the stream entry: which process of the service answers; None: it does not say
     service: str | None = None  # whose stream it came on; None: that is not known
     traceparent: str | None = None  # of the stream entry: as in the command, for people and programs that look at it
 
@@ -312,6 +315,8 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
             fields["unknown"] = 1
         if self.traceparent is not None:
             fields["traceparent"] = self.traceparent
+        if self.process is not None:
+            fields["process"] = self.process
         return fields
 
 

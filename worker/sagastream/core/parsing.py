@@ -25,6 +25,7 @@ from sagastream.core.members import (
 from sagastream.core.messages import (
     HARD,
     MAX_ACTOR_CHARS,
+    MAX_PROCESS_CHARS,
     MAX_REASON_CHARS,
     PARKED_AT_PATTERN,
     SIGNAL,
@@ -101,8 +102,11 @@ def read_reply(fields: Mapping[bytes, bytes], service: str | None = None) -> Rep
         attempt = _number(fields, b"attempt") if b"attempt" in fields else None
         unknown = b"unknown" in fields
         traceparent = trace_context.read(fields.get(b"traceparent"))
+        process = _process(fields[b"process"]) if b"process" in fields else None
         body = decode(_body(fields))
-        return parse_reply(body, unknown=unknown, attempt=attempt, service=service, traceparent=traceparent)
+        return parse_reply(
+            body, unknown=unknown, attempt=attempt, process=process, service=service, traceparent=traceparent
+        )
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
@@ -298,6 +302,7 @@ def parse_reply(
     *,
     unknown: bool = False,
     attempt: int | None = None,
+    process: str | None = None,
     service: str | None = None,
     traceparent: str | None = None,
 ) -> Reply:
@@ -311,6 +316,7 @@ def parse_reply(
         error=trimmed(encode(body["error"])) if "error" in body else None,
         unknown=unknown,
         attempt=attempt,
+        process=process,
         service=service,
         traceparent=traceparent,
     )
@@ -380,6 +386,12 @@ def _payload(fields: Mapping[bytes, bytes], name: bytes, default: _D) -> bytes |
         return default
     decode(fields[name], MAX_REWRITTEN_BYTES)
     return fields[name]
+
+
+def _process(name: bytes) -> str | None:
+    """The name of a process, which is for people: whatever it is, the reply counts. None: it is no name."""
+    text = name.decode(errors="replace").strip()[:MAX_PROCESS_CHARS]
+    return text or None
 
 
 def _request_id(fields: Mapping[bytes, bytes]) -> str | None:

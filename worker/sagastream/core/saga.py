@@ -100,6 +100,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     )
     attributes: Attributes | None = None  # by which people find it; None: it has none
     traceparent: str | None = None  # the span within which it was begun, see trace_context; None: within no trace
+    journal: bytes | None = None  # what its other members no longer say, see journal.py; history.py reads it
     version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 
     @property
@@ -129,6 +130,8 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
         """About how many bytes its params, results and errors take, and what else it was given."""
         weight = 0 if self.format == PLAIN else self._weight_of_graph
         weight += len(self.interventions) * _INTERVENTION_BYTES
+        if self.journal is not None:
+            weight += len(self.journal)
         for step in self.steps:
             weight += len(step.definition.params)
             if step.result is not None:
@@ -235,6 +238,11 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     def deadline_counts(self) -> bool:
         """Whether its deadline, when it comes, changes anything."""
         return self.may_be_cancelled or (self.cancelling is not None and self.is_cut_off)
+
+    def is_over_deadline(self, now_ms: int) -> bool:
+        """Whether its deadline has come, and changes anything."""
+        comes_ms = self.deadline_now_ms
+        return comes_ms is not None and comes_ms <= now_ms and self.deadline_counts
 
     @property
     def parked(self) -> str | None:

@@ -83,6 +83,8 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
     unsent_retries: int = 0  # how often an operator said retry when nothing had been sent; of a plain saga 0
     due_ms: int | None = None  # when its command times out, its wait ends, or it is sent again; None: it has no time
     parked: str | None = None  # why it waits for a person; None: it does not
+    done_by: str | None = None  # the process that gave the last word on its transaction; None: that is not known
+    compensation_done_by: str | None = None  # the same of its compensation
     built: bytes | None = None  # its params as they are sent, JSON; None: as its definition says, without references
     built_undo: bytes | None = None  # its `compensation_params` as they are sent, JSON; None: it has none
 

@@ -54,6 +54,7 @@ class Moment(Struct, frozen=True, kw_only=True, gc=False):
     watch: Watch = STEADY  # what the worker has seen of that clock
     jitter: float = 0.0  # 0 to 1, by chance: keeps retries that fall due together apart
     closed: Mapping[int, str] | None = None  # the formats in which no saga may begin yet, each with the reason
+    journal_bytes: int = 0  # how long the journal of a saga may be; 0: it has none
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):

@@ -20,6 +20,7 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.core.decision import decide, may_undo
+from sagastream.core.journal import JOURNAL_BYTES, MAX_JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, Reply, ToSaga
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
@@ -74,6 +75,7 @@ class Orchestrator:
         max_unread: int = MOST_UNREAD,
         health: HealthFile | None = None,
         observer: Observer | None = None,
+        history_bytes: int = JOURNAL_BYTES,
     ) -> None:
         """
         Args:
@@ -84,6 +86,7 @@ class Orchestrator:
             max_unread: if more requests to begin sagas wait in a partition, clients are told to wait: StoreFull.
             health: a file that is touched while the broker answers; None: there is none.
             observer: is told what happens.
+            history_bytes: how many bytes each saga has for what its history needs besides its fields; 0: none.
 
         Raises TypeError if `observer` is not an Observer.
         """
@@ -113,6 +116,7 @@ class Orchestrator:
         self._order = Order(broker.client, self._inbox)
         self._overdue = Overdue(broker.client, self._store)
         self._cache = StateCache()
+        self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._committed: Sequence[Change] = ()  # what it wrote last
         self._sweep = Sweep(broker.client, self._store)
         self._filling = Filling(broker.client, self._store)
@@ -226,7 +230,14 @@ class Orchestrator:
 
         def moment() -> Moment:
             jitter = random.random()  # noqa: S311 - it is not a secret
-            return Moment(now_ms=now_ms, published=published, watch=watch, jitter=jitter, closed=closed)
+            return Moment(
+                now_ms=now_ms,
+                published=published,
+                watch=watch,
+                jitter=jitter,
+                closed=closed,
+                journal_bytes=self._journal_bytes,
+            )
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:

@@ -56,12 +56,12 @@ class Outbox:
     ) -> None:
         """
         Args:
-            consumer: holds the commands that are answered; see `answer_for`.
+            consumer: holds the commands that are answered, see `answer_for`; and the name of this process in answers.
             reader: of those commands. What it reads may come along with the answers.
         """
         self._client = client
         self._service = service
-        self._holder = consumer
+        self._process = self._holder = consumer
         self._reader = reader
         self._records = records
         self._observer = guarded(observer)
@@ -203,6 +203,8 @@ class Outbox:
                 delivery, answer = one
                 reply = answer.reply
                 fields = reply.fields()
+                if service_rules.names_process(delivery.command, reply):
+                    fields["process"] = self._process
                 done = streams.setdefault(delivery.done, len(streams) + 1)
                 tombstone = "" if delivery.command.compensating else delivery.tombstone
                 args += (delivery.entry.id, 2, done, delivery.record, tombstone, delivery.seen)

@@ -122,6 +122,10 @@ def _goes_on(value: bool) -> Word:
     return GOES_ON if value else ""
 
 
+def _readable(journal: bytes) -> str:
+    return journal.decode(errors="replace")  # whatever a process has put there, the saga goes on
+
+
 # --- how they are read
 
 
@@ -140,6 +144,11 @@ def _moment(value: bytes) -> int:
     if iso(ms) != text:
         raise ValueError(f"the time {text!a} is not as we write times")
     return ms
+
+
+def _name(value: bytes) -> str:
+    """A name that only people read."""
+    return value.decode(errors="replace")
 
 
 @lru_cache(maxsize=4096)
@@ -254,6 +263,7 @@ SAGA: Final[dict[str, Column]] = {
     "failed_step": Column("failed_step", partial(whole_number, least=1, most=MAX_STEPS)),
     "attributes": Column("attributes", _read_attributes, _attributes),
     "traceparent": Column("traceparent", trace_context.read),
+    "journal": Column("journal", bytes, _readable),
 }
 
 #: The fields of a step, in the same way, by the attribute of Step; in the hash each begins with `stepN.`.
@@ -273,6 +283,8 @@ STEP: Final[dict[str, Column]] = {
     "compensation_error": Column("compensation_error", _json, bytes.decode),
     "tried_before": Column("tried_before", whole_number, _count),
     "skipped": Column("skipped", _is_set, flag),
+    "done_by": Column("done_by", _name),
+    "compensation_done_by": Column("compensation_done_by", _name),
 }
 
 #: The fields that a step of a graph has besides. The plain format does not need them: of a plain saga, one step at a

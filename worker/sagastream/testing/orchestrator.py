@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sagastream.core.back import no_answer
 from sagastream.core.decision import Event, decide
+from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, ToSaga
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState
@@ -71,7 +72,12 @@ class InProcessOrchestrator:
 
     def _decide(self, saga_id: str, event: Event) -> None:
         before = self._states.get(saga_id)
-        moment = Moment(now_ms=self._clock.now_ms, published=self._published, jitter=self._random.random())
+        moment = Moment(
+            now_ms=self._clock.now_ms,
+            published=self._published,
+            jitter=self._random.random(),
+            journal_bytes=JOURNAL_BYTES,
+        )
         decision = decide(before, event, moment)
         if isinstance(decision.state, SagaState):
             self._states[saga_id] = decision.state

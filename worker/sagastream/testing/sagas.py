@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec.structs import replace
 
+from sagastream.core.history import history
+from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
@@ -430,6 +432,11 @@ class Saga:
     def called(self) -> list[str]:
         """The names of the commands and compensations whose handlers were called, in order."""
         return [command.type for command in self._services.called if command.saga_id == self.saga_id]
+
+    @property
+    def history(self) -> list[HistoryEvent]:
+        """What happened to it, as `SagaClient.history` says it. There are no processes here, so none is named."""
+        return history(self.state)
 
     @property
     def results(self) -> list[Any]:

@@ -1,0 +1,208 @@
+"""What happened to one step of a saga: its fields and its notes, put in order. Pure."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sagastream.core.back import quote
+from sagastream.core.durations import spoken
+from sagastream.core.history_events import HistoryEvent, HistoryKind
+from sagastream.core.journal import Note
+from sagastream.core.phases import Phase
+from sagastream.core.step_state import Step, StepStatus
+
+
+class StepHistory:
+    """The events of one step: those that follow each other, and those beside them."""
+
+    def __init__(self, step: Step, number: int, noted: Sequence[Note], *, is_whole: bool, settled_ms: int) -> None:
+        """
+        Args:
+            noted: the notes of this step.
+            is_whole: whether the journal has left out nothing.
+            settled_ms: when the step was bypassed, if it was.
+        """
+        self._number = number
+        self._step = step
+        self._settled_ms = settled_ms
+        self._noted = noted
+        self._is_whole = is_whole
+
+    def events(self) -> list[HistoryEvent]:
+        """Of a step that sends a command."""
+        step = self._step
+        if step.phase is Phase.BYPASSED:
+            return [self._event(HistoryKind.BYPASSED, self._settled_ms, "bypassed")]
+        found = [*self._attempts(undo=False), *self._settled(), *self._attempts(undo=True), *self._undone()]
+        if step.parked is not None and not any(note.why == step.parked for note in self._noted):
+            found.append(self._event(HistoryKind.PARKED, None, f"parked: {step.parked}", undo=step.being_undone))
+        return found
+
+    def events_of_wait(self) -> list[HistoryEvent]:
+        """Of a step that waits for a signal or a time."""
+        step = self._step
+        if step.phase is Phase.BYPASSED:
+            return self.events()
+        wait = step.definition.shape.wait
+        what = "its pause" if wait is None else f"the signal {wait}"
+        found = [self._of_note(note) for note in self._noted]
+        if step.sent_ms is not None:
+            found.append(self._event(HistoryKind.AWAITED, step.sent_ms, f"waits for {what}"))
+        if step.answered_ms is not None:
+            if step.phase is Phase.FAILED:
+                text = f"failed: {quote(step.error)}"
+                found.append(self._event(HistoryKind.FAILED, step.answered_ms, text, error=step.error))
+            else:
+                text = f"{what} is over" if wait is None or step.result is None else f"{what} came"
+                found.append(self._event(HistoryKind.DONE, step.answered_ms, text))
+        return sorted(found, key=lambda event: event.at_ms or 0)
+
+    def _attempts(self, *, undo: bool) -> Iterator[HistoryEvent]:
+        """What is noted of the attempts of a command, and the last one, of which the fields say when it was sent."""
+        step = self._step
+        last = step.compensation_attempt if undo else step.attempt
+        sent_ms = step.compensation_sent_ms if undo else step.sent_ms
+        kind = HistoryKind.UNDO_SENT if undo else HistoryKind.SENT
+        noted = [note for note in self._noted if note.undo is undo and note.what != "ignored"]
+        known = {note.attempt for note in noted if note.what == "attempt"}
+        forgotten = sum(attempt not in known for attempt in range(1, last))
+        if forgotten and self._is_whole:
+            text = f"{counted(forgotten, 'earlier attempt')} not kept in the history"
+            yield self._event(HistoryKind.LEFT_OUT, None, text, undo=undo)
+        is_to_tell = sent_ms is not None and last not in known
+        for note in noted:
+            if is_to_tell and sent_ms is not None and note.at_ms >= sent_ms and note.what != "attempt":
+                yield self._event(kind, sent_ms, self._sent(last, undo=undo), undo=undo, attempt=last)
+                is_to_tell = False
+            if note.what == "attempt":
+                yield self._event(
+                    kind, note.sent_ms, self._sent(note.attempt, undo=undo), undo=undo, attempt=note.attempt
+                )
+            yield self._of_note(note)
+        if is_to_tell:
+            yield self._event(kind, sent_ms, self._sent(last, undo=undo), undo=undo, attempt=last)
+
+    def _sent(self, attempt: int | None, *, undo: bool) -> str:
+        again = f", attempt {attempt}" if attempt is not None and attempt > 1 else ""
+        return f"{self._command(undo=undo)} sent to {self._step.definition.service}{again}"
+
+    def _settled(self) -> Iterator[HistoryEvent]:
+        """How its transaction ended for good."""
+        if self._step.answered_ms is not None:
+            yield self._last_word(self._step, self._step.answered_ms)
+
+    def beside(self) -> list[HistoryEvent]:
+        """What was heard of the step when it was on with something else."""
+        step, found = self._step, [self._of_note(note) for note in self._noted if note.what == "ignored"]
+        if step.late_ms is not None:
+            text = f"{step.definition.transaction} was done after all{_by(step.done_by)}"
+            found.append(self._event(HistoryKind.LATE, step.late_ms, text, process=step.done_by))
+        return sorted(found, key=lambda event: event.at_ms or 0)
+
+    def _last_word(self, step: Step, at_ms: int) -> HistoryEvent:
+        name, process = step.definition.transaction, None if step.late_ms is not None else step.done_by
+        was_told = any(
+            note.what == "attempt" and not note.undo and note.attempt == step.attempt for note in self._noted
+        )
+        took = "" if was_told or step.sent_ms is None else f" after {_spoken(at_ms - step.sent_ms)}"
+        error = None if was_told else step.error
+        why = "" if was_told else f": {quote(step.error)}"
+        if step.phase is Phase.FAILED:
+            how = "not tried again" if was_told else f"failed{took}"
+            return self._event(
+                HistoryKind.FAILED, at_ms, f"{name} {how}{_by(process)}{why}", error=error, process=process
+            )
+        if step.unknown:
+            how = f"given up{took}: nobody knows whether it was done"
+            return self._event(
+                HistoryKind.UNKNOWN, at_ms, f"{name} {how}{_by(process)}{why}", error=error, process=process
+            )
+        return self._event(HistoryKind.DONE, at_ms, f"{name} done{took}{_by(process)}", process=process)
+
+    def _undone(self) -> Iterator[HistoryEvent]:
+        step = self._step
+        if step.compensation_answered_ms is None:
+            return
+        text = f"{self._command(undo=True)} done"
+        if step.status is not StepStatus.COMPENSATED:
+            text += " after all"
+        elif step.compensation_sent_ms is not None:
+            text += f" after {_spoken(step.compensation_answered_ms - step.compensation_sent_ms)}"
+        process = step.compensation_done_by
+        yield self._event(
+            HistoryKind.UNDONE, step.compensation_answered_ms, text + _by(process), undo=True, process=process
+        )
+
+    def _of_note(self, note: Note) -> HistoryEvent:
+        command = self._command(undo=note.undo)
+        if note.what == "parked":
+            return self._event(HistoryKind.PARKED, note.at_ms, f"parked: {note.why}", undo=note.undo)
+        if note.what == "put off":
+            return self._event(HistoryKind.UNDO_PUT_OFF, note.at_ms, f"{command} put off for a moment", undo=True)
+        which = "" if note.attempt is None else f", attempt {note.attempt}"
+        if note.what != "attempt":
+            ignored = note.what == "ignored"
+            what = f"the answer to an earlier attempt came{which}{_by(note.process)}"
+            if ignored:
+                what = f"the reply {note.type}{which}{_by(note.process)} was ignored"
+            kind = HistoryKind.IGNORED if ignored else HistoryKind.LATE
+            return self._event(kind, note.at_ms, what, undo=note.undo, attempt=note.attempt, process=note.process)
+        error = bytes(note.error) or None
+        how = _HOW[note.how or "failed"]
+        text = f"{command} {how}{_by(note.process)}: {quote(error)}"
+        if note.again_ms is not None:
+            text += f"; to be sent again in {_spoken(note.again_ms - note.at_ms)}"
+        return self._event(
+            _KINDS[note.how or "failed", note.undo],
+            note.at_ms,
+            text,
+            undo=note.undo,
+            attempt=note.attempt,
+            process=note.process,
+            error=error,
+            again_ms=note.again_ms,
+        )
+
+    def _command(self, *, undo: bool) -> str:
+        return (self._step.compensation or "its compensation") if undo else self._step.definition.transaction
+
+    def _event(
+        self, kind: HistoryKind, at_ms: int | None, text: str, *, undo: bool = False, **more: Any
+    ) -> HistoryEvent:
+        definition = self._step.definition
+        return HistoryEvent(
+            kind=kind,
+            at_ms=at_ms,
+            text=text,
+            step=self._number,
+            command=self._step.compensation if undo else definition.transaction,
+            service=definition.service or None,
+            **more,
+        )
+
+
+_HOW: Final = {"failed": "failed", "unknown": "failed, and may have been done", "not answered": "not answered"}
+_KINDS: Final = {
+    ("failed", False): HistoryKind.FAILED,
+    ("unknown", False): HistoryKind.UNKNOWN,
+    ("not answered", False): HistoryKind.NOT_ANSWERED,
+    ("failed", True): HistoryKind.UNDO_FAILED,
+    ("unknown", True): HistoryKind.UNDO_UNKNOWN,
+    ("not answered", True): HistoryKind.UNDO_NOT_ANSWERED,
+}
+
+
+def _by(process: str | None) -> str:
+    return "" if process is None else f" by {process}"
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something, and the verb."""
+    return f"{count} {what} is" if count == 1 else f"{count} {what}s are"
+
+
+def _spoken(ms: int) -> str:
+    """How long something took. If the clock was set meanwhile, nobody knows."""
+    return f"{ms} ms" if 0 <= ms < _TOLD_IN_MS else spoken(max(ms, 0))
+
+
+_TOLD_IN_MS: Final = 10_000
