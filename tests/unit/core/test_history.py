@@ -41,9 +41,9 @@ def test_a_saga_that_completes_has_no_journal_and_a_whole_history() -> None:
     assert told(story.saga) == [
         "0 BEGUN",
         "0 SENT 1 #1",
-        "1000 DONE 1",
+        "1000 DONE 1 #1",
         "1000 SENT 2 #1",
-        "2000 DONE 2",
+        "2000 DONE 2 #1",
         "2000 ENDED",
     ]
     assert [event.text for event in history(story.saga)] == [
@@ -61,7 +61,7 @@ def test_a_saga_that_fails_at_once_and_is_undone_has_no_journal_either() -> None
     story.when("ChargePayment_failed", 2, error="insufficient funds", process="pay-1")
     story.when("ReleaseReservation_ok", 1, process="inv-2")
     assert story.saga.journal is None
-    assert told(story.saga)[-4:] == ["2000 FAILED 2", "2000 UNDO_SENT 1 #1", "3000 UNDONE 1", "3000 ENDED"]
+    assert told(story.saga)[-4:] == ["2000 FAILED 2 #1", "2000 UNDO_SENT 1 #1", "3000 UNDONE 1 #1", "3000 ENDED"]
     failed, _, undone, _ = history(story.saga)[-4:]
     assert (failed.process, failed.error_value) == ("pay-1", "insufficient funds")
     assert failed.text == "ChargePayment failed after 1000 ms by pay-1: insufficient funds"
@@ -181,7 +181,7 @@ def test_a_graph_with_waits_and_a_bypassed_step() -> None:
     assert told(story.saga) == [
         "0 BEGUN",
         "0 SENT 1 #1",
-        "1000 DONE 1",
+        "1000 DONE 1 #1",
         "1000 BYPASSED 2",
         "1000 AWAITED 3",
         "2000 ASKED",

@@ -100,37 +100,41 @@ class StepHistory:
 
     def _last_word(self, step: Step, at_ms: int) -> HistoryEvent:
         name, process = step.definition.transaction, None if step.late_ms is not None else step.done_by
-        was_told = any(
-            note.what == "attempt" and not note.undo and note.attempt == step.attempt for note in self._noted
-        )
-        took = "" if was_told or step.sent_ms is None else f" after {_spoken(at_ms - step.sent_ms)}"
-        error = None if was_told else step.error
-        why = "" if was_told else f": {quote(step.error)}"
+        attempt, took = self._of_last_word(at_ms, undo=False)
+        error = step.error if attempt is not None else None
+        why = f": {quote(step.error)}" if attempt is not None else ""
+        kind = HistoryKind.DONE
+        how = f"done{took}{_by(process)}"
         if step.phase is Phase.FAILED:
-            how = "not tried again" if was_told else f"failed{took}"
-            return self._event(
-                HistoryKind.FAILED, at_ms, f"{name} {how}{_by(process)}{why}", error=error, process=process
-            )
-        if step.unknown:
-            how = f"given up{took}: nobody knows whether it was done"
-            return self._event(
-                HistoryKind.UNKNOWN, at_ms, f"{name} {how}{_by(process)}{why}", error=error, process=process
-            )
-        return self._event(HistoryKind.DONE, at_ms, f"{name} done{took}{_by(process)}", process=process)
+            kind = HistoryKind.FAILED
+            how = f"failed{took}{_by(process)}{why}" if attempt is not None else f"is not tried again{_by(process)}"
+        elif step.unknown:
+            kind = HistoryKind.UNKNOWN
+            how = f"given up{took}{_by(process)}, and may have been done{why}"
+        return self._event(kind, at_ms, f"{name} {how}", attempt=attempt, process=process, error=error)
+
+    def _of_last_word(self, at_ms: int, *, undo: bool) -> tuple[int | None, str]:
+        """Which attempt the last word is about, and how long that took, in words. None: it is not about an attempt: the
+        last one was told before."""
+        step, noted = self._step, [note for note in self._noted if note.undo is undo]
+        if (answered := next((note for note in noted if note.what == "answered"), None)) is not None:
+            return answered.attempt, ""
+        last = step.compensation_attempt if undo else step.attempt
+        sent_ms = step.compensation_sent_ms if undo else step.sent_ms
+        if sent_ms is None or any(note.what == "attempt" and note.attempt == last for note in noted):
+            return None, ""
+        return last, f" after {_spoken(at_ms - sent_ms)}"
 
     def _undone(self) -> Iterator[HistoryEvent]:
-        step = self._step
-        if step.compensation_answered_ms is None:
+        step, at_ms = self._step, self._step.compensation_answered_ms
+        if at_ms is None:
             return
-        text = f"{self._command(undo=True)} done"
+        attempt, took = self._of_last_word(at_ms, undo=True)
         if step.status is not StepStatus.COMPENSATED:
-            text += " after all"
-        elif step.compensation_sent_ms is not None:
-            text += f" after {_spoken(step.compensation_answered_ms - step.compensation_sent_ms)}"
+            took = " after all"
         process = step.compensation_done_by
-        yield self._event(
-            HistoryKind.UNDONE, step.compensation_answered_ms, text + _by(process), undo=True, process=process
-        )
+        text = f"{self._command(undo=True)} done{took}{_by(process)}"
+        yield self._event(HistoryKind.UNDONE, at_ms, text, undo=True, attempt=attempt, process=process)
 
     def _of_note(self, note: Note) -> HistoryEvent:
         command = self._command(undo=note.undo)
