@@ -64,18 +64,18 @@ def lines(
         width: of the terminal. None: as wide as it takes.
         paint: colours a note.
     """
-    rows = list(_rows(nodes))
-    lanes = max(len(drawn) for drawn, _ in rows) if rows else 0
+    drawn_rows = list(rows(nodes))
+    lanes = max(len(drawn) for drawn, _ in drawn_rows) if drawn_rows else 0
     if width is not None and lanes > width * _PART_FOR_LANES:
         nodes = _in_words(nodes)
-        rows, lanes = [("", node) for node in nodes], 0
+        drawn_rows, lanes = [("", node) for node in nodes], 0
     margin = f"{'':{lanes}}  " if lanes else ""
     digits = len(str(nodes[-1].number)) if nodes else 0
     longest = max((len(node.label) for node in nodes), default=0)
     if width is not None:
         notes = max((len(node.note) for node in nodes), default=0)
         longest = min(longest, max(width - len(margin) - digits - 2 - (notes + 2 if notes else 0), _LEAST_LABEL))
-    for drawn, node in rows:
+    for drawn, node in drawn_rows:
         if node is None:
             yield drawn.rstrip()
             continue
@@ -107,8 +107,9 @@ def _in_words(nodes: Sequence[Node]) -> list[Node]:
     return said
 
 
-def _rows(nodes: Sequence[Node]) -> Iterator[tuple[str, Node | None]]:
-    """The lanes of each line, and the step that stands beside them; None: only lanes change."""
+def rows(nodes: Sequence[Node]) -> Iterator[tuple[str, Node | None]]:
+    """The lanes of each line, one in every second column, and the step that stands beside them; None: only lanes
+    change. A chain has no lanes."""
     before = direct(nodes)
     if all(before[node.number] == {last.number} for last, node in pairwise(nodes)):
         yield from (("", node) for node in nodes)

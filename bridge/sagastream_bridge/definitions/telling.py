@@ -46,9 +46,8 @@ class Teller:
         if found.parks:
             yield ""
             yield "Where it can be parked, until a person says how it goes on"
-            for park in found.parks:
-                waiting = f"; waiting for that: {self._all(park.waiting)}" if park.waiting else ""
-                yield f"  {self._any(park.steps)}: {_SAID[park.what]}{waiting}"
+            for step, what, waiting in self.parks(found):
+                yield f"  {step}: {what}{f'; waiting for that: {waiting}' if waiting else ''}"
         yield from self._nothing("Never begun", found.never_reached)
         yield from self._nothing("Never undone, though something would undo it", found.never_undone)
         yield ""
@@ -82,13 +81,23 @@ class Teller:
             yield title
             yield f"  {self._all(steps)}"
 
-    def _table(self, found: Explored) -> Iterator[str]:
+    def rows(self, found: Explored) -> Iterator[tuple[str, list[str], str]]:
+        """What happens, and what is undone then: to which step, what, and what is undone, in order."""
         for steps, rows in groupby(found.undone, lambda row: row.steps):
-            yield f"  {self._any(steps)}"
             alike: dict[str, dict[str, None]] = {}
             for row in rows:
                 alike.setdefault(self._order(row), {})[_SAID[row.what]] = None
-            yield from (f"    {', or '.join(whats)} -> {order}" for order, whats in alike.items())
+            yield from ((self._any(steps), [*whats], order) for order, whats in alike.items())
+
+    def parks(self, found: Explored) -> Iterator[tuple[str, str, str]]:
+        """Where the saga can be parked: at which step, since what happens, and which steps wait for that."""
+        for park in found.parks:
+            yield self._any(park.steps), _SAID[park.what], self._all(park.waiting)
+
+    def _table(self, found: Explored) -> Iterator[str]:
+        for step, rows in groupby(self.rows(found), lambda row: row[0]):
+            yield f"  {step}"
+            yield from (f"    {', or '.join(whats)} -> {order}" for _, whats, order in rows)
 
     def _order(self, row: Undone) -> str:
         return ", then ".join(", ".join(self._some(some, row) for some in layer) for layer in row.order) or "nothing"

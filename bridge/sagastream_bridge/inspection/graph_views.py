@@ -45,6 +45,12 @@ def drawn(state: SagaState, width: int | None, paint: Callable[[str], str]) -> I
     colours a state."""
     if all(step.definition.shape.after is None for step in state.steps):
         return
+    for line in lines(nodes(state), None if width is None else width - len(_INDENT), paint):
+        yield _INDENT + line
+
+
+def nodes(state: SagaState) -> list[Node]:
+    """The steps of a saga as they are drawn, each with its state."""
     found = []
     width_of_ids = max(len(step.definition.shape.id or "") for step in state.steps)
     for number, step in enumerate(state.steps, 1):
@@ -55,8 +61,7 @@ def drawn(state: SagaState, width: int | None, paint: Callable[[str], str]) -> I
         name = f"{shape.id or '':{width_of_ids}}  " if width_of_ids else ""
         form = Form.PIVOT if definition.kind is StepKind.PIVOT else Form.STEP if shape.sends else Form.WAIT
         found.append(Node(number, printable(name + what), before(definition, number), STATES[step.phase], form))
-    for line in lines(found, None if width is None else width - len(_INDENT), paint):
-        yield _INDENT + line
+    return found
 
 
 def facts(state: SagaState, now_ms: int) -> Iterator[str]:
