@@ -189,7 +189,8 @@ BRIDGE_WINGS = {
     "conformance": {"inspection"},
     "transfer": set(),
     "definitions": set(),
-    "commands": {"local", "inspection", "stdin", "bench", "conformance", "transfer", "definitions"},
+    "dashboard": {"inspection", "definitions"},
+    "commands": {"local", "inspection", "stdin", "bench", "conformance", "transfer", "definitions", "dashboard"},
     "entry": {"commands"},
     "__main__": {"commands"},
 }

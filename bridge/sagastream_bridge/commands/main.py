@@ -12,6 +12,7 @@ from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
 from sagastream_bridge.commands.context import Commands
+from sagastream_bridge.commands.dashboard import dashboard
 from sagastream_bridge.commands.erase import erase
 from sagastream_bridge.commands.metrics import metrics
 
@@ -41,6 +42,7 @@ for command in (
     acl,
     bench,
     check_service,
+    dashboard,
     erase,
     metrics,
 ):

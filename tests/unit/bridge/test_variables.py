@@ -42,7 +42,7 @@ def test_a_name_that_is_nearly_one_of_them_is_told(name: str, meant: str) -> Non
     assert told.endswith(f"is it a misspelling of {meant}?")
 
 
-@pytest.mark.parametrize("name", ["SAGASTREAM_SOAK", "SAGASTREAM_TOKEN", "SAGA_ID", "REDIS_URL", "SAGE_HOME", "KEYS"])
+@pytest.mark.parametrize("name", ["SAGASTREAM_SOAK", "SAGASTREAM_OWNER", "SAGA_ID", "REDIS_URL", "SAGE_HOME", "KEYS"])
 def test_variables_of_others_are_not_told(name: str) -> None:
     assert list(complaints({name: "x"})) == []
 

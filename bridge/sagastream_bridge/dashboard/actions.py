@@ -1,0 +1,157 @@
+"""What a person may do from a page. Each action takes a reason and a name, and is an ordinary request of an operator:
+both stay with the saga. Nothing here is reached unless the dashboard may act."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote
+
+import redis
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+from sagastream.broker.failures import is_refusal, told
+from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, is_id
+from sagastream.core.saga import SagaState
+from sagastream.core.strict_json import decode
+from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError
+from sagastream.telemetry import Log
+from sagastream_bridge.dashboard.offers import CALLED
+from sagastream_bridge.dashboard.pages import Page, Pages
+
+#: The longest form that is read, in bytes: a payload of a signal may have a megabyte.
+MOST_BYTES: Final = 2 << 20
+#: How long an action waits for a worker, in seconds.
+_WAIT_S: Final = 5.0
+_READ_ONLY: Final = "This dashboard only shows. To act from it, start it with --allow-actions.\n"
+_NO_REASON: Final = "Say why: the reason stays with the saga, for those who ask later."
+_NO_NAME: Final = "Say who you are: your name stays with the saga."
+
+
+class Refused(Exception):
+    """What was asked for is not done; the text says why."""
+
+
+Form = Mapping[str, str]
+
+
+async def read_form(request: Request) -> Form:
+    """The fields of a form. Raises Refused if it is too long or is none."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MOST_BYTES:
+            raise Refused("What was sent is too long.")
+    try:
+        return dict(parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=20))
+    except ValueError:
+        raise Refused("What was sent is not a form.") from None
+
+
+class Actions:
+    """The actions."""
+
+    def __init__(self, page: Page, pages: Pages) -> None:
+        self._page = page
+        self._pages = pages
+        self._client = page.reader.client
+        self._log = Log("dashboard", "sagastream dashboard")
+
+    def forbidden(self, request: Request, form: Form) -> Response | None:
+        """Why this form is not acted on; None: it is."""
+        if not self._page.allow_actions:
+            return PlainTextResponse(_READ_ONLY, 403)
+        session = request.state.session or ""
+        if not self._page.sessions.is_form_token(form.get("form_token", ""), session):
+            return PlainTextResponse("This form is too old. Go back, load the page again, and repeat it.\n", 403)
+        return None
+
+    def on_saga(self, request: Request, form: Form) -> Response:
+        """A verb about a saga, or a signal to it."""
+        saga_id, verb = request.path_params["saga_id"], request.path_params["verb"]
+        if verb not in CALLED or not is_id(saga_id):
+            return PlainTextResponse("There is no such action.\n", 404)
+        try:
+            reason, actor = _reason_and_name(form)
+            text = self._asked(verb, saga_id, reason, actor, form)
+        except Refused as error:
+            return self._pages.one_saga(request, saga_id, 422, str(error), **form)
+        self._log.info(f"{actor}: {verb} of saga {saga_id}: {reason}", extra={"saga_id": saga_id})
+        return self._done(request, f"/sagas/{quote(saga_id, safe=':')}", text, actor)
+
+    def on_quarantined(self, request: Request, form: Form) -> Response:
+        """A message is put back, or dropped."""
+        entry_id, verb = request.path_params["entry_id"], request.path_params["verb"]
+        acts: Mapping[str, tuple[Callable[[str], Any], str]] = {
+            "replay": (self._page.reader.quarantine.replay, "was put back into its stream, to be read again"),
+            "drop": (self._page.reader.quarantine.drop, "was dropped"),
+        }
+        if verb not in acts:
+            return PlainTextResponse("There is no such action.\n", 404)
+        act, became = acts[verb]
+        try:
+            reason, actor = _reason_and_name(form)
+            act(entry_id)
+        except (Refused, QuarantineError) as error:
+            return self._pages.one_quarantined(request, entry_id, 422, str(error), **form)
+        self._log.info(f"{actor}: {verb} of quarantined message {entry_id}: {reason}")
+        return self._done(request, "/quarantine", f"Message {entry_id} {became}.", actor)
+
+    def _asked(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> str:
+        """Send the request, and wait until a worker has done it. Returns what became of it. Raises Refused."""
+        try:
+            state = self._send(verb, saga_id, reason, actor, form)
+        except TimeoutError as error:
+            return f"{str(error)[:1].upper()}{str(error)[1:]}."
+        except redis.RedisError as error:
+            if is_refusal(error):
+                raise Refused(told(error)) from None
+            raise Refused(f"{told(error)}. The request may have arrived: look again before you repeat it.") from None
+        except SagastreamError as error:
+            raise Refused(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+        then = f"it is {state.status}" if state.ended or not state.parked else f"it is parked: {state.parked}"
+        return f"{verb.capitalize()} was done: {then}." if verb != "signal" else f"The signal was taken: {then}."
+
+    def _send(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> SagaState:
+        if verb == "signal":
+            return self._signal(saga_id, reason, actor, form)
+        options: dict[str, Any] = {"actor": actor, "parked_at": form.get("parked_at") or None}
+        if verb in ("cancel", "abandon"):
+            options["now"] = form.get("now") == "yes"
+        if verb != "cancel":
+            step = form.get("step") or None
+            options["step"] = int(step) if step is not None and step.isascii() and step.isdigit() else step
+        state: SagaState = getattr(self._client, verb)(saga_id, reason, _WAIT_S, **options)
+        return state
+
+    def _signal(self, saga_id: str, reason: str, actor: str, form: Form) -> SagaState:
+        name = form.get("signal", "")
+        if form.get("declines") == "yes":
+            return self._client.signal(saga_id, name, None, _WAIT_S, decline=reason, by=actor)
+        try:
+            payload = decode(form.get("payload", "").strip().encode() or b"null")
+        except MalformedMessage as error:
+            raise Refused(f"The payload must be JSON: {error}.") from None
+        return self._client.signal(saga_id, name, payload, _WAIT_S, by=actor)
+
+    def _done(self, request: Request, where: str, text: str, actor: str) -> Response:
+        """Show the page again, with what became of it. The name is filled in the next time."""
+        self._page.reader.forget()
+        answer = RedirectResponse(f"{where}?told={self._page.outcomes.keep('ok', text)}", 303)
+        name = quote(actor, safe="@.+-_")
+        headers = MutableHeaders(raw=answer.raw_headers)
+        headers.append(
+            "set-cookie", f"{request.state.cookie}_who={name}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax"
+        )
+        return answer
+
+
+def _reason_and_name(form: Form) -> tuple[str, str]:
+    """Raises Refused if one of them is missing."""
+    reason, actor = form.get("reason", "").strip(), form.get("who", "").strip()
+    for text, missing, most in ((reason, _NO_REASON, MAX_REASON_CHARS), (actor, _NO_NAME, MAX_ACTOR_CHARS)):
+        if not text:
+            raise Refused(missing)
+        if len(text) > most:
+            raise Refused(f"That is too long: {len(text)} characters, and {most} are kept.")
+    return reason, actor

@@ -1,0 +1,124 @@
+"""What pages read of a store. What all viewers see is read once for all of them, and kept for some seconds."""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
+from typing import Final, Generic, TypeVar
+
+from sagastream.broker.connection import Broker
+from sagastream.broker.exchange import Exchange, run
+from sagastream.client.blocking import SagaClient
+from sagastream.client.evidence import explain
+from sagastream.core.causes import Cause
+from sagastream.core.saga import SagaState
+from sagastream.core.sending import Published
+from sagastream.store import heartbeat, layout, published
+from sagastream.store.definitions import Deployed
+from sagastream.store.heartbeat import Process
+from sagastream.store.keys import StoreKeys
+from sagastream.store.quarantine import Quarantine, Quarantined
+from sagastream_bridge.dashboard import finding, recent, standing
+from sagastream_bridge.dashboard.finding import Filter, FoundSagas
+from sagastream_bridge.dashboard.recent import Recent
+from sagastream_bridge.dashboard.standing import Parked, Standing
+from sagastream_bridge.inspection import lookup
+from sagastream_bridge.inspection.lookup import Found
+
+_T = TypeVar("_T")
+
+#: How long what was read is shown, in seconds: the figures, and what takes longer to read.
+_FIGURES_S: Final = 2.0
+_PARKED_S: Final = 5.0
+_RECENT_S: Final = 15.0
+_KEYS_S: Final = 10.0
+#: For each saga of a list, so many entries of a stream are looked at at most.
+_LOOKED_AT: Final = 100
+#: How many quarantined messages are shown.
+MOST_QUARANTINED: Final = 100
+
+
+class Shared(Generic[_T]):
+    """What was read last, for all who ask within some seconds. Only one of them reads it again."""
+
+    def __init__(self, read: Callable[[], _T], for_s: float) -> None:
+        self._read = read
+        self._for_s = for_s
+        self._lock = threading.Lock()
+        self._kept: tuple[float, _T] | None = None
+
+    def __call__(self) -> _T:
+        with self._lock:
+            if self._kept is None or time.monotonic() - self._kept[0] >= self._for_s:
+                self._kept = None  # also if it cannot be read
+                self._kept = (time.monotonic(), self._read())
+            return self._kept[1]
+
+    def forget(self) -> None:
+        """Have it read again: something was done."""
+        with self._lock:
+            self._kept = None
+
+
+class StoreReader:
+    """Reads one store for all pages. Each method raises what the store raises: redis.RedisError, SagastreamError."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.client = SagaClient(broker)
+        self.keys: Shared[StoreKeys] = Shared(lambda: layout.look(broker), _KEYS_S)
+        self.standing: Shared[Standing] = Shared(self._standing, _FIGURES_S)
+        self.parked: Shared[Parked] = Shared(lambda: self._run(standing.parked), _PARKED_S)
+        self.recent: Shared[Recent] = Shared(lambda: self._run(recent.read), _RECENT_S)
+        self.processes: Shared[list[Process]] = Shared(self._processes, _FIGURES_S)
+
+    def forget(self) -> None:
+        """Have all read again: something was done."""
+        for shared in (self.standing, self.parked, self.processes):
+            shared.forget()
+
+    def fingerprint(self) -> object:
+        """What the figures are: if it changes, pages do. Ages are no part of it."""
+        now = self.standing()
+        alive = [worker.name for worker in now.evidence.workers if worker.is_alive]
+        alive += [one.name for queue in now.queues for one in queue.facts.alive]
+        counts = (now.live, now.parked, now.ended, now.unread, now.quarantined, now.full)
+        return counts, tuple(sorted(alive)), tuple((queue.facts.unread, queue.held) for queue in now.queues)
+
+    def saga(self, saga_id: str) -> Found:
+        """One saga, with all that explains it."""
+        return lookup.saga(self.broker, saga_id)
+
+    def find(self, wanted: Filter) -> FoundSagas:
+        """The sagas that a filter names."""
+        now_ms = self.standing().now_ms
+        return self._run(lambda keys: finding.find(keys, wanted, now_ms))
+
+    def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
+        """Why each of these sagas waits."""
+        return run(self.broker.client, explain(self.keys(), states, _LOOKED_AT))
+
+    def quarantined(self) -> list[Quarantined]:
+        """The messages that were set aside last, the newest first."""
+        return list(islice(self.quarantine.newest_first(), MOST_QUARANTINED))
+
+    @property
+    def quarantine(self) -> Quarantine:
+        return Quarantine(self.broker.client, self.keys())
+
+    def definitions(self) -> Sequence[Deployed]:
+        return self.client.definitions()
+
+    def published(self, services: Collection[str]) -> Published:
+        """What these services publish: their commands, and what undoes each."""
+        return published.read(self.broker.client, self.keys(), services)
+
+    def _standing(self) -> Standing:
+        return standing.read(self.broker.client, self.keys())
+
+    def _processes(self) -> list[Process]:
+        services = [queue.facts.name for queue in self.standing().queues]
+        return heartbeat.processes(self.broker.client, self.keys(), services)
+
+    def _run(self, exchange: Callable[[StoreKeys], Exchange[_T]]) -> _T:
+        return run(self.broker.client, exchange(self.keys()))

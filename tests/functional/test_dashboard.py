@@ -1,0 +1,477 @@
+"""The pages of a dashboard and their rules, on real servers, without a browser."""
+
+import re
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from html import unescape
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from sagastream.store.quarantine import Quarantine
+from sagastream.store.roles import Role
+from sagastream_bridge.dashboard import feed
+from sagastream_bridge.dashboard.app import Dashboard
+from sagastream_bridge.dashboard.rules import Names
+from support.dashboards import HOSTILE, Shop
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import OwnServer, Server, free_port, start_server
+from support.stores import KEYS
+from support.users import Users
+from support.waiting import until
+
+TOKEN = "correct-horse-battery-staple"
+PAGES = (
+    "/",
+    "/sagas",
+    "/sagas/branches",
+    "/sagas/waits",
+    "/sagas/went-back",
+    "/services",
+    "/parked",
+    "/quarantine",
+    "/definitions",
+    "/definitions/order",
+    "/definitions/order?version=1&explore=yes",
+)
+HERE = "http://127.0.0.1:8420"
+
+
+@pytest.fixture(autouse=True)
+def _short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feed that is to end does not wait for long."""
+    monkeypatch.setattr(feed, "_IDLE_MS", 100)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A store with sagas in every state, for all tests of this file that take it."""
+    server = start_server("valkey", tmp_path_factory.mktemp("dashboard"), Server)
+    try:
+        found = Shop(Scene(server.broker()))
+        found.fill()
+        yield found
+    finally:
+        server.stop()
+
+
+Asked = Callable[..., TestClient]
+
+
+@pytest.fixture
+def asks(shop: Shop) -> Asked:
+    """Makes a browser of a dashboard of the shop."""
+    return lambda **options: browser(shop.scene, **options)
+
+
+def browser(scene: Scene, **options: Any) -> TestClient:
+    dashboard = Dashboard(scene.broker, names=Names.of("127.0.0.1"), port=lambda: 8420, **options)
+    return TestClient(dashboard.app, base_url=HERE, headers={"accept": "text/html"}, follow_redirects=False)
+
+
+def text(page: str) -> str:
+    """What a person reads on a page."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
+
+
+def form_token(page: str) -> str:
+    (first, *_) = re.findall(r'name="form_token" value="([^"]+)"', page)
+    return str(first)
+
+
+def act(client: TestClient, path: str, page: str, headers: Mapping[str, str] | None = None, **fields: str) -> Any:
+    """Send a form of a page, as a browser does."""
+    data = {"form_token": form_token(client.get(page).text), "reason": "the bank is back", "who": "ada"} | fields
+    return client.post(path, data=data, headers={"origin": HERE} if headers is None else headers)
+
+
+# --- pages
+
+
+@pytest.mark.both_in_soak
+def test_every_page_is_shown_on_every_server(server: Server) -> None:
+    Shop(scene := Scene(server.broker())).fill()
+    client = browser(scene)
+    for path in PAGES:
+        assert client.get(path).status_code == 200, path
+
+
+def test_an_empty_store_says_what_to_do(server: Server) -> None:
+    client = browser(Scene(server.broker()))
+    for path, said in {
+        "/": "no worker is running",
+        "/sagas": "Begin one: sagastream begin FILE",
+        "/services": "sagastream worker",
+        "/parked": "No saga is parked",
+        "/quarantine": "Nothing was set aside",
+        "/definitions": "sagastream deploy FILE",
+    }.items():
+        assert said in text(client.get(path).text), path
+
+
+def test_the_overview_says_what_is_wrong_and_what_helps(asks: Asked) -> None:
+    page = text(asks().get("/").text)
+    for said in (
+        "no process of service away is listening, and none ever was; 2 commands wait for one",
+        "sagastream service MODULE:NAME starts one",
+        "2 sagas are parked",
+        "2 messages were set aside",
+        "effects of these sagas stand that are neither finished nor undone",
+    ):
+        assert said in page, said
+
+
+def test_a_saga_says_why_it_waits_as_show_does(asks: Asked, shop: Shop) -> None:
+    page = text(asks().get("/sagas/branches").text)
+    for cause in shop.scene.client.why("branches"):
+        assert cause.text in page
+        for line in cause.do:
+            assert line.replace("  # ", " ") in page
+
+
+def test_a_saga_that_is_not_there_says_so(asks: Asked) -> None:
+    client = asks()
+    assert "There is no saga nope" in text((answer := client.get("/sagas/nope")).text)
+    assert answer.status_code == 404
+    assert client.get("/sagas/a%20b").status_code == 404
+    assert client.get("/definitions/nope").status_code == 404
+    assert client.get("/definitions/order?version=99").status_code == 404
+    assert client.get("/quarantine/1-1").status_code == 404
+    assert "There is no such page" in client.get("/nothing").text
+
+
+def test_sagas_are_found_by_what_a_page_is_asked_for(asks: Asked) -> None:
+    client = asks()
+
+    def ids(query: str) -> set[str]:
+        return set(re.findall(r'class="id" href="/sagas/([^"]+)"', client.get(f"/sagas?{query}").text))
+
+    assert ids("status=parked") >= {"parked-0", "parked-1"}
+    assert ids("status=ABORTED") == {"went-back"}
+    assert ids("at=away/Do") == {"branches", "lonely"}
+    assert ids("error=AS+ASKED&status=completed") == set()
+    assert ids("older=1h") == set()
+    assert "No saga is like that" in client.get("/sagas?older=1h").text
+    wrong = client.get("/sagas?older=soon")
+    assert (wrong.status_code, "a duration such as 90s" in wrong.text) == (422, True)
+
+
+def test_a_definition_shows_what_can_become_of_its_sagas(asks: Asked) -> None:
+    page = text(asks().get("/definitions/order?explore=yes").text)
+    assert "It can end completed aborted parked" in page
+    assert re.search(r"4 charge .*3 stock, then 1 reserve", page)
+
+
+def test_hostile_text_in_every_field_is_shown_as_text(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.begin("hurt", do({HOSTILE: HOSTILE}, attempts=1), do("fail", attempts=1))
+    Shop(scene).until("hurt", "ended")
+    scene.begin(
+        "stuck", do(HOSTILE, "DoForGood", kind="pivot", compensation=None), do("fail", kind="retriable", attempts=1)
+    )
+    Shop(scene).until("stuck", "parked")
+    scene.redis.xadd(
+        KEYS.partitions[0].interventions, {"body": '{"type": "<script>", "saga_id": "<script>"}', HOSTILE: HOSTILE}
+    )
+    scene.redis.sadd(KEYS.services, HOSTILE)
+    scene.redis.hset(KEYS.saga("stuck"), "reason", HOSTILE)
+    scene.redis.zadd(KEYS.alive, {'{"name": "<script>alive", "kind": "worker"}': 9e15})
+    scene.turns_until(lambda: scene.redis.xlen(KEYS.partitions[0].quarantine) == 1)
+    client = browser(scene, allow_actions=True)
+    [message] = Quarantine(scene.redis, KEYS).newest_first()
+    for path in ("/", "/sagas", "/sagas/hurt", "/sagas/stuck", "/services", "/parked", "/quarantine"):
+        page = client.get(path).text
+        assert page.count("<script") == 1, path  # that of the page itself
+        assert "<img" not in page
+        assert "\x1b" not in page
+        assert "\u202e" not in page
+        assert "49}}" not in page
+    assert "&lt;script&gt;" in client.get("/sagas/hurt").text
+    assert "&lt;script&gt;" in client.get(f"/quarantine/{message.id}").text
+    assert f"/sagas?error={'x' * 3}" not in client.get("/sagas", params={"error": HOSTILE}).text
+    assert client.get("/sagas", params={"error": HOSTILE}).text.count("<script") == 1
+
+
+# --- rules
+
+
+def test_every_answer_forbids_what_comes_from_elsewhere(asks: Asked) -> None:
+    client = asks(token=TOKEN)
+    for path in ("/login", "/", "/static/dashboard.css", "/static/nothing"):
+        headers = client.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+    assert client.get("/login").headers["cache-control"] == "no-store"
+    assert "immutable" in client.get("/static/dashboard.css?v=1").headers["cache-control"]
+
+
+def test_no_page_has_script_or_style_of_its_own(asks: Asked) -> None:
+    client = asks(allow_actions=True)
+    for path in PAGES:
+        page = client.get(path).text
+        assert re.findall(r"<script(?! src=)|<style|\sstyle=|\son\w+=|javascript:", page) == [], path
+        assert all(found.startswith("/") for found in re.findall(r'(?:src|href|action)="([^"#]+)"', page)), path
+
+
+def test_the_server_answers_to_its_own_names_only(asks: Asked) -> None:
+    client = asks()
+    for host in ("evil.example", "127.0.0.1.evil.example:8420", ""):
+        assert client.get("/", headers={"host": host}).status_code == 421, host
+    assert client.get("/", headers={"host": "localhost:8420"}).status_code == 200
+
+
+def test_what_another_site_sends_is_refused(asks: Asked, shop: Shop) -> None:
+    client = asks(allow_actions=True)
+    path, page = "/sagas/parked-0/retry", "/sagas/parked-0"
+    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {}):
+        answer = act(client, path, page, headers)
+        assert (answer.status_code, answer.text) == (403, "This request did not come from a page of this dashboard.\n")
+    assert client.get("/", headers={"origin": "http://evil.example"}).status_code == 403
+    wrong = act(client, path, page, form_token="0" * 64)
+    assert (wrong.status_code, "too old" in wrong.text) == (403, True)
+    token = form_token(client.get(page).text)
+    client.cookies.clear()  # it is another session's
+    assert act(client, path, page, form_token=token).status_code == 403
+    state = shop.scene.client.get("parked-0")
+    assert state is not None
+    assert state.interventions == ()
+
+
+def test_who_does_not_know_the_token_sees_nothing(asks: Asked) -> None:
+    client = asks(token=TOKEN, allow_actions=True)
+    for path in PAGES:
+        answer = client.get(path)
+        assert answer.status_code == 303
+        assert answer.headers["location"].startswith("/login?to=%2F")
+    assert client.get("/live", headers={"accept": "text/event-stream"}).status_code == 401
+    assert client.post("/sagas/parked-0/retry", headers={"origin": HERE}).status_code == 401
+    assert client.get("/static/dashboard.css").status_code == 200
+    assert client.get("/", headers={"authorization": "Bearer wrong"}).status_code == 303
+    assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client.get("/").status_code == 303  # that was no session
+
+
+def test_the_token_begins_a_session_which_ends(asks: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagastream_bridge.dashboard.app._WRONG_TOKEN_S", 0)
+    client = asks(token=TOKEN)
+    wrong = client.post("/login", data={"token": "wrong", "to": "/parked"}, headers={"origin": HERE})
+    assert (wrong.status_code, "That is not the token" in wrong.text) == (403, True)
+    assert "set-cookie" not in wrong.headers
+    assert client.post("/login", data={"token": TOKEN}).status_code == 403  # without an origin
+    answer = client.post("/login", data={"token": TOKEN, "to": "/parked"}, headers={"origin": HERE})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/parked")
+    assert "HttpOnly; SameSite=Lax" in answer.headers["set-cookie"]
+    assert "Secure" not in answer.headers["set-cookie"]
+    assert TOKEN not in answer.headers["set-cookie"]
+    assert client.get("/parked").status_code == 200
+    client.post("/logout", headers={"origin": HERE})
+    assert client.get("/parked").status_code == 303
+
+
+@pytest.mark.parametrize("to", ["https://evil.example", "//evil.example", "/\\evil.example", "evil", "/a\r\nx: y"])
+def test_who_signs_in_stays_here(asks: Asked, to: str) -> None:
+    client = asks(token=TOKEN)
+    answer = client.post("/login", data={"token": TOKEN, "to": to}, headers={"origin": HERE})
+    assert answer.headers["location"] == "/"
+
+
+def test_a_dashboard_that_only_shows_acts_on_nothing(asks: Asked, shop: Shop) -> None:
+    client = asks()
+    page = client.get("/sagas/parked-0").text
+    assert "<form" not in page
+    assert "start it with --allow-actions" in text(page)
+    [message, *_] = Quarantine(shop.scene.redis, KEYS).newest_first()
+    for path in ("/sagas/parked-0/retry", f"/quarantine/drop/{message.id}"):
+        answer = client.post(path, data={"reason": "r", "who": "w"}, headers={"origin": HERE})
+        assert (answer.status_code, "only shows" in answer.text) == (403, True)
+    assert "<form" not in client.get(f"/quarantine/{message.id}").text
+    assert Quarantine(shop.scene.redis, KEYS).get(message.id)
+
+
+def test_only_get_shows_and_only_post_acts(asks: Asked) -> None:
+    client = asks(allow_actions=True)
+    assert client.get("/sagas/parked-0/retry").status_code == 405
+    assert client.post("/parked", headers={"origin": HERE}).status_code == 405
+    assert client.put("/", headers={"origin": HERE}).status_code == 405
+
+
+# --- actions
+
+
+@pytest.fixture
+def acting(server: Server) -> Iterator[tuple[TestClient, Shop]]:
+    """A dashboard that may act, on a store that moves."""
+    shop = Shop(scene := Scene(server.broker()))
+    for number in range(2):
+        scene.begin(
+            f"p{number}", do(1, "DoForGood", kind="pivot", compensation=None), do("fail", kind="retriable", attempts=1)
+        )
+        shop.until(f"p{number}", "parked")
+    scene.begin("out", do(1), do(1, service="away"))
+    shop.until("out", "OUT")
+    shop.begin_graph("waits", {"wait": "approve", "timeout_ms": 600_000, "after": []})
+    shop.until("waits", "AWAITING")
+    scene.redis.xadd(KEYS.partitions[0].interventions, {"body": '{"type":"saga_fly","saga_id":"p0"}'})
+    scene.turns_until(lambda: scene.redis.xlen(KEYS.partitions[0].quarantine) == 1)
+    with shop.moving():
+        yield browser(scene, allow_actions=True), shop
+
+
+def test_an_action_needs_a_reason_and_a_name_which_stay_with_the_saga(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    for missing, said in (("reason", "Say why"), ("who", "Say who you are")):
+        answer = act(client, "/sagas/p0/skip", "/sagas/p0", None, **{missing: "  "}, key="skip")
+        assert answer.status_code == 422
+        assert said in answer.text
+        assert ' open>\n  <summary><span class="button">Skip' in answer.text  # with what was typed already
+        assert 'data-at="/sagas/p0"' in answer.text
+    assert act(client, "/sagas/p0/skip", "/sagas/p0", reason="a" * 501).status_code == 422
+    answer = act(client, "/sagas/p0/skip", "/sagas/p0", parked_at="2/transaction/1", who="ada@works")
+    assert answer.status_code == 303
+    then = client.get(answer.headers["location"])
+    assert "Skip was done: it is COMPLETED." in then.text
+    assert re.search(r"skip ada@works the bank is back", text(then.text))
+    state = shop.scene.client.get("p0")
+    assert state is not None
+    assert [(one.verb, one.actor, one.reason) for one in state.interventions] == [
+        ("skip", "ada@works", "the bank is back")
+    ]
+    assert 'value="ada@works"' in client.get("/sagas/p1").text  # the name is filled in from now on
+
+
+def test_each_verb_does_what_its_command_does(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    get = shop.scene.client.get
+    retried = act(client, "/sagas/p0/retry", "/sagas/p0", parked_at="2/transaction/1")
+    assert "Retry was done" in client.get(retried.headers["location"]).text
+    until(lambda: (state := get("p0")) and state.steps[1].attempt == 2 and state.parked, what="it is parked again")
+    assert act(client, "/sagas/p0/abandon", "/sagas/p0", parked_at="2/transaction/1").status_code == 422  # it has moved
+    act(client, "/sagas/p0/abandon", "/sagas/p0", parked_at="2/transaction/2")
+    assert (state := get("p0")) is not None
+    assert state.status == "ABORTED"
+    act(client, "/sagas/out/cancel", "/sagas/out", now="yes")
+    assert (state := get("out")) is not None
+    assert state.interventions[-1].verb == "cancel now"
+    wrong = act(client, "/sagas/waits/signal", "/sagas/waits", signal="approve", payload="{")
+    assert (wrong.status_code, "The payload must be JSON" in wrong.text) == (422, True)
+    act(client, "/sagas/waits/signal", "/sagas/waits", signal="approve", payload='{"by": "bo"}')
+    assert (state := get("waits")) is not None
+    assert (state.status, state.results) == ("COMPLETED", [{"by": "bo"}])
+    assert act(client, "/sagas/p1/fly", "/sagas/p1").status_code == 404
+
+
+def test_messages_are_put_back_and_dropped(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    quarantine = Quarantine(shop.scene.redis, KEYS)
+    [message] = quarantine.newest_first()
+    page = f"/quarantine/{message.id}"
+    assert act(client, f"/quarantine/replay/{message.id}", page, reason="", verb="replay").status_code == 422
+    answer = act(client, f"/quarantine/replay/{message.id}", page)
+    assert "was put back" in client.get(answer.headers["location"]).text
+    [again] = until(lambda: [one for one in quarantine.newest_first() if one.id != message.id], what="it comes back")
+    answer = act(client, f"/quarantine/drop/{again.id}", f"/quarantine/{again.id}")
+    assert "was dropped" in client.get(answer.headers["location"]).text
+    assert len(quarantine) == 0
+
+
+# --- what it costs, and outages
+
+
+def test_a_dashboard_at_which_nobody_looks_asks_for_nothing_but_events(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.begin("s1", do(1))
+    Shop(scene).until("s1", "ended")
+    dashboard = Dashboard(scene.broker, names=Names.of("127.0.0.1"))
+
+    def calls() -> dict[str, int]:
+        found: Any = scene.redis.info("commandstats")
+        return {name.removeprefix("cmdstat_"): one["calls"] for name, one in found.items()}
+
+    dashboard.feed.start()
+    try:
+        until(lambda: calls().get("xread", 0) >= 2, what="it reads events")
+        before = calls()
+        until(lambda: calls()["xread"] >= before["xread"] + 5, what="it goes on")
+        after = calls()
+    finally:
+        dashboard.feed.stop()
+    assert {name for name, count in after.items() if count > before.get(name, 0)} <= {"xread", "info"}
+
+
+def test_events_of_the_past_and_of_now_are_counted(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.begin("before", do(1))
+    Shop(scene).until("before", "ended")
+    dashboard = Dashboard(scene.broker, names=Names.of("127.0.0.1"))
+    now_ms = dashboard.reader.standing().now_ms
+
+    def counted(what: str) -> int:
+        return sum(one.counts[what] for one in dashboard.feed.rates.stretches(now_ms + 5_000))
+
+    dashboard.feed.start()
+    try:
+        until(lambda: counted("completed") == 1, what="the past was read")
+        scene.begin("after", do(1), do("fail"))
+        Shop(scene).until("after", "ended")
+        until(lambda: counted("aborted") == 1, what="the new event was read")
+    finally:
+        dashboard.feed.stop()
+    assert (counted("completed"), counted("parked")) == (1, 0)
+
+
+@pytest.mark.own_server
+def test_a_broker_that_is_away_is_told_on_every_page(server: OwnServer) -> None:
+    client = browser(Scene(server.broker()))
+    assert client.get("/").status_code == 200
+    server.kill()
+    until(lambda: client.get("/").status_code == 503, what="the figures that were read before are too old")
+    for path in ("/", "/sagas", "/sagas/s1"):
+        answer = client.get(path)
+        assert (answer.status_code, "The broker does not answer" in answer.text) == (503, True)
+        assert "Traceback" not in answer.text
+    server.start()
+    until(lambda: client.get("/").status_code == 200, what="it goes on")
+
+
+# --- the command
+
+
+@pytest.mark.both_in_soak
+def test_the_command_serves_pages_until_it_is_told_to_end(server: Server, commands: Commands) -> None:
+    port, env = free_port(), {"REDIS_URL": server.url}
+    process = commands.start("dashboard", "--port", str(port), env=env)
+    assert process.stdout is not None
+    assert process.stdout.readline().decode() == f"dashboard  http://127.0.0.1:{port}/\n"
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/sagas") as answer:
+        assert b"No saga yet" in answer.read()
+    used = commands.run("dashboard", "--port", str(port), **env)
+    assert (used.returncode, used.stderr.count("\n")) == (1, 1)
+    assert f"cannot listen at port {port} of 127.0.0.1: Address already in use; --port takes another" in used.stderr
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+@pytest.mark.both_in_soak
+def test_an_inspector_may_look_at_all_pages_and_an_operator_may_act(server: Server) -> None:
+    shop = Shop(Scene(server.broker()))
+    shop.fill()
+    users = Users(server)
+
+    def client_of(role: Role, **options: Any) -> TestClient:
+        dashboard = Dashboard(users.broker(role), names=Names.of("127.0.0.1"), **options)
+        return TestClient(dashboard.app, base_url=HERE, headers={"accept": "text/html"}, follow_redirects=False)
+
+    inspector = client_of(Role.INSPECTOR)
+    for path in PAGES:
+        assert inspector.get(path).status_code == 200, path
+    assert users.refused() == []
+    refused = act(client_of(Role.INSPECTOR, allow_actions=True), "/sagas/parked-0/skip", "/sagas/parked-0")
+    assert (refused.status_code, "may not do this" in refused.text) == (422, True)
+    with shop.moving():
+        done = act(client_of(Role.OPERATOR, allow_actions=True), "/sagas/parked-0/skip", "/sagas/parked-0")
+    assert done.status_code == 303

@@ -1,0 +1,222 @@
+"""What a dashboard draws, counts and offers, without a store."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+
+import pytest
+
+from sagastream.core.causes import Cause, CauseKind
+from sagastream.core.saga import SagaState
+from sagastream_bridge.dashboard import charts, graph_drawing, timeline
+from sagastream_bridge.dashboard.finding import Filter, WrongFilter
+from sagastream_bridge.dashboard.offers import offers
+from sagastream_bridge.dashboard.rates import KEPT, STRETCH_MS, Rates, What
+from sagastream_bridge.dashboard.recent import of
+from sagastream_bridge.dashboard.wording import Lines, command, environment, pretty, size
+from sagastream_bridge.definitions.drawing import Form, Node
+from support.graph_stories import do, given_graph
+from support.stories import BEGUN_MS
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(svg: str) -> ET.Element:
+    """A drawing is well-formed, whatever stands in it."""
+    return ET.fromstring(svg)
+
+
+def texts(svg: str) -> list[str]:
+    return ["".join(one.itertext()) for one in parsed(svg).iter("text")]
+
+
+# --- rates
+
+
+def test_what_happened_is_counted_by_stretches_of_time() -> None:
+    rates, now = Rates(), 1_000 * STRETCH_MS
+    rates.count([(now, What.COMPLETED), (now + 1, What.COMPLETED), (now - STRETCH_MS, What.PARKED)])
+    stretches = rates.stretches(now)
+    assert len(stretches) == KEPT
+    assert stretches[-1].counts == {"completed": 2, "aborted": 0, "parked": 0}
+    assert stretches[-2].counts["parked"] == 1
+    assert sum(one.total for one in stretches) == 3
+    assert rates.a_minute(now) == {
+        "completed": 0,
+        "aborted": 0,
+        "parked": 1,
+    }  # the stretch that goes on is no part of it
+
+
+def test_what_is_too_old_is_forgotten() -> None:
+    rates = Rates()
+    rates.count([(0, What.ABORTED)])
+    rates.count([(KEPT * STRETCH_MS, What.COMPLETED)])
+    assert rates.stretches((KEPT - 1) * STRETCH_MS)[0].total == 0
+    assert len(rates._counts) == 1
+
+
+@pytest.mark.parametrize(("most", "top"), [(0, 0.1), (0.1, 0.1), (0.7, 1), (3, 5), (12, 20), (999, 1000)])
+def test_the_top_of_an_axis_is_a_round_number(most: float, top: float) -> None:
+    assert charts.top(most) == top
+
+
+def test_a_chart_tells_in_words_what_it_shows() -> None:
+    rates, now = Rates(), 100_000 * STRETCH_MS
+    rates.count([(now, What.COMPLETED), (now, What.PARKED)])
+    drawn = parsed(charts.rates(rates.stretches(now), charts.WIDE))
+    assert drawn.get("aria-label") == "The last 15 minutes: 1 completed, 0 aborted, 1 parked"
+    assert [one.get("class") for one in drawn.iter("rect")] == ["bar-completed", "bar-parked"]
+
+
+# --- graphs
+
+
+def paths(nodes: Sequence[Node]) -> list[str]:
+    drawn = parsed(graph_drawing.svg(nodes, {}, "it"))
+    return [str(one.get("d")) for one in drawn.iter("path") if one.get("class") == "lane"]
+
+
+def test_a_chain_is_one_lane_without_loose_ends() -> None:
+    nodes = [Node(1, "a", ()), Node(2, "b", (1,)), Node(3, "c", (2,))]
+    assert paths(nodes) == ["M14 15v15", "M14 30v15", "M14 45v15", "M14 60v15"]
+
+
+def test_two_branches_have_lanes_that_meet_again() -> None:
+    nodes = [Node(1, "a", ()), Node(2, "b", (1,)), Node(3, "c", (1,)), Node(4, "d", (2, 3))]
+    drawn = parsed(graph_drawing.svg(nodes, {2: "bad"}, "it"))
+    assert [one.get("cx") for one in drawn.iter("circle")] == ["14", "14", "32", "14"]
+    assert [one.get("class") for one in drawn.iter("g")] == [
+        "node tone-idle",
+        "node tone-bad",
+        "node tone-idle",
+        "node tone-idle",
+    ]
+    assert drawn.get("aria-label") == "it: 4 steps; they are listed below"
+
+
+def test_what_stands_in_a_graph_is_text_and_nothing_else() -> None:
+    hostile = '"><script>alert(1)</script>'
+    svg = graph_drawing.svg([Node(1, hostile, (), hostile, Form.PIVOT)], {1: hostile}, hostile)
+    assert not list(parsed(svg).iter("script"))
+    assert hostile in texts(svg)
+
+
+def a_saga() -> SagaState:
+    """Two steps are done, of which one is being undone; the third has failed."""
+    story = given_graph(do("a"), do("b"), do("c")).when("A_ok", 1).when("B_ok", 2).when("C_failed", 3)
+    return story.saga
+
+
+def test_a_timeline_has_a_bar_for_each_command() -> None:
+    state = a_saga()
+    drawn = parsed(timeline.svg(state, BEGUN_MS + 60_000))
+    tones = [one.get("class") for one in drawn.iter("g")]
+    assert tones == ["bar tone-ok", "bar tone-ok", "bar tone-back goes-on", "bar tone-bad"]
+
+
+def test_a_saga_that_has_sent_nothing_has_no_timeline() -> None:
+    later = given_graph(do("a"), start_at_ms=BEGUN_MS + 10_000).saga
+    assert timeline.svg(later, BEGUN_MS) == ""
+
+
+# --- offers
+
+
+def test_a_page_offers_what_the_core_advises() -> None:
+    state = a_saga()
+    do = (
+        "sagastream retry saga42 --step b --reason TEXT --parked-at 2/compensation/1  # send UnB again",
+        "sagastream abandon saga42 --now --reason TEXT --parked-at 2/compensation/1  # end ABORTED as it is",
+        "sagastream signal saga42 approve --payload JSON  # goes on",
+        "sagastream signal saga42 approve --decline TEXT  # fails",
+        "sagastream worker  # starts one",
+        "sagastream retry another --reason TEXT  # not this saga",
+        "look at the log of 'service",
+    )
+    found = offers(state, [Cause(kind=CauseKind.PARKED, text="", do=do)])
+    assert [(one.title, one.step, one.parked_at, one.now, one.meaning) for one in found] == [
+        ("Retry", "b", "2/compensation/1", False, "send UnB again"),
+        ("Abandon", "", "2/compensation/1", True, "end ABORTED as it is"),
+        ("Send approve", "", "", False, "goes on"),
+        ("Decline approve", "", "", False, "fails"),
+    ]
+    assert len({one.key for one in found}) == 4
+
+
+def test_a_saga_that_may_be_cancelled_can_be_though_nobody_advises_it() -> None:
+    state = given_graph(do("a")).saga
+    (offer,) = offers(state, ())
+    assert (offer.verb, offer.line) == ("cancel", "sagastream cancel saga42 --reason TEXT")
+
+
+# --- what a page is asked for
+
+
+def test_a_filter_reads_what_a_page_is_asked_for() -> None:
+    wanted = Filter.of({"status": "parked", "older": "90s", "newer": "1d", "at": " s/A ", "told": "x", "error": ""})
+    assert (wanted.status, wanted.older_ms, wanted.newer_ms, wanted.at) == ("PARKED", 90_000, 86_400_000, "s/A")
+    assert wanted.query == "status=parked&at=s%2FA&older=90s&newer=1d"
+    assert wanted.without("at") == "status=parked&older=90s&newer=1d"
+
+
+@pytest.mark.parametrize(
+    "query", [{"status": "x"}, {"older": "soon"}, {"newer": "-1h"}, {"older": "1"}, {"older": "٣h"}]
+)
+def test_a_filter_that_makes_no_sense_says_why(query: dict[str, str]) -> None:
+    with pytest.raises(WrongFilter, match="must be"):
+        Filter.of(query)
+
+
+def test_a_filter_finds_a_saga_by_all_that_it_says() -> None:
+    state, now = a_saga(), BEGUN_MS + 60_000
+    for query in ({"at": "s"}, {"at": "UnB"}, {"at": "s/UnB"}, {"older": "59s"}, {"newer": "2m"}, {}):
+        assert Filter.of(query).matches(state, now), query
+    for query in ({"at": "A"}, {"older": "2m"}, {"newer": "1s"}, {"definition": "order"}, {"error": "no such text"}):
+        assert not Filter.of(query).matches(state, now), query
+
+
+# --- a sample of sagas
+
+
+def test_a_sample_says_how_long_commands_take_and_what_fails() -> None:
+    found = of([a_saga()])
+    commands = {one.command: one for one in found.commands["s"]}
+    assert found.looked_at == 1
+    assert (commands["A"].count, commands["A"].failed) == (1, 0)
+    assert (commands["C"].failed, commands["C"].again) == (1, 0)
+    assert of([]).commands == {}
+
+
+# --- words
+
+
+def test_all_that_a_template_puts_out_is_escaped_for_html_and_for_terminals() -> None:
+    template = environment({"version": ""}).from_string("{{ a }}|{{ b | pretty }}|{{ c | command }}|{{ none_of_it }}")
+    hostile = "<b>\x1b[31m\u202e\n"
+    said = template.render(
+        a=hostile, b=b'{"<i>": "\\u202e\\u001b"}', c=f"sagastream {hostile}  # {hostile}", none_of_it=None
+    )
+    assert "<b>" not in said
+    assert "<i>" not in said
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    assert said.startswith("&lt;b&gt;\\x1b[31m\\u202e\\n|")
+
+
+def test_json_is_shown_on_several_lines_and_not_too_much_of_it() -> None:
+    assert pretty(b'{"a":[1,"\xc3\xbc"]}') == Lines('{\n  "a": [\n    1,\n    "ü"\n  ]\n}')
+    long = pretty(b'"' + b"a" * 50_000 + b'"')
+    assert len(long) < 21_000
+    assert "characters more" in long
+
+
+def test_advice_is_a_command_to_copy_or_a_sentence() -> None:
+    assert command("sagastream worker  # starts one") == (
+        '<code class="command" data-copy>sagastream worker</code><span class="remark">starts one</span>'
+    )
+    assert "<code" not in command("set appendonly yes")
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "0 bytes"), (2048, "2 KiB"), (3 << 20, "3 MiB"), (5 << 30, "5.0 GiB")])
+def test_a_size_is_short(count: int, told: str) -> None:
+    assert size(count) == told
