@@ -65,6 +65,8 @@ class Bug(StrEnum):
     ANY_PARKED_STATE = "what is asked about one parked state is done to another"
     NOW_AT_AN_UNDO = "a cancel at once gives up a compensation that is out meanwhile"
     HARD_IS_SOFT = "a hard deadline waits for what is out"
+    PAUSE_FORGOTTEN = "a look at what was held does not send it"
+    UNDO_IN_A_PAUSE = "what undoes a step is sent although its service is paused"
     # Of graphs:
     UNDONE_BEFORE_OTHERS = "a step is undone before what came after it is undone"
     SENT_AFTER_A_FAILURE = "a step is sent after another one has failed"
@@ -199,6 +201,14 @@ def _wherever_it_is(state: SagaState, number: int | None, event: Intervene, mome
     return _why_not(state, number, replace(event, parked_at=event.parked_at and state.parked_at), moment)
 
 
+def _stays_held(state: SagaState, moment: Moment) -> SagaState:
+    return state
+
+
+def _never_paused(service: str, command: str, paused: sending.Paused) -> bool:
+    return False
+
+
 # --- mistakes about graphs
 
 
@@ -302,6 +312,8 @@ _REPLACED: Final[dict[Bug | ServicesBug, list[tuple[Any, str, Any]]]] = {
     Bug.ANY_PARKED_STATE: [(asked, "_why_not", _wherever_it_is), (asked, "_step_meant", _where_it_is)],
     Bug.NOW_AT_AN_UNDO: [(asked, "_why_not", _undone_or_not)],
     Bug.HARD_IS_SOFT: [(SagaState, "is_cut_off", False)],
+    Bug.PAUSE_FORGOTTEN: [(moves, "released", _stays_held)],
+    Bug.UNDO_IN_A_PAUSE: [(back, "is_paused", _never_paused)],
     Bug.UNDONE_BEFORE_OTHERS: [(plan, "undoable", _all_at_once)],
     Bug.SENT_AFTER_A_FAILURE: [(moves, "complete_step", _goes_on)],
     Bug.SIBLING_FORGOTTEN: [(back, "go_back", _at_once)],

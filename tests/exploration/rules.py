@@ -10,6 +10,7 @@ from sagastream.core.decision import FAULT, Event
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, ok
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
+from sagastream.core.sending import NOTHING_PAUSED, Paused
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.transitions import Decision
@@ -36,7 +37,7 @@ def canonical(state: SagaState) -> SagaState:
             compensation_sent_ms=_at(step.compensation_sent_ms),
             compensation_answered_ms=_at(step.compensation_answered_ms),
             compensation_error=step.compensation_error and b'"error"',
-            due_ms=None if step.due_ms is None else NOW + _wait_ms(step),
+            due_ms=step.due_ms if step.due_ms is None or step.is_held else NOW + _wait_ms(step),
             parked=step.parked and "parked",
         )
         for step in state.steps
@@ -66,8 +67,10 @@ def _at(ms: int | None) -> int | None:
     return None if ms is None else NOW
 
 
-def broken_by_decision(before: SagaState | None, event: Event, decision: Decision, now_ms: int) -> str | None:
-    """What is wrong with a decision; None: nothing."""
+def broken_by_decision(
+    before: SagaState | None, event: Event, decision: Decision, now_ms: int, paused: Paused = NOTHING_PAUSED
+) -> str | None:
+    """What is wrong with a decision; None: nothing. `paused`: what the worker knows to be paused."""
     after = decision.state
     told = [decision.quarantine or "", *(notice.body.decode() for notice in decision.notices)]
     if fault := next((text for text in told if FAULT in text), None):
@@ -82,10 +85,26 @@ def broken_by_decision(before: SagaState | None, event: Event, decision: Decisio
         return broken
     if before is not None and (broken := _broken_at_once(before, event, after, now_ms)) is not None:
         return broken
+    if (broken := _broken_pauses(before, after, decision, paused)) is not None:
+        return broken
     moved = before is not None and (decision.commands or _position(after) != _position(before))
     if moved and before is not None and isinstance(event, Reply) and event.step not in before.active_steps:
         return f"a reply of step {event.step} moved the saga, which is at step {before.current_step}"
     return _broken_notices(before, event, decision, after) or _broken_by_hash(before, after)
+
+
+def _broken_pauses(before: SagaState | None, after: SagaState, decision: Decision, paused: Paused) -> str | None:
+    """Of what is paused, nothing is sent; and nothing else is held anew."""
+    names = {name for command in decision.commands for name in (command.service, f"{command.service}/{command.type}")}
+    if names & paused:
+        return f"{', '.join(sorted(names & paused))} is paused, and a command was sent: {_shown(after)}"
+    for number, step in enumerate(after.steps, 1):
+        service, was = step.definition.service, None if before is None else before.steps[number - 1]
+        if not step.is_held or (was is not None and was.is_held):
+            continue
+        if not {service, f"{service}/{step.command}"} & paused:
+            return f"step {number} is held, and is not paused: {_shown(after)}"
+    return None
 
 
 def _broken_notices(before: SagaState | None, event: Event, decision: Decision, after: SagaState) -> str | None:
@@ -124,7 +143,8 @@ def _broken_beside(before: SagaState, event: Event, after: SagaState, now_ms: in
     for number, (was, now) in enumerate(zip(before.steps, after.steps, strict=True), 1):
         if number in meant or not was.is_active or isinstance(event, Begin):
             continue
-        if now.phase is Phase.FAILED and was.phase is not Phase.AWAITING:
+        never_sent = was.phase is Phase.AWAITING or (was.phase is Phase.BACKING_OFF and was.attempt == 0)
+        if now.phase is Phase.FAILED and not never_sent:
             return f"step {number} may have been done, and counts as not done: something else happened"
         if was.phase in (Phase.OUT, Phase.UNDO_OUT) and now.phase is not was.phase and not at_once:
             return f"step {number} was out, and is waited for no more: it is {now.phase}"
@@ -255,8 +275,9 @@ def _broken_waits(after: SagaState) -> str | None:
         return f"{_shown(after)}, active are {active}"
     if after.format == PLAIN:
         waits = [after.times_out_ms is not None, after.send_again_ms is not None, after.parked is not None]
+        waits.append(after.step.is_held)
         if sum(waits) != 1 or len(active) > 1:
-            return f"{_shown(after)}, active are {active}, for (times out, sent again, parked) {waits}"
+            return f"{_shown(after)}, active are {active}, for (times out, sent again, parked, held) {waits}"
     if after.cancelling is not None:
         idle = [number for number in active if not after.steps[number - 1].in_flight]
         if idle or after.status is not SagaStatus.PENDING:
@@ -284,7 +305,7 @@ def _broken_signals(saga: SagaState) -> str | None:
 
 def _broken_step(saga: SagaState, step: Step) -> str | None:
     """The phase of a step fits what it waits for, the direction of the saga, and what became of the step."""
-    if (step.due_ms is not None) != (step.times_out_ms is not None or step.send_again_ms is not None):
+    if (step.due_ms is not None) != (step.times_out_ms is not None or step.send_again_ms is not None or step.is_held):
         return f"is {step.phase}, and has the time {step.due_ms}"
     if (step.parked is not None) != (step.phase in (Phase.PARKED, Phase.UNDO_PARKED)):
         return f"is {step.phase}, parked: {step.parked}"

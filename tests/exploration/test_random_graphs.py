@@ -14,9 +14,12 @@ from sagastream.core import back
 from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
+from sagastream.core.moves import released
 from sagastream.core.parsing import parse_begin
 from sagastream.core.phases import Phase
 from sagastream.core.saga import KeptSignal, SagaState, SagaStatus
+from sagastream.core.sending import NOTHING_PAUSED, Paused, held_services
+from sagastream.core.step_state import HELD_MS
 from sagastream.core.steps import GRAPH
 from sagastream.core.transitions import Decision, Moment
 
@@ -27,7 +30,7 @@ NAMES: Final = ("go", "on")
 #: Commands that nobody answers any more, and what their services would say.
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
 _N_IS_1: Final = {"eq": [{"$ref": "/input/n"}, 1]}
-KINDS: Final = (*(OK,) * 3, FAILED, UNKNOWN, "due", "due", "early", "signal", "ask", "help", "again")
+KINDS: Final = (*(OK,) * 3, FAILED, UNKNOWN, "due", "due", "early", "signal", "ask", "help", "again", "pause", "resume")
 
 
 @st.composite
@@ -109,6 +112,7 @@ class Walk:
         self.refused: dict[Command, str] = {}
         self.asked = 0
         self.watch = STEADY
+        self.paused: Paused = NOTHING_PAUSED
         self.events = 0
         self.first_sent: dict[int, int] = {}  # the number of the event that sent a step first
         self.kept: list[tuple[KeptSignal, int]] = []  # the signals that were kept, with the number of the event
@@ -140,9 +144,17 @@ class Walk:
         elif kind == "help":
             if saga.parked_steps:
                 self.asks([Verb.RETRY, Verb.SKIP][pick % 2], step=saga.parked_steps[pick % len(saga.parked_steps)])
-        elif saga.due_ms is not None:
-            due_ms = saga.due_ms if kind == "due" else (self.now_ms + saga.due_ms) // 2
+        elif kind in ("pause", "resume"):
+            self.pauses([SERVICE, f"{SERVICE}/Do", f"{SERVICE}/Undo"][pick % 3] if kind == "pause" else None)
+        elif (due_ms := _next_ms(saga)) is not None:
+            due_ms = due_ms if kind == "due" else (self.now_ms + due_ms) // 2
             self.passes(max(due_ms - self.now_ms, 0))
+            self.happens(Due(saga_id="s"))
+
+    def pauses(self, name: str | None) -> None:
+        """This is paused from now on, and nothing else; None: nothing is. Then a worker looks at what is held."""
+        self.paused = NOTHING_PAUSED if name is None else frozenset([name])
+        if name is None and held_services(self.saga):
             self.happens(Due(saga_id="s"))
 
     def signals(self, signal: Signal) -> None:
@@ -177,17 +189,17 @@ class Walk:
 
     def happens(self, event: Event) -> Decision:
         before = by_clock = self.state
-        moment = Moment(now_ms=self.now_ms, published=PUBLISHED, jitter=0.5, watch=self.watch)
+        moment = Moment(now_ms=self.now_ms, published=PUBLISHED, jitter=0.5, watch=self.watch, paused=self.paused)
         decided = decide(before, event, moment)
         after = decided.state
         assert isinstance(after, SagaState)
         if before is not None and before.due_ms is not None:
             by_clock = by_the_clock(before, self.now_ms, self.watch)
-        broken = rules.broken_by_decision(by_clock, event, decided, self.now_ms)
+        broken = rules.broken_by_decision(by_clock, event, decided, self.now_ms, self.paused)
         assert broken is None, f"{event}: {broken}"
         if isinstance(event, Due) and before is not None and before.due_ms is not None:
             # What is due is done at once; otherwise it would be due again and again.
-            is_due = before.due_ms <= self.now_ms
+            is_due = before.due_ms <= self.now_ms or released(before, moment) is not before
             assert (after is not before) == is_due if by_clock is before else after == by_clock
         if by_clock is not None:
             self.judge(by_clock, event, after)
@@ -219,7 +231,8 @@ class Walk:
                 self.first_sent.setdefault(number, self.events)
 
     def ends(self) -> None:
-        """All services answer, and an operator helps where somebody must."""
+        """Nothing is paused, all services answer, and an operator helps where somebody must."""
+        self.pauses(None)
         for number in range(40 * len(self.begin.steps)):
             saga = self.saga
             if saga.ended:
@@ -231,6 +244,8 @@ class Walk:
                 command = next(same)
                 self.passes(10)
                 self.answers(command, OK)
+            elif held_services(saga):
+                self.pauses(None)  # it was not looked at, since the clock was set
             elif saga.due_ms is not None:
                 self.comes("due", 0)
             else:
@@ -239,6 +254,11 @@ class Walk:
                 stuck = number > 20 * len(self.begin.steps) or self.final.get((at, False)) == FAILED
                 self.asks(Verb.SKIP if stuck else Verb.RETRY, step=at)
         raise AssertionError(f"it goes on forever: {self.saga}")
+
+
+def _next_ms(saga: SagaState) -> int | None:
+    """When the saga is due; None: only if it is resumed, or never."""
+    return None if saga.due_ms is None or saga.due_ms >= HELD_MS else saga.due_ms
 
 
 def walked(begin: Begin, chances: list[tuple[str, int]]) -> Walk:

@@ -42,6 +42,7 @@ from sagastream.core.messages import (
 from sagastream.core.parsing import read_reply, read_request
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.sending import NOTHING_PAUSED, Paused
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Run, Undo
 from sagastream.core.service_rules import TRIES
 from sagastream.core.step_state import StepStatus
@@ -54,6 +55,7 @@ from sagastream.service.declaration import Service
 SAGA_ID: Final = "s"
 _DEADLINE_MS: Final = 10_000_000
 _START_MS: Final = NOW + 1000
+_PAUSED: Final[Paused] = frozenset({"work"})
 #: A step whose time has not come is due later than any other.
 _LATER_MS: Final = 100_000_000
 
@@ -96,6 +98,7 @@ class Config:
     #: Whether a request about a parked saga says where its sender saw it parked. By the time that a worker reads it,
     #: the saga may be elsewhere.
     seen: bool = False
+    pauses: int = 0  # how often the service is paused, or resumed after that
     resend: int = 0  # requests that arrive twice, because the answer to the append was lost
     batch: int = 1  # entries that a worker takes in one turn
     deadline: bool = False
@@ -116,7 +119,7 @@ World = tuple[int, ...]
 NO_TIMER, TIMED, PARKED = 0, 1, 2
 
 # The parts of the budget: how much of it is left.
-LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND, SIGNALS = range(8)
+LOSS, DUPLICATION, WORKER_CRASH, SERVICE_CRASH, ZOMBIE, REQUEST, RESEND, SIGNALS, PAUSES = range(9)
 
 #: An entry of a stream: what it says, a number that tells it from equal entries, whether it was delivered.
 Entry = tuple[int, int, bool]
@@ -191,10 +194,11 @@ class Model:
         # A worker finds that the saga is due; what of it is due shows when it decides. Only its number tells such an
         # event from the others.
         self._due = self.events.number(Due(saga_id=SAGA_ID))
+        self._resumed = self.events.number(Due(saga_id=f"{SAGA_ID}-resumed"))
         self._deadline = self.events.number(Due(saga_id=f"{SAGA_ID}-deadline"))
         self._times = [self.events.number(Due(saga_id=f"{SAGA_ID}-{number}")) for number in range(len(self._sends) + 1)]
-        self._decided: dict[tuple[int, tuple[int, ...]], Outcome] = {}
-        self._one: dict[tuple[int, int], tuple[int, bool, tuple[int, ...], str | None]] = {}
+        self._decided: dict[tuple[int, tuple[int, ...], Paused], Outcome] = {}
+        self._one: dict[tuple[int, int, Paused], tuple[int, bool, tuple[int, ...], str | None]] = {}
         self._recalled: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
         self._answered: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         self._checked: dict[tuple[int, ...], str | None] = {}
@@ -220,7 +224,7 @@ class Model:
     def start(self) -> World:
         config, begin = self.config, self._begin
         budget = (config.loss, config.duplication, config.worker_crashes, config.service_crashes, config.zombies,
-                  config.requests, config.resend, (1 << len(config.signals)) - 1)  # fmt: skip
+                  config.requests, config.resend, (1 << len(config.signals)) - 1, config.pauses)  # fmt: skip
         return (
             self.sagas.number(None),
             NO_TIMER,
@@ -243,6 +247,18 @@ class Model:
             yield from self._operators_move(world)
         if self.config.signals:
             yield from self._others_signal(world)
+        if self.budgets.values[world[BUDGET]][PAUSES]:
+            what = "somebody resumes the service" if self._is_paused(world) else "somebody pauses the service"
+            yield Move((what,), self._spend(world, PAUSES), fault=True)
+
+    def _is_paused(self, world: World) -> bool:
+        return (self.config.pauses - self.budgets.values[world[BUDGET]][PAUSES]) % 2 == 1
+
+    def _seen_paused(self, world: World) -> list[Paused]:
+        """What a worker may have seen to be paused: it reads that now and then, and decides by what it read last."""
+        if self.budgets.values[world[BUDGET]][PAUSES] == self.config.pauses:
+            return [NOTHING_PAUSED]
+        return [NOTHING_PAUSED, _PAUSED]
 
     def _workers_move(self, world: World) -> Iterator[Move]:
         slots = self.workers.values[world[WORKERS]]
@@ -286,6 +302,8 @@ class Model:
         if state is None or state.due_ms is None:
             return
         times = [self._due] if self._due_times(world, state) else []
+        if any(step.is_held for step in state.steps) and not self._is_paused(world):
+            times.append(self._resumed)  # it is in the index of what is held, which is looked through after a pause
         if state.deadline_ms is not None and state.deadline_counts:
             times.append(self._deadline)
         zombie = any(number == -1 for _, number in held)
@@ -301,7 +319,7 @@ class Model:
         if state.is_to_start:
             return self._times[:1]
         steps = enumerate(state.steps, 1)
-        due = [number for number, step in steps if step.due_ms is not None]
+        due = [number for number, step in steps if step.due_ms is not None and not step.is_held]
         if self.config.signals and any(
             isinstance(self.events.values[e], Signal) for e, _, _ in self.entries.values[world[LETTERS]]
         ):
@@ -332,17 +350,26 @@ class Model:
         elif not mirror.commits(world[SAGA], seen) and self.bug is not Bug.NO_VERSION:
             after = self._with_worker(world, slots, at, (letters, world[SAGA]))
             yield Move(("a worker is refused, and loads again", letters), after, fault=False)
-        elif letters != ((self._due, -1),):
-            yield self._commit(world, slots, at, tuple(event for event, _ in letters))
+        elif letters == ((self._resumed, -1),):
+            # A worker that reads that something is paused no more looks at once at what is held.
+            yield self._commit(
+                world, slots, at, (self._resumed,), _PAUSED if self._is_paused(world) else NOTHING_PAUSED
+            )
         else:
-            state = self.sagas.values[seen]
-            times = self._due_times(world, state) if state is not None else []
-            for time in times or [self._due]:
-                yield self._commit(world, slots, at, (time,))
+            chances = [tuple(event for event, _ in letters)]
+            if letters == ((self._due, -1),):
+                state = self.sagas.values[seen]
+                times = self._due_times(world, state) if state is not None else []
+                chances = [(time,) for time in times or [self._due]]
+            for paused in self._seen_paused(world):
+                for events in chances:
+                    yield self._commit(world, slots, at, events, paused)
 
-    def _commit(self, world: World, slots: tuple[Worker, ...], at: int, events: tuple[int, ...]) -> Move:
+    def _commit(
+        self, world: World, slots: tuple[Worker, ...], at: int, events: tuple[int, ...], paused: Paused
+    ) -> Move:
         letters, seen = slots[at]
-        outcome = self._fold(seen, events)
+        outcome = self._fold(seen, events, paused)
         broken = outcome.broken
         if seen != world[SAGA] and outcome.changed:
             broken = self._broken_write(world[SAGA], outcome)
@@ -688,13 +715,13 @@ class Model:
 
     # --- decisions
 
-    def _fold(self, seen: int, events: tuple[int, ...]) -> Outcome:
-        key = (seen, events)
+    def _fold(self, seen: int, events: tuple[int, ...], paused: Paused) -> Outcome:
+        key = (seen, events, paused)
         if key not in self._decided:
             state, changed, broken = seen, False, None
             commands: tuple[int, ...] = ()
             for event in events:
-                state, moved, sent, wrong = self._decide(state, event)
+                state, moved, sent, wrong = self._decide(state, event, paused)
                 changed, commands, broken = changed or moved, commands + sent, broken or wrong
             before, after = self.sagas.values[seen], self.sagas.values[state]
             timers = {"": None, "ended": NO_TIMER, "aborted": NO_TIMER, "+inf": PARKED}
@@ -702,20 +729,27 @@ class Model:
             self._decided[key] = Outcome(state, changed, commands, timer, broken)
         return self._decided[key]
 
-    def _decide(self, seen: int, number: int) -> tuple[int, bool, tuple[int, ...], str | None]:
-        key = (seen, number)
+    def _decide(self, seen: int, number: int, paused: Paused) -> tuple[int, bool, tuple[int, ...], str | None]:
+        key = (seen, number, paused)
         if key not in self._one:
             state = self.sagas.values[seen]
             event, now = self._happening(state, number)
             state = self._at_its_time(state, number)
-            decision = decide(state, event, Moment(now_ms=now, published=self._published))
+            decision = decide(state, event, Moment(now_ms=now, published=self._published, paused=paused))
             after = decision.state
             assert after is None or isinstance(after, SagaState)
             commands = tuple(self.commands.number(_timeless(command)) for command in decision.commands)
             number_after = seen if after is state else self.sagas.number(after and canonical(after))
             broken = None
             if self.bug not in (Bug.LATE_OK_APPLIED, Bug.UNKNOWN_IS_FAILED):  # the event was another one
-                broken = rules.broken_by_decision(state, event, decision, now)
+                broken = rules.broken_by_decision(state, event, decision, now, paused)
+            if (
+                number == self._resumed
+                and not paused
+                and after is not None
+                and any(step.is_held for step in after.steps)
+            ):
+                broken = broken or f"nothing is paused, and it stays held: {self._shown(after)}"
             self._one[key] = (number_after, after is not state, commands, broken)
         return self._one[key]
 
@@ -728,6 +762,8 @@ class Model:
                 return event, NOW
             if number == self._deadline:
                 return event, state.deadline_ms or NOW
+            if number == self._resumed:
+                return event, NOW
             if state.is_to_start:
                 return event, state.start_ms or NOW
             if self.bug is Bug.UNKNOWN_IS_FAILED and state.status is SagaStatus.PENDING and state.times_out_ms:
@@ -744,12 +780,13 @@ class Model:
         return event, NOW
 
     def _at_its_time(self, state: SagaState | None, number: int) -> SagaState | None:
-        """The saga when the time of this step has come, and of no other: the times of steps come in any order."""
-        if state is None or number not in self._times[1:]:
+        """The saga when the time of this step has come, and of no other: the times of steps come in any order. What is
+        held has no time."""
+        if state is None or number not in (*self._times[1:], self._resumed):
             return state
-        due = self._times.index(number)
+        due = 0 if number == self._resumed else self._times.index(number)
         steps = [
-            step if step.due_ms is None else replace(step, due_ms=NOW if at == due else NOW + _LATER_MS)
+            step if step.due_ms is None or step.is_held else replace(step, due_ms=NOW if at == due else NOW + _LATER_MS)
             for at, step in enumerate(state.steps, 1)
         ]
         return replace(state, steps=tuple(steps))
@@ -804,7 +841,7 @@ class Model:
         if state is None:
             refused = isinstance(self._begin, Unreadable)
             return None if refused else "a saga was asked for, and is not there"
-        if not state.ended and not _waits_for_a_person(state):
+        if not state.ended and not _waits_for_a_person(state) and not (_is_held(state) and self._is_paused(world)):
             return f"the saga is {self._shown(state)}, and nothing will ever move it"
         abandoned = rules.is_abandoned(state)
         for number, (step, (present, _)) in enumerate(
@@ -903,7 +940,8 @@ class Model:
         if isinstance(event, Due):
             if number in self._times[1:]:
                 return f"the time of step {self._times.index(number)}"
-            return {self._deadline: "the deadline", self._due: "a time"}.get(number, "the start")
+            told = {self._deadline: "the deadline", self._due: "a time", self._resumed: "the end of a pause"}
+            return told.get(number, "the start")
         if isinstance(event, Signal):
             return f"the signal {event.name}" + ("" if event.declined is None else ", declined")
         if isinstance(event, Reply):
@@ -933,6 +971,12 @@ _OVERRULED: Final = -2
 def _waits_for_a_person(state: SagaState) -> bool:
     """Whether nothing moves the saga but a person: all that is active is parked."""
     return state.parked is not None and state.due_ms is None
+
+
+def _is_held(state: SagaState) -> bool:
+    """Whether nothing moves the saga while its service is paused, but a person, or its deadline."""
+    active = [state.steps[number - 1] for number in state.active_steps]
+    return any(step.is_held for step in active) and all(step.is_held or step.parked for step in active)
 
 
 def _timeless(command: Command) -> Command:

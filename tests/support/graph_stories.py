@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from sagastream.core.messages import Begin, Intervene, Notice, Signal, Verb, done_body, parked_body
 from sagastream.core.parsing import parse_begin
-from sagastream.core.sending import Published
+from sagastream.core.sending import NOTHING_PAUSED, Paused, Published
 from support.stories import BEGUN_MS, Story
 
 DAY_MS: Final = 86_400_000
@@ -114,10 +114,14 @@ class GraphStory(Story):
 
 
 def given_graph(
-    *steps: dict[str, Any], published: Published = UNDONE_BY, journal_bytes: int = 0, **members: Any
+    *steps: dict[str, Any],
+    published: Published = UNDONE_BY,
+    journal_bytes: int = 0,
+    paused: Paused = NOTHING_PAUSED,
+    **members: Any,
 ) -> GraphStory:
-    """A graph with these steps that has just begun. `members`: of its saga_begin."""
-    return GraphStory(graph_of(*steps, **members), published, jitter=1.0, journal_bytes=journal_bytes)
+    """A graph with these steps that has just begun. `paused`: what is; `members`: of its saga_begin."""
+    return GraphStory(graph_of(*steps, **members), published, jitter=1.0, journal_bytes=journal_bytes, paused=paused)
 
 
 __all__ = ["BEGUN_MS", "DAY_MS", "GraphStory", "Verb", "do", "given_graph", "graph_of"]

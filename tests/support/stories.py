@@ -9,7 +9,7 @@ from sagastream.core.clock import STEADY
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Code, Due, Intervene, Notice, Reply, Verb, done_body, parked_body
 from sagastream.core.saga import Found, SagaState
-from sagastream.core.sending import Published
+from sagastream.core.sending import NOTHING_PAUSED, Paused, Published
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment
@@ -43,12 +43,20 @@ class Story:
     A second passes before each event, unless the test says otherwise. Chance shortens no delay.
     """
 
-    def __init__(self, begin: Begin, published: Published, jitter: float, journal_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        begin: Begin,
+        published: Published,
+        jitter: float,
+        journal_bytes: int = 0,
+        paused: Paused = NOTHING_PAUSED,
+    ) -> None:
         self.published = published
         self.journal_bytes = journal_bytes
         self.jitter = jitter
         self.now_ms = BEGUN_MS - 1000
         self.watch = STEADY
+        self.paused = paused
         self.state: SagaState | None = None
         self.decision = Decision(state=None)
         self._when(begin)
@@ -100,6 +108,15 @@ class Story:
             verb=verb, saga_id="saga42", reason=reason, now=now, parked_at=parked_at, request_id=request_id
         )
         return self._when(asked)
+
+    def when_paused(self, *names: str) -> Self:
+        """From now on these are paused, and nothing else: services, and commands as `service/command`."""
+        self.paused = frozenset(names)
+        return self
+
+    def when_resumed(self) -> Self:
+        """Nothing is paused from now on, and a worker looks at the saga."""
+        return self.when_paused().when_due(after_ms=1000)
 
     # --- what it leads to
 
@@ -232,6 +249,7 @@ class Story:
             watch=self.watch,
             jitter=self.jitter,
             journal_bytes=self.journal_bytes,
+            paused=self.paused,
         )
         self.decision = decide(self.state, event, moment)
         self.state = readable(self.decision.state)
@@ -253,8 +271,9 @@ def given_saga(
     hard: bool = False,
     jitter: float = 1.0,
     journal_bytes: int = 0,
+    paused: Paused = NOTHING_PAUSED,
 ) -> Story:
-    """A saga with these steps that has just begun. `hard`: it has a hard deadline."""
+    """A saga with these steps that has just begun. `hard`: it has a hard deadline. `paused`: what is."""
     begin = Begin(
         saga_id="saga42",
         steps=steps,
@@ -263,4 +282,4 @@ def given_saga(
         deadline_ms=deadline_ms,
         hard_deadline=hard,
     )
-    return Story(begin, published, jitter, journal_bytes)
+    return Story(begin, published, jitter, journal_bytes, paused)

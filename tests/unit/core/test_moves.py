@@ -650,6 +650,7 @@ def test_every_edge_of_the_state_machine_is_walked_by_some_story(
     given_saga(RESERVE, CHARGE).when_asked(Verb.CANCEL).when("ReserveInventory_ok", 1)
     given_saga(SHIP).when("CreateShipment_ok", 1)
     given_graph(do("a", when=False))
+    given_saga(CHARGE).when_due().when_paused("payment").when_due()
     test_a_retried_saga_looks_anew_for_what_undoes_its_step()
     undone_one_after_the_other(monkeypatch)
     assert set(footprints.walked) == set(TRANSITIONS)
@@ -705,6 +706,7 @@ def test_every_edge_of_the_machine_of_a_step_is_walked_by_some_story(monkeypatch
     in_doubt().when_due().when_due().when_due().when_asked(Verb.SKIP).when(*done_after_all)
     in_doubt().when_due().when_due().when_due().when_asked(Verb.ABANDON).when(*done_after_all).when(*undone)
     walk_graphs()
+    walk_pauses()
     undone_one_after_the_other(monkeypatch)
     assert set(STEP) - prints.walked == set()
 
@@ -731,6 +733,17 @@ def walk_graphs() -> None:
     done = given_graph(*three, do("d", after=["a", "b", "c"])).when("A_ok", 1).when("B_ok", 2).when("C_ok", 3)
     for story in (done.when("D_failed", 4), given_graph(*three).when_asked(Verb.CANCEL, request_id="op-0", now=True)):
         story.when("UnA_failed", 1).when("UnC_failed", 3).when_asked(Verb.ABANDON, now=True)
+
+
+def walk_pauses() -> None:
+    """The stories of what is put off while it is paused."""
+    given_saga(CHARGE, paused=frozenset({"payment"}))
+    given_saga(CHARGE).when_due().when_paused("payment").when_due()
+    pivot_in_doubt().when_paused("payment").when_asked(Verb.RETRY)
+    retry: dict[str, Any] = {"attempts": 1, "retry_on": "go", "retry_within_ms": 1000}
+    given_graph(do("a", **retry)).when("A_failed", 1).when_paused("s").when_signalled("go")
+    in_doubt().when_paused("payment").when_due().when_due()
+    in_doubt().when_due().when_due().when_due().when_paused("payment").when_asked(Verb.RETRY)
 
 
 def pivot_in_doubt() -> Story:

@@ -74,7 +74,7 @@ def test_a_retry_is_awaited_after_a_command_has_failed_and_leaves_its_outcome_op
     """Its service has recorded no failure, so another delivery may still do it: it is never certain that it failed."""
     assert [before for before, _, after in edges() if after is Phase.RETRY_AWAITED] == [Phase.OUT]
     after = {after for before, _, after in edges() if before is Phase.RETRY_AWAITED}
-    assert after == {Phase.OUT, Phase.COMPLETED, Phase.IN_DOUBT, Phase.PARKED}
+    assert after == {Phase.OUT, Phase.BACKING_OFF, Phase.COMPLETED, Phase.IN_DOUBT, Phase.PARKED}
 
 
 def test_only_a_command_that_is_out_can_fail_and_only_a_parked_step_is_skipped() -> None:

@@ -14,7 +14,7 @@ from sagastream.core.forward import sources_of
 from sagastream.core.phases import ACTIVE, Phase
 from sagastream.core.references import Failure
 from sagastream.core.saga import SagaState
-from sagastream.core.sending import NOBODY_KNOWS, send_compensation, undo_of
+from sagastream.core.sending import NOBODY_KNOWS, hold, is_paused, send_compensation, undo_of
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
@@ -170,8 +170,8 @@ def undo_next(state: SagaState, moment: Moment) -> Decision:
 
 
 def _undo(state: SagaState, number: int, moment: Moment, *, at_once: bool) -> Decision:
-    """Send the compensation of this step, or put it off by no time at all, so that another decision sends it; park the
-    step if nobody knows the compensation."""
+    """Send the compensation of this step, or hold it if it is paused, or put it off by no time at all, so that another
+    decision sends it; park the step if nobody knows the compensation."""
     step = state.steps[number - 1]
     definition = step.definition
     name = undo_of(definition, moment.published)
@@ -191,10 +191,11 @@ def _undo(state: SagaState, number: int, moment: Moment, *, at_once: bool) -> De
             f"what undoes step {state.told(number)} cannot be told its compensation_params: {error}",
             moment,
         )
+    assert name is not None  # what needs no undo is not undone
     # The attempts of the undo are counted separately.
     step = replace(step, compensation=name, tried_before=0)
-    if not at_once:
-        step = step.moved("undo put off", due_ms=moment.now_ms)
+    if (paused := is_paused(definition.service, name, moment.paused)) or not at_once:
+        step = hold(step) if paused else step.moved("undo put off", due_ms=moment.now_ms)
         steps = put(state.steps, number, step)
         return Decision(state=moved(state, "compensation put off", moment, steps, undone=(number,)))
     step, command = send_compensation(state, number, step, moment.now_ms)

@@ -71,7 +71,7 @@ def _forward_ms(state: SagaState, watch: Watch) -> int:
 
 def _moved(step: Step, by_ms: int, now_ms: int) -> Step:
     """The step, if it waits for a time, with that time, and when its command was sent, so much later."""
-    if step.due_ms is None:
+    if step.due_ms is None or step.is_held:
         return step
     # In a damaged hash, the last change may be centuries ahead, and the other times not.
     changes: dict[str, Any] = {"due_ms": max(step.due_ms + by_ms, now_ms)}

@@ -121,12 +121,13 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
 
 def _due(state: SagaState, moment: Moment) -> Decision:
     """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due, or it is only
-    looked at because the broker's clock was set back, or went forward."""
+    looked at because the broker's clock was set back, or went forward; or what it is held for may be paused no more."""
     if state.due_ms is None:
         return Decision(state=state)
     if (moved := by_the_clock(state, moment.now_ms, moment.watch)) is not state:
         return Decision(state=moved)
-    if state.due_ms > moment.now_ms:
+    state = moves.released(state, moment)
+    if state.due_ms is None or state.due_ms > moment.now_ms:
         return Decision(state=state)
     if state.deadline_ms is not None and state.is_over_deadline(moment.now_ms):
         # If a step is due as well, the saga stays due, and the next look at it deals with that.

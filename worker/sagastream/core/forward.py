@@ -14,7 +14,7 @@ from sagastream.core.messages import Command
 from sagastream.core.phases import DONE, Phase
 from sagastream.core.references import Failure, Sources
 from sagastream.core.saga import KeptSignal, SagaState
-from sagastream.core.sending import send_transaction
+from sagastream.core.sending import hold, is_paused, send_transaction
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, PLAIN_SHAPE, StepKind
 from sagastream.core.strict_json import encode
@@ -50,7 +50,11 @@ def advance(state: SagaState, steps: tuple[Step, ...], moment: Moment) -> Advanc
         steps, signals = beginning.steps, beginning.signals
     commands = []
     for number in to_send:
-        step, command = send_transaction(state, number, steps[number - 1], moment.now_ms)
+        step = steps[number - 1]
+        if moment.paused and is_paused(step.definition.service, step.command, moment.paused):
+            steps = put(steps, number, hold(step))
+            continue
+        step, command = send_transaction(state, number, step, moment.now_ms)
         steps = put(steps, number, step)
         commands.append(command)
     return Advance(steps, signals, commands)

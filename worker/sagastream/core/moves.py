@@ -15,7 +15,7 @@ from sagastream.core.backoff import step_delay_ms
 from sagastream.core.forward import advance, declined, wanted
 from sagastream.core.messages import Begin
 from sagastream.core.saga import Intervention, SagaState
-from sagastream.core.sending import send_compensation, send_transaction
+from sagastream.core.sending import hold, is_paused, send_compensation, send_transaction
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.strict_json import encode
@@ -150,12 +150,24 @@ def _give_up_attempts(
     return fail_step(state, number, error, moment, unknown=unknown)
 
 
+def released(state: SagaState, moment: Moment) -> SagaState:
+    """The saga after what is paused no more is due, of all that was held; the very same object if nothing is."""
+    steps = state.steps
+    for number, step in enumerate(steps, 1):
+        if step.is_held and not is_paused(step.definition.service, step.command, moment.paused):
+            steps = put(steps, number, replace(step, due_ms=moment.now_ms))
+    return state if steps is state.steps else replace(state, steps=steps)
+
+
 def send_again(state: SagaState, number: int, moment: Moment) -> Decision:
     """Send the next attempt of this step's command, or of its compensation if it is being undone."""
     return _send_again(state, number, state.steps[number - 1], moment)
 
 
 def _send_again(state: SagaState, number: int, step: Step, moment: Moment) -> Decision:
+    if is_paused(step.definition.service, step.command, moment.paused):
+        happening = "compensation put off" if step.being_undone else "put off"
+        return Decision(state=moved(state, happening, moment, put(state.steps, number, hold(step))))
     send = send_compensation if step.being_undone else send_transaction
     step, command = send(state, number, step, moment.now_ms)
     return sent(moved(state, "sent again", moment, put(state.steps, number, step)), [command])

@@ -15,7 +15,7 @@ class Phase(StrEnum):
     BYPASSED = "BYPASSED"  # its condition did not hold: for the steps after it that counts as done
     AWAITING = "AWAITING"  # it sends nothing: it waits for a signal, or until a time
     OUT = "OUT"  # its command is out: an answer is awaited
-    BACKING_OFF = "BACKING_OFF"  # an attempt failed: the command will be sent again
+    BACKING_OFF = "BACKING_OFF"  # its command will be sent: an attempt failed, or its service is paused
     RETRY_AWAITED = "RETRY_AWAITED"  # its last attempt failed: a signal is awaited, to send it again
     PARKED = "PARKED"  # a person must say how to go on
     COMPLETED = "COMPLETED"  # its command was done
@@ -63,6 +63,11 @@ STEP: Final[Mapping[tuple[Phase, str], Phase]] = {
     (Phase.AWAITING, "completed"): Phase.COMPLETED,
     (Phase.AWAITING, "failed"): Phase.FAILED,
     (Phase.AWAITING, "parked"): Phase.PARKED,
+    # Its service, or its command, is paused: it is sent once that is over.
+    (Phase.WAITING, "put off"): Phase.BACKING_OFF,
+    (Phase.BACKING_OFF, "put off"): Phase.BACKING_OFF,
+    (Phase.RETRY_AWAITED, "put off"): Phase.BACKING_OFF,
+    (Phase.PARKED, "put off"): Phase.BACKING_OFF,
     (Phase.BACKING_OFF, "sent"): Phase.OUT,
     (Phase.PARKED, "sent"): Phase.OUT,
     (Phase.OUT, "attempt failed"): Phase.BACKING_OFF,
@@ -88,9 +93,12 @@ STEP: Final[Mapping[tuple[Phase, str], Phase]] = {
     (Phase.IN_DOUBT, "undo sent"): Phase.UNDO_OUT,
     (Phase.UNDO_BACKING_OFF, "undo sent"): Phase.UNDO_OUT,
     (Phase.UNDO_PARKED, "undo sent"): Phase.UNDO_OUT,
-    # So much is sent to undo other steps of the saga that this is sent in a commit of its own, at once.
+    # What undoes it is paused. Or so much is sent to undo other steps of the saga that this is sent in a commit of its
+    # own, at once.
     (Phase.COMPLETED, "undo put off"): Phase.UNDO_BACKING_OFF,
     (Phase.IN_DOUBT, "undo put off"): Phase.UNDO_BACKING_OFF,
+    (Phase.UNDO_BACKING_OFF, "undo put off"): Phase.UNDO_BACKING_OFF,
+    (Phase.UNDO_PARKED, "undo put off"): Phase.UNDO_BACKING_OFF,
     (Phase.COMPLETED, "undo parked"): Phase.UNDO_PARKED,
     (Phase.IN_DOUBT, "undo parked"): Phase.UNDO_PARKED,
     (Phase.UNDO_OUT, "undo parked"): Phase.UNDO_PARKED,

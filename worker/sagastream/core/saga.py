@@ -67,7 +67,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     epoch by the broker's clock. Steps count from 1.
 
     A live saga always waits for something: for its start; or for one of its steps at least, which is in flight, backing
-    off, parked, or waits for a signal or a time.
+    off, held, parked, or waits for a signal or a time.
     """
 
     saga_id: str  # its id, as in the request that began it
@@ -276,7 +276,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def send_again_ms(self) -> int | None:
-        """When the next attempt of a command is sent; None: no step is backing off."""
+        """When the current step sends its command again; None: it is not backing off, or is held."""
         return self.steps[self.current_step - 1].send_again_ms
 
     @property
@@ -320,6 +320,8 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
             return f"the end of its pause, step {self.told(number)}" if shape.wait is None else f"the signal {what}"
         if phase is Phase.RETRY_AWAITED:
             return f"the signal {shape.retry_on}, to send {what} again"
+        if step.is_held:
+            return f"{step.definition.service} to be resumed, to send {what}"
         if attempt == 0:
             return f"the time to send {what}"  # it was put off: see back.AT_ONCE_BYTES
         return f"the time to send {what} again (attempt {attempt + 1} of {step.attempts}){then}"

@@ -54,6 +54,11 @@ _STATUS: Final[Mapping[Phase, StepStatus]] = {
     Phase.COMPENSATED: StepStatus.COMPENSATED,
     Phase.UNDO_SKIPPED: StepStatus.COMPLETED,
 }
+#: When the command of a step is sent that is held, since its service or its command is paused: never by itself. It is
+#: the year 5000, and not a value of its own, so that a worker of an earlier release leaves the step alone, too.
+HELD_MS: Final = 95_617_584_000_000
+#: From here on, the year 4000, a step counts as held: that worker moves the time with a clock that is set.
+_HELD_FROM_MS: Final = 64_060_588_800_000
 _WAITING, _OUT, _COMPLETED = Phase.WAITING, Phase.OUT, Phase.COMPLETED
 _STATUS_IF_UNKNOWN: Final = {**_STATUS, **dict.fromkeys((*UNDO, Phase.UNDO_SKIPPED), StepStatus.FAILED)}
 
@@ -81,7 +86,7 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
     compensation_error: bytes | None = None  # the error of the last attempt to undo it that failed, JSON
     tried_before: int = 0  # how many attempts of the current command were made before an operator's last retry
     unsent_retries: int = 0  # how often an operator said retry when nothing had been sent; of a plain saga 0
-    due_ms: int | None = None  # when its command times out, its wait ends, or it is sent again; None: it has no time
+    due_ms: int | None = None  # when its command times out, its wait ends, or it is sent; None: it has no time
     parked: str | None = None  # why it waits for a person; None: it does not
     done_by: str | None = None  # the process that gave the last word on its transaction; None: that is not known
     compensation_done_by: str | None = None  # the same of its compensation
@@ -129,7 +134,8 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
         shape = self.definition.shape
         if shape.wait == signal:
             return self.phase in MAY_AWAIT_SIGNAL
-        return shape.retry_on == signal and self.phase in MAY_AWAIT_RETRY
+        # What is held may never have been sent.
+        return shape.retry_on == signal and self.phase in MAY_AWAIT_RETRY and self.attempt > 0
 
     @property
     def in_flight(self) -> bool:
@@ -138,8 +144,13 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def being_undone(self) -> bool:
-        """Whether its compensation is in flight, backing off or parked."""
+        """Whether its compensation is in flight, backing off, held or parked."""
         return self.phase in UNDO
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its next command waits until somebody resumes its service or that command."""
+        return self.due_ms is not None and self.due_ms >= _HELD_FROM_MS and self.phase in BACKING_OFF
 
     @property
     def times_out_ms(self) -> int | None:
@@ -148,8 +159,8 @@ class Step(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def send_again_ms(self) -> int | None:
-        """When its next attempt is sent; None: it is not backing off."""
-        return self.due_ms if self.phase in BACKING_OFF else None
+        """When its next attempt is sent; None: it is not backing off, or is held."""
+        return self.due_ms if self.phase in BACKING_OFF and not self.is_held else None
 
     @property
     def command(self) -> str:

@@ -13,7 +13,7 @@ from sagastream.core import plan
 from sagastream.core.clock import STEADY, Watch
 from sagastream.core.messages import Command, Notice, outcome_body, parked_body
 from sagastream.core.saga import Found, SagaState, SagaStatus
-from sagastream.core.sending import Published
+from sagastream.core.sending import NOTHING_PAUSED, Paused, Published
 from sagastream.core.step_state import Step
 from sagastream.errors import ImpossibleTransition
 
@@ -26,6 +26,7 @@ TRANSITIONS: Final[Mapping[tuple[SagaStatus | None, str], SagaStatus]] = {
     (SagaStatus.PENDING, "last step completed"): SagaStatus.COMPLETED,
     (SagaStatus.PENDING, "attempt failed"): SagaStatus.PENDING,
     (SagaStatus.PENDING, "sent again"): SagaStatus.PENDING,
+    (SagaStatus.PENDING, "put off"): SagaStatus.PENDING,
     (SagaStatus.PENDING, "to be cancelled"): SagaStatus.PENDING,
     (SagaStatus.PENDING, "parked"): SagaStatus.PENDING,
     (SagaStatus.PENDING, "step skipped"): SagaStatus.PENDING,
@@ -55,6 +56,7 @@ class Moment(Struct, frozen=True, kw_only=True, gc=False):
     jitter: float = 0.0  # 0 to 1, by chance: keeps retries that fall due together apart
     closed: Mapping[int, str] | None = None  # the formats in which no saga may begin yet, each with the reason
     journal_bytes: int = 0  # how long the journal of a saga may be; 0: it has none
+    paused: Paused = NOTHING_PAUSED  # of which nothing is sent
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):
