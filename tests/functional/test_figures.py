@@ -176,7 +176,7 @@ def test_a_reader_reads_again_after_a_while_only(scene: Scene) -> None:
 
 
 @pytest.mark.own_server
-def test_a_large_store_takes_no_command_over_5_ms(server: Server) -> None:
+def test_a_large_store_takes_few_commands_and_none_over_5_ms(server: Server) -> None:
     scene = Scene(server.broker())
     pipeline = scene.redis.pipeline(transaction=False)
     for number in range(20_000):
@@ -191,9 +191,14 @@ def test_a_large_store_takes_no_command_over_5_ms(server: Server) -> None:
             pipeline.hset(ONLY.saga(f"s{number}"), mapping=words | {"step1.service": "work"})
     pipeline.execute()
     scene.redis.config_set("slowlog-log-slower-than", 5_000)
-    scene.redis.slowlog_reset()
-    began: Any = scene.redis.info("cpu")
+    scene.redis.config_resetstat()
     read(scene)
-    ended: Any = scene.redis.info("cpu")
-    assert scene.redis.slowlog_get() == []
-    assert sum(ended[name] - began[name] for name in ("used_cpu_user", "used_cpu_sys")) < 0.2
+    stats: Any = scene.redis.info("commandstats")
+    assert sum(one["calls"] for one in stats.values()) < 3_200  # of 20,000 sagas
+
+    def is_quick() -> bool:  # on a busy machine a server may be interrupted during any command
+        scene.redis.slowlog_reset()
+        read(scene)
+        return scene.redis.slowlog_get() == []
+
+    until(is_quick, what="no command takes 5 ms")
