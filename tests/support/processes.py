@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sagastream.broker.home import home_of
+from support.prepared import popen
 from support.waiting import until
 
 #: The command `sagastream` of the environment that the tests run in.
@@ -47,7 +48,7 @@ class Commands:
         env = self.environment(**options.pop("env", {}))
         for name in ("stdin", "stdout", "stderr"):
             options.setdefault(name, subprocess.PIPE)
-        process = subprocess.Popen([*program, *arguments], cwd=self.folder, env=env, **options)
+        process = popen([*program, *arguments], program=program, cwd=self.folder, env=env, **options)
         self.running.append(process)
         return process
 
@@ -59,16 +60,20 @@ class Commands:
     def run(self, *arguments: str, given: str | bytes = b"", **env: str) -> "subprocess.CompletedProcess[str]":
         """Run `sagastream ARGUMENTS` to its end."""
         data = given.encode() if isinstance(given, str) else given
-        done = subprocess.run(
+        process = popen(
             [SAGASTREAM, *arguments],
+            program=[SAGASTREAM],
             cwd=self.folder,
             env=self.environment(**env),
-            input=data,
-            capture_output=True,
-            timeout=120,
-            check=False,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
         )
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+        try:
+            said, errors = process.communicate(data, timeout=120)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, said.decode(), errors.decode())
 
     def shell(self, lines: str) -> "subprocess.CompletedProcess[str]":
         """Run lines that a page tells a person to type, and end the processes that they leave in the background."""
