@@ -26,20 +26,26 @@ def pins(name: str) -> dict[str, list[Requirement]]:
     return found
 
 
-def needs(*extras: str) -> list[Requirement]:
-    """What the project needs to be built and with these extras, but for what other packages bring along."""
-    texts = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
+#: The file of pins, the extras that it is for, and whether the project is built with it.
+FILES = [("embedded", ("embedded",), True), ("all", ("embedded", "lint", "docs"), True), ("deploy", ("crypto",), False)]
+
+
+def needs(*extras: str, built: bool = True) -> list[Requirement]:
+    """What the project needs with these extras, and to be built, but for what other packages bring along."""
+    texts = [*(PROJECT["build-system"]["requires"] if built else []), *PROJECT["project"]["dependencies"]]
     for extra in extras:
         texts += EXTRAS[extra]
     wanted = [Requirement(text) for text in texts]
     own = {extra for one in wanted if one.name == "sagastream" for extra in one.extras} - {*extras}
-    return needs(*extras, *own) if own else [one for one in wanted if one.name != "sagastream"]
+    return needs(*extras, *own, built=built) if own else [one for one in wanted if one.name != "sagastream"]
 
 
-@pytest.mark.parametrize(("name", "extras"), [("embedded", ("embedded",)), ("all", ("embedded", "lint", "docs"))])
-def test_all_that_is_needed_is_pinned_to_a_version_that_is_allowed(name: str, extras: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("name", "extras", "built"), FILES)
+def test_all_that_is_needed_is_pinned_to_a_version_that_is_allowed(
+    name: str, extras: tuple[str, ...], built: bool
+) -> None:
     pinned = pins(name)
-    for need in needs(*extras):
+    for need in needs(*extras, built=built):
         there = pinned.get(canonicalize_name(need.name), [])
         assert there, f"{need} is not pinned: run .ci/lock"
         for pin in there:
@@ -47,8 +53,9 @@ def test_all_that_is_needed_is_pinned_to_a_version_that_is_allowed(name: str, ex
             assert need.specifier.contains(version, prereleases=True), f"{pin} is not {need}: run .ci/lock"
 
 
-def test_both_files_pin_the_same_versions() -> None:
-    few, many = pins("embedded"), pins("all")
+@pytest.mark.parametrize("name", ["embedded", "deploy"])
+def test_all_files_pin_the_same_versions(name: str) -> None:
+    few, many = pins(name), pins("all")
     assert few.keys() < many.keys()
     assert {name: [str(pin) for pin in few[name]] for name in few} == {
         name: [str(pin) for pin in many[name]] for name in few
