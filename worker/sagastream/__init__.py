@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sagastream.client.expressions import not_ as not_
     from sagastream.client.expressions import one_of as one_of
     from sagastream.client.expressions import saga_id as saga_id
+    from sagastream.client.finding import Page as Page
     from sagastream.client.requests import Accepted as Accepted
     from sagastream.client.requests import PauseRequest as PauseRequest
     from sagastream.client.requests import Refused as Refused
@@ -90,6 +91,7 @@ _WHERE = {
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
     "PackageMissing": "errors",
+    "Page": "client.finding",
     "PauseRequest": "client.requests",
     "Reference": "client.expressions",
     "Refused": "client.requests",
@@ -150,6 +152,7 @@ __all__ = [
     "MalformedMessage",
     "NewerFormat",
     "PackageMissing",
+    "Page",
     "PauseRequest",
     "Reference",
     "Refused",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from sagastream_bridge.commands.context import finite, opened, orderly, safe, say, width
+from sagastream_bridge.commands.searching import search_options, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sagastream.broker.connection import Broker
     from sagastream.client.blocking import SagaClient
-    from sagastream.client.listing import ListStatus
     from sagastream.client.requests import Accepted
     from sagastream.core.messages import Begin
     from sagastream.core.saga import SagaState
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
 #: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
 _WORKER_GRACE_S: Final = 1.0
 #: How long `begin --wait` waits until it says why the saga has not ended, in seconds, and looks again.
@@ -178,37 +177,33 @@ def _watch(broker: "Broker", picture: _Picture) -> None:
 
 
 @click.command("list")
-@click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only sagas with this status.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="List at most this many.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def list_sagas(status: "ListStatus | None", limit: int, as_json: bool) -> None:
-    """List sagas: parked ones first, then live ones, then ended ones; of each kind those first that changed last."""
+@search_options
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="List at most this many.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where another list ended. Give the same search again.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the last one has cursor and total.")
+def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None:
+    """List sagas, those first that began last: all of them, or those of which all is so that is asked for."""
+    with orderly():
+        search = wanted(**options)
     with opened(create=False) as broker:
-        from sagastream.client.listing import ORDERED
-        from sagastream.core.why import headline
         from sagastream.errors import NewerFormat
         from sagastream_bridge.inspection import lookup, views
 
-        listing = lookup.listing(broker, status, limit)
-        for state, causes in zip(listing.states, listing.causes, strict=True):
+        try:
+            listing = lookup.listing(broker, search, limit, cursor)
+        except ValueError as error:
+            raise click.BadParameter(safe(str(error)), param_hint="--cursor") from None
+        page = listing.page
+        for state, causes in zip(page.sagas, listing.causes, strict=True):
             click.echo(
                 lookup.row_as_json(state, causes) if as_json else views.row(state, listing.now_ms, causes, width())
             )
-        for problem in listing.unreadable:
+        for problem in page.unreadable:
             label = "NEWER" if isinstance(problem, NewerFormat) else "DAMAGED"
-            click.echo(f"{label:<12}  {safe(str(problem))}")
-        shown = len(listing.states)
-        more = " (--limit shows more)" if shown == limit else ""
-        unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
-        aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
-        stands = (
-            f"; {safe(headline(listing.standing))}" if listing.standing and (listing.live or listing.unread) else ""
-        )
-        parked = f", {listing.parked} of them parked," if listing.parked else ""
-        counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{stands}"
-        many = max(listing.parked, listing.live - listing.parked) > ORDERED
-        order = f"; more than {ORDERED} live or parked ones are not listed by their last change" if many else ""
-        click.echo(f"{shown} shown{more}; {counts}{order}", err=True)
+            click.echo(f"{label:<12}  {safe(str(problem))}", err=as_json)
+        if as_json:
+            click.echo(lookup.page_as_json(page))
+        say(views.counted(listing, limit), err=True)
 
 
 class _Patience:

@@ -12,13 +12,14 @@ import redis
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.wire import execute
-from sagastream.client.blocking import SagaClient
 from sagastream.client.evidence import explain, explained, survey
-from sagastream.client.listing import ListStatus
+from sagastream.client.finding import Page, find, opened_page
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
+from sagastream.core.filtering import Filter
 from sagastream.core.history import history
+from sagastream.core.indexing import PARKED
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.sealed_messages import open_state
 from sagastream.core.step_state import Step
@@ -53,6 +54,9 @@ class Found:
 
 @dataclass(slots=True, kw_only=True)
 class Listing:
+    """One page of sagas, and what there is to say of the store."""
+
+    page: Page
     now_ms: int
     live: int
     parked: int  # of those that are live
@@ -60,9 +64,7 @@ class Listing:
     unread: int  # requests that no worker has read yet
     quarantined: int
     standing: tuple[Cause, ...]  # why none of them moves, if that is so
-    states: list[SagaState] = field(default_factory=list)
-    causes: list[tuple[Cause, ...]] = field(default_factory=list)  # why each of them waits
-    unreadable: list[UnreadableSaga] = field(default_factory=list)
+    causes: list[tuple[Cause, ...]] = field(default_factory=list)  # why each saga of the page waits
 
 
 def saga(broker: Broker, saga_id: str) -> Found:
@@ -154,23 +156,32 @@ def row_as_json(state: SagaState, causes: Sequence[Cause] = ()) -> str:
         "reason": state.reason,
         "begun_at": iso(state.begun_ms),
         "updated_at": iso(state.updated_ms),
+        "attributes": state.attributes or {},
     }
     return json.dumps(row)
 
 
-def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
-    """Sagas for a list, up to `limit`, and what cannot be read before the last of them."""
+def page_as_json(page: Page) -> str:
+    """What is to be known of a page besides its sagas, as one line of JSON."""
+    return json.dumps({"cursor": page.cursor, "total": page.total, "total_is_exact": page.total_is_exact})
+
+
+def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> Listing:
+    """One page of the sagas that are looked for, and what there is to say of the store. Raises ValueError for a cursor
+    that cannot be."""
     store, keys = broker.client, layout.look(broker)
+    page = opened_page(codec_of(None), run(store, find(keys, wanted, limit, cursor)))
     pipeline = store.pipeline(transaction=False)
     for partition in keys.partitions:
         pipeline.zcard(partition.timers)
-        pipeline.zcount(partition.timers, "+inf", "+inf")
+        pipeline.zcard(partition.index(PARKED))
         pipeline.zcard(partition.ended)
         pipeline.xlen(partition.requests)
         pipeline.xlen(partition.interventions)
     counts = execute(pipeline)
     evidence = run(store, survey(keys, ()))
     found = Listing(
+        page=page,
         now_ms=sagas.read(store, keys, [])[1],
         live=sum(counts[0::5]),
         parked=sum(counts[1::5]),
@@ -179,15 +190,8 @@ def listing(broker: Broker, status: ListStatus | None, limit: int) -> Listing:
         quarantined=len(Quarantine(store, keys)),
         standing=evidence.broker or no_worker(evidence),
     )
-    for one in SagaClient(broker).list(status, None):
-        if isinstance(one, UnreadableSaga):
-            found.unreadable.append(one)
-        else:
-            found.states.append(one)
-            if len(found.states) == limit:
-                break
-    for at in range(0, len(found.states), _EXPLAINED_AT_ONCE):
-        found.causes += run(store, explain(keys, found.states[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
+    for at in range(0, len(page.sagas), _EXPLAINED_AT_ONCE):
+        found.causes += run(store, explain(keys, page.sagas[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
     return found
 
 

@@ -19,6 +19,7 @@ from sagastream.store.quarantine import Quarantined
 from sagastream_bridge.inspection import graph_views, history_views, screen
 from sagastream_bridge.inspection.findings import Finding
 from sagastream_bridge.inspection.formatting import as_json, clock, payload, shown, until, when
+from sagastream_bridge.inspection.lookup import Listing
 
 #: The codes of colours, as terminals take them (ECMA-48, "select graphic rendition").
 _SGR: Final = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
@@ -179,6 +180,21 @@ def row(state: SagaState, now_ms: int, causes: Sequence[Cause] = (), width: int 
     shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
     line = f"{shown}  {spoken(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}"
     return screen.cut(line.rstrip(), width)
+
+
+def counted(listing: Listing, limit: int) -> str:
+    """The line below a list: how many sagas it shows, and what there is to say of the store."""
+    page = listing.page
+    shown = len(page.sagas)
+    found = f"{shown} shown of {page.total}" if page.total_is_exact else f"{shown} shown of {page.total} or more"
+    larger = " or a larger --limit" if shown == limit else ""
+    more = f" (--cursor {page.cursor}{larger} shows more)" if page.cursor is not None else ""
+    parked = f", {listing.parked} of them parked," if listing.parked else ""
+    unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
+    aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
+    stands = f"; {headline(listing.standing)}" if listing.standing and (listing.live or listing.unread) else ""
+    counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{stands}"
+    return printable(f"{found}{more}; {counts}")
 
 
 def absent(causes: Sequence[Cause], notes: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, Self, overload
 
@@ -21,6 +21,7 @@ from sagastream.broker.outage import Outage
 from sagastream.client import erasing, evidence, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested
 from sagastream.client.erasing import Erased
+from sagastream.client.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import (
     Accepted,
@@ -432,16 +433,60 @@ class SagaClient:
         ended, or that cannot be read, is not erased; `refused` has the error."""
         return run(self._redis, erasing.erase(self._looked(), saga_ids, reason, actor))
 
+    def find(
+        self,
+        *,
+        status: ListStatus | SagaStatus | None = None,
+        definition: str | None = None,
+        where: Mapping[str, str | int] | None = None,
+        at: str | None = None,
+        parked: str | None = None,
+        older: timedelta | None = None,
+        newer: timedelta | None = None,
+        error: str | None = None,
+        limit: int = USUAL,
+        cursor: str | None = None,
+    ) -> Page:
+        """Find sagas, a page at a time, those first that began last. A saga is found if all is so that is asked for.
+
+        A page costs bounded work. If that ends before the page is full, it has fewer sagas, or none, and a cursor all
+        the same. A saga that is sealed is searched as it is stored.
+
+        Args:
+            status: its status; "PARKED": it is parked, so it is also PENDING or COMPENSATING.
+            definition: the name of its definition.
+            where: attributes of it. A number is the same as its text.
+            at: the command that it waits for, as "ChargePayment" or "payment/ChargePayment".
+            parked: the command at which it is parked, in the same way.
+            older: it began at least this long ago.
+            newer: it began at most this long ago.
+            error: a part of an error of it, or of why it is undone or parked. Case does not count.
+            limit: at most so many sagas, up to 1000.
+            cursor: of the page before. Say the same of all else then.
+
+        Raises MalformedMessage if no saga can be as is asked for; ValueError for a limit or a cursor that cannot be;
+        TypeError.
+        """
+        wanted = to_filter(
+            status=status,
+            definition=definition,
+            where=where,
+            at=at,
+            parked=parked,
+            older=older,
+            newer=newer,
+            error=error,
+        )
+        return opened_page(self._codec, run(self._redis, find(self._looked(), wanted, limit, cursor)))
+
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
     ) -> Iterator[SagaState | UnreadableSaga]:
-        """The sagas of the store: parked ones first, then live ones, then ended ones; of each kind those first that
-        changed last. Of more than 20,000 parked ones, they come by id; of so many other live ones, by when they are
-        due.
+        """The sagas of the store, those first that began last. To find some among many, see `find`.
 
-        They are read page by page, when the iterator needs them. If the caller acts on parked sagas meanwhile, none is
-        missed. A live saga that changes meanwhile may come twice or not at all. If a saga cannot be read, its error is
-        yielded in its place, for every `status`: CorruptSaga or NewerFormat.
+        They are read page by page, when the iterator needs them. One that begins or changes its status meanwhile may be
+        missed; the others come once. If a saga cannot be read, its error comes behind those of its page: CorruptSaga or
+        NewerFormat.
 
         Args:
             status: only sagas with this status; "PARKED": only parked sagas, which are PENDING or COMPENSATING.

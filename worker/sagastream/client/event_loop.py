@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Self, TypeVar, overload
 
 import redis
@@ -16,6 +16,7 @@ from sagastream.broker.outage import OutageReport
 from sagastream.client import erasing, evidence, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested, takes_long
 from sagastream.client.erasing import Erased
+from sagastream.client.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import (
     Accepted,
@@ -285,6 +286,33 @@ class AsyncSagaClient:
     async def erase_many(self, saga_ids: Collection[str], reason: str, *, actor: str | None = None) -> Erased:
         """Erase what the store knows of sagas that have ended. See SagaClient.erase_many."""
         return await self._run(erasing.erase(await self._looked(), saga_ids, reason, actor))
+
+    async def find(
+        self,
+        *,
+        status: ListStatus | SagaStatus | None = None,
+        definition: str | None = None,
+        where: Mapping[str, str | int] | None = None,
+        at: str | None = None,
+        parked: str | None = None,
+        older: timedelta | None = None,
+        newer: timedelta | None = None,
+        error: str | None = None,
+        limit: int = USUAL,
+        cursor: str | None = None,
+    ) -> Page:
+        """One page of the sagas that are looked for. See SagaClient.find."""
+        wanted = to_filter(
+            status=status,
+            definition=definition,
+            where=where,
+            at=at,
+            parked=parked,
+            older=older,
+            newer=newer,
+            error=error,
+        )
+        return opened_page(self._codec, await self._run(find(await self._looked(), wanted, limit, cursor)))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None

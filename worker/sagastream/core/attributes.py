@@ -33,7 +33,7 @@ def parse_attributes(value: Any, where: str) -> Attributes | None:
         raise MalformedMessage(f"{where}: {len(value)} are too many, a saga may have {MAX_ATTRIBUTES}")
     for name, one in value.items():
         check_name(name, where)
-        _check_value(one, f"{where}: {name}")
+        check_value(one, f"{where}: {name}")
     return dict(value) or None
 
 
@@ -46,7 +46,8 @@ def check_name(name: object, where: str) -> None:
         raise MalformedMessage(f"{where}: {name} is taken, every saga is found by that: choose another name")
 
 
-def _check_value(value: object, where: str) -> None:
+def check_value(value: object, where: str) -> None:
+    """Raises MalformedMessage if no attribute may have this value."""
     if type(value) is int:
         if abs(value) > MAX_NUMBER:
             raise MalformedMessage(f"{where} must be a whole number between -2^53 and 2^53; write it as a text")
@@ -67,5 +68,5 @@ def named(text: str, where: str) -> tuple[str, str]:
     if not equals:
         raise MalformedMessage(f"{where} {text!a:.80} is not NAME=VALUE")
     check_name(name, where)
-    _check_value(value, f"{where}: {name}")
+    check_value(value, f"{where}: {name}")
     return name, value
