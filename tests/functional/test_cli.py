@@ -137,7 +137,7 @@ def test_show_json_is_the_saga_state_and_more(running: dict[str, str], commands:
     assert shown["steps"][0]["answered_at"] >= shown["steps"][0]["sent_at"] >= shown["begun_at"]
 
 
-def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, commands: Commands) -> None:
+def test_list_puts_those_first_that_began_last(running: dict[str, str], server: Server, commands: Commands) -> None:
     client = SagaClient(server.broker())
     # Nobody serves this step, so it is answered by hand with redis-cli. Nobody knows how to undo it.
     client.begin("parked", [do(1, "Odd", "nobody"), BAD["steps"][0]])
@@ -147,18 +147,19 @@ def test_list_puts_parked_sagas_first(running: dict[str, str], server: Server, c
     for body in (GOOD, BAD):
         assert commands.run("begin", "-", "--wait", given=json.dumps(body), **running).returncode in (0, 3)
     until(lambda: (s := client.get("parked")) and s.parked, what="it is parked")
-    rows = [json.loads(line) for line in commands.run("list", "--json", **running).stdout.splitlines()]
+    *rows, last = [json.loads(line) for line in commands.run("list", "--json", **running).stdout.splitlines()]
+    assert last == {"cursor": None, "total": 4, "total_is_exact": True}
     assert [(row["saga_id"], row["status"], row["parked"] is not None) for row in rows] == [
-        ("parked", "COMPENSATING", True),
-        ("waits", "PENDING", False),
         ("bad", "ABORTED", False),
         ("good", "COMPLETED", False),
+        ("waits", "PENDING", False),
+        ("parked", "COMPENSATING", True),
     ]
-    assert rows[1]["waiting_for"] == "airline to answer Fly, step 1"
+    assert rows[2]["waiting_for"] == "airline to answer Fly, step 1"
     listed = commands.run("list", **running)
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["PARKED", "PENDING", "ABORTED", "COMPLETED"]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["ABORTED", "COMPLETED", "PENDING", "PARKED"]
     assert "nobody knows what undoes Odd of step 1" in listed.stdout
-    assert listed.stderr == "4 shown; 2 live, 1 of them parked, and 2 ended in the store\n"
+    assert listed.stderr == "4 shown of 4; 2 live, 1 of them parked, and 2 ended in the store\n"
     for status, ids in {
         "parked": ["parked"], "compensating": ["parked"], "pending": ["waits"], "COMPLETED": ["good"],
     }.items():  # fmt: skip

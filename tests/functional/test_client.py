@@ -33,9 +33,9 @@ from sagastream import (
 )
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run_async
-from sagastream.client import listing
 from sagastream.client.requests import BATCH, to_begin
 from sagastream.core.decision import decide
+from sagastream.core.indexing import index_names
 from sagastream.core.phases import Phase
 from sagastream.core.transitions import Moment
 from sagastream.errors import BrokerError, StoreFull
@@ -699,6 +699,8 @@ def put(
     with store.pipeline() as transaction:
         transaction.hset(ONLY.saga(saga_id), items=words)
         transaction.zadd(ONLY.ended if state.ended else ONLY.timers, {saga_id: float("inf") if parked else score})
+        for key in (ONLY.begun, *map(ONLY.index, index_names(state))):
+            transaction.zadd(key, {saga_id: state.begun_ms})
         transaction.execute()
 
 
@@ -706,40 +708,24 @@ def listed(found: Iterator[SagaState | UnreadableSaga]) -> list[str]:
     return [one.saga_id if isinstance(one, SagaState) else str(one) for one in found]
 
 
-def test_parked_sagas_come_first_then_live_ones_then_ended_ones(client: SagaClient) -> None:
+def test_a_list_has_those_first_that_began_last(client: SagaClient) -> None:
     store = client._redis
-    put(store, "ended-early", SagaStatus.COMPLETED, score=1)
-    put(store, "ended-late", SagaStatus.ABORTED, score=2)
-    put(store, "due-late", SagaStatus.PENDING, score=9)
-    put(store, "due-soon", SagaStatus.COMPENSATING, score=3)
-    put(store, "parked", SagaStatus.COMPENSATING, parked=True)
-    put(store, "parked-past-its-pivot", SagaStatus.PENDING, parked=True)
-    parked, live, over = ["parked", "parked-past-its-pivot"], ["due-soon", "due-late"], ["ended-late", "ended-early"]
-    assert listed(client.list()) == [*parked, *live, *over]
-    assert listed(client.list(limit=3)) == [*parked, "due-soon"]
+    put(store, "s1", SagaStatus.COMPLETED, at_ms=1)
+    put(store, "s4", SagaStatus.ABORTED, at_ms=4)
+    put(store, "s6", SagaStatus.PENDING, score=9, at_ms=6)
+    put(store, "s2", SagaStatus.COMPENSATING, score=3, at_ms=2)
+    put(store, "s5", SagaStatus.COMPENSATING, parked=True, at_ms=5)
+    put(store, "s3", SagaStatus.PENDING, parked=True, at_ms=3)
+    assert listed(client.list()) == ["s6", "s5", "s4", "s3", "s2", "s1"]
+    assert listed(client.list(limit=3)) == ["s6", "s5", "s4"]
     assert listed(client.list(limit=0)) == []
-    assert listed(client.list(status="PARKED")) == parked
-    assert listed(client.list(status=SagaStatus.PENDING)) == ["parked-past-its-pivot", "due-late"]
-    assert listed(client.list(status="COMPENSATING")) == ["parked", "due-soon"]
-    assert listed(client.list(status="COMPLETED")) == ["ended-early"]
-    assert listed(client.list(status="ABORTED", limit=5)) == ["ended-late"]
+    assert listed(client.list(status="PARKED")) == ["s5", "s3"]
+    assert listed(client.list(status=SagaStatus.PENDING)) == ["s6", "s3"]
+    assert listed(client.list(status="COMPENSATING")) == ["s5", "s2"]
+    assert listed(client.list(status="COMPLETED")) == ["s1"]
+    assert listed(client.list(status="ABORTED", limit=5)) == ["s4"]
     with pytest.raises(ValueError, match=r"status must be one of PENDING, .*, PARKED, not 'GONE'"):
         client.list(status="GONE")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("parked", [True, False], ids=["parked", "live"])
-def test_of_parked_and_of_live_sagas_those_come_first_that_changed_last(
-    client: SagaClient, parked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began = [4, 1, 5, 9, 2, 6, 3]
-    for number, at_ms in enumerate(began):
-        put(client._redis, f"s{at_ms}", SagaStatus.PENDING, parked=parked, score=number, at_ms=at_ms * 1000)
-    assert listed(client.list()) == ["s9", "s6", "s5", "s4", "s3", "s2", "s1"]
-    assert listed(client.list(limit=2)) == ["s9", "s6"]
-    assert listed(client.list("PENDING", limit=2)) == ["s9", "s6"]
-    monkeypatch.setattr(listing, "ORDERED", 6)  # then they come in the order of their index
-    in_index = sorted(f"s{at_ms}" for at_ms in began) if parked else [f"s{at_ms}" for at_ms in began]
-    assert listed(client.list()) == in_index
 
 
 def test_what_is_damaged_or_gone_stops_no_list(client: SagaClient) -> None:
@@ -748,7 +734,7 @@ def test_what_is_damaged_or_gone_stops_no_list(client: SagaClient) -> None:
     client._redis.delete(ONLY.saga("b"))
     client._redis.delete(ONLY.saga("c"))
     client._redis.set(ONLY.saga("c"), "x")
-    assert listed(client.list()) == ["a", "the key of saga c holds no hash", "d"]
+    assert listed(client.list()) == ["d", "a", "the key of saga c holds no hash"]
 
 
 @pytest.mark.parametrize("status", ["PARKED", "PENDING", "COMPLETED"])
@@ -756,7 +742,7 @@ def test_a_long_list_comes_whole_and_a_page_at_a_time(client: SagaClient, status
     kind = SagaStatus.PENDING if status == "PARKED" else SagaStatus(status)
     for number in range(450):
         # Many have the same score: if a page ends among them, the next one begins there.
-        put(client._redis, f"s{number}", kind, parked=status == "PARKED", score=number // 300)
+        put(client._redis, f"s{number}", kind, parked=status == "PARKED", at_ms=1_700_000_000_000 + number // 300)
     before = calls(client)
     first = next(client.list(status))
     assert isinstance(first, SagaState)
@@ -770,7 +756,7 @@ def test_all_parked_sagas_are_met_though_each_is_taken_away_meanwhile(client: Sa
     met = 0
     for saga in client.list(status="PARKED"):
         assert isinstance(saga, SagaState)
-        client._redis.zadd(ONLY.timers, {saga.saga_id: 1})  # as a retry does
+        client._redis.zrem(ONLY.index("status=PARKED"), saga.saga_id)  # as a retry does
         met += 1
     assert met == 450
 
