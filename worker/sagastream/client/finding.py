@@ -164,7 +164,8 @@ class _Search:
         portion = _FIRST
         counts_on = counts and self._indexed is None and self._after is None
         while self._looked < _LOOKED_AT and self._bytes < _LOOKED_AT_BYTES and (len(found) < limit or counts_on):
-            ids = yield from self._next_ids(min(portion, _LOOKED_AT - self._looked))
+            room = portion if counts_on else min(portion, max(limit - len(found), 1))
+            ids = yield from self._next_ids(min(room, _LOOKED_AT - self._looked))
             if not ids:
                 is_end = True
                 break
