@@ -28,6 +28,7 @@ from sagastream.core import (
     waits,
 )
 from sagastream.core.messages import Command, Intervene, Reply, Signal, failed, ok, reply_to
+from sagastream.core.pauses import Paused
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.service_actions import Answer, Next, Release, Requeue, Run, Undo
@@ -205,7 +206,7 @@ def _stays_held(state: SagaState, moment: Moment) -> SagaState:
     return state
 
 
-def _never_paused(service: str, command: str, paused: sending.Paused) -> bool:
+def _never_paused(service: str, command: str, paused: Paused) -> bool:
     return False
 
 

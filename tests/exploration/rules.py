@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from sagastream.core.decision import FAULT, Event
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, ok
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
-from sagastream.core.sending import NOTHING_PAUSED, Paused
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.transitions import Decision

@@ -135,7 +135,7 @@ class ClockWalk(Walk):
 
 
 def _wait_of(step: Any) -> tuple[object, ...]:
-    return step.phase, step.attempt, step.compensation_attempt, step.due_ms is None
+    return step.phase, step.attempt, step.compensation_attempt, step.due_ms is None, step.is_held
 
 
 @pytest.mark.slow

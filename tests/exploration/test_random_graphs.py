@@ -13,12 +13,13 @@ from exploration import rules
 from sagastream.core import back
 from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.decision import Event, decide
+from sagastream.core.indexing import held_names
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
 from sagastream.core.moves import released
 from sagastream.core.parsing import parse_begin
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import Phase
 from sagastream.core.saga import KeptSignal, SagaState, SagaStatus
-from sagastream.core.sending import NOTHING_PAUSED, Paused, held_services
 from sagastream.core.step_state import HELD_MS
 from sagastream.core.steps import GRAPH
 from sagastream.core.transitions import Decision, Moment
@@ -154,7 +155,7 @@ class Walk:
     def pauses(self, name: str | None) -> None:
         """This is paused from now on, and nothing else; None: nothing is. Then a worker looks at what is held."""
         self.paused = NOTHING_PAUSED if name is None else frozenset([name])
-        if name is None and held_services(self.saga):
+        if name is None and held_names(self.saga):
             self.happens(Due(saga_id="s"))
 
     def signals(self, signal: Signal) -> None:
@@ -244,7 +245,7 @@ class Walk:
                 command = next(same)
                 self.passes(10)
                 self.answers(command, OK)
-            elif held_services(saga):
+            elif held_names(saga):
                 self.pauses(None)  # it was not looked at, since the clock was set
             elif saga.due_ms is not None:
                 self.comes("due", 0)

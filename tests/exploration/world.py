@@ -40,9 +40,9 @@ from sagastream.core.messages import (
     reply_to,
 )
 from sagastream.core.parsing import read_reply, read_request
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.sending import NOTHING_PAUSED, Paused
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Run, Undo
 from sagastream.core.service_rules import TRIES
 from sagastream.core.step_state import StepStatus

@@ -177,6 +177,26 @@ def test_an_inspector_looks_at_everything_and_an_operator_acts(stage: Stage, use
     assert users.refused() == []
 
 
+def test_an_operator_pauses_and_resumes_and_workers_heed_it(stage: Stage, users: Users) -> None:
+    client = SagaClient(stage.server.broker())
+    refused = stage.run(Role.CLIENT, "pause", "till", "--reason", "by hand")
+    assert (refused.returncode, "only a user with the role operator may pause and resume" in refused.stderr) == (
+        1,
+        True,
+    )
+    by_design = users.refused()
+    for verb in ("pause", "resume"):
+        done = stage.run(Role.OPERATOR, verb, "till", "--reason", "by hand")
+        assert done.returncode == 0, done
+        if verb == "pause":
+            client.begin("h1", [charge(1)])
+            until(lambda: (state := client.get("h1")) and state.step.is_held, what="it is held")
+            looked = stage.run(Role.INSPECTOR, "paused")
+            assert "by hand" in looked.stdout
+    assert client.wait("h1", 60).status == "COMPLETED"
+    assert users.refused() == by_design
+
+
 def test_an_operator_erases_a_saga_out_of_every_stream(stage: Stage, users: Users) -> None:
     client = SagaClient(stage.server.broker())
     client.begin("e1", [charge("mine")])

@@ -547,3 +547,39 @@ def test_what_was_lost_is_told_of_the_sagas_that_may_differ_alone(shop: Shop) ->
     shop.begin("open", do(60, "Slow", "shop", timeout_ms=120_000))
     shop.shows("open", "may say other than what was done; see sagastream doctor --after-failover")
     assert "; see sagastream doctor --after-failover" in shop.show("gone")
+
+
+def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    alive = shop.server.broker().client
+    until(lambda: alive.zcard(KEYS.alive) == 2, what="both are alive")
+    done = shop.commands.run("pause", "shop", "--reason", "the till\x1b[31m is open", "--by", "ada", **shop.env)
+    assert done.stdout == "service shop is paused; workers that know it: 1\n"
+    assert "no process of service" not in done.stderr
+    shop.begin("s1", do(1, name="Quick", service="shop"))
+    shown = shop.shows(
+        "s1", "waits    for shop to be resumed, to send Quick, step 1", "service shop has been paused for "
+    )
+    assert "by ada: the till\\x1b[31m is open; Quick is sent once it is resumed" in shown
+    advice = re.search(r"you can  (sagastream resume shop --reason TEXT)  # ", shown)
+    assert advice is not None
+    (cause,) = shop.client.why("s1")
+    assert (cause.kind, cause.facts["actor"]) == (CauseKind.PAUSED, "ada")
+    listed = shop.commands.run("list", **shop.env).stdout
+    assert "service shop has been paused for " in listed
+    examined = shop.commands.run("doctor", **shop.env).stdout
+    assert re.search(
+        r"warning +service shop +service shop has been paused for .* by ada: .*; sagas that are held: 1 \(s1\)",
+        examined,
+    )
+    paused = json.loads(shop.commands.run("paused", "--json", **shop.env).stdout)
+    assert (paused["service"], paused["command"], paused["actor"]) == ("shop", None, "ada")
+    resumed = shop.commands.run(*advice[1].split()[1:], **shop.env)
+    assert resumed.stdout == "service shop is resumed; workers that know it: 1\n"
+    until(lambda: (state := shop.client.get("s1")) and state.ended, what="it goes on")
+    assert shop.commands.run("paused", **shop.env).stdout == "nothing is paused\n"
+    again = shop.commands.run("resume", "shop", "--reason", "x", **shop.env)
+    assert (again.returncode, again.stderr) == (1, "Error: service shop is not paused\n")
+    mistyped = shop.commands.run("pause", "shop", "Quik", "--reason", "x", **shop.env)
+    assert mistyped.stderr == "note: service shop publishes no command Quik\n"

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from sagastream.core.messages import Begin, Intervene, Notice, Signal, Verb, done_body, parked_body
 from sagastream.core.parsing import parse_begin
-from sagastream.core.sending import NOTHING_PAUSED, Paused, Published
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
+from sagastream.core.sending import Published
 from support.stories import BEGUN_MS, Story
 
 DAY_MS: Final = 86_400_000

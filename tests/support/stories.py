@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from sagastream.core.clock import STEADY
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Code, Due, Intervene, Notice, Reply, Verb, done_body, parked_body
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.saga import Found, SagaState
-from sagastream.core.sending import NOTHING_PAUSED, Paused, Published
+from sagastream.core.sending import Published
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from sagastream_bridge.commands import ask, definitions, deploy, operate, run, sagas, store, transfer
+from sagastream_bridge.commands import ask, definitions, deploy, operate, pause, run, sagas, store, transfer
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.check_service import check_service
@@ -34,6 +34,7 @@ for command in (
     *run.COMMANDS,
     *sagas.COMMANDS,
     *ask.COMMANDS,
+    *pause.COMMANDS,
     *operate.COMMANDS,
     *deploy.COMMANDS,
     *store.COMMANDS,

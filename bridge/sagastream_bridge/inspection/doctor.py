@@ -20,6 +20,7 @@ from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
+from sagastream.core.why_waits import pause_told
 from sagastream.errors import SettingsError
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
 from sagastream.store import heartbeat, layout, lineage, published, sagas
@@ -95,6 +96,7 @@ class Doctor:
         yield from self._workers(evidence, [process for process in processes if process.kind == Kind.WORKER])
         for service in sorted(services):
             yield from self._service(service, evidence)
+        yield from self._paused(evidence, processes)
         yield from self._clock(processes)
         yield from self._jobs()
         if quarantined := len(Quarantine(self._client, self._keys)):
@@ -294,6 +296,19 @@ class Doctor:
                 if number in cause.facts.get("steps", (number,)):
                     yield cause
 
+    def _paused(self, evidence: Evidence, processes: Sequence[Process]) -> Iterator[Finding]:
+        """What somebody has paused, and which sagas wait for that."""
+        for one in evidence.pauses:
+            held = [found for (service, command), found in self._sagas.held.items() if one.holds(service, command)]
+            named = ", ".join(found.named for found in held) or "none"
+            do = f"sagastream resume {one.words} --reason TEXT  # sends what is held"
+            text = f"{pause_told(one, evidence.now_ms)}; sagas that are held: {named}"
+            yield warning(f"service {one.service}", text, do, kind=CauseKind.PAUSED)
+        ignorant = [one.name for one in processes if one.kind == Kind.WORKER and one.is_alive and not one.pauses]
+        if evidence.pauses and ignorant:
+            text = f"workers of an earlier release send although it is paused: {', '.join(ignorant)}"
+            yield problem("workers", text, "update them, or stop them")
+
     def _hanging(
         self, about: str, facts: ServiceFacts, waiting: Mapping[str, Waiting], now_ms: int
     ) -> Iterator[Finding]:
@@ -411,7 +426,7 @@ def _is_behind(cause: Cause, process: str, saga_id: str) -> bool:
 
 def _central(keys: StoreKeys) -> dict[str, str]:
     """The types of the keys that everything needs."""
-    types = {keys.alive: "zset", keys.running: "hash", keys.services: "set"}
+    types = {keys.alive: "zset", keys.running: "hash", keys.services: "set", keys.paused: "hash"}
     for one in keys.partitions:
         types |= dict.fromkeys((one.requests, one.interventions, one.events, one.quarantine), "stream")
         types |= dict.fromkeys((one.timers, one.ended, one.begun), "zset")

@@ -60,8 +60,15 @@ def nodes(state: SagaState) -> list[Node]:
             what = "pause" if shape.wait is None else f"wait for {what}"
         name = f"{shape.id or '':{width_of_ids}}  " if width_of_ids else ""
         form = Form.PIVOT if definition.kind is StepKind.PIVOT else Form.STEP if shape.sends else Form.WAIT
-        found.append(Node(number, printable(name + what), before(definition, number), STATES[step.phase], form))
+        found.append(Node(number, printable(name + what), before(definition, number), _stands(step), form))
     return found
+
+
+def _stands(step: Step) -> str:
+    """What a drawing says of a step."""
+    if step.is_held:
+        return "undo held" if step.being_undone else "held"
+    return STATES[step.phase]
 
 
 def facts(state: SagaState, now_ms: int) -> Iterator[str]:
@@ -132,6 +139,8 @@ def _now(state: SagaState, number: int, now_ms: int) -> str | None:
         return _BYPASSED
     if step.parked is not None:
         return f"parked at {state.parked_place(number)}: {printable(step.parked)}"
+    if step.is_held:
+        return f"{printable(step.command)} is held: {printable(step.definition.service)} is paused, or that command"
     if step.due_ms is None:
         return None
     ends = until(step.due_ms, now_ms)

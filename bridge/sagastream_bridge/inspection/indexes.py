@@ -71,6 +71,9 @@ class SagaCheck:
         self.live = 0
         self.newer: Counter[int] = Counter()  # sagas by their format, of those that only a newer release can read
         self.waiting: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # by service and command
+        self.held: defaultdict[tuple[str, str], Waiting] = defaultdict(
+            Waiting
+        )  # those that are sent once it is resumed
         self.failing: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # of them, those that fail
         #: Sagas by the key with which values of them are sealed (None: values that are not), and by whether they live.
         self.sealed: Counter[tuple[str | None, bool]] = Counter()
@@ -161,6 +164,9 @@ class SagaCheck:
             if step.parked is not None or not (step.in_flight or step.phase in BACKING_OFF):
                 continue
             wanted = step.definition.service, step.command
+            if step.is_held:
+                self.held[wanted].add(state, number)
+                continue
             self.waiting[wanted].add(state, number)
             if step.failed_attempts >= MANY_FAILURES:
                 self.failing[wanted].add(state, number)

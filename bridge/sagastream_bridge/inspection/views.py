@@ -11,7 +11,7 @@ from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
 from sagastream.core.history import history
 from sagastream.core.saga import SagaState
-from sagastream.core.step_state import StepStatus
+from sagastream.core.step_state import HELD_MS, StepStatus
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.why import headline
 from sagastream.store.columns import iso
@@ -287,6 +287,8 @@ def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, now_ms: i
 def _until(state: SagaState, now_ms: int) -> str:
     """Until when a saga waits."""
     if state.due_ms is None or len(state.active_steps) > 1:  # each step of several says its own
+        return ""
+    if state.due_ms >= HELD_MS:  # until somebody resumes its service
         return ""
     ends = until(state.due_ms, now_ms)
     return f", at {ends}" if state.send_again_ms is not None else f", until {ends}"

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from sagastream.core.clock import Jump, Watch
+from sagastream.core.indexing import held_names
 from sagastream.core.messages import Verb
-from sagastream.core.sending import NOTHING_PAUSED, held_services, is_paused
+from sagastream.core.pauses import NOTHING_PAUSED, is_paused
 from sagastream.core.step_state import HELD_MS
 from sagastream.core.steps import StepKind
 from sagastream.store import saga_hash
@@ -40,12 +41,12 @@ def test_the_first_step_is_held_if_its_service_is_paused() -> None:
     story = held().expect_nothing_sent().expect_status("PENDING").expect_steps("PENDING", "PENDING").expect_waits(HELD)
     step = story.saga.step
     assert (step.is_held, step.attempt, step.send_again_ms, step.times_out_ms) == (True, 0, None, None)
-    assert held_services(story.saga) == {"payment"}
+    assert held_names(story.saga) == ["held=payment"]
 
 
 def test_it_is_sent_once_nothing_is_paused_any_more() -> None:
     story = held().when_resumed().expect_sent("payment", "ChargePayment", 1)
-    assert held_services(story.saga) == set()
+    assert held_names(story.saga) == []
     story.when("ChargePayment_ok", 1).expect_sent("shipping", "CreateShipment", 2)
 
 

@@ -87,7 +87,7 @@ def test_a_person_can_read_it() -> None:
     [words] = next(joined(Heartbeat("p-1", Kind.WORKER)).beat())
     written: Any = words[MEMBER]
     member = json.loads(written)
-    assert list(member) == ["name", "kind", "formats", "partitions", "started"]
+    assert list(member) == ["name", "kind", "formats", "partitions", "pauses", "started"]
     assert member["started"].endswith("Z")
 
 

@@ -55,6 +55,24 @@ def balanced(saga: Any, books: Books) -> None:
     assert sum(books.values()) == (6 if saga.status == "COMPLETED" else 0)
 
 
+def test_a_test_pauses_a_service_and_resumes_it(sagas: Sagas) -> None:
+    books = serve(sagas)
+    sagas.pause("work", "Pay")
+    saga = sagas.run(STEPS)
+    assert (saga.commands, saga.state.steps[1].is_held) == (["Take"], True)
+    assert "step 2: Pay is held, since work is paused" in saga.explain()
+    sagas.advance(86_400)
+    assert not saga.state.ended
+    sagas.pause("work")
+    with pytest.raises(ScenarioError, match=r"^work/Take is not paused; paused: work, work/Pay$"):
+        sagas.resume("work", "Take")
+    sagas.resume("work")
+    assert saga.commands == ["Take"]
+    sagas.resume("work", "Pay")
+    assert saga.status == "COMPLETED"
+    balanced(saga, books)
+
+
 def test_a_saga_runs_against_its_services(sagas: Sagas) -> None:
     books = serve(sagas)
     saga = sagas.run(STEPS)

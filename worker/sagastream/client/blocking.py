@@ -38,13 +38,15 @@ from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
+from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
-from sagastream.store import definitions
+from sagastream.store import definitions, pauses
 from sagastream.store.definitions import Deployed
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
+from sagastream.store.pauses import Heard, Written
 from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
@@ -378,6 +380,48 @@ class SagaClient:
             return requests.granted(outcome)
         assert timeout_s is not None
         raise run(self._redis, watcher.timeout_error(timeout_s))
+
+    def pause(self, service: str, command: str | None = None, *, reason: str, actor: str | None = None) -> Heard:
+        """Pause a service, or one of its commands: workers send nothing of it, retries and compensations neither. What
+        is out is finished and answered. Steps that would be sent are held until it is resumed; their deadlines count.
+
+        Returns as soon as the workers that run have read it, usually within a second; until then, one may still send.
+        What is returned names these workers, those that had not read it after 5 s, and those of an earlier release,
+        which know no pauses. If it is paused already, the reason and the actor are written anew.
+
+        Args:
+            service: its name. The store need not know it yet.
+            command: the name of a command or a compensation; None: all of them.
+            reason: why; it is shown wherever a saga waits for it.
+            actor: who pauses it.
+
+        Raises:
+            MalformedMessage: a name, the reason or the actor is not valid.
+            RequestRefused: 1,024 services and commands are paused.
+            redis.exceptions.NoPermissionError: the user has not the role operator.
+            redis.RedisError: the broker is away. Pause it again: nothing is done twice.
+        """
+        keys = self._opened()
+        return self._heard(keys, run(self._redis, pauses.pause(keys, service, command, reason, actor)))
+
+    def resume(self, service: str, command: str | None = None, *, reason: str, actor: str | None = None) -> Heard:
+        """Resume what was paused by this very name: workers send what was held, within seconds. Arguments as for
+        `pause`; what is returned has the pause that has ended.
+
+        Raises as `pause` does; RequestRefused if it is not paused.
+        """
+        keys = self._opened()
+        return self._heard(keys, run(self._redis, pauses.resume(keys, service, command, reason, actor)))
+
+    def paused(self) -> Sequence[Pause]:
+        """All that is paused, by name."""
+        return run(self._redis, pauses.read(self._looked()))
+
+    def _heard(self, keys: StoreKeys, written: Written) -> Heard:
+        until = time.monotonic() + pauses.WAIT_S
+        while (heard := run(self._redis, pauses.heard(keys, written))).late and time.monotonic() < until:
+            time.sleep(pauses.LOOK_EVERY_S)
+        return heard
 
     def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
         """Keep this version of a definition in the store, and make it the current one. Sagas that have begun stay as

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Self, TypeVar, overload
@@ -34,13 +35,15 @@ from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
+from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
-from sagastream.store import definitions
+from sagastream.store import definitions, pauses
 from sagastream.store.definitions import Deployed
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
+from sagastream.store.pauses import Heard, Written
 from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
@@ -265,6 +268,26 @@ class AsyncSagaClient:
         request = requests.to_send(self._codec, request, accept_sealed=self._accept_sealed)
         waiter = Waiter(saga_id=request.saga_id, request=request)
         return requests.granted(await self._follower.settled(waiter, timeout_s))
+
+    async def pause(self, service: str, command: str | None = None, *, reason: str, actor: str | None = None) -> Heard:
+        """Pause a service, or one of its commands. See SagaClient.pause."""
+        keys = await self._opened()
+        return await self._heard(keys, await self._run(pauses.pause(keys, service, command, reason, actor)))
+
+    async def resume(self, service: str, command: str | None = None, *, reason: str, actor: str | None = None) -> Heard:
+        """Resume what was paused by this very name. See SagaClient.resume."""
+        keys = await self._opened()
+        return await self._heard(keys, await self._run(pauses.resume(keys, service, command, reason, actor)))
+
+    async def paused(self) -> Sequence[Pause]:
+        """All that is paused, by name."""
+        return await self._run(pauses.read(await self._looked()))
+
+    async def _heard(self, keys: StoreKeys, written: Written) -> Heard:
+        until = time.monotonic() + pauses.WAIT_S
+        while (heard := await self._run(pauses.heard(keys, written))).late and time.monotonic() < until:
+            await asyncio.sleep(pauses.LOOK_EVERY_S)
+        return heard
 
     async def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
         """Keep this version of a definition in the store, and make it the current one. See SagaClient.deploy."""

@@ -18,7 +18,7 @@ from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import services_of
 from sagastream.core.why import why, why_absent
 from sagastream.errors import UnreadableSaga
-from sagastream.store import heartbeat, running
+from sagastream.store import heartbeat, pauses, running
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import StoreKeys
 from sagastream.store.running import OLDEST, Busy, LongRun
@@ -92,9 +92,9 @@ def _absent(keys: StoreKeys, saga_id: str) -> Exchange[tuple[Cause, ...]]:
 def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:
     """What is known about a store, and about these services in it."""
     names = sorted(services)
-    processes, ((now_ms, broker), (busy, facts)) = yield from together(
-        heartbeat.look(keys, names),
-        together(troubles_of_broker(), together(running.look(keys), all_of([_service(keys, name) for name in names]))),
+    of_services = together(running.look(keys), all_of([_service(keys, name) for name in names]))
+    processes, ((now_ms, broker), ((busy, facts), paused)) = yield from together(
+        heartbeat.look(keys, names), together(troubles_of_broker(), together(of_services, pauses.read(keys)))
     )
     late = yield from _past_their_time(keys, [one for process in processes for one in _runs(process, busy)], now_ms)
     known = {process.service for process in processes if process.service is not None}
@@ -106,6 +106,7 @@ def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:
         workers=tuple(_reader(process) for process in processes if process.kind == Kind.WORKER),
         services={one.name: _with_processes(one, processes, busy, late) for one in facts},
         names=frozenset(known),
+        pauses=tuple(paused),
     )
 
 

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 
 from sagastream.core import plan, references
 from sagastream.core.forward import sources_of
+from sagastream.core.pauses import is_paused
 from sagastream.core.phases import ACTIVE, Phase
 from sagastream.core.references import Failure
 from sagastream.core.saga import SagaState
-from sagastream.core.sending import NOBODY_KNOWS, hold, is_paused, send_compensation, undo_of
+from sagastream.core.sending import NOBODY_KNOWS, hold, send_compensation, undo_of
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepDefinition, StepKind
 from sagastream.core.strict_json import encode

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from sagastream.core.pauses import Pause
+
 #: For how long the handlers of a process that has to end may still run, unless it was told otherwise, in seconds.
 GRACE_S: Final = 25.0
 
@@ -33,6 +35,7 @@ class CauseKind(StrEnum):
     AWAITS_SIGNAL = "awaits_signal"  # a step waits for a signal
     AWAITS_RETRY = "awaits_retry"  # a command has failed, and is sent again when a signal comes
     PAUSES = "pauses"  # a step waits for a time
+    PAUSED = "paused"  # somebody has paused its service, or its command: it is sent once that is resumed
     NOT_STARTED = "not_started"  # it was to begin later
     NO_WORKER = "no_worker"  # no worker runs, or all of them hang
     BROKER_FULL = "broker_full"  # the broker has no memory left for writes, or too little to begin sagas
@@ -134,6 +137,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     workers: tuple[Reader, ...] = ()
     services: Mapping[str, ServiceFacts] = {}
     names: frozenset[str] = frozenset()  # of all services that have a process, or have published commands
+    pauses: tuple[Pause, ...] = ()  # what is paused
 
     @property
     def hears(self) -> bool:

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 
 from sagastream.core import conditions, plan, references
 from sagastream.core.messages import Command
+from sagastream.core.pauses import is_paused
 from sagastream.core.phases import DONE, Phase
 from sagastream.core.references import Failure, Sources
 from sagastream.core.saga import KeptSignal, SagaState
-from sagastream.core.sending import hold, is_paused, send_transaction
+from sagastream.core.sending import hold, send_transaction
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, PLAIN_SHAPE, StepKind
 from sagastream.core.strict_json import encode

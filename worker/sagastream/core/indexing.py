@@ -1,7 +1,7 @@
 """In which indexes a saga is, by its state: the name of each is NAME=VALUE. Pure.
 
 Sagas are in the indexes of their definition and their attributes; and in those of what is rare, and looked for most:
-that they are undone, aborted or parked. A plain saga that completes is in none of them.
+that they are undone, aborted, parked or held. A plain saga that completes is in none of them.
 """
 
 from typing import Final
@@ -29,7 +29,19 @@ def index_names(state: SagaState | None) -> tuple[str, ...]:
     if (state.step.parked if state.format == PLAIN else state.parked) is not None:
         parked = [step for step in state.steps if step.parked is not None]
         names += (PARKED, *dict.fromkeys(f"parked={step.definition.service}/{step.command}" for step in parked))
+    names += held_names(state)
     return tuple(names)
+
+
+def held_names(state: SagaState) -> list[str]:
+    """The names of the indexes of what is held, one for each service of which a step of it is held."""
+    steps = (state.step,) if state.format == PLAIN else state.steps  # a plain saga waits for one step at a time
+    return list(dict.fromkeys(of_held(step.definition.service) for step in steps if step.is_held))
+
+
+def of_held(service: str) -> str:
+    """The name of the index of the sagas of which a step of this service is held."""
+    return f"held={service}"
 
 
 def of_status(status: str) -> str:

@@ -14,8 +14,9 @@ from sagastream.core.back import fail_step, given_up, go_back, left, may_be_past
 from sagastream.core.backoff import step_delay_ms
 from sagastream.core.forward import advance, declined, wanted
 from sagastream.core.messages import Begin
+from sagastream.core.pauses import is_paused
 from sagastream.core.saga import Intervention, SagaState
-from sagastream.core.sending import hold, is_paused, send_compensation, send_transaction
+from sagastream.core.sending import hold, send_compensation, send_transaction
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.strict_json import encode

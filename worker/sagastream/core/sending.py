@@ -13,16 +13,12 @@ from msgspec import Struct
 from sagastream.core.messages import Command
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import HELD_MS, Step
-from sagastream.core.steps import AS_PUBLISHED, PLAIN, StepDefinition, StepKind
+from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind
 from sagastream.core.strict_json import encode
 from sagastream.core.trace_context import within_saga
 
 #: What services publish: service -> command -> the compensation that undoes it (None: it needs none).
 Published = Mapping[str, Mapping[str, str | None]]
-
-#: What is paused: services, each by its name, and commands, each as `service/command`.
-Paused = frozenset[str]
-NOTHING_PAUSED: Final[Paused] = frozenset()
 
 #: In place of a compensation: neither the step nor its service says what undoes it. No command can be called so.
 NOBODY_KNOWS: Final = ""
@@ -65,25 +61,9 @@ def undo_of(definition: StepDefinition, published: Published) -> str | None:
     return published.get(definition.service, {}).get(definition.transaction, NOBODY_KNOWS)
 
 
-def is_paused(service: str, command: str, paused: Paused) -> bool:
-    """Whether this command of this service is paused, or the whole service is."""
-    return bool(paused) and (service in paused or name_of_pause(service, command) in paused)
-
-
-def name_of_pause(service: str, command: str | None = None) -> str:
-    """How a pause of a service, or of one of its commands, is called. No service has a `/` in its name."""
-    return service if command is None else f"{service}/{command}"
-
-
 def hold(step: Step) -> Step:
     """The step, held. Its next command is the one that is paused."""
     return step.moved("undo put off" if step.may_have_effect else "put off", due_ms=HELD_MS)
-
-
-def held_services(state: SagaState) -> set[str]:
-    """The services of those steps of a saga that are held."""
-    steps = (state.step,) if state.format == PLAIN else state.steps  # a plain saga waits for one step at a time
-    return {step.definition.service for step in steps if step.is_held}
 
 
 def send_transaction(state: SagaState, number: int, step: Step, now_ms: int) -> tuple[Step, Command]:

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from sagastream.core import plan
 from sagastream.core.clock import STEADY, Watch
 from sagastream.core.messages import Command, Notice, outcome_body, parked_body
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.saga import Found, SagaState, SagaStatus
-from sagastream.core.sending import NOTHING_PAUSED, Paused, Published
+from sagastream.core.sending import Published
 from sagastream.core.step_state import Step
 from sagastream.errors import ImpossibleTransition
 

@@ -17,7 +17,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.steps import PLAIN
 from sagastream.core.why_out import CommandOut, due_of, hangs, late
 from sagastream.core.why_parked import parked
-from sagastream.core.why_waits import awaits, not_started, settles
+from sagastream.core.why_waits import awaits, not_started, paused, settles
 
 #: Of at most so many steps whose commands are out it is said why they are; of the others, that they are.
 MOST_TOLD: Final = 10
@@ -58,6 +58,8 @@ def _of_step(
     step = state.steps[number - 1]
     if step.phase in AWAITS:
         return (awaits(state, number, evidence.now_ms), *hung)
+    if step.phase in BACKING_OFF and (cause_paused := paused(state, number, evidence)) is not None:
+        return (cause_paused, *hung)
     found: tuple[Cause, ...] = ()
     command = CommandOut(state, number, evidence, place)
     if step.phase in BACKING_OFF:

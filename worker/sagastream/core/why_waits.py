@@ -1,4 +1,4 @@
-"""Why a saga waits while no command is out: for its start, a signal, the end of a pause. Pure.
+"""Why a saga waits while no command is out: for its start, a signal, a time, or what is paused. Pure.
 
 why.py says the rest.
 """
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from sagastream.core.back import quote
-from sagastream.core.causes import Cause, CauseKind
+from sagastream.core.causes import Cause, CauseKind, Evidence
 from sagastream.core.durations import spoken
+from sagastream.core.pauses import Pause, pauses_of
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
@@ -32,6 +33,33 @@ def settles(state: SagaState, out: Sequence[int]) -> Cause:
     text += f"{names}. Nothing more is sent until then"
     do = f"sagastream cancel {state.saga_id} --now --reason TEXT  # goes back at once, and undoes what may be done"
     return Cause(kind=CauseKind.SETTLES, text=text, do=(do,) if state.may_be_cancelled_now else ())
+
+
+def paused(state: SagaState, number: int, evidence: Evidence) -> Cause | None:
+    """If the next command of a step waits since it is paused: that. None: it does not."""
+    step = state.steps[number - 1]
+    found = pauses_of(step.definition.service, step.command, evidence.pauses)
+    if not found:
+        # It was resumed a moment ago.
+        text = f"{step.command} was held, and is paused no more: a worker sends it within some seconds"
+        return Cause(kind=CauseKind.PAUSED, text=text) if step.is_held else None
+    told = " and ".join(pause_told(one, evidence.now_ms) for one in found)
+    text = f"{told}; {step.command} is sent once {'all of that is' if len(found) > 1 else 'it is'} resumed"
+    if state.deadline_counts and (deadline_ms := state.deadline_now_ms) is not None:
+        text += f"; its deadline comes in {spoken(max(deadline_ms - evidence.now_ms, 0))}"
+    do = tuple(
+        f"sagastream resume {one.words} --reason TEXT  # has it sent, and all else that is held" for one in found
+    )
+    facts = {"paused": [one.name for one in found], "since_ms": found[0].since_ms, "actor": found[0].actor}
+    return Cause(kind=CauseKind.PAUSED, text=text, do=do, facts=facts | {"reason": found[0].reason})
+
+
+def pause_told(one: Pause, now_ms: int) -> str:
+    """Who paused what, since when and why."""
+    since = f" for {spoken(max(now_ms - one.since_ms, 0))}" if one.since_ms else ""
+    by = f" by {one.actor}" if one.actor else ""
+    why = f": {one.reason}" if one.reason else ""
+    return f"{one.told} has been paused{since}{by}{why}"
 
 
 def awaits(state: SagaState, number: int, now_ms: int) -> Cause:

@@ -4,6 +4,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
+from sagastream.core.indexing import held_names
 from sagastream.core.messages import Code, Command, Notice
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import GivenUp, given_up
@@ -54,7 +55,9 @@ class Change(Struct, eq=False):
         self.commands += decision.commands
         self.notices += decision.notices
         if entry is None:
-            self.rearm = decision.state is None  # somebody has deleted its hash, so its timer must go too
+            # Somebody has deleted its hash, so its timer must go too. Or it was woken, and stays held.
+            stays = self.after is self.before and isinstance(self.after, SagaState) and bool(held_names(self.after))
+            self.rearm = decision.state is None or stays
             self.fault = decision.quarantine
             return
         self.entries.append(entry)

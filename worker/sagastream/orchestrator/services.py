@@ -7,6 +7,7 @@ import redis
 from sagastream.broker.exchange import Exchange, run, together
 from sagastream.core.messages import Begin, Code, Unreadable
 from sagastream.core.steps import services_of
+from sagastream.orchestrator.pauses import Pauses
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import Input
 from sagastream.store import published
@@ -19,10 +20,11 @@ class KnownServices:
     """The services that a worker knows. It is told of new ones along with its heartbeat: it takes the place of that in
     the worker's reader."""
 
-    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat, room: Room) -> None:
-        """`room`: is looked at along with the heartbeat, too."""
+    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat, room: Room, pauses: Pauses) -> None:
+        """`room` and `pauses`: are looked at along with the heartbeat, too."""
         self._client = client
         self._room = room
+        self._pauses = pauses
         self._heartbeat = heartbeat
         self._keys: StoreKeys | None = None
         self.names: frozenset[str] = frozenset()
@@ -32,7 +34,8 @@ class KnownServices:
         self._keys = keys
         self._heartbeat.join(keys)
         self._room.join(keys)
-        run(self._client, self._read())
+        self._pauses.join(keys)
+        run(self._client, together(self._read(), self._pauses.read()))
 
     @property
     def is_due(self) -> bool:
@@ -40,7 +43,7 @@ class KnownServices:
 
     def beat(self) -> Exchange[None]:
         # A heartbeat that is refused must not keep the worker from hearing of new services.
-        looking = together(self._read(), self._room.look())
+        looking = together(self._read(), together(self._pauses.read(), self._room.look()))
         refused, _ = yield from together(_caught(self._heartbeat.beat()), looking)
         if refused is not None:
             raise refused

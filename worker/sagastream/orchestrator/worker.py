@@ -33,6 +33,7 @@ from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.overdue import Overdue
+from sagastream.orchestrator.pauses import Pauses
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
@@ -100,7 +101,9 @@ class Orchestrator:
         self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
         lineage = Lineage(self.name, area="worker", observer=self._observer, missing=lambda _: missing(self._committed))
         self._room = Room(self.name, max_unread)
-        self._services = KnownServices(broker.client, Heartbeat(consumer, Kind.WORKER, lineage=lineage), self._room)
+        self._pauses = Pauses(broker.client, LEASE_MS)
+        beat = Heartbeat(consumer, Kind.WORKER, lineage=lineage)
+        self._services = KnownServices(broker.client, beat, self._room, self._pauses)
         self._inbox = GroupReader(
             broker.client,
             group=ORCHESTRATOR_GROUP,
@@ -226,7 +229,7 @@ class Orchestrator:
         parts = [part for of_one in streams.by_partition(inputs) for part in _parts(of_one)]
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
-        watch = self._inbox.clock.watch
+        watch, paused = self._inbox.clock.watch, self._pauses.names
 
         def moment() -> Moment:
             jitter = random.random()  # noqa: S311 - it is not a secret
@@ -237,6 +240,7 @@ class Orchestrator:
                 jitter=jitter,
                 closed=closed,
                 journal_bytes=self._journal_bytes,
+                paused=paused,
             )
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
@@ -265,9 +269,12 @@ class Orchestrator:
         if self._read_streams.has_more or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
             return []
         keys = self._opened
+        are_held = self._pauses.wake(self._services.names)
         due, wait_ms = self._store.due(keys.partitions, BATCH, LEASE_MS, self._gate.passed_over())
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
+        if are_held:
+            self._look_soon()
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._sweep.sweep(keys)

@@ -77,6 +77,7 @@ class _Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
     commands: tuple[str, ...] | None = None  # … and the names of all commands and compensations that it has
     formats: tuple[int, ...] = ()  # that it knows
     partitions: tuple[int, ...] = ()  # that it reads
+    pauses: bool = False  # whether it is a worker that sends nothing of what is paused
     started: str | None = None  # by its own clock
 
 
@@ -89,6 +90,7 @@ class Process(Struct, frozen=True, kw_only=True):
     commands: tuple[str, ...] | None = None  # that it has, compensations too; None: it does not say
     formats: tuple[int, ...] = (PLAIN,)
     partitions: tuple[int, ...] = (0,)
+    pauses: bool = False  # whether it is a worker that sends nothing of what is paused
     started: str | None = None  # None: it does not say
     silent_ms: int  # how long ago it was heard, by the broker's clock
     beats: bool  # whether it writes a heartbeat
@@ -154,6 +156,7 @@ class Heartbeat:
                 commands=self._commands,
                 formats=tuple(sorted(FORMATS)),
                 partitions=tuple(partition.number for partition in keys.partitions),
+                pauses=self._kind is Kind.WORKER,
                 started=self._started,
             )
         )

@@ -62,6 +62,7 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "alive": lambda keys, _, __: keys.alive,
     "running": lambda keys, _, __: keys.running,
     "losses": lambda keys, _, __: keys.losses,
+    "paused": lambda keys, _, __: keys.paused,
     "store": lambda keys, _, __: keys.store,
     "all": lambda keys, _, __: f"{keys.prefix}:*",
     "rq": lambda *_: "rq:*",
@@ -100,7 +101,7 @@ _WORK: Final = (
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard"),
     _Grant("ended", "type zadd zrem zrangebyscore zscan zcard"),
     _Grant("begun", "type zadd zrem zcard zmscore"),
-    _Grant("index", "type zadd zrem"),
+    _Grant("index", "type zadd zrem zscan"),
     _Grant("indexed", "type hset hdel hmget"),
     # A script is allowed if one grant has all of its keys.
     _Grant(
@@ -109,6 +110,7 @@ _WORK: Final = (
     ),
     _Grant("published", "hgetall", read_only=True),
     _Grant("services", "smembers sadd"),
+    _Grant("paused", "hgetall", read_only=True),
     *_HEARTBEAT,
 )
 _SERVE: Final = (
@@ -175,6 +177,7 @@ _OPERATE: Final = (
     _Grant("commands", "xadd xdel del"),
     _Grant("requests interventions replies commands quarantine aside", _IN_SCRIPTS),
     _Grant("services", "srem"),
+    _Grant("paused", f"{_IN_SCRIPTS} hset hdel"),
     *_ERASE,
 )
 _MEND: Final = (

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 from sagastream.core.back import no_answer
 from sagastream.core.decision import Event, decide
+from sagastream.core.indexing import held_names
 from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, ToSaga
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
+from sagastream.core.step_state import HELD_MS
 from sagastream.core.strict_json import decode
 from sagastream.core.transitions import Moment
 from sagastream.errors import RequestRefused
@@ -35,6 +38,7 @@ class InProcessOrchestrator:
         self._unread: list[Command] = []
         self._awaited: list[Awaited] = []
         self.sent: list[Command] = []
+        self.paused: Paused = NOTHING_PAUSED
 
     @property
     def states(self) -> Mapping[str, SagaState]:
@@ -70,6 +74,12 @@ class InProcessOrchestrator:
                 break  # the others come next
         self._decide(state.saga_id, Due(saga_id=state.saga_id))
 
+    def look_at_held(self) -> None:
+        """Decide on the sagas that are held, as workers do when something is resumed."""
+        for saga_id, state in list(self._states.items()):
+            if held_names(state):
+                self._decide(saga_id, Due(saga_id=saga_id))
+
     def _decide(self, saga_id: str, event: Event) -> None:
         before = self._states.get(saga_id)
         moment = Moment(
@@ -77,11 +87,12 @@ class InProcessOrchestrator:
             published=self._published,
             jitter=self._random.random(),
             journal_bytes=JOURNAL_BYTES,
+            paused=self.paused,
         )
         decision = decide(before, event, moment)
         if isinstance(decision.state, SagaState):
             self._states[saga_id] = decision.state
-            if (due_ms := decision.state.due_ms) is not None:
+            if (due_ms := decision.state.due_ms) is not None and due_ms < HELD_MS:
                 self._entered += 1
                 heapq.heappush(self._due, (due_ms, self._entered, saga_id))
         for text in story.changes(before, decision):

@@ -14,6 +14,7 @@ from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.pauses import name_of_pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealed_messages import open_command, open_state
 from sagastream.core.sealing import Codec
@@ -245,11 +246,32 @@ class Sagas:
 
     @without_ours
     def settle(self) -> None:
-        """Let time pass until nothing more happens: each saga has ended or is parked.
+        """Let time pass until nothing more happens: each saga has ended, is parked, or is held since something is
+        paused.
 
         Raises ScenarioError if that does not come about.
         """
         self._move(None)
+
+    @without_ours
+    def pause(self, service: str, command: str | None = None) -> None:
+        """Pause a service, or one of its commands: from now on nothing of it is sent, and steps that would send it are
+        held. What is out is answered. `settle` returns while sagas are held."""
+        self._orchestrator.paused |= {name_of_pause(service, command)}
+
+    @without_ours
+    def resume(self, service: str, command: str | None = None) -> None:
+        """Resume what was paused by this very name, and let time pass as `settle` does.
+
+        Raises ScenarioError if it is not paused.
+        """
+        name = name_of_pause(service, command)
+        if name not in self._orchestrator.paused:
+            known = ", ".join(sorted(self._orchestrator.paused)) or "nothing"
+            raise ScenarioError(f"{name} is not paused; paused: {known}")
+        self._orchestrator.paused -= {name}
+        self._orchestrator.look_at_held()
+        self.settle()
 
     @without_ours
     def check_faults(self) -> None:

@@ -118,7 +118,9 @@ def _of_steps(before: SagaState, after: SagaState) -> list[str]:
             wait_s = (new.send_again_ms - after.updated_ms) / 1000
             which = f"attempt {new.current_attempt + 1} of {new.attempts}"
             told.append(f"{new.command} is sent again in {wait_s:g} s ({which})")
-        if new.phase is not old.phase and (text := _waits(new)) is not None:
+        if new.is_held and not old.is_held:
+            told.append(f"step {number}: {new.command} is held, since {new.definition.service} is paused")
+        elif new.phase is not old.phase and (text := _waits(new)) is not None:
             told.append(f"step {number} {text}")
         elif new.phase is Phase.COMPLETED and old.phase is not Phase.COMPLETED and not new.definition.shape.sends:
             told.append(f"step {number} is done" + (f": {quote(new.result)}" if new.result is not None else ""))

@@ -1,0 +1,95 @@
+"""What is paused, as one worker knows it; and what it wakes once that is over.
+
+A worker reads what is paused along with its heartbeat, so its decisions are at most a second behind. Sagas of which a
+step is held are in an index of the service. A worker that sees that something is paused no more goes through the index,
+page by page, and makes these sagas due: workers lease them as they lease all that is due, look at each, and send. So
+nothing is lost if the worker dies meanwhile; and a saga that is still held, since another command is paused too, just
+stays so.
+
+Each worker does so for itself. It may have held a saga a moment after the others went through the index, because it had
+not heard yet. For the same reason a worker looks when it starts, and now and then.
+"""
+
+import time
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Final
+
+from sagastream.broker.exchange import Exchange, all_of, run
+from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.scripting import Script
+from sagastream.broker.wire import or_raise
+from sagastream.core.indexing import of_held
+from sagastream.core.messages import is_id
+from sagastream.core.pauses import NOTHING_PAUSED, Paused
+from sagastream.store import pauses
+from sagastream.store.keys import Partition, StoreKeys
+
+if TYPE_CHECKING:
+    import redis
+
+#: How many indexes a round trip looks at, and about how many sagas of each.
+_INDEXES: Final = 32
+_PAGE: Final = 128
+#: How often a worker looks for sagas that are held though nothing of their service is paused, in seconds. There are
+#: none, unless a worker held one and died before it heard that the pause was over.
+_LOOK_EVERY_S: Final = 30.0
+_WAKE: Final = Script("wake")
+
+
+class Pauses:
+    """What one worker knows of what is paused. It reads that as a part of its heartbeat."""
+
+    def __init__(self, client: "redis.Redis", lease_ms: int) -> None:
+        """`lease_ms`: for how long the worker leases what is due."""
+        self._client = client
+        self._lease_ms = lease_ms
+        self._keys: StoreKeys | None = None
+        self._pages: deque[tuple[Partition, str, int]] = (
+            deque()
+        )  # what is to be looked at: the index of a service, from where
+        self._look_at = 0.0
+        self.names: Paused = NOTHING_PAUSED
+
+    def join(self, keys: StoreKeys) -> None:
+        """Read what is paused in this store from now on."""
+        self._keys = keys
+        self._pages.clear()
+        self._look_at = 0.0
+
+    def read(self) -> Exchange[None]:
+        assert self._keys is not None
+        names = frozenset([one.name for one in (yield from pauses.read(self._keys))])
+        resumed, self.names = self.names - names, names
+        self._look(dict.fromkeys(name.partition("/")[0] for name in sorted(resumed)))
+
+    def wake(self, services: Collection[str]) -> bool:
+        """Make some of the sagas due that may be held no more. `services`: of the store. Returns whether there may be
+        more of them."""
+        if time.monotonic() >= self._look_at:
+            is_first, self._look_at = self._look_at == 0.0, time.monotonic() + _LOOK_EVERY_S
+            of_pauses = {name.partition("/")[0] for name in self.names}
+            self._look([name for name in sorted(services) if name not in (self.names if is_first else of_pauses)])
+        if self._pages:
+            taken = [self._pages.popleft() for _ in range(min(_INDEXES, len(self._pages)))]
+            run(self._client, all_of([self._page(*one) for one in taken]))
+        return bool(self._pages)
+
+    def _look(self, services: Collection[str]) -> None:
+        """Go through the indexes of these services from their beginnings."""
+        assert self._keys is not None
+        if services:
+            self._pages = deque([page for page in self._pages if page[1] not in services])
+            self._pages += [(partition, name, 0) for name in services for partition in self._keys.partitions]
+
+    def _page(self, partition: Partition, service: str, cursor: int) -> Exchange[None]:
+        (answer,) = yield [("ZSCAN", partition.index(of_held(service)), cursor, "COUNT", _PAGE)]
+        if is_wrong_type(answer):
+            return
+        found: Any = or_raise(answer)
+        following, words = int(found[0]), found[1]
+        ids = [name for word in words[::2] if is_id(name := word.decode(errors="backslashreplace"))]
+        if following:
+            self._pages.append((partition, service, following))
+        if ids:
+            yield from _WAKE.call([partition.timers], [self._lease_ms, *ids])

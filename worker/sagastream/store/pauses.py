@@ -1,0 +1,154 @@
+"""What is paused: services, and single commands of services. Workers send nothing of it until it is resumed.
+
+One hash: a field for each, `service` or `service/command`; its value says in JSON who paused it, why and since when.
+
+    redis-cli HGETALL saga:paused
+"""
+
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_denied, is_wrong_type
+from sagastream.broker.scripting import even_if_full
+from sagastream.broker.wire import milliseconds, or_raise
+from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, is_id, is_service
+from sagastream.core.parsing import operator_text
+from sagastream.core.pauses import Pause, name_of_pause
+from sagastream.errors import MalformedMessage, RequestRefused
+from sagastream.store import heartbeat
+from sagastream.store.heartbeat import Kind
+from sagastream.store.keys import StoreKeys
+
+#: At most so many: each worker reads them about once a second.
+MAX_PAUSES: Final = 1024
+#: For how long a caller waits until the workers have read what it has written, and how often it looks, in seconds.
+WAIT_S: Final = 5.0
+LOOK_EVERY_S: Final = 0.1
+#: A worker reads what is paused along with its heartbeat, in one round trip. On a cluster, the two are answered by two
+#: nodes, and one may be so much later, in milliseconds.
+_ONE_ROUND_TRIP_MS: Final = 100
+
+
+class _Value(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The value of a field, in JSON. Members that only a newer release writes are ignored."""
+
+    reason: str = ""
+    actor: str | None = None
+    since_ms: int = 0
+
+
+def read(keys: StoreKeys) -> Exchange[list[Pause]]:
+    """All that is paused, by name. A name that makes no sense is left out. If a value makes none, its name counts:
+    somebody wants that to be paused."""
+    (answer,) = yield [("HGETALL", keys.paused)]
+    if is_wrong_type(answer):
+        return []
+    words = iter(or_raise(answer))
+    pauses = [_pause(name.decode(errors="backslashreplace"), value) for name, value in zip(words, words, strict=True)]
+    return sorted([one for one in pauses if one is not None], key=lambda one: one.name)
+
+
+def _pause(name: str, value: bytes) -> Pause | None:
+    service, slash, command = name.partition("/")
+    if not is_service(service) or (slash and not is_id(command)):
+        return None
+    try:
+        said = msgspec.json.decode(value, type=_Value)
+    except (msgspec.DecodeError, RecursionError):
+        said = _Value()
+    return Pause(service=service, command=command or None, reason=said.reason, actor=said.actor, since_ms=said.since_ms)
+
+
+class Written(NamedTuple):
+    """What was paused or resumed, and when."""
+
+    pause: Pause
+    at_ms: int
+
+
+def pause(keys: StoreKeys, service: str, command: str | None, reason: str, actor: str | None) -> Exchange[Written]:
+    """Pause a service, or one command of it. If it is paused, the reason and the actor are written anew.
+
+    Raises MalformedMessage if a name, the reason or the actor is not valid, and RequestRefused if too much is paused.
+    """
+    name = _checked(service, command, reason, actor)
+    clock, there, count = yield [("TIME",), ("HGET", keys.paused, name), ("HLEN", keys.paused)]
+    known = _pause(name, or_raise(there) or b"")
+    if there is None and or_raise(count) >= MAX_PAUSES:
+        text = f"{MAX_PAUSES} services and commands are paused, the most that may be: pause whole services instead"
+        raise RequestRefused(Code.PRECONDITION_FAILED, text)
+    now_ms = milliseconds(or_raise(clock))
+    since_ms = known.since_ms if known is not None and known.since_ms else now_ms
+    value = msgspec.json.encode(_Value(reason=reason, actor=actor, since_ms=since_ms))
+    yield from _written(even_if_full(keys.paused, "HSET", keys.paused, name, value))
+    return Written(Pause(service=service, command=command, reason=reason, actor=actor, since_ms=since_ms), now_ms)
+
+
+def resume(keys: StoreKeys, service: str, command: str | None, reason: str, actor: str | None) -> Exchange[Written]:
+    """Resume what was paused by this very name. Returns the pause that has ended.
+
+    Raises MalformedMessage as `pause` does, and RequestRefused if it is not paused.
+    """
+    name = _checked(service, command, reason, actor)
+    there = {one.name: one for one in (yield from read(keys))}
+    if (ended := there.get(name)) is None:
+        raise RequestRefused(Code.PRECONDITION_FAILED, _not_paused(service, command, there.values()))
+    yield from _written(("HDEL", keys.paused, name))
+    (clock,) = yield [("TIME",)]
+    return Written(ended, milliseconds(or_raise(clock)))
+
+
+def _written(words: Any) -> Exchange[None]:
+    (answer,) = yield [words]
+    if isinstance(answer, redis.ResponseError) and is_denied(answer):
+        text = f"only a user with the role operator may pause and resume; sagastream acl operator prints one ({answer})"
+        raise redis.exceptions.NoPermissionError(text)
+    or_raise(answer)
+
+
+def _checked(service: str, command: str | None, reason: str, actor: str | None) -> str:
+    """The name of the pause. Raises MalformedMessage."""
+    if not is_service(service):
+        raise MalformedMessage(f"{service!a:.140} is no name of a service: that is 1 to 128 of A-Z a-z 0-9 . _ -")
+    if command is not None and not is_id(command):
+        raise MalformedMessage(f"{command!a:.140} is no name of a command: that is 1 to 128 of A-Z a-z 0-9 . _ : -")
+    operator_text(reason, "reason", MAX_REASON_CHARS, stays_with="the pause")
+    if actor is not None:
+        operator_text(actor, "actor", MAX_ACTOR_CHARS, stays_with="the pause")
+    return name_of_pause(service, command)
+
+
+def _not_paused(service: str, command: str | None, there: Collection[Pause]) -> str:
+    of_it = [one.told for one in there if one.service == service]
+    what = f"service {service}" if command is None else f"command {command} of service {service}"
+    instead = f"; paused of it: {', '.join(of_it)}" if of_it else ""
+    return f"{what} is not paused{instead}"
+
+
+class Heard(Struct, frozen=True, kw_only=True):
+    """What was paused or resumed, and which of the workers that run know it: their names."""
+
+    pause: Pause
+    known: tuple[str, ...] = ()  # they have read it
+    late: tuple[str, ...] = ()  # they will read it within a second
+    ignorant: tuple[str, ...] = ()  # they are of an earlier release, and send all the same
+
+
+def heard(keys: StoreKeys, written: Written) -> Exchange[Heard]:
+    """Which of the workers that are alive have read what was written. Each reads it along with its heartbeat."""
+    (clock,) = yield [("TIME",)]
+    now_ms = milliseconds(or_raise(clock))
+    alive = [one for one in (yield from heartbeat.look(keys, ())) if one.kind == Kind.WORKER and one.is_alive]
+    those = [one for one in alive if one.pauses]
+    late = {one.name for one in those if now_ms - one.silent_ms < written.at_ms + _ONE_ROUND_TRIP_MS}
+    return Heard(
+        pause=written.pause,
+        known=tuple(one.name for one in those if one.name not in late),
+        late=tuple(sorted(late)),
+        ignorant=tuple(one.name for one in alive if not one.pauses),
+    )
