@@ -1,5 +1,7 @@
 """Pauses on a real server: what is paused is held, and sent once it is resumed, whoever dies meanwhile."""
 
+import json
+import socket
 import time
 from typing import Any
 
@@ -10,6 +12,8 @@ from sagastream.core.step_state import HELD_MS
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import pauses
 from sagastream.store.columns import iso
+from sagastream.store.quarantine import Quarantine
+from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS
@@ -198,3 +202,26 @@ def test_a_pause_returns_when_the_workers_have_read_it(scene: Paused) -> None:
     finally:
         scene.stop.set()
         thread.join()
+
+
+def test_who_paused_put_back_and_dropped_what_is_kept(scene: Paused, commands: Commands) -> None:
+    scene.client.pause("work", reason="maintenance", actor="ada")
+    scene.client.resume("work", reason="done")
+    for _ in range(2):
+        scene.redis.xadd(FIRST.replies("work"), {"body": "{"})
+    scene.turns_until(lambda: scene.redis.xlen(FIRST.quarantine) == 2)
+    messages = [message.id for message in Quarantine(scene.redis, KEYS).newest_first()]
+    env = {"REDIS_URL": scene.broker.url}
+    assert (
+        commands.run("quarantine", "drop", messages[0], "--by", "bob", "--reason", "no\x1buse", **env).returncode == 0
+    )
+    assert commands.run("quarantine", "replay", messages[1], **env).returncode == 0
+    shown = commands.run("operations", "--limit", "4", **env).stdout.splitlines()
+    assert [line.partition("  ")[2] for line in shown[1:]] == [
+        f"quarantine drop {messages[0]}  by bob: no\\x1buse",
+        "resume work  by somebody: done",
+        "pause work  by ada: maintenance",
+    ]
+    newest = json.loads(commands.run("operations", "--json", "--limit", "1", **env).stdout)
+    assert (newest["verb"], newest["what"]) == ("quarantine replay", messages[1])
+    assert newest["actor"].endswith(socket.gethostname())

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sagastream_bridge.commands.ask import user_at_host
 from sagastream_bridge.commands.context import finite, opened, safe, width
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
     from sagastream.store.keys import StoreKeys
     from sagastream.store.quarantine import Quarantined
+
+
+def _checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    from sagastream.core.messages import MAX_REASON_CHARS
+
+    if value is not None and not 1 <= len(value.strip()) <= MAX_REASON_CHARS:
+        raise click.BadParameter(f"a reason has 1 to {MAX_REASON_CHARS} characters")
+    return value
 
 
 @click.group()
@@ -55,9 +64,15 @@ def show_quarantined(entry_id: str) -> None:
         click.echo(json.dumps(_as_json(Quarantine(broker.client, layout.look(broker)).get(entry_id)), indent=2))
 
 
+_by = click.option("--by", metavar="NAME", help="Who you are, for `sagastream operations`  [default: your user@host]")
+_reason = click.option("--reason", metavar="TEXT", callback=_checked, help="Why, for `sagastream operations`.")
+
+
 @quarantine.command("replay")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
-def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
+@_reason
+@_by
+def replay_quarantined(entry_ids: tuple[str, ...], reason: str | None, by: str | None) -> None:
     """Put messages back into the streams from which they came, to be read again, once the cause is fixed."""
     with opened(create=False) as broker:
         from sagastream.store import layout
@@ -65,13 +80,15 @@ def replay_quarantined(entry_ids: tuple[str, ...]) -> None:
 
         messages = Quarantine(broker.client, layout.look(broker))
         for entry_id in entry_ids:
-            message = messages.replay(entry_id)
+            message = messages.replay(entry_id, actor=by or user_at_host(), reason=reason)
             click.echo(safe(f"{message.id} put back into {message.stream}"))
 
 
 @quarantine.command("drop")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
-def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
+@_reason
+@_by
+def drop_quarantined(entry_ids: tuple[str, ...], reason: str | None, by: str | None) -> None:
     """Delete messages for good."""
     with opened(create=False) as broker:
         from sagastream.store import layout
@@ -79,12 +96,15 @@ def drop_quarantined(entry_ids: tuple[str, ...]) -> None:
 
         messages = Quarantine(broker.client, layout.look(broker))
         for entry_id in entry_ids:
-            click.echo(safe(f"{messages.drop(entry_id).id} dropped"))
+            message = messages.drop(entry_id, actor=by or user_at_host(), reason=reason)
+            click.echo(safe(f"{message.id} dropped"))
 
 
 @click.command()
 @click.argument("service", metavar="SERVICE")
-def drop_commands(service: str) -> None:
+@_reason
+@_by
+def drop_commands(service: str, reason: str | None, by: str | None) -> None:
     """Drop the commands of a service that does not run: those that no process has read and no saga waits for.
 
     Exit code 1 if some were kept.
@@ -94,7 +114,9 @@ def drop_commands(service: str) -> None:
     if not is_service(service):
         raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint="SERVICE")
     with opened() as broker:
+        from sagastream.broker.exchange import run
         from sagastream.store import heartbeat, layout
+        from sagastream.store import operations as done
         from sagastream_bridge.inspection import unread
 
         keys = layout.look(broker)
@@ -103,6 +125,9 @@ def drop_commands(service: str) -> None:
             raise click.ClickException(safe(f"service {service} is at work, and answers what it reads: {alive[0]}"))
         found = unread.unread(broker.client, keys, service)
         dropped = unread.drop(broker.client, keys, service, found.unwanted)
+        if dropped:
+            what, actor = f"{dropped} of service {service}", by or user_at_host()
+            run(broker.client, done.note(keys, "drop-commands", what, actor=actor, reason=reason))
         click.echo(f"{dropped} dropped")
         if found.awaited:
             ids = ", ".join(found.awaited[:5]) + (" …" if len(found.awaited) > 5 else "")
@@ -111,6 +136,25 @@ def drop_commands(service: str) -> None:
             click.echo(f"{found.kept} kept: a process may have read them before", err=True)
     if found.awaited or found.kept:
         sys.exit(1)
+
+
+@click.command()
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="List at most this many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def operations(limit: int, as_json: bool) -> None:
+    """List what operators did that no saga tells of: pauses, and what they put back or dropped. The newest first."""
+    with opened(create=False) as broker:
+        from sagastream.broker.exchange import run
+        from sagastream.store import layout
+        from sagastream.store import operations as done
+        from sagastream.store.columns import iso
+
+        for one in run(broker.client, done.newest(layout.look(broker), limit)):
+            said = {"at": iso(one.at_ms), "verb": one.verb, "what": one.what, "actor": one.actor, "reason": one.reason}
+            line = (
+                f"{said['at']}  {one.verb} {one.what}  by {one.actor or 'somebody'}: {one.reason or 'no reason given'}"
+            )
+            click.echo(json.dumps(said) if as_json else safe(line))
 
 
 @click.command()
@@ -205,4 +249,4 @@ def _as_json(message: "Quarantined") -> dict[str, object]:
 
 
 #: All of them.
-COMMANDS: Final = (quarantine, drop_commands, doctor)
+COMMANDS: Final = (quarantine, drop_commands, operations, doctor)

@@ -270,7 +270,7 @@ class AfterFailover:
         for message in islice(quarantine.newest_first(), _NEWEST):
             if (message.saga_id, message.kind) in expected:
                 with suppress(QuarantineError):
-                    quarantine.drop(message.id)
+                    quarantine.drop(message.id, actor="sagastream doctor", reason="after a failover")
 
 
 _REMEDIES: Final = {

@@ -89,6 +89,8 @@ def test_the_catalogue_tells_of_every_key() -> None:
         KEYS.running,
         KEYS.store,
         KEYS.losses,
+        KEYS.paused,
+        KEYS.operations,
         ONLY.saga("<saga_id>"),
         ONLY.index("<name>=<value>"),
         ONLY.commands("<service>"),

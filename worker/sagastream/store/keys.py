@@ -30,6 +30,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:running                   hash    services                a field: while the process runs something for long
     saga:store                     hash    the first process       always: the protocol, the partitions and their tags
     saga:paused                    hash    operators               a field: until somebody resumes what it names
+    saga:operations                stream  operators               the newest 10,000 entries: what they did to the store
     saga:losses                    hash    workers, services       until a person says that they are settled
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
@@ -158,6 +159,7 @@ class StoreKeys:
         self.alive = f"{prefix}:alive"
         self.losses = f"{prefix}:losses"
         self.paused = f"{prefix}:paused"
+        self.operations = f"{prefix}:operations"
         self.running = f"{prefix}:running"
         self.services = f"{prefix}:services"
         self.definitions = f"{prefix}:definitions"

@@ -20,7 +20,7 @@ from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, is
 from sagastream.core.parsing import operator_text
 from sagastream.core.pauses import Pause, name_of_pause
 from sagastream.errors import MalformedMessage, RequestRefused
-from sagastream.store import heartbeat
+from sagastream.store import heartbeat, operations
 from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import StoreKeys
 
@@ -86,6 +86,7 @@ def pause(keys: StoreKeys, service: str, command: str | None, reason: str, actor
     since_ms = known.since_ms if known is not None and known.since_ms else now_ms
     value = msgspec.json.encode(_Value(reason=reason, actor=actor, since_ms=since_ms))
     yield from _written(even_if_full(keys.paused, "HSET", keys.paused, name, value))
+    yield from operations.note(keys, "pause", name, actor=actor, reason=reason)
     return Written(Pause(service=service, command=command, reason=reason, actor=actor, since_ms=since_ms), now_ms)
 
 
@@ -99,6 +100,7 @@ def resume(keys: StoreKeys, service: str, command: str | None, reason: str, acto
     if (ended := there.get(name)) is None:
         raise RequestRefused(Code.PRECONDITION_FAILED, _not_paused(service, command, there.values()))
     yield from _written(("HDEL", keys.paused, name))
+    yield from operations.note(keys, "resume", name, actor=actor, reason=reason)
     (clock,) = yield [("TIME",)]
     return Written(ended, milliseconds(or_raise(clock)))
 

@@ -23,7 +23,7 @@ from sagastream.broker.wire import or_raise
 from sagastream.core.belonging import KEPT
 from sagastream.core.strict_json import decode_any
 from sagastream.errors import QuarantineError
-from sagastream.store import published
+from sagastream.store import operations, published
 from sagastream.store.keys import Partition, StoreKeys
 
 _ENTRY_ID: Final = re.compile(
@@ -117,9 +117,9 @@ class Quarantine:
         """One message, by its id in the quarantine. Raises QuarantineError if the quarantine does not hold it."""
         return self._get(entry_id)[1]
 
-    def replay(self, entry_id: str) -> Quarantined:
+    def replay(self, entry_id: str, *, actor: str | None = None, reason: str | None = None) -> Quarantined:
         """Put a message back into the stream from which it came, where it is read again. What a service has set aside
-        goes back to that service's commands, whatever stream it names.
+        goes back to that service's commands, whatever stream it names. `actor` and `reason`: who does it, and why.
 
         Raises QuarantineError if the quarantine does not hold the message, or the message cannot be put back.
         """
@@ -129,13 +129,19 @@ class Quarantine:
         fields: dict[Any, Any] = {"body": message.body} | message.fields | {REPLAYED: 1}
         words = [word for pair in fields.items() for word in pair]
         self._move(stream, entry_id, [self._origin(stream, message)], words)
+        self._note("quarantine replay", message, actor, reason)
         return message
 
-    def drop(self, entry_id: str) -> Quarantined:
-        """Delete a message. Raises QuarantineError if the quarantine does not hold it."""
+    def drop(self, entry_id: str, *, actor: str | None = None, reason: str | None = None) -> Quarantined:
+        """Delete a message. `actor` and `reason`: who does it, and why. Raises QuarantineError if the quarantine does
+        not hold it."""
         stream, message = self._get(entry_id)
         self._move(stream, entry_id, [], [])
+        self._note("quarantine drop", message, actor, reason)
         return message
+
+    def _note(self, verb: str, message: Quarantined, actor: str | None, reason: str | None) -> None:
+        run(self._client, operations.note(self._keys, verb, message.id, actor=actor, reason=reason))
 
     def _lengths(self) -> dict[_Stream, int]:
         """How many messages stand in each stream; none in what is no stream, as `doctor` reports."""

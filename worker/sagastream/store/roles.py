@@ -63,6 +63,7 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "running": lambda keys, _, __: keys.running,
     "losses": lambda keys, _, __: keys.losses,
     "paused": lambda keys, _, __: keys.paused,
+    "operations": lambda keys, _, __: keys.operations,
     "store": lambda keys, _, __: keys.store,
     "all": lambda keys, _, __: f"{keys.prefix}:*",
     "rq": lambda *_: "rq:*",
@@ -178,6 +179,7 @@ _OPERATE: Final = (
     _Grant("requests interventions replies commands quarantine aside", _IN_SCRIPTS),
     _Grant("services", "srem"),
     _Grant("paused", f"{_IN_SCRIPTS} hset hdel"),
+    _Grant("operations", f"{_IN_SCRIPTS} xadd"),
     *_ERASE,
 )
 _MEND: Final = (
