@@ -552,7 +552,7 @@ def test_a_handler_is_told_the_trace_and_the_reply_names_it_too(client: redis.Re
     later = TRACEPARENT.replace("00-", "01-", 1) + "-more"
     given = [None, TRACEPARENT, later, f"{TRACEPARENT}-more", TRACEPARENT.upper(), f"{TRACEPARENT}\n", ""]
     for number, traceparent in enumerate(given):
-        fields = {} if traceparent is None else {"traceparent": traceparent}
+        fields: dict[str, Any] = {} if traceparent is None else {"traceparent": traceparent}
         deliver(client, "trace", saga_id=f"s{number}", **fields)
     node.probe()
     told = answers(client, len(given))

@@ -189,6 +189,25 @@ def logged(command: _Command) -> _Command:
     return command
 
 
+def traced(command: _Command) -> _Command:
+    """Give a command that runs workers or services the option to write spans."""
+    return click.option(
+        "--traces",
+        is_flag=True,
+        envvar="SAGASTREAM_TRACES",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep_flag,
+        help="Write OpenTelemetry spans of handlers and sagas, where the variables OTEL_... say.",
+    )(command)
+
+
+def _keep_flag(_: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        assert isinstance(parameter, click.Option)
+        os.environ[str(parameter.envvar)] = "1"
+
+
 def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     """Checks a number of seconds or days: click accepts nan and inf."""
     if value is not None and not math.isfinite(value):

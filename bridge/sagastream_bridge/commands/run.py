@@ -24,6 +24,7 @@ from sagastream_bridge.commands.context import (
     redis_cli,
     safe,
     stop_event,
+    traced,
 )
 from sagastream_bridge.commands.metrics import (
     gauges_of,
@@ -119,6 +120,7 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 )
 @_HEALTH_FILE
 @logged
+@traced
 @_UNTIL_EOF
 def worker(
     *,
@@ -138,8 +140,10 @@ def worker(
         from sagastream.health import health_file_at
         from sagastream.orchestrator.room import MOST_UNREAD
         from sagastream.orchestrator.worker import Orchestrator
+        from sagastream.tracing.setting import watched
 
         metrics = worker_metrics(metrics_port)
+        observer = watched("sagastream-worker", metrics)
         _collect_rarely()
         with health_file_at(health_file) as health, telling(metrics, metrics_port, metrics_host):
             Orchestrator(
@@ -149,7 +153,7 @@ def worker(
                 aborted_retention_ms=None if aborted_retention_days is None else _milliseconds(aborted_retention_days),
                 max_unread=MOST_UNREAD if max_unread is None else max_unread,
                 health=health,
-                observer=metrics,
+                observer=observer,
                 history_bytes=JOURNAL_BYTES if history_bytes is None else history_bytes,
             ).run()
 
@@ -171,6 +175,7 @@ def worker(
 @_HEALTH_FILE
 @told_at_a_port
 @logged
+@traced
 @_UNTIL_EOF
 def service(
     *,
@@ -197,6 +202,7 @@ def service(
         from sagastream.health import health_file_at
         from sagastream.service.loading import load_service
         from sagastream.service.runner import ServiceRunner
+        from sagastream.tracing.setting import watched
 
         os.environ |= {
             "REDIS_URL": broker.url,
@@ -210,8 +216,9 @@ def service(
 
                 dispatcher = on_rq(broker, loaded)
             metrics = service_metrics(metrics_port)
+            observer = watched(loaded.name, metrics)  # once the service is loaded: it may set a TracerProvider
             runner = ServiceRunner(
-                broker, loaded, stop, grace_s=grace, health=health, dispatcher=dispatcher, observer=metrics
+                broker, loaded, stop, grace_s=grace, health=health, dispatcher=dispatcher, observer=observer
             )
             if metrics is not None:
                 metrics.also(lambda: gauges_of(loaded.name, runner))
@@ -234,6 +241,7 @@ def _collect_rarely() -> None:
 @click.argument("services", nargs=-1, required=True, metavar="MODULE:NAME...")
 @told_at_a_port
 @logged
+@traced
 @_UNTIL_EOF
 def rq_worker(services: tuple[str, ...], metrics_port: int | None, metrics_host: str, until_eof: bool) -> None:
     """Run an RQ worker for the steps of services that run on RQ.
@@ -269,6 +277,7 @@ def rq_worker(services: tuple[str, ...], metrics_port: int | None, metrics_host:
 )
 @told_at_a_port
 @logged
+@traced
 @_retention
 def up(
     *,
@@ -294,9 +303,11 @@ def up(
 
         # Report at once what no restart can mend.
         from sagastream.store import layout
+        from sagastream.tracing.setting import watched
         from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
 
         layout.check(broker)
+        watched("sagastream-up")
         _look_here(services)
         on_rq = []
         codec = codec_of(None)

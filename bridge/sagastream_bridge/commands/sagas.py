@@ -1,6 +1,7 @@
 """The commands for sagas: begin one, show one, list them."""
 
 import math
+import os
 import sys
 import threading
 import time
@@ -77,7 +78,7 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
         patience = _Patience(broker, timeout)
         client = SagaClient(broker)
         keys = layout.check(broker)
-        request = asked.request(client, patience.read)
+        request = _within_trace(asked.request(client, patience.read))
         patience.tell(lambda: asked.differs(client))
         accepted = patience.begun(client, request)
         patience.tell(lambda: of_another_version(client, request))
@@ -93,6 +94,17 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
         why = f"parked: {state.parked}" if state.parked else state.reason
         click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
     sys.exit(0 if state.status == "COMPLETED" else 3)
+
+
+def _within_trace(request: "Begin") -> "Begin":
+    """The request, within the span that the environment names: programs that run others within a span set this variable
+    for them."""
+    from msgspec.structs import replace
+
+    from sagastream.core import trace_context
+
+    traceparent = trace_context.read(os.environb.get(b"TRACEPARENT"))
+    return request if traceparent is None else replace(request, traceparent=traceparent)
 
 
 @click.command()

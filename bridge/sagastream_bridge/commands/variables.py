@@ -20,6 +20,7 @@ VARIABLES: Final = (
     "SAGASTREAM_PREFIX",
     "SAGASTREAM_RETENTION_DAYS",
     "SAGASTREAM_SERVICES",
+    "SAGASTREAM_TRACES",
 )
 _PREFIX: Final = "SAGASTREAM_"
 #: How alike two names are, at least, that are taken for one: what comes after the prefix, or whole names. Somebody may

@@ -292,7 +292,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     attempt: int | None = None  # of the stream entry: which attempt it answers; None: the last one
     process: str | None = None  # of the stream entry: which process of the service answers; None: it does not say
     service: str | None = None  # whose stream it came on; None: that is not known
-    traceparent: str | None = None  # of the stream entry: as in the command, for people and programs that look at it
+    traceparent: str | None = None  # of the stream entry, as in the command; workers do not read it
 
     @property
     def payload(self) -> bytes | None:

@@ -101,12 +101,8 @@ def read_reply(fields: Mapping[bytes, bytes], service: str | None = None) -> Rep
     try:
         attempt = _number(fields, b"attempt") if b"attempt" in fields else None
         unknown = b"unknown" in fields
-        traceparent = trace_context.read(fields.get(b"traceparent"))
         process = _process(fields[b"process"]) if b"process" in fields else None
-        body = decode(_body(fields))
-        return parse_reply(
-            body, unknown=unknown, attempt=attempt, process=process, service=service, traceparent=traceparent
-        )
+        return parse_reply(decode(_body(fields)), unknown=unknown, attempt=attempt, process=process, service=service)
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error))
 
@@ -304,7 +300,6 @@ def parse_reply(
     attempt: int | None = None,
     process: str | None = None,
     service: str | None = None,
-    traceparent: str | None = None,
 ) -> Reply:
     """A decoded reply body. Members that the protocol does not name are ignored: whatever else a service adds, the
     effect has happened."""
@@ -318,7 +313,6 @@ def parse_reply(
         attempt=attempt,
         process=process,
         service=service,
-        traceparent=traceparent,
     )
 
 

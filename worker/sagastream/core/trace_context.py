@@ -5,12 +5,13 @@ the saga. So each worker names the same one to the services, and the one that en
 """
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 #: A later version may have more after the flags. It is read as version 0, as the standard asks. The ids are not zero.
 _TRACEPARENT: Final = re.compile(
-    r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]{0,400})?", re.ASCII
+    rb"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]{0,400})?"
 )
 _TRACE_ID: Final = slice(3, 35)
 _FLAGS: Final = slice(53, 55)
@@ -21,10 +22,15 @@ def read(value: bytes | None) -> str | None:
     than a saga that is refused."""
     if value is None:
         return None
-    found = _TRACEPARENT.fullmatch(value.decode("ascii", "replace"))
-    if found is None or (found[1] == "00" and found[3] is not None):
+    found = _TRACEPARENT.fullmatch(value)
+    if found is None or (found[1] == b"00" and found[3] is not None):
         return None
-    return f"00-{found[2]}"
+    return f"00-{found[2].decode()}"
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Whether whoever has begun the trace records it."""
+    return traceparent[-1] in "13579bdf"
 
 
 def trace_id(traceparent: str) -> str:
@@ -38,6 +44,7 @@ def span_id_of(saga_id: str, begun_ms: int) -> str:
     return drawn if drawn.strip("0") else f"{1:016x}"
 
 
+@lru_cache(maxsize=4096)  # the steps of a saga ask one after another
 def within_saga(traceparent: str, saga_id: str, begun_ms: int) -> str:
     """What its services are told: the span of the saga is the parent of theirs. `traceparent`: what it was begun
     with."""

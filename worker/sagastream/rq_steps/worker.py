@@ -35,6 +35,7 @@ from sagastream.service.named_function import NamedFunction
 from sagastream.service.runner import ServiceRunner, Worked
 from sagastream.store.layout import MAX_PARTITIONS
 from sagastream.telemetry import Log, Observer, guarded, runs
+from sagastream.tracing.setting import watched
 
 _T = TypeVar("_T")
 
@@ -149,10 +150,11 @@ class SagaWorker(Worker):
 
     def work(self, *args: Any, **options: Any) -> bool:
         """Raises SystemExit, with what to do about it, if a service cannot be loaded."""
-        SagaWorker.watching = guarded(self.observer)
         try:
             _have_logs_written()
             load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
+            name = next(iter(_services)) if len(_services) == 1 else "sagastream-rq-worker"
+            SagaWorker.watching = guarded(watched(name, self.observer))
         except (ServiceError, SettingsError) as error:
             raise SystemExit(printable(f"{_WHO}: {error}")) from None
         for line in coverage(self.queue_names(), _services.values()):

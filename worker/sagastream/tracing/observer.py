@@ -1,0 +1,146 @@
+"""Spans of handlers and sagas, written by an observer."""
+
+import logging
+import os
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from sagastream.console import describe, printable
+from sagastream.core.messages import Command
+from sagastream.core.saga import SagaState
+from sagastream.core.trace_context import is_sampled
+from sagastream.errors import PackageMissing
+from sagastream.telemetry import Observer, Outcome
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer, TracerProvider
+
+_MISSING: Final = "the package opentelemetry-api is missing: pip install 'sagastream[otel]'"
+#: How long the end of a process waits until its spans are exported, in ms.
+_FLUSH_MS: Final = 5_000
+
+
+class Tracing(Observer):
+    """Gives OpenTelemetry a span for each call of a handler and, when a saga that belongs to a trace has ended, one for
+    the saga. Give it as `observer` to an Orchestrator or a ServiceRunner, or set it on a SagaWorker.
+
+    It does nothing until the program has set a TracerProvider. Spans hold names and numbers: no params, no results, and
+    of what went wrong only what a handler has raised.
+    """
+
+    def __init__(self, provider: "TracerProvider | None" = None) -> None:
+        """`provider`: by default the one that the program has set.
+
+        Raises PackageMissing if the API of OpenTelemetry is not installed.
+        """
+        try:
+            from opentelemetry import context, trace
+
+            from sagastream.tracing import saga_spans
+        except ImportError:
+            raise PackageMissing(_MISSING) from None
+        self._context: Any = context
+        self._trace: Any = trace
+        self._spans: Any = saga_spans
+        self._given = provider
+        self._pid = os.getpid()
+        self._known: Tracer | None = None
+        #: The span of the handler that runs in this thread or task, and what ends its context.
+        self._running: ContextVar[tuple[Span, Any] | None] = ContextVar("sagastream_span", default=None)
+
+    # --- what is observed
+
+    def handler_started(self, *, command: Command, call: int, **_: object) -> None:
+        if (tracer := self._tracer) is None:
+            return
+        parent = self._spans.under(command.traceparent)
+        span = tracer.start_span(
+            f"process {command.type}",
+            context=parent,
+            kind=self._trace.SpanKind.CONSUMER,
+            attributes=_attributes(command, call),
+        )
+        self._running.set((span, self._context.attach(self._trace.set_span_in_context(span, parent))))
+
+    def handler_finished(self, *, outcome: Outcome, error: BaseException | None, **_: object) -> None:
+        if (running := self._running.get()) is None:
+            return
+        self._running.set(None)
+        span, token = running
+        self._context.detach(token)
+        if span.is_recording():
+            span.set_attribute("sagastream.outcome", outcome.value)
+            if error is not None:
+                self._tell_error(span, error)
+        span.end()
+        if outcome not in (Outcome.OK, Outcome.REJECTED):
+            self._flush_if_forked()
+
+    def answer_sent(self, **_: object) -> None:
+        self._flush_if_forked()
+
+    def saga_ended(self, *, saga: SagaState, **_: object) -> None:
+        if (begun_in := saga.traceparent) is not None and is_sampled(begun_in) and (tracer := self._tracer) is not None:
+            self._spans.write(tracer, saga, begun_in)
+
+    def process_stopped(self, **_: object) -> None:
+        self._flush()
+
+    # --- how
+
+    @property
+    def _tracer(self) -> "Tracer | None":
+        """None: the program has set no provider yet. It may do so after it has made this observer."""
+        if self._known is None:
+            provider = self._provider
+            if isinstance(provider, self._trace.ProxyTracerProvider):
+                return None
+            self._known = provider.get_tracer("sagastream")
+        return self._known
+
+    @property
+    def _provider(self) -> Any:
+        return self._given or self._trace.get_tracer_provider()
+
+    def _tell_error(self, span: "Span", error: BaseException) -> None:
+        """Not by `record_exception`: the text of the exception may be anything, and an exporter that cannot write it
+        drops other spans along with it."""
+        kind, text = printable(f"{type(error).__module__}.{type(error).__qualname__}"), describe(error)
+        kind = kind.removeprefix("builtins.")
+        lines = logging.Formatter().formatException((type(error), error, error.__traceback__)).splitlines()
+        span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, text))
+        span.set_attribute("error.type", kind)
+        told = {"exception.type": kind, "exception.message": text}
+        span.add_event("exception", told | {"exception.stacktrace": "\n".join(map(printable, lines))})
+
+    def _flush_if_forked(self) -> None:
+        """The process of an RQ job ends without a word as soon as it has answered."""
+        if os.getpid() != self._pid:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Export what has ended."""
+        if (flush := getattr(self._provider, "force_flush", None)) is not None:
+            flush(_FLUSH_MS)
+
+
+def _attributes(command: Command, call: int) -> Mapping[str, Any]:
+    attributes: dict[str, Any] = {
+        "messaging.system": "redis",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": f"commands:{command.service}",
+        "messaging.consumer.group.name": command.service,
+        "messaging.message.id": command.key,
+        "messaging.message.conversation_id": command.saga_id,
+        "sagastream.saga_id": command.saga_id,
+        "sagastream.step": command.step,
+        "sagastream.attempt": command.attempt,
+        "sagastream.call": call,
+    }
+    if command.compensating:
+        attributes["sagastream.compensating"] = True
+    if command.definition is not None:
+        attributes["sagastream.definition"] = command.definition
+    return attributes
