@@ -21,6 +21,7 @@ CALLED: Final = {
     "signal": "Signal",
 }
 _CANCELS: Final = "goes back when what is out is answered"
+_CANCELS_NOW: Final = "goes back at once: what is out may have been done, and is undone"
 
 
 class Offer(Struct, frozen=True, kw_only=True):
@@ -56,6 +57,9 @@ def offers(state: SagaState, causes: Iterable[Cause]) -> list[Offer]:
         where = f" --parked-at {state.parked_at}" if state.parked_at else ""
         line = f"sagastream cancel {state.saga_id} --reason TEXT{where}"
         found.append(Offer(verb="cancel", meaning=_CANCELS, line=line, advice=line, parked_at=state.parked_at or ""))
+    if state.may_be_cancelled_now and any(step.in_flight for step in state.steps):
+        line = f"sagastream cancel {state.saga_id} --now --reason TEXT"
+        found.append(Offer(verb="cancel", meaning=_CANCELS_NOW, line=line, advice=line, now=True))
     return list({offer.key: offer for offer in reversed(found)}.values())[::-1]
 
 

@@ -145,8 +145,10 @@ def test_a_page_offers_what_the_core_advises() -> None:
 
 def test_a_saga_that_may_be_cancelled_can_be_though_nobody_advises_it() -> None:
     state = given_graph(do("a")).saga
-    (offer,) = offers(state, ())
-    assert (offer.verb, offer.line) == ("cancel", "sagastream cancel saga42 --reason TEXT")
+    assert [(offer.title, offer.line) for offer in offers(state, ())] == [
+        ("Cancel", "sagastream cancel saga42 --reason TEXT"),
+        ("Cancel now", "sagastream cancel saga42 --now --reason TEXT"),
+    ]
 
 
 # --- what a page is asked for

@@ -19,26 +19,27 @@
   // --- a page that is loaded again
 
   // Makes the children of `old` those of `fresh`. What is alike stays, so the focus, what is open and where it was
-  // scrolled stay too. Rows are known by their data-key.
+  // scrolled stay too. Rows and parts of a page are known by their key, wherever they stand.
   function morph(old, fresh) {
+    const wanted = new Set([...fresh.children].map(keyOf));
     const keyed = new Map();
-    for (const child of old.children) if (child.dataset && child.dataset.key) keyed.set(child.dataset.key, child);
-    const past = (node) => {
-      while (node && node.nodeType === Node.ELEMENT_NODE && node.hasAttribute("data-once")) node = node.nextSibling;
-      return node;
-    };
+    for (const child of [...old.children]) {
+      const key = keyOf(child);
+      if (!key) continue;
+      if (wanted.has(key)) keyed.set(key, child);
+      else if (!isKept(child)) child.remove();
+    }
     let place = past(old.firstChild);
-    for (const wanted of [...fresh.childNodes]) {
-      const key = wanted.dataset && wanted.dataset.key;
+    for (const node of [...fresh.childNodes]) {
+      const key = keyOf(node);
       let mine = key ? keyed.get(key) : place;
-      if (key && mine) keyed.delete(key);
-      if (mine && !key && mine.dataset && mine.dataset.key) mine = null; // it is somebody else's
-      if (mine && mine.nodeType === wanted.nodeType && mine.nodeName === wanted.nodeName) {
-        if (mine !== place) old.insertBefore(mine, place);
-        else place = past(place.nextSibling);
-        become(mine, wanted);
+      if (mine && !key && keyOf(mine)) mine = null; // it is another part
+      if (mine && mine.nodeType === node.nodeType && mine.nodeName === node.nodeName) {
+        if (mine === place) place = past(place.nextSibling);
+        else old.insertBefore(mine, place);
+        become(mine, node);
       } else {
-        old.insertBefore(document.importNode(wanted, true), place);
+        old.insertBefore(document.importNode(node, true), place);
       }
     }
     while (place) {
@@ -46,6 +47,21 @@
       place.remove();
       place = next;
     }
+  }
+
+  function keyOf(node) {
+    if (node.nodeType !== Node.ELEMENT_NODE) return null;
+    return node.dataset.key || node.id || node.getAttribute("aria-labelledby");
+  }
+
+  // What is told once stays until the next page.
+  function isKept(node) {
+    return node.nodeType === Node.ELEMENT_NODE && node.hasAttribute("data-once");
+  }
+
+  function past(node) {
+    while (node && isKept(node)) node = node.nextSibling;
+    return node;
   }
 
   function become(mine, wanted) {
