@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,9 @@ from support.needs import missing
 from support.postgres import Postgres, find_binaries
 from support.processes import Commands
 from support.servers import KINDS, OwnServer, Server, start_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytest_plugins = ["support.running"]
 
@@ -72,6 +76,16 @@ def postgres() -> Iterator[Postgres]:
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """A browser for the tests of a file. Not for the whole run: while it is there, no other event loop may begin in
+    this process."""
+    from support.browsers import started_browser
+
+    with started_browser() as browser:
+        yield browser
 
 
 # --- processes

@@ -10,15 +10,15 @@ from typing import Final
 import pytest
 
 #: What a test needs follows from its fixtures, or from the values of their parameters: the marker of each.
-BY_FIXTURE: Final = {"postgres": "postgres", "node_sample": "node"}
+BY_FIXTURE: Final = {"postgres": "postgres", "node_sample": "node", "chromium": "browser"}
 BY_PARAMETER: Final = {
     "redis": "redis",
     "psycopg": "postgres",
     "engine on postgresql": "postgres",
     "session on postgresql": "postgres",
 }
-#: All tests with such a marker run in one process, since `npm ci` and `initdb` take seconds.
-IN_ONE_PROCESS: Final = ("node", "postgres")
+#: All tests with such a marker run in one process, since `npm ci`, `initdb` and the start of a browser take seconds.
+IN_ONE_PROCESS: Final = ("browser", "node", "postgres")
 
 #: Most tests spend most of their time waiting, so more processes than cores help. Unit tests are the exception.
 PROCESSES_PER_CORE: Final = 2
