@@ -335,7 +335,7 @@ def test_an_action_needs_a_reason_and_a_name_which_stay_with_the_saga(acting: tu
     assert answer.status_code == 303
     then = client.get(answer.headers["location"])
     assert "Skip was done: it is COMPLETED." in then.text
-    assert re.search(r"skip ada@works the bank is back", text(then.text))
+    assert "skip by ada@works: the bank is back" in text(then.text)
     state = shop.scene.client.get("p0")
     assert state is not None
     assert [(one.verb, one.actor, one.reason) for one in state.interventions] == [

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from sagastream.broker.failures import is_outage, told
 from sagastream.broker.urls import redis_cli
 from sagastream.core.causes import Cause
+from sagastream.core.history import history
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.saga import SagaState
 from sagastream.core.why import headline
@@ -178,6 +179,7 @@ class Pages:
             return self._page.show(
                 request, "missing", 404, what=what, causes=found.causes, notes=found.notes, live=live, do=()
             )
+        events = history(state)
         nodes = [node._replace(label=_spaced(node.label), note=node.note.lower()) for node in graph_views.nodes(state)]
         tones = {number: wording.PHASE_TONES[step.phase] for number, step in enumerate(state.steps, 1)}
         return self._page.show(
@@ -189,7 +191,8 @@ class Pages:
             notes=found.notes,
             now_ms=found.now_ms,
             drawing=graph_drawing.svg(nodes, tones, f"The graph of saga {saga_id}"),
-            timeline=timeline.svg(state, found.now_ms),
+            timeline=timeline.svg(state, events, found.now_ms),
+            events=events,
             states=graph_views.STATES,
             offers=(offered := offers(state, found.causes) if not state.ended else []),
             # What stands on a button need not be said twice.

@@ -1,19 +1,17 @@
-"""When each step of a saga was sent, answered and undone, as SVG. Pure.
+"""When each attempt of each step was sent, answered and undone, as SVG, by the history of the saga. Pure."""
 
-A bar begins when its command was last sent: the times of earlier attempts stand in the history.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from markupsafe import Markup, escape
 from msgspec import Struct
+from msgspec.structs import replace
 
 from sagastream.console import printable
 from sagastream.core.durations import spoken
-from sagastream.core.phases import ACTIVE, BACKING_OFF
+from sagastream.core.history_events import HistoryEvent, HistoryKind
+from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
-from sagastream.core.step_state import Step, StepStatus
 
 _WIDTH: Final = 720
 _LABELS: Final = 190
@@ -26,77 +24,93 @@ _LEAST: Final = 3
 #: Of a saga with more steps, only so many are drawn.
 MOST_ROWS: Final = 100
 
+_BEGINS: Final = frozenset({HistoryKind.SENT, HistoryKind.AWAITED, HistoryKind.UNDO_SENT})
+#: What ends what was under way, and the tone of its bar.
+_ENDS: Final = {
+    HistoryKind.DONE: "ok",
+    HistoryKind.FAILED: "bad",
+    HistoryKind.NOT_ANSWERED: "bad",
+    HistoryKind.UNKNOWN: "bad",
+    HistoryKind.UNDONE: "back",
+    HistoryKind.UNDO_FAILED: "bad",
+    HistoryKind.UNDO_NOT_ANSWERED: "bad",
+    HistoryKind.UNDO_UNKNOWN: "bad",
+}
 
-class Bar(Struct, frozen=True):
+
+class Bar(Struct, frozen=True, kw_only=True):
     """What was under way from one time to another."""
 
-    row: int
+    step: int
     from_ms: int
     to_ms: int
     tone: str
     told: str
     goes_on: bool = False
+    is_last: bool = True  # of its step
 
 
-def svg(state: SagaState, now_ms: int) -> Markup:
+def svg(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Markup:
     """The timeline of a saga; empty if nothing was sent yet."""
-    steps = state.steps[:MOST_ROWS]
-    bars = [bar for row, step in enumerate(steps) for bar in _bars(row, step, state.ended, now_ms)]
+    bars = [bar for bar in _bars(state, events, now_ms) if bar.step <= MOST_ROWS]
     if not bars:
         return Markup("")
     began = min(state.begun_ms, *(bar.from_ms for bar in bars))
     ended = max(state.updated_ms if state.ended else now_ms, *(bar.to_ms for bar in bars), began + 1)
-    height = _AXIS + len(steps) * _ROW + 6
+    rows = state.steps[:MOST_ROWS]
+    height = _AXIS + len(rows) * _ROW + 6
     parts = [*_axis(began, ended, height)]
-    for row, step in enumerate(steps):
+    for number, step in enumerate(rows, 1):
         name = printable(step.definition.transaction)
         name = name if len(name) <= _MOST_CHARS else name[: _MOST_CHARS - 1] + "…"
-        y = _AXIS + row * _ROW + _ROW / 2 + 4
-        parts.append(f'<text class="number" x="18" y="{y:g}" text-anchor="end">{row + 1}</text>')
+        y = _AXIS + number * _ROW - _ROW / 2 + 4
+        parts.append(f'<text class="number" x="18" y="{y:g}" text-anchor="end">{number}</text>')
         parts.append(f'<text class="label" x="28" y="{y:g}">{escape(name)}</text>')
     parts += [part for bar in bars for part in _drawn(bar, began, ended)]
-    told = f"When each step was sent and answered; from the begin to the end {_took(ended - began)}"
+    told = f"When each step was sent and answered; from the begin to the end {took(ended - began)}"
     return Markup(  # noqa: S704 - each text in it was escaped
         f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(told)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
-def _bars(row: int, step: Step, ended: bool, now_ms: int) -> Iterator[Bar]:
-    if step.sent_ms is not None:
-        goes_on = step.answered_ms is None and step.phase in ACTIVE and not ended
-        to_ms = step.answered_ms if step.answered_ms is not None else now_ms if goes_on else step.sent_ms
-        tone = _tone(step) if step.parked or not goes_on else "back" if step.phase in BACKING_OFF else "live"
-        tries = f", attempt {step.attempt}" if step.attempt > 1 else ""
-        how = "parked since" if step.parked else "goes on since" if goes_on else "took"
-        told = f"{step.definition.transaction}{tries}: {how} {_took(to_ms - step.sent_ms)}"
-        yield Bar(row, step.sent_ms, to_ms, tone, told, goes_on)
-    if step.compensation_sent_ms is not None:
-        answered = step.compensation_answered_ms
-        goes_on = answered is None and step.being_undone
-        to_ms = answered if answered is not None else now_ms if goes_on else step.compensation_sent_ms
-        told = f"{step.compensation}, the undo: {'goes on' if goes_on else 'took'} "
-        told += _took(to_ms - step.compensation_sent_ms)
-        yield Bar(row, step.compensation_sent_ms, to_ms, "bad" if step.parked else "back", told, goes_on)
+def _bars(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Iterator[Bar]:
+    """A bar for each attempt."""
+    for number, step in enumerate(state.steps, 1):
+        found: list[Bar] = []
+        sent: HistoryEvent | None = None
+        for event in events:
+            if event.step != number or event.at_ms is None:
+                continue
+            if event.kind in _BEGINS:
+                sent = event
+            elif sent is not None and event.kind in _ENDS:
+                found.append(_bar(number, sent, event.at_ms, _ENDS[event.kind], event.text))
+                sent = None
+        if sent is not None and step.is_active and not state.ended:
+            tone = "bad" if step.parked else "back" if step.being_undone or step.phase in BACKING_OFF else "live"
+            found.append(_bar(number, sent, now_ms, tone, sent.text, goes_on=True))
+        yield from (replace(bar, is_last=False) for bar in found[:-1])
+        yield from found[-1:]
 
 
-def _tone(step: Step) -> str:
-    if step.parked is not None and not step.being_undone:
-        return "bad"
-    if step.status is StepStatus.FAILED or step.unknown:
-        return "bad"
-    return "ok" if step.completed else "idle"
+def _bar(number: int, sent: HistoryEvent, to_ms: int, tone: str, told: str, *, goes_on: bool = False) -> Bar:
+    assert sent.at_ms is not None
+    text = f"{told}; it has taken {took(to_ms - sent.at_ms)} so far" if goes_on else told
+    return Bar(step=number, from_ms=sent.at_ms, to_ms=to_ms, tone=tone, told=text, goes_on=goes_on)
 
 
 def _drawn(bar: Bar, began: int, ended: int) -> Iterator[str]:
     span, room = ended - began, _WIDTH - _LABELS - _RIGHT
     x = _LABELS + (bar.from_ms - began) / span * room
     wide = max((bar.to_ms - bar.from_ms) / span * room, _LEAST)
-    y = _AXIS + bar.row * _ROW + 5
+    y = _AXIS + (bar.step - 1) * _ROW + 5
     more = " goes-on" if bar.goes_on else ""
     yield f'<g class="bar tone-{bar.tone}{more}"><title>{escape(printable(bar.told))}</title>'
     yield f'<rect x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="{_ROW - 10}" rx="3"/>'
-    yield f'<text class="took" x="{x + wide + 6:.1f}" y="{y + 10.5:g}">{_took(bar.to_ms - bar.from_ms)}</text></g>'
+    if bar.is_last:
+        yield f'<text class="took" x="{x + wide + 6:.1f}" y="{y + 10.5:g}">{took(bar.to_ms - bar.from_ms)}</text>'
+    yield "</g>"
 
 
 def _axis(began: int, ended: int, height: int) -> Iterator[str]:
@@ -104,10 +118,9 @@ def _axis(began: int, ended: int, height: int) -> Iterator[str]:
     for part in range(5):
         x = _LABELS + room * part / 4
         yield f'<line class="grid" x1="{x:g}" x2="{x:g}" y1="{_AXIS - 4}" y2="{height - 4}"/>'
-        yield f'<text class="axis" x="{x:g}" y="12" text-anchor="middle">+{_took((ended - began) * part // 4)}</text>'
+        yield f'<text class="axis" x="{x:g}" y="12" text-anchor="middle">+{took((ended - began) * part // 4)}</text>'
 
 
-def _took(ms: int) -> str:
-    if ms < 1000:
-        return f"{ms} ms"
-    return f"{ms / 1000:.1f} s" if ms < 10_000 else spoken(ms)
+def took(ms: float) -> str:
+    """A duration, short."""
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s" if ms < 10_000 else spoken(ms)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from sagastream.codecs.setting import codec_of
 from sagastream.console import printable
 from sagastream.core.durations import spoken
+from sagastream.core.history_events import HistoryKind
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.sealed_messages import opened_message
@@ -24,6 +25,7 @@ from sagastream.core.sealed_values import replaced
 from sagastream.core.strict_json import encode
 from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantined
+from sagastream_bridge.dashboard import timeline
 from sagastream_bridge.inspection.formatting import apart
 
 FOLDER: Final = Path(__file__).parent
@@ -55,6 +57,27 @@ PHASE_TONES: Final[Mapping[Phase, str]] = {
     Phase.UNDO_PARKED: "bad",
     Phase.COMPENSATED: "gone",
     Phase.UNDO_SKIPPED: "idle",
+}
+
+#: The tone of what happened, by the kind of the event in a history.
+EVENT_TONES: Final[Mapping[HistoryKind, str]] = {
+    **dict.fromkeys(HistoryKind, "idle"),
+    **dict.fromkeys((HistoryKind.SENT, HistoryKind.AWAITED), "live"),
+    **dict.fromkeys((HistoryKind.UNDO_SENT, HistoryKind.UNDO_PUT_OFF, HistoryKind.UNDONE), "back"),
+    **dict.fromkeys((HistoryKind.DONE, HistoryKind.LATE), "ok"),
+    **dict.fromkeys(
+        (
+            HistoryKind.FAILED,
+            HistoryKind.NOT_ANSWERED,
+            HistoryKind.UNKNOWN,
+            HistoryKind.PARKED,
+            HistoryKind.UNDO_FAILED,
+            HistoryKind.UNDO_NOT_ANSWERED,
+            HistoryKind.UNDO_UNKNOWN,
+            HistoryKind.DEADLINE,
+        ),
+        "bad",
+    ),
 }
 
 
@@ -96,11 +119,6 @@ def age(ms: int | None, now_ms: int) -> Markup:
     if ms is None:
         return Markup("")
     return Markup('<time datetime="{0}" title="{0} UTC">{1}</time>').format(iso(ms), apart(ms, now_ms))
-
-
-def took(ms: float) -> str:
-    """A duration, short."""
-    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s" if ms < 10_000 else spoken(ms)
 
 
 def size(count: float) -> str:
@@ -153,9 +171,9 @@ def environment(shown: Mapping[str, Any]) -> jinja2.Environment:
         "size": size,
         "spoken": spoken,
         "status": status_of,
-        "took": took,
+        "took": timeline.took,
     }
-    found.globals |= {"PHASE_TONES": PHASE_TONES} | dict(shown)
+    found.globals |= {"EVENT_TONES": EVENT_TONES, "PHASE_TONES": PHASE_TONES} | dict(shown)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from sagastream.core.causes import Cause, CauseKind
+from sagastream.core.history import history
 from sagastream.core.saga import SagaState
 from sagastream_bridge.dashboard import charts, graph_drawing, timeline
 from sagastream_bridge.dashboard.finding import Filter, WrongFilter
@@ -109,14 +110,14 @@ def a_saga() -> SagaState:
 
 def test_a_timeline_has_a_bar_for_each_command() -> None:
     state = a_saga()
-    drawn = parsed(timeline.svg(state, BEGUN_MS + 60_000))
+    drawn = parsed(timeline.svg(state, history(state), BEGUN_MS + 60_000))
     tones = [one.get("class") for one in drawn.iter("g")]
     assert tones == ["bar tone-ok", "bar tone-ok", "bar tone-back goes-on", "bar tone-bad"]
 
 
 def test_a_saga_that_has_sent_nothing_has_no_timeline() -> None:
     later = given_graph(do("a"), start_at_ms=BEGUN_MS + 10_000).saga
-    assert timeline.svg(later, BEGUN_MS) == ""
+    assert timeline.svg(later, history(later), BEGUN_MS) == ""
 
 
 # --- offers
