@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from sagastream.core.saga import SagaState
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.roles import Role
 from sagastream_bridge.dashboard import feed
@@ -116,7 +117,7 @@ def test_the_overview_says_what_is_wrong_and_what_helps(asks: Asked) -> None:
     for said in (
         "no process of service away is listening, and none ever was; 2 commands wait for one",
         "sagastream service MODULE:NAME starts one",
-        "2 sagas are parked",
+        "3 sagas are parked",
         "2 messages were set aside",
         "effects of these sagas stand that are neither finished nor undone",
     ):
@@ -148,14 +149,33 @@ def test_sagas_are_found_by_what_a_page_is_asked_for(asks: Asked) -> None:
     def ids(query: str) -> set[str]:
         return set(re.findall(r'class="id" href="/sagas/([^"]+)"', client.get(f"/sagas?{query}").text))
 
-    assert ids("status=parked") >= {"parked-0", "parked-1"}
+    assert ids("status=parked") == {"parked-0", "parked-1", "branches"}
+    assert ids("where=customer%3Dc42") == {"branches"}
     assert ids("status=ABORTED") == {"went-back"}
     assert ids("at=away/Do") == {"branches", "lonely"}
+    assert ids("at=away/Do&where=customer%3Dc42") == {"branches"}
     assert ids("error=AS+ASKED&status=completed") == set()
     assert ids("older=1h") == set()
     assert "No saga is like that" in client.get("/sagas?older=1h").text
-    wrong = client.get("/sagas?older=soon")
-    assert (wrong.status_code, "a duration such as 90s" in wrong.text) == (422, True)
+    for query, said in {
+        "older=soon": "a duration such as 90s",
+        "where=customer": "customer",
+        "cursor=nonsense": "no cursor that a page has had",
+    }.items():
+        wrong = client.get(f"/sagas?{query}")
+        assert (wrong.status_code, said in wrong.text) == (422, True), query
+
+
+def test_a_list_goes_on_page_by_page(asks: Asked, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagastream_bridge.dashboard.reading._OF_A_PAGE", 4)
+    client, found, address = asks(), list[str](), "/sagas"
+    while address:
+        page = client.get(address).text
+        found += re.findall(r'class="id" href="/sagas/([^"]+)"', page)
+        address = "".join(re.findall(r'rel="next" href="([^"]+)"', page))
+    everything = [one.saga_id for one in shop.scene.client.list() if isinstance(one, SagaState)]
+    assert found == everything
+    assert f"shown of {len(everything)}" in page
 
 
 def test_a_definition_shows_what_can_become_of_its_sagas(asks: Asked) -> None:

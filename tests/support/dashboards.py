@@ -58,8 +58,8 @@ class Shop:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
 
-    def begin_graph(self, saga_id: str, *steps: dict[str, Any]) -> None:
-        body = {"saga_id": saga_id, "format": 2, "input": {"customer": "c42"}, "steps": list(steps)}
+    def begin_graph(self, saga_id: str, *steps: dict[str, Any], **members: Any) -> None:
+        body = {"saga_id": saga_id, "format": 2, "input": {}, "steps": list(steps)} | members
         append_requests(self.scene.redis, [parse_begin(body, request_id=f"begin-{saga_id}")])
 
     def until(self, saga_id: str, what: str) -> SagaState:
@@ -95,6 +95,7 @@ class Shop:
             do({"to": "Lagos"}, id="away", service="away", kind="retriable", after=[1]),
             do({"to": "Osaka"}, id="near", kind="retriable", after=[1]),
             do(None, id="end", kind="retriable", after=[2, 3, 4]),
+            attributes={"customer": "c42", "shop": 3},
         )
         self.until("branches", "parked")
         self.begin_graph("waits", do(1, id="first", after=[]), {"wait": "approve", "timeout_ms": 600_000, "after": [1]})
@@ -106,6 +107,8 @@ class Shop:
         scene.turns_until(lambda: scene.redis.xlen(KEYS.partitions[0].quarantine) == 2)
         scene.client.deploy(definition(), by="ada@works")
         scene.client.deploy(definition(2), by="ada@works")
+        scene.client.begin(definition(2), {"customer": "c7"}, saga_id="order-1", attributes={"customer": "c7"})
+        self.until("order-1", "begun")
 
     @contextmanager
     def moving(self) -> Iterator[None]:

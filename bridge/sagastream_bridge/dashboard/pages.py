@@ -11,18 +11,19 @@ from starlette.responses import HTMLResponse, Response
 
 from sagastream.broker.failures import is_outage, told
 from sagastream.broker.urls import redis_cli
+from sagastream.client.finding import Page as FoundPage
 from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.messages import is_id, is_service
 from sagastream.core.saga import SagaState
 from sagastream.core.why import headline
-from sagastream.errors import QuarantineError, SagastreamError, UnreadableSaga
+from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError, UnreadableSaga
 from sagastream.store.definitions import Deployed, Version
 from sagastream.store.keys import StoreKeys
 from sagastream_bridge.dashboard import charts, graph_drawing, standing, timeline, wording
 from sagastream_bridge.dashboard.explored import Explorer, Table
 from sagastream_bridge.dashboard.feed import Feed
-from sagastream_bridge.dashboard.finding import MOST_LOOKED_AT, STATUSES, Filter, FoundSagas, WrongFilter
+from sagastream_bridge.dashboard.finding import STATUSES, Search, WrongSearch
 from sagastream_bridge.dashboard.forms import Outcomes
 from sagastream_bridge.dashboard.offers import offers
 from sagastream_bridge.dashboard.reading import MOST_QUARANTINED, StoreReader
@@ -33,6 +34,7 @@ from sagastream_bridge.inspection import graph_views
 
 #: So many parked sagas of a group are shown.
 _OF_A_GROUP: Final = 20
+_NOTHING: Final = FoundPage(sagas=[], cursor=None, total=0, total_is_exact=True)
 
 
 class Page:
@@ -139,25 +141,24 @@ class Pages:
     # --- sagas
 
     def sagas(self, request: Request) -> Response:
-        wanted, complaint, found = Filter(), None, FoundSagas(states=(), unreadable=(), looked_at=0, are_more=False)
+        search, complaint, found = Search(), None, _NOTHING
         try:
-            wanted = Filter.of(request.query_params)
-            found = self._reader.find(wanted)
-        except WrongFilter as error:
-            complaint = str(error)
-        whys = self._reader.why(found.states) if found.states else []
+            search = Search.of(request.query_params)
+            found = self._reader.find(search)
+        except (WrongSearch, MalformedMessage, ValueError) as error:
+            complaint = str(error).removeprefix("the search: ")
+        whys = self._reader.why(found.sagas) if found.sagas else []
         return self._page.show(
             request,
             "sagas",
             200 if complaint is None else 422,
-            wanted=wanted,
-            given={name: request.query_params.get(name, "") for name in Filter.NAMES},
+            search=search,
+            given={name: request.query_params.get(name, "") for name in Search.NAMES},
             complaint=complaint,
             found=found,
-            rows=[(state, why_of(state, causes)) for state, causes in zip(found.states, whys, strict=True)],
+            rows=[(state, why_of(state, causes)) for state, causes in zip(found.sagas, whys, strict=True)],
             statuses=STATUSES,
             definitions=[one.name for one in self._reader.definitions()],
-            most=MOST_LOOKED_AT,
         )
 
     def saga(self, request: Request) -> Response:

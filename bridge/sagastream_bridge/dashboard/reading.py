@@ -10,6 +10,8 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, run
 from sagastream.client.blocking import SagaClient
 from sagastream.client.evidence import explain
+from sagastream.client.finding import Page, find, opened_page
+from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
@@ -18,8 +20,8 @@ from sagastream.store.definitions import Deployed
 from sagastream.store.heartbeat import Process
 from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine, Quarantined
-from sagastream_bridge.dashboard import finding, recent, standing
-from sagastream_bridge.dashboard.finding import Filter, FoundSagas
+from sagastream_bridge.dashboard import recent, standing
+from sagastream_bridge.dashboard.finding import Search
 from sagastream_bridge.dashboard.recent import Recent
 from sagastream_bridge.dashboard.standing import Parked, Standing
 from sagastream_bridge.inspection import lookup
@@ -32,6 +34,8 @@ _FIGURES_S: Final = 2.0
 _PARKED_S: Final = 5.0
 _RECENT_S: Final = 15.0
 _KEYS_S: Final = 10.0
+#: How many sagas a page shows.
+_OF_A_PAGE: Final = 50
 #: For each saga of a list, so many entries of a stream are looked at at most.
 _LOOKED_AT: Final = 100
 #: How many quarantined messages are shown.
@@ -89,10 +93,10 @@ class StoreReader:
         """One saga, with all that explains it."""
         return lookup.saga(self.broker, saga_id)
 
-    def find(self, wanted: Filter) -> FoundSagas:
-        """The sagas that a filter names."""
-        now_ms = self.standing().now_ms
-        return self._run(lambda keys: finding.find(keys, wanted, now_ms))
+    def find(self, search: Search) -> Page:
+        """A page of sagas. Raises ValueError for a cursor that no page has had."""
+        page = self._run(lambda keys: find(keys, search.wanted, _OF_A_PAGE, search.cursor))
+        return opened_page(codec_of(None), page)
 
     def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
         """Why each of these sagas waits."""

@@ -12,15 +12,17 @@ from sagastream.broker.entries import time_of
 from sagastream.broker.exchange import Exchange, all_of, run, together
 from sagastream.broker.wire import or_raise
 from sagastream.client.evidence import survey
+from sagastream.client.finding import find
 from sagastream.core.causes import Cause, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
-from sagastream.core.saga import SagaState
+from sagastream.core.filtering import Filter
+from sagastream.core.indexing import PARKED, of_status
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS, hangs, nobody
 from sagastream.store import lineage, published
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Loss
-from sagastream.store.sagas import load
 
 #: At most so many parked sagas are looked at for what the overview says of them.
 MOST_PARKED: Final = 500
@@ -46,7 +48,9 @@ class Standing(Struct, frozen=True, kw_only=True):
     now_ms: int
     live: int
     parked: int  # of those that are live
+    back: int  # of those that are live: they are being undone
     ended: int  # and still kept
+    aborted: int  # of those that have ended
     unread: int  # requests that no worker has read yet
     quarantined: int
     late_ms: int  # for how long the time of a live saga has passed, of the one that has waited longest
@@ -77,7 +81,6 @@ class Parked(Struct, frozen=True, kw_only=True):
     looked_at: int
     are_more: bool  # there are more than were looked at
     effects: int  # how many effects of them stand that are neither followed by the rest nor undone
-    states: Sequence[SagaState]
 
 
 class Notice(Struct, frozen=True, kw_only=True):
@@ -114,6 +117,8 @@ def _look(keys: StoreKeys, losses: Sequence[Loss]) -> Exchange[Standing]:
         now_ms=now_ms,
         live=counts["live"],
         parked=counts["parked"],
+        back=counts["back"],
+        aborted=counts["aborted"],
         ended=counts["ended"],
         unread=counts["unread"],
         quarantined=aside,
@@ -132,17 +137,12 @@ def _look(keys: StoreKeys, losses: Sequence[Loss]) -> Exchange[Standing]:
 
 def parked(keys: StoreKeys) -> Exchange[Parked]:
     """What the parked sagas have in common, of MOST_PARKED at most."""
-    words = ("+inf", "+inf", "LIMIT", 0, MOST_PARKED + 1)
-    pages = yield [("ZRANGEBYSCORE", partition.timers, *words) for partition in keys.partitions]
-    ids = [_text(one) for page in pages for one in _read(page, [])]
-    states, _ = yield from load(keys, ids[:MOST_PARKED])
-    found = [state for state in states.values() if isinstance(state, SagaState) and state.parked is not None]
+    page = yield from find(keys, Filter(status="PARKED"), MOST_PARKED, counts=False)
     return Parked(
-        groups=_groups(found),
-        looked_at=len(found),
-        are_more=len(ids) > MOST_PARKED,
-        effects=sum(step.would_stay for state in found for step in state.steps),
-        states=sorted(found, key=lambda state: state.updated_ms, reverse=True),
+        groups=_groups(page.sagas),
+        looked_at=len(page.sagas),
+        are_more=page.cursor is not None,
+        effects=sum(step.would_stay for state in page.sagas for step in state.steps),
     )
 
 
@@ -181,16 +181,19 @@ def _partition(one: Partition) -> Exchange[tuple[dict[str, int], int | None, str
     """Its counts; when the next of its sagas is due; and why no more begin."""
     answers = yield [
         ("ZCARD", one.timers),
-        ("ZCOUNT", one.timers, "+inf", "+inf"),
+        ("ZCARD", one.index(PARKED)),
+        ("ZCARD", one.index(of_status(SagaStatus.COMPENSATING))),
+        ("ZCARD", one.index(of_status(SagaStatus.ABORTED))),
         ("ZCARD", one.ended),
         ("XLEN", one.requests),
         ("XLEN", one.interventions),
         ("ZRANGEBYSCORE", one.timers, "-inf", "(+inf", "WITHSCORES", "LIMIT", 0, 1),
         ("GET", one.full),
     ]
-    live, stuck, ended, requests, interventions = (_read(answer, 0) for answer in answers[:5])
-    first, full = _read(answers[5], []), _read(answers[6], None)
-    counts = {"live": live, "parked": stuck, "ended": ended, "unread": requests + interventions}
+    live, stuck, back, aborted, ended, requests, interventions = (_read(answer, 0) for answer in answers[:7])
+    first, full = _read(answers[7], []), _read(answers[8], None)
+    counts = {"live": live, "parked": stuck, "back": back, "aborted": aborted, "ended": ended}
+    counts["unread"] = requests + interventions
     return counts, int(float(first[1])) if first else None, None if full is None else _text(full)
 
 

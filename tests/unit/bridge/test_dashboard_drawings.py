@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import pytest
 
 from sagastream.core.causes import Cause, CauseKind
+from sagastream.core.filtering import Filter
 from sagastream.core.history import history
 from sagastream.core.saga import SagaState
+from sagastream.errors import MalformedMessage
 from sagastream_bridge.dashboard import charts, graph_drawing, timeline
-from sagastream_bridge.dashboard.finding import Filter, WrongFilter
+from sagastream_bridge.dashboard.finding import Search, WrongSearch
 from sagastream_bridge.dashboard.offers import offers
 from sagastream_bridge.dashboard.rates import KEPT, STRETCH_MS, Rates, What
 from sagastream_bridge.dashboard.recent import of
@@ -155,27 +157,26 @@ def test_a_saga_that_may_be_cancelled_can_be_though_nobody_advises_it() -> None:
 # --- what a page is asked for
 
 
-def test_a_filter_reads_what_a_page_is_asked_for() -> None:
-    wanted = Filter.of({"status": "parked", "older": "90s", "newer": "1d", "at": " s/A ", "told": "x", "error": ""})
-    assert (wanted.status, wanted.older_ms, wanted.newer_ms, wanted.at) == ("PARKED", 90_000, 86_400_000, "s/A")
-    assert wanted.query == "status=parked&at=s%2FA&older=90s&newer=1d"
-    assert wanted.without("at") == "status=parked&older=90s&newer=1d"
+def test_a_search_reads_what_a_page_is_asked_for() -> None:
+    asked = {"status": "parked", "older": "90s", "newer": "1d", "at": " s/A ", "told": "x", "error": "", "cursor": "c"}
+    search = Search.of(asked | {"where": "customer=c42 shop=3"})
+    assert search.wanted == Filter(
+        status="PARKED", older_ms=90_000, newer_ms=86_400_000, at="s/A", attributes=(("customer", "c42"), ("shop", "3"))
+    )
+    assert search.query("next") == (
+        "where=customer%3Dc42+shop%3D3&status=parked&at=s%2FA&older=90s&newer=1d&cursor=next"
+    )
+    assert Search.of(dict(search.given)).wanted == search.wanted
 
 
 @pytest.mark.parametrize(
-    "query", [{"status": "x"}, {"older": "soon"}, {"newer": "-1h"}, {"older": "1"}, {"older": "٣h"}]
+    "query",
+    [{"status": "x"}, {"older": "soon"}, {"newer": "-1h"}, {"older": "1"}, {"older": "٣h"}, {"where": "customer"}],
 )
-def test_a_filter_that_makes_no_sense_says_why(query: dict[str, str]) -> None:
-    with pytest.raises(WrongFilter, match="must be"):
-        Filter.of(query)
-
-
-def test_a_filter_finds_a_saga_by_all_that_it_says() -> None:
-    state, now = a_saga(), BEGUN_MS + 60_000
-    for query in ({"at": "s"}, {"at": "UnB"}, {"at": "s/UnB"}, {"older": "59s"}, {"newer": "2m"}, {}):
-        assert Filter.of(query).matches(state, now), query
-    for query in ({"at": "A"}, {"older": "2m"}, {"newer": "1s"}, {"definition": "order"}, {"error": "no such text"}):
-        assert not Filter.of(query).matches(state, now), query
+def test_a_search_that_makes_no_sense_says_why(query: dict[str, str]) -> None:
+    with pytest.raises((WrongSearch, MalformedMessage)) as wrong:
+        Search.of(query)
+    assert str(wrong.value)
 
 
 # --- a sample of sagas
