@@ -92,7 +92,7 @@ def test_what_operators_type_does_what_it_says(
     until(lambda: client.xlen(ONLY.quarantine) == 2 and client.zcard(ONLY.timers) == 1, what="all is read")
     shell = Shell(server, tmp_path)
     blocks = re.findall(r"\n\n((?:    (?:sagastream|redis-cli) .*\n)+)", OPERATING)
-    looks, quarantine, *_, alive, runs_long = blocks  # the others have tests of their own
+    looks, finds, quarantine, *_, alive, runs_long = blocks  # the others have tests of their own
     assert "worker" in shell.run("exec 2>&1\n" + alive)
     assert "WRONGTYPE" not in shell.run("exec 2>&1\n" + runs_long)
     worker.terminate()
@@ -101,6 +101,7 @@ def test_what_operators_type_does_what_it_says(
     assert re.search(r"^ID +PENDING", said, re.MULTILINE)
     assert "nobody to answer Do, step 1" in said
     assert "waiting_for" in said
+    assert shell.run("exec 2>&1\n" + finds).count("0 shown of 0") == 3
     for command in quarantine.strip().splitlines():
         newest = str(client.xrevrange(ONLY.quarantine, count=1)[0][0].decode())  # type: ignore[index,union-attr]
         assert shell.run("exec 2>&1\n" + command.replace("ENTRY …", newest).replace("ENTRY", newest))
