@@ -118,7 +118,7 @@ def test_the_overview_says_what_is_wrong_and_what_helps(asks: Asked) -> None:
         "no process of service away is listening, and none ever was; 2 commands wait for one",
         "sagastream service MODULE:NAME starts one",
         "3 sagas are parked",
-        "2 messages were set aside",
+        "2 messages were set aside: see why",
         "effects of these sagas stand that are neither finished nor undone",
     ):
         assert said in page, said

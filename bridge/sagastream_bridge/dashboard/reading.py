@@ -86,8 +86,8 @@ class StoreReader:
         now = self.standing()
         alive = [worker.name for worker in now.evidence.workers if worker.is_alive]
         alive += [one.name for queue in now.queues for one in queue.facts.alive]
-        counts = (now.live, now.parked, now.ended, now.unread, now.quarantined, now.full)
-        return counts, tuple(sorted(alive)), tuple((queue.facts.unread, queue.held) for queue in now.queues)
+        counts = (now.live, now.parked, now.back, now.figures.ended, now.unread, now.quarantined, now.full)
+        return counts, tuple(sorted(alive)), tuple((queue.figures.unread, queue.figures.held) for queue in now.queues)
 
     def saga(self, saga_id: str) -> Found:
         """One saga, with all that explains it."""

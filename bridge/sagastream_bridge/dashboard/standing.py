@@ -1,16 +1,13 @@
 """How a store stands: the figures of the overview, and what is wrong. Every read is bounded."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 from msgspec import Struct
 
-from sagastream.broker import wire
-from sagastream.broker.entries import time_of
-from sagastream.broker.exchange import Exchange, all_of, run, together
-from sagastream.broker.wire import or_raise
+from sagastream.broker.exchange import Exchange, run, together
+from sagastream.broker.wire import Words
 from sagastream.client.evidence import survey
 from sagastream.client.finding import find
 from sagastream.core.causes import Cause, Evidence, ServiceFacts
@@ -20,9 +17,11 @@ from sagastream.core.indexing import PARKED, of_status
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS, hangs, nobody
-from sagastream.store import lineage, published
-from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store import lineage
+from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Loss
+from sagastream_bridge.inspection import figures
+from sagastream_bridge.inspection.figures import Figures, ServiceFigures
 
 #: At most so many parked sagas are looked at for what the overview says of them.
 MOST_PARKED: Final = 500
@@ -30,36 +29,45 @@ MOST_PARKED: Final = 500
 _WAITS_LONG_MS: Final = 60_000
 
 
-class Queue(Struct, frozen=True, kw_only=True):
-    """The commands of a service that are not answered yet."""
+class Queue(NamedTuple):
+    """A service, and the commands of it that are not answered yet."""
 
     facts: ServiceFacts
-    held: int  # how many processes have read
-    oldest_ms: int | None  # when the oldest one was added; None: there is none
+    figures: ServiceFigures
 
     @property
     def waiting(self) -> int:
-        return self.facts.unread + self.held
+        return self.figures.unread + self.figures.held
 
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """The figures of a store at one moment."""
+    """How a store stands at one moment."""
 
-    now_ms: int
-    live: int
-    parked: int  # of those that are live
-    back: int  # of those that are live: they are being undone
-    ended: int  # and still kept
-    aborted: int  # of those that have ended
-    unread: int  # requests that no worker has read yet
-    quarantined: int
-    late_ms: int  # for how long the time of a live saga has passed, of the one that has waited longest
+    figures: Figures
+    parked: int  # how many live sagas are parked …
+    back: int  # … and how many are being undone
+    aborted: int  # how many of those that have ended were undone
     full: str | None  # why no more sagas begin; None: they do
-    used_bytes: int
-    most_bytes: int  # 0: no limit
     evidence: Evidence
     queues: Sequence[Queue]
     losses: Sequence[Loss]
+
+    @property
+    def now_ms(self) -> int:
+        return self.figures.at_ms
+
+    @property
+    def live(self) -> int:
+        return self.figures.live.total
+
+    @property
+    def unread(self) -> int:
+        """Requests that no worker has read."""
+        return self.figures.requests + self.figures.interventions
+
+    @property
+    def quarantined(self) -> int:
+        return self.figures.all_quarantined
 
 
 class Stuck(Struct, frozen=True, kw_only=True):
@@ -96,42 +104,19 @@ class Notice(Struct, frozen=True, kw_only=True):
 
 
 def read(client: "redis.Redis", keys: StoreKeys) -> Standing:
-    """The figures of a store."""
-    return run(client, _look(keys, lineage.losses(client, keys)))
-
-
-def _look(keys: StoreKeys, losses: Sequence[Loss]) -> Exchange[Standing]:
-    services = yield from published.services(keys)
-    ((now_ms, used, most), partitions), (evidence, queues) = yield from together(
-        together(_server(), all_of([_partition(one) for one in keys.partitions])),
-        together(survey(keys, services), all_of([_queue(keys, service) for service in services])),
-    )
-    aside = yield from _quarantined(keys, services)
-    counts: Counter[str] = Counter()
-    dues, full = [], None
-    for one, due_ms, text in partitions:
-        counts.update(one)
-        dues += [due_ms] if due_ms is not None else []
-        full = full or text
+    """How a store stands."""
+    found = run(client, figures.look(keys))
+    names = [service.name for service in found.services]
+    evidence, (counts, full) = run(client, together(survey(keys, names), _indexed(keys)))
     return Standing(
-        now_ms=now_ms,
-        live=counts["live"],
-        parked=counts["parked"],
-        back=counts["back"],
-        aborted=counts["aborted"],
-        ended=counts["ended"],
-        unread=counts["unread"],
-        quarantined=aside,
-        late_ms=max(0, now_ms - min(dues)) if dues else 0,
+        figures=found,
+        parked=counts[0],
+        back=counts[1],
+        aborted=counts[2],
         full=full,
-        used_bytes=used,
-        most_bytes=most,
         evidence=evidence,
-        queues=[
-            Queue(facts=evidence.of(service), held=held, oldest_ms=oldest_ms)
-            for service, (held, oldest_ms) in zip(services, queues, strict=True)
-        ],
-        losses=losses,
+        queues=[Queue(evidence.of(service.name), service) for service in found.services],
+        losses=lineage.losses(client, keys),
     )
 
 
@@ -169,58 +154,20 @@ def _groups(states: Sequence[SagaState]) -> list[Stuck]:
     return sorted(groups, key=lambda group: (-group.count, group.service, group.command))
 
 
-def _server() -> Exchange[tuple[int, int, int]]:
-    time, info = yield [("TIME",), ("INFO", "memory")]
-    lines = (line.partition(b":") for line in _read(info, b"").splitlines())
-    facts = {name: value for name, colon, value in lines if colon}
-    used, most = (int(facts.get(name, b"0")) for name in (b"used_memory", b"maxmemory"))
-    return wire.milliseconds(or_raise(time)), used, most
-
-
-def _partition(one: Partition) -> Exchange[tuple[dict[str, int], int | None, str | None]]:
-    """Its counts; when the next of its sagas is due; and why no more begin."""
-    answers = yield [
-        ("ZCARD", one.timers),
-        ("ZCARD", one.index(PARKED)),
-        ("ZCARD", one.index(of_status(SagaStatus.COMPENSATING))),
-        ("ZCARD", one.index(of_status(SagaStatus.ABORTED))),
-        ("ZCARD", one.ended),
-        ("XLEN", one.requests),
-        ("XLEN", one.interventions),
-        ("ZRANGEBYSCORE", one.timers, "-inf", "(+inf", "WITHSCORES", "LIMIT", 0, 1),
-        ("GET", one.full),
-    ]
-    live, stuck, back, aborted, ended, requests, interventions = (_read(answer, 0) for answer in answers[:7])
-    first, full = _read(answers[7], []), _read(answers[8], None)
-    counts = {"live": live, "parked": stuck, "back": back, "aborted": aborted, "ended": ended}
-    counts["unread"] = requests + interventions
-    return counts, int(float(first[1])) if first else None, None if full is None else _text(full)
-
-
-def _queue(keys: StoreKeys, service: str) -> Exchange[tuple[int, int | None]]:
-    streams = [partition.commands(service) for partition in keys.partitions]
-    asked: list[wire.Words] = [("XPENDING", stream, service) for stream in streams]
-    asked += [("XRANGE", stream, "-", "+", "COUNT", 1) for stream in streams]
-    answers = yield asked
-    held = sum(_read(answer, [0])[0] for answer in answers[: len(streams)])
-    times = [time_of(page[0][0]) for page in (_read(answer, []) for answer in answers[len(streams) :]) if page]
-    return held, min(times, default=None)
-
-
-def _quarantined(keys: StoreKeys, services: Sequence[str]) -> Exchange[int]:
-    streams = [partition.quarantine for partition in keys.partitions]
-    streams += [partition.quarantine_of(service) for service in services for partition in keys.partitions]
-    answers = yield [("XLEN", stream) for stream in streams]
-    return sum(_read(answer, 0) for answer in answers)
+def _indexed(keys: StoreKeys) -> Exchange[tuple[list[int], str | None]]:
+    """How many sagas are parked, are undone, and were aborted; and why no more begin."""
+    names = (PARKED, of_status(SagaStatus.COMPENSATING), of_status(SagaStatus.ABORTED))
+    asked: list[Words] = [("ZCARD", one.index(name)) for name in names for one in keys.partitions]
+    asked += [("GET", one.full) for one in keys.partitions]
+    answers, each = (yield asked), len(keys.partitions)
+    counts = [sum(_read(answer, 0) for answer in answers[at : at + each]) for at in range(0, 3 * each, each)]
+    texts = [_read(answer, None) for answer in answers[3 * each :]]
+    return counts, next((text.decode(errors="backslashreplace") for text in texts if text is not None), None)
 
 
 def _read(answer: Any, instead: Any) -> Any:
     """An answer; something else if the server refuses it, as if the key has another type. The doctor tells of that."""
     return instead if isinstance(answer, redis.ResponseError) else answer
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="backslashreplace")
 
 
 # --- what is wrong
@@ -240,8 +187,9 @@ def notices(found: Standing) -> Iterator[Notice]:
     for cause in no_worker(evidence):
         waits = found.unread or found.live > found.parked
         yield _problem(cause) if waits else Notice(level="warning", text=cause.text, do=cause.do)
-    if found.late_ms > LATE_MS and any(worker.is_alive for worker in evidence.workers):
-        text = f"The workers are behind: the time of a saga came {spoken(found.late_ms)} ago, and none has seen to it"
+    late_ms = found.figures.timer_lag_ms
+    if late_ms > LATE_MS and any(worker.is_alive for worker in evidence.workers):
+        text = f"The workers are behind: the time of a saga came {spoken(late_ms)} ago, and none has seen to it"
         yield Notice(level="problem", text=text, do=("sagastream worker  # starts another one",))
     for queue in found.queues:
         yield from _of_queue(queue, evidence)
@@ -249,7 +197,7 @@ def notices(found: Standing) -> Iterator[Notice]:
         text = f"{_counted(found.parked, 'saga is', 'sagas are')} parked: a person must say how to go on"
         yield Notice(level="warning", text=text, href="/parked")
     if found.quarantined:
-        text = f"{_counted(found.quarantined, 'message was', 'messages were')} set aside, since nobody could read them"
+        text = f"{_counted(found.quarantined, 'message was', 'messages were')} set aside: see why, and what to do"
         yield Notice(level="warning", text=text, href="/quarantine")
 
 
@@ -276,8 +224,8 @@ def _of_queue(queue: Queue, evidence: Evidence) -> Iterator[Notice]:
         yield Notice(
             level="problem", text=text, do=("give it the key: the file that SAGASTREAM_KEYS names",), href=href
         )
-    waits_ms = 0 if queue.oldest_ms is None else evidence.now_ms - queue.oldest_ms
-    if waits_ms > _WAITS_LONG_MS and facts.unread and not oldest:
+    waits_ms = queue.figures.oldest_command_ms or 0
+    if waits_ms > _WAITS_LONG_MS and queue.figures.unread and not oldest:
         text = f"Service {facts.name} is behind: its oldest command has waited for {spoken(waits_ms)}"
         do = (f"sagastream service MODULE:NAME  # starts another process of {facts.name}",)
         yield Notice(level="warning", text=text, do=do, href=href)

@@ -56,7 +56,8 @@ def svg(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Markup
     if not bars:
         return Markup("")
     began = min(state.begun_ms, *(bar.from_ms for bar in bars))
-    ended = max(state.updated_ms if state.ended else now_ms, *(bar.to_ms for bar in bars), began + 1)
+    # A saga that is parked may stand still for days: that is not drawn.
+    ended = max(began + 1, *(bar.to_ms for bar in bars))
     rows = state.steps[:MOST_ROWS]
     height = _AXIS + len(rows) * _ROW + 6
     parts = [*_axis(began, ended, height)]
@@ -67,7 +68,7 @@ def svg(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Markup
         parts.append(f'<text class="number" x="18" y="{y:g}" text-anchor="end">{number}</text>')
         parts.append(f'<text class="label" x="28" y="{y:g}">{escape(name)}</text>')
     parts += [part for bar in bars for part in _drawn(bar, began, ended)]
-    told = f"When each step was sent and answered; from the begin to the end {took(ended - began)}"
+    told = f"When each step was sent and answered, within {took(ended - began)}"
     return Markup(  # noqa: S704 - each text in it was escaped
         f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(told)}">'
         f"{''.join(parts)}</svg>"
