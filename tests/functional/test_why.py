@@ -8,16 +8,22 @@ import signal
 import socket
 import subprocess
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
+import redis
 
 from sagastream import AsyncSagaClient, CorruptSaga
+from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.client.blocking import SagaClient
-from sagastream.core.causes import CauseKind
+from sagastream.codecs.keyring import Keyring
+from sagastream.console import printable
+from sagastream.core.causes import Cause, CauseKind
 from sagastream.store import heartbeat, lineage
 from sagastream.store.columns import iso
+from sagastream_bridge.inspection.doctor import Doctor
 from support.processes import Commands
 from support.scenes import do
 from support.servers import OwnServer, Server
@@ -29,7 +35,7 @@ pytestmark = pytest.mark.both_in_soak
 #: A service as a new user writes it.
 SHOP = """
 import os, sys, threading, time
-from sagastream import Service
+from sagastream import Reject, Service
 
 service = Service("shop", lease_ms=1000, concurrency=1)
 
@@ -49,6 +55,10 @@ def hang(params, context):
 def raises(params, context):
     raise RuntimeError("boom")
 
+@service.command("Refuse", compensation=None)
+def refuse(params, context):
+    raise Reject("no")
+
 @service.command("Die", compensation=None)
 def dies(params, context):
     os._exit(1)
@@ -59,6 +69,43 @@ def undo(params, context):
 """
 
 
+#: The causes of which the doctor tells, too.
+OF_THE_DOCTOR = frozenset(
+    {
+        CauseKind.NO_WORKER,
+        CauseKind.NO_SERVICE,
+        CauseKind.NO_COMMAND,
+        CauseKind.HANGS,
+        CauseKind.KILLS,
+        CauseKind.CANNOT_OPEN,
+        CauseKind.NO_RQ_WORKER,
+        CauseKind.PAUSED,
+        CauseKind.BROKER_DISK,
+        CauseKind.BROKER_READ_ONLY,
+        CauseKind.BROKER_REPLICAS,
+    }
+)
+#: Which tests provoke each cause. What a test says here is checked when it ends.
+TOLD: dict[CauseKind, list[str]] = {}
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def tells(*kinds: CauseKind) -> Callable[[Test], Test]:
+    """A test in which `show` and the client tell of these causes in the same words, and the doctor if it tells them."""
+
+    def marked(test: Test) -> Test:
+        for kind in kinds:
+            TOLD.setdefault(kind, []).append(test.__name__)
+        return test
+
+    return marked
+
+
+def timeless(text: str) -> str:
+    """A text without its numbers: times go on between two looks."""
+    return re.sub(r"\d[\d.]*( (ms|s|min|h|days?))?", "#", text)
+
+
 class Shop:
     """A store, and the processes of a shop."""
 
@@ -66,7 +113,9 @@ class Shop:
         self.server = server
         self.commands = commands
         self.env = {"REDIS_URL": server.url, "PYTHONPATH": str(commands.folder)}
-        self.client = SagaClient(server.broker())
+        self.broker = server.broker()
+        self.client = SagaClient(self.broker)
+        self.told: set[CauseKind] = set()  # the causes that show and the client told alike, and the doctor if it tells
         self.write(SHOP)
 
     def write(self, text: str, name: str = "shop") -> None:
@@ -85,17 +134,33 @@ class Shop:
         """Wait until its command is out."""
         until(lambda: (state := self.client.get(saga_id)) and state.step.in_flight, what=f"{saga_id} is out")
 
-    def show(self, saga_id: str) -> str:
+    def show(self, saga_id: str, *, lines: int = 24) -> str:
+        before = self.why(saga_id)
         done = self.commands.run("show", saga_id, **self.env)
-        assert len((done.stdout + done.stderr).splitlines()) < 24, "it is more than one screen"
+        assert len((done.stdout + done.stderr).splitlines()) < lines, "it is more than one screen"
+        self.compare([*before, *self.why(saga_id)], done.stdout)
         return done.stdout + done.stderr
 
-    def shows(self, saga_id: str, *parts: str) -> str:
-        """Wait until `show` says all of this."""
+    def why(self, saga_id: str) -> tuple[Cause, ...]:
+        try:
+            return self.client.why(saga_id)
+        except redis.RedisError:
+            return ()  # the broker is away
+
+    def compare(self, causes: Sequence[Cause], shown: str) -> None:
+        """Note the causes that are shown as the client tells them."""
+        shown = timeless(shown)
+        kinds = {cause.kind for cause in causes if timeless(printable(cause.text)) in shown} - self.told
+        if examined := kinds & OF_THE_DOCTOR:
+            kinds -= examined - {finding.kind for finding in Doctor(self.broker).examine()}
+        self.told |= kinds
+
+    def shows(self, saga_id: str, *parts: str, lines: int = 24) -> str:
+        """Wait until `show` says all of this, on fewer lines than so many."""
         shown = [""]
 
         def says() -> bool:
-            shown[0] = self.show(saga_id)
+            shown[0] = self.show(saga_id, lines=lines)
             return all(part in shown[0] for part in parts)
 
         try:
@@ -106,13 +171,21 @@ class Shop:
 
 
 @pytest.fixture
-def shop(server: Server, commands: Commands) -> Shop:
-    return Shop(server, commands)
+def shop(server: Server, commands: Commands, request: pytest.FixtureRequest) -> Iterator[Shop]:
+    shop = Shop(server, commands)
+    yield shop
+    claimed = {kind for kind, tests in TOLD.items() if request.function.__name__ in tests}
+    assert claimed <= shop.told, f"never told: {claimed - shop.told}"
+
+
+def test_every_cause_is_provoked_by_a_test() -> None:
+    assert {kind for kind in CauseKind if kind not in TOLD} == set()
 
 
 # --- the processes
 
 
+@tells(CauseKind.NO_WORKER)
 def test_no_worker_and_a_dead_worker(shop: Shop) -> None:
     shop.begin("s1", do(1, "Quick", "shop"))
     text = shop.show("s1")
@@ -127,6 +200,7 @@ def test_no_worker_and_a_dead_worker(shop: Shop) -> None:
         worker.kill()
 
 
+@tells(CauseKind.NO_SERVICE)
 def test_a_service_that_does_not_run_one_that_died_and_one_that_never_was(shop: Shop) -> None:
     shop.worker()
     process = shop.service()
@@ -156,6 +230,7 @@ def test_a_bad_deploy_that_does_not_start(shop: Shop) -> None:
     shop.shows("s2", "no process of service shop is listening", "if it ends at once, its log says why")
 
 
+@tells(CauseKind.NO_COMMAND)
 def test_a_command_that_the_service_does_not_have(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -182,6 +257,7 @@ def test_a_command_that_no_process_at_work_has(shop: Shop) -> None:
     assert "no process at work has it" in shop.commands.run("doctor", **shop.env).stdout
 
 
+@tells(CauseKind.QUEUED, CauseKind.RUNNING)
 def test_a_queue_and_what_runs_in_front_of_it(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -201,6 +277,7 @@ def test_a_queue_and_what_runs_in_front_of_it(shop: Shop) -> None:
     assert [cause.kind for cause in shop.client.why("s3")] == ["queued"]
 
 
+@tells(CauseKind.HANGS)
 def test_a_hung_handler_and_the_queue_behind_it(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -214,6 +291,7 @@ def test_a_hung_handler_and_the_queue_behind_it(shop: Shop) -> None:
     assert "problem   service shop  saga stuck: the handler of Hang, step 1, hangs" in doctor.stdout
 
 
+@tells(CauseKind.BACKING_OFF, CauseKind.PROCESS_DEAD)
 def test_a_handler_that_raises_and_one_that_kills_its_process(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -223,6 +301,7 @@ def test_a_handler_that_raises_and_one_that_kills_its_process(shop: Shop) -> Non
     shop.shows("s2", "has Die", "dead or hung", "no process of service shop is listening", "its log says why")
 
 
+@tells(CauseKind.PARKED)
 def test_a_parked_saga_and_what_each_verb_would_do(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -234,6 +313,7 @@ def test_a_parked_saga_and_what_each_verb_would_do(shop: Shop) -> None:
     assert "these steps did stays: 1" in text
 
 
+@tells(CauseKind.ANSWERED)
 def test_a_reply_that_waits_for_a_worker(shop: Shop) -> None:
     worker = shop.worker()
     shop.begin("s1", do(1, "Quick", "shop"))
@@ -247,6 +327,7 @@ def test_a_reply_that_waits_for_a_worker(shop: Shop) -> None:
     shop.shows("s1", "COMPLETED")
 
 
+@tells(CauseKind.LOST)
 def test_an_entry_that_nobody_will_read_and_one_that_is_gone(shop: Shop) -> None:
     shop.worker()
     redis = shop.client._redis
@@ -265,6 +346,7 @@ def test_an_entry_that_nobody_will_read_and_one_that_is_gone(shop: Shop) -> None
 # --- RQ
 
 
+@tells(CauseKind.NO_RQ_WORKER)
 def test_a_job_whose_queue_no_rq_worker_reads(shop: Shop) -> None:
     shop.write(
         'from sagastream import Service\nservice = Service("later")\n'
@@ -296,6 +378,7 @@ def test_a_job_that_runs(shop: Shop) -> None:
 # --- the broker
 
 
+@tells(CauseKind.BROKER_FULL)
 def test_a_broker_that_is_full(shop: Shop) -> None:
     shop.worker()
     shop.begin("s1", do(1, "Quick", "shop"))
@@ -307,6 +390,7 @@ def test_a_broker_that_is_full(shop: Shop) -> None:
         shop.client._redis.config_set("maxmemory", "0")
 
 
+@tells(CauseKind.BROKER_DISK)
 @pytest.mark.own_server
 def test_a_broker_that_cannot_write_to_its_disk(shop: Shop) -> None:
     shop.worker()
@@ -322,6 +406,7 @@ def test_a_broker_that_cannot_write_to_its_disk(shop: Shop) -> None:
     assert "the broker cannot write to its disk" in doctor.stdout
 
 
+@tells(CauseKind.BROKER_READ_ONLY)
 def test_a_broker_that_is_a_replica(shop: Shop) -> None:
     shop.worker()
     shop.begin("s1", do(1, "Quick", "shop"))
@@ -335,6 +420,7 @@ def test_a_broker_that_is_a_replica(shop: Shop) -> None:
         redis.replicaof("NO", "ONE")
 
 
+@tells(CauseKind.BROKER_REPLICAS)
 def test_a_broker_without_the_replicas_that_it_wants(shop: Shop) -> None:
     shop.worker()
     shop.begin("s1", do(1, "Quick", "shop"))
@@ -416,6 +502,7 @@ def test_a_saga_that_is_parked_while_its_handler_still_hangs(shop: Shop) -> None
     assert text.index("you can  kill ") > text.index("sagastream retry r1")
 
 
+@tells(CauseKind.KILLS)
 def test_a_command_that_kills_its_processes(shop: Shop) -> None:
     shop.worker()
     shop.begin("s1", do(1, "Die", "shop", timeout_ms=300_000))
@@ -549,6 +636,7 @@ def test_what_was_lost_is_told_of_the_sagas_that_may_differ_alone(shop: Shop) ->
     assert "; see sagastream doctor --after-failover" in shop.show("gone")
 
 
+@tells(CauseKind.PAUSED)
 def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(shop: Shop) -> None:
     shop.worker()
     shop.service()
@@ -583,3 +671,66 @@ def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(sh
     assert (again.returncode, again.stderr) == (1, "Error: service shop is not paused\n")
     mistyped = shop.commands.run("pause", "shop", "Quik", "--reason", "x", **shop.env)
     assert mistyped.stderr == "note: service shop publishes no command Quik\n"
+
+
+@tells(
+    CauseKind.NOT_STARTED,
+    CauseKind.AWAITS_SIGNAL,
+    CauseKind.AWAITS_RETRY,
+    CauseKind.PAUSES,
+    CauseKind.SETTLES,
+    CauseKind.SENT,
+    CauseKind.LATE,
+)
+def test_what_a_graph_waits_for_and_a_time_that_nobody_has_seen_to(shop: Shop) -> None:
+    worker = shop.worker()
+    shop.service()
+    until(lambda: shop.client._redis.zcard(KEYS.alive) == 2, what="both are alive")
+    few = {"attempts": 1, "timeout_ms": 120_000}
+    shop.client.begin("later", [do(1, "Quick", "shop")], start_at_ms=4_000_000_000_000)
+    shop.begin("signalled", {"wait": "approve", "timeout_ms": 600_000})
+    shop.begin("retried", do(1, "Refuse", "shop", retry_on="again", retry_within_ms=600_000, **few))
+    shop.begin("paused", {"wait_ms": 600_000})
+    shop.begin("many", *(do(1, "Quick", "nobody", id=f"s{number}", after=[], **few) for number in range(12)))
+    shop.shows("later", "it was to begin later: in ")
+    shop.shows("signalled", "it waits for the signal approve; if none comes within ")
+    shop.shows("retried", "Refuse failed: no; it is sent again when the signal again comes")
+    shop.shows("paused", "it pauses for ")
+    shop.shows("many", "so do more steps: s10, s11", lines=200)
+    both = do(1, "Refuse", "shop", id="a", after=[], **few), do(60, "Slow", "shop", id="b", after=[], **few)
+    shop.begin("settles", *both)
+    shop.shows("settles", "it goes back as soon as what is out is answered or times out: step b", lines=60)
+    worker.kill()
+    long_ago = iso(int(time.time() * 1000) - 60_000)
+    shop.client._redis.hset(KEYS.saga("paused"), "step1.due_at", long_ago)
+    shop.shows("paused", "a worker should have seen to it ", "no worker is running that answers")
+
+
+@tells(CauseKind.HANDED_BACK)
+def test_a_command_that_a_process_gave_back_and_no_other_has_taken_yet(shop: Shop) -> None:
+    shop.worker()
+    process = shop.service()
+    client, stream = shop.client._redis, KEYS.partitions[0].commands("shop")
+    until(lambda: client.zcard(KEYS.alive) == 2, what="both are alive")
+    until(lambda: client.exists(stream) and client.xinfo_groups(stream), what="it has a group to read from")
+    process.send_signal(signal.SIGSTOP)  # it counts as alive for a while, and takes nothing
+    try:
+        shop.begin("s1", do(1, "Quick", "shop", timeout_ms=120_000))
+        shop.is_out("s1")
+        # The server gave it to the stopped process, which had asked. Another one takes it over and is told to end: it
+        # hands it back, see broker/leases.py.
+        (held,) = until(lambda: client.xpending_range(stream, "shop", "-", "+", 1), what="it is delivered")
+        name = "web1-4711-5f0c2a9e"
+        client.xclaim(stream, "shop", name, 0, [held["message_id"]], idle=HANDED_BACK_MS)
+        shop.shows("s1", "process web1-4711-5f0c2a9e handed Quick back; another takes it over within 2 s")
+    finally:
+        process.kill()
+
+
+@tells(CauseKind.CANNOT_OPEN)
+def test_a_command_that_no_process_can_open(shop: Shop) -> None:
+    shop.worker()
+    shop.service()
+    sealing = SagaClient(shop.broker, codec=Keyring({"k1": Keyring.new_key()}))
+    sealing.begin("s1", [do({"card": "4711"}, "Quick", "shop", timeout_ms=120_000)])
+    assert "k1" in shop.shows("s1", "cannot open Quick")
