@@ -1,5 +1,6 @@
 """Pauses on a real server: what is paused is held, and sent once it is resumed, whoever dies meanwhile."""
 
+import asyncio
 import json
 import socket
 import time
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sagastream import AsyncSagaClient
 from sagastream.broker.exchange import run
 from sagastream.core.step_state import HELD_MS
 from sagastream.errors import MalformedMessage, RequestRefused
@@ -181,6 +183,17 @@ def test_a_pause_that_comes_again_has_its_new_reason_and_its_old_time(scene: Pau
     assert (again.pause.reason, again.pause.actor, again.pause.since_ms) == ("two", None, first.pause.since_ms)
     assert (first.known, first.late, first.ignorant) == ((), (), ())
     assert scene.client.resume("work", reason="r").pause == again.pause
+
+
+def test_a_program_in_an_event_loop_pauses_too(scene: Paused) -> None:
+    async def paused_and_resumed() -> list[str]:
+        async with AsyncSagaClient(scene.broker) as client:
+            await client.pause("work", "Do", reason="one", actor="ada")
+            names = [one.name for one in await client.paused()]
+            heard = await client.resume("work", "Do", reason="two")
+            return [*names, heard.pause.told, *(one.name for one in await client.paused())]
+
+    assert asyncio.run(paused_and_resumed()) == ["work/Do", "Do of service work"]
 
 
 def test_a_pause_returns_when_the_workers_have_read_it(scene: Paused) -> None:

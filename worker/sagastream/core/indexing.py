@@ -35,7 +35,10 @@ def index_names(state: SagaState | None) -> tuple[str, ...]:
 
 def held_names(state: SagaState) -> list[str]:
     """The names of the indexes of what is held, one for each service of which a step of it is held."""
-    steps = (state.step,) if state.format == PLAIN else state.steps  # a plain saga waits for one step at a time
+    if state.format == PLAIN:  # it waits for one step at a time; this is asked for every commit
+        step = state.steps[state.current_step - 1]
+        return [of_held(step.definition.service)] if step.is_held else []
+    steps = state.steps
     return list(dict.fromkeys(of_held(step.definition.service) for step in steps if step.is_held))
 
 
