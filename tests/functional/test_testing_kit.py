@@ -17,6 +17,7 @@ from msgspec import structs
 
 from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
+from sagastream.core.journal import notes
 from sagastream.core.messages import Command, Verb, ok, reply_to
 from sagastream.core.parsing import parse_begin, read_command
 from sagastream.core.phases import AWAITS
@@ -403,7 +404,7 @@ class Reality:
 
 
 def story(state: SagaState) -> dict[str, Any]:
-    """All of a saga except times and the names of those who asked."""
+    """All of a saga except times, the names of those who asked, and the processes of services: the kit has none."""
     told = structs.asdict(state)
     if state.input is not None:  # of steps that are undone at once, either may be the last one
         del told["current_step"]
@@ -412,8 +413,14 @@ def story(state: SagaState) -> dict[str, Any]:
         del told[name]
     told["interventions"] = [(done.verb, done.reason) for done in state.interventions]
     told["steps"] = [
-        {name: value for name, value in structs.asdict(one).items() if not name.endswith("_ms")} for one in state.steps
+        {name: value for name, value in structs.asdict(one).items() if not name.endswith(("_ms", "done_by"))}
+        for one in state.steps
     ]
+    told["journal"] = sorted(
+        f"{note.what} {note.step} {note.undo} {note.attempt} {note.how} {bytes(note.error)!r} {note.why}"
+        for note in notes(state.journal)
+        if note.what not in ("answered", "ignored")  # as with duplicates, chance has a part in them
+    )
     told["late"] = [one.late_ms is not None for one in state.steps]
     return told
 
