@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +60,20 @@ def test_what_python_reads_as_it_starts_needs_a_start(commands: Commands) -> Non
     started = commands.quiet("list", env={"PYTHONDEVMODE": "1"})
     assert not isinstance(started, prepared.Forked)
     assert not isinstance(commands.quiet("list", program=("env", SAGASTREAM)), prepared.Forked)
+    assert not isinstance(commands.quiet("-c", "pass", program=(sys.executable,)), prepared.Forked)
+    (commands.folder / "redis").mkdir()
+    assert not isinstance(commands.quiet("list", env={"PYTHONPATH": ":."}), prepared.Forked)
+
+
+def test_a_service_is_found_on_the_path_that_it_is_given(commands: Commands, server: Server) -> None:
+    (folder := commands.folder / "modules").mkdir()
+    text = "import sys; from sagastream import Service; service = Service('till'); print(sys.path[:3], flush=True)"
+    (folder / "shop.py").write_text(text)
+    env = {"REDIS_URL": server.url, "PYTHONPATH": "modules"}
+    told = []
+    for program in ((SAGASTREAM,), (sys.executable, SAGASTREAM)):
+        service = commands.start("service", "shop:service", program=program, env=env, stderr=subprocess.DEVNULL)
+        assert service.stdout is not None
+        told.append((isinstance(service, prepared.Forked), service.stdout.readline()))
+    assert told == [(prepared.parent() is not None, told[0][1]), (False, told[0][1])]
+    assert str(folder).encode() in told[0][1]

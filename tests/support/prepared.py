@@ -28,6 +28,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TextIO
 
+#: The command `sagastream` of the environment that the tests run in.
+SCRIPT: Final = str(Path(sys.executable).with_name("sagastream"))
 #: What is imported before the fork; each brings along what it needs.
 IMPORTED: Final = ("asyncio", "click", "hiredis", "logging", "msgspec", "orjson", "redis", "redis.asyncio", "ssl")
 #: Python reads such variables as it starts.
@@ -111,9 +113,10 @@ class Parent:
     def can(self, program: Sequence[str], env: Mapping[str, str], options: Mapping[str, Any]) -> bool:
         """Whether a fork of it is what would be started."""
         return (
-            len(program) == 1
+            [*program] == [SCRIPT]
             and options.keys() <= _OPTIONS
             and _read_at_start(env) == _read_at_start(self._env)
+            and not _hides(options["cwd"], env)
             and self._process.poll() is None
         )
 
@@ -126,7 +129,18 @@ class Parent:
 
 
 def _read_at_start(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(READ_AT_START)}
+    return {name: value for name, value in env.items() if name.startswith(READ_AT_START) and name != "PYTHONPATH"}
+
+
+def _hides(cwd: Path, env: Mapping[str, str]) -> bool:
+    """Whether PYTHONPATH leads to other modules than those that were imported before the fork."""
+    imported = {"sitecustomize", "usercustomize", *(name.partition(".")[0] for name in IMPORTED)}
+    there = {path.stem for folder in _python_path(env) for path in (cwd / folder).glob("*")}
+    return bool(imported & there)
+
+
+def _python_path(env: Mapping[str, str]) -> list[str]:
+    return [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
 @functools.cache
@@ -226,13 +240,14 @@ def main() -> NoReturn:
     gc.freeze()
     args, cwd, env = _Forking(socket.socket(fileno=int(sys.argv[1]))).serve()
     os.chdir(cwd)
+    del sys.path[: len(_python_path(os.environ))]
+    sys.path[:0] = [str(Path(args[0]).parent), *map(os.path.abspath, _python_path(env))]
     os.environ.clear()
     os.environ.update(env)
     for name, stream in zip(("stdin", "stdout", "stderr"), _fresh_streams(), strict=True):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.argv = args
-    sys.path.insert(0, str(Path(args[0]).parent))
     runpy.run_path(args[0], run_name="__main__")
     sys.exit()
 

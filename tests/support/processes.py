@@ -6,18 +6,17 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sagastream.broker.home import home_of
-from support.prepared import popen
+from support.prepared import SCRIPT, popen
 from support.waiting import until
 
 #: The command `sagastream` of the environment that the tests run in.
-SAGASTREAM = str(Path(sys.executable).with_name("sagastream"))
+SAGASTREAM = SCRIPT
 
 #: Sample services; see stubs/.
 SAMPLES = tuple(f"sagastream_stubs.{name}:service" for name in ("inventory", "payment", "shipping"))
