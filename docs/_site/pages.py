@@ -28,7 +28,7 @@ _CODE = re.compile(r"`[^`]+`")
 #: What a browser loads by itself.
 _LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=.?https?:[^>]*>")
 #: The language in which a file is highlighted, if its ending does not say so.
-_LANGUAGES = {"Procfile": "yaml", ".mjs": "javascript", ".npmrc": "ini"}
+_LANGUAGES = {"Procfile": "yaml", "Dockerfile": "dockerfile", ".mjs": "javascript", ".npmrc": "ini", ".service": "ini"}
 #: Not worth reading.
 _HIDDEN = {"package-lock.json"}
 
