@@ -92,13 +92,20 @@ class Commands:
             process.terminate()
         for process in self.running:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            process.kill()
+                process.wait(3)
+            if process.poll() is None and has_children(process.pid):  # which it ends first
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(12)
+            process.kill()  # one that still runs waits for handlers that hang
             process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
+
+
+def has_children(pid: int) -> bool:
+    return subprocess.run(["pgrep", "-P", str(pid)], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def tell_to_end(process: "subprocess.Popen[bytes]") -> None:
