@@ -91,6 +91,12 @@ def test_each_attempt_that_failed_is_told_with_its_error_its_process_and_its_tim
     assert (last.process, last.text) == ("inv-2", "ReserveInventory done after 1000 ms by inv-2")
 
 
+def test_an_attempt_that_fails_without_an_error_is_told_like_any_other() -> None:
+    story = given(replace(RESERVE, retry_failed=True)).when("ReserveInventory_failed", 1, process="inv-1").when_due()
+    assert [note.what for note in notes(story.saga.journal)] == ["attempt"]
+    assert told(story.saga) == ["0 BEGUN", "0 SENT 1 #1", "1000 FAILED 1 #1", "2000 SENT 1 #2"]
+
+
 def test_parked_and_how_it_went_on() -> None:
     story = given(replace(RESERVE, kind=StepKind.RETRIABLE, attempts=1))
     story.when("ReserveInventory_failed", 1, error="closed").when_asked(Verb.RETRY, "they are back")

@@ -18,9 +18,10 @@ from sagastream.core.causes import (
     Whereabouts,
 )
 from sagastream.core.durations import spoken
+from sagastream.core.pauses import Pause
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.step_state import Step
+from sagastream.core.step_state import HELD_MS, Step
 from sagastream.core.steps import StepDefinition, StepKind
 from sagastream.core.why import headline, why, why_absent
 
@@ -47,7 +48,9 @@ def a_saga(*steps: Step, **members: Any) -> SagaState:
 OUT = a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS + 51_000))
 OVERDUE = a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS - 60_000))
 BACKING_OFF = a_saga(a_step(phase=Phase.BACKING_OFF, due_ms=NOW_MS + 4_000, attempt=2, error=b'"RuntimeError: boom"'))
+HELD_BACK = a_saga(a_step(phase=Phase.BACKING_OFF, due_ms=HELD_MS, attempt=0, sent_ms=None))
 PARKED = a_saga(a_step(phase=Phase.PARKED, parked="failed"))
+PAUSE = Pause(service="payment", reason="the bank is away", actor="ann", since_ms=NOW_MS - 120_000)
 
 WORKER = Reader(name="worker-1-aa", is_alive=True, silent_ms=300)
 ALIVE = Reader(name=PID, is_alive=True, silent_ms=400)
@@ -343,6 +346,26 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
     "backing off": (
         (BACKING_OFF, at_work(ALIVE)),
         [(CauseKind.BACKING_OFF, ["sent again in 4 s, since attempt 2 of 3 of Charge failed: RuntimeError: boom"])],
+    ),
+    "paused": (
+        (HELD_BACK, replace(at_work(ALIVE), pauses=(PAUSE,))),
+        [
+            (
+                CauseKind.PAUSED,
+                [
+                    "service payment",
+                    "for 2 m",
+                    "ann",
+                    "the bank is away",
+                    "Charge is sent once it is resumed",
+                    "sagastream resume payment --reason TEXT",
+                ],
+            )
+        ],
+    ),
+    "resumed a moment ago": (
+        (HELD_BACK, at_work(ALIVE)),
+        [(CauseKind.PAUSED, ["Charge was held, and is paused no more: a worker sends it within some seconds"])],
     ),
     "no worker": (
         (OUT, replace(at_work(ALIVE), workers=()), UNREAD),

@@ -35,6 +35,10 @@ What = Literal["attempt", "answered", "ignored", "parked", "put off", "deadline"
 How = Literal["failed", "unknown", "not answered"]
 
 
+#: No error was given. It is one object: a note leaves out a member only if that is the very default.
+_NO_ERROR: Final = Raw()
+
+
 class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of a journal. Times are milliseconds since the epoch by the broker's clock."""
 
@@ -45,7 +49,7 @@ class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int | None = None  # which attempt of the command
     sent_ms: int | None = None  # of an attempt: when it was sent
     how: How | None = None  # of an attempt: how it ended
-    error: Raw = Raw()  # of an attempt: JSON; empty: none was given
+    error: Raw = _NO_ERROR  # of an attempt: JSON; empty: none was given
     process: str | None = None  # which process answered
     again_ms: int | None = None  # of an attempt: when the next one is to be sent
     type: str | None = None  # of a reply that was ignored
@@ -152,7 +156,7 @@ def _attempt(number: int, was: Step, now: Step, event: object, now_ms: int) -> N
         attempt=was.current_attempt,
         sent_ms=was.compensation_sent_ms if undo else was.sent_ms,
         how=how,
-        error=Raw() if error is None else Raw(_shortened(error)),
+        error=_NO_ERROR if error is None else Raw(_shortened(error)),
         process=event.process if isinstance(event, Reply) else None,
         again_ms=now.due_ms if now.phase in BACKING_OFF else None,
     )
