@@ -25,7 +25,7 @@ from support.streams import append_requests
 from support.waiting import until
 
 #: The server's memory is measured, so no other test may have used the server before.
-pytestmark = [pytest.mark.own_server, pytest.mark.slow]
+pytestmark = [pytest.mark.own_server, pytest.mark.slow, pytest.mark.both_in_soak]
 
 #: Sagas that are begun in one round trip.
 BATCH = 500
@@ -104,7 +104,6 @@ def sagas(server: Server, tmp_path: Path) -> Sagas:
     return Sagas(server, tmp_path)
 
 
-@pytest.mark.both_in_soak
 def test_sagas_that_wait_to_be_begun_slow_nobody_and_take_no_worker_memory(sagas: Sagas) -> None:
     """So few show that nothing is left, and that the measurement itself works. What a backlog costs shows in the long
     run, on both servers."""

@@ -35,6 +35,7 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
     assert 200 < figures["bytes_an_ended_saga"] < 20_000
 
 
+@pytest.mark.both_in_soak
 def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> None:
     done = commands.run("bench", "--sagas", "100", "--rounds", "1", REDIS_URL=server.url)
     assert done.returncode == 0, done.stderr
@@ -42,6 +43,7 @@ def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> No
     assert "CPU, us a saga" in done.stdout
 
 
+@pytest.mark.both_in_soak
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "chain"])
 def test_sagas_of_other_shapes_complete_and_are_undone(commands: Commands, server: Server, shape: str) -> None:
     options = ("--sagas", "100", "--rounds", "1", "--shape", shape, "--json")

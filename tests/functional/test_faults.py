@@ -120,7 +120,7 @@ def test_services_sleep_beyond_their_lease_and_wake_up_as_if_nothing_was(world: 
     assert world.figures["commands taken over"] > 0
 
 
-@on_both
+@on_valkey
 def test_services_are_told_to_end_every_200_ms(world: World, chance: random.Random) -> None:
     world.start(services=2)
     world.run(lambda: world.replace(chance.choice(world.services)), every_s=0.2, times=12)
