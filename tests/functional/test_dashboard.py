@@ -306,7 +306,7 @@ def test_a_dashboard_that_only_shows_acts_on_nothing(asks: Asked, shop: Shop) ->
     assert "<form" not in page
     assert "start it with --allow-actions" in text(page)
     [message, *_] = Quarantine(shop.scene.redis, KEYS).newest_first()
-    for path in ("/sagas/parked-0/retry", f"/quarantine/drop/{message.id}"):
+    for path in ("/sagas/parked-0/retry", "/services/work/pause", f"/quarantine/drop/{message.id}"):
         answer = client.post(path, data={"reason": "r", "who": "w"}, headers={"origin": HERE})
         assert (answer.status_code, "only shows" in answer.text) == (403, True)
     assert "<form" not in client.get(f"/quarantine/{message.id}").text
@@ -396,7 +396,32 @@ def test_messages_are_put_back_and_dropped(acting: tuple[TestClient, Shop]) -> N
     [again] = until(lambda: [one for one in quarantine.newest_first() if one.id != message.id], what="it comes back")
     answer = act(client, f"/quarantine/drop/{again.id}", f"/quarantine/{again.id}")
     assert "was dropped" in client.get(answer.headers["location"]).text
+    assert f"quarantine drop {again.id} ada the bank is back" in text(client.get("/services").text)
     assert len(quarantine) == 0
+
+
+def test_a_service_is_paused_and_resumed(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    for form, said in (({"reason": ""}, "Say why"), ({"command": "a b"}, "command")):
+        answer = act(client, "/services/work/pause", "/services", None, **form)
+        assert (answer.status_code, said in text(answer.text)) == (422, True)
+    answer = act(client, "/services/work/pause", "/services", command="Do", reason="the bank migrates")
+    assert answer.headers["location"].endswith("#service-work")
+    assert "Do of service work is paused: nothing of it is sent" in client.get(answer.headers["location"]).text
+    shop.scene.begin("held", do(1))
+    until(lambda: (state := shop.scene.client.get("held")) and state.step.is_held, what="it is held")
+    until(lambda: "1 saga is held at this service" in text(client.get("/").text), what="the overview tells it")
+    assert "the bank migrates" in text(client.get("/").text)
+    page = text(client.get("/sagas/held").text)
+    assert "held" in page
+    assert "sagastream resume work Do --reason TEXT" in page
+    assert act(client, "/services/work/resume", "/services").status_code == 422  # the service itself is not paused
+    act(client, "/services/work/resume", "/services", command="Do", reason="it is done")
+    until(lambda: (state := shop.scene.client.get("held")) and state.ended, what="it goes on")
+    page = text(client.get("/services").text)
+    assert "resume work/Do ada it is done" in page
+    assert "pause work/Do ada the bank migrates" in page
+    assert act(client, "/services/work/stop", "/services").status_code == 404
 
 
 # --- what it costs, and outages

@@ -179,6 +179,26 @@ def test_messages_are_dropped_and_put_back(page: Page, shop: Shop) -> None:
     assert len(quarantine) == before - 1
 
 
+def test_a_service_is_paused_and_resumed(page: Page, shop: Shop) -> None:
+    page.goto("/services")
+    work = page.locator("#service-work")
+    work.locator(".act summary").filter(has_text="Pause").click()
+    form = work.locator(".act[open] form")
+    form.get_by_label("Command, if only one is meant").fill("NoneOfOurs")
+    form.get_by_label("Reason").fill("it migrates")
+    form.get_by_label("Who you are").fill("ada@works")
+    form.get_by_role("button", name="Pause").click()
+    expect(page.locator(".banner-ok")).to_contain_text("NoneOfOurs of service work is paused")
+    expect(work.locator(".pill").first).to_have_text("paused")
+    work.locator(".act summary").filter(has_text="Resume").click()
+    form = work.locator(".act[open] form")
+    form.get_by_label("Reason").fill("it is back")
+    form.get_by_role("button", name="Resume").click()
+    expect(page.locator(".banner-ok")).to_contain_text("is resumed")
+    expect(page.get_by_role("row", name="resume work/NoneOfOurs")).to_contain_text("it is back")
+    assert shop.scene.client.paused() == []
+
+
 def test_what_changes_is_shown_at_once_and_what_a_person_does_stays(page: Page, shop: Shop) -> None:
     shop.begin_graph("changes", {"id": "a", "wait": "go", "timeout_ms": 600_000, "after": []}, do(1, after=[1]))
     until(lambda: shop.scene.client.get("changes"), what="it has begun")

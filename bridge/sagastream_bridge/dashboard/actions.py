@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from sagastream.broker.failures import is_refusal, told
-from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, is_id
+from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, is_id, is_service
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError
+from sagastream.store.pauses import Heard
 from sagastream.telemetry import Log
 from sagastream_bridge.dashboard.offers import CALLED
 from sagastream_bridge.dashboard.pages import Page, Pages
@@ -82,7 +83,7 @@ class Actions:
     def on_quarantined(self, request: Request, form: Form) -> Response:
         """A message is put back, or dropped."""
         entry_id, verb = request.path_params["entry_id"], request.path_params["verb"]
-        acts: Mapping[str, tuple[Callable[[str], Any], str]] = {
+        acts: Mapping[str, tuple[Callable[..., Any], str]] = {
             "replay": (self._page.reader.quarantine.replay, "was put back into its stream, to be read again"),
             "drop": (self._page.reader.quarantine.drop, "was dropped"),
         }
@@ -91,24 +92,48 @@ class Actions:
         act, became = acts[verb]
         try:
             reason, actor = _reason_and_name(form)
-            act(entry_id)
+            act(entry_id, actor=actor, reason=reason)
         except (Refused, QuarantineError) as error:
             return self._pages.one_quarantined(request, entry_id, 422, str(error), **form)
         self._log.info(f"{actor}: {verb} of quarantined message {entry_id}: {reason}")
         return self._done(request, "/quarantine", f"Message {entry_id} {became}.", actor)
+
+    def on_service(self, request: Request, form: Form) -> Response:
+        """A service, or one of its commands, is paused or resumed."""
+        service, verb = request.path_params["service"], request.path_params["verb"]
+        if verb not in ("pause", "resume") or not is_service(service):
+            return PlainTextResponse("There is no such action.\n", 404)
+        try:
+            reason, actor = _reason_and_name(form)
+            command = form.get("command", "").strip() or None
+            heard: Heard = getattr(self._client, verb)(service, command, reason=reason, actor=actor)
+        except Refused as error:
+            return self._pages.all_services(request, 422, str(error), service=service, **form)
+        except redis.RedisError as error:
+            return self._pages.all_services(request, 422, f"{told(error)}.", service=service, **form)
+        except SagastreamError as error:
+            return self._pages.all_services(request, 422, _sentence(error), service=service, **form)
+        self._log.info(f"{actor}: {verb} of {heard.pause.told}: {reason}")
+        became = "paused: nothing of it is sent" if verb == "pause" else "resumed: what was held is sent"
+        text = f"{heard.pause.told} is {became}"
+        if not (heard.known or heard.late):
+            text += ", as soon as a worker runs"
+        if heard.ignorant:
+            text += f"; workers of an earlier release do not know it: {', '.join(heard.ignorant)}"
+        return self._done(request, "/services", f"{text[:1].upper()}{text[1:]}.", actor, mark=f"service-{service}")
 
     def _asked(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> str:
         """Send the request, and wait until a worker has done it. Returns what became of it. Raises Refused."""
         try:
             state = self._send(verb, saga_id, reason, actor, form)
         except TimeoutError as error:
-            return f"{str(error)[:1].upper()}{str(error)[1:]}."
+            return _sentence(error)
         except redis.RedisError as error:
             if is_refusal(error):
                 raise Refused(told(error)) from None
             raise Refused(f"{told(error)}. The request may have arrived: look again before you repeat it.") from None
         except SagastreamError as error:
-            raise Refused(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+            raise Refused(_sentence(error)) from None
         then = f"it is {state.status}" if state.ended or not state.parked else f"it is parked: {state.parked}"
         return f"{verb.capitalize()} was done: {then}." if verb != "signal" else f"The signal was taken: {then}."
 
@@ -134,16 +159,21 @@ class Actions:
             raise Refused(f"The payload must be JSON: {error}.") from None
         return self._client.signal(saga_id, name, payload, _WAIT_S, by=actor)
 
-    def _done(self, request: Request, where: str, text: str, actor: str) -> Response:
+    def _done(self, request: Request, where: str, text: str, actor: str, mark: str = "") -> Response:
         """Show the page again, with what became of it. The name is filled in the next time."""
         self._page.reader.forget()
-        answer = RedirectResponse(f"{where}?told={self._page.outcomes.keep('ok', text)}", 303)
+        answer = RedirectResponse(f"{where}?told={self._page.outcomes.keep('ok', text)}{mark and f'#{mark}'}", 303)
         name = quote(actor, safe="@.+-_")
         headers = MutableHeaders(raw=answer.raw_headers)
         headers.append(
             "set-cookie", f"{request.state.cookie}_who={name}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax"
         )
         return answer
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _reason_and_name(form: Form) -> tuple[str, str]:

@@ -89,6 +89,7 @@ class Dashboard:
             Route("/logout", self._log_out, methods=["POST"]),
             Route("/live", self._live),
             Route("/sagas/{saga_id}/{verb}", self._acting(self._actions.on_saga), methods=["POST"]),
+            Route("/services/{service}/{verb}", self._acting(self._actions.on_service), methods=["POST"]),
             Route("/quarantine/{verb}/{entry_id:path}", self._acting(self._actions.on_quarantined), methods=["POST"]),
             *(Route(path, self._shown(page)) for path, page in pages.items()),
         ]

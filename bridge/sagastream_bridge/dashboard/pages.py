@@ -121,13 +121,18 @@ class Pages:
         return self._page.show(request, "parked", parked=self._reader.parked(), most=_OF_A_GROUP)
 
     def services(self, request: Request) -> Response:
+        return self.all_services(request)
+
+    def all_services(self, request: Request, status: int = 200, complaint: str | None = None, **given: str) -> Response:
+        """The page of services. `complaint`: why what was asked for was not done; `given`: what stood in the form."""
         now = self._reader.standing()
         processes = self._reader.processes()
         rows = [
             {
                 "queue": queue,
                 "name": queue.facts.name,
-                "notices": standing.of_service(queue, now.evidence),
+                "notices": standing.of_service(queue, now),
+                "pauses": [one for one in now.evidence.pauses if one.service == queue.facts.name],
                 "processes": [one for one in processes if one.service == queue.facts.name],
                 "commands": self._reader.recent().commands.get(queue.facts.name, ()),
             }
@@ -135,7 +140,17 @@ class Pages:
         ]
         workers = [one for one in processes if one.service is None and one.kind == "worker"]
         return self._page.show(
-            request, "services", now=now, rows=rows, workers=workers, sample=self._reader.recent().looked_at
+            request,
+            "services",
+            status,
+            now=now,
+            rows=rows,
+            workers=workers,
+            sample=self._reader.recent().looked_at,
+            operations=self._reader.operations(),
+            complaint=complaint,
+            given=given,
+            at=None if complaint is None else "/services",
         )
 
     # --- sagas
@@ -194,7 +209,7 @@ class Pages:
             drawing=graph_drawing.svg(nodes, tones, f"The graph of saga {saga_id}"),
             timeline=timeline.svg(state, events, found.now_ms),
             events=events,
-            states=graph_views.STATES,
+            stands=graph_views.stands,
             offers=(offered := offers(state, found.causes) if not state.ended else []),
             # What stands on a button need not be said twice.
             offered={offer.advice for offer in offered} if self._page.allow_actions else set(),

@@ -15,10 +15,11 @@ from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
-from sagastream.store import heartbeat, layout, published
+from sagastream.store import heartbeat, layout, operations, published
 from sagastream.store.definitions import Deployed
 from sagastream.store.heartbeat import Process
 from sagastream.store.keys import StoreKeys
+from sagastream.store.operations import Operation
 from sagastream.store.quarantine import Quarantine, Quarantined
 from sagastream_bridge.dashboard import recent, standing
 from sagastream_bridge.dashboard.finding import Search
@@ -38,6 +39,8 @@ _KEYS_S: Final = 10.0
 _OF_A_PAGE: Final = 50
 #: For each saga of a list, so many entries of a stream are looked at at most.
 _LOOKED_AT: Final = 100
+#: How much of what people did is shown.
+_OPERATIONS: Final = 20
 #: How many quarantined messages are shown.
 MOST_QUARANTINED: Final = 100
 
@@ -87,7 +90,8 @@ class StoreReader:
         alive = [worker.name for worker in now.evidence.workers if worker.is_alive]
         alive += [one.name for queue in now.queues for one in queue.facts.alive]
         counts = (now.live, now.parked, now.back, now.figures.ended, now.unread, now.quarantined, now.full)
-        return counts, tuple(sorted(alive)), tuple((queue.figures.unread, queue.figures.held) for queue in now.queues)
+        queues = tuple((queue.figures.unread, queue.figures.held) for queue in now.queues)
+        return counts, now.evidence.pauses, tuple(sorted(alive)), queues
 
     def saga(self, saga_id: str) -> Found:
         """One saga, with all that explains it."""
@@ -109,6 +113,10 @@ class StoreReader:
     @property
     def quarantine(self) -> Quarantine:
         return Quarantine(self.broker.client, self.keys())
+
+    def operations(self) -> list[Operation]:
+        """What people did lately that no saga's record tells of, the newest first."""
+        return self._run(lambda keys: operations.newest(keys, _OPERATIONS))
 
     def definitions(self) -> Sequence[Deployed]:
         return self.client.definitions()

@@ -1,6 +1,6 @@
 """How a store stands: the figures of the overview, and what is wrong. Every read is bounded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import redis
@@ -13,10 +13,12 @@ from sagastream.client.finding import find
 from sagastream.core.causes import Cause, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.filtering import Filter
-from sagastream.core.indexing import PARKED, of_status
+from sagastream.core.indexing import PARKED, of_held, of_status
+from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS, hangs, nobody
+from sagastream.core.why_waits import pause_told
 from sagastream.store import lineage
 from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Loss
@@ -47,6 +49,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     parked: int  # how many live sagas are parked …
     back: int  # … and how many are being undone
     aborted: int  # how many of those that have ended were undone
+    held: Mapping[str, int]  # how many sagas wait since it is paused, by service
     full: str | None  # why no more sagas begin; None: they do
     evidence: Evidence
     queues: Sequence[Queue]
@@ -108,7 +111,9 @@ def read(client: "redis.Redis", keys: StoreKeys) -> Standing:
     found = run(client, figures.look(keys))
     names = [service.name for service in found.services]
     evidence, (counts, full) = run(client, together(survey(keys, names), _indexed(keys)))
+    paused = sorted({one.service for one in evidence.pauses})
     return Standing(
+        held=dict(zip(paused, run(client, _held(keys, paused)), strict=True)),
         figures=found,
         parked=counts[0],
         back=counts[1],
@@ -165,6 +170,15 @@ def _indexed(keys: StoreKeys) -> Exchange[tuple[list[int], str | None]]:
     return counts, next((text.decode(errors="backslashreplace") for text in texts if text is not None), None)
 
 
+def _held(keys: StoreKeys, services: Sequence[str]) -> Exchange[list[int]]:
+    """How many sagas are held at each of these services."""
+    found = []
+    for service in services:
+        answers = yield [("ZCARD", one.index(of_held(service))) for one in keys.partitions]
+        found.append(sum(_read(answer, 0) for answer in answers))
+    return found
+
+
 def _read(answer: Any, instead: Any) -> Any:
     """An answer; something else if the server refuses it, as if the key has another type. The doctor tells of that."""
     return instead if isinstance(answer, redis.ResponseError) else answer
@@ -191,6 +205,8 @@ def notices(found: Standing) -> Iterator[Notice]:
     if late_ms > LATE_MS and any(worker.is_alive for worker in evidence.workers):
         text = f"The workers are behind: the time of a saga came {spoken(late_ms)} ago, and none has seen to it"
         yield Notice(level="problem", text=text, do=("sagastream worker  # starts another one",))
+    for one in evidence.pauses:
+        yield _of_pause(one, found)
     for queue in found.queues:
         yield from _of_queue(queue, evidence)
     if found.parked:
@@ -201,9 +217,17 @@ def notices(found: Standing) -> Iterator[Notice]:
         yield Notice(level="warning", text=text, href="/quarantine")
 
 
-def of_service(queue: Queue, evidence: Evidence) -> list[Notice]:
-    """What is wrong with one service."""
-    return list(_of_queue(queue, evidence))
+def of_service(queue: Queue, found: Standing) -> list[Notice]:
+    """What is wrong with one service, and that it is paused."""
+    pauses = [_of_pause(one, found) for one in found.evidence.pauses if one.service == queue.facts.name]
+    return [*pauses, *_of_queue(queue, found.evidence)]
+
+
+def _of_pause(one: Pause, found: Standing) -> Notice:
+    held = found.held.get(one.service, 0)
+    text = f"{pause_told(one, found.now_ms)}; {_counted(held, 'saga is', 'sagas are')} held at this service"
+    do = (f"sagastream resume {one.words} --reason TEXT  # sends what is held",)
+    return Notice(level="warning", text=text, do=do, href=f"/services#service-{one.service}")
 
 
 def _of_queue(queue: Queue, evidence: Evidence) -> Iterator[Notice]:

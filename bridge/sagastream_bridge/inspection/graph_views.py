@@ -60,11 +60,11 @@ def nodes(state: SagaState) -> list[Node]:
             what = "pause" if shape.wait is None else f"wait for {what}"
         name = f"{shape.id or '':{width_of_ids}}  " if width_of_ids else ""
         form = Form.PIVOT if definition.kind is StepKind.PIVOT else Form.STEP if shape.sends else Form.WAIT
-        found.append(Node(number, printable(name + what), before(definition, number), _stands(step), form))
+        found.append(Node(number, printable(name + what), before(definition, number), stands(step), form))
     return found
 
 
-def _stands(step: Step) -> str:
+def stands(step: Step) -> str:
     """What a drawing says of a step."""
     if step.is_held:
         return "undo held" if step.being_undone else "held"

@@ -1,5 +1,6 @@
 """What a dashboard draws, counts and offers, without a store."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
@@ -8,6 +9,8 @@ import pytest
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.filtering import Filter
 from sagastream.core.history import history
+from sagastream.core.history_events import HistoryKind
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.dashboard import charts, graph_drawing, timeline
@@ -15,7 +18,16 @@ from sagastream_bridge.dashboard.finding import Search, WrongSearch
 from sagastream_bridge.dashboard.offers import offers
 from sagastream_bridge.dashboard.rates import KEPT, STRETCH_MS, Rates, What
 from sagastream_bridge.dashboard.recent import of
-from sagastream_bridge.dashboard.wording import Lines, command, environment, pretty, size
+from sagastream_bridge.dashboard.wording import (
+    EVENT_TONES,
+    FOLDER,
+    PHASE_TONES,
+    Lines,
+    command,
+    environment,
+    pretty,
+    size,
+)
 from sagastream_bridge.definitions.drawing import Form, Node
 from support.graph_stories import do, given_graph
 from support.stories import BEGUN_MS
@@ -192,6 +204,37 @@ def test_a_sample_says_how_long_commands_take_and_what_fails() -> None:
 
 
 # --- words
+
+
+def test_each_phase_and_each_event_has_a_tone() -> None:
+    assert PHASE_TONES.keys() == {*Phase}
+    assert EVENT_TONES.keys() == {*HistoryKind}
+
+
+def test_what_is_read_stands_out_from_its_ground_in_both_schemes() -> None:
+    style = (FOLDER / "static" / "dashboard.css").read_text()
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", part)) for part in style.split("@media", 2)[:2])
+    assert light.keys() == dark.keys()
+    pairs = [(tone, f"{tone}-soft") for tone in ("ok", "live", "back", "bad", "gone", "idle")]
+    pairs += [
+        (text, ground) for text in ("text", "muted", "bad", "ok", "back") for ground in ("page", "panel", "raised")
+    ]
+    pairs += [("accent-text", "accent"), ("panel", "bad"), ("accent", "page")]
+    for colours in (light, dark):
+        for text, ground in pairs:
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+
+
+def contrast(one: str, other: str) -> float:
+    """How far two colours are apart, as WCAG 2 has it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 def test_all_that_a_template_puts_out_is_escaped_for_html_and_for_terminals() -> None:
