@@ -351,17 +351,17 @@ def test_an_action_needs_a_reason_and_a_name_which_stay_with_the_saga(acting: tu
         assert ' open>\n  <summary><span class="button">Skip' in answer.text  # with what was typed already
         assert 'data-at="/sagas/p0"' in answer.text
     assert act(client, "/sagas/p0/skip", "/sagas/p0", reason="a" * 501).status_code == 422
-    answer = act(client, "/sagas/p0/skip", "/sagas/p0", parked_at="2/transaction/1", who="ada@works")
+    answer = act(client, "/sagas/p0/skip", "/sagas/p0", parked_at="2/transaction/1", who="Ada Öz, ops")
     assert answer.status_code == 303
     then = client.get(answer.headers["location"])
     assert "Skip was done: it is COMPLETED." in then.text
-    assert "skip by ada@works: the bank is back" in text(then.text)
+    assert "skip by Ada Öz, ops: the bank is back" in text(then.text)
     state = shop.scene.client.get("p0")
     assert state is not None
     assert [(one.verb, one.actor, one.reason) for one in state.interventions] == [
-        ("skip", "ada@works", "the bank is back")
+        ("skip", "Ada Öz, ops", "the bank is back")
     ]
-    assert 'value="ada@works"' in client.get("/sagas/p1").text  # the name is filled in from now on
+    assert 'value="Ada Öz, ops"' in client.get("/sagas/p1").text  # the name is filled in from now on
 
 
 def test_each_verb_does_what_its_command_does(acting: tuple[TestClient, Shop]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -13,7 +14,7 @@ from sagastream_bridge.dashboard.server import DashboardServer
 from support.browsers import Complaints
 from support.dashboards import HOSTILE, PIVOT, Shop, listening
 from support.scenes import Scene, do
-from support.servers import Server, start_server
+from support.servers import OwnServer, Server, start_server
 from support.stores import KEYS
 from support.waiting import until
 
@@ -243,6 +244,22 @@ def test_a_page_that_nobody_sees_asks_for_nothing(page: Page, dashboard: Dashboa
     page.get_by_role("button", name="Live").click()
     expect(page.get_by_role("button", name="Paused")).to_have_attribute("aria-pressed", "false")
     until(lambda: follows.viewers == 0, what="the paused page follows no more")
+
+
+def test_a_page_says_that_the_broker_is_away_and_goes_on_when_it_is_back(chromium: Browser, tmp_path: Path) -> None:
+    server = start_server("valkey", tmp_path, OwnServer)
+    try:
+        scene = Scene(server.broker())
+        with listening(scene) as dashboard, opened(chromium, dashboard) as page:
+            page.goto("/")
+            expect(page.locator("h1")).to_have_text("Overview")
+            until(lambda: dashboard._dashboard.feed.viewers == 1, what="it follows")
+            server.kill()
+            expect(page.locator("h1")).to_have_text("The broker does not answer", timeout=30_000)
+            server.start()
+            expect(page.locator("h1")).to_have_text("Overview", timeout=30_000)
+    finally:
+        server.stop()
 
 
 def test_nothing_on_a_page_moves_while_it_is_loaded_or_changes(page: Page) -> None:

@@ -1,6 +1,6 @@
 """The gate through which every request goes: it applies the rules, and sets the headers of every answer."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote
 
@@ -103,7 +103,3 @@ def set_session(headers: MutableHeaders, cookie: str, session: str, *, secure: b
     follows a link from elsewhere would have to sign in again."""
     more = "; Secure" if secure else ""
     headers.append("set-cookie", f"{cookie}={session}; Path=/; Max-Age={SESSION_S}; HttpOnly; SameSite=Lax{more}")
-
-
-#: What an ASGI endpoint is, for those who make some.
-Endpoint = Callable[[Request], Awaitable[Response]]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import unquote
 
 import jinja2
 import redis
@@ -24,8 +25,8 @@ from sagastream_bridge.dashboard import charts, graph_drawing, standing, timelin
 from sagastream_bridge.dashboard.explored import Explorer, Table
 from sagastream_bridge.dashboard.feed import Feed
 from sagastream_bridge.dashboard.finding import STATUSES, Search, WrongSearch
-from sagastream_bridge.dashboard.forms import Outcomes
 from sagastream_bridge.dashboard.offers import offers
+from sagastream_bridge.dashboard.outcomes import Outcomes
 from sagastream_bridge.dashboard.reading import MOST_QUARANTINED, StoreReader
 from sagastream_bridge.dashboard.rules import Sessions
 from sagastream_bridge.definitions import outline
@@ -74,7 +75,7 @@ class Page:
             "allow_actions": self.allow_actions,
             "has_token": self._has_token and session is not None,
             "form_token": "" if session is None else self.sessions.form_token(session),
-            "who": request.cookies.get(f"{request.state.cookie}_who", ""),
+            "who": unquote(request.cookies.get(f"{request.state.cookie}_who", "")),
             "told": self.outcomes.told(request.query_params.get("told")),
             "trouble": None,
             "live": "/live",

@@ -1,4 +1,4 @@
-"""What a page says after something was done, and who said that they do it."""
+"""What a page says after something was done."""
 
 import secrets
 import threading
