@@ -80,8 +80,8 @@ def _place(page: str, link: str) -> str | None:
 
 
 def _source_page(place: str) -> str | None:
-    """The page that shows a file or folder of the repository; None: it is a page itself, or not there."""
-    if place.endswith(".md") or not (ROOT / place).exists():
+    """The page that shows a file or folder of the repository; None: it is a page or a picture itself, or not there."""
+    if place.endswith((".md", ".png")) or not (ROOT / place).exists():
         return None
     return f"source/{place}.md"
 
