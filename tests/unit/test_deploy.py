@@ -93,6 +93,7 @@ def test_something_is_started_in_each_way() -> None:
         assert (way, "worker") in started
     for way in ("sagastream-service@.service", "Deployment", "Procfile"):
         assert (way, "service") in started
+    assert ("sagastream-dashboard.service", "dashboard") in started
 
 
 def test_every_variable_is_one_that_somebody_reads() -> None:
