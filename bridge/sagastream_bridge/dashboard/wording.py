@@ -30,7 +30,7 @@ from sagastream_bridge.inspection.formatting import apart
 
 FOLDER: Final = Path(__file__).parent
 #: The longest JSON that a page shows of one value, in characters.
-_MOST_JSON: Final = 20_000
+_MOST_JSON: Final = 8_000
 
 #: The tone of each status and of each phase, a class of the style sheet.
 _STATUS_TONES: Final[Mapping[str, str]] = {
