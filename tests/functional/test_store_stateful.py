@@ -57,10 +57,12 @@ class Workers(RuleBasedStateMachine):
         # The model: what must be in the store.
         self.states: dict[str, SagaState | None] = dict.fromkeys(SAGAS)
         self.ended_ms: dict[str, int] = {}
+        self.to_sweep: set[str] = set()  # ids in ended of sagas that somebody deleted: the next sweep takes them out
         self.appended: dict[str, list[Fields]] = defaultdict(list)
         self.pending: dict[tuple[str, bytes], Entry] = {}
         self.is_stuck = False
         self.damaged: set[str] = set()
+        self.unnoticed: set[str] = set()  # those of them whose version stands: who read it before writes
 
     # --- what the workers do
 
@@ -154,6 +156,7 @@ class Workers(RuleBasedStateMachine):
             self.client.hdel(key, "version")
         elif how == "a field":
             self.client.hset(key, "status", "ODD")
+            self.unnoticed.add(saga)
         else:
             self.client.hset(key, "version", "07")
         self.damaged.add(saga)
@@ -168,7 +171,9 @@ class Workers(RuleBasedStateMachine):
             self.client.zrem(ONLY.ended, saga_id)
             self.states[saga_id] = None
             self.ended_ms.pop(saga_id, None)
+            self.to_sweep.discard(saga_id)
         self.damaged.clear()
+        self.unnoticed.clear()
 
     @rule(there=st.booleans())
     def something_is_in_the_way_of_a_service(self, there: bool) -> None:
@@ -215,7 +220,7 @@ class Workers(RuleBasedStateMachine):
         for change in changes:
             saga_id = str(change.saga_id)
             fits = isinstance(change.before, CorruptSaga) or (
-                saga_id not in self.damaged and change.before == self.states[saga_id]
+                saga_id not in self.damaged - self.unnoticed and change.before == self.states[saga_id]
             )
             needs_stuck = self.is_stuck and any(command.service == "stuck" for command in change.commands)
             assert (change in lost) == (not fits), saga_id
@@ -237,10 +242,14 @@ class Workers(RuleBasedStateMachine):
         if isinstance(after, SagaState) and after is not before:
             version = before.version if isinstance(before, SagaState) else 0
             self.states[saga_id] = replace(after, version=version + 1)
+            if after.ended:
+                self.to_sweep.discard(saga_id)
             if after.ended and not (isinstance(before, SagaState) and before.ended):
                 self.ended_ms[saga_id] = self.now_ms
                 self.ran[after.status] += 1
             self.ran["parked"] += after.parked is not None
+        elif change.rearm and after is None:
+            self.to_sweep.add(saga_id)
         for command in change.commands:
             self.appended[ONLY.commands(command.service)].append(command.fields())
         for notice in change.notices:
@@ -269,7 +278,7 @@ class Workers(RuleBasedStateMachine):
         live = {saga_id: state for saga_id, state in self.states.items() if state is not None and not state.ended}
         scores = {saga_id: float("inf") if state.due_ms is None else state.due_ms for saga_id, state in live.items()}
         assert {saga_id.decode(): score for saga_id, score in timers} == scores
-        assert {saga_id.decode(): score for saga_id, score in ended} == self.ended_ms
+        assert {saga_id.decode(): score for saga_id, score in ended} == dict.fromkeys(self.to_sweep, 0) | self.ended_ms
         assert all((state.parked is not None) == (scores[saga_id] == float("inf")) for saga_id, state in live.items())
         for saga_id in self.states.keys() - self.damaged:
             ttl = self.client.pttl(ONLY.saga(saga_id))
