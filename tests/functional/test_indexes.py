@@ -123,6 +123,45 @@ def test_sagas_of_an_earlier_release_are_put_in_once(scene: Scene) -> None:
     assert not filling.goes_on
 
 
+def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_some(scene)
+    expected = check(scene.redis)
+    scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
+    filling = Filling(scene.redis, Store(scene.redis))
+
+    def read_too_early(*asked: Any) -> Any:
+        found = read(*asked)
+        scene.redis.hincrby(ONLY.saga("marked"), "version")
+        return found
+
+    read = sagas.read
+    for reading in (read_too_early, read):
+        monkeypatch.setattr(sagas, "read", reading)
+        filling.look(KEYS)
+        while filling.goes_on:
+            filling.step()
+    assert check(scene.redis) == expected
+
+
+def test_what_a_worker_of_an_earlier_release_sweeps_out_of_ended_leaves_all_indexes(scene: Scene) -> None:
+    begin_some(scene)
+    store = Store(scene.redis, retention_ms=0)
+    filling, sweep = Filling(scene.redis, store), Sweep(scene.redis, store)
+    for saga_id in ("plain", "marked"):
+        scene.redis.delete(ONLY.saga(saga_id))
+        scene.redis.zrem(ONLY.ended, saga_id)
+    filling.look(KEYS)
+    while filling.goes_on:
+        filling.step()
+    sweep.sweep(KEYS)
+    assert set(check(scene.redis)) == {"basket=815", "status=ABORTED"}
+    assert scores(scene.redis, ONLY.begun).keys() == {"aborted", "parked"}
+    filling.look(KEYS)
+    assert not filling.goes_on
+
+
 def test_a_worker_fills_and_sweeps_beside_its_turns(scene: Scene) -> None:
     begin_some(scene)
     expected = check(scene.redis)

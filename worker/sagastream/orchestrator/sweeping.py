@@ -9,6 +9,7 @@ import redis
 
 from sagastream.broker import exchange
 from sagastream.broker.scripting import Script
+from sagastream.broker.wire import execute
 from sagastream.core.messages import is_id
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change
@@ -73,14 +74,17 @@ class Sweep:
 
 
 class Filling:
-    """Puts sagas into the indexes that are in none, because a worker of an earlier release has begun them. Each saga is
-    in timers or ended: if these have more members than begun, some are missing, and all are looked at once."""
+    """Puts sagas into the indexes that are in none, because a worker of an earlier release has begun them; and finds
+    those whose hash has expired, and that such a worker has swept out of `ended` alone. Each saga is in timers or
+    ended, and in begun: if the numbers of members differ, all are looked at once."""
 
     def __init__(self, client: "redis.Redis", store: Store) -> None:
         self._client = client
         self._store = store
         self._passes: dict[Partition, Iterator[None]] = {}  # those under way
-        self._cannot: dict[Partition, int] = {}  # how many were still missing after a pass: they cannot be read
+        #: How many were still missing after a pass, or too many, and would be after the next one.
+        self._cannot: dict[Partition, int] = {}
+        self._lost: dict[Partition, int] = {}  # how many had moved when the pass under way wrote them
 
     @property
     def goes_on(self) -> bool:
@@ -88,17 +92,22 @@ class Filling:
         return bool(self._passes)
 
     def look(self, keys: StoreKeys) -> None:
-        """Look whether sagas are missing."""
+        """Look whether sagas are missing, or too many."""
         for partition in keys.partitions:
-            if partition not in self._passes and self._missing(partition) > self._cannot.get(partition, 0):
+            if partition in self._passes:
+                continue
+            missing, cannot = self._missing(partition), self._cannot.get(partition, 0)
+            if missing > max(cannot, 0):
                 self._passes[partition] = self._fill(keys, partition)
+            elif missing < min(cannot, 0):
+                self._passes[partition] = self._find_expired(partition)
 
     def step(self) -> None:
         """Do the next part, of each partition in which sagas are missing."""
         for partition, steps in list(self._passes.items()):
             if next(steps, self) is self:
                 del self._passes[partition]
-                self._cannot[partition] = self._missing(partition)
+                self._cannot[partition] = self._missing(partition) - self._lost.pop(partition, 0)
 
     def _missing(self, partition: Partition) -> int:
         pipeline = self._client.pipeline(transaction=True)  # a commit changes two of them
@@ -109,14 +118,32 @@ class Filling:
 
     def _fill(self, keys: StoreKeys, partition: Partition) -> Iterator[None]:
         for key in (partition.timers, partition.ended):
-            cursor, has_more = 0, True
-            while has_more:
-                page: Any = self._client.zscan(key, cursor, count=_LOOKED_AT)
-                cursor, found = page
-                has_more = cursor != 0
-                saga_ids = [text for member, _ in found if is_id(text := member.decode(errors="backslashreplace"))]
+            for saga_ids in self._members(key):
                 self._put_in(keys, partition, saga_ids)
                 yield
+
+    def _find_expired(self, partition: Partition) -> Iterator[None]:
+        """Put those of begun that have no hash into `ended` again, for the next sweep."""
+        for saga_ids in self._members(partition.begun):
+            pipeline = self._client.pipeline(transaction=False)
+            for saga_id in saga_ids:
+                pipeline.exists(partition.saga(saga_id))
+            gone = [one for one, is_there in zip(saga_ids, execute(pipeline), strict=True) if not is_there]
+            for some in _slices(gone):
+                changes = [
+                    Change(partition=partition, saga_id=saga_id, before=None, after=None, rearm=True)
+                    for saga_id in some
+                ]
+                self._store.commit(changes, 0)
+            yield
+
+    def _members(self, key: str) -> Iterator[list[str]]:
+        cursor, has_more = 0, True
+        while has_more:
+            page: Any = self._client.zscan(key, cursor, count=_LOOKED_AT)
+            cursor, found = page
+            has_more = cursor != 0
+            yield [text for member, _ in found if is_id(text := member.decode(errors="backslashreplace"))]
 
     def _put_in(self, keys: StoreKeys, partition: Partition, saga_ids: Sequence[str]) -> None:
         if not saga_ids:
@@ -127,7 +154,9 @@ class Filling:
             states, now_ms = sagas.read(self._client, keys, some)
             changes = [filled(partition, state) for state in states.values() if isinstance(state, SagaState)]
             if changes:
-                self._store.commit(changes, now_ms)  # one that has moved meanwhile is put in by the next pass
+                # One that has moved meanwhile is put in by the next pass.
+                lost, _ = self._store.commit(changes, now_ms)
+                self._lost[partition] = self._lost.get(partition, 0) + len(lost)
 
 
 def filled(partition: Partition, state: SagaState, leaves: tuple[str, ...] = ()) -> Change:

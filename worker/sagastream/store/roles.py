@@ -101,7 +101,7 @@ _WORK: Final = (
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard"),
     _Grant("ended", "type zadd zrem zrangebyscore zscan zcard"),
-    _Grant("begun", "type zadd zrem zcard zmscore"),
+    _Grant("begun", "type zadd zrem zscan zcard zmscore"),
     _Grant("index", "type zadd zrem zscan"),
     _Grant("indexed", "type hset hdel hmget"),
     # A script is allowed if one grant has all of its keys.
