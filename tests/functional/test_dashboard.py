@@ -271,6 +271,8 @@ def test_who_does_not_know_the_token_sees_nothing(asks: Asked) -> None:
     assert client.get("/live", headers={"accept": "text/event-stream"}).status_code == 401
     assert client.post("/sagas/parked-0/retry", headers={"origin": HERE}).status_code == 401
     assert client.get("/static/dashboard.css").status_code == 200
+    for path in ("/static/nothing", "/login/nothing", "/loginx"):
+        assert (client.get(path).status_code, client.get(path).text) == (404, "There is no such page.\n"), path
     assert client.get("/", headers={"authorization": "Bearer wrong"}).status_code == 303
     assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/").status_code == 303  # that was no session
@@ -318,6 +320,23 @@ def test_only_get_shows_and_only_post_acts(asks: Asked) -> None:
     assert client.get("/sagas/parked-0/retry").status_code == 405
     assert client.post("/parked", headers={"origin": HERE}).status_code == 405
     assert client.put("/", headers={"origin": HERE}).status_code == 405
+
+
+def test_whatever_an_address_or_a_form_says_is_answered(asks: Asked) -> None:
+    client = asks(allow_actions=True)
+    many = "9" * 5000  # more digits than int() reads
+    for version in (many, "-1", "0x1", "\N{SUPERSCRIPT TWO}"):
+        assert client.get("/definitions/order", params={"version": version}).status_code == 404
+    for cursor in (many, f"1.{many}.0.0e.x", "1.1.1.1e.\0"):
+        assert client.get("/sagas", params={"cursor": cursor}).status_code == 422
+    [message, *_] = re.findall(r'href="/quarantine/([^"]+)"', client.get("/quarantine").text)
+    names = ("self", "request", "saga_id", "entry_id", "service", "status", "complaint", "given")
+    # as if somebody had left out the reason
+    fields: dict[str, str] = dict.fromkeys(names, "x") | {"reason": ""}
+    for path in ("/sagas/parked-0/retry", "/services/work/pause", f"/quarantine/drop/{message}"):
+        answer = act(client, path, "/sagas/parked-0", None, **fields)
+        assert (answer.status_code, "Say why" in text(answer.text)) == (422, True), path
+    assert act(client, "/sagas/parked-0/retry", "/sagas/parked-0", step=many).status_code == 422
 
 
 # --- actions

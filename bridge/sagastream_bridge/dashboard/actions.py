@@ -76,7 +76,7 @@ class Actions:
             reason, actor = _reason_and_name(form)
             text = self._asked(verb, saga_id, reason, actor, form)
         except Refused as error:
-            return self._pages.one_saga(request, saga_id, 422, str(error), **form)
+            return self._pages.one_saga(request, saga_id, 422, str(error), form)
         self._log.info(f"{actor}: {verb} of saga {saga_id}: {reason}", extra={"saga_id": saga_id})
         return self._done(request, f"/sagas/{quote(saga_id, safe=':')}", text, actor)
 
@@ -94,7 +94,7 @@ class Actions:
             reason, actor = _reason_and_name(form)
             act(entry_id, actor=actor, reason=reason)
         except (Refused, QuarantineError) as error:
-            return self._pages.one_quarantined(request, entry_id, 422, str(error), **form)
+            return self._pages.one_quarantined(request, entry_id, 422, str(error), form)
         self._log.info(f"{actor}: {verb} of quarantined message {entry_id}: {reason}")
         return self._done(request, "/quarantine", f"Message {entry_id} {became}.", actor)
 
@@ -108,11 +108,11 @@ class Actions:
             command = form.get("command", "").strip() or None
             heard: Heard = getattr(self._client, verb)(service, command, reason=reason, actor=actor)
         except Refused as error:
-            return self._pages.all_services(request, 422, str(error), service=service, **form)
+            return self._pages.all_services(request, 422, str(error), form, service)
         except redis.RedisError as error:
-            return self._pages.all_services(request, 422, f"{told(error)}.", service=service, **form)
+            return self._pages.all_services(request, 422, f"{told(error)}.", form, service)
         except SagastreamError as error:
-            return self._pages.all_services(request, 422, _sentence(error), service=service, **form)
+            return self._pages.all_services(request, 422, _sentence(error), form, service)
         self._log.info(f"{actor}: {verb} of {heard.pause.told}: {reason}")
         became = "paused: nothing of it is sent" if verb == "pause" else "resumed: what was held is sent"
         text = f"{heard.pause.told} is {became}"
@@ -145,7 +145,8 @@ class Actions:
             options["now"] = form.get("now") == "yes"
         if verb != "cancel":
             step = form.get("step") or None
-            options["step"] = int(step) if step is not None and step.isascii() and step.isdigit() else step
+            is_number = step is not None and step.isascii() and step.isdigit() and len(step) < 6
+            options["step"] = int(step) if step is not None and is_number else step
         state: SagaState = getattr(self._client, verb)(saga_id, reason, _WAIT_S, **options)
         return state
 

@@ -131,6 +131,8 @@ class Dashboard:
         assert isinstance(error, HTTPException)
         if error.status_code != 404:
             return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+        if request.state.session is None:  # the page would say how many sagas are parked, and which store it is
+            return PlainTextResponse("There is no such page.\n", 404)
         shown = lambda: self._page.show(request, "missing", 404, what="There is no such page.")  # noqa: E731
         return await run_in_threadpool(self._told, request, shown)
 

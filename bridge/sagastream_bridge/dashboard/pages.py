@@ -15,7 +15,7 @@ from sagastream.broker.urls import redis_cli
 from sagastream.client.finding import Page as FoundPage
 from sagastream.core.causes import Cause
 from sagastream.core.history import history
-from sagastream.core.messages import is_id, is_service
+from sagastream.core.messages import MAX_ACTOR_CHARS, is_id, is_service
 from sagastream.core.saga import SagaState
 from sagastream.core.why import headline
 from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError, UnreadableSaga
@@ -75,7 +75,7 @@ class Page:
             "allow_actions": self.allow_actions,
             "has_token": self._has_token and session is not None,
             "form_token": "" if session is None else self.sessions.form_token(session),
-            "who": unquote(request.cookies.get(f"{request.state.cookie}_who", "")),
+            "who": unquote(request.cookies.get(f"{request.state.cookie}_who", ""))[:MAX_ACTOR_CHARS],
             "told": self.outcomes.told(request.query_params.get("told")),
             "trouble": None,
             "live": "/live",
@@ -124,8 +124,16 @@ class Pages:
     def services(self, request: Request) -> Response:
         return self.all_services(request)
 
-    def all_services(self, request: Request, status: int = 200, complaint: str | None = None, **given: str) -> Response:
-        """The page of services. `complaint`: why what was asked for was not done; `given`: what stood in the form."""
+    def all_services(
+        self,
+        request: Request,
+        status: int = 200,
+        complaint: str | None = None,
+        given: Mapping[str, str] | None = None,
+        service: str | None = None,
+    ) -> Response:
+        """The page of services. `complaint`: why what was asked for was not done; `given`: what stood in the form of
+        this `service`."""
         now = self._reader.standing()
         processes = self._reader.processes()
         rows = [
@@ -150,7 +158,8 @@ class Pages:
             sample=self._reader.recent().looked_at,
             operations=self._reader.operations(),
             complaint=complaint,
-            given=given,
+            given=given or {},
+            given_of=service,
             at=None if complaint is None else "/services",
         )
 
@@ -181,7 +190,12 @@ class Pages:
         return self.one_saga(request, request.path_params["saga_id"])
 
     def one_saga(
-        self, request: Request, saga_id: str, status: int = 200, complaint: str | None = None, **given: str
+        self,
+        request: Request,
+        saga_id: str,
+        status: int = 200,
+        complaint: str | None = None,
+        given: Mapping[str, str] | None = None,
     ) -> Response:
         """The page of a saga. `complaint`: why what was asked for was not done; `given`: what stood in the form."""
         if not is_id(saga_id):
@@ -216,7 +230,7 @@ class Pages:
             offered={offer.advice for offer in offered} if self._page.allow_actions else set(),
             looks=_looks(self._reader, saga_id),
             complaint=complaint,
-            given=given,
+            given=given or {},
             live=live,
             at=None if complaint is None else f"/sagas/{saga_id}",
         )
@@ -233,7 +247,12 @@ class Pages:
         return self.one_quarantined(request, request.path_params["entry_id"])
 
     def one_quarantined(
-        self, request: Request, entry_id: str, status: int = 200, complaint: str | None = None, **given: str
+        self,
+        request: Request,
+        entry_id: str,
+        status: int = 200,
+        complaint: str | None = None,
+        given: Mapping[str, str] | None = None,
     ) -> Response:
         try:
             message = self._reader.quarantine.get(entry_id)
@@ -246,7 +265,7 @@ class Pages:
             message=message,
             body=wording.body(message),
             complaint=complaint,
-            given=given,
+            given=given or {},
             at=None if complaint is None else f"/quarantine/{entry_id}",
         )
 
@@ -312,11 +331,10 @@ def _kinds(nodes: Sequence[Node]) -> Mapping[int, str]:
 
 def _version(deployed: Deployed, asked: str) -> Version | None:
     """The version that is asked for or, without one, that is current or the newest."""
-    number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 12 else deployed.current
-    if asked and number != int(asked if asked.isascii() and asked.isdigit() else "0"):
-        return None
-    found = next((one for one in deployed.versions if one.definition.version == number), None)
-    return found or (deployed.versions[-1] if deployed.versions and not asked else None)
+    if asked:
+        return next((one for one in deployed.versions if str(one.definition.version) == asked), None)
+    found = next((one for one in deployed.versions if one.definition.version == deployed.current), None)
+    return found or (deployed.versions[-1] if deployed.versions else None)
 
 
 def _looks(reader: StoreReader, saga_id: str) -> list[str]:
