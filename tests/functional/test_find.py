@@ -1,4 +1,4 @@
-"""Finding sagas, on real servers: all that match and no others, a page at a time, those first that began last."""
+"""Finding sagas, on real servers: all that match and no others, a page at a time, newest first."""
 
 import asyncio
 import json

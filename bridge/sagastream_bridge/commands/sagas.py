@@ -194,7 +194,7 @@ def _watch(broker: "Broker", picture: _Picture) -> None:
 @click.option("--cursor", metavar="CURSOR", help="Go on where another list ended. Give the same search again.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the last one has cursor and total.")
 def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None:
-    """List sagas, those first that began last: all of them, or those of which all is so that is asked for."""
+    """List sagas in the order of their begins, newest first: all of them, or those that match all options given."""
     with orderly():
         search = wanted(**options)
     with opened(create=False) as broker:

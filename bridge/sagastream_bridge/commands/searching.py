@@ -35,7 +35,7 @@ _OPTIONS: Final = (
     click.option("--parked", metavar="[SERVICE/]COMMAND", help="That are parked at this command."),
     click.option("--older", "older_ms", metavar="DURATION", callback=_duration, help="Begun at least so long ago: 1h."),
     click.option("--newer", "newer_ms", metavar="DURATION", callback=_duration, help="Begun at most so long ago: 2d."),
-    click.option("--error", metavar="TEXT", help="With this in an error, or in why they are undone or parked."),
+    click.option("--error", metavar="TEXT", help="With this text in an error, or in why they are undone or parked."),
 )
 
 

@@ -491,10 +491,11 @@ class SagaClient:
         limit: int = USUAL,
         cursor: str | None = None,
     ) -> Page:
-        """Find sagas, a page at a time, those first that began last. A saga is found if all is so that is asked for.
+        """Find sagas, a page at a time, in the order of their begins, newest first. A saga is found if it matches all
+        that is given.
 
-        A page costs bounded work. If that ends before the page is full, it has fewer sagas, or none, and a cursor all
-        the same. A saga that is sealed is searched as it is stored.
+        A page costs bounded work. So it may have fewer sagas, or none, although others come after it: as long as it
+        has a cursor, there may be more. Sealed errors are searched as they are stored.
 
         Args:
             status: its status; "PARKED": it is parked, so it is also PENDING or COMPENSATING.
@@ -506,10 +507,10 @@ class SagaClient:
             newer: it began at most this long ago.
             error: a part of an error of it, or of why it is undone or parked. Case does not count.
             limit: at most so many sagas, up to 1000.
-            cursor: of the page before. Say the same of all else then.
+            cursor: of the page before. Give the other arguments as for that page.
 
-        Raises MalformedMessage if no saga can be as is asked for; ValueError for a limit or a cursor that cannot be;
-        TypeError.
+        Raises MalformedMessage if no saga can match, such as one with an attribute that none may have; ValueError for a
+        limit that is not allowed, or a cursor that no page has had; TypeError.
         """
         wanted = to_filter(
             status=status,
@@ -526,7 +527,7 @@ class SagaClient:
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
     ) -> Iterator[SagaState | UnreadableSaga]:
-        """The sagas of the store, those first that began last. To find some among many, see `find`.
+        """The sagas of the store, in the order of their begins, newest first. To find some among many, see `find`.
 
         They are read page by page, when the iterator needs them. One that begins or changes its status meanwhile may be
         missed; the others come once. If a saga cannot be read, its error comes behind those of its page: CorruptSaga or

@@ -1,4 +1,5 @@
-"""Finds sagas, a page at a time, those first that began last. A page takes bounded work, whatever the store holds.
+"""Finds sagas, a page at a time, in the order of their begins, newest first. A page takes bounded work, whatever the
+store holds.
 
 If an index says all that is asked for, its members are the answer. Otherwise, the members of the shortest index that
 applies are looked at one by one, or else all sagas in the order of their begin: in portions, and at most _LOOKED_AT of
@@ -25,7 +26,7 @@ from sagastream.errors import UnreadableSaga
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.sagas import load
 
-#: How many sagas a page has at most, and if nobody says it.
+#: How many sagas a page has at most, and by default.
 MOST: Final = 1000
 USUAL: Final = 50
 #: How many sagas are looked at for one page, and about how many bytes of them.
@@ -37,9 +38,9 @@ _PORTION: Final = 200
 _PORTION_BYTES: Final = 1 << 20
 #: How many ids one round trip reads.
 _IDS: Final = 500
-#: Up to here, matching sagas are counted that are looked at one by one.
+#: If sagas are looked at one by one, those that match are counted up to this number.
 COUNTED: Final = 10_000
-#: If no more sagas are live, those are searched that are live, and not all.
+#: If only live sagas can match, and no more than this many live, they are read in place of all.
 _FEW_LIVE: Final = 2_000
 _CURSOR: Final = re.compile(r"1\.([0-9]{1,15})\.([0-9]{1,9})\.([0-9]{1,9})([em])\.([A-Za-z0-9._:-]{1,128})")
 
@@ -47,7 +48,7 @@ _CURSOR: Final = re.compile(r"1\.([0-9]{1,15})\.([0-9]{1,9})\.([0-9]{1,9})([em])
 class Page(Struct, frozen=True, kw_only=True):
     """One page of what was found."""
 
-    sagas: list[SagaState]  # those first that began last
+    sagas: list[SagaState]  # in the order of their begins, newest first
     cursor: str | None  # gives the next page; None: there is none. A text without blanks
     total: int  # how many such sagas there are, on all pages
     total_is_exact: bool  # False: there are at least so many
@@ -118,7 +119,7 @@ def find(
 ) -> Exchange[Page]:
     """One page of the sagas that match. `counts`: the first page goes on when it is full, to count.
 
-    Raises ValueError for a limit or a cursor that cannot be."""
+    Raises ValueError for a limit that is not allowed, or a cursor that no page has had."""
     after = check_page(limit, cursor)
     (time,) = yield [("TIME",)]
     search = _Search(keys, wanted, milliseconds(or_raise(time)), after)
@@ -132,7 +133,7 @@ class _Search:
         self._wanted = wanted
         self._now_ms = now_ms
         self._after = after
-        #: Between these scores an index may have sagas that match.
+        #: The scores between which the members of an index can match.
         self._least = "-inf" if wanted.newer_ms is None else str(now_ms - wanted.newer_ms)
         self._most = "+inf" if wanted.older_ms is None else str(now_ms - wanted.older_ms)
         self._indexed: int | None = None  # how many there are, if an index says it
@@ -202,7 +203,7 @@ class _Search:
         return Page(sagas=found, cursor=cursor, total=total, total_is_exact=is_exact, unreadable=self._unreadable)
 
     def _next_ids(self, count: int) -> Exchange[list[tuple[int, str]]]:
-        """The next sagas of all partitions, those first that began last."""
+        """The next sagas of all partitions, newest first."""
         ids: list[tuple[int, str]] = []
         while len(ids) < count:
             if empty := [source for source in self._sources if source.is_empty]:

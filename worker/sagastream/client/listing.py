@@ -1,4 +1,4 @@
-"""Lists of sagas, read page by page, those first that began last."""
+"""Lists of sagas, read page by page, in the order of their begins, newest first."""
 
 from typing import Final, Literal, get_args
 

@@ -1,6 +1,6 @@
 """Which sagas are looked for, and whether a saga is one of them. Pure.
 
-All parts of a filter must be so of a saga. For those that have an index (core/indexing.py), sagas need not be looked at
+A saga must match all parts of a filter. For parts that have an index (core/indexing.py), sagas need not be looked at
 one by one.
 """
 
@@ -26,7 +26,7 @@ _MOST_MS: Final = 10**14
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """What must be so of a saga. None, or no attributes: that does not matter."""
+    """What a saga must match. None, or no attributes: that does not matter."""
 
     status: str | None = None  # one of STATUSES
     definition: str | None = None  # the name of its definition
@@ -51,7 +51,8 @@ class Filter(Struct, frozen=True, kw_only=True):
 
     @property
     def is_by_index(self) -> bool:
-        """Whether one index, or none, says all but when a saga began."""
+        """Whether the members of one index, or all sagas, are the answer. Only an age may be left to compare: indexes
+        are sorted by that."""
         said = [self.definition, *self.attributes, self.parked, self.status, self.at, self.error]
         told = [one for one in said if one is not None]
         if len(told) > 1:
@@ -61,7 +62,7 @@ class Filter(Struct, frozen=True, kw_only=True):
 
     @property
     def is_of_live(self) -> bool:
-        """Whether only live sagas are looked for."""
+        """Whether only live sagas can match."""
         return self.at is not None or self.parked is not None or self.status in ("PENDING", "COMPENSATING", "PARKED")
 
     def body(self) -> dict[str, Any]:
