@@ -159,7 +159,7 @@ def test_what_is_refused_is_told_beside_what_was_typed(page: Page, shop: Shop) -
     page.goto("/sagas/parked-1")
     page.evaluate("document.querySelectorAll('[name=reason]').forEach(one => one.required = false)")
     fill(page, "Retry", reason="   ")
-    expect(page.get_by_role("alert")).to_have_text("Say why: the reason stays with the saga, for those who ask later.")
+    expect(page.get_by_role("alert")).to_have_text("Say why: the reason is kept, for those who ask later.")
     assert page.url.endswith("/sagas/parked-1")
     expect(page.locator(".act[open] [name=who]")).to_have_value("ada@works")
     assert saga(shop, "parked-1").interventions == ()

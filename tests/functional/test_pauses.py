@@ -150,7 +150,7 @@ def test_a_saga_that_is_held_and_not_known_to_be_paused_is_found_by_a_worker_tha
     scene.turns_until(lambda: scene.is_held("s1"))
     scene.redis.delete(KEYS.paused)
     (cause,) = scene.client.why("s1")
-    assert cause.text == "Do was held, and is paused no more: a worker sends it within some seconds"
+    assert cause.text == "Do was held, and is no longer paused: a worker sends it within some seconds"
     other = scene.another_worker()
     scene.turns_until(lambda: not scene.held(), other)
 

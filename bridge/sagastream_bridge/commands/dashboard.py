@@ -36,7 +36,9 @@ _REACHED: Final = (
     metavar="FILE",
     help=f"Who looks must know the token in this file. {_VARIABLE} may hold it instead.",
 )
-@click.option("--allow-actions", is_flag=True, help="Let people act on sagas and quarantined messages from the pages.")
+@click.option(
+    "--allow-actions", is_flag=True, help="Let people act on sagas, services and quarantined messages from the pages."
+)
 @logged
 @click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
 def dashboard(

@@ -142,7 +142,7 @@ def drop_commands(service: str, reason: str | None, by: str | None) -> None:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def operations(limit: int, as_json: bool) -> None:
-    """List what operators did that no saga tells of: pauses, and what they put back or dropped. The newest first."""
+    """List what operators did that no saga tells of: what they paused, resumed, put back or dropped, newest first."""
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import layout

@@ -11,10 +11,15 @@ from sagastream_bridge.commands.context import opened, safe
 if TYPE_CHECKING:
     from sagastream.store.pauses import Heard
 
+#: Where the reason of each is shown.
+_SHOWN: Final = {
+    "pause": "It is shown wherever a saga waits for this, and by `sagastream operations`.",
+    "resume": "`sagastream operations` shows it.",
+}
 #: The help text of each.
 _VERBS: Final = {
-    "pause": "Pause SERVICE, or its COMMAND alone: nothing of it is sent until it is resumed, retries and "
-    "compensations neither. What is out is finished and answered. Deadlines of sagas count on.",
+    "pause": "Pause SERVICE, or its COMMAND alone: nothing of it is sent until it is resumed, no retries and no "
+    "compensations either. What is out is finished and answered. Deadlines of sagas still count.",
     "resume": "Resume SERVICE, or its COMMAND: workers send what was held. Name what was paused: `sagastream paused`.",
 }
 
@@ -23,8 +28,8 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.command(verb, help=help_text)
     @click.argument("service", metavar="SERVICE")
     @click.argument("command", metavar="[COMMAND]", required=False)
-    @click.option("--reason", required=True, metavar="TEXT", help="Why. It is shown wherever a saga waits for this.")
-    @click.option("--by", metavar="NAME", help="Who you are; it is shown too  [default: your user@host]")
+    @click.option("--reason", required=True, metavar="TEXT", help=f"Why. {_SHOWN[verb]}")
+    @click.option("--by", metavar="NAME", help="Who you are; shown with it  [default: your user@host]")
     def ask(service: str, command: str | None, reason: str, by: str | None) -> None:
         import redis
 
@@ -64,9 +69,9 @@ def _told(verb: str, heard: "Heard") -> str:
         return f"{done}; no worker is running: those that start will know it"
     parts = [f"workers that know it: {len(heard.known)}"]
     if heard.late:
-        parts.append(f"not heard since: {', '.join(heard.late)}")
+        parts.append(f"workers that have not read it yet: {', '.join(heard.late)}")
     if heard.ignorant:
-        parts.append(f"of an earlier release, which sends all the same: {', '.join(heard.ignorant)}")
+        parts.append(f"workers of an earlier release, which send all the same: {', '.join(heard.ignorant)}")
     return f"{done}; {'; '.join(parts)}"
 
 

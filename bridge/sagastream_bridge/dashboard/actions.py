@@ -1,5 +1,5 @@
-"""What a person may do from a page. Each action takes a reason and a name, and is an ordinary request of an operator:
-both stay with the saga. Nothing here is reached unless the dashboard may act."""
+"""What a person may do from a page. Each action takes a reason and a name, and does what the command of an operator
+does: both are kept in the store. Nothing here is reached unless the dashboard may act."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -25,8 +25,8 @@ MOST_BYTES: Final = 2 << 20
 #: How long an action waits for a worker, in seconds.
 _WAIT_S: Final = 5.0
 _READ_ONLY: Final = "This dashboard only shows. To act from it, start it with --allow-actions.\n"
-_NO_REASON: Final = "Say why: the reason stays with the saga, for those who ask later."
-_NO_NAME: Final = "Say who you are: your name stays with the saga."
+_NO_REASON: Final = "Say why: the reason is kept, for those who ask later."
+_NO_NAME: Final = "Say who you are: your name is kept with the reason."
 
 
 class Refused(Exception):

@@ -365,7 +365,7 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
     ),
     "resumed a moment ago": (
         (HELD_BACK, at_work(ALIVE)),
-        [(CauseKind.PAUSED, ["Charge was held, and is paused no more: a worker sends it within some seconds"])],
+        [(CauseKind.PAUSED, ["Charge was held, and is no longer paused: a worker sends it within some seconds"])],
     ),
     "no worker": (
         (OUT, replace(at_work(ALIVE), workers=()), UNREAD),

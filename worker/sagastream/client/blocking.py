@@ -382,8 +382,9 @@ class SagaClient:
         raise run(self._redis, watcher.timeout_error(timeout_s))
 
     def pause(self, service: str, command: str | None = None, *, reason: str, actor: str | None = None) -> Heard:
-        """Pause a service, or one of its commands: workers send nothing of it, retries and compensations neither. What
-        is out is finished and answered. Steps that would be sent are held until it is resumed; their deadlines count.
+        """Pause a service, or one of its commands: workers send nothing of it, no retries and no compensations
+        either. What is out is finished and answered. Steps that would be sent are held until it is resumed; the
+        deadlines of their sagas still count.
 
         Returns as soon as the workers that run have read it, usually within a second; until then, one may still send.
         What is returned names these workers, those that had not read it after 5 s, and those of an earlier release,
@@ -398,7 +399,7 @@ class SagaClient:
         Raises:
             MalformedMessage: a name, the reason or the actor is not valid.
             RequestRefused: 1,024 services and commands are paused.
-            redis.exceptions.NoPermissionError: the user has not the role operator.
+            redis.exceptions.NoPermissionError: the user does not have the role operator.
             redis.RedisError: the broker is away. Pause it again: nothing is done twice.
         """
         keys = self._opened()

@@ -121,7 +121,7 @@ def _begin_again(state: SagaState, event: Begin) -> Decision:
 
 def _due(state: SagaState, moment: Moment) -> Decision:
     """Do what is due by now. That may be nothing: the saga may have moved since it was found to be due, or it is only
-    looked at because the broker's clock was set back, or went forward; or what it is held for may be paused no more."""
+    looked at because the broker's clock was set; or what it is held for may no longer be paused."""
     if state.due_ms is None:
         return Decision(state=state)
     if (moved := by_the_clock(state, moment.now_ms, moment.watch)) is not state:

@@ -20,7 +20,7 @@ class HistoryKind(StrEnum):
     LATE = "LATE"  # an answer came after the step was given up: it was done after all
     BYPASSED = "BYPASSED"  # the condition of the step did not hold
     PARKED = "PARKED"  # the step stood still until a person acted
-    UNDO_PUT_OFF = "UNDO_PUT_OFF"  # so much is undone at once that this is sent in another commit
+    UNDO_PUT_OFF = "UNDO_PUT_OFF"  # its compensation is sent later: its service is paused, or much is undone at once
     UNDO_SENT = "UNDO_SENT"  # an attempt of its compensation was sent
     UNDO_FAILED = "UNDO_FAILED"  # an attempt to undo it failed
     UNDO_NOT_ANSWERED = "UNDO_NOT_ANSWERED"
@@ -29,7 +29,7 @@ class HistoryKind(StrEnum):
     IGNORED = "IGNORED"  # a reply said nothing new
     ASKED = "ASKED"  # a person asked for something, or a signal came
     DEADLINE = "DEADLINE"  # the deadline of the saga has come
-    LEFT_OUT = "LEFT_OUT"  # events that are not known any more: too many for the journal, or it was not kept
+    LEFT_OUT = "LEFT_OUT"  # events that are not known any more: the journal was full, or switched off
     ENDED = "ENDED"  # the saga is COMPLETED or ABORTED
 
 

@@ -152,7 +152,7 @@ def _give_up_attempts(
 
 
 def released(state: SagaState, moment: Moment) -> SagaState:
-    """The saga after what is paused no more is due, of all that was held; the very same object if nothing is."""
+    """The saga after all that was held and is no longer paused is due; the very same object if nothing is."""
     steps = state.steps
     for number, step in enumerate(steps, 1):
         if step.is_held and not is_paused(step.definition.service, step.command, moment.paused):

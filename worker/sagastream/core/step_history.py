@@ -141,7 +141,7 @@ class StepHistory:
         if note.what == "parked":
             return self._event(HistoryKind.PARKED, note.at_ms, f"parked: {note.why}", undo=note.undo)
         if note.what == "put off":
-            return self._event(HistoryKind.UNDO_PUT_OFF, note.at_ms, f"{command} put off for a moment", undo=True)
+            return self._event(HistoryKind.UNDO_PUT_OFF, note.at_ms, f"{command} put off, to be sent later", undo=True)
         which = "" if note.attempt is None else f", attempt {note.attempt}"
         if note.what != "attempt":
             ignored = note.what == "ignored"

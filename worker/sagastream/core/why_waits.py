@@ -41,7 +41,7 @@ def paused(state: SagaState, number: int, evidence: Evidence) -> Cause | None:
     found = pauses_of(step.definition.service, step.command, evidence.pauses)
     if not found:
         # It was resumed a moment ago.
-        text = f"{step.command} was held, and is paused no more: a worker sends it within some seconds"
+        text = f"{step.command} was held, and is no longer paused: a worker sends it within some seconds"
         return Cause(kind=CauseKind.PAUSED, text=text) if step.is_held else None
     told = " and ".join(pause_told(one, evidence.now_ms) for one in found)
     text = f"{told}; {step.command} is sent once {'all of that is' if len(found) > 1 else 'it is'} resumed"

@@ -1,10 +1,10 @@
 """What is paused, as one worker knows it; and what it wakes once that is over.
 
 A worker reads what is paused along with its heartbeat, so its decisions are at most a second behind. Sagas of which a
-step is held are in an index of the service. A worker that sees that something is paused no more goes through the index,
-page by page, and makes these sagas due: workers lease them as they lease all that is due, look at each, and send. So
-nothing is lost if the worker dies meanwhile; and a saga that is still held, since another command is paused too, just
-stays so.
+step is held are in an index of the service. A worker that sees that something is no longer paused goes through the
+index, page by page, and makes these sagas due: workers lease them as they lease all that is due, look at each, and
+send. So nothing is lost if the worker dies meanwhile; and a saga that is still held, since another command is paused
+too, just stays so.
 
 Each worker does so for itself. It may have held a saga a moment after the others went through the index, because it had
 not heard yet. For the same reason a worker looks when it starts, and now and then.

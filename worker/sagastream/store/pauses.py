@@ -136,9 +136,9 @@ class Heard(Struct, frozen=True, kw_only=True):
     """What was paused or resumed, and which of the workers that run know it: their names."""
 
     pause: Pause
-    known: tuple[str, ...] = ()  # they have read it
-    late: tuple[str, ...] = ()  # they will read it within a second
-    ignorant: tuple[str, ...] = ()  # they are of an earlier release, and send all the same
+    known: tuple[str, ...] = ()  # those that have read it
+    late: tuple[str, ...] = ()  # those that have not yet: they hang, or are away from the broker
+    ignorant: tuple[str, ...] = ()  # those of an earlier release: they send all the same
 
 
 def heard(keys: StoreKeys, written: Written) -> Exchange[Heard]:
