@@ -37,7 +37,7 @@ PROCESS_INFO: Final = Metric(
 BROKER_AWAY: Final = Metric("sagastream_broker_away", "gauge", "1 while the process cannot use the broker, else 0.")
 OUTAGES: Final = Metric("sagastream_broker_outages_total", "counter", "How often the process lost the broker.")
 OUTAGE_SECONDS: Final = Metric(
-    "sagastream_broker_outage_seconds_total", "counter", "For how long, in outages that are over."
+    "sagastream_broker_outage_seconds_total", "counter", "How long those outages took that are over."
 )
 WRITES_LOST: Final = Metric(
     "sagastream_writes_lost_total", "counter", "How often the process noticed that the store has lost writes."
@@ -68,7 +68,9 @@ STEP_SECONDS: Final = Metric(
     _STEP,
 )
 LOST: Final = Metric(
-    "sagastream_comparisons_lost_total", "counter", "Changes that were decided again: another worker was faster."
+    "sagastream_comparisons_lost_total",
+    "counter",
+    "Changes that had to be decided again, because another worker was faster.",
 )
 TURN_SECONDS: Final = Metric(
     "sagastream_commit_duration_seconds", "histogram", "How long a turn took to decide and to commit.", bounds=_TURN
@@ -76,7 +78,9 @@ TURN_SECONDS: Final = Metric(
 TURN_SAGAS: Final = Metric("sagastream_commit_sagas", "histogram", "How many sagas a turn has changed.", bounds=_SIZE)
 MESSAGES: Final = Metric("sagastream_messages_total", "counter", "Messages and timers on which the worker has decided.")
 STUCK: Final = Metric(
-    "sagastream_streams_stuck_total", "counter", "How often a stream was told to hold sagas up: once a minute each."
+    "sagastream_streams_stuck_total",
+    "counter",
+    "How often the worker said that a stream holds sagas up: once a minute for each.",
 )
 
 # --- a process of a service, and an RQ worker
@@ -97,7 +101,7 @@ STORE_UP: Final = Metric("sagastream_store_up", "gauge", "1: the figures of the 
 LIVE: Final = Metric(
     "sagastream_store_live_sagas",
     "gauge",
-    "Live sagas, each once: PENDING, COMPENSATING or PARKED. Above 1000 parked or other ones it is an estimate.",
+    "Live sagas; each counts once, as PENDING, COMPENSATING or PARKED. Above 1000 parked or other ones, an estimate.",
     ("status",),
 )
 PARKED_AT: Final = Metric(
@@ -105,13 +109,13 @@ PARKED_AT: Final = Metric(
 )
 ENDED: Final = Metric("sagastream_store_ended_sagas", "gauge", "Ended sagas that are still kept.")
 OLDEST: Final = Metric(
-    "sagastream_store_oldest_live_saga_seconds", "gauge", "For how long the oldest live saga has lived; 0: none lives."
+    "sagastream_store_oldest_live_saga_seconds", "gauge", "The age of the oldest live saga; 0: there is none."
 )
 REQUESTS: Final = Metric(
     "sagastream_store_requests", "gauge", "Requests that no worker has taken yet: begin, or intervention.", ("kind",)
 )
 TIMER_LAG: Final = Metric(
-    "sagastream_store_timer_lag_seconds", "gauge", "For how long the saga has been due that was due first; 0: none is."
+    "sagastream_store_timer_lag_seconds", "gauge", "How long ago the longest overdue saga was due; 0: none is overdue."
 )
 PROCESSES: Final = Metric(
     "sagastream_store_processes",

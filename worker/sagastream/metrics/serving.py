@@ -1,7 +1,7 @@
 """The port at which a process tells its figures, in the formats of Prometheus.
 
-One thread answers one request after another, and only `/metrics`: whoever asks too much keeps only others waiting who
-ask.
+One thread answers one request after another, and only `/metrics`. So if somebody asks too much, only others who ask
+have to wait.
 """
 
 import threading
