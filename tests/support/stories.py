@@ -81,12 +81,14 @@ class Story:
         unknown: bool = False,
         attempt: int | None = None,
         process: str | None = None,
+        after_ms: int = 1000,
         **payload: object,
     ) -> Self:
         """A reply comes. `payload`: its result or error. `attempt`: the attempt that it answers; None: it does not
         say. `process`: who answers, in the same way."""
         members: dict[str, Any] = {name: encode(value) for name, value in payload.items()} | {"process": process}
-        return self._when(Reply(type=kind, saga_id="saga42", step=number, unknown=unknown, attempt=attempt, **members))
+        reply = Reply(type=kind, saga_id="saga42", step=number, unknown=unknown, attempt=attempt, **members)
+        return self._when(reply, after_ms=after_ms)
 
     def when_due(self, after_ms: int | None = None) -> Self:
         """The saga is looked at this much later; by default exactly when it is due."""

@@ -117,6 +117,19 @@ def test_parked_and_how_it_went_on() -> None:
     assert history(story.saga)[4].text == "retry: they are back"
 
 
+def test_at_the_same_time_a_step_is_sent_before_what_its_failure_undoes() -> None:
+    story = given(RESERVE, CHARGE)
+    story.when("ReserveInventory_ok", 1, after_ms=0).when("ChargePayment_failed", 2, after_ms=0)
+    assert told(story.saga) == [
+        "0 BEGUN",
+        "0 SENT 1 #1",
+        "0 DONE 1 #1",
+        "0 SENT 2 #1",
+        "0 FAILED 2 #1",
+        "0 UNDO_SENT 1 #1",
+    ]
+
+
 def test_attempts_to_undo() -> None:
     story = given(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when("ChargePayment_failed", 2)
     story.when("ReleaseReservation_failed", 1, error="closed", process="inv-1", unknown=True).when_due().when_due()

@@ -78,7 +78,8 @@ _CAUSES_FIRST: Final = {
             (HistoryKind.UNDONE, HistoryKind.UNDO_FAILED, HistoryKind.UNDO_NOT_ANSWERED, HistoryKind.UNDO_UNKNOWN),
             (HistoryKind.BYPASSED, HistoryKind.IGNORED, HistoryKind.LEFT_OUT),
             (HistoryKind.PARKED,),
-            (HistoryKind.SENT, HistoryKind.AWAITED, HistoryKind.UNDO_PUT_OFF, HistoryKind.UNDO_SENT),
+            (HistoryKind.SENT, HistoryKind.AWAITED),
+            (HistoryKind.UNDO_PUT_OFF, HistoryKind.UNDO_SENT),
             (HistoryKind.ENDED,),
         ]
     )
