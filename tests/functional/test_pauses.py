@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sagastream import AsyncSagaClient
-from sagastream.broker.exchange import run
+from sagastream.broker.exchange import all_of, run
 from sagastream.core.step_state import HELD_MS
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import pauses
@@ -153,6 +153,23 @@ def test_a_saga_that_is_held_and_not_known_to_be_paused_is_found_by_a_worker_tha
     assert cause.text == "Do was held, and is no longer paused: a worker sends it within some seconds"
     other = scene.another_worker()
     scene.turns_until(lambda: not scene.held(), other)
+
+
+def test_a_saga_that_a_worker_held_before_it_heard_and_died_goes_on_while_another_command_is_paused(
+    scene: Paused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.pause("work", "Do")
+    scene.pause("work", "DoForGood")
+    late = scene.another_worker()
+    scene.turns_until(lambda: late._pauses.names == {"work/Do", "work/DoForGood"}, late)
+    scene.resume("work", "Do")
+    scene.begin("s1", do(1))
+    monkeypatch.setattr(late._pauses, "read", lambda: all_of([]))  # it will not hear
+    scene.turns_until(lambda: scene.is_held("s1"), late)
+    monkeypatch.setattr("sagastream.orchestrator.pauses._LOOK_EVERY_S", 0.1)
+    scene.worker._pauses._look_at = 0.1  # the time of the next look
+    assert scene.play("s1").status == "COMPLETED"
+    scene.turns_until(lambda: not scene.worker._pauses._resumed_before)
 
 
 def test_what_makes_no_sense_as_a_pause_is_refused_or_left_out(scene: Paused) -> None:

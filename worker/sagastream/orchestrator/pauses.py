@@ -7,7 +7,8 @@ send. So nothing is lost if the worker dies meanwhile; and a saga that is still 
 too, just stays so.
 
 Each worker does so for itself. It may have held a saga a moment after the others went through the index, because it had
-not heard yet. For the same reason a worker looks when it starts, and now and then.
+not heard yet; and then it may die. So a worker looks when it starts, and now and then: at all services of which nothing
+is paused, and at those of which something was resumed since the last look but one.
 """
 
 import time
@@ -49,6 +50,9 @@ class Pauses:
             deque()
         )  # what is to be looked at: the index of a service, from where
         self._look_at = 0.0
+        #: The services of which something was resumed before the next look, and before the last one.
+        self._resumed: frozenset[str] = frozenset()
+        self._resumed_before: frozenset[str] = frozenset()
         self.names: Paused = NOTHING_PAUSED
 
     def join(self, keys: StoreKeys) -> None:
@@ -61,15 +65,20 @@ class Pauses:
         assert self._keys is not None
         names = frozenset([one.name for one in (yield from pauses.read(self._keys))])
         resumed, self.names = self.names - names, names
-        self._look(dict.fromkeys(name.partition("/")[0] for name in sorted(resumed)))
+        services = dict.fromkeys(name.partition("/")[0] for name in sorted(resumed))
+        self._resumed |= services.keys()
+        self._look(services)
 
     def wake(self, services: Collection[str]) -> bool:
         """Make some of the sagas due that may be held no more. `services`: of the store. Returns whether there may be
         more of them."""
         if time.monotonic() >= self._look_at:
             is_first, self._look_at = self._look_at == 0.0, time.monotonic() + _LOOK_EVERY_S
-            of_pauses = {name.partition("/")[0] for name in self.names}
-            self._look([name for name in sorted(services) if name not in (self.names if is_first else of_pauses)])
+            # Of a service of which some commands are paused, most sagas in the index may well be held for long.
+            of_pauses = {name.partition("/")[0] for name in self.names} - self._resumed - self._resumed_before
+            left_out = self.names if is_first else self.names | of_pauses
+            self._look([name for name in sorted(services) if name not in left_out])
+            self._resumed_before, self._resumed = self._resumed, frozenset()
         if self._pages:
             taken = [self._pages.popleft() for _ in range(min(_INDEXES, len(self._pages)))]
             run(self._client, all_of([self._page(*one) for one in taken]))
