@@ -9,7 +9,6 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream import AsyncSagaClient, SagaClient
-from sagastream.client import finding
 from sagastream.core.decision import decide
 from sagastream.core.filtering import matches, parse_filter
 from sagastream.core.parsing import parse_begin
@@ -18,7 +17,7 @@ from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.sweeping import filled
-from sagastream.store import sagas
+from sagastream.store import finding, sagas
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sagastream.client.expressions import not_ as not_
     from sagastream.client.expressions import one_of as one_of
     from sagastream.client.expressions import saga_id as saga_id
-    from sagastream.client.finding import Page as Page
     from sagastream.client.requests import Accepted as Accepted
     from sagastream.client.requests import PauseRequest as PauseRequest
     from sagastream.client.requests import Refused as Refused
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from sagastream.service.context import Context as Context
     from sagastream.service.declaration import Service as Service
     from sagastream.store.definitions import Deployed as Deployed
+    from sagastream.store.finding import Page as Page
 
 
 _WHERE = {
@@ -91,7 +91,7 @@ _WHERE = {
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
     "PackageMissing": "errors",
-    "Page": "client.finding",
+    "Page": "store.finding",
     "PauseRequest": "client.requests",
     "Reference": "client.expressions",
     "Refused": "client.requests",

@@ -12,7 +12,6 @@ from starlette.responses import HTMLResponse, Response
 
 from sagastream.broker.failures import is_outage, told
 from sagastream.broker.urls import redis_cli
-from sagastream.client.finding import Page as FoundPage
 from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.messages import MAX_ACTOR_CHARS, is_id, is_service
@@ -20,6 +19,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.why import headline
 from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError, UnreadableSaga
 from sagastream.store.definitions import Deployed, Version
+from sagastream.store.finding import Page as FoundPage
 from sagastream.store.keys import StoreKeys
 from sagastream_bridge.dashboard import charts, graph_drawing, standing, timeline, wording
 from sagastream_bridge.dashboard.explored import Explorer, Table

@@ -10,13 +10,13 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, run
 from sagastream.client.blocking import SagaClient
 from sagastream.client.evidence import explain
-from sagastream.client.finding import Page, find, opened_page
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.store import heartbeat, layout, operations, published
 from sagastream.store.definitions import Deployed
+from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.heartbeat import Process
 from sagastream.store.keys import StoreKeys
 from sagastream.store.operations import Operation

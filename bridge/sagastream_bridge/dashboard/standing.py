@@ -9,7 +9,6 @@ from msgspec import Struct
 from sagastream.broker.exchange import Exchange, run, together
 from sagastream.broker.wire import Words
 from sagastream.client.evidence import survey
-from sagastream.client.finding import find
 from sagastream.core.causes import Cause, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.filtering import Filter
@@ -20,6 +19,7 @@ from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS, hangs, nobody
 from sagastream.core.why_waits import pause_told
 from sagastream.store import lineage
+from sagastream.store.finding import find
 from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Loss
 from sagastream_bridge.inspection import figures

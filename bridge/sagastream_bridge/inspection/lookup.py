@@ -13,7 +13,6 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.wire import execute
 from sagastream.client.evidence import explain, explained, survey
-from sagastream.client.finding import Page, find, opened_page
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
@@ -28,6 +27,7 @@ from sagastream.core.why_out import SET_BACK
 from sagastream.errors import UnreadableSaga
 from sagastream.store import layout, lineage, sagas
 from sagastream.store.columns import iso
+from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection import graph_views, history_views

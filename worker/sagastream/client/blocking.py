@@ -21,7 +21,6 @@ from sagastream.broker.outage import Outage
 from sagastream.client import erasing, evidence, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested
 from sagastream.client.erasing import Erased
-from sagastream.client.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.client.listing import Listing, ListStatus
 from sagastream.client.requests import (
     Accepted,
@@ -44,6 +43,7 @@ from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
 from sagastream.store import definitions, pauses
 from sagastream.store.definitions import Deployed
+from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.pauses import Heard, Written

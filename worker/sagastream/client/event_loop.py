@@ -17,7 +17,6 @@ from sagastream.broker.outage import OutageReport
 from sagastream.client import erasing, evidence, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested, takes_long
 from sagastream.client.erasing import Erased
-from sagastream.client.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.client.listing import Listing, ListStatus, check_status
 from sagastream.client.requests import (
     Accepted,
@@ -41,6 +40,7 @@ from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
 from sagastream.store import definitions, pauses
 from sagastream.store.definitions import Deployed
+from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.pauses import Heard, Written

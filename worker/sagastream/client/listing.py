@@ -3,10 +3,10 @@
 from typing import Final, Literal, get_args
 
 from sagastream.broker.exchange import Exchange
-from sagastream.client.finding import MOST, find
 from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
+from sagastream.store.finding import MOST, find
 from sagastream.store.keys import StoreKeys
 
 #: To which sagas a list may be limited. A parked saga is also COMPENSATING or PENDING.

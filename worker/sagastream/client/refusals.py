@@ -5,23 +5,13 @@ capped, so a refusal is found for as long as not many other events have followed
 with a time to live. Whoever floods a store with requests that are refused would fill it with them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from sagastream.broker.exchange import Exchange
 from sagastream.core.messages import Begin, Code, ToSaga
-from sagastream.core.strict_json import decode
-from sagastream.errors import MalformedMessage, RequestRefused
+from sagastream.errors import RequestRefused
 from sagastream.store import events
 from sagastream.store.keys import StoreKeys
-
-
-def read(fields: Mapping[bytes, bytes]) -> RequestRefused | None:
-    """The refusal that an event tells; None: sagastream did not write it."""
-    try:
-        body = decode(fields[b"body"])
-        return RequestRefused(body["code"], body["text"])
-    except (KeyError, TypeError, MalformedMessage):
-        return None
 
 
 def of_requests(keys: StoreKeys, begins: Iterable[Begin]) -> Exchange[dict[str, RequestRefused]]:
@@ -31,7 +21,7 @@ def of_requests(keys: StoreKeys, begins: Iterable[Begin]) -> Exchange[dict[str, 
     for partition in dict.fromkeys(keys.of(begin.saga_id) for begin in asked.values()):
         for event in (yield from events.refusals(partition)):
             request_id = event.fields.get(b"request_id", b"").decode(errors="replace")
-            if request_id in asked and (refusal := read(event.fields)) is not None:
+            if request_id in asked and (refusal := events.refusal(event.fields)) is not None:
                 found.setdefault(request_id, refusal)
     return found
 
@@ -44,7 +34,7 @@ def of_saga(keys: StoreKeys, saga_id: str, request: Begin | ToSaga | None = None
             continue
         if request is not None and event.fields.get(b"request_id") != (request.request_id or "").encode():
             continue
-        refusal = read(event.fields)
+        refusal = events.refusal(event.fields)
         # With NO_SUCH_SAGA a request was refused that is about a saga.
         if refusal is not None and refusal.code != Code.NO_SUCH_SAGA:
             return refusal

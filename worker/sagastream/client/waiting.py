@@ -347,7 +347,7 @@ class SagaWatcher:
     def _refusals(self, saga_id: str, fields: Mapping[bytes, bytes]) -> list[tuple[Waiter, Outcome]]:
         request_id = fields.get(b"request_id", b"").decode(errors="replace")
         asked = [one for one in self._waiters[saga_id] if one.request and one.request.request_id == request_id]
-        if (refusal := refusals.read(fields)) is None:
+        if (refusal := events.refusal(fields)) is None:
             return []
         refused = Refused(saga_id=saga_id, error=refusal)
         if self._codec is not None and refusal.code == Code.PRECONDITION_FAILED:

@@ -13,6 +13,7 @@ from sagastream.core.attributes import check_name, check_value
 from sagastream.core.indexing import PARKED, of_status
 from sagastream.core.members import checked_object
 from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import Step
 from sagastream.errors import MalformedMessage
 
 #: To which statuses a search may be limited. A parked saga is also COMPENSATING or PENDING.
@@ -123,7 +124,12 @@ def _has_attributes(state: SagaState, wanted: Filter) -> bool:
 def _is_at(state: SagaState, where: str, *, parked: bool) -> bool:
     """Whether one of its steps waits there."""
     waiting = (step for step in state.steps if (step.parked is not None if parked else step.is_active))
-    return any(where in (step.command, f"{step.definition.service}/{step.command}") for step in waiting)
+    return any(is_at(step, where) for step in waiting)
+
+
+def is_at(step: Step, where: str) -> bool:
+    """Whether this is the command that a step waits for or is parked at. `where`: its name, or SERVICE/COMMAND."""
+    return where in (step.command, f"{step.definition.service}/{step.command}")
 
 
 def _has_error(state: SagaState, part: str) -> bool:

@@ -1,12 +1,14 @@
 """The events streams, one for each partition, for readers that follow them without a consumer group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sagastream.broker.entries import Entry, entries_of
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.portions import BYTES, Portion
 from sagastream.broker.wire import or_raise
+from sagastream.core.strict_json import decode
+from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store.keys import Partition
 
 #: One reading takes at most this many events.
@@ -65,6 +67,15 @@ def refusals(partition: Partition) -> Exchange[list[Entry]]:
         portion.saw(page)
         before, seen, size = b"(" + page[-1].id, seen + len(page), size + sum(event.size for event in page)
     return found
+
+
+def refusal(fields: Mapping[bytes, bytes]) -> RequestRefused | None:
+    """The refusal that an event tells; None: sagastream did not write it."""
+    try:
+        body = decode(fields[b"body"])
+        return RequestRefused(body["code"], body["text"])
+    except (KeyError, TypeError, MalformedMessage):
+        return None
 
 
 def moved(partitions: Sequence[Partition], place: Place, entries: Sequence[Entry]) -> Place:

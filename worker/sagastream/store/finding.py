@@ -115,21 +115,36 @@ def check_page(limit: int, cursor: str | None) -> _Position | None:
 
 
 def find(
-    keys: StoreKeys, wanted: Filter, limit: int = USUAL, cursor: str | None = None, *, counts: bool = True
+    keys: StoreKeys,
+    wanted: Filter,
+    limit: int = USUAL,
+    cursor: str | None = None,
+    *,
+    counts: bool = True,
+    at_ms: int | None = None,
+    looked_at: int | None = None,
 ) -> Exchange[Page]:
-    """One page of the sagas that match. `counts`: the first page goes on when it is full, to count.
+    """One page of the sagas that match.
+
+    Args:
+        counts: the first page goes on when it is full, to count.
+        at_ms: from when ages count; None: from now.
+        looked_at: how many sagas are looked at; None: as many as for every page.
 
     Raises ValueError for a limit that is not allowed, or a cursor that no page has had."""
     after = check_page(limit, cursor)
-    (time,) = yield [("TIME",)]
-    search = _Search(keys, wanted, milliseconds(or_raise(time)), after)
+    if at_ms is None:
+        (time,) = yield [("TIME",)]
+        at_ms = milliseconds(or_raise(time))
+    search = _Search(keys, wanted, at_ms, after, _LOOKED_AT if looked_at is None else looked_at)
     yield from search.choose()
     return (yield from search.page(limit, counts=counts))
 
 
 class _Search:
-    def __init__(self, keys: StoreKeys, wanted: Filter, now_ms: int, after: _Position | None) -> None:
+    def __init__(self, keys: StoreKeys, wanted: Filter, now_ms: int, after: _Position | None, most: int) -> None:
         self._keys = keys
+        self._most_looked_at = most
         self._wanted = wanted
         self._now_ms = now_ms
         self._after = after
@@ -164,9 +179,10 @@ class _Search:
         counted, last, at, is_end = 0, self._after, self._after, False
         portion = _FIRST
         counts_on = counts and self._indexed is None and self._after is None
-        while self._looked < _LOOKED_AT and self._bytes < _LOOKED_AT_BYTES and (len(found) < limit or counts_on):
+        most = self._most_looked_at
+        while self._looked < most and self._bytes < _LOOKED_AT_BYTES and (len(found) < limit or counts_on):
             room = portion if counts_on else min(portion, max(limit - len(found), 1))
-            ids = yield from self._next_ids(min(room, _LOOKED_AT - self._looked))
+            ids = yield from self._next_ids(min(room, most - self._looked))
             if not ids:
                 is_end = True
                 break
