@@ -86,6 +86,11 @@ TRIES: Final[dict[str, Sequence[Sequence[str]]]] = {
     "read the layout": [["HGETALL", KEYS.store]],
     "make the store": [["HSETNX", KEYS.store, "partitions", "2"]],
     "beat": [["ZADD", KEYS.alive, "1", "x"], ["HSET", KEYS.running, "x", "y"]],
+    "begin bulks": [["ZADD", KEYS.bulks, "1", "b"], ["ZADD", KEYS.bulks_open, "1", "b"]],
+    "write bulks": [["HSET", KEYS.bulk("b"), "state", "x"], ["PEXPIRE", KEYS.bulk("b"), "1"]],
+    "note results of bulks": [["XADD", KEYS.bulk_results("b"), "*", "done", "s"]],
+    "read bulks": [["HGETALL", KEYS.bulk("b")], ["ZRANGE", KEYS.bulks_open, "0", "-1"]],
+    "forget bulks": [["UNLINK", KEYS.bulk("b"), KEYS.bulk_results("b")]],
     "note losses": [["HSETNX", KEYS.losses, "x", "y"]],
     "settle losses": [["DEL", KEYS.losses]],
     "move timers": [["ZADD", ONLY.timers, "1", "s"], ["ZREM", ONLY.timers, "s"], ["ZADD", ONLY.ended, "1", "s"]],
@@ -137,11 +142,12 @@ _ERASES: Final = (
 _LOOKS: Final = (
     "read sagas, read begins, read commands, read commands of others, read replies, read records of others, "
     "read what was set aside, read what is published, read the layout, read timers, follow events, "
-    "look at steps on RQ, read definitions, list definitions"
+    "look at steps on RQ, read definitions, list definitions, read bulks"
 )
 #: What each role may do of that; all else must be refused to it.
 MAY: Final[dict[Role, str]] = {
-    Role.WORKER: "read sagas, write sagas, take begins, take back begins, read begins, take interventions, command, "
+    Role.WORKER: "intervene, follow events, write bulks, note results of bulks, read bulks, "
+    "read sagas, write sagas, take begins, take back begins, read begins, take interventions, command, "
     "command others, take back answers, take back what workers set aside, "
     "read commands, read commands of others, delete commands, delete commands of others, "
     "take replies, read replies, set aside for workers, read what is published, name services, read the layout, "
@@ -155,12 +161,13 @@ MAY: Final[dict[Role, str]] = {
     Role.OPERATOR: f"{_LOOKS}, {_ERASES}, count keys, begin, intervene, command, command others, "
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "
-    "delete commands, delete commands of others, unname services",
+    "delete commands, delete commands of others, unname services, begin bulks, write bulks, forget bulks",
     Role.DEPLOYER: "deploy, read definitions, list definitions, read the layout, read what is published",
     Role.DOCTOR: f"{_LOOKS}, {_ERASES}, count keys, begin, intervene, command, command others, "
     "answer, answer for others, "
     "take back what workers set aside, take back what it set aside, drop what others set aside, "
     "delete commands, delete commands of others, unname services, delete sagas, "
+    "begin bulks, write bulks, forget bulks, "
     "delete records, settle losses, move timers, set groups",
 }
 #: Of the commands that a server calls dangerous, these are allowed: they tell what the server is like.

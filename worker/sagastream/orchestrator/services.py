@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 
 import redis
 
-from sagastream.broker.exchange import Exchange, run, together
+from sagastream.broker.exchange import Exchange, all_of, run, together
 from sagastream.core.messages import Begin, Code, Unreadable
 from sagastream.core.steps import services_of
+from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.pauses import Pauses
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import Input
@@ -20,11 +21,12 @@ class KnownServices:
     """The services that a worker knows. It is told of new ones along with its heartbeat: it takes the place of that in
     the worker's reader."""
 
-    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat, room: Room, pauses: Pauses) -> None:
-        """`room` and `pauses`: are looked at along with the heartbeat, too."""
+    def __init__(self, client: "redis.Redis", heartbeat: Heartbeat, room: Room, pauses: Pauses, bulks: Bulks) -> None:
+        """`room`, `pauses` and `bulks`: are looked at along with the heartbeat, too."""
         self._client = client
         self._room = room
         self._pauses = pauses
+        self._bulks = bulks
         self._heartbeat = heartbeat
         self._keys: StoreKeys | None = None
         self.names: frozenset[str] = frozenset()
@@ -35,7 +37,8 @@ class KnownServices:
         self._heartbeat.join(keys)
         self._room.join(keys)
         self._pauses.join(keys)
-        run(self._client, together(self._read(), self._pauses.read()))
+        self._bulks.join(keys)
+        run(self._client, together(self._read(), together(self._pauses.read(), self._bulks.read())))
 
     @property
     def is_due(self) -> bool:
@@ -43,8 +46,8 @@ class KnownServices:
 
     def beat(self) -> Exchange[None]:
         # A heartbeat that is refused must not keep the worker from hearing of new services.
-        looking = together(self._read(), together(self._pauses.read(), self._room.look()))
-        refused, _ = yield from together(_caught(self._heartbeat.beat()), looking)
+        looking = [self._read(), self._pauses.read(), self._bulks.read(), self._room.look()]
+        refused, _ = yield from together(_caught(self._heartbeat.beat()), all_of(looking))
         if refused is not None:
             raise refused
 

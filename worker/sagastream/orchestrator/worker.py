@@ -27,6 +27,7 @@ from sagastream.core.sending import Published
 from sagastream.core.steps import services_of
 from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
+from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
@@ -103,7 +104,8 @@ class Orchestrator:
         self._room = Room(self.name, max_unread)
         self._pauses = Pauses(broker.client, LEASE_MS)
         beat = Heartbeat(consumer, Kind.WORKER, lineage=lineage)
-        self._services = KnownServices(broker.client, beat, self._room, self._pauses)
+        self._bulks = Bulks(broker.client, consumer, self.name)
+        self._services = KnownServices(broker.client, beat, self._room, self._pauses, self._bulks)
         self._inbox = GroupReader(
             broker.client,
             group=ORCHESTRATOR_GROUP,
@@ -135,6 +137,7 @@ class Orchestrator:
         with runs("worker", self.name, self._observer):
             Log("worker", self.name).info("started")
             self._outage.keep(self.turn, self._inbox.recover)
+            self._outage.once(self._bulks.leave)
             self._outage.once(self._inbox.leave)
 
     def _join(self) -> list[str]:
@@ -273,7 +276,7 @@ class Orchestrator:
         due, wait_ms = self._store.due(keys.partitions, BATCH, LEASE_MS, self._gate.passed_over())
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
-        if are_held:
+        if self._bulks.go_on() or are_held:
             self._look_soon()
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S

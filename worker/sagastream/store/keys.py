@@ -31,11 +31,16 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:store                     hash    the first process       always: the protocol, the partitions and their tags
     saga:paused                    hash    operators               a field: until somebody resumes what it names
     saga:operations                stream  operators               the newest 10,000 entries: what they did to the store
+    saga:bulks                     zset    operators               a member: about as long as its bulk, at most 1,000
+    saga:bulks:open                zset    operators, workers      a member: while workers have to do something about it
+    saga:bulk:<id>                 hash    operators, workers      BULK_KEPT_MS after its last write
+    saga:bulk:<id>:results         stream  workers                 the same; its newest 10,000 entries
     saga:losses                    hash    workers, services       until a person says that they are settled
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
 the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in begun and
-in each index is when it began; the score in alive is when the process was last heard. indexed says of a saga in which
+in each index is when it began; the score in alive is when the process was last heard; the score in bulks is when the
+bulk began, that in bulks:open when it was opened. indexed says of a saga in which
 indexes it is, as a JSON list of their names, so that it can be taken out of them once its hash has expired. `saga` is
 the prefix of the store: several stores on one server have several prefixes.
 """
@@ -65,6 +70,9 @@ ALIVE_KEPT: Final = 10_000
 
 #: How long a service keeps its records of what it did, after the last write to their hash, in seconds: 2 days.
 DONE_KEPT_S: Final = 2 * 24 * 3600
+
+#: How long a bulk is kept after something was last done about it, in milliseconds: 7 days.
+BULK_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 
 #: How long clients are told that the store is full after a worker last saw it, in milliseconds. It looks about once a
 #: second.
@@ -160,6 +168,8 @@ class StoreKeys:
         self.losses = f"{prefix}:losses"
         self.paused = f"{prefix}:paused"
         self.operations = f"{prefix}:operations"
+        self.bulks = f"{prefix}:bulks"
+        self.bulks_open = f"{prefix}:bulks:open"
         self.running = f"{prefix}:running"
         self.services = f"{prefix}:services"
         self.definitions = f"{prefix}:definitions"
@@ -174,6 +184,14 @@ class StoreKeys:
     def definition(self, name: str) -> str:
         """All versions of a definition."""
         return f"{self.definitions}:{name}"
+
+    def bulk(self, bulk_id: str) -> str:
+        """What a bulk is, and how far it has come."""
+        return f"{self.prefix}:bulk:{bulk_id}"
+
+    def bulk_results(self, bulk_id: str) -> str:
+        """What has come of its requests."""
+        return f"{self.bulk(bulk_id)}:results"
 
     def of(self, saga_id: str) -> Partition:
         """The partition in which a saga lives. The checksum is that of Redis Cluster, so every language has it."""

@@ -64,6 +64,9 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "losses": lambda keys, _, __: keys.losses,
     "paused": lambda keys, _, __: keys.paused,
     "operations": lambda keys, _, __: keys.operations,
+    "bulks": lambda keys, _, __: keys.bulks,
+    "bulks-open": lambda keys, _, __: keys.bulks_open,
+    "bulk": lambda keys, _, __: keys.bulk("*"),
     "store": lambda keys, _, __: keys.store,
     "all": lambda keys, _, __: f"{keys.prefix}:*",
     "rq": lambda *_: "rq:*",
@@ -112,6 +115,14 @@ _WORK: Final = (
     _Grant("published", "hgetall", read_only=True),
     _Grant("services", "smembers sadd"),
     _Grant("paused", "hgetall", read_only=True),
+    _Grant("bulks-open", "zrange zrem"),
+    _Grant("bulk", "exists hget hgetall hset pexpire xadd"),
+    _Grant("bulks-open bulk", _IN_SCRIPTS),
+    # A worker that carries out a bulk sends requests as an operator does, and looks for the answers.
+    _Grant("interventions", "xadd"),
+    _Grant("events", "xread xrevrange"),
+    _Grant("begun index", "zcard zcount zrevrangebyscore"),
+    _Grant("timers", "zrange"),
     *_HEARTBEAT,
 )
 _SERVE: Final = (
@@ -180,6 +191,9 @@ _OPERATE: Final = (
     _Grant("services", "srem"),
     _Grant("paused", f"{_IN_SCRIPTS} hset hdel"),
     _Grant("operations", f"{_IN_SCRIPTS} xadd"),
+    _Grant("bulks bulks-open", f"{_IN_SCRIPTS} zadd zrem"),
+    _Grant("bulk", f"{_IN_SCRIPTS} hget hset pexpire unlink"),
+    _Grant("bulks-open bulk", _IN_SCRIPTS),
     *_ERASE,
 )
 _MEND: Final = (
