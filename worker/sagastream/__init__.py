@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from sagastream.client.requests import Unsettled as Unsettled
     from sagastream.client.requests import WaitRequest as WaitRequest
     from sagastream.codecs.keyring import Keyring as Keyring
+    from sagastream.core.bulks import Bulk as Bulk
+    from sagastream.core.bulks import BulkResult as BulkResult
+    from sagastream.core.bulks import BulkState as BulkState
     from sagastream.core.causes import Cause as Cause
     from sagastream.core.causes import CauseKind as CauseKind
     from sagastream.core.history_events import HistoryEvent as HistoryEvent
@@ -72,6 +75,9 @@ _WHERE = {
     "AsyncSagaClient": "client.event_loop",
     "Broker": "broker.connection",
     "BrokerError": "errors",
+    "Bulk": "core.bulks",
+    "BulkResult": "core.bulks",
+    "BulkState": "core.bulks",
     "CannotOpen": "errors",
     "Cause": "core.causes",
     "CauseKind": "core.causes",
@@ -133,6 +139,9 @@ __all__ = [
     "AsyncSagaClient",
     "Broker",
     "BrokerError",
+    "Bulk",
+    "BulkResult",
+    "BulkState",
     "CannotOpen",
     "Cause",
     "CauseKind",

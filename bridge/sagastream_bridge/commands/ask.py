@@ -1,13 +1,14 @@
 """The commands that ask something of a saga that is there: cancel, retry, skip, abandon, signal."""
 
-import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import finite, json_or_file, opened, safe
+from sagastream_bridge.commands import bulk
+from sagastream_bridge.commands.context import finite, json_or_file, opened, safe, user_at_host
+from sagastream_bridge.commands.searching import search_options, taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,12 @@ _VERBS: Final = {
     "abandon": "Let a parked saga end as it is, ABORTED; what was not undone stays.",
 }
 
+
+#: What the help of each says of many sagas.
+_MANY: Final = (
+    "In place of ID, a search says which sagas are meant, as for `sagastream list`. It shows how many there are, and "
+    "ten of them, and asks. Workers then do it, one saga after the other: `sagastream bulk`."
+)
 
 #: How members of a request are named in errors, and their options.
 _OPTIONS: Final = (
@@ -60,8 +67,8 @@ timeout_option = click.option(
 
 
 def _verb(verb: str, help_text: str) -> click.Command:
-    @click.command(verb, help=help_text)
-    @click.argument("saga_id", metavar="ID")
+    @click.command(verb, help=f"{help_text}\n\n{_MANY}")
+    @click.argument("saga_id", metavar="[ID]", required=False)
     @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
     @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
     @click.option(
@@ -71,13 +78,23 @@ def _verb(verb: str, help_text: str) -> click.Command:
         + (" With it, a cancel says that the step was not done." if verb == "cancel" else ""),
     )
     @timeout_option
-    def command(saga_id: str, reason: str, by: str | None, timeout: float, **options: Any) -> None:
+    @search_options
+    @click.option("--rate", type=click.IntRange(1, 2000), help="Of many: ask at most so many a second.  [default: 200]")
+    @click.option("--yes", is_flag=True, help="Of many: do not ask whether they are meant.")
+    def command(
+        *, saga_id: str | None, reason: str, by: str | None, timeout: float, rate: int | None, yes: bool, **options: Any
+    ) -> None:
+        actor = user_at_host() if by is None else by
+        if _is_of_many(saga_id, search := taken(options), options, rate=rate, yes=yes):
+            now = options.get("now", False)
+            return bulk.begin(verb, reason, actor, rate=rate or 200, yes=yes, now=now, search=search)
+        assert saga_id is not None
+
         def ask(client: "SagaClient") -> "SagaState":
-            actor = user_at_host() if by is None else by
             state: SagaState = getattr(client, verb)(saga_id, reason, timeout, actor=actor, **options)
             return state
 
-        asked(saga_id, verb, ask, step=options.get("step"))
+        return asked(saga_id, verb, ask, step=options.get("step"))
 
     more = []
     if verb in ("cancel", "abandon"):
@@ -87,6 +104,22 @@ def _verb(verb: str, help_text: str) -> click.Command:
     for option in more:
         command = option(command)
     return command
+
+
+def _is_of_many(
+    saga_id: str | None, search: dict[str, Any], options: dict[str, Any], *, rate: int | None, yes: bool
+) -> bool:
+    """Whether a verb is for the sagas of a search, and not for the one of this id. Raises UsageError if that is not
+    clear, or if an option does not go with it."""
+    searches = any(value not in (None, ()) for value in search.values())
+    if searches == (saga_id is not None):
+        text = "name a saga, or say with a search which ones are meant, such as --where"
+        raise click.UsageError(f"{text}; not both" if searches else text)
+    if searches and (options.get("parked_at") or options.get("step")):
+        raise click.UsageError("--parked-at and --step are for one saga; for many: --parked COMMAND")
+    if not searches and (yes or rate is not None):
+        raise click.UsageError("--yes and --rate are for many sagas")
+    return searches
 
 
 def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]", *, step: int | str | None = None) -> None:
@@ -155,20 +188,6 @@ def in_options(text: str) -> str:
     for named, option in _OPTIONS:
         text = re.sub(named, option, text)
     return text
-
-
-def user_at_host() -> str:
-    """Who runs this command."""
-    import getpass
-    import socket
-
-    from sagastream.core.messages import MAX_ACTOR_CHARS
-
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a user that has no name
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]
 
 
 #: All of them.

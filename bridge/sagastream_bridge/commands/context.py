@@ -305,3 +305,17 @@ def safe(text: str) -> str:
     from sagastream.console import printable
 
     return printable(text)
+
+
+def user_at_host() -> str:
+    """Who runs this command."""
+    import getpass
+    import socket
+
+    from sagastream.core.messages import MAX_ACTOR_CHARS
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a user that has no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]

@@ -23,7 +23,7 @@ def deploy(source: str, by: str | None) -> None:
     """
     from sagastream.client.definition import deployable
     from sagastream.errors import MalformedMessage
-    from sagastream_bridge.commands.ask import user_at_host
+    from sagastream_bridge.commands.context import user_at_host
 
     with orderly():
         document = document_at(source)

@@ -10,6 +10,7 @@ import click
 from sagastream_bridge.commands import ask, definitions, deploy, operate, pause, run, sagas, store, transfer
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
+from sagastream_bridge.commands.bulk import bulk
 from sagastream_bridge.commands.check_service import check_service
 from sagastream_bridge.commands.context import Commands
 from sagastream_bridge.commands.dashboard import dashboard
@@ -42,6 +43,7 @@ for command in (
     *definitions.COMMANDS,
     acl,
     bench,
+    bulk,
     check_service,
     dashboard,
     erase,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.ask import user_at_host
-from sagastream_bridge.commands.context import finite, opened, safe, width
+from sagastream_bridge.commands.context import finite, opened, safe, user_at_host, width
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker

@@ -46,6 +46,15 @@ def search_options(command: _F) -> _F:
     return command
 
 
+#: The names of the arguments that these options become.
+_NAMES: Final = ("where", "status", "definition", "at", "parked", "older_ms", "newer_ms", "error")
+
+
+def taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what these options were given out of the arguments of a command."""
+    return {name: options.pop(name) for name in _NAMES}
+
+
 def wanted(*, where: tuple[str, ...], **options: Any) -> "Filter":
     """The filter that these options make. Raises MalformedMessage, which says what is wrong."""
     from sagastream.core.attributes import named

@@ -15,6 +15,7 @@ from sagastream.broker.launch import MEMORY_VARIABLE
 from sagastream.client.evidence import explain, survey, troubles_of_broker
 from sagastream.codecs.setting import codec_of
 from sagastream.console import describe
+from sagastream.core.bulks import BulkState
 from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
@@ -23,11 +24,11 @@ from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
 from sagastream.core.why_waits import pause_told
 from sagastream.errors import SettingsError
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
-from sagastream.store import heartbeat, layout, lineage, published, sagas
+from sagastream.store import bulks, heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection import memory
+from sagastream_bridge.inspection import bulk_views, memory
 from sagastream_bridge.inspection.findings import (
     OK,
     PROBLEM,
@@ -55,6 +56,8 @@ _OF_A_SERVICE: Final = (CauseKind.NO_COMMAND, CauseKind.KILLS, CauseKind.PROCESS
 _NAMED: Final = 3
 #: At most so many entries of a stream are looked at for each of them.
 _LOOKED_AT: Final = 100
+#: A worker notes at least this often that it goes on with a bulk, in milliseconds, unless all are very busy.
+_BULK_MOVES_WITHIN_MS: Final = 30_000
 _CANNOT_TELL: Final = "who is at work cannot be told: the broker takes no writes, so no process is heard"
 
 __all__ = ["OK", "PROBLEM", "REPAIRED", "WARNING", "Doctor", "Finding"]
@@ -97,6 +100,7 @@ class Doctor:
         for service in sorted(services):
             yield from self._service(service, evidence)
         yield from self._paused(evidence, processes)
+        yield from self._bulks(evidence.now_ms)
         yield from self._clock(processes)
         yield from self._jobs()
         if quarantined := len(Quarantine(self._client, self._keys)):
@@ -308,6 +312,21 @@ class Doctor:
         if evidence.pauses and ignorant:
             text = f"workers of an earlier release send although it is paused: {', '.join(ignorant)}"
             yield problem("workers", text, "update them, or stop them")
+
+    def _bulks(self, now_ms: int) -> Iterator[Finding]:
+        """The bulks that have not ended: does a worker carry each that runs?"""
+        for one in run(self._client, bulks.listed(self._keys)):
+            about, told = f"bulk {one.bulk_id}", f"{one.verb}, {one.state}: {bulk_views.progress(one)}"
+            silent_ms = now_ms - one.updated_ms
+            if one.ended:
+                continue
+            if one.state is BulkState.PAUSED:
+                yield ok(about, f"{told}; sagastream bulk {one.bulk_id} --resume has it go on")
+            elif silent_ms > _BULK_MOVES_WITHIN_MS:
+                text = f"{told}; no worker has gone on with it for {spoken(silent_ms)}"
+                yield problem(about, text, "sagastream worker  # starts one; one of an earlier release knows no bulks")
+            else:
+                yield ok(about, told)
 
     def _hanging(
         self, about: str, facts: ServiceFacts, waiting: Mapping[str, Waiting], now_ms: int

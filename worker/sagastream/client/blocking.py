@@ -33,6 +33,7 @@ from sagastream.client.requests import (
 )
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.codecs.setting import codec_of
+from sagastream.core.bulks import USUAL_RATE, Bulk, BulkResult, BulkVerb
 from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
@@ -41,7 +42,7 @@ from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
-from sagastream.store import definitions, pauses
+from sagastream.store import bulks, definitions, pauses
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
@@ -543,6 +544,90 @@ class SagaClient:
         listing = Listing(self._looked(), status, limit)
         pages = iter(lambda: run(self._redis, listing.next_page()), [])
         return (requests.opened(self._codec, found) for found in chain.from_iterable(pages))
+
+    def begin_bulk(
+        self,
+        verb: BulkVerb | Verb,
+        reason: str,
+        *,
+        status: ListStatus | SagaStatus | None = None,
+        definition: str | None = None,
+        where: Mapping[str, str | int] | None = None,
+        at: str | None = None,
+        parked: str | None = None,
+        older: timedelta | None = None,
+        newer: timedelta | None = None,
+        error: str | None = None,
+        actor: str | None = None,
+        rate: int = USUAL_RATE,
+        now: bool = False,
+    ) -> Bulk:
+        """Have workers retry, skip, abandon or cancel all sagas that `find` would find now. Returns at once; the bulk
+        goes on without this process. Each saga gets an ordinary request of an operator, which it does or refuses.
+
+        Args:
+            verb: "retry", "skip", "abandon" or "cancel".
+            reason: why; it stays with each saga.
+            actor: who asks; it stays with each saga too.
+            rate: at most so many requests a second.
+            now: as for `cancel` and `abandon`.
+
+        The other arguments are those of `find`; at least one is needed. Without a `status`, a cancel is for sagas that
+        are PENDING, and the other verbs for those that are parked. With `parked`, only steps are meant that are parked
+        there. If several steps of a saga are meant, each is retried or skipped.
+
+        Raises:
+            MalformedMessage: an argument is not valid, or no saga can be as is asked for.
+            RequestRefused: there are 1,000 bulks that have not ended.
+            TypeError: an age is not a timedelta.
+            redis.exceptions.NoPermissionError: the user has not the role operator.
+            redis.RedisError: the broker is away. The bulk may have begun: see `bulks`.
+        """
+        wanted = to_filter(
+            status=status,
+            definition=definition,
+            where=where,
+            at=at,
+            parked=parked,
+            older=older,
+            newer=newer,
+            error=error,
+        )
+        asking = bulks.begin(self._opened(), verb, wanted, reason=reason, actor=actor, rate=rate, now=now)
+        return run(self._redis, asking)
+
+    def bulks(self) -> Sequence[Bulk]:
+        """The bulks of the store, those first that began last. Each is kept for 7 days after it last went on."""
+        return run(self._redis, bulks.listed(self._looked()))
+
+    def bulk(self, bulk_id: str) -> Bulk:
+        """A bulk, and how far it has come. Raises RequestRefused if there is none."""
+        return run(self._redis, bulks.load(self._looked(), bulk_id))
+
+    def bulk_results(self, bulk_id: str) -> Sequence[BulkResult]:
+        """What has come of each request of a bulk, the oldest first; of a very large bulk, of the newest ones. What a
+        saga did after that is in the saga."""
+        return run(self._redis, bulks.results(self._looked(), bulk_id))
+
+    def pause_bulk(self, bulk_id: str, *, reason: str | None = None, actor: str | None = None) -> Bulk:
+        """Pause a bulk: no more sagas are asked until it is resumed. A part that was asked already, at most 50 sagas,
+        is done. Returns the bulk after that.
+
+        Raises MalformedMessage, RequestRefused if it is not RUNNING, or there is none; NoPermissionError and RedisError
+        as `begin_bulk` does.
+        """
+        return self._turned(bulk_id, "pause", reason, actor)
+
+    def resume_bulk(self, bulk_id: str, *, reason: str | None = None, actor: str | None = None) -> Bulk:
+        """Let a paused bulk go on where it was. See `pause_bulk`."""
+        return self._turned(bulk_id, "resume", reason, actor)
+
+    def stop_bulk(self, bulk_id: str, *, reason: str | None = None, actor: str | None = None) -> Bulk:
+        """End a bulk for ever: no more sagas are asked. See `pause_bulk`."""
+        return self._turned(bulk_id, "stop", reason, actor)
+
+    def _turned(self, bulk_id: str, verb: str, reason: str | None, actor: str | None) -> Bulk:
+        return run(self._redis, bulks.turn(self._opened(), bulk_id, verb, actor=actor, reason=reason))
 
     def _opened(self) -> StoreKeys:
         return run(self._redis, self._layout.opened())

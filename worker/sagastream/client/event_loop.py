@@ -30,6 +30,7 @@ from sagastream.client.requests import (
 from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter, check_timeout, completed
 from sagastream.codecs.setting import codec_of
 from sagastream.core import backoff
+from sagastream.core.bulks import USUAL_RATE, Bulk, BulkResult, BulkVerb
 from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
@@ -38,7 +39,7 @@ from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
-from sagastream.store import definitions, pauses
+from sagastream.store import bulks, definitions, pauses
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
@@ -352,6 +353,64 @@ class AsyncSagaClient:
         while page := await self._run(listing.next_page()):
             for found in page:
                 yield requests.opened(self._codec, found)
+
+    async def begin_bulk(
+        self,
+        verb: BulkVerb | Verb,
+        reason: str,
+        *,
+        status: ListStatus | SagaStatus | None = None,
+        definition: str | None = None,
+        where: Mapping[str, str | int] | None = None,
+        at: str | None = None,
+        parked: str | None = None,
+        older: timedelta | None = None,
+        newer: timedelta | None = None,
+        error: str | None = None,
+        actor: str | None = None,
+        rate: int = USUAL_RATE,
+        now: bool = False,
+    ) -> Bulk:
+        """Have workers act on all sagas that `find` would find now. See SagaClient.begin_bulk."""
+        wanted = to_filter(
+            status=status,
+            definition=definition,
+            where=where,
+            at=at,
+            parked=parked,
+            older=older,
+            newer=newer,
+            error=error,
+        )
+        asking = bulks.begin(await self._opened(), verb, wanted, reason=reason, actor=actor, rate=rate, now=now)
+        return await self._run(asking)
+
+    async def bulks(self) -> Sequence[Bulk]:
+        """The bulks of the store, those first that began last."""
+        return await self._run(bulks.listed(await self._looked()))
+
+    async def bulk(self, bulk_id: str) -> Bulk:
+        """A bulk, and how far it has come. Raises RequestRefused if there is none."""
+        return await self._run(bulks.load(await self._looked(), bulk_id))
+
+    async def bulk_results(self, bulk_id: str) -> Sequence[BulkResult]:
+        """What has come of each request of a bulk. See SagaClient.bulk_results."""
+        return await self._run(bulks.results(await self._looked(), bulk_id))
+
+    async def pause_bulk(self, bulk_id: str, *, reason: str | None = None, actor: str | None = None) -> Bulk:
+        """Pause a bulk. See SagaClient.pause_bulk."""
+        return await self._turned(bulk_id, "pause", reason, actor)
+
+    async def resume_bulk(self, bulk_id: str, *, reason: str | None = None, actor: str | None = None) -> Bulk:
+        """Let a paused bulk go on where it was. See `pause_bulk`."""
+        return await self._turned(bulk_id, "resume", reason, actor)
+
+    async def stop_bulk(self, bulk_id: str, *, reason: str | None = None, actor: str | None = None) -> Bulk:
+        """End a bulk for ever: no more sagas are asked. See `pause_bulk`."""
+        return await self._turned(bulk_id, "stop", reason, actor)
+
+    async def _turned(self, bulk_id: str, verb: str, reason: str | None, actor: str | None) -> Bulk:
+        return await self._run(bulks.turn(await self._opened(), bulk_id, verb, actor=actor, reason=reason))
 
     async def _opened(self) -> StoreKeys:
         return await self._run(self._layout.opened())

@@ -6,7 +6,7 @@ worker that takes a bulk over sends the very same requests, and a saga does each
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -28,6 +28,10 @@ _MOST_CHARS: Final = 500
 #: About which sagas each verb can be, if nobody says with which status.
 _STATUS: Final = {Verb.CANCEL: "PENDING", Verb.RETRY: "PARKED", Verb.SKIP: "PARKED", Verb.ABANDON: "PARKED"}
 _ENDED: Final = ("COMPLETED", "ABORTED")
+
+
+#: What a bulk may ask of sagas.
+BulkVerb = Literal["retry", "skip", "abandon", "cancel"]
 
 
 class BulkState(StrEnum):

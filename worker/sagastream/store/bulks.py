@@ -22,7 +22,8 @@ from sagastream.broker.scripting import Script, even_if_full
 from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.core.bulks import USUAL_RATE, Ask, Bulk, BulkResult, BulkState, checked
 from sagastream.core.filtering import Filter, parse_filter
-from sagastream.core.messages import Code, Verb
+from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, Verb
+from sagastream.core.parsing import operator_text
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import operations
 from sagastream.store.finding import find
@@ -108,9 +109,13 @@ def _make_room(keys: StoreKeys) -> Exchange[None]:
 def turn(keys: StoreKeys, bulk_id: str, verb: str, *, actor: str | None, reason: str | None) -> Exchange[Bulk]:
     """Pause, resume or stop a bulk. What was asked already is answered all the same. Returns the bulk after that.
 
-    Raises RequestRefused if there is no such bulk, or its state does not allow this; NoPermissionError if the user is
-    no operator.
+    Raises MalformedMessage if the actor or the reason is not valid; RequestRefused if there is no such bulk, or its
+    state does not allow this; NoPermissionError if the user is no operator.
     """
+    if reason is not None:
+        operator_text(reason, "reason", MAX_REASON_CHARS, stays_with="the list of operations")
+    if actor is not None:
+        operator_text(actor, "actor", MAX_ACTOR_CHARS, stays_with="the list of operations")
     bulk = yield from load(keys, bulk_id)
     state, states = _TURNS[verb]
     try:
@@ -140,6 +145,8 @@ def load(keys: StoreKeys, bulk_id: str) -> Exchange[Bulk]:
 def listed(keys: StoreKeys, limit: int = MOST) -> Exchange[list[Bulk]]:
     """The bulks of the store, at most so many, those first that began last."""
     (answer,) = yield [("ZRANGE", keys.bulks, 0, limit - 1, "REV")]
+    if is_wrong_type(answer):
+        return []
     ids = [text for one in or_raise(answer) if is_bulk_id(text := one.decode(errors="replace"))]
     found: list[Bulk] = []
     for at in range(0, len(ids), _PAGE):

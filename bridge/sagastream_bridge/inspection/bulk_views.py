@@ -1,0 +1,67 @@
+"""How bulks are shown: as a line of a list, in full, and as JSON."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sagastream.console import printable
+from sagastream.core.bulks import Bulk, BulkResult, BulkState
+from sagastream.core.durations import spoken
+from sagastream.store.bulks import told
+from sagastream.store.columns import iso
+from sagastream_bridge.inspection.formatting import when
+
+
+def row(bulk: Bulk, now_ms: int) -> str:
+    """A bulk on one line of a list."""
+    by = f" by {bulk.actor}" if bulk.actor else ""
+    ago = spoken(now_ms - bulk.begun_ms)
+    return printable(f"{bulk.bulk_id}  {bulk.state:<8}{ago:>6}  {bulk.verb}: {progress(bulk)}{by}: {bulk.reason}")
+
+
+def progress(bulk: Bulk) -> str:
+    """How far it has come."""
+    total = f"{bulk.total}" if bulk.total_is_exact else f"{bulk.total} or more"
+    refused = f", {bulk.refused} refused" if bulk.refused else ""
+    waits = f", {len(bulk.open)} not answered yet" if bulk.open else ""
+    return f"{bulk.done} done{refused}{waits}; {bulk.found} found of {total}"
+
+
+def lines(bulk: Bulk, refused: Sequence[BulkResult], limit: int, now_ms: int) -> Iterator[str]:
+    """A bulk in full. `refused`: what was refused of it; the newest of them are shown."""
+    now = " now" if bulk.now else ""
+    said = [
+        ("bulk", f"{bulk.bulk_id}  {bulk.state}"),
+        ("asks", f"{bulk.verb}{now} of sagas with {told(bulk.filter)}"),
+        ("reason", bulk.reason),
+        ("by", bulk.actor or "somebody"),
+        ("begun", when(bulk.begun_ms, now_ms)),
+        ("so far", f"{progress(bulk)}; at most {bulk.rate} a second"),
+    ]
+    if bulk.ended_ms is not None:
+        said.append(("ended", when(bulk.ended_ms, now_ms)))
+    elif bulk.state is BulkState.RUNNING:
+        said.append(("moved", when(bulk.updated_ms, now_ms)))
+    yield from (printable(f"{name:<9}{text}") for name, text in said)
+    if refused and limit:
+        shown = refused[-limit:]
+        left = f", the newest {len(shown)} of {len(refused)}" if len(shown) < len(refused) else ""
+        yield f"refused{left}:"
+        yield from (printable(f"  {one.saga_id}  {one.refused}".rstrip()) for one in shown)
+
+
+def as_json(bulk: Bulk) -> str:
+    """A bulk as one line of JSON."""
+    said: dict[str, Any] = {name: getattr(bulk, name) for name in Bulk.__struct_fields__}
+    said["filter"] = bulk.filter.body()
+    said |= {"verb": str(bulk.verb), "state": str(bulk.state), "open": [one.saga_id for one in bulk.open]}
+    for name in ("begun", "updated", "ended"):
+        ms = said.pop(f"{name}_ms")
+        said[f"{name}_at"] = None if ms is None else iso(ms)
+    del said["cursor"]
+    return json.dumps(said)
+
+
+def result_as_json(result: BulkResult) -> str:
+    """What has come of one request, as one line of JSON."""
+    return json.dumps({"saga_id": result.saga_id or None, "done": result.refused is None, "refused": result.refused})

@@ -1,0 +1,81 @@
+"""What the command line says of many sagas before it asks the broker; and how bulks are shown."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from sagastream.core.bulks import Ask, Bulk, BulkResult, BulkState
+from sagastream.core.filtering import Filter
+from sagastream.core.messages import Verb
+from sagastream_bridge.commands.main import cli
+from sagastream_bridge.inspection import bulk_views
+
+BULK = Bulk(
+    bulk_id="0123456789ab",
+    verb=Verb.ABANDON,
+    filter=Filter(attributes=(("customer", "c\x1b[2J"),), parked="bank/Pay"),
+    reason="<b>\x1b[2J",
+    actor="a\nb",
+    now=True,
+    state=BulkState.RUNNING,
+    begun_ms=1_000,
+    updated_ms=61_000,
+    total=10,
+    found=5,
+    asked=5,
+    done=1,
+    refused=2,
+    open=(Ask(saga_id="s1"), Ask(saga_id="s2")),
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("retry",), "name a saga, or say with a search which ones are meant"),
+        (("retry", "s1", "--status", "parked"), "not both"),
+        (("retry", "--status", "completed", "--yes"), "a saga that has ended, COMPLETED, takes no retry"),
+        (("cancel", "--status", "compensating", "--yes"), "is undone already, and takes no cancel"),
+        (("skip", "--status", "parked", "--step", "2"), "--parked-at and --step are for one saga"),
+        (("cancel", "s1", "--yes"), "--yes and --rate are for many sagas"),
+        (("cancel", "s1", "--rate", "5"), "--yes and --rate are for many sagas"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_go_together_is_wrong_usage(arguments: tuple[str, ...], told: str) -> None:
+    done = CliRunner().invoke(cli, [*arguments, "--reason", "r"])
+    assert (done.exit_code, told in done.output) == (2, True), done.output
+
+
+def test_a_verb_about_a_bulk_needs_its_id() -> None:
+    done = CliRunner().invoke(cli, ["bulk", "--stop"])
+    assert (done.exit_code, "--stop needs the ID of a bulk" in done.output) == (2, True)
+
+
+def test_an_empty_reason_is_named_as_the_option() -> None:
+    done = CliRunner().invoke(cli, ["retry", "--status", "parked", "--reason", " "])
+    assert (done.exit_code, "--reason must be a text" in done.output) == (2, True)
+
+
+def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:
+    refused = [BulkResult(saga_id=f"s{number}", refused=f"not \x1b{number}") for number in range(5)]
+    rows = [bulk_views.row(BULK, 121_000), *bulk_views.lines(BULK, refused, 2, 121_000)]
+    progress = "1 done, 2 refused, 2 not answered yet; 5 found of 10 or more"
+    assert rows == [
+        rf"0123456789ab  RUNNING    2 m  abandon: {progress} by a\nb: <b>\x1b[2J",
+        "bulk     0123456789ab  RUNNING",
+        r"asks     abandon now of sagas with customer=c\x1b[2J, parked bank/Pay",
+        r"reason   <b>\x1b[2J",
+        r"by       a\nb",
+        "begun    1970-01-01T00:00:01.000Z  (2 m ago)",
+        f"so far   {progress}; at most 200 a second",
+        "moved    1970-01-01T00:01:01.000Z  (60 s ago)",
+        "refused, the newest 2 of 5:",
+        r"  s3  not \x1b3",
+        r"  s4  not \x1b4",
+    ]
+    said = json.loads(bulk_views.as_json(BULK))
+    assert said["filter"] == {"attributes": {"customer": "c\x1b[2J"}, "parked": "bank/Pay"}
+    assert (said["state"], said["verb"], said["open"], said["ended_at"]) == ("RUNNING", "abandon", ["s1", "s2"], None)
+    assert "\x1b" not in bulk_views.as_json(BULK) + bulk_views.result_as_json(refused[0])
