@@ -190,11 +190,30 @@ def test_an_operator_pauses_and_resumes_and_workers_heed_it(stage: Stage, users:
         assert done.returncode == 0, done
         if verb == "pause":
             client.begin("h1", [charge(1)])
+            client.begin("h2", [charge(1)], attributes={"customer": "c9"})
+            until(lambda: (state := client.get("h2")) and state.step.is_held, what="it is held, too")
+            acts_on_many(stage, client)
             until(lambda: (state := client.get("h1")) and state.step.is_held, what="it is held")
             looked = stage.run(Role.INSPECTOR, "paused")
             assert "by hand" in looked.stdout
     assert client.wait("h1", 60).status == "COMPLETED"
     assert users.refused() == by_design
+
+
+def acts_on_many(stage: Stage, client: SagaClient) -> None:
+    """An operator has a worker cancel a saga that a search finds, and an inspector sees it."""
+    many = ("cancel", "--where", "customer=c9", "--reason", "by hand", "--yes")
+    begun = stage.run(Role.OPERATOR, *many)
+    assert begun.returncode == 0, begun
+    bulk_id = begun.stdout.splitlines()[-1].split()[1]
+    assert client.wait("h2", 60).status == "ABORTED"
+    until(lambda: client.bulk(bulk_id).ended, what="the bulk has ended")
+    assert [one.refused for one in client.bulk_results(bulk_id)] == [None]
+    for arguments in (("bulk",), ("bulk", bulk_id, "--json"), ("doctor",)):
+        looked = stage.run(Role.INSPECTOR, *arguments)
+        assert "no permissions" not in looked.stdout + looked.stderr, looked
+    stopped = stage.run(Role.OPERATOR, "bulk", bulk_id, "--stop")
+    assert f"bulk {bulk_id} is DONE: there is nothing to stop" in stopped.stderr
 
 
 def test_an_operator_erases_a_saga_out_of_every_stream(stage: Stage, users: Users) -> None:
