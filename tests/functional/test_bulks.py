@@ -20,7 +20,7 @@ from sagastream.store import bulks, operations, published
 from sagastream.store.keys import BULK_KEPT_MS
 from support.scenes import Scene, do
 from support.servers import Server
-from support.stores import KEYS, ONLY
+from support.stores import KEYS, ONLY, divided, in_each
 
 pytestmark = pytest.mark.both_in_soak
 PARKED = Filter(status="PARKED")
@@ -234,6 +234,43 @@ def test_damaged_bulks_are_left_out_and_hold_up_nothing(stage: Stage) -> None:
     stage.redis.set(KEYS.bulks, "x")
     stage.begin("s1", do(1))
     assert stage.play("s1").status == "COMPLETED"
+
+
+def test_a_bulk_that_the_broker_refuses_says_so_and_the_worker_goes_on(stage: Stage) -> None:
+    bulk = stage.bulk()
+    stage.redis.hset(KEYS.bulk(bulk.bulk_id), "cursor", "\x1b[2J")
+    stage.turns(lambda: stage.now(bulk).last_error)
+    assert stage.now(bulk).last_error == r"this is no cursor that a page has had: '\x1b[2J'"
+    stage.begin("s1", do(1))
+    assert stage.play("s1").status == "COMPLETED"
+
+
+def test_a_worker_that_ends_gives_back_what_it_carries(stage: Stage) -> None:
+    stage.park(3)
+    bulk = stage.bulk(rate=1)
+    stage.turns(lambda: stage.now(bulk).done)
+    stage.worker._bulks.leave()
+    seconds, _ = stage.redis.time()
+    until_ms: Any = stage.redis.hget(KEYS.bulk(bulk.bulk_id), "leased_until_ms")
+    assert int(until_ms) <= (seconds + 1) * 1000
+    assert stage.ends(bulk, stage.another_worker()).done == 3
+
+
+def test_sagas_of_all_partitions_are_meant(server: Server) -> None:
+    broker = server.broker()
+    keys = divided(broker)
+    scene = Scene(broker)
+    names = [*in_each(keys), *in_each(keys, "t")]
+    scene.client.begin_many([{"saga_id": name, "steps": [do(1, service="nobody")]} for name in names])
+    scene.turns_until(lambda: len(scene.client.find(at="nobody/Do").sagas) == len(names))
+    bulk = scene.client.begin_bulk("cancel", "never mind", at="nobody/Do", now=True, rate=2000)
+    scene.turns_until(lambda: scene.client.bulk(bulk.bulk_id).ended)
+    end = scene.client.bulk(bulk.bulk_id)
+    assert (end.found, end.done, end.refused) == (6, 6, 0)
+    for name in names:
+        state = scene.client.get(name)
+        assert state is not None
+        assert [one.verb for one in state.interventions] == ["cancel now"]
 
 
 def test_the_oldest_that_have_ended_make_room(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ def lines(bulk: Bulk, refused: Sequence[BulkResult], limit: int, now_ms: int) ->
         said.append(("ended", when(bulk.ended_ms, now_ms)))
     elif bulk.state is BulkState.RUNNING:
         said.append(("moved", when(bulk.updated_ms, now_ms)))
+    if bulk.last_error is not None and not bulk.ended:
+        said.append(("error", f"{bulk.last_error}; it is tried again"))
     yield from (printable(f"{name:<9}{text}") for name, text in said)
     if refused and limit:
         shown = refused[-limit:]

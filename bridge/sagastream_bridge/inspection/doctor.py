@@ -322,6 +322,8 @@ class Doctor:
                 continue
             if one.state is BulkState.PAUSED:
                 yield ok(about, f"{told}; sagastream bulk {one.bulk_id} --resume has it go on")
+            elif one.last_error is not None:
+                yield problem(about, f"{told}; it cannot go on: {one.last_error}")
             elif silent_ms > _BULK_MOVES_WITHIN_MS:
                 text = f"{told}; no worker has gone on with it for {spoken(silent_ms)}"
                 yield problem(about, text, "sagastream worker  # starts one; one of an earlier release knows no bulks")

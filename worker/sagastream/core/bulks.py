@@ -212,6 +212,11 @@ def after_search(
     return after, results
 
 
+def with_error(bulk: Bulk, text: str) -> Bulk:
+    """The bulk, which does not get on for now: why."""
+    return replace(bulk, last_error=text[:_MOST_CHARS])
+
+
 def after_answers(bulk: Bulk, answers: Mapping[Ask, str | None]) -> tuple[Bulk, list[BulkResult]]:
     """The bulk after these requests were answered: why each was refused; None: it was done."""
     told = {ask: answers[ask] for ask in bulk.open if ask in answers}

@@ -10,6 +10,7 @@ A worker hears along with its heartbeat whether there is anything to do. If not,
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import redis
@@ -30,6 +31,7 @@ from sagastream.core.bulks import (
     next_of,
     request_id,
     request_of,
+    with_error,
 )
 from sagastream.core.saga import SagaState
 from sagastream.errors import MalformedMessage
@@ -44,6 +46,8 @@ from sagastream.telemetry import Log
 _MOST: Final = 16
 #: How many sagas one part looks at, at most: the worker does nothing else meanwhile.
 _LOOKED_AT: Final = 200
+#: After a search, it lets so many times that time pass before the next one, for all else that it has to do.
+_RESTS: Final = 3
 #: How long a bulk is leased, in milliseconds, and how often that is renewed, in seconds.
 _LEASE_MS: Final = 5_000
 _RENEW_S: Final = 1.0
@@ -93,6 +97,8 @@ class Bulks:
     def read(self) -> Exchange[None]:
         """Hear which bulks there is something to do about. A part of the heartbeat."""
         self._open = yield from bulks.open_ids(self._opened, _MOST)
+        if self._left_until:
+            self._left_until = {name: until for name, until in self._left_until.items() if name in self._open}
 
     def go_on(self) -> bool:
         """Do what is to be done now. Returns whether this worker carries any bulk, so that it looks again soon."""
@@ -126,6 +132,10 @@ class Bulks:
             if is_outage(error):
                 raise
             self._log.error(f"bulk {bulk_id} cannot go on, and is tried again: {error}")
+            if (one := self._carried.get(bulk_id)) is not None:
+                one.bulk = with_error(one.bulk, str(error))
+                with suppress(ResponseError):
+                    run(self._client, self._note(one))
             self._drop(bulk_id, _PUT_OFF_S)
 
     def _drop(self, bulk_id: str, for_s: float) -> None:
@@ -178,7 +188,7 @@ class Bulks:
         """Find the next sagas, and ask them."""
         if not (yield from self._note(one)) or next_of(one.bulk) is not Next.SEARCH:
             return  # somebody has paused it meanwhile
-        bulk = one.bulk
+        bulk, began = one.bulk, time.monotonic()
         page = yield from find(
             self._opened,
             bulk.wanted,
@@ -189,7 +199,8 @@ class Bulks:
             looked_at=_LOOKED_AT,
         )
         one.bulk, results = after_search(bulk, page.sagas, map(str, page.unreadable), page.cursor)
-        one.search_at = time.monotonic() + len(one.bulk.open) / bulk.rate
+        ended = time.monotonic()
+        one.search_at = ended + max(len(one.bulk.open) / bulk.rate, _RESTS * (ended - began))
         one.times = 0
         if (yield from self._note(one, results=results)) and one.bulk.open:
             yield from self._send(one)

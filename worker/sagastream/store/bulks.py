@@ -311,6 +311,6 @@ def _no_such(bulk_id: str) -> RequestRefused:
 def _allowed(answer: Any) -> Any:
     """An answer; raises an error that it is, and says who may do this."""
     if isinstance(answer, redis.ResponseError) and is_denied(answer):
-        text = f"only a user with the role operator may begin a bulk; sagastream acl operator prints one ({answer})"
+        text = f"only a user with the role operator may act on bulks; sagastream acl operator prints one ({answer})"
         raise redis.exceptions.NoPermissionError(text)
     return or_raise(answer)
