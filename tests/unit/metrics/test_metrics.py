@@ -1,9 +1,11 @@
 """What processes count, and how it is told."""
 
 import os
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -13,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sagastream.core.messages import Command
 from sagastream.errors import PackageMissing, SagastreamError
-from sagastream.metrics import catalogue
+from sagastream.metrics import catalogue, serving
 from sagastream.metrics.process import ProcessMetrics
 from sagastream.metrics.service import JobMetrics, ServiceMetrics
 from sagastream.metrics.serving import check_free, text, told_at
@@ -164,6 +166,23 @@ def test_one_who_asks_for_figures_that_cannot_be_read_is_told_so_and_others_are_
         failed.value.close()
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert b"sagastream_store_up 1.0" in answer.read()
+
+
+def test_one_who_asks_a_byte_at_a_time_keeps_nobody_waiting_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_ALTOGETHER_S", 0.3)
+    port, ended = free_port(), threading.Event()
+    with (
+        told_at(port, "127.0.0.1", list),
+        socket.create_connection(("127.0.0.1", port)) as slow,
+        ThreadPoolExecutor() as pool,
+    ):
+        slow.sendall(b"GET /metrics HTTP/1.0\r\nx: ")
+        answer = pool.submit(lambda: urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).close())
+        answer.add_done_callback(lambda _: ended.set())
+        with suppress(OSError):  # the server hangs up
+            while not ended.wait(0.05):
+                slow.sendall(b"x")
+        answer.result()
 
 
 def test_a_port_that_is_taken_is_told_in_one_line() -> None:

@@ -1,14 +1,14 @@
 """The port at which a process tells its figures, in the formats of Prometheus.
 
 One thread answers one request after another, and only `/metrics`. So if somebody asks too much, only others who ask
-have to wait.
+have to wait, and not for long.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from socket import AF_INET6
+from socket import AF_INET6, SHUT_RDWR
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,8 +19,9 @@ from sagastream.metrics.tally import Sample, Times
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
 
-#: For how long one who asks may take to do so, in seconds.
+#: For how long one who asks may send nothing, and how long all of it may take, with the answer; in seconds.
 _PATIENCE_S: Final = 5.0
+_ALTOGETHER_S: Final = 15.0
 _MISSING: Final = "the metrics need prometheus-client: pip install 'sagastream[metrics]'"
 
 #: Gives all that is to be told.
@@ -129,6 +130,20 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE_S
     server_version = "sagastream"
     sys_version = ""
+
+    def handle(self) -> None:
+        # The socket has a timeout for each read: who sends a byte now and then would keep all others waiting.
+        end = threading.Timer(_ALTOGETHER_S, self._hang_up)
+        end.daemon = True
+        end.start()
+        try:
+            super().handle()
+        finally:
+            end.cancel()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):  # it has gone already
+            self.connection.shutdown(SHUT_RDWR)
 
     def do_GET(self) -> None:
         from prometheus_client.exposition import choose_encoder
