@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, quote
 
 import redis
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from sagastream.broker.failures import is_refusal, told
@@ -37,12 +37,15 @@ Form = Mapping[str, str]
 
 
 async def read_form(request: Request) -> Form:
-    """The fields of a form. Raises Refused if it is too long or is none."""
+    """The fields of a form. Raises Refused if it is too long or is none, or if not all of it comes."""
     data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MOST_BYTES:
-            raise Refused("What was sent is too long.")
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MOST_BYTES:
+                raise Refused("What was sent is too long.")
+    except ClientDisconnect:
+        raise Refused("Whoever sent it has gone away.") from None
     try:
         return dict(parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=20))
     except ValueError:

@@ -47,10 +47,6 @@ MOST_VIEWERS: Final = 200
 _ALIVE_S: Final = 15.0
 
 
-class TooManyViewers(SagastreamError):
-    """MOST_VIEWERS look already."""
-
-
 class Viewer:
     """One page that is looked at."""
 
@@ -120,11 +116,12 @@ class Feed:
         return len(self._viewers)
 
     async def follow(self, saga_id: str | None) -> AsyncIterator[str]:
-        """What a viewer gets, as server-sent events. `saga_id`: the saga that the page shows. Raises TooManyViewers."""
+        """What a viewer gets, as server-sent events; nothing if MOST_VIEWERS look already. `saga_id`: the saga that the
+        page shows."""
         viewer = Viewer(saga_id)
         with self._lock:
             if len(self._viewers) >= MOST_VIEWERS:
-                raise TooManyViewers(f"{MOST_VIEWERS} pages are open already")
+                return
             self._viewers.add(viewer)
         try:
             yield "retry: 2000\n\n"

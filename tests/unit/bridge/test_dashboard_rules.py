@@ -1,10 +1,18 @@
 """Who may ask a dashboard what."""
 
+import asyncio
 import time
+from typing import cast
 
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
-from sagastream_bridge.dashboard import rules
+from sagastream.broker.connection import Broker
+from sagastream.store.keys import StoreKeys
+from sagastream_bridge.dashboard import feed, rules
+from sagastream_bridge.dashboard.actions import Refused, read_form
+from sagastream_bridge.dashboard.feed import Feed
 from sagastream_bridge.dashboard.rules import Names, Sessions, is_loopback, is_same_origin
 
 
@@ -95,3 +103,29 @@ def test_a_token_that_can_be_guessed_or_mistyped_is_refused(token: str) -> None:
 
 def test_a_token_of_openssl_is_taken() -> None:
     assert rules.complaint_about("0123456789abcdef0123456789abcdef") is None
+
+
+def test_a_form_of_which_the_rest_does_not_come_is_refused() -> None:
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"who=a", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    told = iter(messages)
+
+    async def receive() -> Message:
+        return next(told)
+
+    with pytest.raises(Refused, match="gone away"):
+        asyncio.run(read_form(Request({"type": "http", "method": "POST", "headers": []}, receive)))
+
+
+def test_one_viewer_too_many_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MOST_VIEWERS", 1)
+    found = Feed(cast(Broker, None), lambda: StoreKeys("saga", ["0"]), lambda: None)
+
+    async def both() -> None:
+        first = found.follow(None)
+        assert await anext(first) == "retry: 2000\n\n"
+        assert [one async for one in found.follow(None)] == []
+
+    asyncio.run(both())
