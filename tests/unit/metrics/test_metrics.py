@@ -19,7 +19,7 @@ from sagastream.metrics import catalogue, serving
 from sagastream.metrics.process import ProcessMetrics
 from sagastream.metrics.service import JobMetrics, ServiceMetrics
 from sagastream.metrics.serving import check_free, text, told_at
-from sagastream.metrics.tally import MOST_SERIES, OTHER, Histogram, Labels, Sample, Times
+from sagastream.metrics.tally import MOST_SERIES, OTHER, Counter, Histogram, Labels, Sample, Times
 from sagastream.telemetry import Outcome
 from support.servers import free_port
 from support.waiting import until
@@ -103,10 +103,13 @@ def test_a_hostile_name_stays_one_value_of_a_label() -> None:
 
 
 def test_combinations_of_labels_are_bounded_too() -> None:
-    histogram = Histogram(catalogue.STEP_SECONDS, Labels())
+    histogram, counter = Histogram(catalogue.STEP_SECONDS, Labels()), Counter(catalogue.PARKED, Labels())
     for first in range(150):
         for second in range(150):
             histogram.of(f"s{first}", f"c{second}", "transaction", "ok").add(1)
+            counter.add(f"s{first}", f"c{second}")
+    counted = {labels: value for _, labels, value in counter.samples()}
+    assert (len(counted), counted[OTHER, OTHER]) == (MOST_SERIES + 1, 150 * 150 - MOST_SERIES)
     samples = list(histogram.samples())
     assert len(samples) == MOST_SERIES + 1
     assert sum(sum(value.counts) for _, _, value in samples if isinstance(value, Times)) == 150 * 150

@@ -79,6 +79,8 @@ class Counter:
     def add(self, *values: str, by: float = 1) -> None:
         if values not in self._of:
             values = self._labels.bounded(self._metric, values)
+            if values not in self._of and len(self._of) >= MOST_SERIES:
+                values = (OTHER,) * len(values)
         self._of[values] = self._of.get(values, 0) + by
 
     def samples(self) -> Iterator[Sample]:
