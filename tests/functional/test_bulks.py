@@ -130,6 +130,31 @@ def test_a_worker_that_dies_is_followed_by_another_and_no_saga_is_asked_twice(
         assert len(state.interventions) == 1
 
 
+def test_after_an_outage_a_worker_goes_on_from_what_was_noted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.park(6)
+    stage.is_broken = False
+    bulk = stage.bulk(rate=12)  # 3 sagas a part
+    notes, failures = stage.worker._bulks._note, [False, True]
+
+    def note(carried: Any, *args: Any, **options: Any) -> Any:
+        """Once the note does not arrive, once only its answer does not."""
+        if carried.bulk.open and not carried.times and failures:
+            if failures.pop(0):
+                yield from notes(carried, *args, **options)
+            raise redis.ConnectionError("away")
+        return (yield from notes(carried, *args, **options))
+
+    monkeypatch.setattr(stage.worker._bulks, "_note", note)
+    for _ in range(2):
+        with pytest.raises(redis.ConnectionError):
+            stage.turns(lambda: False)
+    end = stage.ends(bulk)
+    assert (end.state, end.found, end.asked, end.done, end.refused) == (BulkState.DONE, 6, 6, 6, 0)
+    stage.turns(lambda: len(stage.calls) == 6)
+    assert set(stage.calls.values()) == {1}
+    assert len(stage.client.bulk_results(bulk.bulk_id)) == 6
+
+
 def test_one_that_only_seems_dead_sends_the_same_requests_and_they_are_done_once(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,8 +128,9 @@ class Bulks:
         """Do a part of a bulk. If the broker refuses it, the bulk is put off: the worker itself goes on."""
         try:
             run(self._client, part)
-        except (ResponseError, MalformedMessage, ValueError) as error:
-            if is_outage(error):
+        except (redis.RedisError, MalformedMessage, ValueError) as error:
+            if is_outage(error) or (isinstance(error, redis.RedisError) and not isinstance(error, ResponseError)):
+                self._carried.pop(bulk_id, None)  # once the broker is back, it is read what was noted, and what not
                 raise
             self._log.error(f"bulk {bulk_id} cannot go on, and is tried again: {error}")
             if (one := self._carried.get(bulk_id)) is not None:
