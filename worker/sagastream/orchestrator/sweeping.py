@@ -110,10 +110,15 @@ class Filling:
                 self._cannot[partition] = self._missing(partition) - self._lost.pop(partition, 0)
 
     def _missing(self, partition: Partition) -> int:
+        """How many sagas are missing. A full Redis refuses what MULTI queues, even to read; then there is no room for
+        more in the indexes anyway."""
         pipeline = self._client.pipeline(transaction=True)  # a commit changes two of them
         for key in (partition.timers, partition.ended, partition.begun):
             pipeline.zcard(key)
-        live, ended, begun = pipeline.execute()
+        try:
+            live, ended, begun = pipeline.execute()
+        except (redis.OutOfMemoryError, redis.exceptions.ExecAbortError):
+            return 0
         return int(live + ended - begun)
 
     def _fill(self, keys: StoreKeys, partition: Partition) -> Iterator[None]:
