@@ -763,13 +763,13 @@ def test_all_parked_sagas_are_met_though_each_is_taken_away_meanwhile(client: Sa
 
 def test_ended_sagas_that_come_meanwhile_shift_nothing(client: SagaClient) -> None:
     for number in range(450):
-        put(client._redis, f"s{number}", SagaStatus.COMPLETED, score=number)
+        put(client._redis, f"s{number}", SagaStatus.COMPLETED, at_ms=1 + number)
     met = []
     for number, saga in enumerate(client.list(status="COMPLETED")):
         assert isinstance(saga, SagaState)
         met.append(saga.saga_id)
         if number % 2:
-            put(client._redis, f"late{number}", SagaStatus.COMPLETED, score=1000 + number)
+            put(client._redis, f"late{number}", SagaStatus.COMPLETED, at_ms=1000 + number)
     assert met == [f"s{number}" for number in reversed(range(450))]
 
 

@@ -33,13 +33,14 @@ class ServerClock:
         server.start()
 
     def set_back(self, ms: int) -> None:
-        """Set the clock back by so much, in milliseconds. Returns when the server itself says the new time: Valkey
-        keeps what its clock said for some milliseconds, so the next command might still see the old one."""
+        """Set the clock back by so much, in milliseconds. If the server runs, returns when it says the new time itself:
+        Valkey keeps what its clock said for some milliseconds, so the next command might still see the old one."""
         with self._shift.open("r+b") as file:
             (before,) = struct.unpack("q", file.read(8))
             file.seek(0)
             file.write(struct.pack("q", before - ms))
-        until(lambda: self._says(before - ms), what="the server says the new time")
+        if self._server.process is not None and self._server.process.poll() is None:
+            until(lambda: self._says(before - ms), what="the server says the new time")
 
     def _says(self, shift_ms: int) -> bool:
         """Whether the server, to a client and to a script, says the machine's time with this shift."""
