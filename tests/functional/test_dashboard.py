@@ -158,7 +158,7 @@ def test_sagas_are_found_by_what_a_page_is_asked_for(asks: Asked) -> None:
     assert ids("older=1h") == set()
     assert "No saga is like that" in client.get("/sagas?older=1h").text
     for query, said in {
-        "older=soon": "a duration such as 90s",
+        "older=soon": "is not a duration like 500ms, 90s",
         "where=customer": "customer",
         "cursor=nonsense": "no cursor that a page has had",
     }.items():

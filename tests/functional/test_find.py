@@ -186,13 +186,8 @@ def test_the_command_line_finds_page_by_page(server: Server, commands: Commands)
     told = commands.run("list", "--where", "customer=c0", "--limit", "3", REDIS_URL=server.url)
     assert [line.split()[3] for line in told.stdout.splitlines()] == expected[:3]
     assert "3 shown of 5 (--cursor 1." in told.stderr
-    for wrong, text in (
-        (["--where", "customer"], "--where 'customer' is not NAME=VALUE"),
-        (["--where", "status=PARKED"], "status is taken"),
-        (["--older", "soon"], "'soon' is not a duration like 90s, 30m, 1h or 2d"),
-        (["--cursor", "x"], "this is no cursor"),
-    ):
+    for wrong, text in ((["--cursor", "x"], "this is no cursor"),):
         refused = commands.run("list", *wrong, REDIS_URL=server.url)
-        assert refused.returncode != 0
+        assert refused.returncode == 2
         assert text in refused.stderr
         assert "Traceback" not in refused.stderr

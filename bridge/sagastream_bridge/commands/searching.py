@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 STATUSES: Final = ("PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED")
-_DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
-_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def _duration(_: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
     """A duration in milliseconds."""
     if text is None:
         return None
-    if (found := _DURATION.fullmatch(text)) is None:
-        raise click.BadParameter(safe(f"{text!r:.40} is not a duration like 90s, 30m, 1h or 2d"), param=parameter)
-    return int(found[1]) * _MS[found[2]]
+    from sagastream.core.durations import written
+
+    try:
+        return written(text)
+    except ValueError as error:
+        raise click.BadParameter(safe(str(error)), param=parameter) from None
 
 
 _OPTIONS: Final = (
@@ -56,9 +57,34 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def wanted(*, where: tuple[str, ...], **options: Any) -> "Filter":
-    """The filter that these options make. Raises MalformedMessage, which says what is wrong."""
+    """The filter that these options make. Raises UsageError, which says what is wrong."""
     from sagastream.core.attributes import named
     from sagastream.core.filtering import parse_filter
+    from sagastream.errors import MalformedMessage
 
     body = {name: value for name, value in options.items() if value is not None}
-    return parse_filter(body | {"attributes": dict(named(one, "--where") for one in where)}, "the search")
+    try:
+        _no_options(where)
+        return parse_filter(body | {"attributes": named(where, "--where")}, "the search")
+    except MalformedMessage as error:
+        raise click.UsageError(safe(_in_options(str(error)))) from None
+
+
+def _no_options(where: tuple[str, ...]) -> None:
+    """Raises UsageError if what has an option of its own is asked for as an attribute."""
+    from sagastream.core.attributes import RESERVED
+
+    for text in where:
+        name, equals, value = text.partition("=")
+        if equals and name in RESERVED:
+            has_option = name in _NAMES or f"{name}_ms" in _NAMES
+            use = f"use --{name} {value}" if has_option else "no attribute has this name"
+            raise click.UsageError(safe(f"--where: {name} is no attribute; {use}"))
+
+
+def _in_options(text: str) -> str:
+    """A text that names members of a filter, with the names of their options instead."""
+    text = re.sub(r"^the search: (status|definition|at|parked|error) must", r"--\1 must", text)
+    return re.sub(
+        r"^the search: older than (.+) and newer than (.+) together", r"--older \1 and --newer \2 together", text
+    )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sagastream.client.blocking import SagaClient
     from sagastream.client.definition import Definition
+    from sagastream.core.attributes import Attributes
     from sagastream.core.messages import Begin
 
 _STDIN: Final = "-"
@@ -35,7 +36,6 @@ class ToBegin:
         """`what`: a file, MODULE:NAME, or the name of a definition of the store. `data`: the input of the saga, as JSON
         or @FILE. `attributes`: each as NAME=VALUE. Raises click.ClickException, CannotRead and MalformedMessage if this
         cannot be a saga, and PackageMissing if there is no package that checks its input."""
-        from sagastream.core.attributes import named
         from sagastream.core.messages import is_service
 
         if what == _STDIN and data == f"@{_STDIN}":
@@ -45,7 +45,7 @@ class ToBegin:
         self._data = None if data is None else json_or_file(data, "--input")
         self._saga_id = saga_id
         self._start_at = None if start_at is None else _moment(start_at)
-        self._attributes = dict(named(one, "--attribute") for one in attributes) or None
+        self._attributes = _attributes(attributes)
         self._begin: Begin | None = None
         self._given: Definition | None = None  # one that stands in a file or a module
         if is_place(what):
@@ -115,6 +115,16 @@ class ToBegin:
             self._begin = parse_begin(body, request_id=uuid.uuid4().hex)
         except MalformedMessage as error:
             raise click.ClickException(safe(f"{document.where}: {error}")) from None
+
+
+def _attributes(texts: "Sequence[str]") -> "Attributes | None":
+    from sagastream.core.attributes import named, parse_attributes
+    from sagastream.errors import MalformedMessage
+
+    try:
+        return parse_attributes(named(texts, "--attribute"), "--attribute")
+    except MalformedMessage as error:
+        raise click.UsageError(safe(str(error))) from None
 
 
 def of_another_version(client: "SagaClient", request: "Begin") -> str | None:

@@ -7,11 +7,10 @@ from urllib.parse import urlencode
 from msgspec import Struct
 
 from sagastream.core.attributes import named
+from sagastream.core.durations import written
 from sagastream.core.filtering import Filter, parse_filter
 
 STATUSES: Final = ("PENDING", "COMPENSATING", "PARKED", "ABORTED", "COMPLETED")
-#: The units of a duration, in ms.
-_UNITS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class WrongSearch(ValueError):
@@ -38,7 +37,7 @@ class Search(Struct, frozen=True, kw_only=True):
         for name in ("older", "newer"):
             if name in given:
                 body[f"{name}_ms"] = _duration(given[name], name)
-        body["attributes"] = dict(named(one, "with") for one in given.get("where", "").split())
+        body["attributes"] = named(given.get("where", "").split(), "with")
         return cls(
             wanted=parse_filter(body, "the search"), cursor=query.get("cursor") or None, given=tuple(given.items())
         )
@@ -49,8 +48,7 @@ class Search(Struct, frozen=True, kw_only=True):
 
 
 def _duration(text: str, name: str) -> int:
-    """`90s`, `15m`, `2h`, `1d` in ms."""
-    number, unit = text[:-1].strip(), text[-1].lower()
-    if not number.isascii() or not number.isdigit() or len(number) > 6 or unit not in _UNITS:
-        raise WrongSearch(f"{name} than: a duration such as 90s, 15m, 2h or 1d, not {text!r:.80}")
-    return int(number) * _UNITS[unit]
+    try:
+        return written(text.lower().replace(" ", ""))
+    except ValueError as error:
+        raise WrongSearch(f"{name} than: {error}") from None

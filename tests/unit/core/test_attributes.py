@@ -134,8 +134,10 @@ def test_what_is_accepted_can_be_written_and_read(value: str) -> None:
 
 
 def test_people_write_them_as_name_and_value() -> None:
-    assert named("customer=c42", "--attribute") == ("customer", "c42")
-    assert named("formula=a=b", "--attribute") == ("formula", "a=b")
+    assert named(["customer=c42", "formula=a=b"], "--attribute") == {"customer": "c42", "formula": "a=b"}
+    assert named([], "--attribute") == {}
+    with pytest.raises(MalformedMessage, match="--attribute names n twice"):
+        named(["n=1", "m=1", "n=1"], "--attribute")
     for text, why in (("c42", "is not NAME=VALUE"), ("C=1", "no name of an attribute"), ("n=\n", "control")):
         with pytest.raises(MalformedMessage, match=why):
-            named(text, "--attribute")
+            named([text], "--attribute")

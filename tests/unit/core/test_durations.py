@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.core.durations import day, exact
+from sagastream.core.durations import MOST_MS, day, exact, written
 
 
 @given(st.dates(date(1970, 1, 1), date(9999, 12, 31)), st.integers(0, 86_399_999))
@@ -25,3 +25,24 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
 )
 def test_an_exact_duration_is_not_rounded(ms: int, text: str) -> None:
     assert exact(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [("0s", 0), ("500ms", 500), ("90s", 90_000), ("1h30m", 5_400_000), ("1w", 604_800_000), ("1m1ms", 60_001)],
+)
+def test_people_write_durations_in_one_unit_or_in_several(text: str, ms: int) -> None:
+    assert written(text) == ms
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "-1h", "1h ", "30m1h", "1.5h", "\u0663h", "1y", "1h1h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration like 500ms, 90s, 30m, 1h, 2d, 1w or 1h30m"):
+        written(text)
+
+
+def test_a_duration_has_an_end() -> None:
+    assert written(f"{MOST_MS}ms") == MOST_MS
+    for text in (f"{MOST_MS + 1}ms", "9" * 40 + "d"):
+        with pytest.raises(ValueError, match="is too long: at most 1157407d"):
+            written(text)

@@ -2,6 +2,7 @@
 sealed. Pure."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 from unicodedata import category
 
@@ -60,10 +61,21 @@ def check_value(value: object, where: str) -> None:
         raise MalformedMessage(f"{where} has {size} bytes of UTF-8, at most {MAX_VALUE_BYTES} are allowed")
 
 
-def named(text: str, where: str) -> tuple[str, str]:
-    """An attribute as people write it in a command line, NAME=VALUE; the value is a text. Raises MalformedMessage.
+def named(texts: Iterable[str], where: str) -> dict[str, str]:
+    """Attributes as people write them in a command line, each as NAME=VALUE; the values are texts. Raises
+    MalformedMessage.
 
     `where`: the name of the option."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, value = _named(text, where)
+        if name in found:
+            raise MalformedMessage(f"{where} names {name} twice: a saga has one value of it")
+        found[name] = value
+    return found
+
+
+def _named(text: str, where: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise MalformedMessage(f"{where} {text!a:.80} is not NAME=VALUE")

@@ -1,4 +1,23 @@
-"""Durations and days as people read them."""
+"""Durations and days as people read and write them."""
+
+import re
+from typing import Final
+
+#: The longest duration that somebody may write, in milliseconds: that is longer than since 1970.
+MOST_MS: Final = 10**14
+_UNITS: Final = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+_WRITTEN: Final = re.compile("".join(f"(?:([0-9]{{1,40}}){unit})?" for unit in _UNITS))
+
+
+def written(text: str) -> int:
+    """A duration as people write it, in milliseconds. Raises ValueError, whose text says what is wrong."""
+    found = _WRITTEN.fullmatch(text)
+    if not text or found is None:
+        raise ValueError(f"{text!a:.40} is not a duration like 500ms, 90s, 30m, 1h, 2d, 1w or 1h30m")
+    ms = sum(int(number) * size for number, size in zip(found.groups(), _UNITS.values(), strict=True) if number)
+    if ms > MOST_MS:
+        raise ValueError(f"{text!a:.40} is too long: at most {MOST_MS // _UNITS['d']}d")
+    return ms
 
 
 def spoken(ms: float) -> str:

@@ -4,14 +4,17 @@ A saga must match all parts of a filter. For parts that have an index (core/inde
 one by one.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct
 
 from sagastream.core.attributes import check_name, check_value
+from sagastream.core.durations import MOST_MS, exact
 from sagastream.core.indexing import PARKED, of_status
 from sagastream.core.members import checked_object
+from sagastream.core.messages import ID_PATTERN, SERVICE_PATTERN
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.errors import MalformedMessage
@@ -21,9 +24,9 @@ STATUSES: Final = (*map(str, SagaStatus), "PARKED")
 _INDEXED: Final = ("COMPENSATING", "ABORTED", "PARKED")
 _TEXTS: Final = ("status", "definition", "at", "parked", "error")
 _AGES: Final = ("older_ms", "newer_ms")
-#: The longest text, in characters; the longest age is that of 1970.
+#: The longest text, in characters.
 _MOST_CHARS: Final = 512
-_MOST_MS: Final = 10**14
+_PLACE: Final = re.compile(f"(?:{SERVICE_PATTERN.pattern}/)?{ID_PATTERN.pattern}")
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -81,10 +84,16 @@ def parse_filter(body: Any, where: str) -> Filter:
         if name in body and not (isinstance(body[name], str) and 0 < len(body[name]) <= _MOST_CHARS):
             raise MalformedMessage(f"{where}: {name} must be a text of 1 to {_MOST_CHARS} characters")
     for name in _AGES:
-        if name in body and not (type(body[name]) is int and 0 <= body[name] <= _MOST_MS):
+        if name in body and not (type(body[name]) is int and 0 <= body[name] <= MOST_MS):
             raise MalformedMessage(f"{where}: {name} must be a whole number of milliseconds from 0")
     if body.get("status", STATUSES[0]) not in STATUSES:
         raise MalformedMessage(f"{where}: status must be one of {', '.join(STATUSES)}, not {body['status']!a:.40}")
+    for name in ("at", "parked"):
+        if name in body and not _PLACE.fullmatch(body[name]):
+            raise MalformedMessage(f"{where}: {name} must be COMMAND or SERVICE/COMMAND, not {body[name]!a:.80}")
+    if (older := body.get("older_ms", 0)) > (newer := body.get("newer_ms", MOST_MS)):
+        ages = f"older than {exact(older)} and newer than {exact(newer)}"
+        raise MalformedMessage(f"{where}: {ages} together find nothing: no saga began then")
     given = {name: body[name] for name in (*_TEXTS, *_AGES) if name in body}
     return Filter(attributes=_attributes(body.get("attributes", {}), f"{where}: attributes"), **given)
 
