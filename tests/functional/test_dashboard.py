@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.roles import Role
@@ -178,6 +179,18 @@ def test_a_list_goes_on_page_by_page(asks: Asked, shop: Shop, monkeypatch: pytes
     assert f"shown of {len(everything)}" in page
 
 
+def test_a_page_says_among_which_it_found_none(asks: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagastream.store.finding._LOOKED_AT", 3)
+    page = asks().get("/sagas?error=nobody+says+that").text
+    assert "None among the 3 that began last" in page
+    assert "choose the status aborted, compensating or parked" in page
+    assert "shown of" not in page
+    address = re.findall(r'rel="next" href="([^"]+)"', page)[0].replace("&amp;", "&")
+    assert "None among the next 3" in asks().get(address).text
+    other = asks().get(address.replace("nobody", "somebody"))
+    assert (other.status_code, "this cursor is of another search" in other.text) == (422, True)
+
+
 def test_a_definition_shows_what_can_become_of_its_sagas(asks: Asked) -> None:
     page = text(asks().get("/definitions/order?explore=yes").text)
     assert "It can end completed aborted parked" in page
@@ -327,7 +340,7 @@ def test_whatever_an_address_or_a_form_says_is_answered(asks: Asked) -> None:
     many = "9" * 5000  # more digits than int() reads
     for version in (many, "-1", "0x1", "\N{SUPERSCRIPT TWO}"):
         assert client.get("/definitions/order", params={"version": version}).status_code == 404
-    for cursor in (many, f"1.{many}.0.0e.x", "1.1.1.1e.\0"):
+    for cursor in (many, f"1.{Filter().mark}.{many}.0.0e.x", f"1.{Filter().mark}.1.1.1e.\0"):
         assert client.get("/sagas", params={"cursor": cursor}).status_code == 422
     [message, *_] = re.findall(r'href="/quarantine/([^"]+)"', client.get("/quarantine").text)
     names = ("self", "request", "saga_id", "entry_id", "service", "status", "complaint", "given")

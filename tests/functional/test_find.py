@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from sagastream import AsyncSagaClient, SagaClient
 from sagastream.core.decision import decide
-from sagastream.core.filtering import matches, parse_filter
+from sagastream.core.filtering import Filter, matches, parse_filter
 from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
@@ -18,6 +18,7 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.sweeping import filled
 from sagastream.store import finding, sagas
+from sagastream_bridge.inspection import lookup, views
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
@@ -116,6 +117,36 @@ def test_few_live_sagas_are_found_among_many_that_have_ended(server: Server, mon
     assert (page.total, page.total_is_exact, page.cursor) == (len(pending), True, None)
 
 
+def test_a_list_goes_on_until_its_page_is_full_or_says_among_which_it_found_none(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = server.broker()
+    states = stored(broker.client, KEYS, 400)
+    monkeypatch.setattr(finding, "_LOOKED_AT", 60)
+    for saga_id in ("s00003", "s00007", "s00399"):
+        broker.client.hset(ONLY.saga(saga_id), "reason", "no money")
+    wanted = Filter(error="no money")
+    whole = lookup.listing(broker, wanted, 50, None)
+    assert [state.saga_id for state in whole.page.sagas] == ["s00399", "s00007", "s00003"]
+    assert (whole.page.cursor, whole.page.total, whole.page.total_is_exact) == (None, 3, True)
+    assert whole.page.looked_at == len(states)
+    first = lookup.listing(broker, wanted, 1, None)
+    second = lookup.listing(broker, wanted, 1, first.page.cursor)
+    assert [state.saga_id for state in (*first.page.sagas, *second.page.sagas)] == ["s00399", "s00007"]
+
+    monkeypatch.setattr(lookup, "_GOES_ON_S", 0)
+    none = lookup.listing(broker, Filter(error="nobody says that"), 50, None)
+    told = views.counted(none, 50)
+    assert told.startswith(f"none among the 60 that began last; --cursor {none.page.cursor} looks on; ")
+    assert "; --status aborted, --status compensating or --status parked is faster; " in told
+    again = lookup.listing(broker, none.wanted, 50, none.page.cursor)
+    assert views.counted(again, 50).startswith("none among the next 60; --cursor ")
+    of_one = lookup.listing(broker, Filter(error="nobody", attributes=(("number", "1"),), status="PENDING"), 50, None)
+    told = views.counted(of_one, 50)
+    assert told.startswith("none among the 60 with number=1 that began last; --cursor ")
+    assert "faster" not in told
+
+
 def test_ages_choose_a_part_of_an_index(server: Server) -> None:
     broker = server.broker()
     scene = Scene(broker)
@@ -142,16 +173,34 @@ def test_what_cannot_be_read_is_told_beside_the_others(server: Server) -> None:
     assert len(states) == 5
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "1.5.0.0e.", "1.5.0.0e.a b", "2.5.0.0e.a", "1.-5.0.0e.a", "1.5.0.0e.a\n"])
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "x",
+        "1.5.0.0e.a",
+        *(f"1.{Filter().mark}.{rest}" for rest in ("5.0.0e.", "5.0.0e.a b", "-5.0.0e.a", "5.0.0e.a\n")),
+    ],
+)
 def test_a_cursor_that_no_page_has_had_is_refused(cursor: str) -> None:
     with pytest.raises(ValueError, match="no cursor that a page has had"):
-        finding.check_page(50, cursor)
+        finding.check_page(50, cursor, Filter())
+
+
+def test_a_cursor_is_of_one_search() -> None:
+    wanted = parse_filter({"attributes": {"a": 1, "b": "2"}, "newer_ms": 5}, "the search")
+    cursor = f"1.{wanted.mark}.5.0.0e.a"
+    same = parse_filter({"newer_ms": 5, "attributes": {"b": 2, "a": "1"}}, "the search")
+    assert finding.check_page(50, cursor, same) is not None
+    for other in (Filter(), replace(wanted, newer_ms=6), replace(wanted, attributes=())):
+        with pytest.raises(ValueError, match="this cursor is of another search"):
+            finding.check_page(50, cursor, other)
 
 
 @pytest.mark.parametrize("limit", [0, 1001, -1, True, 5.0])
 def test_a_page_has_1_to_1000_sagas(limit: Any) -> None:
     with pytest.raises(ValueError, match="limit must be a whole number from 1 to 1000"):
-        finding.check_page(limit, None)
+        finding.check_page(limit, None, Filter())
 
 
 def test_an_event_loop_finds_too(server: Server) -> None:
@@ -179,14 +228,18 @@ def test_the_command_line_finds_page_by_page(server: Server, commands: Commands)
     expected = [f"s{number:05}" for number in range(28, -1, -7)]
     first, last = listed("--where", "customer=c0", "--limit", "3")
     assert (first, last["total"], last["total_is_exact"]) == (expected[:3], 5, True)
-    second, last = listed("--where", "customer=c0", "--cursor", last["cursor"])
+    another = last["cursor"]
+    second, last = listed("--where", "customer=c0", "--cursor", another)
     assert (second, last["cursor"]) == (expected[3:], None)
     assert listed("--status", "aborted", "--error", "SOLD OUT", "--older", "1h", "--newer", "9999d")[0]
     assert listed("--at", "work/Do", "--where", "number=1", "--where", "customer=c3")[0] == ["s00010"]
     told = commands.run("list", "--where", "customer=c0", "--limit", "3", REDIS_URL=server.url)
     assert [line.split()[3] for line in told.stdout.splitlines()] == expected[:3]
     assert "3 shown of 5 (--cursor 1." in told.stderr
-    for wrong, text in ((["--cursor", "x"], "this is no cursor"),):
+    for wrong, text in (
+        (["--cursor", "x"], "--cursor: this is no cursor"),
+        (["--cursor", another], "--cursor: this cursor is of another search: give the same search with it"),
+    ):
         refused = commands.run("list", *wrong, REDIS_URL=server.url)
         assert refused.returncode == 2
         assert text in refused.stderr

@@ -31,7 +31,7 @@ from sagastream_bridge.dashboard.reading import MOST_QUARANTINED, StoreReader
 from sagastream_bridge.dashboard.rules import Sessions
 from sagastream_bridge.definitions import outline
 from sagastream_bridge.definitions.drawing import Form, Node
-from sagastream_bridge.inspection import graph_views
+from sagastream_bridge.inspection import graph_views, views
 
 #: So many parked sagas of a group are shown.
 _OF_A_GROUP: Final = 20
@@ -181,6 +181,8 @@ class Pages:
             given={name: request.query_params.get(name, "") for name in Search.NAMES},
             complaint=complaint,
             found=found,
+            none_found=views.none_found(found, search.wanted, is_first=search.cursor is None),
+            is_faster_by_status=views.is_faster_by_status(search.wanted),
             rows=[(state, why_of(state, causes)) for state, causes in zip(found.sagas, whys, strict=True)],
             statuses=STATUSES,
             definitions=[one.name for one in self._reader.definitions()],

@@ -1,6 +1,7 @@
 """Reads the store for people: one saga with all that explains it, or many, one per line."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 import redis
+from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
@@ -39,6 +41,8 @@ _EXPLAINED_AT_ONCE: Final = 50
 _LOOKED_AT: Final = 100
 #: How far the last change of a saga may be ahead of the broker's clock before that is told, in milliseconds.
 _AHEAD_MS: Final = 1_000
+#: How long a list goes on to look for sagas until its page is full, in seconds.
+_GOES_ON_S: Final = 2.0
 _AFTER_FAILOVER: Final = "see sagastream doctor --after-failover"
 
 
@@ -56,6 +60,8 @@ class Found:
 class Listing:
     """One page of sagas, and what there is to say of the store."""
 
+    wanted: Filter
+    is_first: bool  # whether the page is the first one
     page: Page
     now_ms: int
     live: int
@@ -168,9 +174,9 @@ def page_as_json(page: Page) -> str:
 
 def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> Listing:
     """One page of the sagas that are looked for, and what there is to say of the store. Raises ValueError for a cursor
-    that cannot be."""
+    that is not of this search."""
     store, keys = broker.client, layout.look(broker)
-    page = opened_page(codec_of(None), run(store, find(keys, wanted, limit, cursor)))
+    page = opened_page(codec_of(None), _page(store, keys, wanted, limit, cursor))
     pipeline = store.pipeline(transaction=False)
     for partition in keys.partitions:
         pipeline.zcard(partition.timers)
@@ -181,6 +187,8 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
     counts = execute(pipeline)
     evidence = run(store, survey(keys, ()))
     found = Listing(
+        wanted=wanted,
+        is_first=cursor is None,
         page=page,
         now_ms=sagas.read(store, keys, [])[1],
         live=sum(counts[0::5]),
@@ -193,6 +201,21 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
     for at in range(0, len(page.sagas), _EXPLAINED_AT_ONCE):
         found.causes += run(store, explain(keys, page.sagas[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
     return found
+
+
+def _page(store: "redis.Redis", keys: StoreKeys, wanted: Filter, limit: int, cursor: str | None) -> Page:
+    """A page. If looking at as many sagas as one page may does not fill it, the search goes on for some time."""
+    until = time.monotonic() + _GOES_ON_S
+    page = run(store, find(keys, wanted, limit, cursor))
+    while page.cursor is not None and len(page.sagas) < limit and time.monotonic() < until:
+        more = run(store, find(keys, wanted, limit - len(page.sagas), page.cursor))
+        page = replace(
+            more,
+            sagas=page.sagas + more.sagas,
+            unreadable=page.unreadable + more.unreadable,
+            looked_at=page.looked_at + more.looked_at,
+        )
+    return page
 
 
 def _causes(causes: Sequence[Cause]) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ from sagastream.client.erasing import Erased
 from sagastream.console import printable
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.durations import spoken
+from sagastream.core.filtering import Filter
 from sagastream.core.history import history
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import HELD_MS, StepStatus
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.core.why import headline
 from sagastream.store.columns import iso
+from sagastream.store.finding import Page
 from sagastream.store.quarantine import Quarantined
 from sagastream_bridge.inspection import graph_views, history_views, screen
 from sagastream_bridge.inspection.findings import Finding
@@ -186,15 +188,35 @@ def counted(listing: Listing, limit: int) -> str:
     """The line below a list: how many sagas it shows, and what there is to say of the store."""
     page = listing.page
     shown = len(page.sagas)
-    found = f"{shown} shown of {page.total}" if page.total_is_exact else f"{shown} shown of {page.total} or more"
-    larger = " or a larger --limit" if shown == limit else ""
-    more = f" (--cursor {page.cursor}{larger} shows more)" if page.cursor is not None else ""
+    if page.cursor is not None and not shown and not page.total:
+        more = f"; --cursor {page.cursor} looks on"
+        if is_faster_by_status(listing.wanted):
+            more += "; --status aborted, --status compensating or --status parked is faster"
+        found = none_found(page, listing.wanted, is_first=listing.is_first)
+    else:
+        found = f"{shown} shown of {page.total}" if page.total_is_exact else f"{shown} shown of {page.total} or more"
+        does = "or a larger --limit shows more" if shown == limit else "looks on"
+        more = f" (--cursor {page.cursor} {does})" if page.cursor is not None else ""
     parked = f", {listing.parked} of them parked," if listing.parked else ""
     unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
     aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
     stands = f"; {headline(listing.standing)}" if listing.standing and (listing.live or listing.unread) else ""
     counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{stands}"
     return printable(f"{found}{more}; {counts}")
+
+
+def none_found(page: Page, wanted: Filter, *, is_first: bool) -> str:
+    """Among which sagas none was found, if there may be others."""
+    names, number = wanted.index_names, f"{page.looked_at:,}"
+    if len(names) > 1:
+        return f"none among the {number} that were looked at, newest first"
+    of = f" with {names[0]}" if names else ""
+    return f"none among the {number}{of} that began last" if is_first else f"none among the next {number}{of}"
+
+
+def is_faster_by_status(wanted: Filter) -> bool:
+    """Whether a status that has an index would help: errors are mostly looked for in sagas that have one."""
+    return wanted.error is not None and (wanted.status, wanted.at, wanted.parked) == (None, None, None)
 
 
 def absent(causes: Sequence[Cause], notes: Sequence[str]) -> str:

@@ -509,7 +509,7 @@ class SagaClient:
             newer: it began at most this long ago.
             error: a part of an error of it, or of why it is undone or parked. Case does not count.
             limit: at most so many sagas, up to 1000.
-            cursor: of the page before. Give the other arguments as for that page.
+            cursor: of the page before. With other arguments than for that page, it is refused.
 
         Raises MalformedMessage if no saga can match, such as one with an attribute that none may have; ValueError for a
         limit that is not allowed, or a cursor that no page has had; TypeError.

@@ -7,7 +7,9 @@ one by one.
 import re
 from collections.abc import Mapping
 from typing import Any, Final
+from zlib import crc32
 
+import msgspec
 from msgspec import Struct
 
 from sagastream.core.attributes import check_name, check_value
@@ -73,6 +75,11 @@ class Filter(Struct, frozen=True, kw_only=True):
         """As JSON values; `parse_filter` reads them."""
         said = {name: value for name in (*_TEXTS, *_AGES) if (value := getattr(self, name)) is not None}
         return said | ({"attributes": dict(self.attributes)} if self.attributes else {})
+
+    @property
+    def mark(self) -> str:
+        """A short mark by which it is told from other filters, as far as that matters for people's mistakes."""
+        return f"{crc32(msgspec.json.encode(self.body(), order='sorted')):08x}"
 
 
 def parse_filter(body: Any, where: str) -> Filter:

@@ -42,7 +42,9 @@ _IDS: Final = 500
 COUNTED: Final = 10_000
 #: If only live sagas can match, and no more than this many live, they are read in place of all.
 _FEW_LIVE: Final = 2_000
-_CURSOR: Final = re.compile(r"1\.([0-9]{1,15})\.([0-9]{1,9})\.([0-9]{1,9})([em])\.([A-Za-z0-9._:-]{1,128})")
+_CURSOR: Final = re.compile(
+    r"1\.([0-9a-f]{8})\.([0-9]{1,15})\.([0-9]{1,9})\.([0-9]{1,9})([em])\.([A-Za-z0-9._:-]{1,128})"
+)
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -53,6 +55,7 @@ class Page(Struct, frozen=True, kw_only=True):
     total: int  # how many such sagas there are, on all pages
     total_is_exact: bool  # False: there are at least so many
     unreadable: list[UnreadableSaga] = []  # those on the way that cannot be read
+    looked_at: int = 0  # how many sagas were looked at for it
 
 
 class _Position(NamedTuple):
@@ -64,9 +67,8 @@ class _Position(NamedTuple):
     total: int = 0
     is_exact: bool = False
 
-    @property
-    def cursor(self) -> str:
-        return f"1.{self.begun_ms}.{self.seen}.{self.total}{'e' if self.is_exact else 'm'}.{self.saga_id}"
+    def cursor(self, wanted: Filter) -> str:
+        return f"1.{wanted.mark}.{self.begun_ms}.{self.seen}.{self.total}{'e' if self.is_exact else 'm'}.{self.saga_id}"
 
     @property
     def place(self) -> tuple[int, str]:
@@ -102,15 +104,17 @@ def to_filter(
     return parse_filter({name: value for name, value in body.items() if value is not None}, "the search")
 
 
-def check_page(limit: int, cursor: str | None) -> _Position | None:
-    """Where a page begins. Raises ValueError."""
+def check_page(limit: int, cursor: str | None, wanted: Filter) -> _Position | None:
+    """Where a page of this search begins. Raises ValueError."""
     if type(limit) is not int or not 1 <= limit <= MOST:
         raise ValueError(f"limit must be a whole number from 1 to {MOST}, not {limit!r:.40}")
     if cursor is None:
         return None
     if (found := _CURSOR.fullmatch(cursor)) is None:
         raise ValueError(f"this is no cursor that a page has had: {cursor!a:.80}")
-    begun_ms, seen, total, exact, saga_id = found.groups()
+    mark, begun_ms, seen, total, exact, saga_id = found.groups()
+    if mark != wanted.mark:
+        raise ValueError("this cursor is of another search: give the same search with it, or leave the cursor out")
     return _Position(int(begun_ms), saga_id, int(seen), int(total), exact == "e")
 
 
@@ -131,8 +135,8 @@ def find(
         at_ms: from when ages count; None: from now.
         looked_at: how many sagas are looked at; None: as many as for every page.
 
-    Raises ValueError for a limit that is not allowed, or a cursor that no page has had."""
-    after = check_page(limit, cursor)
+    Raises ValueError for a limit that is not allowed, or a cursor that no page of this search has had."""
+    after = check_page(limit, cursor, wanted)
     if at_ms is None:
         (time,) = yield [("TIME",)]
         at_ms = milliseconds(or_raise(time))
@@ -215,8 +219,15 @@ class _Search:
             known = min(self._after.seen + counted, COUNTED)
             total, is_exact = max(known, self._after.total), self._after.is_exact or is_end
         has_more = at is not None and not (is_end and counted == len(found))
-        cursor = at._replace(seen=seen, total=total, is_exact=is_exact).cursor if at is not None and has_more else None
-        return Page(sagas=found, cursor=cursor, total=total, total_is_exact=is_exact, unreadable=self._unreadable)
+        place = at._replace(seen=seen, total=total, is_exact=is_exact) if at is not None and has_more else None
+        return Page(
+            sagas=found,
+            cursor=None if place is None else place.cursor(self._wanted),
+            total=total,
+            total_is_exact=is_exact,
+            unreadable=self._unreadable,
+            looked_at=self._looked,
+        )
 
     def _next_ids(self, count: int) -> Exchange[list[tuple[int, str]]]:
         """The next sagas of all partitions, newest first."""
