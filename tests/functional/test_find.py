@@ -235,6 +235,7 @@ def test_the_command_line_finds_page_by_page(server: Server, commands: Commands)
     assert listed("--at", "work/Do", "--where", "number=1", "--where", "customer=c3")[0] == ["s00010"]
     told = commands.run("list", "--where", "customer=c0", "--limit", "3", REDIS_URL=server.url)
     assert [line.split()[3] for line in told.stdout.splitlines()] == expected[:3]
+    assert {line.split()[4] for line in told.stdout.splitlines()} == {"customer=c0,"}
     assert "3 shown of 5 (--cursor 1." in told.stderr
     for wrong, text in (
         (["--cursor", "x"], "--cursor: this is no cursor"),

@@ -44,8 +44,8 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
         if not page.sagas and page.cursor is None:
             click.echo("there is no such saga: nothing is done")
             return
-        for state, causes in zip(page.sagas, listing.causes, strict=True):
-            click.echo(views.row(state, listing.now_ms, causes, width()))
+        for line in views.rows(listing, width()):
+            click.echo(line)
         sagas = f"{page.total} or more sagas" if not page.total_is_exact else counted(page.total, "saga")
         say(f"to {verb}{' now' if now else ''}: {sagas} with {bulks.told(bulk.filter)}")
         if not yes:

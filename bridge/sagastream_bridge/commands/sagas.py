@@ -191,7 +191,7 @@ def _watch(broker: "Broker", picture: _Picture) -> None:
 @click.command("list")
 @search_options
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="List at most this many.")
-@click.option("--cursor", metavar="CURSOR", help="Go on where another list ended. Give the same search again.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where a list of the same search ended.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the last one has cursor and total.")
 def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None:
     """List sagas in the order of their begins, newest first: all of them, or those that match all options given."""
@@ -206,10 +206,9 @@ def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) ->
         except ValueError as error:
             raise click.BadParameter(safe(str(error)), param_hint="--cursor") from None
         page = listing.page
-        for state, causes in zip(page.sagas, listing.causes, strict=True):
-            click.echo(
-                lookup.row_as_json(state, causes) if as_json else views.row(state, listing.now_ms, causes, width())
-            )
+        lines = map(lookup.row_as_json, page.sagas, listing.causes) if as_json else views.rows(listing, width())
+        for line in lines:
+            click.echo(line)
         for problem in page.unreadable:
             label = "NEWER" if isinstance(problem, NewerFormat) else "DAMAGED"
             click.echo(f"{label:<12}  {safe(str(problem))}", err=as_json)

@@ -109,7 +109,7 @@ def _facts(
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
     if state.attributes is not None:
-        yield f"  attributes {', '.join(f'{name}={printable(str(value))}' for name, value in state.attributes.items())}"
+        yield f"  attributes {_attributes(state)}"
     if state.trace_id is not None:
         yield f"  trace    {state.trace_id}"
     yield from graph_views.facts(state, now_ms)
@@ -173,15 +173,41 @@ def _interventions(state: SagaState) -> Iterator[str]:
         yield f"  {printable(done.verb).ljust(max(8, width))} {iso(done.at_ms)}  {said}".rstrip()
 
 
-def row(state: SagaState, now_ms: int, causes: Sequence[Cause] = (), width: int | None = None) -> str:
-    """A saga on one line of a list, cut to the width of the terminal. `causes`: why it waits."""
+def rows(listing: Listing, width: int | None = None) -> Iterator[str]:
+    """The sagas of a list; above them, on a terminal of this width, what stands in the columns."""
+    if width is not None and listing.page.sagas:
+        yield screen.cut(f"{'STATUS':<12}  {'BEGUN':>6}  SAGA, its attributes, and why it is there", width)
+    for state, causes in zip(listing.page.sagas, listing.causes, strict=True):
+        yield row(state, listing.now_ms, causes, width, [name for name, _ in listing.wanted.attributes])
+
+
+def row(
+    state: SagaState,
+    now_ms: int,
+    causes: Sequence[Cause] = (),
+    width: int | None = None,
+    asked: Sequence[str] = (),
+) -> str:
+    """A saga on one line of a list, cut to the width of the terminal. Its age counts from its begin, as lists are in
+    that order. `causes`: why it waits. `asked`: the names of the attributes that come first."""
     why = f"parked: {state.parked}" if state.parked else state.reason or ""
     if not (state.ended or state.parked):
         why = headline(causes) or f"waits for {state.waiting_for}"
     name = "PARKED" if state.parked else str(state.status)
     shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
-    line = f"{shown}  {spoken(now_ms - state.updated_ms):>6}  {printable(state.saga_id)}  {printable(why)}"
-    return screen.cut(line.rstrip(), width)
+    attributes = _attributes(state, asked)
+    if attributes and width is not None:  # so that there is room for why
+        attributes = screen.cut(attributes, max(width // 3, 24))
+    parts = (shown, f"{spoken(now_ms - state.begun_ms):>6}", printable(state.saga_id), attributes, printable(why))
+    return screen.cut("  ".join(filter(None, parts)).rstrip(), width)
+
+
+def _attributes(state: SagaState, first: Sequence[str] = ()) -> str:
+    """The attributes of a saga on one line: those `first`, then the others."""
+    there = state.attributes or {}
+    names = [name for name in first if name in there]
+    names += [name for name in there if name not in names]
+    return ", ".join(f"{name}={printable(str(there[name]))}" for name in names)
 
 
 def counted(listing: Listing, limit: int) -> str:

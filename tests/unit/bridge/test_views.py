@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core.causes import Cause, CauseKind
+from sagastream.core.filtering import Filter
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.strict_json import encode
+from sagastream.store.finding import Page
 from sagastream_bridge.inspection import views
 from sagastream_bridge.inspection.findings import warning
+from sagastream_bridge.inspection.lookup import Listing
 from support.values import TRACEPARENT
 
 NOW_MS = 1_700_000_000_000
@@ -171,7 +174,7 @@ def test_a_parked_saga_says_so_and_why() -> None:
     assert "saga42  COMPENSATING  PARKED" in shown(saga)
     assert "parked   nobody knows what undoes it" in shown(saga)
     assert click.unstyle(views.row(saga, NOW_MS)) == (
-        "PARKED           5 s  saga42  parked: nobody knows what undoes it"
+        "PARKED          60 m  saga42  parked: nobody knows what undoes it"
     )
 
 
@@ -179,12 +182,12 @@ def test_an_ended_saga_waits_for_nothing_and_its_row_has_the_reason() -> None:
     saga = a_saga(a_step(phase=Phase.FAILED), status=SagaStatus.ABORTED, reason="Step 1 failed: no")
     assert "waits" not in shown(saga)
     assert "ended" in shown(saga)
-    assert click.unstyle(views.row(saga, NOW_MS)) == "ABORTED          5 s  saga42  Step 1 failed: no"
+    assert click.unstyle(views.row(saga, NOW_MS)) == "ABORTED         60 m  saga42  Step 1 failed: no"
 
 
 def test_the_row_of_a_live_saga_says_what_it_waits_for() -> None:
     assert click.unstyle(views.row(a_saga(a_step(phase=Phase.OUT, due_ms=NOW_MS + 5)), NOW_MS)) == (
-        "PENDING          5 s  saga42  waits for payment to answer ChargePayment, step 1"
+        "PENDING         60 m  saga42  waits for payment to answer ChargePayment, step 1"
     )
 
 
@@ -202,7 +205,32 @@ def test_the_row_of_a_live_saga_says_what_it_waits_for() -> None:
     ],
 )
 def test_ages_are_told_in_the_unit_that_suits_them(age_ms: int, age: str) -> None:
-    assert f" {age}  saga42" in views.row(a_saga(a_step(), updated_ms=NOW_MS - age_ms), NOW_MS)
+    assert f" {age}  saga42" in views.row(a_saga(a_step(), begun_ms=NOW_MS - age_ms), NOW_MS)
+
+
+def test_a_row_has_the_attributes_of_the_saga_and_first_those_that_were_asked_for() -> None:
+    saga = a_saga(
+        a_step(phase=Phase.FAILED),
+        status=SagaStatus.ABORTED,
+        reason="no",
+        attributes={"batch": 815, "customer": "c\x1b42", "shop": "s" * 64},
+    )
+    whole = click.unstyle(views.row(saga, NOW_MS, asked=["customer"]))
+    assert whole == f"ABORTED         60 m  saga42  customer=c\\x1b42, batch=815, shop={'s' * 64}  no"
+    narrow = click.unstyle(views.row(saga, NOW_MS, width=80))
+    assert narrow == "ABORTED         60 m  saga42  batch=815, customer=c\\x1b…  no"
+
+
+def test_a_list_on_a_terminal_says_what_stands_in_its_columns() -> None:
+    page = Page(sagas=[a_saga(a_step(phase=Phase.OUT))], cursor=None, total=1, total_is_exact=True)
+    listing = Listing(
+        wanted=Filter(), is_first=True, page=page, now_ms=NOW_MS, live=1, parked=0, ended=0, unread=0, quarantined=0,
+        standing=(), causes=[()],
+    )  # fmt: skip
+    heading, row = (click.unstyle(line) for line in views.rows(listing, 80))
+    assert heading == "STATUS         BEGUN  SAGA, its attributes, and why it is there"
+    assert (heading.index("BEGUN") + 5, row.index("60 m") + 4) == (20, 20)
+    assert len([*views.rows(listing)]) == 1
 
 
 @pytest.mark.parametrize(
