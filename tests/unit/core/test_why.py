@@ -226,17 +226,17 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
     "its attempt has failed, and its service does not run": (
         (BACKING_OFF, at_work(DEAD)),
         [
-            (CauseKind.BACKING_OFF, ["sent again in 4 s"]),
             (CauseKind.NO_SERVICE, [f"{DEAD.name} was last heard 40 s ago"]),
+            (CauseKind.BACKING_OFF, ["sent again in 4 s"]),
         ],
     ),
     "its attempt has failed, and its service is misspelt": (
         (BACKING_OFF, replace(at_work(published=None), names=frozenset({"payments"}))),
-        [(CauseKind.BACKING_OFF, []), (CauseKind.NO_SERVICE, ["of payments?", "sagastream cancel s1"])],
+        [(CauseKind.NO_SERVICE, ["of payments?", "sagastream cancel s1"]), (CauseKind.BACKING_OFF, [])],
     ),
     "its attempt has failed, and its service has no such command": (
         (BACKING_OFF, at_work(ALIVE, published=frozenset({"Chrage"}))),
-        [(CauseKind.BACKING_OFF, []), (CauseKind.NO_COMMAND, ["misspelling of Chrage"])],
+        [(CauseKind.NO_COMMAND, ["misspelling of Chrage"]), (CauseKind.BACKING_OFF, [])],
     ),
     "its attempt has failed, and its service hangs": (
         (BACKING_OFF, at_work(ALIVE, handlers=(HANGING,), hung=frozenset({PID}))),

@@ -69,7 +69,9 @@ def _of_step(
         cause = command.cause()
     if cause is None or (hung and cause.kind is CauseKind.HANGS and step.phase in BACKING_OFF):
         return (*found, *hung)
-    return (*found, cause, *(() if cause.kind is CauseKind.HANGS else hung))
+    if cause.kind is CauseKind.HANGS:
+        return (*found, cause)
+    return (cause, *found, *hung)  # as long as nobody can answer, the next attempt fails too
 
 
 def _told_of(state: SagaState, number: int, causes: Iterable[Cause]) -> Iterable[Cause]:
