@@ -219,6 +219,7 @@ def test_an_event_loop_finds_too(server: Server) -> None:
 def test_the_command_line_finds_page_by_page(server: Server, commands: Commands) -> None:
     broker = server.broker()
     stored(broker.client, KEYS, 30)
+    broker.client.sadd(KEYS.services, "till")
 
     def listed(*options: str) -> tuple[list[str], dict[str, Any]]:
         run = commands.run("list", "--json", *options, REDIS_URL=server.url)
@@ -238,6 +239,8 @@ def test_the_command_line_finds_page_by_page(server: Server, commands: Commands)
     assert {line.split()[4] for line in told.stdout.splitlines()} == {"customer=c0,"}
     assert "3 shown of 5 (--cursor 1." in told.stderr
     for wrong, text in (
+        (["--at", "till"], "till is a service: --at till/COMMAND"),
+        (["--parked", "till"], "till is a service: --parked till/COMMAND"),
         (["--cursor", "x"], "--cursor: this is no cursor"),
         (["--cursor", another], "--cursor: this cursor is of another search: give the same search with it"),
     ):

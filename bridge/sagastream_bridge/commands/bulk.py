@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.context import counted, opened, orderly, safe, say, width
-from sagastream_bridge.commands.searching import wanted
+from sagastream_bridge.commands.searching import refuse_services, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,7 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
         keys = layout.check(broker)
         listing = lookup.listing(broker, bulk.filter, _SAMPLE, None)
         page = listing.page
+        refuse_services(broker, listing)
         if not page.sagas and page.cursor is None:
             click.echo("there is no such saga: nothing is done")
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from sagastream_bridge.commands.context import finite, opened, orderly, safe, say, width
-from sagastream_bridge.commands.searching import search_options, wanted
+from sagastream_bridge.commands.searching import refuse_services, search_options, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,6 +205,7 @@ def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) ->
             listing = lookup.listing(broker, search, limit, cursor)
         except ValueError as error:
             raise click.BadParameter(safe(str(error)), param_hint="--cursor") from None
+        refuse_services(broker, listing)
         page = listing.page
         lines = map(lookup.row_as_json, page.sagas, listing.causes) if as_json else views.rows(listing, width())
         for line in lines:

@@ -9,7 +9,9 @@ import click
 from sagastream_bridge.commands.context import safe
 
 if TYPE_CHECKING:
+    from sagastream.broker.connection import Broker
     from sagastream.core.filtering import Filter
+    from sagastream_bridge.inspection.lookup import Listing
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -68,6 +70,15 @@ def wanted(*, where: tuple[str, ...], **options: Any) -> "Filter":
         return parse_filter(body | {"attributes": named(where, "--where")}, "the search")
     except MalformedMessage as error:
         raise click.UsageError(safe(_in_options(str(error)))) from None
+
+
+def refuse_services(broker: "Broker", found: "Listing") -> None:
+    """Raises UsageError if no saga was found since a service was named in place of a command."""
+    from sagastream_bridge.inspection import lookup
+
+    if not found.page.sagas and (named := lookup.service_in_place_of_command(broker, found.wanted)) is not None:
+        option, service = named
+        raise click.UsageError(f"{service} is a service: --{option} {service}/COMMAND")
 
 
 def _no_options(where: tuple[str, ...]) -> None:

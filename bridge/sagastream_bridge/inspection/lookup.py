@@ -27,7 +27,7 @@ from sagastream.core.step_state import Step
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
 from sagastream.errors import UnreadableSaga
-from sagastream.store import layout, lineage, sagas
+from sagastream.store import layout, lineage, published, sagas
 from sagastream.store.columns import iso
 from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.keys import StoreKeys
@@ -201,6 +201,15 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
     for at in range(0, len(page.sagas), _EXPLAINED_AT_ONCE):
         found.causes += run(store, explain(keys, page.sagas[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
     return found
+
+
+def service_in_place_of_command(broker: Broker, wanted: Filter) -> tuple[str, str] | None:
+    """If a filter names a service where a command belongs: the part of the filter, and the service."""
+    asked = [(part, name) for part in ("at", "parked") if (name := getattr(wanted, part)) is not None]
+    if not asked:
+        return None
+    services = run(broker.client, published.services(layout.look(broker)))
+    return next(((part, name) for part, name in asked if name in services), None)
 
 
 def _page(store: "redis.Redis", keys: StoreKeys, wanted: Filter, limit: int, cursor: str | None) -> Page:
