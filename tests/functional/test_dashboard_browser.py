@@ -35,6 +35,11 @@ PAGES = {
 #: What is seen on a page and is too small to be read, in a drawing that was scaled down.
 SMALL_TEXTS = """[...document.querySelectorAll("svg text")].filter(one => {
     const high = one.getBoundingClientRect().height; return high > 0 && high < 10 }).map(one => one.textContent)"""
+#: The attributes in a list that are not wholly seen.
+HIDDEN_ATTRIBUTES = """[...document.querySelectorAll(".attribute")].filter(one => {
+    const box = one.getBoundingClientRect(), cell = one.closest("td").getBoundingClientRect();
+    return !box.height || box.right > cell.right + 1 || box.bottom > cell.bottom + 1
+        || one.scrollWidth > one.clientWidth }).map(one => one.textContent)"""
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -105,6 +110,28 @@ def test_every_page_fits_the_screen_and_complains_of_nothing(
             assert page.evaluate("window.hurt") is None, path
             assert page.evaluate(SMALL_TEXTS) == [], path
         assert complaints == []
+
+
+def test_a_list_shows_the_values_of_attributes(chromium: Browser, dashboard: DashboardServer) -> None:
+    for width in (1280, 360):
+        with opened(chromium, dashboard, viewport={"width": width, "height": 740}) as page:
+            page.goto("/sagas?where=customer%3Dc42")
+            assert page.locator(".c-kind").first.is_visible()
+            assert page.evaluate(HIDDEN_ATTRIBUTES) == [], width
+            assert "customer=c42" in page.locator(".c-kind").first.inner_text()
+
+
+def test_what_is_wider_than_a_narrow_screen_is_shaded_where_it_goes_on(
+    chromium: Browser, dashboard: DashboardServer
+) -> None:
+    with opened(chromium, dashboard, viewport={"width": 360, "height": 740}) as page:
+        page.goto("/sagas/branches")
+        wide = page.locator(".scroll").filter(has=page.locator(".timeline"))
+        assert wide.evaluate("one => one.scrollWidth > one.clientWidth")
+        assert page.get_by_text("scrolls sideways").is_visible()
+        before = wide.screenshot(animations="disabled")
+        wide.evaluate("one => { one.style.background = 'none' }")
+        assert before != wide.screenshot(animations="disabled")
 
 
 def test_a_page_is_read_and_used_without_scripts(chromium: Browser, dashboard: DashboardServer) -> None:
