@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from sagastream.core.clock import STEADY
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Code, Due, Intervene, Notice, Reply, Verb, done_body, parked_body
-from sagastream.core.pauses import NOTHING_PAUSED, Paused
+from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition
@@ -51,6 +51,8 @@ class Story:
         jitter: float,
         journal_bytes: int = 0,
         paused: Paused = NOTHING_PAUSED,
+        *,
+        pauses: tuple[Pause, ...] = (),
     ) -> None:
         self.published = published
         self.journal_bytes = journal_bytes
@@ -58,6 +60,7 @@ class Story:
         self.now_ms = BEGUN_MS - 1000
         self.watch = STEADY
         self.paused = paused
+        self.pauses = pauses
         self.state: SagaState | None = None
         self.decision = Decision(state=None)
         self._when(begin)
@@ -253,6 +256,7 @@ class Story:
             jitter=self.jitter,
             journal_bytes=self.journal_bytes,
             paused=self.paused,
+            pauses=self.pauses,
         )
         self.decision = decide(self.state, event, moment)
         self.state = readable(self.decision.state)
@@ -275,8 +279,10 @@ def given_saga(
     jitter: float = 1.0,
     journal_bytes: int = 0,
     paused: Paused = NOTHING_PAUSED,
+    pauses: tuple[Pause, ...] = (),
 ) -> Story:
-    """A saga with these steps that has just begun. `hard`: it has a hard deadline. `paused`: what is."""
+    """A saga with these steps that has just begun. `hard`: it has a hard deadline. `paused`: what is; `pauses`: who
+    paused it."""
     begin = Begin(
         saga_id="saga42",
         steps=steps,
@@ -285,4 +291,4 @@ def given_saga(
         deadline_ms=deadline_ms,
         hard_deadline=hard,
     )
-    return Story(begin, published, jitter, journal_bytes, paused)
+    return Story(begin, published, jitter, journal_bytes, paused, pauses=pauses)

@@ -11,6 +11,7 @@ from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.journal import JOURNAL_BYTES, notes
 from sagastream.core.messages import Verb
+from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import StepKind
 from sagastream.store.saga_hash import changed_fields, read
@@ -84,9 +85,9 @@ def test_each_attempt_that_failed_is_told_with_its_error_its_process_and_its_tim
     ]
     first, second, last = events[2], events[4], events[6]
     assert (first.at_ms, first.attempt, first.process) == (BEGUN_MS + 500, 1, None)
-    assert first.text == "ReserveInventory not answered: no answer within 500 ms; to be sent again in 1000 ms"
+    assert first.text == "ReserveInventory not answered; to be sent again in 1000 ms: no answer within 500 ms"
     assert (second.attempt, second.process, second.error_value) == (2, "inv-1", "busy")
-    assert second.text == "ReserveInventory failed by inv-1: busy; to be sent again in 2000 ms"
+    assert second.text == "ReserveInventory failed by inv-1; to be sent again in 2000 ms: busy"
     assert second.again_ms == events[5].at_ms
     assert (last.process, last.text) == ("inv-2", "ReserveInventory done after 1000 ms by inv-2")
 
@@ -95,6 +96,52 @@ def test_an_attempt_that_fails_without_an_error_is_told_like_any_other() -> None
     story = given(replace(RESERVE, retry_failed=True)).when("ReserveInventory_failed", 1, process="inv-1").when_due()
     assert [note.what for note in notes(story.saga.journal)] == ["attempt"]
     assert told(story.saga) == ["0 BEGUN", "0 SENT 1 #1", "1000 FAILED 1 #1", "2000 SENT 1 #2"]
+
+
+def test_an_error_that_comes_again_is_told_once_in_a_row() -> None:
+    story = given(replace(RESERVE, retry_failed=True, attempts=9))
+    for attempt, error in enumerate(["busy", "busy", "away", "busy"], 1):
+        story.when("ReserveInventory_failed", 1, error=error, attempt=attempt, process="inv-1").when_due()
+    failed = [event for event in history(story.saga) if event.kind is HistoryKind.FAILED]
+    assert [event.text.rpartition(": ")[2] for event in failed] == ["busy", "the same error", "away", "busy"]
+    assert [event.error_value for event in failed] == ["busy", "busy", "away", "busy"]
+
+
+def test_an_attempt_of_which_nobody_knows_what_it_did_names_its_process_before() -> None:
+    story = given(replace(RESERVE, attempts=2))
+    story.when("ReserveInventory_failed", 1, error="reset", process="inv-1", unknown=True)
+    text = "ReserveInventory failed by inv-1, and may be done all the same; to be sent again in 1000 ms: reset"
+    assert history(story.saga)[-1].text == text
+
+
+BY_ADA = Pause(service="inventory", reason="they move", actor="ada")
+
+
+def test_a_step_that_is_held_says_who_paused_what_and_when_it_went_on() -> None:
+    story = given(RESERVE, CHARGE, paused=frozenset({"inventory"}), pauses=(BY_ADA,)).when_resumed()
+    story.when("ReserveInventory_ok", 1).when_paused("payment/ChargePayment")
+    assert told(story.saga) == ["0 BEGUN", "0 HELD 1", "1000 SENT 1 #1", "2000 DONE 1 #1", "2000 SENT 2 #1"]
+    assert history(story.saga)[1].text == "ReserveInventory held: service inventory is paused by ada: they move"
+
+
+def test_a_step_is_held_after_its_command_was_done_and_between_attempts() -> None:
+    story = given(RESERVE, replace(CHARGE, attempts=2)).when_paused("payment").when("ReserveInventory_ok", 1)
+    story.when_due(after_ms=1000).when_resumed().when_paused("payment", "inventory")
+    story.when("ChargePayment_failed", 2, error="reset", unknown=True).when_due().when_due(after_ms=1000)
+    assert told(story.saga)[-5:] == [
+        "1000 DONE 1 #1",
+        "1000 HELD 2",
+        "3000 SENT 2 #1",
+        "4000 UNKNOWN 2 #1",
+        "5000 HELD 2",
+    ]
+
+
+def test_an_undo_that_is_held_says_so() -> None:
+    story = given(RESERVE, CHARGE).when("ReserveInventory_ok", 1).when_paused("inventory")
+    story.when("ChargePayment_failed", 2)
+    assert told(story.saga)[-1] == "2000 HELD 1"
+    assert history(story.saga)[-1].text == "ReleaseReservation held: it is paused"
 
 
 def test_parked_and_how_it_went_on() -> None:
@@ -166,7 +213,7 @@ def test_replies_that_were_ignored() -> None:
     story = given(RESERVE).when("ReserveInventory_ok", 1).when("ReserveInventory_ok", 1, attempt=1, process="inv-7")
     assert story.saga.duplicates == 1
     (event,) = [event for event in history(story.saga) if event.kind is HistoryKind.IGNORED]
-    assert event.text == "the reply ReserveInventory_ok, attempt 1 by inv-7 was ignored"
+    assert event.text == "the reply ReserveInventory_ok, attempt 1 by inv-7 was ignored: it came too late"
 
 
 def test_a_cancel_and_a_deadline() -> None:

@@ -45,7 +45,7 @@ def decide(state: Found, event: Event, moment: Moment) -> Decision:
     """
     decision = _decided(state, event, moment)
     if moment.journal_bytes and decision.state is not state:
-        noted = with_notes(state, decision.state, event, moment.now_ms, moment.journal_bytes)
+        noted = with_notes(state, decision.state, event, moment)
         return decision if noted is decision.state else replace(decision, state=noted)
     return decision
 

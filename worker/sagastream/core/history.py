@@ -79,7 +79,7 @@ _CAUSES_FIRST: Final = {
             (HistoryKind.BYPASSED, HistoryKind.IGNORED, HistoryKind.LEFT_OUT),
             (HistoryKind.PARKED,),
             (HistoryKind.SENT, HistoryKind.AWAITED),
-            (HistoryKind.UNDO_PUT_OFF, HistoryKind.UNDO_SENT),
+            (HistoryKind.HELD, HistoryKind.UNDO_PUT_OFF, HistoryKind.UNDO_SENT),
             (HistoryKind.ENDED,),
         ]
     )

@@ -20,7 +20,8 @@ class HistoryKind(StrEnum):
     LATE = "LATE"  # an answer came after the step was given up: it was done after all
     BYPASSED = "BYPASSED"  # the condition of the step did not hold
     PARKED = "PARKED"  # the step stood still until a person acted
-    UNDO_PUT_OFF = "UNDO_PUT_OFF"  # its compensation is sent later: its service is paused, or much is undone at once
+    HELD = "HELD"  # its command, or its compensation, is paused: it is sent once that is resumed
+    UNDO_PUT_OFF = "UNDO_PUT_OFF"  # its compensation is sent later: much is undone at once
     UNDO_SENT = "UNDO_SENT"  # an attempt of its compensation was sent
     UNDO_FAILED = "UNDO_FAILED"  # an attempt to undo it failed
     UNDO_NOT_ANSWERED = "UNDO_NOT_ANSWERED"

@@ -13,11 +13,13 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from sagastream.core.messages import Due, Reply, failed, ok
+from sagastream.core.pauses import Pause, pauses_of
 from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN
 from sagastream.core.strict_json import encode
+from sagastream.core.transitions import Moment
 
 #: How many bytes the journal of a saga has at most, if the worker is not told otherwise.
 JOURNAL_BYTES: Final = 4096
@@ -30,7 +32,7 @@ _FIRST: Final = 4
 
 #: What a note is about. answered: an earlier attempt got the answer that is the last word; ignored: a reply said
 #: nothing new.
-What = Literal["attempt", "answered", "ignored", "parked", "put off", "deadline", "left out"]
+What = Literal["attempt", "answered", "ignored", "parked", "held", "put off", "deadline", "left out"]
 #: How an attempt ended that was not the last word.
 How = Literal["failed", "unknown", "not answered"]
 
@@ -53,7 +55,7 @@ class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
     process: str | None = None  # which process answered
     again_ms: int | None = None  # of an attempt: when the next one is to be sent
     type: str | None = None  # of a reply that was ignored
-    why: str | None = None  # of a deadline, and of a step that is parked
+    why: str | None = None  # of a deadline, and of a step that is parked or held
     count: int = 0  # how many notes were left out
 
 
@@ -72,32 +74,33 @@ def notes(journal: bytes | None) -> list[Note]:
     return found
 
 
-def with_notes(before: Found, after: Found, event: object, now_ms: int, most: int) -> Found:
+def with_notes(before: Found, after: Found, event: object, moment: Moment) -> Found:
     """The saga after a decision, with all noted that its fields no longer say.
 
     Args:
         before, after: the saga before and after that decision.
         event: what was decided on.
-        most: how many bytes the journal may have.
+        moment: says how many bytes the journal may have, and who has paused what.
     """
-    if after is before or not isinstance(after, SagaState) or _is_usual(before, after, event):
+    if after is before or not isinstance(after, SagaState) or (not moment.paused and _is_usual(before, after, event)):
         return after
+    now_ms = moment.now_ms
     found: list[Note] = []
     if isinstance(before, SagaState):
         if isinstance(event, Due) and before.is_over_deadline(now_ms) and _has_same_clock(before, after):
             found.append(Note(what="deadline", at_ms=now_ms, why=after.cancelling or after.reason))
         for number, (was, now) in enumerate(zip(before.steps, after.steps, strict=True), 1):
             if was is not now:
-                found += _of_step(number, was, now, event, now_ms)
+                found += _of_step(number, was, now, event, moment)
         if isinstance(event, Reply):
             after = _with_process(before, after, event)
             if after.duplicates > before.duplicates:
                 found.append(_replied("ignored", before.steps[event.step - 1], event, now_ms))
     else:
-        found += [
-            _parked(number, step, now_ms) for number, step in enumerate(after.steps, 1) if step.parked is not None
-        ]
-    return replace(after, journal=_appended(after.journal, found, most)) if found else after
+        steps = list(enumerate(after.steps, 1))
+        found += [_parked(number, step, now_ms) for number, step in steps if step.parked is not None]
+        found += [_held(number, step, moment) for number, step in steps if step.is_held]
+    return replace(after, journal=_appended(after.journal, found, moment.journal_bytes)) if found else after
 
 
 def _is_usual(before: Found, after: SagaState, event: object) -> bool:
@@ -115,15 +118,18 @@ def _has_same_clock(before: SagaState, after: SagaState) -> bool:
     return (before.set_back_ms, before.set_forward_ms) == (after.set_back_ms, after.set_forward_ms)
 
 
-def _of_step(number: int, was: Step, now: Step, event: object, now_ms: int) -> list[Note]:
-    found = []
+def _of_step(number: int, was: Step, now: Step, event: object, moment: Moment) -> list[Note]:
+    found, now_ms = [], moment.now_ms
     if _has_failed(was, now):
         found.append(_attempt(number, was, now, event, now_ms))
     elif isinstance(event, Reply) and event.step == number and _is_of_earlier_attempt(was, event):
         found.append(_replied("answered", was, event, now_ms))
     if now.parked is not None and now.parked is not was.parked:
         found.append(_parked(number, now, now_ms))
-    if now.phase is Phase.UNDO_BACKING_OFF and was.phase is not now.phase and now.compensation_attempt == 0:
+    if now.is_held:
+        if not was.is_held:
+            found.append(_held(number, now, moment))
+    elif now.phase is Phase.UNDO_BACKING_OFF and was.phase is not now.phase and now.compensation_attempt == 0:
         found.append(Note(what="put off", at_ms=now_ms, step=number, undo=True))
     return found
 
@@ -172,6 +178,19 @@ def _shortened(error: bytes) -> bytes:
 
 def _parked(number: int, step: Step, now_ms: int) -> Note:
     return Note(what="parked", at_ms=now_ms, step=number, undo=step.being_undone, why=step.parked)
+
+
+def _held(number: int, step: Step, moment: Moment) -> Note:
+    """Who has paused what, and why: the pause itself is forgotten once it is over."""
+    pauses = pauses_of(step.definition.service, step.command, moment.pauses)
+    told = " and ".join(_who_paused(one) for one in pauses) or "it is paused"
+    return Note(what="held", at_ms=moment.now_ms, step=number, undo=step.being_undone, why=told)
+
+
+def _who_paused(one: Pause) -> str:
+    by = f" by {one.actor}" if one.actor else ""
+    why = one.reason if len(one.reason) <= _ERROR_CHARS else one.reason[:_ERROR_CHARS] + "…"
+    return f"{one.told} is paused{by}" + (f": {why}" if why else "")
 
 
 def _is_of_earlier_attempt(was: Step, reply: Reply) -> bool:

@@ -140,6 +140,8 @@ class StepHistory:
         command = self._command(undo=note.undo)
         if note.what == "parked":
             return self._event(HistoryKind.PARKED, note.at_ms, f"parked: {note.why}", undo=note.undo)
+        if note.what == "held":
+            return self._event(HistoryKind.HELD, note.at_ms, f"{command} held: {note.why}", undo=note.undo)
         if note.what == "put off":
             return self._event(HistoryKind.UNDO_PUT_OFF, note.at_ms, f"{command} put off, to be sent later", undo=True)
         which = "" if note.attempt is None else f", attempt {note.attempt}"
@@ -147,14 +149,17 @@ class StepHistory:
             ignored = note.what == "ignored"
             what = f"the answer to an earlier attempt came{which}{_by(note.process)}"
             if ignored:
-                what = f"the reply {note.type}{which}{_by(note.process)} was ignored"
+                what = f"the reply {note.type}{which}{_by(note.process)} was ignored: it came too late"
             kind = HistoryKind.IGNORED if ignored else HistoryKind.LATE
             return self._event(kind, note.at_ms, what, undo=note.undo, attempt=note.attempt, process=note.process)
         error = bytes(note.error) or None
-        how = _HOW[note.how or "failed"]
-        text = f"{command} {how}{_by(note.process)}: {quote(error)}"
+        text = f"{command} {'not answered' if note.how == 'not answered' else 'failed'}{_by(note.process)}"
+        if note.how == "unknown":
+            text += ", and may be done all the same"
         if note.again_ms is not None:
             text += f"; to be sent again in {_spoken(note.again_ms - note.at_ms)}"
+        # A long error stands before nothing that one looks for, and stands there once.
+        text += f": {'the same error' if self._is_told_again(note) else quote(error)}"
         return self._event(
             _KINDS[note.how or "failed", note.undo],
             note.at_ms,
@@ -165,6 +170,12 @@ class StepHistory:
             error=error,
             again_ms=note.again_ms,
         )
+
+    def _is_told_again(self, note: Note) -> bool:
+        """Whether the attempt before it that is noted failed with the very same error."""
+        tried = [one for one in self._noted if one.what == "attempt" and one.undo is note.undo]
+        at = next(at for at, one in enumerate(tried) if one is note)
+        return at > 0 and bool(note.error) and tried[at - 1].error == note.error
 
     def _command(self, *, undo: bool) -> str:
         return (self._step.compensation or "its compensation") if undo else self._step.definition.transaction
@@ -184,7 +195,6 @@ class StepHistory:
         )
 
 
-_HOW: Final = {"failed": "failed", "unknown": "failed, and may have been done", "not answered": "not answered"}
 _KINDS: Final = {
     ("failed", False): HistoryKind.FAILED,
     ("unknown", False): HistoryKind.UNKNOWN,

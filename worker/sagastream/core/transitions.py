@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream.core import plan
 from sagastream.core.clock import STEADY, Watch
 from sagastream.core.messages import Command, Notice, outcome_body, parked_body
-from sagastream.core.pauses import NOTHING_PAUSED, Paused
+from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.sending import Published
 from sagastream.core.step_state import Step
@@ -58,6 +58,7 @@ class Moment(Struct, frozen=True, kw_only=True, gc=False):
     closed: Mapping[int, str] | None = None  # the formats in which no saga may begin yet, each with the reason
     journal_bytes: int = 0  # how long the journal of a saga may be; 0: it has none
     paused: Paused = NOTHING_PAUSED  # of which nothing is sent
+    pauses: tuple[Pause, ...] = ()  # who paused it and why, as far as that is known: for the journal
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):

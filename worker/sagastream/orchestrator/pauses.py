@@ -22,7 +22,7 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.indexing import of_held
 from sagastream.core.messages import is_id
-from sagastream.core.pauses import NOTHING_PAUSED, Paused
+from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
 from sagastream.store import pauses
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -54,6 +54,7 @@ class Pauses:
         self._resumed: frozenset[str] = frozenset()
         self._resumed_before: frozenset[str] = frozenset()
         self.names: Paused = NOTHING_PAUSED
+        self.all: tuple[Pause, ...] = ()
 
     def join(self, keys: StoreKeys) -> None:
         """Read what is paused in this store from now on."""
@@ -63,7 +64,8 @@ class Pauses:
 
     def read(self) -> Exchange[None]:
         assert self._keys is not None
-        names = frozenset([one.name for one in (yield from pauses.read(self._keys))])
+        self.all = tuple((yield from pauses.read(self._keys)))
+        names = frozenset([one.name for one in self.all])
         resumed, self.names = self.names - names, names
         services = dict.fromkeys(name.partition("/")[0] for name in sorted(resumed))
         self._resumed |= services.keys()

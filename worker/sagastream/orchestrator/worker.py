@@ -232,7 +232,7 @@ class Orchestrator:
         parts = [part for of_one in streams.by_partition(inputs) for part in _parts(of_one)]
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
-        watch, paused = self._inbox.clock.watch, self._pauses.names
+        watch, paused, pauses = self._inbox.clock.watch, self._pauses.names, self._pauses.all
 
         def moment() -> Moment:
             jitter = random.random()  # noqa: S311 - it is not a secret
@@ -244,6 +244,7 @@ class Orchestrator:
                 closed=closed,
                 journal_bytes=self._journal_bytes,
                 paused=paused,
+                pauses=pauses,
             )
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
