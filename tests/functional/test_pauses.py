@@ -199,7 +199,10 @@ def test_a_pause_that_comes_again_has_its_new_reason_and_its_old_time(scene: Pau
     again = scene.client.pause("work", reason="two")
     assert (again.pause.reason, again.pause.actor, again.pause.since_ms) == ("two", None, first.pause.since_ms)
     assert (first.known, first.late, first.ignorant) == ((), (), ())
-    assert scene.client.resume("work", reason="r").pause == again.pause
+    assert (first.before, again.before) == (None, first.pause)
+    other = scene.client.pause("work", "Do", reason="three")
+    resumed = scene.client.resume("work", reason="r")
+    assert (resumed.pause, resumed.left) == (again.pause, (other.pause,))
 
 
 def test_a_program_in_an_event_loop_pauses_too(scene: Paused) -> None:

@@ -670,7 +670,18 @@ def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(sh
     again = shop.commands.run("resume", "shop", "--reason", "x", **shop.env)
     assert (again.returncode, again.stderr) == (1, "Error: service shop is not paused\n")
     mistyped = shop.commands.run("pause", "shop", "Quik", "--reason", "x", **shop.env)
-    assert mistyped.stderr == "note: service shop publishes no command Quik\n"
+    assert mistyped.stderr.startswith(
+        "warning: service shop publishes no command Quik; is it a misspelling of Quick?\n"
+    )
+    assert "sagastream resume shop Quik --reason TEXT  # takes it back: it holds nothing now" in mistyped.stderr
+    assert "holds nothing: service shop publishes no command Quik" in shop.commands.run("paused", **shop.env).stdout
+    first = shop.commands.run("pause", "shop", "--reason", "one", "--by", "ada", **shop.env)
+    second = shop.commands.run("pause", "shop", "--reason", "two", "--by", "bob", **shop.env)
+    assert first.stderr == ""
+    assert re.match("note: service shop has been paused for .* by ada: one; it stays paused since then", second.stderr)
+    left = shop.commands.run("resume", "shop", "--reason", "x", **shop.env).stderr
+    assert left.startswith("note: Quik of service shop has been paused for ")
+    assert "sagastream resume shop Quik --reason TEXT" in left
 
 
 @tells(

@@ -9,6 +9,7 @@ from sagastream_bridge.commands.ask import in_options
 from sagastream_bridge.commands.context import opened, safe, user_at_host
 
 if TYPE_CHECKING:
+    from sagastream.core.pauses import Pause
     from sagastream.store.pauses import Heard
 
 #: Where the reason of each is shown.
@@ -39,7 +40,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
             from sagastream.broker.exchange import run
             from sagastream.client.blocking import SagaClient
             from sagastream.client.evidence import survey
-            from sagastream.core.why_out import nobody
+            from sagastream.core.why_waits import pause_told, pauses_nothing
             from sagastream.store import layout
 
             keys = layout.check(broker)
@@ -51,15 +52,26 @@ def _verb(verb: str, help_text: str) -> click.Command:
             except (RequestRefused, redis.exceptions.NoPermissionError) as error:
                 raise click.ClickException(safe(str(error))) from None
             click.echo(safe(_told(verb, heard)))
-            if verb == "pause":
-                evidence = run(broker.client, survey(keys, [service]))
-                facts = evidence.of(service)
-                if not facts.ever_was and (cause := nobody(facts, evidence.names, evidence.now_ms)) is not None:
-                    click.echo(safe(f"note: {cause.text}"), err=True)
-                elif command is not None and facts.published is not None and command not in facts.published:
-                    click.echo(safe(f"note: service {service} publishes no command {command}"), err=True)
+            evidence = run(broker.client, survey(keys, [service]))
+            if heard.before is not None:
+                click.echo(safe(f"note: {_again(heard.before, evidence.now_ms)}"), err=True)
+            for one in heard.left:
+                click.echo(safe(f"note: {pause_told(one, evidence.now_ms)}, and stays paused"), err=True)
+                do = f"sagastream resume {one.words} --reason TEXT"
+                click.echo(safe(f"      {do}  # sends that, too"), err=True)
+            if verb == "pause" and (text := pauses_nothing(heard.pause, evidence)):
+                click.echo(safe(f"warning: {text}"), err=True)
+                do = f"sagastream resume {heard.pause.words} --reason TEXT"
+                click.echo(safe(f"         {do}  # takes it back: it holds nothing now"), err=True)
 
     return ask
+
+
+def _again(before: "Pause", now_ms: int) -> str:
+    """Who had paused the same before."""
+    from sagastream.core.why_waits import pause_told
+
+    return f"{pause_told(before, now_ms)}; it stays paused since then, now with your name and reason"
 
 
 def _told(verb: str, heard: "Heard") -> str:
@@ -78,20 +90,25 @@ def _told(verb: str, heard: "Heard") -> str:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def paused(as_json: bool) -> None:
-    """List what is paused, since when, by whom and why."""
+    """List what is paused, since when, by whom and why, and what no service has. If somebody paused the same again,
+    the time is that of the first pause, and name and reason are those of the last."""
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
-        from sagastream.core.why_waits import pause_told
-        from sagastream.store import layout, pauses, sagas
+        from sagastream.client.evidence import survey
+        from sagastream.core.why_waits import pause_told, pauses_nothing
+        from sagastream.store import layout, pauses
         from sagastream.store.columns import iso
 
         keys = layout.look(broker)
         found = run(broker.client, pauses.read(keys))
-        _, now_ms = sagas.read(broker.client, keys, [])
+        evidence = run(broker.client, survey(keys, {one.service for one in found}))
         for one in found:
             said: dict[str, Any] = {"service": one.service, "command": one.command, "reason": one.reason}
             said |= {"actor": one.actor, "since": iso(one.since_ms) if one.since_ms else None}
-            click.echo(json.dumps(said) if as_json else safe(pause_told(one, now_ms)))
+            holds_nothing = pauses_nothing(one, evidence)
+            said["holds_nothing"] = holds_nothing or None
+            line = pause_told(one, evidence.now_ms) + (f"; it holds nothing: {holds_nothing}" if holds_nothing else "")
+            click.echo(json.dumps(said) if as_json else safe(line))
         if not found and not as_json:
             click.echo("nothing is paused")
 

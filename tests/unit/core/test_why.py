@@ -363,6 +363,19 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
             )
         ],
     ),
+    "paused twice": (
+        (HELD_BACK, replace(at_work(ALIVE), pauses=(PAUSE, replace(PAUSE, command="Charge")))),
+        [
+            (
+                CauseKind.PAUSED,
+                [
+                    "once all of that is resumed",
+                    "resume payment --reason TEXT  # it is sent once each of these lines was entered: both are needed",
+                    "resume payment Charge --reason TEXT  # it is sent once each of these lines was entered",
+                ],
+            )
+        ],
+    ),
     "resumed a moment ago": (
         (HELD_BACK, at_work(ALIVE)),
         [(CauseKind.PAUSED, ["Charge was held, and is no longer paused: a worker sends it within some seconds"])],

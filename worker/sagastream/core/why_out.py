@@ -79,7 +79,7 @@ def nobody(service: ServiceFacts, names: Collection[str], now_ms: int) -> Cause 
     if service.ever_was:
         return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,))
     near = get_close_matches(service.name, sorted({*names} - {service.name}))
-    text += f", and none ever was{_misspelt(near)}"
+    text += f", and none ever was{misspelt(near)}"
     return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START,), facts={"near": near})
 
 
@@ -303,7 +303,7 @@ class CommandOut:
         service, command = self._service, self._command
         if service.published is not None and command not in service.published:
             near = get_close_matches(command, sorted(service.published))
-            text = f"service {service.name} has no command {command}{_misspelt(near)}"
+            text = f"service {service.name} has no command {command}{misspelt(near)}"
             return self._cause(CauseKind.NO_COMMAND, text, near=near)
         if any(process.commands is None or command in process.commands for process in service.alive):
             return None
@@ -365,7 +365,7 @@ class CommandOut:
         return f" (delivered {self._place.deliveries} times)" if self._place.deliveries > 1 else ""
 
 
-def _misspelt(near: Sequence[str]) -> str:
+def misspelt(near: Sequence[str]) -> str:
     return f"; is it a misspelling of {' or '.join(near)}?" if near else ""
 
 

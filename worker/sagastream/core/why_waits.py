@@ -4,6 +4,7 @@ why.py says the rest.
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from msgspec.structs import replace
 
@@ -15,7 +16,7 @@ from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import StepKind
-from sagastream.core.why_out import due_of, late
+from sagastream.core.why_out import due_of, late, misspelt, nobody
 
 
 def not_started(state: SagaState, now_ms: int) -> Cause:
@@ -47,9 +48,10 @@ def paused(state: SagaState, number: int, evidence: Evidence) -> Cause | None:
     text = f"{told}; {step.command} is sent once {'all of that is' if len(found) > 1 else 'it is'} resumed"
     if state.deadline_counts and (deadline_ms := state.deadline_now_ms) is not None:
         text += f"; its deadline comes in {spoken(max(deadline_ms - evidence.now_ms, 0))}"
-    do = tuple(
-        f"sagastream resume {one.words} --reason TEXT  # has it sent, and all else that is held" for one in found
-    )
+    sends = "has it sent, and all else that is held"
+    if len(found) > 1:
+        sends = "it is sent once each of these lines was entered: both are needed"
+    do = tuple(f"sagastream resume {one.words} --reason TEXT  # {sends}" for one in found)
     facts = {"paused": [one.name for one in found], "since_ms": found[0].since_ms, "actor": found[0].actor}
     return Cause(kind=CauseKind.PAUSED, text=text, do=do, facts=facts | {"reason": found[0].reason})
 
@@ -60,6 +62,19 @@ def pause_told(one: Pause, now_ms: int) -> str:
     by = f" by {one.actor}" if one.actor else ""
     why = f": {one.reason}" if one.reason else ""
     return f"{one.told} has been paused{since}{by}{why}"
+
+
+def pauses_nothing(one: Pause, evidence: Evidence) -> str:
+    """If what is paused is nothing that any service has, as far as is known: that; otherwise nothing. `evidence`: about
+    that service."""
+    facts = evidence.of(one.service)
+    if not facts.ever_was:
+        cause = nobody(facts, evidence.names, evidence.now_ms)
+        return "" if cause is None else cause.text
+    if one.command is None or facts.published is None or one.command in facts.published:
+        return ""
+    near = get_close_matches(one.command, sorted(facts.published), 1)
+    return f"service {one.service} publishes no command {one.command}{misspelt(near)}"
 
 
 def awaits(state: SagaState, number: int, now_ms: int) -> Cause:

@@ -69,6 +69,8 @@ class Written(NamedTuple):
 
     pause: Pause
     at_ms: int
+    before: Pause | None = None  # of a pause: the one that was there already
+    left: tuple[Pause, ...] = ()  # of a resume: what else of the service stays paused
 
 
 def pause(keys: StoreKeys, service: str, command: str | None, reason: str, actor: str | None) -> Exchange[Written]:
@@ -87,7 +89,8 @@ def pause(keys: StoreKeys, service: str, command: str | None, reason: str, actor
     value = msgspec.json.encode(_Value(reason=reason, actor=actor, since_ms=since_ms))
     yield from _written(even_if_full(keys.paused, "HSET", keys.paused, name, value))
     yield from operations.note(keys, "pause", name, actor=actor, reason=reason)
-    return Written(Pause(service=service, command=command, reason=reason, actor=actor, since_ms=since_ms), now_ms)
+    written = Pause(service=service, command=command, reason=reason, actor=actor, since_ms=since_ms)
+    return Written(written, now_ms, before=known if there is not None else None)
 
 
 def resume(keys: StoreKeys, service: str, command: str | None, reason: str, actor: str | None) -> Exchange[Written]:
@@ -102,7 +105,8 @@ def resume(keys: StoreKeys, service: str, command: str | None, reason: str, acto
     yield from _written(("HDEL", keys.paused, name))
     yield from operations.note(keys, "resume", name, actor=actor, reason=reason)
     (clock,) = yield [("TIME",)]
-    return Written(ended, milliseconds(or_raise(clock)))
+    left = tuple(one for one in there.values() if one.service == service and one is not ended)
+    return Written(ended, milliseconds(or_raise(clock)), left=left)
 
 
 def _written(words: Any) -> Exchange[None]:
@@ -136,6 +140,8 @@ class Heard(Struct, frozen=True, kw_only=True):
     """What was paused or resumed, and which of the workers that run know it: their names."""
 
     pause: Pause
+    before: Pause | None = None  # of a pause: the one that was there already, of which it keeps the time
+    left: tuple[Pause, ...] = ()  # of a resume: what else of the service stays paused
     known: tuple[str, ...] = ()  # those that have read it
     late: tuple[str, ...] = ()  # those that have not yet: they hang, or are away from the broker
     ignorant: tuple[str, ...] = ()  # those of an earlier release: they send all the same
@@ -150,6 +156,8 @@ def heard(keys: StoreKeys, written: Written) -> Exchange[Heard]:
     late = {one.name for one in those if now_ms - one.silent_ms < written.at_ms + _ONE_ROUND_TRIP_MS}
     return Heard(
         pause=written.pause,
+        before=written.before,
+        left=written.left,
         known=tuple(one.name for one in those if one.name not in late),
         late=tuple(sorted(late)),
         ignorant=tuple(one.name for one in alive if not one.pauses),
