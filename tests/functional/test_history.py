@@ -187,7 +187,7 @@ def test_a_watch_on_a_terminal_draws_anew_in_80_columns_and_an_interrupt_ends_it
     scene.begin("s2", do("never", kind="pivot", attempts=3, **QUICK), do(1, name="Do", kind="retriable"))
     scene.turns_until(lambda: scene.client.get("s2") is not None)
     main, side = pty.openpty()
-    env = {"REDIS_URL": server.url, "TERM": "xterm", "COLUMNS": "80"}
+    env = {"REDIS_URL": server.url, "TERM": "xterm", "COLUMNS": "80", "LINES": "12"}
     watching = commands.start("show", "s2", "--watch", "--history", env=env, stdout=side, stderr=subprocess.PIPE)
     os.close(side)
     os.set_blocking(main, False)
@@ -202,9 +202,10 @@ def test_a_watch_on_a_terminal_draws_anew_in_80_columns_and_an_interrupt_ends_it
         return words in said
 
     until(lambda: says(b"sent to work"), what="the first picture")
-    assert said.startswith(b"\x1b[2J\x1b[H")
+    assert said.startswith(b"\x1b[?1049h\x1b[2J\x1b[H")  # a screen of its own: nothing is left above
     watching.send_signal(signal.SIGINT)
     assert watching.wait(60) == 128 + signal.SIGINT
+    until(lambda: says(b"\x1b[?1049l"), what="the screen that was there before")
     assert watching.stderr is not None
     assert watching.stderr.read() == b""
     scene.play("s2")

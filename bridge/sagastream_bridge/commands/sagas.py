@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sagastream.core.saga import SagaState
     from sagastream.store.keys import StoreKeys
     from sagastream_bridge.inspection.lookup import Found
+    from sagastream_bridge.inspection.screen import Canvas
 
 _T = TypeVar("_T")
 
@@ -32,8 +34,6 @@ _WORKER_GRACE_S: Final = 1.0
 _SAY_WHY_AFTER_S: Final = 3.0
 #: How often `show --watch` looks at a saga that has not changed, in seconds: why it waits may have.
 _LOOK_AGAIN_S: Final = 2.0
-#: Clears a terminal, and goes to its first line (ECMA-48).
-_CLEAR: Final = "\x1b[2J\x1b[H"
 
 
 @click.command()
@@ -149,6 +149,13 @@ class _Picture:
     def show(self, found: "Found") -> None:
         click.echo("\n".join(self.lines(found)))
 
+    def fitting(self, found: "Found") -> "list[str]":
+        """As much of it as the terminal holds."""
+        from sagastream_bridge.inspection.screen import clipped
+
+        columns, rows = shutil.get_terminal_size()
+        return clipped("\n".join(self.lines(found)).split("\n"), rows, columns, newest_last=self._history)
+
     def lines(self, found: "Found") -> "list[str]":
         from sagastream_bridge.inspection import lookup, views
 
@@ -165,7 +172,22 @@ class _Picture:
 
 def _watch(broker: "Broker", picture: _Picture) -> None:
     """Show a saga again whenever it changes, until it has ended. On a terminal, each picture takes the place of the one
-    before; ages and causes are kept up to date, too. Elsewhere, a blank line stands between them."""
+    before, and fits its height; ages and causes are kept up to date, too. The last one is whole, and stays. Elsewhere,
+    a blank line stands between them."""
+    from sagastream_bridge.inspection.screen import Canvas
+
+    canvas = Canvas(lambda text: click.echo(text, nl=False))
+    try:
+        last = _pictures(broker, picture, canvas)
+    finally:
+        canvas.close()
+        sys.stdout.flush()
+    if last is not None:
+        picture.show(last)
+
+
+def _pictures(broker: "Broker", picture: _Picture, canvas: "Canvas") -> "Found | None":
+    """Show them until the saga has ended. Returns what is to be shown after that."""
     from sagastream_bridge.inspection.watching import Watch
 
     watch, shown = Watch(broker, "sagastream show"), None
@@ -174,16 +196,17 @@ def _watch(broker: "Broker", picture: _Picture) -> None:
         found = watch.look(picture.look)
         state = found.state
         assert state is not None
+        if on_terminal and state.ended:
+            return found
         if on_terminal:
-            click.echo(_CLEAR, nl=False)
-            picture.show(found)
+            canvas.draw(picture.fitting(found))
         elif shown is None or (state.version, state.updated_ms) != (shown.version, shown.updated_ms):
             if shown is not None:
                 click.echo()
             picture.show(found)
         sys.stdout.flush()  # whoever reads a pipe sees each picture when it is there
         if state.ended:
-            return
+            return None
         shown = state
         watch.wait(state, _LOOK_AGAIN_S)
 

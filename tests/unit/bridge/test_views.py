@@ -17,7 +17,7 @@ from sagastream.core.step_state import Step, StepStatus
 from sagastream.core.steps import StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream.store.finding import Page
-from sagastream_bridge.inspection import views
+from sagastream_bridge.inspection import screen, views
 from sagastream_bridge.inspection.findings import warning
 from sagastream_bridge.inspection.lookup import Listing
 from support.values import TRACEPARENT
@@ -314,3 +314,28 @@ def test_a_saga_that_belongs_to_a_trace_names_it() -> None:
     traced = a_saga(a_step(), traceparent=TRACEPARENT)
     assert "  trace    4bf92f3577b34da6a3ce929d0e0e4736" in list(views.saga(traced, NOW_MS, []))
     assert not any("trace" in line for line in views.saga(a_saga(a_step()), NOW_MS, []))
+
+
+def test_a_picture_that_is_too_high_is_clipped_with_its_status_first() -> None:
+    lines = [f"line {number} of a saga" for number in range(10)]
+    assert screen.clipped(lines, 10, 80) == lines
+    assert screen.clipped(lines, 4, 10)[:2] == ["line 0 of…", "line 1 of…"]
+    assert screen.clipped(lines, 4, 80) == [*lines[:3], "… 7 more lines: without --watch, all are shown"]
+    history = screen.clipped(lines, 4, 80, newest_last=True)
+    assert history == [lines[0], "… 7 more lines: without --watch, all are shown", *lines[8:]]
+    for height in (1, 2, 3):
+        assert len(screen.clipped(lines, height, 80)) <= max(height, 2)
+        assert len(screen.clipped(lines, height, 80, newest_last=True)) <= max(height, 2)
+
+
+def test_pictures_take_the_place_of_each_other_on_a_screen_of_their_own() -> None:
+    said: list[str] = []
+    canvas = screen.Canvas(said.append)
+    canvas.close()
+    assert said == []
+    canvas.draw(["one", "two"])
+    canvas.draw(["three"])
+    canvas.close()
+    text = "".join(said)
+    assert text.count("\x1b[?1049h") == text.count("\x1b[?1049l") == 1
+    assert text.endswith("\x1b[H\x1b[Jthree\x1b[?1049l")
