@@ -117,17 +117,15 @@ class Actions:
         except SagastreamError as error:
             return self._pages.all_services(request, 422, _sentence(error), form, service)
         self._log.info(f"{actor}: {verb} of {heard.pause.told}: {reason}")
-        became = "paused: nothing of it is sent" if verb == "pause" else "resumed: what was held is sent"
-        text = f"{heard.pause.told} is {became}"
-        if not (heard.known or heard.late):
-            text += ", as soon as a worker runs"
-        if heard.ignorant:
-            text += f"; workers of an earlier release do not know it: {', '.join(heard.ignorant)}"
-        return self._done(request, "/services", f"{text[:1].upper()}{text[1:]}.", actor, mark=f"service-{service}")
+        return self._done(request, "/services", _done_to_service(verb, heard), actor)
 
     def _asked(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> str:
         """Send the request, and wait until a worker has done it. Returns what became of it. Raises Refused."""
         try:
+            if verb == "resume":
+                command = form.get("command") or None
+                heard = self._client.resume(form.get("service", ""), command, reason=reason, actor=actor)
+                return _done_to_service(verb, heard)
             state = self._send(verb, saga_id, reason, actor, form)
         except TimeoutError as error:
             return _sentence(error)
@@ -163,16 +161,35 @@ class Actions:
             raise Refused(f"The payload must be JSON: {error}.") from None
         return self._client.signal(saga_id, name, payload, _WAIT_S, by=actor)
 
-    def _done(self, request: Request, where: str, text: str, actor: str, mark: str = "") -> Response:
+    def _done(self, request: Request, where: str, text: str, actor: str) -> Response:
         """Show the page again, with what became of it. The name is filled in the next time."""
         self._page.reader.forget()
-        answer = RedirectResponse(f"{where}?told={self._page.outcomes.keep('ok', text)}{mark and f'#{mark}'}", 303)
+        answer = RedirectResponse(f"{where}?told={self._page.outcomes.keep('ok', text)}", 303)
         name = quote(actor, safe="@.+-_")
         headers = MutableHeaders(raw=answer.raw_headers)
         headers.append(
             "set-cookie", f"{request.state.cookie}_who={name}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax"
         )
         return answer
+
+
+def _done_to_service(verb: str, heard: Heard) -> str:
+    """What was paused or resumed, and who knows it."""
+    became = "paused: nothing of it is sent" if verb == "pause" else "resumed: what was held is sent"
+    text = f"{heard.pause.told} is {became}"
+    if heard.known:
+        text += f"; workers that know it: {len(heard.known)}"
+    if heard.late:
+        text += f"; workers that have not read it yet: {', '.join(heard.late)}"
+    if not (heard.known or heard.late):
+        text += ", as soon as a worker runs"
+    if heard.ignorant:
+        text += f"; workers of an earlier release do not know it: {', '.join(heard.ignorant)}"
+    if (before := heard.before) is not None:
+        text += f". It was paused already{f' by {before.actor}' if before.actor else ''}: {before.reason}"
+    if heard.left:
+        text += f". Still paused: {', '.join(one.told for one in heard.left)}"
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _sentence(error: Exception) -> str:

@@ -19,6 +19,7 @@ CALLED: Final = {
     "abandon": "Abandon",
     "cancel": "Cancel",
     "signal": "Signal",
+    "resume": "Resume",
 }
 _CANCELS: Final = "goes back when what is out is answered"
 _CANCELS_NOW: Final = "goes back at once: what is out may have been done, and is undone"
@@ -36,17 +37,22 @@ class Offer(Struct, frozen=True, kw_only=True):
     now: bool = False
     signal: str = ""  # the name of the signal
     declines: bool = False
+    service: str = ""  # what is resumed: a service …
+    command: str = ""  # … or this command of it
 
     @property
     def title(self) -> str:
         if self.verb == "signal":
             return f"{'Decline' if self.declines else 'Send'} {self.signal}"
+        if self.verb == "resume":
+            return f"Resume {f'{self.command} of ' if self.command else ''}{self.service}"
         return CALLED[self.verb] + (" now" if self.now and self.verb == "cancel" else "")
 
     @property
     def key(self) -> str:
         """Tells it from the others of the saga."""
         marks = [self.verb, self.step, "now" if self.now else "", self.signal, "decline" if self.declines else ""]
+        marks += [self.service, self.command]
         return "-".join(mark for mark in marks if mark)
 
 
@@ -70,7 +76,12 @@ def _read(saga_id: str, advice: str) -> Offer | None:
         words = shlex.split(line)
     except ValueError:
         return None
-    if len(words) < 3 or words[0] != "sagastream" or words[1] not in CALLED or words[2] != saga_id:
+    if len(words) < 3 or words[0] != "sagastream" or words[1] not in CALLED:
+        return None
+    if words[1] == "resume":
+        command = "" if words[3:4] in ([], ["--reason"]) else words[3]
+        return Offer(verb="resume", meaning=meaning, line=line, advice=advice, service=words[2], command=command)
+    if words[2] != saga_id:
         return None
     rest = words[3:]
     is_signal = words[1] == "signal"

@@ -142,6 +142,7 @@ class Pages:
                 "name": queue.facts.name,
                 "notices": standing.of_service(queue, now),
                 "pauses": [one for one in now.evidence.pauses if one.service == queue.facts.name],
+                "is_paused": any(one.name == queue.facts.name for one in now.evidence.pauses),
                 "processes": [one for one in processes if one.service == queue.facts.name],
                 "commands": self._reader.recent().commands.get(queue.facts.name, ()),
             }

@@ -224,8 +224,11 @@ def of_service(queue: Queue, found: Standing) -> list[Notice]:
 
 
 def _of_pause(one: Pause, found: Standing) -> Notice:
-    held = found.held.get(one.service, 0)
-    text = f"{pause_told(one, found.now_ms)}; {_counted(held, 'saga is', 'sagas are')} held at this service"
+    held = _counted(found.held.get(one.service, 0), "saga is", "sagas are")
+    pauses = sum(other.service == one.service for other in found.evidence.pauses)
+    # The index of what is held knows services, and no commands.
+    by = f", by its {pauses} pauses together" if pauses > 1 else ""
+    text = f"{pause_told(one, found.now_ms)}; {held} held at this service{by}"
     do = (f"sagastream resume {one.words} --reason TEXT  # sends what is held",)
     return Notice(level="warning", text=text, do=do, href=f"/services#service-{one.service}")
 

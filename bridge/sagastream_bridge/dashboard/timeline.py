@@ -80,14 +80,22 @@ def _bars(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Iter
     for number, step in enumerate(state.steps, 1):
         found: list[Bar] = []
         sent: HistoryEvent | None = None
+        held: HistoryEvent | None = None
         for event in events:
             if event.step != number or event.at_ms is None:
                 continue
-            if event.kind in _BEGINS:
+            if held is not None:
+                found.append(_bar(number, held, event.at_ms, "idle", held.text))
+                held = None
+            if event.kind is HistoryKind.HELD:
+                sent, held = None, event
+            elif event.kind in _BEGINS:
                 sent = event
             elif sent is not None and event.kind in _ENDS:
                 found.append(_bar(number, sent, event.at_ms, _ENDS[event.kind], event.text))
                 sent = None
+        if held is not None and step.is_held and not state.ended:
+            found.append(_bar(number, held, now_ms, "idle", held.text, goes_on=True))
         if sent is not None and step.is_active and not state.ended:
             tone = "bad" if step.parked else "back" if step.being_undone or step.phase in BACKING_OFF else "live"
             found.append(_bar(number, sent, now_ms, tone, sent.text, goes_on=True))

@@ -18,6 +18,7 @@ from sagastream.console import describe
 from sagastream.core.bulks import BulkState
 from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
+from sagastream.core.pauses import pauses_of
 from sagastream.core.saga import SagaState
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
@@ -251,7 +252,7 @@ class Doctor:
         else:
             yield from self._readers(service, evidence, sum(self._client.xlen(stream) for stream in commands))
             if evidence.of(service).ever_was:  # otherwise its attempts only time out, and nothing has a log
-                yield from self._failing(service)
+                yield from self._failing(service, evidence)
         for stream in commands:
             yield from self._streams.examine(stream, service)
         for stream in replies:
@@ -303,10 +304,13 @@ class Doctor:
     def _paused(self, evidence: Evidence, processes: Sequence[Process]) -> Iterator[Finding]:
         """What somebody has paused, and which sagas wait for that."""
         for one in evidence.pauses:
-            held = [found for (service, command), found in self._sagas.held.items() if one.holds(service, command)]
-            named = ", ".join(found.named for found in held) or "none"
+            held, later = (
+                ", ".join(found.named for of, found in those.items() if one.holds(*of))
+                for those in (self._sagas.held, self._sagas.between)
+            )
+            later = later and f"; between two attempts, and held when it is time for the next one: {later}"
             do = f"sagastream resume {one.words} --reason TEXT  # sends what is held"
-            text = f"{pause_told(one, evidence.now_ms)}; sagas that are held: {named}"
+            text = f"{pause_told(one, evidence.now_ms)}; sagas that are held: {held or 'none'}{later}"
             yield warning(f"service {one.service}", text, do, kind=CauseKind.PAUSED)
         ignorant = [one.name for one in processes if one.kind == Kind.WORKER and one.is_alive and not one.pauses]
         if evidence.pauses and ignorant:
@@ -370,12 +374,15 @@ class Doctor:
             # What a dead process has is taken over by another, if there is nothing else to do.
             yield _problem(about, text, cause) if cause.do else warning(about, text, kind=cause.kind)
 
-    def _failing(self, service: str) -> Iterator[Finding]:
+    def _failing(self, service: str, evidence: Evidence) -> Iterator[Finding]:
         """Commands of a service whose attempts fail again and again."""
-        for (name, _), failing in self._sagas.failing.items():
+        for (name, command), failing in self._sagas.failing.items():
             if name == service:
                 cause = fails(*failing.first[0])
-                yield warning(f"service {service}", f"{cause.text}; sagas: {failing.named}", *cause.do, kind=cause.kind)
+                paused = pauses_of(service, command, evidence.pauses)
+                held = f"; no more are sent: {paused[0].told} is paused" if paused else ""
+                text = f"{cause.text}{held}; sagas: {failing.named}"
+                yield warning(f"service {service}", text, *cause.do, kind=cause.kind)
 
     def _leftover(self, service: str, cause: Cause, entries: int) -> Iterator[Finding]:
         """Commands of a service that nobody runs, though no saga is known to wait for it."""

@@ -74,6 +74,7 @@ class SagaCheck:
         self.held: defaultdict[tuple[str, str], Waiting] = defaultdict(
             Waiting
         )  # those that are sent once it is resumed
+        self.between: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # of those, between two attempts
         self.failing: defaultdict[tuple[str, str], Waiting] = defaultdict(Waiting)  # of them, those that fail
         #: Sagas by the key with which values of them are sealed (None: values that are not), and by whether they live.
         self.sealed: Counter[tuple[str | None, bool]] = Counter()
@@ -168,6 +169,8 @@ class SagaCheck:
                 self.held[wanted].add(state, number)
                 continue
             self.waiting[wanted].add(state, number)
+            if step.phase in BACKING_OFF:
+                self.between[wanted].add(state, number)
             if step.failed_attempts >= MANY_FAILURES:
                 self.failing[wanted].add(state, number)
 
