@@ -73,6 +73,8 @@ def test_a_saga_is_held_while_its_service_is_paused_and_goes_on_when_it_is_resum
     assert cause.do == ("sagastream resume work --reason TEXT  # has it sent, and all else that is held",)
     scene.resume()
     assert scene.play("s1").status == "COMPLETED"
+    told = [event.text for event in scene.client.history("s1")]
+    assert told[1:3] == ["Do held: service work is paused by ada: maintenance", "Do sent to work"]
     assert (scene.effects.done, scene.held()) == (["s1/1/transaction", "s1/2/transaction"], set())
 
 

@@ -531,6 +531,13 @@ def test_attempts_that_fail_are_a_finding(shop: Shop) -> None:
     assert "you can  sagastream cancel s1 --now" in text
     doctor = shop.commands.run("doctor", **shop.env)
     assert "warning   service shop  attempts of Raise fail: RuntimeError: boom; sagas: 1 (s1)" in doctor.stdout
+    # While the command is paused, a saga between two attempts waits for that, too.
+    shop.begin("s2", do(1, "Raise", "shop", attempts=20, backoff_ms=60_000))
+    shop.shows("s2", "attempt 1 of 20 of Raise failed")
+    shop.client.pause("shop", "Raise", reason="it only fails", actor="ada")
+    shop.shows("s2", "waits    for the time to send Raise, step 1 again", ", and then for shop/Raise to be resumed")
+    doctor = shop.commands.run("doctor", **shop.env)
+    assert re.search(r"; between two attempts, and held when .* next one: \d+ \(.*s2.*\)", doctor.stdout)
 
 
 def test_a_service_that_is_missing_is_named_between_two_attempts_too(shop: Shop) -> None:

@@ -118,10 +118,19 @@ def _facts(
         yield from _step(state, number, now_ms)
     yield from _more(state, now_ms, notes)
     if not state.ended:
-        yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}"
+        then = _then_held(state, causes)
+        yield f"  waits    for {printable(state.waiting_for)}{_until(state, now_ms)}{then}"
     if state.parked and state.format == PLAIN:
         yield f"  parked   {printable(state.parked)}"
     yield from _why(state, causes)
+
+
+def _then_held(state: SagaState, causes: Sequence[Cause]) -> str:
+    """What a saga waits for after the time at which its next attempt was to be sent."""
+    paused = [name for cause in causes if cause.kind is CauseKind.PAUSED for name in cause.facts.get("paused", ())]
+    if not paused or any(step.is_held for step in state.steps):
+        return ""
+    return f", and then for {printable(', '.join(paused))} to be resumed"
 
 
 def history_of(state: SagaState, width: int | None = None) -> Iterator[str]:
@@ -295,7 +304,8 @@ def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
     kind = "" if definition.kind is StepKind.COMPENSATABLE or not sends else f"  {definition.kind}"
     times = _times(step.sent_ms, step.answered_ms, step.attempt, now_ms, unknown=step.unknown) if sends else ""
     more = times or graph_views.times(step, now_ms)
-    more += kind + ("  skipped" if step.skipped and step.compensation is None else "")
+    more += kind + ("  held" if step.is_held and state.format == PLAIN else "")  # of a graph, the line below says it
+    more += "  skipped" if step.skipped and step.compensation is None else ""
     yield (
         f"  {number:>3}  {printable(definition.transaction):<24} {printable(graph_views.service(step)):<14} "
         + (status(step.status, 12) + more if more else status(step.status))

@@ -10,6 +10,7 @@ from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.filtering import Filter
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryKind
+from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.errors import MalformedMessage
@@ -30,7 +31,7 @@ from sagastream_bridge.dashboard.wording import (
 )
 from sagastream_bridge.definitions.drawing import Form, Node
 from support.graph_stories import do, given_graph
-from support.stories import BEGUN_MS
+from support.stories import BEGUN_MS, CHARGE, RESERVE, given_saga
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -127,6 +128,27 @@ def test_a_timeline_has_a_bar_for_each_command() -> None:
     drawn = parsed(timeline.svg(state, history(state), BEGUN_MS + 60_000))
     tones = [one.get("class") for one in drawn.iter("g")]
     assert tones == ["bar tone-ok", "bar tone-ok", "bar tone-back goes-on", "bar tone-bad"]
+
+
+def test_a_timeline_shows_for_how_long_a_step_was_held() -> None:
+    story = given_saga(RESERVE, CHARGE, journal_bytes=JOURNAL_BYTES, paused=frozenset({"inventory"}))
+    story.when_resumed().when_paused("payment").when("ReserveInventory_ok", 1)
+    drawn = parsed(timeline.svg(story.saga, history(story.saga), BEGUN_MS + 60_000))
+    assert [one.get("class") for one in drawn.iter("g")] == ["bar tone-idle", "bar tone-ok", "bar tone-idle goes-on"]
+    titles = [one.text or "" for one in drawn.iter() if one.tag.endswith("title")]
+    assert titles[0] == "ReserveInventory held: it is paused"
+    assert titles[2].startswith("ChargePayment held: it is paused; it has taken 58 s so far")
+
+
+def test_a_held_saga_offers_to_resume_each_pause() -> None:
+    state = a_saga()
+    do_ = ("sagastream resume depot --reason TEXT  # sends", "sagastream resume depot Unpack --reason TEXT  # sends")
+    found = offers(state, [Cause(kind=CauseKind.PAUSED, text="", do=do_)])
+    assert [(one.title, one.service, one.command) for one in found] == [
+        ("Resume depot", "depot", ""),
+        ("Resume Unpack of depot", "depot", "Unpack"),
+    ]
+    assert len({one.key for one in found}) == 2
 
 
 def test_a_saga_that_has_sent_nothing_has_no_timeline() -> None:
